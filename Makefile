@@ -1,0 +1,73 @@
+# `make` lists the targets. Each one first brings .venv up to pyproject.toml and constraints.txt;
+# the stamp file makes a second call quick.
+
+SHELL  := /bin/bash
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+EXTRAS ?= demo,dev
+# An interpreter of your choice: make install PYTHON=/path/to/python
+PYTHON ?=
+# A folder of images for the demo: make demo DATA=some/folder
+DATA   ?=
+
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+.PHONY: help install demo test test-all lint format bench clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+
+install: $(STAMP)  ## create .venv with everything in it
+
+demo: $(STAMP)  ## the whole job in minutes; DATA=folder for images of your own
+	$(BIN)/beit demo $(if $(DATA),--data "$(DATA)")
+
+test: lint  ## lint, types, import contracts, and every test that is quick
+	$(PYTEST) -m "not slow and not gpu"
+
+test-all: lint  ## the same with the slow tests, and those for a GPU where there is one
+	$(PYTEST)
+
+lint: $(STAMP)  ## ruff, mypy and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(STAMP)  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)  ## run every benchmark; each prints where it wrote its result
+	@set -e; for script in benchmarks/[!_]*.py; do \
+		echo "== $$script"; $(BIN)/python "$$script"; \
+	done
+
+clean:  ## remove .venv and the caches, never a run
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+# The first Python of at least 3.11 on the path, unless PYTHON names one. A .venv that a broken-off
+# call left without pip is made anew. pip is quiet: what it still prints is a warning or an error.
+$(STAMP): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		found=; \
+		for candidate in $(or $(PYTHON),python3.11 python3 python3.12 python3.13 python3.14); do \
+			if "$$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; \
+			then found="$$candidate"; break; fi; \
+		done; \
+		if [ -z "$$found" ]; then \
+			echo "beit needs Python 3.11 or newer and found none: looked for" \
+				"$(or $(PYTHON),python3.11 python3 python3.12 python3.13 python3.14)." \
+				"Install one, or name it: make install PYTHON=/path/to/python" >&2; \
+			exit 1; \
+		fi; \
+		echo "creating $(VENV) with $$("$$found" --version)"; \
+		"$$found" -m venv --clear $(VENV) || { \
+			echo "$$found cannot make a virtual environment: see above" \
+				"(on Debian and Ubuntu the package python3-venv is missing)" >&2; exit 1; }; \
+	fi
+	@echo "installing beit[$(EXTRAS)] into $(VENV): some gigabytes the first time, a few minutes"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable ".[$(EXTRAS)]"
+	@touch $@

@@ -1,0 +1,34 @@
+"""Self-supervised visual pretraining with semantic tokens; the public names, resolved at first use.
+
+`import beit` imports no torch: the modules behind the names are imported when a name is used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from beit.store.load import load, load_backbone, load_tokenizer
+    from beit.store.teachers import load_teacher
+
+__version__ = "0.1.0"
+
+__all__ = ["__version__", "load", "load_backbone", "load_teacher", "load_tokenizer"]
+
+_DEFINED_IN = {
+    "load": "beit.store.load",
+    "load_backbone": "beit.store.load",
+    "load_teacher": "beit.store.teachers",
+    "load_tokenizer": "beit.store.load",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _DEFINED_IN:
+        raise AttributeError(f"module 'beit' has no attribute {name!r}")
+    value = getattr(import_module(_DEFINED_IN[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

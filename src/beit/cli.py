@@ -1,0 +1,329 @@
+"""The command `beit VERB`: a static table of verbs, and options made from each recipe's Config.
+
+Preset, then configuration files, then options: later beats earlier. A verb's module is imported
+only when the verb is asked for, so that `beit --help` imports no torch.
+"""
+
+import importlib
+import json
+import os
+import re
+import sys
+import traceback
+from argparse import SUPPRESS, ArgumentError
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import beit
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One command: the module with its Config and run, and how it is called."""
+
+    module: str
+    help: str
+    positional: tuple[str, ...] = ()
+    resumable: bool = False
+
+
+VERBS = {
+    "demo": Verb("beit.demo", "the whole job in minutes on two CPU cores, ending in report.html"),
+    "fetch": Verb(
+        "beit.recipes.fetch",
+        "get a public data set: beit fetch cifar10 DIR",
+        positional=("name", "directory"),
+    ),
+    "train-tokenizer": Verb(
+        "beit.recipes.train_tokenizer",
+        "train a visual tokenizer from a teacher (VQ-KD)",
+        resumable=True,
+    ),
+    "pretrain": Verb(
+        "beit.recipes.pretrain",
+        "train a ViT to predict the tokens of masked patches",
+        resumable=True,
+    ),
+    "probe": Verb("beit.recipes.probe", "linear probe and k-NN on frozen features"),
+    "presets": Verb("beit.recipes.presets", "list the named runs, or print one", ("name",)),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `beit` with these arguments and return its exit code.
+
+    0: done; 2: the caller's mistake, told in one line; 130: stopped by Ctrl-C.
+    """
+    try:
+        code = _run(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt:
+        print("beit: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # `beit presets | head`: nobody reads on, which is not an error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (ValueError, OSError) as error:
+        if os.environ.get("BEIT_DEBUG") == "1":
+            traceback.print_exc()
+        print(f"beit: error: {_one_line(error)}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: list[str]) -> int:
+    if not arguments:
+        print(_overview(), file=sys.stderr)
+        return 2
+    name, *options = arguments
+    if name in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if name == "--version":
+        print(f"beit {beit.__version__}")
+        return 0
+    if name not in VERBS:
+        what = "unknown option" if name.startswith("-") else "unknown verb"
+        known = ["--help", "--version"] if name.startswith("-") else list(VERBS)
+        raise ValueError(f"{what} {name!r}{_did_you_mean(name, known)} See beit --help")
+    verb = VERBS[name]
+    module = importlib.import_module(verb.module)
+    run_to_resume = _run_to_resume(name, options) if verb.resumable else None
+    if run_to_resume is not None:
+        module.resume(run_to_resume)
+    else:
+        module.run(parse(name, module.Config, options))
+    return 0
+
+
+def _overview() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {name:<{width}}  {verb.help}" for name, verb in VERBS.items())
+    return (
+        "usage: beit VERB [--preset NAME] [--config FILE] [--field.sub VALUE ...]\n\n"
+        "Self-supervised visual pretraining with semantic tokens.\n\n"
+        f"verbs:\n{verbs}\n\n"
+        "beit VERB --help lists a verb's options, beit VERB --print_config its resolved\n"
+        "configuration; beit --version tells the version. BEIT_DEBUG=1 shows tracebacks."
+    )
+
+
+# ── from arguments to a Config ──────────────────────────────────────────────────────────────────
+
+
+def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
+    """Build a verb's Config from its preset, configuration files and options.
+
+    Prints and leaves with SystemExit(0) on --help and --print_config; raises ValueError on anything
+    that the Config does not know or does not take.
+    """
+    options = _name_positionals(verb, list(arguments))
+    preset_names, options = _take(options, "--preset")
+    files, options = _take(options, "--config")
+    parser = _parser(verb, config_class)
+    known = [option for action in parser._actions for option in action.option_strings]
+    groups = {option.rpartition(".")[0] for option in known}
+    named = [option for option in known if option not in groups]
+    for option in options:
+        name = option.partition("=")[0]
+        if name.startswith("--") and not _stands_for_a_field(name, known):
+            nearest = _did_you_mean(name, named)
+            raise ValueError(f"unknown option {name}{nearest} See beit {verb} --help")
+
+    layers = [(f"preset {name}", _preset_part(name, verb)) for name in preset_names]
+    layers += [(file, _file_part(Path(file), verb, config_class)) for file in files]
+    for source, layer in layers:
+        for name in _field_names(layer, known):
+            if not _stands_for_a_field(f"--{name}", known):
+                nearest = _did_you_mean(name, [option.removeprefix("--") for option in named])
+                raise ValueError(f"{source} has an unknown field {name}{nearest}")
+    settings = [f"--config={json.dumps(layer, default=str)}" for _, layer in layers if layer]
+    try:
+        built = parser.instantiate(parser.parse_args([*settings, *options]))
+    except (ArgumentError, ValueError) as error:  # of the parser; of a Config's own checks
+        raise ValueError(_plain(str(error))) from error
+    return config_class(**{name: built[name] for name in _names(config_class)})
+
+
+def _parser(verb: str, config_class: type) -> "ArgumentParser":
+    from jsonargparse import ArgumentParser  # 0.3 s, which `beit --help` does not wait for
+
+    positional = "".join(f" [{name.upper()}]" for name in VERBS[verb].positional)
+    parser = ArgumentParser(
+        prog=f"beit {verb}",
+        usage=f"beit {verb}{positional} [--preset NAME] [--config FILE] [--field.sub VALUE ...]",
+        description=f"{VERBS[verb].help[0].upper()}{VERBS[verb].help[1:]}.",
+        epilog="Preset, then configuration files, then options: later beats earlier. "
+        "Lists are written as [1,2].",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
+    # --preset and --resume are read before the parser runs; they stand here for --help.
+    parser.add_argument("--preset", metavar="NAME", default=SUPPRESS, help="start from a named run")
+    parser.add_argument("--config", metavar="FILE", action="config", help="values from a YAML file")
+    if VERBS[verb].resumable:
+        resume = "continue this run exactly where its last checkpoint is; takes no other option"
+        parser.add_argument("--resume", metavar="RUN", default=SUPPRESS, help=resume)
+    parser.add_class_arguments(config_class)
+    for action in parser._actions:
+        if getattr(action, "_typehint", None) is bool:
+            action.nargs, action.const, action.metavar = "?", True, "BOOL"  # --flag: --flag true
+        if type(action).__name__ == "_ActionConfigLoad" or action.dest.endswith(".help"):
+            action.help = SUPPRESS  # --group FILE: possible, but noise in the help
+    return parser
+
+
+def _name_positionals(verb: str, arguments: list[str]) -> list[str]:
+    """Turn leading values into options: `fetch cifar10 DIR` → `--name=cifar10 --directory=DIR`."""
+    values = []
+    while arguments and not arguments[0].startswith("-"):
+        values.append(arguments.pop(0))
+    names = VERBS[verb].positional
+    if len(values) > len(names):
+        raise ValueError(
+            f"unexpected argument {values[len(names)]!r}: beit {verb} takes "
+            f"{' '.join(map(str.upper, names)) or 'only options'}; see beit {verb} --help"
+        )
+    return [f"--{n}={value}" for n, value in zip(names, values, strict=False)] + arguments
+
+
+def _take(arguments: list[str], option: str) -> tuple[list[str], list[str]]:
+    """Split off every `option VALUE` and `option=VALUE`: the values, and what is left."""
+    values, rest = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == option:
+            value = next(remaining, None)
+            if value is None or value.startswith("--"):
+                raise ValueError(f"{option} needs a value")
+            values.append(value)
+        elif argument.startswith(f"{option}="):
+            values.append(argument.partition("=")[2])
+        else:
+            rest.append(argument)
+    return values, rest
+
+
+def _run_to_resume(verb: str, arguments: list[str]) -> Path | None:
+    runs, rest = _take(arguments, "--resume")
+    if not runs or "--help" in rest or "-h" in rest:
+        return None
+    if rest or len(runs) > 1:
+        other = " ".join(rest) if rest else "a second --resume"
+        raise ValueError(
+            f"--resume takes no other option, got {other}: a run goes on as it was begun, "
+            f"by the config.yaml in its directory; for other settings begin a new run"
+        )
+    return Path(runs[0])
+
+
+def _preset_part(name: str, verb: str) -> Mapping[str, object]:
+    from beit.recipes import presets
+
+    content = presets.read_yaml(presets.path_of(name))
+    strange = [key for key in content if key not in VERBS]
+    if strange:
+        raise ValueError(
+            f"preset {name} has {strange[0]!r} at its top; expected verbs: see beit --help"
+        )
+    return _part(f"preset {name}", content, verb)
+
+
+def _file_part(path: Path, verb: str, config_class: type) -> Mapping[str, object]:
+    """Read a configuration file: a Config as a run directory keeps it, or a preset of one's own."""
+    from beit.recipes import presets
+
+    content = presets.read_yaml(path)
+    own = _names(config_class)
+    is_preset = bool(content) and VERBS.keys() >= content.keys() and not own >= content.keys()
+    return _part(str(path), content, verb) if is_preset else content
+
+
+def _part(source: str, content: Mapping[str, object], verb: str) -> Mapping[str, object]:
+    if verb not in content:
+        parts = ", ".join(content) or "none"
+        raise ValueError(f"{source} has no part for {verb}; it has: {parts}")
+    part = content[verb]
+    if not isinstance(part, dict | None):
+        raise ValueError(f"{source}: expected fields under {verb}, got {part!r}")
+    return part or {}
+
+
+def _names(config_class: type) -> set[str]:
+    return {field.name for field in fields(config_class)}
+
+
+def _field_names(layer: Mapping[str, object], known: Sequence[str], above: str = "") -> list[str]:
+    """List the dotted names that a configuration gives values to."""
+    names = []
+    for key, value in layer.items():
+        name = f"{above}{key}"
+        inside = [o for o in known if o.startswith(f"--{name}.") and not o.endswith(".help")]
+        if inside and not isinstance(value, dict):
+            raise ValueError(f"{name} is a group of fields, got {value!r}")
+        if inside and isinstance(value, dict):
+            names += _field_names(value, known, f"{name}.")
+        else:
+            names.append(name)
+    return names
+
+
+def _stands_for_a_field(option: str, known: Sequence[str]) -> bool:
+    """Tell whether an option is known; inside a part that may be null the parser itself judges."""
+    nullable = [name.removesuffix("help") for name in known if name.endswith(".help")]
+    return option in known or option.startswith(tuple(nullable))
+
+
+# ── messages ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Suggest the nearest name: by its last part first, in full (`--epochs`) or initials (`--lr`)."""
+
+    def tail(dotted: str) -> str:
+        return dotted.lstrip("-").rpartition(".")[2]
+
+    def initials(dotted: str) -> str:
+        return "".join(word[:1] for word in tail(dotted).split("_"))
+
+    choices = sorted(known)
+    same = [choice for choice in choices if tail(name) in (tail(choice), initials(choice))]
+    near = get_close_matches(name, same, n=1, cutoff=0.0) or get_close_matches(name, choices, n=1)
+    if not near:
+        tails = get_close_matches(tail(name), map(tail, choices), n=1)
+        near = [choice for choice in choices if tail(choice) in tails]
+    return f"; did you mean {near[0]}?" if near else "."
+
+
+def _plain(message: str) -> str:
+    """Say what jsonargparse says in the words of a command line, and in one line."""
+    message = re.sub(
+        r"Does not validate against any of the Union subtypes\s+Subtypes: \[.*?\]\s+Errors:\s+- "
+        r"(.*?)(?:\s+- Expected a <class 'NoneType'>)?\s+Given value type:.*?Given value: (.*)",
+        r"\1 (got \2)",
+        message,
+        flags=re.DOTALL,
+    )
+    message = re.sub(r"Problem with given class_path '[^']*':\s*", "", message)
+    message = re.sub(r"NestedArg\(key='(\w+)', val='(.*?)'\)", r"\1=\2", message)
+    message = re.sub(r'Parser key "([^"]+)":', r"\1:", message)
+    message = re.sub(r"an? <class '(?:\w+\.)*(\w+)'>", r"\1", message)
+    message = re.sub(r"an? typing\.Literal", "one of ", message)
+    return " ".join(message.replace("typing.", "").split())
+
+
+def _one_line(error: Exception) -> str:
+    """Put an error into one line; of the system's errors, file first and no number."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        message = f"{error.filename}: {error.strerror}"
+    else:
+        message = str(error) or type(error).__name__
+    return " ".join(message.split())

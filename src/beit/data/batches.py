@@ -1,0 +1,294 @@
+"""Batches of views: the same images in the same order whatever the workers, ranks and restarts."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from beit.data.decoding import UnreadableImage
+from beit.data.order import epoch_order, sample_generator
+from beit.data.sources import Source
+
+Key = tuple[int, list[int]]  # epoch, indices of one batch
+_MAX_REPLACEMENTS = 100  # unreadable images in a row
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What to read and how. `train` and `validation` are data strings (see `beit --help`)."""
+
+    train: str = ""
+    validation: str = ""
+    limit: int | None = None  # use this many training images, a fixed random subset
+    num_workers: int = 2
+    cache_gigabytes: float = 2.0  # sets that fit are decoded into memory once
+    max_unreadable: float = 0.01  # a larger share of unreadable images stops the run
+
+    def __post_init__(self) -> None:
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers must not be negative, got {self.num_workers}")
+        if self.cache_gigabytes < 0:
+            raise ValueError(f"cache_gigabytes must not be negative, got {self.cache_gigabytes}")
+        if not 0 <= self.max_unreadable <= 1:
+            raise ValueError(f"max_unreadable is a share in [0, 1], got {self.max_unreadable}")
+
+
+class Batch(NamedTuple):
+    """Images of one micro-step."""
+
+    student: Tensor  # (B, 3, H, W) uint8
+    tokenizer: Tensor  # (B, 3, H', W') uint8; the same tensor as `student` where sizes are equal
+    labels: Tensor  # (B,) int64, -1 where unknown
+    indices: Tensor  # (B,) int64, of the images shown
+    unreadable: list[str]  # "name: reason" of images that others stand in for
+
+
+class TrainBatches:
+    """Training batches from `start_step` to `num_steps`, `accumulate` for each step.
+
+    Steps count from 0 over all epochs. The images of a step are a consecutive piece of its epoch's
+    order, cut into batches: micro-batch `a` of rank `r` is number `a * world_size + r`. So ranks,
+    accumulation and batch size may trade places without a change of what a step sees. The rest of
+    an epoch that does not fill a step is left out (it is another one in each epoch).
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]],
+        *,
+        batch_size: int,
+        seed: int,
+        start_step: int,
+        num_steps: int,
+        accumulate: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        if batch_size < 1 or accumulate < 1 or not 0 <= rank < world_size:
+            raise ValueError(
+                "batch_size and accumulate must be at least 1 and rank in [0, world_size), got "
+                f"batch_size {batch_size}, accumulate {accumulate}, rank {rank} of {world_size}"
+            )
+        step_size = batch_size * accumulate * world_size
+        self.steps_per_epoch = len(source) // step_size
+        if not self.steps_per_epoch:
+            raise ValueError(
+                f"a step takes {step_size} images ({batch_size} a batch x {accumulate} accumulated "
+                f"x {world_size} processes), but there are only {len(source)}; "
+                "use a smaller batch or more images"
+            )
+        self.start_step, self.num_steps, self.accumulate = start_step, num_steps, accumulate
+        self._length, self._seed = len(source), seed
+        self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+        self._loader = _loader(
+            _TrainReader(source, views, seed), self._keys, len(self), num_workers
+        )
+
+    def __len__(self) -> int:
+        return max(0, self.num_steps - self.start_step) * self.accumulate
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _batches(self._loader)
+
+    def _keys(self) -> Iterator[Key]:
+        drawn, order = -1, torch.empty(0)
+        for step in range(self.start_step, self.num_steps):
+            epoch, position = divmod(step, self.steps_per_epoch)
+            if epoch != drawn:
+                drawn, order = epoch, epoch_order(self._length, self._seed, epoch)
+            for micro in range(self.accumulate):
+                piece = (position * self.accumulate + micro) * self._world_size + self._rank
+                first = piece * self._batch_size
+                yield epoch, order[first : first + self._batch_size].tolist()
+
+
+class EvalBatches:
+    """Every image once, in order; of several ranks each takes every world_size-th batch.
+
+    The last batch may be short, and ranks may get one batch more or less than others.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        view: Callable[[Tensor], Tensor],
+        batch_size: int,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+    ) -> None:
+        if batch_size < 1 or not 0 <= rank < world_size:
+            raise ValueError(
+                "batch_size must be at least 1 and rank in [0, world_size), "
+                f"got batch_size {batch_size}, rank {rank} of {world_size}"
+            )
+        self._firsts = range(rank * batch_size, len(source), world_size * batch_size)
+        self._length, self._batch_size = len(source), batch_size
+        self._loader = _loader(_EvalReader(source, view), self._keys, len(self), num_workers)
+
+    def __len__(self) -> int:
+        return len(self._firsts)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return _batches(self._loader)
+
+    def _keys(self) -> Iterator[Key]:
+        for first in self._firsts:
+            yield 0, list(range(first, min(first + self._batch_size, self._length)))
+
+
+class Unreadable:
+    """Keeps count of unreadable images, and stops the run when they are too large a share."""
+
+    def __init__(self, total: int, limit_share: float) -> None:
+        self.total = total
+        self.limit_share = limit_share
+        self.names: set[str] = set()
+
+    def note(self, names: Sequence[str]) -> list[str]:
+        """Take in `Batch.unreadable`. Returns: those not seen before, to be logged."""
+        new = [name for name in dict.fromkeys(names) if name not in self.names]
+        self.names.update(new)
+        if len(self.names) > self.limit_share * self.total:
+            first = "; ".join(sorted(self.names)[:5])
+            raise ValueError(
+                f"{len(self.names)} of {self.total} images cannot be read, more than the allowed "
+                f"{self.limit_share:.3%}: {first}. Repair or remove them, or raise max_unreadable"
+            )
+        return new
+
+    def state_dict(self) -> dict[str, list[str]]:
+        return {"names": sorted(self.names)}
+
+    def load_state_dict(self, state: dict[str, list[str]]) -> None:
+        self.names = set(state["names"])
+
+
+class _Failure(NamedTuple):
+    """An error of the user's, carried out of a worker without its traceback."""
+
+    message: str
+
+
+class _TrainReader(Dataset[Batch | _Failure]):
+    def __init__(self, source: Source, views: Callable[..., Any], seed: int) -> None:
+        self.source, self.views, self.seed = source, views, seed
+        self.labels = source.labels
+
+    def __getitem__(self, key: Key) -> Batch | _Failure:
+        epoch, wanted = key
+        shown, unreadable = list[int](), list[str]()
+        students, tokenizers = [], []
+        for index in wanted:
+            read = _read(self.source, index, unreadable)
+            if isinstance(read, _Failure):
+                return read
+            image, actual = read
+            student, tokenizer = self.views(image, sample_generator(self.seed, epoch, index))
+            students.append(student)
+            tokenizers.append(tokenizer)
+            shown.append(actual)
+        same = students[0] is tokenizers[0]
+        return _batch(students, None if same else tokenizers, self.labels, shown, unreadable)
+
+
+class _EvalReader(Dataset[Batch | _Failure]):
+    def __init__(self, source: Source, view: Callable[[Tensor], Tensor]) -> None:
+        self.source, self.view = source, view
+        self.labels = source.labels
+
+    def __getitem__(self, key: Key) -> Batch | _Failure:
+        shown, unreadable, images = list[int](), list[str](), list[Tensor]()
+        for index in key[1]:
+            read = _read(self.source, index, unreadable)
+            if isinstance(read, _Failure):
+                return read
+            images.append(self.view(read[0]))
+            shown.append(read[1])
+        return _batch(images, None, self.labels, shown, unreadable)
+
+
+def _read(source: Source, index: int, unreadable: list[str]) -> tuple[Tensor, int] | _Failure:
+    """Read an image, or the next in the source's order that can be read. Gives (image, index)."""
+    first = None
+    for attempt in range(min(len(source), _MAX_REPLACEMENTS)):
+        actual = (index + attempt) % len(source)
+        try:
+            return source.image(actual), actual
+        except UnreadableImage as error:
+            unreadable.append(str(error))
+            first = first or str(error)
+    return _Failure(f"{attempt + 1} images in a row cannot be read, the first of them {first}")
+
+
+def _batch(
+    students: list[Tensor],
+    tokenizers: list[Tensor] | None,
+    labels: Tensor | None,
+    shown: list[int],
+    unreadable: list[str],
+) -> Batch:
+    student = torch.stack(students)
+    tokenizer = student if tokenizers is None else torch.stack(tokenizers)
+    indices = torch.tensor(shown)
+    known = torch.full_like(indices, -1) if labels is None else labels[indices]
+    return Batch(student, tokenizer, known, indices, unreadable)
+
+
+class _Keys(Sampler[Key]):
+    def __init__(self, keys: Callable[[], Iterator[Key]], length: int) -> None:
+        self._keys, self._length = keys, length
+
+    def __iter__(self) -> Iterator[Key]:
+        return self._keys()
+
+    def __len__(self) -> int:
+        return self._length
+
+
+def _loader(
+    reader: Dataset[Batch | _Failure],
+    keys: Callable[[], Iterator[Key]],
+    length: int,
+    num_workers: int,
+) -> DataLoader[Batch | _Failure]:
+    """Build one loader for the whole run: a key is a batch, so workers live as long as it does."""
+    # Forked workers share what is decoded in memory; elsewhere it would be copied to each.
+    fork = num_workers > 0 and sys.platform == "linux"
+    return DataLoader(
+        reader,
+        batch_size=None,
+        sampler=cast(Any, _Keys(keys, length)),
+        num_workers=num_workers,
+        collate_fn=cast(Any, _unchanged),
+        generator=torch.Generator(),  # the loader draws a seed; not from the global state
+        multiprocessing_context=multiprocessing.get_context("fork") if fork else None,
+    )
+
+
+def _unchanged(batch: Batch | _Failure) -> Batch | _Failure:
+    return batch
+
+
+def _batches(loader: DataLoader[Batch | _Failure]) -> Iterator[Batch]:
+    with warnings.catch_warnings():
+        # Python 3.12 and later warn of a fork beside threads; the workers use none of them.
+        warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
+        # A machine with fewer cores than workers is the user's choice, shown as waiting time.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        batches = iter(loader)
+    for batch in batches:
+        if isinstance(batch, _Failure):
+            raise ValueError(batch.message)
+        yield batch

@@ -1,0 +1,163 @@
+"""Parquet files in the public image layout: `image` {bytes, path} and, if known, `label`."""
+
+from __future__ import annotations
+
+import json
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from beit.data.decoding import UnreadableImage, decode
+
+_IMAGE_COLUMNS = ("image", "img")
+CACHED_BYTES = 1 << 28  # of row groups, per process; at least the one in use is held
+
+
+class ParquetSource:
+    """Rows of one or more Parquet files, in order.
+
+    Files are opened when a process first reads from them, and one row group is read at a time: the
+    least recently used leave a small cache. Random order over files larger than it is quick only
+    if their row groups are small (100 rows, say).
+    """
+
+    def __init__(self, files: Sequence[Path], cached_bytes: int = CACHED_BYTES) -> None:
+        self._files = list(files)
+        self._cached_bytes = cached_bytes
+        self._column = ""
+        self._groups: list[tuple[int, int]] = []  # (file, row group)
+        self._starts: list[int] = []  # of each row group, counted over all files
+        self._file_starts: list[int] = []
+        self._count = 0
+        labels: list[Tensor | None] = []
+        self._class_names: list[str] | None = None
+        for number in range(len(self._files)):
+            labels.append(self._add(number))
+        self._labels = _joined_labels(labels)
+        self._process = -1
+        self._open: dict[int, Any] = {}
+        self._held: OrderedDict[int, Any] = OrderedDict()  # row group -> its column of bytes
+        if not self._count:
+            raise ValueError(f"{self._files[0]}: no rows in this file; expected images")
+
+    def _add(self, number: int) -> Tensor | None:
+        """Take in the row groups of one file. Returns: its labels, (rows,) int64, or None."""
+        path = self._files[number]
+        file = _open_file(path)
+        schema = file.schema_arrow
+        column = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
+        if column is None or self._column not in ("", column):
+            expected = self._column or "image"
+            names = ", ".join(schema.names)
+            raise ValueError(f"{path}: no column '{expected}' {{bytes, path}}; it has {names}")
+        self._column = column
+        self._file_starts.append(self._count)
+        for group in range(file.metadata.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if rows:
+                self._groups.append((number, group))
+                self._starts.append(self._count)
+                self._count += rows
+        if "label" not in schema.names:
+            return None
+        if self._class_names is None:
+            self._class_names = _class_names(schema.metadata)
+        values = file.read(columns=["label"]).column(0)
+        if not _is_integer(values.type):
+            raise ValueError(f"{path}: column 'label' must hold integers, got {values.type}")
+        return torch.tensor(values.fill_null(-1).to_pylist(), dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def image(self, index: int) -> Tensor:
+        group = bisect_right(self._starts, index) - 1
+        data = self._bytes(group)[index - self._starts[group]].as_py()
+        if not data:
+            raise UnreadableImage(self.name(index), "the row holds no bytes")
+        return decode(data, self.name(index))
+
+    def name(self, index: int) -> str:
+        number = bisect_right(self._file_starts, index) - 1
+        return f"{self._files[number].name}[{index - self._file_starts[number]}]"
+
+    @property
+    def labels(self) -> Tensor | None:
+        return self._labels
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self._class_names
+
+    def _bytes(self, group: int) -> Any:
+        """Give the encoded images of one row group, from the cache or the file."""
+        if self._process != os.getpid():  # a forked worker must not share its parent's handles
+            self._process, self._open, self._held = os.getpid(), {}, OrderedDict()
+        if group in self._held:
+            self._held.move_to_end(group)
+            return self._held[group]
+        number, part = self._groups[group]
+        if number not in self._open:
+            self._open[number] = _open_file(self._files[number])
+        values = (
+            self._open[number].read_row_group(part, [self._column], use_threads=False).column(0)
+        )
+        if hasattr(values.type, "fields") and values.type.num_fields:
+            values = _field(values, "bytes")
+        self._held[group] = values
+        while len(self._held) > 1 and self._held_bytes() > self._cached_bytes:
+            self._held.popitem(last=False)
+        return values
+
+    def _held_bytes(self) -> int:
+        return sum(values.nbytes for values in self._held.values())
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_process": -1, "_open": {}, "_held": OrderedDict()}
+
+
+def _open_file(path: Path) -> Any:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        return parquet.ParquetFile(path)
+    except pyarrow.ArrowException as error:
+        raise ValueError(f"{path}: not a readable Parquet file: {error}") from error
+
+
+def _field(values: Any, name: str) -> Any:
+    from pyarrow import compute
+
+    return compute.struct_field(values, name)
+
+
+def _is_integer(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_integer(kind))
+
+
+def _joined_labels(labels: list[Tensor | None]) -> Tensor | None:
+    known = [part for part in labels if part is not None]
+    if not known:
+        return None
+    if len(known) < len(labels):
+        raise ValueError("some of the Parquet files have a column 'label' and some have none")
+    joined = torch.cat(known)
+    return joined if bool((joined >= 0).any()) else None
+
+
+def _class_names(metadata: dict[bytes, bytes] | None) -> list[str] | None:
+    """Read the names that the `datasets` library leaves in the schema."""
+    try:
+        names = json.loads((metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None

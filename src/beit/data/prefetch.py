@@ -1,0 +1,101 @@
+"""The next batch is already on its way to the device while the step works on this one."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterable, Iterator
+
+import torch
+
+from beit.data.batches import Batch
+
+_AHEAD = 2  # batches that wait on the device
+
+
+def prefetch(batches: Iterable[Batch], device: torch.device | str) -> Prefetch:
+    """Iterate over `batches` on `device`: copied ahead by a thread on CUDA, plainly elsewhere."""
+    return Prefetch(batches, torch.device(device))
+
+
+class Prefetch:
+    """Iterator over batches on a device; `wait_seconds` sums up the time spent waiting for them."""
+
+    def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
+        self.wait_seconds = 0.0
+        self._batches = (
+            _ahead(batches, device) if device.type == "cuda" else _moved(batches, device)
+        )
+
+    def __iter__(self) -> Prefetch:
+        return self
+
+    def __next__(self) -> Batch:
+        started = time.perf_counter()
+        try:
+            return next(self._batches)
+        finally:
+            self.wait_seconds += time.perf_counter() - started
+
+
+def _moved(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    for batch in batches:
+        yield _on_device(batch, device)
+
+
+def _on_device(batch: Batch, device: torch.device) -> Batch:
+    if device.type == "cpu":
+        return batch
+    student, tokenizer, labels, indices = (
+        tensor.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else tensor.to(device)
+        for tensor in batch[:4]
+    )
+    if batch.tokenizer is batch.student:  # copied once
+        tokenizer = student
+    return Batch(student, tokenizer, labels, indices, batch.unreadable)
+
+
+def _ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+    """Copy ahead in a thread, on a stream of its own."""
+    stream = torch.cuda.Stream(device)
+    ready: queue.Queue[tuple[Batch, torch.cuda.Event] | BaseException | None] = queue.Queue(_AHEAD)
+    stopped = threading.Event()
+
+    def offer(item: tuple[Batch, torch.cuda.Event] | BaseException | None) -> None:
+        while not stopped.is_set():
+            try:
+                ready.put(item, timeout=0.1)
+                return
+            except queue.Full:
+                continue
+
+    def work() -> None:
+        try:
+            with torch.cuda.device(device), torch.cuda.stream(stream):
+                for batch in batches:
+                    moved = _on_device(batch, device)
+                    offer((moved, stream.record_event()))
+                    if stopped.is_set():
+                        return
+            offer(None)
+        except BaseException as error:  # handed to the consumer, who raises it
+            offer(error)
+
+    thread = threading.Thread(target=work, name="prefetch", daemon=True)
+    thread.start()
+    try:
+        while (item := ready.get()) is not None:
+            if isinstance(item, BaseException):
+                raise item
+            batch, copied = item
+            current = torch.cuda.current_stream(device)
+            current.wait_event(copied)
+            for tensor in batch[:4]:
+                tensor.record_stream(current)  # its memory is free only when this stream is done
+            yield batch
+    finally:
+        stopped.set()
+        thread.join()

@@ -1,0 +1,211 @@
+"""Where images come from: one string names a folder, Parquet files or drawn shapes."""
+
+from __future__ import annotations
+
+import glob
+import logging
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from beit.data.decoding import UnreadableImage
+from beit.data.folder import FolderSource
+from beit.data.parquet import ParquetSource
+from beit.data.shapes import ShapesSource
+
+_log = logging.getLogger(__name__)
+
+KINDS = "a folder of images, *.parquet files or shapes://COUNT?size=64&seed=0"
+_LIMIT_SEED = 2022  # any fixed number: `limit` names the same images in every run
+_SIZE_SAMPLE = 64  # images decoded to guess how much memory all of them need
+
+
+class Source(Protocol):
+    """A list of images that any process may read at random."""
+
+    def __len__(self) -> int:
+        """Count the images."""
+
+    def image(self, index: int) -> Tensor:
+        """Read one image. Returns: (3, H, W) uint8. Raises UnreadableImage."""
+
+    def name(self, index: int) -> str:
+        """Say which image this is, in words that lead a person to it."""
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Classes, (n,) int64, -1 where unknown; None where the source has none."""
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """What the classes are called, if the source says so."""
+
+
+def open_source(
+    spec: str,
+    *,
+    cache_gigabytes: float = 0.0,
+    limit: int | None = None,
+    index_cache: bool = True,
+) -> Source:
+    """Open what `spec` names; keep it decoded in memory if it fits into `cache_gigabytes`.
+
+    limit: use this many images, a fixed random subset (a smaller limit names a part of a larger
+    one's). index_cache: keep a folder's list of files in the user's cache folder.
+    """
+    source = _open(spec, index_cache)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1 image, got {limit}")
+    if limit is not None and limit < len(source):
+        source = LimitedSource(source, limit)
+    if cache_gigabytes < 0:
+        raise ValueError(f"cache_gigabytes must not be negative, got {cache_gigabytes}")
+    return cached(source, int(cache_gigabytes * 1e9)) if cache_gigabytes > 0 else source
+
+
+def _open(spec: str, index_cache: bool) -> Source:
+    if not spec:
+        raise ValueError(f"no data given: expected {KINDS}")
+    if spec.startswith("shapes://"):
+        return ShapesSource.from_spec(spec)
+    if "://" in spec:
+        raise ValueError(f"{spec}: this kind of data is not known; expected {KINDS}")
+    if glob.has_magic(spec) and not os.path.exists(spec):
+        files = sorted(Path(path) for path in glob.glob(spec) if path.endswith(".parquet"))
+        if not files:
+            raise FileNotFoundError(f"{spec}: no Parquet file has such a name; expected {KINDS}")
+        return ParquetSource(files)
+    path = Path(spec).expanduser()
+    if not path.exists():
+        raise FileNotFoundError(f"{spec}: no such file or folder; expected {KINDS}")
+    if path.suffix == ".parquet" and path.is_file():
+        return ParquetSource([path])
+    if not path.is_dir():
+        raise ValueError(f"{spec}: neither a folder nor a .parquet file; expected {KINDS}")
+    files = sorted(path.glob("*.parquet"))
+    if not files:
+        return FolderSource(path, index_cache)
+    splits = sorted({file.stem.split("-")[0] for file in files})
+    if len(splits) > 1:
+        one = path / f"{splits[0]}*.parquet"
+        raise ValueError(
+            f"{spec}: holds the Parquet files of several sets ({', '.join(splits)}); "
+            f"name one of them, as in '{one}'"
+        )
+    return ParquetSource(files)
+
+
+class LimitedSource:
+    """A fixed random subset of a source, in the source's order."""
+
+    def __init__(self, source: Source, limit: int) -> None:
+        generator = torch.Generator().manual_seed(_LIMIT_SEED)
+        self._source = source
+        self._indices = torch.randperm(len(source), generator=generator)[:limit].sort().values
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def image(self, index: int) -> Tensor:
+        return self._source.image(int(self._indices[index]))
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._indices[index]))
+
+    @property
+    def labels(self) -> Tensor | None:
+        labels = self._source.labels
+        return None if labels is None else labels[self._indices]
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self._source.class_names
+
+
+class CachedSource:
+    """A source decoded once. Forked workers share the memory: nothing writes to it again."""
+
+    def __init__(
+        self, source: Source, images: Tensor | list[Tensor], unreadable: dict[int, str]
+    ) -> None:
+        self._source = source
+        self._images = images  # (n, 3, H, W) uint8 where all sizes are equal, else a list
+        self._unreadable = unreadable  # reasons by index
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def image(self, index: int) -> Tensor:
+        if index in self._unreadable:
+            raise UnreadableImage(self.name(index), self._unreadable[index])
+        return self._images[index]
+
+    def name(self, index: int) -> str:
+        return self._source.name(index)
+
+    @property
+    def labels(self) -> Tensor | None:
+        return self._source.labels
+
+    @property
+    def class_names(self) -> list[str] | None:
+        return self._source.class_names
+
+
+def cached(source: Source, budget: int) -> Source:
+    """Decode `source` into memory if that takes at most `budget` bytes, else give it back as is."""
+    count = len(source)
+    sample = range(0, count, max(1, count // _SIZE_SAMPLE))
+    sizes = [image.numel() for image, _ in _decoded(source, sample)]
+    if sum(sizes) / len(sizes) * count > budget:
+        _log.info("%d images do not fit into the cache of %.1f GB", count, budget / 1e9)
+        return source
+    images: list[Tensor] = []
+    block: Tensor | None = None  # (n, 3, H, W) while all images have the first one's size
+    unreadable: dict[int, str] = {}
+    used = 0
+    for index, (image, reason) in enumerate(_decoded(source, range(count))):
+        if reason is not None:
+            unreadable[index] = reason
+            image = image if block is None else block[0]  # never shown; keeps the size
+        used += image.numel()
+        if used > budget:
+            _log.info("%d images do not fit into the cache of %.1f GB", count, budget / 1e9)
+            return source
+        if index == 0 and reason is None and image.numel() * count <= budget:
+            block = torch.empty((count, *image.shape), dtype=torch.uint8)
+        if block is not None and image.shape != block.shape[1:]:
+            images = [earlier.clone() for earlier in block[:index]]
+            block = None
+        if block is None:
+            images.append(image)
+        else:
+            block[index] = image
+    return CachedSource(source, images if block is None else block, unreadable)
+
+
+def _decoded(source: Source, indices: Iterable[int]) -> Iterable[tuple[Tensor, str | None]]:
+    """Decode in order, by several threads. Gives (image, None), or (an empty one, the reason)."""
+
+    def read(index: int) -> tuple[Tensor, str | None]:
+        try:
+            return source.image(index), None
+        except UnreadableImage as error:
+            return torch.empty((3, 0, 0), dtype=torch.uint8), error.reason
+
+    if isinstance(source, ParquetSource):  # its row groups are read one after the other
+        return map(read, indices)
+    return _threaded(read, list(indices))
+
+
+def _threaded(
+    read: Callable[[int], tuple[Tensor, str | None]], indices: list[int], piece: int = 512
+) -> Iterable[tuple[Tensor, str | None]]:
+    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+        for first in range(0, len(indices), piece):  # pieces bound what waits in memory
+            yield from pool.map(read, indices[first : first + piece])

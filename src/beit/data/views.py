@@ -1,0 +1,179 @@
+"""What the model sees of an image: random training views (FACTS 2.6) and the evaluation view."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import permutations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Box = tuple[int, int, int, int]  # top, left, height, width
+
+_LUMA = (0.299, 0.587, 0.114)
+_ORDERS = list(permutations(("brightness", "contrast", "saturation")))
+_CROP_TRIES = 10  # as published, then the largest central box of an allowed ratio
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """Random training views. Defaults are those of BEiT v2's pretraining."""
+
+    min_scale: float = 0.2  # area of the crop, as a share of the image's
+    max_scale: float = 1.0
+    min_ratio: float = 3 / 4  # width over height of the crop
+    max_ratio: float = 4 / 3
+    flip: float = 0.5  # probability
+    color_jitter: float = 0.4  # strength of brightness, contrast and saturation; 0 = off
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_scale <= self.max_scale <= 1:
+            raise ValueError(
+                "crop scales must satisfy 0 < min_scale <= max_scale <= 1, "
+                f"got min_scale {self.min_scale} and max_scale {self.max_scale}"
+            )
+        if not 0 < self.min_ratio <= self.max_ratio:
+            raise ValueError(
+                "crop ratios must satisfy 0 < min_ratio <= max_ratio, "
+                f"got min_ratio {self.min_ratio} and max_ratio {self.max_ratio}"
+            )
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"flip must be a probability in [0, 1], got {self.flip}")
+        if not 0 <= self.color_jitter <= 1:
+            raise ValueError(f"color_jitter must be in [0, 1], got {self.color_jitter}")
+
+
+class TrainViews:
+    """Two views of one random crop: the student's and the tokenizer's, alike but for their size.
+
+    Published order: jitter, flip, crop, resize. Here the jitter comes last, on fewer pixels: it is
+    affine in the colours, so it commutes with the others up to rounding and clipping; contrast is
+    still taken about the mean of the whole image. All arithmetic is exact or element by element,
+    so the bits do not depend on the number of threads.
+    """
+
+    def __init__(
+        self, config: ViewConfig, student_size: tuple[int, int], tokenizer_size: tuple[int, int]
+    ) -> None:
+        self.config = config
+        self.student_size = _checked_size("student_size", student_size)
+        self.tokenizer_size = _checked_size("tokenizer_size", tokenizer_size)
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw both views of `image`, (3, H, W) uint8. Returns: (3, H', W') uint8 each.
+
+        Equal sizes give the same tensor twice.
+        """
+        config = self.config
+        height, width = image.shape[-2:]
+        chances = torch.rand(5 + 4 * _CROP_TRIES, generator=generator, dtype=torch.float64).tolist()
+        top, left, box_height, box_width = crop_box(height, width, config, chances[5:])
+        crop = image[:, top : top + box_height, left : left + box_width]
+        if chances[0] < config.flip:
+            crop = crop.flip(-1)
+        student = _resized(crop, self.student_size)
+        same = self.student_size == self.tokenizer_size
+        tokenizer = student if same else _resized(crop, self.tokenizer_size)
+        if config.color_jitter > 0:
+            strength = config.color_jitter
+            factors = [1 + strength * (2 * chance - 1) for chance in chances[1:4]]
+            order = _ORDERS[int(chances[4] * len(_ORDERS))]
+            mean = _grey_mean(image)
+            student = jittered(student, factors, order, mean)
+            tokenizer = student if same else jittered(tokenizer, factors, order, mean)
+        return student, tokenizer
+
+
+class EvalView:
+    """The centre of the image: resized to `size / crop_ratio` on its shorter side, then cropped."""
+
+    def __init__(self, size: tuple[int, int], crop_ratio: float = 0.875) -> None:
+        if not 0 < crop_ratio <= 1:
+            raise ValueError(f"crop_ratio must be in (0, 1], got {crop_ratio}")
+        self.size = _checked_size("size", size)
+        self.crop_ratio = crop_ratio
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Resize and crop `image`, (3, H, W) uint8. Returns: (3, H', W') uint8."""
+        height, width = image.shape[-2:]
+        target_height, target_width = self.size
+        least_height = int(target_height / self.crop_ratio)
+        least_width = int(target_width / self.crop_ratio)
+        if least_height * width >= least_width * height:  # the height binds
+            resized = (least_height, max(least_width, least_height * width // height))
+        else:
+            resized = (max(least_height, least_width * height // width), least_width)
+        image = _resized(image, resized)
+        top = round((resized[0] - target_height) / 2)
+        left = round((resized[1] - target_width) / 2)
+        return image[:, top : top + target_height, left : left + target_width].contiguous()
+
+
+def crop_box(height: int, width: int, config: ViewConfig, chances: list[float]) -> Box:
+    """Draw the box of a random resized crop from `chances`, four numbers in [0, 1) a try."""
+    log_ratios = (math.log(config.min_ratio), math.log(config.max_ratio))
+    for attempt in range(len(chances) // 4):
+        scale_chance, ratio_chance, top_chance, left_chance = chances[4 * attempt : 4 * attempt + 4]
+        scale = config.min_scale + scale_chance * (config.max_scale - config.min_scale)
+        area = scale * height * width
+        ratio = math.exp(log_ratios[0] + ratio_chance * (log_ratios[1] - log_ratios[0]))
+        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(top_chance * (height - box_height + 1))
+            left = int(left_chance * (width - box_width + 1))
+            return top, left, box_height, box_width
+    if width < config.min_ratio * height:
+        box_height, box_width = max(1, round(width / config.min_ratio)), width
+    elif width > config.max_ratio * height:
+        box_height, box_width = height, max(1, round(height * config.max_ratio))
+    else:
+        box_height, box_width = height, width
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+
+
+def jittered(
+    image: Tensor, factors: list[float], order: tuple[str, ...], grey_mean: float
+) -> Tensor:
+    """Scale brightness, contrast and saturation by `factors` (in this order), applied in `order`.
+
+    image: (3, H, W) uint8; grey_mean: mean luma of the whole image, about which contrast turns.
+    Returns: (3, H, W) uint8.
+    """
+    brightness, contrast, saturation = factors
+    colours = image.to(torch.float32, memory_format=torch.contiguous_format)
+    for change in order:
+        if change == "brightness":
+            colours.mul_(brightness)
+            grey_mean = min(grey_mean * brightness, 255.0)
+        elif change == "contrast":
+            colours.mul_(contrast).add_(grey_mean * (1 - contrast))
+        else:
+            red, green, blue = colours
+            luma = red * _LUMA[0]
+            luma.add_(green * _LUMA[1]).add_(blue * _LUMA[2]).mul_(1 - saturation)
+            colours.mul_(saturation).add_(luma)
+        colours.clamp_(0, 255)
+    return colours.add_(0.5).to(torch.uint8)
+
+
+def _grey_mean(image: Tensor) -> float:
+    """Give the mean luma of (3, H, W) uint8, from exact integer sums."""
+    red, green, blue = image.flatten(1).sum(1).tolist()
+    total = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
+    return float(total / (image.shape[-2] * image.shape[-1]))
+
+
+def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize (3, H, W) uint8 by antialiased bicubic interpolation; the image itself at its size."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image.contiguous()
+    return functional.interpolate(image[None], size, mode="bicubic", antialias=True)[0].contiguous()
+
+
+def _checked_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
+    height, width = size
+    if height < 1 or width < 1:
+        raise ValueError(f"{name} must be (height, width), each at least 1, got {tuple(size)}")
+    return height, width

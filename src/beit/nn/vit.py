@@ -1,0 +1,215 @@
+"""The vision Transformer for every use: tokenizer, its decoder, pretraining, probing and after."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from beit.nn.block import NORM_EPS, Block, cut_normal_, init_published, rescale_residual
+from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, as_float, grid_of
+from beit.nn.position import RelativePositionBias
+
+SIZES = {  # width, depth, heads (Touvron et al. 2021 for Ti and S, Dosovitskiy et al. 2021)
+    "Ti": (192, 12, 3),
+    "S": (384, 12, 6),
+    "B": (768, 12, 12),
+    "L": (1024, 24, 16),
+    "H": (1280, 32, 16),
+}
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """The numbers of a vision Transformer.
+
+    Attributes:
+        image_size: height and width of its images, in pixels
+        patch_size: side of a patch, in pixels
+        in_channels: channels of an image
+        width: channels of a token (D)
+        depth: number of blocks
+        num_heads: attention heads (h)
+        mlp_ratio: hidden width of a block's MLP over D
+        absolute_positions: a learned vector is added to every token
+        relative_bias: a table of attention biases: none, one shared by all blocks, one per_block
+        layer_scale: first value of the per-channel scales of the two branches; null for none
+        drop_path: rate of stochastic depth in the last block, growing linearly from 0
+        final_norm: a LayerNorm after the last block
+        mean: per-channel mean taken off images in [0, 1]; null leaves the input as it is
+        std: per-channel deviation that images are divided by; null leaves the input as it is
+        init_bound: initial weights are a normal of deviation 0.02 cut at plus and minus this
+    """
+
+    image_size: tuple[int, int] = (224, 224)
+    patch_size: int = 16
+    in_channels: int = 3
+    width: int = 768
+    depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: float = 4.0
+    absolute_positions: bool = False
+    relative_bias: Literal["none", "shared", "per_block"] = "shared"
+    layer_scale: float | None = 0.1
+    drop_path: float = 0.0
+    final_norm: bool = True
+    mean: tuple[float, ...] | None = IMAGENET_MEAN
+    std: tuple[float, ...] | None = IMAGENET_STD
+    init_bound: float = 0.02
+
+    def __post_init__(self) -> None:
+        grid_of(self.image_size, self.patch_size)
+        if self.width % self.num_heads:
+            raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together: give both or neither")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches per column and per row (Gh, Gw)."""
+        return grid_of(self.image_size, self.patch_size)
+
+    @property
+    def num_patches(self) -> int:
+        """N = Gh * Gw."""
+        return self.grid[0] * self.grid[1]
+
+
+def vit_config(
+    size: Literal["Ti", "S", "B", "L", "H"],
+    *,
+    image_size: tuple[int, int] = (224, 224),
+    patch_size: int = 16,
+    relative_bias: Literal["none", "shared", "per_block"] = "shared",
+    drop_path: float = 0.0,
+) -> ViTConfig:
+    """Return the pretraining ViT of a named size; L and deeper start layer scale at 1e-5."""
+    if size not in SIZES:
+        raise ValueError(f"no ViT size {size!r}; sizes are {', '.join(SIZES)}")
+    width, depth, num_heads = SIZES[size]
+    return ViTConfig(
+        image_size=image_size,
+        patch_size=patch_size,
+        width=width,
+        depth=depth,
+        num_heads=num_heads,
+        relative_bias=relative_bias,
+        layer_scale=0.1 if depth < 24 else 1e-5,
+        drop_path=drop_path,
+    )
+
+
+class Features(NamedTuple):
+    """What a ViT makes of images.
+
+    Attributes:
+        cls: (B, D) the [CLS] token, after the final norm if there is one
+        patches: (B, N, D) the patch tokens, likewise
+        grid: (Gh, Gw), N = Gh * Gw
+        layers: {i: (B, 1+N, D)} raw output of block i, counted from 1, [CLS] first
+    """
+
+    cls: Tensor
+    patches: Tensor
+    grid: tuple[int, int]
+    layers: dict[int, Tensor]
+
+
+class VisionTransformer(nn.Module):
+    """Patches, [CLS], blocks, norm; normalises its images itself."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        D, grid = config.width, config.grid
+        for name, values in (("mean", config.mean), ("std", config.std)):
+            buffer = None if values is None else torch.tensor(values).view(-1, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
+        self.patch_embed = PatchEmbed(config.in_channels, D, config.patch_size)
+        self.cls_token = nn.Parameter(torch.empty(1, 1, D))
+        self.pos_embed = (
+            nn.Parameter(torch.empty(1, 1 + config.num_patches, D))
+            if config.absolute_positions
+            else None
+        )
+        shared = config.relative_bias == "shared"
+        self.rel_pos_bias = RelativePositionBias(grid, config.num_heads) if shared else None
+        self.blocks = nn.ModuleList(
+            Block(
+                D,
+                config.num_heads,
+                config.mlp_ratio,
+                config.layer_scale,
+                config.drop_path * i / max(config.depth - 1, 1),
+                grid if config.relative_bias == "per_block" else None,
+            )
+            for i in range(config.depth)
+        )
+        self.norm = nn.LayerNorm(D, eps=NORM_EPS) if config.final_norm else nn.Identity()
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Draw weights as the published code does."""
+        bound = self.config.init_bound
+        init_published(self, bound)
+        for token in (self.cls_token, self.pos_embed):
+            if token is not None:
+                cut_normal_(token, bound)
+        for layer, block in enumerate(self.blocks, 1):
+            assert isinstance(block, Block)
+            rescale_residual(block, layer)
+
+    def bias(self) -> Tensor | None:
+        """Return the position bias (1, h, 1+N, 1+N) that all blocks share, or None."""
+        return None if self.rel_pos_bias is None else self.rel_pos_bias()
+
+    def forward(
+        self,
+        images: Tensor,
+        masked: Tensor | None = None,
+        mask_token: Tensor | None = None,
+        layers: Collection[int] = (),
+    ) -> Features:
+        """Encode images.
+
+        Args:
+            images: (B, c, H, W) uint8 in 0..255 or float in [0, 1], of the configured size
+            masked: (B, M) int64, patches in [0, N) hidden from the model: each is replaced by
+                ``mask_token`` (1, 1, D) before the first block (BEiT v2, section 2.3)
+            mask_token: what stands for a hidden patch
+            layers: numbers of the blocks, from 1, whose raw outputs are wanted
+
+        Raises:
+            ValueError: the images have another size than the configured one.
+        """
+        B, _, H, W = images.shape
+        if (H, W) != tuple(self.config.image_size):
+            raise ValueError(
+                f"images are {H} x {W}, the model takes {self.config.image_size[0]} x "
+                f"{self.config.image_size[1]}; resize them, or build the model for their size"
+            )
+        pixels = as_float(images)
+        if self.config.mean is not None:
+            pixels = (pixels - self.mean) / self.std
+        patches = self.patch_embed(pixels)  # (B, N, D)
+        if masked is not None:
+            assert mask_token is not None
+            hidden = masked.new_zeros(patches.shape[:2]).scatter_(1, masked, 1).bool()  # (B, N)
+            patches = torch.where(hidden[..., None], mask_token, patches)
+        tokens = torch.cat([self.cls_token.expand(B, -1, -1), patches], dim=1)
+        if self.pos_embed is not None:
+            tokens = tokens + self.pos_embed
+        bias = self.bias()
+        outputs: dict[int, Tensor] = {}
+        for number, block in enumerate(self.blocks, 1):
+            tokens = block(tokens, bias)
+            if number in layers:
+                outputs[number] = tokens
+        normed = self.norm(tokens)  # (B, 1+N, D)
+        return Features(normed[:, 0], normed[:, 1:], self.config.grid, outputs)

@@ -1,0 +1,479 @@
+"""Pretrain a ViT by masked image modelling with a tokenizer's codes (BEiT v2, section 2.3).
+
+Some patches of an image are hidden, and the model predicts their tokens twice: from its last
+patches, and from its last [CLS] joined with early patches, so that [CLS] gathers the whole image.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Literal, NamedTuple, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from torch.nn import functional as F
+
+from beit.data.batches import DataConfig, EvalBatches, TrainBatches, Unreadable
+from beit.data.order import step_generator
+from beit.data.prefetch import prefetch
+from beit.data.sources import Source, open_source
+from beit.data.views import EvalView, TrainViews, ViewConfig
+from beit.nn.losses import masked_token_losses
+from beit.nn.masking import block_masks, random_masks
+from beit.nn.metrics import knn_accuracy
+from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
+from beit.nn.patches import as_float
+from beit.nn.tokenizer import VQKD
+from beit.nn.vit import VisionTransformer
+from beit.show.axes import figure
+from beit.show.curves import curves
+from beit.show.report import Section, Table, write_report
+from beit.show.tokens import masked_predictions
+from beit.store import checkpoint
+from beit.store.load import load_tokenizer
+from beit.store.run import RunConfig, RunDirectory
+from beit.store.settings import from_plain
+from beit.store.weights import save_weights
+from beit.train.fabric import (
+    DeviceConfig,
+    can_fuse,
+    compiled,
+    launch,
+    load_precision_state,
+    precision_state,
+    summed,
+)
+from beit.train.log import MetricsLog, read_log
+from beit.train.meters import Means
+from beit.train.optim import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
+from beit.train.progress import Progress
+
+VERB = "pretrain"
+SHOWN = 12  # masked images drawn in the report
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Which patches are hidden.
+
+    Args:
+        kind: blocks, as published, or random patches.
+        count: patches hidden in an image (M).
+        min_block: patches of the smallest block.
+    """
+
+    kind: Literal["block", "random"] = "block"
+    count: int = 75
+    min_block: int = 16
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """A look at what matters, while it trains: k-NN accuracy on labelled images.
+
+    Args:
+        every: epochs between two checks; 0 for none.
+        train: labelled images to look neighbours up in; empty takes data.train.
+        test: labelled images to classify; empty takes data.validation.
+        limit: images used of each.
+    """
+
+    every: int = 0
+    train: str = ""
+    test: str = ""
+    limit: int = 5000
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of `beit pretrain`; the defaults are the published ViT-B/16 recipe, 300 epochs.
+
+    Args:
+        data: the images.
+        tokenizer: a run directory or weights file of a trained tokenizer.
+        view: how a training view is cut out of an image.
+        model: the network that is pretrained.
+        mask: which patches are hidden.
+        optim: the optimiser and its schedule.
+        check: k-NN accuracy while it trains.
+        crop_ratio: share of a validation image's shorter side that is kept.
+        validate_every: epochs between two validations; the end always has one.
+        run: where and how often to write.
+        device: what to compute on.
+    """
+
+    data: DataConfig = DataConfig()
+    tokenizer: str = ""
+    view: ViewConfig = ViewConfig()
+    model: MaskedImageModelConfig = MaskedImageModelConfig()
+    mask: MaskConfig = MaskConfig()
+    optim: OptimConfig = OptimConfig(
+        batch_size=2048,
+        epochs=300,
+        learning_rate=1.5e-3,
+        warmup_epochs=10,
+        betas=(0.9, 0.98),
+        weight_decay=0.05,
+        clip=3.0,
+    )
+    check: CheckConfig = CheckConfig()
+    crop_ratio: float = 0.875
+    validate_every: int = 1
+    run: RunConfig = RunConfig()
+    device: DeviceConfig = DeviceConfig()
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.mask.count <= self.model.backbone.num_patches:
+            raise ValueError(
+                f"mask.count is {self.mask.count}, but an image has "
+                f"{self.model.backbone.num_patches} patches; expected 1 to that many"
+            )
+
+
+class Result(NamedTuple):
+    """What a run left behind, and the figures of its last validation (empty without a set)."""
+
+    directory: Path
+    figures: dict[str, float]
+
+
+def resume(path: str | Path) -> Result:
+    """Go on with the run in a directory, exactly where its last checkpoint stands."""
+    directory = RunDirectory.open(path, VERB)
+    return run(from_plain(Config, directory.config(), "config"), directory)
+
+
+def run(config: Config, directory: RunDirectory | None = None) -> Result:
+    """Pretrain a new model, or go on from the last checkpoint of the run directory given."""
+    if directory is None:
+        RunDirectory.check_new(config.run.output)
+    fabric = launch(config.device)
+    rank, world_size, first = fabric.global_rank, fabric.world_size, fabric.global_rank == 0
+    seed, optim = config.run.seed, config.optim
+
+    if not config.tokenizer:
+        raise ValueError(
+            "no tokenizer given; name a run or weights file, as in --tokenizer runs/tok"
+        )
+    tokenizer = load_tokenizer(config.tokenizer)
+    torch.manual_seed(seed)
+    mim = MaskedImageModel(fitting(config.model, tokenizer))
+    size, grid = mim.config.backbone.image_size, mim.config.backbone.grid
+    token_size = tokenizer.config.encoder.image_size
+    source = open_source(
+        config.data.train, cache_gigabytes=config.data.cache_gigabytes, limit=config.data.limit
+    )
+    validation = validation_batches(config, fabric)
+    check = check_sources(config)
+    start_step, state = (directory and checkpoint.latest(directory)) or (0, {})
+    steps_per_epoch = max(1, len(source) // optim.batch_size)
+    total_steps = optim.epochs * steps_per_epoch
+    last_step = min(total_steps, config.run.stop_after or total_steps)
+    micro_batch = optim.micro_batch_size(world_size)
+    batches = TrainBatches(
+        source,
+        TrainViews(config.view, size, token_size),
+        batch_size=micro_batch,
+        seed=seed,
+        start_step=start_step,
+        num_steps=last_step,
+        accumulate=optim.accumulate,
+        rank=rank,
+        world_size=world_size,
+        num_workers=config.data.num_workers,
+    )
+
+    if state:
+        mim.load_state_dict(state["model"])
+    groups = parameter_groups(mim, optim.weight_decay)
+    optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
+    model, optimizer = fabric.setup(compiled(mim, config.device), optimizer)
+    tokenizer = tokenizer.to(fabric.device)
+    means, unreadable = Means(), Unreadable(len(source), config.data.max_unreadable)
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+        load_precision_state(fabric, state["precision"])
+        means.load_state_dict(state["means"])
+        unreadable.load_state_dict(state["unreadable"])
+    outcome = None
+
+    fabric.barrier()
+    if directory is None and first:
+        directory = RunDirectory.create(config.run.output, asdict(config), VERB)
+    directory = directory or RunDirectory(Path(config.run.output))
+    resumed_at = start_step if state else None
+    log = MetricsLog(directory.metrics_file if first else None, resumed_at)
+    speed = MetricsLog(directory.speed_file if first else None, resumed_at)
+    stream = prefetch(batches, fabric.device)
+
+    with Progress(last_step, start_step, enabled=first) as progress:
+        for step in range(start_step + 1, last_step + 1):
+            rate = optim.rate(step, steps_per_epoch)
+            set_learning_rate(optimizer, rate)
+            torch.manual_seed(step_generator(seed, step, f"drop path {rank}").initial_seed())
+            model.train()
+            masks = draw_masks(
+                config.mask, optim.batch_size, grid, step_generator(seed, step, "masks")
+            )  # (batch of all processes, M)
+            masks = masks.view(optim.accumulate, world_size, micro_batch, -1)[:, rank]
+            for micro, batch in enumerate(islice(stream, optim.accumulate)):
+                for name in unreadable.note(batch.unreadable):
+                    progress.warn(f"unreadable, the next image stands in: {name}")
+                masked = masks[micro].to(fabric.device, non_blocking=True)  # (B, M)
+                with torch.no_grad(), fabric.autocast():
+                    codes = tokenizer.encode(batch.tokenizer)  # (B, N)
+                target = codes.gather(1, masked)  # (B, M)
+                with fabric.no_backward_sync(model, enabled=micro + 1 < optim.accumulate):
+                    prediction = model(batch.student, masked)
+                    patch_loss, cls_loss = masked_token_losses(prediction, target)
+                    loss = patch_loss + cls_loss  # section 2.3: the sum of both
+                    fabric.backward(loss / optim.accumulate)
+                accuracy = (prediction.logits.argmax(dim=2) == target).float().mean()
+                means.add({"loss": loss, "patch_loss": patch_loss, "cls_loss": cls_loss})
+                means.add({"accuracy": accuracy})
+            if optim.clip is not None:
+                norm = fabric.clip_gradients(
+                    model, optimizer, max_norm=optim.clip, error_if_nonfinite=False
+                )
+                means.add({"grad_norm": cast(Tensor, norm)})
+            optimizer.step()
+            optimizer.zero_grad()
+
+            logs = step % config.run.log_every == 0 or step == last_step
+            saves = step % config.run.checkpoint_every == 0 or step == last_step
+            if logs or saves:
+                checkpoint.refuse_non_finite(directory, step, float(loss.detach()), rate)
+            figures: dict[str, float] = {}
+            if logs:
+                figures = means.read(partial(summed, fabric))
+                figures |= {"rate": rate}
+                log.write({"step": step, "epoch": step / steps_per_epoch} | figures)
+            pace = progress.update(step, figures, optim.batch_size, stream.wait_seconds)
+            if logs:
+                speed.write({"step": step} | pace._asdict())
+            if validation and ends(step, config.validate_every, steps_per_epoch, last_step):
+                with progress.aside("validation"):
+                    outcome = validate(fabric, mim, tokenizer, validation, config)
+                log.write({"step": step, "epoch": step / steps_per_epoch} | outcome)
+            if check and ends(step, config.check.every, steps_per_epoch, last_step):
+                with progress.aside("k-NN check"):
+                    found = check_neighbours(fabric, mim.backbone, check, config)
+                progress.message("  ".join(f"{name} {value:.3f}" for name, value in found.items()))
+                log.write({"step": step, "epoch": step / steps_per_epoch} | found)
+            if saves and first:
+                state = {
+                    "model": mim.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "precision": precision_state(fabric),
+                    "means": means.state_dict(),
+                    "unreadable": unreadable.state_dict(),
+                }
+                checkpoint.save(directory, step, state, config.run.keep_last, config.run.keep_every)
+    if validation and outcome is None:  # resumed after the last step
+        outcome = validate(fabric, mim, tokenizer, validation, config)
+    if first:
+        mim.eval()
+        save_weights(directory.weights_file, mim)
+        write_report_of(config, directory, fabric, mim, tokenizer)
+    fabric.barrier()
+    return Result(directory.path, outcome or {})
+
+
+def fitting(model: MaskedImageModelConfig, tokenizer: VQKD) -> MaskedImageModelConfig:
+    """Return the model's numbers with the tokenizer's codes filled in or checked."""
+    if tokenizer.grid != model.backbone.grid:
+        raise ValueError(
+            f"the tokenizer's grid is {tokenizer.grid}, the backbone's {model.backbone.grid}; "
+            "choose model.backbone.image_size and patch_size so that both have as many patches"
+        )
+    if model.num_codes not in (0, tokenizer.vocab_size):
+        raise ValueError(
+            f"model.num_codes is {model.num_codes}, but the tokenizer has {tokenizer.vocab_size} "
+            "codes; give that number, or 0 to take it from the tokenizer"
+        )
+    return replace(model, num_codes=tokenizer.vocab_size)
+
+
+def draw_masks(
+    mask: MaskConfig, batch: int, grid: tuple[int, int], generator: torch.Generator
+) -> Tensor:
+    """Draw masks (batch, M) int64, sorted patch indices in [0, N)."""
+    if mask.kind == "random":
+        return random_masks(batch, grid, mask.count, generator)
+    return block_masks(batch, grid, mask.count, generator, mask.min_block)
+
+
+def ends(step: int, every: int, steps_per_epoch: int, last_step: int) -> bool:
+    """Say whether something done every so many epochs, and at the end, is due after a step."""
+    return step % (every * steps_per_epoch) == 0 or step == last_step
+
+
+def validation_batches(config: Config, fabric: Fabric) -> EvalBatches | None:
+    """Return this process's part of the validation set, or None when the run has none."""
+    if not config.data.validation:
+        return None
+    return EvalBatches(
+        open_source(config.data.validation, cache_gigabytes=config.data.cache_gigabytes),
+        EvalView(config.model.backbone.image_size, config.crop_ratio),
+        config.optim.micro_batch_size(fabric.world_size),
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        num_workers=config.data.num_workers,
+    )
+
+
+def check_sources(config: Config) -> tuple[Source, Source] | None:
+    """Open the labelled sets of the k-NN check, or None when the run has none."""
+    if config.check.every == 0:
+        return None
+    opened = []
+    for option, spec in (
+        ("check.train", config.check.train or config.data.train),
+        ("check.test", config.check.test or config.data.validation),
+    ):
+        if not spec:
+            raise ValueError(f"the k-NN check needs labelled images; give --{option}, or every 0")
+        source = open_source(
+            spec, limit=config.check.limit, cache_gigabytes=config.data.cache_gigabytes
+        )
+        if source.labels is None:
+            raise ValueError(
+                f"{option}: {spec} has no labels, which the k-NN check needs; "
+                "name a labelled set, or turn it off with --check.every 0"
+            )
+        opened.append(source)
+    return opened[0], opened[1]
+
+
+def tokens(tokenizer: VQKD, images: Tensor) -> Tensor:
+    """Tokenize images (B, 3, H, W) of any size as codes (B, N) int64."""
+    size = tokenizer.config.encoder.image_size
+    images = as_float(images)
+    if images.shape[-2:] != torch.Size(size):
+        images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
+    return tokenizer.encode(images)
+
+
+@torch.no_grad()
+def validate(
+    fabric: Fabric,
+    mim: MaskedImageModel,
+    tokenizer: VQKD,
+    batches: EvalBatches,
+    config: Config,
+) -> dict[str, float]:
+    """Measure loss and accuracy on the validation set, under masks that are always the same."""
+    mim.eval()
+    means = Means()
+    for number, batch in enumerate(prefetch(batches, fabric.device)):
+        place = number * fabric.world_size + fabric.global_rank
+        size, grid = len(batch.student), mim.config.backbone.grid
+        generator = step_generator(config.run.seed, place, "validation masks")
+        masked = draw_masks(config.mask, size, grid, generator).to(fabric.device)
+        with fabric.autocast():
+            target = tokens(tokenizer, batch.student).gather(1, masked)
+            prediction = mim(batch.student, masked)
+        patch_loss, cls_loss = masked_token_losses(prediction, target)
+        accuracy = (prediction.logits.argmax(dim=2) == target).float().mean()
+        figures = {"val_loss": patch_loss + cls_loss, "val_accuracy": accuracy}
+        if prediction.cls_logits is not None:
+            hits = prediction.cls_logits.argmax(dim=2) == target
+            figures["val_cls_accuracy"] = hits.float().mean()
+        means.add(figures, weight=size)
+    return means.read(partial(summed, fabric))
+
+
+@torch.no_grad()
+def check_neighbours(
+    fabric: Fabric, backbone: VisionTransformer, check: tuple[Source, Source], config: Config
+) -> dict[str, float]:
+    """Classify images by their nearest neighbours, by [CLS] and by the mean patch."""
+    backbone.eval()
+    view = EvalView(backbone.config.image_size, config.crop_ratio)
+    described = []
+    for source in check:
+        cls, mean, labels = [], [], []
+        batches = EvalBatches(
+            source,
+            view,
+            config.optim.micro_batch_size(fabric.world_size),
+            num_workers=config.data.num_workers,
+        )
+        for batch in prefetch(batches, fabric.device):
+            with fabric.autocast():
+                features = backbone(batch.student)
+            cls.append(features.cls.float())
+            mean.append(features.patches.float().mean(dim=1))
+            labels.append(batch.labels)
+        described.append((torch.cat(cls), torch.cat(mean), torch.cat(labels)))
+    (cls_train, mean_train, train_labels), (cls_test, mean_test, test_labels) = described
+    return {
+        "knn_cls": knn_accuracy(cls_train, train_labels, cls_test, test_labels),
+        "knn_mean": knn_accuracy(mean_train, train_labels, mean_test, test_labels),
+    }
+
+
+@torch.no_grad()
+def write_report_of(
+    config: Config,
+    directory: RunDirectory,
+    fabric: Fabric,
+    mim: MaskedImageModel,
+    tokenizer: VQKD,
+) -> None:
+    """Write report.html: curves, and masked images with the tokens predicted."""
+    records = read_log(directory.metrics_file)
+    panels = {
+        "Loss": ["patch_loss", "cls_loss"],
+        "Accuracy at masked patches": ["accuracy", "val_accuracy", "val_cls_accuracy"],
+        "k-NN accuracy": ["knn_cls", "knn_mean"],
+        "Learning rate": ["rate"],
+    }
+    if not config.check.every:
+        del panels["k-NN accuracy"]
+    source = open_source(config.data.validation or config.data.train)
+    backbone = mim.config.backbone
+    view = EvalView(backbone.image_size, config.crop_ratio)
+    shown = next(iter(EvalBatches(source, view, min(SHOWN, len(source)))))
+    generator = step_generator(config.run.seed, 0, "validation masks")
+    masked = draw_masks(config.mask, len(shown.student), backbone.grid, generator)
+    images = shown.student.to(fabric.device)
+    with fabric.autocast():
+        codes = tokens(tokenizer, images).cpu()
+        predicted = mim(images, masked.to(fabric.device)).logits.argmax(dim=2).cpu()
+    last = {name: value for record in records for name, value in record.items()}
+    picture = masked_predictions(
+        shown.student,
+        masked,
+        predicted,
+        codes,
+        backbone.grid,
+        tokenizer.vocab_size,
+        "Masked images, their tokens, and the tokens predicted.",
+    )
+    rows = [
+        (name, figure(value))
+        for name, value in last.items()
+        if name.startswith(("val_", "knn_")) and value is not None
+    ]
+    write_report(
+        directory.report_file,
+        "Masked image modelling",
+        [
+            Section("Training", items=[curves(records, panels, "One point a logging interval.")]),
+            Section("What it predicts", items=[picture]),
+            *(
+                [Section("Figures", items=[Table("At the end.", ["figure", "value"], rows)])]
+                * bool(rows)
+            ),
+        ],
+        facts={
+            "command": f"beit {VERB} --config config.yaml",
+            "images": config.data.train,
+            "tokenizer": config.tokenizer,
+            "seed": str(config.run.seed),
+        },
+        figures=dict(rows[:4]),
+    )

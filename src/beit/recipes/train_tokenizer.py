@@ -1,0 +1,422 @@
+"""Train a visual tokenizer: VQ-KD (BEiT v2, section 2.2).
+
+A ViT encodes the image, each patch is replaced by the nearest code of a codebook on the sphere, and
+a small decoder rebuilds from the codes what a frozen teacher sees in each patch.
+"""
+
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, cast
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from beit.data.batches import DataConfig, EvalBatches, TrainBatches, Unreadable
+from beit.data.order import step_generator
+from beit.data.prefetch import prefetch
+from beit.data.sources import open_source
+from beit.data.views import EvalView, TrainViews, ViewConfig
+from beit.nn.losses import cosine_distance
+from beit.nn.metrics import codebook_health, position_counts
+from beit.nn.quantizer import Quantizer
+from beit.nn.tokenizer import VQKD, VQKDConfig
+from beit.show.axes import figure
+from beit.show.curves import curves
+from beit.show.report import Section, Table, write_report
+from beit.show.tokens import code_examples, token_maps, usage_plot
+from beit.store import checkpoint
+from beit.store.run import RunConfig, RunDirectory
+from beit.store.settings import from_plain
+from beit.store.teachers import Teacher, TeacherConfig, load_teacher
+from beit.store.weights import save_weights
+from beit.train.fabric import (
+    DeviceConfig,
+    can_fuse,
+    compiled,
+    gathered,
+    launch,
+    load_precision_state,
+    precision_state,
+    summed,
+)
+from beit.train.log import MetricsLog, read_log
+from beit.train.meters import Means
+from beit.train.optim import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
+from beit.train.progress import Progress
+
+VERB = "train-tokenizer"
+COLLAPSED = 0.1  # a perplexity under this share of K is called a collapse
+SHOWN = 12  # images and codes drawn in the report
+GALLERY = 256  # images among which examples of a code are looked for
+
+
+@dataclass(frozen=True)
+class CodebookConfig:
+    """How the codebook starts and what becomes of codes that nothing chooses.
+
+    Args:
+        kmeans: start at the k-means of the first batch, else at random directions.
+        revive_every: steps between two revivals of dead codes; 0, as published, for never.
+        revive_below: a code is dead when since the last revival it was chosen less often than this
+            share of the mean.
+    """
+
+    kmeans: bool = True
+    revive_every: int = 0
+    revive_below: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.revive_every < 0 or not 0 <= self.revive_below < 1:
+            raise ValueError(
+                "codebook.revive_every must be 0 or more and codebook.revive_below in [0, 1), got "
+                f"{self.revive_every} and {self.revive_below}"
+            )
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of `beit train-tokenizer`; the defaults are the published ViT-B/16 recipe.
+
+    Args:
+        data: the images.
+        view: how a training view is cut out of an image.
+        model: the tokenizer.
+        teacher: whose features it learns to rebuild.
+        codebook: start and revival of codes.
+        optim: the optimiser and its schedule.
+        crop_ratio: share of a validation image's shorter side that is kept.
+        validate_every: epochs between two validations; the end always has one.
+        run: where and how often to write.
+        device: what to compute on.
+    """
+
+    data: DataConfig = DataConfig()
+    view: ViewConfig = ViewConfig(min_scale=0.08, color_jitter=0.0)
+    model: VQKDConfig = VQKDConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    codebook: CodebookConfig = CodebookConfig()
+    optim: OptimConfig = OptimConfig(
+        batch_size=512,
+        epochs=100,
+        learning_rate=2e-4,
+        warmup_epochs=10,
+        betas=(0.9, 0.99),
+        weight_decay=1e-4,
+    )
+    crop_ratio: float = 0.875
+    validate_every: int = 1
+    run: RunConfig = RunConfig()
+    device: DeviceConfig = DeviceConfig()
+
+
+class Validation(NamedTuple):
+    """Figures over the validation set, and how often each position chose each code (N, K)."""
+
+    figures: dict[str, float]
+    counts: Tensor
+
+
+class Result(NamedTuple):
+    """What a run left behind, and the figures of its last validation (empty without a set)."""
+
+    directory: Path
+    figures: dict[str, float]
+
+
+def resume(path: str | Path) -> Result:
+    """Go on with the run in a directory, exactly where its last checkpoint stands."""
+    directory = RunDirectory.open(path, VERB)
+    return run(from_plain(Config, directory.config(), "config"), directory)
+
+
+def run(config: Config, directory: RunDirectory | None = None) -> Result:
+    """Train a new tokenizer, or go on from the last checkpoint of the run directory given."""
+    if directory is None:
+        RunDirectory.check_new(config.run.output)
+    fabric = launch(config.device)
+    rank, world_size, first = fabric.global_rank, fabric.world_size, fabric.global_rank == 0
+    seed, optim, codebook = config.run.seed, config.optim, config.codebook
+
+    torch.manual_seed(seed)
+    teacher = load_teacher(**vars(config.teacher))
+    torch.manual_seed(seed)
+    vqkd = VQKD(fitting(config.model, teacher))
+    quantizer, size = vqkd.quantizer, vqkd.config.encoder.image_size
+    source = open_source(
+        config.data.train, cache_gigabytes=config.data.cache_gigabytes, limit=config.data.limit
+    )
+    validation = validation_batches(config, size, fabric)
+    start_step, state = (directory and checkpoint.latest(directory)) or (0, {})
+    steps_per_epoch = max(1, len(source) // optim.batch_size)
+    total_steps = optim.epochs * steps_per_epoch
+    last_step = min(total_steps, config.run.stop_after or total_steps)
+    batches = TrainBatches(
+        source,
+        TrainViews(config.view, size, size),
+        batch_size=optim.micro_batch_size(world_size),
+        seed=seed,
+        start_step=start_step,
+        num_steps=last_step,
+        accumulate=optim.accumulate,
+        rank=rank,
+        world_size=world_size,
+        num_workers=config.data.num_workers,
+    )
+
+    if state:
+        vqkd.load_state_dict(state["model"])
+    groups = parameter_groups(vqkd, optim.weight_decay)
+    optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
+    model, optimizer = fabric.setup(compiled(vqkd, config.device), optimizer)
+    teacher = teacher.to(fabric.device)
+    means, unreadable = Means(), Unreadable(len(source), config.data.max_unreadable)
+    window = torch.zeros(vqkd.vocab_size, device=fabric.device)  # uses since the last log line
+    recent = torch.zeros_like(window)  # uses since the last revival
+    if state:
+        optimizer.load_state_dict(state["optimizer"])
+        load_precision_state(fabric, state["precision"])
+        means.load_state_dict(state["means"])
+        unreadable.load_state_dict(state["unreadable"])
+        window.copy_(state["window"])
+        recent.copy_(state["recent"])
+    started, outcome = bool(quantizer.initialised), None
+
+    fabric.barrier()
+    if directory is None and first:
+        directory = RunDirectory.create(config.run.output, asdict(config), VERB)
+    directory = directory or RunDirectory(Path(config.run.output))
+    resumed_at = start_step if state else None
+    log = MetricsLog(directory.metrics_file if first else None, resumed_at)
+    speed = MetricsLog(directory.speed_file if first else None, resumed_at)
+    stream = prefetch(batches, fabric.device)
+
+    with Progress(last_step, start_step, enabled=first) as progress:
+        for step in range(start_step + 1, last_step + 1):
+            rate = optim.rate(step, steps_per_epoch)
+            set_learning_rate(optimizer, rate)
+            torch.manual_seed(step_generator(seed, step, f"drop path {rank}").initial_seed())
+            model.train()
+            statistics = torch.zeros((), device=fabric.device)
+            for micro, batch in enumerate(islice(stream, optim.accumulate), 1):
+                for name in unreadable.note(batch.unreadable):
+                    progress.warn(f"unreadable, the next image stands in: {name}")
+                with fabric.autocast():
+                    target = teacher.features(batch.student, vqkd.grid)  # (B, N, T)
+                if not started:
+                    start_codebook(fabric, vqkd, batch.student, config)
+                    started = True
+                with fabric.no_backward_sync(model, enabled=micro < optim.accumulate):
+                    output = model(batch.student)
+                    reconstruction = cosine_distance(output.features, target)
+                    loss = reconstruction + output.commitment  # Eq. 2
+                    fabric.backward(loss / optim.accumulate)
+                statistics = statistics + quantizer.statistics(output.vectors, output.codes)
+                means.add({"loss": loss, "reconstruction": reconstruction})
+            if optim.clip is not None:
+                norm = fabric.clip_gradients(
+                    model, optimizer, max_norm=optim.clip, error_if_nonfinite=False
+                )
+                means.add({"grad_norm": cast(Tensor, norm)})
+            optimizer.step()
+            optimizer.zero_grad()
+
+            statistics = summed(fabric, statistics)
+            quantizer.update(statistics)
+            window += statistics[:, -1]
+            recent += statistics[:, -1]
+            if codebook.revive_every and step % codebook.revive_every == 0:
+                dead = recent < codebook.revive_below * recent.mean()
+                revive(fabric, quantizer, output.vectors, dead, seed, step)
+                recent.zero_()
+
+            logs = step % config.run.log_every == 0 or step == last_step
+            saves = step % config.run.checkpoint_every == 0 or step == last_step
+            if logs or saves:
+                checkpoint.refuse_non_finite(directory, step, float(loss.detach()), rate)
+            figures: dict[str, float] = {}
+            if logs:
+                health = codebook_health(window)
+                figures = means.read(partial(summed, fabric))
+                figures |= {"usage": health.usage, "perplexity": health.perplexity, "rate": rate}
+                log.write({"step": step, "epoch": step / steps_per_epoch} | figures)
+                if health.perplexity < COLLAPSED * vqkd.vocab_size:
+                    log.write({"step": step, "warning": collapse_advice(health.perplexity, config)})
+                    progress.message(collapse_advice(health.perplexity, config))
+                window.zero_()
+            pace = progress.update(step, figures, optim.batch_size, stream.wait_seconds)
+            if logs:
+                speed.write({"step": step} | pace._asdict())
+            ends = step % (config.validate_every * steps_per_epoch) == 0 or step == last_step
+            if validation and ends:
+                with progress.aside("validation"):
+                    outcome = validate(fabric, vqkd, teacher, validation)
+                log.write({"step": step, "epoch": step / steps_per_epoch} | outcome.figures)
+            if saves and first:
+                state = {
+                    "model": vqkd.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "precision": precision_state(fabric),
+                    "means": means.state_dict(),
+                    "unreadable": unreadable.state_dict(),
+                    "window": window,
+                    "recent": recent,
+                }
+                checkpoint.save(directory, step, state, config.run.keep_last, config.run.keep_every)
+    if validation and outcome is None:  # resumed after the last step
+        outcome = validate(fabric, vqkd, teacher, validation)
+    if first:
+        vqkd.eval()
+        save_weights(directory.weights_file, vqkd)
+        write_report_of(config, directory, fabric, vqkd, outcome)
+    fabric.barrier()
+    return Result(directory.path, outcome.figures if outcome else {})
+
+
+def fitting(model: VQKDConfig, teacher: Teacher) -> VQKDConfig:
+    """Return the tokenizer's numbers with the teacher's width filled in or checked."""
+    if model.teacher_width not in (0, teacher.width):
+        raise ValueError(
+            f"model.teacher_width is {model.teacher_width}, but the teacher's features have "
+            f"{teacher.width} channels; give {teacher.width}, or 0 to take them from the teacher"
+        )
+    return replace(model, teacher_width=teacher.width)
+
+
+def validation_batches(config: Config, size: tuple[int, int], fabric: Fabric) -> EvalBatches | None:
+    """Return this process's part of the validation set, or None when the run has none."""
+    if not config.data.validation:
+        return None
+    return EvalBatches(
+        open_source(config.data.validation, cache_gigabytes=config.data.cache_gigabytes),
+        EvalView(size, config.crop_ratio),
+        config.optim.micro_batch_size(fabric.world_size),
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        num_workers=config.data.num_workers,
+    )
+
+
+@torch.no_grad()
+def start_codebook(fabric: Fabric, vqkd: VQKD, images: Tensor, config: Config) -> None:
+    """Start the codebook on the first batch (B, 3, H, W) of all processes, alike in all of them."""
+    if not config.codebook.kmeans:
+        vqkd.quantizer.initialised.fill_(True)
+        return
+    with fabric.autocast():
+        vectors = vqkd.embed(images)
+    rows = gathered(fabric, vectors.flatten(0, 1))
+    vqkd.quantizer.start(rows, step_generator(config.run.seed, 0, "k-means"))
+    fabric.broadcast(vqkd.quantizer.codebook)
+
+
+@torch.no_grad()
+def revive(
+    fabric: Fabric, quantizer: Quantizer, vectors: Tensor, dead: Tensor, seed: int, step: int
+) -> None:
+    """Restart dead codes (K,) at vectors (B, N, C) of the step, alike in all processes."""
+    rows = gathered(fabric, vectors.flatten(0, 1))
+    quantizer.revive(rows, dead, step_generator(seed, step, "revival"))
+
+
+@torch.no_grad()
+def validate(fabric: Fabric, vqkd: VQKD, teacher: Teacher, batches: EvalBatches) -> Validation:
+    """Measure the loss and the use of the codebook over the whole validation set."""
+    vqkd.eval()
+    means = Means()
+    counts = torch.zeros(
+        vqkd.config.encoder.num_patches, vqkd.vocab_size, dtype=torch.int64, device=fabric.device
+    )
+    for batch in prefetch(batches, fabric.device):
+        with fabric.autocast():
+            target = teacher.features(batch.student, vqkd.grid)
+            output = vqkd(batch.student)
+        reconstruction = cosine_distance(output.features, target)
+        means.add(
+            {"val_reconstruction": reconstruction, "val_commitment": output.commitment},
+            weight=len(batch.student),
+        )
+        counts += position_counts(output.codes, vqkd.vocab_size)
+    counts = summed(fabric, counts)
+    health = codebook_health(counts.sum(dim=0))
+    by_position = [codebook_health(row) for row in counts]
+    figures = means.read(partial(summed, fabric))
+    figures |= {f"val_{name}": float(value) for name, value in health._asdict().items()}
+    figures |= {
+        "val_position_usage": sum(h.usage for h in by_position) / len(by_position),
+        "val_position_perplexity_min": min(h.perplexity for h in by_position),
+        "val_position_perplexity_max": max(h.perplexity for h in by_position),
+    }
+    return Validation(figures, counts.cpu())
+
+
+def collapse_advice(perplexity: float, config: Config) -> str:
+    """Say that the codebook has collapsed, and what to change."""
+    num_codes = config.model.num_codes
+    advice = (
+        "restart dead codes with --codebook.revive_every 10"
+        if config.codebook.revive_every == 0
+        else f"revive more often than every {config.codebook.revive_every} steps"
+    )
+    return (
+        f"the codebook is collapsing: perplexity {perplexity:.1f} of {num_codes} codes; {advice}, "
+        "or use fewer codes (--model.num_codes), a larger batch or a lower learning rate"
+    )
+
+
+def write_report_of(
+    config: Config, directory: RunDirectory, fabric: Fabric, vqkd: VQKD, outcome: Validation | None
+) -> None:
+    """Write report.html: curves, the state of the codebook, codes over images."""
+    records = read_log(directory.metrics_file)
+    panels = {
+        "Loss": ["loss", "reconstruction", "val_reconstruction"],
+        f"Perplexity, of {vqkd.vocab_size} codes": ["perplexity", "val_perplexity"],
+        "Share of codes in use": ["usage", "val_usage"],
+        "Learning rate": ["rate"],
+    }
+    sections = [
+        Section("Training", items=[curves(records, panels, "One point a logging interval.")])
+    ]
+    source = open_source(config.data.validation or config.data.train, limit=None)
+    view = EvalView(vqkd.config.encoder.image_size, config.crop_ratio)
+    shown = next(iter(EvalBatches(source, view, min(GALLERY, len(source)))))
+    with torch.no_grad(), fabric.autocast():
+        codes = vqkd.encode(shown.student.to(fabric.device)).cpu()
+    images, grid, K = shown.student, vqkd.grid, vqkd.vocab_size
+    if outcome:
+        counts = outcome.counts.sum(dim=0)
+        rows = [
+            (name.removeprefix("val_"), figure(value)) for name, value in outcome.figures.items()
+        ]
+        sections.append(
+            Section(
+                "Codebook on the validation set",
+                items=[
+                    Table("Figures over the whole set.", ["figure", "value"], rows),
+                    usage_plot(counts, "How often each code is chosen, most used first."),
+                ],
+            )
+        )
+    maps = token_maps(images[:SHOWN], codes[:SHOWN], grid, K, "Images and their codes.")
+    examples = code_examples(images, codes, grid, SHOWN, "Patches that share a code.")
+    sections.append(Section("Codes", items=[maps, examples]))
+    write_report(
+        directory.report_file,
+        "Visual tokenizer",
+        sections,
+        facts={
+            "command": f"beit {VERB} --config config.yaml",
+            "images": config.data.train,
+            "teacher": config.teacher.source,
+            "seed": str(config.run.seed),
+        },
+        figures={
+            name: figure(outcome.figures[f"val_{name}"])
+            for name in ("reconstruction", "usage", "perplexity")
+        }
+        if outcome
+        else None,
+    )

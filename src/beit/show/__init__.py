@@ -1,0 +1,1 @@
+"""Drawing: the HTML report, curves, token maps and code galleries."""

@@ -1,0 +1,88 @@
+"""One stable colour per visual token, and the colours of curves in light and dark pages.
+
+Token colours fill the sRGB gamut evenly as the eye sees it (OKLab lightness, chroma and hue), the
+first ones farthest apart. A code keeps its colour whatever the size of the vocabulary around it.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Curve colours: CSS variable of the report and what stands in for it outside of one.
+SERIES = (
+    "var(--series-1, #2867b2)",
+    "var(--series-2, #c2571a)",
+    "var(--series-3, #1f8a70)",
+    "var(--series-4, #a0458f)",
+    "var(--series-5, #8a7500)",
+    "var(--series-6, #5b6472)",
+)
+
+# OKLab to the cube roots of cone responses, and cone responses to linear sRGB
+# (B. Ottosson, "A perceptual color space for image processing", 2020).
+_CONES = np.array(
+    [
+        [1.0, 0.3963377774, 0.2158037573],
+        [1.0, -0.1055613458, -0.0638541728],
+        [1.0, -0.0894841775, -1.2914855480],
+    ]
+)
+_LINEAR = np.array(
+    [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+)
+
+
+# So many colours are ordered by distance, each as far as can be from those before it; the order is
+# taken out of a larger pool that is the same for every vocabulary.
+_ORDERED, _POOL = 1024, 4096
+
+
+@lru_cache(maxsize=8)
+def code_colours(vocab_size: int) -> NDArray[np.uint8]:
+    """Give every code its colour; do not write into the result, it is shared.
+
+    Returns: (K, 3) uint8 sRGB, the first rows of every larger vocabulary's.
+    """
+    if vocab_size < 1:
+        raise ValueError(f"vocab_size {vocab_size} must be at least 1")
+    num_points = max(vocab_size, _POOL)
+    # The additive recurrence of the real root of x^4 = x + 1 spreads points over the unit cube.
+    points = (0.5 + np.arange(num_points)[:, None] * 1.2207440846 ** -np.arange(1.0, 4.0)) % 1.0
+    hue = 2 * np.pi * points[:, 0]
+    lightness = 0.40 + 0.48 * points[:, 1]
+    chroma = np.sqrt(0.2 + 0.8 * points[:, 2]) * _most_chroma(lightness, hue)  # even in area
+    lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
+
+    ordered = [0]
+    distance = np.full(_POOL, np.inf)
+    for _ in range(_ORDERED - 1):
+        np.minimum(distance, ((lab[:_POOL] - lab[ordered[-1]]) ** 2).sum(axis=1), out=distance)
+        ordered.append(int(distance.argmax()))
+    rest = np.setdiff1d(np.arange(num_points), ordered)
+    linear = _linear_rgb(lab[np.concatenate([ordered, rest])[:vocab_size]]).clip(0, 1)
+    curved = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    colours = np.round(255 * curved).astype(np.uint8)
+    colours.setflags(write=False)
+    return colours
+
+
+def _most_chroma(lightness: NDArray[np.float64], hue: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Find the largest chroma inside sRGB for each lightness and hue, by halving."""
+    low, high = np.zeros(len(hue)), np.full(len(hue), 0.4)
+    for _ in range(16):
+        middle = (low + high) / 2
+        lab = np.stack([lightness, middle * np.cos(hue), middle * np.sin(hue)], axis=1)
+        linear = _linear_rgb(lab)
+        inside = ((linear >= 0) & (linear <= 1)).all(axis=1)
+        low, high = np.where(inside, middle, low), np.where(inside, high, middle)
+    return low
+
+
+def _linear_rgb(lab: NDArray[np.float64]) -> NDArray[np.float64]:
+    linear: NDArray[np.float64] = (lab @ _CONES.T) ** 3 @ _LINEAR.T
+    return linear

@@ -1,0 +1,196 @@
+"""The report of a run: one HTML file with everything in it, for any screen, without network."""
+
+import base64
+import os
+import re
+import xml.etree.ElementTree as ElementTree
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+from markupsafe import Markup, escape
+
+from beit.show.axes import aligned
+
+Cell = str | int | float | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of figures or words; columns of figures are set flush right, None as a dash."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.columns):
+                raise ValueError(
+                    f"table {self.caption!r}: a row has {len(row)} cells for "
+                    f"{len(self.columns)} columns: {list(row)}"
+                )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image; alt says in words what it shows."""
+
+    caption: str
+    alt: str
+    data: bytes
+    media_type: Literal["image/png", "image/svg+xml"]
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """Pictures of one kind under one caption: side by side on a desk, stacked on a phone."""
+
+    caption: str
+    pictures: Sequence[Picture]
+
+
+Item = Table | Picture | Gallery
+
+
+@dataclass(frozen=True)
+class Section:
+    """A chapter. Blank lines part paragraphs of text, four spaces indent a command, `x` is code."""
+
+    title: str
+    text: str = ""
+    items: Sequence[Item] = field(default_factory=list)
+
+
+def write_report(
+    path: str | os.PathLike[str],
+    title: str,
+    sections: Sequence[Section],
+    facts: Mapping[str, str],
+    *,
+    summary: str = "",
+    figures: Mapping[str, str] | None = None,
+) -> Path:
+    """Write the page in one piece (an older one is replaced only by a whole new one).
+
+    `facts` say what was run: command, data, seed, machine. `figures`, when given, are the few
+    results that matter, set large above them; `summary` is text like a section's.
+    """
+    page = _template().render(
+        title=title,
+        sections=sections,
+        facts=facts,
+        figures=figures or {},
+        summary=summary,
+    )
+    path = Path(path)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return path
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        paragraphs=_paragraphs, unbroken=_unbroken, embedded=_embedded, columns=_columns
+    )
+    environment.tests.update(
+        table=lambda item: isinstance(item, Table), gallery=lambda item: isinstance(item, Gallery)
+    )
+    source = resources.files("beit.show").joinpath("report.html.jinja").read_text("utf-8")
+    return environment.from_string(source)
+
+
+def _paragraphs(text: str) -> Markup:
+    blocks = []
+    for block in re.split(r"\n\s*\n", text.strip("\n")):
+        if not block.strip():
+            continue
+        lines = block.split("\n")
+        if all(line.startswith("    ") for line in lines):
+            code = "\n".join(line[4:] for line in lines)
+            blocks.append(Markup("<pre><code>{}</code></pre>").format(code))
+        else:
+            blocks.append(Markup("<p>{}</p>").format(_words(" ".join(block.split()))))
+    return Markup("\n").join(blocks)
+
+
+def _words(text: str) -> Markup:
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _unbroken(title: str) -> Markup:
+    """Keep names such as CIFAR-10 on one line of a heading."""
+    words = str(escape(title))
+    return Markup(re.sub(r"\b(\w{1,12}-\d{1,4})\b", r'<span class="unbroken">\1</span>', words))
+
+
+def _embedded(picture: Picture) -> Markup:
+    """Put an SVG into the page itself, where it takes the page's colours; a PNG as data."""
+    if picture.media_type == "image/svg+xml":
+        drawing = Markup(_plain_svg(picture.data))  # checked: it draws and does nothing else
+        return Markup('<div class="drawing" role="img" aria-label="{}">{}</div>').format(
+            picture.alt, drawing
+        )
+    # The size is at fixed places in a PNG's first chunk: the page need not jump while it loads.
+    if picture.data[:8] != b"\x89PNG\r\n\x1a\n":
+        raise ValueError(f"picture {picture.alt!r} is not the PNG it is said to be")
+    width = int.from_bytes(picture.data[16:20], "big")
+    height = int.from_bytes(picture.data[20:24], "big")
+    encoded = base64.b64encode(picture.data).decode()
+    return Markup('<img width="{}" height="{}" alt="{}" src="data:image/png;base64,{}">').format(
+        width, height, picture.alt, encoded
+    )
+
+
+_DRAWING = {"svg", "g", "path", "line", "rect", "circle", "polyline", "polygon", "text", "title"}
+
+
+def _plain_svg(data: bytes) -> str:
+    """Return the SVG's text after checking that it only draws: no script, no link, no entity."""
+    source = data.decode()
+    if "<!" in source or "<?" in source:
+        raise ValueError("an SVG in a report has no declaration, comment or entity")
+    for element in ElementTree.fromstring(source).iter():
+        tag = element.tag.rpartition("}")[2]
+        if tag not in _DRAWING:
+            raise ValueError(f"an SVG in a report only draws: <{tag}> is not allowed")
+        for attribute, value in element.attrib.items():
+            name = attribute.lower()
+            if name.startswith("on") or "href" in name or "url(" in value.lower():
+                raise ValueError(f"an SVG in a report only draws: {attribute}= is not allowed")
+    return source
+
+
+def _columns(table: Table) -> list[tuple[list[str], bool]]:
+    """Return the words of each column, and whether they are all figures (to be set flush right)."""
+    columns = []
+    for index in range(len(table.columns)):
+        values = [row[index] for row in table.rows]
+        known = [value for value in values if isinstance(value, float)]
+        written = iter(aligned(known))
+        words = [
+            "–" if value is None else next(written) if isinstance(value, float) else str(value)
+            for value in values
+        ]
+        told = [word for word in words if word != "–"]
+        columns.append((words, bool(told) and all(map(_NUMBER.fullmatch, told))))
+    return columns
+
+
+_NUMBER = re.compile(r"[-+±−]?\d[\d.,]*(e-?\d+)?( ?± ?[\d.]+)?( ?(%|[kMGT]|ms|s|min|h))?")

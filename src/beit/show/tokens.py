@@ -1,0 +1,246 @@
+"""Pictures of visual tokens: maps, masked predictions, what a code looks like, how codes are used.
+
+A code's colour is its name only: like colours do not mean like content.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from beit.nn.metrics import codebook_health
+from beit.show import canvas
+from beit.show.axes import FAINT, Frame, document, figure, label_room, line, scale_over, text
+from beit.show.canvas import Pixels
+from beit.show.colours import SERIES, code_colours
+from beit.show.report import Gallery, Picture
+
+
+def token_maps(
+    images: Tensor, codes: Tensor, grid: tuple[int, int], vocab_size: int, caption: str
+) -> Gallery:
+    """Show each image, its tokens with a colour for each code, and the one over the other.
+
+    Args:
+        images: (B, 3, H, W) uint8 or [0, 1]
+        codes: (B, N) int64 in [0, vocab_size)
+        grid: (Gh, Gw), N = Gh * Gw
+        vocab_size: K
+        caption: what images these are
+    """
+    _check(images, grid, vocab_size, codes=codes)
+    colours = code_colours(vocab_size)
+    pictures = []
+    for index, (image, row) in enumerate(zip(images, codes.cpu().numpy(), strict=True)):
+        seen = canvas.panel(image)
+        tokens = canvas.cells(colours[row], grid, seen)
+        distinct = len(np.unique(row))
+        alt = (
+            f"Image {index + 1}, its map of {grid[0]} by {grid[1]} tokens, "
+            f"and the map laid over the image"
+        )
+        pixels = canvas.mosaic([[seen, tokens, canvas.blend(seen, tokens, 0.5)]])
+        words = f"{distinct} different codes on {len(row)} patches"
+        pictures.append(Picture(words, alt, canvas.png(pixels), "image/png"))
+    legend = "Left to right: the image, its tokens (each code has its own colour), both together."
+    return Gallery(f"{caption} {legend}".strip(), pictures)
+
+
+def masked_predictions(
+    images: Tensor,
+    masked: Tensor,
+    predicted: Tensor,
+    codes: Tensor,
+    grid: tuple[int, int],
+    vocab_size: int,
+    caption: str,
+) -> Gallery:
+    """Show image and masked image above the true and the predicted tokens of the hidden patches.
+
+    Args:
+        images: (B, 3, H, W) uint8 or [0, 1]
+        masked: (B, M) int64, the hidden patches
+        predicted: (B, M) int64, the code guessed for each of them
+        codes: (B, N) int64, the true codes of all patches
+        grid: (Gh, Gw), N = Gh * Gw
+        vocab_size: K
+        caption: what images these are
+    """
+    _check(images, grid, vocab_size, codes=codes)
+    if predicted.shape != masked.shape or len(masked) != len(images):
+        raise ValueError(
+            f"masked {tuple(masked.shape)} and predicted {tuple(predicted.shape)} "
+            f"must both be (B, M) with B = {len(images)}"
+        )
+    _check_codes(predicted, "predicted", vocab_size)
+    colours = code_colours(vocab_size)
+    pictures = []
+    for index, image in enumerate(images):
+        hidden = masked[index].cpu().numpy()
+        guessed, true = predicted[index].cpu().numpy(), codes[index].cpu().numpy()
+        seen = canvas.panel(image)
+        is_hidden, is_hit = np.zeros(len(true), bool), np.zeros(len(true), bool)
+        is_hidden[hidden], is_hit[hidden] = True, guessed == true[hidden]
+        guesses = true.copy()
+        guesses[hidden] = guessed
+        hidden_pixels = canvas.cells(is_hidden, grid, seen)  # (h, w)
+        view = canvas.opaque(seen)
+        view[hidden_pixels] = (128, 128, 128, 90)
+        faded = canvas.opaque(seen)
+        faded[..., 3] = 70
+        panels = []
+        for row in (true, guesses):
+            tokens = canvas.opaque(canvas.cells(colours[row], grid, seen))
+            panels.append(np.where(hidden_pixels[..., None], tokens, faded))
+        missed_pixels = hidden_pixels & ~canvas.cells(is_hit, grid, seen)
+        panels[1][missed_pixels & (canvas.depth_in_cell(grid, seen) < 0.45)] = (128, 128, 128, 60)
+        hits = int(is_hit.sum())
+        alt = (
+            f"Image {index + 1}, the image with {len(hidden)} of {len(true)} patches hidden, "
+            f"their true tokens and the predicted ones, {hits} of them right"
+        )
+        pixels = canvas.mosaic([[seen, view], panels])
+        words = f"{hits} of {len(hidden)} hidden tokens right"
+        pictures.append(Picture(words, alt, canvas.png(pixels), "image/png"))
+    legend = (
+        "Above: the image, and what the model saw of it. Below: the true tokens of the hidden "
+        "patches, and the predicted ones, full squares where right and small ones where wrong."
+    )
+    return Gallery(f"{caption} {legend}".strip(), pictures)
+
+
+def code_examples(
+    images: Tensor,
+    codes: Tensor,
+    grid: tuple[int, int],
+    num_codes_shown: int,
+    caption: str,
+    *,
+    num_examples: int = 6,
+) -> Gallery:
+    """Show patches that share a code, framed in their surroundings, for codes of all frequencies.
+
+    Examples come from different images. Codes are taken evenly from the most to the least used of
+    those with enough examples.
+
+    Args:
+        images: (B, 3, H, W) uint8 or [0, 1]
+        codes: (B, N) int64
+        grid: (Gh, Gw), N = Gh * Gw
+        num_codes_shown: at most so many codes
+        caption: what images these are
+        num_examples: patches a code
+    """
+    _check(images, grid, int(codes.max()) + 1, codes=codes)
+    if num_codes_shown < 1 or num_examples < 1:
+        raise ValueError(
+            f"num_codes_shown {num_codes_shown} and num_examples {num_examples} must be at least 1"
+        )
+    found = codes.cpu().numpy()
+    used, counts = np.unique(found, return_counts=True)
+    num_images = np.array([(found == code).any(axis=1).sum() for code in used])
+    enough = num_images >= min(num_examples, num_images.max())
+    used, counts = used[enough], counts[enough]
+    order = np.argsort(-counts, kind="stable")
+    picks = np.linspace(0, len(order) - 1, min(num_codes_shown, len(order))).round().astype(int)
+    pictures = []
+    for code, count in zip(used[order[picks]], counts[order[picks]], strict=True):
+        holders = (found == code).any(axis=1).nonzero()[0]
+        holders = holders[np.linspace(0, len(holders) - 1, num_examples).round().astype(int)]
+        patches = [
+            _surroundings(images[i], int((found[i] == code).argmax()), grid)
+            for i in np.unique(holders)
+        ]
+        alt = f"{len(patches)} patches of different images that are all code {code}"
+        data = canvas.png(canvas.mosaic([patches], gap=6))
+        pictures.append(Picture(f"Code {code}, used {count} times", alt, data, "image/png"))
+    legend = "Each frame is a patch with this code, in the image around it."
+    return Gallery(f"{caption} {legend}".strip(), pictures)
+
+
+def _surroundings(image: Tensor, patch: int, grid: tuple[int, int]) -> Pixels:
+    """Cut the patch out with its neighbours, moved inside the image, and frame it."""
+    (_, H, W), (Gh, Gw) = image.shape, grid
+    row, column = divmod(patch, Gw)
+    rows, columns = min(3, Gh), min(3, Gw)
+    top, left = min(max(row - 1, 0), Gh - rows), min(max(column - 1, 0), Gw - columns)
+    cut = image[
+        :, top * H // Gh : (top + rows) * H // Gh, left * W // Gw : (left + columns) * W // Gw
+    ]
+    pixels = canvas.panel(cut, side=108).copy()
+    h, w = pixels.shape[:2]
+    y, x = (row - top) * h // rows, (column - left) * w // columns
+    bottom, right = y + h // rows, x + w // columns
+    for inset, colour in ((0, 0), (1, 0), (2, 255), (3, 255), (4, 255)):
+        pixels[y + inset : bottom - inset, [x + inset, right - 1 - inset]] = colour
+        pixels[[y + inset, bottom - 1 - inset], x + inset : right - inset] = colour
+    return pixels
+
+
+def usage_plot(counts: Tensor, caption: str) -> Picture:
+    """Draw how often each code was chosen, sorted, on a logarithmic axis.
+
+    Args:
+        counts: (K,) of non-negative numbers, not all zero
+        caption: over what they were counted
+    """
+    if counts.ndim != 1 or not len(counts) or bool((counts < 0).any()) or not bool(counts.sum()):
+        raise ValueError(
+            f"counts must be (K,) non-negative numbers, not all zero; got {tuple(counts.shape)}"
+        )
+    K = len(counts)
+    health = codebook_health(counts.cpu())
+    ordered = counts.cpu().double().sort(descending=True).values
+    num_used = K - health.dead
+    even = float(ordered.sum()) / K
+    ranks = np.unique(np.linspace(0, num_used - 1, min(num_used, 300)).round().astype(int))
+    heights = ordered[torch.from_numpy(ranks)].tolist()
+    scale_y = scale_over([*heights, even], log=True)
+    scale_x = scale_over([0, K], rounded=False)
+    left = label_room(scale_y)
+    width, top, plot_height = 330, 66, 160
+    frame = Frame(scale_x, scale_y, left, top, width - left - 12, plot_height)
+    bottom = top + plot_height
+    steps = [frame.at(0, heights[0])]
+    steps += [frame.at(int(rank) + 1, height) for rank, height in zip(ranks, heights, strict=True)]
+    outline = "L".join(f"{px:.1f} {py:.1f}" for px, py in steps)
+    even_y = frame.at(0, even)[1]
+    used = f"{num_used} of {K} codes used ({health.usage:.1%})"
+    spread = f"perplexity {figure(health.perplexity)} ({health.perplexity / K:.1%} of {K})"
+    fill = f"fill:{SERIES[0]};fill-opacity:.16"
+    body = [
+        text(0, 13, "How often each code is chosen (log)", bold=True),
+        text(0, 31, used, colour=FAINT),
+        text(0, 47, spread, colour=FAINT),
+        frame.drawing("codes, most used first"),
+        f'<path d="M{left:.1f} {bottom:.1f}L{outline}V{bottom:.1f}Z" style="{fill}"/>',
+        f'<path d="M{outline}" stroke-width="1.8" style="stroke:{SERIES[0]}"/>',
+        line(left, even_y, width - 12, even_y, FAINT, dash="4 3"),
+        text(width - 14, even_y - 6, "even use", anchor="end", colour=FAINT),
+    ]
+    if health.dead:
+        x = frame.at(num_used, scale_y.low)[0]
+        room = width - 12 - x
+        anchor, place = ("start", x + 6) if room > 90 else ("end", x - 6)
+        y = bottom - 8 if bottom - even_y > 24 else even_y - 6
+        body.append(text(place, y, f"{health.dead} unused", anchor=anchor, colour=FAINT))
+    data = document(width, bottom + 36, "".join(body))
+    alt = f"How often each code is chosen, sorted: {used}, {spread}"
+    return Picture(caption, alt, data, "image/svg+xml")
+
+
+def _check(images: Tensor, grid: tuple[int, int], vocab_size: int, codes: Tensor) -> None:
+    expected = (len(images), grid[0] * grid[1])
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+    if tuple(codes.shape) != expected:
+        raise ValueError(
+            f"codes must be (B, N) = {expected} for grid {grid}, got {tuple(codes.shape)}"
+        )
+    _check_codes(codes, "codes", vocab_size)
+
+
+def _check_codes(codes: Tensor, name: str, vocab_size: int) -> None:
+    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < vocab_size:
+        raise ValueError(
+            f"{name} must lie in [0, {vocab_size}), got {int(codes.min())} to {int(codes.max())}"
+        )

@@ -1,0 +1,1 @@
+"""What lies on disk: run directories, checkpoints, weights, foreign formats, teachers."""

@@ -1,0 +1,119 @@
+"""Checkpoints of a run: written whole or not at all; only tensors and plain values are read."""
+
+import logging
+import math
+import pickle
+import re
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from beit.store.atomic import PARTIAL_SUFFIX, replacing
+from beit.store.run import RunDirectory
+
+logger = logging.getLogger(__name__)
+
+_NAME = re.compile(r"step-(\d{9})\.pt")
+_PLAIN = (int, float, bool, str, bytes, type(None))
+
+
+def save(
+    run: RunDirectory, step: int, state: dict[str, Any], keep_last: int = 2, keep_every: int = 0
+) -> Path:
+    """Write the state after `step` steps, then remove checkpoints that need not be kept.
+
+    Args:
+        state: nested dicts, lists and tuples of tensors and plain values.
+        keep_last: how many of the newest stay (this one included).
+        keep_every: those at multiples of so many steps stay too; 0 for none.
+    """
+    if keep_last < 1:
+        raise ValueError(f"keep_last is {keep_last}; expected 1 or more")
+    _check_loadable(state, "state")
+    path = run.checkpoints / f"step-{step:09d}.pt"
+    with replacing(path) as temporary:
+        torch.save({"step": step, "state": state}, temporary)
+    for leftover in run.checkpoints.glob(f".*{PARTIAL_SUFFIX}"):  # of a writer that was killed
+        leftover.unlink(missing_ok=True)
+    saved = _steps(run)
+    # One that claims to be newer was found damaged when the run was resumed before it.
+    past = sorted(other for other in saved if other <= step)
+    kept = {other for other in past if keep_every and other % keep_every == 0} | set(
+        past[-keep_last:]
+    )
+    for other, file in saved.items():
+        if other not in kept:
+            file.unlink()
+    return path
+
+
+def latest(run: RunDirectory) -> tuple[int, dict[str, Any]] | None:
+    """Read the newest sound checkpoint onto the CPU: (step, state), or None when there is none.
+
+    A damaged one is named in the log and the one before it is taken; when all are damaged that is
+    an error, as starting from step 0 again should be a person's choice.
+    """
+    saved = _steps(run)
+    for step in sorted(saved, reverse=True):
+        try:
+            return step, _read(saved[step], step)
+        except ValueError as error:
+            logger.warning("%s; trying the checkpoint before it", error)
+    if saved:
+        raise ValueError(f"every checkpoint in {run.checkpoints} is damaged; start a new run")
+    return None
+
+
+def refuse_non_finite(run: RunDirectory, step: int, loss: float, rate: float) -> None:
+    """Stop a run whose loss is infinite or not a number, naming the last checkpoint before it."""
+    if not math.isfinite(loss):
+        saved = _steps(run)
+        good = saved[max(saved)] if saved else "none"
+        raise ValueError(
+            f"the loss is {loss} at step {step}, learning rate {rate:.3g}; last good checkpoint: "
+            f"{good}. Lower the learning rate, clip gradients (--optim.clip), or use bf16-mixed or "
+            "32-true precision"
+        )
+
+
+def _steps(run: RunDirectory) -> dict[int, Path]:
+    files = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
+    return {int(match[1]): file for file in files if (match := _NAME.fullmatch(file.name))}
+
+
+def _read(path: Path, step: int) -> dict[str, Any]:
+    """Read one checkpoint; ValueError naming the file when it is not whole."""
+    try:
+        # torch reads past flipped bits; the archive's checksums catch them.
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"checkpoint {path} is damaged in {damaged}")
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # torch's message advises to execute it: not passed on
+        raise ValueError(f"checkpoint {path} holds more than tensors and plain values") from error
+    except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
+        raise ValueError(f"checkpoint {path} is damaged ({error})") from error
+    if not isinstance(content, dict) or content.get("step") != step or "state" not in content:
+        raise ValueError(f"checkpoint {path} does not hold the state of step {step}")
+    state: dict[str, Any] = content["state"]
+    return state
+
+
+def _check_loadable(value: Any, name: str) -> None:
+    """Refuse at saving what a safe load would refuse at resuming, when it is too late."""
+    if isinstance(value, torch.Tensor) or type(value) in _PLAIN:
+        return
+    if type(value) in (dict, OrderedDict):
+        for key, entry in value.items():
+            if type(key) not in (str, int):
+                raise ValueError(f"{name} has the key {key!r}; expected a string or an int")
+            _check_loadable(entry, f"{name}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for index, entry in enumerate(value):
+            _check_loadable(entry, f"{name}[{index}]")
+    else:
+        raise ValueError(f"{name} is a {type(value).__name__}; expected tensors and plain values")

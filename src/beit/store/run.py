@@ -1,0 +1,180 @@
+"""The run directory: what one training run leaves behind, under fixed names."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from beit.store.atomic import write_text
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run writes, and how often.
+
+    Args:
+        output: the run directory to create; it must not exist yet.
+        seed: of the weights, the sample order, the views and the masks.
+        log_every: steps between two lines of the metrics log.
+        checkpoint_every: steps between two checkpoints.
+        keep_last: how many of the newest checkpoints to keep.
+        keep_every: checkpoints at multiples of so many steps are kept for good; 0 for none.
+        stop_after: end after so many steps, the schedule unchanged, as a trial or a cut run.
+    """
+
+    output: str = ""
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 1000
+    keep_last: int = 2
+    keep_every: int = 0
+    stop_after: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "checkpoint_every", "keep_last"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name} is {getattr(self, name)}; expected 1 or more")
+        if self.keep_every < 0:
+            raise ValueError(f"run.keep_every is {self.keep_every}; expected 0 (none) or more")
+        if self.stop_after is not None and self.stop_after < 1:
+            raise ValueError(f"run.stop_after is {self.stop_after}; expected 1 or more steps")
+
+
+class RunDirectory:
+    """The names inside a run directory; make one with `create` or `open`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.environment_file = path / "environment.json"
+        self.metrics_file = path / "metrics.jsonl"
+        self.speed_file = path / "speed.jsonl"
+        self.weights_file = path / "weights.safetensors"
+        self.report_file = path / "report.html"
+        self.checkpoints = path / "checkpoints"
+
+    @staticmethod
+    def check_new(path: str | Path) -> None:
+        """Refuse a directory that is there already, or none."""
+        if not str(path):
+            raise ValueError(
+                "no run directory given; name a new one, as in --run.output runs/first"
+            )
+        if Path(path).exists():
+            raise FileExistsError(
+                f"{path} exists and is not overwritten; "
+                f"name another directory, or continue that run with --resume {path}"
+            )
+
+    @classmethod
+    def create(cls, path: str | Path, config: Mapping[str, Any], verb: str) -> "RunDirectory":
+        """Make the directory of a new run and write its configuration and environment.
+
+        Args:
+            config: the resolved configuration, nested mappings of plain values.
+            verb: the command that ran, as in `beit VERB --config config.yaml`.
+        """
+        if not str(path):
+            raise ValueError(
+                "no run directory given; name a new one, as in --run.output runs/first"
+            )
+        run = cls(Path(path))
+        try:
+            run.path.mkdir(parents=True)
+        except FileExistsError:
+            raise FileExistsError(
+                f"{run.path} exists and is not overwritten; "
+                f"name another directory, or continue that run with --resume {run.path}"
+            ) from None
+        run.checkpoints.mkdir()
+        write_text(run.environment_file, json.dumps(environment(verb), indent=2) + "\n")
+        settings = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True, width=100)
+        # The configuration comes last: a directory that has one is complete.
+        write_text(run.config_file, f"# beit {verb} --config {run.config_file.name}\n{settings}")
+        return run
+
+    @classmethod
+    def open(cls, path: str | Path, verb: str | None = None) -> "RunDirectory":
+        """Find the run that is already there, to resume or to read it; made by `verb` if given."""
+        run = cls(Path(path))
+        if not run.path.is_dir():
+            raise FileNotFoundError(f"{run.path} is not a directory; expected a run directory")
+        if not run.config_file.is_file():
+            raise FileNotFoundError(f"{run.path} is not a run directory: it has no config.yaml")
+        if verb not in (None, run.verb()):
+            raise ValueError(f"{run.path} is a run of beit {run.verb()}, not of beit {verb}")
+        return run
+
+    def config(self) -> dict[str, Any]:
+        """Read the resolved configuration, nested dicts of plain values (tuples come as lists)."""
+        try:
+            settings = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{self.config_file} is not valid YAML: {error}") from error
+        if not isinstance(settings, dict):
+            raise ValueError(f"{self.config_file} does not hold a configuration")
+        return settings
+
+    def verb(self) -> str:
+        """Read which command made this run."""
+        try:
+            recorded = json.loads(self.environment_file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{self.environment_file} is not valid JSON: {error}") from error
+        return str(recorded["verb"])
+
+
+def environment(verb: str) -> dict[str, Any]:
+    """Tell what a number of this run depends on beside its configuration."""
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return {
+        "verb": verb,
+        "argv": sys.argv,
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "python": platform.python_version(),
+        "torch": str(torch.__version__),
+        "machine": platform.platform(),
+        "cpus": os.cpu_count(),
+        "gpus": gpus,
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Name the commit of this package's sources, `-dirty` when edited; None when installed."""
+    here = Path(__file__)
+    git = ["git", "-C", str(here.parent)]
+    try:
+        # A virtual environment inside someone else's repository is not our commit.
+        tracked = subprocess.run(
+            [*git, "ls-files", "--error-unmatch", here.name], capture_output=True, timeout=10
+        )
+        if tracked.returncode != 0:
+            return None
+        described = subprocess.run(
+            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return described.stdout.strip() or None
+
+
+def _plain(value: Any) -> Any:
+    """Turn a configuration into what YAML holds: tuples become lists, paths strings."""
+    if isinstance(value, Mapping):
+        return {str(name): _plain(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(entry) for entry in value]
+    return str(value) if isinstance(value, Path) else value

@@ -1,0 +1,1 @@
+"""What every training recipe needs around its step: groups, rates, logs, progress, devices."""

@@ -1,0 +1,155 @@
+"""Devices, precision and processes of a run, by lightning-fabric."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+@dataclass(frozen=True)
+class DeviceConfig:
+    """What a run computes on.
+
+    Args:
+        accelerator: auto takes CUDA, else MPS, else the CPU.
+        devices: a node; auto takes all. Under torchrun the processes it started count.
+        num_nodes: machines, where Slurm starts the processes; torchrun says it itself.
+        precision: 32-true, or autocast in bfloat16 or (on a GPU) float16 with loss scaling.
+        compile: run the model through torch.compile.
+    """
+
+    accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int | Literal["auto"] = 1
+    num_nodes: int = 1
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("devices", "num_nodes"):
+            value = getattr(self, name)
+            if value != "auto" and value < 1:
+                raise ValueError(f"device.{name} is {value}; expected 1 or more")
+
+
+class Layout(NamedTuple):
+    """Where a run's processes are: so many on each of so many nodes, one device a process."""
+
+    accelerator: str
+    devices: int
+    num_nodes: int
+
+
+def layout(config: DeviceConfig, environment: Mapping[str, str]) -> Layout:
+    """Settle which devices a run uses, from its configuration and what torchrun says."""
+    found = {"cpu": 1}
+    if torch.backends.mps.is_available():
+        found = {"mps": 1, **found}
+    if torch.cuda.is_available():
+        found = {"cuda": torch.cuda.device_count(), **found}
+    accelerator = next(iter(found)) if config.accelerator == "auto" else config.accelerator
+    if accelerator not in found:
+        raise ValueError(
+            f"device.accelerator is {accelerator}, which this machine does not offer; "
+            f"it has {', '.join(found)}"
+        )
+    if config.precision == "16-mixed" and accelerator == "cpu":
+        raise ValueError(
+            "device.precision 16-mixed needs a GPU; take bf16-mixed or 32-true on the CPU"
+        )
+
+    devices = found[accelerator] if config.devices == "auto" else config.devices
+    num_nodes = config.num_nodes
+    if "TORCHELASTIC_RUN_ID" in environment:
+        started = int(environment["LOCAL_WORLD_SIZE"])
+        if config.devices not in ("auto", 1, started):
+            raise ValueError(
+                f"device.devices is {config.devices}, but torchrun started {started} processes "
+                "on this node; leave device.devices out"
+            )
+        devices, num_nodes = started, int(environment["WORLD_SIZE"]) // started
+    if accelerator != "cpu" and devices > found[accelerator]:
+        raise ValueError(
+            f"{devices} {accelerator} devices asked for, this machine has {found[accelerator]}"
+        )
+    return Layout(accelerator, devices, num_nodes)
+
+
+def launch(config: DeviceConfig) -> Fabric:
+    """Start the run's processes, or join those that torchrun started, and return their Fabric.
+
+    With more than one process gradients are averaged by DDP. Every parameter must take part in
+    each step, and buffers stay as each process leaves them: what changes them is reduced first.
+    """
+    from lightning_fabric import Fabric  # slow to import
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from torch.nn.parallel import DistributedDataParallel
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces each choice
+    accelerator, devices, num_nodes = layout(config, os.environ)
+    # torch 2.15 gave the switch for synchronising buffers in each forward pass another name.
+    known = inspect.signature(DistributedDataParallel).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    settings: dict[str, Any] = {"find_unused_parameters": False, switch: False}
+    ddp = DDPStrategy(gradient_as_bucket_view=True, **settings)
+    fabric = Fabric(
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        precision=config.precision,
+        strategy=ddp if devices * num_nodes > 1 else "auto",
+    )
+    fabric.launch()
+    return fabric
+
+
+def compiled(model: nn.Module, config: DeviceConfig) -> nn.Module:
+    """Return the model, through torch.compile where the run asks for it."""
+    return cast(nn.Module, torch.compile(model)) if config.compile else model
+
+
+def summed(fabric: Fabric, tensor: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor over all processes."""
+    return cast(torch.Tensor, fabric.all_reduce(tensor, reduce_op="sum"))
+
+
+def gathered(fabric: Fabric, rows: torch.Tensor) -> torch.Tensor:
+    """Return the rows (n, ...) of all processes, in order of rank: (processes * n, ...)."""
+    return cast(torch.Tensor, fabric.all_gather(rows)).reshape(-1, *rows.shape[1:])
+
+
+def can_fuse(fabric: Fabric) -> bool:
+    """Say whether the optimiser may update all weights in one kernel.
+
+    It may on CUDA, except with float16 loss scaling: a fused step would unscale the gradients
+    itself, too late for clipping.
+    """
+    return fabric.device.type == "cuda" and _scaler(fabric) is None
+
+
+def precision_state(fabric: Fabric) -> dict[str, Any]:
+    """Return the state of float16 loss scaling for a checkpoint; empty in other precisions."""
+    return dict(fabric.strategy.precision.state_dict())
+
+
+def load_precision_state(fabric: Fabric, state: Mapping[str, Any]) -> None:
+    """Go on with the loss scaling of `precision_state`."""
+    if bool(state) != (_scaler(fabric) is not None):
+        raise ValueError(
+            f"the checkpoint was written {'with' if state else 'without'} float16 loss scaling "
+            f"and this run goes on {'without' if state else 'with'}; resume in the same precision"
+        )
+    fabric.strategy.precision.load_state_dict(dict(state))
+
+
+def _scaler(fabric: Fabric) -> Any:
+    return getattr(fabric.strategy.precision, "scaler", None)

@@ -1,0 +1,82 @@
+"""The metrics log: one JSON line a record, whole after a kill, exact after a resume."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+
+class MetricsLog:
+    """Appends records to a file of JSON lines.
+
+    Floats are written so that reading gives the same bits; a float that is not finite is written as
+    null, as JSON has no other word for it.
+    """
+
+    def __init__(self, path: Path | None, resume_step: int | None = None) -> None:
+        """Open the log.
+
+        Args:
+            path: None keeps no log, for processes other than the first
+            resume_step: None starts a new file; a step goes on with the file of a run that is
+                resumed after that step, without the lines of later steps or one cut short
+        """
+        self._file: TextIO | None = None
+        if path is None:
+            return
+        if resume_step is not None and path.exists():
+            _drop_after(path, resume_step)
+        elif path.exists() and path.stat().st_size:
+            raise FileExistsError(f"{path} has lines of another run; a new log needs a new file")
+        self._file = path.open("a", encoding="utf-8", newline="\n")
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append one record of plain values; it must say its `step`, an int."""
+        if self._file is None:
+            return
+        if not isinstance(record.get("step"), int):
+            raise ValueError(f"a record needs an integer 'step', got {record.get('step')!r}")
+        plain = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in record.items()
+        }
+        self._file.write(json.dumps(plain, allow_nan=False) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._file is not None:
+            self._file.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Read the records of a log; a last line that was cut short is left out."""
+    return [record for _, record in _lines(path)]
+
+
+def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Read whole lines with their records."""
+    *lines, _cut_short = path.read_text(encoding="utf-8").split("\n")
+    found = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path} line {number} is not JSON: {error}") from error
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise ValueError(f"{path} line {number} is not a record with an integer 'step'")
+        found.append((line, record))
+    return found
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Replace the file by its lines up to a step, or leave it as it is when interrupted."""
+    kept = [line + "\n" for line, record in _lines(path) if record["step"] <= step]
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(kept)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

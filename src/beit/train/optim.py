@@ -1,0 +1,171 @@
+"""AdamW over parameter groups: which weights decay, and how fast each layer learns."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from beit.train.schedules import warmup_cosine
+
+UNDECAYED = ("bias", "pos_embed", "cls_token")  # FACTS 2.7; mask token and bias tables do decay
+STEM = (
+    "cls_token",
+    "mask_token",
+    "pos_embed",
+)  # with patch_embed, the layer before the first block
+_BLOCK = re.compile(r"(?:^|(?P<trunk>.*)\.)blocks\.(?P<number>\d+)\.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How the weights are updated, and for how long.
+
+    Args:
+        batch_size: images a step, over all processes and micro-steps together.
+        accumulate: micro-steps a step; memory falls, the result stays.
+        epochs: passes over the training set.
+        learning_rate: between warm-up and decay, not scaled by anything.
+        final_rate: at the end of the cosine.
+        warmup_epochs: of linear warm-up; fractions are fine.
+        warmup_start: learning rate of the first step.
+        betas: of AdamW.
+        eps: of AdamW.
+        weight_decay: of matrices; vectors, positions and the [CLS] token have none.
+        clip: largest norm of the whole gradient; none when null.
+    """
+
+    batch_size: int = 2048
+    accumulate: int = 1
+    epochs: int
+    learning_rate: float
+    final_rate: float = 1e-5
+    warmup_epochs: float
+    warmup_start: float = 0.0
+    betas: tuple[float, float]
+    eps: float = 1e-8
+    weight_decay: float
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "epochs"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}; expected 1 or more")
+        for name in ("learning_rate", "final_rate", "warmup_start", "weight_decay", "eps"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"optim.{name} is {getattr(self, name)}; expected 0 or more")
+        if self.batch_size % self.accumulate:
+            raise ValueError(
+                f"optim.batch_size {self.batch_size} does not divide into "
+                f"optim.accumulate {self.accumulate} micro-steps"
+            )
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs is {self.warmup_epochs}; "
+                f"expected 0 to optim.epochs, {self.epochs}"
+            )
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas are {self.betas}; expected two numbers in [0, 1)")
+        if self.clip is not None and not self.clip > 0:
+            raise ValueError(f"optim.clip is {self.clip}; expected above 0, or null for none")
+
+    def micro_batch_size(self, world_size: int) -> int:
+        """Return the images of one process in one micro-step."""
+        parts = world_size * self.accumulate
+        if self.batch_size % parts:
+            raise ValueError(
+                f"optim.batch_size {self.batch_size} does not divide into {world_size} processes "
+                f"x {self.accumulate} micro-steps; use a multiple of {parts}"
+            )
+        return self.batch_size // parts
+
+    def rate(self, step: int, steps_per_epoch: int) -> float:
+        """Return the learning rate of a step, counted from 1."""
+        return warmup_cosine(
+            step - 1,
+            base=self.learning_rate,
+            final=self.final_rate,
+            total_steps=self.epochs * steps_per_epoch,
+            warmup_steps=round(self.warmup_epochs * steps_per_epoch),
+            start=self.warmup_start,
+        )
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float | None = None
+) -> list[dict[str, Any]]:
+    """Sort the trainable parameters into groups that share weight decay and rate scale.
+
+    Not decayed: biases, everything of at most one dimension, positions, [CLS]. With layer decay the
+    layers from the stem (0) over the blocks to whatever follows them (depth + 1) have the scales
+    layer_decay ** (depth + 1 - layer), as in BEiT's fine-tuning.
+
+    Args:
+        model: the bare module; frozen parameters are left out
+        weight_decay: of what decays
+        layer_decay: in (0, 1]; None gives every parameter the scale 1
+
+    Returns: dicts of `params`, their `names`, `weight_decay` and `lr_scale`
+    """
+    if layer_decay is not None and not 0 < layer_decay <= 1:
+        raise ValueError(f"layer_decay is {layer_decay}; expected above 0 and at most 1")
+    depth = 0 if layer_decay is None else _trunk_depth(model)
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        decayed = parameter.ndim > 1 and not name.endswith(UNDECAYED)
+        decay = weight_decay if decayed else 0.0
+        scale = 1.0
+        if layer_decay is not None:
+            scale = layer_decay ** (depth + 1 - _layer(name, depth))
+        fresh = {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale}
+        group = groups.setdefault((decay, scale), fresh)
+        group["params"].append(parameter)
+        group["names"].append(name)
+    return list(groups.values())
+
+
+def build_optimizer(
+    groups: Iterable[dict[str, Any]], config: OptimConfig, fused: bool = False
+) -> AdamW:
+    """Make AdamW over `parameter_groups`; `fused` updates all weights in one kernel."""
+    optimizer = AdamW(
+        groups,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=0.0,  # each group has its own
+        fused=fused,
+    )
+    set_learning_rate(optimizer, config.learning_rate)
+    return optimizer
+
+
+def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
+    """Give every group the rate times its own `lr_scale`."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]
+
+
+def _trunk_depth(model: nn.Module) -> int:
+    """Count the blocks of the one trunk that layer decay goes through."""
+    found = [match for name, _ in model.named_parameters() if (match := _BLOCK.match(name))]
+    trunks = sorted({match["trunk"] or "" for match in found})
+    if len(trunks) != 1:
+        raise ValueError(
+            f"layer decay needs a model with one trunk of blocks, found {len(trunks)}"
+            + (f": {', '.join(trunks)}" if trunks else "")
+        )
+    return 1 + max(int(match["number"]) for match in found)
+
+
+def _layer(name: str, depth: int) -> int:
+    """Number the layer a parameter belongs to: stem 0, block i is i + 1, the rest depth + 1."""
+    if block := _BLOCK.match(name):
+        return int(block["number"]) + 1
+    if name.endswith(STEM) or "patch_embed" in name.split("."):
+        return 0
+    return depth + 1

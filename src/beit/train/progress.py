@@ -1,0 +1,192 @@
+"""What a person sees of a run: a live line on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import NamedTuple, Self, TextIO
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+WINDOW_SECONDS = 30.0  # speed is that of the last so many seconds
+
+
+class Speed(NamedTuple):
+    """How fast the last steps were.
+
+    Attributes:
+        images_per_second: 0 until two updates are in
+        seconds_left: for the rest of the run; None while unknown
+        wait_share: of the time that went into waiting for data, in [0, 1]
+    """
+
+    images_per_second: float
+    seconds_left: float | None
+    wait_share: float
+
+
+class _Mark(NamedTuple):
+    seconds: float
+    step: int
+    images: int
+    wait_seconds: float
+
+
+class Progress:
+    """Shows where a run is; use it as a context manager, so that the terminal is given back."""
+
+    def __init__(
+        self,
+        total_steps: int,
+        start_step: int = 0,
+        enabled: bool = True,
+        *,
+        stream: TextIO | None = None,
+        line_seconds: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Prepare, showing nothing yet.
+
+        Args:
+            total_steps: of the whole run
+            start_step: steps done before, where a run is resumed
+            enabled: False shows nothing and still measures, for processes other than the first
+            stream: where to; None for standard error
+            line_seconds: time between two plain lines
+            clock: seconds from any origin
+        """
+        self._total_steps, self._step = total_steps, start_step
+        self._clock, self._line_seconds = clock, line_seconds
+        self._aside_seconds, self._aside = 0.0, ""
+        self._figures: dict[str, float] = {}
+        self._speed = Speed(0.0, None, 0.0)
+        self._marks = deque([_Mark(self._now(), start_step, 0, 0.0)])
+        self._last_line = clock()
+        self._stream: TextIO | None = (stream or sys.stderr) if enabled else None
+        self._live: Live | None = None
+        if self._stream is not None and self._stream.isatty():
+            console = Console(file=self._stream, highlight=False)
+            if not console.is_dumb_terminal:
+                self._live = Live(
+                    console=console,
+                    get_renderable=self._render,
+                    refresh_per_second=4,
+                    redirect_stdout=sys.stdout.isatty(),  # what goes to a file goes on going there
+                )
+
+    def __enter__(self) -> Self:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def update(
+        self, step: int, figures: Mapping[str, float], images: int, wait_seconds: float
+    ) -> Speed:
+        """Take note of the steps done and return their speed.
+
+        Args:
+            step: steps done since the run began
+            figures: to show, in order; those not given keep their last value
+            images: in the steps since the last update, over all processes
+            wait_seconds: spent waiting for data so far, as `Prefetch.wait_seconds` counts them
+        """
+        self._step = step
+        self._figures = {**self._figures, **figures}  # the old dict may be on its way to the screen
+        last = self._marks[-1]
+        self._marks.append(_Mark(self._now(), step, last.images + images, wait_seconds))
+        self._speed = self._measure()
+        if self._live is None and self._stream is not None:
+            ended = step >= self._total_steps
+            if ended or self._clock() - self._last_line >= self._line_seconds:
+                self._last_line = self._clock()
+                self.message(self.line())
+        return self._speed
+
+    def message(self, text: str) -> None:
+        """Print a line above the live one."""
+        if self._live is not None:
+            self._live.console.print(Text(text), soft_wrap=True)
+        elif self._stream is not None:
+            print(text, file=self._stream, flush=True)
+
+    def warn(self, text: str) -> None:
+        """Print a line whichever process this is: above the live one, or to standard error."""
+        if self._live is None and self._stream is None:
+            print(text, file=sys.stderr, flush=True)
+        else:
+            self.message(text)
+
+    @contextmanager
+    def aside(self, what: str) -> Iterator[None]:
+        """Name what is done between two steps, such as a validation, and leave its time out."""
+        started = self._clock()
+        self._aside = what
+        try:
+            yield
+        finally:
+            self._aside = ""
+            self._aside_seconds += self._clock() - started
+
+    def line(self) -> str:
+        """Return the line as it stands."""
+        return " · ".join([f"step {self._step}/{self._total_steps}", *self._parts()])
+
+    def _now(self) -> float:
+        return self._clock() - self._aside_seconds
+
+    def _measure(self) -> Speed:
+        """Compare the last update with the one some WINDOW_SECONDS before it."""
+        marks = self._marks
+        last = marks[-1]
+        while len(marks) > 2 and last.seconds - marks[1].seconds >= WINDOW_SECONDS:
+            marks.popleft()
+        first = marks[0]
+        seconds, steps = last.seconds - first.seconds, last.step - first.step
+        if seconds <= 0 or steps <= 0:
+            return self._speed
+        return Speed(
+            images_per_second=(last.images - first.images) / seconds,
+            seconds_left=max(self._total_steps - last.step, 0) * seconds / steps,
+            wait_share=min((last.wait_seconds - first.wait_seconds) / seconds, 1.0),
+        )
+
+    def _parts(self) -> list[str]:
+        parts = [f"{name} {value:.4g}" for name, value in self._figures.items()]
+        if self._speed.seconds_left is not None:
+            rate = self._speed.images_per_second
+            parts += [
+                f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s",
+                f"{_duration(self._speed.seconds_left)} left",
+                f"data wait {self._speed.wait_share:.0%}",
+            ]
+        return [*parts, self._aside] if self._aside else parts
+
+    def _render(self) -> Table:
+        row = Table.grid(padding=(0, 1))
+        row.add_column(width=16)
+        row.add_column(no_wrap=True, overflow="ellipsis")
+        bar = ProgressBar(total=self._total_steps, completed=self._step, width=16)
+        row.add_row(bar, Text(self.line()))
+        return row
+
+
+def _duration(seconds: float) -> str:
+    """Write a duration as h:mm:ss, or m:ss under an hour."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,0 +1,40 @@
+"""The learning rate of each step."""
+
+import math
+
+
+def warmup_cosine(
+    step: int,
+    *,
+    base: float,
+    final: float,
+    total_steps: int,
+    warmup_steps: int = 0,
+    start: float = 0.0,
+) -> float:
+    """Return the rate of one step: a straight line up from `start`, then half a cosine down.
+
+    As in the published code the line reaches `base` with the last warm-up step, the first step
+    after it has `base` again, and `final` would be reached with the step after the last.
+
+    Args:
+        step: counted from 0; from total_steps on the rate is `final`
+        base: rate between warm-up and decay
+        final: rate at the end
+        total_steps: of the whole run, warm-up included
+        warmup_steps: 0 for none
+        start: rate of step 0 where there is a warm-up
+    """
+    if not 0 <= warmup_steps <= total_steps:
+        raise ValueError(
+            f"warm-up of {warmup_steps} steps in a run of {total_steps}; "
+            f"expected 0 to {total_steps}; give fewer warm-up epochs"
+        )
+    if step < 0:
+        raise ValueError(f"step {step} has no learning rate; steps count from 0")
+    if step >= total_steps:
+        return final
+    if step < warmup_steps:
+        return start + (base - start) * step / max(warmup_steps - 1, 1)
+    done = (step - warmup_steps) / (total_steps - warmup_steps)
+    return final + (base - final) * (1 + math.cos(math.pi * done)) / 2

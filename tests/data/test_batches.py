@@ -1,0 +1,189 @@
+import pytest
+import torch
+
+from beit.data.batches import DataConfig, EvalBatches, TrainBatches, Unreadable
+from beit.data.decoding import UnreadableImage
+from beit.data.order import epoch_order
+from beit.data.sources import open_source
+from beit.data.views import EvalView, TrainViews, ViewConfig
+
+VIEWS = TrainViews(ViewConfig(), (8, 12), (4, 6))
+
+
+class Holed:
+    """Thirteen flat images, index as colour; those in `holes` cannot be read."""
+
+    class_names = None
+
+    def __init__(self, holes=(), length=13):
+        self.holes, self.length = set(holes), length
+        self.labels = torch.arange(length) * 2
+
+    def __len__(self):
+        return self.length
+
+    def image(self, index):
+        if index in self.holes:
+            raise UnreadableImage(self.name(index), "broken")
+        return torch.full((3, 9, 11), index, dtype=torch.uint8)
+
+    def name(self, index):
+        return f"{index}.png"
+
+
+def train(source, **options):
+    settings = {"batch_size": 2, "seed": 7, "start_step": 0, "num_steps": 4} | options
+    return TrainBatches(source, VIEWS, **settings)
+
+
+def assert_equal(first, second):
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        for left, right in zip(one[:4], other[:4], strict=True):
+            assert torch.equal(left, right)
+        assert one.unreadable == other.unreadable
+
+
+def test_steps_walk_through_the_epoch_order():
+    batches = train(Holed(), num_steps=9, batch_size=3)
+    assert batches.steps_per_epoch == 4
+    assert len(batches) == 9
+    seen = [batch.indices.tolist() for batch in batches]
+    orders = [epoch_order(13, 7, epoch).tolist() for epoch in range(3)]
+    assert seen[:4] == [orders[0][i : i + 3] for i in (0, 3, 6, 9)]
+    assert seen[4] == orders[1][:3]
+    assert seen[8] == orders[2][:3]
+
+
+def test_batch_holds_views_labels_and_indices():
+    batch = next(iter(train(Holed())))
+    assert batch.student.shape == (2, 3, 8, 12)
+    assert batch.tokenizer.shape == (2, 3, 4, 6)
+    assert batch.student.dtype == torch.uint8
+    assert batch.labels.tolist() == [2 * index for index in batch.indices.tolist()]
+    assert batch.unreadable == []
+    source = Holed()
+    source.labels = None
+    assert next(iter(train(source))).labels.tolist() == [-1, -1]
+
+
+def test_ranks_and_accumulation_trade_places_with_batch_size():
+    source = open_source("shapes://26?size=8")
+    whole = [batch.student for batch in train(source, batch_size=8)]
+    pieces = [[] for _ in range(4)]
+    for rank in range(2):
+        for number, batch in enumerate(
+            train(source, batch_size=2, accumulate=2, rank=rank, world_size=2)
+        ):
+            step, micro = divmod(number, 2)
+            pieces[step].append((micro * 2 + rank, batch.student))
+    for step in range(4):
+        parts = [student for _, student in sorted(pieces[step], key=lambda piece: piece[0])]
+        assert torch.equal(torch.cat(parts), whole[step])
+
+
+def test_workers_and_cache_change_nothing():
+    spec = "shapes://13?size=16"
+    plain = list(train(open_source(spec), num_steps=8))
+    workers = list(train(open_source(spec, cache_gigabytes=0.001), num_steps=8, num_workers=2))
+    assert_equal(plain, workers)
+
+
+def test_a_later_start_sees_what_the_whole_run_sees():
+    source = open_source("shapes://13?size=8")
+    whole = list(train(source, num_steps=9, accumulate=2))
+    assert_equal(list(train(source, start_step=4, num_steps=9, accumulate=2)), whole[8:])
+    assert list(train(source, start_step=9, num_steps=9)) == []
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_global_random_state_is_left_alone(workers):
+    before = torch.get_rng_state()
+    list(train(Holed(), num_workers=workers))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_augmentation_changes_with_the_epoch():
+    source = open_source("shapes://2?size=16")
+    first, second = train(source, num_steps=2)
+    order = [first.indices.tolist().index(index) for index in second.indices.tolist()]
+    assert not torch.equal(first.student[order], second.student)
+
+
+def test_equal_views_are_one_tensor_through_workers_too():
+    views = TrainViews(ViewConfig(), (8, 8), (8, 8))
+    source = open_source("shapes://6?size=8")
+    for workers in (0, 1):
+        batches = TrainBatches(
+            source, views, batch_size=2, seed=0, start_step=0, num_steps=1, num_workers=workers
+        )
+        batch = next(iter(batches))
+        assert batch.tokenizer is batch.student
+
+
+def test_too_few_images_for_a_step_names_the_numbers():
+    with pytest.raises(
+        ValueError, match=r"takes 16 images \(4 a batch x 2 accumulated x 2 proc.*13"
+    ):
+        train(Holed(), batch_size=4, accumulate=2, world_size=2)
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        train(Holed(), rank=2, world_size=2)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_unreadable_images_are_replaced_by_the_next(workers):
+    whole = [batch.indices.tolist() for batch in train(Holed(), num_steps=6)]
+    batches = list(train(Holed({4, 5, 12}), num_steps=6, num_workers=workers))
+    instead = {4: 6, 5: 6, 12: 0}
+    assert [batch.indices.tolist() for batch in batches] == [
+        [instead.get(index, index) for index in indices] for indices in whole
+    ]
+    for batch, wanted in zip(batches, whole, strict=True):
+        named = [name for index in wanted for name in {4: ["4", "5"]}.get(index, [str(index)])
+                 if index in instead]  # fmt: skip
+        assert batch.unreadable == [f"{name}.png: broken" for name in named]
+        assert batch.labels.tolist() == [2 * index for index in batch.indices.tolist()]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_only_unreadable_images_end_the_run(workers):
+    with pytest.raises(ValueError, match=r"^13 images in a row cannot be read, .*\.png: broken$"):
+        next(iter(train(Holed(range(13)), num_workers=workers)))
+
+
+def test_evaluation_shows_every_image_once_in_order():
+    view = EvalView((8, 8))
+    batches = list(EvalBatches(Holed(), view, 5, num_workers=2))
+    assert [batch.indices.tolist() for batch in batches] == [
+        [0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11, 12]
+    ]  # fmt: skip
+    assert batches[2].student[:, 0, 0, 0].tolist() == [10, 11, 12]
+    assert batches[0].tokenizer is batches[0].student
+    ranks = [EvalBatches(Holed(), view, 5, rank=rank, world_size=2) for rank in (0, 1)]
+    assert [len(rank) for rank in ranks] == [2, 1]
+    assert [batch.indices[0].item() for rank in ranks for batch in rank] == [0, 10, 5]
+
+
+def test_evaluation_can_be_repeated():
+    batches = EvalBatches(Holed(), EvalView((8, 8)), 5)
+    assert_equal(list(batches), list(batches))
+
+
+def test_unreadable_counts_each_once_and_stops_above_the_share():
+    count = Unreadable(total=300, limit_share=0.01)
+    assert count.note([]) == []
+    assert count.note(["a: x", "b: y", "a: x"]) == ["a: x", "b: y"]
+    assert count.note(["a: x", "c: z"]) == ["c: z"]
+    restored = Unreadable(total=300, limit_share=0.01)
+    restored.load_state_dict(count.state_dict())
+    assert restored.note(["b: y"]) == []
+    with pytest.raises(ValueError, match=r"4 of 300 images .* 1.000%: a: x; b: y; c: z; d: w"):
+        restored.note(["d: w"])
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_workers": -1}, {"cache_gigabytes": -1.0}, {"max_unreadable": 2.0}]
+)
+def test_wrong_config_is_refused(options):
+    with pytest.raises(ValueError, match=next(iter(options))):
+        DataConfig(**options)

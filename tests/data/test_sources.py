@@ -1,0 +1,233 @@
+import io
+import json
+import os
+
+import numpy as np
+import pyarrow
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+
+from beit.data import folder as folder_module
+from beit.data.decoding import UnreadableImage
+from beit.data.folder import FolderSource
+from beit.data.parquet import ParquetSource
+from beit.data.sources import CachedSource, LimitedSource, open_source
+
+
+@pytest.fixture(autouse=True)
+def cache_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def save(path, value, size=(5, 7)):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size[::-1], (value, 2, 3)).save(path)
+
+
+@pytest.fixture
+def classes(tmp_path):
+    root = tmp_path / "pictures"
+    save(root / "dog" / "a.PNG", 10)
+    save(root / "cat" / "deep" / "b.png", 20)
+    save(root / "cat" / "c.jpeg", 30)
+    save(root / "cat" / ".hidden.png", 40)
+    (root / "dog" / "notes.txt").write_text("not an image")
+    return root
+
+
+def png(value, size=(5, 7)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size[::-1], (value, 2, 3)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_parquet(path, values, labels=None, rows=2, column="image", names=None):
+    images = [{"bytes": None if v is None else png(v), "path": f"{v}.png"} for v in values]
+    table = pyarrow.table({column: images})
+    if labels is not None:
+        table = table.append_column("label", pyarrow.array(labels, pyarrow.int64()))
+    if names:
+        features = {"info": {"features": {"label": {"names": names}}}}
+        table = table.replace_schema_metadata({"huggingface": json.dumps(features)})
+    parquet.write_table(table, path, row_group_size=rows)
+    return path
+
+
+def first_pixels(source):
+    return [int(source.image(index)[0, 0, 0]) for index in range(len(source))]
+
+
+def test_class_folders_give_labels(classes):
+    source = open_source(str(classes))
+    names = [source.name(index) for index in range(len(source))]
+    assert names == [os.path.join("cat", "c.jpeg"), os.path.join("cat", "deep", "b.png"),
+                     os.path.join("dog", "a.PNG")]  # fmt: skip
+    assert source.labels.tolist() == [0, 0, 1]
+    assert source.class_names == ["cat", "dog"]
+    assert source.image(2).shape == (3, 5, 7)
+    assert source.image(2)[:, 0, 0].tolist() == [10, 2, 3]
+
+
+def test_an_image_beside_the_class_folders_means_no_labels(classes):
+    save(classes / "z.png", 50)
+    source = open_source(str(classes))
+    assert len(source) == 4
+    assert source.labels is None
+    assert source.class_names is None
+
+
+def test_folder_list_is_kept_until_a_folder_changes(classes, cache_home, monkeypatch):
+    def settle():
+        for path, _, _ in os.walk(classes):
+            os.utime(path, (1e9, 1e9))
+
+    settle()
+    first = FolderSource(classes)
+    assert len(list(cache_home.rglob("*.npz"))) == 1
+    monkeypatch.setattr(folder_module, "_scan", lambda root: pytest.fail("scanned again"))
+    again = FolderSource(classes)
+    assert [again.name(i) for i in range(3)] == [first.name(i) for i in range(3)]
+    assert again.labels.tolist() == first.labels.tolist()
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
+    save(classes / "dog" / "new.png", 1)
+    assert len(FolderSource(classes)) == 4
+    settle()
+    FolderSource(classes)
+    for file in cache_home.rglob("*.npz"):
+        file.write_bytes(b"damaged")
+    assert len(FolderSource(classes)) == 4
+
+
+def test_a_folder_that_changed_just_now_is_not_kept(classes, cache_home):
+    FolderSource(classes)
+    assert not list(cache_home.rglob("*.npz"))
+
+
+def test_links_in_a_circle_end(classes):
+    (classes / "dog" / "back").symlink_to(classes, target_is_directory=True)
+    assert len(open_source(str(classes))) == 3
+
+
+def test_missing_and_empty_folders_are_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"nowhere: no such .* expected a folder of images"):
+        open_source(str(tmp_path / "nowhere"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    (empty / "notes.txt").write_text("no image")
+    with pytest.raises(ValueError, match=r"empty: no images .* expected files named \*\.jpg"):
+        open_source(str(empty))
+    with pytest.raises(ValueError, match=r"neither a folder nor a \.parquet file"):
+        open_source(str(empty / "notes.txt"))
+    with pytest.raises(ValueError, match="no data given"):
+        open_source("")
+    with pytest.raises(ValueError, match="not known; expected"):
+        open_source("s3://bucket")
+
+
+def test_unreadable_files_are_named(classes):
+    (classes / "dog" / "a.PNG").write_text("a text file named .png")
+    (classes / "cat" / "c.jpeg").unlink()
+    (classes / "cat" / "c.jpeg").symlink_to(classes / "gone.jpeg")
+    source = open_source(str(classes))
+    with pytest.raises(UnreadableImage, match=r"dog.a\.PNG: not an image"):
+        source.image(2)
+    with pytest.raises(UnreadableImage, match=r"cat.c\.jpeg: No such file"):
+        source.image(0)
+
+
+def test_parquet_rows_in_any_order_over_files(tmp_path):
+    write_parquet(tmp_path / "train-0.parquet", [0, 1, 2, 3, 4], [5, 6, 7, 8, 9], names=list("ab"))
+    write_parquet(tmp_path / "train-1.parquet", [5, 6], [1, None])
+    source = open_source(str(tmp_path))
+    assert len(source) == 7
+    assert first_pixels(source) == list(range(7))
+    assert [int(source.image(i)[0, 0, 0]) for i in (6, 0, 4, 1)] == [6, 0, 4, 1]
+    assert source.labels.tolist() == [5, 6, 7, 8, 9, 1, -1]
+    assert source.class_names == ["a", "b"]
+    assert source.name(6) == "train-1.parquet[1]"
+    assert len(open_source(str(tmp_path / "train-*.parquet"))) == 7
+    assert len(open_source(str(tmp_path / "train-1.parquet"))) == 2
+
+
+def test_parquet_holds_few_row_groups(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", list(range(20)))
+    source = ParquetSource([path], cached_bytes=3 * 2 * len(png(0)))
+    assert first_pixels(source) == list(range(20))
+    assert 1 <= len(source._held) <= 3
+    assert source.labels is None
+
+
+def test_parquet_faults_are_named(tmp_path):
+    broken = tmp_path / "broken.parquet"
+    broken.write_bytes(b"PAR1 nothing")
+    with pytest.raises(ValueError, match=r"broken\.parquet: not a readable Parquet file"):
+        open_source(str(broken))
+    other = tmp_path / "other.parquet"
+    parquet.write_table(pyarrow.table({"text": ["a"]}), other)
+    with pytest.raises(ValueError, match=r"other\.parquet: no column 'image' .* it has text"):
+        open_source(str(other))
+    source = ParquetSource([write_parquet(tmp_path / "hole.parquet", [1, None, 3])])
+    with pytest.raises(UnreadableImage, match=r"hole\.parquet\[1\]: the row holds no bytes"):
+        source.image(1)
+    with pytest.raises(FileNotFoundError, match="no Parquet file has such a name"):
+        open_source(str(tmp_path / "none-*.parquet"))
+
+
+def test_a_folder_of_several_parquet_sets_asks_which(tmp_path):
+    write_parquet(tmp_path / "train.parquet", [1])
+    write_parquet(tmp_path / "test.parquet", [1])
+    with pytest.raises(ValueError, match=r"several sets \(test, train\); name one"):
+        open_source(str(tmp_path))
+
+
+def test_limit_is_a_fixed_nested_subset():
+    whole = open_source("shapes://40?size=8")
+    ten, twenty = (open_source("shapes://40?size=8", limit=limit) for limit in (10, 20))
+    names = [{source.name(i) for i in range(len(source))} for source in (ten, twenty, whole)]
+    assert [len(part) for part in names] == [10, 20, 40]
+    assert names[0] < names[1] < names[2]
+    index = int(ten.name(3).removeprefix("shapes://").split("?")[0])
+    assert torch.equal(ten.image(3), whole.image(index))
+    assert int(ten.labels[3]) == int(whole.labels[index])
+    assert len(open_source("shapes://40?size=8", limit=99)) == 40
+    with pytest.raises(ValueError, match="limit must be at least 1 image, got 0"):
+        open_source("shapes://40?size=8", limit=0)
+
+
+def test_cache_holds_equal_sizes_in_one_block():
+    plain = open_source("shapes://9?size=8x12", limit=7)
+    source = open_source("shapes://9?size=8x12", limit=7, cache_gigabytes=1e-5)
+    assert isinstance(plain, LimitedSource)
+    assert isinstance(source, CachedSource)
+    assert source._images.shape == (7, 3, 8, 12)
+    assert all(torch.equal(source.image(i), plain.image(i)) for i in range(7))
+    assert source.labels.tolist() == plain.labels.tolist()
+    assert source.name(4) == plain.name(4)
+
+
+def test_cache_takes_no_more_than_its_budget():
+    assert not isinstance(open_source("shapes://9?size=8", cache_gigabytes=1e-6), CachedSource)
+    with pytest.raises(ValueError, match="cache_gigabytes must not be negative"):
+        open_source("shapes://9?size=8", cache_gigabytes=-1)
+
+
+def test_cache_of_several_sizes_and_an_unreadable_image(tmp_path):
+    for number, size in enumerate([(5, 7), (5, 7), (6, 9), (5, 7)]):
+        save(tmp_path / "p" / f"{number}.png", number, size)
+    (tmp_path / "p" / "4.png").write_bytes(b"")
+    source = open_source(str(tmp_path / "p"), cache_gigabytes=0.001)
+    assert isinstance(source, CachedSource)
+    assert [tuple(source.image(i).shape[1:]) for i in range(4)] == [(5, 7), (5, 7), (6, 9), (5, 7)]
+    assert [int(source.image(i)[0, 0, 0]) for i in range(4)] == [0, 1, 2, 3]
+    with pytest.raises(UnreadableImage, match=r"4\.png: not an image \(empty\)"):
+        source.image(4)
+
+
+def test_folder_names_survive_odd_bytes(tmp_path):
+    save(tmp_path / "p" / "naïve ☃.png", 1)
+    assert open_source(str(tmp_path / "p")).name(0) == "naïve ☃.png"
+    assert np.all(first_pixels(open_source(str(tmp_path / "p"))) == [1])

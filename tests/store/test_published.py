@@ -1,0 +1,172 @@
+import dataclasses
+import json
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+
+from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
+from beit.nn.tokenizer import VQKD, VQKDConfig
+from beit.nn.vit import vit_config
+from beit.store.formats.published import from_published, mim_config, to_published, vqkd_config
+
+LAYOUTS = json.loads((Path(__file__).parents[1] / "goldens/published_layouts.json").read_text())
+PUBLISHED = {
+    "vqkd_encoder_base_decoder_3x768x12_clip": VQKDConfig(),
+    "vqkd_encoder_base_decoder_1x768x12_clip": VQKDConfig(decoder_depth=1),
+    "vqkd_encoder_base_decoder_1x768x12_dino": VQKDConfig(decoder_depth=1, teacher_width=768),
+    "beitv2_base_patch16_224_pt1k": MaskedImageModelConfig(vit_config("B")),
+    "beitv2_large_patch16_224_pt1k": MaskedImageModelConfig(vit_config("L"), early_layers=21),
+}
+
+
+def same(one, other):
+    first, second = one.state_dict(), other.state_dict()
+    assert first.keys() == second.keys()
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_keys_and_shapes_equal_the_published_ones(name):
+    config = PUBLISHED[name]
+    with torch.device("meta"):
+        model = VQKD(config) if isinstance(config, VQKDConfig) else MaskedImageModel(config)
+    state = to_published(model)
+    assert {key: list(tensor.shape) for key, tensor in state.items()} == LAYOUTS[name]["keys"]
+    indices = [tensor for key, tensor in state.items() if key.endswith("index")]
+    assert all(tensor.dtype == torch.int64 for tensor in indices)
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_configuration_is_read_off_the_published_shapes(name):
+    state = {key: torch.empty(shape, device="meta") for key, shape in LAYOUTS[name]["keys"].items()}
+    read = (vqkd_config if name.startswith("vqkd") else mim_config)(state, name, {})
+    assert read == PUBLISHED[name]
+
+
+def test_round_trip_of_a_tokenizer_on_a_grid_that_is_not_square(tokenizer):
+    read = from_published(to_published(tokenizer), num_heads=2, image_size=(12, 20))
+    assert read.config == tokenizer.config
+    assert not read.training
+    assert same(read, tokenizer)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"head_layers": 0},
+        {"head_layers": 2, "shared_head": True},
+        {"head_layers": 1, "shared_head": False},
+        {"relative_bias": "per_block", "image_size": (12, 20)},
+        {"relative_bias": "none", "absolute_positions": True, "layer_scale": None},
+        {"relative_bias": "none", "image_size": (12, 20)},
+        {"mlp_ratio": 49 / 24},
+    ],
+    ids=str,
+)
+def test_round_trip_of_a_pretraining_model(pretrained, changes):
+    top = {name: changes[name] for name in changes if name in ("head_layers", "shared_head")}
+    vit = {name: changes[name] for name in changes if name not in top}
+    config = dataclasses.replace(
+        pretrained.config,
+        **top,
+        backbone=dataclasses.replace(pretrained.config.backbone, **vit),
+    )
+    model = MaskedImageModel(config)
+    read = from_published(
+        to_published(model),
+        num_heads=2,
+        early_layers=2,
+        image_size=config.backbone.image_size,
+    )
+    if config.head_layers == 0:  # shared with whom?
+        read.config = dataclasses.replace(read.config, shared_head=config.shared_head)
+    assert read.config == config
+    assert same(read, model)
+
+
+@pytest.mark.parametrize("container", ["model", "module", "state_dict"])
+def test_what_is_left_out_is_logged_in_one_line(tokenizer, caplog, container):
+    state = to_published(tokenizer)
+    state["teacher_model.visual.proj"] = torch.zeros(3, 2)
+    state["teacher_model.logit_scale"] = torch.zeros(())
+    state["scaling_layer.shift"] = torch.zeros(1, 3, 1, 1)
+    state["loss.weight"] = torch.zeros(1)
+    with caplog.at_level(logging.INFO):
+        read = from_published({container: state, "epoch": 9}, num_heads=2, image_size=(12, 20))
+    assert same(read, tokenizer)
+    (record,) = caplog.records
+    for part in (
+        "teacher_model.* (2 tensors)",
+        "scaling_layer.*",
+        "loss*",
+        "quantize.embedding.cluster_size",
+        "quantize.embedding.embed_avg",
+    ):
+        assert part in record.getMessage()
+
+
+def test_cleaned_tokenizer_without_bookkeeping_loads(tokenizer):
+    state = to_published(tokenizer)
+    for name in ("quantize.cluster_size", "quantize.embedding.embed_avg"):
+        del state[name]
+    read = from_published(state, num_heads=2, image_size=(12, 20))
+    assert torch.equal(read.quantizer.codebook, tokenizer.quantizer.codebook)
+    assert read.quantizer.counts.eq(0).all()
+
+
+def test_normalisation_is_as_trained_unless_given(tokenizer, pretrained):
+    tokenizer_state, state = to_published(tokenizer), to_published(pretrained)
+    read = from_published(tokenizer_state, num_heads=2, image_size=(12, 20))
+    assert read.config.encoder.mean == read.config.encoder.std == (0.5, 0.5, 0.5)
+    assert from_published(state, early_layers=2).config.backbone.mean == (0.485, 0.456, 0.406)
+    read = from_published(state, early_layers=2, mean=[0, 0, 0], std=[1, 1, 1])
+    assert read.config.backbone.mean == (0, 0, 0)
+
+
+def test_what_shapes_cannot_tell_is_asked_for(tokenizer, pretrained):
+    state = to_published(tokenizer)
+    with pytest.raises(ValueError, match=r"width 24.*give num_heads=…"):
+        from_published(state, image_size=(12, 20))
+    with pytest.raises(ValueError, match="give image_size="):
+        from_published(state, num_heads=2)
+    with pytest.raises(ValueError, match="positions in the state are for another"):
+        from_published(state, num_heads=2, image_size=16)
+    with pytest.raises(ValueError, match=r"depth 3.*give early_layers=…"):
+        from_published(to_published(pretrained))
+    with pytest.raises(ValueError, match="num_heads=3, but the position table in the state has 2"):
+        from_published(to_published(pretrained), early_layers=2, num_heads=3)
+    with pytest.raises(ValueError, match="no override early_layers; expected num_heads"):
+        from_published(state, num_heads=2, image_size=(12, 20), early_layers=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("norm.bias"), "backbone.norm.bias is missing"),
+        (lambda state: state.update(extra=torch.zeros(1)), "extra is unexpected"),
+        # Our own name of a tensor is not a published one.
+        (
+            lambda state: state.update({"backbone.cls_token": state.pop("cls_token")}),
+            "backbone.cls_token is missing; .*cls_token.* is unexpected",
+        ),
+        (
+            lambda state: state.update({"norm.weight": torch.zeros(23)}),
+            r"norm.weight is \(23,\), expected \(24,\)",
+        ),
+        (lambda state: state.update({"patch_embed.proj.weight": torch.zeros(3)}), "4 sizes"),
+        (lambda state: state.update(epoch=3), "does not hold tensors by name.*got epoch"),
+        (lambda state: state.pop("mask_token"), "no known layout"),
+    ],
+)
+def test_states_that_do_not_fit_are_refused(pretrained, change, message):
+    state = to_published(pretrained)
+    change(state)
+    with pytest.raises(ValueError, match=message):
+        from_published(state, early_layers=2)
+
+
+def test_only_two_kinds_have_a_published_layout(backbone):
+    with pytest.raises(ValueError, match="a VisionTransformer has no published layout"):
+        to_published(backbone)

@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+
+from beit.store.atomic import replacing, write_text
+from beit.store.run import RunConfig, RunDirectory
+
+
+def test_config_comes_back_and_tuples_as_lists(tmp_path):
+    config = {"data": {"train": Path("images"), "limit": None}, "betas": (0.9, 0.98), "rate": 1e-5}
+    RunDirectory.create(tmp_path / "runs" / "a", config, "pretrain")
+    run = RunDirectory.open(tmp_path / "runs" / "a")
+    assert run.config() == {
+        "data": {"train": "images", "limit": None},
+        "betas": [0.9, 0.98],
+        "rate": 1e-5,
+    }
+    assert run.verb() == "pretrain"
+    assert run.checkpoints.is_dir()
+    assert {file.name for file in run.path.iterdir()} == {
+        "config.yaml",
+        "environment.json",
+        "checkpoints",
+    }
+
+
+def test_existing_directory_is_not_touched(tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"not overwritten.*--resume"):
+        RunDirectory.create(tmp_path, {}, "pretrain")
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_refuses_what_is_no_run_directory(tmp_path):
+    with pytest.raises(ValueError, match=r"--run\.output"):
+        RunDirectory.create("", {}, "pretrain")
+    with pytest.raises(FileNotFoundError, match=r"no config\.yaml"):
+        RunDirectory.open(tmp_path)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        RunDirectory.open(tmp_path / "absent")
+
+
+@pytest.mark.parametrize("name", ["log_every", "checkpoint_every", "keep_last", "stop_after"])
+def test_run_config_refuses_zero(name):
+    with pytest.raises(ValueError, match=rf"run\.{name} is 0"):
+        RunConfig(**{name: 0})
+
+
+def test_interrupted_writing_leaves_the_old_file_alone(tmp_path):
+    path = tmp_path / "report.html"
+    write_text(path, "old")
+    with pytest.raises(KeyboardInterrupt), replacing(path) as temporary:
+        temporary.write_text("half of the n")
+        raise KeyboardInterrupt
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]

@@ -1,0 +1,137 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from beit.store.weights import read_safetensors, read_weights, save_weights
+
+
+def same(one, other):
+    first, second = one.state_dict(), other.state_dict()
+    assert first.keys() == second.keys()
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "pretrained", "backbone"])
+def test_saved_and_read_is_the_identity(kind, request, tmp_path):
+    model = request.getfixturevalue(kind).train()
+    save_weights(tmp_path / "weights.safetensors", model)
+    random_state = torch.random.get_rng_state()
+    read = read_weights(tmp_path / "weights.safetensors")
+    assert torch.equal(torch.random.get_rng_state(), random_state)
+    assert type(read) is type(model)
+    assert read.config == model.config
+    assert same(read, model)
+    assert not read.training
+    assert [file.name for file in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_metadata_says_what_it_is(backbone, tmp_path):
+    save_weights(tmp_path / "w.safetensors", backbone)
+    _, metadata = read_safetensors(tmp_path / "w.safetensors")
+    config = json.loads(metadata.pop("config"))
+    assert metadata == {"format": "beit", "version": "1", "kind": "VisionTransformer"}
+    assert config["image_size"] == [16, 16]
+    assert config["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_normalisation_can_be_replaced_and_sizes_cannot(tokenizer, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, tokenizer)
+    read = read_weights(path, mean=(0.1, 0.2, 0.3), num_heads=2, image_size=(12, 20), num_codes=11)
+    assert torch.allclose(read.encoder.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
+    with pytest.raises(ValueError, match=r"w\.safetensors: num_heads=3 contradicts .* says 2"):
+        read_weights(path, num_heads=3)
+    with pytest.raises(ValueError, match="unknown override depht"):
+        read_weights(path, depht=3)
+
+
+def rewritten(path, tensors=None, **changes):
+    """Write the file anew with some tensors or fields of the configuration changed."""
+    held, metadata = read_safetensors(path)
+    config = json.loads(metadata["config"])
+    metadata.update({name: changes.pop(name) for name in list(changes) if name in metadata})
+    if changes:
+        metadata["config"] = json.dumps(config | changes)
+    save_file(held if tensors is None else tensors(held), path, metadata)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"width": 10**6}, r"cls_token is \(1, 1, 24\), expected \(1, 1, 1000000\)"),
+        ({"width": 10**12}, "cannot be built"),
+        ({"image_size": [40000, 40000]}, r"has no rel_pos_bias\.table of \d+ rows"),
+        ({"num_heads": 0}, "w.safetensors: "),
+        ({"depth": 10**9}, "says 1000000000 blocks"),
+        ({"width": "24"}, "width is '24', expected int"),
+        ({"mlp_ratio": None}, "mlp_ratio is None, expected float"),
+        ({"image_size": [16]}, r"image_size is \[16\]"),
+        ({"relative_bias": "some"}, "relative_bias is 'some'"),
+        ({"colour": 1}, "unknown fields: colour"),
+        ({"num_heads": 5}, "not a multiple of num_heads"),
+        ({"config": "{"}, "w.safetensors: "),
+        ({"version": "2"}, "version '2', expected '1'"),
+        ({"kind": "Oracle"}, "holds a 'Oracle'"),
+        ({"format": "timm"}, "carries no beit configuration"),
+    ],
+)
+def test_forged_metadata_is_refused(backbone, tmp_path, changes, message):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, backbone)
+    rewritten(path, **changes)
+    with pytest.raises(ValueError, match=message) as caught:
+        read_weights(path)
+    assert str(path) in str(caught.value)
+
+
+def test_tensors_that_do_not_fit_are_named(backbone, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, backbone)
+    rewritten(
+        path,
+        lambda held: {
+            ("noise" if name == "norm.bias" else name): tensor[..., :5]
+            if name == "cls_token"
+            else tensor
+            for name, tensor in held.items()
+        },
+    )
+    with pytest.raises(
+        ValueError,
+        match=r"norm\.bias is missing; noise is unexpected; "
+        r"cls_token is \(1, 1, 5\), expected \(1, 1, 24\)",
+    ):
+        read_weights(path)
+
+
+def test_damaged_or_foreign_files_are_named(backbone, tmp_path):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, backbone)
+    path.write_bytes(path.read_bytes()[:-7])
+    with pytest.raises(ValueError, match=r"w\.safetensors is not a sound safetensors file"):
+        read_weights(path)
+    with pytest.raises(FileNotFoundError, match="absent"):
+        read_weights(tmp_path / "absent.safetensors")
+
+
+def test_only_bare_models_are_saved(backbone, tmp_path):
+    with pytest.raises(ValueError, match="a Sequential is not saved"):
+        save_weights(tmp_path / "w.safetensors", torch.nn.Sequential(backbone))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_failed_writing_keeps_the_older_file(backbone, tmp_path, monkeypatch):
+    path = tmp_path / "w.safetensors"
+    save_weights(path, backbone)
+
+    def full(tensors, temporary, metadata):
+        temporary.write_bytes(b"half")
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("beit.store.weights.save_file", full)
+    with pytest.raises(OSError, match="no space"):
+        save_weights(path, backbone)
+    assert list(tmp_path.iterdir()) == [path]
+    assert load_file(path).keys() == backbone.state_dict().keys()

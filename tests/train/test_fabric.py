@@ -1,0 +1,84 @@
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from beit.train.fabric import (
+    DeviceConfig,
+    can_fuse,
+    launch,
+    layout,
+    load_precision_state,
+    precision_state,
+)
+
+TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6"}
+
+
+def on_cpu(**changes: Any) -> DeviceConfig:
+    return DeviceConfig(accelerator="cpu", **changes)
+
+
+def test_torchrun_settles_processes_and_nodes() -> None:
+    assert layout(on_cpu(), {}) == ("cpu", 1, 1)
+    assert layout(on_cpu(devices=3), {}) == ("cpu", 3, 1)
+    assert layout(on_cpu(), TORCHRUN) == ("cpu", 2, 3)
+    assert layout(on_cpu(devices="auto"), TORCHRUN) == ("cpu", 2, 3)
+    with pytest.raises(ValueError, match=r"devices is 4, but torchrun started 2 processes"):
+        layout(on_cpu(devices=4), TORCHRUN)
+
+
+def test_what_the_machine_does_not_have_is_refused() -> None:
+    with pytest.raises(ValueError, match="16-mixed needs a GPU"):
+        layout(on_cpu(precision="16-mixed"), {})
+    with pytest.raises(ValueError, match=r"device.devices is 0; expected 1 or more"):
+        on_cpu(devices=0)
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="accelerator is cuda, which this machine"):
+            layout(DeviceConfig(accelerator="cuda"), {})
+
+
+@pytest.mark.parametrize(
+    ("precision", "inside"), [("32-true", torch.float32), ("bf16-mixed", torch.bfloat16)]
+)
+def test_one_process_trains_without_a_warning(
+    precision: Any, inside: torch.dtype, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fabric = launch(on_cpu(precision=precision))
+        model = nn.Linear(3, 2)
+        seen: list[torch.dtype] = []
+        model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+        wrapped, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters()))
+        loss = wrapped(torch.ones(4, 3)).square().mean()
+        fabric.backward(loss)
+        optimizer.step()
+    assert fabric.world_size == 1
+    assert seen == [inside]
+    assert model.weight.dtype == model.weight.grad.dtype == torch.float32  # type: ignore[union-attr]
+    assert not can_fuse(fabric)
+    assert precision_state(fabric) == {}
+    load_precision_state(fabric, {})
+    assert capfd.readouterr() == ("", "")
+
+
+def test_loss_scaling_goes_on_where_it_was() -> None:
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.precision.amp import MixedPrecision
+
+    def scaled(scale: float) -> Fabric:
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+        return Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
+
+    state = precision_state(scaled(8.0))
+    assert state["scale"] == 8.0
+    fresh = scaled(2.0)
+    load_precision_state(fresh, state)
+    assert precision_state(fresh) == state
+    with pytest.raises(ValueError, match=r"with float16 loss scaling .* without"):
+        load_precision_state(launch(on_cpu()), state)
+    with pytest.raises(ValueError, match=r"without float16 loss scaling .* with;"):
+        load_precision_state(fresh, {})

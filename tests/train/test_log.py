@@ -1,0 +1,72 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from beit.train.log import MetricsLog, read_log
+
+
+def write(path: Path, steps: range, resume_step: int | None = None) -> None:
+    log = MetricsLog(path, resume_step)
+    for step in steps:
+        log.write({"step": step, "loss": 0.1 / 3**step})
+    log.close()
+
+
+def test_records_come_back_to_the_bit_and_at_once(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    log.write({"step": 1, "loss": 0.1 + 0.2, "codes": 7, "note": "Übung"})
+    assert read_log(tmp_path / "metrics.jsonl") == [
+        {"step": 1, "loss": 0.1 + 0.2, "codes": 7, "note": "Übung"}
+    ]
+    log.write({"step": 2, "norm": math.inf, "loss": math.nan})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[1]) == {"step": 2, "norm": None, "loss": None}
+    log.close()
+
+
+def test_a_resumed_log_is_the_uninterrupted_one(tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole.jsonl", tmp_path / "cut.jsonl"
+    write(whole, range(1, 9))
+    write(cut, range(1, 7))
+    with cut.open("a") as file:
+        file.write('{"step": 7, "lo')  # the process was killed while it wrote
+    write(cut, range(5, 9), resume_step=4)
+    assert cut.read_bytes() == whole.read_bytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cut.jsonl", "whole.jsonl"]
+
+
+def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}')
+    assert read_log(path) == [{"step": 1}]
+    write(path, range(0), resume_step=9)
+    assert path.read_text() == '{"step": 1}\n'
+
+
+def test_no_path_is_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    log = MetricsLog(None)
+    log.write({"step": 1})
+    log.close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_foreign_lines_and_other_runs_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\nloss = 3\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl line 2 is not JSON"):
+        MetricsLog(path, resume_step=5)
+    with pytest.raises(FileExistsError, match=r"metrics.jsonl has lines of another run"):
+        MetricsLog(path)
+    path.write_text("[1]\n")
+    with pytest.raises(ValueError, match="line 1 is not a record"):
+        read_log(path)
+
+
+def test_a_record_without_a_step_is_refused(tmp_path: Path) -> None:
+    log = MetricsLog(tmp_path / "metrics.jsonl")
+    with pytest.raises(ValueError, match="needs an integer 'step', got None"):
+        log.write({"loss": 1.0})
+    log.close()

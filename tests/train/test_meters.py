@@ -1,0 +1,51 @@
+import pytest
+import torch
+from torch import Tensor
+
+from beit.train.meters import Means
+
+
+def test_weighted_means_by_hand() -> None:
+    means = Means()
+    means.add({"loss": torch.tensor(1.0, requires_grad=True), "rate": 0.1}, weight=2)
+    means.add({"loss": torch.tensor([4.0], dtype=torch.bfloat16)}, weight=1)
+    assert means.read() == {"loss": 2.0, "rate": 0.1}
+    assert means.read() == {}  # reading starts anew
+
+
+def test_no_weight_is_no_mean() -> None:
+    means = Means()
+    means.add({"loss": 1.0}, weight=0)
+    assert means.read() == {}
+
+
+def test_processes_together_see_what_one_would() -> None:
+    def run(parts: list[tuple[float, float]]) -> Means:
+        means = Means()
+        for value, weight in parts:
+            means.add({"loss": torch.tensor(value)}, weight)
+        return means
+
+    def reduce(table: Tensor) -> Tensor:
+        return table + torch.tensor([[5.0 * 3], [3.0]])  # what the other process has added
+
+    alone = run([(1.0, 2), (2.0, 1), (5.0, 3)]).read()
+    assert run([(1.0, 2), (2.0, 1)]).read(reduce) == alone
+
+
+def test_a_resumed_mean_is_that_of_an_uninterrupted_one() -> None:
+    values = torch.rand(7, generator=torch.Generator().manual_seed(0))
+    whole, before, after = Means(), Means(), Means()
+    for value in values:
+        whole.add({"loss": value}, 3)
+    for value in values[:4]:
+        before.add({"loss": value}, 3)
+    after.load_state_dict(before.state_dict())
+    for value in values[4:]:
+        after.add({"loss": value}, 3)
+    assert after.read() == whole.read()
+
+
+def test_a_vector_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="shape"):
+        Means().add({"loss": torch.zeros(2)})

@@ -1,0 +1,94 @@
+import io
+
+import pytest
+
+from beit.train.progress import Progress, _duration
+
+
+class Clock:
+    """A clock that the test turns."""
+
+    def __init__(self) -> None:
+        self.seconds = 100.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_plain_lines_come_now_and_then() -> None:
+    clock, stream = Clock(), io.StringIO()
+    with Progress(8, start_step=2, stream=stream, line_seconds=5, clock=clock) as progress:
+        for step in range(3, 9):
+            clock.seconds += 2
+            progress.update(step, {"loss": 1 / step}, images=64, wait_seconds=0.5 * (step - 2))
+    assert stream.getvalue().splitlines() == [
+        "step 5/8 · loss 0.2 · 32 images/s · 0:06 left · data wait 25%",
+        "step 8/8 · loss 0.125 · 32 images/s · 0:00 left · data wait 25%",
+    ]
+
+
+def test_a_terminal_has_a_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "140")
+    clock, stream = Clock(), Terminal()
+    with Progress(4, stream=stream, clock=clock) as progress:
+        clock.seconds += 1
+        progress.update(1, {"loss": 0.25}, images=6, wait_seconds=0.1)
+        progress.message("saved [step 1] in a/rather/long/path/" + "x" * 200)
+        clock.seconds += 1
+        progress.update(2, {}, images=6, wait_seconds=0.1)  # the loss stays in view
+    shown = stream.getvalue()
+    assert "\x1b[" in shown  # the line is drawn over and over
+    assert "saved [step 1] in a/rather/long/path/" + "x" * 200 + "\n" in shown
+    assert "step 2/4 · loss 0.25 · 6 images/s · 0:02 left · data wait 5%" in shown
+    assert shown.index("saved") < shown.index("step 2/4")
+
+
+def test_a_dumb_terminal_has_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    with Progress(1, stream=stream, clock=Clock()) as progress:
+        progress.update(1, {}, images=6, wait_seconds=0.0)
+    assert stream.getvalue() == "step 1/1\n"
+
+
+def test_other_processes_measure_and_say_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    with Progress(10, enabled=False, clock=clock) as progress:
+        clock.seconds += 4
+        speed = progress.update(2, {}, images=10, wait_seconds=1.0)
+        progress.message("unseen")
+    assert speed == (2.5, 16.0, 0.25)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_speed_is_that_of_the_last_half_minute() -> None:
+    clock = Clock()
+    progress = Progress(1000, enabled=False, clock=clock)
+    for step in range(1, 101):
+        clock.seconds += 10 if step <= 50 else 1
+        speed = progress.update(step, {}, images=3, wait_seconds=0.0)
+    assert speed.images_per_second == pytest.approx(3)
+    assert speed.seconds_left == pytest.approx(900)
+
+
+def test_time_spent_aside_does_not_count() -> None:
+    clock = Clock()
+    progress = Progress(4, stream=io.StringIO(), clock=clock)
+    clock.seconds += 2
+    progress.update(1, {}, images=8, wait_seconds=0.0)
+    with progress.aside("validation"):
+        clock.seconds += 60
+        assert progress.line().endswith("· validation")
+    clock.seconds += 2
+    assert progress.update(2, {}, images=8, wait_seconds=0.0).images_per_second == 4
+    assert "validation" not in progress.line()
+
+
+def test_durations() -> None:
+    assert [_duration(s) for s in (0.4, 59.6, 3599, 90061)] == ["0:00", "1:00", "59:59", "25:01:01"]

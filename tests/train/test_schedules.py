@@ -1,0 +1,48 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from beit.train.schedules import warmup_cosine
+
+GOLDENS = Path(__file__).parents[1] / "goldens"
+
+
+def test_the_published_schedule_step_by_step() -> None:
+    golden = json.loads((GOLDENS / "cosine_schedule.json").read_text())
+    per_epoch = golden["steps_per_epoch"]
+    rates = [
+        warmup_cosine(
+            step,
+            base=golden["base"],
+            final=golden["final"],
+            total_steps=golden["epochs"] * per_epoch,
+            warmup_steps=golden["warmup_epochs"] * per_epoch,
+            start=golden["start"],
+        )
+        for step in range(len(golden["values"]))
+    ]
+    assert rates == pytest.approx(golden["values"], rel=0, abs=1e-9)
+
+
+def test_without_warm_up_it_is_half_a_cosine() -> None:
+    rates = [warmup_cosine(step, base=3.0, final=1.0, total_steps=4) for step in range(6)]
+    root = 2**-0.5
+    assert rates == pytest.approx([3, 2 + root, 2, 2 - root, 1, 1])
+
+
+@pytest.mark.parametrize(("warmup_steps", "expected"), [(1, [0, 2, 1]), (3, [0, 1, 2, 1])])
+def test_short_runs(warmup_steps: int, expected: list[float]) -> None:
+    total = 2 if warmup_steps == 1 else 3
+    rates = [
+        warmup_cosine(step, base=2.0, final=1.0, total_steps=total, warmup_steps=warmup_steps)
+        for step in range(total + 1)
+    ]
+    assert rates == pytest.approx(expected)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"warm-up of 9 steps in a run of 8; expected 0 to 8"):
+        warmup_cosine(0, base=1.0, final=0.0, total_steps=8, warmup_steps=9)
+    with pytest.raises(ValueError, match="step -1"):
+        warmup_cosine(-1, base=1.0, final=0.0, total_steps=8)
