@@ -130,7 +130,7 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
     files, options = _take(options, "--config")
     parser = _parser(verb, config_class)
     known = [option for action in parser._actions for option in action.option_strings]
-    groups = {option.rpartition(".")[0] for option in known}
+    groups = {option.rpartition(".")[0] for option in known if not option.endswith(".help")}
     named = [option for option in known if option not in groups]
     for option in options:
         name = option.partition("=")[0]
@@ -286,7 +286,7 @@ def _stands_for_a_field(option: str, known: Sequence[str]) -> bool:
 
 
 def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Suggest the nearest name: by its last part first, in full (`--epochs`) or initials (`--lr`)."""
+    """Suggest the nearest name: first by its last part (`--epochs`) or its initials (`--lr`)."""
 
     def tail(dotted: str) -> str:
         return dotted.lstrip("-").rpartition(".")[2]

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -43,6 +44,7 @@ class ParquetSource:
         self._process = -1
         self._open: dict[int, Any] = {}
         self._held: OrderedDict[int, Any] = OrderedDict()  # row group -> its column of bytes
+        self._reading = Lock()
         if not self._count:
             raise ValueError(f"{self._files[0]}: no rows in this file; expected images")
 
@@ -78,7 +80,8 @@ class ParquetSource:
 
     def image(self, index: int) -> Tensor:
         group = bisect_right(self._starts, index) - 1
-        data = self._bytes(group)[index - self._starts[group]].as_py()
+        with self._reading:  # a file handle serves one thread at a time
+            data = self._bytes(group)[index - self._starts[group]].as_py()
         if not data:
             raise UnreadableImage(self.name(index), "the row holds no bytes")
         return decode(data, self.name(index))
@@ -119,7 +122,11 @@ class ParquetSource:
         return sum(values.nbytes for values in self._held.values())
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_process": -1, "_open": {}, "_held": OrderedDict()}
+        unshared = {"_process": -1, "_open": {}, "_held": OrderedDict(), "_reading": None}
+        return self.__dict__ | unshared
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _reading=Lock())
 
 
 def _open_file(path: Path) -> Any:

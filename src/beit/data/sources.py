@@ -198,8 +198,6 @@ def _decoded(source: Source, indices: Iterable[int]) -> Iterable[tuple[Tensor, s
         except UnreadableImage as error:
             return torch.empty((3, 0, 0), dtype=torch.uint8), error.reason
 
-    if isinstance(source, ParquetSource):  # its row groups are read one after the other
-        return map(read, indices)
     return _threaded(read, list(indices))
 
 

@@ -200,10 +200,10 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     outcome = None
 
     fabric.barrier()
+    resumed_at = None if directory is None else start_step
     if directory is None and first:
         directory = RunDirectory.create(config.run.output, asdict(config), VERB)
     directory = directory or RunDirectory(Path(config.run.output))
-    resumed_at = start_step if state else None
     log = MetricsLog(directory.metrics_file if first else None, resumed_at)
     speed = MetricsLog(directory.speed_file if first else None, resumed_at)
     stream = prefetch(batches, fabric.device)

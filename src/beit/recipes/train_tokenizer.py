@@ -185,10 +185,10 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     started, outcome = bool(quantizer.initialised), None
 
     fabric.barrier()
+    resumed_at = None if directory is None else start_step
     if directory is None and first:
         directory = RunDirectory.create(config.run.output, asdict(config), VERB)
     directory = directory or RunDirectory(Path(config.run.output))
-    resumed_at = start_step if state else None
     log = MetricsLog(directory.metrics_file if first else None, resumed_at)
     speed = MetricsLog(directory.speed_file if first else None, resumed_at)
     stream = prefetch(batches, fabric.device)
@@ -200,20 +200,24 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             torch.manual_seed(step_generator(seed, step, f"drop path {rank}").initial_seed())
             model.train()
             statistics = torch.zeros((), device=fabric.device)
-            for micro, batch in enumerate(islice(stream, optim.accumulate), 1):
+            vectors: list[Tensor] = []  # of every micro-step, (B, N, C) each
+            micro_batches = islice(stream, optim.accumulate)
+            if not started:
+                whole = list(micro_batches)
+                start_codebook(fabric, vqkd, [batch.student for batch in whole], config)
+                micro_batches, started = iter(whole), True
+            for micro, batch in enumerate(micro_batches, 1):
                 for name in unreadable.note(batch.unreadable):
                     progress.warn(f"unreadable, the next image stands in: {name}")
                 with fabric.autocast():
                     target = teacher.features(batch.student, vqkd.grid)  # (B, N, T)
-                if not started:
-                    start_codebook(fabric, vqkd, batch.student, config)
-                    started = True
                 with fabric.no_backward_sync(model, enabled=micro < optim.accumulate):
                     output = model(batch.student)
                     reconstruction = cosine_distance(output.features, target)
                     loss = reconstruction + output.commitment  # Eq. 2
                     fabric.backward(loss / optim.accumulate)
                 statistics = statistics + quantizer.statistics(output.vectors, output.codes)
+                vectors.append(output.vectors.detach())
                 means.add({"loss": loss, "reconstruction": reconstruction})
             if optim.clip is not None:
                 norm = fabric.clip_gradients(
@@ -229,7 +233,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             recent += statistics[:, -1]
             if codebook.revive_every and step % codebook.revive_every == 0:
                 dead = recent < codebook.revive_below * recent.mean()
-                revive(fabric, quantizer, output.vectors, dead, seed, step)
+                revive(fabric, quantizer, vectors, dead, seed, step)
                 recent.zero_()
 
             logs = step % config.run.log_every == 0 or step == last_step
@@ -300,25 +304,32 @@ def validation_batches(config: Config, size: tuple[int, int], fabric: Fabric) ->
 
 
 @torch.no_grad()
-def start_codebook(fabric: Fabric, vqkd: VQKD, images: Tensor, config: Config) -> None:
-    """Start the codebook on the first batch (B, 3, H, W) of all processes, alike in all of them."""
+def start_codebook(fabric: Fabric, vqkd: VQKD, images: list[Tensor], config: Config) -> None:
+    """Start the codebook on the first step's micro-batches (B, 3, H, W), alike in all processes."""
     if not config.codebook.kmeans:
         vqkd.quantizer.initialised.fill_(True)
         return
     with fabric.autocast():
-        vectors = vqkd.embed(images)
-    rows = gathered(fabric, vectors.flatten(0, 1))
-    vqkd.quantizer.start(rows, step_generator(config.run.seed, 0, "k-means"))
+        vectors = [vqkd.embed(part) for part in images]
+    vqkd.quantizer.start(rows_of(fabric, vectors), step_generator(config.run.seed, 0, "k-means"))
     fabric.broadcast(vqkd.quantizer.codebook)
 
 
 @torch.no_grad()
 def revive(
-    fabric: Fabric, quantizer: Quantizer, vectors: Tensor, dead: Tensor, seed: int, step: int
+    fabric: Fabric, quantizer: Quantizer, vectors: list[Tensor], dead: Tensor, seed: int, step: int
 ) -> None:
     """Restart dead codes (K,) at vectors (B, N, C) of the step, alike in all processes."""
-    rows = gathered(fabric, vectors.flatten(0, 1))
+    rows = rows_of(fabric, vectors)
     quantizer.revive(rows, dead, step_generator(seed, step, "revival"))
+
+
+def rows_of(fabric: Fabric, vectors: list[Tensor]) -> Tensor:
+    """Join a step's vectors (B, N, C) of all micro-steps and processes as (rows, C).
+
+    Their order is that of the images, so that processes and micro-steps may trade places.
+    """
+    return torch.cat([gathered(fabric, part.flatten(0, 1)) for part in vectors])
 
 
 @torch.no_grad()
@@ -326,6 +337,8 @@ def validate(fabric: Fabric, vqkd: VQKD, teacher: Teacher, batches: EvalBatches)
     """Measure the loss and the use of the codebook over the whole validation set."""
     vqkd.eval()
     means = Means()
+    # A process without a batch still takes part in the sums over all of them.
+    means.add({"val_reconstruction": 0.0, "val_commitment": 0.0}, weight=0)
     counts = torch.zeros(
         vqkd.config.encoder.num_patches, vqkd.vocab_size, dtype=torch.int64, device=fabric.device
     )

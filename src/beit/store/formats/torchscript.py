@@ -74,8 +74,8 @@ class _Reader(pickle.Unpickler):
             return type(name, (_Inert,), {})
         if module == "torch" and name in STORAGE_DTYPES:
             return STORAGE_DTYPES[name]
-        if module == "torch.jit._pickle":  # lists of numbers
-            return list
+        if module == "torch.jit._pickle":  # build_intlist([...]), restore_type_tag(value, "...")
+            return _first
         names = {
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild,
             ("collections", "OrderedDict"): dict,
@@ -97,6 +97,11 @@ class _Reader(pickle.Unpickler):
         if numel == 0:
             return torch.empty(0, dtype=dtype)
         return torch.frombuffer(bytearray(self.archive.read(entry)), dtype=dtype)
+
+
+def _first(value: object, *_: object) -> object:
+    """Stand for what only gives its first argument a type."""
+    return value
 
 
 def _rebuild(
