@@ -13,7 +13,7 @@ from beit.data import folder as folder_module
 from beit.data.decoding import UnreadableImage
 from beit.data.folder import FolderSource
 from beit.data.parquet import ParquetSource
-from beit.data.sources import CachedSource, LimitedSource, open_source
+from beit.data.sources import CachedSource, PartSource, open_source
 
 
 @pytest.fixture(autouse=True)
@@ -201,7 +201,7 @@ def test_limit_is_a_fixed_nested_subset():
 def test_cache_holds_equal_sizes_in_one_block():
     plain = open_source("shapes://9?size=8x12", limit=7)
     source = open_source("shapes://9?size=8x12", limit=7, cache_gigabytes=1e-5)
-    assert isinstance(plain, LimitedSource)
+    assert isinstance(plain, PartSource)
     assert isinstance(source, CachedSource)
     assert source._images.shape == (7, 3, 8, 12)
     assert all(torch.equal(source.image(i), plain.image(i)) for i in range(7))
@@ -231,3 +231,16 @@ def test_folder_names_survive_odd_bytes(tmp_path):
     save(tmp_path / "p" / "naïve ☃.png", 1)
     assert open_source(str(tmp_path / "p")).name(0) == "naïve ☃.png"
     assert np.all(first_pixels(open_source(str(tmp_path / "p"))) == [1])
+
+
+def test_the_parts_of_a_source_are_disjoint_and_make_up_the_whole() -> None:
+    train, test = open_source("shapes://50?size=8[:80%]"), open_source("shapes://50?size=8[80%:]")
+    names = [[part.name(i) for i in range(len(part))] for part in (train, test)]
+    assert [len(part) for part in names] == [40, 10]
+    whole = open_source("shapes://50?size=8")
+    assert {*names[0], *names[1]} == {whole.name(i) for i in range(50)}
+
+
+def test_an_empty_part_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"no image of 50 is in that part"):
+        open_source("shapes://50?size=8[40%:40%]")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import logging
 import os
+import re
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -20,8 +21,13 @@ from beit.data.shapes import ShapesSource
 
 _log = logging.getLogger(__name__)
 
-KINDS = "a folder of images, *.parquet files or shapes://COUNT?size=64&seed=0"
-_LIMIT_SEED = 2022  # any fixed number: `limit` names the same images in every run
+KINDS = (
+    "a folder of images, *.parquet files or shapes://COUNT?size=64&seed=0, "
+    "or a part of one, as in folder[:90%]"
+)
+# some/folder[:90%] and some/folder[90%:] part the images at random, always the same way
+_PART = re.compile(r"(?P<whole>.+)\[(?:(?P<first>\d+)%)?:(?:(?P<end>\d+)%)?\]")
+_SHUFFLE_SEED = 2022  # any fixed number: a part or limit names the same images in every run
 _SIZE_SAMPLE = 64  # images decoded to guess how much memory all of them need
 
 
@@ -62,7 +68,7 @@ def open_source(
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 image, got {limit}")
     if limit is not None and limit < len(source):
-        source = LimitedSource(source, limit)
+        source = PartSource(source, _shuffled(len(source))[:limit])
     if cache_gigabytes < 0:
         raise ValueError(f"cache_gigabytes must not be negative, got {cache_gigabytes}")
     return cached(source, int(cache_gigabytes * 1e9)) if cache_gigabytes > 0 else source
@@ -71,6 +77,13 @@ def open_source(
 def _open(spec: str, index_cache: bool) -> Source:
     if not spec:
         raise ValueError(f"no data given: expected {KINDS}")
+    if (part := _PART.fullmatch(spec)) and not os.path.exists(spec):
+        first, end = int(part["first"] or 0), int(part["end"] or 100)
+        whole = _open(part["whole"], index_cache)
+        indices = _shuffled(len(whole))[len(whole) * first // 100 : len(whole) * end // 100]
+        if not len(indices):
+            raise ValueError(f"{spec}: no image of {len(whole)} is in that part; widen it")
+        return PartSource(whole, indices)
     if spec.startswith("shapes://"):
         return ShapesSource.from_spec(spec)
     if "://" in spec:
@@ -100,13 +113,16 @@ def _open(spec: str, index_cache: bool) -> Source:
     return ParquetSource(files)
 
 
-class LimitedSource:
-    """A fixed random subset of a source, in the source's order."""
+def _shuffled(length: int) -> Tensor:
+    """Order indices at random, always the same way: what parts and limits are pieces of."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(_SHUFFLE_SEED))
 
-    def __init__(self, source: Source, limit: int) -> None:
-        generator = torch.Generator().manual_seed(_LIMIT_SEED)
-        self._source = source
-        self._indices = torch.randperm(len(source), generator=generator)[:limit].sort().values
+
+class PartSource:
+    """Some images of a source, in the source's order."""
+
+    def __init__(self, source: Source, indices: Tensor) -> None:
+        self._source, self._indices = source, indices.sort().values
 
     def __len__(self) -> int:
         return len(self._indices)

@@ -29,7 +29,7 @@ from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer
 from beit.show.axes import figure
 from beit.show.curves import curves
-from beit.show.report import Section, Table, write_report
+from beit.show.report import Section, write_report
 from beit.show.tokens import masked_predictions
 from beit.store import checkpoint
 from beit.store.load import load_tokenizer
@@ -133,10 +133,17 @@ class Config:
 
 
 class Result(NamedTuple):
-    """What a run left behind, and the figures of its last validation (empty without a set)."""
+    """What a run left behind.
+
+    Attributes:
+        directory: the run directory
+        figures: of the last validation; empty without a validation set
+        sections: of the report; empty in all processes but the first
+    """
 
     directory: Path
     figures: dict[str, float]
+    sections: list[Section]
 
 
 def resume(path: str | Path) -> Result:
@@ -273,12 +280,14 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                 checkpoint.save(directory, step, state, config.run.keep_last, config.run.keep_every)
     if validation and outcome is None:  # resumed after the last step
         outcome = validate(fabric, mim, tokenizer, validation, config)
+    sections: list[Section] = []
     if first:
         mim.eval()
         save_weights(directory.weights_file, mim)
-        write_report_of(config, directory, fabric, mim, tokenizer)
+        sections = chapters(config, directory, fabric, mim, tokenizer)
+        report(config, directory, sections, outcome or {})
     fabric.barrier()
-    return Result(directory.path, outcome or {})
+    return Result(directory.path, outcome or {}, sections)
 
 
 def fitting(model: MaskedImageModelConfig, tokenizer: VQKD) -> MaskedImageModelConfig:
@@ -367,11 +376,18 @@ def validate(
     """Measure loss and accuracy on the validation set, under masks that are always the same."""
     mim.eval()
     means = Means()
+    # A process without a batch still takes part in the sums over all of them.
+    names = ["val_loss", "val_accuracy"] + ["val_cls_accuracy"] * bool(mim.aggregation)
+    means.add(dict.fromkeys(names, 0.0), weight=0)
+    whole, grid = config.optim.batch_size, mim.config.backbone.grid
     for number, batch in enumerate(prefetch(batches, fabric.device)):
+        # An image's mask depends on its place in the set alone, whatever the processes.
         place = number * fabric.world_size + fabric.global_rank
-        size, grid = len(batch.student), mim.config.backbone.grid
-        generator = step_generator(config.run.seed, place, "validation masks")
-        masked = draw_masks(config.mask, size, grid, generator).to(fabric.device)
+        step, first = divmod(place * config.optim.micro_batch_size(fabric.world_size), whole)
+        generator = step_generator(config.run.seed, step, "validation masks")
+        size = len(batch.student)
+        masked = draw_masks(config.mask, whole, grid, generator)[first : first + size]
+        masked = masked.to(fabric.device)
         with fabric.autocast():
             target = tokens(tokenizer, batch.student).gather(1, masked)
             prediction = mim(batch.student, masked)
@@ -416,64 +432,55 @@ def check_neighbours(
 
 
 @torch.no_grad()
-def write_report_of(
+def chapters(
     config: Config,
     directory: RunDirectory,
     fabric: Fabric,
     mim: MaskedImageModel,
     tokenizer: VQKD,
-) -> None:
-    """Write report.html: curves, and masked images with the tokens predicted."""
-    records = read_log(directory.metrics_file)
+) -> list[Section]:
+    """Draw what the report shows: curves, and masked images with the tokens predicted."""
     panels = {
         "Loss": ["patch_loss", "cls_loss"],
         "Accuracy at masked patches": ["accuracy", "val_accuracy", "val_cls_accuracy"],
-        "k-NN accuracy": ["knn_cls", "knn_mean"],
         "Learning rate": ["rate"],
     }
-    if not config.check.every:
-        del panels["k-NN accuracy"]
+    if config.check.every:
+        panels["k-NN accuracy"] = ["knn_cls", "knn_mean"]
+    records = read_log(directory.metrics_file)
+    curve = curves(records, panels, "One point a logging interval, a validation or a check.")
+
     source = open_source(config.data.validation or config.data.train)
     backbone = mim.config.backbone
     view = EvalView(backbone.image_size, config.crop_ratio)
-    shown = next(iter(EvalBatches(source, view, min(SHOWN, len(source)))))
+    shown = next(iter(EvalBatches(source, view, min(SHOWN, len(source))))).student
     generator = step_generator(config.run.seed, 0, "validation masks")
-    masked = draw_masks(config.mask, len(shown.student), backbone.grid, generator)
-    images = shown.student.to(fabric.device)
+    masked = draw_masks(config.mask, len(shown), backbone.grid, generator)
     with fabric.autocast():
-        codes = tokens(tokenizer, images).cpu()
-        predicted = mim(images, masked.to(fabric.device)).logits.argmax(dim=2).cpu()
-    last = {name: value for record in records for name, value in record.items()}
+        codes = tokens(tokenizer, shown.to(fabric.device)).cpu()
+        prediction = mim(shown.to(fabric.device), masked.to(fabric.device))
     picture = masked_predictions(
-        shown.student,
+        shown,
         masked,
-        predicted,
+        prediction.logits.argmax(dim=2).cpu(),
         codes,
         backbone.grid,
         tokenizer.vocab_size,
         "Masked images, their tokens, and the tokens predicted.",
     )
-    rows = [
-        (name, figure(value))
-        for name, value in last.items()
-        if name.startswith(("val_", "knn_")) and value is not None
-    ]
-    write_report(
-        directory.report_file,
-        "Masked image modelling",
-        [
-            Section("Training", items=[curves(records, panels, "One point a logging interval.")]),
-            Section("What it predicts", items=[picture]),
-            *(
-                [Section("Figures", items=[Table("At the end.", ["figure", "value"], rows)])]
-                * bool(rows)
-            ),
-        ],
-        facts={
-            "command": f"beit {VERB} --config config.yaml",
-            "images": config.data.train,
-            "tokenizer": config.tokenizer,
-            "seed": str(config.run.seed),
-        },
-        figures=dict(rows[:4]),
-    )
+    return [Section("Pretraining", items=[curve]), Section("What it predicts", items=[picture])]
+
+
+def report(
+    config: Config, directory: RunDirectory, sections: list[Section], outcome: dict[str, float]
+) -> None:
+    """Write report.html."""
+    facts = {
+        "command": f"beit {VERB} --config config.yaml",
+        "images": config.data.train,
+        "tokenizer": config.tokenizer,
+        "seed": str(config.run.seed),
+    }
+    figures = {name.removeprefix("val_"): figure(value) for name, value in outcome.items()}
+    title = "Masked image modelling"
+    write_report(directory.report_file, title, sections, facts, figures=figures)

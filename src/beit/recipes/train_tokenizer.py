@@ -4,6 +4,7 @@ A ViT encodes the image, each patch is replaced by the nearest code of a codeboo
 a small decoder rebuilds from the codes what a frozen teacher sees in each patch.
 """
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -14,7 +15,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from beit.data.batches import DataConfig, EvalBatches, TrainBatches, Unreadable
+from beit.data.batches import Batch, DataConfig, EvalBatches, TrainBatches, Unreadable
 from beit.data.order import step_generator
 from beit.data.prefetch import prefetch
 from beit.data.sources import open_source
@@ -120,10 +121,17 @@ class Validation(NamedTuple):
 
 
 class Result(NamedTuple):
-    """What a run left behind, and the figures of its last validation (empty without a set)."""
+    """What a run left behind.
+
+    Attributes:
+        directory: the run directory
+        figures: of the last validation; empty without a validation set
+        sections: of the report; empty in all processes but the first
+    """
 
     directory: Path
     figures: dict[str, float]
+    sections: list[Section]
 
 
 def resume(path: str | Path) -> Result:
@@ -201,7 +209,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             model.train()
             statistics = torch.zeros((), device=fabric.device)
             vectors: list[Tensor] = []  # of every micro-step, (B, N, C) each
-            micro_batches = islice(stream, optim.accumulate)
+            micro_batches: Iterator[Batch] = islice(stream, optim.accumulate)
             if not started:
                 whole = list(micro_batches)
                 start_codebook(fabric, vqkd, [batch.student for batch in whole], config)
@@ -271,12 +279,14 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                 checkpoint.save(directory, step, state, config.run.keep_last, config.run.keep_every)
     if validation and outcome is None:  # resumed after the last step
         outcome = validate(fabric, vqkd, teacher, validation)
+    sections: list[Section] = []
     if first:
         vqkd.eval()
         save_weights(directory.weights_file, vqkd)
-        write_report_of(config, directory, fabric, vqkd, outcome)
+        sections = chapters(config, directory, fabric, vqkd, outcome)
+        report(config, directory, sections, outcome)
     fabric.barrier()
-    return Result(directory.path, outcome.figures if outcome else {})
+    return Result(directory.path, outcome.figures if outcome else {}, sections)
 
 
 def fitting(model: VQKDConfig, teacher: Teacher) -> VQKDConfig:
@@ -312,7 +322,7 @@ def start_codebook(fabric: Fabric, vqkd: VQKD, images: list[Tensor], config: Con
     with fabric.autocast():
         vectors = [vqkd.embed(part) for part in images]
     vqkd.quantizer.start(rows_of(fabric, vectors), step_generator(config.run.seed, 0, "k-means"))
-    fabric.broadcast(vqkd.quantizer.codebook)
+    vqkd.quantizer.codebook.copy_(fabric.broadcast(vqkd.quantizer.codebook))
 
 
 @torch.no_grad()
@@ -379,57 +389,50 @@ def collapse_advice(perplexity: float, config: Config) -> str:
     )
 
 
-def write_report_of(
+@torch.no_grad()
+def chapters(
     config: Config, directory: RunDirectory, fabric: Fabric, vqkd: VQKD, outcome: Validation | None
-) -> None:
-    """Write report.html: curves, the state of the codebook, codes over images."""
-    records = read_log(directory.metrics_file)
+) -> list[Section]:
+    """Draw what the report shows: curves, the state of the codebook, codes over images."""
     panels = {
         "Loss": ["loss", "reconstruction", "val_reconstruction"],
         f"Perplexity, of {vqkd.vocab_size} codes": ["perplexity", "val_perplexity"],
         "Share of codes in use": ["usage", "val_usage"],
         "Learning rate": ["rate"],
     }
-    sections = [
-        Section("Training", items=[curves(records, panels, "One point a logging interval.")])
-    ]
-    source = open_source(config.data.validation or config.data.train, limit=None)
-    view = EvalView(vqkd.config.encoder.image_size, config.crop_ratio)
-    shown = next(iter(EvalBatches(source, view, min(GALLERY, len(source)))))
-    with torch.no_grad(), fabric.autocast():
-        codes = vqkd.encode(shown.student.to(fabric.device)).cpu()
-    images, grid, K = shown.student, vqkd.grid, vqkd.vocab_size
+    records = read_log(directory.metrics_file)
+    curve = curves(records, panels, "One point a logging interval, or a validation.")
+    sections = [Section("Training the tokenizer", items=[curve])]
     if outcome:
-        counts = outcome.counts.sum(dim=0)
-        rows = [
-            (name.removeprefix("val_"), figure(value)) for name, value in outcome.figures.items()
-        ]
-        sections.append(
-            Section(
-                "Codebook on the validation set",
-                items=[
-                    Table("Figures over the whole set.", ["figure", "value"], rows),
-                    usage_plot(counts, "How often each code is chosen, most used first."),
-                ],
-            )
+        items = ((name.removeprefix("val_"), value) for name, value in outcome.figures.items())
+        table = Table(
+            "Over the whole set.", ["figure", "value"], [(n, figure(v)) for n, v in items]
         )
-    maps = token_maps(images[:SHOWN], codes[:SHOWN], grid, K, "Images and their codes.")
-    examples = code_examples(images, codes, grid, SHOWN, "Patches that share a code.")
-    sections.append(Section("Codes", items=[maps, examples]))
-    write_report(
-        directory.report_file,
-        "Visual tokenizer",
-        sections,
-        facts={
-            "command": f"beit {VERB} --config config.yaml",
-            "images": config.data.train,
-            "teacher": config.teacher.source,
-            "seed": str(config.run.seed),
-        },
-        figures={
-            name: figure(outcome.figures[f"val_{name}"])
-            for name in ("reconstruction", "usage", "perplexity")
-        }
-        if outcome
-        else None,
-    )
+        plot = usage_plot(outcome.counts.sum(dim=0), "How often each code is chosen.")
+        sections.append(Section("The codebook on the validation set", items=[table, plot]))
+
+    source = open_source(config.data.validation or config.data.train)
+    view = EvalView(vqkd.config.encoder.image_size, config.crop_ratio)
+    shown = next(iter(EvalBatches(source, view, min(GALLERY, len(source))))).student
+    with fabric.autocast():
+        codes = vqkd.encode(shown.to(fabric.device)).cpu()
+    grid, K = vqkd.grid, vqkd.vocab_size
+    maps = token_maps(shown[:SHOWN], codes[:SHOWN], grid, K, "Images and their codes.")
+    examples = code_examples(shown, codes, grid, SHOWN, "Patches that share a code.")
+    sections.append(Section("What the codes mean", items=[maps, examples]))
+    return sections
+
+
+def report(
+    config: Config, directory: RunDirectory, sections: list[Section], outcome: Validation | None
+) -> None:
+    """Write report.html."""
+    facts = {
+        "command": f"beit {VERB} --config config.yaml",
+        "images": config.data.train,
+        "teacher": config.teacher.source,
+        "seed": str(config.run.seed),
+    }
+    shown = ("reconstruction", "usage", "perplexity") if outcome else ()
+    figures = {name: figure(outcome.figures[f"val_{name}"]) for name in shown if outcome}
+    write_report(directory.report_file, "Visual tokenizer", sections, facts, figures=figures)

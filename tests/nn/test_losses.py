@@ -1,0 +1,62 @@
+import math
+
+import torch
+
+from beit.nn.losses import cosine_distance, masked_token_losses
+from beit.nn.mim import MaskedPrediction
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_cosine_distance_by_hand() -> None:
+    features = torch.tensor([[3.0, 0.0], [0.0, 2.0], [1.0, 1.0], [-1.0, 0.0]])
+    targets = torch.tensor([[5.0, 0.0], [7.0, 0.0], [1.0, 0.0], [4.0, 0.0]])
+    expected = (0 + 1 + (1 - 0.5**0.5) + 2) / 4
+    assert math.isclose(cosine_distance(features, targets), expected, rel_tol=1e-6)
+
+
+def test_cosine_distance_ignores_lengths() -> None:
+    features = torch.randn(2, 15, 7, generator=seeded())
+    targets = torch.randn(2, 15, 7, generator=seeded(1))
+    lengths = torch.rand(2, 15, 1, generator=seeded(2)) + 0.5
+    distance = cosine_distance(features, targets)
+    torch.testing.assert_close(cosine_distance(features * lengths, targets / lengths), distance)
+    assert distance > 0.5
+
+
+def test_a_vector_of_zeros_is_at_distance_one_of_everything() -> None:
+    targets = torch.tensor([[0.0, 0.0, 0.0], [1.0, 2.0, 3.0]])
+    features = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]], requires_grad=True)
+    distance = cosine_distance(features, targets)
+    assert distance == 1
+    distance.backward()
+    assert features.grad.isfinite().all()
+
+
+def test_cosine_distance_is_computed_in_float32() -> None:
+    features = torch.randn(2, 15, 7, generator=seeded()).bfloat16()
+    distance = cosine_distance(features, features)
+    assert distance.dtype == torch.float32 and abs(distance) < 1e-6
+
+
+def test_masked_token_losses_by_hand() -> None:
+    logits = torch.randn(2, 4, 11, generator=seeded())
+    cls_logits = torch.randn(2, 4, 11, generator=seeded(1))
+    targets = torch.randint(11, (2, 4), generator=seeded(2))
+    found = masked_token_losses(MaskedPrediction(logits, cls_logits), targets)
+    for loss, scores in zip(found, (logits, cls_logits), strict=True):
+        nats = 0.0
+        for b in range(2):
+            for m in range(4):
+                shares = [math.exp(score) for score in scores[b, m].tolist()]
+                nats -= math.log(shares[targets[b, m]] / sum(shares))
+        assert math.isclose(loss, nats / 8, rel_tol=1e-5)
+
+
+def test_equal_logits_cost_the_log_of_the_number_of_codes() -> None:
+    prediction = MaskedPrediction(torch.zeros(2, 4, 11, dtype=torch.bfloat16), None)
+    loss, cls_loss = masked_token_losses(prediction, torch.zeros(2, 4, dtype=torch.int64))
+    assert math.isclose(loss, math.log(11), rel_tol=1e-6)
+    assert cls_loss == 0 and cls_loss.shape == ()

@@ -1,0 +1,183 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from beit.nn.block import INIT_STD
+from beit.nn.losses import masked_token_losses
+from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig, take
+from beit.nn.vit import ViTConfig, vit_config
+
+Shaken = Callable[[nn.Module], nn.Module]
+BACKBONE = ViTConfig(image_size=(6, 10), patch_size=2, width=12, depth=4, num_heads=3)  # 3 x 5
+CONFIG = MaskedImageModelConfig(BACKBONE, num_codes=11, early_layers=3, head_layers=2)
+MASKED = torch.tensor([[0, 6, 7, 9], [2, 3, 8, 14]])  # neither hides patch 1
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def some_images(seed: int = 0) -> Tensor:
+    return torch.rand(2, 3, 6, 10, generator=seeded(seed))
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (MaskedImageModelConfig(), 106_143_056),
+        (MaskedImageModelConfig(vit_config("L"), early_layers=21), 336_728_512),
+        (MaskedImageModelConfig(head_layers=0), 91_965_776),
+        (MaskedImageModelConfig(vit_config("L"), head_layers=0), 311_534_016),
+    ],
+)
+def test_published_sizes(config: MaskedImageModelConfig, expected: int) -> None:
+    with torch.device("meta"):
+        model = MaskedImageModel(config)
+    assert sum(parameter.numel() for parameter in model.parameters()) == expected
+
+
+def test_take_picks_the_masked_patches() -> None:
+    patches = torch.randn(2, 15, 12, generator=seeded())
+    taken = take(patches, MASKED)
+    for b in range(2):
+        for m in range(4):
+            assert torch.equal(taken[b, m], patches[b, MASKED[b, m]])
+
+
+@pytest.mark.parametrize("relative_bias", ["shared", "per_block"])
+@pytest.mark.parametrize("shared_head", [True, False])
+@torch.no_grad()
+def test_forward_equals_its_parts_one_after_another(
+    shaken: Shaken, shared_head: bool, relative_bias: str
+) -> None:
+    backbone = replace(BACKBONE, relative_bias=relative_bias)
+    model = MaskedImageModel(replace(CONFIG, backbone=backbone, shared_head=shared_head))
+    shaken(model)
+    vit = model.backbone
+    pixels = (some_images() - vit.mean) / vit.std
+    patches = vit.patch_embed(pixels)
+    for b in range(2):
+        patches[b, MASKED[b]] = model.mask_token[0]
+    tokens = torch.cat([vit.cls_token.expand(2, -1, -1), patches], dim=1)
+    for number, block in enumerate(vit.blocks, 1):
+        tokens = block(tokens, vit.bias())
+        if number == 3:
+            early = tokens
+    aggregated = torch.cat([tokens[:, :1], early[:, 1:]], dim=1)
+    for block in model.aggregation:
+        aggregated = block(aggregated, vit.bias())
+    cls_norm = vit.norm if shared_head else model.cls_norm
+    cls_head = model.head if shared_head else model.cls_head
+
+    prediction = model(some_images(), MASKED)
+    assert prediction.logits.shape == prediction.cls_logits.shape == (2, 4, 11)
+    for b in range(2):
+        for m in range(4):
+            place = 1 + MASKED[b, m]
+            torch.testing.assert_close(
+                prediction.logits[b, m], model.head(vit.norm(tokens[b, place]))
+            )
+            torch.testing.assert_close(
+                prediction.cls_logits[b, m], cls_head(cls_norm(aggregated[b, place]))
+            )
+
+
+@pytest.mark.parametrize("shared_head", [True, False])
+@torch.no_grad()
+def test_pixels_under_the_mask_cannot_change_the_logits(shaken: Shaken, shared_head: bool) -> None:
+    model = shaken(MaskedImageModel(replace(CONFIG, shared_head=shared_head)))
+    images, others = some_images(), some_images()
+    for image, hidden in zip(others, MASKED.tolist(), strict=True):
+        for patch in hidden:
+            y, x = 2 * (patch // 5), 2 * (patch % 5)
+            image[:, y : y + 2, x : x + 2] = torch.rand(3, 2, 2, generator=seeded(patch))
+    prediction, same = model(images, MASKED), model(others, MASKED)
+    assert not torch.equal(images, others)
+    assert torch.equal(prediction.logits, same.logits)
+    assert torch.equal(prediction.cls_logits, same.cls_logits)
+    others[:, :, 0, 2] += 0.5  # patch 1 shows
+    changed = model(others, MASKED)
+    assert not torch.equal(prediction.logits[0], changed.logits[0])
+    assert not torch.equal(prediction.cls_logits[1], changed.cls_logits[1])
+
+
+@torch.no_grad()
+def test_hidden_patches_are_told_apart_by_position_alone(shaken: Shaken) -> None:
+    model = shaken(MaskedImageModel(CONFIG))
+    everything = torch.arange(15).expand(2, -1)
+    first, second = model(some_images(), everything).logits
+    assert torch.equal(first, second)  # two images, of which nothing shows
+    assert not torch.allclose(first[0], first[7])
+
+
+@torch.no_grad()
+def test_without_aggregation_there_is_one_prediction_and_it_is_the_same(shaken: Shaken) -> None:
+    model = shaken(MaskedImageModel(CONFIG))
+    plain = MaskedImageModel(replace(CONFIG, head_layers=0)).eval()
+    left_out = plain.load_state_dict(model.state_dict(), strict=False)
+    assert not left_out.missing_keys
+    assert all(key.startswith("aggregation.") for key in left_out.unexpected_keys)
+    prediction = plain(some_images(), MASKED)
+    assert prediction.cls_logits is None
+    assert torch.equal(prediction.logits, model(some_images(), MASKED).logits)
+
+
+def test_the_second_loss_teaches_early_blocks_and_the_last_cls(shaken: Shaken) -> None:
+    model = shaken(MaskedImageModel(replace(CONFIG, shared_head=False)))
+    targets = torch.randint(11, (2, 4), generator=seeded())
+    masked_token_losses(model(some_images(), MASKED), targets)[1].backward()
+    for block in model.backbone.blocks:
+        assert block.mlp.fc2.weight.grad.abs().max() > 0
+    assert model.head.weight.grad is None and model.backbone.norm.weight.grad is None
+    last = model.backbone.blocks[-1].attn
+    assert last.v_bias.grad.abs().max() > 0
+
+
+def test_stochastic_depth_goes_on_into_the_aggregation() -> None:
+    backbone = replace(BACKBONE, drop_path=0.4)
+    longer = MaskedImageModel(replace(CONFIG, backbone=backbone))  # 3 + 2 blocks against 4
+    assert [block.drop_rate for block in longer.aggregation] == pytest.approx([0.3, 0.4])
+    inside = MaskedImageModel(replace(CONFIG, backbone=backbone, early_layers=1))
+    assert [block.drop_rate for block in inside.aggregation] == pytest.approx([0.4 / 3, 0.8 / 3])
+
+
+def test_first_weights_of_heads_and_mask_token_are_cut() -> None:
+    backbone = replace(BACKBONE, width=96)
+    model = MaskedImageModel(replace(CONFIG, backbone=backbone, shared_head=False))
+    assert 0.8 * INIT_STD < model.mask_token.abs().max() <= INIT_STD
+    for head in (model.head, model.cls_head):
+        assert 0.98 * INIT_STD < head.weight.abs().max() <= INIT_STD
+        assert not head.bias.any()
+
+
+def test_aggregation_blocks_keep_the_default_start_of_torch() -> None:
+    backbone = replace(BACKBONE, width=96)
+    model = MaskedImageModel(replace(CONFIG, backbone=backbone))
+    for layer, block in enumerate(model.aggregation, 4):  # numbered on from block 3
+        residual = (2 * layer) ** 0.5
+        for linear, factor in (
+            (block.attn.qkv, 1),
+            (block.mlp.fc1, 1),
+            (block.attn.proj, residual),
+            (block.mlp.fc2, residual),
+        ):
+            bound = linear.in_features**-0.5  # uniform within it: kaiming_uniform_(a=5**0.5)
+            weight = linear.weight * factor
+            assert 0.99 * bound < weight.abs().max() <= 1.0001 * bound
+            assert abs(weight.std() / (bound / 3**0.5) - 1) < 0.05
+            if linear.bias is not None:
+                assert 0.8 * bound < linear.bias.abs().max() <= bound
+
+
+@pytest.mark.parametrize("early_layers", [0, 5])
+def test_a_block_that_does_not_exist_is_refused(early_layers: int) -> None:
+    with pytest.raises(ValueError, match=f"1 to 4, got {early_layers}"):
+        replace(CONFIG, early_layers=early_layers)
+
+
+def test_codes_still_to_be_taken_from_the_tokenizer_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_codes must be 2 or more, got 0"):
+        MaskedImageModel(replace(CONFIG, num_codes=0))

@@ -1,0 +1,267 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from beit.nn import quantizer as quantizer_module
+from beit.nn.quantizer import (
+    KMEANS_ITERATIONS,
+    Quantizer,
+    choose,
+    grouped_sums,
+    nearest_rows,
+    unit,
+)
+
+K, C = 7, 3
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def some_vectors(seed: int = 0, count: int = 15) -> Tensor:
+    return 2 * torch.randn(2, count, C, generator=seeded(seed))
+
+
+def naive_nearest(vector: Tensor, means: Tensor) -> int:
+    cosines = [float(vector @ mean / (vector.norm() * mean.norm())) for mean in means]
+    return cosines.index(max(cosines))
+
+
+def snapshot(quantizer: Quantizer) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in quantizer.state_dict().items()}
+
+
+def assert_same_state(quantizer: Quantizer, before: dict[str, Tensor]) -> None:
+    for name, tensor in quantizer.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_unit_vectors_have_length_one_in_float32() -> None:
+    vectors = torch.tensor([[3.0, 4.0], [0.0, 0.0]], dtype=torch.bfloat16)
+    assert unit(vectors).dtype == torch.float32
+    torch.testing.assert_close(unit(vectors), torch.tensor([[0.6, 0.8], [0.0, 0.0]]))
+
+
+def test_nearest_is_the_largest_cosine() -> None:
+    quantizer, vectors = Quantizer(K, C), some_vectors()
+    codes = quantizer.nearest(vectors)
+    assert codes.shape == (2, 15) and codes.dtype == torch.int64
+    expected = [[naive_nearest(v, quantizer.codebook) for v in image] for image in vectors]
+    assert codes.tolist() == expected
+    assert torch.equal(quantizer.nearest(vectors * 5), codes)  # the angle counts, not the length
+
+
+def test_lookup_in_chunks_equals_lookup_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, means = torch.randn(20, C, generator=seeded()), unit(torch.randn(K, C))
+    at_once = nearest_rows(rows, means)
+    for elements in (3 * K, 1):  # chunks of 3 rows, the last of 2; at least a row at a time
+        monkeypatch.setattr(quantizer_module, "CHUNK_ELEMENTS", elements)
+        assert torch.equal(nearest_rows(rows, means), at_once)
+
+
+def close_quarters() -> tuple[Quantizer, Tensor]:
+    """Codes so near each other that bfloat16 cannot tell which is nearest."""
+    quantizer = Quantizer(32, C)
+    spread = torch.tensor([1.0, 0.0, 0.0]) + 0.01 * torch.randn(32, C, generator=seeded())
+    quantizer.codebook.copy_(unit(spread))
+    vectors = torch.tensor([1.0, 0.0, 0.0]) + 0.01 * torch.randn(40, C, generator=seeded(1))
+    return quantizer, unit(vectors)
+
+
+def test_distances_and_statistics_are_float32_under_autocast() -> None:
+    quantizer, vectors = close_quarters()
+    codes = quantizer.nearest(vectors)
+    statistics = quantizer.statistics(vectors, codes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        coarse = (vectors @ quantizer.codebook.T).argmax(dim=1)
+        under_autocast = quantizer.nearest(vectors)
+        assert torch.equal(quantizer.statistics(vectors, codes), statistics)
+    assert not torch.equal(coarse, codes)  # what is avoided here does happen elsewhere
+    assert torch.equal(under_autocast, codes)
+
+
+def test_k_means_is_float32_under_autocast() -> None:
+    vectors = close_quarters()[1]
+    plain, under_autocast = Quantizer(5, C), Quantizer(5, C)
+    plain.start(vectors, seeded())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast.start(vectors, seeded())
+    assert torch.equal(plain.codebook, under_autocast.codebook)
+
+
+def test_statistics_sum_and_count_unit_vectors() -> None:
+    quantizer, vectors = Quantizer(K, C), some_vectors()
+    codes = torch.randint(K - 1, (2, 15), generator=seeded())  # nothing chooses the last code
+    expected = torch.zeros(K, C + 1)
+    for image, image_codes in zip(vectors, codes, strict=True):
+        for vector, code in zip(image, image_codes, strict=True):
+            expected[code, :C] += vector / vector.norm()
+            expected[code, C] += 1
+    statistics = quantizer.statistics(vectors, codes)
+    torch.testing.assert_close(statistics, expected)
+    assert not statistics[-1].any()
+
+
+def test_grouped_sums_by_hand() -> None:
+    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    sums = grouped_sums(rows, torch.tensor([2, 0, 2]), 4)
+    assert sums.tolist() == [[3, 4, 1], [0, 0, 0], [6, 8, 2], [0, 0, 0]]
+
+
+def test_update_by_hand() -> None:
+    quantizer = Quantizer(3, 2, decay=0.75)
+    quantizer.codebook.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
+    quantizer.counts.fill_(8.0)
+    # Two vectors up chose code 0, nothing code 1; the two that chose code 2 cancel out.
+    quantizer.update(torch.tensor([[0.0, 2.0, 2.0], [0.0, 0.0, 0.0], [0.0, 0.0, 2.0]]))
+    length = math.hypot(0.75, 0.25)
+    moved = torch.tensor([[0.75 / length, 0.25 / length], [0.0, 1.0], [-1.0, 0.0]])
+    torch.testing.assert_close(quantizer.codebook, moved)
+    torch.testing.assert_close(quantizer.counts, torch.tensor([6.5, 6.0, 6.5]))
+
+
+def test_two_half_batches_update_the_codebook_as_one_whole_batch() -> None:
+    whole, halves, one_after_another = (Quantizer(K, C, decay=0.5) for _ in range(3))
+    halves.load_state_dict(whole.state_dict())
+    one_after_another.load_state_dict(whole.state_dict())
+    vectors = some_vectors(count=40)
+    codes = whole.nearest(vectors)
+    parts = [whole.statistics(v, c) for v, c in zip(vectors, codes, strict=True)]
+    whole.update(whole.statistics(vectors, codes))
+    halves.update(parts[0] + parts[1])
+    for part in parts:
+        one_after_another.update(part)
+    torch.testing.assert_close(halves.codebook, whole.codebook)
+    torch.testing.assert_close(halves.counts, whole.counts)
+    assert not torch.allclose(one_after_another.codebook, whole.codebook, atol=1e-2)
+
+
+def test_update_keeps_unit_length_and_does_not_weigh_by_counts() -> None:
+    once, often = Quantizer(K, C), Quantizer(K, C)
+    often.load_state_dict(once.state_dict())
+    vectors = some_vectors()
+    statistics = once.statistics(vectors, once.nearest(vectors))
+    for _ in range(5):
+        once.update(statistics)
+        often.update(9 * statistics)
+    torch.testing.assert_close(once.codebook, often.codebook)
+    torch.testing.assert_close(once.codebook.norm(dim=1), torch.ones(K))
+
+
+def naive_k_means(rows: Tensor, num_codes: int, generator: torch.Generator) -> Tensor:
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    means = rows[choose(len(rows), num_codes, generator)].clone()
+    for _ in range(KMEANS_ITERATIONS):
+        nearest = [naive_nearest(row, means) for row in rows]
+        for code in range(num_codes):
+            members = [row for row, choice in zip(rows, nearest, strict=True) if choice == code]
+            if members:
+                total = torch.stack(members).sum(dim=0)
+                means[code] = total / total.norm()
+    return means
+
+
+def test_start_equals_naive_k_means() -> None:
+    quantizer, rows = Quantizer(K, C), some_vectors(count=30).flatten(0, 1)
+    assert not quantizer.initialised
+    quantizer.start(rows, seeded(1))
+    assert quantizer.initialised
+    torch.testing.assert_close(quantizer.codebook, naive_k_means(rows, K, seeded(1)))
+
+
+def test_start_depends_on_the_generator_alone() -> None:
+    first, same, other = (Quantizer(K, C) for _ in range(3))
+    rows = some_vectors(count=30).flatten(0, 1)
+    first.start(rows, seeded(1))
+    torch.rand(3)  # the global generator does not matter
+    same.start(rows, seeded(1))
+    other.start(rows, seeded(2))
+    assert torch.equal(first.codebook, same.codebook)
+    assert not torch.allclose(first.codebook, other.codebook)
+
+
+def test_empty_clusters_keep_their_mean() -> None:
+    quantizer = Quantizer(3, 2)
+    # All three means start at the same row: the first takes every vector, two stay empty.
+    rows = torch.tensor([[5.0, 0.0]] * 6)
+    quantizer.start(rows, seeded())
+    torch.testing.assert_close(quantizer.codebook, torch.tensor([[1.0, 0.0]] * 3))
+
+
+def test_start_works_with_fewer_vectors_than_codes() -> None:
+    quantizer = Quantizer(30, C)
+    rows = some_vectors(count=2).flatten(0, 1)  # 4 vectors
+    quantizer.start(rows, seeded())
+    # Drawn 30 times, each of 4 vectors has been drawn: then every code is one of them.
+    cosines = quantizer.codebook @ unit(rows).T  # (30, 4)
+    torch.testing.assert_close(cosines.amax(dim=1), torch.ones(30))
+    assert cosines.argmax(dim=1).unique().tolist() == [0, 1, 2, 3]
+
+
+def test_revive_touches_only_dead_codes() -> None:
+    quantizer, rows = Quantizer(K, C), some_vectors().flatten(0, 1)
+    before = snapshot(quantizer)
+    dead = torch.tensor([False, True, True, False, False, True, False])
+    quantizer.revive(rows, dead, seeded())
+    assert torch.equal(quantizer.codebook[~dead], before["codebook"][~dead])
+    cosines = quantizer.codebook[dead] @ unit(rows).T  # (3, rows)
+    torch.testing.assert_close(cosines.amax(dim=1), torch.ones(3))
+    assert len(cosines.argmax(dim=1).unique()) == 3  # each at a row of its own
+    assert torch.equal(quantizer.counts, before["counts"])
+
+
+def test_revive_with_fewer_rows_than_dead_codes_restarts_as_many_as_there_are_rows() -> None:
+    quantizer = Quantizer(K, C)
+    before = snapshot(quantizer)
+    quantizer.revive(some_vectors(count=1).flatten(0, 1), torch.ones(K, dtype=torch.bool), seeded())
+    changed = (quantizer.codebook != before["codebook"]).any(dim=1)
+    assert changed.tolist() == [True] * 2 + [False] * (K - 2)
+
+
+def test_revive_without_dead_codes_changes_nothing() -> None:
+    quantizer = Quantizer(K, C)
+    before = snapshot(quantizer)
+    quantizer.revive(some_vectors()[0], torch.zeros(K, dtype=torch.bool), seeded())
+    assert_same_state(quantizer, before)
+
+
+def test_looking_up_and_counting_change_no_state() -> None:
+    quantizer = Quantizer(K, C).train()
+    before = snapshot(quantizer)
+    vectors = some_vectors().requires_grad_()
+    statistics = quantizer.statistics(vectors, quantizer.nearest(vectors))
+    assert_same_state(quantizer, before)
+    assert not statistics.requires_grad
+    assert sorted(before) == ["codebook", "counts", "initialised"]
+    assert not list(quantizer.parameters())  # nothing for an optimiser to move
+
+
+def test_choose_is_distinct_while_it_can_be() -> None:
+    assert choose(6, 6, seeded()).sort().values.tolist() == list(range(6))
+    assert len(choose(6, 4, seeded()).unique()) == 4
+    drawn = choose(6, 200, seeded())
+    assert len(drawn) == 200 and drawn.unique().tolist() == list(range(6))
+    assert torch.equal(choose(6, 200, seeded()), drawn)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((1, 3), "needs 2 codes of 1 channel or more, got 1 of 3"),
+        ((7, 0), "needs 2 codes of 1 channel or more, got 7 of 0"),
+        ((7, 3, 1.0), r"decay must be in \[0, 1\), got 1.0"),
+    ],
+)
+def test_a_codebook_that_cannot_learn_is_refused(arguments: tuple[int, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Quantizer(*arguments)
+
+
+def test_a_fresh_codebook_lies_on_the_sphere() -> None:
+    codebook = Quantizer(50, C).codebook
+    torch.testing.assert_close(codebook, F.normalize(codebook))
+    assert codebook.mean(dim=0).norm() < 0.5  # on all sides of it

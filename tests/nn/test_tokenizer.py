@@ -1,0 +1,144 @@
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from beit.nn.quantizer import unit
+from beit.nn.tokenizer import VQKD, VQKDConfig, tokenizer_vit
+
+Shaken = Callable[[nn.Module], nn.Module]
+CONFIG = VQKDConfig(
+    encoder=replace(tokenizer_vit((6, 10), 2), width=12, depth=2, num_heads=3),  # grid 3 x 5
+    decoder_depth=1,
+    num_codes=11,
+    code_width=4,
+    teacher_width=7,
+)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def some_images() -> Tensor:
+    return torch.rand(2, 3, 6, 10, generator=seeded())
+
+
+def num_parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_published_sizes() -> None:
+    with torch.device("meta"):
+        vqkd = VQKD(VQKDConfig())
+        dino = VQKD(VQKDConfig(decoder_depth=1, teacher_width=768))
+    assert num_parameters(vqkd) == 108_829_216
+    assert num_parameters(vqkd.encoder) == 85_789_440
+    assert num_parameters(vqkd.encode_task) == 615_200
+    assert num_parameters(vqkd.decoder) == 21_440_256
+    assert num_parameters(dino.decoder) == 7_266_048
+    assert num_parameters(dino.decode_task) == 1_181_184
+    assert (vqkd.vocab_size, vqkd.grid) == (8192, (14, 14))
+
+
+def test_a_tokenizer_takes_pixels_from_minus_one_to_one() -> None:
+    config = tokenizer_vit((6, 10), 2)
+    assert config.mean == config.std == (0.5, 0.5, 0.5)
+    assert (config.relative_bias, config.absolute_positions) == ("none", True)
+    assert (config.layer_scale, config.drop_path, config.final_norm) == (None, 0.0, True)
+    assert CONFIG.decoder.mean is None  # codes are not normalised again
+
+
+def test_first_weights_are_not_cut() -> None:
+    vqkd = VQKD(replace(CONFIG, encoder=replace(CONFIG.encoder, width=192)))
+    for linear in (vqkd.encode_task[0], vqkd.decode_task[0], vqkd.encoder.blocks[0].mlp.fc1):
+        assert abs(linear.weight.std() / 0.02 - 1) < 0.03
+        assert linear.weight.abs().max() > 0.06
+        assert not linear.bias.any()
+
+
+@torch.no_grad()
+def test_codes_and_features_of_the_three_ways_agree(shaken: Shaken) -> None:
+    vqkd = shaken(VQKD(CONFIG))
+    images = some_images()
+    output = vqkd(images)
+    raw = vqkd.encode_task(vqkd.encoder(images).patches)
+    torch.testing.assert_close(output.vectors, raw / raw.norm(dim=-1, keepdim=True))
+    cosines = output.vectors @ vqkd.quantizer.codebook.T
+    assert output.codes.shape == (2, 15) and output.codes.dtype == torch.int64
+    assert len(output.codes.unique()) > 2
+    assert torch.equal(output.codes, cosines.argmax(dim=-1))
+    assert torch.equal(vqkd.encode(images), output.codes)
+    assert output.features.shape == (2, 15, 7)
+    torch.testing.assert_close(vqkd.decode(output.codes), output.features)
+    squares = (output.vectors - vqkd.quantizer.codebook[output.codes]) ** 2
+    torch.testing.assert_close(output.commitment, squares.sum() / (2 * 15 * 4))
+
+
+@torch.no_grad()
+def test_the_decoder_sees_codes_where_their_patches_were() -> None:
+    vqkd, seen = VQKD(CONFIG), []
+    vqkd.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    codes = torch.randint(11, (2, 15), generator=seeded())
+    vqkd.decode(codes)
+    assert seen[0].shape == (2, 4, 3, 5)
+    for b in range(2):
+        for y in range(3):
+            for x in range(5):
+                code = vqkd.quantizer.codebook[codes[b, 5 * y + x]]
+                assert torch.equal(seen[0][b, :, y, x], code)
+
+
+def test_gradients_pass_the_codebook_straight_through(shaken: Shaken) -> None:
+    vqkd = shaken(VQKD(CONFIG))
+    output = vqkd(some_images())
+    pull = torch.randn(2, 15, 7, generator=seeded(1))
+    found = torch.autograd.grad((output.features * pull).sum(), output.vectors)[0]
+    decoder_input = vqkd.quantizer.codebook[output.codes].requires_grad_()
+    loss = (vqkd.rebuild(decoder_input) * pull).sum()
+    expected = torch.autograd.grad(loss, decoder_input)[0]
+    assert expected.abs().max() > 1e-3
+    # The decoder's input is the code up to the rounding of vectors + (code - vectors).
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_commitment_pulls_vectors_to_their_codes_and_not_back(shaken: Shaken) -> None:
+    vqkd = shaken(VQKD(CONFIG))
+    output = vqkd(some_images())
+    found = torch.autograd.grad(output.commitment, output.vectors)[0]
+    codes = vqkd.quantizer.codebook[output.codes]
+    torch.testing.assert_close(found, 2 / (2 * 15 * 4) * (output.vectors - codes).detach())
+    assert not vqkd.quantizer.codebook.requires_grad
+
+
+def test_forward_changes_no_state_even_in_training(shaken: Shaken) -> None:
+    vqkd = shaken(VQKD(CONFIG)).train()
+    before = {name: tensor.clone() for name, tensor in vqkd.state_dict().items()}
+    vqkd(some_images()).features.sum().backward()
+    vqkd.encode(some_images())
+    for name, tensor in vqkd.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+@torch.no_grad()
+def test_vectors_are_float32_under_autocast(shaken: Shaken) -> None:
+    vqkd = shaken(VQKD(CONFIG))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        patches = vqkd.encoder(some_images()).patches
+        vectors, output = vqkd.embed(some_images()), vqkd(some_images())
+    expected = vqkd.encode_task(patches.float())  # from there on as without autocast
+    assert torch.equal(vectors, expected)
+    assert torch.equal(output.vectors, unit(expected))
+    assert torch.equal(output.codes, vqkd.quantizer.nearest(expected))
+
+
+def test_images_of_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="images are 10 x 6, the model takes 6 x 10"):
+        VQKD(CONFIG).encode(torch.rand(2, 3, 10, 6))
+
+
+def test_a_width_still_to_be_taken_from_the_teacher_is_refused() -> None:
+    with pytest.raises(ValueError, match="teacher_width must be 1 or more, got 0"):
+        VQKD(replace(CONFIG, teacher_width=0))

@@ -1,0 +1,161 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from beit.nn.tokenizer import VQKD
+from beit.recipes import train_tokenizer
+from beit.recipes.train_tokenizer import CodebookConfig, fitting
+from beit.store.load import load, load_backbone, load_tokenizer
+
+
+def test_a_run_leaves_everything(trained_tokenizer, records):
+    names = {file.name for file in trained_tokenizer.iterdir()}
+    assert names == {
+        *("config.yaml", "environment.json", "metrics.jsonl", "speed.jsonl"),
+        *("weights.safetensors", "report.html", "checkpoints"),
+    }
+    kept = sorted(file.name for file in (trained_tokenizer / "checkpoints").iterdir())
+    assert kept == ["step-000000008.pt", "step-000000010.pt"]
+    assert json.loads((trained_tokenizer / "environment.json").read_text())["verb"] == (
+        "train-tokenizer"
+    )
+    report = (trained_tokenizer / "report.html").read_text()
+    assert report.startswith("<!DOCTYPE html>") or report.startswith("<!doctype html>")
+    assert "Codebook on the validation set" in report
+    assert "http://" not in report.replace("http://www.w3.org", "")  # no network
+
+    log = records(trained_tokenizer)
+    assert [r["step"] for r in log if "loss" in r] == [3, 6, 9, 10]
+    assert [r["step"] for r in log if "val_reconstruction" in r] == [5, 10]
+    assert all(0 < r["usage"] <= 1 for r in log if "usage" in r)
+    assert log[0]["rate"] == pytest.approx(1e-3 * 2 / 5)  # the third of five steps of warm-up
+
+
+def test_weights_load_by_every_name(trained_tokenizer):
+    model = load(trained_tokenizer)
+    assert isinstance(model, VQKD)
+    assert not model.training
+    assert model.config.teacher_width > 0  # taken from the teacher
+    images = torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8)
+    with torch.no_grad():
+        codes = load_tokenizer(trained_tokenizer).encode(images)
+        features = load_backbone(trained_tokenizer)(images)
+    assert codes.shape == (2, 6)
+    assert features.patches.shape == (2, 6, 12)
+
+
+def test_the_codebook_starts_at_the_data(tmp_path, tokenizer_config):
+    config = tokenizer_config(tmp_path / "run")
+    train_tokenizer.run(config)
+    quantizer = load_tokenizer(tmp_path / "run").quantizer
+    assert bool(quantizer.initialised)
+    torch.testing.assert_close(quantizer.codebook.norm(dim=1), torch.ones(11))
+
+
+def test_same_seed_same_bits(tmp_path, trained_tokenizer, tokenizer_config, same_bits):
+    train_tokenizer.run(tokenizer_config(tmp_path / "again"))
+    same_bits(trained_tokenizer, tmp_path / "again")
+
+
+def test_another_seed_another_run(tmp_path, trained_tokenizer, tokenizer_config, records):
+    config = tokenizer_config(tmp_path / "run")
+    train_tokenizer.run(replace(config, run=replace(config.run, seed=1)))
+    assert records(tmp_path / "run")[0]["loss"] != records(trained_tokenizer)[0]["loss"]
+
+
+# The first checkpoint is that of step 4: at 2 there is none, nor a log line; at 3 there is one.
+@pytest.mark.parametrize("steps", [(2,), (3,), (5,), (10,), (4, 7)])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    steps, tmp_path, trained_tokenizer, tokenizer_config, interrupt_at, same_bits
+):
+    config = tokenizer_config(tmp_path / "run")
+    for number, step in enumerate(steps):
+        interrupt_at(train_tokenizer, config, step, resume=number > 0)
+    train_tokenizer.resume(tmp_path / "run")
+    same_bits(trained_tokenizer, tmp_path / "run")
+
+
+def test_a_finished_run_may_be_resumed(tmp_path, trained_tokenizer, tokenizer_config, same_bits):
+    result = train_tokenizer.run(tokenizer_config(tmp_path / "run"))
+    (tmp_path / "run" / "weights.safetensors").unlink()  # killed before it was written
+    assert train_tokenizer.resume(tmp_path / "run") == result
+    same_bits(trained_tokenizer, tmp_path / "run")
+
+
+def test_micro_steps_change_memory_not_results(
+    tmp_path, trained_tokenizer, tokenizer_config, optim, records, same_to_rounding
+):
+    train_tokenizer.run(tokenizer_config(tmp_path / "two", optim=optim(accumulate=2)))
+    # Sums of float32 in another order, over ten steps; k-means start and three revivals included.
+    same_to_rounding(records(trained_tokenizer), records(tmp_path / "two"), 2e-5)
+    one, two = load_tokenizer(trained_tokenizer), load_tokenizer(tmp_path / "two")
+    torch.testing.assert_close(one.quantizer.codebook, two.quantizer.codebook, rtol=0, atol=2e-5)
+
+
+def test_without_a_validation_set(tmp_path, tokenizer_config):
+    config = tokenizer_config(tmp_path / "run")
+    result = train_tokenizer.run(replace(config, data=replace(config.data, validation="")))
+    assert result.figures == {}
+    assert "Codebook on the validation set" not in (tmp_path / "run/report.html").read_text()
+
+
+# ── what goes wrong ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_collapse_is_called_one(tmp_path, tokenizer_config, records, capsys):
+    config = tokenizer_config(tmp_path / "run", codebook=CodebookConfig(kmeans=False))
+    train_tokenizer.run(replace(config, model=replace(config.model, num_codes=300)))
+    warned = [record for record in records(tmp_path / "run") if "warning" in record]
+    assert [record["step"] for record in warned] == [3, 6, 9, 10]
+    assert "codebook is collapsing: perplexity" in warned[0]["warning"]
+    assert "of 300 codes; restart dead codes with --codebook.revive_every 10" in capsys.readouterr().err
+
+
+def test_a_healthy_codebook_is_not(trained_tokenizer, records):
+    assert not [record for record in records(trained_tokenizer) if "warning" in record]
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, tokenizer_config, monkeypatch):
+    calls = iter(range(1, 100))
+
+    def distance(features: Tensor, targets: Tensor) -> Tensor:
+        return features.mean() * (float("nan") if next(calls) >= 5 else 1.0)
+
+    config = tokenizer_config(tmp_path / "run")
+    monkeypatch.setattr(train_tokenizer, "cosine_distance", distance)
+    with pytest.raises(ValueError, match=r"loss is nan at step 6, .*rate.*step-000000004\.pt"):
+        train_tokenizer.run(replace(config, data=replace(config.data, validation="")))
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
+def test_another_teacher_width_is_refused(trained_tokenizer, tokenizer_config, tmp_path):
+    config = tokenizer_config(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"model\.teacher_width is 7, but .* have \d+ channels"):
+        train_tokenizer.run(replace(config, model=replace(config.model, teacher_width=7)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_teachers_width_is_filled_in(tokenizer_config, tmp_path):
+    from beit.store.teachers import load_teacher
+
+    config = tokenizer_config(tmp_path / "run")
+    teacher = load_teacher(**vars(config.teacher))
+    assert fitting(config.model, teacher).teacher_width == teacher.width
+
+
+def test_an_existing_directory_is_refused_before_anything_is_loaded(
+    trained_tokenizer, tokenizer_config, monkeypatch
+):
+    monkeypatch.setattr(train_tokenizer, "load_teacher", None)
+    before = (trained_tokenizer / "metrics.jsonl").read_bytes()
+    with pytest.raises(FileExistsError, match=r"exists and is not overwritten.*--resume"):
+        train_tokenizer.run(tokenizer_config(trained_tokenizer))
+    assert (trained_tokenizer / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_revival_that_never_comes_is_refused():
+    with pytest.raises(ValueError, match=r"revive_below in \[0, 1\), got 3 and 1"):
+        CodebookConfig(revive_every=3, revive_below=1)
