@@ -26,7 +26,7 @@ class CodebookHealth(NamedTuple):
 def codebook_health(counts: Tensor) -> CodebookHealth:
     """Measure counts (K,) of how often each code was chosen; all zero gives usage and entropy 0."""
     share = counts.double() / counts.sum().clamp(min=1)
-    entropy = float(-torch.xlogy(share, share).sum().clamp(max=0))
+    entropy = 0.0 - float(torch.xlogy(share, share).sum().clamp(max=0))  # 0 - x is never -0
     used = int((counts > 0).sum())
     return CodebookHealth(
         used / len(counts), float(torch.tensor(entropy).exp()), entropy, len(counts) - used

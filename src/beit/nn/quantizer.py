@@ -50,10 +50,8 @@ class Quantizer(nn.Module):
 
         Looks up a chunk of rows at a time: memory does not grow with rows x K.
         """
-        with torch.autocast(vectors.device.type, enabled=False):
-            rows = vectors.reshape(-1, vectors.shape[-1]).float()
-            codes = nearest_rows(rows, self.codebook)
-        return codes.reshape(vectors.shape[:-1])
+        rows = vectors.reshape(-1, vectors.shape[-1]).float()
+        return nearest_rows(rows, self.codebook).reshape(vectors.shape[:-1])
 
     @torch.no_grad()
     def statistics(self, vectors: Tensor, codes: Tensor) -> Tensor:
@@ -115,7 +113,8 @@ def choose(rows: int, wanted: int, generator: torch.Generator) -> Tensor:
 def nearest_rows(rows: Tensor, means: Tensor) -> Tensor:
     """Return the mean (K, C), of unit length, nearest in angle to each row (n, C): (n,) int64."""
     size = max(1, CHUNK_ELEMENTS // len(means))
-    return torch.cat([(chunk @ means.T).argmax(dim=1) for chunk in rows.split(size)])
+    with torch.autocast(rows.device.type, enabled=False):
+        return torch.cat([(chunk @ means.T).argmax(dim=1) for chunk in rows.split(size)])
 
 
 def grouped_sums(rows: Tensor, groups: Tensor, num_groups: int) -> Tensor:

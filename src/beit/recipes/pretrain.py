@@ -4,6 +4,7 @@ Some patches of an image are hidden, and the model predicts their tokens twice: 
 patches, and from its last [CLS] joined with early patches, so that [CLS] gathers the whole image.
 """
 
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
@@ -215,7 +216,8 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     speed = MetricsLog(directory.speed_file if first else None, resumed_at)
     stream = prefetch(batches, fabric.device)
 
-    with Progress(last_step, start_step, enabled=first) as progress:
+    shown = Progress(last_step, start_step, enabled=first)
+    with closing(log), closing(speed), shown as progress:
         for step in range(start_step + 1, last_step + 1):
             rate = optim.rate(step, steps_per_epoch)
             set_learning_rate(optimizer, rate)
