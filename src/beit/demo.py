@@ -99,12 +99,13 @@ def run(config: Config) -> Result:
         shared = {"train": sets.train, "test": sets.test}
         backbone = {"model": str(pretrained.directory)}
         rows = []
-        for name, choice in {
+        models: dict[str, dict[str, Any]] = {
             "untrained backbone": {**backbone, "untrained": True},
             "pretrained backbone": backbone,
             "tokenizer's encoder": {"model": str(tokenizer.directory)},
             "teacher": {"model": f"teacher:{teacher.source}", "image_size": teacher.image_size},
-        }.items():
+        }
+        for name, choice in models.items():
             plain = merged(preset["probe"], {**shared, **choice})
             rows.append(table_row(name, probe.run(from_plain(probe.Config, plain, "probe")).rows))
         columns = ["features of", "linear, [CLS]", "linear, mean", "k-NN, [CLS]", "k-NN, mean"]

@@ -46,7 +46,7 @@ def optim(**changes: Any) -> OptimConfig:
 
 
 def tokenizer_config(output: Path, **changes: Any) -> train_tokenizer.Config:
-    """A run of ten steps: log lines at 3, 6, 9, 10, checkpoints at 4, 8, 10, revivals at 3, 6, 9."""
+    """A run of ten steps: log lines and revivals at 3, 6, 9 (and 10), checkpoints at 4, 8, 10."""
     settings: dict[str, Any] = {
         "data": DATA,
         "view": ViewConfig(min_scale=0.5, color_jitter=0.0),
@@ -83,22 +83,22 @@ def pretrain_config(output: Path, tokenizer: Path, **changes: Any) -> pretrain.C
     return pretrain.Config(**(settings | changes))
 
 
-@pytest.fixture(name="vit")
+@pytest.fixture(name="vit", scope="session")
 def _vit() -> Callable[..., ViTConfig]:
     return vit
 
 
-@pytest.fixture(name="optim")
+@pytest.fixture(name="optim", scope="session")
 def _optim() -> Callable[..., OptimConfig]:
     return optim
 
 
-@pytest.fixture(name="tokenizer_config")
+@pytest.fixture(name="tokenizer_config", scope="session")
 def _tokenizer_config() -> Callable[..., train_tokenizer.Config]:
     return tokenizer_config
 
 
-@pytest.fixture(name="pretrain_config")
+@pytest.fixture(name="pretrain_config", scope="session")
 def _pretrain_config() -> Callable[..., pretrain.Config]:
     return pretrain_config
 
@@ -178,6 +178,7 @@ def same_to_rounding() -> Callable[[Any, Any, float], None]:
         for one, other in zip(first, second, strict=True):
             assert one.keys() == other.keys()
             for name in one:
-                assert other[name] == pytest.approx(one[name], rel=rel, abs=rel), (one["step"], name)
+                expected = pytest.approx(one[name], rel=rel, abs=rel)
+                assert other[name] == expected, f"{name} at step {one['step']}"
 
     return check

@@ -8,23 +8,190 @@ from torch import Tensor
 from beit.nn.mim import MaskedImageModel
 from beit.recipes import pretrain
 from beit.recipes.pretrain import CheckConfig, MaskConfig
-from beit.store.load import load, load_backbone
-from beit.store.weights import save_weights
-
-
-@pytest.fixture(scope="module")
-def pretrained(tmp_path_factory, trained_tokenizer):
-    """The directory of a finished run; its validation set and k-NN check are on."""
-    from_conftest = tmp_path_factory.getbasetemp()
-    assert from_conftest.is_dir()
-    return tmp_path_factory.mktemp("pretrain") / "run"
-
+from beit.store.load import load, load_backbone, load_tokenizer
 
 CHECK = CheckConfig(every=1, limit=20)
 
 
-@pytest.fixture
-def finished(pretrained, trained_tokenizer, pretrain_config):
-    if not pretrained.exists():
-        pretrain.run(pretrain_config(pretrained, trained_tokenizer, check=CHECK))
-    return pretrained
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, trained_tokenizer, pretrain_config):
+    """The directory of a finished run with a k-NN check."""
+    output = tmp_path_factory.mktemp("pretrain") / "run"
+    pretrain.run(pretrain_config(output, trained_tokenizer, check=CHECK))
+    return output
+
+
+def test_a_run_leaves_everything(finished, records):
+    names = {file.name for file in finished.iterdir()}
+    assert names == {
+        *("config.yaml", "environment.json", "metrics.jsonl", "speed.jsonl"),
+        *("weights.safetensors", "report.html", "checkpoints"),
+    }
+    report = (finished / "report.html").read_text()
+    assert "What it predicts" in report
+    assert "http://" not in report.replace("http://www.w3.org", "")  # no network
+
+    log = records(finished)
+    assert [r["step"] for r in log if "loss" in r] == [3, 6, 9, 10]
+    assert [r["step"] for r in log if "val_loss" in r] == [5, 10]
+    assert [r["step"] for r in log if "knn_cls" in r] == [5, 10]
+    assert all(0 <= r[name] <= 1 for r in log for name in r if name.startswith(("knn", "accuracy")))
+    sums = [r["patch_loss"] + r["cls_loss"] for r in log if "loss" in r]
+    assert sums == pytest.approx([r["loss"] for r in log if "loss" in r])
+
+
+def test_weights_load_by_every_name(finished):
+    model = load(finished)
+    assert isinstance(model, MaskedImageModel)
+    assert not model.training
+    assert model.config.num_codes == 11  # taken from the tokenizer
+    images = torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8)
+    with torch.no_grad():
+        features = load_backbone(finished)(images)
+    assert features.cls.shape == (2, 12)
+    assert features.patches.shape == (2, 6, 12)
+
+
+def test_same_seed_same_bits(tmp_path, finished, trained_tokenizer, pretrain_config, same_bits):
+    pretrain.run(pretrain_config(tmp_path / "again", trained_tokenizer, check=CHECK))
+    same_bits(finished, tmp_path / "again")
+
+
+# The first checkpoint is that of step 4: at 2 there is none, nor a log line; at 3 there is one.
+@pytest.mark.parametrize("steps", [(2,), (3,), (5,), (10,), (4, 7)])
+def test_a_resumed_run_is_the_uninterrupted_one(
+    steps, tmp_path, finished, trained_tokenizer, pretrain_config, interrupt_at, same_bits
+):
+    config = pretrain_config(tmp_path / "run", trained_tokenizer, check=CHECK)
+    for number, step in enumerate(steps):
+        interrupt_at(pretrain, config, step, resume=number > 0)
+    pretrain.resume(tmp_path / "run")
+    same_bits(finished, tmp_path / "run")
+
+
+def test_a_finished_run_may_be_resumed(
+    tmp_path, finished, trained_tokenizer, pretrain_config, same_bits
+):
+    result = pretrain.run(pretrain_config(tmp_path / "run", trained_tokenizer, check=CHECK))
+    (tmp_path / "run" / "weights.safetensors").unlink()  # killed before it was written
+    assert pretrain.resume(tmp_path / "run") == result
+    same_bits(finished, tmp_path / "run")
+
+
+def test_micro_steps_change_memory_not_results(
+    tmp_path, trained_tokenizer, pretrain_config, vit, optim, records, same_to_rounding
+):
+    for name, accumulate in (("one", 1), ("two", 2)):
+        config = pretrain_config(tmp_path / name, trained_tokenizer)
+        model = replace(config.model, backbone=vit())  # without drop path, which is by micro-step
+        pretrain.run(replace(config, model=model, optim=optim(clip=3.0, accumulate=accumulate)))
+    # Sums of float32 in another order, over ten steps.
+    same_to_rounding(records(tmp_path / "one"), records(tmp_path / "two"), 2e-5)
+
+
+def test_plain_masked_image_modelling(tmp_path, trained_tokenizer, pretrain_config, records):
+    config = pretrain_config(
+        tmp_path / "run", trained_tokenizer, mask=MaskConfig(kind="random", count=3)
+    )
+    pretrain.run(replace(config, model=replace(config.model, head_layers=0)))
+    log = records(tmp_path / "run")
+    assert [r["cls_loss"] for r in log if "loss" in r] == [0.0] * 4
+    assert not [r for r in log if "val_cls_accuracy" in r]
+
+
+# ── what goes wrong ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(
+    tmp_path, trained_tokenizer, pretrain_config, monkeypatch
+):
+    calls = iter(range(1, 100))
+    losses = pretrain.masked_token_losses
+
+    def broken(*arguments: object) -> tuple[Tensor, Tensor]:
+        patch_loss, cls_loss = losses(*arguments)  # type: ignore[arg-type]
+        return patch_loss * (float("inf") if next(calls) >= 5 else 1.0), cls_loss
+
+    config = pretrain_config(tmp_path / "run", trained_tokenizer)
+    monkeypatch.setattr(pretrain, "masked_token_losses", broken)
+    with pytest.raises(ValueError, match=r"loss is (nan|inf) at step 6, .*step-000000004\.pt"):
+        pretrain.run(replace(config, data=replace(config.data, validation="")))
+    assert not (tmp_path / "run" / "weights.safetensors").exists()
+
+
+def test_no_tokenizer_is_refused(tmp_path, pretrain_config):
+    with pytest.raises(ValueError, match="no tokenizer given; name a run or weights file"):
+        pretrain.run(replace(pretrain_config(tmp_path / "run", tmp_path), tokenizer=""))
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_grid_is_refused(tmp_path, trained_tokenizer, pretrain_config, vit):
+    config = pretrain_config(tmp_path / "run", trained_tokenizer)
+    model = replace(config.model, backbone=vit(image_size=(24, 24)))
+    with pytest.raises(
+        ValueError, match=r"the tokenizer's grid is \(2, 3\), the backbone's \(3, 3\)"
+    ):
+        pretrain.run(replace(config, model=model))
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_size_of_the_same_grid_is_not(tmp_path, trained_tokenizer, pretrain_config, vit):
+    config = pretrain_config(tmp_path / "run", trained_tokenizer)
+    model = replace(config.model, backbone=vit(image_size=(8, 12), patch_size=4))
+    result = pretrain.run(replace(config, model=model))
+    assert 0 <= result.figures["val_accuracy"] <= 1
+
+
+def test_another_number_of_codes_is_refused(tmp_path, trained_tokenizer, pretrain_config):
+    config = pretrain_config(tmp_path / "run", trained_tokenizer)
+    with pytest.raises(ValueError, match=r"num_codes is 64, but the tokenizer has 11 codes"):
+        pretrain.run(replace(config, model=replace(config.model, num_codes=64)))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("count", [0, 7])
+def test_more_masked_patches_than_there_are_are_refused(
+    count, tmp_path, trained_tokenizer, pretrain_config
+):
+    with pytest.raises(ValueError, match=f"mask.count is {count}, but an image has 6 patches"):
+        pretrain_config(tmp_path / "run", trained_tokenizer, mask=MaskConfig(count=count))
+
+
+def test_an_existing_directory_is_refused_before_anything_is_loaded(
+    finished, trained_tokenizer, pretrain_config, monkeypatch
+):
+    monkeypatch.setattr(pretrain, "load_tokenizer", None)
+    before = (finished / "metrics.jsonl").read_bytes()
+    with pytest.raises(FileExistsError, match=r"exists and is not overwritten.*--resume"):
+        pretrain.run(pretrain_config(finished, trained_tokenizer))
+    assert (finished / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_neighbour_check_without_labels_is_refused(tmp_path, trained_tokenizer, pretrain_config):
+    (tmp_path / "flat").mkdir()
+    for place in range(8):
+        Image.new("RGB", (24, 24), (place, 0, 0)).save(tmp_path / "flat" / f"{place}.png")
+    config = pretrain_config(tmp_path / "run", trained_tokenizer, check=CHECK)
+    data = replace(config.data, train=str(tmp_path / "flat"))
+    with pytest.raises(ValueError, match=r"check\.train: .*flat has no labels"):
+        pretrain.run(replace(config, data=data))
+    data = replace(config.data, validation="")
+    with pytest.raises(ValueError, match=r"needs labelled images; give --check\.test"):
+        pretrain.run(replace(config, data=data))
+    assert not (tmp_path / "run").exists()
+
+
+# ── parts ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_tokens_of_images_of_any_size(trained_tokenizer):
+    tokenizer = load_tokenizer(trained_tokenizer)
+    images = torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8)
+    with torch.no_grad():
+        assert torch.equal(pretrain.tokens(tokenizer, images), tokenizer.encode(images))
+        assert pretrain.tokens(tokenizer, images[:, :, :9]).shape == (2, 6)
+
+
+def test_ends_after_epochs_and_at_the_last_step():
+    due = [step for step in range(1, 24) if pretrain.ends(step, 2, 5, last_step=23)]
+    assert due == [10, 20, 23]

@@ -7,11 +7,10 @@ from torch import nn
 
 from beit.train.fabric import (
     DeviceConfig,
+    LossScaling,
     can_fuse,
     launch,
     layout,
-    load_precision_state,
-    precision_state,
 )
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6"}
@@ -60,8 +59,8 @@ def test_one_process_trains_without_a_warning(
     assert seen == [inside]
     assert model.weight.dtype == model.weight.grad.dtype == torch.float32  # type: ignore[union-attr]
     assert not can_fuse(fabric)
-    assert precision_state(fabric) == {}
-    load_precision_state(fabric, {})
+    assert LossScaling(fabric).state_dict() == {}
+    LossScaling(fabric).load_state_dict({})
     assert capfd.readouterr() == ("", "")
 
 
@@ -73,12 +72,12 @@ def test_loss_scaling_goes_on_where_it_was() -> None:
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         return Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
 
-    state = precision_state(scaled(8.0))
+    state = LossScaling(scaled(8.0)).state_dict()
     assert state["scale"] == 8.0
     fresh = scaled(2.0)
-    load_precision_state(fresh, state)
-    assert precision_state(fresh) == state
+    LossScaling(fresh).load_state_dict(state)
+    assert LossScaling(fresh).state_dict() == state
     with pytest.raises(ValueError, match=r"with float16 loss scaling .* without"):
-        load_precision_state(launch(on_cpu()), state)
+        LossScaling(launch(on_cpu())).load_state_dict(state)
     with pytest.raises(ValueError, match=r"without float16 loss scaling .* with;"):
-        load_precision_state(fresh, {})
+        LossScaling(fresh).load_state_dict({})

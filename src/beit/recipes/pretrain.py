@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -39,11 +39,10 @@ from beit.store.settings import from_plain
 from beit.store.weights import save_weights
 from beit.train.fabric import (
     DeviceConfig,
+    LossScaling,
     can_fuse,
     compiled,
     launch,
-    load_precision_state,
-    precision_state,
     summed,
 )
 from beit.train.log import MetricsLog, read_log
@@ -69,6 +68,10 @@ class MaskConfig:
     count: int = 75
     min_block: int = 16
 
+    def __post_init__(self) -> None:
+        if self.min_block < 1:
+            raise ValueError(f"mask.min_block is {self.min_block}; expected 1 patch or more")
+
 
 @dataclass(frozen=True)
 class CheckConfig:
@@ -85,6 +88,13 @@ class CheckConfig:
     train: str = ""
     test: str = ""
     limit: int = 5000
+
+    def __post_init__(self) -> None:
+        if self.every < 0 or self.limit < 1:
+            raise ValueError(
+                "check.every must be 0 (no check) or more and check.limit 1 or more, got "
+                f"{self.every} and {self.limit}"
+            )
 
 
 @dataclass(frozen=True)
@@ -126,6 +136,8 @@ class Config:
     device: DeviceConfig = DeviceConfig()
 
     def __post_init__(self) -> None:
+        if self.validate_every < 1:
+            raise ValueError(f"validate_every is {self.validate_every}; expected 1 epoch or more")
         if not 1 <= self.mask.count <= self.model.backbone.num_patches:
             raise ValueError(
                 f"mask.count is {self.mask.count}, but an image has "
@@ -180,31 +192,19 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     total_steps = optim.epochs * steps_per_epoch
     last_step = min(total_steps, config.run.stop_after or total_steps)
     micro_batch = optim.micro_batch_size(world_size)
-    batches = TrainBatches(
-        source,
-        TrainViews(config.view, size, token_size),
-        batch_size=micro_batch,
-        seed=seed,
-        start_step=start_step,
-        num_steps=last_step,
-        accumulate=optim.accumulate,
-        rank=rank,
-        world_size=world_size,
-        num_workers=config.data.num_workers,
-    )
+    views = TrainViews(config.view, size, token_size)
+    batches = training_batches(config, source, views, fabric, start_step, last_step)
 
-    if state:
-        mim.load_state_dict(state["model"])
     groups = parameter_groups(mim, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(compiled(mim, config.device), optimizer)
     tokenizer = tokenizer.to(fabric.device)
     means, unreadable = Means(), Unreadable(len(source), config.data.max_unreadable)
+    parts: dict[str, Any] = {"model": mim, "optimizer": optimizer, "scaling": LossScaling(fabric)}
+    parts |= {"means": means, "unreadable": unreadable}
     if state:
-        optimizer.load_state_dict(state["optimizer"])
-        load_precision_state(fabric, state["precision"])
-        means.load_state_dict(state["means"])
-        unreadable.load_state_dict(state["unreadable"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
     outcome = None
 
     fabric.barrier()
@@ -258,6 +258,8 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             if logs:
                 figures = means.read(partial(summed, fabric))
                 figures |= {"rate": rate}
+                if unreadable.names:
+                    figures["unreadable"] = len(unreadable.names)
                 log.write({"step": step, "epoch": step / steps_per_epoch} | figures)
             pace = progress.update(step, figures, optim.batch_size, stream.wait_seconds)
             if logs:
@@ -272,13 +274,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                 progress.message("  ".join(f"{name} {value:.3f}" for name, value in found.items()))
                 log.write({"step": step, "epoch": step / steps_per_epoch} | found)
             if saves and first:
-                state = {
-                    "model": mim.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "precision": precision_state(fabric),
-                    "means": means.state_dict(),
-                    "unreadable": unreadable.state_dict(),
-                }
+                state = {name: part.state_dict() for name, part in parts.items()}
                 checkpoint.save(directory, step, state, config.run.keep_last, config.run.keep_every)
     if validation and outcome is None:  # resumed after the last step
         outcome = validate(fabric, mim, tokenizer, validation, config)
@@ -319,6 +315,29 @@ def draw_masks(
 def ends(step: int, every: int, steps_per_epoch: int, last_step: int) -> bool:
     """Say whether something done every so many epochs, and at the end, is due after a step."""
     return step % (every * steps_per_epoch) == 0 or step == last_step
+
+
+def training_batches(
+    config: Config,
+    source: Source,
+    views: TrainViews,
+    fabric: Fabric,
+    start_step: int,
+    last_step: int,
+) -> TrainBatches:
+    """Return this process's part of the training batches."""
+    return TrainBatches(
+        source,
+        views,
+        batch_size=config.optim.micro_batch_size(fabric.world_size),
+        seed=config.run.seed,
+        start_step=start_step,
+        num_steps=last_step,
+        accumulate=config.optim.accumulate,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        num_workers=config.data.num_workers,
+    )
 
 
 def validation_batches(config: Config, fabric: Fabric) -> EvalBatches | None:

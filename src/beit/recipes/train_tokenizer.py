@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -19,10 +19,10 @@ from torch import Tensor
 from beit.data.batches import Batch, DataConfig, EvalBatches, TrainBatches, Unreadable
 from beit.data.order import step_generator
 from beit.data.prefetch import prefetch
-from beit.data.sources import open_source
+from beit.data.sources import Source, open_source
 from beit.data.views import EvalView, TrainViews, ViewConfig
 from beit.nn.losses import cosine_distance
-from beit.nn.metrics import codebook_health, position_counts
+from beit.nn.metrics import CodebookHealth, codebook_health, position_counts
 from beit.nn.quantizer import Quantizer
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.show.axes import figure
@@ -36,12 +36,11 @@ from beit.store.teachers import Teacher, TeacherConfig, load_teacher
 from beit.store.weights import save_weights
 from beit.train.fabric import (
     DeviceConfig,
+    LossScaling,
     can_fuse,
     compiled,
     gathered,
     launch,
-    load_precision_state,
-    precision_state,
     summed,
 )
 from beit.train.log import MetricsLog, read_log
@@ -113,6 +112,10 @@ class Config:
     run: RunConfig = RunConfig()
     device: DeviceConfig = DeviceConfig()
 
+    def __post_init__(self) -> None:
+        if self.validate_every < 1:
+            raise ValueError(f"validate_every is {self.validate_every}; expected 1 epoch or more")
+
 
 class Validation(NamedTuple):
     """Figures over the validation set, and how often each position chose each code (N, K)."""
@@ -146,8 +149,8 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     if directory is None:
         RunDirectory.check_new(config.run.output)
     fabric = launch(config.device)
-    rank, world_size, first = fabric.global_rank, fabric.world_size, fabric.global_rank == 0
-    seed, optim, codebook = config.run.seed, config.optim, config.codebook
+    rank, seed, optim, codebook = fabric.global_rank, config.run.seed, config.optim, config.codebook
+    first = rank == 0
 
     torch.manual_seed(seed)
     teacher = load_teacher(**vars(config.teacher))
@@ -162,35 +165,19 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     steps_per_epoch = max(1, len(source) // optim.batch_size)
     total_steps = optim.epochs * steps_per_epoch
     last_step = min(total_steps, config.run.stop_after or total_steps)
-    batches = TrainBatches(
-        source,
-        TrainViews(config.view, size, size),
-        batch_size=optim.micro_batch_size(world_size),
-        seed=seed,
-        start_step=start_step,
-        num_steps=last_step,
-        accumulate=optim.accumulate,
-        rank=rank,
-        world_size=world_size,
-        num_workers=config.data.num_workers,
-    )
+    batches = training_batches(config, source, size, fabric, start_step, last_step)
 
-    if state:
-        vqkd.load_state_dict(state["model"])
     groups = parameter_groups(vqkd, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(compiled(vqkd, config.device), optimizer)
     teacher = teacher.to(fabric.device)
     means, unreadable = Means(), Unreadable(len(source), config.data.max_unreadable)
-    window = torch.zeros(vqkd.vocab_size, device=fabric.device)  # uses since the last log line
-    recent = torch.zeros_like(window)  # uses since the last revival
+    use = CodeUse(vqkd.vocab_size, fabric.device)
+    parts: dict[str, Any] = {"model": vqkd, "optimizer": optimizer, "scaling": LossScaling(fabric)}
+    parts |= {"means": means, "unreadable": unreadable, "use": use}
     if state:
-        optimizer.load_state_dict(state["optimizer"])
-        load_precision_state(fabric, state["precision"])
-        means.load_state_dict(state["means"])
-        unreadable.load_state_dict(state["unreadable"])
-        window.copy_(state["window"])
-        recent.copy_(state["recent"])
+        for name, part in parts.items():
+            part.load_state_dict(state[name])
     started, outcome = bool(quantizer.initialised), None
 
     fabric.barrier()
@@ -239,12 +226,10 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
 
             statistics = summed(fabric, statistics)
             quantizer.update(statistics)
-            window += statistics[:, -1]
-            recent += statistics[:, -1]
+            use.add(statistics[:, -1])
             if codebook.revive_every and step % codebook.revive_every == 0:
-                dead = recent < codebook.revive_below * recent.mean()
+                dead = use.dead_since_revival(codebook.revive_below)
                 revive(fabric, quantizer, vectors, dead, seed, step)
-                recent.zero_()
 
             logs = step % config.run.log_every == 0 or step == last_step
             saves = step % config.run.checkpoint_every == 0 or step == last_step
@@ -252,14 +237,15 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                 checkpoint.refuse_non_finite(directory, step, float(loss.detach()), rate)
             figures: dict[str, float] = {}
             if logs:
-                health = codebook_health(window)
+                health = use.health_since_log()
                 figures = means.read(partial(summed, fabric))
                 figures |= {"usage": health.usage, "perplexity": health.perplexity, "rate": rate}
+                if unreadable.names:
+                    figures["unreadable"] = len(unreadable.names)
                 log.write({"step": step, "epoch": step / steps_per_epoch} | figures)
                 if health.perplexity < COLLAPSED * vqkd.vocab_size:
                     log.write({"step": step, "warning": collapse_advice(health.perplexity, config)})
                     progress.message(collapse_advice(health.perplexity, config))
-                window.zero_()
             pace = progress.update(step, figures, optim.batch_size, stream.wait_seconds)
             if logs:
                 speed.write({"step": step} | pace._asdict())
@@ -269,15 +255,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                     outcome = validate(fabric, vqkd, teacher, validation)
                 log.write({"step": step, "epoch": step / steps_per_epoch} | outcome.figures)
             if saves and first:
-                state = {
-                    "model": vqkd.state_dict(),
-                    "optimizer": optimizer.state_dict(),
-                    "precision": precision_state(fabric),
-                    "means": means.state_dict(),
-                    "unreadable": unreadable.state_dict(),
-                    "window": window,
-                    "recent": recent,
-                }
+                state = {name: part.state_dict() for name, part in parts.items()}
                 checkpoint.save(directory, step, state, config.run.keep_last, config.run.keep_every)
     if validation and outcome is None:  # resumed after the last step
         outcome = validate(fabric, vqkd, teacher, validation)
@@ -291,6 +269,40 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     return Result(directory.path, outcome.figures if outcome else {}, sections)
 
 
+class CodeUse:
+    """How often each code was chosen: since the last log line, and since the last revival."""
+
+    def __init__(self, num_codes: int, device: torch.device) -> None:
+        self.since_log = torch.zeros(num_codes, device=device)
+        self.since_revival = torch.zeros(num_codes, device=device)
+
+    def add(self, counts: Tensor) -> None:
+        """Count the choices (K,) of a step."""
+        self.since_log += counts
+        self.since_revival += counts
+
+    def health_since_log(self) -> CodebookHealth:
+        """Measure the codebook, and start a new window."""
+        health = codebook_health(self.since_log)
+        self.since_log.zero_()
+        return health
+
+    def dead_since_revival(self, share: float) -> Tensor:
+        """Tell which codes (K,) bool were chosen less than a share of the mean; count anew."""
+        dead = self.since_revival < share * self.since_revival.mean()
+        self.since_revival.zero_()
+        return dead
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return both counts, for a checkpoint."""
+        return {"since_log": self.since_log, "since_revival": self.since_revival}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from `state_dict()`."""
+        self.since_log.copy_(state["since_log"])
+        self.since_revival.copy_(state["since_revival"])
+
+
 def fitting(model: VQKDConfig, teacher: Teacher) -> VQKDConfig:
     """Return the tokenizer's numbers with the teacher's width filled in or checked."""
     if model.teacher_width not in (0, teacher.width):
@@ -299,6 +311,29 @@ def fitting(model: VQKDConfig, teacher: Teacher) -> VQKDConfig:
             f"{teacher.width} channels; give {teacher.width}, or 0 to take them from the teacher"
         )
     return replace(model, teacher_width=teacher.width)
+
+
+def training_batches(
+    config: Config,
+    source: Source,
+    size: tuple[int, int],
+    fabric: Fabric,
+    start_step: int,
+    last_step: int,
+) -> TrainBatches:
+    """Return this process's part of the training batches."""
+    return TrainBatches(
+        source,
+        TrainViews(config.view, size, size),
+        batch_size=config.optim.micro_batch_size(fabric.world_size),
+        seed=config.run.seed,
+        start_step=start_step,
+        num_steps=last_step,
+        accumulate=config.optim.accumulate,
+        rank=fabric.global_rank,
+        world_size=fabric.world_size,
+        num_workers=config.data.num_workers,
+    )
 
 
 def validation_batches(config: Config, size: tuple[int, int], fabric: Fabric) -> EvalBatches | None:

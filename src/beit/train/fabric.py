@@ -136,19 +136,25 @@ def can_fuse(fabric: Fabric) -> bool:
     return fabric.device.type == "cuda" and _scaler(fabric) is None
 
 
-def precision_state(fabric: Fabric) -> dict[str, Any]:
-    """Return the state of float16 loss scaling for a checkpoint; empty in other precisions."""
-    return dict(fabric.strategy.precision.state_dict())
+class LossScaling:
+    """The state of float16 loss scaling, for a checkpoint; empty in other precisions."""
 
+    def __init__(self, fabric: Fabric) -> None:
+        self._fabric = fabric
 
-def load_precision_state(fabric: Fabric, state: Mapping[str, Any]) -> None:
-    """Go on with the loss scaling of `precision_state`."""
-    if bool(state) != (_scaler(fabric) is not None):
-        raise ValueError(
-            f"the checkpoint was written {'with' if state else 'without'} float16 loss scaling "
-            f"and this run goes on {'without' if state else 'with'}; resume in the same precision"
-        )
-    fabric.strategy.precision.load_state_dict(dict(state))
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state to keep."""
+        return dict(self._fabric.strategy.precision.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state; ValueError if only one of the two runs scales its loss."""
+        if bool(state) != (_scaler(self._fabric) is not None):
+            raise ValueError(
+                f"the checkpoint was written {'with' if state else 'without'} float16 loss scaling "
+                f"and this run goes on {'without' if state else 'with'}; resume in the same "
+                "precision"
+            )
+        self._fabric.strategy.precision.load_state_dict(dict(state))
 
 
 def _scaler(fabric: Fabric) -> Any:

@@ -1,0 +1,112 @@
+"""Runs killed by SIGKILL and resumed until done equal those that nobody disturbed, bit for bit.
+
+Real processes, killed at five random points: what a log or a checkpoint holds when its writer
+vanishes cannot be had otherwise. Log lines and checkpoints come at steps that are no multiples of
+one another, so that a kill falls before, between and after either.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from beit.store.weights import read_safetensors
+
+pytestmark = pytest.mark.slow
+
+KILLS = 5
+STEPS = 60  # 5 epochs of 12 steps of 16 images
+SHORT = [
+    *("--data.train", "shapes://197?size=32", "--data.validation", "shapes://40?size=32&seed=1"),
+    *("--optim.batch_size", "16", "--optim.epochs", "5"),
+    *("--run.log_every", "3", "--run.checkpoint_every", "7"),
+]
+
+
+def start(*arguments: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "beit", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        start_new_session=True,  # with its loader workers a group of its own
+    )
+
+
+def finish(*arguments: str) -> None:
+    process = start(*arguments)
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors.decode()
+
+
+def kill_at(step: int, log: Path, *arguments: str) -> None:
+    """Start a run and kill it with its workers once it has logged a step."""
+    before = log.stat().st_ino if log.exists() else None  # a resumed run begins a new file
+    process = start(*arguments)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        if log.exists() and log.stat().st_ino != before and last_step(log) >= step:
+            os.killpg(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.002)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == -signal.SIGKILL, errors.decode()
+
+
+def last_step(log: Path) -> int:
+    lines = log.read_text().split("\n")[:-1]  # the last one may be cut short
+    return int(json.loads(lines[-1])["step"]) if lines else 0
+
+
+def moments(seed: int) -> list[int]:
+    """Five steps in rising order, early enough for the kill to come before the end."""
+    return sorted(random.Random(seed).sample(range(1, STEPS - 6), KILLS))
+
+
+def killed_run(seed: int, run: Path, verb: str, *options: str) -> None:
+    """Begin a run and kill it, five times over, then let it end."""
+    command = [verb, "--preset", "shapes-tiny", *SHORT, "--run.output", str(run), *options]
+    for step in moments(seed):
+        kill_at(step, run / "metrics.jsonl", *command)
+        command = [verb, "--resume", str(run)]
+    assert not (run / "weights.safetensors").exists()
+    finish(*command)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tokenizer and a pretrained model, without workers and without interruption."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    runs = {"train-tokenizer": folder / "tokenizer", "pretrain": folder / "pretrain"}
+    for verb, run in runs.items():
+        options = ["--tokenizer", str(runs["train-tokenizer"])] * (verb == "pretrain")
+        finish(verb, "--preset", "shapes-tiny", *SHORT, "--run.output", str(run), *options)
+        assert last_step(run / "metrics.jsonl") == STEPS
+    return runs
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("verb", ["train-tokenizer", "pretrain"])
+def test_killed_and_resumed_equals_undisturbed(
+    verb: str, num_workers: int, tmp_path: Path, undisturbed: dict[str, Path]
+) -> None:
+    options = ["--data.num_workers", str(num_workers)]
+    if verb == "pretrain":
+        options += ["--tokenizer", str(undisturbed["train-tokenizer"])]
+    killed_run(num_workers + len(verb), tmp_path / "run", verb, *options)
+    run, other = tmp_path / "run", undisturbed[verb]
+    assert (run / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
+    # Not the files: safetensors writes its metadata in an order of chance.
+    tensors, metadata = read_safetensors(run / "weights.safetensors")
+    expected, expected_metadata = read_safetensors(other / "weights.safetensors")
+    assert metadata == expected_metadata
+    assert tensors.keys() == expected.keys()
+    assert not [name for name in tensors if not torch.equal(tensors[name], expected[name])]
+    assert not [file.name for file in run.rglob(".*")]  # what a killed writer left half written

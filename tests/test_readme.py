@@ -1,0 +1,55 @@
+"""Every command that the documents name is one that the command line understands."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from beit import cli
+from beit.recipes import presets
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands(text: str) -> list[list[str]]:
+    """Find the `beit ...` lines of a text, however they are launched and broken over lines."""
+    lines = re.sub(r"\\\n\s*(#\s*)?", " ", text).splitlines()
+    found = [re.match(r"[\s#]*(?:torchrun .*-m )?(beit [a-z-]+ .*)", line) for line in lines]
+    return [shlex.split(match[1], comments=True)[1:] for match in found if match]
+
+
+def check(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    if words[0] in ("presets", "demo") or "--resume" in words or "VERB" in words:
+        return
+    with pytest.raises(SystemExit) as ended:  # as argparse ends after printing
+        assert cli.main([*words, "--print_config"]) == 0, capsys.readouterr().err
+    assert ended.value.code == 0
+
+
+def test_there_are_commands_to_check() -> None:
+    assert len(commands((ROOT / "README.md").read_text())) > 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_the_documents_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in commands(page.read_text()):
+        check(words, capsys)
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_commands_at_the_head_of_a_preset_parse(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in commands(presets.path_of(name).read_text()):
+        check(words, capsys)
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_part_of_a_preset_is_a_configuration(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for verb in presets.read_yaml(presets.path_of(name)):
+        required = ["--model", "runs/x"] if verb == "probe" else []
+        check([verb, "--preset", name, *required], capsys)
