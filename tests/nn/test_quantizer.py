@@ -116,12 +116,23 @@ def test_update_by_hand() -> None:
     quantizer = Quantizer(3, 2, decay=0.75)
     quantizer.codebook.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]]))
     quantizer.counts.fill_(8.0)
-    # Two vectors up chose code 0, nothing code 1; the two that chose code 2 cancel out.
-    quantizer.update(torch.tensor([[0.0, 2.0, 2.0], [0.0, 0.0, 0.0], [0.0, 0.0, 2.0]]))
+    # Code 0 was chosen by (.6, .8) and (-.6, .8), code 1 by nothing, code 2 by two that cancel.
+    quantizer.update(torch.tensor([[0.0, 1.6, 2.0], [0.0, 0.0, 0.0], [0.0, 0.0, 2.0]]))
     length = math.hypot(0.75, 0.25)
     moved = torch.tensor([[0.75 / length, 0.25 / length], [0.0, 1.0], [-1.0, 0.0]])
     torch.testing.assert_close(quantizer.codebook, moved)
     torch.testing.assert_close(quantizer.counts, torch.tensor([6.5, 6.0, 6.5]))
+
+
+def test_codes_that_nothing_chose_stay_even_without_memory() -> None:
+    quantizer = Quantizer(K, C, decay=0.0)
+    before = snapshot(quantizer)
+    vectors = some_vectors()
+    chosen = torch.zeros(2, 15, dtype=torch.int64)
+    quantizer.update(quantizer.statistics(vectors, chosen))
+    torch.testing.assert_close(quantizer.codebook[1:], before["codebook"][1:])
+    mean = unit(unit(vectors).flatten(0, 1).sum(dim=0))
+    torch.testing.assert_close(quantizer.codebook[0], mean)
 
 
 def test_two_half_batches_update_the_codebook_as_one_whole_batch() -> None:

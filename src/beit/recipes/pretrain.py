@@ -264,7 +264,9 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             pace = progress.update(step, figures, optim.batch_size, stream.wait_seconds)
             if logs:
                 speed.write({"step": step} | pace._asdict())
-            if validation and ends(step, config.validate_every, steps_per_epoch, last_step):
+            if validation is not None and ends(
+                step, config.validate_every, steps_per_epoch, last_step
+            ):
                 with progress.aside("validation"):
                     outcome = validate(fabric, mim, tokenizer, validation, config)
                 log.write({"step": step, "epoch": step / steps_per_epoch} | outcome)
@@ -276,7 +278,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             if saves and first:
                 state = {name: part.state_dict() for name, part in parts.items()}
                 checkpoint.save(directory, step, state, config.run.keep_last, config.run.keep_every)
-    if validation and outcome is None:  # resumed after the last step
+    if validation is not None and outcome is None:  # resumed after the last step
         outcome = validate(fabric, mim, tokenizer, validation, config)
     sections: list[Section] = []
     if first:

@@ -250,14 +250,14 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             if logs:
                 speed.write({"step": step} | pace._asdict())
             ends = step % (config.validate_every * steps_per_epoch) == 0 or step == last_step
-            if validation and ends:
+            if validation is not None and ends:
                 with progress.aside("validation"):
                     outcome = validate(fabric, vqkd, teacher, validation)
                 log.write({"step": step, "epoch": step / steps_per_epoch} | outcome.figures)
             if saves and first:
                 state = {name: part.state_dict() for name, part in parts.items()}
                 checkpoint.save(directory, step, state, config.run.keep_last, config.run.keep_every)
-    if validation and outcome is None:  # resumed after the last step
+    if validation is not None and outcome is None:  # resumed after the last step
         outcome = validate(fabric, vqkd, teacher, validation)
     sections: list[Section] = []
     if first:
