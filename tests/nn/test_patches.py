@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from beit.nn.patches import PatchEmbed, as_float, grid_of, patchify, unpatchify
+from beit.nn.patches import PatchEmbed, as_float, grid_of, patchify
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -44,11 +44,6 @@ def test_patches_are_cut_row_by_row_channels_last() -> None:
         for x in range(5):
             tile = images[:, :, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2]  # (B, c, P, P)
             assert torch.equal(patches[:, 5 * y + x], tile.permute(0, 2, 3, 1).flatten(1))
-
-
-def test_unpatchify_is_the_inverse_of_patchify() -> None:
-    images = torch.randn(2, 4, 6, 10, generator=seeded())
-    assert torch.equal(unpatchify(patchify(images, 2), (3, 5), 2), images)
 
 
 def test_images_that_do_not_divide_are_not_cut() -> None:

@@ -15,9 +15,6 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
-
-from beit.store.weights import read_safetensors
 
 pytestmark = pytest.mark.slow
 
@@ -102,11 +99,6 @@ def test_killed_and_resumed_equals_undisturbed(
         options += ["--tokenizer", str(undisturbed["train-tokenizer"])]
     killed_run(num_workers + len(verb), tmp_path / "run", verb, *options)
     run, other = tmp_path / "run", undisturbed[verb]
-    assert (run / "metrics.jsonl").read_bytes() == (other / "metrics.jsonl").read_bytes()
-    # Not the files: safetensors writes its metadata in an order of chance.
-    tensors, metadata = read_safetensors(run / "weights.safetensors")
-    expected, expected_metadata = read_safetensors(other / "weights.safetensors")
-    assert metadata == expected_metadata
-    assert tensors.keys() == expected.keys()
-    assert not [name for name in tensors if not torch.equal(tensors[name], expected[name])]
+    for name in ("metrics.jsonl", "weights.safetensors"):
+        assert (run / name).read_bytes() == (other / name).read_bytes(), name
     assert not [file.name for file in run.rglob(".*")]  # what a killed writer left half written

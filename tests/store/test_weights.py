@@ -30,10 +30,16 @@ def test_saved_and_read_is_the_identity(kind, request, tmp_path):
 def test_metadata_says_what_it_is(backbone, tmp_path):
     save_weights(tmp_path / "w.safetensors", backbone)
     _, metadata = read_safetensors(tmp_path / "w.safetensors")
-    config = json.loads(metadata.pop("config"))
-    assert metadata == {"format": "beit", "version": "1", "kind": "VisionTransformer"}
-    assert config["image_size"] == [16, 16]
-    assert config["mean"] == [0.485, 0.456, 0.406]
+    about = json.loads(metadata.pop("beit"))
+    assert (metadata, about["version"], about["kind"]) == ({}, "1", "VisionTransformer")
+    assert about["config"]["image_size"] == [16, 16]
+    assert about["config"]["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_the_same_model_is_written_to_the_same_bytes(backbone, tmp_path):
+    for name in ("one", "two"):
+        save_weights(tmp_path / name, backbone)
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
 def test_normalisation_can_be_replaced_and_sizes_cannot(tokenizer, tmp_path):
@@ -50,11 +56,11 @@ def test_normalisation_can_be_replaced_and_sizes_cannot(tokenizer, tmp_path):
 def rewritten(path, tensors=None, **changes):
     """Write the file anew with some tensors or fields of the configuration changed."""
     held, metadata = read_safetensors(path)
-    config = json.loads(metadata["config"])
-    metadata.update({name: changes.pop(name) for name in list(changes) if name in metadata})
+    about = json.loads(metadata["beit"])
+    about.update({name: changes.pop(name) for name in list(changes) if name in about})
     if changes:
-        metadata["config"] = json.dumps(config | changes)
-    save_file(held if tensors is None else tensors(held), path, metadata)
+        about["config"] |= changes
+    save_file(held if tensors is None else tensors(held), path, {"beit": json.dumps(about)})
 
 
 @pytest.mark.parametrize(
@@ -71,10 +77,10 @@ def rewritten(path, tensors=None, **changes):
         ({"relative_bias": "some"}, "relative_bias is 'some'"),
         ({"colour": 1}, "unknown fields: colour"),
         ({"num_heads": 5}, "not a multiple of num_heads"),
-        ({"config": "{"}, "w.safetensors: "),
+        ({"config": "{"}, "config is '{', expected a mapping"),
         ({"version": "2"}, "version '2', expected '1'"),
         ({"kind": "Oracle"}, "holds a 'Oracle'"),
-        ({"format": "timm"}, "carries no beit configuration"),
+        ({"kind": ["VQKD"]}, "holds a \\['VQKD'\\]"),
     ],
 )
 def test_forged_metadata_is_refused(backbone, tmp_path, changes, message):
@@ -84,6 +90,22 @@ def test_forged_metadata_is_refused(backbone, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_weights(path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"format": "pt"}, "carries no beit configuration"),
+        ({"beit": "{"}, "metadata cannot be read"),
+        ({"beit": "[]"}, "metadata cannot be read"),
+        ({"beit": "{}"}, "metadata cannot be read"),
+    ],
+)
+def test_metadata_of_others_is_refused(tmp_path, metadata, message):
+    path = tmp_path / "w.safetensors"
+    save_file({"norm.bias": torch.zeros(2)}, path, metadata)
+    with pytest.raises(ValueError, match=message):
+        read_weights(path)
 
 
 def test_tensors_that_do_not_fit_are_named(backbone, tmp_path):

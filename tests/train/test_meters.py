@@ -33,19 +33,6 @@ def test_processes_together_see_what_one_would() -> None:
     assert run([(1.0, 2), (2.0, 1)]).read(reduce) == alone
 
 
-def test_a_resumed_mean_is_that_of_an_uninterrupted_one() -> None:
-    values = torch.rand(7, generator=torch.Generator().manual_seed(0))
-    whole, before, after = Means(), Means(), Means()
-    for value in values:
-        whole.add({"loss": value}, 3)
-    for value in values[:4]:
-        before.add({"loss": value}, 3)
-    after.load_state_dict(before.state_dict())
-    for value in values[4:]:
-        after.add({"loss": value}, 3)
-    assert after.read() == whole.read()
-
-
 def test_a_vector_is_refused() -> None:
     with pytest.raises(RuntimeError, match="shape"):
         Means().add({"loss": torch.zeros(2)})

@@ -39,15 +39,6 @@ def patchify(images: Tensor, patch_size: int) -> Tensor:
     return tiles.reshape(B, Gh * Gw, patch_size * patch_size * c)
 
 
-def unpatchify(patches: Tensor, grid: tuple[int, int], patch_size: int) -> Tensor:
-    """Put patches (B, N, P*P*c) back into images (B, c, H, W): the inverse of ``patchify``."""
-    B, _, size = patches.shape
-    Gh, Gw = grid
-    c = size // patch_size**2
-    tiles = patches.reshape(B, Gh, Gw, patch_size, patch_size, c).permute(0, 5, 1, 3, 2, 4)
-    return tiles.reshape(B, c, Gh * patch_size, Gw * patch_size)
-
-
 class PatchEmbed(nn.Module):
     """Linear embedding of patches, kept as the strided convolution of the published weights."""
 
@@ -62,6 +53,9 @@ class PatchEmbed(nn.Module):
         Computed as one matrix product over cut patches: the same sums as the convolution, several
         times as fast on CPUs, where a convolution whose stride is its kernel has no good kernel.
         """
+        if self.patch_size == 1:  # no pixels to reorder: gradients keep the weight's strides
+            pixels = images.flatten(2).transpose(1, 2)  # (B, N, c)
+            return nn.functional.linear(pixels, self.proj.weight.flatten(1), self.proj.bias)
         patches = patchify(images, self.patch_size)
         weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # (D, P*P*c)
         return nn.functional.linear(patches, weight, self.proj.bias)

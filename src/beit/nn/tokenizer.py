@@ -48,6 +48,13 @@ class VQKDConfig:
     teacher_width: int = 512
     decay: float = 0.99
 
+    def __post_init__(self) -> None:
+        if self.decoder_depth < 1 or self.code_width < 1 or self.teacher_width < 0:
+            raise ValueError(
+                "decoder_depth and code_width must be 1 or more and teacher_width 0 or more, got "
+                f"{self.decoder_depth}, {self.code_width} and {self.teacher_width}"
+            )
+
     @property
     def decoder(self) -> ViTConfig:
         """The decoder: the encoder's ViT over the map of codes, one code a patch."""

@@ -201,7 +201,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     tokenizer = tokenizer.to(fabric.device)
     means, unreadable = Means(), Unreadable(len(source), config.data.max_unreadable)
     parts: dict[str, Any] = {"model": mim, "optimizer": optimizer, "scaling": LossScaling(fabric)}
-    parts |= {"means": means, "unreadable": unreadable}
+    parts["unreadable"] = unreadable
     if state:
         for name, part in parts.items():
             part.load_state_dict(state[name])
@@ -250,17 +250,16 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             optimizer.step()
             optimizer.zero_grad()
 
-            logs = step % config.run.log_every == 0 or step == last_step
             saves = step % config.run.checkpoint_every == 0 or step == last_step
-            if logs or saves:
+            logs = step % config.run.log_every == 0 or saves  # no checkpoint amid a window
+            if logs:
                 checkpoint.refuse_non_finite(directory, step, float(loss.detach()), rate)
             figures: dict[str, float] = {}
             if logs:
                 figures = means.read(partial(summed, fabric))
-                figures |= {"rate": rate}
                 if unreadable.names:
                     figures["unreadable"] = len(unreadable.names)
-                log.write({"step": step, "epoch": step / steps_per_epoch} | figures)
+                log.write({"step": step, "epoch": step / steps_per_epoch, "rate": rate} | figures)
             pace = progress.update(step, figures, optim.batch_size, stream.wait_seconds)
             if logs:
                 speed.write({"step": step} | pace._asdict())

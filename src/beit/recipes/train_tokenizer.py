@@ -22,7 +22,7 @@ from beit.data.prefetch import prefetch
 from beit.data.sources import Source, open_source
 from beit.data.views import EvalView, TrainViews, ViewConfig
 from beit.nn.losses import cosine_distance
-from beit.nn.metrics import CodebookHealth, codebook_health, position_counts
+from beit.nn.metrics import codebook_health, position_counts
 from beit.nn.quantizer import Quantizer
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.show.axes import figure
@@ -50,6 +50,7 @@ from beit.train.progress import Progress
 
 VERB = "train-tokenizer"
 COLLAPSED = 0.1  # a perplexity under this share of K is called a collapse
+ON_LINE = ("loss", "reconstruction", "grad_norm", "usage", "perplexity", "unreadable")
 SHOWN = 12  # images and codes drawn in the report
 GALLERY = 256  # images among which examples of a code are looked for
 
@@ -172,9 +173,9 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     model, optimizer = fabric.setup(compiled(vqkd, config.device), optimizer)
     teacher = teacher.to(fabric.device)
     means, unreadable = Means(), Unreadable(len(source), config.data.max_unreadable)
-    use = CodeUse(vqkd.vocab_size, fabric.device)
+    use = CodeUse(vqkd.config.encoder.num_patches, vqkd.vocab_size, fabric.device)
     parts: dict[str, Any] = {"model": vqkd, "optimizer": optimizer, "scaling": LossScaling(fabric)}
-    parts |= {"means": means, "unreadable": unreadable, "use": use}
+    parts |= {"unreadable": unreadable, "use": use}
     if state:
         for name, part in parts.items():
             part.load_state_dict(state[name])
@@ -214,6 +215,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                     loss = reconstruction + output.commitment  # Eq. 2
                     fabric.backward(loss / optim.accumulate)
                 statistics = statistics + quantizer.statistics(output.vectors, output.codes)
+                use.since_log += position_counts(output.codes, vqkd.vocab_size)
                 vectors.append(output.vectors.detach())
                 means.add({"loss": loss, "reconstruction": reconstruction})
             if optim.clip is not None:
@@ -226,27 +228,26 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
 
             statistics = summed(fabric, statistics)
             quantizer.update(statistics)
-            use.add(statistics[:, -1])
+            use.since_revival += statistics[:, -1]
             if codebook.revive_every and step % codebook.revive_every == 0:
                 dead = use.dead_since_revival(codebook.revive_below)
                 revive(fabric, quantizer, vectors, dead, seed, step)
 
-            logs = step % config.run.log_every == 0 or step == last_step
             saves = step % config.run.checkpoint_every == 0 or step == last_step
-            if logs or saves:
+            logs = step % config.run.log_every == 0 or saves  # no checkpoint amid a window
+            if logs:
                 checkpoint.refuse_non_finite(directory, step, float(loss.detach()), rate)
             figures: dict[str, float] = {}
             if logs:
-                health = use.health_since_log()
-                figures = means.read(partial(summed, fabric))
-                figures |= {"usage": health.usage, "perplexity": health.perplexity, "rate": rate}
+                figures = means.read(partial(summed, fabric)) | use.health_since_log(fabric)
                 if unreadable.names:
                     figures["unreadable"] = len(unreadable.names)
-                log.write({"step": step, "epoch": step / steps_per_epoch} | figures)
-                if health.perplexity < COLLAPSED * vqkd.vocab_size:
-                    log.write({"step": step, "warning": collapse_advice(health.perplexity, config)})
-                    progress.message(collapse_advice(health.perplexity, config))
-            pace = progress.update(step, figures, optim.batch_size, stream.wait_seconds)
+                log.write({"step": step, "epoch": step / steps_per_epoch, "rate": rate} | figures)
+                if figures["perplexity"] < COLLAPSED * vqkd.vocab_size:
+                    advice = collapse_advice(figures["perplexity"], config)
+                    log.write({"step": step, "warning": advice})
+                    progress.message(advice)
+            pace = progress.update(step, on_line(figures), optim.batch_size, stream.wait_seconds)
             if logs:
                 speed.write({"step": step} | pace._asdict())
             ends = step % (config.validate_every * steps_per_epoch) == 0 or step == last_step
@@ -272,20 +273,16 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
 class CodeUse:
     """How often each code was chosen: since the last log line, and since the last revival."""
 
-    def __init__(self, num_codes: int, device: torch.device) -> None:
-        self.since_log = torch.zeros(num_codes, device=device)
+    def __init__(self, num_positions: int, num_codes: int, device: torch.device) -> None:
+        # of this process alone, (N, K), and of all processes, (K,)
+        self.since_log = torch.zeros(num_positions, num_codes, dtype=torch.int64, device=device)
         self.since_revival = torch.zeros(num_codes, device=device)
 
-    def add(self, counts: Tensor) -> None:
-        """Count the choices (K,) of a step."""
-        self.since_log += counts
-        self.since_revival += counts
-
-    def health_since_log(self) -> CodebookHealth:
-        """Measure the codebook, and start a new window."""
-        health = codebook_health(self.since_log)
+    def health_since_log(self, fabric: Fabric) -> dict[str, float]:
+        """Measure the codebook over all processes, and start a new window."""
+        figures = health(summed(fabric, self.since_log))
         self.since_log.zero_()
-        return health
+        return figures
 
     def dead_since_revival(self, share: float) -> Tensor:
         """Tell which codes (K,) bool were chosen less than a share of the mean; count anew."""
@@ -294,13 +291,23 @@ class CodeUse:
         return dead
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return both counts, for a checkpoint."""
-        return {"since_log": self.since_log, "since_revival": self.since_revival}
+        """Return what a checkpoint keeps; the log's window is empty whenever one is written."""
+        return {"since_revival": self.since_revival}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Go on from `state_dict()`."""
-        self.since_log.copy_(state["since_log"])
         self.since_revival.copy_(state["since_revival"])
+
+
+def health(counts: Tensor) -> dict[str, float]:
+    """Measure how a codebook is used, from counts (N, K) of each code at each position."""
+    overall = codebook_health(counts.sum(dim=0))
+    by_position = [codebook_health(row) for row in counts.cpu()]
+    return {name: float(value) for name, value in overall._asdict().items()} | {
+        "position_usage": sum(h.usage for h in by_position) / len(by_position),
+        "position_perplexity_min": min(h.perplexity for h in by_position),
+        "position_perplexity_max": max(h.perplexity for h in by_position),
+    }
 
 
 def fitting(model: VQKDConfig, teacher: Teacher) -> VQKDConfig:
@@ -400,16 +407,14 @@ def validate(fabric: Fabric, vqkd: VQKD, teacher: Teacher, batches: EvalBatches)
         )
         counts += position_counts(output.codes, vqkd.vocab_size)
     counts = summed(fabric, counts)
-    health = codebook_health(counts.sum(dim=0))
-    by_position = [codebook_health(row) for row in counts]
     figures = means.read(partial(summed, fabric))
-    figures |= {f"val_{name}": float(value) for name, value in health._asdict().items()}
-    figures |= {
-        "val_position_usage": sum(h.usage for h in by_position) / len(by_position),
-        "val_position_perplexity_min": min(h.perplexity for h in by_position),
-        "val_position_perplexity_max": max(h.perplexity for h in by_position),
-    }
+    figures |= {f"val_{name}": value for name, value in health(counts).items()}
     return Validation(figures, counts.cpu())
+
+
+def on_line(figures: dict[str, float]) -> dict[str, float]:
+    """Pick the figures that the live line shows."""
+    return {name: figures[name] for name in ON_LINE if name in figures}
 
 
 def collapse_advice(perplexity: float, config: Config) -> str:

@@ -48,7 +48,7 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
         )
     if path.suffix == ".safetensors":
         tensors, metadata = read_safetensors(path)
-        if metadata.get("format") == FORMAT:
+        if FORMAT in metadata:
             return model_of(tensors, metadata, str(path), **overrides)
         return from_published(tensors, origin=str(path), **overrides)
     if path.suffix in (".pth", ".pt"):

@@ -24,7 +24,7 @@ class RunConfig:
     Args:
         output: the run directory to create; it must not exist yet.
         seed: of the weights, the sample order, the views and the masks.
-        log_every: steps between two lines of the metrics log.
+        log_every: steps between two lines of the metrics log; each checkpoint has one too.
         checkpoint_every: steps between two checkpoints.
         keep_last: how many of the newest checkpoints to keep.
         keep_every: checkpoints at multiples of so many steps are kept for good; 0 for none.

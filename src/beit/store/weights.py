@@ -35,12 +35,9 @@ def save_weights(path: str | Path, model: nn.Module) -> None:
         raise ValueError(f"a {kind} is not saved; expected the bare model, one of {_kinds()}")
     config: Any = model.config
     assert isinstance(config, Config)
-    metadata = {
-        "format": FORMAT,
-        "version": VERSION,
-        "kind": kind,
-        "config": json.dumps(dataclasses.asdict(config)),
-    }
+    about = {"version": VERSION, "kind": kind, "config": dataclasses.asdict(config)}
+    # One entry: safetensors writes several in an order that differs from run to run.
+    metadata = {FORMAT: json.dumps(about)}
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
@@ -74,21 +71,23 @@ def model_of(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], origin: str, **overrides: Any
 ) -> nn.Module:
     """Rebuild a model from the contents of one of our files; `origin` names it in errors."""
-    if metadata.get("format") != FORMAT:
+    if FORMAT not in metadata:
         raise ValueError(f"{origin} carries no {FORMAT} configuration in its metadata")
-    if metadata.get("version") != VERSION:
+    try:
+        about = json.loads(metadata[FORMAT])
+        version, kind, plain = about["version"], about["kind"], about["config"]
+    except (KeyError, TypeError, ValueError) as error:  # json.JSONDecodeError is a ValueError
+        raise ValueError(f"{origin}: its {FORMAT} metadata cannot be read ({error!r})") from error
+    if version != VERSION:
         raise ValueError(
-            f"{origin} is of version {metadata.get('version')!r}, expected {VERSION!r}; "
-            "read it with a newer beit"
+            f"{origin} is of version {version!r}, expected {VERSION!r}; read it with a newer beit"
         )
-    kind = metadata.get("kind", "")
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{origin} holds a {kind!r}; this version of beit knows {_kinds()}")
     model_class, config_class = KINDS[kind]
     try:
-        config = from_plain(config_class, json.loads(metadata["config"]), "config")
-        config = override(config, overrides)
-    except (KeyError, ValueError, ArithmeticError) as error:  # json.JSONDecodeError is a ValueError
+        config = override(from_plain(config_class, plain, "config"), overrides)
+    except (ValueError, ArithmeticError) as error:
         raise ValueError(f"{origin}: {error}") from error
     return assemble(model_class, config, tensors, origin)
 

@@ -1,7 +1,6 @@
 """Means over a logging interval, kept on the device until somebody reads them."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,14 +46,6 @@ class Means:
             for name, total, count in zip(names, totals, counts, strict=True)
             if count
         }
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return what has been added since the last reading, for a checkpoint."""
-        return {"sums": dict(self._sums), "weights": dict(self._weights)}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state_dict()`."""
-        self._sums, self._weights = dict(state["sums"]), dict(state["weights"])
 
 
 def _wide(figure: Tensor | float) -> torch.dtype:
