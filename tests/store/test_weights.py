@@ -42,6 +42,13 @@ def test_the_same_model_is_written_to_the_same_bytes(backbone, tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
+def test_who_may_read_other_files_may_read_weights(backbone, tmp_path):
+    (tmp_path / "other").touch()
+    save_weights(tmp_path / "w.safetensors", backbone)
+    modes = [(tmp_path / name).stat().st_mode for name in ("other", "w.safetensors")]
+    assert modes[0] == modes[1]
+
+
 def test_normalisation_can_be_replaced_and_sizes_cannot(tokenizer, tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(path, tokenizer)

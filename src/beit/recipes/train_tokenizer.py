@@ -49,7 +49,7 @@ from beit.train.optim import OptimConfig, build_optimizer, parameter_groups, set
 from beit.train.progress import Progress
 
 VERB = "train-tokenizer"
-COLLAPSED = 0.1  # a perplexity under this share of K is called a collapse
+COLLAPSED = 0.1  # a perplexity under this share of K, or of fewer choices, is a collapse
 ON_LINE = ("loss", "reconstruction", "grad_norm", "usage", "perplexity", "unreadable")
 SHOWN = 12  # images and codes drawn in the report
 GALLERY = 256  # images among which examples of a code are looked for
@@ -243,7 +243,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                 if unreadable.names:
                     figures["unreadable"] = len(unreadable.names)
                 log.write({"step": step, "epoch": step / steps_per_epoch, "rate": rate} | figures)
-                if figures["perplexity"] < COLLAPSED * vqkd.vocab_size:
+                if figures["perplexity"] < COLLAPSED * min(vqkd.vocab_size, figures["choices"]):
                     advice = collapse_advice(figures["perplexity"], config)
                     log.write({"step": step, "warning": advice})
                     progress.message(advice)
@@ -304,6 +304,7 @@ def health(counts: Tensor) -> dict[str, float]:
     overall = codebook_health(counts.sum(dim=0))
     by_position = [codebook_health(row) for row in counts.cpu()]
     return {name: float(value) for name, value in overall._asdict().items()} | {
+        "choices": float(counts.sum()),
         "position_usage": sum(h.usage for h in by_position) / len(by_position),
         "position_perplexity_min": min(h.perplexity for h in by_position),
         "position_perplexity_max": max(h.perplexity for h in by_position),
