@@ -23,14 +23,23 @@ _MAX_REPLACEMENTS = 100  # unreadable images in a row
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What to read and how. `train` and `validation` are data strings (see `beit --help`)."""
+    """What to read and how.
+
+    Args:
+        train: training images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]
+        validation: validation images, likewise; empty for none
+        limit: use so many training images, a fixed random subset; null for all
+        num_workers: processes that decode and cut out images; 0 does it in the training process
+        cache_gigabytes: a set that fits is decoded into memory once
+        max_unreadable: largest share of unreadable images that does not stop the run
+    """
 
     train: str = ""
     validation: str = ""
-    limit: int | None = None  # use this many training images, a fixed random subset
+    limit: int | None = None
     num_workers: int = 2
-    cache_gigabytes: float = 2.0  # sets that fit are decoded into memory once
-    max_unreadable: float = 0.01  # a larger share of unreadable images stops the run
+    cache_gigabytes: float = 2.0
+    max_unreadable: float = 0.01
 
     def __post_init__(self) -> None:
         if self.num_workers < 0:

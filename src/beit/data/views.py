@@ -19,14 +19,23 @@ _CROP_TRIES = 10  # as published, then the largest central box of an allowed rat
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """Random training views. Defaults are those of BEiT v2's pretraining."""
+    """Random training views. Defaults are those of BEiT v2's pretraining.
 
-    min_scale: float = 0.2  # area of the crop, as a share of the image's
+    Args:
+        min_scale: smallest area of the crop, as a share of the image's
+        max_scale: largest area of the crop
+        min_ratio: smallest width over height of the crop
+        max_ratio: largest width over height
+        flip: probability of a mirror image
+        color_jitter: strength of random brightness, contrast and saturation; 0 for none
+    """
+
+    min_scale: float = 0.2
     max_scale: float = 1.0
-    min_ratio: float = 3 / 4  # width over height of the crop
+    min_ratio: float = 3 / 4
     max_ratio: float = 4 / 3
-    flip: float = 0.5  # probability
-    color_jitter: float = 0.4  # strength of brightness, contrast and saturation; 0 = off
+    flip: float = 0.5
+    color_jitter: float = 0.4
 
     def __post_init__(self) -> None:
         if not 0 < self.min_scale <= self.max_scale <= 1:

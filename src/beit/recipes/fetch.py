@@ -52,7 +52,12 @@ Splits = dict[str, tuple[Pixels, Labels]]
 
 @dataclass(frozen=True)
 class Config:
-    """What to fetch, and the folder to put it in."""
+    """What to fetch, and where to put it.
+
+    Args:
+        name: of the data set
+        directory: for train.parquet and test.parquet
+    """
 
     name: Literal["cifar10"] = "cifar10"
     directory: str = "data/cifar10"
