@@ -46,7 +46,7 @@ def optim(**changes: Any) -> OptimConfig:
 
 
 def tokenizer_config(output: Path, **changes: Any) -> train_tokenizer.Config:
-    """A run of ten steps: log lines and revivals at 3, 6, 9 (and 10), checkpoints at 4, 8, 10."""
+    """A run of ten steps: revivals at 3, 6, 9, checkpoints at 4, 8, 10, log lines at both."""
     settings: dict[str, Any] = {
         "data": DATA,
         "view": ViewConfig(min_scale=0.5, color_jitter=0.0),
@@ -67,7 +67,7 @@ def tokenizer_config(output: Path, **changes: Any) -> train_tokenizer.Config:
 
 
 def pretrain_config(output: Path, tokenizer: Path, **changes: Any) -> pretrain.Config:
-    """A run of ten steps: log lines at 3, 6, 9, 10, checkpoints at 4, 8, 10."""
+    """A run of ten steps: checkpoints at 4, 8, 10, log lines at these and at 3, 6, 9."""
     settings: dict[str, Any] = {
         "data": DATA,
         "tokenizer": str(tokenizer),

@@ -28,7 +28,7 @@ def test_a_run_leaves_everything(trained_tokenizer, records):
     assert "http://" not in report.replace("http://www.w3.org", "")  # no network
 
     log = records(trained_tokenizer)
-    assert [r["step"] for r in log if "loss" in r] == [3, 6, 9, 10]
+    assert [r["step"] for r in log if "loss" in r] == [3, 4, 6, 8, 9, 10]
     assert [r["step"] for r in log if "val_reconstruction" in r] == [5, 10]
     assert all(0 < r["usage"] <= 1 for r in log if "usage" in r)
     assert log[0]["rate"] == pytest.approx(1e-3 * 2 / 4)  # third of the five steps from 0 to 1e-3
@@ -109,7 +109,7 @@ def test_a_collapse_is_called_one(tmp_path, tokenizer_config, records, capsys):
     config = tokenizer_config(tmp_path / "run", codebook=CodebookConfig(kmeans=False))
     train_tokenizer.run(replace(config, model=replace(config.model, num_codes=300)))
     warned = [record for record in records(tmp_path / "run") if "warning" in record]
-    assert warned[-1]["step"] == 10
+    assert warned[-1]["step"] == 8  # later windows have too few choices to tell
     assert "codebook is collapsing: perplexity" in warned[0]["warning"]
     assert (
         "of 300 codes; restart dead codes with --codebook.revive_every 10"
