@@ -183,14 +183,15 @@ def test_more_than_the_allowed_share(train, output, folder, capsys):
     assert "017.png: not an image" in message
 
 
-def test_nothing_but_unreadable_images(train, tmp_path, capsys):
+def test_nothing_but_unreadable_images(train, output, tmp_path, capsys):
     (tmp_path / "words").mkdir()
     for number in range(5):
         (tmp_path / "words" / f"{number}.png").write_bytes(b"These are words.")
     assert train(tmp_path / "words", "--data.max_unreadable", "1") == 2
     message = said(capsys)
-    assert "5 images in a row cannot be read" in message
+    assert "of 5 images in a row none can be read" in message
     assert ".png: not an image" in message
+    assert not output.exists()
 
 
 def test_images_of_every_kind_load(train, output, tmp_path, capsys):

@@ -238,7 +238,10 @@ def _read(source: Source, index: int, unreadable: list[str]) -> tuple[Tensor, in
         except UnreadableImage as error:
             unreadable.append(str(error))
             first = first or str(error)
-    return _Failure(f"{attempt + 1} images in a row cannot be read, the first of them {first}")
+    return _Failure(
+        f"of {attempt + 1} images in a row none can be read, the first of them is {first}; "
+        "repair or remove them"
+    )
 
 
 def _batch(

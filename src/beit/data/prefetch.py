@@ -6,6 +6,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 
 import torch
 
@@ -24,12 +25,16 @@ class Prefetch:
 
     def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
         self.wait_seconds = 0.0
-        self._batches = (
+        self._batches: Iterator[Batch] = (
             _ahead(batches, device) if device.type == "cuda" else _moved(batches, device)
         )
 
     def __iter__(self) -> Prefetch:
         return self
+
+    def begin(self) -> None:
+        """Read the first batch, so that data that cannot be read is told before a run begins."""
+        self._batches = chain(list(islice(self._batches, 1)), self._batches)
 
     def __next__(self) -> Batch:
         started = time.perf_counter()

@@ -181,6 +181,8 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             part.load_state_dict(state[name])
     started, outcome = bool(quantizer.initialised), None
 
+    stream = prefetch(batches, fabric.device)
+    stream.begin()
     fabric.barrier()
     resumed_at = None if directory is None else start_step
     if directory is None and first:
@@ -188,7 +190,6 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     directory = directory or RunDirectory(Path(config.run.output))
     log = MetricsLog(directory.metrics_file if first else None, resumed_at)
     speed = MetricsLog(directory.speed_file if first else None, resumed_at)
-    stream = prefetch(batches, fabric.device)
 
     shown = Progress(last_step, start_step, enabled=first)
     with closing(log), closing(speed), shown as progress:
