@@ -147,9 +147,7 @@ def test_unreadable_images_are_replaced_by_the_next(workers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_only_unreadable_images_end_the_run(workers):
-    with pytest.raises(
-        ValueError, match=r"^of 13 images in a row none can be read, .*: broken;"
-    ):
+    with pytest.raises(ValueError, match=r"^of 13 images in a row none can be read, .*: broken;"):
         next(iter(train(Holed(range(13)), num_workers=workers)))
 
 
