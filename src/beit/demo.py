@@ -14,7 +14,7 @@ from beit.store.run import RunDirectory
 from beit.store.settings import from_plain
 
 PRESET = "demo"
-LARGER = {"image_size": [64, 64], "patch_size": 16}  # for other images than CIFAR's, as many patches
+LARGER = {"image_size": [64, 64], "patch_size": 16}  # for other images: as many patches
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "valid", "validation", "test")
 DRAWN = "shapes://10000?size=64"
