@@ -114,7 +114,7 @@ def run(config: Config) -> Result:
     minutes = (time.monotonic() - started) / 60
     summary = (
         "A teacher's view of image patches was put into a codebook; a backbone learnt to predict "
-        "the codes of patches it could not see. No label was used for either."
+        "the codes of patches it could not see. No label of these images was used for either."
         if table
         else "The images have no class folders, so there is no probe: nothing to score against."
     )
