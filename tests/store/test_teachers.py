@@ -201,6 +201,38 @@ def test_eval_mode_and_frozen_whatever_the_parent_does() -> None:
     assert torch.equal(teacher.features(images, (4, 6)), teacher.features(images, (4, 6)))
 
 
+class Crossed(nn.Module):
+    """A network whose batch norm does not follow the convolution registered before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 3, 1)
+        self.norm = nn.BatchNorm2d(3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.first(torch.relu(self.norm(images)))
+
+
+@pytest.mark.parametrize("crossed", [False, True])
+def test_folding_batch_norms_leaves_the_features_as_they_are(crossed: bool) -> None:
+    torch.manual_seed(0)
+    network = Crossed() if crossed else nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    norm = next(part for part in network.modules() if isinstance(part, nn.BatchNorm2d))
+    norm.running_mean.uniform_(-1, 1)
+    norm.running_var.uniform_(0.5, 2)
+    norm.weight.data.uniform_(0.5, 2)
+    norm.bias.data.uniform_(-1, 1)
+    network.eval()
+    images = torch.rand(2, 3, 5, 7)
+    expected = network(images)
+    h, w = expected.shape[-2:]
+    teacher = Teacher(network, lambda net, x: net(x), (5, 7), (0.0,) * 3, (1.0,) * 3)
+    features = teacher.features(images, (h, w)).transpose(1, 2).unflatten(2, (h, w))
+    torch.testing.assert_close(features, expected)
+    folded = not any(isinstance(part, nn.BatchNorm2d) for part in teacher.modules())
+    assert folded is not crossed
+
+
 def test_values_by_hand_normalised_and_row_by_row() -> None:
     images = torch.rand(2, 3, 4, 6)
     expected = (images / 0.5).square() / (1 + 1e-5) ** 0.5

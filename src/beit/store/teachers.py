@@ -1,14 +1,17 @@
 """Teachers: frozen networks whose patch features a tokenizer learns to keep (BEiT v2, 2.2)."""
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, as_float, grid_of
 from beit.store.formats.clip import CLIP_MEAN, CLIP_NORM_EPS, CLIP_STD, from_clip
@@ -73,15 +76,22 @@ class Teacher(nn.Module):
             feature_map: takes the network and normalised images (B, 3, H, W), gives (B, T, h, w)
         """
         super().__init__()
-        # Convolutions on a CPU are 1.4 times as fast with the channels innermost.
-        self.network = network.requires_grad_(False).to(memory_format=torch.channels_last)
         self.feature_map = feature_map
         self.image_size = image_size
         self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(3, 1, 1), persistent=False)
-        self.train(False)
-        _, self.width, *grid = self._map(torch.zeros(1, 3, *image_size)).shape
+        # Convolutions on a CPU are 1.4 times as fast with the channels innermost.
+        self.network = network.requires_grad_(False).to(memory_format=torch.channels_last).eval()
+        noise = torch.rand(1, 3, *image_size, generator=torch.Generator().manual_seed(0))
+        features = self._map(noise)
+        _, self.width, *grid = features.shape
         self.grid = (grid[0], grid[1])
+        folded = with_folded_norms(self.network)
+        if folded is not None:
+            unfolded, self.network = self.network, folded
+            if not torch.allclose(self._map(noise), features, rtol=1e-3, atol=1e-3):
+                self.network = unfolded  # a pair that is not computed in the order of its names
+        self.train(False)
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode."""
@@ -123,6 +133,35 @@ class Teacher(nn.Module):
         images = images.contiguous(memory_format=torch.channels_last)
         maps: Tensor = self.feature_map(self.network, images)
         return maps.float()
+
+
+def with_folded_norms(network: nn.Module) -> nn.Module | None:
+    """Copy a network in eval mode with each batch norm folded into the convolution before it.
+
+    On a CPU an EfficientNet-Lite0 runs 1.4 times as fast (docs/diary.md). A batch norm is taken to
+    follow the convolution registered just before it in the same module, which is how networks are
+    written, but nothing says so: compare the outputs.
+
+    Returns:
+        The copy, or None where there is nothing to fold.
+    """
+    pairs = [
+        (parent_name, conv_name, norm_name)
+        for parent_name, parent in network.named_modules()
+        for (conv_name, conv), (norm_name, norm) in pairwise(parent.named_children())
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+    ]
+    if not pairs:
+        return None
+    network = copy.deepcopy(network)
+    for parent_name, conv_name, norm_name in pairs:
+        parent = network.get_submodule(parent_name)
+        conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
+        folded = fuse_conv_bn_eval(conv, norm)
+        setattr(parent, conv_name, folded.to(memory_format=torch.channels_last))
+        # timm's BatchNormAct2d is a batch norm and the activation after it.
+        setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))
+    return network
 
 
 def load_teacher(
