@@ -1,6 +1,20 @@
-import torch
+from pathlib import Path
 
-from beit.nn.position import CLS_ROWS, RelativePositionBias, relative_position_index
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from beit.nn.position import (
+    CLS_ROWS,
+    RelativePositionBias,
+    cubic_spline,
+    geometric_distances,
+    relative_position_index,
+    resize_absolute,
+    resize_relative_bias,
+)
+
+GOLDEN = Path(__file__).parents[1] / "goldens/rel_pos_resize.safetensors"
 
 GRID = (3, 5)
 
@@ -55,3 +69,125 @@ def test_bias_holds_the_table_entry_of_each_pair_and_head() -> None:
 
 def test_the_index_is_not_part_of_the_weights() -> None:
     assert list(RelativePositionBias(GRID, num_heads=3).state_dict()) == ["table"]
+
+
+# ── tables on another grid ──────────────────────────────────────────────────────────────────────
+
+
+def some_table(grid: tuple[int, int]) -> torch.Tensor:
+    rows = (2 * grid[0] - 1) * (2 * grid[1] - 1) + CLS_ROWS
+    return torch.randn(rows, 2, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize(("old", "new"), [(14, 24), (14, 32), (4, 6)])
+def test_tables_are_resized_as_the_published_code_does(old: int, new: int) -> None:
+    golden = load_file(GOLDEN)
+    resized = resize_relative_bias(golden[f"{old}to{new}/in"], (old, old), (new, new))
+    # Stated: 1e-3, for another spline. Ours has the same knots and the same ends.
+    torch.testing.assert_close(resized, golden[f"{old}to{new}/out"], rtol=0, atol=1e-6)
+
+
+def test_the_spacing_reaches_the_longest_new_offset() -> None:
+    """FACTS 3.2: the ratio from a grid of 14 x 14 to those of 384, 512 and 640 pixels."""
+    for side, ratio in ((384, 1.090307), (512, 1.134918), (640, 1.168504)):
+        distances = geometric_distances(13, side // 16 - 1)
+        assert distances[0] == 1
+        assert float(distances[1] - 1) == pytest.approx(ratio, abs=2e-6)
+        assert float(distances[-1]) == pytest.approx(side // 16 - 1, abs=1e-3)
+
+
+def test_a_table_resized_to_its_own_grid_is_unchanged() -> None:
+    table = some_table(GRID)
+    assert resize_relative_bias(table, GRID, GRID) is table
+
+
+@pytest.mark.parametrize("new", [(3, 8), (6, 5), (7, 9), (2, 3), (1, 1)])
+def test_each_axis_has_its_own_spacing(new: tuple[int, int]) -> None:
+    """A table that is a sum over rows and columns stays one: axes do not mix."""
+    generator = torch.Generator().manual_seed(0)
+    by_row, by_column = (
+        torch.randn(5, 1, generator=generator),
+        torch.randn(1, 9, generator=generator),
+    )
+    table = torch.cat([(by_row + by_column).flatten(), torch.tensor([7.0, 8.0, 9.0])])[:, None]
+    resized = resize_relative_bias(table, GRID, new)
+    assert resized.shape == ((2 * new[0] - 1) * (2 * new[1] - 1) + CLS_ROWS, 1)
+    assert resized[-CLS_ROWS:].flatten().tolist() == [7, 8, 9]
+    cells = resized[:-CLS_ROWS].view(2 * new[0] - 1, 2 * new[1] - 1)
+    middle = cells[new[0] - 1, new[1] - 1]  # no offset: where the old middle was
+    torch.testing.assert_close(middle, by_row[2, 0] + by_column[0, 4])
+    rows, columns = cells[:, new[1] - 1, None], cells[None, new[0] - 1]
+    torch.testing.assert_close(cells, rows + columns - middle)
+    if new[0] == 3:
+        torch.testing.assert_close(rows, by_row + by_column[0, 4])
+
+
+def test_offsets_of_one_patch_keep_their_bias() -> None:
+    table = some_table((4, 6))
+    for new in ((9, 11), (3, 4)):
+        resized = resize_relative_bias(table, (4, 6), new)
+        old_cells, cells = (
+            table[:-3].view(7, 11, 2),
+            resized[:-3].unflatten(0, (-1, 2 * new[1] - 1)),
+        )
+        near = cells[new[0] - 2 : new[0] + 1, new[1] - 2 : new[1] + 1]
+        torch.testing.assert_close(near, old_cells[2:5, 4:7])
+
+
+def test_small_grids_have_what_can_be_had() -> None:
+    constant = resize_relative_bias(some_table((1, 1)), (1, 1), (2, 3))
+    assert (constant[:-CLS_ROWS] == some_table((1, 1))[0]).all()
+    assert resize_relative_bias(some_table((2, 2)), (2, 2), (3, 4)).shape == (5 * 7 + 3, 2)
+
+
+def test_half_precision_stays() -> None:
+    assert resize_relative_bias(some_table(GRID).half(), GRID, (4, 7)).dtype == torch.float16
+
+
+@pytest.mark.parametrize(("knots", "degree"), [(3, 2), (4, 3), (5, 3), (9, 3)])
+def test_the_spline_is_exact_for_polynomials(knots: int, degree: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    places = torch.rand(knots, generator=generator, dtype=torch.float64).cumsum(0)
+    wanted = torch.linspace(float(places[0]), float(places[-1]), 23, dtype=torch.float64)
+    coefficients = torch.randn(degree + 1, generator=generator, dtype=torch.float64)
+
+    def polynomial(x: torch.Tensor) -> torch.Tensor:
+        return sum(c * x**power for power, c in enumerate(coefficients))
+
+    weights = cubic_spline(places, wanted)
+    torch.testing.assert_close(weights @ polynomial(places), polynomial(wanted))
+    torch.testing.assert_close(cubic_spline(places, places), torch.eye(knots).double())
+
+
+def test_tables_of_another_grid_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"table is \(48, 2\), expected \(66, heads\) for a grid of 4"
+    ):
+        resize_relative_bias(some_table(GRID), (4, 5), (6, 6))
+
+
+# ── absolute positions on another grid ──────────────────────────────────────────────────────────
+
+
+def test_absolute_positions_are_interpolated_and_cls_is_kept() -> None:
+    positions = torch.randn(1, 16, 7, generator=torch.Generator().manual_seed(0))
+    assert resize_absolute(positions, GRID, GRID) is positions
+    resized = resize_absolute(positions, GRID, (4, 9))
+    assert resized.shape == (1, 37, 7)
+    assert torch.equal(resized[:, 0], positions[:, 0])
+    # Bicubic, pixel centres at halves: the weights of a doubled axis by Keys' kernel, a = -0.75.
+    line = torch.tensor([[0.0, 0, 0, 1, 0, 0, 0]])
+    doubled = resize_absolute(torch.cat([torch.zeros(1, 1), line], 1)[..., None], (1, 7), (1, 14))
+    inner = [-0.03515625, -0.10546875, 0.26171875, 0.87890625]
+    expected = [0.0] * 3 + inner + inner[::-1] + [0.0] * 3
+    assert doubled[0, 1:, 0].tolist() == pytest.approx(expected)
+
+
+def test_a_constant_position_stays_constant() -> None:
+    positions = torch.ones(1, 16, 2)
+    torch.testing.assert_close(resize_absolute(positions, GRID, (7, 4)), torch.ones(1, 29, 2))
+
+
+def test_positions_of_another_grid_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"positions are \(1, 16, 2\), expected \(1, 21, width\)"):
+        resize_absolute(torch.ones(1, 16, 2), (4, 5), (5, 5))

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.nn.block import INIT_STD
-from beit.nn.vit import VisionTransformer, ViTConfig, vit_config
+from beit.nn.position import resize_absolute, resize_relative_bias
+from beit.nn.vit import VisionTransformer, ViTConfig, resized, vit_config, with_bias_per_block
 
 Shaken = Callable[[nn.Module], nn.Module]
 CONFIG = ViTConfig(image_size=(6, 10), patch_size=2, width=12, depth=4, num_heads=3)  # grid 3 x 5
@@ -154,6 +155,51 @@ def test_named_sizes() -> None:
     assert vit_config("B") == ViTConfig()
     with pytest.raises(ValueError, match="no ViT size 'XL'; sizes are Ti, S, B, L, H"):
         vit_config("XL")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("relative_bias", ["none", "shared", "per_block"])
+@torch.no_grad()
+def test_a_model_is_carried_to_images_of_another_size(shaken: Shaken, relative_bias: str) -> None:
+    config = replace(CONFIG, relative_bias=relative_bias, absolute_positions=True)
+    vit = shaken(VisionTransformer(config))
+    before = {name: tensor.clone() for name, tensor in vit.state_dict().items()}
+    assert resized(vit, (6, 10)) is vit
+    larger = resized(vit, (8, 18))
+    assert larger.config == replace(config, image_size=(8, 18))
+    assert not larger.training
+    fresh = VisionTransformer(larger.config).eval()
+    fresh.load_state_dict(larger.state_dict())
+    images = torch.rand(2, 3, 8, 18, generator=seeded())
+    assert torch.equal(larger(images).patches, fresh(images).patches)
+    assert larger(images).grid == (4, 9)
+    old, new = (3, 5), (4, 9)
+    for name, tensor in larger.state_dict().items():
+        expected = before[name]
+        if name == "pos_embed":
+            expected = resize_absolute(expected, old, new)
+        elif name.endswith("table"):
+            expected = resize_relative_bias(expected, old, new)
+        assert torch.equal(tensor, expected), name
+    assert all(torch.equal(vit.state_dict()[name], before[name]) for name in before)
+    assert all(parameter.requires_grad for parameter in larger.parameters())
+    with pytest.raises(ValueError, match=r"image size \(8, 17\)"):
+        resized(vit, (8, 17))
+
+
+@torch.no_grad()
+def test_a_shared_bias_given_to_every_block_changes_nothing(shaken: Shaken) -> None:
+    vit = shaken(VisionTransformer(CONFIG))
+    own = with_bias_per_block(vit)
+    assert own.config == replace(CONFIG, relative_bias="per_block")
+    assert vit.config.relative_bias == "shared"
+    assert torch.equal(own(some_images()).patches, vit(some_images()).patches)
+    own.blocks[1].attn.rel_pos_bias.table.zero_()  # it is that block's alone
+    assert own.blocks[0].attn.rel_pos_bias.table.any()
+    assert vit.rel_pos_bias.table.any()
+    assert not torch.equal(own(some_images()).patches, vit(some_images()).patches)
+    assert with_bias_per_block(own) is own
+    with pytest.raises(ValueError, match="no shared relative position bias"):
+        with_bias_per_block(VisionTransformer(replace(CONFIG, relative_bias="none")))
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,11 @@ class Attention(nn.Module):
         if bias is not None:
             bias = bias.to(q.dtype)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, h, n, D/h)
-        mixed = mixed.transpose(1, 2).reshape(B, n, D)
+        mixed = mixed.transpose(1, 2)  # (B, n, h, D/h)
+        if torch.compiler.is_exporting():
+            # Which kernel runs, and so the result's order in memory, is not known in a graph.
+            mixed = mixed.clone(memory_format=torch.contiguous_format)
+        mixed = mixed.reshape(B, n, D)
         return self.proj(mixed)  # type: ignore[no-any-return]
 
 

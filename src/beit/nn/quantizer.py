@@ -114,6 +114,8 @@ def nearest_rows(rows: Tensor, means: Tensor) -> Tensor:
     """Return the mean (K, C), of unit length, nearest in angle to each row (n, C): (n,) int64."""
     size = max(1, CHUNK_ELEMENTS // len(means))
     with torch.autocast(rows.device.type, enabled=False):
+        if torch.compiler.is_exporting():  # in a graph a loop over chunks would fix the batch
+            return (rows @ means.T).argmax(dim=1)
         return torch.cat([(chunk @ means.T).argmax(dim=1) for chunk in rows.split(size)])
 
 

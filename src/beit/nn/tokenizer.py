@@ -1,7 +1,7 @@
 """VQ-KD, the visual tokenizer (BEiT v2, section 2.2 and figure 2): encoder, codebook, decoder."""
 
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,29 @@ from beit.nn.quantizer import Quantizer, unit
 from beit.nn.vit import VisionTransformer, ViTConfig
 
 NO_CUT = 2.0  # the published tokenizers cut their initial weights at +-2.0, a hundred deviations
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """What pretraining asks of a visual tokenizer, which is an ``nn.Module`` besides."""
+
+    @property
+    def vocab_size(self) -> int:
+        """K."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(Gh, Gw), the codes of an image; N = Gh * Gw."""
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of the images it takes."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Tokenize images (B, 3, H, W), uint8 or float in [0, 1]: codes (B, N) int64 in [0, K)."""
+
+    def to(self, device: torch.device, /) -> Self:
+        """Move it."""
 
 
 def tokenizer_vit(image_size: tuple[int, int] = (224, 224), patch_size: int = 16) -> ViTConfig:
@@ -115,6 +138,11 @@ class VQKD(nn.Module):
     def grid(self) -> tuple[int, int]:
         """(Gh, Gw)."""
         return self.config.encoder.grid
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) of its images."""
+        return self.config.encoder.image_size
 
     def embed(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W), uint8 or float in [0, 1], as vectors (B, N, C) float32."""

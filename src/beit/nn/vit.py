@@ -1,15 +1,16 @@
 """The vision Transformer for every use: tokenizer, its decoder, pretraining, probing and after."""
 
+import copy
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from beit.nn.block import NORM_EPS, Block, cut_normal_, init_published, rescale_residual
+from beit.nn.block import NORM_EPS, Attention, Block, cut_normal_, init_published, rescale_residual
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, as_float, grid_of
-from beit.nn.position import RelativePositionBias
+from beit.nn.position import RelativePositionBias, resize_absolute
 
 SIZES = {  # width, depth, heads (Touvron et al. 2021 for Ti and S, Dosovitskiy et al. 2021)
     "Ti": (192, 12, 3),
@@ -213,3 +214,47 @@ class VisionTransformer(nn.Module):
                 outputs[number] = tokens
         normed = self.norm(tokens)  # (B, 1+N, D)
         return Features(normed[:, 0], normed[:, 1:], self.config.grid, outputs)
+
+
+def resized(vit: VisionTransformer, image_size: tuple[int, int]) -> VisionTransformer:
+    """Return a copy for images of another size, with its positions carried to the new grid.
+
+    Relative biases by ``resize_relative_bias``, absolute positions by ``resize_absolute``; a model
+    of that size already is returned as it is.
+
+    Args:
+        image_size: (height, width), multiples of the patch side
+    """
+    config = replace(vit.config, image_size=image_size)
+    old, new = vit.config.grid, config.grid
+    if old == new:
+        return vit
+    vit = copy.deepcopy(vit)
+    vit.config = config
+    if vit.pos_embed is not None:
+        vit.pos_embed = nn.Parameter(resize_absolute(vit.pos_embed.detach(), old, new))
+    for owner in vit.modules():
+        if isinstance(owner, VisionTransformer | Attention) and owner.rel_pos_bias is not None:
+            owner.rel_pos_bias = owner.rel_pos_bias.resized(old, new)
+    return vit
+
+
+def with_bias_per_block(vit: VisionTransformer) -> VisionTransformer:
+    """Return a copy in which every block has a relative bias of its own, equal to the shared one.
+
+    Fine-tuning models are built so (FACTS 3.1); one that has them already is returned as it is.
+
+    Raises:
+        ValueError: there is no bias to start from.
+    """
+    if vit.config.relative_bias == "per_block":
+        return vit
+    if vit.rel_pos_bias is None:
+        raise ValueError("the model has no shared relative position bias to give to its blocks")
+    vit = copy.deepcopy(vit)
+    vit.config = replace(vit.config, relative_bias="per_block")
+    for attention in vit.modules():
+        if isinstance(attention, Attention):
+            attention.rel_pos_bias = copy.deepcopy(vit.rel_pos_bias)
+    vit.rel_pos_bias = None
+    return vit

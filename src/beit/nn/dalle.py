@@ -1,0 +1,200 @@
+"""DALL-E's image tokenizer, which BEiT v1 pretrains against, frozen (Ramesh et al. 2021, A.2)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from beit.nn.dvae import code_map
+from beit.nn.patches import as_float, grid_of
+
+PATCH_SIZE = 8  # three halvings
+GROUPS = (1, 2, 4, 8)  # width of each group of blocks over that of the first
+MARGIN = 0.1  # pixels in [0, 1] are squeezed away from both ends by so much
+
+
+@dataclass(frozen=True)
+class DalleConfig:
+    """The numbers of DALL-E's tokenizer.
+
+    Attributes:
+        image_size: height and width of its images, in pixels; other multiples of 8 are taken as
+            well. BEiT v1 gives it half the side that the backbone sees: 14 x 14 codes
+        num_codes: codes that it tells apart (K)
+        width: channels after the encoder's stem and before the decoder's last layer
+        blocks_per_group: residual blocks in each of the four groups
+        code_width: channels that the decoder starts from
+        decoder: whether it can paint images
+    """
+
+    image_size: tuple[int, int] = (112, 112)
+    num_codes: int = 8192
+    width: int = 256
+    blocks_per_group: int = 2
+    code_width: int = 128
+    decoder: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.num_codes, self.blocks_per_group, self.code_width) < 1:
+            raise ValueError(
+                "num_codes, blocks_per_group and code_width must be 1 or more, got "
+                f"{self.num_codes}, {self.blocks_per_group} and {self.code_width}"
+            )
+        if self.width < 4 or self.width % 4:
+            raise ValueError(f"width must be a multiple of 4, got {self.width}")
+        grid_of(self.image_size, PATCH_SIZE)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Codes per column and per row (Gh, Gw)."""
+        return grid_of(self.image_size, PATCH_SIZE)
+
+
+class DalleBlock(nn.Module):
+    """A bottleneck of four convolutions, scaled down and added to the input."""
+
+    def __init__(
+        self, in_channels: int, width: int, kernels: tuple[int, int, int, int], scale: float
+    ) -> None:
+        super().__init__()
+        self.scale = scale
+        self.shortcut = nn.Identity() if in_channels == width else nn.Conv2d(in_channels, width, 1)
+        hidden = width // 4
+        self.convs = nn.ModuleList(
+            nn.Conv2d(
+                hidden if number else in_channels,
+                hidden if number < 3 else width,
+                kernel,
+                padding=kernel // 2,
+            )
+            for number, kernel in enumerate(kernels)
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Refine maps (B, c, h, w) to (B, width, h, w)."""
+        inner = maps
+        for conv in self.convs:
+            inner = conv(inner.relu())
+        return self.shortcut(maps) + self.scale * inner  # type: ignore[no-any-return]
+
+
+class DalleNetwork(nn.Module):
+    """A stem, four groups of blocks with a resampling between them, and a 1x1 convolution."""
+
+    def __init__(
+        self,
+        stem: nn.Conv2d,
+        widths: Sequence[int],
+        blocks: int,
+        kernels: tuple[int, int, int, int],
+        out_channels: int,
+        resample: Callable[[Tensor], Tensor],
+    ) -> None:
+        super().__init__()
+        self.resample = resample
+        self.stem = stem
+        scale = 1 / (len(widths) * blocks) ** 2
+        self.groups = nn.ModuleList()
+        channels = stem.out_channels
+        for width in widths:
+            group = nn.Sequential()
+            for _ in range(blocks):
+                group.append(DalleBlock(channels, width, kernels, scale))
+                channels = width
+            self.groups.append(group)
+        self.head = nn.Conv2d(channels, out_channels, 1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Turn what the stem gives (B, stem, h, w) into (B, out_channels, h', w')."""
+        for number, group in enumerate(self.groups):
+            maps = group(self.resample(maps) if number else maps)
+        return self.head(maps.relu())  # type: ignore[no-any-return]
+
+
+class DalleTokenizer(nn.Module):
+    """Images to codes and, where the decoder is there, back to images; frozen, float32."""
+
+    def __init__(self, config: DalleConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = [config.width * times for times in GROUPS]
+        self.encoder = DalleNetwork(
+            nn.Conv2d(3, config.width, 7, padding=3),
+            widths,
+            config.blocks_per_group,
+            (3, 3, 3, 1),
+            config.num_codes,
+            partial(F.max_pool2d, kernel_size=2),
+        )
+        self.decoder = (
+            DalleNetwork(
+                nn.Conv2d(config.num_codes, config.code_width, 1),
+                widths[::-1],
+                config.blocks_per_group,
+                (1, 3, 3, 3),
+                6,  # three means and three widths of a distribution over pixels
+                partial(F.interpolate, scale_factor=2.0),
+            )
+            if config.decoder
+            else None
+        )
+        self.requires_grad_(False)
+
+    @property
+    def vocab_size(self) -> int:
+        """K."""
+        return self.config.num_codes
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.config.image_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(Gh, Gw)."""
+        return self.config.grid
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Rate every code (B, K, Gh, Gw) at every place of images (B, 3, H, W), in float32.
+
+        Raises:
+            ValueError: a side is not a multiple of 8.
+        """
+        grid_of((images.shape[2], images.shape[3]), PATCH_SIZE)
+        with torch.autocast(images.device.type, enabled=False):
+            pixels = as_float(images).float() * (1 - 2 * MARGIN) + MARGIN
+            return self.encoder(self.encoder.stem(pixels))  # type: ignore[no-any-return]
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Tokenize images (B, 3, H, W), uint8 or float in [0, 1]: codes (B, N) int64 in [0, K).
+
+        In float32 under any autocast. H and W may be any multiples of 8.
+        """
+        return self.logits(images).argmax(1).flatten(1)  # (B, N)
+
+    def decode_images(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Paint images (B, 3, H, W), float32 in [0, 1], from codes (B, N) int64.
+
+        Args:
+            grid: (Gh, Gw) of the codes, N = Gh * Gw; None: see `code_map`
+
+        Raises:
+            ValueError: the tokenizer has no decoder.
+        """
+        if self.decoder is None:
+            raise ValueError(
+                "this DALL-E tokenizer holds the encoder alone, which cannot decode images; load "
+                "it with its decoder: decoder='decoder.pkl', or the folder that holds both"
+            )
+        codes = code_map(codes, self.grid, grid)  # (B, Gh, Gw)
+        with torch.autocast(codes.device.type, enabled=False):
+            # The stem's convolution of one-hot codes: it picks a column of its weight.
+            stem = self.decoder.stem
+            assert stem.bias is not None
+            maps = F.embedding(codes, stem.weight.flatten(1).T) + stem.bias  # (B, Gh, Gw, c)
+            pixels = self.decoder(maps.permute(0, 3, 1, 2))[:, :3].sigmoid()
+        return ((pixels - MARGIN) / (1 - 2 * MARGIN)).clamp(0, 1)  # type: ignore[no-any-return]

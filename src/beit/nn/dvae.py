@@ -1,0 +1,256 @@
+"""BEiT v1's trainable image tokenizer: a discrete VAE (BEiT, section 2.1; Ramesh et al. 2021)."""
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from beit.nn.patches import as_float, grid_of
+
+TEMPERATURE = 0.9  # of the published code
+MAX_LAYERS = 16  # one code for an image of 65,536 pixels a side
+
+
+@dataclass(frozen=True)
+class DiscreteVAEConfig:
+    """The numbers of a discrete VAE; the defaults are what BEiT v1 reads from pytorch_model.bin.
+
+    Attributes:
+        image_size: height and width of its images, in pixels; others that fit are taken as well
+        num_codes: codes in the codebook (K)
+        code_width: channels of a code (C)
+        num_layers: times that the encoder halves the image, and the decoder doubles the map
+        hidden_width: channels between image and codes
+        mean: per-channel mean taken off images in [0, 1]; null leaves the input as it is
+        std: per-channel deviation that images are divided by; null leaves the input as it is
+    """
+
+    image_size: tuple[int, int] = (112, 112)
+    num_codes: int = 8192
+    code_width: int = 512
+    num_layers: int = 3
+    hidden_width: int = 256
+    mean: tuple[float, ...] | None = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] | None = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.num_layers <= MAX_LAYERS:
+            raise ValueError(f"num_layers must be in 1..{MAX_LAYERS}, got {self.num_layers}")
+        if min(self.num_codes, self.code_width, self.hidden_width) < 1:
+            raise ValueError(
+                "num_codes, code_width and hidden_width must be 1 or more, got "
+                f"{self.num_codes}, {self.code_width} and {self.hidden_width}"
+            )
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("mean and std go together: give both or neither")
+        grid_of(self.image_size, self.patch_size)
+
+    @property
+    def patch_size(self) -> int:
+        """Side of the square of pixels that one code stands for."""
+        return 1 << self.num_layers
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Codes per column and per row (Gh, Gw)."""
+        return grid_of(self.image_size, self.patch_size)
+
+
+class DiscreteVAEOutput(NamedTuple):
+    """What a discrete VAE gives while it learns.
+
+    Attributes:
+        logits: (B, K, Gh, Gw) float32, what the encoder says of every code at every place
+        relaxed: (B, K, Gh, Gw) float32, sums to 1 over the codes: the sampled, softened choice
+        decoded: (B, 3, H, W) what the decoder makes of it, as normalised pixels
+        pixels: (B, 3, H, W) float32, the normalised images that `decoded` should equal
+        kl: () float32, nats: KL divergence of softmax(logits) from the uniform distribution,
+            summed over places and images as the published code does (its "batchmean" divides
+            by 1); over B * Gh * Gw it is the mean
+    """
+
+    logits: Tensor
+    relaxed: Tensor
+    decoded: Tensor
+    pixels: Tensor
+    kl: Tensor
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions and a 1x1, added to the input."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 1),
+        )
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Refine maps (B, c, h, w)."""
+        return self.net(maps) + maps  # type: ignore[no-any-return]
+
+
+class DiscreteVAE(nn.Module):
+    """Images to codes and back to images; normalises its images itself."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: DiscreteVAEConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, layers = config.hidden_width, range(config.num_layers)
+        for name, values in (("mean", config.mean), ("std", config.std)):
+            buffer = None if values is None else torch.tensor(values).view(-1, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
+        self.codebook = nn.Embedding(config.num_codes, config.code_width)
+        down: list[nn.Module] = []
+        up: list[nn.Module] = []
+        for layer in layers:
+            halve = nn.Conv2d(width if layer else 3, width, 4, stride=2, padding=1)
+            channels = width if layer else config.code_width
+            double = nn.ConvTranspose2d(channels, width, 4, stride=2, padding=1)
+            down += [nn.Sequential(halve, nn.ReLU()), ResidualBlock(width)]
+            up += [nn.Sequential(double, nn.ReLU()), ResidualBlock(width)]
+        self.encoder = nn.Sequential(*down, nn.Conv2d(width, config.num_codes, 1))
+        self.decoder = nn.Sequential(*up, nn.Conv2d(width, 3, 1))
+
+    @property
+    def vocab_size(self) -> int:
+        """K."""
+        return self.config.num_codes
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W)."""
+        return self.config.image_size
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(Gh, Gw)."""
+        return self.config.grid
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Return images (B, 3, H, W), uint8 or float in [0, 1], as the network sees them, float32.
+
+        Raises:
+            ValueError: a side is not a multiple of the side that a code stands for.
+        """
+        grid_of((images.shape[2], images.shape[3]), self.config.patch_size)
+        pixels = as_float(images).float()
+        return pixels if self.config.mean is None else (pixels - self.mean) / self.std
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Rate every code (B, K, Gh, Gw) at every place of images (B, 3, H, W)."""
+        return self.encoder(self.normalised(images))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Tokenize images (B, 3, H, W), uint8 or float in [0, 1]: codes (B, N) int64 in [0, K).
+
+        In float32 under any autocast. H and W may be any multiples of the side of a patch.
+        """
+        with torch.autocast(images.device.type, enabled=False):
+            return self.logits(images).argmax(1).flatten(1)  # (B, N)
+
+    def decode_images(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Paint images (B, 3, H, W), float32 in [0, 1], from codes (B, N) int64.
+
+        Args:
+            grid: (Gh, Gw) of the codes, N = Gh * Gw; None: see `code_map`
+        """
+        quantized = self.codebook(code_map(codes, self.grid, grid))  # (B, Gh, Gw, C)
+        pixels = self.decode(quantized.permute(0, 3, 1, 2)).float()
+        if self.config.mean is not None:
+            pixels = pixels * self.std + self.mean
+        return pixels.clamp(0, 1)
+
+    def decode(self, quantized: Tensor) -> Tensor:
+        """Decode a map of code vectors (B, C, Gh, Gw) to normalised pixels (B, 3, H, W)."""
+        return self.decoder(quantized)  # type: ignore[no-any-return]
+
+    def forward(
+        self,
+        images: Tensor,
+        generator: torch.Generator | None = None,
+        temperature: float = TEMPERATURE,
+        hard: bool = False,
+    ) -> DiscreteVAEOutput:
+        """Encode images (B, 3, H, W), uint8 or float in [0, 1], sample codes and decode them.
+
+        Args:
+            generator: on the images' device; draws the Gumbel noise, None: the default one
+            temperature: above 0; the nearer to 0, the nearer is the choice to a single code
+            hard: decode a single code, with the gradient of the softened choice
+        """
+        pixels = self.normalised(images)
+        logits = self.encoder(pixels).float()  # (B, K, Gh, Gw)
+        relaxed = gumbel_softmax(logits, temperature, hard, generator)
+        quantized = torch.einsum("bkhw,kc->bchw", relaxed, self.codebook.weight)
+        log_probabilities = logits.log_softmax(1)
+        kl = (log_probabilities.exp() * (log_probabilities + math.log(self.vocab_size))).sum()
+        return DiscreteVAEOutput(logits, relaxed, self.decode(quantized), pixels, kl)
+
+
+def reconstruction_loss(output: DiscreteVAEOutput, smooth: bool = False) -> Tensor:
+    """Return the mean squared, or smooth L1, distance of decoded to normalised pixels, ().
+
+    With a weight times `output.kl` added, it is the loss of the published class.
+    """
+    distance = F.smooth_l1_loss if smooth else F.mse_loss
+    return distance(output.decoded.float(), output.pixels)
+
+
+def gumbel_softmax(
+    logits: Tensor, temperature: float, hard: bool, generator: torch.Generator | None
+) -> Tensor:
+    """Sample from softmax(logits) over dimension 1, softened (Jang et al. 2017, Eq. 2).
+
+    Args:
+        logits: (B, K, ...) float32
+        temperature: above 0
+        hard: one-hot values, with the gradient of the softened ones
+
+    Returns:
+        (B, K, ...) float32, sums to 1 over dimension 1.
+    """
+    if temperature <= 0:
+        raise ValueError(f"temperature must be above 0, got {temperature}")
+    # The logarithm of an exponential variate is a negated Gumbel variate.
+    noise = torch.empty_like(logits).exponential_(generator=generator).log()
+    soft = ((logits - noise) / temperature).softmax(1)
+    if not hard:
+        return soft
+    chosen = torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1)
+    return chosen + soft - soft.detach()
+
+
+def code_map(codes: Tensor, own: tuple[int, int], grid: tuple[int, int] | None) -> Tensor:
+    """Lay codes (B, N) out on a grid (B, Gh, Gw).
+
+    Args:
+        own: the tokenizer's grid, used when it has N places and `grid` is None; codes of another
+            number are then taken to be of a square image
+        grid: where it is known better
+
+    Raises:
+        ValueError: N codes do not fill the grid.
+    """
+    if codes.ndim != 2:
+        raise ValueError(f"codes are {tuple(codes.shape)}, expected (B, N)")
+    N = codes.shape[1]
+    side = math.isqrt(N)
+    if grid is None:
+        grid = own if own[0] * own[1] == N or side * side != N else (side, side)
+    if grid[0] * grid[1] != N:
+        raise ValueError(
+            f"{N} codes do not fill a grid of {grid[0]} x {grid[1]}; give grid=(Gh, Gw)"
+        )
+    return codes.reshape(len(codes), *grid)

@@ -1,0 +1,234 @@
+"""Semantic segmentation as BEiT was published for it: UPerNet (Xiao et al. 2018) over four blocks.
+
+A plain ViT has one resolution: a pyramid makes four of it, the decoder reads them from coarse to
+fine, and an auxiliary head on the third helps it learn (BEiT v2, section 3.3).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from beit.nn.vit import VisionTransformer, ViTConfig
+
+LAYERS = {12: (4, 6, 8, 12), 24: (8, 12, 16, 24)}  # by depth: the published base and large models
+POOL_SIDES = (1, 2, 3, 6)  # of the grids that the decoder pools the coarsest map to (PSPNet's)
+AUXILIARY_LEVEL = 2  # of the pyramid, from 0: the one as fine as the patches
+HEAD_STD = 0.01  # deviation of the initial weights of a classification layer (mmsegmentation)
+
+
+@dataclass(frozen=True)
+class SegmenterConfig:
+    """The numbers of a segmentation model; the defaults are the published base model's.
+
+    Attributes:
+        backbone: the ViT that sees the image; `final_norm`, which nothing would read, is set off
+        num_classes: classes of a pixel (Y)
+        layers: numbers of the four blocks, from 1, whose raw outputs feed the pyramid
+        channels: of the decoder's maps; 0 takes the backbone's width
+        auxiliary: whether there is an auxiliary head
+        auxiliary_channels: of its map
+        dropout: rate at which whole maps are dropped before a classification layer
+        class_names: one a class
+        palette: one colour a class, red, green and blue in 0..255
+    """
+
+    backbone: ViTConfig = field(
+        default_factory=lambda: ViTConfig(image_size=(512, 512), relative_bias="per_block")
+    )
+    num_classes: int = 150
+    layers: tuple[int, int, int, int] = LAYERS[12]
+    channels: int = 0
+    auxiliary: bool = True
+    auxiliary_channels: int = 256
+    dropout: float = 0.1
+    class_names: tuple[str, ...] | None = None
+    palette: tuple[tuple[int, int, int], ...] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "backbone", replace(self.backbone, final_norm=False))
+        object.__setattr__(self, "channels", self.channels or self.backbone.width)
+        if min(self.backbone.grid) < 2:
+            raise ValueError(
+                f"a segmenter needs a grid of 2 x 2 patches or more, got {self.backbone.grid}; "
+                "give larger images or smaller patches"
+            )
+        numbers = self.layers
+        in_order = len(numbers) == 4 and list(numbers) == sorted(set(numbers))
+        if not in_order or not 1 <= numbers[0] <= numbers[-1] <= self.backbone.depth:
+            raise ValueError(
+                "layers are the numbers of four backbone blocks in ascending order, 1 to "
+                f"{self.backbone.depth}, got {numbers}"
+            )
+        if self.num_classes < 1 or self.channels < 1 or self.auxiliary_channels < 1:
+            raise ValueError(
+                "num_classes, channels and auxiliary_channels must be 1 or more, got "
+                f"{self.num_classes}, {self.channels} and {self.auxiliary_channels}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
+        for name in ("class_names", "palette"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.num_classes:
+                raise ValueError(
+                    f"{name} has {len(values)} entries, expected one for each of "
+                    f"{self.num_classes} classes"
+                )
+
+
+class SegmenterOutput(NamedTuple):
+    """Logits over the classes.
+
+    Attributes:
+        logits: (B, Y, 4 Gh, 4 Gw), a quarter of the image's size where patches are 16 wide
+        auxiliary: (B, Y, Gh, Gw) of the auxiliary head; None without it
+    """
+
+    logits: Tensor
+    auxiliary: Tensor | None
+
+
+def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
+    """Bring maps (B, c, h, w) to another size (height, width): bilinear, corners not aligned."""
+    return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
+
+
+class ConvBlock(nn.Module):
+    """A convolution that keeps the size, batch normalisation, ReLU."""
+
+    def __init__(self, in_channels: int, channels: int, kernel: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2, bias=False)
+        self.norm = nn.BatchNorm2d(channels)
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")  # mmcv's
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Map (B, c, h, w) to (B, channels, h, w), 0 or more."""
+        return F.relu(self.norm(self.conv(maps)))
+
+
+def pixel_head(channels: int, num_classes: int) -> nn.Conv2d:
+    """Build the layer that classifies each pixel: (B, channels, h, w) to (B, Y, h, w)."""
+    head = nn.Conv2d(channels, num_classes, 1)
+    nn.init.normal_(head.weight, std=HEAD_STD)
+    assert head.bias is not None
+    nn.init.zeros_(head.bias)
+    return head
+
+
+class Pyramid(nn.Module):
+    """Four resolutions: the first map four times as fine, then twice, as it is, half as fine.
+
+    Transposed convolutions keep PyTorch's own initial weights, as in the published code.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up4 = nn.Sequential(
+            nn.ConvTranspose2d(width, width, 2, stride=2),
+            nn.BatchNorm2d(width),
+            nn.GELU(),
+            nn.ConvTranspose2d(width, width, 2, stride=2),
+        )
+        self.up2 = nn.ConvTranspose2d(width, width, 2, stride=2)
+
+    def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        """Resample four maps (B, D, Gh, Gw); an odd last row or column is dropped in halving.
+
+        Returns: (B, D, 4 Gh, 4 Gw), (B, D, 2 Gh, 2 Gw), (B, D, Gh, Gw), (B, D, Gh // 2, Gw // 2)
+        """
+        first, second, third, fourth = maps
+        return [self.up4(first), self.up2(second), third, F.max_pool2d(fourth, 2)]
+
+
+class UPerNetDecoder(nn.Module):
+    """Sees the whole image in the coarsest map, hands that down to the finer ones, joins all."""
+
+    def __init__(self, width: int, channels: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.pooled = nn.ModuleList(ConvBlock(width, channels, 1) for _ in POOL_SIDES)
+        self.bottleneck = ConvBlock(width + len(POOL_SIDES) * channels, channels, 3)
+        self.lateral = nn.ModuleList(ConvBlock(width, channels, 1) for _ in range(3))
+        self.smooth = nn.ModuleList(ConvBlock(channels, channels, 3) for _ in range(3))
+        self.fuse = ConvBlock(4 * channels, channels, 3)
+        self.dropout = nn.Dropout2d(dropout)
+        self.head = pixel_head(channels, num_classes)
+
+    def forward(self, levels: Sequence[Tensor]) -> Tensor:
+        """Classify the pixels of the finest level.
+
+        levels: four maps (B, D, h, w), finest first
+        Returns: (B, Y, h, w) logits, h and w of the first
+        """
+        *fine, coarsest = levels
+        size = coarsest.shape[2:]
+        context = [
+            resize_maps(block(F.adaptive_avg_pool2d(coarsest, side)), size)
+            for side, block in zip(POOL_SIDES, self.pooled, strict=True)
+        ]
+        above = self.bottleneck(torch.cat([coarsest, *context], dim=1))  # (B, c, h4, w4)
+        outputs = [above]
+        for level, lateral, smooth in reversed(
+            list(zip(fine, self.lateral, self.smooth, strict=True))
+        ):
+            above = lateral(level) + resize_maps(above, level.shape[2:])  # (B, c, h, w)
+            outputs.insert(0, smooth(above))
+        finest = outputs[0].shape[2:]
+        joined = torch.cat([resize_maps(output, finest) for output in outputs], dim=1)
+        return self.head(self.dropout(self.fuse(joined)))  # type: ignore[no-any-return]
+
+
+class AuxiliaryHead(nn.Module):
+    """One convolution and a classification: what the backbone must know without the decoder."""
+
+    def __init__(self, width: int, channels: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.conv = ConvBlock(width, channels, 3)
+        self.dropout = nn.Dropout2d(dropout)
+        self.head = pixel_head(channels, num_classes)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Classify the pixels of a map (B, D, h, w): (B, Y, h, w) logits."""
+        return self.head(self.dropout(self.conv(maps)))  # type: ignore[no-any-return]
+
+
+class SemanticSegmenter(nn.Module):
+    """Images to a class for every pixel: backbone, pyramid, decoder, auxiliary head."""
+
+    def __init__(self, config: SegmenterConfig) -> None:
+        super().__init__()
+        self.config = config
+        D, Y = config.backbone.width, config.num_classes
+        self.backbone = VisionTransformer(config.backbone)
+        self.pyramid = Pyramid(D)
+        self.decoder = UPerNetDecoder(D, config.channels, Y, config.dropout)
+        self.auxiliary = (
+            AuxiliaryHead(D, config.auxiliary_channels, Y, config.dropout)
+            if config.auxiliary
+            else None
+        )
+
+    def forward(self, images: Tensor) -> SegmenterOutput:
+        """Classify the pixels of images (B, 3, H, W), uint8 or float in [0, 1], coarsely.
+
+        Raises:
+            ValueError: the images have another size than the configured one.
+        """
+        features = self.backbone(images, layers=self.config.layers)
+        maps = [
+            features.layers[number][:, 1:].transpose(1, 2).unflatten(2, features.grid)
+            for number in self.config.layers
+        ]  # (B, D, Gh, Gw) each
+        levels = self.pyramid(maps)
+        auxiliary = None if self.auxiliary is None else self.auxiliary(levels[AUXILIARY_LEVEL])
+        return SegmenterOutput(self.decoder(levels), auxiliary)
+
+    def predict(self, images: Tensor) -> Tensor:
+        """Classify every pixel of images (B, 3, H, W), uint8 or float in [0, 1].
+
+        Returns: (B, Y, H, W) logits; ``argmax(dim=1)`` of them is the label map
+        """
+        return resize_maps(self(images).logits, images.shape[2:])
