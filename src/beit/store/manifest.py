@@ -1,0 +1,123 @@
+"""The published files: what each is, where it is published, and what it must contain."""
+
+import functools
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+logger = logging.getLogger(__name__)
+
+MANIFEST = Path(__file__).with_name("published_files.yaml")
+
+
+@dataclass(frozen=True)
+class PublishedFile:
+    """One published file.
+
+    Attributes:
+        name: that of `published:NAME`
+        file: its name on disk
+        url: where it is published
+        what: it holds, in words
+        model: class that beit makes of it
+        shapes: sizes by name, such as width, depth, image, patch, codes, classes
+        sha256: first hexadecimal digits of its checksum; None where they are not known
+        settings: overrides for beit.load that the file itself does not tell
+    """
+
+    name: str
+    file: str
+    url: str
+    what: str
+    model: str
+    shapes: Mapping[str, int]
+    sha256: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+@functools.cache
+def published_files() -> Mapping[str, PublishedFile]:
+    """Read the manifest: the published files by name."""
+    files = {}
+    for group in yaml.safe_load(MANIFEST.read_text(encoding="utf-8")):
+        for name, about in group["files"].items():
+            at = about.get("at", f"{name}.pth")
+            files[name] = PublishedFile(
+                name=name,
+                file=about.get("file", at.rpartition("/")[2]),
+                url=group["address"] + at,
+                what=about["what"],
+                model=about["model"],
+                shapes=about["shapes"],
+                sha256=about.get("sha256"),
+                settings=group.get("settings", {}),
+            )
+    return files
+
+
+def names() -> list[str]:
+    """List the names of the published files."""
+    return list(published_files())
+
+
+def find(name: str) -> PublishedFile:
+    """Look a published file up by its name or its file's name."""
+    files = published_files()
+    by_file = {file.file: file for file in files.values()}
+    if name in files or name in by_file:
+        return files.get(name) or by_file[name]
+    near = get_close_matches(name, [*files, *by_file], n=1)
+    raise ValueError(
+        f"no published file is called {name!r}{f'; did you mean {near[0]}?' if near else '.'} "
+        "beit.store.manifest.names() lists them, docs/hub.md describes them"
+    )
+
+
+def check(path: Path) -> PublishedFile | None:
+    """Say which published file lies at `path`, by its name, and check its contents.
+
+    A file of another name costs nothing. One whose checksum is known is read through.
+
+    Raises:
+        ValueError: it is called like a published file and has another checksum.
+    """
+    file = next((file for file in published_files().values() if file.file == path.name), None)
+    if file is not None and file.sha256 is not None:
+        found = sha256_of(path)
+        if not found.startswith(file.sha256):
+            raise ValueError(
+                f"{path} is called like the published file, but its sha256 begins with "
+                f"{found[: len(file.sha256)]} instead of {file.sha256}: it is damaged or another; "
+                f"fetch it again from {file.url}, or rename it if it is meant to differ"
+            )
+    return file
+
+
+def settings(file: PublishedFile, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete a caller's overrides by what is known of the file; the caller's win."""
+    added = {name: value for name, value in file.settings.items() if name not in overrides}
+    if added:
+        logger.info("%s: published with %s", file.file, added)
+    return {**added, **overrides}
+
+
+def sha256_of(path: Path) -> str:
+    """Compute a file's checksum, in hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def table() -> str:
+    """Lay the manifest out as a Markdown table, for docs/hub.md."""
+    rows = ["| `published:…` | what it is | sizes | sha256 |", "|---|---|---|---|"]
+    for file in published_files().values():
+        sizes = ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in file.shapes.items())
+        checksum = f"`{file.sha256[:8]}…`" if file.sha256 else "not published"
+        rows.append(f"| [{file.name}]({file.url}) | {file.what} | {sizes} | {checksum} |")
+    return "\n".join(rows) + "\n"
