@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import vit_config
-from beit.store.formats.published import from_published, mim_config, to_published, vqkd_config
+from beit.store.formats.published import from_published, to_published
+from beit.store.formats.published_config import classifier_config, mim_config, vqkd_config
 
 LAYOUTS = json.loads((Path(__file__).parents[1] / "goldens/published_layouts.json").read_text())
 PUBLISHED = {
@@ -18,7 +20,22 @@ PUBLISHED = {
     "vqkd_encoder_base_decoder_1x768x12_dino": VQKDConfig(decoder_depth=1, teacher_width=768),
     "beitv2_base_patch16_224_pt1k": MaskedImageModelConfig(vit_config("B")),
     "beitv2_large_patch16_224_pt1k": MaskedImageModelConfig(vit_config("L"), early_layers=21),
+    **{
+        f"beitv2_{name}_patch16_224_pt1k_ft1k": ImageClassifierConfig(
+            vit_config(size, relative_bias="per_block"), num_classes=1000
+        )
+        for name, size in (("base", "B"), ("large", "L"))
+    },
 }
+KINDS = {
+    VQKDConfig: (VQKD, vqkd_config),
+    MaskedImageModelConfig: (MaskedImageModel, mim_config),
+    ImageClassifierConfig: (ImageClassifier, classifier_config),
+}
+
+
+def test_every_published_layout_is_here():
+    assert PUBLISHED.keys() == LAYOUTS.keys()
 
 
 def same(one, other):
@@ -31,7 +48,7 @@ def same(one, other):
 def test_keys_and_shapes_equal_the_published_ones(name):
     config = PUBLISHED[name]
     with torch.device("meta"):
-        model = VQKD(config) if isinstance(config, VQKDConfig) else MaskedImageModel(config)
+        model = KINDS[type(config)][0](config)
     state = to_published(model)
     assert {key: list(tensor.shape) for key, tensor in state.items()} == LAYOUTS[name]["keys"]
     indices = [tensor for key, tensor in state.items() if key.endswith("index")]
@@ -41,8 +58,8 @@ def test_keys_and_shapes_equal_the_published_ones(name):
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_configuration_is_read_off_the_published_shapes(name):
     state = {key: torch.empty(shape, device="meta") for key, shape in LAYOUTS[name]["keys"].items()}
-    read = (vqkd_config if name.startswith("vqkd") else mim_config)(state, name, {})
-    assert read == PUBLISHED[name]
+    _, config_of = KINDS[type(PUBLISHED[name])]
+    assert config_of(state, name, {}) == PUBLISHED[name]
 
 
 def test_round_trip_of_a_tokenizer_on_a_grid_that_is_not_square(tokenizer):
@@ -86,6 +103,53 @@ def test_round_trip_of_a_pretraining_model(pretrained, changes):
     assert same(read, model)
 
 
+@pytest.mark.parametrize(
+    ("pooling", "relative_bias", "image_size"),
+    [("mean", "per_block", (12, 20)), ("cls", "shared", (16, 16)), ("mean", "none", (12, 20))],
+)
+def test_round_trip_of_a_classifier(classifier, pooling, relative_bias, image_size):
+    backbone = dataclasses.replace(
+        classifier.config.backbone,
+        relative_bias=relative_bias,
+        image_size=image_size,
+        absolute_positions=relative_bias == "none",
+    )
+    config = ImageClassifierConfig(backbone, num_classes=5, pooling=pooling)
+    model = ImageClassifier(config)
+    state = to_published(model)
+    assert ("fc_norm.weight" in state, "norm.weight" in state) == (
+        pooling == "mean",
+        pooling != "mean",
+    )
+    read = from_published(state, num_heads=2, image_size=image_size)
+    assert read.config == config
+    assert same(read, model)
+    named = from_published(state, num_heads=2, image_size=image_size, class_names=list("abcde"))
+    assert named.config.class_names == ("a", "b", "c", "d", "e")
+
+
+def test_round_trip_of_a_backbone(backbone):
+    read = from_published(to_published(backbone), num_heads=2)
+    assert read.config == backbone.config
+    assert same(read, backbone)
+
+
+def test_a_head_of_another_size_is_left_out_when_asked_for(classifier, caplog):
+    state = to_published(classifier)
+    with caplog.at_level(logging.INFO):
+        read = from_published(state, num_classes=7)
+    (record,) = caplog.records
+    assert "left out head.* (of 5 classes; a new one of 7 starts near zero)" in record.getMessage()
+    assert read.head.weight.shape == (7, 24)
+    assert 0 < read.head.weight.abs().max() < 1e-4
+    assert not read.head.bias.any()
+    assert same(read.backbone, classifier.backbone)
+    assert same(read.fc_norm, classifier.fc_norm)
+    assert same(from_published(state, num_classes=5), classifier)
+    with pytest.raises(ValueError, match=r"head\.bias is \(4,\), expected \(5,\)"):
+        from_published(state | {"head.bias": torch.zeros(4)})
+
+
 @pytest.mark.parametrize("container", ["model", "module", "state_dict"])
 def test_what_is_left_out_is_logged_in_one_line(tokenizer, caplog, container):
     state = to_published(tokenizer)
@@ -98,11 +162,12 @@ def test_what_is_left_out_is_logged_in_one_line(tokenizer, caplog, container):
     assert same(read, tokenizer)
     (record,) = caplog.records
     for part in (
-        "teacher_model.* (2 tensors)",
-        "scaling_layer.*",
-        "loss*",
-        "quantize.embedding.cluster_size",
-        "quantize.embedding.embed_avg",
+        "published layout, a VQ-KD tokenizer of 11 codes (24 wide, 3 blocks, 2 heads, ",
+        "left out teacher_model.*: the teacher (2 tensors)",
+        "left out scaling_layer.*: for the teacher's input",
+        "left out loss*: of the training loss",
+        "left out quantize.embedding.cluster_size: never read",
+        "left out quantize.embedding.embed_avg: never read",
     ):
         assert part in record.getMessage()
 
@@ -137,6 +202,8 @@ def test_what_shapes_cannot_tell_is_asked_for(tokenizer, pretrained):
         from_published(to_published(pretrained))
     with pytest.raises(ValueError, match="num_heads=3, but the position table in the state has 2"):
         from_published(to_published(pretrained), early_layers=2, num_heads=3)
+    with pytest.raises(ValueError, match="num_heads=5, but the width 24 in the state"):
+        from_published(state, num_heads=5, image_size=(12, 20))
     with pytest.raises(ValueError, match="no override early_layers; expected num_heads"):
         from_published(state, num_heads=2, image_size=(12, 20), early_layers=2)
 
@@ -145,7 +212,7 @@ def test_what_shapes_cannot_tell_is_asked_for(tokenizer, pretrained):
     ("change", "message"),
     [
         (lambda state: state.pop("norm.bias"), "backbone.norm.bias is missing"),
-        (lambda state: state.update(extra=torch.zeros(1)), "extra is unexpected"),
+        (lambda state: state.update(extra=torch.zeros(1)), r"extra \(published name\) is unex"),
         # Our own name of a tensor is not a published one.
         (
             lambda state: state.update({"backbone.cls_token": state.pop("cls_token")}),
@@ -157,7 +224,10 @@ def test_what_shapes_cannot_tell_is_asked_for(tokenizer, pretrained):
         ),
         (lambda state: state.update({"patch_embed.proj.weight": torch.zeros(3)}), "4 sizes"),
         (lambda state: state.update(epoch=3), "does not hold tensors by name.*got epoch"),
-        (lambda state: state.pop("mask_token"), "no known layout"),
+        (lambda state: state.pop("mask_token"), "mask_token is missing"),
+        (lambda state: state.pop("blocks.0.attn.q_bias"), "no known layout"),
+        (lambda state: state.update({"norm.bias": torch.zeros(24).int()}), "is torch.int32, exp"),
+        (lambda state: state.clear(), "got nothing"),
     ],
 )
 def test_states_that_do_not_fit_are_refused(pretrained, change, message):
@@ -167,6 +237,6 @@ def test_states_that_do_not_fit_are_refused(pretrained, change, message):
         from_published(state, early_layers=2)
 
 
-def test_only_two_kinds_have_a_published_layout(backbone):
-    with pytest.raises(ValueError, match="a VisionTransformer has no published layout"):
-        to_published(backbone)
+def test_other_modules_have_no_published_layout():
+    with pytest.raises(ValueError, match="a Linear has no published BEiT layout"):
+        to_published(torch.nn.Linear(2, 3))

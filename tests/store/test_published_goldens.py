@@ -16,6 +16,7 @@ from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.quantizer import unit
 from beit.nn.vit import ViTConfig
 from beit.store.formats.published import from_published, to_published
+from beit.store.load import load
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
@@ -45,14 +46,25 @@ def gradients(model):
     }
 
 
+@pytest.fixture
+def opened(tmp_path):
+    """Opens a golden's state as a user does: from a checkpoint file."""
+
+    def open_state(parts, **overrides):
+        torch.save({"model": parts["state"]}, tmp_path / "checkpoint.pth")
+        return load(tmp_path / "checkpoint.pth", **overrides)
+
+    return open_state
+
+
 @pytest.fixture(scope="module")
 def vqkd():
     return golden("vqkd")
 
 
-def test_vqkd_inference(vqkd):
+def test_vqkd_inference(vqkd, opened):
     sizes, parts = vqkd
-    model = from_published(parts["state"], num_heads=sizes["num_heads"])
+    model = opened(parts, num_heads=sizes["num_heads"])
     images = parts["in"]["images"]
     with torch.no_grad():
         vectors = model.embed(images)
@@ -102,11 +114,11 @@ def test_vqkd_training_steps(vqkd):
 
 
 @pytest.mark.parametrize("name", ["mim_shared", "mim_unshared", "mim_plain"])
-def test_masked_image_model(name):
+def test_masked_image_model(name, opened):
     sizes, parts = golden(name)
     overrides = {"early_layers": sizes["early_layers"]} if "early_layers" in sizes else {}
-    model = from_published(
-        parts["state"],
+    model = opened(
+        parts,
         num_heads=sizes["num_heads"],
         mean=(0, 0, 0),  # the golden's images are normalised already
         std=(1, 1, 1),
@@ -130,6 +142,14 @@ def test_masked_image_model(name):
         assert_close(found[key], gradient)
 
 
+@pytest.mark.parametrize("name", ["classifier_mean", "classifier_cls"])
+def test_classifier(name, opened):
+    _, parts = golden(name)
+    model = opened(parts, mean=(0, 0, 0), std=(1, 1, 1))  # its images are normalised already
+    assert model.config.pooling == name.removeprefix("classifier_")
+    assert_close(model(parts["in"]["images"]), parts["out"]["logits"])
+
+
 @pytest.mark.parametrize(
     ("name", "overrides"),
     [
@@ -137,6 +157,8 @@ def test_masked_image_model(name):
         ("mim_shared", {"early_layers": 2}),
         ("mim_unshared", {"early_layers": 2}),
         ("mim_plain", {}),
+        ("classifier_mean", {}),
+        ("classifier_cls", {}),
     ],
 )
 def test_published_to_ours_to_published_is_the_identity(name, overrides):

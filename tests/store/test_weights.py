@@ -13,7 +13,7 @@ def same(one, other):
     return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
 
 
-@pytest.mark.parametrize("kind", ["tokenizer", "pretrained", "backbone"])
+@pytest.mark.parametrize("kind", ["tokenizer", "pretrained", "classifier", "backbone"])
 def test_saved_and_read_is_the_identity(kind, request, tmp_path):
     model = request.getfixturevalue(kind).train()
     save_weights(tmp_path / "weights.safetensors", model)
@@ -75,6 +75,7 @@ def rewritten(path, tensors=None, **changes):
     [
         ({"width": 10**6}, r"cls_token is \(1, 1, 24\), expected \(1, 1, 1000000\)"),
         ({"width": 10**12}, "cannot be built"),
+        ({"mean": None}, "mean and std go together"),
         ({"image_size": [40000, 40000]}, r"has no rel_pos_bias\.table of \d+ rows"),
         ({"num_heads": 0}, "w.safetensors: "),
         ({"depth": 10**9}, "says 1000000000 blocks"),
@@ -97,6 +98,17 @@ def test_forged_metadata_is_refused(backbone, tmp_path, changes, message):
     with pytest.raises(ValueError, match=message) as caught:
         read_weights(path)
     assert str(path) in str(caught.value)
+
+
+def test_a_small_file_cannot_ask_for_the_index_of_a_large_grid(backbone, tmp_path):
+    """The index grows with the square of the patches, the table only with their number."""
+    path = tmp_path / "w.safetensors"
+    save_weights(path, backbone)
+    grid = (300, 200)
+    tables = {"rel_pos_bias.table": torch.zeros((2 * grid[0] - 1) * (2 * grid[1] - 1) + 3, 1)}
+    rewritten(path, lambda held: held | tables, image_size=[1200, 800])
+    with pytest.raises(ValueError, match=r"grid of 300 x 200 patches, too many"):
+        read_weights(path)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +151,7 @@ def test_damaged_or_foreign_files_are_named(backbone, tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(path, backbone)
     path.write_bytes(path.read_bytes()[:-7])
-    with pytest.raises(ValueError, match=r"w\.safetensors is not a sound safetensors file"):
+    with pytest.raises(ValueError, match=r"w\.safetensors, of \d+ bytes, is not a sound"):
         read_weights(path)
     with pytest.raises(FileNotFoundError, match="absent"):
         read_weights(tmp_path / "absent.safetensors")

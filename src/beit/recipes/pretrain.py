@@ -26,7 +26,7 @@ from beit.nn.masking import block_masks, random_masks
 from beit.nn.metrics import knn_accuracy
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.patches import as_float
-from beit.nn.tokenizer import VQKD
+from beit.nn.tokenizer import Tokenizer
 from beit.nn.vit import VisionTransformer
 from beit.show.axes import figure
 from beit.show.curves import curves
@@ -103,7 +103,8 @@ class Config:
 
     Args:
         data: the images.
-        tokenizer: a run directory or weights file of a trained tokenizer.
+        tokenizer: a run directory or weights file of a trained tokenizer, published:NAME, or
+            hf://OWNER/NAME.
         view: how a training view is cut out of an image.
         model: the network that is pretrained.
         mask: which patches are hidden.
@@ -181,7 +182,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     torch.manual_seed(seed)
     mim = MaskedImageModel(fitting(config.model, tokenizer))
     size, grid = mim.config.backbone.image_size, mim.config.backbone.grid
-    token_size = tokenizer.config.encoder.image_size
+    token_size = tokenizer.image_size
     source = open_source(
         config.data.train, cache_gigabytes=config.data.cache_gigabytes, limit=config.data.limit
     )
@@ -290,7 +291,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     return Result(directory.path, outcome or {}, sections)
 
 
-def fitting(model: MaskedImageModelConfig, tokenizer: VQKD) -> MaskedImageModelConfig:
+def fitting(model: MaskedImageModelConfig, tokenizer: Tokenizer) -> MaskedImageModelConfig:
     """Return the model's numbers with the tokenizer's codes filled in or checked."""
     if tokenizer.grid != model.backbone.grid:
         raise ValueError(
@@ -379,9 +380,9 @@ def check_sources(config: Config) -> tuple[Source, Source] | None:
     return opened[0], opened[1]
 
 
-def tokens(tokenizer: VQKD, images: Tensor) -> Tensor:
+def tokens(tokenizer: Tokenizer, images: Tensor) -> Tensor:
     """Tokenize images (B, 3, H, W) of any size as codes (B, N) int64."""
-    size = tokenizer.config.encoder.image_size
+    size = tokenizer.image_size
     images = as_float(images)
     if images.shape[-2:] != torch.Size(size):
         images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
@@ -392,7 +393,7 @@ def tokens(tokenizer: VQKD, images: Tensor) -> Tensor:
 def validate(
     fabric: Fabric,
     mim: MaskedImageModel,
-    tokenizer: VQKD,
+    tokenizer: Tokenizer,
     batches: EvalBatches,
     config: Config,
 ) -> dict[str, float]:
@@ -460,7 +461,7 @@ def chapters(
     directory: RunDirectory,
     fabric: Fabric,
     mim: MaskedImageModel,
-    tokenizer: VQKD,
+    tokenizer: Tokenizer,
 ) -> list[Section]:
     """Draw what the report shows: curves, and masked images with the tokens predicted."""
     panels = {

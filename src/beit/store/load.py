@@ -1,67 +1,123 @@
-"""Opening whatever a user points at: a run, a weights file of ours, a published checkpoint."""
+"""Opening whatever a user points at: a run, a weights file of ours, weights in others' layouts."""
 
-import argparse
-import pickle
-import re
-import warnings
+import json
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from torch import nn
 
-from beit.nn.mim import MaskedImageModel
-from beit.nn.tokenizer import VQKD
-from beit.nn.vit import VisionTransformer
-from beit.store.formats.published import from_published
+from beit.nn.tokenizer import VQKD, Tokenizer
+from beit.nn.vit import VisionTransformer, resized, with_bias_per_block
+from beit.store.formats.containers import named_tensors
+from beit.store.formats.published_config import SizeUnknownError
+from beit.store.pickled import read_checkpoint
 from beit.store.run import RunDirectory
-from beit.store.weights import FORMAT, model_of, read_safetensors
+from beit.store.settings import first
+from beit.store.weights import FORMAT, model_of, read_safetensors, size_pair
 
-HUB = "hf://"
-ZIP, PICKLE = b"PK", b"\x80"  # how files of torch 1.6 and later, and of older ones, begin
-# What torch's safe unpickler raises on bytes that only begin like a checkpoint.
-UNREADABLE = (RuntimeError, EOFError, LookupError, ValueError, TypeError, AttributeError)
+FORMATS = "beit.store.formats"
+HUB, PUBLISHED = "hf://", "published:"
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl")
+# In a folder that is no run: our name for weights, and transformers' names.
+FOLDER_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
+
+
+class Layout(NamedTuple):
+    """A family of files that others write.
+
+    Attributes:
+        what: it holds, in words, and how its names begin
+        module: which of `beit.store.formats` reads it: with `recognises(tensors)`, by names alone,
+            and the builder
+        builder: `builder(tensors, *, origin, **overrides)` gives the model in eval mode
+        whole: the builder takes the whole checkpoint, tensors and what is said of them
+        beside: JSON files in the same folder that the builder takes, by parameter
+    """
+
+    what: str
+    module: str
+    builder: str
+    whole: bool = False
+    beside: Mapping[str, str] = {}
+
+
+# The first whose module recognises the names reads the file. Those with names of their own come
+# first. The last two share theirs: timm's files have no relative_position_index, and what the
+# published code saves has it wherever there is a relative bias.
+LAYOUTS = (
+    Layout(
+        "transformers' BEiT (beit.embeddings.*, embeddings.*)",
+        "transformers_beit",
+        "from_transformers",
+        beside={"config": "config.json", "processor": "preprocessor_config.json"},
+    ),
+    Layout(
+        "published BEiT segmentation (backbone.*, decode_head.*)",
+        "published_segmentation",
+        "from_published_segmentation",
+        whole=True,
+    ),
+    Layout("mmpretrain's BEiT (backbone.layers.*)", "mmpretrain", "from_mmpretrain"),
+    Layout("DALL-E's tokenizer (blocks.input.w)", "dalle", "from_dalle"),
+    Layout("BEiT v1's discrete VAE (codebook.weight, encoder.*)", "dvae", "from_dvae"),
+    Layout(
+        "timm's BEiT (blocks.*.attn.q_bias)",
+        "timm_beit",
+        "from_timm",
+        beside={"config": "config.json"},
+    ),
+    Layout(
+        "published BEiT v1 and v2: VQ-KD tokenizers (encoder.*, quantize.*), pretrained (lm_head.*)"
+        " and fine-tuned models (blocks.*.attn.q_bias)",
+        "published",
+        "from_published",
+    ),
+)
 
 
 def load(source: str | Path, **overrides: Any) -> nn.Module:
-    """Load the model that `source` holds, whatever it is, in eval mode.
+    """Load the model that `source` holds, whatever it is, in eval mode and in float32.
 
     Args:
-        source: a run directory, a `.safetensors` file, or a `.pth` or `.pt` file, ours or in the
-            published BEiT layouts. Only tensors and plain values are ever unpickled.
+        source: a run directory; a `.safetensors`, `.pth`, `.pt`, `.bin` or `.pkl` file, ours or in
+            one of `LAYOUTS`; a folder of transformers or of DALL-E; `hf://OWNER/NAME`;
+            `published:NAME`. Only tensors and plain values are ever unpickled.
         overrides: settle what shapes cannot, such as `num_heads=4`, `image_size=(224, 320)`,
-            `early_layers=3`, `mean=…`, `std=…`. Our own files carry all of it: there `mean` and
-            `std` can be replaced and the rest must agree.
+            `early_layers=3`, `mean=…`, `std=…`; `num_classes` replaces the head of a classifier of
+            another size. Our own files carry all of it: there `mean` and `std` can be replaced, a
+            head likewise, and the rest must agree.
+
+    Raises:
+        ValueError: the file is damaged, is refused, is in no known layout, or contradicts an
+            override. FileNotFoundError, OSError: it is not there or cannot be fetched.
     """
-    if str(source).startswith(HUB):
-        raise ValueError(
-            f"{source}: this version of beit reads no {HUB} sources; download the file, for "
-            "instance with `hf download OWNER/NAME`, and give its path"
-        )
-    path = Path(source)
-    if path.is_dir():
-        path = _finished_weights(path)
-    elif not path.is_file():
-        raise FileNotFoundError(
-            f"{path} does not exist; expected a run directory, a .safetensors file or a "
-            ".pth or .pt file"
-        )
-    if path.suffix == ".safetensors":
-        tensors, metadata = read_safetensors(path)
-        if FORMAT in metadata:
-            return model_of(tensors, metadata, str(path), **overrides)
-        return from_published(tensors, origin=str(path), **overrides)
-    if path.suffix in (".pth", ".pt"):
-        return from_published(read_checkpoint(path), origin=str(path), **overrides)
+    path, overrides = _located(source, overrides)
+    content, metadata = _read(path)
+    if FORMAT in metadata:
+        return model_of(content, metadata, str(path), **overrides)
+    tensors = named_tensors(content, str(path))
+    for layout in LAYOUTS:
+        module = import_module(f"{FORMATS}.{layout.module}")
+        if module.recognises(tensors):
+            told = {key: _json(path.with_name(file)) for key, file in layout.beside.items()}
+            told = {key: value for key, value in told.items() if value is not None}
+            build = getattr(module, layout.builder)
+            state = content if layout.whole else tensors
+            model: nn.Module = build(state, origin=str(path), **told, **overrides)
+            return model
     raise ValueError(
-        f"{path} ends in {path.suffix or 'nothing'}; expected .safetensors, .pth or .pt"
+        f"{path} is in no known layout: {first(list(tensors))}. Known are files of beit itself, "
+        + "; ".join(layout.what for layout in LAYOUTS)
+        + ". Other vision models can serve as a teacher (beit.load_teacher)"
     )
 
 
-def load_tokenizer(source: str | Path, **overrides: Any) -> VQKD:
+def load_tokenizer(source: str | Path, **overrides: Any) -> Tokenizer:
     """Load a model that has `encode(images) -> codes`, `vocab_size` and `grid`, in eval mode."""
     model = load(source, **overrides)
-    if not isinstance(model, VQKD):
+    if not isinstance(model, Tokenizer):
         raise ValueError(
             f"{source} holds a {type(model).__name__}, which has no encode(); expected a tokenizer"
         )
@@ -74,50 +130,90 @@ def load_backbone(
     """Load the vision Transformer out of any model, in eval mode.
 
     Args:
-        image_size: what the backbone is to take, (height, width) or one side; it must be the size
-            of the model.
+        image_size: what the backbone is to take, (height, width) or one side; positions are carried
+            to its grid. Where the file does not tell its own size, it must be this one.
+        overrides: as for `load`, and `relative_bias="per_block"`, which gives every block a copy of
+            the shared bias, as fine-tuning does
     """
-    if image_size is not None:
-        overrides["image_size"] = image_size
-    model = load(source, **overrides)
-    if isinstance(model, MaskedImageModel):
-        return model.backbone
+    relative_bias = overrides.pop("relative_bias", None)
+    try:
+        model = load(source, **overrides)
+    except SizeUnknownError:
+        if image_size is None:
+            raise
+        model = load(source, image_size=image_size, **overrides)
+    backbone = backbone_of(model)
+    if backbone is None:
+        raise ValueError(f"{source} holds a {type(model).__name__}, which has no backbone")
+    if relative_bias not in (None, "per_block", backbone.config.relative_bias):
+        raise ValueError(
+            f"relative_bias={relative_bias!r} contradicts {source}, which says "
+            f"{backbone.config.relative_bias}; it can become per_block"
+        )
+    try:
+        if relative_bias == "per_block":
+            backbone = with_bias_per_block(backbone)
+        return backbone if image_size is None else resized(backbone, size_pair(image_size))
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def backbone_of(model: nn.Module) -> VisionTransformer | None:
+    """Return the vision Transformer that sees the images, if the model has one."""
     if isinstance(model, VQKD):
         return model.encoder
-    if isinstance(model, VisionTransformer):
-        return model
-    raise ValueError(f"{source} holds a {type(model).__name__}, which has no backbone")
+    found = model if isinstance(model, VisionTransformer) else getattr(model, "backbone", None)
+    return found if isinstance(found, VisionTransformer) else None
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a `.pth` or `.pt` file onto the CPU; refuse it when it holds more than plain values.
+def _located(source: str | Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Find the local file, or DALL-E's folder, and complete the overrides of a published file."""
+    from beit.store import hub, manifest
 
-    Training checkpoints of the published code keep their options as an `argparse.Namespace`, which
-    is a plain container and let through.
-    """
-    with Path(path).open("rb") as file:
-        beginning = file.read(2)
-    if not beginning.startswith((ZIP, PICKLE)):
-        raise ValueError(f"{path} is not a PyTorch checkpoint: it begins with {beginning!r}")
-    try:
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; the errors say enough
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        # torch's own message advises to load it with execution allowed: not passed on.
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"{found[1]} among them" if found else "or is damaged"
+    if str(source).startswith((HUB, PUBLISHED)):
+        path = hub.fetch(str(source))
+        published = manifest.find(path.name) if str(source).startswith(PUBLISHED) else None
+    else:
+        path = _file_of(Path(source))
+        published = manifest.check(path) if path.is_file() else None
+    return path, overrides if published is None else manifest.settings(published, overrides)
+
+
+def _file_of(path: Path) -> Path:
+    """Find the weights in a folder: those of a finished run, or as others name them."""
+    if path.is_dir():
+        if RunDirectory(path).config_file.is_file():
+            return _finished_weights(path)
+        files = (path / name for name in FOLDER_FILES)
+        found = next((file for file in files if file.is_file()), None)
+        if found is not None:
+            return found
+        if (path / "encoder.pkl").is_file():
+            return path
+        return _finished_weights(path)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist; expected a run directory, a file "
+            f"({', '.join(SUFFIXES)}), hf://OWNER/NAME or published:NAME"
+        )
+    if path.suffix not in SUFFIXES:
         raise ValueError(
-            f"{path} is refused: it holds more than tensors and plain values, {what}. "
-            "Nothing of it was executed; save a state_dict alone"
-        ) from error
-    except UNREADABLE as error:
-        raise ValueError(f"{path} is damaged, or not a PyTorch checkpoint ({error!r})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected tensors by name")
-    if content.keys() == {"step", "state"}:
-        raise ValueError(f"{path} is a checkpoint for resuming; give its run directory instead")
-    return content
+            f"{path} ends in {path.suffix or 'nothing'}; expected {', '.join(SUFFIXES)}"
+        )
+    return path
+
+
+def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
+    """Read what a file or folder holds, and the metadata of a safetensors file."""
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if path.is_dir() or path.suffix == ".pkl":
+        from beit.store.formats.dalle import read_dalle_folder, read_pickled_module
+
+        pickled = read_dalle_folder(path) if path.is_dir() else read_pickled_module(path)
+        if pickled is not None:
+            return pickled, {}
+    return read_checkpoint(path), {}
 
 
 def _finished_weights(directory: Path) -> Path:
@@ -129,3 +225,16 @@ def _finished_weights(directory: Path) -> Path:
             f"continue it with --resume {directory}"
         )
     return run.weights_file
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object that lies beside the weights; None where there is none."""
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object")
+    return content

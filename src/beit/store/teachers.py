@@ -19,7 +19,8 @@ from beit.store.formats.containers import read_tensors
 from beit.store.formats.dino import DINO_NORM_EPS, from_dino
 from beit.store.formats.plain_vit import plain_vit
 from beit.store.formats.timm_network import timm_network
-from beit.store.load import read_checkpoint
+from beit.store.hub import HUB, PUBLISHED, fetch
+from beit.store.pickled import read_checkpoint
 from beit.store.weights import size_pair
 
 TIMM = "timm:"
@@ -34,8 +35,8 @@ class TeacherConfig:
 
     Attributes:
         source: efficientnet-lite0, timm:NAME, timm:NAME@FILE, or a file in CLIP's or DINO's
-            published layout; for a convolutional net, NAME#stride16 takes its last map of that
-            stride, efficientnet-lite0#stride16 likewise
+            published layout, also by published:NAME or hf://OWNER/NAME; for a convolutional net,
+            NAME#stride16 takes its last map of that stride, efficientnet-lite0#stride16 likewise
         image_size: images are resized to it before the teacher; null: the size it was trained at
         pretrained: false: random weights, for comparison (not for files)
         num_heads: attention heads of a CLIP or DINO file; null: one per 64 channels
@@ -186,7 +187,8 @@ def load_teacher(
         return _timm_teacher(name.removeprefix(TIMM), layer, path, size, pretrained)
     if not pretrained:
         raise ValueError(f"{source} is a file of weights, and pretrained=False wants none")
-    return _file_teacher(Path(source), size, num_heads)
+    weights = fetch(source) if source.startswith((HUB, PUBLISHED)) else Path(source)
+    return _file_teacher(weights, size, num_heads)
 
 
 def _split(source: str) -> tuple[str, int | None]:

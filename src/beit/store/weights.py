@@ -2,30 +2,48 @@
 
 import dataclasses
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from beit.nn.dalle import DalleConfig, DalleTokenizer
+from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
+from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.position import CLS_ROWS
+from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.store.atomic import replacing
 from beit.store.settings import first, from_plain
 
+logger = logging.getLogger(__name__)
+
+Model = TypeVar("Model", bound=nn.Module)
+
 FORMAT, VERSION = "beit", "1"
-Config = ViTConfig | VQKDConfig | MaskedImageModelConfig
-KINDS: dict[str, tuple[type[nn.Module], type[Config]]] = {
+# A model of ours and its configuration: a dataclass of plain values that is its `config`.
+KINDS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "VQKD": (VQKD, VQKDConfig),
     "MaskedImageModel": (MaskedImageModel, MaskedImageModelConfig),
+    "ImageClassifier": (ImageClassifier, ImageClassifierConfig),
+    "DiscreteVAE": (DiscreteVAE, DiscreteVAEConfig),
+    "DalleTokenizer": (DalleTokenizer, DalleConfig),
+    "SemanticSegmenter": (SemanticSegmenter, SegmenterConfig),
     "VisionTransformer": (VisionTransformer, ViTConfig),
 }
+TRUNKS = ("backbone", "encoder")  # what a configuration calls its ViT
+# Fields of configurations that say how many blocks or layers a part of the model has.
+COUNTS = ("depth", "decoder_depth", "head_layers", "num_layers", "blocks_per_group")
+HEAD = ("head.weight", "head.bias")  # of a classifier: the tensors that `num_classes` can replace
 TABLE = "rel_pos_bias.table"
+MAX_INDEX = 2**30  # entries of all position indices together: 1024 x 1024 pixels take 0.4e9 (ViT-L)
 
 
 def save_weights(path: str | Path, model: nn.Module) -> None:
@@ -34,7 +52,6 @@ def save_weights(path: str | Path, model: nn.Module) -> None:
     if kind not in KINDS:
         raise ValueError(f"a {kind} is not saved; expected the bare model, one of {_kinds()}")
     config: Any = model.config
-    assert isinstance(config, Config)
     about = {"version": VERSION, "kind": kind, "config": dataclasses.asdict(config)}
     # One entry: safetensors writes several in an order that differs from run to run.
     metadata = {FORMAT: json.dumps(about)}
@@ -57,14 +74,18 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a sound safetensors file ({error})") from error
+        raise ValueError(
+            f"{path}, of {path.stat().st_size} bytes, is not a sound safetensors file: it was cut "
+            f"off or altered, or is something else ({error})"
+        ) from error
 
 
 def read_weights(path: str | Path, **overrides: Any) -> nn.Module:
     """Rebuild the model that `save_weights` wrote, in eval mode.
 
     Args:
-        overrides: `mean` and `std` replace the file's; any other must agree with the file.
+        overrides: `mean` and `std` replace the file's; where `num_classes` differs from a
+            classifier's, its head is left out; any other must agree with the file.
     """
     tensors, metadata = read_safetensors(path)
     return model_of(tensors, metadata, str(path), **overrides)
@@ -89,84 +110,140 @@ def model_of(
         raise ValueError(f"{origin} holds a {kind!r}; this version of beit knows {_kinds()}")
     model_class, config_class = KINDS[kind]
     try:
-        config = override(from_plain(config_class, plain, "config"), overrides)
+        config = from_plain(config_class, plain, "config")
+        fresh: Collection[str] = ()
+        if isinstance(config, ImageClassifierConfig):
+            config, fresh = with_classes(config, overrides.pop("num_classes", None))
+        config = override(config, overrides)
     except (ValueError, ArithmeticError) as error:
         raise ValueError(f"{origin}: {error}") from error
-    return assemble(model_class, config, tensors, origin)
+    if fresh:
+        logger.info("%s: left out %s", origin, other_head(tensors, config.num_classes))
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in fresh}
+    return assemble(model_class, config, tensors, origin, fresh)
 
 
 def assemble(
-    model_class: type[nn.Module], config: Config, tensors: Mapping[str, Tensor], origin: str
-) -> nn.Module:
+    model_class: type[Model],
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    origin: str,
+    fresh: Collection[str] = (),
+) -> Model:
     """Build the configured model and fill it strictly with the tensors, by our names; eval mode.
 
-    Nothing is allocated before names and shapes are known to agree: a forged configuration cannot
-    ask for more memory than the file itself has. The default random generator is left as it was.
+    Floating point becomes float32, which the log says of any other. Nothing is allocated before
+    names and shapes are known to agree: a forged configuration cannot ask for more memory than the
+    file itself has. The default random generator is left as it was.
+
+    Args:
+        origin: what errors and the log call the file
+        fresh: names of tensors that keep their initial values
     """
-    if num_blocks(config) > len(tensors):
-        raise ValueError(
-            f"{origin} says {num_blocks(config)} blocks and has {len(tensors)} tensors"
-        )
-    Gh, Gw = trunk(config).grid
-    rows = (2 * Gh - 1) * (2 * Gw - 1) + CLS_ROWS
-    tables = [tensor.shape for name, tensor in tensors.items() if name.endswith(TABLE)]
-    if trunk(config).relative_bias != "none" and not any(shape[:1] == (rows,) for shape in tables):
-        raise ValueError(f"{origin} has no {TABLE} of {rows} rows, for a grid of {Gh} x {Gw}")
+    blocks = num_blocks(config)
+    if blocks > len(tensors):
+        raise ValueError(f"{origin} says {blocks} blocks and has {len(tensors)} tensors")
+    vit = trunk(config)
+    if vit is not None:
+        _check_grid(vit, tensors, origin)
     try:
         with torch.device("meta"):
             expected = model_class(config).state_dict()
     except (RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{origin} describes a model that cannot be built ({error})") from error
+    expected = {name: tensor for name, tensor in expected.items() if name not in fresh}
     problems = [f"{name} is missing" for name in expected if name not in tensors]
     problems += [f"{name} is unexpected" for name in tensors if name not in expected]
-    problems += [
-        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
+    for name, tensor in expected.items():
+        found = tensors.get(name, tensor)
+        if found.shape != tensor.shape:
+            problems.append(f"{name} is {tuple(found.shape)}, expected {tuple(tensor.shape)}")
+        elif found.is_floating_point() != tensor.is_floating_point():
+            problems.append(f"{name} is {found.dtype}, expected {tensor.dtype}")
     if problems:
         raise ValueError(f"{origin} does not fit a {model_class.__name__}: {first(problems)}")
+    floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
+    if others := sorted(str(dtype) for dtype in floats - {torch.float32}):
+        logger.info("%s: %s becomes torch.float32", origin, " and ".join(others))
     with torch.random.fork_rng(devices=[]):
         model = model_class(config)
-    model.load_state_dict(tensors)
+    model.load_state_dict(model.state_dict() | dict(tensors))
     return model.eval()
 
 
-def trunk(config: Config) -> ViTConfig:
-    """The configuration of the ViT that sees the images."""
-    if isinstance(config, ViTConfig):
-        return config
-    return config.encoder if isinstance(config, VQKDConfig) else config.backbone
+def _check_grid(vit: ViTConfig, tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse position tables of another grid, and grids whose indices outgrow any file."""
+    if vit.relative_bias == "none":
+        return
+    Gh, Gw = vit.grid
+    rows = (2 * Gh - 1) * (2 * Gw - 1) + CLS_ROWS
+    tables = [tensor.shape for name, tensor in tensors.items() if name.endswith(TABLE)]
+    if not any(shape[:1] == (rows,) for shape in tables):
+        raise ValueError(f"{origin} has no {TABLE} of {rows} rows, for a grid of {Gh} x {Gw}")
+    if len(tables) * (1 + Gh * Gw) ** 2 > MAX_INDEX:
+        raise ValueError(
+            f"{origin} is for a grid of {Gh} x {Gw} patches, too many for a relative position bias"
+        )
 
 
-def num_blocks(config: Config) -> int:
-    """How many Transformer blocks the model has, all parts together."""
-    extra = {VQKDConfig: "decoder_depth", MaskedImageModelConfig: "head_layers"}.get(type(config))
-    return trunk(config).depth + (getattr(config, extra) if extra else 0)
+def trunk(config: Any) -> ViTConfig | None:
+    """The configuration of the ViT that sees the images, if there is one."""
+    parts = (config, *(getattr(config, name, None) for name in TRUNKS))
+    return next((part for part in parts if isinstance(part, ViTConfig)), None)
 
 
-def override(config: Config, overrides: Mapping[str, Any]) -> Config:
+def num_blocks(config: Any) -> int:
+    """How many blocks or layers the model has, all parts together."""
+    total = 0
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            total += num_blocks(value)
+        elif field.name in COUNTS:
+            total += value
+    return total
+
+
+def override(config: Any, overrides: Mapping[str, Any]) -> Any:
     """Replace the normalisation; refuse whatever else contradicts the configuration."""
     vit = trunk(config)
-    normalisation = {"mean": vit.mean, "std": vit.std}
+    changed: dict[str, Any] = {}
     for name, wanted in overrides.items():
-        if name in ("mean", "std"):
-            normalisation[name] = None if wanted is None else tuple(wanted)
-            continue
-        owner = next((owner for owner in (config, vit) if hasattr(owner, name)), None)
+        owners = (owner for owner in (vit, config) if hasattr(owner, name))
+        owner = next(owners, None)
         if owner is None:
             raise ValueError(f"unknown override {name}")
+        if name in ("mean", "std"):
+            changed[name] = None if wanted is None else tuple(wanted)
+            continue
         value = getattr(owner, name)
         if name == "image_size":
             wanted = size_pair(wanted)
         if wanted != value:
             raise ValueError(f"{name}={wanted} contradicts the file, which says {value}")
-    vit = dataclasses.replace(vit, mean=normalisation["mean"], std=normalisation["std"])
-    if isinstance(config, VQKDConfig):
-        return dataclasses.replace(config, encoder=vit)
-    if isinstance(config, MaskedImageModelConfig):
-        return dataclasses.replace(config, backbone=vit)
-    return vit
+    if vit is None or vit is config:
+        return dataclasses.replace(config, **changed)
+    place = next(name for name in TRUNKS if getattr(config, name, None) is vit)
+    return dataclasses.replace(config, **{place: dataclasses.replace(vit, **changed)})
+
+
+def with_classes(
+    config: ImageClassifierConfig, num_classes: int | None
+) -> tuple[ImageClassifierConfig, Collection[str]]:
+    """Change a classifier's number of classes, if another is wanted.
+
+    Returns:
+        The configuration, and the names of the tensors that then start anew.
+    """
+    if num_classes is None or num_classes == config.num_classes:
+        return config, ()
+    return dataclasses.replace(config, num_classes=num_classes, class_names=None), HEAD
+
+
+def other_head(tensors: Mapping[str, Tensor], num_classes: int) -> str:
+    """Say that a classifier's head starts anew, for the log."""
+    found = len(tensors["head.weight"]) if "head.weight" in tensors else "no"
+    return f"head.* (of {found} classes; a new one of {num_classes} starts near zero)"
 
 
 def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:

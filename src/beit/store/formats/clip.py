@@ -1,32 +1,50 @@
-"""The visual tower of CLIP (Radford et al. 2021) in the layout OpenAI published it in."""
+"""The visual tower of CLIP (Radford et al. 2021) as OpenAI and as transformers name its tensors."""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
+from beit.store.formats.names import Rows, fused, translated
+
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 CLIP_NORM_EPS = 1e-5  # OpenAI's
 
-PREFIXES = ("visual.", "module.visual.", "")  # the whole model, also out of DDP; the tower alone
-# CLIP's name or beginning of a name -> timm's.
-TOWER = {
-    "class_embedding": "cls_token",
-    "positional_embedding": "pos_embed",
-    "proj": "head.weight",
-    "conv1.": "patch_embed.proj.",
-    "ln_pre.": "norm_pre.",
-    "ln_post.": "norm.",
-}
-BLOCKS = ("transformer.resblocks.", "blocks.")
-IN_BLOCK = {
-    "ln_1.": "norm1.",
-    "ln_2.": "norm2.",
-    "attn.in_proj_": "attn.qkv.",
-    "attn.out_proj.": "attn.proj.",
-    "mlp.c_fc.": "mlp.fc1.",
-    "mlp.c_proj.": "mlp.fc2.",
-}
+OPENAI_PREFIXES = ("visual.", "module.visual.", "")  # the whole model, also out of DDP; the tower
+# (CLIP's, timm's)
+OPENAI: Rows = (
+    ("class_embedding", "cls_token"),
+    ("positional_embedding", "pos_embed"),
+    ("proj", "head.weight"),
+    ("conv1.*", "patch_embed.proj.*"),
+    ("ln_pre.*", "norm_pre.*"),
+    ("ln_post.*", "norm.*"),
+    ("transformer.resblocks.#.ln_1.*", "blocks.#.norm1.*"),
+    ("transformer.resblocks.#.ln_2.*", "blocks.#.norm2.*"),
+    ("transformer.resblocks.#.attn.in_proj_*", "blocks.#.attn.qkv.*"),
+    ("transformer.resblocks.#.attn.out_proj.*", "blocks.#.attn.proj.*"),
+    ("transformer.resblocks.#.mlp.c_fc.*", "blocks.#.mlp.fc1.*"),
+    ("transformer.resblocks.#.mlp.c_proj.*", "blocks.#.mlp.fc2.*"),
+)
+
+TRANSFORMERS_PREFIXES = ("vision_model.", "")  # of CLIPModel and ...WithProjection; CLIPVisionModel
+PROJECTION = "visual_projection.weight"  # beside vision_model.*
+# transformers kept a misspelling: pre_layrnorm.
+TRANSFORMERS: Rows = (
+    ("embeddings.class_embedding", "cls_token"),
+    ("embeddings.position_embedding.weight", "pos_embed"),
+    ("embeddings.patch_embedding.*", "patch_embed.proj.*"),
+    (PROJECTION, "head.weight"),
+    ("pre_layrnorm.*", "norm_pre.*"),
+    ("post_layernorm.*", "norm.*"),
+    ("encoder.layers.#.layer_norm1.*", "blocks.#.norm1.*"),
+    ("encoder.layers.#.layer_norm2.*", "blocks.#.norm2.*"),
+    ("encoder.layers.#.self_attn.qkv.*", "blocks.#.attn.qkv.*"),  # after `fused`
+    ("encoder.layers.#.self_attn.out_proj.*", "blocks.#.attn.proj.*"),
+    ("encoder.layers.#.mlp.fc1.*", "blocks.#.mlp.fc1.*"),
+    ("encoder.layers.#.mlp.fc2.*", "blocks.#.mlp.fc2.*"),
+)
+POSITION_IDS = "embeddings.position_ids"  # 0, 1, 2, ... in older files
 
 
 def from_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -34,33 +52,50 @@ def from_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
 
     A name that CLIP does not have keeps its own, for the strict load to refuse.
     """
-    for prefix in PREFIXES:
+    state = _from_openai(tensors) or _from_transformers(tensors)
+    if state is None:
+        return None
+    state["cls_token"] = state["cls_token"].reshape(1, 1, -1)
+    if "pos_embed" in state:
+        state["pos_embed"] = state["pos_embed"][None]  # (1, 1 + N, D)
+    return state
+
+
+def _from_openai(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    for prefix in OPENAI_PREFIXES:
         if f"{prefix}class_embedding" in tensors and f"{prefix}conv1.weight" in tensors:
             break
     else:
         return None
-    state = {
-        _timm_name(name.removeprefix(prefix)): tensor
+    tower = {
+        name.removeprefix(prefix): tensor
         for name, tensor in tensors.items()
         if name.startswith(prefix)
     }
-    state["cls_token"] = state["cls_token"].reshape(1, 1, -1)
-    if "pos_embed" in state:
-        state["pos_embed"] = state["pos_embed"][None]  # (1, 1 + N, D)
+    state = _renamed(tower, OPENAI)
     if "head.weight" in state:
         state["head.weight"] = state["head.weight"].T.contiguous()  # (T, D)
     return state
 
 
-def _timm_name(name: str) -> str:
-    if name.startswith(BLOCKS[0]):
-        number, _, inner = name.removeprefix(BLOCKS[0]).partition(".")
-        return f"{BLOCKS[1]}{number}.{_translated(inner, IN_BLOCK)}"
-    return _translated(name, TOWER)
+def _from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
+    for prefix in TRANSFORMERS_PREFIXES:
+        embeddings = f"{prefix}embeddings."
+        if {f"{embeddings}class_embedding", f"{embeddings}patch_embedding.weight"} <= set(tensors):
+            break
+    else:
+        return None
+    tower = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in tensors.items()
+        if (name.startswith(prefix) or name == PROJECTION) and name != f"{prefix}{POSITION_IDS}"
+    }
+    for kind in ("weight", "bias"):
+        parts = tuple(f"self_attn.{letter}_proj.{kind}" for letter in "qkv")
+        tower = fused(tower, parts, f"self_attn.qkv.{kind}")
+    return _renamed(tower, TRANSFORMERS)
 
 
-def _translated(name: str, table: Mapping[str, str]) -> str:
-    for theirs, ours in table.items():
-        if name == theirs or (theirs.endswith((".", "_")) and name.startswith(theirs)):
-            return ours + name.removeprefix(theirs)
-    return name
+def _renamed(tower: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
+    names = translated(tower, rows)
+    return {names.get(name, name): tensor for name, tensor in tower.items()}

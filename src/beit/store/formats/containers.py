@@ -7,15 +7,41 @@ from typing import Any
 from torch import Tensor
 
 from beit.store.formats.torchscript import is_torchscript, read_torchscript
-from beit.store.load import read_checkpoint
+from beit.store.pickled import read_checkpoint
+from beit.store.settings import first
 from beit.store.weights import read_safetensors
 
-# Where checkpoints keep the tensors: timm's averaged, plain ones, DINO's training checkpoints.
-CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
+# Where checkpoints keep the tensors of a model: the published code's, under DeepSpeed; timm's
+# averaged ones; mm's and timm's; BEiT v1's discrete VAE.
+CONTAINERS = ("model", "module", "state_dict_ema", "state_dict", "weights")
+# And those of a teacher: timm's averaged, plain ones, DINO's training checkpoints.
+TEACHER_CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
+
+
+def unwrapped(content: Mapping[str, Any], containers: tuple[str, ...]) -> Mapping[str, Any]:
+    """Return the first container that is there, else the content itself."""
+    inner = (content[name] for name in containers if isinstance(content.get(name), Mapping))
+    return next(inner, content)
+
+
+def named_tensors(content: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
+    """Take a model's tensors out of their container; a checkpoint's other entries are no weights.
+
+    Raises:
+        ValueError: what is there is not tensors by name; `origin` names the file.
+    """
+    state = unwrapped(content, CONTAINERS)
+    others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    if others or not state:
+        raise ValueError(
+            f"{origin} does not hold tensors by name, nor does one of its entries "
+            f"{', '.join(CONTAINERS)}; got {first(others) or 'nothing'}"
+        )
+    return dict(state)
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Return the tensors of a file by name, without their container; nothing in it is run."""
+    """Return a teacher's tensors by name, without their container; nothing in the file is run."""
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} is not a file; expected weights in .safetensors, .pth or .pt, or the name of "
@@ -28,11 +54,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         content = read_torchscript(file)
     else:
         content = read_checkpoint(file)
-    for key in CONTAINERS:
-        inner = content.get(key)
-        if isinstance(inner, Mapping):
-            content = inner
-            break
+    content = unwrapped(content, TEACHER_CONTAINERS)
     tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ValueError(f"{file} holds no tensors by name")

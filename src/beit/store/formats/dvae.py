@@ -1,0 +1,82 @@
+"""BEiT v1's trainable discrete VAE in the layout of its published class; names are ours."""
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
+from beit.store.formats.containers import named_tensors
+from beit.store.formats.published_config import check_overrides, shape_of
+from beit.store.settings import first
+from beit.store.weights import assemble, size_pair
+
+logger = logging.getLogger(__name__)
+
+CODEBOOK, STEM = "codebook.weight", "encoder.0.0.weight"
+NEEDED = {CODEBOOK, STEM, "decoder.0.0.weight"}
+OVERRIDES = ("image_size", "mean", "std")
+GRID_SIDE = 14  # of the codes that BEiT v1 predicts
+
+
+def recognises(tensors: Mapping[str, Any]) -> bool:
+    """Whether the names are those of a discrete VAE."""
+    return tensors.keys() >= NEEDED
+
+
+def from_dvae(
+    state: Mapping[str, Any], *, origin: str = "the state", **overrides: Any
+) -> DiscreteVAE:
+    """Build the discrete VAE that a published state holds, in eval mode.
+
+    Args:
+        state: tensors by published name, or a checkpoint that has them under `weights`,
+            such as the pytorch_model.bin that BEiT v1's pretraining reads
+        origin: what errors and the log call it, such as the file's name
+        overrides: what shapes cannot tell. `image_size` (that of 14 x 14 codes unless given; every
+            size that fits is encoded anyway), `mean` and `std` (the published class normalises
+            nothing, which is what is done unless they are given; BEiT v1's own script gave it
+            images in [-1, 1]: mean 0.5, std 0.5)
+    """
+    tensors = named_tensors(state, origin)
+    if not recognises(tensors):
+        raise ValueError(
+            f"{origin} is no discrete VAE: expected {', '.join(sorted(NEEDED))} among its names, "
+            f"got {first(list(tensors)) or 'nothing'}"
+        )
+    check_overrides(overrides, OVERRIDES, origin)
+    num_codes, code_width = shape_of(tensors, CODEBOOK, 2, origin)
+    hidden_width = shape_of(tensors, STEM, 4, origin)[0]
+    num_layers = sum(re.fullmatch(r"encoder\.\d+\.0\.weight", name) is not None for name in tensors)
+    if "mean" not in overrides:
+        logger.info(
+            "%s: takes images in [0, 1] as they are; if it was trained on normalised ones, "
+            "give mean and std",
+            origin,
+        )
+    mean, std = overrides.get("mean"), overrides.get("std")
+    try:
+        config = DiscreteVAEConfig(
+            image_size=size_pair(overrides.get("image_size", GRID_SIDE << num_layers)),
+            num_codes=num_codes,
+            code_width=code_width,
+            num_layers=num_layers,
+            hidden_width=hidden_width,
+            mean=None if mean is None else tuple(mean),
+            std=None if std is None else tuple(std),
+        )
+    except ValueError as error:
+        raise ValueError(f"{origin}: {error}") from error
+    model = assemble(DiscreteVAE, config, tensors, origin)
+    assert isinstance(model, DiscreteVAE)
+    return model
+
+
+def to_dvae(model: DiscreteVAE) -> dict[str, Tensor]:
+    """Give the model's tensors by published name: the inverse of `from_dvae`.
+
+    For pytorch_model.bin, save them as `{"weights": …}`. Tensors are shared with the model.
+    """
+    return dict(model.state_dict())

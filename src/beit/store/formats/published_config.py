@@ -1,0 +1,224 @@
+"""Reading the configuration of a published BEiT model off the shapes of its tensors."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from torch import Tensor
+
+from beit.nn.heads import ImageClassifierConfig
+from beit.nn.mim import MaskedImageModelConfig
+from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, grid_of
+from beit.nn.position import CLS_ROWS
+from beit.nn.tokenizer import NO_CUT, VQKDConfig
+from beit.nn.vit import ViTConfig
+from beit.store.formats.published_names import TABLE
+from beit.store.weights import size_pair
+
+BACKBONE_OVERRIDES = ("num_heads", "image_size", "mean", "std")
+VQKD_OVERRIDES = (*BACKBONE_OVERRIDES, "decay")
+MIM_OVERRIDES = (*BACKBONE_OVERRIDES, "early_layers")
+CLASSIFIER_OVERRIDES = (*BACKBONE_OVERRIDES, "num_classes", "class_names")
+CHANNELS_PER_HEAD = 64  # of all published models
+EARLY_LAYERS = {12: 9, 24: 21}  # by depth: the published base and large models
+IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
+
+
+class SizeUnknownError(ValueError):
+    """Shapes do not tell the image size: the grid is not square, or there are no positions."""
+
+
+def vqkd_config(
+    tensors: Mapping[str, Tensor], origin: str, overrides: Mapping[str, Any]
+) -> VQKDConfig:
+    """Read a tokenizer's configuration off its shapes."""
+    check_overrides(overrides, VQKD_OVERRIDES, origin)
+    encoder = backbone_config(
+        tensors, "encoder.", "fc_norm", origin, {"mean": (0.5,) * 3, "std": (0.5,) * 3, **overrides}
+    )
+    num_codes, code_width = shape_of(tensors, "quantize.embedding.weight", 2, origin)
+    return VQKDConfig(
+        encoder=encoder,
+        decoder_depth=count_blocks(tensors, "decoder.blocks."),
+        num_codes=num_codes,
+        code_width=code_width,
+        teacher_width=shape_of(tensors, "decode_task_layer.2.weight", 2, origin)[0],
+        decay=overrides.get("decay", VQKDConfig.decay),
+    )
+
+
+def mim_config(
+    tensors: Mapping[str, Tensor], origin: str, overrides: Mapping[str, Any]
+) -> MaskedImageModelConfig:
+    """Read a pretraining model's configuration off its shapes."""
+    check_overrides(overrides, MIM_OVERRIDES, origin)
+    backbone = backbone_config(tensors, "", "norm", origin, IMAGENET | dict(overrides))
+    head_layers = count_blocks(tensors, "cls_pt_layers.")
+    early_layers = overrides.get("early_layers", EARLY_LAYERS.get(backbone.depth))
+    if early_layers is None:
+        if head_layers:
+            raise ValueError(
+                f"{origin} has {head_layers} aggregation blocks over a backbone of depth "
+                f"{backbone.depth}, and shapes do not tell which block feeds them; "
+                "give early_layers=…"
+            )
+        early_layers = backbone.depth  # unused
+    return MaskedImageModelConfig(
+        backbone=backbone,
+        num_codes=shape_of(tensors, "lm_head.weight", 2, origin)[0],
+        early_layers=early_layers,
+        head_layers=head_layers,
+        shared_head="cls_pt_lm_head.weight" not in tensors,
+    )
+
+
+def classifier_config(
+    tensors: Mapping[str, Tensor], origin: str, overrides: Mapping[str, Any]
+) -> ImageClassifierConfig:
+    """Read a classifier's configuration off its shapes."""
+    check_overrides(overrides, CLASSIFIER_OVERRIDES, origin)
+    found = shape_of(tensors, "head.weight", 2, origin)[0]
+    names = overrides.get("class_names")
+    return ImageClassifierConfig(
+        backbone=backbone_config(tensors, "", "norm", origin, IMAGENET | dict(overrides)),
+        num_classes=overrides.get("num_classes", found),
+        pooling="mean" if "fc_norm.weight" in tensors else "cls",
+        class_names=None if names is None else tuple(names),
+    )
+
+
+def backbone_config(
+    tensors: Mapping[str, Tensor],
+    prefix: str,
+    norm: str,
+    origin: str,
+    overrides: Mapping[str, Any],
+) -> ViTConfig:
+    """Read a ViT's configuration off its shapes.
+
+    Args:
+        prefix: of its names, such as `encoder.`
+        norm: name of its final norm, which it may lack
+        overrides: must have `mean` and `std`; `num_heads` and `image_size` are looked at too
+    """
+    width, in_channels, patch_size, _ = shape_of(
+        tensors, f"{prefix}patch_embed.proj.weight", 4, origin
+    )
+    hidden = shape_of(tensors, f"{prefix}blocks.0.mlp.fc1.weight", 2, origin)[0]
+    mlp_ratio = hidden / width
+    if int(width * mlp_ratio) < hidden:  # the quotient was rounded down
+        mlp_ratio = math.nextafter(mlp_ratio, math.inf)
+    depth = count_blocks(tensors, f"{prefix}blocks.")
+    relative_bias: Literal["none", "shared", "per_block"] = "none"
+    rows, heads = None, None  # of the position table
+    if f"{prefix}rel_pos_bias.{TABLE}" in tensors:
+        rows, heads = shape_of(tensors, f"{prefix}rel_pos_bias.{TABLE}", 2, origin)
+        relative_bias = "shared"
+    elif f"{prefix}blocks.0.attn.{TABLE}" in tensors:
+        rows, heads = shape_of(tensors, f"{prefix}blocks.0.attn.{TABLE}", 2, origin)
+        relative_bias = "per_block"
+    absolute = f"{prefix}pos_embed" in tensors
+    positions = shape_of(tensors, f"{prefix}pos_embed", 3, origin)[1] - 1 if absolute else None
+    scaled = f"{prefix}blocks.0.gamma_1" in tensors
+    mean, std = overrides["mean"], overrides["std"]
+    return ViTConfig(
+        image_size=image_size_of(patch_size, rows, positions, overrides.get("image_size"), origin),
+        patch_size=patch_size,
+        in_channels=in_channels,
+        width=width,
+        depth=depth,
+        num_heads=num_heads_of(width, heads, overrides.get("num_heads"), origin),
+        mlp_ratio=mlp_ratio,
+        absolute_positions=absolute,
+        relative_bias=relative_bias,
+        # Where the scales started is not in the file; as published, it goes by depth.
+        layer_scale=(0.1 if depth < 24 else 1e-5) if scaled else None,
+        final_norm=f"{prefix}{norm}.weight" in tensors,
+        mean=None if mean is None else tuple(mean),
+        std=None if std is None else tuple(std),
+        init_bound=NO_CUT if prefix else ViTConfig.init_bound,
+    )
+
+
+def image_size_of(
+    patch_size: int,
+    rows: int | None,
+    positions: int | None,
+    wanted: int | tuple[int, int] | None,
+    origin: str,
+) -> tuple[int, int]:
+    """Find the image size from table rows or absolute positions: square, unless it is given.
+
+    Raises:
+        SizeUnknownError: it has to be given.
+        ValueError: the one that is given is another than that of the positions.
+    """
+    if wanted is not None:
+        size = size_pair(wanted)
+        Gh, Gw = grid_of(size, patch_size)
+        if rows not in (None, (2 * Gh - 1) * (2 * Gw - 1) + CLS_ROWS) or positions not in (
+            None,
+            Gh * Gw,
+        ):
+            raise ValueError(
+                f"image_size {size} is a grid of {Gh} x {Gw} patches of {patch_size}, and the "
+                f"positions in {origin} are for another; give the size it was trained at"
+            )
+        return size
+    if rows is not None:  # (2g-1)^2 and those of [CLS]
+        side = (math.isqrt(max(rows - CLS_ROWS, 0)) + 1) // 2
+        square = side > 0 and (2 * side - 1) ** 2 + CLS_ROWS == rows
+    else:
+        side = math.isqrt(positions or 0)
+        square = side > 0 and side**2 == positions
+    if not square:
+        raise SizeUnknownError(
+            f"{origin} is not for square images, or has no positions; "
+            "give image_size=(height, width)"
+        )
+    return side * patch_size, side * patch_size
+
+
+def num_heads_of(width: int, told: int | None, wanted: int | None, origin: str) -> int:
+    """Find the heads: those of the position table, else as given, else 64 channels a head."""
+    if told is not None:
+        if wanted not in (None, told):
+            raise ValueError(f"num_heads={wanted}, but the position table in {origin} has {told}")
+        return told
+    if wanted is not None:
+        if wanted < 1 or width % wanted:
+            raise ValueError(
+                f"num_heads={wanted}, but the width {width} in {origin} is no multiple"
+            )
+        return wanted
+    if width % CHANNELS_PER_HEAD:
+        raise ValueError(
+            f"{origin} has width {width}, no multiple of {CHANNELS_PER_HEAD}, and shapes do not "
+            "tell the number of heads; give num_heads=…"
+        )
+    return width // CHANNELS_PER_HEAD
+
+
+def shape_of(tensors: Mapping[str, Tensor], name: str, ndim: int, origin: str) -> tuple[int, ...]:
+    """Return the shape of a tensor that must be there, with so many sizes."""
+    if name not in tensors:
+        raise ValueError(f"{origin} has no {name}")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != ndim or 0 in shape:
+        raise ValueError(f"{name} in {origin} is {shape}, expected {ndim} sizes above 0")
+    return shape
+
+
+def count_blocks(tensors: Mapping[str, Tensor], prefix: str) -> int:
+    """Count the blocks under `prefix`."""
+    names = (name.removeprefix(prefix) for name in tensors if name.startswith(prefix))
+    return len({name.split(".")[0] for name in names})
+
+
+def check_overrides(overrides: Mapping[str, Any], known: tuple[str, ...], origin: str) -> None:
+    """Refuse overrides that a layout does not take."""
+    unknown = [name for name in overrides if name not in known]
+    if unknown:
+        raise ValueError(
+            f"{origin} takes no override {', '.join(unknown)}; expected {', '.join(known)}"
+        )

@@ -1,0 +1,106 @@
+"""The names of tensors in published BEiT checkpoints beside ours, and which are left out."""
+
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor
+
+from beit.store.formats.names import Rows, translated, turned
+
+TABLE, INDEX = "relative_position_bias_table", "relative_position_index"
+COUNTS, INITTED = "quantize.cluster_size", "quantize.embedding.initted"
+STALE = ("quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
+
+BLOCK = (  # the same in both
+    "gamma_#",
+    "norm#.*",
+    "attn.q_bias",
+    "attn.v_bias",
+    "attn.qkv.weight",
+    "attn.proj.*",
+    "mlp.fc#.*",
+)
+STEM = ("cls_token", "pos_embed", "patch_embed.proj.*")
+
+
+def block_rows(ours: str, theirs: str) -> Rows:
+    """Return the rows of the blocks under a prefix, such as `backbone.blocks.#.`."""
+    table = (f"{ours}attn.rel_pos_bias.table", f"{theirs}attn.{TABLE}")
+    return (*((f"{ours}{name}", f"{theirs}{name}") for name in BLOCK), table)
+
+
+def vit_rows(ours: str, theirs: str, norm: str = "norm") -> Rows:
+    """Return the rows of a ViT under a prefix, such as `backbone.`; `norm` is its final one's."""
+    return (
+        *((f"{ours}{name}", f"{theirs}{name}") for name in STEM),
+        (f"{ours}rel_pos_bias.table", f"{theirs}rel_pos_bias.{TABLE}"),
+        *block_rows(f"{ours}blocks.#.", f"{theirs}blocks.#."),
+        (f"{ours}norm.*", f"{theirs}{norm}.*"),
+    )
+
+
+# (ours, published)
+VQKD_ROWS: Rows = (
+    *vit_rows("encoder.", "encoder.", "fc_norm"),
+    *vit_rows("decoder.", "decoder.", "fc_norm"),
+    ("encode_task.#.*", "encode_task_layer.#.*"),
+    ("decode_task.#.*", "decode_task_layer.#.*"),
+    ("quantizer.codebook", "quantize.embedding.weight"),
+    ("quantizer.initialised", INITTED),
+    ("quantizer.counts", COUNTS),
+)
+MIM_ROWS: Rows = (
+    *vit_rows("backbone.", ""),
+    ("mask_token", "mask_token"),
+    ("head.*", "lm_head.*"),
+    *block_rows("aggregation.#.", "cls_pt_layers.#."),
+    ("cls_norm.*", "cls_pt_norm.*"),
+    ("cls_head.*", "cls_pt_lm_head.*"),
+)
+CLASSIFIER_ROWS: Rows = (
+    *vit_rows("backbone.", ""),
+    ("fc_norm.*", "fc_norm.*"),
+    ("head.*", "head.*"),
+)
+BACKBONE_ROWS: Rows = vit_rows("", "")
+
+
+def to_ours(tensors: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
+    """Give the tensors our names; one without a row keeps its own, marked, to be refused."""
+    names = translated(tensors, turned(rows))
+    return {names.get(name, f"{name} (published name)"): tensor for name, tensor in tensors.items()}
+
+
+def to_theirs(tensors: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
+    """Give the tensors of a model of ours their published names."""
+    names = translated(tensors, rows)
+    return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def without_influence(names: Iterable[str]) -> dict[str, str]:
+    """Pick the names of what a published file holds and its model does not use, each with why."""
+    reasons = {name: _reason(name) for name in names}
+    return {name: reason for name, reason in reasons.items() if reason}
+
+
+def _reason(name: str) -> str:
+    if name.startswith("teacher_model."):
+        return "teacher_model.*: the teacher"
+    if name.startswith("scaling_layer."):
+        return "scaling_layer.*: for the teacher's input"
+    if name.startswith("loss"):
+        return "loss*: of the training loss"
+    if name in STALE:
+        return f"{name}: never read"
+    if name.endswith(INDEX):
+        return f"{INDEX}: follows from the grid"
+    return ""
+
+
+def counted(reasons: Iterable[str]) -> list[str]:
+    """Sum up equal reasons, which are hundreds for a teacher: `x.*: why (7 tensors)`."""
+    counts: dict[str, int] = {}
+    for reason in reasons:
+        counts[reason] = counts.get(reason, 0) + 1
+    return [
+        reason if count == 1 else f"{reason} ({count} tensors)" for reason, count in counts.items()
+    ]
