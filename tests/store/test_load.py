@@ -374,7 +374,9 @@ def test_a_head_of_another_size_needs_the_number_of_classes(tmp_path, classifier
         assert read.head.out_features == read.config.num_classes == number
         assert torch.equal(read.head.weight, classifier.head.weight) == (number == 5)
     (message,) = caplog.messages
-    assert "left out head.* (of 5 classes; a new one of 7 starts near zero)" in message
+    assert message.endswith(
+        "left out head.bias, head.weight (new ones of 7 classes start near zero)"
+    )
     tensors = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
     tensors["head.weight"], tensors["head.bias"] = torch.zeros(3, 24), torch.zeros(3)
     _, metadata = read_safetensors(path)
@@ -382,6 +384,16 @@ def test_a_head_of_another_size_needs_the_number_of_classes(tmp_path, classifier
     with pytest.raises(ValueError, match=r"head\.weight is \(3, 24\), expected \(5, 24\)"):
         load(path)
     assert load(path, num_classes=3).head.out_features == 3
+
+
+def test_both_heads_of_a_segmenter_start_anew_for_other_classes(tmp_path, segmenter):
+    config = dataclasses.replace(segmenter.config, class_names=("a", "b", "c"))
+    named = SemanticSegmenter(config)
+    save_weights(tmp_path / "w.safetensors", named)
+    read = load(tmp_path / "w.safetensors", num_classes=6)
+    assert read.config == dataclasses.replace(config, num_classes=6, class_names=None)
+    assert read.auxiliary.head.out_channels == read.decoder.head.out_channels == 6
+    assert torch.equal(read.decoder.fuse.conv.weight, named.decoder.fuse.conv.weight)
 
 
 def test_other_sources_are_refused_with_advice(tmp_path):

@@ -41,7 +41,9 @@ KINDS: dict[str, tuple[type[nn.Module], type[Any]]] = {
 TRUNKS = ("backbone", "encoder")  # what a configuration calls its ViT
 # Fields of configurations that say how many blocks or layers a part of the model has.
 COUNTS = ("depth", "decoder_depth", "head_layers", "num_layers", "blocks_per_group")
-HEAD = ("head.weight", "head.bias")  # of a classifier: the tensors that `num_classes` can replace
+# What `num_classes` can replace: the last layers (a segmenter has two), and what names the classes.
+HEAD = ("head.weight", "head.bias")
+OF_CLASSES = {"class_names", "palette"}
 TABLE = "rel_pos_bias.table"
 MAX_INDEX = 2**30  # entries of all position indices together: 1024 x 1024 pixels take 0.4e9 (ViT-L)
 
@@ -112,13 +114,16 @@ def model_of(
     try:
         config = from_plain(config_class, plain, "config")
         fresh: Collection[str] = ()
-        if isinstance(config, ImageClassifierConfig):
-            config, fresh = with_classes(config, overrides.pop("num_classes", None))
+        if isinstance(config, ImageClassifierConfig | SegmenterConfig):
+            config, fresh = with_classes(config, overrides.pop("num_classes", None), tensors)
         config = override(config, overrides)
     except (ValueError, ArithmeticError) as error:
         raise ValueError(f"{origin}: {error}") from error
     if fresh:
-        logger.info("%s: left out %s", origin, other_head(tensors, config.num_classes))
+        logger.info(
+            "%s: left out %s (new ones of %d classes start near zero)",
+            *(origin, ", ".join(fresh), config.num_classes),
+        )
         tensors = {name: tensor for name, tensor in tensors.items() if name not in fresh}
     return assemble(model_class, config, tensors, origin, fresh)
 
@@ -228,22 +233,20 @@ def override(config: Any, overrides: Mapping[str, Any]) -> Any:
 
 
 def with_classes(
-    config: ImageClassifierConfig, num_classes: int | None
-) -> tuple[ImageClassifierConfig, Collection[str]]:
-    """Change a classifier's number of classes, if another is wanted.
+    config: ImageClassifierConfig | SegmenterConfig,
+    num_classes: int | None,
+    names: Collection[str],
+) -> tuple[ImageClassifierConfig | SegmenterConfig, list[str]]:
+    """Change the number of classes, if another is wanted.
 
     Returns:
-        The configuration, and the names of the tensors that then start anew.
+        The configuration, and which of the tensors of these names then start anew.
     """
     if num_classes is None or num_classes == config.num_classes:
-        return config, ()
-    return dataclasses.replace(config, num_classes=num_classes, class_names=None), HEAD
-
-
-def other_head(tensors: Mapping[str, Tensor], num_classes: int) -> str:
-    """Say that a classifier's head starts anew, for the log."""
-    found = len(tensors["head.weight"]) if "head.weight" in tensors else "no"
-    return f"head.* (of {found} classes; a new one of {num_classes} starts near zero)"
+        return config, []
+    changed: dict[str, Any] = {name: None for name in OF_CLASSES if hasattr(config, name)}
+    changed["num_classes"] = num_classes
+    return dataclasses.replace(config, **changed), [name for name in names if name.endswith(HEAD)]
 
 
 def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:

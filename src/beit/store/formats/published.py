@@ -44,7 +44,7 @@ from beit.store.formats.published_names import (
 )
 from beit.store.formats.published_segmentation import to_published_segmentation
 from beit.store.settings import first
-from beit.store.weights import HEAD, assemble, other_head
+from beit.store.weights import HEAD, assemble
 
 logger = logging.getLogger(__name__)
 
@@ -106,7 +106,8 @@ def model_and_about(
         fresh: Collection[str] = ()
         if classifier.num_classes != len(tensors["head.weight"]):
             fresh = HEAD
-            left_out.append(other_head(tensors, classifier.num_classes))
+            found, wanted = len(tensors["head.weight"]), classifier.num_classes
+            left_out.append(f"head.* (of {found} classes; a new one of {wanted} starts near zero)")
             tensors = {name: tensor for name, tensor in tensors.items() if name not in HEAD}
         what = f"a classifier of {classifier.num_classes} classes"
         ours = to_ours(tensors, CLASSIFIER_ROWS)
