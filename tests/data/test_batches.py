@@ -164,6 +164,13 @@ def test_evaluation_shows_every_image_once_in_order():
     assert [batch.indices[0].item() for rank in ranks for batch in rank] == [0, 10, 5]
 
 
+def test_evaluation_shows_the_batches_asked_for():
+    batches = EvalBatches(Holed(), EvalView((8, 8)), 5, batches=[2, 0])
+    assert len(batches) == 2
+    assert [batch.indices.tolist() for batch in batches] == [[10, 11, 12], [0, 1, 2, 3, 4]]
+    assert list(EvalBatches(Holed(), EvalView((8, 8)), 5, batches=[])) == []
+
+
 def test_evaluation_can_be_repeated():
     batches = EvalBatches(Holed(), EvalView((8, 8)), 5)
     assert_equal(list(batches), list(batches))

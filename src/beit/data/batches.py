@@ -124,7 +124,8 @@ class TrainBatches:
 class EvalBatches:
     """Every image once, in order; of several ranks each takes every world_size-th batch.
 
-    The last batch may be short, and ranks may get one batch more or less than others.
+    The last batch may be short, and ranks may get one batch more or less than others. `batches`
+    names the batches wanted by their numbers instead.
     """
 
     def __init__(
@@ -136,13 +137,16 @@ class EvalBatches:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        batches: Sequence[int] | None = None,
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(
                 "batch_size must be at least 1 and rank in [0, world_size), "
                 f"got batch_size {batch_size}, rank {rank} of {world_size}"
             )
-        self._firsts = range(rank * batch_size, len(source), world_size * batch_size)
+        self._firsts: Sequence[int] = range(rank * batch_size, len(source), world_size * batch_size)
+        if batches is not None:
+            self._firsts = [number * batch_size for number in batches]
         self._length, self._batch_size = len(source), batch_size
         self._loader = _loader(_EvalReader(source, view), self._keys, len(self), num_workers)
 

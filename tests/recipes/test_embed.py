@@ -1,0 +1,134 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pyarrow import parquet
+from torch import Tensor
+
+from beit.data.sources import open_source
+from beit.data.views import EvalView
+from beit.nn.vit import Features, VisionTransformer, ViTConfig
+from beit.recipes import embed
+from beit.recipes.embed import Config
+from beit.store.weights import save_weights
+from beit.train.fabric import DeviceConfig
+
+DATA = "shapes://7?size=24"
+N, D = 6, 12
+
+
+@pytest.fixture(scope="module")
+def backbone(vit: Callable[..., ViTConfig]) -> VisionTransformer:
+    torch.manual_seed(0)
+    model = VisionTransformer(vit(layer_scale=1.0))
+    for parameter in model.parameters():  # as drawn, all images would look nearly alike
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory, backbone: VisionTransformer) -> str:
+    path = tmp_path_factory.mktemp("embed") / "backbone.safetensors"
+    save_weights(path, backbone)
+    return str(path)
+
+
+def config(model: str, output: Path, **changes: Any) -> Config:
+    """Batches of 3, 3 and 1; a part each."""
+    settings = {"data": DATA, "batch_size": 3, "part_size": 3, "num_workers": 0}
+    device = DeviceConfig(accelerator="cpu")
+    return Config(model=model, output=str(output), device=device, **(settings | changes))
+
+
+@torch.no_grad()
+def directly(backbone: VisionTransformer) -> Features:
+    """All images at once."""
+    source, view = open_source(DATA), EvalView((16, 24))
+    images = torch.stack([view(source.image(index)) for index in range(len(source))])
+    return backbone(images, layers=(1, 2))
+
+
+def assert_near(found: "np.ndarray[Any, Any]", expected: Tensor, rounding: float) -> None:
+    """To float32's rounding, which changes with the size of a batch, or to float16's."""
+    assert found.shape == tuple(expected.shape)
+    np.testing.assert_allclose(
+        found.astype(np.float32), expected.numpy(), rtol=rounding, atol=rounding
+    )
+
+
+def test_features_are_those_of_the_backbone(
+    model: str, backbone: VisionTransformer, tmp_path: Path
+) -> None:
+    output = tmp_path / "features.parquet"
+    assert embed.run(config(model, output)) == (output, 7)
+    rows, features = parquet.read_table(output), directly(backbone)
+    assert rows.column_names == ["index", "path", "label", "cls", "mean"]
+    arrays = {name: rows[name].combine_chunks().to_numpy_ndarray() for name in ("cls", "mean")}
+    assert {array.dtype for array in arrays.values()} == {np.dtype("float32")}
+    assert_near(arrays["cls"], features.cls, 1e-5)
+    assert_near(arrays["mean"], features.patches.mean(dim=1), 1e-5)
+    assert np.ptp(arrays["cls"], axis=0).max() > 0.1  # images do differ
+    about = json.loads(rows.schema.metadata[b"beit"])
+    expected = {"verb": "embed", "kind": "VisionTransformer", "layer": None, "normed": True}
+    assert about.items() >= (expected | {"grid": [2, 3], "num_heads": 3}).items()
+
+
+def test_patches_in_half_precision(model: str, backbone: VisionTransformer, tmp_path: Path) -> None:
+    output = tmp_path / "features.npz"
+    embed.run(config(model, output, features=("patches", "cls"), dtype="float16"))
+    features = directly(backbone)
+    with np.load(output) as arrays:
+        assert [*arrays] == ["index", "path", "label", "patches", "cls", "about"]
+        assert arrays["patches"].dtype == np.float16
+        assert arrays["patches"].shape == (7, N, D)
+        assert_near(arrays["patches"], features.patches, 2e-3)
+        assert_near(arrays["cls"], features.cls, 2e-3)
+
+
+def test_a_layer_gives_its_raw_output(
+    model: str, backbone: VisionTransformer, tmp_path: Path
+) -> None:
+    output = tmp_path / "features.npz"
+    embed.run(config(model, output, layer=1, features=("cls", "mean", "patches")))
+    tokens = directly(backbone).layers[1]
+    with np.load(output) as arrays:
+        assert_near(arrays["cls"], tokens[:, 0], 1e-5)
+        assert_near(arrays["mean"], tokens[:, 1:].mean(dim=1), 1e-5)
+        assert_near(arrays["patches"], tokens[:, 1:], 1e-5)
+        about = json.loads(str(arrays["about"]))
+    assert (about["layer"], about["normed"]) == (1, False)
+
+
+def test_another_image_size_has_another_grid(model: str, tmp_path: Path) -> None:
+    output = tmp_path / "features.npz"
+    embed.run(config(model, output, image_size=(32, 24), features=("patches",)))
+    with np.load(output) as arrays:
+        assert arrays["patches"].shape == (7, 12, D)
+        assert json.loads(str(arrays["about"]))["grid"] == [4, 3]
+
+
+def test_interrupted_and_repeated_equals_undisturbed(
+    model: str, tmp_path: Path, interrupt_at: Callable[..., None]
+) -> None:
+    settings = {"features": ("cls", "mean", "patches"), "dtype": "float16"}
+    embed.run(config(model, tmp_path / "one.parquet", **settings))
+    again = config(model, tmp_path / "two.parquet", **settings)
+    interrupt_at(embed, again, 2)
+    embed.run(again)
+    assert (tmp_path / "two.parquet").read_bytes() == (tmp_path / "one.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("layer", [0, 3])
+def test_a_block_that_is_not_there_is_refused(model: str, tmp_path: Path, layer: int) -> None:
+    with pytest.raises(ValueError, match=rf"layer is {layer}; the blocks of .* are 1 to 2"):
+        embed.run(config(model, tmp_path / "features.npz", layer=layer))
+
+
+@pytest.mark.parametrize("features", [(), ("cls", "cls")])
+def test_features_must_be_named_once(tmp_path: Path, features: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="features must name one or more of cls, mean, patches"):
+        config("none", tmp_path / "features.npz", features=features)
