@@ -53,6 +53,19 @@ VERBS = {
         resumable=True,
     ),
     "probe": Verb("beit.recipes.probe", "linear probe and k-NN on frozen features"),
+    "tokenize": Verb("beit.recipes.tokenize", "the codes of images, to Parquet or NPZ"),
+    "embed": Verb("beit.recipes.embed", "the features of images, to Parquet or NPZ"),
+    "predict": Verb("beit.recipes.predict", "the likeliest classes of images, to Parquet or NPZ"),
+    "export": Verb(
+        "beit.recipes.export",
+        "a model as safetensors, published, timm, transformers, ONNX or torch.export",
+        ("source",),
+    ),
+    "push": Verb(
+        "beit.recipes.push",
+        "put a run or an export into the Hugging Face hub: beit push RUN OWNER/NAME",
+        ("source", "repository"),
+    ),
     "presets": Verb("beit.recipes.presets", "list the named runs, or print one", ("name",)),
 }
 

@@ -49,6 +49,19 @@ def naive_attention(attention: Attention, tokens: Tensor, bias: Tensor | None) -
     return mixed @ attention.proj.weight.T + attention.proj.bias
 
 
+def test_exported_attention_equals_eager_whatever_the_batch(shaken: Shaken) -> None:
+    attention = Attention(WIDTH, HEADS, GRID).eval()
+    shaken(attention)
+    batch = torch.export.Dim("batch", min=1)
+    program = torch.export.export(
+        attention, (some_tokens(), None), dynamic_shapes=({0: batch}, None)
+    )
+    # Without a copy the graph fits one kernel's order in memory, and does not become ONNX.
+    assert torch.ops.aten.clone.default in {node.target for node in program.graph.nodes}
+    tokens = torch.randn(5, 16, WIDTH, generator=seeded(4))
+    torch.testing.assert_close(program.module()(tokens, None), attention(tokens, None))
+
+
 @pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("shared", [False, True])
 @torch.no_grad()

@@ -2,7 +2,7 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.nn import quantizer as quantizer_module
@@ -249,6 +249,23 @@ def test_looking_up_and_counting_change_no_state() -> None:
     assert not statistics.requires_grad
     assert sorted(before) == ["codebook", "counts", "initialised"]
     assert not list(quantizer.parameters())  # nothing for an optimiser to move
+
+
+def test_an_exported_lookup_takes_any_number_of_vectors() -> None:
+    class Lookup(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.quantizer = Quantizer(K, C)
+
+        def forward(self, vectors: Tensor) -> Tensor:
+            return self.quantizer.nearest(vectors)
+
+    lookup = Lookup()
+    vectors = torch.randn(6, 5, C, generator=seeded(2))
+    sizes = ({0: torch.export.Dim("batch", min=1)},)
+    exported = torch.export.export(lookup, (vectors[:2],), dynamic_shapes=sizes).module()
+    for batch in (1, 6):
+        assert torch.equal(exported(vectors[:batch]), lookup(vectors[:batch]))
 
 
 def test_choose_is_distinct_while_it_can_be() -> None:
