@@ -166,7 +166,11 @@ def assemble(
         elif found.is_floating_point() != tensor.is_floating_point():
             problems.append(f"{name} is {found.dtype}, expected {tensor.dtype}")
     if problems:
-        raise ValueError(f"{origin} does not fit a {model_class.__name__}: {first(problems)}")
+        only_head = all(problem.split()[0].endswith(HEAD) for problem in problems)
+        advice = "; give num_classes=… for a new head" if only_head else ""
+        raise ValueError(
+            f"{origin} does not fit a {model_class.__name__}: {first(problems)}{advice}"
+        )
     floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if others := sorted(str(dtype) for dtype in floats - {torch.float32}):
         logger.info("%s: %s becomes torch.float32", origin, " and ".join(others))
