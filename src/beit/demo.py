@@ -67,6 +67,7 @@ def run(config: Config) -> Result:
         plain = merged(preset[verb], {"data": data, **changes})
         optim = plain["optim"]
         optim["epochs"] = max(1, round(optim["epochs"] * limit / len(images)))
+        optim["warmup_epochs"] *= limit / len(images)
         optim["batch_size"] = min(optim["batch_size"], max(1, len(images) // 4))
         return plain
 
