@@ -88,6 +88,7 @@ def test_loss_scaling_goes_on_where_it_was() -> None:
 
 PAGES = """
 import resource, torch
+torch.set_num_threads(1)
 from beit.train.fabric import keep_freed_memory
 assert keep_freed_memory()
 faults = []
