@@ -76,3 +76,14 @@ def test_pretraining(tokenizers: tuple[Path, Path], tmp_path: Path) -> None:
     assert_same_figures(tmp_path / "one", tmp_path / "two")
     one, two = load(tmp_path / "one").state_dict(), load(tmp_path / "two").state_dict()
     torch.testing.assert_close(two, one, rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_finetuning(tokenizers: tuple[Path, Path], tmp_path: Path) -> None:
+    # Without mixing, whose pairs are those of a process, and the drop path of each.
+    options = ["--init", str(tokenizers[0]), "--mix.probability", "0", "--drop_path", "0"]
+    options += ["--augment.repeats", "2", "--balance", "0.5", "--average", "0.9"]
+    train(1, tmp_path / "one", "finetune", *options)
+    train(2, tmp_path / "two", "finetune", *options)
+    assert_same_figures(tmp_path / "one", tmp_path / "two")
+    one, two = load(tmp_path / "one").state_dict(), load(tmp_path / "two").state_dict()
+    torch.testing.assert_close(two, one, rtol=ROUNDING, atol=ROUNDING)

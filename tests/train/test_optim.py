@@ -1,11 +1,15 @@
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
-from beit.nn.vit import ViTConfig
+from beit.nn.vit import VisionTransformer, ViTConfig
+from beit.store.formats.published_names import CLASSIFIER_ROWS, to_theirs
 from beit.train.optim import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
 
 
@@ -73,6 +77,35 @@ def test_layer_decay_falls_from_the_head_to_the_stem() -> None:
     for name in ("backbone.norm.weight", "backbone.rel_pos_bias.table", "head.bias"):
         assert scale[name] == 1
     assert scale["aggregation.0.norm1.weight"] == 1
+
+
+def test_golden_layer_decay() -> None:
+    golden = json.loads(
+        (Path(__file__).parents[1] / "goldens" / "layer_decay.json").read_text("utf-8")
+    )
+    vit = ViTConfig(
+        (32, 32), 8, width=48, depth=golden["depth"], num_heads=4, relative_bias="per_block"
+    )
+    model = ImageClassifier(ImageClassifierConfig(vit, 7, pooling="cls"))
+    groups = parameter_groups(model, golden["weight_decay"], golden["layer_decay"])
+    optimizer = build_optimizer(groups, config())
+    set_learning_rate(optimizer, 0.2)
+    held = {p: group for group in optimizer.param_groups for p in group["params"]}
+    published = to_theirs(dict(model.named_parameters()), CLASSIFIER_ROWS)
+    assert published.keys() == golden["parameters"].keys()
+    for name, parameter in published.items():
+        expected, group = golden["parameters"][name], held[parameter]
+        assert group["lr_scale"] == expected["lr_scale"], name
+        assert group["weight_decay"] == expected["weight_decay"], name
+        assert group["lr"] == 0.2 * expected["lr_scale"], name
+
+
+def test_a_bare_backbone_has_layers_too() -> None:
+    vit = ViTConfig((12, 20), patch_size=4, width=12, depth=2, num_heads=3)
+    scale = by_name(parameter_groups(VisionTransformer(vit), 0.05, layer_decay=0.5), "lr_scale")
+    assert scale["cls_token"] == scale["patch_embed.proj.bias"] == 0.125
+    assert (scale["blocks.0.gamma_1"], scale["blocks.1.gamma_1"]) == (0.25, 0.5)
+    assert scale["norm.weight"] == scale["rel_pos_bias.table"] == 1
 
 
 def test_layer_decay_needs_one_trunk() -> None:

@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from beit.data.decoding import UnreadableImage
-from beit.data.order import epoch_order, sample_generator
+from beit.data.order import balanced_order, epoch_order, sample_generator
 from beit.data.sources import Source
 
-Key = tuple[int, list[int]]  # epoch, indices of one batch
 _MAX_REPLACEMENTS = 100  # unreadable images in a row
 
 
@@ -50,6 +49,14 @@ class DataConfig:
             raise ValueError(f"max_unreadable is a share in [0, 1], got {self.max_unreadable}")
 
 
+class Key(NamedTuple):
+    """What one batch is made of."""
+
+    epoch: int
+    indices: list[int]
+    repeats: list[int]  # which of the epoch's views of each image it is, from 0
+
+
 class Batch(NamedTuple):
     """Images of one micro-step."""
 
@@ -67,6 +74,13 @@ class TrainBatches:
     order, cut into batches: micro-batch `a` of rank `r` is number `a * world_size + r`. So ranks,
     accumulation and batch size may trade places without a change of what a step sees. The rest of
     an epoch that does not fill a step is left out (it is another one in each epoch).
+
+    With `repeats` a step has that many views of each of its images, one after all images had theirs
+    (repeated augmentation, Hoffer et al. 2020). Steps an epoch stay as many, so an epoch shows
+    1/repeats of the images, as in the usual implementation.
+
+    With `balance` rare classes are drawn more often, see `balanced_order`; an image that an epoch
+    has several times gets a view of its own each time. At 0 the order is `epoch_order`.
     """
 
     def __init__(
@@ -82,6 +96,8 @@ class TrainBatches:
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
+        repeats: int = 1,
+        balance: float = 0.0,
     ) -> None:
         if batch_size < 1 or accumulate < 1 or not 0 <= rank < world_size:
             raise ValueError(
@@ -96,7 +112,18 @@ class TrainBatches:
                 f"x {world_size} processes), but there are only {len(source)}; "
                 "use a smaller batch or more images"
             )
+        if repeats < 1 or step_size % repeats:
+            raise ValueError(
+                f"a step of {step_size} images does not divide into {repeats} views of each; "
+                f"use a batch that is a multiple of {repeats}"
+            )
+        if not 0 <= balance <= 1:
+            raise ValueError(f"balance is {balance}; expected 0 (as the data are) to 1 (all alike)")
+        self._labels = source.labels if balance else None
+        if balance and (self._labels is None or bool((self._labels < 0).any())):
+            raise ValueError("balance needs the class of every image; this set has some without")
         self.start_step, self.num_steps, self.accumulate = start_step, num_steps, accumulate
+        self._repeats, self._balance = repeats, balance
         self._length, self._seed = len(source), seed
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._loader = _loader(
@@ -110,15 +137,29 @@ class TrainBatches:
         return _batches(self._loader)
 
     def _keys(self) -> Iterator[Key]:
-        drawn, order = -1, torch.empty(0)
+        drawn, order, turns = -1, torch.empty(0), torch.empty(0)
+        distinct = self._batch_size * self.accumulate * self._world_size // self._repeats
         for step in range(self.start_step, self.num_steps):
             epoch, position = divmod(step, self.steps_per_epoch)
             if epoch != drawn:
-                drawn, order = epoch, epoch_order(self._length, self._seed, epoch)
+                drawn, (order, turns) = epoch, self._order(epoch)
+            piece = slice(position * distinct, (position + 1) * distinct)
+            images, earlier = order[piece].tolist(), turns[piece].tolist()
             for micro in range(self.accumulate):
-                piece = (position * self.accumulate + micro) * self._world_size + self._rank
-                first = piece * self._batch_size
-                yield epoch, order[first : first + self._batch_size].tolist()
+                first = (micro * self._world_size + self._rank) * self._batch_size
+                places = [divmod(first + offset, distinct) for offset in range(self._batch_size)]
+                yield Key(
+                    epoch,
+                    [images[place] for _, place in places],
+                    [earlier[place] * self._repeats + view for view, place in places],
+                )
+
+    def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Give the images of an epoch, and how often it has each of them before."""
+        if self._labels is not None:
+            return balanced_order(self._labels, self._seed, epoch, self._balance)
+        order = epoch_order(self._length, self._seed, epoch)
+        return order, torch.zeros_like(order)
 
 
 class EvalBatches:
@@ -158,7 +199,8 @@ class EvalBatches:
 
     def _keys(self) -> Iterator[Key]:
         for first in self._firsts:
-            yield 0, list(range(first, min(first + self._batch_size, self._length)))
+            indices = list(range(first, min(first + self._batch_size, self._length)))
+            yield Key(0, indices, [0] * len(indices))
 
 
 class Unreadable:
@@ -200,15 +242,15 @@ class _TrainReader(Dataset[Batch | _Failure]):
         self.labels = source.labels
 
     def __getitem__(self, key: Key) -> Batch | _Failure:
-        epoch, wanted = key
         shown, unreadable = list[int](), list[str]()
         students, tokenizers = [], []
-        for index in wanted:
+        for index, repeat in zip(key.indices, key.repeats, strict=True):
             read = _read(self.source, index, unreadable)
             if isinstance(read, _Failure):
                 return read
             image, actual = read
-            student, tokenizer = self.views(image, sample_generator(self.seed, epoch, index))
+            generator = sample_generator(self.seed, key.epoch, index, repeat)
+            student, tokenizer = self.views(image, generator)
             students.append(student)
             tokenizers.append(tokenizer)
             shown.append(actual)
@@ -223,7 +265,7 @@ class _EvalReader(Dataset[Batch | _Failure]):
 
     def __getitem__(self, key: Key) -> Batch | _Failure:
         shown, unreadable, images = list[int](), list[str](), list[Tensor]()
-        for index in key[1]:
+        for index in key.indices:
             read = _read(self.source, index, unreadable)
             if isinstance(read, _Failure):
                 return read
@@ -282,15 +324,18 @@ def _loader(
     """Build one loader for the whole run: a key is a batch, so workers live as long as it does."""
     # Forked workers share what is decoded in memory; elsewhere it would be copied to each.
     fork = num_workers > 0 and sys.platform == "linux"
-    return DataLoader(
-        reader,
-        batch_size=None,
-        sampler=cast(Any, _Keys(keys, length)),
-        num_workers=num_workers,
-        collate_fn=cast(Any, _unchanged),
-        generator=torch.Generator(),  # the loader draws a seed; not from the global state
-        multiprocessing_context=multiprocessing.get_context("fork") if fork else None,
-    )
+    with warnings.catch_warnings():
+        # A machine with fewer cores than workers is the user's choice, shown as waiting time.
+        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
+        return DataLoader(
+            reader,
+            batch_size=None,
+            sampler=cast(Any, _Keys(keys, length)),
+            num_workers=num_workers,
+            collate_fn=cast(Any, _unchanged),
+            generator=torch.Generator(),  # the loader draws a seed; not from the global state
+            multiprocessing_context=multiprocessing.get_context("fork") if fork else None,
+        )
 
 
 def _unchanged(batch: Batch | _Failure) -> Batch | _Failure:
@@ -301,7 +346,6 @@ def _batches(loader: DataLoader[Batch | _Failure]) -> Iterator[Batch]:
     with warnings.catch_warnings():
         # Python 3.12 and later warn of a fork beside threads; the workers use none of them.
         warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
-        # A machine with fewer cores than workers is the user's choice, shown as waiting time.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         batches = iter(loader)
     for batch in batches:

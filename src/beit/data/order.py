@@ -13,9 +13,39 @@ def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
     return torch.randperm(length, generator=_generator("order", seed, epoch))
 
 
-def sample_generator(seed: int, epoch: int, index: int) -> torch.Generator:
-    """Give the random numbers of one image's augmentation in one epoch."""
-    return _generator("sample", seed, epoch, index)
+def balanced_order(
+    labels: Tensor, seed: int, epoch: int, balance: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Draw as many images as a set has, those of rare classes more often than others.
+
+    Of a class of c images a share in proportion to c ** (1 - balance) is drawn: every class as
+    often as any other at 1, every image once at 0; 0.5 is the square-root sampling of Mahajan et
+    al. (2018). Drawing is systematic along the images sorted by class, within a class in random
+    order: how often an image comes, and a class, is what is due to it, rounded up or down.
+
+    Args:
+        labels: (n,) int64, 0 or more
+        balance: in [0, 1]
+
+    Returns: (n,) int64 indices in random order; (n,) int64, the number of each among the draws of
+        the same image, from 0, so that it gets a view of its own each time
+    """
+    n, generator = len(labels), _generator("balance", seed, epoch)
+    shuffled = torch.randperm(n, generator=generator)
+    images = shuffled[labels[shuffled].argsort(stable=True)]  # class by class
+    counts = torch.bincount(labels).double()
+    ends = (counts**-balance)[labels[images]].cumsum(0)  # each image has a piece of this length
+    first = torch.rand((), generator=generator, dtype=torch.float64)
+    points = (torch.arange(n, dtype=torch.float64) + first) * (ends[-1] / n)
+    drawn = torch.searchsorted(ends, points, right=True).clamp_(max=n - 1)
+    turns = torch.arange(n) - torch.searchsorted(drawn, drawn)  # since the image's first
+    mixed = torch.randperm(n, generator=generator)
+    return images[drawn[mixed]], turns[mixed]
+
+
+def sample_generator(seed: int, epoch: int, index: int, repeat: int = 0) -> torch.Generator:
+    """Give the random numbers of one image's augmentation in one epoch, or of its `repeat`-th."""
+    return _generator("sample", seed, epoch, index, *([repeat] if repeat else []))
 
 
 def step_generator(seed: int, step: int, purpose: str) -> torch.Generator:

@@ -1,5 +1,6 @@
-"""Figures of merit: is the codebook alive, are neighbours of one class."""
+"""Figures of merit: of codebooks, of neighbours, and of what a classifier says."""
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -40,6 +41,12 @@ def position_counts(codes: Tensor, num_codes: int) -> Tensor:
     return torch.bincount(cells.flatten(), minlength=N * num_codes).view(N, num_codes)
 
 
+def confusion_matrix(truth: Tensor, guess: Tensor, num_classes: int) -> Tensor:
+    """Count pairs of classes, truth and guess (n,) int64 each: (Y, Y) int64, truth by row."""
+    cells = truth * num_classes + guess
+    return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
+
+
 @torch.no_grad()
 def knn_accuracy(
     train_features: Tensor,
@@ -74,3 +81,63 @@ def knn_accuracy(
         votes.scatter_add_(1, train_labels[near.indices], (near.values / temperature).exp())
         hits += (votes.argmax(dim=1) == labels).sum()
     return float(hits) / len(test_labels)
+
+
+class Reliability(NamedTuple):
+    """Predictions by confidence, in equally wide bins; bin b of m holds (b/m, (b + 1)/m].
+
+    Attributes:
+        number: (m,) int64, predictions in each bin
+        confidence: (m,) float64, their mean confidence; 0 in an empty bin
+        accuracy: (m,) float64, the share of them that is right; 0 in an empty bin
+    """
+
+    number: Tensor
+    confidence: Tensor
+    accuracy: Tensor
+
+
+def reliability(confidence: Tensor, right: Tensor, num_bins: int = 15) -> Reliability:
+    """Sort predictions into bins (Guo et al. 2017, section 2).
+
+    Args:
+        confidence: (n,) probability of the class that was predicted, in [0, 1]
+        right: (n,) bool, whether it was
+    """
+    if confidence.shape != right.shape or confidence.ndim != 1:
+        raise ValueError(
+            "confidence and right must be (n,) alike, "
+            f"got {tuple(confidence.shape)} and {tuple(right.shape)}"
+        )
+    confidence = confidence.double()
+    places = (confidence * num_bins).ceil().long().sub(1).clamp(0, num_bins - 1)
+    number = torch.bincount(places, minlength=num_bins)
+    total = number.clamp(min=1)
+    return Reliability(
+        number,
+        torch.bincount(places, confidence, num_bins) / total,
+        torch.bincount(places, right.double(), num_bins) / total,
+    )
+
+
+def expected_calibration_error(bins: Reliability) -> float:
+    """Average |accuracy - confidence| over bins, by their numbers (Guo et al. 2017, equation 3)."""
+    gaps = (bins.accuracy - bins.confidence).abs() * bins.number
+    return float(gaps.sum() / bins.number.sum().clamp(min=1))
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Give the two-sided p-value of McNemar's exact test: are two classifiers equally often right?
+
+    Args:
+        only_first: images that only the first classifier got right
+        only_second: images that only the second got right
+    """
+    if only_first < 0 or only_second < 0:
+        raise ValueError(f"counts must not be negative, got {only_first} and {only_second}")
+    n, ways, below = only_first + only_second, 1, 0
+    for k in range(min(only_first, only_second) + 1):
+        below += ways  # binomial(n, k), exactly
+        ways = ways * (n - k) // (k + 1)
+    scale = max(0, below.bit_length() - 60)  # both are too large for floats
+    return min(1.0, 2 * math.ldexp(below >> scale, scale - n))

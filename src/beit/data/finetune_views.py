@@ -1,0 +1,147 @@
+"""Training views of fine-tuning: a random crop, RandAugment, and a patch of noise (FACTS 3.4).
+
+timm's implementations draw from the global random states of Python, NumPy and torch. `seeded` lends
+them states of their own, so that a view stays a pure function of (seed, epoch, index).
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+from beit.data.views import TrainViews, ViewConfig
+from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD
+
+_POLICY = re.compile(r"rand(-((m|n|p|mstd|mmax|inc)\d+(\.\d+)?|t\w+))*")
+_SHIFT = 0.45  # of the shorter side: the farthest that RandAugment moves an image, as published
+_LENT = threading.Lock()  # the global random states; a thread may read data beside the training
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """What is done to a training view after crop and mirror. Defaults are the published ones.
+
+    Args:
+        policy: RandAugment in timm's words; empty for none
+        erase: probability that a rectangle of the view, 2% to a third of it, becomes noise
+        repeats: views of each image in a step; an epoch then shows 1/repeats of the images
+    """
+
+    policy: str = "rand-m9-mstd0.5-inc1"
+    erase: float = 0.25
+    repeats: int = 1
+
+    def __post_init__(self) -> None:
+        if self.policy and not _POLICY.fullmatch(self.policy):
+            raise ValueError(
+                f"augment.policy {self.policy!r} is not understood; expected RandAugment in timm's "
+                "words, as in rand-m9-mstd0.5-inc1, or nothing"
+            )
+        if not 0 <= self.erase <= 1:
+            raise ValueError(f"augment.erase must be a probability in [0, 1], got {self.erase}")
+        if self.repeats < 1:
+            raise ValueError(f"augment.repeats is {self.repeats}; expected 1 or more")
+
+
+@contextmanager
+def seeded(generator: torch.Generator) -> Iterator[None]:
+    """Seed the global states of Python, NumPy and torch (on the CPU) for a while, from a generator.
+
+    What they were comes back at the end. One thread at a time.
+    """
+    with _LENT:
+        python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        seed = int(torch.randint(2**32, (), generator=generator))
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs too
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy)
+            torch.set_rng_state(torch_state)
+
+
+def seed_torch(generator: torch.Generator) -> None:
+    """Seed torch's global states for good, on all devices; not amid a view that a thread draws."""
+    with _LENT:
+        torch.manual_seed(generator.initial_seed())
+
+
+class FinetuneViews:
+    """Crop, mirror, RandAugment and random erasing, in the published order.
+
+    The noise of erasing is normal with the mean and deviation that the model normalises by; in the
+    published code it is drawn after normalisation and without bounds, here it is rounded and cut
+    to 0..255 like any pixel.
+    """
+
+    def __init__(
+        self,
+        view: ViewConfig,
+        augment: AugmentConfig,
+        size: tuple[int, int],
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ) -> None:
+        """Build it.
+
+        Args:
+            size: (height, width) of the view
+            mean: per-channel mean of the noise, in [0, 1]; ImageNet's when None
+            std: its deviation, likewise
+        """
+        from timm.data.auto_augment import rand_augment_transform  # slow to import
+        from timm.data.random_erasing import RandomErasing
+
+        self._views = TrainViews(view, size, size)
+        self._mean = torch.tensor(mean or IMAGENET_MEAN).view(-1, 1, 1)
+        self._std = torch.tensor(std or IMAGENET_STD).view(-1, 1, 1)
+        self._policy = None
+        if augment.policy:
+            parameters = {
+                "translate_const": int(min(size) * _SHIFT),
+                "img_mean": tuple(round(255 * value) for value in self._mean.flatten().tolist()),
+                "interpolation": Image.Resampling.BICUBIC,
+            }
+            self._policy = rand_augment_transform(augment.policy, parameters)
+            for operation in self._policy.ops:
+                if operation.name.startswith("Posterize"):
+                    operation.aug_fn = posterized
+        self._erasing = None
+        if augment.erase:
+            self._erasing = RandomErasing(augment.erase, mode="pixel", max_count=1, device="cpu")
+
+    def __call__(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw a view of `image`, (3, H, W) uint8. Returns: (3, H', W') uint8, the same twice."""
+        view, _ = self._views(image, generator)
+        with seeded(generator):
+            if self._policy is not None:
+                changed = self._policy(Image.fromarray(view.permute(1, 2, 0).numpy()))
+                view = torch.from_numpy(np.array(changed)).permute(2, 0, 1).contiguous()
+            if self._erasing is not None:
+                noise = self._erasing(torch.full(view.shape, torch.nan))  # (3, H', W')
+                pixels = (noise * self._std + self._mean).mul_(255).round_().clamp_(0, 255)
+                view = torch.where(noise.isnan(), view, pixels.nan_to_num_(0).to(torch.uint8))
+        return view, view
+
+
+def posterized(image: Image.Image, bits: int, **_: Any) -> Image.Image:
+    """Keep so many bits of each channel, as timm does; of none of them a black image is left.
+
+    The published policy asks for 0 bits once in many hundred images, which Pillow now refuses.
+    """
+    if bits < 1:
+        return Image.new(image.mode, image.size)
+    return image if bits >= 8 else ImageOps.posterize(image, bits)

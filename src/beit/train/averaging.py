@@ -1,0 +1,73 @@
+"""The moving average of a model's weights, and the best weights seen so far."""
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class WeightAverage:
+    """A copy of a model whose weights follow it slowly: decay * average + (1 - decay) * weights.
+
+    The average starts at the model's own weights, without a warm-up, as in the published code.
+    """
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"decay is {decay}; expected 0 or more and below 1")
+        self.decay = decay
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take in the weights of `model`, of the same architecture, after an optimiser step."""
+        averages: list[Tensor] = list(self.model.parameters())
+        weights: list[Tensor] = list(model.parameters())
+        torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        for average, value in zip(self.model.buffers(), model.buffers(), strict=True):
+            average.copy_(value)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the averaged weights, for a checkpoint."""
+        return dict(self.model.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from averaged weights."""
+        self.model.load_state_dict(state)
+
+
+class BestWeights:
+    """The weights with the highest figure so far, the first of equals, held on the CPU.
+
+    They are a part of checkpoints, so that a resumed run keeps those that an uninterrupted one
+    would keep, whatever was written between a checkpoint and the interruption.
+
+    Attributes:
+        step: after which they were seen; 0 while nothing was offered
+        figure: what they scored
+        weights: tensors by name
+    """
+
+    def __init__(self) -> None:
+        self.step, self.figure = 0, float("-inf")
+        self.weights: dict[str, Tensor] = {}
+
+    def offer(self, figure: float, step: int, model: nn.Module) -> None:
+        """Keep a copy of the model's weights if their figure is higher than any before."""
+        if figure > self.figure:
+            self.step, self.figure = step, figure
+            self.weights = {
+                name: tensor.detach().to("cpu", copy=True)
+                for name, tensor in model.state_dict().items()
+            }
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return everything, for a checkpoint."""
+        return {"step": self.step, "figure": self.figure, "weights": self.weights}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a state."""
+        self.step, self.figure = state["step"], state["figure"]
+        self.weights = dict(state["weights"])
