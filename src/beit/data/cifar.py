@@ -1,0 +1,166 @@
+"""CIFAR-10 and CIFAR-100: their classes, and the formats in which they are published.
+
+Krizhevsky, "Learning multiple layers of features from tiny images", 2009: 50,000 training and
+10,000 test images of 32 x 32, in ten classes, or in a hundred that belong to twenty coarse ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from beit.data.decoding import UnreadableImage, decode
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100 = tuple(  # in the order of the archive's fine_label_names.txt
+    """
+    apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly
+    camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile
+    cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard lamp
+    lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+    oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+    spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+    train trout tulip turtle wardrobe whale willow_tree wolf woman worm
+    """.split()
+)
+CIFAR100_COARSE = tuple(  # in the order of coarse_label_names.txt
+    """
+    aquatic_mammals fish flowers food_containers fruit_and_vegetables household_electrical_devices
+    household_furniture insects large_carnivores large_man-made_outdoor_things
+    large_natural_outdoor_scenes large_omnivores_and_herbivores medium_mammals
+    non-insect_invertebrates people reptiles small_mammals trees vehicles_1 vehicles_2
+    """.split()
+)
+
+Bytes = npt.NDArray[np.uint8]
+
+
+class WrongDataError(Exception):
+    """What was read is not the data set."""
+
+
+class Images(NamedTuple):
+    """The images of one split.
+
+    Attributes:
+        pixels: (n, 32, 32, 3) uint8
+        labels: (n,) uint8
+        coarse: (n,) uint8, labels of coarse classes; None where there are none
+    """
+
+    pixels: Bytes
+    labels: Bytes
+    coarse: Bytes | None = None
+
+
+def from_records(data: bytes, label_bytes: int, name: str) -> Images:
+    """Read the binary version: records of labels, the coarse one first, and 3 x 32 x 32 bytes."""
+    size = label_bytes + 3072
+    if not data or len(data) % size:
+        raise WrongDataError(f"{name}: {len(data)} bytes are no records of {size}")
+    records = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)
+    pixels = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    coarse = records[:, 0].copy() if label_bytes == 2 else None
+    return Images(np.ascontiguousarray(pixels), records[:, label_bytes - 1].copy(), coarse)
+
+
+def from_sheets(sheets: Mapping[str, bytes], labels: bytes) -> Images:
+    """Read PNGs of rows that are the 1024 pixels of one image each, and labels as a JSON list."""
+    try:
+        images = [decode(data, name).permute(1, 2, 0) for name, data in sheets.items()]
+        pixels = np.concatenate([image.numpy().reshape(-1, 32, 32, 3) for image in images])
+        return Images(pixels, np.array(json.loads(labels), dtype=np.uint8))
+    except (UnreadableImage, ValueError, TypeError, OverflowError) as error:
+        raise WrongDataError(f"{', '.join(sheets)}: {error}") from error
+
+
+def read_parquet(
+    file: Path | io.BytesIO, image: str, label: str, coarse: str | None = None
+) -> Images:
+    """Read the columns of images, of labels and, if named, of coarse labels."""
+    import pyarrow
+    from pyarrow import parquet
+
+    names = [image, label] if coarse is None else [image, label, coarse]
+    try:
+        table = parquet.read_table(file, columns=names)
+        rows = table.column(image).to_pylist()
+        images = [decode(row["bytes"], f"row {index}") for index, row in enumerate(rows)]
+        pixels = np.stack([image.permute(1, 2, 0).numpy() for image in images])
+        labels = [np.array(table.column(n).to_pylist(), dtype=np.uint8) for n in names[1:]]
+        return Images(pixels, *labels)
+    except (
+        *(pyarrow.ArrowException, UnreadableImage, OSError),
+        *(KeyError, TypeError, ValueError, OverflowError),
+    ) as error:
+        raise WrongDataError(f"not the expected table: {error}") from error
+
+
+def write_parquet(
+    path: Path, images: Images, names: Sequence[str], coarse_names: Sequence[str] = ()
+) -> None:
+    """Write `image`, `label` and, where there are any, `coarse_label`, in the public layout."""
+    import pyarrow
+    from PIL import Image
+    from pyarrow import parquet
+
+    rows = []
+    for index, pixels in enumerate(images.pixels):
+        png = io.BytesIO()
+        Image.fromarray(pixels).save(png, "PNG")
+        rows.append({"bytes": png.getvalue(), "path": f"{index:05d}.png"})
+    columns = {"image": rows, "label": pyarrow.array(images.labels.tolist(), pyarrow.int64())}
+    features: dict[str, object] = {
+        "image": {"_type": "Image"},
+        "label": {"_type": "ClassLabel", "names": list(names)},
+    }
+    if images.coarse is not None:
+        columns["coarse_label"] = pyarrow.array(images.coarse.tolist(), pyarrow.int64())
+        features["coarse_label"] = {"_type": "ClassLabel", "names": list(coarse_names)}
+    table = pyarrow.table(columns).replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": features}})}
+    )
+    temporary = path.with_suffix(".part")
+    parquet.write_table(table, temporary, row_group_size=1000, compression="none")
+    temporary.replace(path)
+
+
+def batch_digests(images: Images, batch_size: int) -> list[str]:
+    """Give the sha256 of each batch: of its pixels (n x 32 x 32 x 3, row by row) and labels."""
+    pixels, labels, _ = images
+    starts = range(0, len(labels), batch_size)
+    batches = [slice(start, start + batch_size) for start in starts]
+    return [hashlib.sha256(pixels[b].tobytes() + labels[b].tobytes()).hexdigest() for b in batches]
+
+
+def check_labels(images: Images, count: int, num_classes: int, num_coarse: int, name: str) -> None:
+    """Raise WrongDataError unless `count` images of 32 x 32 are in equally large classes.
+
+    Where there are coarse classes each class must belong to one of them, and each of them to
+    equally many classes.
+    """
+    pixels, labels, coarse = images
+    if pixels.shape != (count, 32, 32, 3) or labels.shape != (count,):
+        raise WrongDataError(
+            f"{name}: pixels {pixels.shape} and labels {labels.shape}; expected "
+            f"{(count, 32, 32, 3)} and {(count,)}"
+        )
+    if np.bincount(labels, minlength=num_classes).tolist() != [count // num_classes] * num_classes:
+        raise WrongDataError(f"{name}: not {count // num_classes} images in each class")
+    if not num_coarse:
+        return
+    if coarse is None or coarse.shape != (count,):
+        raise WrongDataError(f"{name}: coarse labels are missing")
+    pairs = np.unique(np.stack([labels, coarse], axis=1), axis=0)  # (class, its coarse class)
+    share = num_classes // num_coarse
+    sizes = np.bincount(pairs[:, 1], minlength=num_coarse).tolist()
+    if len(pairs) != num_classes or sizes != [share] * num_coarse:
+        raise WrongDataError(f"{name}: coarse classes are not of {share} classes each")
