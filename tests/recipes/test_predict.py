@@ -1,4 +1,6 @@
+import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -6,14 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from pyarrow import parquet
 
+from beit import cli
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.vit import ViTConfig
 from beit.recipes import predict
-from beit.recipes.predict import Config, likeliest
+from beit.recipes.predict import Config, likeliest, truths
 from beit.store.weights import save_weights
 from beit.train.fabric import DeviceConfig
 
@@ -37,11 +41,28 @@ def model(tmp_path_factory: pytest.TempPathFactory, classifier: ImageClassifier)
     return str(path)
 
 
-def config(model: str, output: Path, **changes: Any) -> Config:
+@pytest.fixture
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The images of DATA as files in the working directory."""
+    monkeypatch.chdir(tmp_path)
+    source, paths = open_source(DATA), []
+    for index in range(len(source)):
+        paths.append(f"{index}.png")
+        pixels = source.image(index).permute(1, 2, 0).numpy()
+        Image.fromarray(pixels).save(paths[-1])
+    return paths
+
+
+def config(model: str, output: Path | None, **changes: Any) -> Config:
     """Batches of 3, 3 and 1; a part each."""
     settings = {"data": DATA, "batch_size": 3, "part_size": 3, "num_workers": 0}
     device = DeviceConfig(accelerator="cpu")
-    return Config(model=model, output=str(output), device=device, **(settings | changes))
+    name = None if output is None else str(output)
+    return Config(model=model, output=name, device=device, **(settings | changes))
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def test_the_likeliest_classes_come_first() -> None:
@@ -103,7 +124,7 @@ def test_another_image_size_has_another_grid(model: str, tmp_path: Path) -> None
 def test_interrupted_and_repeated_equals_undisturbed(
     model: str, tmp_path: Path, interrupt_at: Callable[..., None]
 ) -> None:
-    for suffix in (".npz", ".parquet"):
+    for suffix in (".npz", ".parquet", ".jsonl"):
         predict.run(config(model, tmp_path / f"one{suffix}"))
         again = config(model, tmp_path / f"two{suffix}")
         interrupt_at(predict, again, 2)
@@ -120,3 +141,189 @@ def test_what_names_no_classes_is_refused(classifier: ImageClassifier, tmp_path:
 def test_no_class_at_all_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="top_k must be at least 1, got 0"):
         config("none", tmp_path / "classes.npz", top_k=0)
+
+
+# ── files, lists and JSON lines ─────────────────────────────────────────────────────────────────
+
+
+def test_lines_say_what_the_table_says(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict.run(config(model, tmp_path / "classes.parquet", top_k=2))
+    predict.run(config(model, tmp_path / "classes.jsonl", top_k=2))
+    assert "7 rows in" in capsys.readouterr().out
+    assert predict.run(config(model, None, top_k=2)) == (None, 7)
+    told = capsys.readouterr()
+    assert told.out == (tmp_path / "classes.jsonl").read_text()  # nothing but lines
+    assert "step 3/3" in told.err
+    assert "7 rows, " in told.err
+    rows = parquet.read_table(tmp_path / "classes.parquet").to_pylist()
+    for row, line in zip(rows, lines(told.out), strict=True):
+        top = zip(row["class_index"], row["class_name"], row["probability"], strict=True)
+        assert list(line) == ["path", "index", "label", "top"]
+        assert [line[name] for name in ("path", "index", "label")] == [
+            *(row["path"], row["index"], row["label"])
+        ]
+        assert [(c["class"], c["name"], np.float32(c["probability"])) for c in line["top"]] == [
+            *top
+        ]
+
+
+def test_files_give_what_their_source_gives_in_any_order(
+    model: str, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predict.run(config(model, None))
+    alike = [line["top"] for line in lines(capsys.readouterr().out)]
+    order = [5, 2, 2, 6, 0]
+    predict.run(config(model, None, data=[files[index] for index in order]))
+    told = lines(capsys.readouterr().out)
+    assert [(line["path"], line["index"]) for line in told] == [
+        (files[index], place) for place, index in enumerate(order)
+    ]
+    for line, index in zip(told, order, strict=True):
+        assert "label" not in line
+        assert [choice["class"] for choice in line["top"]] == [c["class"] for c in alike[index]]
+        found = [choice["probability"] for choice in line["top"]]
+        assert found == pytest.approx([c["probability"] for c in alike[index]], abs=1e-6)
+    predict.run(config(model, None, data=files[3]))
+    assert lines(capsys.readouterr().out)[0]["path"] == files[3]
+
+
+def test_standard_input_and_a_file_name_the_same_images(
+    model: str,
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = f"{files[4]}\n\n{files[1]}\n{files[4]}\n".encode()
+    (tmp_path / "list.txt").write_bytes(text)
+    predict.run(config(model, None, data="@list.txt"))
+    expected = capsys.readouterr().out
+    assert len(expected.splitlines()) == 3
+    options = ["--device.accelerator", "cpu", "--num_workers", "0", "--batch_size", "3"]
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text)))
+    assert cli.main(["predict", "--model", model, "--data", "-", *options]) == 0
+    assert capsys.readouterr().out == expected
+    for data, message in (
+        (b"", "the list is empty"),
+        (b"0.png\nno.png", "line 2: no.png: no such"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        assert cli.main(["predict", "--model", model, "--data", "-", *options]) == 2
+        told = capsys.readouterr()
+        assert told.out == ""
+        assert f"standard input{', ' if data else ': '}{message}" in told.err
+
+
+def test_an_image_that_cannot_be_read_has_its_error(
+    model: str, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "3.png").write_text("words")
+    predict.run(config(model, None, data=files, max_unreadable=0.2))
+    told = lines(capsys.readouterr().out)
+    assert [line["index"] for line in told] == list(range(7))
+    assert told[3].keys() == {"path", "index", "error"}
+    assert told[3]["error"].startswith("not an image")
+    assert all("top" in line for line in told if line["index"] != 3)
+    predict.run(config(model, tmp_path / "classes.jsonl", data=files, max_unreadable=0.2))
+    assert lines((tmp_path / "classes.jsonl").read_text()) == told
+    with pytest.raises(ValueError, match=r"1 of 7 images cannot be read.*3\.png"):
+        predict.run(config(model, None, data=files))
+
+
+def test_lines_without_names_of_classes(
+    vit: Callable[..., ViTConfig], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_weights(tmp_path / "c.safetensors", ImageClassifier(ImageClassifierConfig(vit(), 2)))
+    predict.run(config(str(tmp_path / "c.safetensors"), None))
+    assert lines(capsys.readouterr().out)[0]["top"][0].keys() == {"class", "probability"}
+
+
+def test_outputs_that_are_there_or_of_another_kind_are_refused(model: str, tmp_path: Path) -> None:
+    mine = tmp_path / "mine"
+    for field, name in (("output", "rows.jsonl"), ("picture", "grid.png")):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(FileExistsError, match="is not overwritten"):
+            predict.run(config(**({"model": model, "output": None} | {field: tmp_path / name})))
+        assert (tmp_path / name).read_text() == "mine"
+    with pytest.raises(
+        ValueError, match=r"expected a name that ends in \.jsonl, \.parquet or \.npz"
+    ):
+        predict.run(config(model, tmp_path / "rows.json"))
+    with pytest.raises(ValueError, match=r"grid\.jpg'; expected a name that ends in \.png"):
+        predict.run(config(model, None, picture="grid.jpg"))
+    with pytest.raises(FileNotFoundError, match="the folder it is to be in does not exist"):
+        predict.run(config(model, None, picture=str(mine / "grid.png")))
+    with pytest.raises(ValueError, match="picture_images must be at least 1, got 0"):
+        config(model, None, picture_images=0)
+
+
+def test_processes_do_not_share_standard_output(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Two:
+        world_size, is_global_zero = 2, True
+
+    monkeypatch.setattr(predict, "launch", lambda _: Two())
+    with pytest.raises(ValueError, match="2 processes cannot share standard input and output"):
+        predict.run(config(model, None))
+
+
+# ── the picture ─────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_picture_shows_the_first_images_and_their_classes(
+    model: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+
+    def draw(predictions: list[Any]) -> bytes:
+        drawn.extend(predictions)
+        return predict_grid(predictions)
+
+    predict_grid = predict.prediction_grid
+    monkeypatch.setattr(predict, "prediction_grid", draw)
+    (tmp_path / "1.png").write_text("words")
+    picture = str(tmp_path / "grid.png")
+    output = tmp_path / "rows.jsonl"
+    settings = {"data": files, "max_unreadable": 0.2, "picture_images": 4}
+    predict.run(config(model, output, picture=picture, **settings))
+    rows = lines(output.read_text())
+    assert len(drawn) == 4
+    assert drawn[1].image is None
+    for index in (0, 2, 3):
+        best = rows[index]["top"][0]
+        assert drawn[index].guess == best["name"]
+        assert drawn[index].probability == pytest.approx(best["probability"], abs=1e-6)
+        assert drawn[index].truth is None
+        assert drawn[index].image.shape == (3, 16, 24)
+    with Image.open(picture) as opened:
+        assert opened.format == "PNG"
+
+
+class Labelled:
+    """Four images, the last without a label."""
+
+    def __init__(self, class_names: list[str] | None) -> None:
+        self.labels, self.class_names = torch.tensor([0, 1, 2, -1]), class_names
+
+    def __len__(self) -> int:
+        return 4
+
+
+@pytest.mark.parametrize(
+    ("theirs", "expected"),
+    [
+        (None, [0, 1, 2, None]),
+        ([*CLASSES], [0, 1, 2, None]),
+        (["dog", "ant", "cat"], [3, 0, 2, None]),  # by name
+        (["n01", "n02", "n03", "n04"], [0, 1, 2, None]),  # other names for as many classes
+        (["dog", "ant", "wolf"], [None] * 4),
+    ],
+)
+def test_truths_are_numbered_as_the_model_numbers_them(
+    theirs: list[str] | None, expected: list[int | None]
+) -> None:
+    assert truths(Labelled(theirs), CLASSES, 9) == expected
+    assert truths(Labelled(theirs), CLASSES, 2) == expected[:2]

@@ -7,7 +7,7 @@ import logging
 import os
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,31 +47,18 @@ class FolderSource:
                 f"{root}: no images in this folder or those below it; expected files named "
                 + ", ".join(f"*{extension}" for extension in EXTENSIONS)
             )
-        # One block of bytes rather than a million str objects, whose reference counts would make
-        # every forked worker copy them.
-        names = [os.fsencode(file) for file in files]
-        self._text = b"".join(names)
-        self._ends = np.cumsum([len(name) for name in names], dtype=np.int64)
+        self._names = FileNames(files)
         self._labels, self._class_names = _class_folders(files)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._names)
 
     def image(self, index: int) -> Tensor:
         name = self.name(index)
-        try:
-            with open(self.root / name, "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > MAX_FILE_BYTES:
-                    raise UnreadableImage(name, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
-                data = file.read()
-        except OSError as error:
-            raise UnreadableImage(name, error.strerror or str(error)) from error
-        return decode(data, name)
+        return read_image(self.root / name, name)
 
     def name(self, index: int) -> str:
-        start = int(self._ends[index - 1]) if index else 0
-        return os.fsdecode(self._text[start : int(self._ends[index])])
+        return self._names[index]
 
     @property
     def labels(self) -> Tensor | None:
@@ -80,6 +67,38 @@ class FolderSource:
     @property
     def class_names(self) -> list[str] | None:
         return self._class_names
+
+
+class FileNames:
+    """File names in one block of bytes.
+
+    A million str objects have reference counts, which would make every forked worker copy them.
+    """
+
+    def __init__(self, names: Sequence[str]) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self._text = b"".join(encoded)
+        self._ends = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __getitem__(self, index: int) -> str:
+        start = int(self._ends[index - 1]) if index else 0
+        return os.fsdecode(self._text[start : int(self._ends[index])])
+
+
+def read_image(path: Path, name: str) -> Tensor:
+    """Read and decode a file. Returns: (3, H, W) uint8. Raises UnreadableImage, with `name`."""
+    try:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise UnreadableImage(name, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
+            data = file.read()
+    except OSError as error:
+        raise UnreadableImage(name, error.strerror or str(error)) from error
+    return decode(data, name)
 
 
 def _class_folders(files: list[str]) -> tuple[Tensor | None, list[str] | None]:

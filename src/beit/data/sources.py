@@ -6,7 +6,7 @@ import glob
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from beit.data.decoding import UnreadableImage
-from beit.data.folder import FolderSource
+from beit.data.folder import EXTENSIONS, FolderSource
+from beit.data.listed import ListedSource, check_file, read_list
 from beit.data.parquet import ParquetSource
 from beit.data.shapes import ShapesSource
 
@@ -23,7 +24,7 @@ _log = logging.getLogger(__name__)
 
 KINDS = (
     "a folder of images, *.parquet files or shapes://COUNT?size=64&seed=0, "
-    "or a part of one, as in folder[:90%]"
+    "or a part of one, as in folder[:90%]; or image files, or @FILE that lists them"
 )
 # some/folder[:90%] and some/folder[90%:] part the images at random, always the same way
 _PART = re.compile(r"(?P<whole>.+)\[(?:(?P<first>\d+)%)?:(?:(?P<end>\d+)%)?\]")
@@ -53,7 +54,7 @@ class Source(Protocol):
 
 
 def open_source(
-    spec: str,
+    spec: str | Sequence[str],
     *,
     cache_gigabytes: float = 0.0,
     limit: int | None = None,
@@ -61,17 +62,24 @@ def open_source(
 ) -> Source:
     """Open what `spec` names; keep it decoded in memory if it fits into `cache_gigabytes`.
 
+    spec: one string (see `KINDS`), or several paths of image files, which stay in their order.
     limit: use this many images, a fixed random subset (a smaller limit names a part of a larger
     one's). index_cache: keep a folder's list of files in the user's cache folder.
     """
-    source = _open(spec, index_cache)
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1 image, got {limit}")
-    if limit is not None and limit < len(source):
-        source = PartSource(source, _shuffled(len(source))[:limit])
+    source = _open(spec, index_cache) if isinstance(spec, str) else _open_files(spec)
+    source = limited(source, limit)
     if cache_gigabytes < 0:
         raise ValueError(f"cache_gigabytes must not be negative, got {cache_gigabytes}")
     return cached(source, int(cache_gigabytes * 1e9)) if cache_gigabytes > 0 else source
+
+
+def limited(source: Source, limit: int | None) -> Source:
+    """Take a fixed random subset of `limit` images; all of them where there are no more."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1 image, got {limit}")
+    if limit is None or limit >= len(source):
+        return source
+    return PartSource(source, _shuffled(len(source))[:limit])
 
 
 def _open(spec: str, index_cache: bool) -> Source:
@@ -88,6 +96,8 @@ def _open(spec: str, index_cache: bool) -> Source:
         return ShapesSource.from_spec(spec)
     if "://" in spec:
         raise ValueError(f"{spec}: this kind of data is not known; expected {KINDS}")
+    if spec.startswith("@") and not os.path.exists(spec):
+        return read_list(Path(spec[1:]).expanduser().read_bytes(), spec)
     if glob.has_magic(spec) and not os.path.exists(spec):
         files = sorted(Path(path) for path in glob.glob(spec) if path.endswith(".parquet"))
         if not files:
@@ -98,6 +108,8 @@ def _open(spec: str, index_cache: bool) -> Source:
         raise FileNotFoundError(f"{spec}: no such file or folder; expected {KINDS}")
     if path.suffix == ".parquet" and path.is_file():
         return ParquetSource([path])
+    if path.suffix.lower() in EXTENSIONS and path.is_file():
+        return ListedSource([spec])
     if not path.is_dir():
         raise ValueError(f"{spec}: neither a folder nor a .parquet file; expected {KINDS}")
     files = sorted(path.glob("*.parquet"))
@@ -111,6 +123,16 @@ def _open(spec: str, index_cache: bool) -> Source:
             f"name one of them, as in '{one}'"
         )
     return ParquetSource(files)
+
+
+def _open_files(paths: Sequence[str]) -> Source:
+    if not paths:
+        raise ValueError(f"no data given: expected {KINDS}")
+    if len(paths) == 1:
+        return _open(paths[0], index_cache=True)
+    for path in paths:
+        check_file(path)
+    return ListedSource(paths)
 
 
 def _shuffled(length: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Predicting: the likeliest classes of every image of a set, as a table.
+"""Predicting: the likeliest classes of every image of a set, as a table, JSON lines, a picture.
 
 A row an image, in the source's order: `index` in the source, `path`, `label` where there are any,
 `class_index` (k,), the likeliest classes, best first (the smaller number first among equals);
@@ -6,28 +6,40 @@ A row an image, in the source's order: `index` in the source, `path`, `label` wh
 over all classes. An image that cannot be read has no row: it is named, counted and listed in the
 metadata.
 
+As JSON lines, a line an image: `path`, `index`, `label`, and `top`, a list of objects with `class`,
+`name` and `probability`; or `error`, why the image cannot be read.
+
 A killed run goes on where it was when its command is repeated; under torchrun each process takes
-its share of the parts. Either way the file is the same (see `beit.store.tables`).
+its share of the parts. Either way the file is the same (see `beit.store.tables`). Lines on
+standard output appear as they are computed.
 """
 
+import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import beit
 from beit.data.batches import EvalBatches, Unreadable
+from beit.data.decoding import UnreadableImage
+from beit.data.listed import read_list
 from beit.data.prefetch import prefetch
-from beit.data.sources import open_source
+from beit.data.sources import Source, limited, open_source
 from beit.data.views import EvalView
 from beit.nn.heads import ImageClassifier
 from beit.nn.vit import resized
+from beit.show.predictions import Prediction, prediction_grid
+from beit.store.atomic import replacing
 from beit.store.load import load
 from beit.store.table_files import Column
+from beit.store.table_lines import Line
+from beit.store.table_stream import LineStream
 from beit.store.tables import Table, check_output, fingerprint, smallest_unsigned
 from beit.store.weights import size_pair
 from beit.train.fabric import DeviceConfig, compiled, launch
@@ -41,8 +53,12 @@ class Config:
     Attributes:
         model: an image classifier: a run directory, a weights file, published:NAME or
             hf://OWNER/NAME
-        data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]
-        output: a new .parquet or .npz file; what is done so far is kept in OUTPUT.parts beside it
+        data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]; image files
+            as [a.jpg,b.png]; @FILE that lists them, one a line, or - for a list on standard input
+        output: a new .parquet, .npz or .jsonl file; what is done so far is kept in OUTPUT.parts
+            beside it; null for JSON lines on standard output
+        picture: a new .png file with the first images and their likeliest classes; null for none
+        picture_images: how many images the picture shows
         top_k: classes an image, the likeliest; a model with fewer gives all it has
         limit: take so many images, a fixed random subset; null for all
         image_size: side that the model is to see, or [height, width]; null for the model's own
@@ -56,8 +72,10 @@ class Config:
     """
 
     model: str
-    data: str
-    output: str
+    data: str | list[str]
+    output: str | None = None
+    picture: str | None = None
+    picture_images: int = 24
     top_k: int = 5
     limit: int | None = None
     image_size: int | tuple[int, int] | None = None
@@ -72,20 +90,31 @@ class Config:
     def __post_init__(self) -> None:
         if self.top_k < 1:
             raise ValueError(f"top_k must be at least 1, got {self.top_k}")
+        if self.picture_images < 1:
+            raise ValueError(f"picture_images must be at least 1, got {self.picture_images}")
 
 
 class Result(NamedTuple):
-    """The file, and how many rows it has; None in all processes but the first."""
+    """The file, None for standard output, and its rows, None in all processes but the first."""
 
-    file: Path
+    file: Path | None
     rows: int | None
 
 
 def run(config: Config) -> Result:
     """Write the likeliest classes of all images into one file, or go on with it."""
-    check_output(config.output)
+    if config.output is not None:
+        check_output(config.output)
+    if config.picture is not None:
+        _check_picture(Path(config.picture))
     fabric = launch(config.device)
     first = fabric.is_global_zero
+    if fabric.world_size > 1 and (config.output is None or config.data in ("-", ["-"])):
+        raise ValueError(
+            f"{fabric.world_size} processes cannot share standard input and output; name files: "
+            "--data @list.txt, --output classes.jsonl"
+        )
+    source = _images(config)
     heads = {} if config.num_heads is None else {"num_heads": config.num_heads}
     classifier = load(config.model, **heads)
     if not isinstance(classifier, ImageClassifier):
@@ -97,7 +126,6 @@ def run(config: Config) -> Result:
     if config.image_size is not None:
         classifier.backbone = resized(classifier.backbone, size_pair(config.image_size))
     vit = classifier.backbone.config
-    source = open_source(config.data, limit=config.limit)
     about = {
         "beit": beit.__version__,
         "verb": "predict",
@@ -121,11 +149,16 @@ def run(config: Config) -> Result:
     if class_names is not None:
         columns.append(Column("class_name", "str", (k,), class_names, numbers="class_index"))
     columns.append(Column("probability", "float32", (k,)))
-    table = Table(
-        *(config.output, source, columns, about),
-        batch_size=config.batch_size,
-        part_size=config.part_size,
-    )
+    table: Table | LineStream
+    if config.output is None:
+        table = LineStream(sys.stdout, source, columns, batch_size=config.batch_size, compose=_line)
+    else:
+        table = Table(
+            *(config.output, source, columns, about),
+            batch_size=config.batch_size,
+            part_size=config.part_size,
+            compose=_line,
+        )
     missing = fabric.broadcast(table.begin() if first else [])
     mine = missing[fabric.global_rank :: fabric.world_size]
     numbers = [number for part in mine for number in table.batches(part)]
@@ -138,7 +171,9 @@ def run(config: Config) -> Result:
 
     loader = prefetch(batches, fabric.device)
     step, started = 0, time.perf_counter()
-    shown = Progress(len(batches), enabled=first)
+    # A live line and lines of results would spoil each other on one terminal.
+    on_screen = config.output is None and sys.stdout.isatty()
+    shown = Progress(len(batches), enabled=first and not on_screen)
     with shown as progress, torch.no_grad():
         progress.message(table.state(missing))
         unreadable.note(table.unreadable())
@@ -154,17 +189,106 @@ def run(config: Config) -> Result:
                     images = len(batch.indices) * fabric.world_size
                     progress.update(step, {}, images, loader.wait_seconds)
         fabric.barrier()
+        file = None if config.output is None else Path(config.output)
         if not first:
-            return Result(table.output, None)
+            return Result(file, None)
         seconds = time.perf_counter() - started
         unreadable.note(table.unreadable())  # those of the other processes too
-        with progress.aside(f"writing {table.output.name}"):
+        with progress.aside("writing the lines" if file is None else f"writing {file.name}"):
             rows = table.merge()
-    print(table.summary(rows, missing, seconds))
-    return Result(table.output, rows)
+        if config.picture is not None:
+            names = class_names or [f"class {number}" for number in range(num_classes)]
+            with progress.aside(f"drawing {config.picture}"), fabric.autocast():
+                drawn = _drawn(model, source, view, names, config.picture_images)
+            with replacing(Path(config.picture)) as temporary:
+                temporary.write_bytes(prediction_grid(drawn))
+        summary = table.summary(rows, missing, seconds)
+        if file is None:
+            progress.message(summary)
+    if file is not None:
+        print(summary)
+    return Result(file, rows)
 
 
 def likeliest(logits: Tensor, k: int) -> dict[str, Tensor]:
     """Choose of logits (B, Y) the k best classes: class_index (B, k) int64, probability (B, k)."""
     probability, classes = logits.float().softmax(dim=1).sort(dim=1, descending=True, stable=True)
     return {"class_index": classes[:, :k], "probability": probability[:, :k]}
+
+
+def _images(config: Config) -> Source:
+    """Open the data: standard input is a list of files."""
+    if config.data in ("-", ["-"]):
+        return limited(read_list(sys.stdin.buffer.read(), "standard input"), config.limit)
+    return open_source(config.data, limit=config.limit)
+
+
+def _line(row: Line) -> Line:
+    """Nest the classes of a row: {path, index, label, top: [{class, name, probability}, ...]}."""
+    classes, probabilities = row.pop("class_index"), row.pop("probability")
+    names = row.pop("class_name", None)
+    top: list[Line] = [
+        {"class": number, "probability": probability}
+        for number, probability in zip(classes, probabilities, strict=True)
+    ]
+    if names is not None:
+        top = [
+            {"class": choice["class"], "name": name, "probability": choice["probability"]}
+            for choice, name in zip(top, names, strict=True)
+        ]
+    return row | {"top": top}
+
+
+# ── the picture ─────────────────────────────────────────────────────────────────────────────────
+
+
+def _check_picture(path: Path) -> None:
+    if path.suffix != ".png":
+        raise ValueError(f"picture is {str(path)!r}; expected a name that ends in .png")
+    if path.exists():
+        raise FileExistsError(f"{path} exists and is not overwritten; name another file")
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(f"{path}: the folder it is to be in does not exist; make it")
+
+
+@torch.no_grad()
+def _drawn(
+    model: nn.Module, source: Source, view: EvalView, names: Sequence[str], count: int
+) -> list[Prediction]:
+    """Classify the first images once more, as the model sees them, beside what they are."""
+    device = next(model.parameters()).device
+    drawn = []
+    for index, truth in enumerate(truths(source, names, count)):
+        try:
+            image = view(source.image(index))
+        except UnreadableImage:
+            drawn.append(Prediction(None))
+            continue
+        best = likeliest(model(image[None].to(device)), 1)
+        guess, probability = int(best["class_index"]), float(best["probability"])
+        true_name = None if truth is None else names[truth]
+        drawn.append(Prediction(image, names[guess], probability, true_name, guess == truth))
+    return drawn
+
+
+def truths(source: Source, names: Sequence[str], count: int) -> list[int | None]:
+    """Give the classes of the first images as the model numbers them; None where unknown.
+
+    The labels are taken by their names where the model has all of these; otherwise by their
+    numbers, unless the source names more or fewer classes than the model has.
+
+    Args:
+        source: of the images
+        names: the model's classes
+        count: of images at most
+    """
+    labels, theirs = source.labels, source.class_names
+    if labels is None:
+        return [None] * min(count, len(source))
+    number_of = dict(enumerate(range(len(names))))
+    if theirs is not None and theirs != list(names):
+        if set(theirs) <= set(names):
+            number_of = {number: names.index(name) for number, name in enumerate(theirs)}
+        elif len(theirs) != len(names):
+            number_of = {}
+    return [number_of.get(label) for label in labels[:count].tolist()]

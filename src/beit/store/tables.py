@@ -9,11 +9,11 @@ comes one file in the order of the images, the same whatever the processes and i
 import hashlib
 import json
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,26 +22,10 @@ from torch import Tensor, nn
 from beit.store.atomic import PARTIAL_SUFFIX, replacing, write_text
 from beit.store.settings import first
 from beit.store.table_files import SUFFIXES, TEXT, Array, Column, write_table
+from beit.store.table_lines import Images, Line, json_lines, printable
 
+LINES = ".jsonl"
 PART_BYTES = 1 << 28  # wide rows make smaller parts: one must fit into memory several times
-
-
-class Images(Protocol):
-    """What a table has rows of; every `beit.data.sources.Source` is that."""
-
-    def __len__(self) -> int:
-        """Count the images."""
-
-    def name(self, index: int) -> str:
-        """Say which image this is."""
-
-    @property
-    def labels(self) -> Tensor | None:
-        """Classes, (n,) int64, -1 where unknown; None without any."""
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """What the classes are called, if known."""
 
 
 def smallest_unsigned(count: int) -> str:
@@ -61,9 +45,9 @@ def fingerprint(model: nn.Module) -> str:
 def check_output(output: str | Path) -> None:
     """Refuse a file that is there already, or of a format that is not written."""
     path = Path(output)
-    if path.suffix not in SUFFIXES:
+    if path.suffix not in (*SUFFIXES, LINES):
         raise ValueError(
-            f"output is {str(output)!r}; expected a name that ends in .parquet or .npz"
+            f"output is {str(output)!r}; expected a name that ends in {LINES}, .parquet or .npz"
         )
     if path.exists():
         parts = _parts_of(path)
@@ -83,16 +67,18 @@ class Table:
         *,
         batch_size: int,
         part_size: int,
+        compose: Callable[[Line], Line] = dict,
     ) -> None:
         """Lay the table out; nothing is written yet.
 
         Args:
-            output: a new .parquet or .npz file
+            output: a new .parquet, .npz or .jsonl file
             images: one row each, but for those that cannot be read
             columns: what is computed for each image; and texts for what is computed
             about: what the values depend on, plain values; kept in the file
             batch_size: images that are computed together
             part_size: images a part at most, as far as whole batches allow
+            compose: the object of a JSON line out of a row's values, see `json_lines`
         """
         if batch_size < 1 or part_size < 1:
             raise ValueError(
@@ -103,7 +89,7 @@ class Table:
         self._images, self._columns = images, tuple(columns)
         self._computed = [column for column in columns if column.dtype != TEXT]
         self._about = dict(about) | {"batch_size": batch_size}
-        self._batch_size = batch_size
+        self._batch_size, self._compose = batch_size, compose
         row_bytes = sum(c.size * np.dtype(c.dtype).itemsize for c in self._computed)
         self._part_batches = max(1, min(part_size, PART_BYTES // row_bytes) // batch_size)
         self._num_batches = -(-len(images) // batch_size)
@@ -190,12 +176,17 @@ class Table:
         about = self._about | {
             "images": len(self._images),
             "rows": num_rows,
-            "unreadable": [_printable(name) for name in self.unreadable()],
+            "unreadable": [printable(name) for name in self.unreadable()],
             "label_names": self._images.class_names,
         }
         columns, suffix = self._file_columns(), self.output.suffix
         with replacing(self.output) as temporary:
-            write_table(temporary, suffix, columns, self.num_parts, self._values, json.dumps(about))
+            if suffix == LINES:
+                with temporary.open("w", encoding="ascii") as text:
+                    text.writelines(self._lines())
+            else:
+                about_text = json.dumps(about)
+                write_table(temporary, suffix, columns, self.num_parts, self._values, about_text)
         left_by_killed = self.directory.glob(f".*{PARTIAL_SUFFIX}")
         for file in (*files, self._settings_file, *left_by_killed):
             file.unlink()
@@ -215,13 +206,22 @@ class Table:
         file = self._file(number)
         if column.name == "path":
             indices = _read(file, "index").tolist()
-            return np.array([_printable(self._images.name(i)) for i in indices], dtype=np.str_)
+            return np.array([printable(self._images.name(i)) for i in indices], dtype=np.str_)
         if column.name == "label":
             assert self._images.labels is not None
             return self._images.labels.numpy()[_read(file, "index")]
         if column.dtype == TEXT:
             return np.array(column.texts, dtype=np.str_)[_read(file, column.numbers)]
         return _read(file, column.name)
+
+    def _lines(self) -> Iterator[str]:
+        """Give the JSON lines of all parts."""
+        names = ["index", "unreadable", *(column.name for column in self._computed)]
+        for number in range(self.num_parts):
+            content = {name: _read(self._file(number), name) for name in names}
+            start = self.batches(number).start * self._batch_size
+            places = range(start, start + self.num_images(number))
+            yield from json_lines(self._images, places, self._columns, content, self._compose)
 
     # ── the folder of parts ─────────────────────────────────────────────────────────────────────
 
@@ -325,11 +325,6 @@ def _read(file: Path, name: str) -> Array:
         raise ValueError(
             f"{file} is damaged ({error}); delete it and run the command again"
         ) from error
-
-
-def _printable(name: str) -> str:
-    """Spell out bytes of a file name that are no text: neither Parquet nor JSON can hold them."""
-    return name.encode(errors="backslashreplace").decode()
 
 
 def _brief(value: Any, length: int = 80) -> str:

@@ -1,0 +1,97 @@
+"""A picture of what a classifier says: images in a grid, the likeliest class under each."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from beit.show import canvas
+
+SIDE = 192  # longest side of an image
+# Blue and orange differ to every eye; a tick and a cross say the same.
+RIGHT, WRONG, PLAIN = (40, 103, 178), (186, 78, 20), (60, 60, 60)
+_FRAME, _GAP, _LETTER, _LINE = 5, 16, 15, 21  # pixels
+_MISSING = (225, 225, 225)
+
+
+class Prediction(NamedTuple):
+    """One image and what is said of it.
+
+    Attributes:
+        image: (3, H, W) uint8 or [0, 1]; None where it cannot be read
+        guess: the likeliest class
+        probability: of it, in [0, 1]
+        truth: the class it is; None where unknown
+        right: whether the guess is the truth; of no meaning where that is unknown
+    """
+
+    image: Tensor | None
+    guess: str = ""
+    probability: float = 0.0
+    truth: str | None = None
+    right: bool = False
+
+
+def prediction_grid(predictions: Sequence[Prediction], num_columns: int | None = None) -> bytes:
+    """Draw images with their likeliest classes, as PNG; framed by right and wrong where known.
+
+    num_columns: None for about as wide as high, six at most
+    """
+    if not predictions:
+        raise ValueError("predictions are empty; expected at least one image")
+    if num_columns is None:
+        num_columns = min(6, int(np.ceil(np.sqrt(len(predictions)))))
+    panels = [None if p.image is None else canvas.panel(p.image, SIDE) for p in predictions]
+    sizes = [panel.shape[:2] for panel in panels if panel is not None] or [(SIDE, SIDE)]
+    height, width = max(h for h, _ in sizes), max(max(w for _, w in sizes), 120)
+    framed = any(p.truth is not None for p in predictions)
+    frame, num_lines = (_FRAME, 2) if framed else (0, 1)
+    cell = (width + 2 * frame + _GAP, height + 2 * frame + num_lines * _LINE + _GAP)
+    num_rows = -(-len(predictions) // num_columns)
+    sheet = Image.new("RGB", (num_columns * cell[0] + _GAP, num_rows * cell[1] + _GAP), "white")
+    draw, font = ImageDraw.Draw(sheet), _font()
+    for number, (prediction, panel) in enumerate(zip(predictions, panels, strict=True)):
+        row, column = divmod(number, num_columns)
+        left, top = _GAP + column * cell[0], _GAP + row * cell[1]
+        right, bottom = left + width + 2 * frame - 1, top + height + 2 * frame - 1
+        known = prediction.truth is not None and panel is not None
+        colour = (RIGHT if prediction.right else WRONG) if known else PLAIN
+        if known:
+            draw.rectangle((left, top, right, bottom), outline=colour, width=frame)
+        if panel is None:
+            inside = (left + frame, top + frame, right - frame, bottom - frame)
+            draw.rectangle(inside, fill=_MISSING)
+            draw.text((left, bottom + 3), "cannot be read", fill=colour, font=font)
+            continue
+        h, w = panel.shape[:2]
+        place = (left + frame + (width - w) // 2, top + frame + (height - h) // 2)
+        sheet.paste(Image.fromarray(panel), place)
+        share = f"{100 * prediction.probability:.0f}%"
+        room = right - left - font.getlength(f"  {share}")
+        name = _shortened(prediction.guess, room, font)
+        draw.text((left, bottom + 3), name, fill=colour, font=font)
+        draw.text((right, bottom + 3), share, fill=colour, font=font, anchor="ra")
+        if known:
+            mark = "✓" if prediction.right else f"✗ is {prediction.truth}"
+            words = _shortened(mark, right - left, font)
+            draw.text((left, bottom + 3 + _LINE), words, fill=colour, font=font)
+    return canvas.png(np.asarray(sheet))
+
+
+def _font() -> ImageFont.FreeTypeFont:
+    """Open matplotlib's own font: Pillow's has no letters beyond English ones."""
+    import matplotlib
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", _LETTER)
+
+
+def _shortened(words: str, room: float, font: ImageFont.FreeTypeFont) -> str:
+    """Cut words so that they fit into `room` pixels, on one line."""
+    words = " ".join(words.split())
+    if font.getlength(words) <= room:
+        return words
+    while words and font.getlength(f"{words}…") > room:
+        words = words[:-1]
+    return f"{words.rstrip()}…"

@@ -1,0 +1,100 @@
+import io
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from beit.store.table_files import Column
+from beit.store.table_lines import json_lines
+from beit.store.table_stream import LineStream
+from beit.store.tables import Table
+
+COLUMNS = [
+    Column("best", "uint8", (2,)),
+    Column("called", "str", (2,), ("ant", "bee", "cät"), numbers="best"),
+    Column("score", "float32"),
+]
+VALUES = {
+    "best": torch.tensor([[0, 2], [1, 0], [2, 1], [0, 1], [1, 2]]),
+    "score": torch.tensor([0.1, 1e-8, 1 / 3, 1.0, 0.7]),
+}
+
+
+class Named:
+    """Five images; one file name is no text."""
+
+    labels: torch.Tensor | None = None
+    class_names = None
+
+    def __len__(self) -> int:
+        return 5
+
+    def name(self, index: int) -> str:
+        return "\udcff.png" if index == 3 else f"{index}.png"
+
+
+def fill(table: Table | LineStream) -> None:
+    """In batches of two; for image 1 the next one stands in."""
+    for number in table.begin():
+        with table.part(number) as part:
+            for batch in table.batches(number):
+                turn = range(2 * batch, min(2 * batch + 2, 5))
+                shown = torch.tensor([2 if index == 1 else index for index in turn])
+                lost = ["1.png: broken: badly"] if 1 in turn else []
+                part.add(shown, {name: rows[shown] for name, rows in VALUES.items()}, lost)
+    assert table.merge() == 4
+
+
+def test_lines_hold_every_image_in_order(tmp_path) -> None:
+    output = tmp_path / "rows.jsonl"
+    fill(Table(output, Named(), COLUMNS, {}, batch_size=2, part_size=4))
+    text = output.read_bytes().decode("ascii")
+    lines = [json.loads(line) for line in text.splitlines()]
+    assert lines[0] == {
+        "path": "0.png",
+        "index": 0,
+        "best": [0, 2],
+        "called": ["ant", "cät"],
+        "score": 0.1,
+    }
+    assert lines[1] == {"path": "1.png", "index": 1, "error": "broken: badly"}
+    assert lines[3]["path"] == "\\udcff.png"
+    assert [line["index"] for line in lines] == [0, 1, 2, 3, 4]
+    scores = np.array([lines[i]["score"] for i in (0, 2, 3, 4)], dtype=np.float32)
+    assert scores.tolist() == VALUES["score"][[0, 2, 3, 4]].tolist()  # to the last bit
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
+
+    stream = io.StringIO()
+    told = LineStream(stream, Named(), COLUMNS, batch_size=2)
+    fill(told)
+    assert stream.getvalue() == text
+    assert told.summary(4, told.begin(), 2.0) == "4 rows, 1 cannot be read, 2 images/s"
+
+
+def test_labels_and_a_form_of_ones_own() -> None:
+    images = Named()
+    images.labels = torch.tensor([4, 3, -1, 1, 0])
+    content = {"index": np.array([2]), "unreadable": np.array("[]"), "score": np.float16([0.1])}
+    lines = json_lines(
+        *(images, range(2, 4), [Column("score", "float16")], content),
+        lambda row: {"where": row["path"], "times ten": 10 * row["score"]},
+    )
+    assert [json.loads(line) for line in lines] == [
+        {"where": "2.png", "times ten": 1.0},
+        {"path": "\\udcff.png", "index": 3, "label": 1, "error": "cannot be read"},
+    ]
+
+
+def test_a_line_appears_when_its_batch_is_done() -> None:
+    stream = io.StringIO()
+    told = LineStream(stream, Named(), COLUMNS, batch_size=2)
+    with told.part(0) as part:
+        part.add(torch.tensor([0, 1]), {name: rows[:2] for name, rows in VALUES.items()})
+        assert stream.getvalue() == ""
+    assert len(stream.getvalue().splitlines()) == 2
+
+
+def test_no_batch_at_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
+        LineStream(io.StringIO(), Named(), COLUMNS, batch_size=0)
