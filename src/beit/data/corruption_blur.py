@@ -1,0 +1,184 @@
+"""Blur of ImageNet-C (Hendrycks & Dietterich 2019): defocus, frosted glass, motion, zoom.
+
+Functions and `PARAMETERS` as in corruption_noise.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from beit.data.corruption_filters import disk, filtered, gaussian_blurred, truncated
+from beit.data.corruption_noise import Generators, Parameters, integers, uniforms
+
+PARAMETERS: dict[str, Parameters] = {
+    "defocus_blur": {  # radius of the disk, sigma of its edge
+        224: [(3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)],
+        32: [(0.3, 0.4), (0.4, 0.5), (0.5, 0.6), (1, 0.2), (1.5, 0.1)],
+    },
+    "glass_blur": {  # sigma, reach, rounds
+        224: [(0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)],
+        32: [(0.05, 1, 1), (0.25, 1, 1), (0.4, 1, 1), (0.25, 1, 2), (0.4, 1, 2)],
+    },
+    "motion_blur": {  # radius, sigma
+        224: [(10, 3), (15, 5), (15, 8), (15, 12), (20, 15)],
+        32: [(6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5)],
+    },
+    "zoom_blur": {  # end and step of the zoom factors, as numpy.arange takes them
+        224: [(1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)],
+        32: [(1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)],
+    },
+}
+
+
+def defocus_blur(images: Tensor, generators: Generators, radius: float, sigma: float) -> Tensor:
+    """Filter with a disk whose edge is softened; images are mirrored at their border."""
+    kernel = disk(radius, sigma)
+    used = np.flatnonzero(kernel.any(0))
+    return filtered(images, kernel[used[0] : used[-1] + 1, used[0] : used[-1] + 1])
+
+
+def glass_blur(
+    images: Tensor, generators: Generators, sigma: float, reach: int, rounds: int
+) -> Tensor:
+    """Blur, move pixels about by up to `reach`, `rounds` times, and blur again.
+
+    The published loop means to swap a pixel with its neighbour; as both sides are views of one
+    array, it copies the neighbour. We do what made the data: copy.
+    """
+    height, width = images.shape[-2:]
+    blurred = truncated(gaussian_blurred(images.transpose(0, 1).contiguous(), sigma))
+    source = torch.arange(len(images) * height * width)
+    for _ in range(rounds):
+        moves = integers(generators, -reach, reach, (2, height, width))  # columns, rows
+        source = source.index_select(0, _moved_from(moves, reach))
+    moved = blurred.flatten(1).index_select(1, source).view_as(blurred)
+    return gaussian_blurred(moved, sigma).transpose(0, 1)
+
+
+def _moved_from(moves: Tensor, reach: int) -> Tensor:
+    """Say of which place in the batch each pixel has the value after one round.
+
+    moves: (B, 2, H, W). Returns: (B · H · W,) int64.
+    """
+    B, _, height, width = moves.shape
+    own = torch.arange(B * height * width)
+    neighbours = own.clone()
+    inner = slice(reach + 1, height - reach + 1), slice(reach + 1, width - reach + 1)
+    columns, rows = moves[:, :, *inner].unbind(1)
+    neighbours.view(B, height, width)[:, *inner] += rows * width + columns
+    # The loop runs from the last pixel to the first. So a neighbour further on already has the
+    # value of its own neighbour, and so on, up to one that stands before its asker.
+    source = neighbours.clone()
+    waiting = (source > own).nonzero().squeeze(1)
+    while len(waiting):
+        places = source.index_select(0, waiting)
+        further = neighbours.index_select(0, places)
+        source.index_copy_(0, waiting, further)
+        waiting = waiting[further > places]
+    return source
+
+
+def motion_blur(images: Tensor, generators: Generators, radius: float, sigma: float) -> Tensor:
+    """Blur along a line at -45 to 45 degrees."""
+    angles = -45 + 90 * uniforms(generators, (1,)).squeeze(1).double()
+    return motion_blurred(images, radius, sigma, angles)
+
+
+def motion_blurred(images: Tensor, radius: float, sigma: float, angles: Tensor) -> Tensor:
+    """Blur (B, C, H, W) as ImageMagick's MotionBlurImage does, cut to whole numbers.
+
+    One half of a Gaussian of 2 · radius + 1 weights, laid along the direction of `angles`, (B,)
+    degrees, at whole pixels; pixels outside repeat the border. ImageMagick rounds to 16 bits, of
+    which 257 make a level, and cuts that to 8.
+    """
+    height, width = images.shape[-2:]
+    length = 2 * math.ceil(radius) + 1
+    weights = np.exp(-(np.arange(length) ** 2) / (2 * sigma**2))
+    weights /= weights.sum()
+    angles, order = angles.sort()  # neighbours in angle share most shifts
+    lines = np.arange(length)[:, None] * np.exp(1j * np.deg2rad(angles.numpy()))
+    columns = np.ceil(lines.real - 0.5).astype(int)  # (length, B)
+    rows = np.ceil(lines.imag - 0.5).astype(int)
+    left, top = max(0, -columns.min()), max(0, -rows.min())
+    margins = [left, max(0, columns.max()), top, max(0, rows.max())]
+    padded = functional.pad(images[order], [int(margin) for margin in margins], mode="replicate")
+    total = torch.zeros_like(images)
+    for weight, row, column in zip(weights.tolist(), rows + top, columns + left, strict=True):
+        changes = np.flatnonzero(np.diff(row) | np.diff(column)) + 1
+        for first, end in zip([0, *changes], [*changes, len(order)], strict=True):
+            y, x = row[first], column[first]
+            shifted = padded[first:end, :, y : y + height, x : x + width]
+            total[first:end].add_(shifted, alpha=weight)
+    blurred = torch.empty_like(total)
+    blurred[order] = total.add_(0.5 / 257).floor_()
+    return blurred
+
+
+def zoom_blur(images: Tensor, generators: Generators, end: float, step: float) -> Tensor:
+    """Average the images with their enlargements by 1, 1 + step, ... (before `end`)."""
+    pixels = images.flatten(2).flatten(0, 1).t().contiguous()  # (H·W, B·3)
+    places, weights, starts = _zoom_taps(*images.shape[-2:], end, step)
+    mixed = functional.embedding_bag(places, pixels, starts, mode="sum", per_sample_weights=weights)
+    return mixed.t().reshape(images.shape)
+
+
+@lru_cache(maxsize=1)
+def _zoom_taps(height: int, width: int, end: float, step: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Say which pixels make each pixel of `zoom_blur`: four an enlargement, and itself.
+
+    Returns: places and weights of all taps, (T,) int32 and float32, and where those of each pixel
+    begin, (H·W,) int32. A quarter of a second's work at 224 pixels, so the last answer is kept.
+    """
+    factors, across = np.arange(1, end, step).tolist(), np.arange(width)
+    lines = [[_zoom_places(side, factor) for factor in factors] for side in (height, width)]
+    (upper, down), (left, right) = (map(np.stack, zip(*line, strict=True)) for line in lines)
+    columns = np.stack([left, left + 1])  # (2, factors, W)
+    column_shares = np.stack([1 - right, right])
+    places, weights, counts = [], [], []
+    for row in range(height):
+        rows = np.stack([upper[:, row], upper[:, row] + 1])[:, None, :, None]
+        row_shares = np.stack([1 - down[:, row], down[:, row]])[:, None, :, None]
+        taps = across * height * width + rows * width + columns  # (2, 2, factors, W)
+        own = across * height * width + row * width + across
+        of_all = np.concatenate([taps.ravel(), own])
+        shares = np.concatenate([(row_shares * column_shares).ravel(), np.ones(width)])
+        distinct, which = np.unique(of_all, return_inverse=True)
+        sums = np.bincount(which, shares) / (len(factors) + 1)
+        used = sums > 1e-12
+        places.append(distinct[used] % (height * width))
+        weights.append(sums[used])
+        counts.append(np.bincount(distinct[used] // (height * width), minlength=width))
+    starts = np.concatenate(counts).cumsum() - np.concatenate(counts)
+    return (
+        torch.from_numpy(np.concatenate(places).astype(np.int32)),
+        torch.from_numpy(np.concatenate(weights).astype(np.float32)),
+        torch.from_numpy(starts.astype(np.int32)),
+    )
+
+
+def zoomed(images: Tensor, factor: float) -> Tensor:
+    """Enlarge the centre of (B, C, H, W) to the whole, bilinearly, corners on corners."""
+    for axis in (-2, -1):
+        below, share = map(torch.from_numpy, _zoom_places(images.shape[axis], factor))
+        share = share.to(images.dtype)
+        share = share[:, None] if axis == -2 else share
+        lower, upper = (images.index_select(axis, below + i) for i in (0, 1))
+        images = lower.lerp_(upper, share)
+    return images
+
+
+def _zoom_places(side: int, factor: float) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Say between which pixels those of the enlarged line lie: the lower, and the upper's share."""
+    box = math.ceil(side / factor)
+    large = round(box * factor)
+    places = (np.arange(side) + (large - side) // 2) * ((box - 1) / (large - 1))
+    below = np.minimum(places.astype(np.int64), box - 2)
+    return (side - box) // 2 + below, places - below
