@@ -1,3 +1,4 @@
+import logging
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import yaml
 
 import beit
 from beit import cli
-from beit.recipes import presets
+from beit.recipes import predict, presets
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,22 @@ def test_a_file_may_be_a_preset_of_ones_own(ran, tmp_path):
 def test_positional_arguments(ran):
     assert cli.main(["toy", "blocks", "--optim.epochs", "1"]) == 0
     assert ran == [Config(name="blocks", optim=Optim(epochs=1))]
+
+
+@pytest.mark.parametrize("values", [["a.jpg"], ["a.jpg", "b.jpg"], ["-"]])
+def test_the_last_positional_argument_may_be_many(values):
+    config = cli.parse("predict", predict.Config, ["runs/ft", *values, "--top_k", "3"])
+    assert (config.model, list(config.data), config.top_k) == ("runs/ft", values, 3)
+
+
+def test_what_is_logged_reaches_standard_error(ran, capsys, monkeypatch):
+    log = logging.getLogger("beit.somewhere")
+    monkeypatch.setattr(sys.modules["toy_recipe"], "run", lambda config: log.info("left out: x"))
+    assert cli.main(["toy"]) == 0
+    assert capsys.readouterr().err == "left out: x\n"
+    monkeypatch.setenv("RANK", "1")
+    assert cli.main(["toy"]) == 0
+    assert capsys.readouterr().err == ""
 
 
 def test_print_config_can_be_run_again(ran, capsys, tmp_path):

@@ -6,12 +6,14 @@ only when the verb is asked for, so that `beit --help` imports no torch.
 
 import importlib
 import json
+import logging
 import os
 import re
 import sys
 import traceback
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
@@ -52,10 +54,20 @@ VERBS = {
         "train a ViT to predict the tokens of masked patches",
         resumable=True,
     ),
+    "finetune": Verb(
+        "beit.recipes.finetune",
+        "train a classifier, all of it, from a pretrained backbone",
+        resumable=True,
+    ),
     "probe": Verb("beit.recipes.probe", "linear probe and k-NN on frozen features"),
+    "evaluate": Verb("beit.recipes.evaluate", "how good and how robust a classifier is"),
     "tokenize": Verb("beit.recipes.tokenize", "the codes of images, to Parquet or NPZ"),
     "embed": Verb("beit.recipes.embed", "the features of images, to Parquet or NPZ"),
-    "predict": Verb("beit.recipes.predict", "the likeliest classes of images, to Parquet or NPZ"),
+    "predict": Verb(
+        "beit.recipes.predict",
+        "the likeliest classes of images: beit predict MODEL IMAGE ...",
+        ("model", "data+"),
+    ),
     "export": Verb(
         "beit.recipes.export",
         "a model as safetensors, published, timm, transformers, ONNX or torch.export",
@@ -76,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done; 2: the caller's mistake, told in one line; 130: stopped by Ctrl-C.
     """
     try:
-        code = _run(list(sys.argv[1:] if argv is None else argv))
+        with _log_shown():
+            code = _run(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
@@ -90,6 +103,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         print(f"beit: error: {_one_line(error)}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _log_shown() -> Iterator[None]:
+    """Show on standard error what beit logs, as what a loaded file holds; once under torchrun."""
+    log, handler = logging.getLogger("beit"), logging.StreamHandler()
+    before = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)
 
 
 def _run(arguments: list[str]) -> int:
@@ -197,9 +224,11 @@ def _parser(verb: str, config_class: type) -> "ArgumentParser":
 def _name_positionals(verb: str, arguments: list[str]) -> list[str]:
     """Turn leading values into options: `fetch cifar10 DIR` → `--name=cifar10 --directory=DIR`."""
     values = []
-    while arguments and not arguments[0].startswith("-"):
+    while arguments and (arguments[0] == "-" or not arguments[0].startswith("-")):
         values.append(arguments.pop(0))
     names = VERBS[verb].positional
+    if names[-1:] and names[-1].endswith("+"):  # as many as there are, put into one list
+        names += names[-1:] * (len(values) - len(names))
     if len(values) > len(names):
         raise ValueError(
             f"unexpected argument {values[len(names)]!r}: beit {verb} takes "

@@ -220,7 +220,7 @@ def test_an_image_that_cannot_be_read_has_its_error(
     model: str, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "3.png").write_text("words")
-    predict.run(config(model, None, data=files, max_unreadable=0.2))
+    predict.run(config(model, None, data=files))
     told = lines(capsys.readouterr().out)
     assert [line["index"] for line in told] == list(range(7))
     assert told[3].keys() == {"path", "index", "error"}
@@ -228,8 +228,9 @@ def test_an_image_that_cannot_be_read_has_its_error(
     assert all("top" in line for line in told if line["index"] != 3)
     predict.run(config(model, tmp_path / "classes.jsonl", data=files, max_unreadable=0.2))
     assert lines((tmp_path / "classes.jsonl").read_text()) == told
-    with pytest.raises(ValueError, match=r"1 of 7 images cannot be read.*3\.png"):
-        predict.run(config(model, None, data=files))
+    for refused in ({"data": files, "max_unreadable": 0.1}, {"data": str(tmp_path)}):
+        with pytest.raises(ValueError, match=r"1 of 7 images cannot be read.*3\.png"):
+            predict.run(config(model, None, **refused))
 
 
 def test_lines_without_names_of_classes(

@@ -106,6 +106,14 @@ class EvalView:
 
     def __call__(self, image: Tensor) -> Tensor:
         """Resize and crop `image`, (3, H, W) uint8. Returns: (3, H', W') uint8."""
+        image = self.scaled(image)
+        target_height, target_width = self.size
+        top = round((image.shape[-2] - target_height) / 2)
+        left = round((image.shape[-1] - target_width) / 2)
+        return image[:, top : top + target_height, left : left + target_width].contiguous()
+
+    def scaled(self, image: Tensor) -> Tensor:
+        """Resize `image`, (3, H, W) uint8, to what is cropped: `size / crop_ratio` or larger."""
         height, width = image.shape[-2:]
         target_height, target_width = self.size
         least_height = int(target_height / self.crop_ratio)
@@ -114,10 +122,7 @@ class EvalView:
             resized = (least_height, max(least_width, least_height * width // height))
         else:
             resized = (max(least_height, least_width * height // width), least_width)
-        image = _resized(image, resized)
-        top = round((resized[0] - target_height) / 2)
-        left = round((resized[1] - target_width) / 2)
-        return image[:, top : top + target_height, left : left + target_width].contiguous()
+        return _resized(image, resized)
 
 
 def crop_box(height: int, width: int, config: ViewConfig, chances: list[float]) -> Box:

@@ -41,7 +41,8 @@ class Config:
         model: what has a backbone: a run directory, a weights file, published:NAME or
             hf://OWNER/NAME
         data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]
-        output: a new .parquet or .npz file; what is done so far is kept in OUTPUT.parts beside it
+        output: a new .parquet, .npz or .jsonl file; what is done so far is kept in OUTPUT.parts
+            beside it
         features: any of cls, mean, patches
         layer: number of the block, from 1, whose raw output is taken; null for the final features
         dtype: of the features in the file

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 import beit
 from beit.data.batches import EvalBatches, Unreadable
 from beit.data.decoding import UnreadableImage
+from beit.data.folder import EXTENSIONS
 from beit.data.listed import read_list
 from beit.data.prefetch import prefetch
 from beit.data.sources import Source, limited, open_source
@@ -67,7 +68,8 @@ class Config:
         batch_size: images at a time in each process
         part_size: images after which what is done is kept; each process works on one such part
         num_workers: processes that decode images, for each process
-        max_unreadable: largest share of unreadable images that does not stop the work
+        max_unreadable: largest share of unreadable images that does not stop the work; null for 1%,
+            or all of the files that a list or the command line names
         device: where and in which precision the classifier runs
     """
 
@@ -84,7 +86,7 @@ class Config:
     batch_size: int = 128
     part_size: int = 1024
     num_workers: int = 2
-    max_unreadable: float = 0.01
+    max_unreadable: float | None = None
     device: DeviceConfig = field(default_factory=DeviceConfig)
 
     def __post_init__(self) -> None:
@@ -166,7 +168,7 @@ def run(config: Config) -> Result:
     batches = EvalBatches(
         source, view, config.batch_size, num_workers=config.num_workers, batches=numbers
     )
-    unreadable = Unreadable(len(source), config.max_unreadable)
+    unreadable = Unreadable(len(source), _allowed_share(config))
     model = compiled(classifier.to(fabric.device), config.device)
 
     loader = prefetch(batches, fabric.device)
@@ -221,6 +223,15 @@ def _images(config: Config) -> Source:
     if config.data in ("-", ["-"]):
         return limited(read_list(sys.stdin.buffer.read(), "standard input"), config.limit)
     return open_source(config.data, limit=config.limit)
+
+
+def _allowed_share(config: Config) -> float:
+    """Say how many images may be unreadable: whoever names files wants to hear about each."""
+    if config.max_unreadable is not None:
+        return config.max_unreadable
+    first = config.data if isinstance(config.data, str) else config.data[0]
+    named = first.startswith(("-", "@")) or Path(first).suffix.lower() in EXTENSIONS
+    return 1.0 if named else 0.01
 
 
 def _line(row: Line) -> Line:

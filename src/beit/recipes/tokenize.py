@@ -37,7 +37,8 @@ class Config:
     Attributes:
         model: a tokenizer: a run directory, a weights file, published:NAME or hf://OWNER/NAME
         data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]
-        output: a new .parquet or .npz file; what is done so far is kept in OUTPUT.parts beside it
+        output: a new .parquet, .npz or .jsonl file; what is done so far is kept in OUTPUT.parts
+            beside it
         limit: take so many images, a fixed random subset; null for all
         image_size: side or [height, width], for a tokenizer whose file does not say it or that
             takes others than its own; null for its own

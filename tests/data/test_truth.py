@@ -1,0 +1,79 @@
+import pytest
+import torch
+
+from beit.data.truth import padded, plain_task
+
+
+class Labelled:
+    """A source of labels only."""
+
+    def __init__(self, labels, names=None):
+        self.labels = None if labels is None else torch.tensor(labels)
+        self.class_names = names
+
+    def __len__(self):
+        return len(self.labels)
+
+    def name(self, index):
+        return f"{index}.png"
+
+
+NAMES = ("ant", "bee", "cat", "dog")
+
+
+def test_classes_are_matched_by_name_in_any_order():
+    task = plain_task("set", Labelled([0, 2, 1], ["dog", "ant", "bee"]), 4, NAMES)
+    assert task.columns.tolist() == [0, 1, 2, 3]
+    assert task.right.tolist() == [[3], [1], [0]]
+    assert task.groups.tolist() == [3, 1, 0]
+    assert task.names == [*NAMES]
+    assert task.notes == ["the images have 3 of 4 classes; all 4 logits are compared"]
+
+
+def test_only_the_logits_of_classes_that_are_there():
+    source = Labelled([0, 2, 0], ["dog", "ant", "bee"])  # no ant
+    task = plain_task("set", source, 4, NAMES, present_only=True)
+    assert task.columns.tolist() == [1, 3]
+    assert task.right.tolist() == [[1], [0], [1]]
+    assert task.names == ["bee", "dog"]
+
+
+def test_numbers_where_a_name_is_missing():
+    assert plain_task("set", Labelled([1, 0]), 2, ("ant", "bee")).right.tolist() == [[1], [0]]
+    task = plain_task("set", Labelled([1, 0], ["x", "y"]), 2, None)
+    assert task.right.tolist() == [[1], [0]]
+    assert "numbered in the order of their names" in task.notes[0]
+    with pytest.raises(ValueError, match="there are 2 classes for the classifier's 3"):
+        plain_task("set", Labelled([1, 0], ["x", "y"]), 3, None)
+
+
+def test_an_unknown_name_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match=r"data set: .* no class beee; did you mean bee\?"):
+        plain_task("set", Labelled([0, 1], ["ant", "beee"]), 4, NAMES)
+
+
+def test_two_classes_of_one_name_match_in_their_order_only():
+    twice = ("crane", "ant", "crane")
+    assert plain_task("set", Labelled([2], list(twice)), 3, twice).right.tolist() == [[2]]
+    with pytest.raises(ValueError, match="two classes named crane"):
+        plain_task("set", Labelled([0], ["crane"]), 3, twice)
+
+
+def test_a_label_out_of_range_or_missing_is_refused_and_named():
+    with pytest.raises(ValueError, match=r"1\.png has the label 7, .* has 4 classes; expected 0"):
+        plain_task("set", Labelled([0, 7]), 4, None)
+    with pytest.raises(ValueError, match=r"without a label, the first is 1\.png"):
+        plain_task("set", Labelled([0, -1]), 4, None)
+    with pytest.raises(ValueError, match="images without a label; a classifier is judged"):
+        plain_task("set", Labelled(None), 4, None)
+
+
+def test_rows_are_filled_up():
+    assert padded([[3], [1, 2], []]).tolist() == [[3, -1], [1, 2], [-1, -1]]
+
+
+def test_the_fingerprint_is_of_names_and_answers():
+    task = plain_task("set", Labelled([1, 0]), 2, None)
+    assert task.fingerprint() == plain_task("other", Labelled([1, 0]), 2, NAMES[:2]).fingerprint()
+    assert task.fingerprint() != plain_task("set", Labelled([1, 1]), 2, None).fingerprint()
+    assert task.fingerprint() != plain_task("set", Labelled([1, 0]), 3, None).fingerprint()
