@@ -1,17 +1,22 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from lightning_fabric import Fabric
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from beit.data.decoding import UnreadableImage
+from beit.data.sources import open_source
+from beit.data.views import EvalView
+from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
+from beit.nn.pooling import Kind, kinds_of
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.recipes import probe
 from beit.recipes.probe import Config
+from beit.store.frozen import Frozen, open_frozen
 from beit.store.weights import save_weights
 from beit.train.fabric import DeviceConfig
 
@@ -24,51 +29,7 @@ def clusters(count: int, spread: float, seed: int) -> tuple[Tensor, Tensor]:
     return torch.eye(3, 5)[labels] + noise, labels
 
 
-# ── training ────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_first_step_by_hand() -> None:
-    # Standardised these are -1 and 1, and from zero both classes have probability 1/2.
-    features, labels = torch.tensor([[3.0], [5.0]]), torch.tensor([0, 1])
-    probes = probe.train_probes(features, labels, [0.5, 2], 2, epochs=1, batch_size=2, seed=0)
-    gradient = torch.tensor([[0.5], [-0.5]])  # mean of (p - target) x: (-1/2 * -1 + 1/2 * 1) / 2
-    torch.testing.assert_close(probes.weight[0], -0.5 * gradient)
-    torch.testing.assert_close(probes.weight[1], -2 * gradient)
-    assert torch.equal(probes.bias, torch.zeros(2, 2))
-
-
-def test_every_rate_is_trained_as_it_would_be_alone() -> None:
-    features, labels = clusters(43, 0.7, seed=0)
-    rates = [1e-3, 0.05, 0.4, 1e20]  # the last one overflows and must not touch the others
-    together = probe.train_probes(features, labels, rates, 3, epochs=3, batch_size=8, seed=1)
-    for r, rate in enumerate(rates[:3]):
-        alone = probe.train_probes(features, labels, [rate], 3, epochs=3, batch_size=8, seed=1)
-        torch.testing.assert_close(together.weight[r], alone.weight[0])
-        torch.testing.assert_close(together.bias[r], alone.bias[0])
-
-
-def test_training_is_plain_sgd_with_momentum_and_a_cosine() -> None:
-    features, labels = clusters(20, 0.7, seed=2)
-    rate, epochs, batch_size = 0.3, 2, 8
-    probes = probe.train_probes(
-        features, labels, [rate], 3, epochs=epochs, batch_size=batch_size, seed=3
-    )
-    linear = nn.Linear(5, 3)
-    nn.init.zeros_(linear.weight)
-    nn.init.zeros_(linear.bias)
-    optimizer = torch.optim.SGD(linear.parameters(), lr=rate, momentum=0.9)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=epochs * 3)
-    standardised = (features - features.mean(0)) / features.std(0, correction=0)
-    generator = torch.Generator().manual_seed(3)
-    for _ in range(epochs):
-        for batch in torch.randperm(20, generator=generator).split(batch_size):
-            optimizer.zero_grad()
-            F.cross_entropy(linear(standardised[batch]), labels[batch]).backward()
-            optimizer.step()
-            schedule.step()
-    torch.testing.assert_close(probes.weight[0], linear.weight)
-    torch.testing.assert_close(probes.bias[0], linear.bias)
-
+CLS, MEAN = Kind(None, "cls"), Kind(None, "mean")
 
 # ── the protocol on features ────────────────────────────────────────────────────────────────────
 
@@ -88,10 +49,11 @@ def config(**changes: object) -> Config:
 
 
 def test_separable_classes_are_told_apart() -> None:
+    kind = Kind(2, "mean")
     row = probe.probe_features(
-        "mean", *clusters(90, 0.05, seed=0), *clusters(30, 0.05, seed=1), config(), 3
+        kind, *clusters(90, 0.05, seed=0), *clusters(30, 0.05, seed=1), config(), 3
     )
-    assert row["features"] == "mean"
+    assert (row["features"], row["layer"], row["pooling"]) == ("mean@2", 2, "mean")
     assert row["linear"] == 1.0
     assert row["knn"] == 1.0
     assert len(row["held_out"]) == 3
@@ -100,9 +62,9 @@ def test_separable_classes_are_told_apart() -> None:
 def test_test_images_have_no_say_in_the_choice() -> None:
     train, train_labels = clusters(120, 1.0, seed=0)
     test, test_labels = clusters(60, 1.0, seed=1)
-    row = probe.probe_features("cls", train, train_labels, test, test_labels, config(), 3)
+    row = probe.probe_features(CLS, train, train_labels, test, test_labels, config(), 3)
     other = probe.probe_features(
-        "cls", train, train_labels, 100 * test, (test_labels + 1) % 3, config(), 3
+        CLS, train, train_labels, 100 * test, (test_labels + 1) % 3, config(), 3
     )
     assert (row["rate"], row["held_out"]) == (other["rate"], other["held_out"])
     # By rising rate, whatever the order they were given in.
@@ -114,41 +76,40 @@ def test_features_that_are_not_finite_are_refused() -> None:
     broken = features.clone()
     broken[3, 1] = math.nan
     with pytest.raises(ValueError, match="features of the test images are not finite"):
-        probe.probe_features("cls", features, labels, broken, labels, config(), 3)
-
-
-def test_score_counts_hits_of_every_probe() -> None:
-    probes = probe.LinearProbes(2, 2, 2)
-    with torch.no_grad():
-        probes.weight[0].copy_(torch.eye(2))  # the larger dimension is the class
-        probes.weight[1].copy_(torch.eye(2).flip(0))
-    features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0], [0.0, 3.0]])
-    accuracies = probe.score(probes, features, torch.tensor([0, 1, 0, 0]), chunk=3)
-    assert accuracies.tolist() == [0.75, 0.25]
-
-
-def test_the_first_of_equals_is_chosen() -> None:
-    assert probe.choose(torch.tensor([0.2, 0.7, 0.7, 0.1])) == 1
-
-
-def test_split_parts_all_images_by_chance() -> None:
-    fitted, held_out = probe.split(47, 0.2, seed=5)
-    assert len(held_out) == 9
-    assert torch.cat([fitted, held_out]).sort().values.tolist() == list(range(47))
-    assert torch.equal(held_out, probe.split(47, 0.2, seed=5)[1])
-    assert not torch.equal(held_out, probe.split(47, 0.2, seed=6)[1])
-
-
-def test_a_split_without_held_out_images_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"held_out 0\.1 of 4 training images is 0"):
-        probe.split(4, 0.1, seed=0)
+        probe.probe_features(CLS, features, labels, broken, labels, config(), 3)
 
 
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="rates must be one or more positive numbers"):
         config(rates=(0.1, -1.0))
+    with pytest.raises(ValueError, match="attentive_rates must be one or more positive numbers"):
+        config(attentive_rates=())
     with pytest.raises(ValueError, match="epochs must be at least 1, got 0"):
         config(epochs=0)
+    with pytest.raises(ValueError, match=r"neighbours must be at least 1, got \(20, 0\)"):
+        config(neighbours=(20, 0))
+    with pytest.raises(ValueError, match=r"layers must name one or more, each once, got \(2, 2\)"):
+        config(layers=(2, 2))
+    with pytest.raises(ValueError, match=r"pooling must name one or more, each once, got \(\)"):
+        config(pooling=())
+    with pytest.raises(ValueError, match="weight_decay must be 0 or more, got -1"):
+        config(weight_decay=-1.0)
+
+
+@pytest.mark.parametrize("standardise", ["whole", "batch", "none"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_every_way_tells_separable_classes_apart(standardise: str, optimizer: str) -> None:
+    settings = config(standardise=standardise, optimizer=optimizer, weight_decay=1e-4, epochs=8)
+    train, test = clusters(90, 0.05, seed=0), clusters(30, 0.05, seed=1)
+    assert probe.probe_features(CLS, *train, *test, settings, 3)["linear"] == 1.0
+
+
+def test_several_numbers_of_neighbours_have_a_figure_each() -> None:
+    data = *clusters(90, 0.6, seed=0), *clusters(30, 0.6, seed=1)
+    row = probe.probe_features(CLS, *data, config(neighbours=(5, 1, 90)), 3)
+    alone = [probe.probe_features(CLS, *data, config(neighbours=k), 3)["knn"] for k in (5, 1, 90)]
+    assert row["knn_each"] == alone
+    assert row["knn"] == alone[0]
 
 
 # ── features ────────────────────────────────────────────────────────────────────────────────────
@@ -173,17 +134,13 @@ class Grey:
 
 
 def test_unreadable_images_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    frozen = probe.Frozen(lambda images: {"mean": images[:, :2, 0, 0].double()}, (4, 4))
-    cached = probe.extract(
-        frozen,
-        Grey(),
-        "test",
-        config(images_per_batch=3, max_unreadable=0.2),
-        Fabric(accelerator="cpu"),
-    )
+    frozen = Frozen(lambda images, _: {MEAN: images[:, :2, 0, 0].float()}, (4, 4), width=2)
+    settings = config(images_per_batch=3, max_unreadable=0.2)
+    cached = probe.extract(frozen, [MEAN], Grey(), "test", settings, Fabric(accelerator="cpu"))
     assert cached.labels.tolist() == [0, 1, 1, 0, 1, 0]
+    assert cached.indices.tolist() == [0, 1, 3, 4, 5, 6]
     expected = [[value, value] for value in (0.0, 10.0, 30.0, 40.0, 50.0, 60.0)]
-    assert torch.equal(cached.features["mean"], torch.tensor(expected))
+    assert torch.equal(cached.of(MEAN), torch.tensor(expected))
     assert "left out, cannot be read: grey 2" in capsys.readouterr().err
 
 
@@ -193,7 +150,7 @@ def test_unreadable_images_are_left_out(capsys: pytest.CaptureFixture[str]) -> N
 @pytest.fixture
 def weights(tmp_path: Path) -> str:
     torch.manual_seed(0)
-    vit = ViTConfig(image_size=(8, 16), patch_size=4, width=12, depth=1, num_heads=3)
+    vit = ViTConfig(image_size=(8, 16), patch_size=4, width=12, depth=2, num_heads=3)
     path = tmp_path / "weights.safetensors"
     save_weights(path, VisionTransformer(vit))
     return str(path)
@@ -226,41 +183,124 @@ def test_same_seed_same_figures(weights: str) -> None:
     assert first == second
 
 
-def test_features_are_those_of_the_backbone_in_eval_mode(weights: str) -> None:
+def test_one_pass_gives_every_layer_and_pooling(
+    weights: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from beit.store.load import load_backbone
 
-    frozen = probe._open_model(config(model=weights), torch.device("cpu"))
-    assert frozen.image_size == (8, 16)
-    images = torch.randint(256, (2, 3, 8, 16), dtype=torch.uint8)
+    frozen = open_frozen(weights)
+    shown = []
+
+    def read(images: Tensor, kinds: list[Kind]) -> dict[Kind, Tensor]:
+        shown.append(len(images))
+        return frozen.read(images, kinds)
+
+    kinds = kinds_of("all", ("both", "mean"), frozen.depth, True)
+    source = open_source("shapes://7?size=16")
+    settings = config(images_per_batch=4, crop_ratio=1.0, dtype="float16")
+    cached = probe.extract(
+        frozen._replace(read=read), kinds, source, "test", settings, Fabric(accelerator="cpu")
+    )
+    assert shown == [4, 3]
+    view = EvalView((8, 16), 1.0)
+    images = torch.stack([view(source.image(index)) for index in range(7)])
     with torch.no_grad():
-        pooled = frozen.embed(images)
-        features = load_backbone(weights)(images)
-    assert torch.equal(pooled["cls"], features.cls)
-    assert torch.equal(pooled["mean"], features.patches.mean(dim=1))
+        features = load_backbone(weights)(images, layers=(1, 2))
+    for layer, tokens in features.layers.items():
+        both = torch.cat([tokens[:, 0], tokens[:, 1:].mean(dim=1)], dim=1)
+        stored = cached.of(Kind(layer, "both"))
+        assert stored.dtype == torch.float16
+        torch.testing.assert_close(stored.float(), both, rtol=1e-3, atol=1e-3)
+        assert torch.equal(cached.of(Kind(layer, "mean")), stored[:, 12:])
+    final = features.patches.mean(dim=1)
+    torch.testing.assert_close(cached.of(MEAN).float(), final, rtol=1e-3, atol=1e-3)
 
 
-def test_untrained_weights_come_from_the_seed_alone(weights: str) -> None:
-    images = torch.randint(256, (2, 3, 8, 16), dtype=torch.uint8)
+def test_features_of_each_pass_are_those_of_new_views_without_the_held_out_part() -> None:
+    def means(images: Tensor, kinds: list[Kind]) -> dict[Kind, Tensor]:
+        return {MEAN: images.float().mean(dim=(2, 3))}
 
-    def embedded(**changes: object) -> Tensor:
-        before = torch.random.get_rng_state()
-        frozen = probe._open_model(config(model=weights, **changes), torch.device("cpu"))
-        assert torch.equal(torch.random.get_rng_state(), before)
-        with torch.no_grad():
-            return frozen.embed(images)["mean"]
+    source = open_source("shapes://10?size=16")
+    frozen = Frozen(means, (8, 8), width=3)
+    fabric = Fabric(accelerator="cpu")
 
-    untrained = embedded(untrained=True, seed=4)
-    assert torch.equal(untrained, embedded(untrained=True, seed=4))
-    assert not torch.allclose(untrained, embedded(untrained=True, seed=5))
-    assert not torch.allclose(untrained, embedded())
+    def drawn(**changes: object) -> list[Tensor]:
+        settings = config(**{"batch_size": 5, "images_per_batch": 2, "augment": True} | changes)
+        stream = probe._drawn(frozen, [MEAN], source, 4, settings, fabric)
+        passes = [(features[MEAN], labels) for features, labels in stream]
+        assert len(passes) == 4
+        for part in (passes[:2], passes[2:]):  # every image once in each pass
+            labels = torch.cat([truth for _, truth in part])
+            assert labels.sort().values.tolist() == source.labels.sort().values.tolist()
+        return [torch.cat([f for f, _ in part]).sort(0).values for part in (passes[:2], passes[2:])]
+
+    first, second = drawn()
+    assert not torch.allclose(first, second)
+    assert all(map(torch.equal, drawn(), (first, second)))
+    assert not torch.allclose(drawn(seed=1)[0], first)
+    still, again = drawn(augment=False)
+    assert torch.equal(still, again)
+    cached = probe.extract(frozen, [MEAN], source, "test", config(), fabric)
+    torch.testing.assert_close(still, cached.of(MEAN).sort(0).values)
 
 
-def test_a_teacher_has_the_mean_of_its_patches_only() -> None:
-    settings = config(model="teacher:timm:test_vit.r160_in1k", untrained=True, image_size=32)
-    frozen = probe._open_model(settings, torch.device("cpu"))
-    assert frozen.image_size == (32, 32)
-    pooled = frozen.embed(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
-    assert {kind: tuple(vectors.shape) for kind, vectors in pooled.items()} == {"mean": (2, 64)}
+def test_a_command_with_everything(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = config(
+        model=weights,
+        layers="all",
+        pooling=("cls", "both"),
+        augment=True,
+        attentive=True,
+        attentive_heads=4,
+        attentive_rates=(1e-2, 1e-3),
+        standardise="batch",
+        optimizer="adamw",
+        neighbours=(5, 10),
+        epochs=2,
+        output=str(tmp_path / "probe"),
+        **SHAPES,
+    )
+    result = probe.run(settings)
+    names = ["cls@1", "both@1", "cls@2", "both@2", "cls", "both"]
+    assert [row["features"] for row in result.rows] == names
+    names = ["attentive@1", "attentive@2", "attentive"]
+    assert [row["features"] for row in result.attentive] == names
+    record = json.loads((tmp_path / "probe" / "probe.json").read_text())
+    assert record["attentive"] == result.attentive
+    assert all(
+        len(row["held_out"]) == 2 and row["rate"] in (1e-2, 1e-3) for row in result.attentive
+    )
+    page = (tmp_path / "probe" / "report.html").read_text()
+    assert "raw outputs of blocks" in page
+    out = capsys.readouterr().out
+    assert "attentive, block 2" in out and "10-NN" in out
+    assert probe.run(replace(settings, output=None)) == result
+
+
+def test_the_row_that_the_paper_reads_is_marked(tmp_path: Path) -> None:
+    vit = ViTConfig(image_size=(8, 8), patch_size=4, width=12, depth=1, num_heads=3)
+    read = {}
+    for head_layers in (0, 1):
+        path = tmp_path / f"{head_layers}.safetensors"
+        numbers = MaskedImageModelConfig(vit, 5, early_layers=1, head_layers=head_layers)
+        save_weights(path, MaskedImageModel(numbers))
+        result = probe.run(config(model=str(path), layers="all", **SHAPES))
+        read[head_layers] = [row["features"] for row in result.rows if row["paper"]]
+        with_or_out = "with" if head_layers else "without"
+        assert any(f"pretrained {with_or_out} patch" in note for note in result.notes)
+    assert read == {0: ["mean"], 1: ["cls"]}
+
+
+def test_layers_and_heads_that_the_model_lacks_are_refused(weights: str) -> None:
+    with pytest.raises(ValueError, match="layers names block 3, but the model has blocks 1 to 2"):
+        probe.run(config(model=weights, layers=(3,), **SHAPES))
+    with pytest.raises(ValueError, match="attentive_heads is 5, but the model is 12 wide"):
+        probe.run(config(model=weights, attentive=True, attentive_heads=5, **SHAPES))
+    teacher = config(model="teacher:timm:test_vit.r160_in1k", untrained=True, image_size=32)
+    with pytest.raises(ValueError, match=r"gives no \[CLS\] token; expected mean"):
+        probe.run(replace(teacher, pooling=("cls",), **SHAPES))
 
 
 def test_images_without_labels_are_refused(weights: str, tmp_path: Path) -> None:
@@ -280,7 +320,7 @@ def test_other_classes_in_the_test_set_are_refused(weights: str, tmp_path: Path)
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "pets" / name / "0.png")
-    with pytest.raises(ValueError, match="do not have the same classes"):
+    with pytest.raises(ValueError, match="the classes of train and validation differ"):
         probe.run(config(model=weights, train=SHAPES["train"], test=str(tmp_path / "pets")))
 
 

@@ -1,13 +1,13 @@
-"""Probing: how well frozen features tell classes apart, by a linear classifier and by neighbours.
+"""Probing: how well frozen features tell classes apart, by classifiers and by neighbours.
 
-The protocol, the same for every model:
+The protocol, the same for every model; docs/probing.md says what each option changes:
 
 1. Features. The backbone is frozen, in eval mode, under the precision of `device.precision`. Every
    image is seen once, in the evaluation view (shorter side resized, centre crop, no augmentation);
-   one that cannot be read is named and left out.
-   Two vectors an image, each probed by itself: the [CLS] token and the mean of the patch tokens,
-   both after the final norm where the model has one. A teacher gives the mean of its patch tokens
-   only. They are kept in float32, in memory.
+   one that cannot be read is named and left out. Two vectors an image, each probed by itself: the
+   [CLS] token and the mean of the patch tokens, both after the final norm where the model has one,
+   or of raw outputs of blocks (`layers`). A teacher gives the mean of its patch tokens only. They
+   are kept in float32, in memory.
 2. Held-out part. A seeded share (`held_out`, 10%) of the training images is set aside.
 3. Linear probe. Each dimension is standardised by mean and deviation of the other 90%: what a batch
    normalisation without scale and shift does, but with the statistics of the whole part at every
@@ -20,48 +20,51 @@ The protocol, the same for every model:
 6. k-NN. The whole training set votes: the `neighbours` nearest by cosine, weighted by
    exp(cosine / 0.07), on features as they are. There is nothing to choose here.
 
-This is not the probe of BEiT v1's script, which trains a layer on every block by AdamW under random
-crops (FACTS 3.6); v2 has published none. The paper reads [CLS] where patch aggregation was used,
-else the mean (section 3.3). AdamW in place of SGD was tried on CIFAR-10 (10,800 images; pixels,
-random convolutions and ImageNet features, 192 to 1280 wide) and gave the same within 0.6 points;
-the best rates there lay between 0.003 and 0.3.
+The paper reads [CLS] where patch aggregation was used, else the mean (section 3.2): that row is
+marked. The rest of its probe is not published; v1's differs from this one (FACTS 3.6).
 """
 
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
-from beit.data.batches import EvalBatches, Unreadable
+from beit.data.batches import Batch, EvalBatches, TrainBatches, Unreadable
+from beit.data.classes import Labelled, checked_classes
 from beit.data.prefetch import prefetch
-from beit.data.sources import Source, open_source
-from beit.data.views import EvalView
-from beit.nn.heads import LinearProbes
+from beit.data.sources import PartSource, Source, open_source
+from beit.data.views import EvalView, TrainViews, ViewConfig
 from beit.nn.metrics import knn_accuracy
-from beit.nn.vit import VisionTransformer
-from beit.show.curves import curves
-from beit.show.report import Section, Table, write_report
+from beit.nn.pooling import Kind, kinds_of
+from beit.nn.probes import AttentiveProbes, BatchStandardise, LinearProbes, Standardise
+from beit.show.probing import AttentiveRow, accuracy_table, drawings, figures, format_table, notes
+from beit.show.probing import Row as Row
+from beit.show.report import Section, write_report
 from beit.store.atomic import write_text
-from beit.store.load import load_backbone
+from beit.store.frozen import Frozen, open_frozen
 from beit.store.run import environment
-from beit.store.teachers import load_teacher
 from beit.train.fabric import DeviceConfig, launch
+from beit.train.probing import (
+    Grid,
+    choose,
+    fit,
+    fit_stream,
+    score,
+    score_stream,
+    split,
+    steps_per_epoch,
+)
 from beit.train.progress import Progress
-from beit.train.schedules import warmup_cosine
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
-
-TEACHER = "teacher:"
-NAMES = {"cls": "[CLS]", "mean": "mean of patches"}
-Embed = Callable[[Tensor], dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -79,13 +82,27 @@ class Config:
         image_size: side that the model is to see, in pixels; null for the model's own
         num_heads: attention heads, where neither the file nor the usual 64 channels a head say it
         crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin
+        layers: last for the final features; numbers of blocks, from 1, for their raw outputs; all
+            for every block and the final features
+        pooling: any of cls, mean and both (one after the other); null for cls and mean, of a
+            teacher mean
+        standardise: features by the statistics of the whole training part, by those of each batch
+            (batch normalisation without scale and shift), or none
+        optimizer: of the linear probe: SGD with momentum 0.9, or AdamW
+        weight_decay: of the classifiers' weights; biases have none
+        augment: draw the training features anew in each pass, from random views
+        view: those random views
+        attentive: train an attentive probe on the patch tokens too
+        attentive_heads: heads of its query; they divide the width
+        attentive_rates: its initial learning rates, all tried
         held_out: share of the training images that chooses the rate
-        rates: initial learning rates, all tried
-        epochs: passes of the linear classifiers over the features
+        rates: initial learning rates of the linear probe, all tried
+        epochs: passes of the classifiers over the features
         batch_size: features a step
-        neighbours: how many vote in k-NN
-        seed: of the held-out part, the order of the features and the untrained weights
+        neighbours: how many vote in k-NN; one number, or several for a figure each
+        seed: of the held-out part, the order of the features, the views and the untrained weights
         output: directory for probe.json and report.html; null for none
+        dtype: of the features in memory
         images_per_batch: images that the backbone sees at a time
         num_workers: processes that decode images
         cache_gigabytes: decoded images of a set are kept in memory if they fit
@@ -102,13 +119,24 @@ class Config:
     image_size: int | None = None
     num_heads: int | None = None
     crop_ratio: float = 0.875
+    layers: Literal["last", "all"] | tuple[int, ...] = "last"
+    pooling: tuple[Literal["cls", "mean", "both"], ...] | None = None
+    standardise: Literal["whole", "batch", "none"] = "whole"
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    weight_decay: float = 0.0
+    augment: bool = False
+    view: ViewConfig = ViewConfig(min_scale=0.08, color_jitter=0.0)
+    attentive: bool = False
+    attentive_heads: int = 8
+    attentive_rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
     held_out: float = 0.1
     rates: tuple[float, ...] = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 3.0)
     epochs: int = 30
     batch_size: int = 512
-    neighbours: int = 20
+    neighbours: int | tuple[int, ...] = 20
     seed: int = 0
     output: str | None = None
+    dtype: Literal["float32", "float16"] = "float32"
     images_per_batch: int = 128
     num_workers: int = 2
     cache_gigabytes: float = 0.0
@@ -116,28 +144,28 @@ class Config:
     device: DeviceConfig = field(default_factory=DeviceConfig)
 
     def __post_init__(self) -> None:
-        if not self.rates or min(self.rates) <= 0 or not all(map(math.isfinite, self.rates)):
-            raise ValueError(f"rates must be one or more positive numbers, got {self.rates}")
+        for name in ("rates", "attentive_rates"):
+            rates = getattr(self, name)
+            if not rates or min(rates) <= 0 or not all(map(math.isfinite, rates)):
+                raise ValueError(f"{name} must be one or more positive numbers, got {rates}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must be a share between 0 and 1, got {self.held_out}")
-        for name in ("epochs", "batch_size", "neighbours", "images_per_batch"):
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay}")
+        for name in ("epochs", "batch_size", "images_per_batch", "attentive_heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.votes or min(self.votes) < 1:
+            raise ValueError(f"neighbours must be at least 1, got {self.neighbours}")
+        for name in ("layers", "pooling"):
+            several = getattr(self, name)
+            if isinstance(several, tuple) and not 0 < len(several) == len(set(several)):
+                raise ValueError(f"{name} must name one or more, each once, got {several}")
 
-
-class Row(TypedDict):
-    """Figures of one kind of features; accuracies are shares in [0, 1].
-
-    features: "cls" or "mean"; linear: on the test images, of the chosen classifier; knn: on the
-    test images; rate: the chosen one; held_out: accuracy of every rate on the held-out part, by
-    rising rate.
-    """
-
-    features: str
-    linear: float
-    knn: float
-    rate: float
-    held_out: list[float]
+    @property
+    def votes(self) -> tuple[int, ...]:
+        """Numbers of neighbours, one or several."""
+        return (self.neighbours,) if isinstance(self.neighbours, int) else self.neighbours
 
 
 @dataclass(frozen=True)
@@ -147,20 +175,26 @@ class Result:
     rows: list[Row]
     table: str
     notes: list[str]
-
-
-class Frozen(NamedTuple):
-    """A model to probe: embed maps images (B, 3, H, W) uint8 to {"cls"?, "mean": (B, D)}."""
-
-    embed: Embed
-    image_size: tuple[int, int]
+    attentive: list[AttentiveRow] = field(default_factory=list)
 
 
 class Cached(NamedTuple):
-    """All features of a set, {name: (n, D)} float32 on the CPU, and its labels (n,) int64."""
+    """Features of a set, on the CPU.
 
-    features: dict[str, Tensor]
+    Attributes:
+        features: (n, D) by kind, of [CLS] and of mean patches
+        labels: (n,) int64
+        indices: (n,) int64, of the images in their source
+    """
+
+    features: dict[Kind, Tensor]
     labels: Tensor
+    indices: Tensor
+
+    def of(self, kind: Kind) -> Tensor:
+        """Return the features of a kind: (n, D), of both (n, 2D)."""
+        parts = [self.features[part] for part in kind.parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
 def run(config: Config) -> Result:
@@ -169,182 +203,251 @@ def run(config: Config) -> Result:
     output = None if config.output is None else Path(config.output)
     if output is not None and output.exists():
         raise FileExistsError(f"{output} exists and is not overwritten; name another directory")
-    train, test, num_classes = _open_sets(config)
+    train = open_source(config.train, cache_gigabytes=config.cache_gigabytes, limit=config.limit)
+    test = open_source(config.test, cache_gigabytes=config.cache_gigabytes, limit=config.test_limit)
+    labelled = Labelled("train", config.train, train), Labelled("test", config.test, test)
+    num_classes = checked_classes(*labelled).number
     split(len(train), config.held_out, config.seed)  # refuses before the features are computed
     fabric = launch(device)
-    frozen = _open_model(config, fabric.device)
-    train_set = extract(frozen, train, "training", config, fabric)
-    test_set = extract(frozen, test, "test", config, fabric)
-    rows, notes = [], []
-    for kind in train_set.features:
+    frozen = open_frozen(
+        config.model,
+        config.image_size,
+        config.num_heads,
+        untrained=config.seed if config.untrained else None,
+        device=fabric.device,
+    )
+    kinds = kinds_of(config.layers, config.pooling, frozen.depth, frozen.has_cls)
+    if config.attentive and frozen.width % config.attentive_heads:
+        raise ValueError(
+            f"attentive_heads is {config.attentive_heads}, but the model is {frozen.width} wide; "
+            "choose a number that divides it"
+        )
+    train_set = extract(frozen, kinds, train, "training", config, fabric)
+    test_set = extract(frozen, kinds, test, "test", config, fabric)
+
+    fitted, held_out = split(len(train_set.labels), config.held_out, config.seed)
+    images = PartSource(train, train_set.indices[fitted])
+    steps = config.epochs * (len(images) // min(config.batch_size, len(images)))
+    linear, attentive = dict[Kind, Grid](), dict[Kind, Grid]()  # on features computed in each pass
+    if config.augment:
+        for kind in kinds:
+            features = train_set.of(kind)[fitted].to(fabric.device)
+            linear[kind] = linear_grid(features, num_classes, steps, config)
+    if config.attentive:
+        for layer in dict.fromkeys(kind.layer for kind in kinds):
+            grid = attentive_grid(frozen.width, num_classes, steps, config, fabric.device)
+            attentive[Kind(layer, "attentive")] = grid
+    if linear or attentive:
+        grids = linear | attentive
+        fit_stream(grids, _drawn(frozen, list(grids), images, steps, config, fabric))
+
+    rows, attentive_rows = list[Row](), list[AttentiveRow]()
+    for kind in kinds:
         row = probe_features(
             kind,
-            train_set.features[kind].to(fabric.device),
+            train_set.of(kind).to(fabric.device),
             train_set.labels.to(fabric.device),
-            test_set.features[kind].to(fabric.device),
+            test_set.of(kind).to(fabric.device),
             test_set.labels.to(fabric.device),
             config,
             num_classes,
+            grid=linear.get(kind),
+            paper=kind == Kind(None, frozen.paper),
         )
         rows.append(row)
-        if len(config.rates) > 1 and row["rate"] in (min(config.rates), max(config.rates)):
-            end = "largest" if row["rate"] == max(config.rates) else "smallest"
-            notes.append(
-                f"{NAMES[kind]}: the best rate {row['rate']:g} is the {end} of the grid; "
-                "a wider grid (rates) may give more"
+    if attentive:
+        apart = PartSource(train, train_set.indices[held_out])
+        choice, tested = (
+            score_stream(attentive, ((features, labels) for features, labels, _ in stream))
+            for stream in (
+                _seen(frozen, list(attentive), apart, "held-out", config, fabric),
+                _seen(frozen, list(attentive), test, "test", config, fabric),
             )
-    result = Result(rows, format_table(rows), notes)
-    print("\n".join([result.table, *notes]))
+        )
+        for kind, grid in attentive.items():
+            best = choose(choice[kind])
+            row_begun = figures(kind, grid.rates[best], choice[kind])
+            accuracy = float(tested[kind][best])
+            attentive_rows.append(AttentiveRow(**row_begun, attentive=accuracy))
+    table = format_table(accuracy_table(rows, attentive_rows, config.votes))
+    told = notes(rows, attentive_rows, config.rates, config.attentive_rates)
+    print("\n".join([table, *told]))
+    result = Result(rows, table, told, attentive_rows)
     if output is not None:
-        sizes = {
-            "train": len(train_set.labels),
-            "test": len(test_set.labels),
-            "classes": num_classes,
-            "width": train_set.features["mean"].shape[1],
-        }
+        sizes = {"train": len(train_set.labels), "test": len(test_set.labels)}
+        sizes |= {"classes": num_classes, "width": frozen.width}
         _write(output, config, result, frozen.image_size, sizes)
     return result
 
 
-def extract(frozen: Frozen, source: Source, name: str, config: Config, fabric: "Fabric") -> Cached:
+# ── features ────────────────────────────────────────────────────────────────────────────────────
+
+
+def extract(
+    frozen: Frozen,
+    kinds: Sequence[Kind],
+    source: Source,
+    name: str,
+    config: Config,
+    fabric: "Fabric",
+) -> Cached:
     """Carry out step 1 of the protocol: the features of all images of `source` that can be read."""
+    parts = list(dict.fromkeys(part for kind in kinds for part in kind.parts))
+    pieces: dict[Kind, list[Tensor]] = {part: [] for part in parts}
+    labels, indices = list[Tensor](), list[Tensor]()
+    dtype = torch.float16 if config.dtype == "float16" else torch.float32
+    for features, truth, places in _seen(frozen, parts, source, name, config, fabric):
+        for part in parts:
+            pieces[part].append(features[part].to("cpu", dtype))
+        labels.append(truth.cpu())
+        indices.append(places.cpu())
+    whole = {part: torch.cat(pieces.pop(part)) for part in parts}
+    return Cached(whole, torch.cat(labels), torch.cat(indices))
+
+
+def _seen(
+    frozen: Frozen,
+    kinds: Sequence[Kind],
+    source: Source,
+    name: str,
+    config: Config,
+    fabric: "Fabric",
+) -> Iterator[tuple[dict[Kind, Tensor], Tensor, Tensor]]:
+    """Give features, labels and indices of all images that can be read, batch by batch."""
     view = EvalView(frozen.image_size, config.crop_ratio)
     batches = EvalBatches(source, view, config.images_per_batch, num_workers=config.num_workers)
-    loader = prefetch(batches, fabric.device)
-    unreadable = Unreadable(len(source), config.max_unreadable)
-    parts: list[dict[str, Tensor]] = []
-    labels: list[Tensor] = []
+    told = f"features of {len(source)} {name} images"
     position = 0
-    with Progress(len(batches)) as progress, torch.no_grad():
-        progress.message(f"features of {len(source)} {name} images")
+    for features, batch in _read(frozen, kinds, batches, told, len(source), config, fabric):
+        # The image that stands in for an unreadable one is in the set already.
+        places = torch.arange(position, position + len(batch.indices))
+        own = batch.indices == places.to(batch.indices.device)
+        position += len(own)
+        found = {kind: vectors[own] for kind, vectors in features.items()}
+        yield found, batch.labels[own], batch.indices[own]
+
+
+def _drawn(
+    frozen: Frozen,
+    kinds: Sequence[Kind],
+    source: Source,
+    num_steps: int,
+    config: Config,
+    fabric: "Fabric",
+) -> Iterator[tuple[dict[Kind, Tensor], Tensor]]:
+    """Give features and labels of the batches of all passes, computed anew in each pass."""
+    size = frozen.image_size
+    same = partial(_unchanging, EvalView(size, config.crop_ratio))
+    batches = TrainBatches(
+        source,
+        TrainViews(config.view, size, size) if config.augment else same,
+        batch_size=min(config.batch_size, len(source)),
+        seed=config.seed,
+        start_step=0,
+        num_steps=num_steps,
+        num_workers=config.num_workers,
+    )
+    told = f"probes of {len(source)} images, {config.epochs} passes"
+    for features, batch in _read(frozen, kinds, batches, told, len(source), config, fabric):
+        yield features, batch.labels
+
+
+def _read(
+    frozen: Frozen,
+    kinds: Sequence[Kind],
+    batches: EvalBatches | TrainBatches,
+    told: str,
+    num_images: int,
+    config: Config,
+    fabric: "Fabric",
+) -> Iterator[tuple[dict[Kind, Tensor], Batch]]:
+    """Give features of batches, and the batches; show how far it is."""
+    loader = prefetch(batches, fabric.device)
+    unreadable = Unreadable(num_images, config.max_unreadable)
+    with Progress(len(batches)) as progress:
+        progress.message(told)
         for step, batch in enumerate(loader, start=1):
             for lost in unreadable.note(batch.unreadable):
                 progress.message(f"left out, cannot be read: {lost}")
-            with fabric.autocast():
-                pooled = frozen.embed(batch.student)
-            # The image that stands in for an unreadable one is in the set already.
-            own = batch.indices.cpu() == torch.arange(position, position + len(batch.indices))
-            position += len(own)
-            parts.append({kind: vectors.float().cpu()[own] for kind, vectors in pooled.items()})
-            labels.append(batch.labels.cpu()[own])
-            progress.update(step, {}, len(own), loader.wait_seconds)
-    features = {kind: torch.cat([part[kind] for part in parts]) for kind in parts[0]}
-    return Cached(features, torch.cat(labels))
+            with torch.no_grad(), fabric.autocast():
+                chunks = batch.student.split(config.images_per_batch)
+                parts = [frozen.read(images, kinds) for images in chunks]
+            yield {kind: torch.cat([part[kind] for part in parts]) for kind in kinds}, batch
+            progress.update(step, {}, len(batch.labels), loader.wait_seconds)
+
+
+def _unchanging(view: EvalView, image: Tensor, _: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Give the evaluation view where a pair of random ones is expected."""
+    seen = view(image)
+    return seen, seen
+
+
+# ── probes ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def probe_features(
-    kind: str,
+    kind: Kind,
     train: Tensor,
     train_labels: Tensor,
     test: Tensor,
     test_labels: Tensor,
     config: Config,
     num_classes: int,
+    *,
+    grid: Grid | None = None,
+    paper: bool = False,
 ) -> Row:
-    """Carry out steps 2 to 6 of the protocol on features: (n, D) and (m, D), labels int64."""
+    """Carry out steps 2 to 6 of the protocol on features: (n, D) and (m, D), labels int64.
+
+    `grid` holds linear probes that are trained already; `paper` is noted in the row.
+    """
     for name, features in (("training", train), ("test", test)):
         if not bool(features.isfinite().all()):
             raise ValueError(
                 f"features of the {name} images are not finite; the weights may be broken, or "
-                "the precision too low: try device.precision=32-true"
+                "the precision too low: try device.precision=32-true and dtype=float32"
             )
-    rates = sorted(config.rates)
     fitted, held_out = (
         part.to(train.device) for part in split(len(train), config.held_out, config.seed)
     )
-    probes = train_probes(
-        train[fitted],
-        train_labels[fitted],
-        rates,
-        num_classes,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        seed=config.seed,
-    )
-    accuracies = score(probes, train[held_out], train_labels[held_out])
+    if grid is None:
+        steps = config.epochs * steps_per_epoch(len(fitted), config.batch_size)
+        features, labels = train[fitted], train_labels[fitted]
+        grid = linear_grid(features, num_classes, steps, config)
+        fit(grid, features, labels, config.epochs, config.batch_size, config.seed)
+    accuracies = score(grid.heads, train[held_out], train_labels[held_out])
     best = choose(accuracies)
+    knn = [knn_accuracy(train, train_labels, test, test_labels, k) for k in config.votes]
     return Row(
-        features=kind,
-        linear=float(score(probes, test, test_labels)[best]),
-        knn=knn_accuracy(train, train_labels, test, test_labels, config.neighbours),
-        rate=rates[best],
-        held_out=accuracies.tolist(),
+        **figures(kind, grid.rates[best], accuracies),
+        paper=paper,
+        linear=float(score(grid.heads, test, test_labels)[best]),
+        knn=knn[0],
+        knn_each=knn,
     )
 
 
-def split(count: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Part `count` images by chance: indices to train on and indices held out, int64 each."""
-    num_held_out = round(count * held_out)
-    if not 0 < num_held_out < count:
-        raise ValueError(
-            f"held_out {held_out} of {count} training images is {num_held_out}; both parts need "
-            "images: give more of them or another share"
-        )
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    return order[num_held_out:].sort().values, order[:num_held_out].sort().values
+def linear_grid(features: Tensor, num_classes: int, total_steps: int, config: Config) -> Grid:
+    """Build the linear probes of step 3 for features (n, D), the part that they are fitted to."""
+    D, rates = features.shape[1], sorted(config.rates)
+    norms: dict[str, type[nn.Module]] = {"whole": Standardise, "batch": BatchStandardise}
+    norm = norms[config.standardise](D) if config.standardise in norms else None
+    heads = LinearProbes(len(rates), D, num_classes, norm).to(features.device)
+    if isinstance(norm, Standardise):
+        norm.measure(features.float())
+    return Grid(heads, rates, total_steps, config.optimizer, config.weight_decay)
 
 
-def train_probes(
-    features: Tensor,
-    labels: Tensor,
-    rates: Sequence[float],
-    num_classes: int,
-    *,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-) -> LinearProbes:
-    """Train one linear classifier for each rate on features (n, D) and labels (n,) int64.
-
-    Their losses add up with the rates as weights: SGD is linear in the gradient, so a loss times r
-    at rate 1 takes the same steps as the loss itself at rate r, and no probe touches another.
-    """
-    n, D = features.shape
-    R = len(rates)
-    probes = LinearProbes(R, D, num_classes).to(features.device)
-    probes.standardise_by(features)
-    optimizer = torch.optim.SGD(probes.parameters(), lr=1.0, momentum=0.9)
-    weights = torch.tensor(rates, device=features.device)  # (R,)
-    total_steps = epochs * math.ceil(n / batch_size)
-    generator = torch.Generator().manual_seed(seed)
-    step = 0
-    for _ in range(epochs):
-        order = torch.randperm(n, generator=generator).to(features.device)
-        for batch in order.split(batch_size):
-            optimizer.param_groups[0]["lr"] = warmup_cosine(
-                step, base=1.0, final=0.0, total_steps=total_steps, warmup_steps=0
-            )
-            logits = probes(features[batch])  # (R, B, Y)
-            targets = labels[batch].expand(R, -1)  # (R, B)
-            losses = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
-            loss = (losses.view(R, -1).mean(dim=1) * weights).sum()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            step += 1
-    return probes
+def attentive_grid(
+    width: int, num_classes: int, total_steps: int, config: Config, device: torch.device
+) -> Grid:
+    """Build attentive probes, which take the place of step 3; steps 2, 4 and 5 stay."""
+    rates = sorted(config.attentive_rates)
+    heads = AttentiveProbes(len(rates), width, num_classes, config.attentive_heads)
+    return Grid(heads.to(device), rates, total_steps, "adamw", config.weight_decay)
 
 
-@torch.no_grad()
-def score(probes: LinearProbes, features: Tensor, labels: Tensor, chunk: int = 2048) -> Tensor:
-    """Measure every probe's accuracy on features (n, D), labels (n,) int64: (R,) float64."""
-    pieces = zip(features.split(chunk), labels.split(chunk), strict=True)
-    hits = [(probes(part).argmax(dim=2) == truth).sum(dim=1) for part, truth in pieces]
-    return torch.stack(hits).sum(dim=0).cpu().double() / len(labels)
-
-
-def choose(accuracies: Tensor) -> int:
-    """Find the best of accuracies (R,), the first of equals."""
-    return int((accuracies == accuracies.max()).nonzero()[0])
-
-
-def format_table(rows: Sequence[Row]) -> str:
-    """Lay the figures out for a terminal, accuracies in percent."""
-    lines = [f"{'features':<16}{'linear probe':>13}{'k-NN':>8}{'rate':>9}"]
-    for row in rows:
-        linear, knn = f"{100 * row['linear']:.2f}", f"{100 * row['knn']:.2f}"
-        lines.append(f"{NAMES[row['features']]:<16}{linear:>13}{knn:>8}{row['rate']:>9g}")
-    return "\n".join(lines)
+# ── what is opened and written ──────────────────────────────────────────────────────────────────
 
 
 def _single(device: DeviceConfig) -> DeviceConfig:
@@ -359,67 +462,6 @@ def _single(device: DeviceConfig) -> DeviceConfig:
     return replace(device, devices=1)
 
 
-def _open_sets(config: Config) -> tuple[Source, Source, int]:
-    """Open both sets and count their classes; refuse what no probe could be trained on."""
-    train = open_source(config.train, cache_gigabytes=config.cache_gigabytes, limit=config.limit)
-    test = open_source(config.test, cache_gigabytes=config.cache_gigabytes, limit=config.test_limit)
-    for name, spec, source in (("train", config.train, train), ("test", config.test, test)):
-        if source.labels is None or bool((source.labels < 0).any()):
-            raise ValueError(
-                f"{name} {spec}: images without a label; a probe needs the class of every image: "
-                "class folders, or a label column in Parquet files"
-            )
-    assert train.labels is not None and test.labels is not None
-    if train.class_names and test.class_names and train.class_names != test.class_names:
-        strange = sorted(set(train.class_names) ^ set(test.class_names))
-        raise ValueError(
-            f"train {config.train} and test {config.test} do not have the same classes: "
-            f"{', '.join(strange[:5]) or 'their order differs'}"
-        )
-    num_classes = int(train.labels.max()) + 1
-    if int(test.labels.max()) >= num_classes:
-        raise ValueError(
-            f"test {config.test} has class {int(test.labels.max())}, but the largest class of "
-            f"train {config.train} is {num_classes - 1}"
-        )
-    if num_classes < 2:
-        raise ValueError(f"train {config.train} has one class; a probe needs at least two")
-    return train, test, num_classes
-
-
-def _open_model(config: Config, device: torch.device) -> Frozen:
-    """Load, or draw from the seed, what the features come from."""
-    if config.model.startswith(TEACHER):
-        return _open_teacher(config, device)
-    heads = {} if config.num_heads is None else {"num_heads": config.num_heads}
-    backbone = load_backbone(config.model, image_size=config.image_size, **heads)
-    if config.untrained:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(config.seed)
-            backbone = VisionTransformer(backbone.config)
-    backbone = backbone.to(device).eval()
-
-    def embed(images: Tensor) -> dict[str, Tensor]:
-        features = backbone(images)
-        return {"cls": features.cls, "mean": features.patches.float().mean(dim=1)}
-
-    return Frozen(embed, backbone.config.image_size)
-
-
-def _open_teacher(config: Config, device: torch.device) -> Frozen:
-    teacher = load_teacher(
-        config.model.removeprefix(TEACHER),
-        config.image_size,
-        pretrained=not config.untrained,
-        num_heads=config.num_heads,
-    ).to(device)
-
-    def embed(images: Tensor) -> dict[str, Tensor]:
-        return {"mean": teacher.features(images, teacher.grid).float().mean(dim=1)}
-
-    return Frozen(embed, teacher.image_size)
-
-
 def _write(
     output: Path,
     config: Config,
@@ -428,47 +470,25 @@ def _write(
     sizes: Mapping[str, int],
 ) -> None:
     """Write probe.json and report.html into the new directory `output`."""
-    rates = sorted(config.rates)
     output.mkdir(parents=True)
     record = {
         "rows": result.rows,
+        "attentive": result.attentive,
         "notes": result.notes,
-        "rates": rates,
+        "rates": sorted(config.rates),
         "image_size": image_size,
         "sizes": sizes,
         "config": asdict(config),
         "environment": environment("probe"),
     }
     write_text(output / "probe.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    by_rate = [
-        {"log10 of the rate": math.log10(rate)}
-        | {NAMES[row["features"]]: 100 * row["held_out"][place] for row in result.rows}
-        for place, rate in enumerate(rates)
-    ]
-    table = Table(
-        "Accuracy on the test images, in percent",
-        ["Features", "Linear probe", "k-NN", "Rate"],
-        [
-            [
-                NAMES[row["features"]],
-                f"{100 * row['linear']:.2f}",
-                f"{100 * row['knn']:.2f}",
-                f"{row['rate']:g}",
-            ]
-            for row in result.rows
-        ],
-    )
-    drawing = curves(
-        by_rate,
-        {"Held-out accuracy, %": [NAMES[row["features"]] for row in result.rows]},
-        "Which rate was chosen, and how much hangs on it",
-        x="log10 of the rate",
-    )
+    table = accuracy_table(result.rows, result.attentive, config.votes)
+    pictures = drawings(result.rows, result.attentive, config.rates, config.attentive_rates)
     untrained = " (untrained)" if config.untrained else ""
     write_report(
         output / "report.html",
         f"Probe of {config.model}{untrained}",
-        [Section("Frozen features", "\n\n".join(result.notes), [table, drawing])],
+        [Section("Frozen features", "\n\n".join(result.notes), [table, *pictures])],
         {
             "Model": config.model + untrained,
             "Training images": f"{config.train} ({sizes['train']})",

@@ -1,0 +1,173 @@
+"""The linear probe against scikit-learn's logistic regression, and a grid of rates against one.
+
+Features are computed once. On them: accuracy of `beit probe`'s linear classifier and of
+LogisticRegression (lbfgs, the same standardised features, C chosen on the same held-out part; the
+choice of either never sees the test images), [CLS] and mean. Then the seconds of a probe with ten
+rates and with one: `probe` is what the command costs (features of both sets, k-NN, fit), `fit` the
+training of the classifiers alone. Random features of given sizes follow for `fit`: its arithmetic
+is ten times as much, so the share of all else decides.
+
+    OMP_NUM_THREADS=1 python benchmarks/probe_grid.py --model runs/pretrain \
+        --train data/cifar10/train.parquet --test data/cifar10/test.parquet --crop-ratio 1
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import record
+import torch
+from torch import Tensor
+
+from beit.data.classes import Labelled, checked_classes
+from beit.data.sources import open_source
+from beit.nn.pooling import kinds_of
+from beit.recipes import probe
+from beit.store.frozen import open_frozen
+from beit.train.fabric import DeviceConfig, launch
+from beit.train.probing import fit, split, steps_per_epoch
+
+PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)  # C, the inverse strength
+SIZES = ((5000, 192, 10, 3), (5000, 768, 100, 1), (2048, 768, 1000, 1))  # n, D, Y, epochs
+ONE_RATE = (0.1,)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", help="what beit probe opens; without it only random features")
+    parser.add_argument("--train", default="")
+    parser.add_argument("--test", default="")
+    parser.add_argument("--limit", type=int)
+    parser.add_argument("--test-limit", type=int)
+    parser.add_argument("--crop-ratio", type=float, default=0.875)
+    parser.add_argument("--accelerator", default="auto")
+    parser.add_argument("--rounds", type=int, default=3, help="of each timing; the best counts")
+    parser.add_argument("--name", default="probe_grid", help="of the file of results")
+    options = parser.parse_args()
+    config = probe.Config(
+        model=options.model or "random features",
+        train=options.train,
+        test=options.test,
+        limit=options.limit,
+        test_limit=options.test_limit,
+        crop_ratio=options.crop_ratio,
+        num_workers=0,
+        device=DeviceConfig(accelerator=options.accelerator),
+    )
+    fabric = launch(config.device)
+    result: dict[str, Any] = record.provenance(fabric.device.type, [config.seed])
+    if options.model:
+        found = on_images(config, fabric)
+        record.print_table(found["accuracy"], list(found["accuracy"][0]))
+        record.print_table([found["seconds"]], list(found["seconds"]))
+        result |= found
+    rows = [on_random(size, config, fabric.device, options.rounds) for size in SIZES]
+    record.print_table(rows, list(rows[0]))
+    record.write_results(options.name, result | {"random": rows})
+
+
+def on_images(config: probe.Config, fabric: Any) -> dict[str, Any]:
+    """Compute features once; compare accuracies and seconds on them."""
+    train = open_source(config.train, limit=config.limit)
+    test = open_source(config.test, limit=config.test_limit)
+    labelled = Labelled("train", config.train, train), Labelled("test", config.test, test)
+    num_classes = checked_classes(*labelled).number
+    frozen = open_frozen(config.model, device=fabric.device)
+    kinds = kinds_of("last", None, frozen.depth, frozen.has_cls)
+    started = time.perf_counter()
+    train_set = probe.extract(frozen, kinds, train, "training", config, fabric)
+    test_set = probe.extract(frozen, kinds, test, "test", config, fabric)
+    seconds = {"features": time.perf_counter() - started, "ten rates": 0.0, "one rate": 0.0}
+    accuracy = []
+    for kind in kinds:
+        data = tuple(
+            tensor.to(fabric.device)
+            for part in (train_set, test_set)
+            for tensor in (part.of(kind), part.labels)
+        )
+        for name, rates in (("one rate", ONE_RATE), ("ten rates", config.rates)):
+            started = time.perf_counter()
+            settings = replace(config, rates=rates)
+            row = probe.probe_features(kind, *data, settings, num_classes)
+            seconds[name] += time.perf_counter() - started
+        theirs, penalty = logistic_regression(*(tensor.cpu() for tensor in data), config)
+        accuracy.append(
+            {
+                "features": kind.name,
+                "ours": row["linear"],
+                "rate": row["rate"],
+                "scikit-learn": theirs,
+                "C": penalty,
+                "points apart": 100 * abs(row["linear"] - theirs),
+            }
+        )
+    whole = [seconds["features"] + seconds[name] for name in ("ten rates", "one rate")]
+    seconds |= {"probe, ratio": whole[0] / whole[1]}
+    seconds |= {"after features, ratio": seconds["ten rates"] / seconds["one rate"]}
+    sizes = {"train": len(train_set.labels), "test": len(test_set.labels), "width": frozen.width}
+    return {"sizes": sizes, "accuracy": accuracy, "seconds": seconds}
+
+
+def logistic_regression(
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, config: probe.Config
+) -> tuple[float, float]:
+    """Fit scikit-learn's on the part that ours is fitted to; return accuracy and the C chosen."""
+    from sklearn.linear_model import LogisticRegression
+
+    fitted, held_out = split(len(train), config.held_out, config.seed)
+    std, mean = torch.std_mean(train[fitted], dim=0, correction=0)
+    std = std.where(std > 0, 1.0)
+    best = (-1.0, 0.0, 0.0)
+    for penalty in PENALTIES:
+        model = LogisticRegression(C=penalty, max_iter=2000)
+        model.fit(((train[fitted] - mean) / std).numpy(), train_labels[fitted].numpy())
+        chosen_by, tested = (
+            model.score(((features - mean) / std).numpy(), labels.numpy())
+            for features, labels in (
+                (train[held_out], train_labels[held_out]),
+                (test, test_labels),
+            )
+        )
+        if chosen_by > best[0]:
+            best = (chosen_by, tested, penalty)
+    return best[1], best[2]
+
+
+def on_random(
+    size: tuple[int, int, int, int], config: probe.Config, device: torch.device, rounds: int
+) -> dict[str, Any]:
+    """Time `fit` on random features: milliseconds a step, ten rates and one."""
+    n, D, Y, epochs = size
+    generator = torch.Generator().manual_seed(config.seed)
+    features = torch.randn(n, D, generator=generator).to(device)
+    labels = torch.randint(Y, (n,), generator=generator).to(device)
+    steps = epochs * steps_per_epoch(n, config.batch_size)
+
+    def train_with(rates: tuple[float, ...]) -> None:
+        grid = probe.linear_grid(features, Y, steps, replace(config, rates=rates))
+        fit(grid, features, labels, epochs, config.batch_size, config.seed)
+
+    ten, one = (
+        1e3 * best_seconds(lambda rates=rates: train_with(rates), device, rounds) / steps
+        for rates in (config.rates, ONE_RATE)
+    )
+    row = {"n": n, "D": D, "Y": Y, "ten rates, ms a step": ten, "one rate, ms a step": one}
+    return row | {"fit, ratio": ten / one}
+
+
+def best_seconds(action: Callable[[], None], device: torch.device, rounds: int) -> float:
+    """Time an action a few times, after once that warms up."""
+    times = []
+    for _ in range(rounds + 1):
+        started = time.perf_counter()
+        action()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        times.append(time.perf_counter() - started)
+    return min(times[1:])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Frozen models to be probed: any backbone that beit can load, and any teacher."""
+
+from collections.abc import Callable, Collection
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from beit.nn.mim import MaskedImageModel
+from beit.nn.pooling import Kind, Layer, Tokens, pooled
+from beit.nn.vit import VisionTransformer, resized
+from beit.store.formats.published_config import SizeUnknownError
+from beit.store.load import backbone_of, load
+from beit.store.teachers import load_teacher
+from beit.store.weights import size_pair
+
+TEACHER = "teacher:"
+
+
+class Frozen(NamedTuple):
+    """A model in eval mode.
+
+    Attributes:
+        read: `read(images, kinds)` maps images (B, 3, H, W), uint8 or float in [0, 1], to the
+            features of each kind, in float32: (B, D), of both (B, 2D), for attentive (B, N, D)
+        image_size: (height, width) that it sees
+        width: D
+        depth: blocks whose raw outputs it gives; 0 of a teacher
+        has_cls: whether its tokens include [CLS]; those of a teacher do not
+        paper: what the paper probes of the final features (BEiT v2, section 3.2): cls after
+            pretraining with patch aggregation, else mean; mean too where a file holds a backbone
+            alone, which does not say how it was pretrained
+    """
+
+    read: Callable[[Tensor, Collection[Kind]], dict[Kind, Tensor]]
+    image_size: tuple[int, int]
+    width: int
+    depth: int = 0
+    has_cls: bool = False
+    paper: Literal["cls", "mean"] = "mean"
+
+
+def open_frozen(
+    source: str,
+    image_size: int | tuple[int, int] | None = None,
+    num_heads: int | None = None,
+    untrained: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Frozen:
+    """Open a model for probing.
+
+    Args:
+        source: whatever `beit.load` opens, or teacher:SOURCE
+        image_size: what it is to see; None for its own
+        num_heads: where neither the file nor the usual 64 channels a head say it
+        untrained: the same architecture with fresh weights drawn from this seed (a teacher's are
+            always the same ones); None for its own weights
+        device: where it computes
+    """
+    if source.startswith(TEACHER):
+        name = source.removeprefix(TEACHER)
+        trained = untrained is None
+        teacher = load_teacher(name, image_size, trained, num_heads).to(device)
+
+        def read_teacher(images: Tensor, kinds: Collection[Kind]) -> dict[Kind, Tensor]:
+            tokens = Tokens(None, teacher.features(images, teacher.grid))
+            return {kind: pooled(tokens, kind.pooling) for kind in kinds}
+
+        return Frozen(read_teacher, teacher.image_size, teacher.width)
+
+    model = _load(source, image_size, num_heads)
+    backbone = backbone_of(model)
+    if backbone is None:
+        raise ValueError(f"{source} holds a {type(model).__name__}, which has no backbone")
+    if image_size is not None:
+        try:
+            backbone = resized(backbone, size_pair(image_size))
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+    if untrained is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(untrained)
+            backbone = VisionTransformer(backbone.config)
+    vit = backbone.to(device).eval()
+
+    def read(images: Tensor, kinds: Collection[Kind]) -> dict[Kind, Tensor]:
+        features = vit(images, layers={kind.layer for kind in kinds} - {None})
+        tokens: dict[Layer, Tokens] = {None: Tokens(features.cls, features.patches)}
+        for block, output in features.layers.items():
+            tokens[block] = Tokens(output[:, 0], output[:, 1:])
+        return {kind: pooled(tokens[kind.layer], kind.pooling) for kind in kinds}
+
+    aggregated = isinstance(model, MaskedImageModel) and model.config.head_layers > 0
+    paper: Literal["cls", "mean"] = "cls" if aggregated else "mean"
+    config = vit.config
+    return Frozen(read, config.image_size, config.width, config.depth, True, paper)
+
+
+def _load(
+    source: str, image_size: int | tuple[int, int] | None, num_heads: int | None
+) -> nn.Module:
+    """Load a model; a file that does not tell its size is opened at image_size."""
+    heads: dict[str, Any] = {} if num_heads is None else {"num_heads": num_heads}
+    try:
+        return load(source, **heads)
+    except SizeUnknownError:
+        if image_size is None:
+            raise
+        return load(source, image_size=image_size, **heads)
