@@ -138,13 +138,13 @@ def checked_classes(
             a list numbers the classes; there are fewer than two classes; the validation set has
             other classes, which are named.
     """
-    labels = _labels(train)
+    labels = known_labels(train)
     names = train.source.class_names
     _check_folders(train)
     if names is not None and count not in (None, len(names)):
         raise ValueError(f"num_classes is {count}, but {train.where} names {len(names)} classes")
     total = count or (int(labels.max()) + 1 if names is None else len(names))
-    _check_range(train, labels, total)
+    check_range(train, labels, total)
     if total < 2:
         raise ValueError(f"{train.where} has one class; a classifier needs at least two")
     if validation is not None:
@@ -152,7 +152,7 @@ def checked_classes(
         theirs = validation.source.class_names
         if names is not None and theirs is not None and names != theirs:
             raise ValueError(_difference(train, names, validation, theirs))
-        _check_range(validation, _labels(validation), total)
+        check_range(validation, known_labels(validation), total)
     absent = (torch.bincount(labels, minlength=total) == 0).nonzero().flatten().tolist()
     if absent:
         known = [str(number) if names is None else names[number] for number in absent]
@@ -179,23 +179,26 @@ def _check_folders(part: Labelled) -> None:
     if empty:
         raise ValueError(
             f"{part.where}: no image in the class {_plural('folder', empty)} {_some(empty)}; "
-            "add images, remove what is no class, or list the classes there are (--classes FILE)"
+            "add images, or remove what is no class (beit finetune also takes a list of the "
+            "classes there are: --classes FILE)"
         )
 
 
-def _labels(part: Labelled) -> Tensor:
+def known_labels(part: Labelled) -> Tensor:
+    """Return the labels of a set, (n,) int64; ValueError if one of them is not known."""
     labels = part.source.labels
     unknown = None if labels is None else (labels < 0).nonzero().flatten()
     if labels is None or unknown is None or len(unknown):
         first = "" if unknown is None else f", the first is {part.source.name(int(unknown[0]))}"
         raise ValueError(
-            f"{part.where}: images without a label{first}; training a classifier needs the class "
-            "of every image: class folders, or a label column in Parquet files"
+            f"{part.where}: images without a label{first}; the class of every image is needed: "
+            "class folders, or a label column in Parquet files"
         )
     return labels
 
 
-def _check_range(part: Labelled, labels: Tensor, count: int) -> None:
+def check_range(part: Labelled, labels: Tensor, count: int) -> None:
+    """Raise ValueError if one of the labels of a set, (n,) int64, is not below `count`."""
     place = int(torch.argmax(labels))
     if int(labels[place]) >= count:
         raise ValueError(
@@ -213,7 +216,10 @@ def _difference(train: Labelled, names: list[str], validation: Labelled, theirs:
     if strange:
         said.append(f"only in {validation.where}: {_some(strange)}")
     differ = "; ".join(said) or f"in their order: {_some(names)} and {_some(theirs)}"
-    return f"the classes of train and validation differ, {differ}; --classes FILE numbers both"
+    return (
+        f"the classes of {train.option} and {validation.option} differ, {differ}; give both the "
+        "same class folders (beit finetune also takes a list that numbers both: --classes FILE)"
+    )
 
 
 def _some(names: list[str]) -> str:

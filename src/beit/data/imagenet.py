@@ -19,8 +19,9 @@ from typing import Any, Literal
 
 import torch
 
+from beit.data.classes import Labelled, check_range, known_labels
 from beit.data.sources import PartSource, Source, open_source
-from beit.data.truth import Task, known_labels, nearest, padded, plain_task
+from beit.data.truth import Task, nearest, padded, plain_task
 
 Dataset = Literal[
     "plain",
@@ -87,7 +88,7 @@ def open_task(
         return _real(spec, source, columns, real_labels)
     compared = compared_ids(dataset)
     ids = _class_ids(spec, source, dataset, compared)
-    labels = known_labels(spec, source)
+    labels = known_labels(Labelled("data", spec, source))
     places = {wordnet_id: place for place, wordnet_id in enumerate(compared)}
     right = torch.tensor([places[wordnet_id] for wordnet_id in ids])[labels]
     missing = sorted(set(compared) - set(ids))
@@ -140,16 +141,11 @@ def _class_ids(
     names = source.class_names
     thousand = len(compared) == 1000
     if thousand and (names is None or _are_imagenet_words(names)):
-        labels = known_labels(spec, source)
-        place = int(labels.argmax())
-        if int(labels[place]) >= 1000:
-            raise ValueError(
-                f"data {spec}: {source.name(place)} has the label {int(labels[place])}; "
-                "ImageNet's classes are 0 to 999"
-            )
+        data = Labelled("data", spec, source)
+        check_range(data, known_labels(data), 1000)
         return compared
     if names is None:
-        known_labels(spec, source)
+        known_labels(Labelled("data", spec, source))
         raise ValueError(
             f"data {spec}: the classes have numbers but no names, and {dataset} numbers its 200 "
             "in no fixed way; give folders named by WordNet ids"
@@ -250,7 +246,7 @@ def _objectnet(spec: str, columns: dict[str, int], limit: int | None) -> Task:
         ) from error
 
     source = open_source(spec, limit=limit)
-    labels, folders = known_labels(spec, source), source.class_names or []
+    labels, folders = known_labels(Labelled("data", spec, source)), source.class_names or []
     for folder in folders:
         if folder not in label_of:
             raise ValueError(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from beit.data.classes import Labelled, check_range, known_labels
 from beit.data.sources import Source
 
 
@@ -68,11 +69,12 @@ def plain_task(
         ValueError: an image has no label or one out of range; a class has a name that the
             classifier does not know; class folders cannot be numbered as the classifier's.
     """
-    labels = known_labels(spec, source)
+    data = Labelled("data", spec, source)
+    labels = known_labels(data)
     names = source.class_names
     notes: list[str] = []
     if names is None:
-        _check_range(spec, source, labels, num_classes)
+        check_range(data, labels, num_classes)
         places = labels
     else:
         if class_names is None:
@@ -93,19 +95,6 @@ def plain_task(
     known = class_names or names or list(map(str, range(num_classes)))
     called = [known[number] for number in compared.tolist()]
     return Task(source, compared, places[:, None], places, called, notes)
-
-
-def known_labels(spec: str, source: Source) -> Tensor:
-    """Return the labels of a source, (n,) int64, none of them unknown."""
-    labels = source.labels
-    unknown = None if labels is None else (labels < 0).nonzero().flatten()
-    if labels is None or unknown is None or len(unknown):
-        first = "" if unknown is None else f", the first is {source.name(int(unknown[0]))}"
-        raise ValueError(
-            f"data {spec}: images without a label{first}; a classifier is judged by the class of "
-            "every image: give class folders, or a label column in Parquet files"
-        )
-    return labels
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -148,12 +137,3 @@ def _by_order(spec: str, names: Sequence[str], num_classes: int) -> list[int]:
             "classes, or say which set this is (--dataset imagenet, ...)"
         )
     return list(range(num_classes))
-
-
-def _check_range(spec: str, source: Source, labels: Tensor, num_classes: int) -> None:
-    place = int(labels.argmax())
-    if int(labels[place]) >= num_classes:
-        raise ValueError(
-            f"data {spec}: {source.name(place)} has the label {int(labels[place])}, but the "
-            f"classifier has {num_classes} classes; expected 0 to {num_classes - 1}"
-        )

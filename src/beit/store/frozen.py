@@ -1,16 +1,16 @@
 """Frozen models to be probed: any backbone that beit can load, and any teacher."""
 
 from collections.abc import Callable, Collection
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from beit.nn.mim import MaskedImageModel
 from beit.nn.pooling import Kind, Layer, Tokens, pooled
 from beit.nn.vit import VisionTransformer, resized
-from beit.store.formats.published_config import SizeUnknownError
-from beit.store.load import backbone_of, load
+from beit.store.load import backbone_of
+from beit.store.starts import open_start
 from beit.store.teachers import load_teacher
 from beit.store.weights import size_pair
 
@@ -68,13 +68,14 @@ def open_frozen(
 
         return Frozen(read_teacher, teacher.image_size, teacher.width)
 
-    model = _load(source, image_size, num_heads)
+    size = None if image_size is None else size_pair(image_size)
+    model = open_start(source, size, num_heads)
     backbone = backbone_of(model)
     if backbone is None:
         raise ValueError(f"{source} holds a {type(model).__name__}, which has no backbone")
-    if image_size is not None:
+    if size is not None:
         try:
-            backbone = resized(backbone, size_pair(image_size))
+            backbone = resized(backbone, size)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
     if untrained is not None:
@@ -94,16 +95,3 @@ def open_frozen(
     paper: Literal["cls", "mean"] = "cls" if aggregated else "mean"
     config = vit.config
     return Frozen(read, config.image_size, config.width, config.depth, True, paper)
-
-
-def _load(
-    source: str, image_size: int | tuple[int, int] | None, num_heads: int | None
-) -> nn.Module:
-    """Load a model; a file that does not tell its size is opened at image_size."""
-    heads: dict[str, Any] = {} if num_heads is None else {"num_heads": num_heads}
-    try:
-        return load(source, **heads)
-    except SizeUnknownError:
-        if image_size is None:
-            raise
-        return load(source, image_size=image_size, **heads)
