@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 import record
 
 TRAINING_IMAGES = 50_000
-EPOCHS = {1.0: None, 0.1: 40, 0.01: 160}  # None: the preset's
+EPOCHS = {1.0: None, 0.1: 20, 0.01: 100}  # None: those of the preset
 STARTS = ("pretrained", "tokenizer", "scratch")
 
 
