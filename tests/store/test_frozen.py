@@ -66,6 +66,7 @@ def test_a_teacher_has_the_mean_of_its_patches_only() -> None:
     frozen = open_frozen("teacher:timm:test_vit.r160_in1k", 32, untrained=0)
     assert (frozen.image_size, frozen.width, frozen.depth) == ((32, 32), 64, 0)
     assert not frozen.has_cls
+    assert frozen.paper is None
     read = frozen.read(torch.zeros(2, 3, 32, 32, dtype=torch.uint8), [MEAN])
     assert read[MEAN].shape == (2, 64)
 

@@ -252,7 +252,7 @@ def run(config: Config) -> Result:
             config,
             num_classes,
             grid=linear.get(kind),
-            paper=kind == Kind(None, frozen.paper),
+            paper=(kind.layer, kind.pooling) == (None, frozen.paper),
         )
         rows.append(row)
     if attentive:

@@ -29,7 +29,7 @@ class Frozen(NamedTuple):
         has_cls: whether its tokens include [CLS]; those of a teacher do not
         paper: what the paper probes of the final features (BEiT v2, section 3.2): cls after
             pretraining with patch aggregation, else mean; mean too where a file holds a backbone
-            alone, which does not say how it was pretrained
+            alone, which does not say how it was pretrained; None for a teacher
     """
 
     read: Callable[[Tensor, Collection[Kind]], dict[Kind, Tensor]]
@@ -37,7 +37,7 @@ class Frozen(NamedTuple):
     width: int
     depth: int = 0
     has_cls: bool = False
-    paper: Literal["cls", "mean"] = "mean"
+    paper: Literal["cls", "mean"] | None = None
 
 
 def open_frozen(
