@@ -29,7 +29,10 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class Verb:
-    """One command: the module with its Config and run, and how it is called."""
+    """One command: the module with its Config and run, and how it is called.
+
+    The last positional name may end in +: it then takes as many values as there are.
+    """
 
     module: str
     help: str
@@ -196,7 +199,7 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
 def _parser(verb: str, config_class: type) -> "ArgumentParser":
     from jsonargparse import ArgumentParser  # 0.3 s, which `beit --help` does not wait for
 
-    positional = "".join(f" [{name.upper()}]" for name in VERBS[verb].positional)
+    positional = "".join(f" [{_shown(name)}]" for name in VERBS[verb].positional)
     parser = ArgumentParser(
         prog=f"beit {verb}",
         usage=f"beit {verb}{positional} [--preset NAME] [--config FILE] [--field.sub VALUE ...]",
@@ -232,9 +235,14 @@ def _name_positionals(verb: str, arguments: list[str]) -> list[str]:
     if len(values) > len(names):
         raise ValueError(
             f"unexpected argument {values[len(names)]!r}: beit {verb} takes "
-            f"{' '.join(map(str.upper, names)) or 'only options'}; see beit {verb} --help"
+            f"{' '.join(map(_shown, names)) or 'only options'}; see beit {verb} --help"
         )
     return [f"--{n}={value}" for n, value in zip(names, values, strict=False)] + arguments
+
+
+def _shown(positional: str) -> str:
+    """Write a positional argument for people: DATA, or DATA ... where there may be many."""
+    return positional.upper().replace("+", " ...")
 
 
 def _take(arguments: list[str], option: str) -> tuple[list[str], list[str]]:

@@ -18,6 +18,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
+VERBS = ("train-tokenizer", "pretrain", "finetune")  # each begins where the one before ends
 KILLS = 5
 STEPS = 60  # 5 epochs of 12 steps of 16 images
 SHORT = [
@@ -77,26 +78,33 @@ def killed_run(seed: int, run: Path, verb: str, *options: str) -> None:
     finish(*command)
 
 
+def begun_from(verb: str, runs: dict[str, Path]) -> list[str]:
+    """Name the run that a verb goes on from."""
+    return {
+        "train-tokenizer": [],
+        "pretrain": ["--tokenizer", str(runs["train-tokenizer"])],
+        "finetune": ["--init", str(runs["pretrain"]), "--average", "0.9"],
+    }[verb]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A tokenizer and a pretrained model, without workers and without interruption."""
+    """A tokenizer, a pretrained model, a classifier, without workers and without interruption."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    runs = {"train-tokenizer": folder / "tokenizer", "pretrain": folder / "pretrain"}
+    runs = {verb: folder / verb for verb in VERBS}
     for verb, run in runs.items():
-        options = ["--tokenizer", str(runs["train-tokenizer"])] * (verb == "pretrain")
-        finish(verb, "--preset", "shapes-tiny", *SHORT, "--run.output", str(run), *options)
+        options = [*SHORT, "--run.output", str(run), *begun_from(verb, runs)]
+        finish(verb, "--preset", "shapes-tiny", *options)
         assert last_step(run / "metrics.jsonl") == STEPS
     return runs
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-@pytest.mark.parametrize("verb", ["train-tokenizer", "pretrain"])
+@pytest.mark.parametrize("verb", VERBS)
 def test_killed_and_resumed_equals_undisturbed(
     verb: str, num_workers: int, tmp_path: Path, undisturbed: dict[str, Path]
 ) -> None:
-    options = ["--data.num_workers", str(num_workers)]
-    if verb == "pretrain":
-        options += ["--tokenizer", str(undisturbed["train-tokenizer"])]
+    options = ["--data.num_workers", str(num_workers), *begun_from(verb, undisturbed)]
     killed_run(num_workers + len(verb), tmp_path / "run", verb, *options)
     run, other = tmp_path / "run", undisturbed[verb]
     for name in ("metrics.jsonl", "weights.safetensors"):
