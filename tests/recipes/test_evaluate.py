@@ -338,7 +338,7 @@ def test_shares_of_processes_add_up_to_the_whole(model: str) -> None:
             return torch.autocast("cpu", enabled=False)
 
     asked = config(model, corruptions=("fog",))
-    classifier = evaluate.open_classifier(asked)
+    classifier = evaluate.load_classifier(asked.model)
     task = evaluate.open_task(DATA, "plain", 10, None)
     parts: list[Tensor] = []
     for rank in range(3):

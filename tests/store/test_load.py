@@ -13,17 +13,26 @@ from safetensors.torch import save_file
 
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
+from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.tokenizer import VQKD
-from beit.nn.vit import VisionTransformer, resized, with_bias_per_block
+from beit.nn.vit import VisionTransformer, ViTConfig, resized, with_bias_per_block
 from beit.store.formats.dalle import to_dalle
 from beit.store.formats.dvae import to_dvae
 from beit.store.formats.mmpretrain import to_mmpretrain
 from beit.store.formats.published import to_published
+from beit.store.formats.published_config import SizeUnknownError
 from beit.store.formats.timm_beit import to_timm
 from beit.store.formats.transformers_beit import to_transformers, transformers_config
-from beit.store.load import FORMATS, LAYOUTS, load, load_backbone, load_tokenizer
+from beit.store.load import (
+    FORMATS,
+    LAYOUTS,
+    load,
+    load_backbone,
+    load_classifier,
+    load_tokenizer,
+)
 from beit.store.run import RunDirectory
 from beit.store.weights import read_safetensors, save_weights
 
@@ -200,6 +209,22 @@ def test_backbone_for_another_size(kind, ours, request, tmp_path):
         ValueError, match=r"w\.safetensors: image size \(20, 27\) is not a multiple"
     ):
         load_backbone(path, image_size=(20, 27), **overrides)
+
+
+def test_a_classifier_at_the_size_asked_for(tmp_path, classifier, tokenizer):
+    vit = ViTConfig((16, 24), 8, width=12, depth=2, num_heads=3, relative_bias="per_block")
+    wide = ImageClassifier(ImageClassifierConfig(vit, 2)).eval()
+    path = tmp_path / "w.pth"
+    torch.save({"model": to_published(wide)}, path)  # not square: the file does not tell
+    with pytest.raises(SizeUnknownError):
+        load_classifier(path, num_heads=3)
+    assert same(load_classifier(path, (16, 24), num_heads=3), wide)
+    save_weights(tmp_path / "ours.safetensors", classifier)
+    found = load_classifier(tmp_path / "ours.safetensors", (20, 28), num_heads=None)
+    assert same(found.backbone, resized(classifier.backbone, (20, 28)))
+    save_weights(tmp_path / "tokenizer.safetensors", tokenizer)
+    with pytest.raises(ValueError, match="holds a VQKD, which names no classes of images"):
+        load_classifier(tmp_path / "tokenizer.safetensors")
 
 
 def test_backbone_with_a_bias_in_every_block(tmp_path, pretrained, tokenizer):

@@ -3,14 +3,11 @@ import torch
 
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.store.formats.published import to_published
-from beit.store.formats.published_config import SizeUnknownError
 from beit.store.starts import (
     backbone_for_finetuning,
     carry_backbone,
     carry_head,
     carry_norm,
-    open_start,
 )
 
 VIT = ViTConfig((16, 24), 8, width=12, depth=2, num_heads=3, relative_bias="per_block")
@@ -94,11 +91,8 @@ def test_norms_go_where_there_is_a_place_for_them():
     assert torch.equal(back.fc_norm.weight, torch.ones(12))
 
 
-def test_a_file_that_does_not_tell_its_size_is_opened_at_the_one_given(tmp_path):
-    torch.save({"model": to_published(classifier(count=2))}, tmp_path / "wide.pth")
-    with pytest.raises(SizeUnknownError):
-        open_start(str(tmp_path / "wide.pth"), num_heads=3)
-    start = open_start(str(tmp_path / "wide.pth"), (16, 24), num_heads=3)
+def test_the_backbone_takes_the_size_asked_for():
+    start = classifier(count=2)
     assert backbone_for_finetuning(start, "here", None) is start.backbone
     assert backbone_for_finetuning(start, "here", (24, 24)).config.grid == (3, 3)
     with pytest.raises(ValueError, match="here holds a Linear, which has no backbone"):

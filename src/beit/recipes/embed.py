@@ -92,8 +92,7 @@ def run(config: Config) -> Result:
     check_output(config.output)
     fabric = launch(config.device)
     first = fabric.is_global_zero
-    heads = {} if config.num_heads is None else {"num_heads": config.num_heads}
-    backbone = load_backbone(config.model, image_size=config.image_size, **heads)
+    backbone = load_backbone(config.model, config.image_size, num_heads=config.num_heads)
     vit = backbone.config
     if config.layer is not None and not 1 <= config.layer <= vit.depth:
         raise ValueError(

@@ -48,7 +48,6 @@ from beit.data.prefetch import prefetch
 from beit.data.truth import Task
 from beit.nn.heads import ImageClassifier
 from beit.nn.metrics import confusion_matrix, expected_calibration_error, reliability
-from beit.nn.vit import resized
 from beit.show.classes import class_table, confusion_picture, confusion_table
 from beit.show.curves import curves
 from beit.show.report import Item, Section, Table, write_report
@@ -63,9 +62,8 @@ from beit.store.evaluations import (
     refuse_other_images,
     written,
 )
-from beit.store.load import load
+from beit.store.load import load_classifier
 from beit.store.run import environment
-from beit.store.weights import size_pair
 from beit.train.fabric import DeviceConfig, compiled, launch, summed
 from beit.train.progress import Progress
 
@@ -188,7 +186,7 @@ def run(config: Config) -> Result:
             "say what to evaluate on what (--model, --data), or which results to --compare"
         )
     reference = None if config.reference is None else read_evaluation(config.reference)
-    classifier = open_classifier(config)
+    classifier = load_classifier(config.model, config.image_size, num_heads=config.num_heads)
     task = open_task(
         config.data,
         config.dataset,
@@ -233,20 +231,6 @@ def run(config: Config) -> Result:
         if output is not None:
             write(output, config, result, answers, task)
     return result
-
-
-def open_classifier(config: Config) -> ImageClassifier:
-    """Load the classifier, its positions carried to another grid where a size is given."""
-    heads = {} if config.num_heads is None else {"num_heads": config.num_heads}
-    model = load(config.model, **heads)
-    if not isinstance(model, ImageClassifier):
-        raise ValueError(
-            f"{config.model} holds a {type(model).__name__}, which names no classes of "
-            "images; expected an ImageClassifier"
-        )
-    if config.image_size is not None:
-        model.backbone = resized(model.backbone, size_pair(config.image_size))
-    return model
 
 
 # ── classifying ─────────────────────────────────────────────────────────────────────────────────

@@ -34,6 +34,7 @@ from beit.show.classes import class_items
 from beit.show.curves import curves
 from beit.show.report import Section, write_report
 from beit.store import checkpoint
+from beit.store.load import load_sized
 from beit.store.run import RunConfig, RunDirectory
 from beit.store.settings import from_plain
 from beit.store.starts import (
@@ -41,7 +42,6 @@ from beit.store.starts import (
     carry_backbone,
     carry_head,
     carry_norm,
-    open_start,
 )
 from beit.store.weights import save_weights
 from beit.train.averaging import BestWeights, WeightAverage
@@ -411,7 +411,7 @@ def build_classifier(config: Config, classes: Classes) -> tuple[ImageClassifier,
         assert config.backbone is not None
         vit = config.backbone
     else:
-        start = open_start(config.init, config.image_size, config.num_heads)
+        start = load_sized(config.init, config.image_size, num_heads=config.num_heads)
         backbone = backbone_for_finetuning(start, config.init, config.image_size)
         vit = backbone.config
     vit = replace(vit, drop_path=config.drop_path)

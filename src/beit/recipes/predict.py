@@ -33,16 +33,13 @@ from beit.data.listed import read_list
 from beit.data.prefetch import prefetch
 from beit.data.sources import Source, limited, open_source
 from beit.data.views import EvalView
-from beit.nn.heads import ImageClassifier
-from beit.nn.vit import resized
 from beit.show.predictions import Prediction, prediction_grid
 from beit.store.atomic import replacing
-from beit.store.load import load
+from beit.store.load import load_classifier
 from beit.store.table_files import Column
 from beit.store.table_lines import Line
 from beit.store.table_stream import LineStream
 from beit.store.tables import Table, check_output, fingerprint, smallest_unsigned
-from beit.store.weights import size_pair
 from beit.train.fabric import DeviceConfig, compiled, launch
 from beit.train.progress import Progress
 
@@ -117,16 +114,8 @@ def run(config: Config) -> Result:
             "--data @list.txt, --output classes.jsonl"
         )
     source = _images(config)
-    heads = {} if config.num_heads is None else {"num_heads": config.num_heads}
-    classifier = load(config.model, **heads)
-    if not isinstance(classifier, ImageClassifier):
-        raise ValueError(
-            f"{config.model} holds a {type(classifier).__name__}, which names no classes of "
-            "images; expected an ImageClassifier"
-        )
+    classifier = load_classifier(config.model, config.image_size, num_heads=config.num_heads)
     num_classes, class_names = classifier.config.num_classes, classifier.config.class_names
-    if config.image_size is not None:
-        classifier.backbone = resized(classifier.backbone, size_pair(config.image_size))
     vit = classifier.backbone.config
     about = {
         "beit": beit.__version__,

@@ -9,8 +9,7 @@ from torch import Tensor
 from beit.nn.mim import MaskedImageModel
 from beit.nn.pooling import Kind, Layer, Tokens, pooled
 from beit.nn.vit import VisionTransformer, resized
-from beit.store.load import backbone_of
-from beit.store.starts import open_start
+from beit.store.load import backbone_of, load_sized
 from beit.store.teachers import load_teacher
 from beit.store.weights import size_pair
 
@@ -69,7 +68,7 @@ def open_frozen(
         return Frozen(read_teacher, teacher.image_size, teacher.width)
 
     size = None if image_size is None else size_pair(image_size)
-    model = open_start(source, size, num_heads)
+    model = load_sized(source, size, num_heads=num_heads)
     backbone = backbone_of(model)
     if backbone is None:
         raise ValueError(f"{source} holds a {type(model).__name__}, which has no backbone")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from beit.nn.heads import ImageClassifier
 from beit.nn.tokenizer import VQKD, Tokenizer
 from beit.nn.vit import VisionTransformer, resized, with_bias_per_block
 from beit.store.formats.containers import named_tensors
@@ -136,12 +137,7 @@ def load_backbone(
             the shared bias, as fine-tuning does
     """
     relative_bias = overrides.pop("relative_bias", None)
-    try:
-        model = load(source, **overrides)
-    except SizeUnknownError:
-        if image_size is None:
-            raise
-        model = load(source, image_size=image_size, **overrides)
+    model = load_sized(source, image_size, **overrides)
     backbone = backbone_of(model)
     if backbone is None:
         raise ValueError(f"{source} holds a {type(model).__name__}, which has no backbone")
@@ -156,6 +152,37 @@ def load_backbone(
         return backbone if image_size is None else resized(backbone, size_pair(image_size))
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def load_classifier(
+    source: str | Path, image_size: int | tuple[int, int] | None = None, **overrides: Any
+) -> ImageClassifier:
+    """Load an image classifier in eval mode; the arguments are those of `load_backbone`."""
+    model = load_sized(source, image_size, **overrides)
+    if not isinstance(model, ImageClassifier):
+        raise ValueError(
+            f"{source} holds a {type(model).__name__}, which names no classes of images; expected "
+            "an ImageClassifier"
+        )
+    if image_size is not None:
+        model.backbone = resized(model.backbone, size_pair(image_size))
+    return model
+
+
+def load_sized(
+    source: str | Path, image_size: int | tuple[int, int] | None, **overrides: Any
+) -> nn.Module:
+    """Load a model at its own size; where its file does not tell that, at `image_size`.
+
+    Overrides that are None are left out.
+    """
+    overrides = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return load(source, **overrides)
+    except SizeUnknownError:
+        if image_size is None:
+            raise
+        return load(source, image_size=image_size, **overrides)
 
 
 def backbone_of(model: nn.Module) -> VisionTransformer | None:

@@ -9,23 +9,9 @@ from torch import nn
 from beit.nn.heads import ImageClassifier
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer, resized, with_bias_per_block
-from beit.store.formats.published_config import SizeUnknownError
-from beit.store.load import backbone_of, load
+from beit.store.load import backbone_of
 
 logger = logging.getLogger(__name__)
-
-
-def open_start(
-    origin: str, image_size: tuple[int, int] | None = None, num_heads: int | None = None
-) -> nn.Module:
-    """Load a model; one that does not tell its size is opened at `image_size`, (height, width)."""
-    heads = {} if num_heads is None else {"num_heads": num_heads}
-    try:
-        return load(origin, **heads)
-    except SizeUnknownError:
-        if image_size is None:
-            raise
-        return load(origin, image_size=image_size, **heads)
 
 
 def backbone_for_finetuning(
