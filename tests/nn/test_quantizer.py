@@ -1,4 +1,5 @@
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -9,9 +10,11 @@ from beit.nn import quantizer as quantizer_module
 from beit.nn.quantizer import (
     KMEANS_ITERATIONS,
     Quantizer,
+    bounded,
     choose,
     grouped_sums,
     nearest_rows,
+    scalar_codes,
     unit,
 )
 
@@ -293,3 +296,202 @@ def test_a_fresh_codebook_lies_on_the_sphere() -> None:
     codebook = Quantizer(50, C).codebook
     torch.testing.assert_close(codebook, F.normalize(codebook))
     assert codebook.mean(dim=0).norm() < 0.5  # on all sides of it
+
+
+# ── codes anywhere: no l2 ───────────────────────────────────────────────────────────────────────
+
+
+def euclidean(num_codes: int = K, decay: float = 0.75) -> Quantizer:
+    quantizer = Quantizer(num_codes, C, decay, l2_normalised=False)
+    quantizer.codebook.copy_(2 * torch.randn(num_codes, C, generator=seeded(9)))
+    return quantizer
+
+
+def closest(vector: Tensor, means: Tensor) -> int:
+    distances = [float(((vector - mean) ** 2).sum()) for mean in means]
+    return distances.index(min(distances))
+
+
+def test_without_l2_nearest_is_the_smallest_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    quantizer, vectors = euclidean(), some_vectors()
+    codes = quantizer.nearest(vectors)
+    assert codes.tolist() == [[closest(v, quantizer.codebook) for v in image] for image in vectors]
+    assert not torch.equal(codes, quantizer.nearest(0.01 * vectors))  # lengths count
+    assert torch.equal(quantizer.scores(vectors).argmax(dim=-1), codes)
+    monkeypatch.setattr(quantizer_module, "CHUNK_ELEMENTS", 4 * K)
+    assert torch.equal(quantizer.nearest(vectors), codes)
+
+
+def test_scores_tell_cosines_and_distances() -> None:
+    sphere, space, vectors = Quantizer(K, C), euclidean(), some_vectors()
+    cosines = [[v @ c / v.norm() for c in sphere.codebook] for v in vectors[0]]
+    torch.testing.assert_close(sphere.scores(vectors)[0], torch.tensor(cosines))
+    distances = torch.tensor([[(v - c).square().sum() for c in space.codebook] for v in vectors[0]])
+    found = vectors[0].square().sum(dim=1, keepdim=True) - 2 * space.scores(vectors)[0]
+    torch.testing.assert_close(found, distances, rtol=1e-4, atol=1e-4)
+
+
+def test_without_l2_distances_are_float32_under_autocast() -> None:
+    quantizer, vectors = euclidean(), some_vectors()
+    codes = quantizer.nearest(vectors)
+    statistics = quantizer.statistics(vectors, codes)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(quantizer.nearest(vectors), codes)
+        assert torch.equal(quantizer.statistics(vectors, codes), statistics)
+
+
+def test_without_l2_update_by_hand() -> None:
+    quantizer = Quantizer(3, 2, decay=0.75, l2_normalised=False)
+    quantizer.codebook.copy_(torch.tensor([[4.0, 0.0], [0.0, 8.0], [-1.0, 0.0]]))
+    # Code 0 was chosen by (2, 6) and (6, -2), code 1 by nothing, code 2 by (3, 4).
+    statistics = quantizer.statistics(
+        torch.tensor([[2.0, 6.0], [6.0, -2.0], [3.0, 4.0]]), torch.tensor([0, 0, 2])
+    )
+    assert statistics.tolist() == [[8, 4, 2], [0, 0, 0], [3, 4, 1]]  # not of length 1
+    quantizer.update(statistics)
+    assert quantizer.codebook.tolist() == [[4, 0.5], [0, 8], [0, 1]]
+    assert quantizer.counts.tolist() == [0.5, 0, 0.25]
+
+
+def test_without_l2_two_half_batches_update_the_codebook_as_one_whole_batch() -> None:
+    whole, halves = euclidean(), euclidean()
+    vectors = some_vectors(count=40)
+    codes = whole.nearest(vectors)
+    parts = [whole.statistics(v, c) for v, c in zip(vectors, codes, strict=True)]
+    whole.update(whole.statistics(vectors, codes))
+    halves.update(parts[0] + parts[1])
+    assert not torch.equal(whole.codebook, euclidean().codebook)
+    torch.testing.assert_close(halves.codebook, whole.codebook)
+    torch.testing.assert_close(halves.counts, whole.counts)
+
+
+def test_without_l2_start_equals_naive_k_means() -> None:
+    quantizer, rows = euclidean(), some_vectors(count=30).flatten(0, 1)
+    quantizer.start(rows, seeded(1))
+    means = rows[choose(len(rows), K, seeded(1))].clone()
+    for _ in range(KMEANS_ITERATIONS):
+        nearest = torch.tensor([closest(row, means) for row in rows])
+        for code in nearest.unique():
+            means[code] = rows[nearest == code].mean(dim=0)
+    torch.testing.assert_close(quantizer.codebook, means)
+
+
+def test_without_l2_revived_codes_are_vectors_as_they_are() -> None:
+    quantizer, rows = euclidean(), some_vectors().flatten(0, 1)
+    before = quantizer.codebook.clone()
+    dead = torch.tensor([False, True, True, False, False, True, False])
+    assert quantizer.revive(rows, dead, seeded()).tolist() == [1, 2, 5]
+    assert torch.equal(quantizer.codebook[~dead], before[~dead])
+    assert all((code == rows).all(dim=1).any() for code in quantizer.codebook[dead])
+
+
+def test_without_l2_a_fresh_codebook_is_small_and_not_of_one_length() -> None:
+    codebook = Quantizer(50, C, l2_normalised=False).codebook
+    assert codebook.abs().max() <= 1 / 50
+    assert codebook.norm(dim=1).std() > 0
+
+
+# ── learned by gradients ────────────────────────────────────────────────────────────────────────
+
+
+def test_a_codebook_for_gradients_keeps_its_name_and_values() -> None:
+    quantizer = Quantizer(K, C)
+    before = snapshot(quantizer)
+    learned = quantizer.use_gradients()
+    assert [learned is p for p in quantizer.parameters()] == [True]
+    assert_same_state(quantizer, before)
+    buffered = Quantizer(K, C)
+    buffered.load_state_dict(quantizer.state_dict())  # a file cannot tell the two apart
+    assert torch.equal(buffered.codebook, learned)
+
+
+@pytest.mark.parametrize("l2_normalised", [True, False])
+def test_after_a_step_of_the_optimiser_an_update_only_brings_codes_back(
+    l2_normalised: bool,
+) -> None:
+    quantizer = Quantizer(K, C, 0.75, l2_normalised)
+    codebook = quantizer.use_gradients()
+    moved = torch.randn(K, C, generator=seeded(3))
+    with torch.no_grad():
+        codebook.copy_(moved)
+    vectors = some_vectors()
+    statistics = quantizer.statistics(vectors, quantizer.nearest(vectors))
+    quantizer.update(statistics)
+    assert torch.equal(codebook, unit(moved) if l2_normalised else moved)
+    torch.testing.assert_close(quantizer.counts, 0.25 * statistics[:, -1])
+    assert codebook.is_leaf and codebook.requires_grad
+
+
+def test_a_codebook_for_gradients_starts_and_revives_in_place() -> None:
+    quantizer, rows = Quantizer(K, C), some_vectors(count=30).flatten(0, 1)
+    codebook = quantizer.use_gradients()
+    quantizer.start(rows, seeded(1))
+    torch.testing.assert_close(codebook.detach(), naive_k_means(rows, K, seeded(1)))
+    before = codebook.detach().clone()
+    dead = torch.arange(K) == 4
+    assert quantizer.revive(rows, dead, seeded()).tolist() == [4]
+    assert (codebook != before).any(dim=1).tolist() == dead.tolist()
+    assert quantizer.codebook is codebook
+
+
+# ── a grid of levels ────────────────────────────────────────────────────────────────────────────
+
+
+def test_scalar_codes_by_hand() -> None:
+    assert scalar_codes((3,)).tolist() == [[-1], [0], [1]]
+    first, second = (-1.0, -0.5, 0.0, 0.5), (-1.0, 0.0, 1.0)
+    assert scalar_codes((4, 3)).tolist() == [list(pair) for pair in product(first, second)]
+    assert len(scalar_codes((8, 8, 8, 4, 4)).unique(dim=0)) == 8192
+
+
+def test_the_nearest_scalar_code_is_each_channel_rounded() -> None:
+    levels = (4, 3, 5)
+    quantizer = Quantizer(60, 3, l2_normalised=False, levels=levels)
+    vectors = bounded(2 * torch.randn(200, 3, generator=seeded()), levels)
+    codes = quantizer.nearest(vectors)
+    assert len(codes.unique()) > 40
+    for vector, code in zip(vectors, codes, strict=True):
+        rounded = [round(float(v) * (L // 2)) for v, L in zip(vector, levels, strict=True)]
+        places = [i + L // 2 for i, L in zip(rounded, levels, strict=True)]
+        assert int(code) == (places[0] * 3 + places[1]) * 5 + places[2]
+
+
+def test_bounded_vectors_reach_the_outer_levels_and_no_further() -> None:
+    far, levels = torch.tensor([[-1e3] * 3, [0.0] * 3, [1e3] * 3]), (2, 5, 8)
+    found = bounded(far, levels)
+    # Even levels end above zero one cell short of one; 1.001 leaves half a thousandth a level.
+    outer = torch.tensor([[-1.0, -1, -1], [0, 0, 0], [0, 1, 0.75]])
+    torch.testing.assert_close(found, outer, rtol=0, atol=2e-3)
+    grid = torch.linspace(-3, 3, 50)[:, None].expand(-1, 3)
+    assert (bounded(grid, levels).diff(dim=0) > 0).all()
+
+
+def test_a_grid_stays_where_it_is() -> None:
+    quantizer = Quantizer(12, 2, decay=0.0, l2_normalised=False, levels=(4, 3))
+    assert quantizer.initialised
+    vectors = torch.rand(30, 2, generator=seeded())
+    statistics = quantizer.statistics(vectors, quantizer.nearest(vectors))
+    quantizer.update(statistics)
+    assert torch.equal(quantizer.codebook, scalar_codes((4, 3)))
+    assert torch.equal(quantizer.counts, statistics[:, -1])  # bookkeeping goes on
+    with pytest.raises(ValueError, match="levels are not learned by gradients"):
+        quantizer.use_gradients()
+    with pytest.raises(ValueError, match="levels do not start at data"):
+        quantizer.start(vectors, seeded())
+    with pytest.raises(ValueError, match="levels are not revived"):
+        quantizer.revive(vectors, torch.ones(12, dtype=torch.bool), seeded())
+
+
+@pytest.mark.parametrize(
+    ("levels", "l2_normalised", "message"),
+    [
+        ((4, 1), False, r"levels are \(4, 1\); expected 2 or more"),
+        ((4, 3, 2), False, "make 24 codes of 3 channels, but num_codes is 12 and code_width 2"),
+        ((4, 3), True, "does not lie on the sphere; set l2_normalised to false"),
+    ],
+)
+def test_levels_that_contradict_the_codebook_are_refused(
+    levels: tuple[int, ...], l2_normalised: bool, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Quantizer(12, 2, l2_normalised=l2_normalised, levels=levels)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from beit.nn.quantizer import unit
+from beit.nn.quantizer import scalar_codes, unit
 from beit.nn.tokenizer import VQKD, VQKDConfig, tokenizer_vit
 
 Shaken = Callable[[nn.Module], nn.Module]
@@ -142,3 +142,108 @@ def test_images_of_another_size_are_refused() -> None:
 def test_a_width_still_to_be_taken_from_the_teacher_is_refused() -> None:
     with pytest.raises(ValueError, match="teacher_width must be 1 or more, got 0"):
         VQKD(replace(CONFIG, teacher_width=0))
+
+
+# ── variants for ablations ──────────────────────────────────────────────────────────────────────
+
+EUCLIDEAN = replace(CONFIG, l2_normalised=False)
+SCALARS = replace(EUCLIDEAN, num_codes=24, code_width=3, levels=(4, 3, 2))
+
+
+@pytest.mark.parametrize(
+    ("depth", "num_codes", "code_width"), [(1, 2, 8), (3, 512, 64), (6, 11, 256)]
+)
+@torch.no_grad()
+def test_decoders_and_codebooks_of_other_sizes(
+    depth: int, num_codes: int, code_width: int, shaken: Shaken
+) -> None:
+    sizes = {"decoder_depth": depth, "num_codes": num_codes, "code_width": code_width}
+    vqkd = shaken(VQKD(replace(CONFIG, **sizes)))
+    output = vqkd(some_images())
+    assert len(vqkd.decoder.blocks) == depth
+    assert vqkd.quantizer.codebook.shape == (num_codes, code_width)
+    assert output.vectors.shape == (2, 15, code_width)
+    assert output.features.shape == (2, 15, 7)
+    assert output.codes.max() < num_codes == vqkd.vocab_size
+
+
+def test_published_sizes_with_a_decoder_of_six_blocks() -> None:
+    with torch.device("meta"):
+        three, six = VQKD(VQKDConfig()), VQKD(VQKDConfig(decoder_depth=6))
+    block = num_parameters(three.decoder.blocks[0])
+    assert num_parameters(six) == num_parameters(three) + 3 * block
+
+
+@torch.no_grad()
+def test_without_l2_vectors_keep_their_length(shaken: Shaken) -> None:
+    vqkd = shaken(VQKD(EUCLIDEAN))
+    vqkd.quantizer.codebook.normal_(generator=seeded())
+    images = some_images()
+    output, raw = vqkd(images), vqkd.embed(images)
+    assert torch.equal(output.vectors, raw)
+    distances = torch.cdist(
+        raw, vqkd.quantizer.codebook, compute_mode="donot_use_mm_for_euclid_dist"
+    )
+    assert len(output.codes.unique()) > 2
+    assert torch.equal(output.codes, distances.argmin(dim=-1))
+    assert torch.equal(vqkd.encode(images), output.codes)
+    torch.testing.assert_close(vqkd.decode(output.codes), output.features)
+    torch.testing.assert_close(output.commitment, distances.amin(dim=-1).square().mean() / 4)
+
+
+@pytest.mark.parametrize("config", [CONFIG, EUCLIDEAN])
+def test_gradients_of_the_codebook_are_those_of_the_formula(
+    config: VQKDConfig, shaken: Shaken
+) -> None:
+    vqkd = shaken(VQKD(config))
+    vqkd.quantizer.codebook.normal_(generator=seeded())
+    vqkd.quantizer.codebook.copy_(vqkd.quantizer.placed(vqkd.quantizer.codebook))
+    codebook = vqkd.quantizer.use_gradients()
+    output = vqkd(some_images())
+    ((2 * output.commitment + 3 * output.attraction) + output.features.sum()).backward()
+    with torch.no_grad():  # of 3 * mean over elements of |sg(z) - l2(e)|^2, a vector at a time
+        expected = torch.zeros_like(codebook)
+        for z, code in zip(output.vectors.flatten(0, 1), output.codes.flatten(), strict=True):
+            e = codebook[code]
+            pull = 3 * 2 * (e - z) / (2 * 15 * 4)
+            expected[code] += pull - (pull @ e) * e if config.l2_normalised else pull
+    assert codebook.grad is not None and expected.abs().max() > 1e-4
+    # Neither the commitment nor the decoder moves the codes: the first holds them fixed, the
+    # second goes straight through.
+    torch.testing.assert_close(codebook.grad, expected)
+
+
+def test_the_codebook_term_does_not_move_vectors(shaken: Shaken) -> None:
+    vqkd = shaken(VQKD(CONFIG))
+    vqkd.quantizer.use_gradients()
+    output = vqkd(some_images())
+    torch.testing.assert_close(output.attraction, output.commitment)
+    assert torch.autograd.grad(output.attraction, output.vectors, allow_unused=True) == (None,)
+
+
+def test_gradients_of_the_paper_are_c_times_those_of_the_mean(shaken: Shaken) -> None:
+    vqkd = shaken(VQKD(CONFIG))
+    output = vqkd(some_images())
+    codes = vqkd.quantizer.codebook[output.codes]
+    paper = (output.vectors - codes).square().sum(dim=-1).mean()  # Eq. 2, a mean over patches
+    torch.testing.assert_close(paper, CONFIG.code_width * output.commitment)
+
+
+def test_scalar_codes_in_a_tokenizer(shaken: Shaken) -> None:
+    vqkd = shaken(VQKD(SCALARS))
+    images = some_images()
+    output = vqkd(images)
+    assert output.vectors.abs().max() <= 1.001
+    assert torch.equal(vqkd.quantizer.codebook, scalar_codes(SCALARS.levels))
+    assert torch.equal(vqkd.encode(images), output.codes)
+    assert 1 < len(output.codes.unique()) <= 24
+    torch.testing.assert_close(vqkd.decode(output.codes), output.features)
+    output.features.sum().backward()  # through rounding and squashing, down to the encoder
+    assert vqkd.encoder.patch_embed.proj.weight.grad.abs().max() > 0
+
+
+def test_levels_that_contradict_the_sizes_are_refused() -> None:
+    with pytest.raises(ValueError, match="num_codes is 11 and code_width 4; give those numbers"):
+        replace(EUCLIDEAN, levels=(4, 3, 2))
+    with pytest.raises(ValueError, match="set l2_normalised to false"):
+        replace(SCALARS, l2_normalised=True)

@@ -368,6 +368,18 @@ def test_shortfall_by_hand() -> None:
     assert export.shortfall(scores, torch.tensor([[2, 0]])) == pytest.approx(0.2)
 
 
+@pytest.mark.parametrize("l2_normalised", [True, False])
+@torch.no_grad()
+def test_the_highest_score_is_the_code(vit: Vit, l2_normalised: bool) -> None:
+    encoder = vit(depth=1, absolute_positions=True, relative_bias="none", layer_scale=None)
+    config = VQKDConfig(encoder, 1, 11, 5, teacher_width=7, l2_normalised=l2_normalised)
+    model = drawn(VQKD(config))
+    model.quantizer.codebook.normal_(generator=torch.Generator().manual_seed(1))
+    model.quantizer.codebook.copy_(model.quantizer.placed(model.quantizer.codebook))
+    images = images_of(model, 2)
+    assert torch.equal(export.scores(model, images).argmax(dim=2), model.encode(images))
+
+
 def test_another_code_passes_only_as_a_near_tie(
     models: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

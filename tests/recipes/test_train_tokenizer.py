@@ -1,14 +1,21 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
+from beit.nn.quantizer import Quantizer, scalar_codes, unit
 from beit.nn.tokenizer import VQKD
 from beit.recipes import train_tokenizer
-from beit.recipes.train_tokenizer import CodebookConfig, fitting
+from beit.recipes.train_tokenizer import CodebookConfig, fitting, revive
+from beit.store import checkpoint
 from beit.store.load import load, load_backbone, load_tokenizer
+from beit.store.run import RunDirectory
+from beit.store.weights import read_safetensors
+from beit.train.fabric import DeviceConfig, launch
 
 
 def test_a_run_leaves_everything(trained_tokenizer, records):
@@ -162,3 +169,113 @@ def test_an_existing_directory_is_refused_before_anything_is_loaded(
 def test_a_revival_that_never_comes_is_refused():
     with pytest.raises(ValueError, match=r"revive_below in \[0, 1\), got 3 and 1"):
         CodebookConfig(revive_every=3, revive_below=1)
+
+
+# ── variants for ablations ──────────────────────────────────────────────────────────────────────
+
+GRADIENT = CodebookConfig(learn="gradient", revive_every=3)
+
+
+def test_a_codebook_learned_by_gradients_goes_on_where_it_was_broken_off(
+    tmp_path, trained_tokenizer, tokenizer_config, interrupt_at, same_bits
+):
+    train_tokenizer.run(tokenizer_config(tmp_path / "whole", codebook=GRADIENT))
+    interrupt_at(train_tokenizer, tokenizer_config(tmp_path / "run", codebook=GRADIENT), 6)
+    train_tokenizer.resume(tmp_path / "run")
+    same_bits(tmp_path / "whole", tmp_path / "run")
+    learned, averaged = load_tokenizer(tmp_path / "run"), load_tokenizer(trained_tokenizer)
+    codebook = learned.quantizer.codebook
+    torch.testing.assert_close(codebook.norm(dim=1), torch.ones(11))
+    assert not torch.equal(codebook, averaged.quantizer.codebook)
+    assert not codebook.requires_grad  # in a file it is as any other
+    state = checkpoint.latest(RunDirectory(tmp_path / "run"))[1]
+    groups = state["optimizer"]["param_groups"]
+    assert (groups[-1]["names"], groups[-1]["weight_decay"]) == (["quantizer.codebook"], 0.0)
+    assert all("quantizer.codebook" not in group["names"] for group in groups[:-1])
+
+
+def test_micro_steps_change_no_results_of_gradients(
+    tmp_path, tokenizer_config, optim, records, same_to_rounding
+):
+    for name, accumulate in (("one", 1), ("two", 2)):
+        config = tokenizer_config(tmp_path / name, optim=optim(accumulate=accumulate))
+        train_tokenizer.run(replace(config, codebook=GRADIENT))
+    same_to_rounding(records(tmp_path / "one"), records(tmp_path / "two"), 2e-5)
+
+
+def test_revived_codes_lose_what_adam_remembers_of_them():
+    quantizer = Quantizer(5, 3)
+    codebook = quantizer.use_gradients()
+    optimizer = torch.optim.AdamW([codebook], lr=0.1)
+    codebook.grad = torch.ones_like(codebook)
+    optimizer.step()
+    dead = torch.tensor([False, True, False, False, True])
+    vectors = torch.randn(2, 4, 3)
+    fabric = launch(DeviceConfig(accelerator="cpu"))
+    revive(fabric, quantizer, optimizer, [vectors], dead, torch.Generator())
+    for moment in ("exp_avg", "exp_avg_sq"):
+        assert (optimizer.state[codebook][moment] == 0).all(dim=1).tolist() == dead.tolist()
+    rows = unit(vectors).flatten(0, 1)
+    assert all((code == rows).all(dim=1).any() for code in codebook[dead])
+
+
+def first_step(config, records):
+    config = replace(config, run=replace(config.run, log_every=1, stop_after=1))
+    config = replace(config, data=replace(config.data, validation=""))
+    train_tokenizer.run(config)
+    record = records(Path(config.run.output))[0]
+    return record["reconstruction"], record["loss"] - record["reconstruction"]
+
+
+def test_terms_of_the_loss(tmp_path, tokenizer_config, records):
+    terms = {}
+    for learn in ("ema", "gradient"):
+        for commitment in ("mean", "sum"):
+            codebook = CodebookConfig(learn=learn, commitment=commitment)
+            config = tokenizer_config(tmp_path / f"{learn}-{commitment}", codebook=codebook)
+            terms[learn, commitment] = first_step(config, records)
+    reconstruction, published = terms["ema", "mean"]
+    assert published > 1e-4
+    factors = {("ema", "sum"): 5, ("gradient", "mean"): 2, ("gradient", "sum"): 2 * 5}
+    for case, factor in factors.items():
+        assert terms[case][0] == pytest.approx(reconstruction)
+        assert terms[case][1] == pytest.approx(factor * published, rel=1e-3), case
+
+
+def test_codes_of_any_length_are_learned(tmp_path, tokenizer_config):
+    config = tokenizer_config(tmp_path / "run")
+    model = replace(config.model, l2_normalised=False)
+    result = train_tokenizer.run(replace(config, model=model))
+    vqkd = load_tokenizer(tmp_path / "run")
+    assert not vqkd.config.l2_normalised
+    assert vqkd.quantizer.codebook.norm(dim=1).std() > 1e-4
+    assert result.figures["val_usage"] > 0.2
+
+
+def test_a_grid_of_levels_is_trained_around(tmp_path, tokenizer_config, records):
+    config = tokenizer_config(tmp_path / "run", codebook=CodebookConfig())
+    sizes = {"levels": (3, 2, 4), "num_codes": 24, "code_width": 3, "l2_normalised": False}
+    train_tokenizer.run(replace(config, model=replace(config.model, **sizes)))
+    vqkd = load_tokenizer(tmp_path / "run")
+    assert vqkd.config.levels == (3, 2, 4)
+    assert torch.equal(vqkd.quantizer.codebook, scalar_codes((3, 2, 4)))
+    logged = [record for record in records(tmp_path / "run") if "loss" in record]
+    assert all(record["loss"] == record["reconstruction"] for record in logged)
+
+
+def test_a_file_from_before_these_options_opens(trained_tokenizer, tmp_path):
+    tensors, metadata = read_safetensors(trained_tokenizer / "weights.safetensors")
+    about = json.loads(metadata["beit"])
+    for field in ("l2_normalised", "levels"):
+        del about["config"][field]
+    save_file(tensors, tmp_path / "old.safetensors", {"beit": json.dumps(about)})
+    assert load(tmp_path / "old.safetensors").config == load(trained_tokenizer).config
+
+
+@pytest.mark.parametrize("codebook", [GRADIENT, CodebookConfig(revive_every=2)])
+def test_a_grid_of_levels_that_should_move_is_refused(tokenizer_config, tmp_path, codebook):
+    config = tokenizer_config(tmp_path / "run", codebook=CodebookConfig())
+    sizes = {"levels": (3, 2), "num_codes": 6, "code_width": 2, "l2_normalised": False}
+    config = replace(config, model=replace(config.model, **sizes))
+    with pytest.raises(ValueError, match=r"model\.levels \(3, 2\) fix the codes, but codebook\."):
+        replace(config, codebook=codebook)

@@ -240,3 +240,8 @@ def test_states_that_do_not_fit_are_refused(pretrained, change, message):
 def test_other_modules_have_no_published_layout():
     with pytest.raises(ValueError, match="a Linear has no published BEiT layout"):
         to_published(torch.nn.Linear(2, 3))
+
+
+def test_codes_off_the_sphere_have_no_published_layout(tokenizer):
+    with pytest.raises(ValueError, match=r"codes are not on the sphere.*export it as safetensors"):
+        to_published(VQKD(dataclasses.replace(tokenizer.config, l2_normalised=False)))

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.nn.block import init_published
-from beit.nn.quantizer import Quantizer, unit
+from beit.nn.quantizer import Quantizer, bounded, check_levels
 from beit.nn.vit import VisionTransformer, ViTConfig
 
 NO_CUT = 2.0  # the published tokenizers cut their initial weights at +-2.0, a hundred deviations
@@ -62,6 +62,10 @@ class VQKDConfig:
         code_width: channels of a code (C)
         teacher_width: channels of the teacher's features (T); 0 takes them from the teacher
         decay: of the codebook's moving average
+        l2_normalised: vectors and codes have length 1, as published; else codes are nearest in
+            Euclidean distance
+        levels: of each channel of a code: codes are the points of this grid instead of learned
+            (FSQ; 8, 8, 8, 4, 4 make 8,192 codes of 5 channels); none by default
     """
 
     encoder: ViTConfig = field(default_factory=tokenizer_vit)
@@ -70,6 +74,8 @@ class VQKDConfig:
     code_width: int = 32
     teacher_width: int = 512
     decay: float = 0.99
+    l2_normalised: bool = True
+    levels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.decoder_depth < 1 or self.code_width < 1 or self.teacher_width < 0:
@@ -77,6 +83,7 @@ class VQKDConfig:
                 "decoder_depth and code_width must be 1 or more and teacher_width 0 or more, got "
                 f"{self.decoder_depth}, {self.code_width} and {self.teacher_width}"
             )
+        check_levels(self.levels, self.num_codes, self.code_width, self.l2_normalised)
 
     @property
     def decoder(self) -> ViTConfig:
@@ -96,16 +103,20 @@ class VQKDOutput(NamedTuple):
     """What a tokenizer gives while it learns.
 
     Attributes:
-        vectors: (B, N, C) float32, unit length, what the encoder says of each patch
+        vectors: (B, N, C) float32, unit length with ``l2_normalised``, what the encoder says of
+            each patch
         codes: (B, N) int64 in [0, K), the nearest codes
         features: (B, N, T) what the decoder rebuilds of the teacher's features
         commitment: () mean squared distance of vectors to their codes (third term of Eq. 2)
+        attraction: () the same distance, whose gradient moves the codes and not the vectors (second
+            term of Eq. 2); for a codebook that learns by gradients
     """
 
     vectors: Tensor
     codes: Tensor
     features: Tensor
     commitment: Tensor
+    attraction: Tensor
 
 
 class VQKD(nn.Module):
@@ -121,7 +132,9 @@ class VQKD(nn.Module):
         self.encode_task = nn.Sequential(
             nn.Linear(D, D), nn.Tanh(), nn.Linear(D, config.code_width)
         )
-        self.quantizer = Quantizer(config.num_codes, config.code_width, config.decay)
+        self.quantizer = Quantizer(
+            config.num_codes, config.code_width, config.decay, config.l2_normalised, config.levels
+        )
         self.decoder = VisionTransformer(config.decoder)
         self.decode_task = nn.Sequential(
             nn.Linear(D, D), nn.Tanh(), nn.Linear(D, config.teacher_width)
@@ -148,7 +161,8 @@ class VQKD(nn.Module):
         """Encode images (B, 3, H, W), uint8 or float in [0, 1], as vectors (B, N, C) float32."""
         patches = self.encoder(images).patches
         with torch.autocast(patches.device.type, enabled=False):
-            return self.encode_task(patches.float())  # type: ignore[no-any-return]
+            vectors: Tensor = self.encode_task(patches.float())
+            return bounded(vectors, self.config.levels) if self.config.levels else vectors
 
     def encode(self, images: Tensor) -> Tensor:
         """Tokenize images (B, 3, H, W), uint8 or float in [0, 1]: codes (B, N) int64 in [0, K)."""
@@ -170,9 +184,11 @@ class VQKD(nn.Module):
         Gradients pass the codebook straight through (from decoder input to encoder output). The
         codebook itself is left as it is: see ``Quantizer.statistics`` and ``Quantizer.update``.
         """
-        vectors = unit(self.embed(images))  # (B, N, C)
+        vectors = self.quantizer.placed(self.embed(images))  # (B, N, C)
         codes = self.quantizer.nearest(vectors)
-        quantized = self.quantizer.codebook[codes]  # (B, N, C)
+        chosen = self.quantizer.codebook[codes]  # (B, N, C)
+        quantized = chosen.detach()
         commitment = F.mse_loss(vectors, quantized)
+        attraction = F.mse_loss(self.quantizer.placed(chosen), vectors.detach())
         features = self.rebuild(vectors + (quantized - vectors).detach())
-        return VQKDOutput(vectors, codes, features, commitment)
+        return VQKDOutput(vectors, codes, features, commitment, attraction)

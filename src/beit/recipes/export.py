@@ -27,7 +27,6 @@ from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.heads import ImageClassifier
 from beit.nn.mim import MaskedImageModel, take
-from beit.nn.quantizer import unit
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD, Tokenizer
 from beit.nn.vit import VisionTransformer
@@ -258,7 +257,7 @@ def compare(model: nn.Module, written: Written) -> list[Difference]:
 def scores(model: nn.Module, images: Tensor) -> Tensor:
     """Give a tokenizer's rating of every code (B, N, K), of which `encode` takes the largest."""
     if isinstance(model, VQKD):
-        return unit(model.embed(images)) @ model.quantizer.codebook.T
+        return model.quantizer.scores(model.embed(images))
     assert isinstance(model, DiscreteVAE | DalleTokenizer)
     return model.logits(images).flatten(2).transpose(1, 2)
 

@@ -10,11 +10,12 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
+from torch.optim import Optimizer
 
 from beit.data.batches import Batch, DataConfig, EvalBatches, TrainBatches, Unreadable
 from beit.data.order import step_generator
@@ -57,16 +58,21 @@ GALLERY = 256  # images among which examples of a code are looked for
 
 @dataclass(frozen=True)
 class CodebookConfig:
-    """How the codebook starts and what becomes of codes that nothing chooses.
+    """How the codebook starts and learns, and what becomes of codes that nothing chooses.
 
     Args:
-        kmeans: start at the k-means of the first batch, else at random directions.
+        kmeans: start at the k-means of the first batch, else at random.
+        learn: by moving averages, as published, or by the gradient of Eq. 2's codebook term.
+        commitment: mean over a code's channels, as published, or their sum, as in the paper, which
+            weighs C times as much; of the codebook term as well.
         revive_every: steps between two revivals of dead codes; 0, as published, for never.
         revive_below: a code is dead when since the last revival it was chosen less often than this
             share of the mean.
     """
 
     kmeans: bool = True
+    learn: Literal["ema", "gradient"] = "ema"
+    commitment: Literal["mean", "sum"] = "mean"
     revive_every: int = 0
     revive_below: float = 0.1
 
@@ -116,6 +122,19 @@ class Config:
     def __post_init__(self) -> None:
         if self.validate_every < 1:
             raise ValueError(f"validate_every is {self.validate_every}; expected 1 epoch or more")
+        if self.model.levels and (self.codebook.revive_every or self.codebook.learn != "ema"):
+            raise ValueError(
+                f"model.levels {self.model.levels} fix the codes, but codebook.learn is "
+                f"{self.codebook.learn} and codebook.revive_every {self.codebook.revive_every}; "
+                "use ema (nothing moves) and 0, or no levels"
+            )
+
+    @property
+    def commitment_weight(self) -> int:
+        """What the mean commitment counts in the loss; a fixed grid needs none (FSQ)."""
+        if self.model.levels:
+            return 0
+        return self.model.code_width if self.codebook.commitment == "sum" else 1
 
 
 class Validation(NamedTuple):
@@ -169,6 +188,9 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     batches = training_batches(config, source, size, fabric, start_step, last_step)
 
     groups = parameter_groups(vqkd, optim.weight_decay)
+    if codebook.learn == "gradient":  # the codebook joins, without decay
+        learned = {"params": [quantizer.use_gradients()], "names": ["quantizer.codebook"]}
+        groups.append(learned | {"weight_decay": 0.0, "lr_scale": 1.0})
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(compiled(vqkd, config.device), optimizer)
     teacher = teacher.to(fabric.device)
@@ -213,7 +235,9 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                 with fabric.no_backward_sync(model, enabled=micro < optim.accumulate):
                     output = model(batch.student)
                     reconstruction = cosine_distance(output.features, target)
-                    loss = reconstruction + output.commitment  # Eq. 2
+                    loss = reconstruction + config.commitment_weight * output.commitment  # Eq. 2
+                    if codebook.learn == "gradient":
+                        loss = loss + config.commitment_weight * output.attraction
                     fabric.backward(loss / optim.accumulate)
                 statistics = statistics + quantizer.statistics(output.vectors, output.codes)
                 use.since_log += position_counts(output.codes, vqkd.vocab_size)
@@ -232,7 +256,8 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             use.since_revival += statistics[:, -1]
             if codebook.revive_every and step % codebook.revive_every == 0:
                 dead = use.dead_since_revival(codebook.revive_below)
-                revive(fabric, quantizer, vectors, dead, seed, step)
+                generator = step_generator(seed, step, "revival")
+                revive(fabric, quantizer, optimizer, vectors, dead, generator)
 
             saves = step % config.run.checkpoint_every == 0 or step == last_step
             logs = step % config.run.log_every == 0 or saves  # no checkpoint amid a window
@@ -373,11 +398,22 @@ def start_codebook(fabric: Fabric, vqkd: VQKD, images: list[Tensor], config: Con
 
 @torch.no_grad()
 def revive(
-    fabric: Fabric, quantizer: Quantizer, vectors: list[Tensor], dead: Tensor, seed: int, step: int
+    fabric: Fabric,
+    quantizer: Quantizer,
+    optimizer: Optimizer,
+    vectors: list[Tensor],
+    dead: Tensor,
+    generator: torch.Generator,
 ) -> None:
-    """Restart dead codes (K,) at vectors (B, N, C) of the step, alike in all processes."""
-    rows = rows_of(fabric, vectors)
-    quantizer.revive(rows, dead, step_generator(seed, step, "revival"))
+    """Restart dead codes (K,) at vectors (B, N, C) of the step, alike in all processes.
+
+    Where the optimiser moves the codebook, it forgets what moved these codes at their old places.
+    """
+    places = quantizer.revive(rows_of(fabric, vectors), dead, generator)
+    state = optimizer.state.get(quantizer.codebook, {})
+    for moment in ("exp_avg", "exp_avg_sq"):
+        if moment in state:
+            state[moment][places] = 0
 
 
 def rows_of(fabric: Fabric, vectors: list[Tensor]) -> Tensor:
@@ -427,9 +463,11 @@ def collapse_advice(perplexity: float, config: Config) -> str:
         if config.codebook.revive_every == 0
         else f"revive more often than every {config.codebook.revive_every} steps"
     )
+    fewer = "use fewer codes (--model.num_codes)"
+    first = f"{advice}, or {fewer}" if not config.model.levels else "use fewer (--model.levels)"
     return (
-        f"the codebook is collapsing: perplexity {perplexity:.1f} of {num_codes} codes; {advice}, "
-        "or use fewer codes (--model.num_codes), a larger batch or a lower learning rate"
+        f"the codebook is collapsing: perplexity {perplexity:.1f} of {num_codes} codes; {first}, "
+        "a larger batch or a lower learning rate"
     )
 
 

@@ -137,8 +137,19 @@ def to_published(model: nn.Module) -> dict[str, Tensor]:
     if isinstance(model, SemanticSegmenter):
         return to_published_segmentation(model)
     if isinstance(model, VQKD):
+        if not model.config.l2_normalised:
+            raise ValueError(
+                "this tokenizer's codes are not on the sphere (l2_normalised is false), and the "
+                "published layout has no other; export it as safetensors"
+            )
         rows, grid = VQKD_ROWS, model.grid
     elif isinstance(model, MaskedImageModel):
+        if model.config.predicts != "tokens":
+            raise ValueError(
+                f"this pretraining model predicts {model.config.predicts}, and the published "
+                "layout has a head for tokens only; take its backbone alone (beit.load_backbone, "
+                "beit export --part backbone)"
+            )
         rows, grid = MIM_ROWS, model.config.backbone.grid
     elif isinstance(model, ImageClassifier):
         rows, grid = CLASSIFIER_ROWS, model.config.backbone.grid
