@@ -14,7 +14,7 @@ import traceback
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -32,12 +32,16 @@ class Verb:
     """One command: the module with its Config and run, and how it is called.
 
     The last positional name may end in +: it then takes as many values as there are.
+
+    Attributes:
+        kinds: modules by the name that `--kind` gives them; `module` is that of the first
     """
 
     module: str
     help: str
     positional: tuple[str, ...] = ()
     resumable: bool = False
+    kinds: Mapping[str, str] = field(default_factory=dict)
 
 
 VERBS = {
@@ -49,8 +53,9 @@ VERBS = {
     ),
     "train-tokenizer": Verb(
         "beit.recipes.train_tokenizer",
-        "train a visual tokenizer from a teacher (VQ-KD)",
+        "train a visual tokenizer: from a teacher (VQ-KD), or --kind dvae, a discrete VAE",
         resumable=True,
+        kinds={"vqkd": "beit.recipes.train_tokenizer", "dvae": "beit.recipes.train_dvae"},
     ),
     "pretrain": Verb(
         "beit.recipes.pretrain",
@@ -63,6 +68,7 @@ VERBS = {
         resumable=True,
     ),
     "probe": Verb("beit.recipes.probe", "linear probe and k-NN on frozen features"),
+    "ablate": Verb("beit.ablate", "a plan's grid of runs, and one table of them", ("plan",)),
     "evaluate": Verb("beit.recipes.evaluate", "how good and how robust a classifier is"),
     "tokenize": Verb("beit.recipes.tokenize", "the codes of images, to Parquet or NPZ"),
     "embed": Verb("beit.recipes.embed", "the features of images, to Parquet or NPZ"),
@@ -138,8 +144,8 @@ def _run(arguments: list[str]) -> int:
         known = ["--help", "--version"] if name.startswith("-") else list(VERBS)
         raise ValueError(f"{what} {name!r}{_did_you_mean(name, known)} See beit --help")
     verb = VERBS[name]
-    module = importlib.import_module(verb.module)
     run_to_resume = _run_to_resume(name, options) if verb.resumable else None
+    module = importlib.import_module(module_name(name, options, run_to_resume))
     if run_to_resume is not None:
         module.resume(run_to_resume)
     else:
@@ -159,6 +165,37 @@ def _overview() -> str:
     )
 
 
+def module_name(name: str, options: Sequence[str], run_to_resume: Path | None) -> str:
+    """Find a verb's recipe: of the kind that the options name, else the files, else the preset."""
+    verb = VERBS[name]
+    if not verb.kinds:
+        return verb.module
+    from beit.recipes import presets
+
+    # Of those that say a kind, the last one counts.
+    layers: list[tuple[str, Mapping[str, object]]] = []
+    if run_to_resume is not None and (run_to_resume / "config.yaml").is_file():
+        layers.append((str(run_to_resume), presets.read_yaml(run_to_resume / "config.yaml")))
+    preset_names, rest = _take(list(options), "--preset")
+    files, rest = _take(rest, "--config")
+    layers += [(f"preset {preset}", _preset_part(preset, name)) for preset in preset_names]
+    for file in files:
+        content = presets.read_yaml(Path(file))
+        layers.append((file, _part(file, content, name) if name in content else content))
+    layers += [("--kind", {"kind": kind}) for kind in _take(rest, "--kind")[0]]
+    module = verb.module
+    for source, layer in layers:
+        if "kind" not in layer:
+            continue
+        kind = layer["kind"]
+        if not isinstance(kind, str) or kind not in verb.kinds:
+            near = _did_you_mean(str(kind), verb.kinds)
+            known = ", ".join(verb.kinds)
+            raise ValueError(f"{source}: unknown kind {kind!r}, expected one of {known}{near}")
+        module = verb.kinds[kind]
+    return module
+
+
 # ── from arguments to a Config ──────────────────────────────────────────────────────────────────
 
 
@@ -171,6 +208,10 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
     options = _name_positionals(verb, list(arguments))
     preset_names, options = _take(options, "--preset")
     files, options = _take(options, "--config")
+    # `--kind` chose this Config; only one that has such a field takes it.
+    chosen_before = bool(VERBS[verb].kinds) and "kind" not in _names(config_class)
+    if chosen_before:
+        options = _take(options, "--kind")[1]
     parser = _parser(verb, config_class)
     known = [option for action in parser._actions for option in action.option_strings]
     groups = {option.rpartition(".")[0] for option in known if not option.endswith(".help")}
@@ -183,6 +224,8 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
 
     layers = [(f"preset {name}", _preset_part(name, verb)) for name in preset_names]
     layers += [(file, _file_part(Path(file), verb, config_class)) for file in files]
+    if chosen_before:
+        layers = [(s, {n: v for n, v in layer.items() if n != "kind"}) for s, layer in layers]
     for source, layer in layers:
         for name in _field_names(layer, known):
             if not _stands_for_a_field(f"--{name}", known):
@@ -209,12 +252,16 @@ def _parser(verb: str, config_class: type) -> "ArgumentParser":
         exit_on_error=False,
         allow_abbrev=False,
     )
-    # --preset and --resume are read before the parser runs; they stand here for --help.
+    # --preset, --resume and --kind are read before the parser runs; they stand here for --help.
     parser.add_argument("--preset", metavar="NAME", default=SUPPRESS, help="start from a named run")
     parser.add_argument("--config", metavar="FILE", action="config", help="values from a YAML file")
     if VERBS[verb].resumable:
         resume = "continue this run exactly where its last checkpoint is; takes no other option"
         parser.add_argument("--resume", metavar="RUN", default=SUPPRESS, help=resume)
+    kinds = VERBS[verb].kinds
+    if kinds and "kind" not in _names(config_class):
+        which = f"one of {', '.join(kinds)}; each has options of its own, see --kind NAME --help"
+        parser.add_argument("--kind", metavar="NAME", default=SUPPRESS, help=which)
     parser.add_class_arguments(config_class)
     for action in parser._actions:
         if getattr(action, "_typehint", None) is bool:

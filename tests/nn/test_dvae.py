@@ -11,6 +11,7 @@ from beit.nn.dvae import (
     DiscreteVAE,
     DiscreteVAEConfig,
     code_map,
+    gumbel_noise,
     gumbel_softmax,
     reconstruction_loss,
 )
@@ -132,11 +133,12 @@ def test_code_maps() -> None:
 
 def test_training_output_by_hand(shaken: Shaken) -> None:
     model = shaken(DiscreteVAE(CONFIG)).train()
-    output = model(some_images(), seeded(3), temperature=0.7)
+    noise = gumbel_noise((2, 11, 3, 5), seeded(3))
+    output = model(some_images(), noise=noise, temperature=0.7)
     logits = model.logits(some_images())
     torch.testing.assert_close(output.logits, logits)
     torch.testing.assert_close(output.pixels, some_images() * 2 - 1)
-    assert torch.equal(output.relaxed, gumbel_softmax(output.logits, 0.7, False, seeded(3)))
+    assert torch.equal(output.relaxed, gumbel_softmax(output.logits, noise, 0.7))
     vectors = torch.zeros(2, 6, 3, 5)
     for code in range(11):
         vectors += output.relaxed[:, code, None] * model.codebook.weight[code].view(1, 6, 1, 1)
@@ -154,27 +156,31 @@ def test_training_output_by_hand(shaken: Shaken) -> None:
 
 def test_every_parameter_learns(shaken: Shaken) -> None:
     model = shaken(DiscreteVAE(CONFIG)).train()
+    noise = gumbel_noise((2, 11, 3, 5), seeded())
     for hard in (False, True):
         model.zero_grad()
-        output = model(some_images(), seeded(), hard=hard)
+        output = model(some_images(), noise=noise, hard=hard)
         (reconstruction_loss(output) + 0.1 * output.kl).backward()
         for name, parameter in model.named_parameters():
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
 
 
-def test_a_sample_is_repeated_by_its_generator_alone(shaken: Shaken) -> None:
-    model = shaken(DiscreteVAE(CONFIG))
+def test_noise_is_repeated_by_its_generator_alone(shaken: Shaken) -> None:
     random_state = torch.random.get_rng_state()
-    one, same, other = (model(some_images(), seeded(seed)).relaxed for seed in (1, 1, 2))
+    one, same, other = (gumbel_noise((2, 11, 3, 5), seeded(seed)) for seed in (1, 1, 2))
     assert torch.equal(torch.random.get_rng_state(), random_state)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+    model = shaken(DiscreteVAE(CONFIG))
+    assert torch.equal(
+        model(some_images(), seeded(1)).relaxed, model(some_images(), noise=one).relaxed
+    )
 
 
 def test_training_under_autocast_keeps_choices_in_float32(shaken: Shaken) -> None:
     model = shaken(DiscreteVAE(CONFIG)).train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = model(some_images(), seeded())
+        output = model(some_images())
     assert output.decoded.dtype == torch.bfloat16
     for tensor in (output.logits, output.relaxed, output.pixels, output.kl):
         assert tensor.dtype == torch.float32
@@ -184,26 +190,64 @@ def test_training_under_autocast_keeps_choices_in_float32(shaken: Shaken) -> Non
 def test_gumbel_softmax_chooses_as_often_as_softmax_says() -> None:
     probabilities = torch.tensor([0.5, 0.3, 0.15, 0.05])
     logits = probabilities.log().view(1, 4, 1).expand(1, 4, 20_000)
-    chosen = gumbel_softmax(logits, 0.9, True, seeded())
+    noise = gumbel_noise(logits.shape, seeded())
+    chosen = gumbel_softmax(logits, noise, 0.9, hard=True)
     # 5 standard errors of a share among 20,000
     assert ((chosen.mean(2)[0] - probabilities).abs() < 5 * 0.5 / 20_000**0.5).all()
     assert torch.equal(chosen.round(), chosen.round().clamp(0, 1))
     torch.testing.assert_close(chosen, chosen.round())
-    soft = gumbel_softmax(logits, 0.9, False, seeded())
+    soft = gumbel_softmax(logits, noise, 0.9)
     assert torch.equal(soft.argmax(1), chosen.argmax(1))
     torch.testing.assert_close(soft.sum(1), torch.ones(1, 20_000))
     assert soft.max(1).values.mean() < 0.9
-    cold = gumbel_softmax(logits, 0.01, False, seeded())
+    cold = gumbel_softmax(logits, noise, 0.01)
     assert cold.max(1).values.mean() > 0.97
     with pytest.raises(ValueError, match="temperature must be above 0, got 0"):
-        gumbel_softmax(logits, 0, False, seeded())
+        gumbel_softmax(logits, noise, 0)
+    with pytest.raises(ValueError, match=r"noise is \(1, 3, 2\), expected \(1, 4, 20000\)"):
+        gumbel_softmax(logits, noise[:, :3, :2], 0.9)
+
+
+def test_the_loss_by_hand_with_fixed_noise(shaken: Shaken) -> None:
+    """Gumbel-softmax, decoder, distance and divergence, from the logits on, place by place."""
+    model = shaken(DiscreteVAE(CONFIG)).train()
+    noise = gumbel_noise((2, 11, 3, 5), seeded(4))
+    for hard in (False, True):
+        logits = model.logits(some_images()).detach().requires_grad_()
+        vectors, divergence = torch.zeros(2, 6, 3, 5), torch.zeros(())
+        for b in range(2):
+            for y in range(3):
+                for x in range(5):
+                    scores = [(logits[b, k, y, x] + noise[b, k, y, x]) / 0.5 for k in range(11)]
+                    total = sum(score.exp() for score in scores)
+                    weights = torch.stack([score.exp() / total for score in scores])
+                    if hard:
+                        weights = weights - weights.detach() + F.one_hot(weights.argmax(), 11)
+                    for k in range(11):
+                        vectors[b, :, y, x] += weights[k] * model.codebook.weight[k]
+                    share = logits[b, :, y, x].exp() / logits[b, :, y, x].exp().sum()
+                    divergence = divergence + (share * (share * 11).log()).sum()
+        errors = model.decode(vectors) - (some_images() * 2 - 1)
+        small = errors.abs() < 1
+        smooth = torch.where(small, errors.square() / 2, errors.abs() - 0.5).mean()
+        loss = smooth + 0.01 * divergence
+        (by_hand,) = torch.autograd.grad(loss, logits)
+
+        output = model(some_images(), noise=noise, temperature=0.5, hard=hard)
+        ours = reconstruction_loss(output, smooth=True) + 0.01 * output.kl
+        torch.testing.assert_close(ours, loss)
+        (gradient,) = torch.autograd.grad(ours, output.logits, retain_graph=True)
+        torch.testing.assert_close(gradient, by_hand)
+        first = model.encoder[0][0].weight
+        (reached,) = torch.autograd.grad(ours, first)
+        assert reached.abs().sum() > 0
 
 
 def test_a_uniform_encoder_has_no_divergence() -> None:
     model = DiscreteVAE(CONFIG)
     nn.init.zeros_(model.encoder[-1].weight)
     nn.init.constant_(model.encoder[-1].bias, 3.0)
-    assert model(some_images(), seeded()).kl.abs() < 1e-4
+    assert model(some_images()).kl.abs() < 1e-4
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """BEiT v1's trainable image tokenizer: a discrete VAE (BEiT, section 2.1; Ramesh et al. 2021)."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -182,6 +183,7 @@ class DiscreteVAE(nn.Module):
         generator: torch.Generator | None = None,
         temperature: float = TEMPERATURE,
         hard: bool = False,
+        noise: Tensor | None = None,
     ) -> DiscreteVAEOutput:
         """Encode images (B, 3, H, W), uint8 or float in [0, 1], sample codes and decode them.
 
@@ -189,10 +191,13 @@ class DiscreteVAE(nn.Module):
             generator: on the images' device; draws the Gumbel noise, None: the default one
             temperature: above 0; the nearer to 0, the nearer is the choice to a single code
             hard: decode a single code, with the gradient of the softened choice
+            noise: (B, K, Gh, Gw) float32 of `gumbel_noise`, drawn before; the generator is not used
         """
         pixels = self.normalised(images)
         logits = self.encoder(pixels).float()  # (B, K, Gh, Gw)
-        relaxed = gumbel_softmax(logits, temperature, hard, generator)
+        if noise is None:
+            noise = gumbel_noise(logits.shape, generator, logits.device)
+        relaxed = gumbel_softmax(logits, noise, temperature, hard)
         quantized = torch.einsum("bkhw,kc->bchw", relaxed, self.codebook.weight)
         log_probabilities = logits.log_softmax(1)
         kl = (log_probabilities.exp() * (log_probabilities + math.log(self.vocab_size))).sum()
@@ -208,24 +213,33 @@ def reconstruction_loss(output: DiscreteVAEOutput, smooth: bool = False) -> Tens
     return distance(output.decoded.float(), output.pixels)
 
 
-def gumbel_softmax(
-    logits: Tensor, temperature: float, hard: bool, generator: torch.Generator | None
+def gumbel_noise(
+    shape: Sequence[int], generator: torch.Generator | None, device: torch.device | str = "cpu"
 ) -> Tensor:
+    """Draw float32 Gumbel variates of a shape; generator on the device, None: the default one."""
+    # The logarithm of an exponential variate, which is never 0, is a negated Gumbel variate.
+    return torch.empty(*shape, device=device).exponential_(generator=generator).log_().neg_()
+
+
+def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: float, hard: bool = False) -> Tensor:
     """Sample from softmax(logits) over dimension 1, softened (Jang et al. 2017, Eq. 2).
 
     Args:
         logits: (B, K, ...) float32
+        noise: like the logits, of `gumbel_noise`
         temperature: above 0
-        hard: one-hot values, with the gradient of the softened ones
+        hard: one-hot values, with the gradient of the softened ones (straight-through)
 
     Returns:
         (B, K, ...) float32, sums to 1 over dimension 1.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
-    # The logarithm of an exponential variate is a negated Gumbel variate.
-    noise = torch.empty_like(logits).exponential_(generator=generator).log()
-    soft = ((logits - noise) / temperature).softmax(1)
+    if noise.shape != logits.shape:
+        raise ValueError(
+            f"noise is {tuple(noise.shape)}, expected {tuple(logits.shape)} as the logits"
+        )
+    soft = ((logits + noise) / temperature).softmax(1)
     if not hard:
         return soft
     chosen = torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1)

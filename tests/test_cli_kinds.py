@@ -1,0 +1,147 @@
+"""A verb with several recipes, chosen by `--kind`: options, files, presets and runs all say it."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+import yaml
+
+from beit import cli
+from beit.recipes import presets, train_dvae, train_tokenizer
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The first kind, which had the verb to itself.
+
+    Args:
+        size: of it
+    """
+
+    size: int = 1
+
+
+@dataclass(frozen=True)
+class Fancy:
+    """The other kind.
+
+    Args:
+        kind: fancy
+        colour: of it
+    """
+
+    kind: Literal["fancy"] = "fancy"
+    colour: str = "red"
+
+
+@pytest.fixture
+def ran(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
+    """A verb `toy` of two kinds, its presets; what was called, with what."""
+    calls: list[tuple[str, Any]] = []
+    for name, config in (("plain", Plain), ("fancy", Fancy)):
+        module = SimpleNamespace(
+            Config=config,
+            run=lambda settings, name=name: calls.append((name, settings)),
+            resume=lambda path, name=name: calls.append((name, path)),
+        )
+        monkeypatch.setitem(sys.modules, f"toy_{name}", module)
+    kinds = {"plain": "toy_plain", "fancy": "toy_fancy"}
+    toy = cli.Verb("toy_plain", "play with it", resumable=True, kinds=kinds)
+    monkeypatch.setitem(cli.VERBS, "toy", toy)
+    monkeypatch.setattr(presets, "FOLDER", tmp_path)
+    (tmp_path / "blue.yaml").write_text("# Blue.\ntoy: {kind: fancy, colour: blue}\n")
+    (tmp_path / "large.yaml").write_text("# Large.\ntoy: {size: 9}\n")
+    (tmp_path / "marked.yaml").write_text("# Large, and says so.\ntoy: {kind: plain, size: 9}\n")
+    (tmp_path / "own.yml").write_text("kind: fancy\ncolour: green\n")
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("", ("plain", Plain())),
+        ("--size 3", ("plain", Plain(3))),
+        ("--kind plain --size 3", ("plain", Plain(3))),
+        ("--kind fancy", ("fancy", Fancy())),
+        ("--colour grey --kind=fancy", ("fancy", Fancy(colour="grey"))),
+        ("--preset blue", ("fancy", Fancy(colour="blue"))),
+        ("--preset blue --colour grey", ("fancy", Fancy(colour="grey"))),
+        ("--preset=large --kind plain", ("plain", Plain(9))),
+        ("--preset marked --size 4", ("plain", Plain(4))),
+        ("--config FOLDER/own.yml", ("fancy", Fancy(colour="green"))),
+        ("--config FOLDER/blue.yaml", ("fancy", Fancy(colour="blue"))),
+        ("--preset blue --config FOLDER/own.yml", ("fancy", Fancy(colour="green"))),
+    ],
+)
+def test_the_kind_is_said_anywhere(ran, tmp_path, arguments, expected) -> None:
+    assert cli.main(["toy", *arguments.replace("FOLDER", str(tmp_path)).split()]) == 0
+    assert ran == [expected]
+
+
+@pytest.mark.parametrize(("content", "kind"), [("size: 3\n", "plain"), ("kind: fancy\n", "fancy")])
+def test_a_run_is_resumed_by_its_own_recipe(ran, tmp_path, content, kind) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/config.yaml").write_text(content)
+    assert cli.main(["toy", "--resume", str(tmp_path / "run")]) == 0
+    assert ran == [(kind, tmp_path / "run")]
+    assert cli.main(["toy", "--resume", "nowhere"]) == 0  # the recipe says what is wrong with it
+    assert ran[1:] == [("plain", Path("nowhere"))]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ("--kind fanzy", "unknown kind 'fanzy', expected one of plain, fancy; did you mean fancy?"),
+        ("--kind", "--kind needs a value"),
+        ("--kind fancy --size 3", "unknown option --size"),
+        ("--preset large --kind fancy", "preset large has an unknown field size"),
+        ("--resume runs/a --kind fancy", "takes no other option, got --kind fancy"),
+    ],
+)
+def test_mistakes(ran, capsys, arguments, expected) -> None:
+    assert cli.main(["toy", *arguments.split()]) == 2
+    assert expected in capsys.readouterr().err
+    assert ran == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ([], "--kind NAME one of plain, fancy; each has options of its own"),
+        (["--kind", "fancy"], "--colour COLOUR of it (type: str, default: red)"),
+    ],
+)
+def test_help_of_either_kind(ran, capsys, arguments, expected) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["toy", *arguments, "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert expected in text
+    assert "--kind" in text
+
+
+@pytest.mark.parametrize("arguments", [["--size", "3"], ["--preset", "blue"]])
+def test_print_config_of_either_kind_can_be_run_again(ran, capsys, tmp_path, arguments) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["toy", *arguments, "--print_config"])
+    assert stop.value.code == 0
+    (tmp_path / "again.yml").write_text(capsys.readouterr().out)
+    assert cli.main(["toy", "--config", str(tmp_path / "again.yml")]) == 0
+    assert cli.main(["toy", *arguments]) == 0
+    assert ran[0] == ran[1]
+
+
+def test_the_tokenizers_are_two_kinds(capsys) -> None:
+    """Of the shipped verb: both recipes, `--print_config` of the preset, what a run says."""
+    kinds = cli.VERBS["train-tokenizer"].kinds
+    assert kinds == {"vqkd": train_tokenizer.__name__, "dvae": train_dvae.__name__}
+    with pytest.raises(SystemExit):
+        cli.main(["train-tokenizer", "--preset", "dvae-cifar10-cpu", "--print_config"])
+    content = yaml.safe_load(capsys.readouterr().out)
+    assert content["kind"] == "dvae"
+    assert content["model"]["num_codes"] == 512
+    config = cli.parse("train-tokenizer", train_dvae.Config, ["--preset", "dvae-cifar10-cpu"])
+    assert config.model.grid == (8, 8)
