@@ -1,0 +1,69 @@
+import csv
+from pathlib import Path
+
+import pytest
+
+from beit.show.ablation import (
+    Measured,
+    ablation_csv,
+    ablation_plots,
+    ablation_table,
+    as_markdown,
+    settings_table,
+    spread,
+)
+from beit.show.report import Section, Table, write_report
+
+TOP1, LOSS = "Top-1, %", "Loss"
+OFF = Measured(
+    "off", {TOP1: {0: 0.5, 1: 0.52, 2: 0.57}, LOSS: {0: 1.5, 1: 2.5}}, {"model.head": "0"}, {}
+)
+ON = Measured("on", {TOP1: {1: 0.61}, LOSS: {}}, {"model.head": "2"}, {TOP1: "85.0"})
+
+
+def test_mean_and_deviation_by_hand() -> None:
+    mean, deviation = spread([2.0, 4.0, 9.0]) or (0, 0)
+    assert mean == 5.0
+    assert deviation == pytest.approx(13**0.5)  # (9 + 1 + 16) / (3 - 1)
+    assert spread([2.0]) == (2.0, None)
+    assert spread([]) is None
+
+
+def test_the_table_has_means_deviations_and_the_paper_beside() -> None:
+    table = ablation_table([OFF, ON], [TOP1, LOSS], seeds=3)
+    assert table.columns == ["Cell", TOP1, f"{TOP1}: paper", LOSS, "Seeds"]
+    # Mean of 50, 52, 57: 53; squares of -3, -1, 4: 26 / 2. Of 1.5 and 2.5: 0.5 / 1.
+    assert table.rows == [
+        ["off", "53.00 ± 3.61", "–", "2.00 ± 0.71", "2 of 3"],
+        ["on", "61.00", "85.0", "–", "1 of 3"],
+    ]
+
+
+def test_what_a_paper_reports_of_other_kinds_has_its_own_column() -> None:
+    table = ablation_table([OFF, ON._replace(paper={"mIoU": "52.7"})], [LOSS], seeds=3)
+    assert table.columns == ["Cell", LOSS, "Paper: mIoU", "Seeds"]
+    assert [row[2] for row in table.rows] == ["–", "52.7"]
+
+
+def test_settings_and_markdown() -> None:
+    table = settings_table([OFF, ON])
+    assert (table.columns, table.rows) == (["Cell", "model.head"], [["off", "0"], ["on", "2"]])
+    odd = Table("Odd", ["a|b", "n"], [["x", 1]])
+    assert as_markdown(odd) == "| a\\|b | n |\n| --- | ---: |\n| x | 1 |\n\nOdd."
+
+
+def test_csv_keeps_all_digits() -> None:
+    rows = list(csv.DictReader(ablation_csv([OFF, ON], [TOP1, LOSS]).splitlines()))
+    assert [row["cell"] for row in rows] == ["off", "on"]
+    assert float(rows[0][TOP1]) == pytest.approx(53)
+    assert float(rows[0][f"{TOP1} sd"]) == pytest.approx(13**0.5)
+    assert [row[f"{TOP1} n"] for row in rows] == ["3", "1"]
+    assert (rows[1][f"{TOP1} sd"], rows[1][LOSS]) == ("", "")
+
+
+def test_plots_have_a_mark_for_each_value(tmp_path: Path) -> None:
+    gallery = ablation_plots([OFF, ON], [TOP1, LOSS])
+    drawn = [picture.data.decode().count("<circle") for picture in gallery.pictures]
+    assert drawn == [6, 3]  # three values and their mean, one and itself; two and their mean
+    assert gallery.pictures[1].alt == "Loss: off 2; on not measured"
+    write_report(tmp_path / "report.html", "t", [Section("s", items=[gallery])], {})
