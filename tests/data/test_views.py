@@ -5,6 +5,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from beit.data.order import sample_generator
 from beit.data.views import EvalView, TrainViews, ViewConfig, crop_box, jittered
+from beit.nn.resample import lanczos
 
 
 def picture(height=37, width=53, low=0, high=256):
@@ -44,6 +45,19 @@ def test_equal_sizes_give_one_tensor():
     assert student.dtype == torch.uint8
     assert student.is_contiguous()
     assert student.shape == (3, 16, 24)
+
+
+def test_the_tokenizers_view_by_lanczos_is_of_the_same_crop():
+    config = ViewConfig(min_scale=0.3, flip=0, color_jitter=0)
+    student, small = TrainViews(config, (16, 24), (8, 12), by_lanczos=True)(
+        picture(), sample_generator(0, 1, 2)
+    )
+    height, width = picture().shape[-2:]
+    chances = torch.rand(45, generator=sample_generator(0, 1, 2), dtype=torch.float64).tolist()
+    top, left, box_height, box_width = crop_box(height, width, config, chances[5:])
+    crop = picture()[:, top : top + box_height, left : left + box_width]
+    assert torch.equal(small, lanczos(crop, (8, 12)))
+    assert torch.equal(student, bicubic(crop, (16, 24)))
 
 
 def test_views_follow_the_generator_alone():

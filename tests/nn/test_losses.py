@@ -1,8 +1,10 @@
 import math
 
+import pytest
 import torch
+from torch.nn import functional as F
 
-from beit.nn.losses import cosine_distance, masked_token_losses
+from beit.nn.losses import cosine_distance, masked_losses, masked_token_losses, weighted_mean
 from beit.nn.mim import MaskedPrediction
 
 
@@ -60,3 +62,43 @@ def test_equal_logits_cost_the_log_of_the_number_of_codes() -> None:
     loss, cls_loss = masked_token_losses(prediction, torch.zeros(2, 4, dtype=torch.int64))
     assert math.isclose(loss, math.log(11), rel_tol=1e-6)
     assert cls_loss == 0 and cls_loss.shape == ()
+
+
+def test_losses_of_numbers_by_hand() -> None:
+    predicted = torch.tensor([[[1.0, 0.0], [0.0, 3.0]]])
+    targets = torch.tensor([[[1.0, 1.0], [0.0, 1.0]]])
+    prediction = MaskedPrediction(predicted, 2 * predicted)
+    squared = ((0 + 1) / 2 + (0 + 4) / 2) / 2
+    smooth = ((0 + 0.5) / 2 + (0 + 1.5) / 2) / 2
+    cosine = ((1 - 0.5**0.5) + 0) / 2
+    for loss, expected in (("mse", squared), ("smooth-l1", smooth), ("cosine", cosine)):
+        patch_loss, cls_loss = masked_losses(prediction, targets, loss)
+        assert patch_loss.item() == pytest.approx(expected, rel=1e-6)
+        doubled = masked_losses(MaskedPrediction(2 * predicted, None), targets, loss)
+        assert cls_loss == doubled[0] and doubled[1] == 0
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "mse", "smooth-l1", "cosine"])
+def test_a_patch_of_weight_0_counts_nothing(loss: str) -> None:
+    said = torch.randn(2, 3, 5, generator=seeded())
+    targets = torch.randn(2, 3, 5, generator=seeded(1))
+    if loss == "cross-entropy":
+        targets = torch.randint(5, (2, 3), generator=seeded(1))
+    weights = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
+    found = masked_losses(MaskedPrediction(said, None), targets, loss, weights)[0]
+    kept = masked_losses(MaskedPrediction(said[:, :2], None), targets[:, :2], loss)[0]
+    torch.testing.assert_close(found, kept)
+    alike = masked_losses(MaskedPrediction(said, None), targets, loss, torch.ones(2, 3))[0]
+    torch.testing.assert_close(alike, masked_losses(MaskedPrediction(said, None), targets, loss)[0])
+
+
+def test_regression_is_computed_in_float32() -> None:
+    said = torch.randn(2, 3, 5, generator=seeded()).bfloat16()
+    loss = masked_losses(MaskedPrediction(said, None), torch.zeros(2, 3, 5), "mse")[0]
+    assert loss.dtype == torch.float32
+    assert loss == F.mse_loss(said.float(), torch.zeros(2, 3, 5))
+
+
+def test_weighted_mean_by_hand() -> None:
+    values, weights = torch.tensor([[1.0, 4.0]]), torch.tensor([[3.0, 1.0]])
+    assert weighted_mean(values, None) == 2.5 and weighted_mean(values, weights) == 7 / 4

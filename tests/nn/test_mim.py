@@ -185,3 +185,55 @@ def test_a_block_that_does_not_exist_is_refused(early_layers: int) -> None:
 def test_codes_still_to_be_taken_from_the_tokenizer_are_refused() -> None:
     with pytest.raises(ValueError, match="num_codes must be 2 or more, got 0"):
         MaskedImageModel(replace(CONFIG, num_codes=0))
+
+
+# ── other targets ───────────────────────────────────────────────────────────────────────────────
+
+PIXELS = replace(CONFIG, num_codes=0, predicts="pixels", target_width=12, normalised=True)
+
+
+@pytest.mark.parametrize("shared_head", [True, False])
+def test_the_head_is_as_wide_as_its_target(shared_head: bool) -> None:
+    config = replace(PIXELS, predicts="features", target_width=7, shared_head=shared_head)
+    for wanted, width in ((config, 7), (PIXELS, 12)):
+        prediction = MaskedImageModel(wanted)(some_images(), MASKED)
+        assert prediction.logits.shape == prediction.cls_logits.shape == (2, 4, width)
+
+
+@torch.no_grad()
+def test_patches_asked_for_are_predicted_under_the_same_mask(shaken: Shaken) -> None:
+    model = shaken(MaskedImageModel(CONFIG))
+    everything = torch.arange(15).expand(2, -1)
+    prediction = model(some_images(), MASKED, everything)
+    assert prediction.logits.shape == (2, 15, 11)
+    masked_only = model(some_images(), MASKED)
+    for found, expected in zip(prediction, masked_only, strict=True):
+        torch.testing.assert_close(take(found, MASKED), expected)
+
+
+@torch.no_grad()
+def test_a_patch_listed_twice_is_hidden_once(shaken: Shaken) -> None:
+    model = shaken(MaskedImageModel(CONFIG))
+    once = model(some_images(), torch.tensor([[0, 6], [2, 3]]))
+    twice = model(some_images(), torch.tensor([[0, 6, 6], [2, 3, 3]]))
+    torch.testing.assert_close(twice.cls_logits[:, :2], once.cls_logits)
+    assert torch.equal(twice.logits[:, 1], twice.logits[:, 2])
+
+
+def test_take_picks_codes() -> None:
+    codes = torch.arange(30).view(2, 15)
+    assert torch.equal(take(codes, MASKED), MASKED + torch.tensor([[0], [15]]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target_width": 0}, "target_width must be 1 or more, got 0"),
+        ({"target_width": 11}, "target_width is 11, but a patch has 12 values"),
+        ({"num_codes": 5}, "num_codes is 5; expected 0 for pixels"),
+        ({"predicts": "tokens", "num_codes": 5}, "target_width is 12; expected 0 for tokens"),
+    ],
+)
+def test_a_head_that_fits_nothing_is_refused(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MaskedImageModel(replace(PIXELS, **changes))

@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -5,10 +6,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from beit import cli
+from beit.nn.dalle import DalleConfig, DalleTokenizer
+from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.nn.mim import MaskedImageModel
 from beit.recipes import pretrain
-from beit.recipes.pretrain import CheckConfig, MaskConfig
-from beit.store.load import load, load_backbone, load_tokenizer
+from beit.recipes.pretrain import CheckConfig, MaskConfig, TargetConfig
+from beit.store.formats.dalle import to_dalle
+from beit.store.load import load, load_backbone
+from beit.store.weights import save_weights
 
 CHECK = CheckConfig(every=1, limit=20)
 
@@ -99,6 +105,127 @@ def test_plain_masked_image_modelling(tmp_path, trained_tokenizer, pretrain_conf
     assert not [r for r in log if "val_cls_accuracy" in r]
 
 
+# ── other targets, other masks ──────────────────────────────────────────────────────────────────
+
+FEATURES = TargetConfig(
+    "features", "timm:test_efficientnet", loss="smooth-l1", image_size=32, pretrained=False
+)
+
+
+@pytest.fixture(scope="module")
+def save_tokenizer(tmp_path_factory):
+    """Saves a small image tokenizer of BEiT v1, for images half as large as the backbone's."""
+    folder = tmp_path_factory.mktemp("image tokenizers")
+
+    def save(kind):
+        torch.manual_seed(0)
+        if kind == "dalle":
+            config = DalleConfig((16, 16), 7, width=4, blocks_per_group=1, decoder=False)
+            model = DalleTokenizer(config)
+        else:
+            model = DiscreteVAE(DiscreteVAEConfig((16, 16), 7, 5, num_layers=2, hidden_width=6))
+        save_weights(folder / f"{kind}.safetensors", model)
+        return str(folder / f"{kind}.safetensors")
+
+    return save
+
+
+@pytest.mark.parametrize(
+    ("target", "merit"),
+    [
+        (TargetConfig("pixels"), "explained"),
+        (TargetConfig("pixels", normalised=False, loss="smooth-l1"), "explained"),
+        (FEATURES, "cosine"),
+    ],
+)
+def test_numbers_are_predicted(tmp_path, target, merit, pretrain_config, records):
+    config = pretrain_config(tmp_path / "run", "", target=target)
+    result = pretrain.run(config)
+    log = records(tmp_path / "run")
+    assert set(result.figures) == {"val_loss", f"val_{merit}", f"val_cls_{merit}"}
+    assert all(merit in record and record[merit] <= 1 for record in log if "loss" in record)
+    assert "accuracy" not in log[0] and "spread" not in log[0]
+    model = load(tmp_path / "run")
+    assert model.config.predicts == target.kind and model.config.num_codes == 0
+    assert load_backbone(tmp_path / "run").config == model.config.backbone
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert {"explained": "Explained share", "cosine": "Cosine"}[merit] in report
+
+
+def test_what_is_predicted_is_learned(tmp_path, pretrain_config, records, optim):
+    config = pretrain_config(tmp_path / "run", "", target=TargetConfig("pixels"))
+    longer = optim(epochs=20, learning_rate=5e-3, clip=3.0)
+    result = pretrain.run(replace(config, optim=longer, validate_every=20))
+    assert result.figures["val_explained"] > 0.02 and result.figures["val_cls_explained"] > 0.02
+
+
+@pytest.mark.parametrize("kind", ["dalle", "dvae"])
+def test_tokens_of_beit_v1s_tokenizers(tmp_path, kind, save_tokenizer, pretrain_config, vit):
+    config = pretrain_config(tmp_path / "run", save_tokenizer(kind))
+    # 2 x 3 codes are 16 x 24 pixels of the one (a patch is 8) and 8 x 12 of the other.
+    model = replace(config.model, backbone=vit(image_size=(32, 48), patch_size=16), head_layers=0)
+    result = pretrain.run(replace(config, model=model, mask=MaskConfig(count=3, exact=False)))
+    assert set(result.figures) == {"val_loss", "val_accuracy"}
+    assert load(tmp_path / "run").config.num_codes == 7
+
+
+@pytest.mark.parametrize(
+    "target", [TargetConfig(), TargetConfig("pixels"), FEATURES], ids=["tokens", "pixels", "feats"]
+)
+def test_resumed_runs_of_every_target(
+    tmp_path, target, trained_tokenizer, pretrain_config, interrupt_at, same_bits
+):
+    tokenizer = trained_tokenizer if target.kind == "tokens" else ""
+    mask = MaskConfig(ratio=0.5, min_block=1, exact=False)
+    for name in ("whole", "cut"):
+        config = pretrain_config(tmp_path / name, tokenizer, target=target, mask=mask)
+        if name == "whole":
+            pretrain.run(config)
+        else:
+            interrupt_at(pretrain, config, 5)
+            pretrain.resume(tmp_path / name)
+    same_bits(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_all_patches_are_predicted(tmp_path, trained_tokenizer, pretrain_config, monkeypatch):
+    asked = []
+    forward = MaskedImageModel.forward
+
+    def noted(self, images, masked, patches=None):
+        asked.append((masked.shape[1], patches.shape[1]) if patches is not None else None)
+        return forward(self, images, masked, patches)
+
+    monkeypatch.setattr(MaskedImageModel, "forward", noted)
+    for predict in ("masked", "all"):
+        config = pretrain_config(tmp_path / predict, trained_tokenizer, predict=predict)
+        pretrain.run(replace(config, run=replace(config.run, stop_after=1)))
+    steps = [shape for shape in asked if shape is not None]
+    assert set(steps[: len(steps) // 2]) == {(2, 2)} and set(steps[len(steps) // 2 :]) == {(2, 6)}
+
+
+@pytest.mark.slow
+def test_beit_v1_at_full_size(tmp_path, records):
+    """Two steps of the published recipe, on a file of random weights in DALL-E's layout."""
+    torch.manual_seed(0)
+    config = DalleConfig(decoder=False)
+    torch.save(to_dalle(DalleTokenizer(config)), tmp_path / "dalle.pth")
+    cut = """
+    --data.train shapes://4?size=256 --data.validation= --data.num_workers 0 --check.every 0
+    --optim.batch_size 2 --run.stop_after 2 --run.log_every 1
+    --device.precision 32-true --device.accelerator cpu --device.devices 1
+    """
+    options = [*cut.split(), f"--tokenizer={tmp_path / 'dalle.pth'}"]
+    options += ["--run.output", str(tmp_path / "run")]
+    assert cli.main(["pretrain", "--preset", "beit1-b16-800e", *options]) == 0
+    log = records(tmp_path / "run")
+    assert [record["step"] for record in log] == [1, 2]
+    assert all(8 < record["loss"] < 10 and record["cls_loss"] == 0 for record in log)  # ln 8192
+    model = load(tmp_path / "run")
+    assert sum(parameter.numel() for parameter in model.parameters()) == 91_965_776
+    assert load_backbone(tmp_path / "run").config.grid == (14, 14)
+    shutil.rmtree(tmp_path / "run")  # a gigabyte and a half
+
+
 # ── what goes wrong ─────────────────────────────────────────────────────────────────────────────
 
 
@@ -106,14 +233,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     tmp_path, trained_tokenizer, pretrain_config, monkeypatch
 ):
     calls = iter(range(1, 100))
-    losses = pretrain.masked_token_losses
+    losses = pretrain.masked_losses
 
     def broken(*arguments: object) -> tuple[Tensor, Tensor]:
         patch_loss, cls_loss = losses(*arguments)  # type: ignore[arg-type]
         return patch_loss * (float("inf") if next(calls) >= 5 else 1.0), cls_loss
 
     config = pretrain_config(tmp_path / "run", trained_tokenizer)
-    monkeypatch.setattr(pretrain, "masked_token_losses", broken)
+    monkeypatch.setattr(pretrain, "masked_losses", broken)
     with pytest.raises(ValueError, match=r"loss is (nan|inf) at step 6, .*step-000000004\.pt"):
         pretrain.run(replace(config, data=replace(config.data, validation="")))
     assert not (tmp_path / "run" / "weights.safetensors").exists()
@@ -160,7 +287,7 @@ def test_more_masked_patches_than_there_are_are_refused(
 def test_an_existing_directory_is_refused_before_anything_is_loaded(
     finished, trained_tokenizer, pretrain_config, monkeypatch
 ):
-    monkeypatch.setattr(pretrain, "load_tokenizer", None)
+    monkeypatch.setattr(pretrain, "load_target", None)
     before = (finished / "metrics.jsonl").read_bytes()
     with pytest.raises(FileExistsError, match=r"exists and is not overwritten.*--resume"):
         pretrain.run(pretrain_config(finished, trained_tokenizer))
@@ -181,15 +308,25 @@ def test_a_neighbour_check_without_labels_is_refused(tmp_path, trained_tokenizer
     assert not (tmp_path / "run").exists()
 
 
+def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, finished, pretrain_config):
+    with pytest.raises(ValueError, match=r"holds a MaskedImageModel, .* expected a tokenizer"):
+        pretrain.run(pretrain_config(tmp_path / "run", finished))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"target": TargetConfig("pixels")}, "a tokenizer is given, .* target.kind is pixels"),
+        ({"target": TargetConfig(source="other")}, "two tokenizers are given: .* other; leave"),
+    ],
+)
+def test_a_tokenizer_too_many_is_refused(changes, message, tmp_path, pretrain_config):
+    with pytest.raises(ValueError, match=message):
+        pretrain_config(tmp_path / "run", "runs/tok", **changes)
+
+
 # ── parts ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_tokens_of_images_of_any_size(trained_tokenizer):
-    tokenizer = load_tokenizer(trained_tokenizer)
-    images = torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8)
-    with torch.no_grad():
-        assert torch.equal(pretrain.tokens(tokenizer, images), tokenizer.encode(images))
-        assert pretrain.tokens(tokenizer, images[:, :, :9]).shape == (2, 6)
 
 
 def test_ends_after_epochs_and_at_the_last_step():

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from beit.nn.resample import lanczos
+
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 _LUMA = (0.299, 0.587, 0.114)
@@ -61,12 +63,19 @@ class TrainViews:
     affine in the colours, so it commutes with the others up to rounding and clipping; contrast is
     still taken about the mean of the whole image. All arithmetic is exact or element by element,
     so the bits do not depend on the number of threads.
+
+    With `by_lanczos` a tokenizer's view of another size is resized as BEiT v1's tokenizers had it.
     """
 
     def __init__(
-        self, config: ViewConfig, student_size: tuple[int, int], tokenizer_size: tuple[int, int]
+        self,
+        config: ViewConfig,
+        student_size: tuple[int, int],
+        tokenizer_size: tuple[int, int],
+        by_lanczos: bool = False,
     ) -> None:
         self.config = config
+        self.by_lanczos = by_lanczos
         self.student_size = _checked_size("student_size", student_size)
         self.tokenizer_size = _checked_size("tokenizer_size", tokenizer_size)
 
@@ -84,7 +93,12 @@ class TrainViews:
             crop = crop.flip(-1)
         student = _resized(crop, self.student_size)
         same = self.student_size == self.tokenizer_size
-        tokenizer = student if same else _resized(crop, self.tokenizer_size)
+        if same:
+            tokenizer = student
+        elif self.by_lanczos:
+            tokenizer = lanczos(crop, self.tokenizer_size)
+        else:
+            tokenizer = _resized(crop, self.tokenizer_size)
         if config.color_jitter > 0:
             strength = config.color_jitter
             factors = [1 + strength * (2 * chance - 1) for chance in chances[1:4]]

@@ -1,4 +1,4 @@
-"""Which patches are hidden: blocks as BEiT draws them, or patches at random; always exactly M."""
+"""Which patches are hidden: blocks as BEiT draws them, or patches at random; M of each image."""
 
 import math
 
@@ -37,6 +37,7 @@ def block_masks(
     generator: torch.Generator,
     min_block: int = 16,
     max_block: int | None = None,
+    exact: bool = True,
 ) -> Tensor:
     """Draw masks that hide rectangles of patches until M are hidden (BEiT, algorithm 1).
 
@@ -46,6 +47,11 @@ def block_masks(
     only. All images take their draws in step, so a batch costs a few dozen tensor operations; a
     mask does not depend on the others of its batch, only on the generator, the batch and its place.
 
+    BEiT v1's code stops after the blocks: with `exact` False an image has M hidden patches or
+    fewer, at least one, and repeats the last of them until its row of M is full. What is hidden is
+    the same however often it is listed; `not_repeated` tells the repetitions apart, so that none
+    counts twice in a loss.
+
     Args:
         batch: masks to draw
         grid: (Gh, Gw) patches
@@ -53,8 +59,9 @@ def block_masks(
         generator: source of all randomness; its device is the masks' device
         min_block: smallest area aimed at, in patches; above M, M counts
         max_block: largest area, in patches; None for M
+        exact: fill up to M with single patches (BEiT v2); else repeat the last (BEiT v1)
 
-    Returns: (B, M) int64, sorted patch indices in [0, N)
+    Returns: (B, M) int64, sorted patch indices in [0, N), all different where exact
     """
     _check(grid, count)
     Gh, Gw = grid
@@ -101,7 +108,17 @@ def block_masks(
         hidden[growing] |= in_rows[:, :, None] & in_columns[:, None, :]
 
     order = single + hidden.flatten(1)  # hidden ones first, then single patches at random
-    return order.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+    if exact:
+        return order.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+    inside = hidden.flatten(1).scatter(1, order.argmax(dim=1, keepdim=True), True)  # one at least
+    patches = torch.arange(Gh * Gw, device=device)
+    first = torch.where(inside, patches, Gh * Gw).sort(dim=1).values[:, :count]  # (B, M)
+    return torch.minimum(first, torch.where(inside, patches, -1).amax(dim=1, keepdim=True))
+
+
+def not_repeated(masked: Tensor) -> Tensor:
+    """Tell which indices of sorted masks (B, M) are not repetitions: (B, M) bool."""
+    return F.pad(masked.diff(dim=1) > 0, (1, 0), value=True)
 
 
 def _check(grid: tuple[int, int], count: int) -> None:

@@ -1,13 +1,15 @@
 """Masked image modelling with patch aggregation (BEiT v2, section 2.3 and figure 3)."""
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from beit.nn.block import NORM_EPS, Block, cut_normal_, init_published, rescale_residual
 from beit.nn.vit import VisionTransformer, ViTConfig
+
+Predicts = Literal["tokens", "pixels", "features"]
 
 
 @dataclass(frozen=True)
@@ -16,10 +18,16 @@ class MaskedImageModelConfig:
 
     Attributes:
         backbone: the ViT that is pretrained
-        num_codes: codes of the tokenizer (K); 0 takes them from the tokenizer
+        num_codes: codes of the tokenizer (K); 0 takes them from the tokenizer; 0 where it
+            predicts something else
         early_layers: number of the block whose patches go to the aggregation (l)
         head_layers: blocks of the aggregation; 0 leaves it out (BEiT v1)
         shared_head: both predictions use one norm and one linear layer
+        predicts: what its head says of a patch: logits of codes, its pixels, or a teacher's
+            features; `beit pretrain` takes it from target.kind
+        target_width: numbers of a patch's pixels (c * P * P) or features (T); 0 for tokens
+        normalised: pixels are predicted less the patch's mean and over its deviation, features
+            less their mean and over their deviation
     """
 
     backbone: ViTConfig = field(default_factory=ViTConfig)
@@ -27,6 +35,14 @@ class MaskedImageModelConfig:
     early_layers: int = 9
     head_layers: int = 2
     shared_head: bool = True
+    predicts: Predicts = "tokens"
+    target_width: int = 0
+    normalised: bool = False
+
+    @property
+    def head_width(self) -> int:
+        """Numbers that the head gives for a patch: K, c * P * P or T."""
+        return self.num_codes if self.predicts == "tokens" else self.target_width
 
     def __post_init__(self) -> None:
         if self.head_layers and not 1 <= self.early_layers <= self.backbone.depth:
@@ -37,11 +53,11 @@ class MaskedImageModelConfig:
 
 
 class MaskedPrediction(NamedTuple):
-    """Logits over the codes at the masked patches.
+    """Logits over the codes at the masked patches, or the numbers of another target there.
 
     Attributes:
-        logits: (B, M, K) from the last block's patches
-        cls_logits: (B, M, K) from the aggregation, which sees the last [CLS] and early patches
+        logits: (B, M, K) from the last block's patches; of pixels or features (B, M, T)
+        cls_logits: likewise, from the aggregation, which sees the last [CLS] and early patches
     """
 
     logits: Tensor
@@ -49,14 +65,16 @@ class MaskedPrediction(NamedTuple):
 
 
 class MaskedImageModel(nn.Module):
-    """Predicts the tokens of hidden patches, twice: from the patches and through [CLS]."""
+    """Predicts the tokens of hidden patches, twice: from the patches and through [CLS].
+
+    Or their pixels, or a teacher's features of them: the head is as wide as what it predicts.
+    """
 
     def __init__(self, config: MaskedImageModelConfig) -> None:
         super().__init__()
-        if config.num_codes < 2:
-            raise ValueError(f"num_codes must be 2 or more, got {config.num_codes}")
+        check_head(config)
         self.config = config
-        vit, K = config.backbone, config.num_codes
+        vit, K = config.backbone, config.head_width
         self.backbone = VisionTransformer(vit)
         self.mask_token = nn.Parameter(torch.empty(1, 1, vit.width))
         self.head = nn.Linear(vit.width, K)
@@ -88,17 +106,22 @@ class MaskedImageModel(nn.Module):
             assert isinstance(block, Block)
             rescale_residual(block, layer)
 
-    def forward(self, images: Tensor, masked: Tensor) -> MaskedPrediction:
-        """Predict the tokens of the masked patches.
+    def forward(
+        self, images: Tensor, masked: Tensor, asked: Tensor | None = None
+    ) -> MaskedPrediction:
+        """Predict the tokens of the masked patches, or of those asked for.
 
         Args:
             images: (B, 3, H, W) uint8 in 0..255 or float in [0, 1]
             masked: (B, M) int64, sorted patch indices in [0, N), hidden from the model
+            asked: (B, M') int64, the patches to predict; None: the masked ones
         """
+        if asked is None:
+            asked = masked
         depth, early = self.config.backbone.depth, self.config.early_layers
         wanted = (early, depth) if self.aggregation else ()
         features = self.backbone(images, masked, self.mask_token, layers=wanted)
-        logits = self.head(take(features.patches, masked))  # (B, M, K)
+        logits = self.head(take(features.patches, asked))  # (B, M, K)
         if not self.aggregation:
             return MaskedPrediction(logits, None)
 
@@ -109,9 +132,30 @@ class MaskedImageModel(nn.Module):
             tokens = block(tokens, bias)
         norm = self.backbone.norm if self.cls_norm is None else self.cls_norm
         head = self.head if self.cls_head is None else self.cls_head
-        return MaskedPrediction(logits, head(norm(take(tokens[:, 1:], masked))))
+        return MaskedPrediction(logits, head(norm(take(tokens[:, 1:], asked))))
+
+
+def check_head(config: MaskedImageModelConfig) -> None:
+    """Refuse a head that fits nothing: its width is still open, or not that of a patch's pixels."""
+    if config.predicts == "tokens":
+        if config.num_codes < 2:
+            raise ValueError(f"num_codes must be 2 or more, got {config.num_codes}")
+        if config.target_width:
+            raise ValueError(f"target_width is {config.target_width}; expected 0 for tokens")
+        return
+    if config.num_codes:
+        raise ValueError(f"num_codes is {config.num_codes}; expected 0 for {config.predicts}")
+    if config.target_width < 1:
+        raise ValueError(f"target_width must be 1 or more, got {config.target_width}")
+    pixels = config.backbone.in_channels * config.backbone.patch_size**2
+    if config.predicts == "pixels" and config.target_width != pixels:
+        raise ValueError(
+            f"target_width is {config.target_width}, but a patch has {pixels} values of pixels"
+        )
 
 
 def take(patches: Tensor, masked: Tensor) -> Tensor:
-    """Pick the masked (B, M) of patches (B, N, D): (B, M, D)."""
+    """Pick the masked (B, M) of patches (B, N, D) or codes (B, N): (B, M, D) or (B, M)."""
+    if patches.ndim == 2:
+        return patches.gather(1, masked)
     return patches.gather(1, masked[..., None].expand(-1, -1, patches.shape[-1]))

@@ -2,10 +2,11 @@
 
 Some patches of an image are hidden, and the model predicts their tokens twice: from its last
 patches, and from its last [CLS] joined with early patches, so that [CLS] gathers the whole image.
+Instead of tokens it can predict pixels or a teacher's features: see `TargetConfig`.
 """
 
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,28 +15,25 @@ from typing import Any, Literal, NamedTuple, cast
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
-from torch.nn import functional as F
 
 from beit.data.batches import DataConfig, EvalBatches, TrainBatches, Unreadable
 from beit.data.order import step_generator
 from beit.data.prefetch import prefetch
 from beit.data.sources import Source, open_source
 from beit.data.views import EvalView, TrainViews, ViewConfig
-from beit.nn.losses import masked_token_losses
-from beit.nn.masking import block_masks, random_masks
+from beit.nn.losses import masked_losses
 from beit.nn.metrics import knn_accuracy
-from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
-from beit.nn.patches import as_float
-from beit.nn.tokenizer import Tokenizer
+from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig, take
+from beit.nn.targets import MERITS, Target, merits, with_explained
 from beit.nn.vit import VisionTransformer
 from beit.show.axes import figure
 from beit.show.curves import curves
 from beit.show.report import Section, write_report
-from beit.show.tokens import masked_predictions
+from beit.show.targets import predictions
 from beit.store import checkpoint
-from beit.store.load import load_tokenizer
 from beit.store.run import RunConfig, RunDirectory
 from beit.store.settings import from_plain
+from beit.store.targets import TargetConfig, fitting, load_target
 from beit.store.weights import save_weights
 from beit.train.fabric import (
     DeviceConfig,
@@ -46,31 +44,13 @@ from beit.train.fabric import (
     summed,
 )
 from beit.train.log import MetricsLog, read_log
+from beit.train.masks import MaskConfig, draw_masks, to_predict
 from beit.train.meters import Means
 from beit.train.optim import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
 from beit.train.progress import Progress
 
 VERB = "pretrain"
 SHOWN = 12  # masked images drawn in the report
-
-
-@dataclass(frozen=True)
-class MaskConfig:
-    """Which patches are hidden.
-
-    Args:
-        kind: blocks, as published, or random patches.
-        count: patches hidden in an image (M).
-        min_block: patches of the smallest block.
-    """
-
-    kind: Literal["block", "random"] = "block"
-    count: int = 75
-    min_block: int = 16
-
-    def __post_init__(self) -> None:
-        if self.min_block < 1:
-            raise ValueError(f"mask.min_block is {self.min_block}; expected 1 patch or more")
 
 
 @dataclass(frozen=True)
@@ -105,9 +85,11 @@ class Config:
         data: the images.
         tokenizer: a run directory or weights file of a trained tokenizer, published:NAME, or
             hf://OWNER/NAME.
+        target: what is predicted, if not the codes of that tokenizer.
         view: how a training view is cut out of an image.
         model: the network that is pretrained.
         mask: which patches are hidden.
+        predict: the masked patches, or all of them.
         optim: the optimiser and its schedule.
         check: k-NN accuracy while it trains.
         crop_ratio: share of a validation image's shorter side that is kept.
@@ -118,9 +100,11 @@ class Config:
 
     data: DataConfig = DataConfig()
     tokenizer: str = ""
+    target: TargetConfig = TargetConfig()
     view: ViewConfig = ViewConfig()
     model: MaskedImageModelConfig = MaskedImageModelConfig()
     mask: MaskConfig = MaskConfig()
+    predict: Literal["masked", "all"] = "masked"
     optim: OptimConfig = OptimConfig(
         batch_size=2048,
         epochs=300,
@@ -139,10 +123,21 @@ class Config:
     def __post_init__(self) -> None:
         if self.validate_every < 1:
             raise ValueError(f"validate_every is {self.validate_every}; expected 1 epoch or more")
-        if not 1 <= self.mask.count <= self.model.backbone.num_patches:
+        num_patches = self.model.backbone.num_patches
+        if not 1 <= self.mask.number(num_patches) <= num_patches:
             raise ValueError(
                 f"mask.count is {self.mask.count}, but an image has "
-                f"{self.model.backbone.num_patches} patches; expected 1 to that many"
+                f"{num_patches} patches; expected 1 to that many"
+            )
+        if self.tokenizer and self.target.kind != "tokens":
+            raise ValueError(
+                f"a tokenizer is given, {self.tokenizer}, but target.kind is {self.target.kind}; "
+                "leave one of the two out"
+            )
+        if self.tokenizer and self.target.source not in ("", self.tokenizer):
+            raise ValueError(
+                f"two tokenizers are given: {self.tokenizer}, and as target.source "
+                f"{self.target.source}; leave one of them out"
             )
 
 
@@ -173,16 +168,13 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     fabric = launch(config.device)
     rank, world_size, first = fabric.global_rank, fabric.world_size, fabric.global_rank == 0
     seed, optim = config.run.seed, config.optim
+    everywhere, exact = config.predict == "all", config.mask.exact
 
-    if not config.tokenizer:
-        raise ValueError(
-            "no tokenizer given; name a run or weights file, as in --tokenizer runs/tok"
-        )
-    tokenizer = load_tokenizer(config.tokenizer)
     torch.manual_seed(seed)
-    mim = MaskedImageModel(fitting(config.model, tokenizer))
-    size, grid = mim.config.backbone.image_size, mim.config.backbone.grid
-    token_size = tokenizer.image_size
+    vit = config.model.backbone
+    target = load_target(config.target, config.tokenizer, vit, fabric.device)
+    torch.manual_seed(seed)
+    mim = MaskedImageModel(fitting(config.model, target))
     source = open_source(
         config.data.train, cache_gigabytes=config.data.cache_gigabytes, limit=config.data.limit
     )
@@ -193,13 +185,12 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     total_steps = optim.epochs * steps_per_epoch
     last_step = min(total_steps, config.run.stop_after or total_steps)
     micro_batch = optim.micro_batch_size(world_size)
-    views = TrainViews(config.view, size, token_size)
+    views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
     batches = training_batches(config, source, views, fabric, start_step, last_step)
 
     groups = parameter_groups(mim, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(compiled(mim, config.device), optimizer)
-    tokenizer = tokenizer.to(fabric.device)
     means, unreadable = Means(), Unreadable(len(source), config.data.max_unreadable)
     parts: dict[str, Any] = {"model": mim, "optimizer": optimizer, "scaling": LossScaling(fabric)}
     parts["unreadable"] = unreadable
@@ -226,24 +217,24 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             torch.manual_seed(step_generator(seed, step, f"drop path {rank}").initial_seed())
             model.train()
             masks = draw_masks(
-                config.mask, optim.batch_size, grid, step_generator(seed, step, "masks")
+                config.mask, optim.batch_size, vit.grid, step_generator(seed, step, "masks")
             )  # (batch of all processes, M)
             masks = masks.view(optim.accumulate, world_size, micro_batch, -1)[:, rank]
             for micro, batch in enumerate(islice(stream, optim.accumulate)):
                 for name in unreadable.note(batch.unreadable):
                     progress.warn(f"unreadable, the next image stands in: {name}")
                 masked = masks[micro].to(fabric.device, non_blocking=True)  # (B, M)
+                asked, weights = to_predict(masked, vit.grid, everywhere, exact)  # (B, M')
                 with torch.no_grad(), fabric.autocast():
-                    codes = tokenizer.encode(batch.tokenizer)  # (B, N)
-                target = codes.gather(1, masked)  # (B, M)
+                    wanted = target.of(batch.tokenizer)  # (B, N) codes, or (B, N, T)
+                wanted = take(wanted, asked)  # (B, M') or (B, M', T)
                 with fabric.no_backward_sync(model, enabled=micro + 1 < optim.accumulate):
-                    prediction = model(batch.student, masked)
-                    patch_loss, cls_loss = masked_token_losses(prediction, target)
+                    prediction = model(batch.student, masked, asked)
+                    patch_loss, cls_loss = masked_losses(prediction, wanted, target.loss, weights)
                     loss = patch_loss + cls_loss  # section 2.3: the sum of both
                     fabric.backward(loss / optim.accumulate)
-                accuracy = (prediction.logits.argmax(dim=2) == target).float().mean()
                 means.add({"loss": loss, "patch_loss": patch_loss, "cls_loss": cls_loss})
-                means.add({"accuracy": accuracy})
+                means.add(merits(target.kind, prediction.logits, wanted, weights))
             if optim.clip is not None:
                 norm = fabric.clip_gradients(
                     model, optimizer, max_norm=optim.clip, error_if_nonfinite=False
@@ -258,7 +249,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                 checkpoint.refuse_non_finite(directory, step, float(loss.detach()), rate)
             figures: dict[str, float] = {}
             if logs:
-                figures = means.read(partial(summed, fabric))
+                figures = with_explained(means.read(partial(summed, fabric)))
                 if unreadable.names:
                     figures["unreadable"] = len(unreadable.names)
                 log.write({"step": step, "epoch": step / steps_per_epoch, "rate": rate} | figures)
@@ -269,7 +260,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                 step, config.validate_every, steps_per_epoch, last_step
             ):
                 with progress.aside("validation"):
-                    outcome = validate(fabric, mim, tokenizer, validation, config)
+                    outcome = validate(fabric, mim, target, validation, config)
                 log.write({"step": step, "epoch": step / steps_per_epoch} | outcome)
             if check and ends(step, config.check.every, steps_per_epoch, last_step):
                 with progress.aside("k-NN check"):
@@ -280,39 +271,15 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                 state = {name: part.state_dict() for name, part in parts.items()}
                 checkpoint.save(directory, step, state, config.run.keep_last, config.run.keep_every)
     if validation is not None and outcome is None:  # resumed after the last step
-        outcome = validate(fabric, mim, tokenizer, validation, config)
+        outcome = validate(fabric, mim, target, validation, config)
     sections: list[Section] = []
     if first:
         mim.eval()
         save_weights(directory.weights_file, mim)
-        sections = chapters(config, directory, fabric, mim, tokenizer)
+        sections = chapters(config, directory, fabric, mim, target)
         report(config, directory, sections, outcome or {})
     fabric.barrier()
     return Result(directory.path, outcome or {}, sections)
-
-
-def fitting(model: MaskedImageModelConfig, tokenizer: Tokenizer) -> MaskedImageModelConfig:
-    """Return the model's numbers with the tokenizer's codes filled in or checked."""
-    if tokenizer.grid != model.backbone.grid:
-        raise ValueError(
-            f"the tokenizer's grid is {tokenizer.grid}, the backbone's {model.backbone.grid}; "
-            "choose model.backbone.image_size and patch_size so that both have as many patches"
-        )
-    if model.num_codes not in (0, tokenizer.vocab_size):
-        raise ValueError(
-            f"model.num_codes is {model.num_codes}, but the tokenizer has {tokenizer.vocab_size} "
-            "codes; give that number, or 0 to take it from the tokenizer"
-        )
-    return replace(model, num_codes=tokenizer.vocab_size)
-
-
-def draw_masks(
-    mask: MaskConfig, batch: int, grid: tuple[int, int], generator: torch.Generator
-) -> Tensor:
-    """Draw masks (batch, M) int64, sorted patch indices in [0, N)."""
-    if mask.kind == "random":
-        return random_masks(batch, grid, mask.count, generator)
-    return block_masks(batch, grid, mask.count, generator, mask.min_block)
 
 
 def ends(step: int, every: int, steps_per_epoch: int, last_step: int) -> bool:
@@ -380,28 +347,20 @@ def check_sources(config: Config) -> tuple[Source, Source] | None:
     return opened[0], opened[1]
 
 
-def tokens(tokenizer: Tokenizer, images: Tensor) -> Tensor:
-    """Tokenize images (B, 3, H, W) of any size as codes (B, N) int64."""
-    size = tokenizer.image_size
-    images = as_float(images)
-    if images.shape[-2:] != torch.Size(size):
-        images = F.interpolate(images, size, mode="bicubic", antialias=True).clamp(0, 1)
-    return tokenizer.encode(images)
-
-
 @torch.no_grad()
 def validate(
     fabric: Fabric,
     mim: MaskedImageModel,
-    tokenizer: Tokenizer,
+    target: Target,
     batches: EvalBatches,
     config: Config,
 ) -> dict[str, float]:
-    """Measure loss and accuracy on the validation set, under masks that are always the same."""
+    """Measure loss and merits on the validation set, under masks that are always the same."""
     mim.eval()
     means = Means()
     # A process without a batch still takes part in the sums over all of them.
-    names = ["val_loss", "val_accuracy"] + ["val_cls_accuracy"] * bool(mim.aggregation)
+    names = ["val_loss"] + [f"val_{name}" for name in MERITS[target.kind]]
+    names += [f"val_cls_{name}" for name in MERITS[target.kind] if mim.aggregation]
     means.add(dict.fromkeys(names, 0.0), weight=0)
     whole, grid = config.optim.batch_size, mim.config.backbone.grid
     for number, batch in enumerate(prefetch(batches, fabric.device)):
@@ -412,17 +371,18 @@ def validate(
         size = len(batch.student)
         masked = draw_masks(config.mask, whole, grid, generator)[first : first + size]
         masked = masked.to(fabric.device)
+        asked, weights = to_predict(masked, grid, config.predict == "all", config.mask.exact)
         with fabric.autocast():
-            target = tokens(tokenizer, batch.student).gather(1, masked)
-            prediction = mim(batch.student, masked)
-        patch_loss, cls_loss = masked_token_losses(prediction, target)
-        accuracy = (prediction.logits.argmax(dim=2) == target).float().mean()
-        figures = {"val_loss": patch_loss + cls_loss, "val_accuracy": accuracy}
-        if prediction.cls_logits is not None:
-            hits = prediction.cls_logits.argmax(dim=2) == target
-            figures["val_cls_accuracy"] = hits.float().mean()
-        means.add(figures, weight=size)
-    return means.read(partial(summed, fabric))
+            wanted = take(target.of(batch.student), asked)
+            prediction = mim(batch.student, masked, asked)
+        losses = masked_losses(prediction, wanted, target.loss, weights)
+        figures = {"val_loss": losses[0] + losses[1]}
+        for name, said in (("val", prediction.logits), ("val_cls", prediction.cls_logits)):
+            if said is not None:
+                found = merits(target.kind, said, wanted, weights)
+                figures |= {f"{name}_{merit}": value for merit, value in found.items()}
+        means.add(figures, weight=size if weights is None else float(weights.sum()))
+    return with_explained(means.read(partial(summed, fabric)))
 
 
 @torch.no_grad()
@@ -461,12 +421,14 @@ def chapters(
     directory: RunDirectory,
     fabric: Fabric,
     mim: MaskedImageModel,
-    tokenizer: Tokenizer,
+    target: Target,
 ) -> list[Section]:
-    """Draw what the report shows: curves, and masked images with the tokens predicted."""
+    """Draw what the report shows: curves, and masked images with what is predicted."""
+    merit = {"tokens": "accuracy", "pixels": "explained", "features": "cosine"}[target.kind]
+    words = {"explained": "Explained share", "cosine": "Cosine"}.get(merit, "Accuracy")
     panels = {
         "Loss": ["patch_loss", "cls_loss"],
-        "Accuracy at masked patches": ["accuracy", "val_accuracy", "val_cls_accuracy"],
+        f"{words} at {config.predict} patches": [merit, f"val_{merit}", f"val_cls_{merit}"],
         "Learning rate": ["rate"],
     }
     if config.check.every:
@@ -481,17 +443,9 @@ def chapters(
     generator = step_generator(config.run.seed, 0, "validation masks")
     masked = draw_masks(config.mask, len(shown), backbone.grid, generator)
     with fabric.autocast():
-        codes = tokens(tokenizer, shown.to(fabric.device)).cpu()
-        prediction = mim(shown.to(fabric.device), masked.to(fabric.device))
-    picture = masked_predictions(
-        shown,
-        masked,
-        prediction.logits.argmax(dim=2).cpu(),
-        codes,
-        backbone.grid,
-        tokenizer.vocab_size,
-        "Masked images, their tokens, and the tokens predicted.",
-    )
+        wanted = target.of(shown.to(fabric.device)).cpu()
+        said = mim(shown.to(fabric.device), masked.to(fabric.device)).logits.cpu()
+    picture = predictions(target, shown, masked, said, wanted, backbone.grid)
     return [Section("Pretraining", items=[curve]), Section("What it predicts", items=[picture])]
 
 
@@ -499,10 +453,11 @@ def report(
     config: Config, directory: RunDirectory, sections: list[Section], outcome: dict[str, float]
 ) -> None:
     """Write report.html."""
+    tokens = config.target.kind == "tokens"
     facts = {
         "command": f"beit {VERB} --config config.yaml",
         "images": config.data.train,
-        "tokenizer": config.tokenizer,
+        "tokenizer" if tokens else config.target.kind: config.tokenizer or config.target.source,
         "seed": str(config.run.seed),
     }
     figures = {name.removeprefix("val_"): figure(value) for name, value in outcome.items()}

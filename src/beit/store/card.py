@@ -18,7 +18,7 @@ TASK = "image-feature-extraction"  # as the hub calls it; of other models:
 TASKS = {"ImageClassifier": "image-classification", "SemanticSegmenter": "image-segmentation"}
 WHAT = {
     "VQKD": "a visual tokenizer (VQ-KD): it gives each patch of an image one of K codes",
-    "MaskedImageModel": "a vision Transformer pretrained on the codes of masked patches",
+    "MaskedImageModel": "a vision Transformer pretrained to predict masked patches",
     "ImageClassifier": "an image classifier",
     "SemanticSegmenter": "a semantic segmentation model",
 }
@@ -33,7 +33,8 @@ logits = classifier(images)  # (B, 3, H, W) uint8, or float in [0, 1] -> (B, Y)"
 GRAPHS = (".onnx", ".pt2")
 BOOKKEEPING = ("step", "epoch", "rate")  # in the log, beside figures
 DATA = ("train", "validation", "limit")
-SECTIONS = ("tokenizer", "teacher", "codebook", "mask", "view", "optim")  # of a configuration
+# Sections of a configuration.
+SECTIONS = ("tokenizer", "target", "teacher", "codebook", "mask", "view", "optim")
 
 
 class Weights(NamedTuple):
