@@ -104,6 +104,8 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
         if module.recognises(tensors):
             told = {key: _json(path.with_name(file)) for key, file in layout.beside.items()}
             told = {key: value for key, value in told.items() if value is not None}
+            if layout.module != "dalle":
+                _refuse_dalles_name(path, layout)
             build = getattr(module, layout.builder)
             state = content if layout.whole else tensors
             model: nn.Module = build(state, origin=str(path), **told, **overrides)
@@ -241,6 +243,18 @@ def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
         if pickled is not None:
             return pickled, {}
     return read_checkpoint(path), {}
+
+
+def _refuse_dalles_name(path: Path, layout: Layout) -> None:
+    """Raise ValueError if another model lies in a file of the name that DALL-E's have."""
+    if path.suffix == ".pkl":
+        from beit.store.formats.dalle import FILES
+
+        if path.name.removeprefix("dall_e_") in FILES:  # published as these, fetched with that
+            raise ValueError(
+                f"{path} has the name of DALL-E's tokenizer, but holds another model: "
+                f"{layout.what}; if it is the one you want, give the file another name"
+            )
 
 
 def _finished_weights(directory: Path) -> Path:

@@ -14,6 +14,7 @@ import types
 import warnings
 import zipfile
 from collections import OrderedDict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from beit.nn.dalle import DalleConfig, DalleTokenizer
+from beit.nn.tokenizer import VQKD, VQKDConfig, tokenizer_vit
 from beit.store.formats.dalle import (
     from_dalle,
     read_dalle_folder,
@@ -29,6 +31,7 @@ from beit.store.formats.dalle import (
     recognises,
     to_dalle,
 )
+from beit.store.formats.published import to_published
 from beit.store.load import load_tokenizer
 from beit.store.weights import read_safetensors, read_weights, save_weights
 
@@ -304,6 +307,15 @@ def test_a_harmful_file_is_refused_by_its_name(tiny, write, tmp_path):
     with pytest.raises(ValueError, match=r"encoder\.pkl is refused.*mkdir"):
         load_tokenizer(path)
     assert not (tmp_path / "trace").exists()
+
+
+@pytest.mark.parametrize("name", ["encoder.pkl", "dall_e_encoder.pkl"])
+def test_another_model_by_its_name_is_refused(tmp_path, name):
+    encoder = replace(tokenizer_vit((32, 32)), width=8, depth=1, num_heads=2)
+    state = to_published(VQKD(VQKDConfig(encoder, 1, num_codes=5, code_width=4, teacher_width=3)))
+    torch.save({"model": state}, tmp_path / name)
+    with pytest.raises(ValueError, match="DALL-E's tokenizer, but holds another model: published"):
+        load_tokenizer(tmp_path / name)
 
 
 class Harm:
