@@ -50,6 +50,7 @@ else:
     (path / "environment.json").write_text(json.dumps(about))
     (path / "metrics.jsonl").write_text(json.dumps({"step": 1, "val_loss": 3.0 + seed}) + "\\n")
     (path / "config.yaml").write_text("run: {}")
+    (path / "weights.safetensors").touch()
 (path / "report.html").write_text("done")
 """
 

@@ -363,8 +363,9 @@ def directory_of(one: Run, output: Path) -> Path:
 
 
 def is_complete(one: Run, output: Path) -> bool:
-    """Tell whether a run came to its end, where every recipe writes its report."""
-    return (directory_of(one, output) / "report.html").is_file()
+    """Tell whether a run came to its end: training leaves weights there, a probe its report."""
+    last = "report.html" if one.stage.verb == PROBE else "weights.safetensors"
+    return (directory_of(one, output) / last).is_file()
 
 
 def names_of(chain: Chain) -> set[str]:

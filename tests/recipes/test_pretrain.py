@@ -46,6 +46,14 @@ def test_a_run_leaves_everything(finished, records):
     assert sums == pytest.approx([r["loss"] for r in log if "loss" in r])
 
 
+def test_the_report_is_there_before_the_end(
+    tmp_path, trained_tokenizer, pretrain_config, interrupt_at
+):
+    interrupt_at(pretrain, pretrain_config(tmp_path / "run", trained_tokenizer), 7)
+    assert "What it predicts" in (tmp_path / "run/report.html").read_text()  # since epoch 1's end
+    assert not (tmp_path / "run/weights.safetensors").exists()
+
+
 def test_weights_load_by_every_name(finished):
     model = load(finished)
     assert isinstance(model, MaskedImageModel)

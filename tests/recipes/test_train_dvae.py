@@ -86,6 +86,14 @@ def test_a_run_leaves_everything(trained: Path, records: Records) -> None:
     assert last["val_choices"] == 13 * 24
 
 
+def test_the_report_is_there_before_the_end(
+    tmp_path: Path, config: Callable[..., Config], interrupt_at: Interrupt
+) -> None:
+    interrupt_at(train_dvae, config(tmp_path / "run"), 7)
+    assert "From images to codes" in (tmp_path / "run/report.html").read_text()  # of epoch 1
+    assert not (tmp_path / "run/weights.safetensors").exists()
+
+
 def test_the_run_opens_as_a_tokenizer(trained: Path) -> None:
     model = beit.load(trained)
     assert isinstance(model, DiscreteVAE)

@@ -41,6 +41,12 @@ def test_a_run_leaves_everything(trained_tokenizer, records):
     assert log[0]["rate"] == pytest.approx(1e-3 * 2 / 4)  # third of the five steps from 0 to 1e-3
 
 
+def test_the_report_is_there_before_the_end(tmp_path, tokenizer_config, interrupt_at):
+    interrupt_at(train_tokenizer, tokenizer_config(tmp_path / "run"), 7)
+    assert "What the codes mean" in (tmp_path / "run/report.html").read_text()  # of epoch 1
+    assert not (tmp_path / "run/weights.safetensors").exists()
+
+
 def test_weights_load_by_every_name(trained_tokenizer):
     model = load(trained_tokenizer)
     assert isinstance(model, VQKD)

@@ -317,10 +317,9 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         judgement = judge(fabric, judged, validation, config)
     sections: list[Section] = []
     if first:
-        judged.eval()
-        save_weights(directory.weights_file, judged)
         sections = chapters(directory, judgement, classes)
         report(config, directory, sections, judgement, head, best.step or last_step)
+        save_weights(directory.weights_file, judged.eval())  # last: a run that has it is complete
     fabric.barrier()
     return Result(directory.path, {} if judgement is None else judgement.figures, sections)
 

@@ -256,9 +256,8 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             pace = progress.update(step, figures, optim.batch_size, stream.wait_seconds)
             if logs:
                 speed.write({"step": step} | pace._asdict())
-            if validation is not None and ends(
-                step, config.validate_every, steps_per_epoch, last_step
-            ):
+            judges = ends(step, config.validate_every, steps_per_epoch, last_step)
+            if judges and validation is not None:
                 with progress.aside("validation"):
                     outcome = validate(fabric, mim, target, validation, config)
                 log.write({"step": step, "epoch": step / steps_per_epoch} | outcome)
@@ -267,6 +266,9 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                     found = check_neighbours(fabric, mim.backbone, check, config)
                 progress.message("  ".join(f"{name} {value:.3f}" for name, value in found.items()))
                 log.write({"step": step, "epoch": step / steps_per_epoch} | found)
+            if judges and first and step < last_step:
+                with progress.aside("report"):
+                    report(config, directory, fabric, mim, target, outcome)
             if saves and first:
                 state = {name: part.state_dict() for name, part in parts.items()}
                 checkpoint.save(directory, step, state, config.run.keep_last, config.run.keep_every)
@@ -274,10 +276,8 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         outcome = validate(fabric, mim, target, validation, config)
     sections: list[Section] = []
     if first:
-        mim.eval()
-        save_weights(directory.weights_file, mim)
-        sections = chapters(config, directory, fabric, mim, target)
-        report(config, directory, sections, outcome or {})
+        sections = report(config, directory, fabric, mim, target, outcome)
+        save_weights(directory.weights_file, mim.eval())  # last: a run that has it is complete
     fabric.barrier()
     return Result(directory.path, outcome or {}, sections)
 
@@ -424,6 +424,7 @@ def chapters(
     target: Target,
 ) -> list[Section]:
     """Draw what the report shows: curves, and masked images with what is predicted."""
+    mim.eval()
     merit = {"tokens": "accuracy", "pixels": "explained", "features": "cosine"}[target.kind]
     words = {"explained": "Explained share", "cosine": "Cosine"}.get(merit, "Accuracy")
     panels = {
@@ -450,9 +451,15 @@ def chapters(
 
 
 def report(
-    config: Config, directory: RunDirectory, sections: list[Section], outcome: dict[str, float]
-) -> None:
-    """Write report.html."""
+    config: Config,
+    directory: RunDirectory,
+    fabric: Fabric,
+    mim: MaskedImageModel,
+    target: Target,
+    outcome: dict[str, float] | None,
+) -> list[Section]:
+    """Write report.html anew, and return its sections."""
+    sections = chapters(config, directory, fabric, mim, target)
     tokens = config.target.kind == "tokens"
     facts = {
         "command": f"beit {VERB} --config config.yaml",
@@ -460,6 +467,7 @@ def report(
         "tokenizer" if tokens else config.target.kind: config.tokenizer or config.target.source,
         "seed": str(config.run.seed),
     }
-    figures = {name.removeprefix("val_"): figure(value) for name, value in outcome.items()}
+    figures = {name.removeprefix("val_"): figure(value) for name, value in (outcome or {}).items()}
     title = "Masked image modelling"
     write_report(directory.report_file, title, sections, facts, figures=figures)
+    return sections

@@ -279,10 +279,13 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             if logs:
                 speed.write({"step": step} | pace._asdict())
             ends = step % (config.validate_every * steps_per_epoch) == 0 or step == last_step
-            if validation is not None and ends:
+            if ends and validation is not None:
                 with progress.aside("validation"):
                     outcome = validate(fabric, vae, validation, config, last=step == last_step)
                 log.write({"step": step, "epoch": epoch} | outcome.figures)
+            if ends and first and step < last_step:
+                with progress.aside("report"):
+                    report(config, directory, fabric, vae, outcome)
             if saves and first:
                 state = {name: part.state_dict() for name, part in parts.items()}
                 checkpoint.save(directory, step, state, config.run.keep_last, config.run.keep_every)
@@ -290,10 +293,8 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         outcome = validate(fabric, vae, validation, config, last=True)
     sections: list[Section] = []
     if first:
-        vae.eval()
-        save_weights(directory.weights_file, vae)
-        sections = chapters(config, directory, fabric, vae, outcome)
-        report(config, directory, sections, outcome)
+        sections = report(config, directory, fabric, vae, outcome)
+        save_weights(directory.weights_file, vae.eval())  # last: a run that has it is complete
     fabric.barrier()
     return Result(directory.path, outcome.figures if outcome else {}, sections)
 
@@ -449,6 +450,7 @@ def chapters(
     outcome: Validation | None,
 ) -> list[Section]:
     """Draw what the report shows: curves, the codes in use, images and what their codes hold."""
+    vae.eval()
     panels = {
         "Loss": ["loss", "reconstruction"],
         "PSNR of the validation set, dB": ["val_psnr"],
@@ -482,9 +484,14 @@ def chapters(
 
 
 def report(
-    config: Config, directory: RunDirectory, sections: list[Section], outcome: Validation | None
-) -> None:
-    """Write report.html."""
+    config: Config,
+    directory: RunDirectory,
+    fabric: Fabric,
+    vae: DiscreteVAE,
+    outcome: Validation | None,
+) -> list[Section]:
+    """Write report.html anew, and return its sections."""
+    sections = chapters(config, directory, fabric, vae, outcome)
     facts = {
         "command": f"beit {VERB} --config config.yaml",
         "images": config.data.train,
@@ -498,3 +505,4 @@ def report(
         if outcome and f"val_{name}" in outcome.figures
     }
     write_report(directory.report_file, "Visual tokenizer", sections, facts, figures=figures)
+    return sections

@@ -277,10 +277,13 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             if logs:
                 speed.write({"step": step} | pace._asdict())
             ends = step % (config.validate_every * steps_per_epoch) == 0 or step == last_step
-            if validation is not None and ends:
+            if ends and validation is not None:
                 with progress.aside("validation"):
                     outcome = validate(fabric, vqkd, teacher, validation)
                 log.write({"step": step, "epoch": step / steps_per_epoch} | outcome.figures)
+            if ends and first and step < last_step:
+                with progress.aside("report"):
+                    report(config, directory, fabric, vqkd, outcome)
             if saves and first:
                 state = {name: part.state_dict() for name, part in parts.items()}
                 checkpoint.save(directory, step, state, config.run.keep_last, config.run.keep_every)
@@ -288,10 +291,8 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         outcome = validate(fabric, vqkd, teacher, validation)
     sections: list[Section] = []
     if first:
-        vqkd.eval()
-        save_weights(directory.weights_file, vqkd)
-        sections = chapters(config, directory, fabric, vqkd, outcome)
-        report(config, directory, sections, outcome)
+        sections = report(config, directory, fabric, vqkd, outcome)
+        save_weights(directory.weights_file, vqkd.eval())  # last: a run that has it is complete
     fabric.barrier()
     return Result(directory.path, outcome.figures if outcome else {}, sections)
 
@@ -476,6 +477,7 @@ def chapters(
     config: Config, directory: RunDirectory, fabric: Fabric, vqkd: VQKD, outcome: Validation | None
 ) -> list[Section]:
     """Draw what the report shows: curves, the state of the codebook, codes over images."""
+    vqkd.eval()
     panels = {
         "Loss": ["loss", "reconstruction", "val_reconstruction"],
         f"Perplexity, of {vqkd.vocab_size} codes": ["perplexity", "val_perplexity"],
@@ -506,9 +508,10 @@ def chapters(
 
 
 def report(
-    config: Config, directory: RunDirectory, sections: list[Section], outcome: Validation | None
-) -> None:
-    """Write report.html."""
+    config: Config, directory: RunDirectory, fabric: Fabric, vqkd: VQKD, outcome: Validation | None
+) -> list[Section]:
+    """Write report.html anew, and return its sections."""
+    sections = chapters(config, directory, fabric, vqkd, outcome)
     facts = {
         "command": f"beit {VERB} --config config.yaml",
         "images": config.data.train,
@@ -518,3 +521,4 @@ def report(
     shown = ("reconstruction", "usage", "perplexity") if outcome else ()
     figures = {name: figure(outcome.figures[f"val_{name}"]) for name in shown if outcome}
     write_report(directory.report_file, "Visual tokenizer", sections, facts, figures=figures)
+    return sections
