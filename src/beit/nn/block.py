@@ -27,12 +27,7 @@ class Attention(nn.Module):
     def forward(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
         """Attend among tokens (B, n, D); ``bias`` (1, h, n, n) is added to the logits."""
         B, n, D = tokens.shape
-        if self.rel_pos_bias is not None:
-            own = self.rel_pos_bias()
-            bias = own if bias is None else bias + own
-        qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = F.linear(tokens, self.qkv.weight, qkv_bias)
-        q, k, v = qkv.reshape(B, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, h, n, D/h)
+        q, k, v, bias = self.inputs(tokens, bias)
         if bias is not None:
             bias = bias.to(q.dtype)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, h, n, D/h)
@@ -42,6 +37,22 @@ class Attention(nn.Module):
             mixed = mixed.clone(memory_format=torch.contiguous_format)
         mixed = mixed.reshape(B, n, D)
         return self.proj(mixed)  # type: ignore[no-any-return]
+
+    def inputs(
+        self, tokens: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Return queries, keys, values (B, h, n, D/h), and what is added to the logits.
+
+        The bias (1, h, n, n) is the one given plus the block's own; None where there is neither.
+        """
+        B, n, _ = tokens.shape
+        if self.rel_pos_bias is not None:
+            own = self.rel_pos_bias()
+            bias = own if bias is None else bias + own
+        qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
+        qkv = F.linear(tokens, self.qkv.weight, qkv_bias)
+        q, k, v = qkv.reshape(B, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, h, n, D/h)
+        return q, k, v, bias
 
 
 class Mlp(nn.Module):

@@ -110,7 +110,8 @@ class Features(NamedTuple):
         cls: (B, D) the [CLS] token, after the final norm if there is one
         patches: (B, N, D) the patch tokens, likewise
         grid: (Gh, Gw), N = Gh * Gw
-        layers: {i: (B, 1+N, D)} raw output of block i, counted from 1, [CLS] first
+        layers: {i: (B, 1+N, D)} raw output of block i, counted from 1, [CLS] first; 0: the tokens
+            that enter the first block
     """
 
     cls: Tensor
@@ -184,7 +185,8 @@ class VisionTransformer(nn.Module):
             masked: (B, M) int64, patches in [0, N) hidden from the model: each is replaced by
                 ``mask_token`` (1, 1, D) before the first block (BEiT v2, section 2.3)
             mask_token: what stands for a hidden patch
-            layers: numbers of the blocks, from 1, whose raw outputs are wanted
+            layers: numbers of the blocks, from 1, whose raw outputs are wanted; 0 is what enters
+                the first
 
         Raises:
             ValueError: the images have another size than the configured one.
@@ -207,7 +209,7 @@ class VisionTransformer(nn.Module):
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
         bias = self.bias()
-        outputs: dict[int, Tensor] = {}
+        outputs = {0: tokens} if 0 in layers else {}
         for number, block in enumerate(self.blocks, 1):
             tokens = block(tokens, bias)
             if number in layers:

@@ -1,0 +1,263 @@
+"""What a codebook does on a set of images, counted while they stream by (BEiT v2, section 3.4).
+
+All of it is sums of whole numbers: two halves of a set, or the parts of several processes, added
+up in any order give what the whole set gives, to the bit. Memory does not grow with the images.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from beit.nn.dalle import DalleTokenizer
+from beit.nn.dvae import DiscreteVAE
+from beit.nn.metrics import position_counts
+from beit.nn.patches import patchify
+from beit.nn.quantizer import unit
+from beit.nn.reservoir import STEP, in_steps
+from beit.nn.tokenizer import VQKD, Tokenizer
+
+MEAN_SIDE = 16  # pixels at most of a mean patch's side
+MAX_PAIR_CODES = 8192  # more codes have no table of pairs: this one takes 256 MiB
+CHUNK_ELEMENTS = 2**22  # numbers held at once beside the statistics: 32 MiB of int64
+
+
+@torch.no_grad()
+def rated(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Tokenize images (B, 3, H, W) and say how close each patch is to its code.
+
+    Returns: codes (B, N) int64, as `encode` gives them; scores (B, N) float32, the larger the
+        closer: the cosine of a patch's vector with its code, or minus their Euclidean distance
+        where codes do not lie on the sphere; of a discrete VAE and of DALL-E the code's logit
+    """
+    if isinstance(tokenizer, VQKD):
+        vectors, quantizer = tokenizer.embed(images), tokenizer.quantizer
+        codes = quantizer.nearest(vectors)
+        with torch.autocast(vectors.device.type, enabled=False):
+            placed, chosen = quantizer.placed(vectors), quantizer.codebook[codes]
+            if quantizer.l2_normalised:
+                return codes, (placed * chosen).sum(-1)
+            return codes, -(placed - chosen).norm(dim=-1)
+    if isinstance(tokenizer, DiscreteVAE | DalleTokenizer):
+        with torch.autocast(images.device.type, enabled=False):
+            logits = tokenizer.logits(images).float().flatten(2)  # (B, K, N)
+        codes = logits.argmax(1)
+        return codes, logits.gather(1, codes[:, None])[:, 0]
+    raise ValueError(
+        f"a {type(tokenizer).__name__} does not say how close a patch is to its code; expected a "
+        "VQKD, DiscreteVAE or DalleTokenizer"
+    )
+
+
+def code_vectors(tokenizer: Tokenizer) -> Tensor:
+    """Return the vector of each code (K, C) float32, on the CPU.
+
+    The codebook; of DALL-E, which has none, the weights by which its encoder rates each code.
+    """
+    if isinstance(tokenizer, VQKD):
+        vectors = tokenizer.quantizer.codebook
+    elif isinstance(tokenizer, DiscreteVAE):
+        vectors = tokenizer.codebook.weight
+    elif isinstance(tokenizer, DalleTokenizer):
+        vectors = tokenizer.encoder.head.weight.flatten(1)
+    else:
+        raise ValueError(f"a {type(tokenizer).__name__} has no vectors of codes")
+    return vectors.detach().float().cpu()
+
+
+class CodeStatistics:
+    """Sums over the patches of images.
+
+    Attributes:
+        positions: (N, K) int64, uses of each code at each position
+        labels: (K, Y) int64, uses of each code in images of each label; Y = 0 without labels
+        images: (K,) int64, images that hold each code
+        pairs: (K, K) int32, images that hold both codes; (0, 0) where there are more codes than
+            `MAX_PAIR_CODES`
+        closeness: (K,) int64, the scores in `STEP`s
+        pixels: (K, p, p, 3) int64, the pixels 0..255 of the patches, of side p <= `MEAN_SIDE`
+        total: (1,) int64, images
+    """
+
+    def __init__(
+        self,
+        num_codes: int,
+        grid: tuple[int, int],
+        patch_size: int,
+        num_labels: int = 0,
+        device: torch.device | str | None = None,
+    ) -> None:
+        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        K, side = num_codes, min(patch_size, MEAN_SIDE)
+        num_paired = K if K <= MAX_PAIR_CODES else 0
+        self.patch_size = patch_size
+        self.positions = zeros(grid[0] * grid[1], K)
+        self.labels = zeros(K, num_labels)
+        self.images = zeros(K)
+        self.pairs = zeros(num_paired, num_paired, dtype=torch.int32)
+        self.closeness = zeros(K)
+        self.pixels = zeros(K, side, side, 3)
+        self.total = zeros(1)
+
+    def tensors(self) -> list[Tensor]:
+        """List all sums. Those of several processes, added up in place, are those of all images."""
+        return [
+            *(self.positions, self.labels, self.images, self.pairs),
+            *(self.closeness, self.pixels, self.total),
+        ]
+
+    @property
+    def uses(self) -> Tensor:
+        """(K,) int64, how often each code was chosen."""
+        return self.positions.sum(0)
+
+    def add(self, images: Tensor, codes: Tensor, scores: Tensor, labels: Tensor) -> None:
+        """Take in some images.
+
+        Args:
+            images: (B, 3, H, W) uint8 or [0, 1], as the tokenizer sees them
+            codes: (B, N) int64
+            scores: (B, N), finite
+            labels: (B,) int64, negative where unknown
+        """
+        K, N = len(self.images), len(self.positions)
+        B, given = codes.shape
+        if given != N:
+            raise ValueError(f"codes are {tuple(codes.shape)}, expected {N} an image")
+        self.total += B
+        self.positions += position_counts(codes, K)
+        self.closeness.index_add_(0, codes.flatten(), in_steps(scores).flatten())
+        Y = self.labels.shape[1]
+        known = (labels >= 0) & (labels < Y)
+        if Y:
+            cells = codes[known] * Y + labels[known, None]
+            self.labels.view(-1).index_add_(0, cells.flatten(), torch.ones_like(cells.flatten()))
+        size = max(1, CHUNK_ELEMENTS // (N * max(N, self.pixels[0].numel())))
+        for some_images, some_codes in zip(images.split(size), codes.split(size), strict=True):
+            self._add_pairs(some_codes)
+            self._add_pixels(some_images, some_codes)
+
+    def _add_pairs(self, codes: Tensor) -> None:
+        """Count the images (b, N) that hold a code, and two codes, each image once."""
+        K = len(self.images)
+        ordered = codes.sort(dim=1).values
+        first = torch.ones_like(ordered, dtype=torch.bool)
+        first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        held = ordered[first]
+        self.images.index_add_(0, held, torch.ones_like(held))
+        if len(self.pairs):
+            cells = ordered[:, :, None] * K + ordered[:, None, :]  # (b, N, N)
+            cells = cells[first[:, :, None] & first[:, None, :]]
+            ones = torch.ones_like(cells, dtype=torch.int32)
+            self.pairs.view(-1).index_add_(0, cells, ones)
+
+    def _add_pixels(self, images: Tensor, codes: Tensor) -> None:
+        side = self.pixels.shape[1]
+        if images.dtype != torch.uint8:
+            images = (images.float().clamp(0, 1) * 255).round()
+        if side < self.patch_size:
+            _, _, H, W = images.shape
+            size = (H // self.patch_size * side, W // self.patch_size * side)
+            images = F.adaptive_avg_pool2d(images.float(), size).round()
+        patches = patchify(images, side).long()  # (b, N, p*p*3)
+        self.pixels.flatten(1).index_add_(0, codes.flatten(), patches.flatten(0, 1))
+
+    def mean_patches(self) -> Tensor:
+        """Return the mean of all patches of each code: (K, p, p, 3) uint8; black where unused."""
+        uses = self.uses.clamp(min=1).view(-1, 1, 1, 1)
+        return ((self.pixels + uses // 2) // uses).to(torch.uint8)
+
+
+class CodeMeasures(NamedTuple):
+    """What is said of each code, (K,) each; what is undefined for a code is NaN or -1.
+
+    Attributes:
+        uses: int64, patches
+        images: int64, images that hold it
+        closeness: float64, mean score of its patches
+        purity: float64 in (0, 1], share of its most frequent label among patches of known label
+        label: int64, that label, the smaller number among equals; -1 where it has none
+        label_entropy: float64, bits, of its labels
+        position_entropy: float64, bits, of where in the grid it stands; log2 N where all places
+            have it alike
+    """
+
+    uses: Tensor
+    images: Tensor
+    closeness: Tensor
+    purity: Tensor
+    label: Tensor
+    label_entropy: Tensor
+    position_entropy: Tensor
+
+
+def measures(statistics: CodeStatistics) -> CodeMeasures:
+    """Measure every code, on the CPU."""
+    uses, labels = statistics.uses.cpu(), statistics.labels.cpu()
+    never = uses == 0
+    labelled = labels.sum(1)  # (K,)
+    if labels.shape[1]:
+        most, label = labels.max(1).values, labels.argmax(1)  # argmax: the first of equals
+    else:
+        most, label = torch.zeros_like(uses), torch.full_like(uses, -1)
+    nothing = float("nan")
+    closeness = statistics.closeness.cpu().double() * STEP / uses
+    return CodeMeasures(
+        uses=uses,
+        images=statistics.images.cpu(),
+        closeness=closeness.masked_fill(never, nothing),
+        purity=most.double() / labelled,  # 0 / 0 is NaN
+        label=label.masked_fill(labelled == 0, -1),
+        label_entropy=entropy(labels).masked_fill(labelled == 0, nothing),
+        position_entropy=entropy(statistics.positions.cpu().T).masked_fill(never, nothing),
+    )
+
+
+def entropy(counts: Tensor) -> Tensor:
+    """Give the entropy, in bits, of counts (..., n) along the last dimension: (...) float64."""
+    share = counts.double() / counts.sum(-1, keepdim=True).clamp(min=1)
+    nats = 0.0 - torch.xlogy(share, share).sum(-1).clamp(max=0)  # 0 - x is never -0
+    return nats / math.log(2)
+
+
+def lift(statistics: CodeStatistics, codes: Tensor, prior: float = 0.0) -> Tensor:
+    """Say how much more often than by chance two codes share an image: (k, k) float64.
+
+    P(both) / (P(one) P(other)) over images, 1 for codes that know nothing of each other, for codes
+    (k,) int64 that are used; the diagonal is NaN. With a `prior`, so many images are added to
+    those with both and to those expected by chance, so that rare pairs say little.
+    """
+    if not len(statistics.pairs):
+        raise ValueError(
+            f"pairs are not counted for more than {MAX_PAIR_CODES} codes; "
+            f"this tokenizer has {len(statistics.images)}"
+        )
+    both = statistics.pairs[codes][:, codes].double().cpu()
+    held = statistics.images[codes].double().cpu()
+    expected = held[:, None] * held[None, :] / float(statistics.total)
+    return ((both + prior) / (expected + prior)).fill_diagonal_(float("nan"))
+
+
+def nearest_codes(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Find the codes nearest to each code by cosine, the nearest first, itself left out.
+
+    Args:
+        vectors: (K, C)
+        count: how many; at most K - 1 are given
+
+    Returns: codes (K, k) int64; cosines (K, k) float32
+    """
+    rows = unit(vectors)
+    K = len(rows)
+    found = []
+    for first in range(0, K, max(1, CHUNK_ELEMENTS // K)):
+        cosines = rows[first : first + max(1, CHUNK_ELEMENTS // K)] @ rows.T
+        own = torch.arange(first, first + len(cosines))
+        cosines[torch.arange(len(cosines)), own] = -2.0  # below any cosine
+        order = cosines.sort(dim=1, descending=True, stable=True)
+        found.append((order.indices[:, : min(count, K - 1)], order.values[:, : min(count, K - 1)]))
+    return torch.cat([codes for codes, _ in found]), torch.cat([values for _, values in found])
