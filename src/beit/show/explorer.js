@@ -1,0 +1,252 @@
+// The page: what is searched, sorted and shown, and the address that leads to it.
+
+const title = document.title;
+const wide = window.matchMedia('(min-width: 62.01rem)');
+const controls = Object.fromEntries(['search', 'sort', 'shown', 'label', 'purity'].map((id) => [id, byId(id)]));
+const state = { view: 'codes', reversed: false, open: null, scrolled: { codes: 0, images: 0 } };
+
+const codeGallery = gallery(byId('code-grid'), {
+  least: 128,
+  lines: 2,
+  build(code, width) {
+    const most = code.labels[0];
+    const facts = [`Code ${code.index}`, code.uses ? `used ${times(code.uses)}` : 'unused'];
+    if (most) facts.push(`mostly ${most.name}`);
+    if (code.purity !== null) facts.push(`purity ${percent(code.purity)}`);
+    const link = make('a', { href: `#code=${code.index}`, 'aria-label': facts.join(', ') });
+    if (detail(code.index).patches.length) {
+      const canvas = make('canvas', { class: 'picture', 'aria-hidden': 'true' });
+      drawTile(canvas, code.index, width);
+      link.append(canvas);
+    } else {
+      link.append(make('span', { class: 'picture unused' }, code.uses ? 'no patches' : 'unused'));
+    }
+    const byEntropy = controls.sort.value === 'entropy' || !hasLabels;
+    const figure = byEntropy ? (code.entropy === null ? '' : `${code.entropy.toFixed(2)} bits`) : (code.purity === null ? '' : percent(code.purity));
+    link.append(
+      make('span', { class: 'line' }, make('b', {}, String(code.index)), make('span', {}, code.uses ? count(code.uses) : '–')),
+      make('span', { class: 'line' }, words(most ? most.name : ''), make('span', {}, figure)),
+    );
+    return link;
+  },
+});
+
+const imageGallery = gallery(byId('image-grid'), {
+  least: 128,
+  lines: 2,
+  build(image) {
+    const link = make('a', { href: `#image=${image.index}`, 'aria-label': [image.name, image.label].filter(Boolean).join(', ') });
+    const picture = make('img', { class: 'picture', src: imageLines[image.index], alt: '', decoding: 'async' });
+    picture.addEventListener('load', () => picture.classList.toggle('pixels', picture.naturalWidth <= 64));
+    link.append(picture, make('span', { class: 'line' }, words(image.name)), make('span', { class: 'line' }, words(image.label || ''), make('span', {}, `${new Set(image.tokens).size} codes`)));
+    return link;
+  },
+});
+const galleries = { codes: codeGallery, images: imageGallery };
+
+/** Find and order the codes that fit search and filters. */
+function found() {
+  const query = controls.search.value.trim().toLowerCase();
+  const least = controls.purity.value / 100;
+  const label = controls.label.value;
+  const shown = controls.shown.value;
+  const fits = (code) =>
+    (shown === 'all' || (shown === 'used') === code.uses > 0) &&
+    (!least || (code.purity !== null && code.purity >= least)) &&
+    (!label || (code.labels.length > 0 && code.labels[0].name === label)) &&
+    (!query || String(code.index).startsWith(query) || code.labels.some(({ name }) => name.toLowerCase().includes(query)));
+  const key = controls.sort.value;
+  const leastFirst = key === 'index' || key === 'entropy'; // bound to few places first
+  const sign = leastFirst === state.reversed ? -1 : 1;
+  const compare = (a, b) => {
+    const [x, y] = [a[key], b[key]];
+    if (x === null || y === null) return (x === null) - (y === null) || a.index - b.index;
+    return sign * (x - y) || a.index - b.index;
+  };
+  const list = codes.filter(fits).sort(compare);
+  const exact = list.findIndex((code) => String(code.index) === query);
+  if (exact > 0) list.unshift(...list.splice(exact, 1));
+  return list;
+}
+
+function renew() {
+  const list = found();
+  byId('least').textContent = Number(controls.purity.value) ? `${controls.purity.value}\u202f% +` : 'any';
+  const ascending = (controls.sort.value === 'index' || controls.sort.value === 'entropy') !== state.reversed;
+  byId('arrow').textContent = ascending ? '↑' : '↓';
+  codeGallery.fill(list);
+  tell();
+}
+
+/** Say how many are shown, seen and heard. */
+function tell() {
+  const inCodes = state.view === 'codes';
+  const number = inCodes ? codeGallery.items.length : images.length;
+  const all = inCodes ? codes.length : images.length;
+  const noun = inCodes ? 'code' : 'image';
+  byId('status').textContent = number === all ? `${count(all)} ${noun}${all === 1 ? '' : 's'}` : `${count(number)} of ${count(all)} ${noun}s`;
+  byId('empty').hidden = number > 0;
+  byId('none').textContent = `No ${noun} fits.`;
+  byId('code-grid').hidden = !inCodes || !number;
+  byId('image-grid').hidden = inCodes || !number;
+  if (inCodes && number) codeGallery.layout();
+}
+
+function show(view) {
+  if (view !== state.view) {
+    state.scrolled[state.view] = window.scrollY;
+    state.view = view;
+  }
+  byId('tools').hidden = view !== 'codes';
+  byId('heading').textContent = view === 'codes' ? 'Codes' : 'Images';
+  for (const link of byId('views').children) {
+    if (link.dataset.view === view) link.setAttribute('aria-current', 'page');
+    else link.removeAttribute('aria-current');
+  }
+  tell();
+  galleries[view].layout();
+}
+
+/** Read the address: #codes, #images, #code=12, #image=3 (and which code to mark in it). */
+function wanted() {
+  const parts = new URLSearchParams(location.hash.slice(1));
+  const number = (name, list) => (/^\d+$/.test(parts.get(name) || '') ? list[Number(parts.get(name))] : undefined);
+  const code = number('code', codes);
+  const image = number('image', images);
+  const marked = number('with', codes);
+  if (code) return { kind: 'code', item: code };
+  if (image) return { kind: 'image', item: image, marked: marked ? marked.index : -1 };
+  return { kind: parts.has('images') && images.length ? 'images' : 'codes' };
+}
+
+function follow() {
+  const { kind, item, marked } = wanted();
+  if (!item) {
+    const changed = kind !== state.view;
+    show(kind);
+    if (changed) window.scrollTo({ top: state.scrolled[kind], behavior: 'instant' });
+    close();
+    return;
+  }
+  open(kind, item, marked);
+}
+
+function open(kind, item, marked) {
+  const isCode = kind === 'code';
+  state.open = { kind, item };
+  byId('subject').replaceChildren(...(isCode ? codeTitle(item) : [make('span', { class: 'words name', dir: 'auto', title: item.name }, item.name)]));
+  byId('content').replaceChildren(...(isCode ? codeContent(item) : imageContent(item, marked)));
+  byId('panel').hidden = false;
+  byId('panel').scrollTop = 0;
+  document.body.classList.add('open');
+  document.title = `${isCode ? `Code ${item.index}` : item.name} – ${title}`;
+  const order = isCode ? codeGallery.items : images;
+  const at = order.indexOf(item);
+  byId('previous').disabled = at <= 0;
+  byId('next').disabled = at < 0 || at + 1 >= order.length;
+  codeGallery.choose(isCode ? item : null);
+  imageGallery.choose(isCode ? null : item);
+  cover();
+  byId('subject').focus({ preventScroll: true });
+}
+
+function close() {
+  if (!state.open) return;
+  state.open = null;
+  byId('panel').hidden = true;
+  byId('content').replaceChildren();
+  document.body.classList.remove('open');
+  document.title = title;
+  cover();
+  for (const one of Object.values(galleries)) one.choose(null);
+  galleries[state.view].layout();
+  galleries[state.view].focus();
+}
+
+/** While the panel covers a narrow window, nothing behind it can be reached. */
+function cover() {
+  byId('page').inert = Boolean(state.open) && !wide.matches;
+}
+
+function step(by) {
+  const { kind, item } = state.open;
+  const order = kind === 'code' ? codeGallery.items : images;
+  const next = order[order.indexOf(item) + by];
+  if (next) location.hash = `#${kind}=${next.index}`;
+}
+
+function listen() {
+  for (const control of Object.values(controls)) control.addEventListener('input', renew);
+  byId('tools').addEventListener('submit', (event) => event.preventDefault());
+  byId('reverse').addEventListener('click', () => {
+    state.reversed = !state.reversed;
+    byId('reverse').setAttribute('aria-pressed', state.reversed);
+    renew();
+  });
+  byId('clear').addEventListener('click', () => {
+    byId('tools').reset();
+    renew();
+    controls.search.focus();
+  });
+  byId('fold').addEventListener('click', () => {
+    const opened = byId('filters').classList.toggle('open');
+    byId('fold').setAttribute('aria-expanded', opened);
+  });
+  byId('skip').addEventListener('click', (event) => { event.preventDefault(); galleries[state.view].focus(); });
+  byId('close').addEventListener('click', () => { location.hash = `#${state.view}`; });
+  byId('previous').addEventListener('click', () => step(-1));
+  byId('next').addEventListener('click', () => step(1));
+  document.addEventListener('keydown', (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey) return;
+    const typing = event.target.closest('input, select, textarea');
+    if (event.key === 'Escape' && state.open) location.hash = `#${state.view}`;
+    if (event.key === '/' && !typing && !byId('page').inert) {
+      event.preventDefault();
+      if (state.view !== 'codes') show('codes');
+      controls.search.focus();
+      controls.search.select();
+    }
+  });
+  window.addEventListener('hashchange', follow);
+  wide.addEventListener('change', cover);
+}
+
+/** Offer the other scheme; what was chosen holds for this page, the system's otherwise. */
+function schemes() {
+  const dark = window.matchMedia('(prefers-color-scheme: dark)');
+  const root = document.documentElement;
+  const present = () => root.dataset.scheme || (dark.matches ? 'dark' : 'light');
+  const name = () => { 
+    const [sign, words] = byId('scheme').children;
+    [sign.textContent, words.textContent] = present() === 'dark' ? ['☼', 'Light page'] : ['☾', 'Dark page'];
+  };
+  byId('scheme').addEventListener('click', () => {
+    root.dataset.scheme = present() === 'dark' ? 'light' : 'dark';
+    name();
+  });
+  dark.addEventListener('change', name);
+  name();
+}
+
+function start() {
+  const used = codes.filter((code) => code.uses).length;
+  byId('lede').textContent += used ? ` ${count(used)} are used (${percent(used / codes.length)}).` : ' None of them is used.';
+  byId('key').hidden = !used;
+  byId('key').textContent = hasLabels ? 'Below each: its number and uses, its most frequent label and that label’s share (purity).' : 'Below each: its number and uses, and the entropy over positions.';
+  if (!hasLabels) {
+    for (const pair of document.querySelectorAll('.pair[data-needs]')) pair.hidden = true;
+    document.querySelector('option[data-needs]').remove();
+  }
+  const names = new Set(codes.filter((code) => code.labels.length).map((code) => code.labels[0].name));
+  for (const name of [...names].sort((a, b) => a.localeCompare(b, 'en', { numeric: true }))) controls.label.append(make('option', { value: name }, name));
+  byId('views').hidden = !images.length;
+  schemes();
+  listen();
+  if (new URLSearchParams(location.hash.slice(1)).has('image') && images.length) state.view = 'images';
+  imageGallery.fill(images);
+  renew();
+  show(state.view);
+  follow();
+}
+
+start();

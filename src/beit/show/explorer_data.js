@@ -1,0 +1,171 @@
+// What the page holds: lines of text until they are looked at, then pictures on canvases.
+'use strict';
+
+const byId = (id) => document.getElementById(id);
+
+/** Make an element; strings become text, so that no name or label is ever read as markup. */
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value);
+  }
+  element.append(...children.filter((child) => child !== null && child !== undefined));
+  return element;
+}
+
+/** Take the lines of a data element, and the element out of the document. */
+function takeLines(id) {
+  const text = byId(id).textContent;
+  byId(id).remove();
+  return text.split('\n').slice(1, -1);
+}
+
+const imageLines = takeLines('data-images');
+const codeLines = takeLines('data-codes');
+const summary = JSON.parse(byId('data-summary').textContent);
+byId('data-summary').remove();
+
+const [GH, GW] = summary.grid;
+const N = GH * GW;
+const labelOf = (index) => (index === null ? null : summary.labels[index]);
+const colourOf = (code) => '#' + summary.colours.slice(6 * code, 6 * code + 6);
+
+const codes = summary.codes.map(([uses, purity, entropy, labels], index) => ({
+  index, uses, purity, entropy, labels: labels.map(([label, share]) => ({ name: labelOf(label), share })),
+}));
+const images = summary.images.map(([name, label, tokens], index) => ({ index, name, label: labelOf(label), tokens }));
+const totalUses = codes.reduce((sum, code) => sum + code.uses, 0);
+const hasLabels = codes.some((code) => code.purity !== null);
+
+const count = (value) => value.toLocaleString('en-GB');
+const percent = (share) => (share > 0 && share < 0.001 ? '<0.1' : (100 * share).toFixed(share < 0.0995 ? 1 : 0)) + '\u202f%';
+const times = (value) => (value === 1 ? 'once' : value === 2 ? 'twice' : count(value) + ' times');
+const place = (position) => `row ${Math.floor(position / GW) + 1}, column ${(position % GW) + 1}`;
+// A name runs in its own direction (Arabic, Hebrew), whatever stands beside it.
+const words = (text, kind = 'long') => make('span', { class: kind, dir: 'auto', title: text }, text);
+
+/** Keep the newest results of a function of one number. */
+function remembered(compute, most) {
+  const kept = new Map();
+  return (key) => {
+    let value = kept.get(key);
+    if (value === undefined) value = compute(key);
+    else kept.delete(key);
+    kept.set(key, value);
+    if (kept.size > most) kept.delete(kept.keys().next().value);
+    return value;
+  };
+}
+
+function bytesOf(encoded) {
+  const text = atob(encoded);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return bytes;
+}
+
+const detail = remembered((index) => JSON.parse(codeLines[index]), 64);
+// Sixteen pictures are 0.15 MB of pixels at a side of 48, 0.6 MB at 96.
+const sheet = remembered(
+  (index) => createImageBitmap(new Blob([bytesOf(detail(index).sheet)], { type: 'image/webp' })),
+  256,
+);
+const wholeImage = remembered(async (index) => {
+  const image = new Image();
+  image.src = imageLines[index];
+  await image.decode();
+  return image;
+}, 64);
+
+// Pictures wait here, the newest first: after a long scroll what is seen now comes before what was.
+const waiting = [];
+let working = 0;
+
+function soon(canvas, draw) {
+  waiting.push([canvas, draw]);
+  if (working < 4) work();
+}
+
+async function work() {
+  working += 1;
+  await null; // so that the canvas is in the document
+  for (let next = waiting.pop(); next; next = waiting.pop()) {
+    const [canvas, draw] = next;
+    if (canvas.isConnected) await draw().catch((error) => console.error(error));
+  }
+  working -= 1;
+}
+
+function scaled(canvas, side) {
+  const size = Math.round(side * Math.min(2, window.devicePixelRatio || 1));
+  canvas.width = canvas.height = size;
+  return [canvas.getContext('2d'), size];
+}
+
+/** Draw the best patches of a code, each with a little around it, in a square. */
+function drawTile(canvas, index, side, most = 3) {
+  soon(canvas, async () => {
+    const bitmap = await sheet(index);
+    const { cell, patches } = detail(index);
+    const sheetAcross = Math.ceil(Math.sqrt(patches.length));
+    const across = Math.min(most, Math.floor(Math.sqrt(patches.length)));
+    const [context, size] = scaled(canvas, side);
+    const gap = Math.max(1, Math.round(size / 150));
+    context.imageSmoothingEnabled = cell > 40;
+    context.imageSmoothingQuality = 'high';
+    for (let i = 0; i < across * across; i++) {
+      const [top, left, bottom, right] = summary.frames[patches[i][0]].map((edge) => (edge / 1000) * cell);
+      const view = Math.min(cell, 1.9 * Math.max(bottom - top, right - left));
+      const x = clamp((left + right - view) / 2, 0, cell - view) + (i % sheetAcross) * cell;
+      const y = clamp((top + bottom - view) / 2, 0, cell - view) + Math.floor(i / sheetAcross) * cell;
+      const at = (step) => Math.round((step * (size + gap)) / across);
+      const [column, row] = [i % across, Math.floor(i / across)];
+      context.drawImage(bitmap, x, y, view, view, at(column), at(row), at(column + 1) - at(column) - gap, at(row + 1) - at(row) - gap);
+    }
+  });
+}
+
+/** Draw one patch in its surroundings, framed. */
+function drawPatch(canvas, index, which, side) {
+  soon(canvas, async () => {
+    const bitmap = await sheet(index);
+    const { cell, patches } = detail(index);
+    const across = Math.ceil(Math.sqrt(patches.length));
+    const [context, size] = scaled(canvas, side);
+    context.imageSmoothingEnabled = cell > 40;
+    context.imageSmoothingQuality = 'high';
+    context.drawImage(bitmap, (which % across) * cell, Math.floor(which / across) * cell, cell, cell, 0, 0, size, size);
+    const [top, left, bottom, right] = summary.frames[patches[which][0]].map((edge) => (edge / 1000) * size);
+    frame(context, left, top, right - left, bottom - top, size / side);
+  });
+}
+
+/** Draw an image, and a frame around each patch with a code. */
+function drawPlaces(canvas, image, code, side) {
+  soon(canvas, async () => {
+    const whole = await wholeImage(image.index);
+    const [context, size] = scaled(canvas, side);
+    const { naturalWidth: width, naturalHeight: height } = whole;
+    const scale = size / Math.max(width, height);
+    const [w, h] = [width * scale, height * scale];
+    const [x, y] = [(size - w) / 2, (size - h) / 2];
+    context.imageSmoothingEnabled = scale < 2;
+    context.drawImage(whole, x, y, w, h);
+    image.tokens.forEach((token, position) => {
+      if (token !== code) return;
+      frame(context, x + ((position % GW) * w) / GW, y + (Math.floor(position / GW) * h) / GH, w / GW, h / GH, size / side);
+    });
+  });
+}
+
+/** Draw a white frame between dark lines, seen on any picture; inside its cell at the edges too. */
+function frame(context, x, y, width, height, dot) {
+  for (const [colour, line] of [['#111', 4.5 * dot], ['#fff', 2.25 * dot]]) {
+    const inset = 2.25 * dot;
+    context.lineWidth = line;
+    context.strokeStyle = colour;
+    context.strokeRect(x + inset, y + inset, width - 2 * inset, height - 2 * inset);
+  }
+}
+
+const clamp = (value, low, high) => Math.max(low, Math.min(high, value));

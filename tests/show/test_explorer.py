@@ -1,0 +1,193 @@
+import base64
+import hashlib
+import io
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from beit.show.explorer import Book, Code, Patch, SeenImage, thumbnail, write_explorer
+
+GRID, K = (3, 5), 7
+NASTY = "</script><script>alert('1')</script> & \"quoted\" <!-- кот"
+RED, BLUE = (200, 30, 30), (30, 30, 200)
+
+
+def patch(colour: tuple[int, int, int] = RED, **values: Any) -> Patch:
+    settings: dict[str, Any] = {
+        "pixels": np.full((30, 30, 3), colour, np.uint8),
+        "frame": (0.0, 0.25, 0.5, 0.75),
+        "position": 4,
+    }
+    return Patch(**(settings | values))
+
+
+def code(index: int, **values: Any) -> Code:
+    positions = np.zeros(GRID, np.int64)
+    positions[1, 2] = 9
+    positions[0, 0] = 3
+    settings: dict[str, Any] = {"index": index, "uses": 12, "positions": positions}
+    return Code(**(settings | values))
+
+
+def book(codes: Any = None, **values: Any) -> Book:
+    settings: dict[str, Any] = {"tokenizer": "tiny", "data": "dots", "num_codes": K, "grid": GRID}
+    return Book(codes=map(code, range(K)) if codes is None else codes, **(settings | values))
+
+
+def data(page: str, name: str) -> list[str]:
+    found = re.search(rf'<script type="[^"]*" id="data-{name}">(.*?)</script>', page, re.DOTALL)
+    assert found is not None
+    return found[1].strip("\n").split("\n")
+
+
+def test_a_page_holds_what_the_book_says(tmp_path: Path) -> None:
+    patches = [patch(), patch(BLUE, name="b.png", label="sea", image=0, closeness=0.8765)]
+    first = code(
+        0,
+        purity=0.75,
+        entropy=0.8113,
+        labels=[("sea", 0.75), ("sky", 0.25)],
+        neighbours=[(3, 0.5), (1, -0.25)],
+        patches=patches,
+    )
+    shown = SeenImage("whole.png", thumbnail(np.zeros((8, 9, 3), np.uint8)), np.arange(15) % K)
+    page = write_explorer(
+        tmp_path / "a.html", book([first, *map(code, range(1, K))], images=[shown])
+    ).read_text("utf-8")
+
+    (image,) = data(page, "images")
+    encoded = io.BytesIO(base64.b64decode(image.removeprefix("data:image/webp;base64,")))
+    assert Image.open(encoded).size == (9, 8)
+    summary = json.loads(data(page, "summary")[0])
+    assert summary["grid"] == [3, 5]
+    assert summary["labels"] == ["sea", "sky"]
+    assert summary["codes"][0] == [12, 0.75, 0.811, [[0, 0.75], [1, 0.25]]]
+    assert summary["codes"][1] == [12, None, None, []]
+    assert summary["images"] == [["whole.png", None, [i % K for i in range(15)]]]
+    assert summary["frames"] == [[0, 250, 500, 750]]
+    assert len(summary["colours"]) == 6 * K
+    lines = [json.loads(line) for line in data(page, "codes")]
+    assert len(lines) == K
+    assert lines[0]["most"] == 9
+    levels = np.frombuffer(base64.b64decode(lines[0]["positions"]), np.uint8).reshape(GRID)
+    assert (levels[1, 2], levels[0, 0], levels.sum()) == (255, 85, 340)
+    assert lines[0]["neighbours"] == [[3, 0.5], [1, -0.25]]
+    assert lines[0]["patches"] == [[0, 4, "", None, None, None], [0, 4, "b.png", 0, 0, 0.876]]
+    assert "sheet" not in lines[1]
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(lines[0]["sheet"]))))
+    assert lines[0]["cell"] == 30 and sheet.shape == (30, 60, 3)
+    assert abs(sheet[15, 15].astype(int) - RED).max() < 12
+    assert abs(sheet[15, 45].astype(int) - BLUE).max() < 12
+
+
+def test_names_cannot_leave_the_data(tmp_path: Path) -> None:
+    codes = [code(i, labels=[(NASTY, 0.5)], patches=[patch(name=NASTY)]) for i in range(K)]
+    image = SeenImage(NASTY, thumbnail(np.zeros((8, 9, 3), np.uint8)), np.zeros(15, int), NASTY)
+    nasty = book(codes, images=[image], tokenizer=NASTY, data=NASTY, facts={NASTY: NASTY})
+    page = write_explorer(tmp_path / "a.html", nasty).read_text("utf-8")
+    assert page.count("<script") == page.count("</script>") == 4
+    assert "<!--" not in page
+    assert json.loads(data(page, "summary")[0])["labels"] == [NASTY]
+
+
+def test_the_policy_allows_this_script_and_no_other(tmp_path: Path) -> None:
+    page = write_explorer(tmp_path / "a.html", book()).read_text("utf-8")
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy is not None
+    assert policy[1].startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy[1] and "http" not in policy[1]
+    for tag, kind in (("script", "script"), ("style", "style")):
+        source = re.search(rf"<{tag}>(.*?)</{tag}>", page, re.DOTALL)
+        assert source is not None
+        digest = base64.b64encode(hashlib.sha256(source[1].encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy[1]
+
+
+def test_pictures_are_compressed_as_far_as_the_page_asks(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = [rng.integers(0, 256, (60, 60, 3), dtype=np.uint8) for _ in range(4)]
+
+    def size(max_bytes: int) -> int:
+        codes = (code(i, patches=[patch(pixels=pixels) for pixels in noise]) for i in range(K))
+        written = write_explorer(tmp_path / "a.html", book(codes), max_bytes=max_bytes)
+        return written.stat().st_size
+
+    roomy, tight = size(1_000_000), size(120_000)
+    assert 120_000 < roomy < 1_000_000
+    assert 80_000 < tight <= 120_000
+    with pytest.raises(ValueError, match=r"over the limit of 0\.1 MB; give it fewer images"):
+        size(60_000)
+
+
+def test_codes_stream_through(tmp_path: Path) -> None:
+    alive = 0
+
+    class Counted(np.ndarray):
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    def codes() -> Iterator[Code]:
+        nonlocal alive
+        for index in range(K):
+            assert alive <= 1
+            pixels = np.zeros((30, 30, 3), np.uint8).view(Counted)
+            alive += 1
+            yield code(index, patches=[patch(pixels=pixels)])
+            del pixels
+
+    write_explorer(tmp_path / "a.html", book(codes()))
+
+
+def test_a_wide_crop_keeps_its_shape_and_its_frame(tmp_path: Path) -> None:
+    wide = patch(pixels=np.full((20, 80, 3), RED, np.uint8), frame=(0.0, 0.0, 1.0, 0.5))
+    codes = (code(i, patches=[wide]) for i in range(K))
+    page = write_explorer(tmp_path / "a.html", book(codes), side=40).read_text("utf-8")
+    line = json.loads(data(page, "codes")[0])
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(line["sheet"])))).astype(int)
+    assert sheet.shape == (40, 40, 3)
+    assert sheet[20, 2, 0] > 150 > 60 > sheet[5, 2, 0]  # 10 rows of 40, in the middle
+    assert json.loads(data(page, "summary")[0])["frames"] == [[375, 0, 625, 500]]
+
+
+def test_thumbnails_are_of_the_side_asked_for() -> None:
+    pixels = np.zeros((300, 200, 3), np.uint8)
+    assert Image.open(io.BytesIO(thumbnail(pixels, side=60))).size == (40, 60)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"codes": map(code, range(K - 1))}, "6 codes, expected 7"),
+        ({"codes": map(code, [0, 2])}, "in order; got code 2 for 1"),
+        ({"codes": [code(0, uses=11)]}, "code 0 needs positions .* its 11 uses"),
+        ({"codes": [code(0, purity=1.5)]}, "code 0 has a purity or label share of 1.5"),
+        ({"codes": [code(0, neighbours=[(7, 0.5)])]}, "code 0 has neighbour 7"),
+        ({"codes": [code(0, neighbours=[(1, math.nan)])]}, "neighbour 1"),
+        ({"codes": [code(0, patches=[patch(position=15)])]}, r"a position in \[0, 15\)"),
+        ({"codes": [code(0, patches=[patch(frame=(0, 0, 0, 1))])]}, "a patch of code 0 has frame"),
+        ({"codes": [code(0, patches=[patch(image=0)])]}, "names image 0 of 0"),
+        ({"codes": [code(0, patches=[patch(pixels=np.zeros((4, 4, 3)))])]}, r"\(h, w, 3\) uint8"),
+        ({"images": [SeenImage("a", b"GIF89a", np.zeros(15, int))]}, "no JPEG, PNG or WebP"),
+        ({"images": [SeenImage("a", b"", np.full(15, K))]}, r"15 codes in \[0, 7\)"),
+        ({"images": [SeenImage("a", b"", np.zeros(14, int))]}, "15 codes"),
+        ({"colours": np.zeros((3, 3), np.uint8)}, r"colours must be \(7, 3\)"),
+        ({"num_codes": 0}, "num_codes 0"),
+    ],
+)
+def test_what_does_not_fit_together_is_refused_and_leaves_nothing(
+    tmp_path: Path, values: dict[str, Any], message: str
+) -> None:
+    older = tmp_path / "a.html"
+    older.write_text("older")
+    with pytest.raises(ValueError, match=message):
+        write_explorer(older, book(**values))
+    assert older.read_text() == "older"
+    assert list(tmp_path.iterdir()) == [older]
