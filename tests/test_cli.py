@@ -339,3 +339,17 @@ def test_as_a_process():
     assert done.returncode == 2
     assert done.stdout == ""
     assert "did you mean --name?" in done.stderr
+
+
+def test_a_verb_of_two_words(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["visualise", "explorer", "out", "--model", "m", "--data", "d", "--print_config"])
+    told = yaml.safe_load(capsys.readouterr().out)
+    assert (told["output"], told["explorer"]) == ("out", True)
+    for words, message in (
+        (["visualise"], "what? Expected codes, tokens, attention, explorer, got nothing."),
+        (["visualise", "code"], "got code; did you mean codes?"),
+        (["visualise", "--help"], "Expected codes, tokens, attention, explorer, got --help"),
+    ):
+        assert cli.main(words) == 2
+        assert message in capsys.readouterr().err

@@ -34,6 +34,7 @@ class Verb:
     The last positional name may end in +: it then takes as many values as there are.
 
     Attributes:
+        given: options that it always has, before those of the caller
         kinds: modules by the name that `--kind` gives them; `module` is that of the first
     """
 
@@ -41,6 +42,7 @@ class Verb:
     help: str
     positional: tuple[str, ...] = ()
     resumable: bool = False
+    given: tuple[str, ...] = ()
     kinds: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -76,6 +78,30 @@ VERBS = {
         "beit.recipes.predict",
         "the likeliest classes of images: beit predict MODEL IMAGE ...",
         ("model", "data+"),
+    ),
+    "visualise codes": Verb(
+        "beit.recipes.visualise_codes",
+        "what each code of a tokenizer stands for",
+        ("model", "data"),
+    ),
+    "visualise tokens": Verb(
+        "beit.recipes.visualise_tokens",
+        "images as tokens, true and predicted: beit visualise tokens MODEL IMAGE ...",
+        ("model", "data+"),
+    ),
+    "visualise attention": Verb(
+        "beit.recipes.visualise_attention",
+        "where a backbone looks: beit visualise attention MODEL IMAGE ...",
+        ("model", "data+"),
+    ),
+    "visualise explorer": Verb(
+        "beit.recipes.visualise_codes",
+        "a page to walk through a codebook: beit visualise explorer OUTPUT --model M --data D",
+        ("output",),
+        given=("--explorer=true",),
+    ),
+    "report": Verb(
+        "beit.recipes.report", "runs side by side: curves, settings, figures", ("runs+",)
     ),
     "export": Verb(
         "beit.recipes.export",
@@ -139,6 +165,8 @@ def _run(arguments: list[str]) -> int:
     if name == "--version":
         print(f"beit {beit.__version__}")
         return 0
+    if any(verb.startswith(f"{name} ") for verb in VERBS):
+        name, options = _of_two_words(name, options)
     if name not in VERBS:
         what = "unknown option" if name.startswith("-") else "unknown verb"
         known = ["--help", "--version"] if name.startswith("-") else list(VERBS)
@@ -151,6 +179,18 @@ def _run(arguments: list[str]) -> int:
     else:
         module.run(parse(name, module.Config, options))
     return 0
+
+
+def _of_two_words(name: str, options: list[str]) -> tuple[str, list[str]]:
+    """Join the first word of a verb with the second, which is the first of its options."""
+    seconds = [verb.removeprefix(f"{name} ") for verb in VERBS if verb.startswith(f"{name} ")]
+    if not options or options[0] not in seconds:
+        what = options[0] if options else ""
+        near = _did_you_mean(what, seconds)
+        raise ValueError(
+            f"beit {name} what? Expected {', '.join(seconds)}, got {what or 'nothing'}{near}"
+        )
+    return f"{name} {options[0]}", options[1:]
 
 
 def _overview() -> str:
@@ -205,7 +245,7 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
     Prints and leaves with SystemExit(0) on --help and --print_config; raises ValueError on anything
     that the Config does not know or does not take.
     """
-    options = _name_positionals(verb, list(arguments))
+    options = [*VERBS[verb].given, *_name_positionals(verb, list(arguments))]
     preset_names, options = _take(options, "--preset")
     files, options = _take(options, "--config")
     # `--kind` chose this Config; only one that has such a field takes it.

@@ -1,7 +1,8 @@
 """One stable colour per visual token, and the colours of curves in light and dark pages.
 
-Token colours fill the sRGB gamut evenly as the eye sees it (OKLab lightness, chroma and hue), the
-first ones farthest apart. A code keeps its colour whatever the size of the vocabulary around it.
+Without a codebook, token colours fill the sRGB gamut evenly as the eye sees it (OKLab lightness,
+chroma and hue), the first ones farthest apart; a code keeps its colour whatever the size of the
+vocabulary around it. With a codebook, near codes have near colours (`show.components`).
 """
 
 from functools import lru_cache
@@ -64,11 +65,28 @@ def code_colours(vocab_size: int) -> NDArray[np.uint8]:
         np.minimum(distance, ((lab[:_POOL] - lab[ordered[-1]]) ** 2).sum(axis=1), out=distance)
         ordered.append(int(distance.argmax()))
     rest = np.setdiff1d(np.arange(num_points), ordered)
-    linear = _linear_rgb(lab[np.concatenate([ordered, rest])[:vocab_size]]).clip(0, 1)
-    curved = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-    colours = np.round(255 * curved).astype(np.uint8)
+    colours = _srgb(lab[np.concatenate([ordered, rest])[:vocab_size]])
     colours.setflags(write=False)
     return colours
+
+
+def place_colours(places: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Colour points of the unit cube: what is near there looks near.
+
+    The first axis is lightness, which every eye sees; the second runs from blue to yellow, which
+    eyes that confuse red and green tell apart; the third from green to red.
+
+    Args:
+        places: (n, 3) in [0, 1]
+
+    Returns: (n, 3) uint8 sRGB
+    """
+    lightness = 0.34 + 0.56 * places[:, 0]
+    across, along = 2 * places[:, 2] - 1, 2 * places[:, 1] - 1  # green to red, blue to yellow
+    hue = np.arctan2(along, across)
+    strength = np.maximum(np.abs(across), np.abs(along))
+    chroma = strength * _most_chroma(lightness, hue)
+    return _srgb(np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1))
 
 
 def _most_chroma(lightness: NDArray[np.float64], hue: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -81,6 +99,13 @@ def _most_chroma(lightness: NDArray[np.float64], hue: NDArray[np.float64]) -> ND
         inside = ((linear >= 0) & (linear <= 1)).all(axis=1)
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
     return low
+
+
+def _srgb(lab: NDArray[np.float64]) -> NDArray[np.uint8]:
+    """Turn OKLab (n, 3) into sRGB; what lies outside is cut off."""
+    linear = _linear_rgb(lab).clip(0, 1)
+    curved = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return np.round(255 * curved).astype(np.uint8)
 
 
 def _linear_rgb(lab: NDArray[np.float64]) -> NDArray[np.float64]:

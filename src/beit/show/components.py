@@ -1,0 +1,120 @@
+"""Principal components as colours: codes by their place in the codebook, features of patches."""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from beit.show.colours import code_colours, place_colours
+
+SHOWN = 3  # components: as many as colour has dimensions
+FLAT = 1e-6  # a component with less than this share of the first's deviation tells nothing
+ENDS = (0.02, 0.98)  # quantiles that become the ends of a colour axis
+
+
+class Components(NamedTuple):
+    """The first principal components of some vectors.
+
+    Attributes:
+        mean: (T,) float64
+        axes: (T, 3) float64, orthonormal; the largest entry of each is positive; zeros where the
+            vectors have no further extent
+        shares: (3,) float64, of the variance
+        low, high: (3,) float64, where the second and the ninety-eighth per cent of them lie
+    """
+
+    mean: Tensor
+    axes: Tensor
+    shares: Tensor
+    low: Tensor
+    high: Tensor
+
+    def of(self, vectors: Tensor) -> Tensor:
+        """Project vectors (n, T). Returns: (n, 3) float64 on the CPU."""
+        return (vectors.detach().cpu().double() - self.mean) @ self.axes
+
+    def spanning(self, vectors: Tensor) -> "Components":
+        """Keep mean and axes, and take the ends from other vectors (n, T)."""
+        low, high = _ends(self.of(vectors))
+        return self._replace(low=low, high=high)
+
+
+def components(vectors: Tensor) -> Components:
+    """Find the first three principal components of vectors (n, T); the same every time.
+
+    Raises:
+        ValueError: there are no vectors, or they are not finite.
+    """
+    if vectors.ndim != 2 or not len(vectors) or not bool(vectors.isfinite().all()):
+        found = f"got {tuple(vectors.shape)}, all finite: {bool(vectors.isfinite().all())}"
+        raise ValueError(f"vectors must be (n, T), n at least 1, and finite; {found}")
+    rows = vectors.detach().cpu().double()
+    mean = rows.mean(dim=0)
+    away = rows - mean
+    variances, axes = torch.linalg.eigh(away.T @ away / len(rows))  # rising
+    count = min(SHOWN, rows.shape[1])
+    variances, axes = variances.clamp(min=0).flip(0), axes.flip(1)[:, :count]
+    largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))  # (1, count)
+    axes = axes * torch.where(largest < 0, -1.0, 1.0)
+    axes = axes * (variances[:count].sqrt() > FLAT * variances[0].sqrt())
+    total = variances.sum().clamp(min=torch.finfo(torch.float64).tiny)
+    three, shares = torch.zeros(rows.shape[1], SHOWN).double(), torch.zeros(SHOWN).double()
+    three[:, :count], shares[:count] = axes, variances[:count] / total
+    return Components(mean, three, shares, *_ends(away @ three))
+
+
+def _ends(projected: Tensor) -> tuple[Tensor, Tensor]:
+    low, high = torch.quantile(projected, torch.tensor(ENDS).double(), dim=0)
+    return low, high
+
+
+def codebook_colours(vectors: Tensor | None, vocab_size: int) -> NDArray[np.uint8]:
+    """Give every code a colour by its place in the codebook: like codes get like colours.
+
+    The codes are set in order along each of the first three principal components of their vectors,
+    so that the colours are evenly used; the first component is lightness.
+
+    Args:
+        vectors: (K, C), or None for a tokenizer that has none: see `code_colours`
+        vocab_size: K
+
+    Returns: (K, 3) uint8 sRGB
+    """
+    if vectors is None:
+        return code_colours(vocab_size)
+    if len(vectors) != vocab_size:
+        raise ValueError(f"the codebook has {len(vectors)} vectors for {vocab_size} codes")
+    projected = components(vectors).of(vectors).numpy()  # (K, 3)
+    places = np.full(projected.shape, 0.5)
+    for axis in range(SHOWN):
+        distinct, order = np.unique(projected[:, axis], return_inverse=True)
+        if len(distinct) > 1:
+            places[:, axis] = order / (len(distinct) - 1)
+    return place_colours(places)
+
+
+def feature_colours(features: Tensor, fitted: Components | None = None) -> NDArray[np.uint8]:
+    """Colour features by their first three principal components.
+
+    Directions alone count: each vector is divided by its length, as in the tokenizer's loss.
+
+    Args:
+        features: (..., T)
+        fitted: components of other `directions`, for colours that mean the same in both pictures;
+            None takes the features' own
+
+    Returns: (..., 3) uint8 sRGB
+    """
+    rows = directions(features)
+    found = components(rows) if fitted is None else fitted
+    extent = found.high > found.low
+    reach = (found.high - found.low).where(extent, 1.0)
+    places = ((found.of(rows) - found.low) / reach).clamp(0, 1).where(extent, 0.5)
+    return place_colours(places.numpy()).reshape(*features.shape[:-1], 3)
+
+
+def directions(features: Tensor) -> Tensor:
+    """Return features (..., T) as rows (n, T) of length 1."""
+    return torch.nn.functional.normalize(features.detach().float().cpu().flatten(0, -2), dim=-1)

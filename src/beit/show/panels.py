@@ -1,0 +1,166 @@
+"""A figure for a paper: titled panels of pixels in rows, at a printed size, as PNG and SVG.
+
+Drawn by matplotlib, black on white, so that what is printed is what is on the screen.
+"""
+
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.show.canvas import Pixels
+
+COLUMN_INCHES, PAGE_INCHES = 0.86, 7.0  # a panel; a figure over both columns of a page
+POINTS, DPI = 7.0, 220
+# Matplotlib's own font, drawn as outlines; names of parts that are the same every time.
+LETTERS: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": POINTS,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "beit",
+}
+HEAT = "viridis"  # evenly rising lightness: reads alike for every eye and in grey
+_MARGIN, _GAP, _LINE, _LABEL, _BAR = 0.06, 0.05, 0.125, 0.17, 0.28  # inches
+
+
+class Panel(NamedTuple):
+    """One picture of a figure.
+
+    Attributes:
+        pixels: (h, w, 3 or 4)
+        title: above it
+        below: under it, in grey
+        words: one for each cell of the grid, set inside it
+        grid: (Gh, Gw) of the words
+    """
+
+    pixels: Pixels
+    title: str = ""
+    below: str = ""
+    words: Sequence[str] = ()
+    grid: tuple[int, int] = (1, 1)
+
+
+class Drawing(NamedTuple):
+    """One figure in two formats."""
+
+    png: bytes
+    svg: bytes
+
+    def save(self, directory: Path, name: str) -> None:
+        """Write NAME.png and NAME.svg into a directory."""
+        (directory / f"{name}.png").write_bytes(self.png)
+        (directory / f"{name}.svg").write_bytes(self.svg)
+
+
+def heat(values: NDArray[np.float64]) -> Pixels:
+    """Colour values in [0, 1] (...) by the map that `draw_panels` explains. Returns: (..., 3)."""
+    import matplotlib
+
+    colours: Pixels = np.asarray(matplotlib.colormaps[HEAT](values, bytes=True))[..., :3]
+    return colours
+
+
+def draw_panels(
+    rows: Sequence[Sequence[Panel | None]],
+    title: str,
+    *,
+    labels: Sequence[str] = (),
+    bar: str = "",
+    bar_ends: tuple[str, str] = ("0", "largest"),
+) -> Drawing:
+    """Lay out panels in rows below a title; None leaves a place free.
+
+    Panels are about 2 cm wide, less where a row would be wider than a page.
+
+    Args:
+        labels: one for each row, set along its left side
+        bar: what the colours of `heat` stand for; empty: there is no bar
+        bar_ends: what its lowest and highest colour are
+    """
+    if not any(panel is not None for row in rows for panel in row):
+        raise ValueError("a figure needs at least one panel, got none")
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows))
+    margin = _MARGIN + (_LABEL if any(labels) else 0.0)
+    room = (PAGE_INCHES - margin - _MARGIN - (columns - 1) * _GAP) / columns
+    side = min(COLUMN_INCHES if columns > 2 else 1.4, room)
+    heights = [_row_height(row, side) for row in rows]
+    width = max(margin + columns * (side + _GAP) - _GAP + _MARGIN, 0.062 * len(title) + 0.2, 2.4)
+    height = 0.26 + sum(map(sum, heights)) + (_BAR if bar else 0.0) + _MARGIN
+    with rc_context(LETTERS):
+        figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+
+        def write(x: float, y: float, words: str, **style: Any) -> None:
+            figure.text(x / width, 1 - y / height, words, parse_math=False, **style)
+
+        def axes(x: float, y: float, w: float, h: float):  # type: ignore[no-untyped-def]
+            return figure.add_axes((x / width, 1 - (y + h) / height, w / width, h / height))
+
+        write(_MARGIN, 0.15, title, size=POINTS + 1, weight="bold")
+        top = 0.26
+        for number, (row, (above, tall, below)) in enumerate(zip(rows, heights, strict=True)):
+            top += above
+            if number < len(labels):
+                x, y = _MARGIN + 0.1, top + tall / 2
+                write(x, y, labels[number], rotation=90, ha="center", va="center")
+            for column, panel in enumerate(row):
+                if panel is not None:
+                    left = margin + column * (side + _GAP)
+                    h, w = panel.pixels.shape[:2]
+                    place = axes(left, top, side, side * h / w)
+                    place.imshow(panel.pixels, interpolation="none", aspect="auto")
+                    place.set_axis_off()
+                    _write_words(place, panel, side)
+                    middle = left + side / 2
+                    write(middle, top - 0.035, panel.title, ha="center")
+                    under = top + side * h / w + 0.1
+                    write(middle, under, panel.below, ha="center", color="0.35", size=POINTS - 1)
+            top += tall + below
+        if bar:
+            length = min(2.4, width - 2 * margin)
+            place = axes(margin, top + 0.04, length, 0.08)
+            place.imshow(heat(np.linspace(0, 1, 256)[None]), aspect="auto", interpolation="none")
+            place.set_axis_off()
+            write(margin, top + 0.23, bar_ends[0], size=POINTS - 1)
+            write(margin + length / 2, top + 0.23, bar, size=POINTS - 1, ha="center")
+            write(margin + length, top + 0.23, bar_ends[1], size=POINTS - 1, ha="right")
+        return _saved(figure)
+
+
+def _row_height(row: Sequence[Panel | None], side: float) -> tuple[float, float, float]:
+    """Measure a row: room for titles, panels, words below; inches."""
+    panels = [panel for panel in row if panel is not None]
+    tall = max((side * p.pixels.shape[0] / p.pixels.shape[1] for p in panels), default=0.0)
+    above = _LINE if any(panel.title for panel in panels) else 0.0
+    below = _LINE if any(panel.below for panel in panels) else 0.0
+    return above, tall, below + _GAP
+
+
+def _write_words(axes, panel: Panel, side: float) -> None:  # type: ignore[no-untyped-def]
+    """Set a word into each cell of a panel, black on light and white on dark."""
+    if not panel.words:
+        return
+    (h, w), (Gh, Gw) = panel.pixels.shape[:2], panel.grid
+    longest = max(map(len, panel.words))
+    size = min(POINTS - 1, 72 * side / Gw / (0.68 * max(longest, 3)))
+    for index, word in enumerate(panel.words):
+        row, column = divmod(index, Gw)
+        x, y = (column + 0.5) * w / Gw, (row + 0.5) * h / Gh
+        dark = panel.pixels[int(y), int(x), :3] @ np.array([0.299, 0.587, 0.114]) < 140
+        colour = "white" if dark else "black"
+        style: Mapping[str, object] = {"ha": "center", "va": "center", "color": colour}
+        axes.text(x, y, word, size=size, parse_math=False, **style)
+
+
+def _saved(figure) -> Drawing:  # type: ignore[no-untyped-def]
+    """Render a figure; the same figure gives the same bytes."""
+    files = io.BytesIO(), io.BytesIO()
+    figure.savefig(files[0], format="png", metadata={"Software": None})
+    figure.savefig(files[1], format="svg", metadata={"Date": None, "Creator": None})
+    return Drawing(files[0].getvalue(), files[1].getvalue())

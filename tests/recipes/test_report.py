@@ -1,0 +1,104 @@
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from beit.recipes import report
+from beit.recipes.report import Config, sample_pictures
+from beit.show import canvas
+
+PNG = canvas.png(np.zeros((2, 3, 3), np.uint8))
+SAMPLE = (
+    f'<img alt="a &lt;b&gt; &quot;c" src="data:image/png;base64,{base64.b64encode(PNG).decode()}">'
+)
+RECORDS = [{"step": 1, "epoch": 0.5, "loss": 2.0}, {"step": 2, "epoch": 1.0, "loss": 1.5}]
+
+
+def made(
+    path: Path, rate: float = 0.1, records: list[dict[str, Any]] = RECORDS, finished: bool = True
+) -> str:
+    path.mkdir()
+    settings = {"optim": {"rate": rate}, "run": {"output": path.name}}
+    (path / "config.yaml").write_text(yaml.safe_dump(settings, allow_unicode=True))
+    known = {"verb": "pretrain", "started": "2026-01-01T00:00:00", "cpus": 2, "gpus": []}
+    (path / "environment.json").write_text(json.dumps(known))
+    lines = "".join(f"{json.dumps(record)}\n" for record in records)
+    (path / "metrics.jsonl").write_text(lines + '{"step": 3, "lo')  # a line being written
+    if finished:
+        (path / "weights.safetensors").touch()
+        (path / "report.html").write_text(f"<p>{SAMPLE}<img src='x.png'><script>1</script>")
+    return str(path)
+
+
+def test_runs_side_by_side_in_both_formats_and_renewed(tmp_path: Path) -> None:
+    runs = [made(tmp_path / "one"), made(tmp_path / "two", 0.2, RECORDS[:1], finished=False)]
+    output = tmp_path / "out"
+    page, markdown = report.run(Config(runs, str(output)))
+    lines = markdown.read_text().splitlines()
+    assert "| optim.rate | 0.1 | 0.2 |" in lines
+    assert not [line for line in lines if "run.output" in line]
+    assert "| loss | 1.5 | 2.0 |" in lines
+    assert [line for line in lines if line.startswith("| two | not finished | 1 | 0.5 | pretrain")]
+    assert "![loss over steps, a curve for each of 2 runs](figures/loss.png)" in lines
+    assert '![a &lt;b&gt; "c](samples/run1-1.png)' in lines
+    assert (output / "samples" / "run1-1.png").read_bytes() == PNG
+    assert (output / "figures" / "loss.svg").is_file()
+    first = page.read_text()
+    assert "a &lt;b&gt; &#34;c" in first
+    assert "<script" not in first
+
+    with Path(runs[1], "metrics.jsonl").open("w") as file:  # it goes on
+        file.writelines(f"{json.dumps(record)}\n" for record in RECORDS)
+    report.run(Config(runs, str(output), x="epoch"))
+    assert "| loss | 1.5 | 1.5 |" in markdown.read_text().splitlines()
+
+
+def test_names_of_runs_are_text(tmp_path: Path) -> None:
+    run = made(tmp_path / "<img src=x onerror=alert(1)>\"'`$字")
+    page, markdown = report.run(Config([run], str(tmp_path / "out"), samples=0))
+    assert "<img src=x" not in page.read_text()
+    assert "&lt;img src=x onerror=alert(1)&gt;&#34;&#39;`$字" in page.read_text()
+    assert "<img" not in markdown.read_text()
+
+
+def test_runs_that_cannot_be_reported_are_named(tmp_path: Path) -> None:
+    good, empty = made(tmp_path / "good"), made(tmp_path / "empty", records=[])
+    bare, bad = Path(made(tmp_path / "bare")), Path(made(tmp_path / "bad"))
+    (bare / "metrics.jsonl").unlink()
+    (bad / "environment.json").write_text("[1]")
+    output = tmp_path / "out"
+    for runs, error, message in (
+        ([str(tmp_path / "none")], FileNotFoundError, "none is not a directory"),
+        ([str(tmp_path)], FileNotFoundError, "not a run directory: it has no config.yaml"),
+        ([good, str(bare)], ValueError, "bare has no metrics.jsonl, so it has no curves"),
+        ([str(bad)], ValueError, "environment.json is damaged"),
+        ([empty], ValueError, "empty: nothing is logged yet"),
+        ([good, good], ValueError, "good is named twice"),
+    ):
+        with pytest.raises(error, match=message):
+            report.run(Config(runs, str(output)))
+    with pytest.raises(ValueError, match=r"metrics names los, which no run has logged; .* loss"):
+        report.run(Config([good], str(output), metrics=("los",)))
+    (bare / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(ValueError, match=r"bare/metrics.jsonl is not text"):
+        report.run(Config([str(bare)], str(output)))
+    assert not output.exists()
+    with pytest.raises(FileExistsError, match="good exists and is no earlier report"):
+        report.run(Config([good], good))
+    with pytest.raises(ValueError, match="no run given"):
+        Config([])
+    report.run(Config([good, empty], str(output)))  # one that has just begun
+
+
+def test_samples_are_whole_pngs_and_nothing_else(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    others = '<img src="data:image/png;base64,####"><img src="data:image/png;base64,AAAA"><img>'
+    page.write_text(others + SAMPLE * 3)
+    found = sample_pictures(page, 2)
+    assert [picture.data for picture in found] == [PNG, PNG]
+    assert found[0].alt == 'a <b> "c'
+    assert sample_pictures(tmp_path / "none.html", 2) == []
