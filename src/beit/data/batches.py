@@ -284,6 +284,8 @@ def _read(source: Source, index: int, unreadable: list[str]) -> tuple[Tensor, in
         except UnreadableImage as error:
             unreadable.append(str(error))
             first = first or str(error)
+        except ValueError as error:  # a label map that holds what is no class, for example
+            return _Failure(str(error))
     return _Failure(
         f"of {attempt + 1} images in a row none can be read, the first of them is {first}; "
         "repair or remove them"

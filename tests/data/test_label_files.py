@@ -1,0 +1,72 @@
+import os
+import pickle
+import zipfile
+
+import pytest
+
+from beit.data.decoding import UnreadableImage
+from beit.data.label_files import open_files, open_place, read_text
+
+MEMBERS = {"set/a/1.png": b"one" * 50, "set/a/b/2.JPG": b"two", "set/c/3.png": b"three"}
+OTHERS = ("__MACOSX/set/a/._1.png", "set/a/.hidden.png", "set/a/notes.txt")
+
+
+@pytest.fixture
+def archive(tmp_path):
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        for number, (name, data) in enumerate(MEMBERS.items()):
+            method = zipfile.ZIP_DEFLATED if number % 2 == 0 else zipfile.ZIP_STORED
+            file.writestr(name, data, compress_type=method)
+        for name in OTHERS:
+            file.writestr(name, b"text")
+    return path
+
+
+def test_a_zip_is_read_like_the_folder_in_it(archive, tmp_path):
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path / "out")
+    for spec in (archive, tmp_path / "out"):
+        root = open_place(str(spec)) / "set"
+        files = open_files(root / "a")
+        assert [files.name(i) for i in range(len(files))] == ["1.png", os.path.join("b", "2.JPG")]
+        assert [files.read(i) for i in (1, 0, 1)] == [b"two", b"one" * 50, b"two"]
+        assert files.where == str(spec / "set" / "a")
+        assert read_text(root / "a" / "notes.txt") == "text"
+
+
+def test_every_process_has_a_handle_of_its_own(archive):
+    files = open_files(open_place(str(archive)) / "set")
+    files.read(0)
+    inherited = files._file
+    child = os.fork()
+    if child == 0:
+        good = files.read(0) == b"one" * 50 and files._file is not inherited
+        os._exit(0 if good else 1)
+    assert os.waitpid(child, 0)[1] == 0
+    assert files._file is inherited
+    copy = pickle.loads(pickle.dumps(files))
+    assert copy.read(2) == b"three"
+
+
+def test_damage_is_told(archive):
+    files = open_files(open_place(str(archive)) / "set")
+    data = bytearray(archive.read_bytes())
+    place = data.index(b"two")
+    data[place] ^= 1
+    archive.write_bytes(data)
+    with pytest.raises(UnreadableImage, match=r"set\.zip/set/a/b/2\.JPG: damaged in the zip"):
+        files.read(1)
+    archive.write_bytes(data[: place + 1])
+    with pytest.raises(UnreadableImage, match=r"damaged in the zip"):
+        pickle.loads(pickle.dumps(files)).read(2)
+
+
+def test_what_is_no_zip_or_empty_is_named(archive, tmp_path):
+    with pytest.raises(FileNotFoundError, match="nowhere: no such file or folder"):
+        open_place(str(tmp_path / "nowhere"))
+    (tmp_path / "bad.zip").write_text("no zip")
+    with pytest.raises(ValueError, match=r"bad\.zip: neither a folder nor a readable zip file"):
+        open_place(str(tmp_path / "bad.zip"))
+    with pytest.raises(ValueError, match=r"set\.zip/none: no images in this folder of the zip"):
+        open_files(open_place(str(archive)) / "none")
