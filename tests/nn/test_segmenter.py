@@ -11,9 +11,11 @@ from beit.nn.segmenter import (
     SegmenterConfig,
     SemanticSegmenter,
     UPerNetDecoder,
+    pixel_loss,
     resize_maps,
 )
 from beit.nn.vit import ViTConfig
+from beit.store.formats.transformers_beit import from_transformers
 
 Shaken = Callable[[nn.Module], nn.Module]
 TRUNK = ViTConfig(
@@ -110,6 +112,70 @@ def test_forward_equals_the_published_steps_one_after_another(
     torch.testing.assert_close(output.auxiliary, hint)
 
 
+@pytest.mark.slow
+@torch.no_grad()
+def test_at_512_it_computes_what_transformers_computes() -> None:
+    """A small width at the published size, heads included; tests/store has the same tiny.
+
+    Theirs differs from the published code: its `out_indices` count what enters the first block, so
+    that published numbers read two blocks earlier and the last block is out of reach; it drops no
+    maps before its classification layers; it reads position tables with height and width swapped.
+    """
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BeitConfig(
+        image_size=512,
+        hidden_size=192,
+        num_attention_heads=3,
+        intermediate_size=768,
+        use_relative_position_bias=True,
+        layer_norm_eps=1e-6,
+        out_indices=[5, 7, 9, 12],
+        num_labels=150,
+    )
+    theirs = transformers.BeitForSemanticSegmentation(config).eval()
+    for name, tensor in theirs.state_dict().items():
+        if tensor.is_floating_point():
+            tensor.add_(0.1 * torch.rand_like(tensor) / (10 if "weight" in name else 1))
+    hints: list[Tensor] = []
+    theirs.auxiliary_head.register_forward_hook(lambda *call: hints.append(call[-1]))
+    ours = from_transformers(theirs.state_dict(), config=config.to_dict())
+    assert ours.config.layers == (4, 6, 8, 11)
+    images = torch.rand(1, 3, 512, 512)
+    expected, output = theirs((images - 0.5) / 0.5).logits, ours(images)
+    assert expected.shape == (1, 150, 128, 128)
+    assert hints[0].shape == (1, 150, 32, 32)
+    for found, wanted in ((output.logits, expected), (output.auxiliary, hints[0])):
+        assert wanted.std() > 0.01
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+
+
+@torch.no_grad()
+def test_a_linear_head_is_a_linear_layer_on_the_normed_patches(shaken: Shaken) -> None:
+    model = SemanticSegmenter(replace(CONFIG, head="linear", layers=(9, 3)))
+    shaken(model)
+    assert not model.config.auxiliary
+    assert model.config.layers == ()
+    patches = model.backbone(some_images()).patches  # (2, 15, 6)
+    expected = patches @ model.decoder.head.weight[:, :, 0, 0].T + model.decoder.head.bias
+    logits, auxiliary = model(some_images())
+    assert auxiliary is None
+    torch.testing.assert_close(logits, expected.transpose(1, 2).reshape(2, 9, 3, 5))
+    torch.testing.assert_close(model.predict(some_images()), resize_maps(logits, (12, 20)))
+
+
+def test_the_loss_is_a_mean_over_all_pixels() -> None:
+    logits = torch.randn(2, 3, 2, 3, generator=torch.Generator().manual_seed(5))
+    labels = torch.randint(3, (2, 4, 6), generator=torch.Generator().manual_seed(6))
+    labels[0, 1:3, 2:] = 255
+    logs = resize_maps(logits, (4, 6)).log_softmax(dim=1)
+    total = 0.0
+    for b, y, x in (labels != 255).nonzero().tolist():
+        total -= float(logs[b, labels[b, y, x], y, x])
+    assert float(pixel_loss(logits, labels.to(torch.uint8))) == pytest.approx(total / 48, rel=1e-5)
+    nothing = torch.full((2, 4, 6), 255)
+    assert float(pixel_loss(logits.bfloat16(), nothing)) == 0
+
+
 @torch.no_grad()
 def test_the_auxiliary_head_has_no_part_in_the_logits(segmenter: SemanticSegmenter) -> None:
     plain = SemanticSegmenter(replace(CONFIG, auxiliary=False)).eval()
@@ -196,6 +262,7 @@ def test_the_defaults_are_the_published_base_model() -> None:
         ({"layers": (0, 1, 2, 3)}, r"1 to 5, got \(0, 1, 2, 3\)"),
         ({"layers": (2, 3, 4, 6)}, r"1 to 5, got \(2, 3, 4, 6\)"),
         ({"backbone": replace(TRUNK, image_size=(4, 20))}, r"2 x 2 patches or more, got \(1, 5\)"),
+        ({"head": "fcn"}, "head must be upernet or linear, got 'fcn'"),
         ({"num_classes": 0}, "must be 1 or more, got 0, 7 and 8"),
         ({"channels": -1}, "must be 1 or more, got 9, -1 and 8"),
         ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1.0"),

@@ -10,7 +10,13 @@ from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.store.formats.published_names import CLASSIFIER_ROWS, to_theirs
-from beit.train.optim import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
+from beit.train.optim import (
+    OptimConfig,
+    StepOptimConfig,
+    build_optimizer,
+    parameter_groups,
+    set_learning_rate,
+)
 
 
 def config(**changes: Any) -> OptimConfig:
@@ -157,3 +163,22 @@ def test_the_rate_is_scaled_by_layer() -> None:
 def test_settings_that_cannot_be_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         config(**change)
+
+
+def test_a_run_by_steps_has_the_published_schedule_and_its_refusals() -> None:
+    config = StepOptimConfig()
+    assert config.rate(1) == pytest.approx(5e-5 * 1e-6)
+    assert config.rate(1501) == pytest.approx(5e-5 * 158_500 / 160_000)
+    assert config.micro_batch_size(8) == 2
+    with pytest.raises(ValueError, match="16 does not divide into 3 processes x 1 micro-steps"):
+        config.micro_batch_size(3)
+    for change, message in (
+        ({"steps": 0}, "optim.steps is 0; expected 1 or more"),
+        ({"power": -1.0}, "optim.power is -1.0"),
+        ({"steps": 100}, "optim.warmup_steps is 1500; expected 0 to optim.steps, 100"),
+        ({"warmup_ratio": 2.0}, "optim.warmup_ratio is 2.0"),
+        ({"accumulate": 3}, "16 does not divide into optim.accumulate 3"),
+        ({"betas": (0.9, 1.0)}, "optim.betas are"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            StepOptimConfig(**change)  # type: ignore[arg-type]

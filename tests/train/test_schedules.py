@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from beit.train.schedules import warmup_cosine
+from beit.train.schedules import warmup_cosine, warmup_poly
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
@@ -46,3 +46,28 @@ def test_a_warm_up_longer_than_the_run_is_refused() -> None:
         warmup_cosine(0, base=1.0, final=0.0, total_steps=8, warmup_steps=9)
     with pytest.raises(ValueError, match="step -1"):
         warmup_cosine(-1, base=1.0, final=0.0, total_steps=8)
+
+
+def test_polynomial_decay_with_its_warm_up_by_hand() -> None:
+    rates = [
+        warmup_poly(step, base=2.0, total_steps=10, warmup_steps=4, warmup_ratio=0.2)
+        for step in range(12)
+    ]
+    decay = [2 * (10 - step) / 10 for step in range(10)] + [0, 0]
+    warm = [0.2, 0.4, 0.6, 0.8] + [1.0] * 8
+    assert rates == pytest.approx([d * w for d, w in zip(decay, warm, strict=True)])
+    squared = [warmup_poly(s, base=2.0, total_steps=4, final=1.0, power=2) for s in range(6)]
+    assert squared == pytest.approx([2, 25 / 16, 5 / 4, 17 / 16, 1, 1])
+
+
+def test_the_published_segmentation_schedule() -> None:
+    """160,000 steps, warm-up 1500 from a millionth, to 0 (FACTS 4)."""
+    settings = {"base": 5e-5, "total_steps": 160_000, "warmup_steps": 1500}
+    assert warmup_poly(0, **settings) == pytest.approx(5e-11)
+    assert warmup_poly(750, **settings) == pytest.approx(5e-5 * 0.5000005 * (1 - 750 / 160_000))
+    assert warmup_poly(1500, **settings) == pytest.approx(5e-5 * 158_500 / 160_000)
+    assert warmup_poly(159_999, **settings) == pytest.approx(5e-5 / 160_000)
+    with pytest.raises(ValueError, match=r"warm-up of 1500 steps in a run of 8; expected 0 to 8"):
+        warmup_poly(0, base=1.0, total_steps=8, warmup_steps=1500)
+    with pytest.raises(ValueError, match="step -1"):
+        warmup_poly(-1, base=1.0, total_steps=8)

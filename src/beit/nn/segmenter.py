@@ -1,12 +1,13 @@
 """Semantic segmentation as BEiT was published for it: UPerNet (Xiao et al. 2018) over four blocks.
 
 A plain ViT has one resolution: a pyramid makes four of it, the decoder reads them from coarse to
-fine, and an auxiliary head on the third helps it learn (BEiT v2, section 3.3).
+fine, and an auxiliary head on the third helps it learn (BEiT v2, section 3.3). A linear head does
+without all of that: it tells what the patches know by themselves.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from beit.nn.vit import VisionTransformer, ViTConfig
 LAYERS = {12: (4, 6, 8, 12), 24: (8, 12, 16, 24)}  # by depth: the published base and large models
 POOL_SIDES = (1, 2, 3, 6)  # of the grids that the decoder pools the coarsest map to (PSPNet's)
 AUXILIARY_LEVEL = 2  # of the pyramid, from 0: the one as fine as the patches
+IGNORED = 255  # the label of pixels that count for nothing (mmsegmentation)
 HEAD_STD = 0.01  # deviation of the initial weights of a classification layer (mmsegmentation)
 
 
@@ -25,40 +27,52 @@ class SegmenterConfig:
     """The numbers of a segmentation model; the defaults are the published base model's.
 
     Attributes:
-        backbone: the ViT that sees the image; `final_norm`, which nothing would read, is set off
+        backbone: the ViT that sees the image; its `final_norm` is set off for UPerNet, which would
+            not read it, and on for a linear head
         num_classes: classes of a pixel (Y)
-        layers: numbers of the four blocks, from 1, whose raw outputs feed the pyramid
-        channels: of the decoder's maps; 0 takes the backbone's width
-        auxiliary: whether there is an auxiliary head
+        layers: numbers of the four blocks, from 1, whose raw outputs feed the pyramid; a linear
+            head has none, and reads the last block's after the final norm
+        channels: of the decoder's maps; 0 takes the backbone's width, as does a linear head
+        auxiliary: whether there is an auxiliary head; never with a linear head
         auxiliary_channels: of its map
         dropout: rate at which whole maps are dropped before a classification layer
         class_names: one a class
         palette: one colour a class, red, green and blue in 0..255
+        head: the published UPerNet with its pyramid, or one linear layer on each patch
     """
 
     backbone: ViTConfig = field(
         default_factory=lambda: ViTConfig(image_size=(512, 512), relative_bias="per_block")
     )
     num_classes: int = 150
-    layers: tuple[int, int, int, int] = LAYERS[12]
+    layers: tuple[int, ...] = LAYERS[12]
     channels: int = 0
     auxiliary: bool = True
     auxiliary_channels: int = 256
     dropout: float = 0.1
     class_names: tuple[str, ...] | None = None
     palette: tuple[tuple[int, int, int], ...] | None = None
+    head: Literal["upernet", "linear"] = "upernet"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "backbone", replace(self.backbone, final_norm=False))
+        if self.head not in ("upernet", "linear"):
+            raise ValueError(f"head must be upernet or linear, got {self.head!r}")
+        linear = self.head == "linear"
+        object.__setattr__(self, "backbone", replace(self.backbone, final_norm=linear))
         object.__setattr__(self, "channels", self.channels or self.backbone.width)
+        if linear:
+            object.__setattr__(self, "layers", ())
+            object.__setattr__(self, "channels", self.backbone.width)
+            object.__setattr__(self, "auxiliary", False)
         if min(self.backbone.grid) < 2:
             raise ValueError(
                 f"a segmenter needs a grid of 2 x 2 patches or more, got {self.backbone.grid}; "
                 "give larger images or smaller patches"
             )
         numbers = self.layers
-        in_order = len(numbers) == 4 and list(numbers) == sorted(set(numbers))
-        if not in_order or not 1 <= numbers[0] <= numbers[-1] <= self.backbone.depth:
+        fit = len(numbers) == 4 and list(numbers) == sorted(set(numbers))
+        fit = fit and 1 <= numbers[0] <= numbers[-1] <= self.backbone.depth
+        if not (fit or linear):
             raise ValueError(
                 "layers are the numbers of four backbone blocks in ascending order, 1 to "
                 f"{self.backbone.depth}, got {numbers}"
@@ -83,7 +97,8 @@ class SegmenterOutput(NamedTuple):
     """Logits over the classes.
 
     Attributes:
-        logits: (B, Y, 4 Gh, 4 Gw), a quarter of the image's size where patches are 16 wide
+        logits: (B, Y, 4 Gh, 4 Gw), a quarter of the image's size where patches are 16 wide;
+            (B, Y, Gh, Gw) of a linear head
         auxiliary: (B, Y, Gh, Gw) of the auxiliary head; None without it
     """
 
@@ -195,6 +210,19 @@ class AuxiliaryHead(nn.Module):
         return self.head(self.dropout(self.conv(maps)))  # type: ignore[no-any-return]
 
 
+class LinearDecoder(nn.Module):
+    """One linear layer on each patch, and nothing that looks beyond it."""
+
+    def __init__(self, width: int, num_classes: int, dropout: float) -> None:
+        super().__init__()
+        self.dropout = nn.Dropout2d(dropout)
+        self.head = pixel_head(width, num_classes)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Classify the patches of a normalised map (B, D, Gh, Gw): (B, Y, Gh, Gw) logits."""
+        return self.head(self.dropout(maps))  # type: ignore[no-any-return]
+
+
 class SemanticSegmenter(nn.Module):
     """Images to a class for every pixel: backbone, pyramid, decoder, auxiliary head."""
 
@@ -203,8 +231,12 @@ class SemanticSegmenter(nn.Module):
         self.config = config
         D, Y = config.backbone.width, config.num_classes
         self.backbone = VisionTransformer(config.backbone)
-        self.pyramid = Pyramid(D)
-        self.decoder = UPerNetDecoder(D, config.channels, Y, config.dropout)
+        self.pyramid = Pyramid(D) if config.head == "upernet" else None
+        self.decoder = (
+            UPerNetDecoder(D, config.channels, Y, config.dropout)
+            if config.head == "upernet"
+            else LinearDecoder(D, Y, config.dropout)
+        )
         self.auxiliary = (
             AuxiliaryHead(D, config.auxiliary_channels, Y, config.dropout)
             if config.auxiliary
@@ -218,6 +250,9 @@ class SemanticSegmenter(nn.Module):
             ValueError: the images have another size than the configured one.
         """
         features = self.backbone(images, layers=self.config.layers)
+        if self.pyramid is None:
+            patches = features.patches.transpose(1, 2).unflatten(2, features.grid)
+            return SegmenterOutput(self.decoder(patches), None)  # patches: (B, D, Gh, Gw)
         maps = [
             features.layers[number][:, 1:].transpose(1, 2).unflatten(2, features.grid)
             for number in self.config.layers
@@ -232,3 +267,18 @@ class SemanticSegmenter(nn.Module):
         Returns: (B, Y, H, W) logits; ``argmax(dim=1)`` of them is the label map
         """
         return resize_maps(self(images).logits, images.shape[2:])
+
+
+def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean cross-entropy of a pixel, in float32; the logits are brought to the size of the labels.
+
+    As published, the mean is over all pixels and those that do not count add 0 to it: an image
+    that is labelled in part weighs less.
+
+    Args:
+        logits: (B, Y, h, w)
+        labels: (B, H, W) of any integer type, classes in [0, Y) or IGNORED
+    """
+    fine = resize_maps(logits.float(), labels.shape[1:])
+    total = F.cross_entropy(fine, labels.long(), ignore_index=IGNORED, reduction="sum")
+    return total / labels.numel()

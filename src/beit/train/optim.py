@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from beit.train.schedules import warmup_cosine
+from beit.train.schedules import warmup_cosine, warmup_poly
 
 UNDECAYED = ("bias", "pos_embed", "cls_token")  # FACTS 2.7; mask token and bias tables do decay
 STEM = (
@@ -50,36 +50,20 @@ class OptimConfig:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulate", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"optim.{name} is {getattr(self, name)}; expected 1 or more")
-        for name in ("learning_rate", "final_rate", "warmup_start", "weight_decay", "eps"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"optim.{name} is {getattr(self, name)}; expected 0 or more")
-        if self.batch_size % self.accumulate:
-            raise ValueError(
-                f"optim.batch_size {self.batch_size} does not divide into "
-                f"optim.accumulate {self.accumulate} micro-steps"
-            )
+        _check_settings(
+            self,
+            ("batch_size", "accumulate", "epochs"),
+            ("learning_rate", "final_rate", "warmup_start", "weight_decay", "eps"),
+        )
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(
                 f"optim.warmup_epochs is {self.warmup_epochs}; "
                 f"expected 0 to optim.epochs, {self.epochs}"
             )
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optim.betas are {self.betas}; expected two numbers in [0, 1)")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"optim.clip is {self.clip}; expected above 0, or null for none")
 
     def micro_batch_size(self, world_size: int) -> int:
         """Return the images of one process in one micro-step."""
-        parts = world_size * self.accumulate
-        if self.batch_size % parts:
-            raise ValueError(
-                f"optim.batch_size {self.batch_size} does not divide into {world_size} processes "
-                f"x {self.accumulate} micro-steps; use a multiple of {parts}"
-            )
-        return self.batch_size // parts
+        return micro_batch_size(self.batch_size, self.accumulate, world_size)
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, counted from 1."""
@@ -91,6 +75,101 @@ class OptimConfig:
             warmup_steps=round(self.warmup_epochs * steps_per_epoch),
             start=self.warmup_start,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptimConfig:
+    """How the weights are updated, for a number of steps; the defaults are those for ADE20K.
+
+    Args:
+        batch_size: images a step, over all processes and micro-steps together.
+        accumulate: micro-steps a step; memory falls. Batch statistics are of a micro-step.
+        steps: of the whole run.
+        learning_rate: at the start of the decay, before the warm-up lowers it.
+        final_rate: at the end.
+        power: of the decay; 1 is a straight line.
+        warmup_steps: of linear warm-up.
+        warmup_ratio: share of the rate that the first step has.
+        betas: of AdamW.
+        eps: of AdamW.
+        weight_decay: of matrices; vectors, positions and the [CLS] token have none.
+        clip: largest norm of the whole gradient; none when null.
+    """
+
+    batch_size: int = 16
+    accumulate: int = 1
+    steps: int = 160_000
+    learning_rate: float = 5e-5
+    final_rate: float = 0.0
+    power: float = 1.0
+    warmup_steps: int = 1500
+    warmup_ratio: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_settings(
+            self,
+            ("batch_size", "accumulate", "steps"),
+            ("learning_rate", "final_rate", "power", "weight_decay", "eps"),
+        )
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise ValueError(
+                f"optim.warmup_steps is {self.warmup_steps}; expected 0 to optim.steps, "
+                f"{self.steps}"
+            )
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ValueError(f"optim.warmup_ratio is {self.warmup_ratio}; expected 0 to 1")
+
+    def micro_batch_size(self, world_size: int) -> int:
+        """Return the images of one process in one micro-step."""
+        return micro_batch_size(self.batch_size, self.accumulate, world_size)
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step, counted from 1."""
+        return warmup_poly(
+            step - 1,
+            base=self.learning_rate,
+            total_steps=self.steps,
+            final=self.final_rate,
+            power=self.power,
+            warmup_steps=self.warmup_steps,
+            warmup_ratio=self.warmup_ratio,
+        )
+
+
+def _check_settings(
+    config: OptimConfig | StepOptimConfig, counts: tuple[str, ...], rates: tuple[str, ...]
+) -> None:
+    """Refuse counts below 1, negative rates, and betas and clipping that cannot be."""
+    for name in counts:
+        if getattr(config, name) < 1:
+            raise ValueError(f"optim.{name} is {getattr(config, name)}; expected 1 or more")
+    for name in rates:
+        if not getattr(config, name) >= 0:
+            raise ValueError(f"optim.{name} is {getattr(config, name)}; expected 0 or more")
+    if config.batch_size % config.accumulate:
+        raise ValueError(
+            f"optim.batch_size {config.batch_size} does not divide into "
+            f"optim.accumulate {config.accumulate} micro-steps"
+        )
+    if not all(0 <= beta < 1 for beta in config.betas):
+        raise ValueError(f"optim.betas are {config.betas}; expected two numbers in [0, 1)")
+    if config.clip is not None and not config.clip > 0:
+        raise ValueError(f"optim.clip is {config.clip}; expected above 0, or null for none")
+
+
+def micro_batch_size(batch_size: int, accumulate: int, world_size: int) -> int:
+    """Return the images of one process in one micro-step."""
+    parts = world_size * accumulate
+    if batch_size % parts:
+        raise ValueError(
+            f"optim.batch_size {batch_size} does not divide into {world_size} processes "
+            f"x {accumulate} micro-steps; use a multiple of {parts}"
+        )
+    return batch_size // parts
 
 
 def parameter_groups(
@@ -129,7 +208,7 @@ def parameter_groups(
 
 
 def build_optimizer(
-    groups: Iterable[dict[str, Any]], config: OptimConfig, fused: bool = False
+    groups: Iterable[dict[str, Any]], config: OptimConfig | StepOptimConfig, fused: bool = False
 ) -> AdamW:
     """Make AdamW over `parameter_groups`; `fused` updates all weights in one kernel."""
     optimizer = AdamW(

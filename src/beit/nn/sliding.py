@@ -1,0 +1,232 @@
+"""A class for each pixel of an image of any size, from a model that sees one size.
+
+The image is brought to a working size and seen through overlapping windows, whose logits are
+averaged where they overlap; or it is seen whole, squeezed to the model's size. As published for
+ADE20K (mmsegmentation 0.11; FACTS 4), with the windows of an image in batches.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from beit.nn.patches import as_float
+from beit.nn.segmenter import resize_maps
+
+Classify = Callable[[Tensor], Tensor]  # (n, 3, h, w) float in [0, 1] to (n, Y, h, w) logits
+STRIP = 2**26  # logits at the image's own size that are made at a time: 256 MB
+
+
+def window_starts(length: int, window: int, stride: int) -> list[int]:
+    """Place windows along one side: every `stride`, the last one aligned with the end.
+
+    Returns: ascending, from 0; one start where the window covers the whole length
+    """
+    if not 1 <= stride <= window:
+        raise ValueError(
+            f"stride is {stride}; expected 1 to {window}, the window's side, or pixels are left out"
+        )
+    last = max(0, length - window)
+    return [*range(0, last, stride), last]
+
+
+def sliding_logits(
+    classify: Classify,
+    images: Tensor,
+    window: tuple[int, int],
+    stride: tuple[int, int],
+    batch_size: int = 8,
+    padding: Tensor | None = None,
+) -> Tensor:
+    """Average the logits of overlapping windows.
+
+    Args:
+        classify: gives logits (n, Y, h, w) of windows (n, 3, h, w)
+        images: (B, 3, H, W) uint8 or float in [0, 1], of one size
+        window: its (height, width)
+        stride: pixels from one window to the next, down and across
+        batch_size: windows classified at a time
+        padding: (3, 1, 1) in [0, 1], the colour that images smaller than the window get on their
+            right and lower side (published: the mean colour); None for black
+
+    Returns: (B, Y, H, W) float32
+
+    Raises:
+        ValueError: logits are not finite.
+    """
+    images = as_float(images)
+    B, _, H, W = images.shape
+    h, w = window
+    if H < h or W < w:
+        colour = images.new_zeros(3, 1, 1) if padding is None else padding.to(images)
+        padded = colour.expand(B, 3, max(H, h), max(W, w)).clone()
+        padded[:, :, :H, :W] = images
+        images = padded
+    tops = window_starts(images.shape[2], h, stride[0])
+    lefts = window_starts(images.shape[3], w, stride[1])
+    places = [(b, top, left) for top in tops for left in lefts for b in range(B)]
+    total, times = torch.empty(0), images.new_zeros(images.shape[2:])
+    for first in range(0, len(places), batch_size):
+        batch = places[first : first + batch_size]
+        views = torch.stack([images[b, :, y : y + h, x : x + w] for b, y, x in batch])
+        logits = classify(views).float()  # (n, Y, h, w)
+        if not first:
+            total = logits.new_zeros(B, logits.shape[1], *images.shape[2:])
+        for (b, y, x), window_logits in zip(batch, logits, strict=True):
+            total[b, :, y : y + h, x : x + w] += window_logits
+    for y in tops:
+        for x in lefts:
+            times[y : y + h, x : x + w] += 1
+    if not bool(total.isfinite().all()):
+        raise ValueError(
+            "the segmenter's logits are not finite; its weights may be broken, or the precision "
+            "too low: try --device.precision 32-true"
+        )
+    return total.div_(times)[:, :, :H, :W]
+
+
+def working_size(size: tuple[int, int], short: int, long: int | None = None) -> tuple[int, int]:
+    """Scale (height, width) so that the shorter side is `short`, but none longer than `long`.
+
+    Rounded as in mmcv: halves upwards.
+    """
+    scale = short / min(size)
+    if long is not None:
+        scale = min(scale, long / max(size))
+    height, width = (max(1, int(side * scale + 0.5)) for side in size)
+    return height, width
+
+
+def rescaled(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bring images (B, 3, H, W) uint8 to a size: bilinear, not smoothed before, as published.
+
+    Returns: (B, 3, h, w) uint8
+    """
+    if tuple(images.shape[2:]) == tuple(size):
+        return images
+    return resize_maps(images.float(), size).round_().to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class MapViewConfig:
+    """How an image is seen; the defaults are the published ones for ADE20K.
+
+    Args:
+        mode: slide through windows, or the whole image squeezed to the model's size
+        stride: pixels from one window to the next; null for two thirds of the window (341 of 512)
+        scales: of the working size; published for BEiT v1, with flip: 0.5, 0.75, ... 1.75
+        flip: see mirror images, too
+        short_side: of an image at scale 1; null for the model's, 0 leaves images as they are
+        batch_size: windows at a time
+    """
+
+    mode: Literal["slide", "whole"] = "slide"
+    stride: int | None = None
+    scales: tuple[float, ...] = (1.0,)
+    flip: bool = False
+    short_side: int | None = None
+    batch_size: int = 8
+
+    def __post_init__(self) -> None:
+        if not self.scales or not all(scale > 0 for scale in self.scales):
+            raise ValueError(f"scales must be one or more numbers above 0, got {self.scales}")
+        if self.short_side is not None and self.short_side < 0:
+            raise ValueError(f"short_side is {self.short_side}; expected 0 (as images are) or more")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size is {self.batch_size}; expected 1 window or more")
+        if self.mode == "whole" and tuple(self.scales) != (1.0,):
+            raise ValueError("scales are for windows; whole images have the model's size")
+
+
+class MapPredictor:
+    """Label maps of images of any size.
+
+    With several scales or mirror images the probabilities of all views, at the image's own size,
+    are averaged; of one view the logits decide, which is the same.
+    """
+
+    def __init__(
+        self, window: tuple[int, int], config: MapViewConfig, padding: Tensor | None = None
+    ) -> None:
+        """Say what the model takes, (height, width), and how images are seen.
+
+        padding: as for `sliding_logits`
+        """
+        self.window, self.config, self.padding = window, config, padding
+        height, width = (
+            2 * side // 3 if config.stride is None else config.stride for side in window
+        )
+        self.stride = height, width
+        for side, stride in zip(window, self.stride, strict=True):
+            window_starts(side, side, stride)
+
+    def sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+        """Give the sizes at which an image of (height, width) is seen.
+
+        One scale: its shorter side becomes `short_side`, but none longer than four times that, as
+        published (2048, 512). Several: the shorter side times the scale, never less than the
+        window's, and no bound on the longer one, as in BEiT v1's `_ms` configurations.
+        """
+        if self.config.mode == "whole":
+            return [self.window]
+        window, base = min(self.window), self.config.short_side
+        base = window if base is None else base
+        shorts = [int((base or min(size)) * scale) for scale in self.config.scales]
+        if len(shorts) == 1:
+            return [working_size(size, shorts[0], 4 * shorts[0] if base else None)]
+        return [working_size(size, max(short, window)) for short in shorts]
+
+    def views(self, classify: Classify, images: Tensor) -> Iterator[Tensor]:
+        """Give the logits (B, Y, h, w) of each view of images (B, 3, H, W) uint8, turned back."""
+        B, _, H, W = images.shape
+        for size in self.sizes((H, W)):
+            seen = rescaled(images, size)
+            if self.config.flip:
+                seen = torch.cat([seen, seen.flip(3)])  # (2B, 3, h, w)
+            logits = sliding_logits(
+                classify, seen, self.window, self.stride, self.config.batch_size, self.padding
+            )
+            yield logits[:B]
+            if self.config.flip:
+                yield logits[B:].flip(3)
+
+    def __call__(self, classify: Classify, images: Tensor) -> Tensor:
+        """Give the class of every pixel of images (B, 3, H, W) uint8: (B, H, W) int64."""
+        B, _, H, W = images.shape
+        if len(self.config.scales) == 1 and not self.config.flip:
+            (logits,) = self.views(classify, images)
+            return torch.cat([strip.argmax(dim=1) for _, strip in strips(logits, (H, W))], dim=1)
+        total = torch.empty(0)
+        for number, logits in enumerate(self.views(classify, images)):
+            if not number:
+                total = logits.new_zeros(B, logits.shape[1], H, W)
+            for first, strip in strips(logits, (H, W)):
+                total[:, :, first : first + strip.shape[2]] += strip.softmax(dim=1)
+        return total.argmax(dim=1)
+
+
+def strips(
+    logits: Tensor, size: tuple[int, int], entries: int = STRIP
+) -> Iterator[tuple[int, Tensor]]:
+    """Resize logits (B, Y, h, w) as `resize_maps` does, a strip of rows at a time.
+
+    At its own size one photograph of 150 classes takes gigabytes.
+
+    Returns: number of the first row, from 0; (B, Y, rows, W)
+    """
+    H, W = size
+    B, Y, h, _ = logits.shape
+    rows = max(1, entries // (B * Y * W))
+    if rows >= H:
+        yield 0, resize_maps(logits, size)
+        return
+    for first in range(0, H, rows):
+        number = torch.arange(first, min(first + rows, H), device=logits.device)
+        place = ((number + 0.5) * (h / H) - 0.5).clamp(0, h - 1)  # between centres of pixels
+        above = place.floor().long()
+        below = (above + 1).clamp(max=h - 1)
+        share = (place - above)[:, None].to(logits.dtype)  # (rows, 1)
+        strip = torch.lerp(logits[:, :, above], logits[:, :, below], share)
+        yield first, resize_maps(strip, (len(number), W))
