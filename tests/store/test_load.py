@@ -28,6 +28,7 @@ from beit.store.formats.transformers_beit import to_transformers, transformers_c
 from beit.store.load import (
     FORMATS,
     LAYOUTS,
+    holds_segmenter,
     load,
     load_backbone,
     load_classifier,
@@ -439,3 +440,21 @@ def test_other_sources_are_refused_with_advice(tmp_path):
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other\.pt is in no known layout: weight\. Known are"):
         load(tmp_path / "other.pt")
+
+
+def test_segmenters_are_known_by_the_names_in_their_files(tmp_path, segmenter, classifier):
+    save_weights(tmp_path / "ours.safetensors", segmenter)
+    save_weights(tmp_path / "other.safetensors", classifier)
+    torch.save({"state_dict": to_published(segmenter)}, tmp_path / "published.pth")
+    save_file(to_transformers(segmenter), tmp_path / "theirs.safetensors")
+    found = {file.name: holds_segmenter(file) for file in tmp_path.iterdir()}
+    segmenters = dict.fromkeys(["ours.safetensors", "published.pth", "theirs.safetensors"], True)
+    assert found == segmenters | {"other.safetensors": False}
+    assert not holds_segmenter(tmp_path / "nothing.pth")
+
+
+def test_a_linear_head_is_in_no_layout_of_others(segmenter):
+    linear = SemanticSegmenter(dataclasses.replace(segmenter.config, head="linear"))
+    for export in (to_published, to_transformers):
+        with pytest.raises(ValueError, match=r"has a linear head.*export it as safetensors"):
+            export(linear)

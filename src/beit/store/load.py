@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from torch import nn
 
 from beit.nn.heads import ImageClassifier
+from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD, Tokenizer
 from beit.nn.vit import VisionTransformer, resized, with_bias_per_block
 from beit.store.formats.containers import named_tensors
@@ -16,7 +17,14 @@ from beit.store.formats.published_config import SizeUnknownError
 from beit.store.pickled import read_checkpoint
 from beit.store.run import RunDirectory
 from beit.store.settings import first
-from beit.store.weights import FORMAT, model_of, read_safetensors, size_pair
+from beit.store.weights import (
+    FORMAT,
+    kind_of,
+    model_of,
+    read_names,
+    read_safetensors,
+    size_pair,
+)
 
 FORMATS = "beit.store.formats"
 HUB, PUBLISHED = "hf://", "published:"
@@ -185,6 +193,25 @@ def load_sized(
         if image_size is None:
             raise
         return load(source, image_size=image_size, **overrides)
+
+
+def holds_segmenter(source: str | Path) -> bool:
+    """Tell by the names in a file, without building the model, whether it is a segmenter.
+
+    False for what cannot be opened: opening it for use says why.
+    """
+    try:
+        path, _ = _located(source, {})
+        if path.suffix == ".safetensors":
+            names, metadata = read_names(path)
+        else:
+            content, metadata = _read(path)
+            names = list(named_tensors(content, str(path)))
+    except (ValueError, OSError):
+        return False
+    if FORMAT in metadata:
+        return kind_of(metadata) == SemanticSegmenter.__name__
+    return any(name.startswith("decode_head.") for name in names)  # published, transformers
 
 
 def backbone_of(model: nn.Module) -> VisionTransformer | None:

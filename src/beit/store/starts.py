@@ -35,7 +35,7 @@ def carry_backbone(given: VisionTransformer, wanted: VisionTransformer, origin: 
     missing, strange = wanted.load_state_dict(given.state_dict(), strict=False)
     assert all(name.startswith("norm.") for name in [*missing, *strange])
     if strange:
-        logger.info("%s: its final norm is left out, mean pooling has one of its own", origin)
+        logger.info("%s: its final norm is left out, which nothing would read", origin)
     if missing:
         logger.info("%s: it has no final norm, which starts afresh", origin)
 

@@ -82,6 +82,23 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
         ) from error
 
 
+def read_names(path: Path) -> tuple[list[str], dict[str, str]]:
+    """Read the names of a safetensors file's tensors, and its metadata, but no tensor."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys()), file.metadata() or {}
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a sound safetensors file ({error})") from error
+
+
+def kind_of(metadata: Mapping[str, str]) -> str:
+    """Tell which of `KINDS` the metadata of one of our files names; empty if they are damaged."""
+    try:
+        return str(json.loads(metadata[FORMAT])["kind"])
+    except (KeyError, TypeError, ValueError):
+        return ""
+
+
 def read_weights(path: str | Path, **overrides: Any) -> nn.Module:
     """Rebuild the model that `save_weights` wrote, in eval mode.
 

@@ -118,7 +118,15 @@ def to_published_segmentation(model: SemanticSegmenter) -> dict[str, Tensor]:
 
     Complete for mmsegmentation's own strict loader, which wants them under `state_dict`: with the
     position indices. Tensors are shared with the model, not copied.
+
+    Raises:
+        ValueError: the model's head is not UPerNet.
     """
+    if model.config.head != "upernet":
+        raise ValueError(
+            f"this segmenter has a {model.config.head} head, and the published layout is UPerNet's "
+            "alone; export it as safetensors"
+        )
     state = to_theirs(model.state_dict(), ROWS)
     for name in [name for name in state if name.endswith(TABLE)]:
         index = relative_position_index(model.config.backbone.grid)

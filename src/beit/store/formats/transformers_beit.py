@@ -259,6 +259,11 @@ def _kind_of(model: nn.Module) -> Kind:
         )
     if isinstance(model, MaskedImageModel) and not model.config.backbone.final_norm:
         raise ValueError("transformers' BeitForMaskedImageModeling has a final norm, the model not")
+    if isinstance(model, SemanticSegmenter) and model.config.head != "upernet":
+        raise ValueError(
+            f"this segmenter has a {model.config.head} head, and transformers' "
+            "BeitForSemanticSegmentation is UPerNet alone; export it as safetensors"
+        )
     if isinstance(model, SemanticSegmenter):
         channels, D = model.config.channels, model.config.backbone.width
         if channels != D:
