@@ -10,7 +10,10 @@ import pytest
 import yaml
 
 from beit import cli
+from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
+from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.recipes import presets, train_dvae, train_tokenizer
+from beit.store.weights import save_weights
 
 
 @dataclass(frozen=True)
@@ -145,3 +148,18 @@ def test_the_tokenizers_are_two_kinds(capsys) -> None:
     assert content["model"]["num_codes"] == 512
     config = cli.parse("train-tokenizer", train_dvae.Config, ["--preset", "dvae-cifar10-cpu"])
     assert config.model.grid == (8, 8)
+
+
+def test_the_model_chooses_between_classes_and_maps(tmp_path: Path) -> None:
+    backbone = ViTConfig((16, 16), patch_size=4, width=6, depth=4, num_heads=2)
+    segmenter = SemanticSegmenter(SegmenterConfig(backbone, 3, (1, 2, 3, 4), channels=4))
+    maps, other = str(tmp_path / "maps.safetensors"), str(tmp_path / "vit.safetensors")
+    save_weights(maps, segmenter)
+    save_weights(other, VisionTransformer(backbone))
+    for verb, recipe in (("evaluate", "evaluate_segments"), ("predict", "predict_maps")):
+        of_classes = f"beit.recipes.{verb}"
+        assert cli.module_name(verb, ["--model", maps], None) == f"beit.recipes.{recipe}"
+        assert cli.module_name(verb, ["--model", other], None) == of_classes
+        assert cli.module_name(verb, ["--model", maps, "--kind", "classes"], None) == of_classes
+        assert cli.module_name(verb, [], None) == of_classes
+    assert cli.module_name("predict", [maps, "cat.jpg"], None) == "beit.recipes.predict_maps"

@@ -36,6 +36,7 @@ class Verb:
     Attributes:
         given: options that it always has, before those of the caller
         kinds: modules by the name that `--kind` gives them; `module` is that of the first
+        segmenters: the kind for models that are segmenters, where `--kind` does not say another
     """
 
     module: str
@@ -44,6 +45,7 @@ class Verb:
     resumable: bool = False
     given: tuple[str, ...] = ()
     kinds: Mapping[str, str] = field(default_factory=dict)
+    segmenters: str = ""
 
 
 VERBS = {
@@ -69,15 +71,27 @@ VERBS = {
         "train a classifier, all of it, from a pretrained backbone",
         resumable=True,
     ),
+    "segment": Verb(
+        "beit.recipes.segment",
+        "train a semantic segmenter from a pretrained backbone",
+        resumable=True,
+    ),
     "probe": Verb("beit.recipes.probe", "linear probe and k-NN on frozen features"),
     "ablate": Verb("beit.ablate", "a plan's grid of runs, and one table of them", ("plan",)),
-    "evaluate": Verb("beit.recipes.evaluate", "how good and how robust a classifier is"),
+    "evaluate": Verb(
+        "beit.recipes.evaluate",
+        "how good and how robust a classifier is, or how good a segmenter",
+        kinds={"classes": "beit.recipes.evaluate", "maps": "beit.recipes.evaluate_segments"},
+        segmenters="maps",
+    ),
     "tokenize": Verb("beit.recipes.tokenize", "the codes of images, to Parquet or NPZ"),
     "embed": Verb("beit.recipes.embed", "the features of images, to Parquet or NPZ"),
     "predict": Verb(
         "beit.recipes.predict",
-        "the likeliest classes of images: beit predict MODEL IMAGE ...",
+        "the classes of images, or label maps by a segmenter: beit predict MODEL IMAGE ...",
         ("model", "data+"),
+        kinds={"classes": "beit.recipes.predict", "maps": "beit.recipes.predict_maps"},
+        segmenters="maps",
     ),
     "visualise codes": Verb(
         "beit.recipes.visualise_codes",
@@ -206,7 +220,10 @@ def _overview() -> str:
 
 
 def module_name(name: str, options: Sequence[str], run_to_resume: Path | None) -> str:
-    """Find a verb's recipe: of the kind that the options name, else the files, else the preset."""
+    """Find a verb's recipe: of the kind that the options name, else the files, else the preset.
+
+    Where none of them does, the model decides between classifiers and segmenters.
+    """
     verb = VERBS[name]
     if not verb.kinds:
         return verb.module
@@ -222,8 +239,14 @@ def module_name(name: str, options: Sequence[str], run_to_resume: Path | None) -
     for file in files:
         content = presets.read_yaml(Path(file))
         layers.append((file, _part(file, content, name) if name in content else content))
-    layers += [("--kind", {"kind": kind}) for kind in _take(rest, "--kind")[0]]
+    kinds, rest = _take(rest, "--kind")
+    layers += [("--kind", {"kind": kind}) for kind in kinds]
     module = verb.module
+    if verb.segmenters and not any("kind" in layer for _, layer in layers):
+        named = _take(_name_positionals(name, rest), "--model")[0]
+        models = [layer["model"] for _, layer in layers if "model" in layer] + named
+        if models and _is_segmenter(str(models[-1])):
+            return verb.kinds[verb.segmenters]
     for source, layer in layers:
         if "kind" not in layer:
             continue
@@ -234,6 +257,12 @@ def module_name(name: str, options: Sequence[str], run_to_resume: Path | None) -
             raise ValueError(f"{source}: unknown kind {kind!r}, expected one of {known}{near}")
         module = verb.kinds[kind]
     return module
+
+
+def _is_segmenter(model: str) -> bool:
+    from beit.store.load import holds_segmenter
+
+    return holds_segmenter(model)
 
 
 # ── from arguments to a Config ──────────────────────────────────────────────────────────────────
@@ -301,6 +330,7 @@ def _parser(verb: str, config_class: type) -> "ArgumentParser":
     kinds = VERBS[verb].kinds
     if kinds and "kind" not in _names(config_class):
         which = f"one of {', '.join(kinds)}; each has options of its own, see --kind NAME --help"
+        which += ". As the model is, if not given" if VERBS[verb].segmenters else ""
         parser.add_argument("--kind", metavar="NAME", default=SUPPRESS, help=which)
     parser.add_class_arguments(config_class)
     for action in parser._actions:
