@@ -11,7 +11,6 @@ from beit.data.segment_views import (
     SegmentViews,
     crop_box,
     distorted,
-    kept_ratio_size,
     resized,
     resized_map,
 )
@@ -126,17 +125,6 @@ def test_half_of_the_views_are_mirrored_and_ratios_spread():
 
 
 # ── sizes ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_size_within_two_sides():
-    assert kept_ratio_size(512, 683, 2048, 512) == (512, 683)
-    assert kept_ratio_size(300, 200, 2048, 512) == (768, 512)
-    assert kept_ratio_size(100, 1000, 2048, 512) == (205, 2048)  # the longer side binds
-    # 0.75 of both: within 1536 and 384.
-    assert kept_ratio_size(300, 200, 2048, 512, ratio=0.75) == (576, 384)
-    assert kept_ratio_size(300, 200, 2048, 512, ratio=0.75, least=640) == (960, 640)
-    assert kept_ratio_size(100, 1000, 2048, 512, least=512) == (512, 5120)
-    assert kept_ratio_size(1, 5000, 2048, 512) == (1, 2048)
 
 
 def test_bilinear_resizing_by_a_naive_loop():

@@ -84,6 +84,8 @@ def test_one_window_is_the_whole_image() -> None:
 def test_working_sizes_are_the_published_ones() -> None:
     assert working_size((683, 1024), 512, 2048) == (512, 768)  # 767.6 pixels
     assert working_size((200, 1000), 512, 2048) == (410, 2048)  # 409.6
+    assert working_size((300, 200), 384, 1536) == (576, 384)
+    assert working_size((1, 5000), 512, 2048) == (1, 2048)
     predictor = MapPredictor((512, 640), MapViewConfig())
     assert predictor.stride == (341, 426)
     predictor = MapPredictor((512, 512), MapViewConfig())

@@ -17,7 +17,7 @@ from torch import Tensor
 MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB decoded
 
 # What Pillow's readers raise on broken data, and torchcodec's (RuntimeError).
-_BROKEN = (
+BROKEN = (
     *(OSError, ValueError, RuntimeError, SyntaxError, EOFError, IndexError, KeyError),
     *(TypeError, OverflowError, struct.error, zlib.error),
 )
@@ -63,7 +63,7 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
         raise UnreadableImage(name, f"too large: {error}") from error
     except UnidentifiedImageError as error:
         raise UnreadableImage(name, f"not an image ({_first_bytes(data)})") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise UnreadableImage(name, f"broken header: {error}") from error
     width, height = header.size
     if width * height > max_pixels:
@@ -71,7 +71,7 @@ def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
         raise UnreadableImage(name, reason)
     try:
         return _pixels(header, data)
-    except _BROKEN as error:
+    except BROKEN as error:
         raise UnreadableImage(name, str(error) or type(error).__name__) from error
 
 

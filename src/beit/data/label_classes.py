@@ -12,8 +12,8 @@ from typing import Any
 import yaml
 
 from beit.data.classes import read_classes
+from beit.nn.segmenter import IGNORED
 
-IGNORED = 255  # of a label map: a pixel that neither trains nor counts
 MAX_CLASSES = 255
 BUILT_IN = ("ade20k", "voc")
 

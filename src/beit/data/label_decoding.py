@@ -12,8 +12,9 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from beit.data.decoding import _BROKEN, MAX_PIXELS, UnreadableImage
-from beit.data.label_classes import IGNORED, Colour, LabelClasses
+from beit.data.decoding import BROKEN, MAX_PIXELS, UnreadableImage
+from beit.data.label_classes import Colour, LabelClasses
+from beit.nn.segmenter import IGNORED
 
 Values = npt.NDArray[Any]
 
@@ -72,7 +73,7 @@ def open_label_map(data: bytes, name: str) -> Image.Image:
         raise UnreadableImage(name, f"too large: {error}") from error
     except UnidentifiedImageError as error:
         raise UnreadableImage(name, "not an image") from error
-    except _BROKEN as error:
+    except BROKEN as error:
         raise UnreadableImage(name, str(error) or type(error).__name__) from error
     if lossy:
         raise ValueError(

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from beit.data.decoding import decode
 from beit.data.label_classes import (
-    IGNORED,
     MAX_CLASSES,
     Colour,
     LabelClasses,
@@ -25,7 +24,8 @@ from beit.data.label_decoding import decode_label_map, decode_values, file_palet
 from beit.data.label_layouts import LABEL_KINDS, Pairs, Role, find_pairs
 from beit.data.shapes import KINDS as SHAPES
 from beit.data.shapes import ShapesSource, draw
-from beit.data.sources import _PART, _shuffled
+from beit.data.sources import PART, shuffled
+from beit.nn.segmenter import IGNORED
 
 _log = logging.getLogger(__name__)
 
@@ -97,7 +97,7 @@ def open_label_maps(
         ValueError: the layout is not understood, an image has no map, a class is unknown, a
             folder is empty. FileNotFoundError: nothing is there.
     """
-    if (part := _PART.fullmatch(spec)) and not os.path.exists(spec):
+    if (part := PART.fullmatch(spec)) and not os.path.exists(spec):
         whole: LabelMaps = open_label_maps(
             part["whole"],
             role=role,
@@ -107,7 +107,7 @@ def open_label_maps(
             names=names,
         )
         first, end = int(part["first"] or 0), int(part["end"] or 100)
-        indices = _shuffled(len(whole))[len(whole) * first // 100 : len(whole) * end // 100]
+        indices = shuffled(len(whole))[len(whole) * first // 100 : len(whole) * end // 100]
         if not len(indices):
             raise ValueError(f"{spec}: no image of {len(whole)} is in that part; widen it")
         found: LabelMaps = PartMaps(whole, indices)
@@ -127,7 +127,7 @@ def open_label_maps(
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 image, got {limit}")
     if limit is not None and limit < len(found):
-        found = PartMaps(found, _shuffled(len(found))[:limit])
+        found = PartMaps(found, shuffled(len(found))[:limit])
     return found
 
 

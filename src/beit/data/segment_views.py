@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from beit.data.label_classes import IGNORED
 from beit.nn.patches import IMAGENET_MEAN
+from beit.nn.segmenter import IGNORED
+from beit.nn.sliding import working_size
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
@@ -109,9 +110,8 @@ class SegmentViews:
         chances = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
         ratio = config.min_ratio + chances[0] * (config.max_ratio - config.min_ratio)
         height, width = label_map.shape
-        resized_size = kept_ratio_size(
-            height, width, config.long_side, config.short_side, ratio=ratio
-        )
+        sides = int(config.short_side * ratio), int(config.long_side * ratio)
+        resized_size = working_size((height, width), *sides)
         image, label_map = resized(image, resized_size), resized_map(label_map, resized_size)
         box = crop_box(label_map, self.size, config.max_share, chances[11:])
         image, label_map = _cut(image, box), _cut(label_map, box)
@@ -133,35 +133,6 @@ class SegmentViews:
             hue=config.hue * spread[3] * applied[3],
             contrast_last=chances[8] < 0.5,
         )
-
-
-def kept_ratio_size(
-    height: int,
-    width: int,
-    long_side: int,
-    short_side: int,
-    *,
-    ratio: float = 1.0,
-    least: int = 0,
-) -> tuple[int, int]:
-    """Give the size of an image resized within two sides, its proportions kept (mmcv's rule).
-
-    Args:
-        long_side: the longer side comes to at most this
-        short_side: the shorter side to at most this
-        ratio: what both are multiplied by first
-        least: if given, the shorter side comes to `short_side` and no less than this, whatever the
-            longer one is (as in the published evaluation at several scales, with the crop's side)
-
-    Returns: (height, width), each at least 1
-    """
-    longest, shortest = int(long_side * ratio), int(short_side * ratio)
-    factor = shortest / min(height, width)
-    if least:
-        factor = max(shortest, least) / min(height, width)
-    else:
-        factor = min(factor, longest / max(height, width))
-    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
 
 
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:

@@ -27,7 +27,7 @@ KINDS = (
     "or a part of one, as in folder[:90%]; or image files, or @FILE that lists them"
 )
 # some/folder[:90%] and some/folder[90%:] part the images at random, always the same way
-_PART = re.compile(r"(?P<whole>.+)\[(?:(?P<first>\d+)%)?:(?:(?P<end>\d+)%)?\]")
+PART = re.compile(r"(?P<whole>.+)\[(?:(?P<first>\d+)%)?:(?:(?P<end>\d+)%)?\]")
 _SHUFFLE_SEED = 2022  # any fixed number: a part or limit names the same images in every run
 _SIZE_SAMPLE = 64  # images decoded to guess how much memory all of them need
 
@@ -79,16 +79,16 @@ def limited(source: Source, limit: int | None) -> Source:
         raise ValueError(f"limit must be at least 1 image, got {limit}")
     if limit is None or limit >= len(source):
         return source
-    return PartSource(source, _shuffled(len(source))[:limit])
+    return PartSource(source, shuffled(len(source))[:limit])
 
 
 def _open(spec: str, index_cache: bool) -> Source:
     if not spec:
         raise ValueError(f"no data given: expected {KINDS}")
-    if (part := _PART.fullmatch(spec)) and not os.path.exists(spec):
+    if (part := PART.fullmatch(spec)) and not os.path.exists(spec):
         first, end = int(part["first"] or 0), int(part["end"] or 100)
         whole = _open(part["whole"], index_cache)
-        indices = _shuffled(len(whole))[len(whole) * first // 100 : len(whole) * end // 100]
+        indices = shuffled(len(whole))[len(whole) * first // 100 : len(whole) * end // 100]
         if not len(indices):
             raise ValueError(f"{spec}: no image of {len(whole)} is in that part; widen it")
         return PartSource(whole, indices)
@@ -135,7 +135,7 @@ def _open_files(paths: Sequence[str]) -> Source:
     return ListedSource(paths)
 
 
-def _shuffled(length: int) -> Tensor:
+def shuffled(length: int) -> Tensor:
     """Order indices at random, always the same way: what parts and limits are pieces of."""
     return torch.randperm(length, generator=torch.Generator().manual_seed(_SHUFFLE_SEED))
 
