@@ -34,8 +34,8 @@ from beit.store import checkpoint
 from beit.store.load import load_sized
 from beit.store.run import RunConfig, RunDirectory
 from beit.store.settings import from_plain
-from beit.store.starts import backbone_for_finetuning, carry_backbone
-from beit.store.weights import HEAD, save_weights
+from beit.store.starts import backbone_for_finetuning, carry_backbone, carry_decoder
+from beit.store.weights import save_weights
 from beit.train.averaging import BestWeights
 from beit.train.fabric import DeviceConfig, LossScaling, can_fuse, compiled, launch, summed
 from beit.train.log import MetricsLog, read_log
@@ -455,36 +455,6 @@ def chosen_layers(config: Config, depth: int, start: nn.Module | None) -> tuple[
     if isinstance(start, SemanticSegmenter) and start.config.layers:
         return start.config.layers
     return LAYERS.get(depth, tuple(-(-depth * quarter // 4) for quarter in (1, 2, 3, 4)))
-
-
-def carry_decoder(start: nn.Module, wanted: SemanticSegmenter) -> str:
-    """Copy what stands on the backbone of another segmenter, so far as it fits.
-
-    Returns: in words what came along; empty where the start is no segmenter
-    """
-    if not isinstance(start, SemanticSegmenter):
-        return ""
-    shapes = {name: tensor.shape for name, tensor in wanted.state_dict().items()}
-    given = {
-        name: tensor
-        for name, tensor in start.state_dict().items()
-        if not name.startswith("backbone.")
-        and (name in shapes or not name.startswith("auxiliary."))
-    }
-    body = {name: tensor for name, tensor in given.items() if not name.endswith(HEAD)}
-    if any(shapes.get(name) != tensor.shape for name, tensor in body.items()):
-        return "its decoder is of another kind or size and was left out"
-    ours, theirs = (
-        [name.strip() for name in model.config.class_names or ()] for model in (wanted, start)
-    )  # published names have blanks around them
-    alike = ours == theirs and start.config.num_classes == wanted.config.num_classes
-    wanted.load_state_dict(given if alike else body, strict=False)
-    if alike:
-        return f"its decoder came along, with the layers for {wanted.config.num_classes} classes"
-    return (
-        f"its decoder came along, but not its layers for {start.config.num_classes} classes; "
-        f"those for {wanted.config.num_classes} start afresh"
-    )
 
 
 def synchronised(

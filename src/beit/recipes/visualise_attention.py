@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from beit.data.decoding import UnreadableImage
+from beit.data.seen import seen_images
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.nn.attention_maps import attention_maps, rollout
@@ -106,12 +106,16 @@ def run(config: Config) -> Result:
     queries = queries_of(config, vit)
     layers = chosen(config.layers or (vit.depth,), vit.depth, "layers", "block")
     heads = chosen(config.heads or range(1, vit.num_heads + 1), vit.num_heads, "heads", "head")
-    views, left_out = seen_images(config, vit)
+    view = EvalView(vit.image_size, config.crop_ratio)
+    source = open_source(config.data, limit=config.limit)
+    names, images, left_out = seen_images(source, view, (vit.patch_size, vit.patch_size))
+    for name, reason in left_out:
+        print(f"left out: {name}: {reason}")
     backbone = backbone.to(fabric.device)
 
     output.mkdir(parents=True, exist_ok=True)
     sections, drawn = [], 0
-    for number, (name, image) in enumerate(views, 1):
+    for number, (name, image) in enumerate(zip(names, images, strict=True), 1):
         with fabric.autocast():
             found, joint = looked_up(backbone, image.to(fabric.device), queries, layers, config)
         pictures = []
@@ -132,7 +136,7 @@ def run(config: Config) -> Result:
             pictures.append(_kept(drawing, output, file, f"{title}, of image {number}"))
         drawn += len(pictures)
         sections.append(Section(f"Image {number}: {name}", items=pictures))
-        print(f"image {number} of {len(views)}: {len(pictures)} figures")
+        print(f"image {number} of {len(images)}: {len(pictures)} figures")
     facts = {
         "model": config.model,
         "image size": f"{vit.image_size[0]} x {vit.image_size[1]} pixels",
@@ -151,7 +155,7 @@ def run(config: Config) -> Result:
         "over the image."
     )
     write_report(report, "Where the model looks", sections, facts, summary=summary)
-    print(f"{drawn} figures of {len(views)} images in {output}; open {report}")
+    print(f"{drawn} figures of {len(images)} images in {output}; open {report}")
     return Result(report, drawn)
 
 
@@ -193,42 +197,6 @@ def chosen(wanted: tuple[int, ...] | range, most: int, option: str, what: str) -
             f"{option} has {strange[0]}, but there is no such {what}: the model has 1 to {most}"
         )
     return sorted(set(wanted))
-
-
-def seen_images(
-    config: Config, vit: ViTConfig
-) -> tuple[list[tuple[str, Tensor]], list[tuple[str, str]]]:
-    """Read the images as the model sees them: (name, (3, H, W) uint8); and those left out, why.
-
-    Raises:
-        ValueError: none is left.
-    """
-    source = open_source(config.data, limit=config.limit)
-    view = EvalView(vit.image_size, config.crop_ratio)
-    views: list[tuple[str, Tensor]] = []
-    left_out: list[tuple[str, str]] = []
-    for index in range(len(source)):
-        name = source.name(index).encode(errors="replace").decode()  # bytes that are no letters
-        try:
-            image = source.image(index)
-        except UnreadableImage as error:
-            left_out.append((name, f"cannot be read: {error.reason}"))
-            continue
-        h, w = image.shape[1:]
-        if min(h, w) < vit.patch_size:
-            small = f"{h} x {w} pixels, smaller than a patch of {vit.patch_size} x {vit.patch_size}"
-            left_out.append((name, small))
-            continue
-        views.append((name, view(image)))
-    for name, reason in left_out:
-        print(f"left out: {name}: {reason}")
-    if not views:
-        name, reason = left_out[0]
-        raise ValueError(
-            f"none of {len(source)} images can be drawn; the first is {name}: {reason}; "
-            "name other images"
-        )
-    return views, left_out
 
 
 def looked_up(

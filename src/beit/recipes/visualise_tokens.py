@@ -13,8 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from beit.data.decoding import UnreadableImage
 from beit.data.order import step_generator
+from beit.data.seen import seen_images
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.nn.dalle import DalleTokenizer
@@ -116,7 +116,11 @@ def run(config: Config) -> Result:
         return Result(report, None)
     models = opened(config, fabric.device)
     teacher = teacher_of(config, models)
-    names, images, left_out = seen_images(config, models)
+    view = EvalView(models.image_size, config.crop_ratio)
+    source = open_source(config.data, limit=config.limit)
+    names, images, left_out = seen_images(source, view, models.patch_size)
+    for name, reason in left_out:
+        print(f"left out: {name}: {reason}")
     shown = images.to(fabric.device)
     masks = None if models.predictor is None else masks_for(config, models, len(images))
     with torch.no_grad(), fabric.autocast():
@@ -234,41 +238,6 @@ def teacher_of(config: Config, models: Models) -> Teacher | None:
         )
     said = from_plain(TeacherConfig, settings, "teacher")
     return load_teacher(said.source, said.image_size, said.pretrained, said.num_heads).to(device)
-
-
-def seen_images(config: Config, models: Models) -> tuple[list[str], Tensor, list[tuple[str, str]]]:
-    """Read the images as the models see them: names, (B, 3, H, W) uint8, those left out and why.
-
-    Raises:
-        ValueError: none is left.
-    """
-    source = open_source(config.data, limit=config.limit)
-    view = EvalView(models.image_size, config.crop_ratio)
-    names: list[str] = []
-    views: list[Tensor] = []
-    left_out: list[tuple[str, str]] = []
-    for index in range(len(source)):
-        name = source.name(index).encode(errors="replace").decode()  # bytes that are no letters
-        try:
-            image = source.image(index)
-        except UnreadableImage as error:
-            left_out.append((name, f"cannot be read: {error.reason}"))
-            continue
-        (h, w), (P, Q) = image.shape[1:], models.patch_size
-        if h < P or w < Q:
-            left_out.append((name, f"{h} x {w} pixels, smaller than a patch of {P} x {Q}"))
-            continue
-        names.append(name)
-        views.append(view(image))
-    for name, reason in left_out:
-        print(f"left out: {name}: {reason}")
-    if not views:
-        name, reason = left_out[0]
-        raise ValueError(
-            f"none of {len(source)} images can be drawn; the first is {name}: {reason}; "
-            "name other images"
-        )
-    return names, torch.stack(views), left_out
 
 
 def masks_for(config: Config, models: Models, count: int) -> Tensor:

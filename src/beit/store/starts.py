@@ -1,4 +1,4 @@
-"""What a classifier starts from: the backbone of any model, and the head of another classifier."""
+"""What a classifier or a segmenter starts from: any model's backbone, and the head of its kind."""
 
 import logging
 from collections.abc import Sequence
@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from beit.nn.heads import ImageClassifier
+from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer, resized, with_bias_per_block
 from beit.store.load import backbone_of
+from beit.store.weights import HEAD
 
 logger = logging.getLogger(__name__)
 
@@ -115,3 +117,33 @@ def carry_head(
     wanted.head.weight[shared] = start.head.weight[theirs]
     wanted.head.bias[shared] = start.head.bias[theirs]
     return f"of the head for {count} classes {len(shared)} rows of {len(ours)} came along"
+
+
+def carry_decoder(start: nn.Module, wanted: SemanticSegmenter) -> str:
+    """Copy what stands on the backbone of another segmenter, so far as it fits.
+
+    Returns: in words what came along; empty where the start is no segmenter
+    """
+    if not isinstance(start, SemanticSegmenter):
+        return ""
+    shapes = {name: tensor.shape for name, tensor in wanted.state_dict().items()}
+    given = {
+        name: tensor
+        for name, tensor in start.state_dict().items()
+        if not name.startswith("backbone.")
+        and (name in shapes or not name.startswith("auxiliary."))
+    }
+    body = {name: tensor for name, tensor in given.items() if not name.endswith(HEAD)}
+    if any(shapes.get(name) != tensor.shape for name, tensor in body.items()):
+        return "its decoder is of another kind or size and was left out"
+    ours, theirs = (
+        [name.strip() for name in model.config.class_names or ()] for model in (wanted, start)
+    )  # published names have blanks around them
+    alike = ours == theirs and start.config.num_classes == wanted.config.num_classes
+    wanted.load_state_dict(given if alike else body, strict=False)
+    if alike:
+        return f"its decoder came along, with the layers for {wanted.config.num_classes} classes"
+    return (
+        f"its decoder came along, but not its layers for {start.config.num_classes} classes; "
+        f"those for {wanted.config.num_classes} start afresh"
+    )

@@ -1,0 +1,45 @@
+import pytest
+import torch
+
+from beit.data.decoding import UnreadableImage
+from beit.data.seen import seen_images
+
+
+class Album:
+    """Images of these sizes; None cannot be read."""
+
+    labels = class_names = None
+
+    def __init__(self, *sizes):
+        self.sizes = sizes
+
+    def __len__(self):
+        return len(self.sizes)
+
+    def name(self, index):
+        return f"\udcff {index}"
+
+    def image(self, index):
+        if self.sizes[index] is None:
+            raise UnreadableImage(self.name(index), "cut short")
+        return torch.full((3, *self.sizes[index]), index, dtype=torch.uint8)
+
+
+def view(image):
+    return image[:, :2, :3]
+
+
+def test_what_can_be_seen_and_what_is_left_out_and_why():
+    names, images, left_out = seen_images(Album((4, 5), None, (4, 4), (2, 3)), view, (2, 5))
+    assert names == ["? 0"]  # in letters that can be written
+    assert torch.equal(images, torch.zeros(1, 3, 2, 3, dtype=torch.uint8))
+    assert left_out == [
+        ("? 1", "cannot be read: cut short"),
+        ("? 2", "4 x 4 pixels, smaller than a patch of 2 x 5"),
+        ("? 3", "2 x 3 pixels, smaller than a patch of 2 x 5"),
+    ]
+
+
+def test_nothing_to_see_is_an_error():
+    with pytest.raises(ValueError, match=r"none of 2 images .* is \? 0: cannot be read: cut short"):
+        seen_images(Album(None, (1, 9)), view, (2, 2))
