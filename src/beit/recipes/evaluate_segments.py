@@ -26,14 +26,12 @@ from beit.data.segment_batches import SegmentEvalBatches
 from beit.nn.confusion import map_figures, pixel_confusion
 from beit.nn.segmenter import SemanticSegmenter, resize_maps
 from beit.nn.sliding import MapPredictor, MapViewConfig
-from beit.nn.vit import resized
 from beit.show.report import Section, write_report
 from beit.show.segmentation import Example, example_picture, iou_table
 from beit.store.atomic import replacing, write_text
 from beit.store.evaluations import FILE
-from beit.store.load import load_sized
+from beit.store.load import load_segmenter
 from beit.store.run import environment
-from beit.store.weights import size_pair
 from beit.train.fabric import DeviceConfig, compiled, launch, summed
 from beit.train.progress import Progress
 
@@ -125,7 +123,7 @@ def run(config: Config) -> Result:
         raise FileExistsError(f"{output} exists and is not overwritten; name another directory")
     if not config.model or not config.data:
         raise ValueError("say what to evaluate on what (--model, --data)")
-    segmenter = load_segmenter(config)
+    segmenter = load_segmenter(config.model, config.image_size, num_heads=config.num_heads)
     source = open_maps(config, segmenter)
     fabric = launch(config.device)
     judged = judge(fabric, segmenter, source, config)
@@ -150,19 +148,6 @@ def run(config: Config) -> Result:
             palette = segmenter.config.palette or source.palette
             write(output, config, result, confusion, judged.examples, names, palette)
     return result
-
-
-def load_segmenter(config: Config) -> SemanticSegmenter:
-    """Load the segmenter, in eval mode, its positions carried to the window asked for."""
-    model = load_sized(config.model, config.image_size, num_heads=config.num_heads)
-    if not isinstance(model, SemanticSegmenter):
-        raise ValueError(
-            f"{config.model} holds a {type(model).__name__}, which names no classes of pixels; "
-            "expected a SemanticSegmenter"
-        )
-    if config.image_size is not None:
-        model.backbone = resized(model.backbone, size_pair(config.image_size))
-    return model
 
 
 def open_maps(config: Config, segmenter: SemanticSegmenter) -> LabelMaps:

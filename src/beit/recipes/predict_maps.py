@@ -29,13 +29,11 @@ from beit.data.listed import read_list
 from beit.data.sources import Source, limited, open_source
 from beit.nn.segmenter import SemanticSegmenter, resize_maps
 from beit.nn.sliding import MapPredictor, MapViewConfig
-from beit.nn.vit import resized
 from beit.show import canvas
 from beit.show.segmentation import legend, overlay, with_legend
 from beit.store.atomic import replacing, write_text
-from beit.store.load import load_sized
+from beit.store.load import load_segmenter
 from beit.store.tables import fingerprint
-from beit.store.weights import size_pair
 from beit.train.fabric import DeviceConfig, compiled, launch
 from beit.train.progress import Progress
 
@@ -93,8 +91,12 @@ def run(config: Config) -> Result:
     fabric = launch(config.device)
     first, output = fabric.is_global_zero, Path(config.output)
     source = _images(config)
-    segmenter = load_segmenter(config)
+    segmenter = load_segmenter(config.model, config.image_size, num_heads=config.num_heads)
     Y = segmenter.config.num_classes
+    if Y > MAX_CLASSES:
+        raise ValueError(
+            f"{config.model} tells {Y} classes apart; a palette PNG holds {MAX_CLASSES} at most"
+        )
     names = segmenter.config.class_names or tuple(f"class {number}" for number in range(Y))
     palette = segmenter.config.palette or default_palette(Y)
     if first:
@@ -140,24 +142,6 @@ def run(config: Config) -> Result:
     if first:
         print(f"{done} label maps of {len(source)} images in {output / MAPS}")
     return Result(output, done)
-
-
-def load_segmenter(config: Config) -> SemanticSegmenter:
-    """Load the segmenter, in eval mode, its positions carried to the window asked for."""
-    model = load_sized(config.model, config.image_size, num_heads=config.num_heads)
-    if not isinstance(model, SemanticSegmenter):
-        raise ValueError(
-            f"{config.model} holds a {type(model).__name__}, which names no classes of pixels; "
-            "expected a SemanticSegmenter"
-        )
-    if model.config.num_classes > MAX_CLASSES:
-        raise ValueError(
-            f"{config.model} tells {model.config.num_classes} classes apart; a palette PNG holds "
-            f"{MAX_CLASSES} at most"
-        )
-    if config.image_size is not None:
-        model.backbone = resized(model.backbone, size_pair(config.image_size))
-    return model
 
 
 def about_of(

@@ -179,6 +179,21 @@ def load_classifier(
     return model
 
 
+def load_segmenter(
+    source: str | Path, image_size: int | tuple[int, int] | None = None, **overrides: Any
+) -> SemanticSegmenter:
+    """Load a segmenter in eval mode; the arguments are those of `load_backbone`."""
+    model = load_sized(source, image_size, **overrides)
+    if not isinstance(model, SemanticSegmenter):
+        raise ValueError(
+            f"{source} holds a {type(model).__name__}, which names no classes of pixels; "
+            "expected a SemanticSegmenter"
+        )
+    if image_size is not None:
+        model.backbone = resized(model.backbone, size_pair(image_size))
+    return model
+
+
 def load_sized(
     source: str | Path, image_size: int | tuple[int, int] | None, **overrides: Any
 ) -> nn.Module:
