@@ -18,7 +18,7 @@ TASK = "image-feature-extraction"  # as the hub calls it; of other models:
 TASKS = {"ImageClassifier": "image-classification", "SemanticSegmenter": "image-segmentation"}
 WHAT = {
     "VQKD": "a visual tokenizer (VQ-KD): it gives each patch of an image one of K codes",
-    "DiscreteVAE": "a visual tokenizer (discrete VAE): it gives each patch of an image one of K codes",
+    "DiscreteVAE": "a visual tokenizer (discrete VAE): it gives each patch one of K codes",
     "MaskedImageModel": "a vision Transformer pretrained to predict masked patches",
     "ImageClassifier": "an image classifier",
     "SemanticSegmenter": "a semantic segmentation model",
