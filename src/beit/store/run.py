@@ -130,6 +130,11 @@ class RunDirectory:
             recorded = json.loads(self.environment_file.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{self.environment_file} is not valid JSON: {error}") from error
+        if not isinstance(recorded, dict) or "verb" not in recorded:
+            raise ValueError(
+                f"{self.environment_file} does not say which command made the run; expected an "
+                'object with the entry "verb", as beit writes it'
+            )
         return str(recorded["verb"])
 
 
