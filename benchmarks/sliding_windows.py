@@ -75,8 +75,8 @@ def main() -> None:
     result["sizes"] = {**vars(options), "threads": torch.get_num_threads()}
     result["largest_logit"] = float(reference.abs().max())
     result["ways"], result["target"] = rows, TARGET
-    name = f"sliding-windows-{options.device}-{options.size}-{options.window}"
-    record.write_results(name, result)
+    name = f"{options.device}-{options.size}-{options.window}-of-{height}x{width}"
+    record.write_results(f"sliding-windows-{name}", result)
     met = "met" if rows[-1]["ratio"] >= TARGET else "not met"
     print(f"{rows[-1]['ratio']:.2f} times as fast as one by one; {TARGET} asked for: {met}")
 
