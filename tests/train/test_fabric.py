@@ -92,11 +92,12 @@ torch.set_num_threads(1)
 from beit.train.fabric import keep_freed_memory
 assert keep_freed_memory()
 faults = []
-for _ in range(10):
+for _ in range(30):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros(4_000_000).add_(1)  # 16 MB: 4,000 pages
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-assert faults[0] > 1000 and max(faults[5:]) < 100, faults
+# now and then a block finds no room among those that were freed
+assert faults[0] > 1000 and sum(faults[10:]) < 5 * faults[0], faults
 """
 
 
