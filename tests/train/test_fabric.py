@@ -92,12 +92,11 @@ torch.set_num_threads(1)
 from beit.train.fabric import keep_freed_memory
 assert keep_freed_memory()
 faults = []
-for _ in range(30):
+for _ in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.zeros(4_000_000).add_(1)  # 16 MB: 4,000 pages
+    torch.zeros(16_000_000).add_(1)  # 64 MB, 15,625 pages: above 32 MB glibc never keeps by itself
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-# now and then a block finds no room among those that were freed
-assert faults[0] > 1000 and sum(faults[10:]) < 5 * faults[0], faults
+assert faults[0] > 1000 and max(faults[5:]) < 100, faults
 """
 
 
