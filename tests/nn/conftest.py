@@ -1,10 +1,11 @@
 """Weights drawn alike in every test, and none left at the zeros and ones they start from."""
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @pytest.fixture(autouse=True)
@@ -25,3 +26,21 @@ def shaken() -> Callable[[nn.Module], nn.Module]:
         return module.eval()
 
     return shake
+
+
+@pytest.fixture
+def saved_tensors() -> Callable[[], AbstractContextManager[list[Tensor]]]:
+    """Collect, in a ``with`` block, the tensors that autograd keeps for the gradients."""
+
+    @contextmanager
+    def collect() -> Iterator[list[Tensor]]:
+        saved: list[Tensor] = []
+
+        def pack(tensor: Tensor) -> Tensor:
+            saved.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            yield saved
+
+    return collect

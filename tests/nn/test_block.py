@@ -1,5 +1,6 @@
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from beit.nn.block import (
 )
 
 Shaken = Callable[[nn.Module], nn.Module]
+SavedTensors = Callable[[], AbstractContextManager[list[Tensor]]]
 WIDTH, HEADS, GRID = 12, 3, (3, 5)
 
 
@@ -138,6 +140,31 @@ def test_both_branches_are_dropped_on_their_own_in_training(shaken: Shaken) -> N
     outcomes = block(some_tokens()[:1].expand(64, -1, -1)).round(decimals=3)  # all images alike
     # Neither, one, the other or both dropped; 64 images miss one of four with 4 * 0.75**64.
     assert len(outcomes.flatten(1).unique(dim=0)) == 4
+
+
+def test_gradient_checkpointing_keeps_what_goes_in_and_nothing_else(
+    shaken: Shaken, saved_tensors: SavedTensors
+) -> None:
+    block = Block(WIDTH, HEADS, drop_rate=0.5, bias_grid=GRID)
+    shaken(block).train()
+    kept: dict[bool, int] = {}
+    results = []
+    for thrifty in (False, True):
+        block.gradient_checkpointing = thrifty
+        tokens = some_tokens().requires_grad_()
+        shared = torch.zeros(1, HEADS, 16, 16, requires_grad=True)
+        torch.manual_seed(3)  # drops one branch of four; drawn anew, others would be dropped
+        with saved_tensors() as saved:
+            output = block(tokens, shared)
+        kept[thrifty] = sum(tensor.numel() for tensor in saved)
+        drawn_next = torch.rand(())
+        inputs = (tokens, shared, *block.parameters())
+        results.append([output, drawn_next, *torch.autograd.grad(output.square().sum(), inputs)])
+    for plain, again in zip(*results, strict=True):
+        assert torch.equal(plain, again)
+    assert kept[True] <= 2 * 16 * WIDTH + HEADS * 16 * 16 < kept[False] / 5
+    with torch.no_grad():
+        assert torch.equal(block.eval()(some_tokens()), block._passed(some_tokens(), None))
 
 
 def test_cut_normal_at_one_deviation() -> None:

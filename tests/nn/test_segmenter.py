@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 
 import pytest
@@ -18,6 +19,7 @@ from beit.nn.vit import ViTConfig
 from beit.store.formats.transformers_beit import from_transformers
 
 Shaken = Callable[[nn.Module], nn.Module]
+SavedTensors = Callable[[], AbstractContextManager[list[Tensor]]]
 TRUNK = ViTConfig(
     image_size=(12, 20),  # grid 3 x 5
     patch_size=4,
@@ -174,6 +176,25 @@ def test_the_loss_is_a_mean_over_all_pixels() -> None:
     assert float(pixel_loss(logits, labels.to(torch.uint8))) == pytest.approx(total / 48, rel=1e-5)
     nothing = torch.full((2, 4, 6), 255)
     assert float(pixel_loss(logits.bfloat16(), nothing)) == 0
+
+
+@pytest.mark.parametrize(
+    ("limit", "images"), [(10**9, [5]), (2 * 3 * 4 * 6, [2, 2, 1]), (1, [1] * 5)]
+)
+def test_the_loss_makes_logits_of_full_size_for_a_few_images_at_a_time(
+    limit: int, images: list[int], monkeypatch: pytest.MonkeyPatch, saved_tensors: SavedTensors
+) -> None:
+    logits = torch.randn(5, 3, 2, 3, generator=torch.Generator().manual_seed(5)).requires_grad_()
+    labels = torch.randint(3, (5, 4, 6), generator=torch.Generator().manual_seed(6))
+    labels[0, 1:3, 2:] = 255
+    plain = F.cross_entropy(resize_maps(logits, (4, 6)), labels, ignore_index=255, reduction="sum")
+    monkeypatch.setattr("beit.nn.segmenter.FINE_LOGITS", limit)
+    with saved_tensors() as saved:
+        loss = pixel_loss(logits, labels)
+    assert [tensor.shape for tensor in saved if tensor.ndim == 4] == [(n, 3, 2, 3) for n in images]
+    torch.testing.assert_close(loss, plain / labels.numel())
+    (gradient,) = torch.autograd.grad(loss, logits)
+    torch.testing.assert_close(gradient, torch.autograd.grad(plain / labels.numel(), logits)[0])
 
 
 @torch.no_grad()

@@ -1,7 +1,7 @@
 """Configurations of training runs that take about a second, and what is asked of every run."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from beit.data.batches import DataConfig
 from beit.data.views import ViewConfig
@@ -135,6 +136,20 @@ def same_bits() -> Callable[[Path, Path], None]:
         assert_same_tensors(*weights)
 
     return check
+
+
+@pytest.fixture
+def thrifty(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceConfig]:
+    """A CPU with gradient checkpointing, of which the test must make use."""
+    used: list[Any] = []
+
+    def counted(function: Any, *arguments: Any, **settings: Any) -> Any:
+        used.append(function)
+        return checkpoint(function, *arguments, **settings)
+
+    monkeypatch.setattr("beit.nn.block.checkpoint", counted)
+    yield DeviceConfig(accelerator="cpu", gradient_checkpointing=True)
+    assert used
 
 
 def assert_same_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:

@@ -117,6 +117,13 @@ def test_a_finished_run_may_be_resumed(tmp_path, finished, config, same_bits):
     same_bits(finished, tmp_path / "run")
 
 
+def test_gradient_checkpointing_changes_memory_not_results(
+    tmp_path, finished, config, thrifty, same_bits
+):
+    finetune.run(full(config)(tmp_path / "run", device=thrifty))
+    same_bits(finished, tmp_path / "run")
+
+
 def test_micro_steps_change_memory_not_results(tmp_path, config, optim, records, same_to_rounding):
     for name, accumulate in (("one", 1), ("two", 2)):
         # Without mixing and drop path, which are by micro-step.

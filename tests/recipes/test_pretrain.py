@@ -103,6 +103,13 @@ def test_micro_steps_change_memory_not_results(
     same_to_rounding(records(tmp_path / "one"), records(tmp_path / "two"), 2e-5)
 
 
+def test_gradient_checkpointing_changes_memory_not_results(
+    tmp_path, finished, trained_tokenizer, pretrain_config, thrifty, same_bits
+):
+    pretrain.run(pretrain_config(tmp_path / "run", trained_tokenizer, check=CHECK, device=thrifty))
+    same_bits(finished, tmp_path / "run")
+
+
 def test_plain_masked_image_modelling(tmp_path, trained_tokenizer, pretrain_config, records):
     config = pretrain_config(
         tmp_path / "run", trained_tokenizer, mask=MaskConfig(kind="random", count=3)

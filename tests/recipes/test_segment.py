@@ -98,6 +98,13 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     same_bits(finished, tmp_path / "run")
 
 
+def test_gradient_checkpointing_changes_memory_not_results(
+    tmp_path, finished, config, thrifty, same_bits
+):
+    segment.run(config(tmp_path / "run", device=thrifty))
+    same_bits(finished, tmp_path / "run")
+
+
 def test_the_best_weights_are_kept(tmp_path, config, monkeypatch):
     judge, scored = segment.judge, []
 

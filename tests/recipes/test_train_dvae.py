@@ -316,6 +316,15 @@ def test_a_run_of_the_other_kind_is_not_resumed(trained_tokenizer: Path) -> None
         train_dvae.resume(trained_tokenizer)
 
 
+def test_gradient_checkpointing_of_convolutions_is_refused(
+    tmp_path: Path, config: Callable[..., Config]
+) -> None:
+    device = DeviceConfig(accelerator="cpu", gradient_checkpointing=True)
+    with pytest.raises(ValueError, match=r"this model has none; leave it out"):
+        train_dvae.run(config(tmp_path / "run", device=device))
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_existing_directory_is_refused(trained: Path, config: Callable[..., Config]) -> None:
     before = (trained / "metrics.jsonl").read_bytes()
     with pytest.raises(FileExistsError, match=r"exists and is not overwritten.*--resume"):

@@ -73,6 +73,13 @@ def test_same_seed_same_bits(tmp_path, trained_tokenizer, tokenizer_config, same
     same_bits(trained_tokenizer, tmp_path / "again")
 
 
+def test_gradient_checkpointing_changes_memory_not_results(
+    tmp_path, trained_tokenizer, tokenizer_config, thrifty, same_bits
+):
+    train_tokenizer.run(tokenizer_config(tmp_path / "run", device=thrifty))
+    same_bits(trained_tokenizer, tmp_path / "run")
+
+
 def test_another_seed_another_run(tmp_path, trained_tokenizer, tokenizer_config, records):
     config = tokenizer_config(tmp_path / "run")
     train_tokenizer.run(replace(config, run=replace(config.run, seed=1)))

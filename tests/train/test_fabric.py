@@ -8,12 +8,14 @@ import pytest
 import torch
 from torch import nn
 
+from beit.nn.block import Block
 from beit.train.fabric import (
     DeviceConfig,
     LossScaling,
     can_fuse,
     launch,
     layout,
+    prepared,
 )
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6"}
@@ -84,6 +86,25 @@ def test_loss_scaling_goes_on_where_it_was() -> None:
         LossScaling(launch(on_cpu())).load_state_dict(state)
     with pytest.raises(ValueError, match=r"without float16 loss scaling .* with;"):
         LossScaling(fresh).load_state_dict({})
+
+
+def test_gradient_checkpointing_is_for_blocks() -> None:
+    thrifty = on_cpu(gradient_checkpointing=True)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Block(4, 2), Block(4, 2)))
+    assert prepared(model, on_cpu()) is model
+    assert not [block for block in model[1] if block.gradient_checkpointing]
+    assert prepared(model, thrifty) is model
+    assert all(block.gradient_checkpointing for block in model[1])
+    with pytest.raises(ValueError, match=r"gradient_checkpointing is for Transformer blocks"):
+        prepared(nn.Linear(4, 4), thrifty)
+
+
+@pytest.mark.parametrize("thrifty", [False, True])
+def test_a_thrifty_run_keeps_no_freed_memory(thrifty: bool, monkeypatch: Any) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr("beit.train.fabric.keep_freed_memory", lambda: asked.append(True))
+    launch(on_cpu(gradient_checkpointing=thrifty))
+    assert asked == [True] * (not thrifty)
 
 
 PAGES = """

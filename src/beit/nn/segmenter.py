@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from beit.nn.vit import VisionTransformer, ViTConfig
 
@@ -19,6 +20,7 @@ LAYERS = {12: (4, 6, 8, 12), 24: (8, 12, 16, 24)}  # by depth: the published bas
 POOL_SIDES = (1, 2, 3, 6)  # of the grids that the decoder pools the coarsest map to (PSPNet's)
 AUXILIARY_LEVEL = 2  # of the pyramid, from 0: the one as fine as the patches
 IGNORED = 255  # the label of pixels that count for nothing (mmsegmentation)
+FINE_LOGITS = 2**26  # of full size at a time in the loss: 256 MiB, one image of ADE20K
 HEAD_STD = 0.01  # deviation of the initial weights of a classification layer (mmsegmentation)
 
 
@@ -279,6 +281,16 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits: (B, Y, h, w)
         labels: (B, H, W) of any integer type, classes in [0, Y) or IGNORED
     """
+    # Logits of full size take gigabytes: they are made for a few images at a time, and once more
+    # for the gradients.
+    images = max(1, FINE_LOGITS // (logits.shape[1] * labels[0].numel()))
+    sums = [
+        checkpoint(_summed_entropy, *part, use_reentrant=False)
+        for part in zip(logits.split(images), labels.split(images), strict=True)
+    ]
+    return torch.stack(sums).sum() / labels.numel()
+
+
+def _summed_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     fine = resize_maps(logits.float(), labels.shape[1:])
-    total = F.cross_entropy(fine, labels.long(), ignore_index=IGNORED, reduction="sum")
-    return total / labels.numel()
+    return F.cross_entropy(fine, labels.long(), ignore_index=IGNORED, reduction="sum")

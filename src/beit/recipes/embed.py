@@ -29,7 +29,7 @@ from beit.nn.vit import Features
 from beit.store.load import load_backbone
 from beit.store.table_files import Column
 from beit.store.tables import Table, check_output, fingerprint
-from beit.train.fabric import DeviceConfig, compiled, launch
+from beit.train.fabric import DeviceConfig, launch, prepared
 from beit.train.progress import Progress
 
 
@@ -132,7 +132,7 @@ def run(config: Config) -> Result:
         source, view, config.batch_size, num_workers=config.num_workers, batches=numbers
     )
     unreadable = Unreadable(len(source), config.max_unreadable)
-    model = compiled(backbone.to(fabric.device), config.device)
+    model = prepared(backbone.to(fabric.device), config.device)
     layers = () if config.layer is None else (config.layer,)
 
     loader = prefetch(batches, fabric.device)

@@ -64,7 +64,7 @@ from beit.store.evaluations import (
 )
 from beit.store.load import load_classifier
 from beit.store.run import environment
-from beit.train.fabric import DeviceConfig, compiled, launch, summed
+from beit.train.fabric import DeviceConfig, launch, prepared, summed
 from beit.train.progress import Progress
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def classify(fabric: "Fabric", classifier: ImageClassifier, task: Task, config: 
         num_workers=config.num_workers,
     )
     unreadable = Unreadable(len(task.source), config.max_unreadable)
-    model = compiled(classifier.to(fabric.device).eval(), config.device)
+    model = prepared(classifier.to(fabric.device).eval(), config.device)
     columns = task.columns.to(fabric.device)
     answers = torch.zeros(len(task.source), CORRUPTED + len(config.pairs))
     loader = prefetch(batches, fabric.device)

@@ -32,7 +32,7 @@ from beit.store.atomic import replacing, write_text
 from beit.store.evaluations import FILE
 from beit.store.load import load_segmenter
 from beit.store.run import environment
-from beit.train.fabric import DeviceConfig, compiled, launch, summed
+from beit.train.fabric import DeviceConfig, launch, prepared, summed
 from beit.train.progress import Progress
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ def judge(
     """Label this process's share of the images and count what is taken for what."""
     Y, rank, world_size = segmenter.config.num_classes, fabric.global_rank, fabric.world_size
     segmenter.to(fabric.device).eval()
-    model = compiled(segmenter, config.device)
+    model = prepared(segmenter, config.device)
     vit = segmenter.backbone
     predictor = MapPredictor(vit.config.image_size, config.views, vit.mean)
     confusion = torch.zeros(Y, Y, dtype=torch.int64, device=fabric.device)

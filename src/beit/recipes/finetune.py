@@ -49,8 +49,8 @@ from beit.train.fabric import (
     DeviceConfig,
     LossScaling,
     can_fuse,
-    compiled,
     launch,
+    prepared,
     summed,
 )
 from beit.train.log import MetricsLog, read_log
@@ -227,7 +227,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     average = None if config.average is None else WeightAverage(classifier, config.average)
     groups = parameter_groups(classifier, optim.weight_decay, config.layer_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
-    model, optimizer = fabric.setup(compiled(classifier, config.device), optimizer)
+    model, optimizer = fabric.setup(prepared(classifier, config.device), optimizer)
     judged = classifier if average is None else average.model.to(fabric.device)
     means, unreadable = Means(), Unreadable(len(source), config.data.max_unreadable)
     best = BestWeights()

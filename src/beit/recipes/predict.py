@@ -40,7 +40,7 @@ from beit.store.table_files import Column
 from beit.store.table_lines import Line
 from beit.store.table_stream import LineStream
 from beit.store.tables import Table, check_output, fingerprint, smallest_unsigned
-from beit.train.fabric import DeviceConfig, compiled, launch
+from beit.train.fabric import DeviceConfig, launch, prepared
 from beit.train.progress import Progress
 
 
@@ -158,7 +158,7 @@ def run(config: Config) -> Result:
         source, view, config.batch_size, num_workers=config.num_workers, batches=numbers
     )
     unreadable = Unreadable(len(source), _allowed_share(config))
-    model = compiled(classifier.to(fabric.device), config.device)
+    model = prepared(classifier.to(fabric.device), config.device)
 
     loader = prefetch(batches, fabric.device)
     step, started = 0, time.perf_counter()

@@ -34,7 +34,7 @@ from beit.show.segmentation import legend, overlay, with_legend
 from beit.store.atomic import replacing, write_text
 from beit.store.load import load_segmenter
 from beit.store.tables import fingerprint
-from beit.train.fabric import DeviceConfig, compiled, launch
+from beit.train.fabric import DeviceConfig, launch, prepared
 from beit.train.progress import Progress
 
 ABOUT, LEGEND = "predict.json", "legend.png"
@@ -113,7 +113,7 @@ def run(config: Config) -> Result:
     fabric.barrier()  # all processes have looked before one writes
     mine = missing[fabric.global_rank :: fabric.world_size]
     vit = segmenter.to(fabric.device).backbone
-    model = compiled(segmenter, config.device)
+    model = prepared(segmenter, config.device)
     predictor = MapPredictor(vit.config.image_size, config.views, vit.mean)
 
     def classify(windows: Tensor) -> Tensor:

@@ -39,8 +39,8 @@ from beit.train.fabric import (
     DeviceConfig,
     LossScaling,
     can_fuse,
-    compiled,
     launch,
+    prepared,
     summed,
 )
 from beit.train.log import MetricsLog, read_log
@@ -190,7 +190,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
 
     groups = parameter_groups(mim, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
-    model, optimizer = fabric.setup(compiled(mim, config.device), optimizer)
+    model, optimizer = fabric.setup(prepared(mim, config.device), optimizer)
     means, unreadable = Means(), Unreadable(len(source), config.data.max_unreadable)
     parts: dict[str, Any] = {"model": mim, "optimizer": optimizer, "scaling": LossScaling(fabric)}
     parts["unreadable"] = unreadable

@@ -37,7 +37,7 @@ from beit.store.settings import from_plain
 from beit.store.starts import backbone_for_finetuning, carry_backbone, carry_decoder
 from beit.store.weights import save_weights
 from beit.train.averaging import BestWeights
-from beit.train.fabric import DeviceConfig, LossScaling, can_fuse, compiled, launch, summed
+from beit.train.fabric import DeviceConfig, LossScaling, can_fuse, launch, prepared, summed
 from beit.train.log import MetricsLog, read_log
 from beit.train.meters import Means
 from beit.train.optim import (
@@ -244,7 +244,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
 
     groups = parameter_groups(segmenter, optim.weight_decay, config.layer_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
-    model, optimizer = fabric.setup(compiled(segmenter, config.device), optimizer)
+    model, optimizer = fabric.setup(prepared(segmenter, config.device), optimizer)
     means, unreadable = Means(), Unreadable(len(source), config.data.max_unreadable)
     best = BestWeights()
     parts: dict[str, Any] = {"model": segmenter, "optimizer": optimizer, "best": best}

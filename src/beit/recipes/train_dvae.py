@@ -40,7 +40,7 @@ from beit.store.run import RunConfig, RunDirectory
 from beit.store.settings import from_plain
 from beit.store.teachers import LITE0, load_teacher
 from beit.store.weights import save_weights
-from beit.train.fabric import DeviceConfig, LossScaling, can_fuse, compiled, launch, summed
+from beit.train.fabric import DeviceConfig, LossScaling, can_fuse, launch, prepared, summed
 from beit.train.log import MetricsLog, read_log
 from beit.train.meters import Means
 from beit.train.optim import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
@@ -209,7 +209,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     optimizer = build_optimizer(
         parameter_groups(vae, optim.weight_decay), optim, fused=can_fuse(fabric)
     )
-    model, optimizer = fabric.setup(compiled(vae, config.device), optimizer)
+    model, optimizer = fabric.setup(prepared(vae, config.device), optimizer)
     means, unreadable = Means(), Unreadable(len(source), config.data.max_unreadable)
     parts: dict[str, Any] = {"model": vae, "optimizer": optimizer, "scaling": LossScaling(fabric)}
     parts |= {"unreadable": unreadable}

@@ -39,9 +39,9 @@ from beit.train.fabric import (
     DeviceConfig,
     LossScaling,
     can_fuse,
-    compiled,
     gathered,
     launch,
+    prepared,
     summed,
 )
 from beit.train.log import MetricsLog, read_log
@@ -192,7 +192,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         learned = {"params": [quantizer.use_gradients()], "names": ["quantizer.codebook"]}
         groups.append(learned | {"weight_decay": 0.0, "lr_scale": 1.0})
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
-    model, optimizer = fabric.setup(compiled(vqkd, config.device), optimizer)
+    model, optimizer = fabric.setup(prepared(vqkd, config.device), optimizer)
     teacher = teacher.to(fabric.device)
     means, unreadable = Means(), Unreadable(len(source), config.data.max_unreadable)
     use = CodeUse(vqkd.config.encoder.num_patches, vqkd.vocab_size, fabric.device)

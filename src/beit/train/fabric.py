@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 import torch
 from torch import nn
 
+from beit.nn.block import Block
+
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
@@ -28,6 +30,8 @@ class DeviceConfig:
         num_nodes: machines, where Slurm starts the processes; torchrun says it itself.
         precision: 32-true, or autocast in bfloat16 or (on a GPU) float16 with loss scaling.
         compile: run the model through torch.compile.
+        gradient_checkpointing: in training, keep of each Transformer block only what goes in, and
+            compute the rest again for the gradients: less memory, more time, the same weights.
     """
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -35,6 +39,7 @@ class DeviceConfig:
     num_nodes: int = 1
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     compile: bool = False
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("devices", "num_nodes"):
@@ -98,7 +103,7 @@ def launch(config: DeviceConfig) -> Fabric:
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces each choice
     accelerator, devices, num_nodes = layout(config, os.environ)
-    if accelerator == "cpu":
+    if accelerator == "cpu" and not config.gradient_checkpointing:  # the same trade
         keep_freed_memory()
     # torch 2.15 gave the switch for synchronising buffers in each forward pass another name.
     known = inspect.signature(DistributedDataParallel).parameters
@@ -133,8 +138,21 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
-def compiled(model: nn.Module, config: DeviceConfig) -> nn.Module:
-    """Return the model, through torch.compile where the run asks for it."""
+def prepared(model: nn.Module, config: DeviceConfig) -> nn.Module:
+    """Return the model as the run asks for it: with gradient checkpointing, through torch.compile.
+
+    Raises:
+        ValueError: there is nothing to checkpoint, for the model has no Transformer blocks.
+    """
+    if config.gradient_checkpointing:
+        blocks = [module for module in model.modules() if isinstance(module, Block)]
+        if not blocks:
+            raise ValueError(
+                "device.gradient_checkpointing is for Transformer blocks, and this model has none; "
+                "leave it out, and raise optim.accumulate for less memory"
+            )
+        for block in blocks:
+            block.gradient_checkpointing = True
     return cast(nn.Module, torch.compile(model)) if config.compile else model
 
 
