@@ -55,7 +55,7 @@ def measure(way: str, steps: int) -> dict[str, float]:
     from beit.train.fabric import keep_freed_memory
 
     folded, kept = WAYS[way]
-    if kept and not keep_freed_memory():
+    if kept and not keep_freed_memory(True):
         raise SystemExit("this C library cannot keep freed memory")
     torch.manual_seed(SEED)
     teacher = timm.create_model("tf_efficientnet_lite0").eval().requires_grad_(False)

@@ -103,8 +103,8 @@ def launch(config: DeviceConfig) -> Fabric:
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces each choice
     accelerator, devices, num_nodes = layout(config, os.environ)
-    if accelerator == "cpu" and not config.gradient_checkpointing:  # the same trade
-        keep_freed_memory()
+    if accelerator == "cpu":
+        keep_freed_memory(not config.gradient_checkpointing)
     # torch 2.15 gave the switch for synchronising buffers in each forward pass another name.
     known = inspect.signature(DistributedDataParallel).parameters
     switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -121,21 +121,25 @@ def launch(config: DeviceConfig) -> Fabric:
     return fabric
 
 
-M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
 
 
-def keep_freed_memory() -> bool:
-    """Have this process keep the memory that it frees, and say whether its C library can.
+def keep_freed_memory(keep: bool) -> bool:
+    """Have this process keep the memory it frees, or give it back; False if its C library cannot.
 
     Each step allocates the same hundreds of megabytes. Given back to the system, all their pages
-    are mapped and zeroed again in the next one: a sixth of a step's time on a CPU (docs/diary.md).
+    are mapped and zeroed again in the next one: a sixth of a step's time on a CPU. Kept, they lie
+    in pieces, into which the next blocks do not always fit (docs/diary.md).
     """
     if sys.platform != "linux":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # not glibc
         return False
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1}
+    if not keep:  # blocks from 1 MiB on are mapped one by one, however often
+        settings = {M_MMAP_MAX: 2**16, M_MMAP_THRESHOLD: 2**20, M_TRIM_THRESHOLD: 2**20}
+    return all(mallopt(name, value) for name, value in settings.items())
 
 
 def prepared(model: nn.Module, config: DeviceConfig) -> nn.Module:
