@@ -27,7 +27,7 @@ def main() -> None:
     options = parse()
     import torch
 
-    from beit.nn.sliding import MapViewConfig, sliding_logits
+    from beit.nn.sliding import sliding_logits
 
     torch.manual_seed(SEED)
     model = build(options)
@@ -35,17 +35,20 @@ def main() -> None:
     images = torch.rand(options.images, 3, height, width, device=options.device)
     window = (options.window, options.window)
     stride = (2 * options.window // 3,) * 2
-    config = MapViewConfig(batch_size=options.batch)
 
     def classify(windows):
         with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
             return model.predict(windows)
 
+    def coarsely(windows):
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
+            return model(windows).logits
+
     ways = {
         "published": lambda image: one_by_one(classify, image, window, stride),
-        "ours, 1 window": lambda image: sliding_logits(classify, image, window, stride, 1),
+        "ours, 1 window": lambda image: sliding_logits(coarsely, image, window, stride, 1),
         f"ours, {options.batch} windows": lambda image: sliding_logits(
-            classify, image, window, stride, config.batch_size
+            coarsely, image, window, stride, options.batch
         ),
     }
     clock = time.process_time if options.device == "cpu" else time.perf_counter

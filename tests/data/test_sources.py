@@ -1,5 +1,6 @@
 import io
 import json
+import logging
 import os
 
 import numpy as np
@@ -198,11 +199,13 @@ def test_limit_is_a_fixed_nested_subset():
         open_source("shapes://40?size=8", limit=0)
 
 
-def test_cache_holds_equal_sizes_in_one_block():
+def test_cache_holds_equal_sizes_in_one_block(caplog):
+    caplog.set_level(logging.INFO, "beit")
     plain = open_source("shapes://9?size=8x12", limit=7)
     source = open_source("shapes://9?size=8x12", limit=7, cache_gigabytes=1e-5)
     assert isinstance(plain, PartSource)
     assert isinstance(source, CachedSource)
+    assert caplog.messages == ["decoding 7 images into memory"]  # which may take minutes
     assert source._images.shape == (7, 3, 8, 12)
     assert all(torch.equal(source.image(i), plain.image(i)) for i in range(7))
     assert source.labels.tolist() == plain.labels.tolist()

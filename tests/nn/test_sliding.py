@@ -72,6 +72,33 @@ def test_logits_are_averages_over_the_windows_of_a_plain_loop(
     torch.testing.assert_close(found, expected)
 
 
+def test_coarse_logits_are_brought_to_the_size_of_the_window() -> None:
+    def coarse(windows: Tensor) -> Tensor:
+        return F.avg_pool2d(classify(windows), 4)  # (n, 4, 2, 3)
+
+    def fine(windows: Tensor) -> Tensor:
+        return resize_maps(coarse(windows), (8, 12))
+
+    images = image(11, 20)[None]
+    found, expected = (sliding_logits(way, images, (8, 12), (5, 7)) for way in (coarse, fine))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(("pixels", "sizes"), [(50, [1] * 6), (4 * 96 + 95, [4, 2]), (2**20, [6])])
+def test_as_many_windows_at_a_time_as_have_so_many_pixels(
+    pixels: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def counted(windows: Tensor) -> Tensor:
+        seen.append(len(windows))
+        return classify(windows)
+
+    monkeypatch.setattr("beit.nn.sliding.WINDOW_PIXELS", pixels)
+    sliding_logits(counted, image(13, 24)[None], (8, 12), (5, 7))  # 2 x 3 windows
+    assert seen == sizes
+
+
 def test_one_window_is_the_whole_image() -> None:
     images = image(8, 12)[None].float() / 255
     assert torch.equal(sliding_logits(classify, images, (8, 12), (5, 7)), classify(images))

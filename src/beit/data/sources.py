@@ -203,6 +203,7 @@ def cached(source: Source, budget: int) -> Source:
     if sum(sizes) / len(sizes) * count > budget:
         _log.info("%d images do not fit into the cache of %.1f GB", count, budget / 1e9)
         return source
+    _log.info("decoding %d images into memory", count)
     images: list[Tensor] = []
     block: Tensor | None = None  # (n, 3, H, W) while all images have the first one's size
     unreadable: dict[int, str] = {}

@@ -15,7 +15,8 @@ from torch import Tensor
 from beit.nn.patches import as_float
 from beit.nn.segmenter import resize_maps
 
-Classify = Callable[[Tensor], Tensor]  # (n, 3, h, w) float in [0, 1] to (n, Y, h, w) logits
+Classify = Callable[[Tensor], Tensor]  # (n, 3, h, w) float in [0, 1] to (n, Y, h', w') logits
+WINDOW_PIXELS = 2**20  # classified at a time where nothing else is said: 4 windows of 512 x 512
 STRIP = 2**26  # logits at the image's own size that are made at a time: 256 MB
 
 
@@ -37,17 +38,18 @@ def sliding_logits(
     images: Tensor,
     window: tuple[int, int],
     stride: tuple[int, int],
-    batch_size: int = 8,
+    batch_size: int | None = None,
     padding: Tensor | None = None,
 ) -> Tensor:
     """Average the logits of overlapping windows.
 
     Args:
-        classify: gives logits (n, Y, h, w) of windows (n, 3, h, w)
+        classify: gives logits (n, Y, h', w') of windows (n, 3, h, w), which may be coarser; they
+            are brought to the window's size
         images: (B, 3, H, W) uint8 or float in [0, 1], of one size
         window: its (height, width)
         stride: pixels from one window to the next, down and across
-        batch_size: windows classified at a time
+        batch_size: windows classified at a time; None for as many as have WINDOW_PIXELS
         padding: (3, 1, 1) in [0, 1], the colour that images smaller than the window get on their
             right and lower side (published: the mean colour); None for black
 
@@ -68,14 +70,15 @@ def sliding_logits(
     lefts = window_starts(images.shape[3], w, stride[1])
     places = [(b, top, left) for top in tops for left in lefts for b in range(B)]
     total, times = torch.empty(0), images.new_zeros(images.shape[2:])
+    batch_size = batch_size or max(1, WINDOW_PIXELS // (h * w))
     for first in range(0, len(places), batch_size):
         batch = places[first : first + batch_size]
         views = torch.stack([images[b, :, y : y + h, x : x + w] for b, y, x in batch])
-        logits = classify(views).float()  # (n, Y, h, w)
+        logits = classify(views)  # (n, Y, h', w')
         if not first:
-            total = logits.new_zeros(B, logits.shape[1], *images.shape[2:])
-        for (b, y, x), window_logits in zip(batch, logits, strict=True):
-            total[b, :, y : y + h, x : x + w] += window_logits
+            total = times.new_zeros(B, logits.shape[1], *images.shape[2:])
+        for (b, y, x), coarse in zip(batch, logits.split(1), strict=True):
+            total[b, :, y : y + h, x : x + w] += resize_maps(coarse.float(), window)[0]
     for y in tops:
         for x in lefts:
             times[y : y + h, x : x + w] += 1
@@ -119,7 +122,7 @@ class MapViewConfig:
         scales: of the working size; published for BEiT v1, with flip: 0.5, 0.75, ... 1.75
         flip: see mirror images, too
         short_side: of an image at scale 1; null for the model's, 0 leaves images as they are
-        batch_size: windows at a time
+        batch_size: windows at a time; null for as many as have a million pixels, 4 of 512 x 512
     """
 
     mode: Literal["slide", "whole"] = "slide"
@@ -127,14 +130,14 @@ class MapViewConfig:
     scales: tuple[float, ...] = (1.0,)
     flip: bool = False
     short_side: int | None = None
-    batch_size: int = 8
+    batch_size: int | None = None
 
     def __post_init__(self) -> None:
         if not self.scales or not all(scale > 0 for scale in self.scales):
             raise ValueError(f"scales must be one or more numbers above 0, got {self.scales}")
         if self.short_side is not None and self.short_side < 0:
             raise ValueError(f"short_side is {self.short_side}; expected 0 (as images are) or more")
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; expected 1 window or more")
         if self.mode == "whole" and tuple(self.scales) != (1.0,):
             raise ValueError("scales are for windows; whole images have the model's size")
@@ -178,32 +181,33 @@ class MapPredictor:
             return [working_size(size, shorts[0], 4 * shorts[0] if base else None)]
         return [working_size(size, max(short, window)) for short in shorts]
 
-    def views(self, classify: Classify, images: Tensor) -> Iterator[Tensor]:
-        """Give the logits (B, Y, h, w) of each view of images (B, 3, H, W) uint8, turned back."""
-        B, _, H, W = images.shape
-        for size in self.sizes((H, W)):
+    def views(self, images: Tensor) -> Iterator[tuple[Tensor, bool]]:
+        """Give images (B, 3, H, W) uint8 as they are seen: (B, 3, h, w), and whether mirrored."""
+        for size in self.sizes((images.shape[2], images.shape[3])):
             seen = rescaled(images, size)
+            yield seen, False
             if self.config.flip:
-                seen = torch.cat([seen, seen.flip(3)])  # (2B, 3, h, w)
-            logits = sliding_logits(
-                classify, seen, self.window, self.stride, self.config.batch_size, self.padding
-            )
-            yield logits[:B]
-            if self.config.flip:
-                yield logits[B:].flip(3)
+                yield seen.flip(3), True
 
     def __call__(self, classify: Classify, images: Tensor) -> Tensor:
         """Give the class of every pixel of images (B, 3, H, W) uint8: (B, H, W) int64."""
         B, _, H, W = images.shape
-        if len(self.config.scales) == 1 and not self.config.flip:
-            (logits,) = self.views(classify, images)
-            return torch.cat([strip.argmax(dim=1) for _, strip in strips(logits, (H, W))], dim=1)
+        one = len(self.config.scales) == 1 and not self.config.flip
         total = torch.empty(0)
-        for number, logits in enumerate(self.views(classify, images)):
-            if not number:
+        for seen, mirrored in self.views(images):
+            logits = sliding_logits(
+                classify, seen, self.window, self.stride, self.config.batch_size, self.padding
+            )  # (B, Y, h, w)
+            parts = strips(logits, (H, W))
+            if one:
+                return torch.cat([strip.argmax(dim=1) for _, strip in parts], dim=1)
+            if not len(total):
                 total = logits.new_zeros(B, logits.shape[1], H, W)
-            for first, strip in strips(logits, (H, W)):
-                total[:, :, first : first + strip.shape[2]] += strip.softmax(dim=1)
+            for first, strip in parts:
+                probabilities = strip.softmax(dim=1)
+                rows = slice(first, first + strip.shape[2])
+                total[:, :, rows] += probabilities.flip(3) if mirrored else probabilities
+            del logits, parts  # may be gigabytes: not beside those of the next view
         return total.argmax(dim=1)
 
 

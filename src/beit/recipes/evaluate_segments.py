@@ -24,7 +24,7 @@ from beit.data.label_classes import default_palette
 from beit.data.label_maps import LabelMaps, open_label_maps
 from beit.data.segment_batches import SegmentEvalBatches
 from beit.nn.confusion import map_figures, pixel_confusion
-from beit.nn.segmenter import SemanticSegmenter, resize_maps
+from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapPredictor, MapViewConfig
 from beit.show.report import Section, write_report
 from beit.show.segmentation import Example, example_picture, iou_table
@@ -192,8 +192,8 @@ def judge(
 
     def classify(windows: Tensor) -> Tensor:
         with fabric.autocast():
-            logits = model(windows).logits  # (n, Y, h', w')
-        return resize_maps(logits.float(), windows.shape[2:])
+            logits: Tensor = model(windows).logits  # (n, Y, h', w')
+        return logits
 
     loader = batches.on(fabric.device)
     with Progress(len(batches), enabled=fabric.is_global_zero) as progress:

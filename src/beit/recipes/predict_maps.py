@@ -27,7 +27,7 @@ from beit.data.label_classes import default_palette
 from beit.data.label_decoding import encode_label_map
 from beit.data.listed import read_list
 from beit.data.sources import Source, limited, open_source
-from beit.nn.segmenter import SemanticSegmenter, resize_maps
+from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapPredictor, MapViewConfig
 from beit.show import canvas
 from beit.show.segmentation import legend, overlay, with_legend
@@ -118,8 +118,8 @@ def run(config: Config) -> Result:
 
     def classify(windows: Tensor) -> Tensor:
         with fabric.autocast():
-            logits = model(windows).logits  # (n, Y, h', w')
-        return resize_maps(logits.float(), windows.shape[2:])
+            logits: Tensor = model(windows).logits  # (n, Y, h', w')
+        return logits
 
     unreadable = Unreadable(len(source), config.max_unreadable)
     with Progress(len(mine), enabled=first) as progress, torch.no_grad():

@@ -23,7 +23,7 @@ from beit.data.order import step_generator
 from beit.data.segment_batches import SegmentBatches, SegmentEvalBatches
 from beit.data.segment_views import SegmentViewConfig, SegmentViews
 from beit.nn.confusion import map_figures, pixel_confusion
-from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter, pixel_loss, resize_maps
+from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter, pixel_loss
 from beit.nn.sliding import MapPredictor, MapViewConfig
 from beit.nn.vit import ViTConfig
 from beit.show.axes import figure
@@ -498,8 +498,8 @@ def judge(
 
     def classify(windows: Tensor) -> Tensor:
         with fabric.autocast():
-            logits = segmenter(windows).logits  # (n, Y, h', w')
-        return resize_maps(logits.float(), windows.shape[2:])
+            logits: Tensor = segmenter(windows).logits  # (n, Y, h', w')
+        return logits
 
     size = config.validation_batch
     for number, batch in enumerate(batches.on(device)):
