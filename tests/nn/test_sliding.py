@@ -84,7 +84,7 @@ def test_coarse_logits_are_brought_to_the_size_of_the_window() -> None:
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize(("pixels", "sizes"), [(50, [1] * 6), (4 * 96 + 95, [4, 2]), (2**20, [6])])
+@pytest.mark.parametrize(("pixels", "sizes"), [(50, [1] * 6), (4 * 96 + 95, [4, 2]), (2**19, [6])])
 def test_as_many_windows_at_a_time_as_have_so_many_pixels(
     pixels: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

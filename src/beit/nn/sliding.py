@@ -16,7 +16,7 @@ from beit.nn.patches import as_float
 from beit.nn.segmenter import resize_maps
 
 Classify = Callable[[Tensor], Tensor]  # (n, 3, h, w) float in [0, 1] to (n, Y, h', w') logits
-WINDOW_PIXELS = 2**20  # classified at a time where nothing else is said: 4 windows of 512 x 512
+WINDOW_PIXELS = 2**19  # classified at a time where nothing else is said: 2 windows of 512 x 512
 STRIP = 2**26  # logits at the image's own size that are made at a time: 256 MB
 
 
@@ -122,7 +122,7 @@ class MapViewConfig:
         scales: of the working size; published for BEiT v1, with flip: 0.5, 0.75, ... 1.75
         flip: see mirror images, too
         short_side: of an image at scale 1; null for the model's, 0 leaves images as they are
-        batch_size: windows at a time; null for as many as have a million pixels, 4 of 512 x 512
+        batch_size: windows at a time; null for as many as have half a million pixels, 2 of 512 x 512
     """
 
     mode: Literal["slide", "whole"] = "slide"
