@@ -122,7 +122,7 @@ class MapViewConfig:
         scales: of the working size; published for BEiT v1, with flip: 0.5, 0.75, ... 1.75
         flip: see mirror images, too
         short_side: of an image at scale 1; null for the model's, 0 leaves images as they are
-        batch_size: windows at a time; null for as many as have half a million pixels, 2 of 512 x 512
+        batch_size: windows at a time; null for half a million pixels, 2 of 512 x 512
     """
 
     mode: Literal["slide", "whole"] = "slide"
