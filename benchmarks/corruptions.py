@@ -51,8 +51,8 @@ def measure(options: argparse.Namespace) -> list[dict[str, object]]:
     import numpy as np
     import torch
 
-    from beit.data.corruptions import KINDS, PARAMETERS, corrupt, published_side
     from beit.data.shapes import ShapesSource
+    from beit.evaluation.corruptions.corrupt import KINDS, PARAMETERS, corrupt, published_side
 
     sys.path.insert(0, str(record.ROOT / "tests" / "data"))
     import corruption_reference as reference

@@ -18,12 +18,12 @@ import record
 import torch
 from torch import nn
 
+from beit.exporting import export
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import VisionTransformer, ViTConfig, vit_config
-from beit.recipes import export
-from beit.store.weights import save_weights
+from beit.weights.file import save_weights
 
 SEED = 0
 ALLOWED = 1e-4

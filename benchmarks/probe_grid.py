@@ -24,10 +24,10 @@ from torch import Tensor
 from beit.data.classes import Labelled, checked_classes
 from beit.data.sources import open_source
 from beit.nn.pooling import kinds_of
-from beit.recipes import probe
-from beit.store.frozen import open_frozen
-from beit.train.fabric import DeviceConfig, launch
-from beit.train.probing import fit, split, steps_per_epoch
+from beit.probing import probe
+from beit.probing.features import open_frozen
+from beit.probing.training import fit, split, steps_per_epoch
+from beit.run.device import DeviceConfig, launch
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)  # C, the inverse strength
 SIZES = ((5000, 192, 10, 3), (5000, 768, 100, 1), (2048, 768, 1000, 1))  # n, D, Y, epochs

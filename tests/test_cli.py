@@ -12,7 +12,8 @@ import yaml
 
 import beit
 from beit import cli
-from beit.recipes import predict, presets
+from beit.command import presets
+from beit.tables import predict
 
 
 @dataclass(frozen=True)
@@ -237,7 +238,7 @@ def test_resume_refuses_other_options(ran, capsys):
 )
 def test_mistakes_are_told_in_one_line(ran, capsys, monkeypatch, arguments, expected):
     monkeypatch.setitem(
-        sys.modules, "beit.recipes.probe", SimpleNamespace(Config=Config, run=ran.append)
+        sys.modules, "beit.probing.probe", SimpleNamespace(Config=Config, run=ran.append)
     )
     assert expected in refused(capsys, *arguments.split())
     assert ran == []

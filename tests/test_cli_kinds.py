@@ -10,10 +10,12 @@ import pytest
 import yaml
 
 from beit import cli
+from beit.command import presets
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.recipes import presets, train_dvae, train_tokenizer
-from beit.store.weights import save_weights
+from beit.tokenizer import dvae as train_dvae
+from beit.tokenizer import vqkd as train_tokenizer
+from beit.weights.file import save_weights
 
 
 @dataclass(frozen=True)
@@ -156,10 +158,10 @@ def test_the_model_chooses_between_classes_and_maps(tmp_path: Path) -> None:
     maps, other = str(tmp_path / "maps.safetensors"), str(tmp_path / "vit.safetensors")
     save_weights(maps, segmenter)
     save_weights(other, VisionTransformer(backbone))
-    for verb, recipe in (("evaluate", "evaluate_segments"), ("predict", "predict_maps")):
-        of_classes = f"beit.recipes.{verb}"
-        assert cli.module_name(verb, ["--model", maps], None) == f"beit.recipes.{recipe}"
+    for verb, folder in (("evaluate", "evaluation"), ("predict", "tables")):
+        of_classes = f"beit.{folder}.{verb}"
+        assert cli.module_name(verb, ["--model", maps], None) == f"beit.segmentation.{verb}"
         assert cli.module_name(verb, ["--model", other], None) == of_classes
         assert cli.module_name(verb, ["--model", maps, "--kind", "classes"], None) == of_classes
         assert cli.module_name(verb, [], None) == of_classes
-    assert cli.module_name("predict", [maps, "cat.jpg"], None) == "beit.recipes.predict_maps"
+    assert cli.module_name("predict", [maps, "cat.jpg"], None) == "beit.segmentation.predict"

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from beit import demo
-from beit.recipes import fetch
+from beit.fetching import fetch
 
 
 def test_settings_are_merged_where_they_nest() -> None:

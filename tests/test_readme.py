@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from beit import cli
-from beit.recipes import presets
+from beit.command import presets
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

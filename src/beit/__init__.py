@@ -7,18 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from beit.store.load import load, load_backbone, load_tokenizer
-    from beit.store.teachers import load_teacher
+    from beit.weights.open import load, load_backbone, load_tokenizer
+    from beit.weights.teachers import load_teacher
 
 __version__ = "0.1.0"
 
 __all__ = ["__version__", "load", "load_backbone", "load_teacher", "load_tokenizer"]
 
 _DEFINED_IN = {
-    "load": "beit.store.load",
-    "load_backbone": "beit.store.load",
-    "load_teacher": "beit.store.teachers",
-    "load_tokenizer": "beit.store.load",
+    "load": "beit.weights.open",
+    "load_backbone": "beit.weights.open",
+    "load_teacher": "beit.weights.teachers",
+    "load_tokenizer": "beit.weights.open",
 }
 
 

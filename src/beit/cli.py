@@ -51,83 +51,85 @@ class Verb:
 VERBS = {
     "demo": Verb("beit.demo", "the whole job in minutes on two CPU cores, ending in report.html"),
     "fetch": Verb(
-        "beit.recipes.fetch",
+        "beit.fetching.fetch",
         "get a public data set: beit fetch cifar10 DIR",
         positional=("name", "directory"),
     ),
     "train-tokenizer": Verb(
-        "beit.recipes.train_tokenizer",
+        "beit.tokenizer.vqkd",
         "train a visual tokenizer: from a teacher (VQ-KD), or --kind dvae, a discrete VAE",
         resumable=True,
-        kinds={"vqkd": "beit.recipes.train_tokenizer", "dvae": "beit.recipes.train_dvae"},
+        kinds={"vqkd": "beit.tokenizer.vqkd", "dvae": "beit.tokenizer.dvae"},
     ),
     "pretrain": Verb(
-        "beit.recipes.pretrain",
+        "beit.pretraining.pretrain",
         "train a ViT to predict the tokens of masked patches",
         resumable=True,
     ),
     "finetune": Verb(
-        "beit.recipes.finetune",
+        "beit.finetuning.finetune",
         "train a classifier, all of it, from a pretrained backbone",
         resumable=True,
     ),
     "segment": Verb(
-        "beit.recipes.segment",
+        "beit.segmentation.segment",
         "train a semantic segmenter from a pretrained backbone",
         resumable=True,
     ),
-    "probe": Verb("beit.recipes.probe", "linear probe and k-NN on frozen features"),
-    "ablate": Verb("beit.ablate", "a plan's grid of runs, and one table of them", ("plan",)),
+    "probe": Verb("beit.probing.probe", "linear probe and k-NN on frozen features"),
+    "ablate": Verb(
+        "beit.comparison.ablate", "a plan's grid of runs, and one table of them", ("plan",)
+    ),
     "evaluate": Verb(
-        "beit.recipes.evaluate",
+        "beit.evaluation.evaluate",
         "how good and how robust a classifier is, or how good a segmenter",
-        kinds={"classes": "beit.recipes.evaluate", "maps": "beit.recipes.evaluate_segments"},
+        kinds={"classes": "beit.evaluation.evaluate", "maps": "beit.segmentation.evaluate"},
         segmenters="maps",
     ),
-    "tokenize": Verb("beit.recipes.tokenize", "the codes of images, to Parquet or NPZ"),
-    "embed": Verb("beit.recipes.embed", "the features of images, to Parquet or NPZ"),
+    "tokenize": Verb("beit.tables.tokenize", "the codes of images, to Parquet or NPZ"),
+    "embed": Verb("beit.tables.embed", "the features of images, to Parquet or NPZ"),
     "predict": Verb(
-        "beit.recipes.predict",
+        "beit.tables.predict",
         "the classes of images, or label maps by a segmenter: beit predict MODEL IMAGE ...",
         ("model", "data+"),
-        kinds={"classes": "beit.recipes.predict", "maps": "beit.recipes.predict_maps"},
+        kinds={"classes": "beit.tables.predict", "maps": "beit.segmentation.predict"},
         segmenters="maps",
     ),
     "visualise codes": Verb(
-        "beit.recipes.visualise_codes",
+        "beit.codebook.visualise",
         "what each code of a tokenizer stands for",
         ("model", "data"),
     ),
     "visualise tokens": Verb(
-        "beit.recipes.visualise_tokens",
+        "beit.pictures.tokens",
         "images as tokens, true and predicted: beit visualise tokens MODEL IMAGE ...",
         ("model", "data+"),
     ),
     "visualise attention": Verb(
-        "beit.recipes.visualise_attention",
+        "beit.pictures.attention",
         "where a backbone looks: beit visualise attention MODEL IMAGE ...",
         ("model", "data+"),
     ),
     "visualise explorer": Verb(
-        "beit.recipes.visualise_codes",
+        "beit.codebook.visualise",
         "a page to walk through a codebook: beit visualise explorer OUTPUT --model M --data D",
         ("output",),
         given=("--explorer=true",),
     ),
     "report": Verb(
-        "beit.recipes.report", "runs side by side: curves, settings, figures", ("runs+",)
+        "beit.comparison.report", "runs side by side: curves, settings, figures", ("runs+",)
     ),
     "export": Verb(
-        "beit.recipes.export",
+        "beit.exporting.export",
         "a model as safetensors, published, timm, transformers, ONNX or torch.export",
         ("source",),
     ),
     "push": Verb(
-        "beit.recipes.push",
+        "beit.exporting.push",
         "put a run or an export into the Hugging Face hub: beit push RUN OWNER/NAME",
         ("source", "repository"),
     ),
-    "presets": Verb("beit.recipes.presets", "list the named runs, or print one", ("name",)),
+    "presets": Verb("beit.command.presets", "list the named runs, or print one", ("name",)),
 }
 
 
@@ -227,7 +229,7 @@ def module_name(name: str, options: Sequence[str], run_to_resume: Path | None) -
     verb = VERBS[name]
     if not verb.kinds:
         return verb.module
-    from beit.recipes import presets
+    from beit.command import presets
 
     # Of those that say a kind, the last one counts.
     layers: list[tuple[str, Mapping[str, object]]] = []
@@ -260,7 +262,7 @@ def module_name(name: str, options: Sequence[str], run_to_resume: Path | None) -
 
 
 def _is_segmenter(model: str) -> bool:
-    from beit.store.load import holds_segmenter
+    from beit.weights.open import holds_segmenter
 
     return holds_segmenter(model)
 
@@ -393,7 +395,7 @@ def _run_to_resume(verb: str, arguments: list[str]) -> Path | None:
 
 
 def _preset_part(name: str, verb: str) -> Mapping[str, object]:
-    from beit.recipes import presets
+    from beit.command import presets
 
     content = presets.read_yaml(presets.path_of(name))
     strange = [key for key in content if key not in VERBS]
@@ -406,7 +408,7 @@ def _preset_part(name: str, verb: str) -> Mapping[str, object]:
 
 def _file_part(path: Path, verb: str, config_class: type) -> Mapping[str, object]:
     """Read a configuration file: a Config as a run directory keeps it, or a preset of one's own."""
-    from beit.recipes import presets
+    from beit.command import presets
 
     content = presets.read_yaml(path)
     own = _names(config_class)

@@ -7,11 +7,15 @@ from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from beit.command import presets
 from beit.data.sources import open_source
-from beit.recipes import fetch, presets, pretrain, probe, train_tokenizer
-from beit.show.report import Section, Table, write_report
-from beit.store.run import RunDirectory
-from beit.store.settings import from_plain
+from beit.draw.report import Section, Table, write_report
+from beit.fetching import fetch
+from beit.pretraining import pretrain
+from beit.probing import probe
+from beit.run.directory import RunDirectory
+from beit.run.settings import from_plain
+from beit.tokenizer import vqkd as train_tokenizer
 
 PRESET = "demo"
 LARGER = {"image_size": [64, 64], "patch_size": 16}  # for other images: as many patches

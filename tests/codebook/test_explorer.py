@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.show.explorer import Book, Code, Patch, SeenImage, thumbnail, write_explorer
+from beit.codebook.explorer import Book, Code, Patch, SeenImage, thumbnail, write_explorer
 
 GRID, K = (3, 5), 7
 NASTY = "</script><script>alert('1')</script> & \"quoted\" <!-- кот"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from beit.show.explorer import Book, Code, Patch, SeenImage, thumbnail, write_explorer
+from beit.codebook.explorer import Book, Code, Patch, SeenImage, thumbnail, write_explorer
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip(

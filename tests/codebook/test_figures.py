@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from beit.codebook import gallery as code_gallery
+from beit.codebook.figures import _together, pairs_figure, position_figure, usage_figure
+from beit.codebook.gallery import Drawing
 from beit.nn.code_statistics import entropy
-from beit.show import code_gallery
-from beit.show.code_figures import _together, pairs_figure, position_figure, usage_figure
-from beit.show.code_gallery import Drawing
 
 
 @pytest.fixture(autouse=True)

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.show import canvas
-from beit.show.code_gallery import Cut, Row, cut, framed, gallery_figure, strips
+from beit.codebook.gallery import Cut, Row, cut, framed, gallery_figure, strips
+from beit.draw import canvas
 
 GRID = (3, 4)
 IMAGE = torch.arange(3 * 6 * 8, dtype=torch.uint8).view(3, 6, 8)  # patches of 2 x 2

@@ -6,9 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+from beit.codebook import gallery as code_gallery
+from beit.codebook import map as code_map
+from beit.codebook.map import free_cells, map_figure, principal_components, tsne
 from beit.nn.quantizer import unit
-from beit.show import code_gallery, code_map
-from beit.show.code_map import free_cells, map_figure, principal_components, tsne
 
 
 def test_principal_components_are_those_of_the_covariance() -> None:

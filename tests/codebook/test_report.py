@@ -1,8 +1,8 @@
 import torch
 
+from beit.codebook.book import CodeEntry
+from beit.codebook.report import code_row, overall, pairs_table, ranked, ranked_table
 from beit.nn.code_statistics import CodeMeasures
-from beit.show.code_book import CodeEntry
-from beit.show.code_report import code_row, overall, pairs_table, ranked, ranked_table
 
 NAN = float("nan")
 FOUND = CodeMeasures(

@@ -14,17 +14,18 @@ import pytest
 import torch
 from PIL import Image
 
+from beit.codebook import gallery as code_gallery
+from beit.codebook import map as code_map
+from beit.codebook import visualise as visualise_codes
+from beit.codebook.visualise import Config
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.nn.quantizer import unit
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import ViTConfig
-from beit.recipes import visualise_codes
-from beit.recipes.visualise_codes import Config
-from beit.show import code_gallery, code_map
-from beit.store.load import load_tokenizer
-from beit.store.weights import save_weights
-from beit.train.fabric import DeviceConfig
+from beit.run.device import DeviceConfig
+from beit.weights.file import save_weights
+from beit.weights.open import load_tokenizer
 
 DATA = "shapes://23?size=24"  # 23 x 6 patches
 K, N, KEPT = 11, 6, 3
@@ -221,8 +222,8 @@ def test_what_cannot_be_is_refused_before_an_image_is_read(
 SCRIPT = """
 import sys
 from pathlib import Path
-from beit.recipes import visualise_codes as recipe
-from beit.train.fabric import DeviceConfig
+from beit.codebook import visualise as recipe
+from beit.run.device import DeviceConfig
 
 recipe.run(recipe.Config(
     sys.argv[1], "shapes://201?size=32", sys.argv[2], per_code=4, min_uses=1, layout="none",

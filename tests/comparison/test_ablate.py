@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from beit import ablate
-from beit.recipes import presets
-from beit.store.plan import unfold
+from beit.command import presets
+from beit.comparison import ablate
+from beit.comparison.plan import unfold
 
 TINY = """
 title: Two heads

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from beit.show.ablation import (
+from beit.comparison.ablation_table import (
     Measured,
     ablation_csv,
     ablation_plots,
@@ -12,7 +12,7 @@ from beit.show.ablation import (
     settings_table,
     spread,
 )
-from beit.show.report import Section, Table, write_report
+from beit.draw.report import Section, Table, write_report
 
 TOP1, LOSS = "Top-1, %", "Loss"
 OFF = Measured(

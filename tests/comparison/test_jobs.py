@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from beit.train.jobs import Job, run_jobs
+from beit.comparison.jobs import Job, run_jobs
 
 
 def job(folder: Path, name: str, script: str, *needs: str) -> Job:
@@ -81,7 +81,7 @@ def test_processes_end_with_an_error(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's death")
 def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from beit.train.jobs import Job, run_jobs;"
+        "import sys; from pathlib import Path; from beit.comparison.jobs import Job, run_jobs;"
         f"run_jobs([Job('j', ['sh', '-c', 'echo $$ > {tmp_path}/pid; exec sleep 60'], (), "
         f"Path('{tmp_path}/log'))], [{{}}], print, print)"
     )

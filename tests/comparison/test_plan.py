@@ -2,7 +2,7 @@ from typing import Any
 
 import pytest
 
-from beit.store.plan import flat, unfold
+from beit.comparison.plan import flat, unfold
 
 VERBS = ["train-tokenizer", "pretrain", "probe"]
 STAGES = {

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import yaml
 
-from beit.recipes import report
-from beit.recipes.report import Config, sample_pictures
-from beit.show import canvas
+from beit.comparison import report
+from beit.comparison.report import Config, sample_pictures
+from beit.draw import canvas
 
 PNG = canvas.png(np.zeros((2, 3, 3), np.uint8))
 SAMPLE = (

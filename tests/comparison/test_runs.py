@@ -2,7 +2,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from beit.show.comparison import (
+from beit.comparison.runs import (
     Run,
     curve_figure,
     drawable,
@@ -15,7 +15,7 @@ from beit.show.comparison import (
     settings_table,
     short_names,
 )
-from beit.show.report import Table
+from beit.draw.report import Table
 
 RECORDS: list[dict[str, Any]] = [
     {"step": 1, "epoch": 0.5, "loss": 2.0},

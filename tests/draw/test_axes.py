@@ -1,6 +1,6 @@
 import pytest
 
-from beit.show.axes import Scale, aligned, figure, scale_over, text, tick_labels
+from beit.draw.axes import Scale, aligned, figure, scale_over, text, tick_labels
 
 
 @pytest.mark.parametrize(

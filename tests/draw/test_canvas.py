@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.show import canvas
+from beit.draw import canvas
 
 
 def test_small_images_grow_by_sharp_squares() -> None:

@@ -1,6 +1,6 @@
 import torch
 
-from beit.show.classes import class_items, class_table, confusion_picture, confusion_table
+from beit.draw.classes import class_items, class_table, confusion_picture, confusion_table
 
 MATRIX = torch.tensor([[8, 2, 0], [0, 0, 0], [3, 1, 4]])
 NAMES = ["cat", "dog", "bow & tie"]

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from beit.show.colours import code_colours, place_colours
+from beit.draw.colours import code_colours, place_colours
 
 
 def test_a_colour_does_not_depend_on_the_vocabulary_around_it() -> None:

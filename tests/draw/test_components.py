@@ -3,8 +3,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from beit.show.colours import code_colours
-from beit.show.components import codebook_colours, components, directions, feature_colours
+from beit.draw.colours import code_colours
+from beit.draw.components import codebook_colours, components, directions, feature_colours
 
 
 def cloud(n: int, seed: int = 0) -> Tensor:

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from beit.show.curves import COLUMNS, curves
+from beit.draw.curves import COLUMNS, curves
 
 
 def paths(data: bytes) -> list[list[tuple[float, float]]]:

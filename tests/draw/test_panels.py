@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.show.panels import DPI, PAGE_INCHES, Panel, draw_panels, heat
+from beit.draw.panels import DPI, PAGE_INCHES, Panel, draw_panels, heat
 
 PIXELS = np.full((40, 60, 3), 90, np.uint8)
 

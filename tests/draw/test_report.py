@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from beit.show import canvas
-from beit.show.curves import curves
-from beit.show.report import Gallery, Picture, Section, Table, write_report
+from beit.draw import canvas
+from beit.draw.curves import curves
+from beit.draw.report import Gallery, Picture, Section, Table, write_report
 
 PNG = canvas.png(np.full((4, 6, 3), 9, np.uint8))
 NASTY = "<script>alert('1')</script> & \"quoted\""

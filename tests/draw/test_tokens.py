@@ -6,9 +6,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.show.colours import code_colours
-from beit.show.report import Picture
-from beit.show.tokens import code_examples, masked_predictions, token_maps, usage_plot
+from beit.draw.colours import code_colours
+from beit.draw.report import Picture
+from beit.draw.tokens import code_examples, masked_predictions, token_maps, usage_plot
 
 GRID = (2, 3)
 IMAGES = torch.arange(2 * 3 * 4 * 6, dtype=torch.uint8).view(2, 3, 4, 6)

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from beit.data.corruption_filters import disk, truncated
-from beit.data.corruption_weather import frost_texture, plasma
-from beit.data.corruptions import (
+from beit.data.order import step_generator
+from beit.evaluation.corruptions.corrupt import (
     ALEXNET_ERRORS,
     KINDS,
     PARAMETERS,
@@ -18,7 +17,8 @@ from beit.data.corruptions import (
     mean_corruption_error,
     published_side,
 )
-from beit.data.order import step_generator
+from beit.evaluation.corruptions.filters import disk, truncated
+from beit.evaluation.corruptions.weather import frost_texture, plasma
 
 _spec = spec_from_file_location("reference", Path(__file__).with_name("corruption_reference.py"))
 reference = module_from_spec(_spec)

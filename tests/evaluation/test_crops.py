@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from beit.data.crops import CropViews
 from beit.data.views import EvalView
+from beit.evaluation.crops import CropViews
 
 
 def picture(height: int, width: int) -> torch.Tensor:

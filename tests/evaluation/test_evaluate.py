@@ -14,16 +14,16 @@ from PIL import Image
 from torch import Tensor
 
 from beit import cli
-from beit.data.corruptions import ALEXNET_ERRORS, KINDS, corrupt
-from beit.data.crops import CropViews
-from beit.data.imagenet import compared_ids, wordnet_ids
 from beit.data.sources import open_source
+from beit.evaluation import evaluate
+from beit.evaluation.corruptions.corrupt import ALEXNET_ERRORS, KINDS, corrupt
+from beit.evaluation.crops import CropViews
+from beit.evaluation.evaluate import Config
+from beit.evaluation.imagenet import compared_ids, wordnet_ids
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.vit import ViTConfig
-from beit.recipes import evaluate
-from beit.recipes.evaluate import Config
-from beit.store.weights import save_weights
-from beit.train.fabric import DeviceConfig
+from beit.run.device import DeviceConfig
+from beit.weights.file import save_weights
 
 COUNT = 23
 DATA = f"shapes://{COUNT}?size=24"  # ten classes, as many as the classifier has

@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.data.imagenet import compared_ids, open_task, wordnet_ids
+from beit.evaluation.imagenet import compared_ids, open_task, wordnet_ids
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 import re
 
-from beit.show.robustness import robustness_plots, robustness_table
+from beit.evaluation.robustness import robustness_plots, robustness_table
 
 FOG, SNOW = {1: 0.9, 3: 0.6}, {1: 0.5, 3: 0.25}
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from beit.data.truth import padded, plain_task
+from beit.evaluation.truth import padded, plain_task
 
 
 class Labelled:

@@ -6,9 +6,9 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
-from beit.store.card import model_card, read_about
-from beit.store.run import RunDirectory
-from beit.store.weights import save_weights
+from beit.exporting.card import model_card, read_about
+from beit.run.directory import RunDirectory
+from beit.weights.file import save_weights
 
 CONFIG = {
     "data": {"train": "some/train.parquet", "validation": "", "limit": 17, "num_workers": 3},

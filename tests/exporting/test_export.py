@@ -14,6 +14,8 @@ import transformers
 from torch import Tensor, nn
 
 import beit
+from beit.exporting import export
+from beit.exporting.export import Config, Difference
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
@@ -21,9 +23,7 @@ from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.recipes import export
-from beit.recipes.export import Config, Difference
-from beit.store.weights import save_weights, trunk
+from beit.weights.file import save_weights, trunk
 
 Vit = Callable[..., ViTConfig]
 

@@ -5,9 +5,9 @@ import pytest
 from huggingface_hub import constants
 
 from beit import cli
-from beit.recipes import push
-from beit.store import hub
-from beit.store.run import RunDirectory
+from beit.exporting import push
+from beit.run.directory import RunDirectory
+from beit.weights import hub
 
 
 @pytest.fixture

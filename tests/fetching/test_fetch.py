@@ -12,10 +12,9 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from beit.data import cifar
-from beit.data.cifar import Images
 from beit.data.sources import open_source
-from beit.recipes import fetch
+from beit.fetching import cifar, fetch
+from beit.fetching.cifar import Images
 
 BATCH = 4  # images of a batch, 10,000 in the published set
 

@@ -15,25 +15,26 @@ from safetensors.torch import load_file
 from beit import cli
 from beit.data.batches import DataConfig
 from beit.data.classes import Classes, read_classes
-from beit.data.finetune_views import AugmentConfig, seeded
-from beit.data.mixing import MixConfig
 from beit.data.order import step_generator
+from beit.data.seeding import seeded
 from beit.data.shapes import KINDS
 from beit.data.sources import open_source
 from beit.data.views import EvalView, ViewConfig
+from beit.finetuning import finetune
+from beit.finetuning.finetune import Config
+from beit.finetuning.mixing import MixConfig
+from beit.finetuning.views import AugmentConfig
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.position import resize_relative_bias
 from beit.nn.vit import ViTConfig, vit_config
-from beit.recipes import finetune
-from beit.recipes.finetune import Config
-from beit.store.formats.published import to_published
-from beit.store.formats.published_names import CLASSIFIER_ROWS, to_theirs
-from beit.store.load import load
-from beit.store.run import RunConfig
-from beit.store.weights import save_weights
-from beit.train.fabric import DeviceConfig, launch
-from beit.train.meters import Means
+from beit.run.device import DeviceConfig, launch
+from beit.run.directory import RunConfig
+from beit.run.meters import Means
+from beit.weights.file import save_weights
+from beit.weights.formats.published import to_published
+from beit.weights.formats.published_names import CLASSIFIER_ROWS, to_theirs
+from beit.weights.open import load
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 OFF = MixConfig(mixup=0.0, cutmix=0.0, smoothing=0.0)

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 import torch
 
-from beit.data.finetune_views import seeded
-from beit.data.mixing import MixConfig, build_mixer
+from beit.data.seeding import seeded
+from beit.finetuning.mixing import MixConfig, build_mixer
 
 
 def mixed(mix, images, labels, seed=3):

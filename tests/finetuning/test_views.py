@@ -7,10 +7,11 @@ from PIL import Image, ImageOps
 
 from beit.data.batches import TrainBatches
 from beit.data.classes import RenumberedSource
-from beit.data.finetune_views import AugmentConfig, FinetuneViews, posterized, seeded
 from beit.data.order import epoch_order, sample_generator
+from beit.data.seeding import seeded
 from beit.data.sources import open_source
 from beit.data.views import TrainViews, ViewConfig
+from beit.finetuning.views import AugmentConfig, FinetuneViews, posterized
 
 VIEW = ViewConfig(min_scale=0.3, color_jitter=0.0)
 SIZE = (20, 28)

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from beit.nn.attention_maps import attention_maps, probabilities, rollout, top_mass
 from beit.nn.vit import VisionTransformer, ViTConfig, resized
-from beit.store.formats.published import from_published
-from beit.store.load import backbone_of
+from beit.weights.formats.published import from_published
+from beit.weights.open import backbone_of
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 Shaken = Callable[[nn.Module], nn.Module]

@@ -16,7 +16,7 @@ from beit.nn.segmenter import (
     resize_maps,
 )
 from beit.nn.vit import ViTConfig
-from beit.store.formats.transformers_beit import from_transformers
+from beit.weights.formats.transformers_beit import from_transformers
 
 Shaken = Callable[[nn.Module], nn.Module]
 SavedTensors = Callable[[], AbstractContextManager[list[Tensor]]]

@@ -9,10 +9,10 @@ from PIL import Image
 from beit.data.sources import open_source
 from beit.nn.attention_maps import attention_maps, rollout
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.recipes import visualise_attention
-from beit.recipes.visualise_attention import Config, looked_up, queries_of
-from beit.store.weights import save_weights
-from beit.train.fabric import DeviceConfig
+from beit.pictures import attention as visualise_attention
+from beit.pictures.attention import Config, looked_up, queries_of
+from beit.run.device import DeviceConfig
+from beit.weights.file import save_weights
 
 CPU = DeviceConfig(accelerator="cpu")
 DATA = "shapes://1?size=24"

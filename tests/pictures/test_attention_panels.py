@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from beit.show import canvas
-from beit.show.attention import (
+from beit.draw import canvas
+from beit.draw.panels import heat
+from beit.pictures.attention_panels import (
     TINT,
     Query,
     Row,
@@ -14,7 +15,6 @@ from beit.show.attention import (
     rollout_figure,
     with_query,
 )
-from beit.show.panels import heat
 
 GRID = (2, 3)
 IMAGE = torch.full((3, 4, 6), 100, dtype=torch.uint8)

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from beit.data.decoding import UnreadableImage
-from beit.data.seen import seen_images
+from beit.pictures.images import seen_images
 
 
 class Album:

@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 import torch
 
-from beit.show import canvas
-from beit.show.components import components, directions, feature_colours
-from beit.show.panels import heat
-from beit.show.token_pages import fitted_to, token_table, told
-from beit.show.token_panels import (
+from beit.draw import canvas
+from beit.draw.components import components, directions, feature_colours
+from beit.draw.panels import heat
+from beit.pictures.token_pages import fitted_to, token_table, told
+from beit.pictures.token_panels import (
     HIDDEN,
     Guesses,
     feature_panels,

@@ -9,14 +9,14 @@ from PIL import Image
 from beit.data.sources import open_source
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
+from beit.nn.masking import MaskConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import ViTConfig
-from beit.recipes import visualise_tokens
-from beit.recipes.visualise_tokens import Config, masks_for, opened, predicted
-from beit.store.weights import save_weights
-from beit.train.fabric import DeviceConfig
-from beit.train.masks import MaskConfig
+from beit.pictures import tokens as visualise_tokens
+from beit.pictures.tokens import Config, masks_for, opened, predicted
+from beit.run.device import DeviceConfig
+from beit.weights.file import save_weights
 
 CPU = DeviceConfig(accelerator="cpu")
 DATA = "shapes://2?size=24"

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from beit.nn.targets import PixelTarget
-from beit.show.targets import painted_predictions, predictions, similarity_maps
+from beit.pretraining.pictures import painted_predictions, predictions, similarity_maps
 
 GRID = (2, 3)
 IMAGES = torch.arange(2 * 3 * 4 * 6, dtype=torch.uint8).view(2, 3, 4, 6)

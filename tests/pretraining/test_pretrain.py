@@ -10,11 +10,11 @@ from beit import cli
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.nn.mim import MaskedImageModel
-from beit.recipes import pretrain
-from beit.recipes.pretrain import CheckConfig, MaskConfig, TargetConfig
-from beit.store.formats.dalle import to_dalle
-from beit.store.load import load, load_backbone
-from beit.store.weights import save_weights
+from beit.pretraining import pretrain
+from beit.pretraining.pretrain import CheckConfig, MaskConfig, TargetConfig
+from beit.weights.file import save_weights
+from beit.weights.formats.dalle import to_dalle
+from beit.weights.open import load, load_backbone
 
 CHECK = CheckConfig(every=1, limit=20)
 

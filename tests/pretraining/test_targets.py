@@ -6,11 +6,11 @@ import torch
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.targets import FeatureTarget, PixelTarget
 from beit.nn.vit import ViTConfig
-from beit.store.formats.published import to_published
-from beit.store.formats.transformers_beit import to_transformers
-from beit.store.load import load, load_backbone
-from beit.store.targets import TargetConfig, fitting, load_target
-from beit.store.weights import save_weights
+from beit.pretraining.targets import TargetConfig, fitting, load_target
+from beit.weights.file import save_weights
+from beit.weights.formats.published import to_published
+from beit.weights.formats.transformers_beit import to_transformers
+from beit.weights.open import load, load_backbone
 
 VIT = ViTConfig((16, 24), 8, width=12, depth=2, num_heads=3)
 MODEL = MaskedImageModelConfig(VIT, early_layers=1, head_layers=1)

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from beit.store.load import load, load_tokenizer
+from beit.weights.open import load, load_tokenizer
 
 pytestmark = pytest.mark.slow
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from beit.nn.pooling import Kind
-from beit.show.probing import AttentiveRow, Row, accuracy_table, drawings, figures, format_table
-from beit.show.probing import notes as notes_of
+from beit.probing.charts import AttentiveRow, Row, accuracy_table, drawings, figures, format_table
+from beit.probing.charts import notes as notes_of
 
 RATES = [0.1, 0.01]
 

@@ -7,9 +7,9 @@ from torch import Tensor
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.pooling import Kind
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.store.frozen import open_frozen
-from beit.store.load import load_backbone
-from beit.store.weights import save_weights
+from beit.probing.features import open_frozen
+from beit.weights.file import save_weights
+from beit.weights.open import load_backbone
 
 CLS, MEAN = Kind(None, "cls"), Kind(None, "mean")
 VIT = ViTConfig(image_size=(8, 16), patch_size=4, width=12, depth=2, num_heads=3)

@@ -14,11 +14,11 @@ from beit.data.views import EvalView
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.pooling import Kind, kinds_of
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.recipes import probe
-from beit.recipes.probe import Config
-from beit.store.frozen import Frozen, open_frozen
-from beit.store.weights import save_weights
-from beit.train.fabric import DeviceConfig
+from beit.probing import probe
+from beit.probing.features import Frozen, open_frozen
+from beit.probing.probe import Config
+from beit.run.device import DeviceConfig
+from beit.weights.file import save_weights
 
 
 def clusters(count: int, spread: float, seed: int) -> tuple[Tensor, Tensor]:
@@ -186,7 +186,7 @@ def test_same_seed_same_figures(weights: str) -> None:
 def test_one_pass_gives_every_layer_and_pooling(
     weights: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from beit.store.load import load_backbone
+    from beit.weights.open import load_backbone
 
     frozen = open_frozen(weights)
     shown = []

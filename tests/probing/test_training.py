@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from beit.nn.pooling import Kind
 from beit.nn.probes import AttentiveProbes, LinearProbes, Standardise
-from beit.train.probing import (
+from beit.probing.training import (
     Grid,
     choose,
     fit,

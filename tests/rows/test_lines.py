@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from beit.store.table_files import Column
-from beit.store.table_lines import json_lines
-from beit.store.table_stream import LineStream
-from beit.store.tables import Table
+from beit.rows.files import Column
+from beit.rows.lines import json_lines
+from beit.rows.stream import LineStream
+from beit.rows.table import Table
 
 COLUMNS = [
     Column("best", "uint8", (2,)),

@@ -10,9 +10,9 @@ import torch
 from pyarrow import parquet
 from torch import Tensor, nn
 
-from beit.store import tables
-from beit.store.table_files import Column
-from beit.store.tables import Table, check_output, fingerprint, smallest_unsigned
+from beit.rows import table as tables
+from beit.rows.files import Column
+from beit.rows.table import Table, check_output, fingerprint, smallest_unsigned
 
 NUM_IMAGES, BATCH_SIZE = 17, 3  # in parts of two batches: 6, 6 and 5 images
 COLUMNS = [

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from beit.train.averaging import BestWeights, WeightAverage
+from beit.run.averaging import BestWeights, WeightAverage
 
 
 def model(value: float) -> nn.Module:

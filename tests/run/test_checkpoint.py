@@ -5,8 +5,8 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from beit.store.checkpoint import latest, save
-from beit.store.run import RunDirectory
+from beit.run.checkpoint import latest, save
+from beit.run.directory import RunDirectory
 
 
 @pytest.fixture

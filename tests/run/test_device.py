@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from beit.nn.block import Block
-from beit.train.fabric import (
+from beit.run.device import (
     DeviceConfig,
     LossScaling,
     can_fuse,
@@ -102,7 +102,7 @@ def test_gradient_checkpointing_is_for_blocks() -> None:
 PAGES = """
 import resource, sys, torch
 torch.set_num_threads(1)
-from beit.train.fabric import DeviceConfig, keep_freed_memory, launch
+from beit.run.device import DeviceConfig, keep_freed_memory, launch
 thrifty, megabytes = sys.argv[1] == "thrifty", int(sys.argv[2])
 assert keep_freed_memory(thrifty)  # the other way, which launch changes
 launch(DeviceConfig(accelerator="cpu", gradient_checkpointing=thrifty))

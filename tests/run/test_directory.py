@@ -2,8 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from beit.store.atomic import replacing, write_text
-from beit.store.run import RunConfig, RunDirectory
+from beit.files import replacing, write_text
+from beit.run.directory import RunConfig, RunDirectory
 
 
 def test_config_comes_back_and_tuples_as_lists(tmp_path):

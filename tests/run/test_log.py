@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from beit.train.log import MetricsLog, read_log
+from beit.run.log import MetricsLog, read_log
 
 
 def write(path: Path, steps: range, resume_step: int | None = None) -> None:

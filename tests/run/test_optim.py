@@ -9,14 +9,14 @@ from torch import nn
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.store.formats.published_names import CLASSIFIER_ROWS, to_theirs
-from beit.train.optim import (
+from beit.run.optim import (
     OptimConfig,
     StepOptimConfig,
     build_optimizer,
     parameter_groups,
     set_learning_rate,
 )
+from beit.weights.formats.published_names import CLASSIFIER_ROWS, to_theirs
 
 
 def config(**changes: Any) -> OptimConfig:

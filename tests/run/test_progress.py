@@ -2,7 +2,7 @@ import io
 
 import pytest
 
-from beit.train.progress import Progress, _duration
+from beit.run.progress import Progress, _duration
 
 
 class Clock:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from beit.train.schedules import warmup_cosine, warmup_poly
+from beit.run.schedules import warmup_cosine, warmup_poly
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 

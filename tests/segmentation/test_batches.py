@@ -4,11 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.data.label_classes import label_classes
-from beit.data.label_maps import open_label_maps
 from beit.data.order import epoch_order, sample_generator
-from beit.data.segment_batches import SegmentBatches, SegmentEvalBatches
-from beit.data.segment_views import SegmentViewConfig, SegmentViews
+from beit.segmentation.batches import SegmentBatches, SegmentEvalBatches
+from beit.segmentation.label_classes import label_classes
+from beit.segmentation.label_maps import open_label_maps
+from beit.segmentation.views import SegmentViewConfig, SegmentViews
 
 VIEWS = SegmentViews(SegmentViewConfig(long_side=64, short_side=16), (12, 20))
 SPEC = "shapes://11?size=16x24"

@@ -10,15 +10,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from beit.data.label_maps import open_label_maps, read_pair
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.sliding import MapViewConfig, window_starts
 from beit.nn.vit import ViTConfig
-from beit.recipes import evaluate_segments
-from beit.recipes.evaluate_segments import Config
-from beit.store.formats.published_segmentation import published_meta, to_published_segmentation
-from beit.store.weights import save_weights
-from beit.train.fabric import DeviceConfig
+from beit.run.device import DeviceConfig
+from beit.segmentation import evaluate as evaluate_segments
+from beit.segmentation.evaluate import Config
+from beit.segmentation.label_maps import open_label_maps, read_pair
+from beit.weights.file import save_weights
+from beit.weights.formats.published_segmentation import published_meta, to_published_segmentation
 
 Vit = Callable[..., ViTConfig]
 NAMES = ("sky", "sea", "sand")

@@ -1,6 +1,6 @@
 import pytest
 
-from beit.data.label_classes import (
+from beit.segmentation.label_classes import (
     ade20k_classes,
     default_palette,
     label_classes,

@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from beit.data.decoding import UnreadableImage
-from beit.data.label_classes import ade20k_classes, label_classes, read_label_classes
-from beit.data.label_decoding import decode_label_map, encode_label_map, file_palette
+from beit.segmentation.label_classes import ade20k_classes, label_classes, read_label_classes
+from beit.segmentation.label_decoding import decode_label_map, encode_label_map, file_palette
 
 CLASSES = label_classes(["ground", "cat", "dog"])
 MAP = torch.tensor([[0, 1, 2, 255], [2, 2, 1, 0]], dtype=torch.uint8)

@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 from beit.data.decoding import UnreadableImage
-from beit.data.label_classes import default_palette
-from beit.data.label_decoding import encode_label_map
-from beit.data.label_maps import open_label_maps, read_pair
 from beit.data.shapes import KINDS, ShapesSource
+from beit.segmentation.label_classes import default_palette
+from beit.segmentation.label_decoding import encode_label_map
+from beit.segmentation.label_maps import open_label_maps, read_pair
 
 
 @pytest.fixture(autouse=True)

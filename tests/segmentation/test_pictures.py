@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from beit.nn.confusion import map_figures
-from beit.show.segmentation import (
+from beit.segmentation.pictures import (
     Example,
     example_picture,
     iou_table,

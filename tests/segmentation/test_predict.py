@@ -14,11 +14,11 @@ from PIL import Image
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.sliding import MapViewConfig
 from beit.nn.vit import ViTConfig
-from beit.recipes import predict_maps
-from beit.recipes.predict_maps import Config, map_names
-from beit.show.segmentation import overlay
-from beit.store.weights import save_weights
-from beit.train.fabric import DeviceConfig
+from beit.run.device import DeviceConfig
+from beit.segmentation import predict as predict_maps
+from beit.segmentation.pictures import overlay
+from beit.segmentation.predict import Config, map_names
+from beit.weights.file import save_weights
 
 PALETTE = ((0, 0, 200), (9, 99, 255), (240, 220, 30))
 SIZES = {"a.png": (16, 16), "b/c.png": (20, 33), "b/d.png": (17, 12)}

@@ -10,19 +10,20 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from beit.data.segment_views import SegmentViewConfig
 from beit.data.shapes import KINDS
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.sliding import MapViewConfig
-from beit.recipes import evaluate_segments, segment
-from beit.recipes.segment import Config, HeadConfig, SegmentDataConfig
-from beit.store.formats.published import to_published
-from beit.store.load import load
-from beit.store.run import RunConfig
-from beit.store.weights import save_weights
-from beit.train.fabric import DeviceConfig, launch
-from beit.train.optim import StepOptimConfig
+from beit.run.device import DeviceConfig, launch
+from beit.run.directory import RunConfig
+from beit.run.optim import StepOptimConfig
+from beit.segmentation import evaluate as evaluate_segments
+from beit.segmentation import segment
+from beit.segmentation.segment import Config, HeadConfig, SegmentDataConfig
+from beit.segmentation.views import SegmentViewConfig
+from beit.weights.file import save_weights
+from beit.weights.formats.published import to_published
+from beit.weights.open import load
 
 CLASSES = ("ground", *KINDS)
 OPTIM = StepOptimConfig(batch_size=6, steps=8, learning_rate=1e-3, warmup_steps=2)

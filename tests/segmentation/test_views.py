@@ -6,7 +6,7 @@ import torch
 from torch.nn import functional
 
 from beit.data.order import sample_generator
-from beit.data.segment_views import (
+from beit.segmentation.views import (
     SegmentViewConfig,
     SegmentViews,
     crop_box,

@@ -12,10 +12,10 @@ from torch import Tensor
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.nn.vit import Features, VisionTransformer, ViTConfig
-from beit.recipes import embed
-from beit.recipes.embed import Config
-from beit.store.weights import save_weights
-from beit.train.fabric import DeviceConfig
+from beit.run.device import DeviceConfig
+from beit.tables import embed
+from beit.tables.embed import Config
+from beit.weights.file import save_weights
 
 DATA = "shapes://7?size=24"
 N, D = 6, 12

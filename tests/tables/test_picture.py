@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.show import predictions
-from beit.show.predictions import RIGHT, WRONG, Prediction, prediction_grid
+from beit.tables import picture as predictions
+from beit.tables.picture import RIGHT, WRONG, Prediction, prediction_grid
 
 
 def opened(data: bytes) -> np.ndarray:

@@ -16,10 +16,10 @@ from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.vit import ViTConfig
-from beit.recipes import predict
-from beit.recipes.predict import Config, likeliest, truths
-from beit.store.weights import save_weights
-from beit.train.fabric import DeviceConfig
+from beit.run.device import DeviceConfig
+from beit.tables import predict
+from beit.tables.predict import Config, likeliest, truths
+from beit.weights.file import save_weights
 
 DATA = "shapes://7?size=24"
 CLASSES = ("ant", "bee", "cat", "dog")

@@ -22,11 +22,11 @@ from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import ViTConfig
-from beit.recipes import tokenize
-from beit.recipes.tokenize import Config
-from beit.store.load import load_tokenizer
-from beit.store.weights import save_weights
-from beit.train.fabric import DeviceConfig
+from beit.run.device import DeviceConfig
+from beit.tables import tokenize
+from beit.tables.tokenize import Config
+from beit.weights.file import save_weights
+from beit.weights.open import load_tokenizer
 
 DATA = "shapes://11?size=24"  # batches of 2, 2, ... and 1; parts of 4, 4 and 3
 

@@ -13,10 +13,10 @@ from beit.data.batches import DataConfig
 from beit.data.order import step_generator
 from beit.data.views import ViewConfig
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig, gumbel_noise, reconstruction_loss
-from beit.recipes import train_dvae
-from beit.recipes.train_dvae import AnnealConfig, Config, total_loss, training_batches
-from beit.store.run import RunConfig
-from beit.train.fabric import DeviceConfig, launch
+from beit.run.device import DeviceConfig, launch
+from beit.run.directory import RunConfig
+from beit.tokenizer import dvae as train_dvae
+from beit.tokenizer.dvae import AnnealConfig, Config, total_loss, training_batches
 
 Interrupt = Callable[..., None]
 Records = Callable[[Path], list[dict[str, Any]]]

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from beit.store.load import load
+from beit.weights.open import load
 
 pytestmark = pytest.mark.slow
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torchmetrics.image.fid import _compute_fid
 
-from beit.train.reconstruction import FrechetSums, Moments, frechet_distance, psnr, ssim
+from beit.tokenizer.image_metrics import FrechetSums, Moments, frechet_distance, psnr, ssim
 
 
 def some_images(number: int, height: int = 12, width: int = 17) -> Tensor:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.show.reconstructions import reconstructions
+from beit.tokenizer.reconstructions import reconstructions
 
 IMAGES = torch.randint(
     256, (2, 3, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)

@@ -9,13 +9,13 @@ from torch import Tensor
 
 from beit.nn.quantizer import Quantizer, scalar_codes, unit
 from beit.nn.tokenizer import VQKD
-from beit.recipes import train_tokenizer
-from beit.recipes.train_tokenizer import CodebookConfig, fitting, revive
-from beit.store import checkpoint
-from beit.store.load import load, load_backbone, load_tokenizer
-from beit.store.run import RunDirectory
-from beit.store.weights import read_safetensors
-from beit.train.fabric import DeviceConfig, launch
+from beit.run import checkpoint
+from beit.run.device import DeviceConfig, launch
+from beit.run.directory import RunDirectory
+from beit.tokenizer import vqkd as train_tokenizer
+from beit.tokenizer.vqkd import CodebookConfig, fitting, revive
+from beit.weights.file import read_safetensors
+from beit.weights.open import load, load_backbone, load_tokenizer
 
 
 def test_a_run_leaves_everything(trained_tokenizer, records):
@@ -162,7 +162,7 @@ def test_another_teacher_width_is_refused(trained_tokenizer, tokenizer_config, t
 
 
 def test_the_teachers_width_is_filled_in(tokenizer_config, tmp_path):
-    from beit.store.teachers import load_teacher
+    from beit.weights.teachers import load_teacher
 
     config = tokenizer_config(tmp_path / "run")
     teacher = load_teacher(**vars(config.teacher))

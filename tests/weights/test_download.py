@@ -4,7 +4,7 @@ import threading
 import numpy as np
 import pytest
 
-from beit.store.download import download
+from beit.weights.download import download
 
 CONTENT = np.random.default_rng(0).bytes(5000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

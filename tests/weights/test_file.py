@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from beit.store.weights import read_safetensors, read_weights, save_weights
+from beit.weights.file import read_safetensors, read_weights, save_weights
 
 
 def same(one, other):
@@ -171,7 +171,7 @@ def test_failed_writing_keeps_the_older_file(backbone, tmp_path, monkeypatch):
         temporary.write_bytes(b"half")
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("beit.store.weights.save_file", full)
+    monkeypatch.setattr("beit.weights.file.save_file", full)
     with pytest.raises(OSError, match="no space"):
         save_weights(path, backbone)
     assert list(tmp_path.iterdir()) == [path]

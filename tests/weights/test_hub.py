@@ -9,12 +9,12 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
 
-from beit.store import hub, manifest
-from beit.store.formats.published import to_published
-from beit.store.load import load, load_tokenizer
-from beit.store.manifest import PublishedFile
-from beit.store.teachers import load_teacher
-from beit.store.weights import save_weights
+from beit.weights import hub, manifest
+from beit.weights.file import save_weights
+from beit.weights.formats.published import to_published
+from beit.weights.manifest import PublishedFile
+from beit.weights.open import load, load_tokenizer
+from beit.weights.teachers import load_teacher
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 CLOSED = "http://127.0.0.1:1"  # no program listens there

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from beit.store import manifest
-from beit.store.manifest import PublishedFile
+from beit.weights import manifest
+from beit.weights.manifest import PublishedFile
 
 TESTS = Path(__file__).parents[1]
 FILES = manifest.published_files()
@@ -84,7 +84,7 @@ def test_a_name_finds_its_file_and_so_does_the_file():
 def test_an_unknown_name_gets_the_nearest():
     with pytest.raises(ValueError, match=r"did you mean beitv2_base_patch16_224_pt1k\?.*names\(\)"):
         manifest.find("beit2_base_patch16_224_pt1k")
-    with pytest.raises(ValueError, match=r"called 'zzz'\. beit\.store\.manifest\.names\(\) lists"):
+    with pytest.raises(ValueError, match=r"called 'zzz'\. beit\.weights\.manifest\.names\(\)"):
         manifest.find("zzz")
 
 
@@ -122,4 +122,4 @@ def test_settings_fill_in_what_the_caller_leaves_open():
 
 def test_the_table_of_the_documents_is_that_of_the_manifest():
     page = (TESTS.parent / "docs" / "hub.md").read_text(encoding="utf-8")
-    assert manifest.table() in page, "print(beit.store.manifest.table()) gives the new one"
+    assert manifest.table() in page, "print(beit.weights.manifest.table()) gives the new one"

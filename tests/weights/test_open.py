@@ -18,14 +18,16 @@ from beit.nn.mim import MaskedImageModel
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer, ViTConfig, resized, with_bias_per_block
-from beit.store.formats.dalle import to_dalle
-from beit.store.formats.dvae import to_dvae
-from beit.store.formats.mmpretrain import to_mmpretrain
-from beit.store.formats.published import to_published
-from beit.store.formats.published_config import SizeUnknownError
-from beit.store.formats.timm_beit import to_timm
-from beit.store.formats.transformers_beit import to_transformers, transformers_config
-from beit.store.load import (
+from beit.run.directory import RunDirectory
+from beit.weights.file import read_safetensors, save_weights
+from beit.weights.formats.dalle import to_dalle
+from beit.weights.formats.dvae import to_dvae
+from beit.weights.formats.mmpretrain import to_mmpretrain
+from beit.weights.formats.published import to_published
+from beit.weights.formats.published_config import SizeUnknownError
+from beit.weights.formats.timm_beit import to_timm
+from beit.weights.formats.transformers_beit import to_transformers, transformers_config
+from beit.weights.open import (
     FORMATS,
     LAYOUTS,
     holds_segmenter,
@@ -34,8 +36,6 @@ from beit.store.load import (
     load_classifier,
     load_tokenizer,
 )
-from beit.store.run import RunDirectory
-from beit.store.weights import read_safetensors, save_weights
 
 
 def test_run_directory_gives_its_weights_once_finished(tmp_path, tokenizer):
@@ -250,7 +250,7 @@ def test_weights_in_a_folder(tmp_path, backbone):
 
 @pytest.mark.parametrize("source", ["hf://owner/name", "published:a_name"])
 def test_weights_by_name_are_fetched(tmp_path, backbone, monkeypatch, source):
-    from beit.store import hub, manifest
+    from beit.weights import hub, manifest
 
     save_weights(tmp_path / "weights.safetensors", backbone)
     asked = []

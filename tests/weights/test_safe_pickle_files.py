@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from beit.store.load import load
-from beit.store.pickled import ReadPast, read_checkpoint
+from beit.weights.open import load
+from beit.weights.safe_pickle.files import ReadPast, read_checkpoint
 
 
 @pytest.fixture
 def training(pretrained, tmp_path):
     """Writes what the published training code saves: the model and much besides."""
-    from beit.store.formats.published import to_published
+    from beit.weights.formats.published import to_published
 
     optimizer = torch.optim.AdamW(pretrained.parameters(), betas=(0.9, 0.98))
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))

@@ -4,8 +4,8 @@ import pickle
 import pytest
 import torch
 
-from beit.store.formats import inert
-from beit.store.formats.inert import Inert, Storage, View
+from beit.weights.safe_pickle import records as inert
+from beit.weights.safe_pickle.records import Inert, Storage, View
 
 FLOATS = Storage(torch.float32, "0", 6)
 

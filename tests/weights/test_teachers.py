@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from beit.store.teachers import Teacher, load_teacher
+from beit.weights.teachers import Teacher, load_teacher
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 

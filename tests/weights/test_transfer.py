@@ -3,7 +3,7 @@ import torch
 
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.store.starts import (
+from beit.weights.transfer import (
     backbone_for_finetuning,
     carry_backbone,
     carry_head,

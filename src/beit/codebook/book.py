@@ -9,9 +9,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from beit.draw.canvas import Pixels
 from beit.nn.code_statistics import CodeMeasures, CodeStatistics, measures, nearest_codes
 from beit.nn.reservoir import EMPTY, Reservoir
-from beit.show.canvas import Pixels
 
 NEAREST = 6  # codes nearest to each code
 LABELS = 5  # most frequent labels of a code that are kept

@@ -21,8 +21,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.show.canvas import Pixels
-from beit.show.colours import code_colours
+from beit.draw.canvas import Pixels
+from beit.draw.colours import code_colours
 
 MAX_BYTES = 58_000_000
 _SCRIPTS = ("explorer_data.js", "explorer_grid.js", "explorer_panel.js", "explorer.js")
@@ -356,7 +356,7 @@ def _hash(source: str) -> str:
 
 
 def _part(name: str) -> str:
-    return resources.files("beit.show").joinpath(name).read_text("utf-8")
+    return resources.files("beit.codebook").joinpath(name).read_text("utf-8")
 
 
 def _template() -> jinja2.Template:

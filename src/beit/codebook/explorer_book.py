@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from beit.show.canvas import Pixels
-from beit.show.code_book import CodeBook, Images, Seen
-from beit.show.code_gallery import Cut
-from beit.show.code_page import Cutter
-from beit.show.components import codebook_colours
-from beit.show.explorer import Book, Code, Patch, SeenImage, write_explorer
+from beit.codebook.book import CodeBook, Images, Seen
+from beit.codebook.explorer import Book, Code, Patch, SeenImage, write_explorer
+from beit.codebook.gallery import Cut
+from beit.codebook.page import Cutter
+from beit.draw.canvas import Pixels
+from beit.draw.components import codebook_colours
 
 
 def write_codebook(

@@ -7,9 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.nn.metrics import codebook_health
-from beit.show.canvas import Pixels
-from beit.show.code_gallery import (
+from beit.codebook.gallery import (
     BLUE,
     GREY,
     ORANGE,
@@ -19,6 +17,8 @@ from beit.show.code_gallery import (
     new_figure,
     styled,
 )
+from beit.draw.canvas import Pixels
+from beit.nn.metrics import codebook_health
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,9 +14,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from beit.show import canvas
-from beit.show.canvas import Pixels
-from beit.show.report import Gallery, Picture
+from beit.draw import canvas
+from beit.draw.canvas import Pixels
+from beit.draw.report import Gallery, Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,9 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from beit.codebook.gallery import DOTS, WIDTH, Drawing, drawing, new_figure, styled
+from beit.draw.canvas import Pixels
 from beit.nn.quantizer import unit
-from beit.show.canvas import Pixels
-from beit.show.code_gallery import DOTS, WIDTH, Drawing, drawing, new_figure, styled
 
 MIN_TSNE = 5  # codes; fewer have no neighbourhoods to keep
 _SIDE = round(0.92 * WIDTH * DOTS)  # pixels of the map

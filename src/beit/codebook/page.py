@@ -9,12 +9,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from beit.nn.code_statistics import lift
-from beit.show.code_book import CodeBook, CodeEntry, Seen
-from beit.show.code_figures import pairs_figure, position_figure, usage_figure
-from beit.show.code_gallery import Cut, Drawing, Row, gallery_figure
-from beit.show.code_map import MIN_TSNE, map_figure, principal_components, tsne
-from beit.show.code_report import (
+from beit.codebook.book import CodeBook, CodeEntry, Seen
+from beit.codebook.figures import pairs_figure, position_figure, usage_figure
+from beit.codebook.gallery import Cut, Drawing, Row, gallery_figure
+from beit.codebook.map import MIN_TSNE, map_figure, principal_components, tsne
+from beit.codebook.report import (
     LISTED,
     Page,
     Rank,
@@ -24,7 +23,8 @@ from beit.show.code_report import (
     ranked,
     report_sections,
 )
-from beit.show.report import write_report
+from beit.draw.report import write_report
+from beit.nn.code_statistics import lift
 
 _log = logging.getLogger(__name__)
 

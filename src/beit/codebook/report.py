@@ -7,11 +7,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from beit.codebook.book import CodeEntry
+from beit.codebook.gallery import Cut, Drawing, Row, strips
+from beit.draw.report import Cell, Item, Section, Table
 from beit.nn.code_statistics import CodeMeasures
 from beit.nn.metrics import codebook_health
-from beit.show.code_book import CodeEntry
-from beit.show.code_gallery import Cut, Drawing, Row, strips
-from beit.show.report import Cell, Item, Section, Table
 
 Rank = Literal["use", "purity", "label_entropy", "position_entropy", "closeness"]
 LISTED = 20  # codes of a ranked list

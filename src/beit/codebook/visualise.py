@@ -23,26 +23,26 @@ import torch
 from torch import Tensor, nn
 
 import beit
+from beit.codebook.book import CodeBook, json_of
+from beit.codebook.explorer import SeenImage, thumbnail
+from beit.codebook.explorer_book import write_codebook
+from beit.codebook.gallery import Cut, cut
+from beit.codebook.page import Choice, Layout, write_page
+from beit.codebook.report import Rank
 from beit.data.batches import Batch, EvalBatches, Unreadable
 from beit.data.decoding import UnreadableImage
 from beit.data.prefetch import prefetch
 from beit.data.sources import PartSource, Source, open_source
 from beit.data.views import EvalView
+from beit.files import write_text
 from beit.nn.code_statistics import CodeStatistics, code_vectors, rated
 from beit.nn.reservoir import Reservoir, in_steps, random_keys
 from beit.nn.tokenizer import VQKD, Tokenizer
-from beit.show.code_book import CodeBook, json_of
-from beit.show.code_explorer import write_codebook
-from beit.show.code_gallery import Cut, cut
-from beit.show.code_page import Choice, Layout, write_page
-from beit.show.code_report import Rank
-from beit.show.explorer import SeenImage, thumbnail
-from beit.store.atomic import write_text
-from beit.store.load import load_tokenizer
-from beit.store.table_lines import printable
-from beit.store.tables import fingerprint
-from beit.train.fabric import DeviceConfig, gathered, launch, summed
-from beit.train.progress import Progress
+from beit.rows.lines import printable
+from beit.rows.table import fingerprint
+from beit.run.device import DeviceConfig, gathered, launch, summed
+from beit.run.progress import Progress
+from beit.weights.open import load_tokenizer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

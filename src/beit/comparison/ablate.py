@@ -26,8 +26,8 @@ import torch
 import yaml
 
 from beit import cli
-from beit.recipes import presets
-from beit.show.ablation import (
+from beit.command import presets
+from beit.comparison.ablation_table import (
     Measured,
     ablation_csv,
     ablation_plots,
@@ -36,13 +36,13 @@ from beit.show.ablation import (
     as_markdown,
     settings_table,
 )
-from beit.show.report import Section, Table, write_report
-from beit.store.atomic import write_text
-from beit.store.plan import Plan, Stage, flat, unfold
-from beit.train.jobs import Job, run_jobs
-from beit.train.log import read_log
+from beit.comparison.jobs import Job, run_jobs
+from beit.comparison.plan import Plan, Stage, flat, unfold
+from beit.draw.report import Section, Table, write_report
+from beit.files import write_text
+from beit.run.log import read_log
 
-PLANS = Path(__file__).parent / "plans"
+PLANS = Path(__file__).parents[1] / "plans"
 PROBE = "probe"
 VERBS = [name for name, verb in cli.VERBS.items() if verb.resumable or name == PROBE]
 PATIENCE = 30.0  # seconds that processes of a killed start get to let go of the directory

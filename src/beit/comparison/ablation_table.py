@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from beit.show.axes import (
+from beit.draw.axes import (
     FAINT,
     LETTER,
     RULE,
@@ -23,8 +23,8 @@ from beit.show.axes import (
     text,
     tick_labels,
 )
-from beit.show.colours import SERIES
-from beit.show.report import Cell, Gallery, Picture, Table
+from beit.draw.colours import SERIES
+from beit.draw.report import Cell, Gallery, Picture, Table
 
 WIDTH, ROW, RIGHT = 440, 22, 16
 LONGEST = 30  # letters of a cell's name in a plot

@@ -12,8 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from beit.show.axes import figure
-from beit.show.comparison import (
+from beit.comparison.runs import (
     Run,
     curve_figure,
     facts_table,
@@ -26,10 +25,11 @@ from beit.show.comparison import (
     settings_table,
     short_names,
 )
-from beit.show.report import Cell, Gallery, Picture, Section, write_report
-from beit.store.atomic import write_text
-from beit.store.run import RunDirectory
-from beit.train.log import read_log
+from beit.draw.axes import figure
+from beit.draw.report import Cell, Gallery, Picture, Section, write_report
+from beit.files import write_text
+from beit.run.directory import RunDirectory
+from beit.run.log import read_log
 
 MARK = "<!-- written by beit report -->"
 MAX_REPORT_BYTES = 1 << 27  # a run's own report is read for samples up to this size

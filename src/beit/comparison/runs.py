@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from beit.show.ablation import as_markdown
-from beit.show.axes import aligned, figure
-from beit.show.panels import DPI, LETTERS, POINTS, Drawing
-from beit.show.report import Cell, Picture, Table
+from beit.comparison.ablation_table import as_markdown
+from beit.draw.axes import aligned, figure
+from beit.draw.panels import DPI, LETTERS, POINTS, Drawing
+from beit.draw.report import Cell, Picture, Table
 
 # Okabe and Ito's colours, told apart by every eye; the dashes tell them apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")

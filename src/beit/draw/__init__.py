@@ -1,1 +1,1 @@
-"""Drawing: the HTML report, curves, token maps and code galleries."""
+"""What several capabilities draw: curves, tables, token maps, image panels, the report page."""

@@ -4,9 +4,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from beit.show.axes import FAINT, LETTER, document, text
-from beit.show.colours import SERIES
-from beit.show.report import Item, Picture, Table
+from beit.draw.axes import FAINT, LETTER, document, text
+from beit.draw.colours import SERIES
+from beit.draw.report import Item, Picture, Table
 
 SHOWN = 50  # classes of a table
 DRAWN = 40  # classes of a drawn matrix

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beit.show.colours import code_colours, place_colours
+from beit.draw.colours import code_colours, place_colours
 
 SHOWN = 3  # components: as many as colour has dimensions
 FLAT = 1e-6  # a component with less than this share of the first's deviation tells nothing

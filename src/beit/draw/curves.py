@@ -4,7 +4,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from beit.show.axes import (
+from beit.draw.axes import (
     FAINT,
     LETTER,
     Frame,
@@ -14,8 +14,8 @@ from beit.show.axes import (
     scale_over,
     text,
 )
-from beit.show.colours import SERIES
-from beit.show.report import Gallery, Picture
+from beit.draw.colours import SERIES
+from beit.draw.report import Gallery, Picture
 
 WIDTH, PLOT_HEIGHT, RIGHT = 330, 150, 12
 COLUMNS = 300  # a curve is thinned to the extremes of this many pieces

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.show.canvas import Pixels
+from beit.draw.canvas import Pixels
 
 COLUMN_INCHES, PAGE_INCHES = 0.86, 7.0  # a panel; a figure over both columns of a page
 POINTS, DPI = 7.0, 220

@@ -13,7 +13,7 @@ from typing import Literal
 import jinja2
 from markupsafe import Markup, escape
 
-from beit.show.axes import aligned
+from beit.draw.axes import aligned
 
 Cell = str | int | float | None
 
@@ -112,7 +112,7 @@ def _template() -> jinja2.Template:
     environment.tests.update(
         table=lambda item: isinstance(item, Table), gallery=lambda item: isinstance(item, Gallery)
     )
-    source = resources.files("beit.show").joinpath("report.html.jinja").read_text("utf-8")
+    source = resources.files("beit.draw").joinpath("report.html.jinja").read_text("utf-8")
     return environment.from_string(source)
 
 

@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from beit.draw import canvas
+from beit.draw.axes import FAINT, Frame, document, figure, label_room, line, scale_over, text
+from beit.draw.canvas import Pixels
+from beit.draw.colours import SERIES, code_colours
+from beit.draw.report import Gallery, Picture
 from beit.nn.metrics import codebook_health
-from beit.show import canvas
-from beit.show.axes import FAINT, Frame, document, figure, label_room, line, scale_over, text
-from beit.show.canvas import Pixels
-from beit.show.colours import SERIES, code_colours
-from beit.show.report import Gallery, Picture
 
 
 def token_maps(

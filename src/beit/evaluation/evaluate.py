@@ -34,7 +34,11 @@ import torch
 from torch import Tensor, nn
 
 from beit.data.batches import EvalBatches, Unreadable
-from beit.data.corruptions import (
+from beit.data.prefetch import prefetch
+from beit.draw.classes import class_table, confusion_picture, confusion_table
+from beit.draw.curves import curves
+from beit.draw.report import Item, Section, Table, write_report
+from beit.evaluation.corruptions.corrupt import (
     ALEXNET_ERRORS,
     KINDS,
     SEVERITIES,
@@ -42,18 +46,16 @@ from beit.data.corruptions import (
     kind_errors,
     mean_corruption_error,
 )
-from beit.data.crops import CropViews
-from beit.data.imagenet import Dataset, open_task
-from beit.data.prefetch import prefetch
-from beit.data.truth import Task
+from beit.evaluation.crops import CropViews
+from beit.evaluation.imagenet import Dataset, open_task
+from beit.evaluation.robustness import robustness_plots, robustness_table
+from beit.evaluation.truth import Task
+from beit.files import replacing, write_text
 from beit.nn.heads import ImageClassifier
 from beit.nn.metrics import confusion_matrix, expected_calibration_error, reliability
-from beit.show.classes import class_table, confusion_picture, confusion_table
-from beit.show.curves import curves
-from beit.show.report import Item, Section, Table, write_report
-from beit.show.robustness import robustness_plots, robustness_table
-from beit.store.atomic import replacing, write_text
-from beit.store.evaluations import (
+from beit.run.device import DeviceConfig, launch, prepared, summed
+from beit.run.directory import environment
+from beit.run.evaluations import (
     FILE,
     IMAGES_FILE,
     NAMES,
@@ -62,10 +64,8 @@ from beit.store.evaluations import (
     refuse_other_images,
     written,
 )
-from beit.store.load import load_classifier
-from beit.store.run import environment
-from beit.train.fabric import DeviceConfig, launch, prepared, summed
-from beit.train.progress import Progress
+from beit.run.progress import Progress
+from beit.weights.open import load_classifier
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -21,7 +21,7 @@ import torch
 
 from beit.data.classes import Labelled, check_range, known_labels
 from beit.data.sources import PartSource, Source, open_source
-from beit.data.truth import Task, nearest, padded, plain_task
+from beit.evaluation.truth import Task, nearest, padded, plain_task
 
 Dataset = Literal[
     "plain",

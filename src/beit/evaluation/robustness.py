@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 
-from beit.show.axes import FAINT, LETTER, Frame, Scale, document, line, text
-from beit.show.colours import SERIES
-from beit.show.report import Cell, Gallery, Picture, Table
+from beit.draw.axes import FAINT, LETTER, Frame, Scale, document, line, text
+from beit.draw.colours import SERIES
+from beit.draw.report import Cell, Gallery, Picture, Table
 
 BySeverity = Mapping[int, float]  # share of images that are right, in [0, 1]
 WIDTH, PLOT_HEIGHT = 330, 110

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import yaml
 from safetensors import SafetensorError, safe_open
 
-from beit.store.hub import REPOSITORY_FILES
-from beit.store.load import SUFFIXES
-from beit.store.run import RunDirectory
-from beit.store.weights import FORMAT
+from beit.run.directory import RunDirectory
+from beit.weights.file import FORMAT
+from beit.weights.hub import REPOSITORY_FILES
+from beit.weights.open import SUFFIXES
 
 TASK = "image-feature-extraction"  # as the hub calls it; of other models:
 TASKS = {"ImageClassifier": "image-classification", "SemanticSegmenter": "image-segmentation"}

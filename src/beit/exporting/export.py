@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from beit.files import replacing
 from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.heads import ImageClassifier
@@ -30,8 +31,9 @@ from beit.nn.mim import MaskedImageModel, take
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD, Tokenizer
 from beit.nn.vit import VisionTransformer
-from beit.store.atomic import replacing
-from beit.store.formats.graphs import (
+from beit.run.settings import first
+from beit.weights.file import save_weights, trunk
+from beit.weights.formats.graphs import (
     inputs_of,
     open_onnx,
     open_torch_export,
@@ -39,17 +41,15 @@ from beit.store.formats.graphs import (
     write_onnx,
     write_torch_export,
 )
-from beit.store.formats.published import to_published
-from beit.store.formats.published_segmentation import published_meta, to_published_segmentation
-from beit.store.formats.timm_beit import timm_config, to_timm
-from beit.store.formats.transformers_beit import (
+from beit.weights.formats.published import to_published
+from beit.weights.formats.published_segmentation import published_meta, to_published_segmentation
+from beit.weights.formats.timm_beit import timm_config, to_timm
+from beit.weights.formats.transformers_beit import (
     image_processor_config,
     to_transformers,
     transformers_config,
 )
-from beit.store.load import load, load_backbone
-from beit.store.settings import first
-from beit.store.weights import save_weights, trunk
+from beit.weights.open import load, load_backbone
 
 BATCHES = (1, 3, 8)
 SEED = 0

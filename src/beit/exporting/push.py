@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from beit.store import hub
-from beit.store.atomic import write_text
-from beit.store.card import model_card
-from beit.store.run import RunDirectory
+from beit.exporting.card import model_card
+from beit.files import write_text
+from beit.run.directory import RunDirectory
+from beit.weights import hub
 
 
 @dataclass(frozen=True)

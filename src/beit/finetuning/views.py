@@ -6,11 +6,7 @@ them states of their own, so that a view stays a pure function of (seed, epoch, 
 
 from __future__ import annotations
 
-import random
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +15,12 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
+from beit.data.seeding import seeded
 from beit.data.views import TrainViews, ViewConfig
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD
 
 _POLICY = re.compile(r"rand(-((m|n|p|mstd|mmax|inc)\d+(\.\d+)?|t\w+))*")
 _SHIFT = 0.45  # of the shorter side: the farthest that RandAugment moves an image, as published
-_LENT = threading.Lock()  # the global random states; a thread may read data beside the training
 
 
 @dataclass(frozen=True)
@@ -51,32 +47,6 @@ class AugmentConfig:
             raise ValueError(f"augment.erase must be a probability in [0, 1], got {self.erase}")
         if self.repeats < 1:
             raise ValueError(f"augment.repeats is {self.repeats}; expected 1 or more")
-
-
-@contextmanager
-def seeded(generator: torch.Generator) -> Iterator[None]:
-    """Seed the global states of Python, NumPy and torch (on the CPU) for a while, from a generator.
-
-    What they were comes back at the end. One thread at a time.
-    """
-    with _LENT:
-        python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
-        seed = int(torch.randint(2**32, (), generator=generator))
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs too
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
-            torch.set_rng_state(torch_state)
-
-
-def seed_torch(generator: torch.Generator) -> None:
-    """Seed torch's global states for good, on all devices; not amid a view that a thread draws."""
-    with _LENT:
-        torch.manual_seed(generator.initial_seed())
 
 
 class FinetuneViews:

@@ -12,13 +12,14 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from beit.data.seen import seen_images
 from beit.data.sources import open_source
 from beit.data.views import EvalView
+from beit.draw import canvas
+from beit.draw.panels import Drawing
+from beit.draw.report import Picture, Section, Table, write_report
 from beit.nn.attention_maps import attention_maps, rollout
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.show import canvas
-from beit.show.attention import (
+from beit.pictures.attention_panels import (
     Query,
     Row,
     attention_figure,
@@ -27,10 +28,9 @@ from beit.show.attention import (
     rollout_figure,
     with_query,
 )
-from beit.show.panels import Drawing
-from beit.show.report import Picture, Section, Table, write_report
-from beit.store.load import load_backbone
-from beit.train.fabric import DeviceConfig, launch
+from beit.pictures.images import seen_images
+from beit.run.device import DeviceConfig, launch
+from beit.weights.open import load_backbone
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from beit.draw import canvas
+from beit.draw.canvas import Pixels
+from beit.draw.panels import Drawing, Panel, draw_panels, heat
 from beit.nn.attention_maps import top_mass
-from beit.show import canvas
-from beit.show.canvas import Pixels
-from beit.show.panels import Drawing, Panel, draw_panels, heat
 
 TINT = (213, 94, 0)  # vermilion: told from green by eyes that confuse red and green
 MOST_COLUMNS = 7  # panels beside the image

@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from beit.show import canvas
-from beit.show.components import Components, components, directions
-from beit.show.panels import Panel, draw_panels
-from beit.show.report import Cell, Item, Picture, Section, Table
-from beit.show.token_panels import (
+from beit.draw import canvas
+from beit.draw.components import Components, components, directions
+from beit.draw.panels import Panel, draw_panels
+from beit.draw.report import Cell, Item, Picture, Section, Table
+from beit.pictures.token_panels import (
     Colours,
     Guesses,
     feature_panels,

@@ -8,9 +8,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beit.show import canvas
-from beit.show.components import Components, feature_colours
-from beit.show.panels import Panel, heat
+from beit.draw import canvas
+from beit.draw.components import Components, feature_colours
+from beit.draw.panels import Panel, heat
 
 WORDS_UP_TO = 6  # cells in a row: in more of them, code numbers could not be read
 HIDDEN = (150, 150, 150)

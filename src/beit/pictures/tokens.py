@@ -14,30 +14,30 @@ import torch
 from torch import Tensor
 
 from beit.data.order import step_generator
-from beit.data.seen import seen_images
 from beit.data.sources import open_source
 from beit.data.views import EvalView
+from beit.draw.components import codebook_colours
+from beit.draw.report import Item, Section, Table, write_report
 from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
+from beit.nn.masking import MaskConfig, draw_masks
 from beit.nn.mim import MaskedImageModel, take
 from beit.nn.targets import TokenTarget
 from beit.nn.tokenizer import VQKD, Tokenizer
-from beit.show.components import codebook_colours
-from beit.show.report import Item, Section, Table, write_report
-from beit.show.token_pages import (
+from beit.pictures.images import seen_images
+from beit.pictures.token_pages import (
     feature_chapter,
     prediction_chapter,
     token_chapter,
     token_table,
     told,
 )
-from beit.show.token_panels import Guesses, with_guesses
-from beit.store.load import load, load_tokenizer
-from beit.store.run import RunDirectory
-from beit.store.settings import from_plain
-from beit.store.teachers import Teacher, TeacherConfig, load_teacher
-from beit.train.fabric import DeviceConfig, launch
-from beit.train.masks import MaskConfig, draw_masks
+from beit.pictures.token_panels import Guesses, with_guesses
+from beit.run.device import DeviceConfig, launch
+from beit.run.directory import RunDirectory
+from beit.run.settings import from_plain
+from beit.weights.open import load, load_tokenizer
+from beit.weights.teachers import Teacher, TeacherConfig, load_teacher
 
 OF_RUN = "run"
 MASKED_SHARE = 0.4  # where neither the run nor an option says it (BEiT v2, section 3.1)

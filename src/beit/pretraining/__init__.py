@@ -1,1 +1,1 @@
-"""Floor 2: one command a file, each with a Config, a run(config) and its visible loop."""
+"""Pretrain a ViT by masked image modelling (BEiT v2, section 2.3)."""

@@ -5,13 +5,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from beit.draw import canvas
+from beit.draw.axes import figure
+from beit.draw.canvas import Pixels
+from beit.draw.report import Gallery, Picture
+from beit.draw.tokens import masked_predictions
 from beit.nn.mim import take
 from beit.nn.targets import FeatureTarget, PixelTarget, Target
-from beit.show import canvas
-from beit.show.axes import figure
-from beit.show.canvas import Pixels
-from beit.show.report import Gallery, Picture
-from beit.show.tokens import masked_predictions
 
 
 def predictions(

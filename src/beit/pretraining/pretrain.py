@@ -21,21 +21,19 @@ from beit.data.order import step_generator
 from beit.data.prefetch import prefetch
 from beit.data.sources import Source, open_source
 from beit.data.views import EvalView, TrainViews, ViewConfig
+from beit.draw.axes import figure
+from beit.draw.curves import curves
+from beit.draw.report import Section, write_report
 from beit.nn.losses import masked_losses
+from beit.nn.masking import MaskConfig, draw_masks, to_predict
 from beit.nn.metrics import knn_accuracy
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig, take
 from beit.nn.targets import MERITS, Target, merits, with_explained
 from beit.nn.vit import VisionTransformer
-from beit.show.axes import figure
-from beit.show.curves import curves
-from beit.show.report import Section, write_report
-from beit.show.targets import predictions
-from beit.store import checkpoint
-from beit.store.run import RunConfig, RunDirectory
-from beit.store.settings import from_plain
-from beit.store.targets import TargetConfig, fitting, load_target
-from beit.store.weights import save_weights
-from beit.train.fabric import (
+from beit.pretraining.pictures import predictions
+from beit.pretraining.targets import TargetConfig, fitting, load_target
+from beit.run import checkpoint
+from beit.run.device import (
     DeviceConfig,
     LossScaling,
     can_fuse,
@@ -43,11 +41,13 @@ from beit.train.fabric import (
     prepared,
     summed,
 )
-from beit.train.log import MetricsLog, read_log
-from beit.train.masks import MaskConfig, draw_masks, to_predict
-from beit.train.meters import Means
-from beit.train.optim import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
-from beit.train.progress import Progress
+from beit.run.directory import RunConfig, RunDirectory
+from beit.run.log import MetricsLog, read_log
+from beit.run.meters import Means
+from beit.run.optim import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
+from beit.run.progress import Progress
+from beit.run.settings import from_plain
+from beit.weights.file import save_weights
 
 VERB = "pretrain"
 SHOWN = 12  # masked images drawn in the report

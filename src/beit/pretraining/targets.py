@@ -8,8 +8,8 @@ import torch
 from beit.nn.mim import MaskedImageModelConfig
 from beit.nn.targets import FeatureTarget, PixelTarget, Target, TokenTarget
 from beit.nn.vit import ViTConfig
-from beit.store.load import load_tokenizer
-from beit.store.teachers import load_teacher
+from beit.weights.open import load_tokenizer
+from beit.weights.teachers import load_teacher
 
 
 @dataclass(frozen=True)

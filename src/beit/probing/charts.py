@@ -6,9 +6,9 @@ from typing import TypedDict
 
 from torch import Tensor
 
+from beit.draw.curves import curves
+from beit.draw.report import Gallery, Table
 from beit.nn.pooling import Kind
-from beit.show.curves import curves
-from beit.show.report import Gallery, Table
 
 NAMES = {
     "cls": "[CLS]",

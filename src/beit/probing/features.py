@@ -9,9 +9,9 @@ from torch import Tensor
 from beit.nn.mim import MaskedImageModel
 from beit.nn.pooling import Kind, Layer, Tokens, pooled
 from beit.nn.vit import VisionTransformer, resized
-from beit.store.load import backbone_of, load_sized
-from beit.store.teachers import load_teacher
-from beit.store.weights import size_pair
+from beit.weights.file import size_pair
+from beit.weights.open import backbone_of, load_sized
+from beit.weights.teachers import load_teacher
 
 TEACHER = "teacher:"
 

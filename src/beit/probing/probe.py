@@ -41,17 +41,15 @@ from beit.data.classes import Labelled, checked_classes
 from beit.data.prefetch import prefetch
 from beit.data.sources import PartSource, Source, open_source
 from beit.data.views import EvalView, TrainViews, ViewConfig
+from beit.draw.report import Section, write_report
+from beit.files import write_text
 from beit.nn.metrics import knn_accuracy
 from beit.nn.pooling import Kind, kinds_of
 from beit.nn.probes import AttentiveProbes, BatchStandardise, LinearProbes, Standardise
-from beit.show.probing import AttentiveRow, accuracy_table, drawings, figures, format_table, notes
-from beit.show.probing import Row as Row
-from beit.show.report import Section, write_report
-from beit.store.atomic import write_text
-from beit.store.frozen import Frozen, open_frozen
-from beit.store.run import environment
-from beit.train.fabric import DeviceConfig, launch
-from beit.train.probing import (
+from beit.probing.charts import AttentiveRow, accuracy_table, drawings, figures, format_table, notes
+from beit.probing.charts import Row as Row
+from beit.probing.features import Frozen, open_frozen
+from beit.probing.training import (
     Grid,
     choose,
     fit,
@@ -61,7 +59,9 @@ from beit.train.probing import (
     split,
     steps_per_epoch,
 )
-from beit.train.progress import Progress
+from beit.run.device import DeviceConfig, launch
+from beit.run.directory import environment
+from beit.run.progress import Progress
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.nn.pooling import Kind
-from beit.train.schedules import warmup_cosine
+from beit.run.schedules import warmup_cosine
 
 Drawn = Mapping[Kind, Tensor]  # features of some images
 MOMENTUM = 0.9  # of SGD

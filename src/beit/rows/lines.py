@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from torch import Tensor
 
-from beit.store.table_files import TEXT, Array, Column
+from beit.rows.files import TEXT, Array, Column
 
 Line = dict[str, Any]
 

@@ -4,13 +4,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
-from beit.store.table_files import TEXT, Column
-from beit.store.table_lines import Images, Line, json_lines
-from beit.store.tables import Part
+from beit.rows.files import TEXT, Column
+from beit.rows.lines import Images, Line, json_lines
+from beit.rows.table import Part
 
 
 class LineStream:
-    """What `beit.store.tables.Table` is to a recipe, for a stream: a part is a batch."""
+    """What `beit.rows.table.Table` is to a recipe, for a stream: a part is a batch."""
 
     def __init__(
         self,

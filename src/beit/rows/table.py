@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from beit.store.atomic import PARTIAL_SUFFIX, replacing, write_text
-from beit.store.settings import first
-from beit.store.table_files import SUFFIXES, TEXT, Array, Column, write_table
-from beit.store.table_lines import Images, Line, json_lines, printable
+from beit.files import PARTIAL_SUFFIX, replacing, write_text
+from beit.rows.files import SUFFIXES, TEXT, Array, Column, write_table
+from beit.rows.lines import Images, Line, json_lines, printable
+from beit.run.settings import first
 
 LINES = ".jsonl"
 PART_BYTES = 1 << 28  # wide rows make smaller parts: one must fit into memory several times

@@ -1,1 +1,1 @@
-"""What every training recipe needs around its step: groups, rates, logs, progress, devices."""
+"""A run: directory, configuration, checkpoints, log, journal, device, optimiser, progress."""

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from beit.store.atomic import PARTIAL_SUFFIX, replacing
-from beit.store.run import RunDirectory
+from beit.files import PARTIAL_SUFFIX, replacing
+from beit.run.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 

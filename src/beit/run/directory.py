@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import yaml
 
-from beit.store.atomic import write_text
+from beit.files import write_text
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from beit.train.schedules import warmup_cosine, warmup_poly
+from beit.run.schedules import warmup_cosine, warmup_poly
 
 UNDECAYED = ("bias", "pos_embed", "cls_token")  # FACTS 2.7; mask token and bias tables do decay
 STEM = (

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from beit.data.batches import Batch, EvalBatches, TrainBatches
-from beit.data.label_maps import LabelMaps, read_pair
 from beit.data.prefetch import Prefetch, prefetch
-from beit.data.segment_views import SegmentViews
 from beit.data.sources import Source, cached
+from beit.segmentation.label_maps import LabelMaps, read_pair
+from beit.segmentation.views import SegmentViews
 
 
 class SegmentBatch(NamedTuple):

@@ -20,20 +20,20 @@ import torch
 from torch import Tensor
 
 from beit.data.batches import Unreadable
-from beit.data.label_classes import default_palette
-from beit.data.label_maps import LabelMaps, open_label_maps
-from beit.data.segment_batches import SegmentEvalBatches
+from beit.draw.report import Section, write_report
+from beit.files import replacing, write_text
 from beit.nn.confusion import map_figures, pixel_confusion
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapPredictor, MapViewConfig
-from beit.show.report import Section, write_report
-from beit.show.segmentation import Example, example_picture, iou_table
-from beit.store.atomic import replacing, write_text
-from beit.store.evaluations import FILE
-from beit.store.load import load_segmenter
-from beit.store.run import environment
-from beit.train.fabric import DeviceConfig, launch, prepared, summed
-from beit.train.progress import Progress
+from beit.run.device import DeviceConfig, launch, prepared, summed
+from beit.run.directory import environment
+from beit.run.evaluations import FILE
+from beit.run.progress import Progress
+from beit.segmentation.batches import SegmentEvalBatches
+from beit.segmentation.label_classes import default_palette
+from beit.segmentation.label_maps import LabelMaps, open_label_maps
+from beit.segmentation.pictures import Example, example_picture, iou_table
+from beit.weights.open import load_segmenter
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

@@ -187,7 +187,7 @@ def read_label_classes(spec: str, reduce_zero_label: bool = False) -> LabelClass
 @cache
 def ade20k_classes() -> LabelClasses:
     """Give ADE20K's 150 classes as published (scene parsing benchmark of 2016): 0 is ignored."""
-    text = resources.files("beit.data").joinpath("ade20k.yaml").read_text("utf-8")
+    text = resources.files("beit.segmentation").joinpath("ade20k.yaml").read_text("utf-8")
     classes: dict[str, list[int]] = yaml.safe_load(text)
     palette = [_colour(colour) for colour in classes.values()]
     return label_classes(list(classes), palette, reduce_zero_label=True)

@@ -13,8 +13,8 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from beit.data.decoding import BROKEN, MAX_PIXELS, UnreadableImage
-from beit.data.label_classes import Colour, LabelClasses
 from beit.nn.segmenter import IGNORED
+from beit.segmentation.label_classes import Colour, LabelClasses
 
 Values = npt.NDArray[Any]
 

@@ -10,8 +10,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from beit.data.label_classes import LabelClasses, ade20k_classes, read_label_classes
-from beit.data.label_files import Files, Place, open_files, open_place, read_text
+from beit.segmentation.label_classes import LabelClasses, ade20k_classes, read_label_classes
+from beit.segmentation.label_files import Files, Place, open_files, open_place, read_text
 
 _log = logging.getLogger(__name__)
 

@@ -13,19 +13,24 @@ import torch
 from torch import Tensor
 
 from beit.data.decoding import decode
-from beit.data.label_classes import (
+from beit.data.shapes import KINDS as SHAPES
+from beit.data.shapes import ShapesSource, draw
+from beit.data.sources import PART, shuffled
+from beit.nn.segmenter import IGNORED
+from beit.segmentation.label_classes import (
     MAX_CLASSES,
     Colour,
     LabelClasses,
     label_classes,
     read_label_classes,
 )
-from beit.data.label_decoding import decode_label_map, decode_values, file_palette, open_label_map
-from beit.data.label_layouts import LABEL_KINDS, Pairs, Role, find_pairs
-from beit.data.shapes import KINDS as SHAPES
-from beit.data.shapes import ShapesSource, draw
-from beit.data.sources import PART, shuffled
-from beit.nn.segmenter import IGNORED
+from beit.segmentation.label_decoding import (
+    decode_label_map,
+    decode_values,
+    file_palette,
+    open_label_map,
+)
+from beit.segmentation.label_layouts import LABEL_KINDS, Pairs, Role, find_pairs
 
 _log = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from beit.draw import canvas
+from beit.draw.canvas import Pixels
+from beit.draw.report import Picture, Table
 from beit.nn.confusion import MapFigures
 from beit.nn.segmenter import IGNORED
-from beit.show import canvas
-from beit.show.canvas import Pixels
-from beit.show.report import Picture, Table
 
 Palette = Sequence[tuple[int, int, int]]
 SHARE = 0.6  # of a class's colour over the image

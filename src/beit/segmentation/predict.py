@@ -23,19 +23,19 @@ from torch import Tensor
 import beit
 from beit.data.batches import Unreadable
 from beit.data.decoding import UnreadableImage
-from beit.data.label_classes import default_palette
-from beit.data.label_decoding import encode_label_map
 from beit.data.listed import read_list
 from beit.data.sources import Source, limited, open_source
+from beit.draw import canvas
+from beit.files import replacing, write_text
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapPredictor, MapViewConfig
-from beit.show import canvas
-from beit.show.segmentation import legend, overlay, with_legend
-from beit.store.atomic import replacing, write_text
-from beit.store.load import load_segmenter
-from beit.store.tables import fingerprint
-from beit.train.fabric import DeviceConfig, launch, prepared
-from beit.train.progress import Progress
+from beit.rows.table import fingerprint
+from beit.run.device import DeviceConfig, launch, prepared
+from beit.run.progress import Progress
+from beit.segmentation.label_classes import default_palette
+from beit.segmentation.label_decoding import encode_label_map
+from beit.segmentation.pictures import legend, overlay, with_legend
+from beit.weights.open import load_segmenter
 
 ABOUT, LEGEND = "predict.json", "legend.png"
 MAPS, OVERLAYS = "maps", "overlays"

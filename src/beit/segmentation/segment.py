@@ -17,36 +17,36 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from beit.data.batches import Unreadable
-from beit.data.finetune_views import seed_torch
-from beit.data.label_maps import LabelMaps, open_label_maps
 from beit.data.order import step_generator
-from beit.data.segment_batches import SegmentBatches, SegmentEvalBatches
-from beit.data.segment_views import SegmentViewConfig, SegmentViews
+from beit.data.seeding import seed_torch
+from beit.draw.axes import figure
+from beit.draw.curves import curves
+from beit.draw.report import Section, write_report
 from beit.nn.confusion import map_figures, pixel_confusion
 from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter, pixel_loss
 from beit.nn.sliding import MapPredictor, MapViewConfig
 from beit.nn.vit import ViTConfig
-from beit.show.axes import figure
-from beit.show.curves import curves
-from beit.show.report import Section, write_report
-from beit.show.segmentation import Example, example_picture, iou_table
-from beit.store import checkpoint
-from beit.store.load import load_sized
-from beit.store.run import RunConfig, RunDirectory
-from beit.store.settings import from_plain
-from beit.store.starts import backbone_for_finetuning, carry_backbone, carry_decoder
-from beit.store.weights import save_weights
-from beit.train.averaging import BestWeights
-from beit.train.fabric import DeviceConfig, LossScaling, can_fuse, launch, prepared, summed
-from beit.train.log import MetricsLog, read_log
-from beit.train.meters import Means
-from beit.train.optim import (
+from beit.run import checkpoint
+from beit.run.averaging import BestWeights
+from beit.run.device import DeviceConfig, LossScaling, can_fuse, launch, prepared, summed
+from beit.run.directory import RunConfig, RunDirectory
+from beit.run.log import MetricsLog, read_log
+from beit.run.meters import Means
+from beit.run.optim import (
     StepOptimConfig,
     build_optimizer,
     parameter_groups,
     set_learning_rate,
 )
-from beit.train.progress import Progress
+from beit.run.progress import Progress
+from beit.run.settings import from_plain
+from beit.segmentation.batches import SegmentBatches, SegmentEvalBatches
+from beit.segmentation.label_maps import LabelMaps, open_label_maps
+from beit.segmentation.pictures import Example, example_picture, iou_table
+from beit.segmentation.views import SegmentViewConfig, SegmentViews
+from beit.weights.file import save_weights
+from beit.weights.open import load_sized
+from beit.weights.transfer import backbone_for_finetuning, carry_backbone, carry_decoder
 
 VERB = "segment"
 EXAMPLES = 6  # validation images in the report

@@ -8,7 +8,7 @@ output of block `layer`. An image that cannot be read has no row: it is named, c
 the metadata.
 
 A killed run goes on where it was when its command is repeated; under torchrun each process takes
-its share of the parts. Either way the file is the same (see `beit.store.tables`).
+its share of the parts. Either way the file is the same (see `beit.rows.table`).
 """
 
 import time
@@ -26,11 +26,11 @@ from beit.data.prefetch import prefetch
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.nn.vit import Features
-from beit.store.load import load_backbone
-from beit.store.table_files import Column
-from beit.store.tables import Table, check_output, fingerprint
-from beit.train.fabric import DeviceConfig, launch, prepared
-from beit.train.progress import Progress
+from beit.rows.files import Column
+from beit.rows.table import Table, check_output, fingerprint
+from beit.run.device import DeviceConfig, launch, prepared
+from beit.run.progress import Progress
+from beit.weights.open import load_backbone
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from beit.show import canvas
+from beit.draw import canvas
 
 SIDE = 192  # longest side of an image
 # Blue and orange differ to every eye; a tick and a cross say the same.

@@ -10,7 +10,7 @@ As JSON lines, a line an image: `path`, `index`, `label`, and `top`, a list of o
 `name` and `probability`; or `error`, why the image cannot be read.
 
 A killed run goes on where it was when its command is repeated; under torchrun each process takes
-its share of the parts. Either way the file is the same (see `beit.store.tables`). Lines on
+its share of the parts. Either way the file is the same (see `beit.rows.table`). Lines on
 standard output appear as they are computed.
 """
 
@@ -33,15 +33,15 @@ from beit.data.listed import read_list
 from beit.data.prefetch import prefetch
 from beit.data.sources import Source, limited, open_source
 from beit.data.views import EvalView
-from beit.show.predictions import Prediction, prediction_grid
-from beit.store.atomic import replacing
-from beit.store.load import load_classifier
-from beit.store.table_files import Column
-from beit.store.table_lines import Line
-from beit.store.table_stream import LineStream
-from beit.store.tables import Table, check_output, fingerprint, smallest_unsigned
-from beit.train.fabric import DeviceConfig, launch, prepared
-from beit.train.progress import Progress
+from beit.files import replacing
+from beit.rows.files import Column
+from beit.rows.lines import Line
+from beit.rows.stream import LineStream
+from beit.rows.table import Table, check_output, fingerprint, smallest_unsigned
+from beit.run.device import DeviceConfig, launch, prepared
+from beit.run.progress import Progress
+from beit.tables.picture import Prediction, prediction_grid
+from beit.weights.open import load_classifier
 
 
 @dataclass(frozen=True)

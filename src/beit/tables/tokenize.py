@@ -5,7 +5,7 @@ A row an image, in the source's order: `index` in the source, `path`, `label` wh
 cannot be read has no row: it is named, counted and listed in the metadata.
 
 A killed run goes on where it was when its command is repeated; under torchrun each process takes
-its share of the parts. Either way the file is the same (see `beit.store.tables`).
+its share of the parts. Either way the file is the same (see `beit.rows.table`).
 """
 
 import time
@@ -23,11 +23,11 @@ from beit.data.batches import EvalBatches, Unreadable
 from beit.data.prefetch import prefetch
 from beit.data.sources import open_source
 from beit.data.views import EvalView
-from beit.store.load import load_tokenizer
-from beit.store.table_files import Column
-from beit.store.tables import Table, check_output, fingerprint, smallest_unsigned
-from beit.train.fabric import DeviceConfig, launch
-from beit.train.progress import Progress
+from beit.rows.files import Column
+from beit.rows.table import Table, check_output, fingerprint, smallest_unsigned
+from beit.run.device import DeviceConfig, launch
+from beit.run.progress import Progress
+from beit.weights.open import load_tokenizer
 
 
 @dataclass(frozen=True)

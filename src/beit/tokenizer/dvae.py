@@ -22,6 +22,10 @@ from beit.data.order import step_generator
 from beit.data.prefetch import prefetch
 from beit.data.sources import Source, open_source
 from beit.data.views import EvalView, TrainViews, ViewConfig
+from beit.draw.axes import figure
+from beit.draw.curves import curves
+from beit.draw.report import Section, Table, write_report
+from beit.draw.tokens import token_maps, usage_plot
 from beit.nn.dvae import (
     DiscreteVAE,
     DiscreteVAEConfig,
@@ -30,22 +34,18 @@ from beit.nn.dvae import (
     reconstruction_loss,
 )
 from beit.nn.metrics import codebook_health, position_counts
-from beit.show.axes import figure
-from beit.show.curves import curves
-from beit.show.reconstructions import reconstructions
-from beit.show.report import Section, Table, write_report
-from beit.show.tokens import token_maps, usage_plot
-from beit.store import checkpoint
-from beit.store.run import RunConfig, RunDirectory
-from beit.store.settings import from_plain
-from beit.store.teachers import LITE0, load_teacher
-from beit.store.weights import save_weights
-from beit.train.fabric import DeviceConfig, LossScaling, can_fuse, launch, prepared, summed
-from beit.train.log import MetricsLog, read_log
-from beit.train.meters import Means
-from beit.train.optim import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
-from beit.train.progress import Progress
-from beit.train.reconstruction import FrechetSums, frechet_distance, psnr, ssim
+from beit.run import checkpoint
+from beit.run.device import DeviceConfig, LossScaling, can_fuse, launch, prepared, summed
+from beit.run.directory import RunConfig, RunDirectory
+from beit.run.log import MetricsLog, read_log
+from beit.run.meters import Means
+from beit.run.optim import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
+from beit.run.progress import Progress
+from beit.run.settings import from_plain
+from beit.tokenizer.image_metrics import FrechetSums, frechet_distance, psnr, ssim
+from beit.tokenizer.reconstructions import reconstructions
+from beit.weights.file import save_weights
+from beit.weights.teachers import LITE0, load_teacher
 
 VERB, KIND = "train-tokenizer", "dvae"
 COLLAPSED = 0.1  # a perplexity under this share of K, or of fewer choices, is a collapse

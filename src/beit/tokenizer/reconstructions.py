@@ -4,9 +4,9 @@ import math
 
 from torch import Tensor
 
+from beit.draw import canvas
+from beit.draw.report import Gallery, Picture
 from beit.nn.patches import as_float
-from beit.show import canvas
-from beit.show.report import Gallery, Picture
 
 
 def reconstructions(images: Tensor, painted: Tensor, caption: str) -> Gallery:

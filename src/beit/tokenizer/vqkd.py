@@ -22,20 +22,16 @@ from beit.data.order import step_generator
 from beit.data.prefetch import prefetch
 from beit.data.sources import Source, open_source
 from beit.data.views import EvalView, TrainViews, ViewConfig
+from beit.draw.axes import figure
+from beit.draw.curves import curves
+from beit.draw.report import Section, Table, write_report
+from beit.draw.tokens import code_examples, token_maps, usage_plot
 from beit.nn.losses import cosine_distance
 from beit.nn.metrics import codebook_health, position_counts
 from beit.nn.quantizer import Quantizer
 from beit.nn.tokenizer import VQKD, VQKDConfig
-from beit.show.axes import figure
-from beit.show.curves import curves
-from beit.show.report import Section, Table, write_report
-from beit.show.tokens import code_examples, token_maps, usage_plot
-from beit.store import checkpoint
-from beit.store.run import RunConfig, RunDirectory
-from beit.store.settings import from_plain
-from beit.store.teachers import Teacher, TeacherConfig, load_teacher
-from beit.store.weights import save_weights
-from beit.train.fabric import (
+from beit.run import checkpoint
+from beit.run.device import (
     DeviceConfig,
     LossScaling,
     can_fuse,
@@ -44,10 +40,14 @@ from beit.train.fabric import (
     prepared,
     summed,
 )
-from beit.train.log import MetricsLog, read_log
-from beit.train.meters import Means
-from beit.train.optim import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
-from beit.train.progress import Progress
+from beit.run.directory import RunConfig, RunDirectory
+from beit.run.log import MetricsLog, read_log
+from beit.run.meters import Means
+from beit.run.optim import OptimConfig, build_optimizer, parameter_groups, set_learning_rate
+from beit.run.progress import Progress
+from beit.run.settings import from_plain
+from beit.weights.file import save_weights
+from beit.weights.teachers import Teacher, TeacherConfig, load_teacher
 
 VERB = "train-tokenizer"
 COLLAPSED = 0.1  # a perplexity under this share of K, or of fewer choices, is a collapse

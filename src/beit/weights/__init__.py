@@ -1,1 +1,1 @@
-"""What lies on disk: run directories, checkpoints, weights, foreign formats, teachers."""
+"""Files of weights: ours, published ones, those of other libraries, and teachers."""

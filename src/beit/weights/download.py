@@ -10,8 +10,8 @@ from http.client import HTTPException, HTTPResponse
 from pathlib import Path
 from typing import BinaryIO
 
-from beit.store.atomic import PARTIAL_SUFFIX
-from beit.store.manifest import sha256_of
+from beit.files import PARTIAL_SUFFIX
+from beit.weights.manifest import sha256_of
 
 ANSWER_SECONDS = 20  # without a byte for so long, a try has failed
 PIECE = 1 << 20

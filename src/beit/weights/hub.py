@@ -14,8 +14,8 @@ from urllib.parse import urlsplit
 import torch
 
 import beit
-from beit.store import manifest
-from beit.store.download import download
+from beit.weights import manifest
+from beit.weights.download import download
 
 PUBLISHED, HUB = "published:", "hf://"
 CARD, WEIGHTS = "README.md", "weights.safetensors"

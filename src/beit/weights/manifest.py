@@ -75,7 +75,7 @@ def find(name: str) -> PublishedFile:
     near = get_close_matches(name, [*files, *by_file], n=1)
     raise ValueError(
         f"no published file is called {name!r}{f'; did you mean {near[0]}?' if near else '.'} "
-        "beit.store.manifest.names() lists them, docs/hub.md describes them"
+        "beit.weights.manifest.names() lists them, docs/hub.md describes them"
     )
 
 

@@ -12,12 +12,9 @@ from beit.nn.heads import ImageClassifier
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD, Tokenizer
 from beit.nn.vit import VisionTransformer, resized, with_bias_per_block
-from beit.store.formats.containers import named_tensors
-from beit.store.formats.published_config import SizeUnknownError
-from beit.store.pickled import read_checkpoint
-from beit.store.run import RunDirectory
-from beit.store.settings import first
-from beit.store.weights import (
+from beit.run.directory import RunDirectory
+from beit.run.settings import first
+from beit.weights.file import (
     FORMAT,
     kind_of,
     model_of,
@@ -25,8 +22,11 @@ from beit.store.weights import (
     read_safetensors,
     size_pair,
 )
+from beit.weights.formats.containers import named_tensors
+from beit.weights.formats.published_config import SizeUnknownError
+from beit.weights.safe_pickle.files import read_checkpoint
 
-FORMATS = "beit.store.formats"
+FORMATS = "beit.weights.formats"
 HUB, PUBLISHED = "hf://", "published:"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl")
 # In a folder that is no run: our name for weights, and transformers' names.
@@ -38,8 +38,8 @@ class Layout(NamedTuple):
 
     Attributes:
         what: it holds, in words, and how its names begin
-        module: which of `beit.store.formats` reads it: with `recognises(tensors)`, by names alone,
-            and the builder
+        module: which of `beit.weights.formats` reads it: with `recognises(tensors)`, by names
+            alone, and the builder
         builder: `builder(tensors, *, origin, **overrides)` gives the model in eval mode
         whole: the builder takes the whole checkpoint, tensors and what is said of them
         beside: JSON files in the same folder that the builder takes, by parameter
@@ -239,7 +239,7 @@ def backbone_of(model: nn.Module) -> VisionTransformer | None:
 
 def _located(source: str | Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Find the local file, or DALL-E's folder, and complete the overrides of a published file."""
-    from beit.store import hub, manifest
+    from beit.weights import hub, manifest
 
     if str(source).startswith((HUB, PUBLISHED)):
         path = hub.fetch(str(source))
@@ -279,7 +279,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.is_dir() or path.suffix == ".pkl":
-        from beit.store.formats.dalle import read_dalle_folder, read_pickled_module
+        from beit.weights.formats.dalle import read_dalle_folder, read_pickled_module
 
         pickled = read_dalle_folder(path) if path.is_dir() else read_pickled_module(path)
         if pickled is not None:
@@ -290,7 +290,7 @@ def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
 def _refuse_dalles_name(path: Path, layout: Layout) -> None:
     """Raise ValueError if another model lies in a file of the name that DALL-E's have."""
     if path.suffix == ".pkl":
-        from beit.store.formats.dalle import FILES
+        from beit.weights.formats.dalle import FILES
 
         if path.name.removeprefix("dall_e_") in FILES:  # published as these, fetched with that
             raise ValueError(

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, as_float, grid_of
-from beit.store.formats.clip import CLIP_MEAN, CLIP_NORM_EPS, CLIP_STD, from_clip
-from beit.store.formats.containers import read_tensors
-from beit.store.formats.dino import DINO_NORM_EPS, from_dino
-from beit.store.formats.plain_vit import plain_vit
-from beit.store.formats.timm_network import timm_network
-from beit.store.hub import HUB, PUBLISHED, fetch
-from beit.store.pickled import read_checkpoint
-from beit.store.weights import size_pair
+from beit.weights.file import size_pair
+from beit.weights.formats.clip import CLIP_MEAN, CLIP_NORM_EPS, CLIP_STD, from_clip
+from beit.weights.formats.containers import read_tensors
+from beit.weights.formats.dino import DINO_NORM_EPS, from_dino
+from beit.weights.formats.plain_vit import plain_vit
+from beit.weights.formats.timm_network import timm_network
+from beit.weights.hub import HUB, PUBLISHED, fetch
+from beit.weights.safe_pickle.files import read_checkpoint
 
 TIMM = "timm:"
 STRIDE = "stride"

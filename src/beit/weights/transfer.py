@@ -10,8 +10,8 @@ from beit.nn.heads import ImageClassifier
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer, resized, with_bias_per_block
-from beit.store.load import backbone_of
-from beit.store.weights import HEAD
+from beit.weights.file import HEAD
+from beit.weights.open import backbone_of
 
 logger = logging.getLogger(__name__)
 

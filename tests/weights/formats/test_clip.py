@@ -2,8 +2,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from beit.store.formats.clip import CLIP_MEAN, CLIP_STD, from_clip
-from beit.store.teachers import load_teacher
+from beit.weights.formats.clip import CLIP_MEAN, CLIP_STD, from_clip
+from beit.weights.teachers import load_teacher
 
 transformers = pytest.importorskip("transformers")
 

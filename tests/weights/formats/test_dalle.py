@@ -24,16 +24,16 @@ from torch import nn
 
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.tokenizer import VQKD, VQKDConfig, tokenizer_vit
-from beit.store.formats.dalle import (
+from beit.weights.file import read_safetensors, read_weights, save_weights
+from beit.weights.formats.dalle import (
     from_dalle,
     read_dalle_folder,
     read_pickled_module,
     recognises,
     to_dalle,
 )
-from beit.store.formats.published import to_published
-from beit.store.load import load_tokenizer
-from beit.store.weights import read_safetensors, read_weights, save_weights
+from beit.weights.formats.published import to_published
+from beit.weights.open import load_tokenizer
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 NOT_LEGACY = {"_use_new_zipfile_serialization": False}

@@ -3,8 +3,8 @@ import torch
 from safetensors.torch import save_file
 
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD
-from beit.store.formats.dino import from_dino
-from beit.store.teachers import load_teacher
+from beit.weights.formats.dino import from_dino
+from beit.weights.teachers import load_teacher
 
 transformers = pytest.importorskip("transformers")
 

@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from beit.nn.dvae import DiscreteVAE
-from beit.store.formats.dvae import from_dvae, recognises, to_dvae
-from beit.store.load import load_tokenizer
-from beit.store.weights import read_weights, save_weights
+from beit.weights.file import read_weights, save_weights
+from beit.weights.formats.dvae import from_dvae, recognises, to_dvae
+from beit.weights.open import load_tokenizer
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 

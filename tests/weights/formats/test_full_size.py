@@ -14,16 +14,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD
-from beit.store.formats.clip import CLIP_MEAN, CLIP_STD, from_clip
-from beit.store.formats.dino import from_dino
-from beit.store.formats.timm_beit import from_timm, timm_arguments, to_timm
-from beit.store.formats.transformers_beit import (
+from beit.weights.formats.clip import CLIP_MEAN, CLIP_STD, from_clip
+from beit.weights.formats.dino import from_dino
+from beit.weights.formats.timm_beit import from_timm, timm_arguments, to_timm
+from beit.weights.formats.transformers_beit import (
     from_transformers,
     image_processor_config,
     to_transformers,
     transformers_config,
 )
-from beit.store.teachers import load_teacher
+from beit.weights.teachers import load_teacher
 
 pytestmark = pytest.mark.slow
 timm = pytest.importorskip("timm")

@@ -5,8 +5,8 @@ from torch import nn
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.store.formats import graphs
-from beit.store.formats.graphs import inputs_of, open_onnx, outputs, traced, write_onnx
+from beit.weights.formats import graphs
+from beit.weights.formats.graphs import inputs_of, open_onnx, outputs, traced, write_onnx
 
 VIT = ViTConfig(image_size=(12, 20), patch_size=4, width=12, depth=1, num_heads=3)
 

@@ -11,9 +11,9 @@ from beit.nn.heads import ImageClassifier
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.store.formats.mmpretrain import from_mmpretrain, recognises, to_mmpretrain
-from beit.store.formats.published import to_published
-from beit.store.load import load
+from beit.weights.formats.mmpretrain import from_mmpretrain, recognises, to_mmpretrain
+from beit.weights.formats.published import to_published
+from beit.weights.open import load
 
 GOLDEN = load_file(Path(__file__).parents[2] / "goldens/mmpretrain.safetensors")
 MODELS = ("version2", "version1", "classifier", "backbone")

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from beit.store.formats.names import fused, split, translated, turned
+from beit.weights.formats.names import fused, split, translated, turned
 
 ROWS = (
     ("layers.#.first.weight", "blocks.#.one"),

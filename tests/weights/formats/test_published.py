@@ -10,10 +10,10 @@ from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import vit_config
-from beit.store.formats.published import from_published, to_published
-from beit.store.formats.published_config import classifier_config, mim_config, vqkd_config
+from beit.weights.formats.published import from_published, to_published
+from beit.weights.formats.published_config import classifier_config, mim_config, vqkd_config
 
-LAYOUTS = json.loads((Path(__file__).parents[1] / "goldens/published_layouts.json").read_text())
+LAYOUTS = json.loads((Path(__file__).parents[2] / "goldens/published_layouts.json").read_text())
 PUBLISHED = {
     "vqkd_encoder_base_decoder_3x768x12_clip": VQKDConfig(),
     "vqkd_encoder_base_decoder_1x768x12_clip": VQKDConfig(decoder_depth=1),

@@ -15,10 +15,10 @@ from beit.nn.losses import cosine_distance, masked_token_losses
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.quantizer import unit
 from beit.nn.vit import ViTConfig
-from beit.store.formats.published import from_published, to_published
-from beit.store.load import load
+from beit.weights.formats.published import from_published, to_published
+from beit.weights.open import load
 
-GOLDENS = Path(__file__).parents[1] / "goldens"
+GOLDENS = Path(__file__).parents[2] / "goldens"
 
 
 def golden(name):

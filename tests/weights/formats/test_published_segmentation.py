@@ -8,18 +8,18 @@ import torch
 
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.vit import ViTConfig, vit_config
-from beit.store.formats.names import split, translated
-from beit.store.formats.published_segmentation import (
+from beit.weights.file import read_weights, save_weights
+from beit.weights.formats.names import split, translated
+from beit.weights.formats.published_segmentation import (
     from_published_segmentation,
     published_meta,
     recognises,
     segmenter_config,
     to_published_segmentation,
 )
-from beit.store.load import load, load_backbone
-from beit.store.weights import read_weights, save_weights
+from beit.weights.open import load, load_backbone
 
-LAYOUTS = json.loads((Path(__file__).parents[1] / "goldens/published_layouts.json").read_text())
+LAYOUTS = json.loads((Path(__file__).parents[2] / "goldens/published_layouts.json").read_text())
 CONFIG = SegmenterConfig(
     backbone=ViTConfig(
         image_size=(16, 24),  # grid 4 x 6

@@ -10,15 +10,15 @@ from safetensors.torch import save_file
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.store.formats.published import to_published
-from beit.store.formats.timm_beit import (
+from beit.weights.formats.published import to_published
+from beit.weights.formats.timm_beit import (
     from_timm,
     recognises,
     timm_arguments,
     timm_config,
     to_timm,
 )
-from beit.store.load import load
+from beit.weights.open import load
 
 beit = pytest.importorskip("timm.models.beit")
 

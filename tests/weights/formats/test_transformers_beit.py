@@ -11,14 +11,14 @@ from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.store.formats.transformers_beit import (
+from beit.weights.formats.transformers_beit import (
     from_transformers,
     image_processor_config,
     recognises,
     to_transformers,
     transformers_config,
 )
-from beit.store.load import load, load_backbone
+from beit.weights.open import load, load_backbone
 
 transformers = pytest.importorskip("transformers")
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from beit.data.corruption_filters import disk, filtered, gaussian_blurred, truncated
-from beit.data.corruption_noise import Generators, Parameters, integers, uniforms
+from beit.evaluation.corruptions.filters import disk, filtered, gaussian_blurred, truncated
+from beit.evaluation.corruptions.noise import Generators, Parameters, integers, uniforms
 
 PARAMETERS: dict[str, Parameters] = {
     "defocus_blur": {  # radius of the disk, sigma of its edge

@@ -12,12 +12,12 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
-from beit.data import corruption_blur as blur
-from beit.data import corruption_digital as digital
-from beit.data import corruption_noise as noise
-from beit.data import corruption_weather as weather
-from beit.data.corruption_filters import truncated
 from beit.data.order import step_generator
+from beit.evaluation.corruptions import blur as blur
+from beit.evaluation.corruptions import digital as digital
+from beit.evaluation.corruptions import noise as noise
+from beit.evaluation.corruptions import weather as weather
+from beit.evaluation.corruptions.filters import truncated
 
 _CORRUPTIONS: dict[str, Callable[..., Tensor]] = {
     "gaussian_noise": noise.gaussian_noise,

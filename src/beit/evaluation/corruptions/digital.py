@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from beit.data.corruption_noise import Generators, Parameters, uniforms
+from beit.evaluation.corruptions.noise import Generators, Parameters, uniforms
 
 PARAMETERS: dict[str, Parameters] = {
     "contrast": {

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from beit.data.corruption_blur import motion_blurred, zoomed
-from beit.data.corruption_filters import truncated
-from beit.data.corruption_noise import Generators, Parameters, normals, uniforms
+from beit.evaluation.corruptions.blur import motion_blurred, zoomed
+from beit.evaluation.corruptions.filters import truncated
+from beit.evaluation.corruptions.noise import Generators, Parameters, normals, uniforms
 
 PARAMETERS: dict[str, Parameters] = {
     "snow": {  # mean, deviation, zoom, threshold, radius, sigma, share of the image

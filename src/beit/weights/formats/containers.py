@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import Tensor
 
-from beit.store.formats.torchscript import is_torchscript, read_torchscript
-from beit.store.pickled import read_checkpoint
-from beit.store.settings import first
-from beit.store.weights import read_safetensors
+from beit.run.settings import first
+from beit.weights.file import read_safetensors
+from beit.weights.formats.torchscript import is_torchscript, read_torchscript
+from beit.weights.safe_pickle.files import read_checkpoint
 
 # Where checkpoints keep the tensors of a model: the published code's, under DeepSpeed; timm's
 # averaged ones; mm's and timm's; BEiT v1's discrete VAE.

@@ -10,12 +10,12 @@ from typing import Any
 from torch import Tensor
 
 from beit.nn.dalle import GROUPS, DalleConfig, DalleTokenizer
-from beit.store.formats import inert
-from beit.store.formats.containers import named_tensors
-from beit.store.formats.published_config import check_overrides, count_blocks, shape_of
-from beit.store.pickled import PICKLE, ZIP, read_checkpoint
-from beit.store.settings import first
-from beit.store.weights import assemble, read_safetensors, size_pair
+from beit.run.settings import first
+from beit.weights.file import assemble, read_safetensors, size_pair
+from beit.weights.formats.containers import named_tensors
+from beit.weights.formats.published_config import check_overrides, count_blocks, shape_of
+from beit.weights.safe_pickle import records as inert
+from beit.weights.safe_pickle.files import PICKLE, ZIP, read_checkpoint
 
 logger = logging.getLogger(__name__)
 

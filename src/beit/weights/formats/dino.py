@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from beit.store.formats.names import Rows, fused, translated
+from beit.weights.formats.names import Rows, fused, translated
 
 DINO_NORM_EPS = 1e-6
 

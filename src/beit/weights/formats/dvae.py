@@ -8,10 +8,10 @@ from typing import Any
 from torch import Tensor
 
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
-from beit.store.formats.containers import named_tensors
-from beit.store.formats.published_config import check_overrides, shape_of
-from beit.store.settings import first
-from beit.store.weights import assemble, size_pair
+from beit.run.settings import first
+from beit.weights.file import assemble, size_pair
+from beit.weights.formats.containers import named_tensors
+from beit.weights.formats.published_config import check_overrides, shape_of
 
 logger = logging.getLogger(__name__)
 

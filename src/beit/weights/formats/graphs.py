@@ -20,7 +20,7 @@ from beit.nn.mim import MaskedImageModel
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD, Tokenizer
 from beit.nn.vit import VisionTransformer
-from beit.store.weights import FORMAT, VERSION
+from beit.weights.file import FORMAT, VERSION
 
 INPUT = "images: RGB, (B, 3, H, W), float in [0, 1]; the graph normalises them itself"
 NAMED = {"images": {0: "batch"}, "masked": {1: "hidden"}}  # sizes that vary; batch is of both

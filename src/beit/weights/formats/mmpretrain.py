@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from beit.nn.heads import ImageClassifier
 from beit.nn.mim import MaskedImageModel
 from beit.nn.vit import VisionTransformer
-from beit.store.formats.names import Rows, translated, turned
-from beit.store.formats.published import model_and_about, to_published
-from beit.store.formats.published_names import INDEX, TABLE
-from beit.store.settings import first
+from beit.run.settings import first
+from beit.weights.formats.names import Rows, translated, turned
+from beit.weights.formats.published import model_and_about, to_published
+from beit.weights.formats.published_names import INDEX, TABLE
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from beit.store.settings import first
+from beit.run.settings import first
 
 HEAD_WIDTH = 64  # channels of an attention head in every published CLIP and DINO
 

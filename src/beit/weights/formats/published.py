@@ -17,8 +17,10 @@ from beit.nn.position import relative_position_index
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.store.formats.containers import named_tensors
-from beit.store.formats.published_config import (
+from beit.run.settings import first
+from beit.weights.file import HEAD, assemble
+from beit.weights.formats.containers import named_tensors
+from beit.weights.formats.published_config import (
     BACKBONE_OVERRIDES,
     IMAGENET,
     backbone_config,
@@ -27,7 +29,7 @@ from beit.store.formats.published_config import (
     mim_config,
     vqkd_config,
 )
-from beit.store.formats.published_names import (
+from beit.weights.formats.published_names import (
     BACKBONE_ROWS,
     CLASSIFIER_ROWS,
     COUNTS,
@@ -42,9 +44,7 @@ from beit.store.formats.published_names import (
     to_theirs,
     without_influence,
 )
-from beit.store.formats.published_segmentation import to_published_segmentation
-from beit.store.settings import first
-from beit.store.weights import HEAD, assemble
+from beit.weights.formats.published_segmentation import to_published_segmentation
 
 logger = logging.getLogger(__name__)
 

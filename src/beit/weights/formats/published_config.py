@@ -12,8 +12,8 @@ from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, grid_of
 from beit.nn.position import CLS_ROWS
 from beit.nn.tokenizer import NO_CUT, VQKDConfig
 from beit.nn.vit import ViTConfig
-from beit.store.formats.published_names import TABLE
-from beit.store.weights import size_pair
+from beit.weights.file import size_pair
+from beit.weights.formats.published_names import TABLE
 
 BACKBONE_OVERRIDES = ("num_heads", "image_size", "mean", "std")
 VQKD_OVERRIDES = (*BACKBONE_OVERRIDES, "decay")

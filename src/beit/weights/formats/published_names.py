@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from beit.store.formats.names import Rows, translated, turned
+from beit.weights.formats.names import Rows, translated, turned
 
 TABLE, INDEX = "relative_position_bias_table", "relative_position_index"
 COUNTS, INITTED = "quantize.cluster_size", "quantize.embedding.initted"

@@ -9,16 +9,17 @@ from torch import Tensor
 
 from beit.nn.position import relative_position_index
 from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter
-from beit.store.formats.containers import named_tensors
-from beit.store.formats.names import Rows
-from beit.store.formats.published_config import (
+from beit.weights.file import assemble
+from beit.weights.formats.containers import named_tensors
+from beit.weights.formats.names import Rows
+from beit.weights.formats.published_config import (
     BACKBONE_OVERRIDES,
     IMAGENET,
     backbone_config,
     check_overrides,
     shape_of,
 )
-from beit.store.formats.published_names import (
+from beit.weights.formats.published_names import (
     INDEX,
     TABLE,
     counted,
@@ -27,7 +28,6 @@ from beit.store.formats.published_names import (
     vit_rows,
     without_influence,
 )
-from beit.store.weights import assemble
 
 logger = logging.getLogger(__name__)
 

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from beit.nn.heads import ImageClassifier
 from beit.nn.vit import VisionTransformer
-from beit.store.formats.published import BACKBONE_KEYS, model_and_about, to_published
-from beit.store.formats.published_names import INDEX
-from beit.store.settings import from_plain
+from beit.run.settings import from_plain
+from beit.weights.formats.published import BACKBONE_KEYS, model_and_about, to_published
+from beit.weights.formats.published_names import INDEX
 
 logger = logging.getLogger(__name__)
 

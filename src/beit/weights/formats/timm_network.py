@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import torch
 
-from beit.store.formats.clip import from_clip
-from beit.store.formats.containers import read_tensors
+from beit.weights.formats.clip import from_clip
+from beit.weights.formats.containers import read_tensors
 
 
 def timm_network(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from beit.store.formats import inert
+from beit.weights.safe_pickle import records as inert
 
 # build_intlist([...]) and the like, restore_type_tag(value, "...")
 TYPED = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist")

@@ -17,14 +17,16 @@ from beit.nn.heads import ImageClassifier
 from beit.nn.mim import MaskedImageModel
 from beit.nn.segmenter import POOL_SIDES, SemanticSegmenter
 from beit.nn.vit import VisionTransformer
-from beit.store.formats.names import fused, split, translated, turned
-from beit.store.formats.published import model_and_about, to_published
-from beit.store.formats.published_names import INDEX
-from beit.store.formats.published_segmentation import (
+from beit.run.settings import first, from_plain
+from beit.weights.file import size_pair
+from beit.weights.formats.names import fused, split, translated, turned
+from beit.weights.formats.published import model_and_about, to_published
+from beit.weights.formats.published_names import INDEX
+from beit.weights.formats.published_segmentation import (
     segmenter_and_about,
     to_published_segmentation,
 )
-from beit.store.formats.transformers_names import (
+from beit.weights.formats.transformers_names import (
     BARE,
     CLASSIFIER,
     FILES,
@@ -34,8 +36,6 @@ from beit.store.formats.transformers_names import (
     SEGMENTER,
     Kind,
 )
-from beit.store.settings import first, from_plain
-from beit.store.weights import size_pair
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ Facts were taken from transformers 5.23.
 
 from typing import NamedTuple
 
-from beit.store.formats.names import Rows
+from beit.weights.formats.names import Rows
 
 # (published, transformers'), after queries, keys and values were fused. The right side is what its
 # files hold in every version, whatever the modules are called in memory.

@@ -1,0 +1,1 @@
+"""The command line: the table of verbs, options from each verb's Config, presets, messages."""

@@ -1,0 +1,1 @@
+"""Compare runs: reports of several runs, and ablation plans with their tables."""

@@ -1,0 +1,1 @@
+"""Evaluate a classifier: accuracy, calibration, ImageNet's test sets, corruptions."""

@@ -1,0 +1,1 @@
+"""The corruptions of ImageNet-C (Hendrycks & Dietterich 2019), computed on the fly."""

@@ -1,0 +1,1 @@
+"""Export models to other libraries, and push them to the Hugging Face hub."""

@@ -1,0 +1,1 @@
+"""Fetch public data sets and write them as Parquet."""

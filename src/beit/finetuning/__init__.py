@@ -1,0 +1,1 @@
+"""Fine-tune a pretrained ViT as an image classifier."""

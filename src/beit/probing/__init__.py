@@ -1,0 +1,1 @@
+"""Measure frozen features with linear and attentive probes and with nearest neighbours."""

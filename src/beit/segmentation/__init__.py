@@ -1,0 +1,1 @@
+"""Semantic segmentation: train, evaluate and apply a segmenter on label maps."""

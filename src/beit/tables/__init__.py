@@ -1,0 +1,1 @@
+"""One row per image: codes (tokenize), features (embed) and classes (predict)."""
