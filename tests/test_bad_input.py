@@ -189,7 +189,7 @@ def test_nothing_but_unreadable_images(train, output, tmp_path, capsys):
         (tmp_path / "words" / f"{number}.png").write_bytes(b"These are words.")
     assert train(tmp_path / "words", "--data.max_unreadable", "1") == 2
     message = said(capsys)
-    assert "of 5 images in a row none can be read" in message
+    assert "5 images in a row cannot be read" in message
     assert ".png: not an image" in message
     assert not output.exists()
 

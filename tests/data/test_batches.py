@@ -1,10 +1,11 @@
 import pytest
 import torch
 
-from beit.data.batches import DataConfig, EvalBatches, TrainBatches, Unreadable
+from beit.data.batches import DataConfig, EvalBatches, TrainBatches
 from beit.data.decoding import UnreadableImage
 from beit.data.order import epoch_order
 from beit.data.sources import open_source
+from beit.data.unreadable import Unreadable, readable
 from beit.data.views import EvalView, TrainViews, ViewConfig
 
 VIEWS = TrainViews(ViewConfig(), (8, 12), (4, 6))
@@ -57,9 +58,9 @@ def test_steps_walk_through_the_epoch_order():
 
 def test_batch_holds_views_labels_and_indices():
     batch = next(iter(train(Holed())))
-    assert batch.student.shape == (2, 3, 8, 12)
-    assert batch.tokenizer.shape == (2, 3, 4, 6)
-    assert batch.student.dtype == torch.uint8
+    assert batch.images.shape == (2, 3, 8, 12)
+    assert batch.target_images.shape == (2, 3, 4, 6)
+    assert batch.images.dtype == torch.uint8
     assert batch.labels.tolist() == [2 * index for index in batch.indices.tolist()]
     assert batch.unreadable == []
     source = Holed()
@@ -69,14 +70,14 @@ def test_batch_holds_views_labels_and_indices():
 
 def test_ranks_and_accumulation_trade_places_with_batch_size():
     source = open_source("shapes://26?size=8")
-    whole = [batch.student for batch in train(source, batch_size=8)]
+    whole = [batch.images for batch in train(source, batch_size=8)]
     pieces = [[] for _ in range(4)]
     for rank in range(2):
         for number, batch in enumerate(
             train(source, batch_size=2, accumulate=2, rank=rank, world_size=2)
         ):
             step, micro = divmod(number, 2)
-            pieces[step].append((micro * 2 + rank, batch.student))
+            pieces[step].append((micro * 2 + rank, batch.images))
     for step in range(4):
         parts = [student for _, student in sorted(pieces[step], key=lambda piece: piece[0])]
         assert torch.equal(torch.cat(parts), whole[step])
@@ -107,7 +108,7 @@ def test_augmentation_changes_with_the_epoch():
     source = open_source("shapes://2?size=16")
     first, second = train(source, num_steps=2)
     order = [first.indices.tolist().index(index) for index in second.indices.tolist()]
-    assert not torch.equal(first.student[order], second.student)
+    assert not torch.equal(first.images[order], second.images)
 
 
 def test_equal_views_are_one_tensor_through_workers_too():
@@ -118,7 +119,7 @@ def test_equal_views_are_one_tensor_through_workers_too():
             source, views, batch_size=2, seed=0, start_step=0, num_steps=1, num_workers=workers
         )
         batch = next(iter(batches))
-        assert batch.tokenizer is batch.student
+        assert batch.target_images is batch.images
 
 
 def test_too_few_images_for_a_step_names_the_numbers():
@@ -147,7 +148,7 @@ def test_unreadable_images_are_replaced_by_the_next(workers):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_only_unreadable_images_end_the_run(workers):
-    with pytest.raises(ValueError, match=r"^of 13 images in a row none can be read, .*: broken;"):
+    with pytest.raises(ValueError, match=r"^13 images in a row cannot be read, .*: broken;"):
         next(iter(train(Holed(range(13)), num_workers=workers)))
 
 
@@ -157,8 +158,8 @@ def test_evaluation_shows_every_image_once_in_order():
     assert [batch.indices.tolist() for batch in batches] == [
         [0, 1, 2, 3, 4], [5, 6, 7, 8, 9], [10, 11, 12]
     ]  # fmt: skip
-    assert batches[2].student[:, 0, 0, 0].tolist() == [10, 11, 12]
-    assert batches[0].tokenizer is batches[0].student
+    assert batches[2].images[:, 0, 0, 0].tolist() == [10, 11, 12]
+    assert batches[0].target_images is batches[0].images
     ranks = [EvalBatches(Holed(), view, 5, rank=rank, world_size=2) for rank in (0, 1)]
     assert [len(rank) for rank in ranks] == [2, 1]
     assert [batch.indices[0].item() for rank in ranks for batch in rank] == [0, 10, 5]
@@ -169,6 +170,23 @@ def test_evaluation_shows_the_batches_asked_for():
     assert len(batches) == 2
     assert [batch.indices.tolist() for batch in batches] == [[10, 11, 12], [0, 1, 2, 3, 4]]
     assert list(EvalBatches(Holed(), EvalView((8, 8)), 5, batches=[])) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_evaluation_leaves_unreadable_images_out(workers):
+    source = Holed({1, 5, 6, 7, 8, 9})
+    batches = list(EvalBatches(source, EvalView((8, 8)), 5, num_workers=workers))
+    assert [batch.indices.tolist() for batch in batches] == [[0, 2, 3, 4], [], [10, 11, 12]]
+    assert [len(batch.unreadable) for batch in batches] == [1, 5, 0]
+    assert batches[0].images[:, 0, 0, 0].tolist() == [0, 2, 3, 4]
+    assert batches[0].labels.tolist() == [0, 4, 6, 8]
+    said = []
+    unreadable = Unreadable(len(source), 0.5)
+    kept = list(readable(batches, unreadable, said.append))
+    assert [len(batch.indices) for batch in kept] == [4, 3]
+    assert said == [f"unreadable, left out: {index}.png: broken" for index in (1, 5, 6, 7, 8, 9)]
+    with pytest.raises(ValueError, match=r"6 of 13 images cannot be read.*raise max_unreadable"):
+        list(readable(batches, Unreadable(len(source), 0.3), said.append))
 
 
 def test_evaluation_can_be_repeated():

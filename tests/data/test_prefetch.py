@@ -54,9 +54,9 @@ def test_errors_reach_the_loop():
 def test_cuda_batches_arrive_whole_and_in_order():
     batches = prefetch((batch(number) for number in range(20)), "cuda")
     for number, moved in enumerate(batches):
-        assert moved.student.device.type == "cuda"
-        assert moved.tokenizer is moved.student
-        assert moved.student.eq(number).all()
+        assert moved.images.device.type == "cuda"
+        assert moved.target_images is moved.images
+        assert moved.images.eq(number).all()
         assert moved.indices.tolist() == [3, number]
         assert moved.unreadable == ["a: b"]
 

@@ -168,7 +168,7 @@ def test_wrong_config_is_refused(options, message):
 
 
 def test_wrong_sizes_are_refused():
-    with pytest.raises(ValueError, match="tokenizer_size must be"):
+    with pytest.raises(ValueError, match="target_size must be"):
         TrainViews(ViewConfig(), (8, 8), (0, 8))
     with pytest.raises(ValueError, match="crop_ratio"):
         EvalView((8, 8), 1.5)

@@ -1,6 +1,7 @@
 import pytest
 
-from beit.draw.axes import Scale, aligned, figure, scale_over, text, tick_labels
+from beit.draw.axes import Scale, scale_over, text, tick_labels
+from beit.draw.numbers import aligned_numbers, short_number
 
 
 @pytest.mark.parametrize(
@@ -19,13 +20,13 @@ from beit.draw.axes import Scale, aligned, figure, scale_over, text, tick_labels
     ],
 )
 def test_figure_is_short(value: float, words: str) -> None:
-    assert figure(value) == words
+    assert short_number(value) == words
 
 
 def test_aligned_gives_a_column_the_same_decimals() -> None:
-    assert aligned([32.11, 48.0, 5.5]) == ["32.11", "48.00", "5.50"]
-    assert aligned([0.5, 1e-5]) == ["0.5", "1e-5"]  # too far apart for one notation
-    assert aligned([]) == []
+    assert aligned_numbers([32.11, 48.0, 5.5]) == ["32.11", "48.00", "5.50"]
+    assert aligned_numbers([0.5, 1e-5]) == ["0.5", "1e-5"]  # too far apart for one notation
+    assert aligned_numbers([]) == []
 
 
 def test_scale_ends_on_round_numbers_and_places_by_hand() -> None:

@@ -197,7 +197,7 @@ def test_a_step_by_hand(kind, tmp_path, config, optim, records, monkeypatch):
     model, _ = finetune.build_classifier(made, classes)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
     batch = next(iter(finetune.training_batches(made, source, model, fabric, 0, 1)))
-    images = batch.student.double() / 255  # (8, 3, 16, 24)
+    images = batch.images.double() / 255  # (8, 3, 16, 24)
     targets = torch.full((8, 10), 0.1 / 10, dtype=torch.float64)
     targets[range(8), batch.labels] += 0.9
     with seeded(step_generator(4, 1, "mix 0 0")):

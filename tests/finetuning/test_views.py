@@ -134,18 +134,18 @@ def test_repeats_are_other_views_of_the_same_images():
     assert train(3).steps_per_epoch == train(1).steps_per_epoch == 4
     for batch in batches:
         assert batch.indices.tolist() == batch.indices[:2].tolist() * 3
-        assert len({view.numpy().tobytes() for view in batch.student}) > 3
+        assert len({view.numpy().tobytes() for view in batch.images}) > 3
     seen = torch.cat([batch.indices[:2] for batch in batches[:4]]).tolist()
     assert len(set(seen)) == 8  # an epoch shows each image in one step
     # The first views are those of a run without repeats.
     first = next(iter(train(1)))
-    assert torch.equal(first.student[:2], batches[0].student[:2])
+    assert torch.equal(first.images[:2], batches[0].images[:2])
 
 
 def test_ranks_share_out_what_one_process_sees():
     whole = next(iter(train(2, batch_size=12)))
     parts = [next(iter(train(2, batch_size=6, rank=rank, world_size=2))) for rank in range(2)]
-    for name in ("student", "indices"):
+    for name in ("images", "indices"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
 
 
@@ -155,7 +155,7 @@ def test_without_options_the_order_and_views_are_those_of_old():
     assert torch.equal(batch.indices, order)
     source = open_source("shapes://26?size=24")
     views = FinetuneViews(VIEW, AugmentConfig(erase=0.0), (16, 16))
-    for view, index in zip(batch.student, order.tolist(), strict=True):
+    for view, index in zip(batch.images, order.tolist(), strict=True):
         assert torch.equal(view, views(source.image(index), sample_generator(7, 0, index))[0])
 
 
@@ -166,15 +166,15 @@ def test_balance_and_repeats_give_each_showing_a_view_of_its_own():
     options = {"batch_size": 26, "seed": 7, "start_step": 0, "num_steps": 1}
     plain = next(iter(TrainBatches(source, views, **options, balance=1.0)))
     assert 8 <= plain.indices.tolist().count(25) <= 9  # the one image of its class
-    assert len({view.numpy().tobytes() for view in plain.student}) == 26
+    assert len({view.numpy().tobytes() for view in plain.images}) == 26
     twice = next(iter(TrainBatches(source, views, **options, balance=1.0, repeats=2)))
     assert twice.indices[:13].tolist() == twice.indices[13:].tolist() == plain.indices[:13].tolist()
-    assert len({view.numpy().tobytes() for view in twice.student}) == 26
+    assert len({view.numpy().tobytes() for view in twice.images}) == 26
     parts = [
         next(iter(TrainBatches(source, views, **options | {"batch_size": 13}, **more, balance=1.0)))
         for more in ({"rank": 0, "world_size": 2}, {"rank": 1, "world_size": 2})
     ]
-    assert torch.equal(torch.cat([part.student for part in parts]), plain.student)
+    assert torch.equal(torch.cat([part.images for part in parts]), plain.images)
 
 
 # ── refusals ────────────────────────────────────────────────────────────────────────────────────

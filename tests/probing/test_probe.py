@@ -141,7 +141,7 @@ def test_unreadable_images_are_left_out(capsys: pytest.CaptureFixture[str]) -> N
     assert cached.indices.tolist() == [0, 1, 3, 4, 5, 6]
     expected = [[value, value] for value in (0.0, 10.0, 30.0, 40.0, 50.0, 60.0)]
     assert torch.equal(cached.of(MEAN), torch.tensor(expected))
-    assert "left out, cannot be read: grey 2" in capsys.readouterr().err
+    assert "unreadable, left out: grey 2: truncated" in capsys.readouterr().err
 
 
 # ── the whole command ───────────────────────────────────────────────────────────────────────────

@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 
 from beit.data.order import epoch_order, sample_generator
-from beit.segmentation.batches import SegmentBatches, SegmentEvalBatches
+from beit.data.prefetch import prefetch
+from beit.segmentation.batches import eval_batches, train_batches
 from beit.segmentation.label_classes import label_classes
 from beit.segmentation.label_maps import open_label_maps
 from beit.segmentation.views import SegmentViewConfig, SegmentViews
@@ -16,13 +17,14 @@ SPEC = "shapes://11?size=16x24"
 
 def train(source=None, **changes):
     settings = {"batch_size": 2, "seed": 7, "start_step": 0, "num_steps": 6}
-    return SegmentBatches(source or open_label_maps(SPEC), VIEWS, **(settings | changes))
+    return train_batches(source or open_label_maps(SPEC), VIEWS, **(settings | changes))
 
 
 def assert_equal(first, second):
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
-        assert all(map(torch.equal, one[:3], other[:3]))
+        for field in ("images", "label_maps", "indices"):
+            assert torch.equal(getattr(one, field), getattr(other, field).cpu())
 
 
 class Odd:
@@ -71,9 +73,9 @@ def test_ranks_and_accumulation_share_out_the_epoch():
     whole = list(train(batch_size=4, num_steps=2))
     ranks = [list(train(num_steps=2, rank=rank, world_size=2)) for rank in range(2)]
     for step in range(2):
-        for field in range(3):
-            parts = [ranks[rank][step][field] for rank in range(2)]
-            assert torch.equal(torch.cat(parts), whole[step][field])
+        for field in ("images", "label_maps", "indices"):
+            parts = [getattr(ranks[rank][step], field) for rank in range(2)]
+            assert torch.equal(torch.cat(parts), getattr(whole[step], field))
     micro = list(train(num_steps=2, accumulate=2))
     assert torch.equal(torch.cat([micro[2].label_maps, micro[3].label_maps]), whole[1].label_maps)
     seen = torch.cat([batch.indices for rank in ranks for batch in rank])
@@ -82,32 +84,33 @@ def test_ranks_and_accumulation_share_out_the_epoch():
 
 def test_evaluation_shows_whole_images_once(tmp_path):
     source = open_label_maps(SPEC)
-    batches = SegmentEvalBatches(source, 4, num_workers=1)
+    batches = eval_batches(source, 4, num_workers=1)
     assert len(batches) == 3
     found = list(batches)
     assert torch.cat([batch.indices for batch in found]).tolist() == list(range(11))
     assert torch.equal(found[1].images[2], source.image(6))
     assert torch.equal(found[1].label_maps[2], source.label_map(6))
-    ranks = [SegmentEvalBatches(source, 2, rank=rank, world_size=3) for rank in range(3)]
+    ranks = [eval_batches(source, 2, rank=rank, world_size=3) for rank in range(3)]
     seen = [batch.indices.tolist() for rank in ranks for batch in rank]
     assert seen == [[0, 1], [6, 7], [2, 3], [8, 9], [4, 5], [10]]
 
 
 def test_batches_on_a_device():
     plain = list(train())
-    moved = train().on("cpu")
+    moved = prefetch(train(), "cpu")
     moved.begin()
     assert_equal(plain, list(moved))
     assert moved.wait_seconds > 0
-    whole = SegmentEvalBatches(open_label_maps(SPEC), 4)
-    assert_equal(list(whole), list(whole.on("cpu")))
+    whole = eval_batches(open_label_maps(SPEC), 4)
+    assert_equal(list(whole), list(prefetch(whole, "cpu")))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_on_a_gpu():
     plain = list(train())
-    moved = [[part.cpu() for part in batch[:3]] for batch in train(num_workers=1).on("cuda")]
+    moved = list(prefetch(train(num_workers=1), "cuda"))
+    assert moved[0].label_maps.device.type == "cuda"
     assert_equal(plain, moved)
 
 
@@ -131,7 +134,7 @@ def test_a_map_of_another_size_ends_the_run(workers):
     ):
         list(train(Odd(), batch_size=1, num_workers=workers))
     with pytest.raises(ValueError, match=r"1\.png: the image is 5 x 5"):
-        list(SegmentEvalBatches(Odd(), num_workers=workers))
+        list(eval_batches(Odd(), num_workers=workers))
 
 
 def test_refusals():

@@ -134,7 +134,7 @@ def test_the_first_step_by_hand(
             ]
         )
         with torch.no_grad():
-            output = vae(batch.student, noise=noise, temperature=1.0, hard=True)
+            output = vae(batch.images, noise=noise, temperature=1.0, hard=True)
         kl = output.kl * 0.25 / (8 * 24 if kl_per == "place" else 1)
         logged = records(tmp_path / kl_per)[0]
         expected = float(reconstruction_loss(output, smooth=True) + kl)

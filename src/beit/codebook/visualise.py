@@ -29,10 +29,11 @@ from beit.codebook.explorer_book import write_codebook
 from beit.codebook.gallery import Cut, cut
 from beit.codebook.page import Choice, Layout, write_page
 from beit.codebook.report import Rank
-from beit.data.batches import Batch, EvalBatches, Unreadable
+from beit.data.batches import Batch, EvalBatches
 from beit.data.decoding import UnreadableImage
 from beit.data.prefetch import prefetch
 from beit.data.sources import PartSource, Source, open_source
+from beit.data.unreadable import Unreadable, readable
 from beit.data.views import EvalView
 from beit.files import write_text
 from beit.nn.code_statistics import CodeStatistics, code_vectors, rated
@@ -180,16 +181,11 @@ def run(config: Config) -> Result:
     loader = prefetch(batches, fabric.device)
     started = time.perf_counter()
     with Progress(len(batches), enabled=first) as progress, torch.no_grad():
-        for step, batch in enumerate(loader):
-            for lost in unreadable.note(batch.unreadable):
-                progress.warn(f"left out: {lost}")
+        for step, batch in enumerate(readable(loader, unreadable, progress.warn), start=1):
             with fabric.autocast():
-                codes, scores = rate(batch.student)  # (B, N) each
-            due = (step * world_size + rank) * config.batch_size  # the first image of the batch
-            rows = torch.arange(due, due + len(codes), device=codes.device)
-            own = batch.indices == rows  # others stand in for images that are left out
-            count(found, config.seed, batch, own, codes, scores)
-            progress.update(step + 1, {}, len(codes) * world_size, loader.wait_seconds)
+                codes, scores = rate(batch.images)  # (B, N) each
+            count(found, config.seed, batch, codes, scores)
+            progress.update(step, {}, len(codes) * world_size, loader.wait_seconds)
         over_all_processes(fabric, found)
         images = int(found.statistics.total)
         check_left_out(len(source) - images, len(source), config.max_unreadable)
@@ -215,14 +211,12 @@ def run(config: Config) -> Result:
     return Result(output, images)
 
 
-def count(
-    found: Found, seed: int, batch: Batch, own: Tensor, codes: Tensor, scores: Tensor
-) -> None:
-    """Take in the images `own` (B,) bool of a batch, by their codes and scores (B, N)."""
+def count(found: Found, seed: int, batch: Batch, codes: Tensor, scores: Tensor) -> None:
+    """Take in the images of a batch, by their codes and scores (B, N)."""
     statistics = found.statistics
     device, N = statistics.total.device, codes.shape[1]
-    parts = (batch.student, codes, scores, batch.labels, batch.indices)
-    images, codes, scores, labels, indices = (part[own].to(device) for part in parts)
+    parts = (batch.images, codes, scores, batch.labels, batch.indices)
+    images, codes, scores, labels, indices = (part.to(device) for part in parts)
     statistics.add(images, codes, scores, labels)
     places = (indices[:, None] * N + torch.arange(N, device=device)).flatten()
     codes, scores = codes.flatten(), in_steps(scores).flatten()
@@ -348,7 +342,7 @@ class Looker:
         )
         place = 0
         for batch in batches:
-            for image, index in zip(batch.student, images[batch.indices].tolist(), strict=True):
+            for image, index in zip(batch.images, images[batch.indices].tolist(), strict=True):
                 while place < len(wanted) and wanted[place] // N <= index:
                     if wanted[place] // N == index:  # else it has become unreadable meanwhile
                         position = wanted[place] % N
@@ -364,8 +358,8 @@ class Looker:
         part = PartSource(self._source, indices)
         found = {}
         for batch in EvalBatches(part, self._view, self._config.batch_size) if len(part) else []:
-            codes = encode(batch.student).cpu().numpy()
-            for image, row, place in zip(batch.student, codes, batch.indices.tolist(), strict=True):
+            codes = encode(batch.images).cpu().numpy()
+            for image, row, place in zip(batch.images, codes, batch.indices.tolist(), strict=True):
                 index = int(indices[place])
                 small = thumbnail(image.permute(1, 2, 0).numpy())
                 label = book.label(self._source, index)

@@ -11,19 +11,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from beit.draw.axes import (
-    FAINT,
-    LETTER,
-    RULE,
-    aligned,
-    document,
-    figure,
-    line,
-    scale_over,
-    text,
-    tick_labels,
-)
+from beit.draw.axes import FAINT, LETTER, RULE, document, line, scale_over, text, tick_labels
 from beit.draw.colours import SERIES
+from beit.draw.numbers import aligned_numbers, short_number
 from beit.draw.report import Cell, Gallery, Picture, Table
 
 WIDTH, ROW, RIGHT = 440, 22, 16
@@ -181,7 +171,7 @@ def _panel(cells: Sequence[Measured], column: str) -> Picture:
         parts.append(
             f'<circle cx="{across(found.mean):.1f}" cy="{y:.1f}" r="4" style="fill:{SERIES[0]}"/>'
         )
-        told.append(f"{name} {figure(found.mean)}")
+        told.append(f"{name} {short_number(found.mean)}")
     data = document(WIDTH, bottom + 24, "".join(parts))
     return Picture("", f"{column}: {'; '.join(told)}", data, "image/svg+xml")
 
@@ -195,14 +185,14 @@ def _written(column: str, found: Sequence[Spread | None]) -> list[str]:
     """Write one column with as many decimals as give its largest deviation two digits."""
     known = [one for one in found if one is not None]
     largest = max((one.deviation or 0.0 for one in known), default=0.0)
-    means = aligned([one.mean for one in known])
+    means = aligned_numbers([one.mean for one in known])
     plain = all(re.fullmatch(r"-?\d+(\.\d+)?", mean) for mean in means)
     if column.endswith("%") or (plain and largest > 0):
         digits = 2 if column.endswith("%") else max(0, 1 - math.floor(math.log10(largest)))
         means = [f"{one.mean:.{digits}f}" for one in known]
         deviations = [f"{one.deviation or 0.0:.{digits}f}" for one in known]
     else:
-        deviations = [figure(one.deviation or 0.0) for one in known]
+        deviations = [short_number(one.deviation or 0.0) for one in known]
     words = iter(
         mean if one.deviation is None else f"{mean} ± {deviation}"
         for mean, deviation, one in zip(means, deviations, known, strict=True)

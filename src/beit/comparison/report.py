@@ -25,7 +25,7 @@ from beit.comparison.runs import (
     settings_table,
     short_names,
 )
-from beit.draw.axes import figure
+from beit.draw.numbers import short_number
 from beit.draw.report import Cell, Gallery, Picture, Section, write_report
 from beit.files import write_text
 from beit.run.directory import RunDirectory
@@ -168,7 +168,7 @@ def _run_facts(directory: RunDirectory, records: list[dict[str, Any]]) -> dict[s
     facts: dict[str, Cell] = {
         "state": state,
         "step": last.get("step"),
-        "epoch": None if epoch is None else figure(float(epoch)),
+        "epoch": None if epoch is None else short_number(float(epoch)),
     }
     known = _environment(directory)
     told = {key: known.get(key) for key in ("verb", "started", "commit", "torch")}

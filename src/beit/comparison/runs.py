@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from beit.comparison.ablation_table import as_markdown
-from beit.draw.axes import aligned, figure
+from beit.draw.numbers import aligned_numbers, short_number
 from beit.draw.panels import DPI, LETTERS, POINTS, Drawing
 from beit.draw.report import Cell, Picture, Table
 
@@ -90,7 +90,7 @@ def last_table(runs: Sequence[Run], keys: Sequence[str]) -> Table:
     rows: list[list[Cell]] = []
     for key in keys:
         ends = [curve[-1][1] if (curve := points(run, key, "step")) else None for run in runs]
-        words = iter(aligned([end for end in ends if end is not None]))
+        words = iter(aligned_numbers([end for end in ends if end is not None]))
         rows.append([key, *(None if end is None else next(words) for end in ends)])
     return Table("The last value of each figure", ["Figure", *(run.name for run in runs)], rows)
 
@@ -145,7 +145,7 @@ def curve_figure(runs: Sequence[Run], key: str, x: str, log: Collection[str] = (
                 linewidth=1.2,
                 marker="o" if len(curve) <= MARKED else None,
                 markersize=2.4,
-                label=f"{index + 1}: {drawable(run.name)}, last {figure(curve[-1][1])}",
+                label=f"{index + 1}: {drawable(run.name)}, last {short_number(curve[-1][1])}",
             )
         if key in log:
             axes.set_yscale("log")

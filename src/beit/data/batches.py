@@ -17,6 +17,7 @@ from beit.data.decoding import UnreadableImage
 from beit.data.order import balanced_order, epoch_order, sample_generator
 from beit.data.sources import Source
 
+NO_LABEL_MAPS = torch.empty(0, dtype=torch.uint8)
 _MAX_REPLACEMENTS = 100  # unreadable images in a row
 
 
@@ -58,13 +59,21 @@ class Key(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Images of one micro-step."""
+    """Images of one micro-step, or of one step of an evaluation.
 
-    student: Tensor  # (B, 3, H, W) uint8
-    tokenizer: Tensor  # (B, 3, H', W') uint8; the same tensor as `student` where sizes are equal
+    In training another image replaces one that cannot be read, so that B never changes. In an
+    evaluation it is left out: B may be smaller, and even 0.
+    """
+
+    images: Tensor  # (B, 3, H, W) uint8
+    target_images: Tensor  # (B, 3, H', W') uint8; the same tensor as `images` where sizes are equal
     labels: Tensor  # (B,) int64, -1 where unknown
-    indices: Tensor  # (B,) int64, of the images shown
-    unreadable: list[str]  # "name: reason" of images that others stand in for
+    indices: Tensor  # (B,) int64, of the images in the source
+    unreadable: list[str]  # "name: reason" of images that could not be read
+    label_maps: Tensor = NO_LABEL_MAPS  # (B, H, W) uint8, 255 where ignored
+
+
+FIELDS = ("images", "target_images")  # of a batch, which the views of an image fill
 
 
 class TrainBatches:
@@ -86,7 +95,7 @@ class TrainBatches:
     def __init__(
         self,
         source: Source,
-        views: Callable[[Tensor, torch.Generator], tuple[Tensor, Tensor]],
+        views: Callable[[Tensor, torch.Generator], tuple[Tensor, ...]],
         *,
         batch_size: int,
         seed: int,
@@ -98,6 +107,7 @@ class TrainBatches:
         num_workers: int = 0,
         repeats: int = 1,
         balance: float = 0.0,
+        fields: tuple[str, ...] = FIELDS,
     ) -> None:
         if batch_size < 1 or accumulate < 1 or not 0 <= rank < world_size:
             raise ValueError(
@@ -127,7 +137,7 @@ class TrainBatches:
         self._length, self._seed = len(source), seed
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._loader = _loader(
-            _TrainReader(source, views, seed), self._keys, len(self), num_workers
+            _TrainReader(source, views, seed, fields), self._keys, len(self), num_workers
         )
 
     def __len__(self) -> int:
@@ -165,20 +175,22 @@ class TrainBatches:
 class EvalBatches:
     """Every image once, in order; of several ranks each takes every world_size-th batch.
 
-    The last batch may be short, and ranks may get one batch more or less than others. `batches`
-    names the batches wanted by their numbers instead.
+    Images that cannot be read are left out, and `Batch.unreadable` names them. The last batch may
+    be short, and ranks may get one batch more or less than others. `batches` selects batches by
+    their numbers instead. Most callers read them through `readable`.
     """
 
     def __init__(
         self,
         source: Source,
-        view: Callable[[Tensor], Tensor],
+        view: Callable[[Tensor], Tensor | tuple[Tensor, ...]],
         batch_size: int,
         *,
         rank: int = 0,
         world_size: int = 1,
         num_workers: int = 0,
         batches: Sequence[int] | None = None,
+        fields: tuple[str, ...] = FIELDS[:1],
     ) -> None:
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(
@@ -189,7 +201,9 @@ class EvalBatches:
         if batches is not None:
             self._firsts = [number * batch_size for number in batches]
         self._length, self._batch_size = len(source), batch_size
-        self._loader = _loader(_EvalReader(source, view), self._keys, len(self), num_workers)
+        self._loader = _loader(
+            _EvalReader(source, view, fields), self._keys, len(self), num_workers
+        )
 
     def __len__(self) -> int:
         return len(self._firsts)
@@ -203,33 +217,6 @@ class EvalBatches:
             yield Key(0, indices, [0] * len(indices))
 
 
-class Unreadable:
-    """Keeps count of unreadable images, and stops the run when they are too large a share."""
-
-    def __init__(self, total: int, limit_share: float) -> None:
-        self.total = total
-        self.limit_share = limit_share
-        self.names: set[str] = set()
-
-    def note(self, names: Sequence[str]) -> list[str]:
-        """Take in `Batch.unreadable`. Returns: those not seen before, to be logged."""
-        new = [name for name in dict.fromkeys(names) if name not in self.names]
-        self.names.update(new)
-        if len(self.names) > self.limit_share * self.total:
-            first = "; ".join(sorted(self.names)[:5])
-            raise ValueError(
-                f"{len(self.names)} of {self.total} images cannot be read, more than the allowed "
-                f"{self.limit_share:.3%}: {first}. Repair or remove them, or raise max_unreadable"
-            )
-        return new
-
-    def state_dict(self) -> dict[str, list[str]]:
-        return {"names": sorted(self.names)}
-
-    def load_state_dict(self, state: dict[str, list[str]]) -> None:
-        self.names = set(state["names"])
-
-
 class _Failure(NamedTuple):
     """An error of the user's, carried out of a worker without its traceback."""
 
@@ -237,73 +224,83 @@ class _Failure(NamedTuple):
 
 
 class _TrainReader(Dataset[Batch | _Failure]):
-    def __init__(self, source: Source, views: Callable[..., Any], seed: int) -> None:
-        self.source, self.views, self.seed = source, views, seed
+    def __init__(
+        self, source: Source, views: Callable[..., Any], seed: int, fields: tuple[str, ...]
+    ) -> None:
+        self.source, self.views, self.seed, self.fields = source, views, seed, fields
         self.labels = source.labels
 
     def __getitem__(self, key: Key) -> Batch | _Failure:
-        shown, unreadable = list[int](), list[str]()
-        students, tokenizers = [], []
+        indices, unreadable, seen = list[int](), list[str](), list[tuple[Tensor, ...]]()
         for index, repeat in zip(key.indices, key.repeats, strict=True):
-            read = _read(self.source, index, unreadable)
+            read = self._read(index, unreadable)
             if isinstance(read, _Failure):
                 return read
             image, actual = read
-            generator = sample_generator(self.seed, key.epoch, index, repeat)
-            student, tokenizer = self.views(image, generator)
-            students.append(student)
-            tokenizers.append(tokenizer)
-            shown.append(actual)
-        same = students[0] is tokenizers[0]
-        return _batch(students, None if same else tokenizers, self.labels, shown, unreadable)
+            seen.append(self.views(image, sample_generator(self.seed, key.epoch, index, repeat)))
+            indices.append(actual)
+        return _batch(seen, self.fields, self.labels, indices, unreadable)
+
+    def _read(self, index: int, unreadable: list[str]) -> tuple[Tensor, int] | _Failure:
+        """Read an image, or the next one in the source's order that can be read, and its index."""
+        first = None
+        for attempt in range(min(len(self.source), _MAX_REPLACEMENTS)):
+            actual = (index + attempt) % len(self.source)
+            try:
+                return self.source.image(actual), actual
+            except UnreadableImage as error:
+                unreadable.append(str(error))
+                first = first or str(error)
+            except ValueError as error:  # a label map with unknown classes, for example
+                return _Failure(str(error))
+        return _Failure(
+            f"{attempt + 1} images in a row cannot be read, the first of them is {first}; "
+            "repair or remove them"
+        )
 
 
 class _EvalReader(Dataset[Batch | _Failure]):
-    def __init__(self, source: Source, view: Callable[[Tensor], Tensor]) -> None:
-        self.source, self.view = source, view
+    def __init__(
+        self, source: Source, view: Callable[[Tensor], Any], fields: tuple[str, ...]
+    ) -> None:
+        self.source, self.view, self.fields = source, view, fields
         self.labels = source.labels
 
     def __getitem__(self, key: Key) -> Batch | _Failure:
-        shown, unreadable, images = list[int](), list[str](), list[Tensor]()
+        indices, unreadable, seen = list[int](), list[str](), list[tuple[Tensor, ...]]()
         for index in key.indices:
-            read = _read(self.source, index, unreadable)
-            if isinstance(read, _Failure):
-                return read
-            images.append(self.view(read[0]))
-            shown.append(read[1])
-        return _batch(images, None, self.labels, shown, unreadable)
-
-
-def _read(source: Source, index: int, unreadable: list[str]) -> tuple[Tensor, int] | _Failure:
-    """Read an image, or the next in the source's order that can be read. Gives (image, index)."""
-    first = None
-    for attempt in range(min(len(source), _MAX_REPLACEMENTS)):
-        actual = (index + attempt) % len(source)
-        try:
-            return source.image(actual), actual
-        except UnreadableImage as error:
-            unreadable.append(str(error))
-            first = first or str(error)
-        except ValueError as error:  # a label map that holds what is no class, for example
-            return _Failure(str(error))
-    return _Failure(
-        f"of {attempt + 1} images in a row none can be read, the first of them is {first}; "
-        "repair or remove them"
-    )
+            try:
+                view = self.view(self.source.image(index))
+            except UnreadableImage as error:
+                unreadable.append(str(error))
+                continue
+            except ValueError as error:  # a label map with unknown classes, for example
+                return _Failure(str(error))
+            seen.append(view if isinstance(view, tuple) else (view,))
+            indices.append(index)
+        return _batch(seen, self.fields, self.labels, indices, unreadable)
 
 
 def _batch(
-    students: list[Tensor],
-    tokenizers: list[Tensor] | None,
+    views: list[tuple[Tensor, ...]],
+    fields: tuple[str, ...],
     labels: Tensor | None,
     shown: list[int],
     unreadable: list[str],
 ) -> Batch:
-    student = torch.stack(students)
-    tokenizer = student if tokenizers is None else torch.stack(tokenizers)
-    indices = torch.tensor(shown)
+    """Stack the views of images, one tensor for each of the fields."""
+    indices = torch.tensor(shown, dtype=torch.int64)
     known = torch.full_like(indices, -1) if labels is None else labels[indices]
-    return Batch(student, tokenizer, known, indices, unreadable)
+    if not views:
+        nothing = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+        return Batch(nothing, nothing, known, indices, unreadable)
+    stacked: dict[str, Tensor] = {}
+    for place, name in enumerate(fields):
+        same = place > 0 and views[0][place] is views[0][0]  # both views of one size
+        tensors = [view[place] for view in views]
+        stacked[name] = stacked[fields[0]] if same else torch.stack(tensors)
+    stacked.setdefault("target_images", stacked["images"])
+    return Batch(**stacked, labels=known, indices=indices, unreadable=unreadable)
 
 
 class _Keys(Sampler[Key]):

@@ -7,8 +7,10 @@ import threading
 import time
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from beit.data.batches import Batch
 
@@ -52,15 +54,18 @@ def _moved(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
 def _on_device(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
-    student, tokenizer, labels, indices = (
-        tensor.pin_memory().to(device, non_blocking=True)
+    moved: dict[str, Any] = {
+        name: tensor.pin_memory().to(device, non_blocking=True)
         if device.type == "cuda"
         else tensor.to(device)
-        for tensor in batch[:4]
-    )
-    if batch.tokenizer is batch.student:  # copied once
-        tokenizer = student
-    return Batch(student, tokenizer, labels, indices, batch.unreadable)
+        for name, tensor in _tensors(batch).items()
+        if name != "target_images" or tensor is not batch.images  # copied once
+    }
+    return batch._replace(**{"target_images": moved["images"], **moved})
+
+
+def _tensors(batch: Batch) -> dict[str, Tensor]:
+    return {name: part for name, part in batch._asdict().items() if isinstance(part, Tensor)}
 
 
 def _ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
@@ -98,7 +103,7 @@ def _ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
             batch, copied = item
             current = torch.cuda.current_stream(device)
             current.wait_event(copied)
-            for tensor in batch[:4]:
+            for tensor in _tensors(batch).values():
                 tensor.record_stream(current)  # its memory is free only when this stream is done
             yield batch
     finally:

@@ -57,7 +57,7 @@ class ViewConfig:
 
 
 class TrainViews:
-    """Two views of one random crop: the student's and the tokenizer's, alike but for their size.
+    """Two views of one random crop, alike but for their size: the model's and its target's.
 
     Published order: jitter, flip, crop, resize. Here the jitter comes last, on fewer pixels: it is
     affine in the colours, so it commutes with the others up to rounding and clipping; contrast is
@@ -70,14 +70,14 @@ class TrainViews:
     def __init__(
         self,
         config: ViewConfig,
-        student_size: tuple[int, int],
-        tokenizer_size: tuple[int, int],
+        size: tuple[int, int],
+        target_size: tuple[int, int],
         by_lanczos: bool = False,
     ) -> None:
         self.config = config
         self.by_lanczos = by_lanczos
-        self.student_size = _checked_size("student_size", student_size)
-        self.tokenizer_size = _checked_size("tokenizer_size", tokenizer_size)
+        self.size = _checked_size("size", size)
+        self.target_size = _checked_size("target_size", target_size)
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw both views of `image`, (3, H, W) uint8. Returns: (3, H', W') uint8 each.
@@ -91,22 +91,22 @@ class TrainViews:
         crop = image[:, top : top + box_height, left : left + box_width]
         if chances[0] < config.flip:
             crop = crop.flip(-1)
-        student = _resized(crop, self.student_size)
-        same = self.student_size == self.tokenizer_size
+        view = _resized(crop, self.size)
+        same = self.size == self.target_size
         if same:
-            tokenizer = student
+            target = view
         elif self.by_lanczos:
-            tokenizer = lanczos(crop, self.tokenizer_size)
+            target = lanczos(crop, self.target_size)
         else:
-            tokenizer = _resized(crop, self.tokenizer_size)
+            target = _resized(crop, self.target_size)
         if config.color_jitter > 0:
             strength = config.color_jitter
             factors = [1 + strength * (2 * chance - 1) for chance in chances[1:4]]
             order = _ORDERS[int(chances[4] * len(_ORDERS))]
             mean = _grey_mean(image)
-            student = jittered(student, factors, order, mean)
-            tokenizer = student if same else jittered(tokenizer, factors, order, mean)
-        return student, tokenizer
+            view = jittered(view, factors, order, mean)
+            target = view if same else jittered(target, factors, order, mean)
+        return view, target
 
 
 class EvalView:

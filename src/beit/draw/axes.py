@@ -5,11 +5,12 @@ and its colours are the page's CSS variables, so that one drawing serves light a
 """
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from itertools import pairwise
 from typing import NamedTuple
+
+from beit.draw.numbers import short_number
 
 INK = "var(--ink, #1d2127)"
 FAINT = "var(--faint, #667080)"
@@ -78,39 +79,11 @@ def _round_step(rough: float) -> float:
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * 0.999)
 
 
-def figure(value: float) -> str:
-    """Write a number with about four digits, for people: 0.3125, 1.5e-4, 8192, 12.5M."""
-    if not math.isfinite(value):
-        return str(value)
-    size = abs(value)
-    if size >= 99_999.5:
-        power, unit = next(
-            (p, u) for p, u in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")) if size >= p
-        )
-        return f"{value / power:.4g}{unit}" if size < 1e16 else f"{value:.3e}"
-    if size >= 1000:
-        return f"{value:.5g}"
-    if 0 < size < 0.001:
-        mantissa, exponent = f"{value:.3e}".split("e")
-        return f"{float(mantissa):g}e{int(exponent)}"
-    return f"{value:.4g}"
-
-
-def aligned(values: Sequence[float], most: int = 4) -> list[str]:
-    """Write numbers of one column with the same decimals, as many as figure() needs for any."""
-    words = [figure(value) for value in values]
-    if all(re.fullmatch(r"-?\d+(\.\d+)?", word) for word in words):
-        decimals = max((len(word.partition(".")[2]) for word in words), default=0)
-        if decimals <= most:
-            return [f"{value:.{decimals}f}" for value in values]
-    return words
-
-
 def tick_labels(ticks: Sequence[float], log: bool = False) -> list[str]:
     """Write the ticks of one axis alike and exactly: 0, 5k, 10k or 0.0005, 0.0010."""
     largest = max(map(abs, ticks))
     if log or not 1e-4 <= largest < 1e13:
-        return [figure(tick) for tick in ticks]
+        return [short_number(tick) for tick in ticks]
     step = min((b - a for a, b in pairwise(ticks)), default=largest)
     scales = ((1e10, 1e9, "G"), (1e7, 1e6, "M"), (1e4, 1e3, "k"))
     power, unit = next(

@@ -4,17 +4,9 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from beit.draw.axes import (
-    FAINT,
-    LETTER,
-    Frame,
-    document,
-    figure,
-    label_room,
-    scale_over,
-    text,
-)
+from beit.draw.axes import FAINT, LETTER, Frame, document, label_room, scale_over, text
 from beit.draw.colours import SERIES
+from beit.draw.numbers import short_number
 from beit.draw.report import Gallery, Picture
 
 WIDTH, PLOT_HEIGHT, RIGHT = 330, 150, 12
@@ -93,7 +85,7 @@ def _panel(title: str, series: list[Series], x: str, log: bool) -> Picture:
         body.append(text(WIDTH / 2, top + 80, "nothing logged", anchor="middle", colour=FAINT))
     body += [_curve(s, index, frame) for index, s in enumerate(drawn)]
     told = "; ".join(
-        f"{s.key} from {figure(first)} to {figure(last)}"
+        f"{s.key} from {short_number(first)} to {short_number(last)}"
         for s in drawn
         for first, last in [_ends(s.points)]
     )
@@ -107,7 +99,7 @@ def _legend(series: list[Series], top: float) -> tuple[str, float]:
     parts: list[str] = []
     x = 0.0
     for index, s in enumerate(series):
-        words = f"{s.key.replace('_', ' ')} {figure(_ends(s.points)[1])}"
+        words = f"{s.key.replace('_', ' ')} {short_number(_ends(s.points)[1])}"
         room = 20 + LETTER * len(words)
         if x > 0 and x + room > WIDTH:
             x, top = 0.0, top + 15

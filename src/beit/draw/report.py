@@ -13,7 +13,7 @@ from typing import Literal
 import jinja2
 from markupsafe import Markup, escape
 
-from beit.draw.axes import aligned
+from beit.draw.numbers import aligned_numbers
 
 Cell = str | int | float | None
 
@@ -183,7 +183,7 @@ def _columns(table: Table) -> list[tuple[list[str], bool]]:
     for index in range(len(table.columns)):
         values = [row[index] for row in table.rows]
         known = [value for value in values if isinstance(value, float)]
-        written = iter(aligned(known))
+        written = iter(aligned_numbers(known))
         words = [
             "–" if value is None else next(written) if isinstance(value, float) else str(value)
             for value in values

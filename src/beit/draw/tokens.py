@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from beit.draw import canvas
-from beit.draw.axes import FAINT, Frame, document, figure, label_room, line, scale_over, text
+from beit.draw.axes import FAINT, Frame, document, label_room, line, scale_over, text
 from beit.draw.canvas import Pixels
 from beit.draw.colours import SERIES, code_colours
+from beit.draw.numbers import short_number
 from beit.draw.report import Gallery, Picture
 from beit.nn.metrics import codebook_health
 
@@ -205,7 +206,7 @@ def usage_plot(counts: Tensor, caption: str) -> Picture:
     outline = "L".join(f"{px:.1f} {py:.1f}" for px, py in steps)
     even_y = frame.at(0, even)[1]
     used = f"{num_used} of {K} codes used ({health.usage:.1%})"
-    spread = f"perplexity {figure(health.perplexity)} ({health.perplexity / K:.1%} of {K})"
+    spread = f"perplexity {short_number(health.perplexity)} ({health.perplexity / K:.1%} of {K})"
     fill = f"fill:{SERIES[0]};fill-opacity:.16"
     body = [
         text(0, 13, "How often each code is chosen (log)", bold=True),

@@ -33,8 +33,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from beit.data.batches import EvalBatches, Unreadable
+from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
+from beit.data.unreadable import Unreadable, readable
 from beit.draw.classes import class_table, confusion_picture, confusion_table
 from beit.draw.curves import curves
 from beit.draw.report import Item, Section, Table, write_report
@@ -264,16 +265,8 @@ def classify(fabric: "Fabric", classifier: ImageClassifier, task: Task, config: 
     with shown as progress, ThreadPoolExecutor(max(1, config.num_workers)) as pool:
         for note in task.notes:
             progress.message(note)
-        for step, batch in enumerate(loader):
-            for name in unreadable.note(batch.unreadable):
-                progress.warn(f"left out, cannot be read: {name}")
-            place = (step * world_size + fabric.global_rank) * config.batch_size
-            indices = batch.indices.cpu()
-            # The image that stands in for an unreadable one has its own row.
-            own = indices == torch.arange(place, place + len(indices))
-            indices, images = indices[own], batch.student[own.to(batch.student.device)]
-            if not len(indices):
-                continue
+        for step, batch in enumerate(readable(loader, unreadable, progress.warn), start=1):
+            indices, images = batch.indices.cpu(), batch.images
             right = task.right[indices]
             logs = log_probabilities(fabric, model, images, columns, config.flip)
             answers[indices, :CORRUPTED] = judged(logs.cpu(), right)
@@ -282,7 +275,7 @@ def classify(fabric: "Fabric", classifier: ImageClassifier, task: Task, config: 
                 views = views.to(fabric.device)
                 logs = log_probabilities(fabric, model, views, columns, config.flip)
                 answers[indices, column] = judged(logs.cpu(), right)[:, TOP1]
-            progress.update(step + 1, {}, len(batch.indices) * world_size, loader.wait_seconds)
+            progress.update(step, {}, len(indices) * world_size, loader.wait_seconds)
     return answers
 
 

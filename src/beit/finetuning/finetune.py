@@ -17,16 +17,17 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beit.data.batches import DataConfig, EvalBatches, TrainBatches, Unreadable
+from beit.data.batches import DataConfig, EvalBatches, TrainBatches
 from beit.data.classes import Classes, Labelled, checked_classes, read_classes, renumbered
 from beit.data.order import step_generator
 from beit.data.prefetch import prefetch
 from beit.data.seeding import seed_torch, seeded
 from beit.data.sources import Source, open_source
+from beit.data.unreadable import Unreadable
 from beit.data.views import EvalView, ViewConfig
-from beit.draw.axes import figure
 from beit.draw.classes import class_items
 from beit.draw.curves import curves
+from beit.draw.numbers import short_number
 from beit.draw.report import Section, write_report
 from beit.finetuning.mixing import MixConfig, build_mixer
 from beit.finetuning.views import AugmentConfig, FinetuneViews
@@ -263,7 +264,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             for micro, batch in enumerate(islice(stream, optim.accumulate)):
                 for name in unreadable.note(batch.unreadable):
                     progress.warn(f"unreadable, the next image stands in: {name}")
-                images, targets = batch.student, batch.labels
+                images, targets = batch.images, batch.labels
                 if mixer is not None:
                     with seeded(step_generator(seed, step, f"mix {rank} {micro}")):
                         images, targets = mixer(as_float(images), targets)  # targets: (B, Y)
@@ -434,21 +435,15 @@ def judge(fabric: Fabric, classifier: nn.Module, batches: EvalBatches, config: C
     classifier.eval()
     model = cast(ImageClassifier, classifier)
     Y, device = model.config.num_classes, fabric.device
-    size = config.optim.micro_batch_size(fabric.world_size)
     means = Means()
     # A process without a batch still takes part in the sums over all of them.
     names = ["val_loss", "val_top1"] + ["val_top5"] * (Y > 5)
     means.add(dict.fromkeys(names, 0.0), weight=0)
     pairs = torch.zeros(Y, Y if Y <= MATRIX else 2, dtype=torch.int64, device=device)
-    for number, batch in enumerate(prefetch(batches, device)):
-        place = (number * fabric.world_size + fabric.global_rank) * size
-        expected = torch.arange(place, place + len(batch.indices), device=device)
-        own = batch.indices == expected  # the image that stands in for another is counted once
+    for batch in prefetch(batches, device):
         with fabric.autocast():
-            logits = model(batch.student)
-        logits, labels = logits[own].float(), batch.labels[own]
-        if not len(labels):
-            continue
+            logits = model(batch.images).float()  # (B, Y)
+        labels = batch.labels
         guess = logits.argmax(dim=1)
         figures = {"val_loss": F.cross_entropy(logits, labels)}  # true labels, not smoothed
         figures["val_top1"] = (guess == labels).float().mean()
@@ -507,5 +502,5 @@ def report(
         "seed": str(config.run.seed),
     }
     told = {} if judgement is None else judgement.figures
-    figures = {name.removeprefix("val_"): figure(value) for name, value in told.items()}
+    figures = {name.removeprefix("val_"): short_number(value) for name, value in told.items()}
     write_report(directory.report_file, "Fine-tuning", sections, facts, figures=figures)

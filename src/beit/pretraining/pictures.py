@@ -6,8 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from beit.draw import canvas
-from beit.draw.axes import figure
 from beit.draw.canvas import Pixels
+from beit.draw.numbers import short_number
 from beit.draw.report import Gallery, Picture
 from beit.draw.tokens import masked_predictions
 from beit.nn.mim import take
@@ -100,7 +100,7 @@ def similarity_maps(
         chart = canvas.opaque(seen)
         chart[..., 3] = 70
         chart[hidden] = np.dstack([spread, spread, spread, np.full_like(spread, 255)])[hidden]
-        mean = figure(float(near.mean()))
+        mean = short_number(float(near.mean()))
         alt = (
             f"Image {index + 1}, what the model saw of it, and the cosines there, {mean} on average"
         )

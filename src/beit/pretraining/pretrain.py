@@ -16,13 +16,14 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from beit.data.batches import DataConfig, EvalBatches, TrainBatches, Unreadable
+from beit.data.batches import DataConfig, EvalBatches, TrainBatches
 from beit.data.order import step_generator
 from beit.data.prefetch import prefetch
 from beit.data.sources import Source, open_source
+from beit.data.unreadable import Unreadable
 from beit.data.views import EvalView, TrainViews, ViewConfig
-from beit.draw.axes import figure
 from beit.draw.curves import curves
+from beit.draw.numbers import short_number
 from beit.draw.report import Section, write_report
 from beit.nn.losses import masked_losses
 from beit.nn.masking import MaskConfig, draw_masks, to_predict
@@ -226,10 +227,10 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                 masked = masks[micro].to(fabric.device, non_blocking=True)  # (B, M)
                 asked, weights = to_predict(masked, vit.grid, everywhere, exact)  # (B, M')
                 with torch.no_grad(), fabric.autocast():
-                    wanted = target.of(batch.tokenizer)  # (B, N) codes, or (B, N, T)
+                    wanted = target.of(batch.target_images)  # (B, N) codes, or (B, N, T)
                 wanted = take(wanted, asked)  # (B, M') or (B, M', T)
                 with fabric.no_backward_sync(model, enabled=micro + 1 < optim.accumulate):
-                    prediction = model(batch.student, masked, asked)
+                    prediction = model(batch.images, masked, asked)
                     patch_loss, cls_loss = masked_losses(prediction, wanted, target.loss, weights)
                     loss = patch_loss + cls_loss  # section 2.3: the sum of both
                     fabric.backward(loss / optim.accumulate)
@@ -368,13 +369,13 @@ def validate(
         place = number * fabric.world_size + fabric.global_rank
         step, first = divmod(place * config.optim.micro_batch_size(fabric.world_size), whole)
         generator = step_generator(config.run.seed, step, "validation masks")
-        size = len(batch.student)
+        size = len(batch.images)
         masked = draw_masks(config.mask, whole, grid, generator)[first : first + size]
         masked = masked.to(fabric.device)
         asked, weights = to_predict(masked, grid, config.predict == "all", config.mask.exact)
         with fabric.autocast():
-            wanted = take(target.of(batch.student), asked)
-            prediction = mim(batch.student, masked, asked)
+            wanted = take(target.of(batch.images), asked)
+            prediction = mim(batch.images, masked, asked)
         losses = masked_losses(prediction, wanted, target.loss, weights)
         figures = {"val_loss": losses[0] + losses[1]}
         for name, said in (("val", prediction.logits), ("val_cls", prediction.cls_logits)):
@@ -403,7 +404,7 @@ def check_neighbours(
         )
         for batch in prefetch(batches, fabric.device):
             with fabric.autocast():
-                features = backbone(batch.student)
+                features = backbone(batch.images)
             cls.append(features.cls.float())
             mean.append(features.patches.float().mean(dim=1))
             labels.append(batch.labels)
@@ -440,7 +441,7 @@ def chapters(
     source = open_source(config.data.validation or config.data.train)
     backbone = mim.config.backbone
     view = EvalView(backbone.image_size, config.crop_ratio)
-    shown = next(iter(EvalBatches(source, view, min(SHOWN, len(source))))).student
+    shown = next(iter(EvalBatches(source, view, min(SHOWN, len(source))))).images
     generator = step_generator(config.run.seed, 0, "validation masks")
     masked = draw_masks(config.mask, len(shown), backbone.grid, generator)
     with fabric.autocast():
@@ -467,7 +468,9 @@ def report(
         "tokenizer" if tokens else config.target.kind: config.tokenizer or config.target.source,
         "seed": str(config.run.seed),
     }
-    figures = {name.removeprefix("val_"): figure(value) for name, value in (outcome or {}).items()}
+    figures = {
+        name.removeprefix("val_"): short_number(value) for name, value in (outcome or {}).items()
+    }
     title = "Masked image modelling"
     write_report(directory.report_file, title, sections, facts, figures=figures)
     return sections

@@ -36,10 +36,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from beit.data.batches import Batch, EvalBatches, TrainBatches, Unreadable
+from beit.data.batches import Batch, EvalBatches, TrainBatches
 from beit.data.classes import Labelled, checked_classes
 from beit.data.prefetch import prefetch
 from beit.data.sources import PartSource, Source, open_source
+from beit.data.unreadable import Unreadable, readable
 from beit.data.views import EvalView, TrainViews, ViewConfig
 from beit.draw.report import Section, write_report
 from beit.files import write_text
@@ -317,14 +318,8 @@ def _seen(
     view = EvalView(frozen.image_size, config.crop_ratio)
     batches = EvalBatches(source, view, config.images_per_batch, num_workers=config.num_workers)
     told = f"features of {len(source)} {name} images"
-    position = 0
     for features, batch in _read(frozen, kinds, batches, told, len(source), config, fabric):
-        # The image that stands in for an unreadable one is in the set already.
-        places = torch.arange(position, position + len(batch.indices))
-        own = batch.indices == places.to(batch.indices.device)
-        position += len(own)
-        found = {kind: vectors[own] for kind, vectors in features.items()}
-        yield found, batch.labels[own], batch.indices[own]
+        yield features, batch.labels, batch.indices
 
 
 def _drawn(
@@ -366,11 +361,9 @@ def _read(
     unreadable = Unreadable(num_images, config.max_unreadable)
     with Progress(len(batches)) as progress:
         progress.message(told)
-        for step, batch in enumerate(loader, start=1):
-            for lost in unreadable.note(batch.unreadable):
-                progress.message(f"left out, cannot be read: {lost}")
+        for step, batch in enumerate(readable(loader, unreadable, progress.warn), start=1):
             with torch.no_grad(), fabric.autocast():
-                chunks = batch.student.split(config.images_per_batch)
+                chunks = batch.images.split(config.images_per_batch)
                 parts = [frozen.read(images, kinds) for images in chunks]
             yield {kind: torch.cat([part[kind] for part in parts]) for kind in kinds}, batch
             progress.update(step, {}, len(batch.labels), loader.wait_seconds)

@@ -277,29 +277,27 @@ class Part:
         """Take in the next batch, as `EvalBatches` gives it.
 
         Args:
-            indices: (B,) int64, the image behind each row; where it is not the one whose turn it
-                is, it stands in for one that cannot be read, and the row is left out
-            values: (B, *shape) by column, of any dtype that holds the column's
-            unreadable: "name: reason" of images that others stand in for
+            indices: (B,) int64, the image of each row
+            values: (B, *shape) by column, of any dtype that holds the column's; for B = 0 not read
+            unreadable: "name: reason" of the batch's images that have no row
 
         Raises:
             ValueError: a number is not finite in its column's type.
         """
-        turn = torch.arange(len(indices)) + self._start + self.seen
-        own = indices.cpu() == turn
-        self.seen += len(indices)
-        self._indices.append(turn[own].numpy())
+        rows_of = indices.cpu()
+        self.seen += len(indices) + len(unreadable)
+        self._indices.append(rows_of.numpy())
         self._unreadable += unreadable
-        for column in self._columns:
+        for column in self._columns if len(indices) else ():
             dtype = getattr(torch, column.dtype)
             rows = values[column.name].detach()
             rows = rows.to(dtype) if rows.is_floating_point() else rows  # less to carry over
-            rows = rows.cpu()[own].to(dtype)
+            rows = rows.cpu().to(dtype)
             assert rows.shape[1:] == column.shape, f"{column.name}: {tuple(rows.shape)}"
             if rows.is_floating_point() and not bool(rows.isfinite().all()):
                 bad = int((~rows.flatten(1).isfinite()).any(dim=1).nonzero()[0])
                 raise ValueError(
-                    f"{column.name} of {self._images.name(int(turn[own][bad]))} is not finite in "
+                    f"{column.name} of {self._images.name(int(rows_of[bad]))} is not finite in "
                     f"{column.dtype}; the type or device.precision may be too low, or the weights "
                     "broken"
                 )
@@ -307,7 +305,12 @@ class Part:
 
     def content(self) -> dict[str, Array]:
         """Give the arrays to keep, by name."""
-        columns = {name: np.concatenate(values) for name, values in self._values.items()}
+        columns = {
+            column.name: np.concatenate(
+                [np.empty((0, *column.shape), column.dtype), *self._values[column.name]]
+            )
+            for column in self._columns
+        }
         unreadable = np.array(json.dumps(list(dict.fromkeys(self._unreadable))))
         return {"index": np.concatenate(self._indices), "unreadable": unreadable} | columns
 

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.data.batches import Unreadable
+from beit.data.prefetch import prefetch
+from beit.data.unreadable import Unreadable, readable
 from beit.draw.report import Section, write_report
 from beit.files import replacing, write_text
 from beit.nn.confusion import map_figures, pixel_confusion
@@ -29,7 +30,7 @@ from beit.run.device import DeviceConfig, launch, prepared, summed
 from beit.run.directory import environment
 from beit.run.evaluations import FILE
 from beit.run.progress import Progress
-from beit.segmentation.batches import SegmentEvalBatches
+from beit.segmentation.batches import eval_batches
 from beit.segmentation.label_classes import default_palette
 from beit.segmentation.label_maps import LabelMaps, open_label_maps
 from beit.segmentation.pictures import Example, example_picture, iou_table
@@ -186,29 +187,23 @@ def judge(
     confusion = torch.zeros(Y, Y, dtype=torch.int64, device=fabric.device)
     seen = torch.zeros(len(source), dtype=torch.int64)
     unreadable, examples = Unreadable(len(source), config.max_unreadable), list[Example]()
-    batches = SegmentEvalBatches(
-        source, 1, rank=rank, world_size=world_size, num_workers=config.num_workers
-    )
+    batches = eval_batches(source, rank=rank, world_size=world_size, num_workers=config.num_workers)
 
     def classify(windows: Tensor) -> Tensor:
         with fabric.autocast():
             logits: Tensor = model(windows).logits  # (n, Y, h', w')
         return logits
 
-    loader = batches.on(fabric.device)
+    loader = prefetch(batches, fabric.device)
     with Progress(len(batches), enabled=fabric.is_global_zero) as progress:
-        for step, batch in enumerate(loader):
-            for name in unreadable.note(batch.unreadable):
-                progress.warn(f"left out, cannot be read: {name}")
-            index = rank + step * world_size
-            if int(batch.indices[0]) == index:  # else another image stands in for it
-                guess = predictor(classify, batch.images)  # (1, H, W)
-                confusion += pixel_confusion(batch.label_maps, guess, Y)
-                seen[index] = 1
-                if len(examples) < config.pictures:
-                    maps = (batch.label_maps[0].cpu(), guess[0].to("cpu", torch.uint8))
-                    examples.append(Example(batch.images[0].cpu(), *maps))
-            progress.update(step + 1, {}, world_size, loader.wait_seconds)
+        for step, batch in enumerate(readable(loader, unreadable, progress.warn), start=1):
+            guess = predictor(classify, batch.images)  # (1, H, W)
+            confusion += pixel_confusion(batch.label_maps, guess, Y)
+            seen[batch.indices.cpu()] = 1
+            if len(examples) < config.pictures:
+                maps = (batch.label_maps[0].cpu(), guess[0].to("cpu", torch.uint8))
+                examples.append(Example(batch.images[0].cpu(), *maps))
+            progress.update(step, {}, world_size, loader.wait_seconds)
     return Judged(confusion, seen, examples)
 
 

@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 import beit
-from beit.data.batches import Unreadable
 from beit.data.decoding import UnreadableImage
 from beit.data.listed import read_list
 from beit.data.sources import Source, limited, open_source
+from beit.data.unreadable import Unreadable
 from beit.draw import canvas
 from beit.files import replacing, write_text
 from beit.nn.segmenter import SemanticSegmenter

@@ -16,11 +16,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from beit.data.batches import Unreadable
+from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.order import step_generator
+from beit.data.prefetch import prefetch
 from beit.data.seeding import seed_torch
-from beit.draw.axes import figure
+from beit.data.unreadable import Unreadable
 from beit.draw.curves import curves
+from beit.draw.numbers import short_number
 from beit.draw.report import Section, write_report
 from beit.nn.confusion import map_figures, pixel_confusion
 from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter, pixel_loss
@@ -40,7 +42,7 @@ from beit.run.optim import (
 )
 from beit.run.progress import Progress
 from beit.run.settings import from_plain
-from beit.segmentation.batches import SegmentBatches, SegmentEvalBatches
+from beit.segmentation.batches import eval_batches, train_batches
 from beit.segmentation.label_maps import LabelMaps, open_label_maps
 from beit.segmentation.pictures import Example, example_picture, iou_table
 from beit.segmentation.views import SegmentViewConfig, SegmentViews
@@ -254,7 +256,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             part.load_state_dict(state[name])
     judgement = None
 
-    stream = batches.on(fabric.device)
+    stream = prefetch(batches, fabric.device)
     stream.begin()
     fabric.barrier()
     resumed_at = None if directory is None else start_step
@@ -369,10 +371,10 @@ def training_batches(
     fabric: Fabric,
     start_step: int,
     last_step: int,
-) -> SegmentBatches:
+) -> TrainBatches:
     """Return this process's part of the training batches."""
     vit = segmenter.config.backbone
-    return SegmentBatches(
+    return train_batches(
         source,
         SegmentViews(config.view, vit.image_size, vit.mean),
         batch_size=config.optim.micro_batch_size(fabric.world_size),
@@ -389,11 +391,11 @@ def training_batches(
 
 def validation_batches(
     config: Config, source: LabelMaps | None, fabric: Fabric
-) -> SegmentEvalBatches | None:
+) -> EvalBatches | None:
     """Return this process's part of the validation set, or None when the run has none."""
     if source is None:
         return None
-    return SegmentEvalBatches(
+    return eval_batches(
         source,
         config.validation_batch,
         rank=fabric.global_rank,
@@ -487,7 +489,7 @@ def synchronised(
 
 @torch.no_grad()
 def judge(
-    fabric: Fabric, segmenter: SemanticSegmenter, batches: SegmentEvalBatches, config: Config
+    fabric: Fabric, segmenter: SemanticSegmenter, batches: EvalBatches, config: Config
 ) -> Judgement:
     """Label the validation images; those that cannot be read are left out."""
     segmenter.eval()
@@ -501,14 +503,8 @@ def judge(
             logits: Tensor = segmenter(windows).logits  # (n, Y, h', w')
         return logits
 
-    size = config.validation_batch
-    for number, batch in enumerate(batches.on(device)):
-        place = (number * fabric.world_size + fabric.global_rank) * size
-        expected = torch.arange(place, place + len(batch.indices), device=device)
-        own = batch.indices == expected  # the image that stands in for another is counted once
-        if not bool(own.any()):
-            continue
-        images, truth = batch.images[own], batch.label_maps[own]
+    for batch in prefetch(batches, device):
+        images, truth = batch.images, batch.label_maps
         guess = predictor(classify, images)  # (B, H, W)
         confusion += pixel_confusion(truth, guess, Y)
         for image, true, guessed in zip(images, truth, guess, strict=True):
@@ -561,5 +557,5 @@ def report(
         "seed": str(config.run.seed),
     }
     told = {} if judgement is None else judgement.figures
-    figures = {name.removeprefix("val_"): figure(value) for name, value in told.items()}
+    figures = {name.removeprefix("val_"): short_number(value) for name, value in told.items()}
     write_report(directory.report_file, "Segmentation", sections, facts, figures=figures)

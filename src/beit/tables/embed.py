@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 import beit
-from beit.data.batches import EvalBatches, Unreadable
+from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.sources import open_source
+from beit.data.unreadable import Unreadable
 from beit.data.views import EvalView
 from beit.nn.vit import Features
 from beit.rows.files import Column
@@ -146,9 +147,12 @@ def run(config: Config) -> Result:
                 for batch in islice(loader, len(table.batches(number))):
                     for lost in unreadable.note(batch.unreadable):
                         progress.warn(f"left out, cannot be read: {lost}")
-                    with fabric.autocast():
-                        features: Features = model(batch.student, layers=layers)
-                    part.add(batch.indices, chosen(features, config.layer), batch.unreadable)
+                    values = {}
+                    if len(batch.indices):
+                        with fabric.autocast():
+                            features: Features = model(batch.images, layers=layers)
+                        values = chosen(features, config.layer)
+                    part.add(batch.indices, values, batch.unreadable)
                     step += 1
                     images = len(batch.indices) * fabric.world_size
                     progress.update(step, {}, images, loader.wait_seconds)

@@ -26,12 +26,13 @@ import torch
 from torch import Tensor, nn
 
 import beit
-from beit.data.batches import EvalBatches, Unreadable
+from beit.data.batches import EvalBatches
 from beit.data.decoding import UnreadableImage
 from beit.data.folder import EXTENSIONS
 from beit.data.listed import read_list
 from beit.data.prefetch import prefetch
 from beit.data.sources import Source, limited, open_source
+from beit.data.unreadable import Unreadable
 from beit.data.views import EvalView
 from beit.files import replacing
 from beit.rows.files import Column
@@ -173,9 +174,12 @@ def run(config: Config) -> Result:
                 for batch in islice(loader, len(table.batches(number))):
                     for lost in unreadable.note(batch.unreadable):
                         progress.warn(f"left out, cannot be read: {lost}")
-                    with fabric.autocast():
-                        logits = model(batch.student)  # (B, Y)
-                    part.add(batch.indices, likeliest(logits, k), batch.unreadable)
+                    values = {}
+                    if len(batch.indices):
+                        with fabric.autocast():
+                            logits = model(batch.images)  # (B, Y)
+                        values = likeliest(logits, k)
+                    part.add(batch.indices, values, batch.unreadable)
                     step += 1
                     images = len(batch.indices) * fabric.world_size
                     progress.update(step, {}, images, loader.wait_seconds)

@@ -19,9 +19,10 @@ import torch
 from torch import nn
 
 import beit
-from beit.data.batches import EvalBatches, Unreadable
+from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.sources import open_source
+from beit.data.unreadable import Unreadable
 from beit.data.views import EvalView
 from beit.rows.files import Column
 from beit.rows.table import Table, check_output, fingerprint, smallest_unsigned
@@ -126,9 +127,11 @@ def run(config: Config) -> Result:
                 for batch in islice(loader, len(table.batches(number))):
                     for lost in unreadable.note(batch.unreadable):
                         progress.warn(f"left out, cannot be read: {lost}")
-                    with fabric.autocast():
-                        found = encode(batch.student)  # (B, N)
-                    part.add(batch.indices, {"codes": found}, batch.unreadable)
+                    values = {}
+                    if len(batch.indices):
+                        with fabric.autocast():
+                            values = {"codes": encode(batch.images)}  # (B, N)
+                    part.add(batch.indices, values, batch.unreadable)
                     step += 1
                     images = len(batch.indices) * fabric.world_size
                     progress.update(step, {}, images, loader.wait_seconds)

@@ -17,13 +17,14 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from beit.data.batches import DataConfig, EvalBatches, TrainBatches, Unreadable
+from beit.data.batches import DataConfig, EvalBatches, TrainBatches
 from beit.data.order import step_generator
 from beit.data.prefetch import prefetch
 from beit.data.sources import Source, open_source
+from beit.data.unreadable import Unreadable
 from beit.data.views import EvalView, TrainViews, ViewConfig
-from beit.draw.axes import figure
 from beit.draw.curves import curves
+from beit.draw.numbers import short_number
 from beit.draw.report import Section, Table, write_report
 from beit.draw.tokens import token_maps, usage_plot
 from beit.nn.dvae import (
@@ -243,7 +244,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                 noise = step_noise(config, vae, fabric, step, micro)  # (B, K, Gh, Gw)
                 with fabric.no_backward_sync(model, enabled=micro + 1 < optim.accumulate):
                     output = model(
-                        batch.student,
+                        batch.images,
                         temperature=temperature,
                         hard=config.straight_through,
                         noise=noise,
@@ -391,7 +392,7 @@ def validate(
     counts = torch.zeros(num_places(vae), vae.vocab_size, dtype=torch.int64, device=fabric.device)
     frechet = frechet_sums(config, fabric) if last else None
     for batch in prefetch(batches, fabric.device):
-        images, B = batch.student.float() / 255, len(batch.student)
+        images, B = batch.images.float() / 255, len(batch.images)
         with torch.autocast(fabric.device.type, enabled=False):
             logits = vae.logits(images)  # (B, K, Gh, Gw)
             codes = logits.argmax(1).flatten(1)  # (B, N)
@@ -467,14 +468,14 @@ def chapters(
     if outcome:
         items = ((name.removeprefix("val_"), value) for name, value in outcome.figures.items())
         table = Table(
-            "Over the whole set.", ["figure", "value"], [(n, figure(v)) for n, v in items]
+            "Over the whole set.", ["figure", "value"], [(n, short_number(v)) for n, v in items]
         )
         plot = usage_plot(outcome.counts.sum(dim=0), "How often each code is chosen.")
         sections.append(Section("The codes on the validation set", items=[table, plot]))
 
     source = open_source(config.data.validation or config.data.train)
     view = EvalView(vae.image_size, config.crop_ratio)
-    images = next(iter(EvalBatches(source, view, min(SHOWN, len(source))))).student
+    images = next(iter(EvalBatches(source, view, min(SHOWN, len(source))))).images
     codes = vae.encode(images.to(fabric.device))
     painted = vae.decode_images(codes).cpu()
     pictures = reconstructions(images, painted, "Images, and what their codes hold of them.")
@@ -500,7 +501,7 @@ def report(
     }
     shown = ("psnr", "ssim", "usage", "perplexity") if outcome else ()
     figures = {
-        name: figure(outcome.figures[f"val_{name}"])
+        name: short_number(outcome.figures[f"val_{name}"])
         for name in shown
         if outcome and f"val_{name}" in outcome.figures
     }

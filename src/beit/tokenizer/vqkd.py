@@ -17,13 +17,14 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
-from beit.data.batches import Batch, DataConfig, EvalBatches, TrainBatches, Unreadable
+from beit.data.batches import Batch, DataConfig, EvalBatches, TrainBatches
 from beit.data.order import step_generator
 from beit.data.prefetch import prefetch
 from beit.data.sources import Source, open_source
+from beit.data.unreadable import Unreadable
 from beit.data.views import EvalView, TrainViews, ViewConfig
-from beit.draw.axes import figure
 from beit.draw.curves import curves
+from beit.draw.numbers import short_number
 from beit.draw.report import Section, Table, write_report
 from beit.draw.tokens import code_examples, token_maps, usage_plot
 from beit.nn.losses import cosine_distance
@@ -225,15 +226,15 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
             micro_batches: Iterator[Batch] = islice(stream, optim.accumulate)
             if not started:
                 whole = list(micro_batches)
-                start_codebook(fabric, vqkd, [batch.student for batch in whole], config)
+                start_codebook(fabric, vqkd, [batch.images for batch in whole], config)
                 micro_batches, started = iter(whole), True
             for micro, batch in enumerate(micro_batches, 1):
                 for name in unreadable.note(batch.unreadable):
                     progress.warn(f"unreadable, the next image stands in: {name}")
                 with fabric.autocast():
-                    target = teacher.features(batch.student, vqkd.grid)  # (B, N, T)
+                    target = teacher.features(batch.images, vqkd.grid)  # (B, N, T)
                 with fabric.no_backward_sync(model, enabled=micro < optim.accumulate):
-                    output = model(batch.student)
+                    output = model(batch.images)
                     reconstruction = cosine_distance(output.features, target)
                     loss = reconstruction + config.commitment_weight * output.commitment  # Eq. 2
                     if codebook.learn == "gradient":
@@ -437,12 +438,12 @@ def validate(fabric: Fabric, vqkd: VQKD, teacher: Teacher, batches: EvalBatches)
     )
     for batch in prefetch(batches, fabric.device):
         with fabric.autocast():
-            target = teacher.features(batch.student, vqkd.grid)
-            output = vqkd(batch.student)
+            target = teacher.features(batch.images, vqkd.grid)
+            output = vqkd(batch.images)
         reconstruction = cosine_distance(output.features, target)
         means.add(
             {"val_reconstruction": reconstruction, "val_commitment": output.commitment},
-            weight=len(batch.student),
+            weight=len(batch.images),
         )
         counts += position_counts(output.codes, vqkd.vocab_size)
     counts = summed(fabric, counts)
@@ -490,14 +491,14 @@ def chapters(
     if outcome:
         items = ((name.removeprefix("val_"), value) for name, value in outcome.figures.items())
         table = Table(
-            "Over the whole set.", ["figure", "value"], [(n, figure(v)) for n, v in items]
+            "Over the whole set.", ["figure", "value"], [(n, short_number(v)) for n, v in items]
         )
         plot = usage_plot(outcome.counts.sum(dim=0), "How often each code is chosen.")
         sections.append(Section("The codebook on the validation set", items=[table, plot]))
 
     source = open_source(config.data.validation or config.data.train)
     view = EvalView(vqkd.config.encoder.image_size, config.crop_ratio)
-    shown = next(iter(EvalBatches(source, view, min(GALLERY, len(source))))).student
+    shown = next(iter(EvalBatches(source, view, min(GALLERY, len(source))))).images
     with fabric.autocast():
         codes = vqkd.encode(shown.to(fabric.device)).cpu()
     grid, K = vqkd.grid, vqkd.vocab_size
@@ -519,6 +520,6 @@ def report(
         "seed": str(config.run.seed),
     }
     shown = ("reconstruction", "usage", "perplexity") if outcome else ()
-    figures = {name: figure(outcome.figures[f"val_{name}"]) for name in shown if outcome}
+    figures = {name: short_number(outcome.figures[f"val_{name}"]) for name in shown if outcome}
     write_report(directory.report_file, "Visual tokenizer", sections, facts, figures=figures)
     return sections
