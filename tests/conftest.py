@@ -20,13 +20,16 @@ from torch.utils.checkpoint import checkpoint
 from beit.data.batches import DataConfig
 from beit.data.views import ViewConfig
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
+from beit.nn.masking import MaskConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.pretraining import pretrain
 from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig
+from beit.run.journal import resume as resume_run
 from beit.run.optim import OptimConfig
+from beit.run.progress import Progress
 from beit.tokenizer import vqkd as train_tokenizer
 from beit.weights.teachers import TeacherConfig
 
@@ -84,7 +87,7 @@ def pretrain_config(output: Path, tokenizer: Path, **changes: Any) -> pretrain.C
         "model": MaskedImageModelConfig(
             backbone=vit(drop_path=0.1), num_codes=0, early_layers=1, head_layers=1
         ),
-        "mask": pretrain.MaskConfig(count=2, min_block=1),
+        "mask": MaskConfig(count=2, min_block=1),
         "optim": optim(clip=3.0),
         "run": RunConfig(str(output), log_every=3, checkpoint_every=4),
         "device": CPU,
@@ -174,7 +177,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Runs a recipe until it has trained a step, and breaks it off there."""
 
     def interrupt(recipe: Any, config: Any, step: int, resume: bool = False) -> None:
-        update = recipe.Progress.update
+        update = Progress.update
 
         def broken(self: Any, at: int, *rest: Any) -> Any:
             if at == step:
@@ -182,10 +185,10 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             return update(self, at, *rest)
 
         with monkeypatch.context() as patched:
-            patched.setattr(recipe.Progress, "update", broken)
+            patched.setattr(Progress, "update", broken)
             with pytest.raises(Interrupted):
                 if resume:
-                    recipe.resume(config.run.output)
+                    resume_run(recipe, config.run.output)
                 else:
                     recipe.run(config)
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from beit.data.batches import Batch
+from beit.data.batch import Batch
 from beit.data.prefetch import prefetch
 
 

@@ -9,9 +9,12 @@ from torch import Tensor
 from beit import cli
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
+from beit.nn.masking import MaskConfig
 from beit.nn.mim import MaskedImageModel
-from beit.pretraining import pretrain
-from beit.pretraining.pretrain import CheckConfig, MaskConfig, TargetConfig
+from beit.pretraining import loop, pretrain
+from beit.pretraining.config import CheckConfig
+from beit.pretraining.targets import TargetConfig
+from beit.run.journal import resume
 from beit.weights.file import save_weights
 from beit.weights.formats.dalle import to_dalle
 from beit.weights.open import load, load_backbone
@@ -79,7 +82,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     config = pretrain_config(tmp_path / "run", trained_tokenizer, check=CHECK)
     for number, step in enumerate(steps):
         interrupt_at(pretrain, config, step, resume=number > 0)
-    pretrain.resume(tmp_path / "run")
+    resume(pretrain, tmp_path / "run")
     same_bits(finished, tmp_path / "run")
 
 
@@ -88,7 +91,7 @@ def test_a_finished_run_may_be_resumed(
 ):
     result = pretrain.run(pretrain_config(tmp_path / "run", trained_tokenizer, check=CHECK))
     (tmp_path / "run" / "weights.safetensors").unlink()  # killed before it was written
-    assert pretrain.resume(tmp_path / "run") == result
+    assert resume(pretrain, tmp_path / "run") == result
     same_bits(finished, tmp_path / "run")
 
 
@@ -157,7 +160,7 @@ def test_numbers_are_predicted(tmp_path, target, merit, pretrain_config, records
     config = pretrain_config(tmp_path / "run", "", target=target)
     result = pretrain.run(config)
     log = records(tmp_path / "run")
-    assert set(result.figures) == {"val_loss", f"val_{merit}", f"val_cls_{merit}"}
+    assert set(result.metrics) == {"val_loss", f"val_{merit}", f"val_cls_{merit}"}
     assert all(merit in record and record[merit] <= 1 for record in log if "loss" in record)
     assert "accuracy" not in log[0] and "spread" not in log[0]
     model = load(tmp_path / "run")
@@ -171,7 +174,7 @@ def test_what_is_predicted_is_learned(tmp_path, pretrain_config, records, optim)
     config = pretrain_config(tmp_path / "run", "", target=TargetConfig("pixels"))
     longer = optim(epochs=20, learning_rate=5e-3, clip=3.0)
     result = pretrain.run(replace(config, optim=longer, validate_every=20))
-    assert result.figures["val_explained"] > 0.02 and result.figures["val_cls_explained"] > 0.02
+    assert result.metrics["val_explained"] > 0.02 and result.metrics["val_cls_explained"] > 0.02
 
 
 @pytest.mark.parametrize("kind", ["dalle", "dvae"])
@@ -180,7 +183,7 @@ def test_tokens_of_beit_v1s_tokenizers(tmp_path, kind, save_tokenizer, pretrain_
     # 2 x 3 codes are 16 x 24 pixels of the one (a patch is 8) and 8 x 12 of the other.
     model = replace(config.model, backbone=vit(image_size=(32, 48), patch_size=16), head_layers=0)
     result = pretrain.run(replace(config, model=model, mask=MaskConfig(count=3, exact=False)))
-    assert set(result.figures) == {"val_loss", "val_accuracy"}
+    assert set(result.metrics) == {"val_loss", "val_accuracy"}
     assert load(tmp_path / "run").config.num_codes == 7
 
 
@@ -198,7 +201,7 @@ def test_resumed_runs_of_every_target(
             pretrain.run(config)
         else:
             interrupt_at(pretrain, config, 5)
-            pretrain.resume(tmp_path / name)
+            resume(pretrain, tmp_path / name)
     same_bits(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -248,14 +251,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     tmp_path, trained_tokenizer, pretrain_config, monkeypatch
 ):
     calls = iter(range(1, 100))
-    losses = pretrain.masked_losses
+    losses = loop.masked_losses
 
     def broken(*arguments: object) -> tuple[Tensor, Tensor]:
         patch_loss, cls_loss = losses(*arguments)  # type: ignore[arg-type]
         return patch_loss * (float("inf") if next(calls) >= 5 else 1.0), cls_loss
 
     config = pretrain_config(tmp_path / "run", trained_tokenizer)
-    monkeypatch.setattr(pretrain, "masked_losses", broken)
+    monkeypatch.setattr(loop, "masked_losses", broken)
     with pytest.raises(ValueError, match=r"loss is (nan|inf) at step 6, .*step-000000004\.pt"):
         pretrain.run(replace(config, data=replace(config.data, validation="")))
     assert not (tmp_path / "run" / "weights.safetensors").exists()
@@ -281,7 +284,7 @@ def test_another_size_of_the_same_grid_is_not(tmp_path, trained_tokenizer, pretr
     config = pretrain_config(tmp_path / "run", trained_tokenizer)
     model = replace(config.model, backbone=vit(image_size=(8, 12), patch_size=4))
     result = pretrain.run(replace(config, model=model))
-    assert 0 <= result.figures["val_accuracy"] <= 1
+    assert 0 <= result.metrics["val_accuracy"] <= 1
 
 
 def test_another_number_of_codes_is_refused(tmp_path, trained_tokenizer, pretrain_config):
@@ -339,11 +342,3 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, finished, pretrain_con
 def test_a_tokenizer_too_many_is_refused(changes, message, tmp_path, pretrain_config):
     with pytest.raises(ValueError, match=message):
         pretrain_config(tmp_path / "run", "runs/tok", **changes)
-
-
-# ── parts ───────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_ends_after_epochs_and_at_the_last_step():
-    due = [step for step in range(1, 24) if pretrain.ends(step, 2, 5, last_step=23)]
-    assert due == [10, 20, 23]

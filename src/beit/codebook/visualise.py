@@ -29,7 +29,8 @@ from beit.codebook.explorer_book import write_codebook
 from beit.codebook.gallery import Cut, cut
 from beit.codebook.page import Choice, Layout, write_page
 from beit.codebook.report import Rank
-from beit.data.batches import Batch, EvalBatches
+from beit.data.batch import Batch
+from beit.data.batches import EvalBatches
 from beit.data.decoding import UnreadableImage
 from beit.data.prefetch import prefetch
 from beit.data.sources import PartSource, Source, open_source

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from beit.data.batch import Batch
 from beit.data.decoding import UnreadableImage
 from beit.data.order import balanced_order, epoch_order, sample_generator
 from beit.data.sources import Source
 
-NO_LABEL_MAPS = torch.empty(0, dtype=torch.uint8)
 _MAX_REPLACEMENTS = 100  # unreadable images in a row
 
 
@@ -56,21 +56,6 @@ class Key(NamedTuple):
     epoch: int
     indices: list[int]
     repeats: list[int]  # which of the epoch's views of each image it is, from 0
-
-
-class Batch(NamedTuple):
-    """Images of one micro-step, or of one step of an evaluation.
-
-    In training another image replaces one that cannot be read, so that B never changes. In an
-    evaluation it is left out: B may be smaller, and even 0.
-    """
-
-    images: Tensor  # (B, 3, H, W) uint8
-    target_images: Tensor  # (B, 3, H', W') uint8; the same tensor as `images` where sizes are equal
-    labels: Tensor  # (B,) int64, -1 where unknown
-    indices: Tensor  # (B,) int64, of the images in the source
-    unreadable: list[str]  # "name: reason" of images that could not be read
-    label_maps: Tensor = NO_LABEL_MAPS  # (B, H, W) uint8, 255 where ignored
 
 
 FIELDS = ("images", "target_images")  # of a batch, which the views of an image fill
@@ -200,7 +185,7 @@ class EvalBatches:
         self._firsts: Sequence[int] = range(rank * batch_size, len(source), world_size * batch_size)
         if batches is not None:
             self._firsts = [number * batch_size for number in batches]
-        self._length, self._batch_size = len(source), batch_size
+        self.num_images, self._batch_size = len(source), batch_size
         self._loader = _loader(
             _EvalReader(source, view, fields), self._keys, len(self), num_workers
         )
@@ -213,7 +198,7 @@ class EvalBatches:
 
     def _keys(self) -> Iterator[Key]:
         for first in self._firsts:
-            indices = list(range(first, min(first + self._batch_size, self._length)))
+            indices = list(range(first, min(first + self._batch_size, self.num_images)))
             yield Key(0, indices, [0] * len(indices))
 
 

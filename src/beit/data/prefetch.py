@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit.data.batches import Batch
+from beit.data.batch import Batch
 
 _AHEAD = 2  # batches that wait on the device
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from beit.data.batches import Batch
+from beit.data.batch import Batch
 
 
 class Unreadable:
@@ -23,13 +23,17 @@ class Unreadable:
         """Take in `Batch.unreadable`. Returns: those not seen before, to be logged."""
         new = [name for name in dict.fromkeys(names) if name not in self.names]
         self.names.update(new)
-        if len(self.names) > self.limit_share * self.total:
+        self.check(len(self.names))
+        return new
+
+    def check(self, count: int) -> None:
+        """Raise ValueError if so many unreadable images are more than the limit."""
+        if count > self.limit_share * self.total:
             first = "; ".join(sorted(self.names)[:5])
             raise ValueError(
-                f"{len(self.names)} of {self.total} images cannot be read, more than the allowed "
+                f"{count} of {self.total} images cannot be read, more than the allowed "
                 f"{self.limit_share:.3%}: {first}. Repair or remove them, or raise max_unreadable"
             )
-        return new
 
     def state_dict(self) -> dict[str, list[str]]:
         """Return what a checkpoint keeps."""

@@ -36,7 +36,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from beit.data.batches import Batch, EvalBatches, TrainBatches
+from beit.data.batch import Batch
+from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.classes import Labelled, checked_classes
 from beit.data.prefetch import prefetch
 from beit.data.sources import PartSource, Source, open_source

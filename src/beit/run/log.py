@@ -2,10 +2,11 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
+
+from beit.files import write_text
 
 
 class MetricsLog:
@@ -20,8 +21,8 @@ class MetricsLog:
 
         Args:
             path: None keeps no log, for processes other than the first
-            resume_step: None starts a new file; a step goes on with the file of a run that is
-                resumed after that step, without the lines of later steps or one cut short
+            resume_step: None starts a new file; a step continues the file of a run that resumes
+                from the checkpoint of that step: lines that were written after the checkpoint go
         """
         self._file: TextIO | None = None
         if path is None:
@@ -72,11 +73,14 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Replace the file by its lines up to a step, or leave it as it is when interrupted."""
-    kept = [line + "\n" for line, record in _lines(path) if record["step"] <= step]
-    temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(kept)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    """Replace the file by the lines that were written before the checkpoint of a step.
+
+    A step is logged before its checkpoint, with its rate; its validation comes after it.
+    """
+    before = [line + "\n" for line, record in _lines(path) if _precedes(record, step)]
+    write_text(path, "".join(before))
+
+
+def _precedes(record: Mapping[str, Any], step: int) -> bool:
+    of_validation = "epoch" in record and "rate" not in record
+    return bool(record["step"] < step or (record["step"] == step and not of_validation))

@@ -3,9 +3,10 @@
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, cast
 
-from torch import nn
+from lightning_fabric import Fabric
+from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from beit.run.schedules import warmup_cosine, warmup_poly
@@ -17,6 +18,14 @@ STEM = (
     "pos_embed",
 )  # with patch_embed, the layer before the first block
 _BLOCK = re.compile(r"(?:^|(?P<trunk>.*)\.)blocks\.(?P<number>\d+)\.")
+
+
+class Schedule(NamedTuple):
+    """The steps of a run: how many an epoch has, how many there are, on how many images."""
+
+    steps_per_epoch: int
+    total_steps: int
+    num_images: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +73,11 @@ class OptimConfig:
     def micro_batch_size(self, world_size: int) -> int:
         """Return the images of one process in one micro-step."""
         return micro_batch_size(self.batch_size, self.accumulate, world_size)
+
+    def schedule(self, num_images: int) -> Schedule:
+        """Return the steps that the epochs over so many images have."""
+        steps_per_epoch = max(1, num_images // self.batch_size)
+        return Schedule(steps_per_epoch, self.epochs * steps_per_epoch, num_images)
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step, counted from 1."""
@@ -126,6 +140,10 @@ class StepOptimConfig:
     def micro_batch_size(self, world_size: int) -> int:
         """Return the images of one process in one micro-step."""
         return micro_batch_size(self.batch_size, self.accumulate, world_size)
+
+    def schedule(self, num_images: int) -> Schedule:
+        """Return the steps, of which epochs over so many images have a part each."""
+        return Schedule(max(1, num_images // self.batch_size), self.steps, num_images)
 
     def rate(self, step: int) -> float:
         """Return the learning rate of a step, counted from 1."""
@@ -227,6 +245,16 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
     """Give every group the rate times its own `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
+
+
+def clip_gradients(
+    fabric: Fabric, model: nn.Module, optimizer: Optimizer, max_norm: float | None
+) -> dict[str, Tensor]:
+    """Clip the norm of the whole gradient. Returns: `grad_norm` before; empty without a limit."""
+    if max_norm is None:
+        return {}
+    norm = fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
+    return {"grad_norm": cast(Tensor, norm)}
 
 
 def _trunk_depth(model: nn.Module) -> int:

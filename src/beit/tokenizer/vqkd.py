@@ -17,7 +17,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
-from beit.data.batches import Batch, DataConfig, EvalBatches, TrainBatches
+from beit.data.batch import Batch
+from beit.data.batches import DataConfig, EvalBatches, TrainBatches
 from beit.data.order import step_generator
 from beit.data.prefetch import prefetch
 from beit.data.sources import Source, open_source

@@ -1,0 +1,136 @@
+"""The training loop of masked image modelling (BEiT v2, section 2.3 and figure 3).
+
+Some patches of an image are hidden, and the model predicts their tokens twice: from its last
+patches, and from its last [CLS] joined with early patches, so that [CLS] gathers the whole image.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricModule
+from torch.optim import Optimizer
+
+from beit.data.order import step_generator
+from beit.data.seeding import seed_torch
+from beit.nn.losses import masked_losses
+from beit.nn.masking import MaskConfig, draw_masks, to_predict
+from beit.nn.mim import MaskedImageModel, take
+from beit.nn.targets import Target, merits, with_explained
+from beit.pretraining.validation import Validation, knn_check, validate
+from beit.run.journal import Journal
+from beit.run.optim import OptimConfig, clip_gradients, set_learning_rate
+from beit.run.reading import ImageBatches
+
+
+class Pretraining(NamedTuple):
+    """The built parts of a pretraining run.
+
+    Attributes:
+        mim: the model itself
+        model: the same, as Fabric wraps it for training
+        target: what is predicted
+        mask: which patches are hidden
+        everywhere: predict all patches, not only the hidden ones
+        validation: what validation needs; None without a validation set
+        validate_every: steps between two validations
+        check: labelled images to look neighbours up in, and to classify; None for no check
+        check_every: steps between two checks
+    """
+
+    fabric: Fabric
+    mim: MaskedImageModel
+    model: _FabricModule
+    optimizer: Optimizer
+    target: Target
+    optim: OptimConfig
+    mask: MaskConfig
+    everywhere: bool
+    seed: int
+    validation: Validation | None
+    validate_every: int
+    check: tuple[ImageBatches, ImageBatches] | None
+    check_every: int
+
+
+def train(
+    parts: Pretraining, journal: Journal, report: Callable[[dict[str, float]], object]
+) -> dict[str, float]:
+    """Train from the journal's first step to its last.
+
+    Args:
+        report: draws the report, given the metrics of the last validation
+
+    Returns: the metrics of the last validation; empty without one
+    """
+    fabric, optim, seed, optimizer = parts.fabric, parts.optim, parts.seed, parts.optimizer
+    model, grid, exact = parts.model, parts.mim.config.backbone.grid, parts.mask.exact
+    rank, world_size = fabric.global_rank, fabric.world_size
+    shape = (optim.accumulate, world_size, optim.micro_batch_size(world_size), -1)
+    metrics: dict[str, float] = {}
+    with journal:
+        if journal.resumed:  # what followed the checkpoint is repeated
+            metrics = evaluate(parts, journal, metrics, report)
+        for step in journal.steps():
+            rate = optim.rate(step, journal.steps_per_epoch)
+            set_learning_rate(optimizer, rate)
+            seed_torch(step_generator(seed, step, f"drop path {rank}"))
+            model.train()
+            generator = step_generator(seed, step, "masks")
+            masks = draw_masks(parts.mask, optim.batch_size, grid, generator)
+            masks = masks.view(shape)[:, rank]  # (micro-steps, B, M)
+            for micro, batch in enumerate(journal.micro_batches()):
+                masked = masks[micro].to(fabric.device, non_blocking=True)  # (B, M)
+                predicted, weights = to_predict(masked, grid, parts.everywhere, exact)  # (B, M')
+                with torch.no_grad(), fabric.autocast():
+                    targets = parts.target.of(batch.target_images)  # (B, N) codes, or (B, N, T)
+                targets = take(targets, predicted)  # (B, M') or (B, M', T)
+                with fabric.no_backward_sync(model, enabled=micro + 1 < optim.accumulate):
+                    prediction = model(batch.images, masked, predicted)
+                    patch_loss, cls_loss = masked_losses(
+                        prediction, targets, parts.target.loss, weights
+                    )
+                    loss = patch_loss + cls_loss  # section 2.3: the sum of both
+                    fabric.backward(loss / optim.accumulate)
+                losses = {"loss": loss, "patch_loss": patch_loss, "cls_loss": cls_loss}
+                journal.means.add(losses)
+                kind = parts.target.kind
+                journal.means.add(merits(kind, prediction.logits, targets, weights))
+            journal.means.add(clip_gradients(fabric, model, optimizer, optim.clip))
+            optimizer.step()
+            optimizer.zero_grad()
+
+            if journal.logs:
+                means = with_explained(journal.read_means(loss, rate))
+                journal.log({"rate": rate}, means)
+            journal.end_step()
+            metrics = evaluate(parts, journal, metrics, report)
+    return metrics
+
+
+def evaluate(
+    parts: Pretraining,
+    journal: Journal,
+    metrics: dict[str, float],
+    report: Callable[[dict[str, float]], object],
+) -> dict[str, float]:
+    """Validate, check neighbours and report where they are due after a step.
+
+    Returns: the metrics of the last validation
+    """
+    validates = journal.due(parts.validate_every)
+    if validates and parts.validation is not None:
+        with journal.aside("validation"):
+            reading = journal.read(parts.validation.batches)
+            metrics = validate(parts.fabric, parts.mim, parts.target, parts.validation, reading)
+        journal.log_result(metrics)
+    if parts.check is not None and journal.due(parts.check_every):
+        with journal.aside("k-NN check"):
+            train, test = (journal.read(batches) for batches in parts.check)
+            accuracies = knn_check(parts.fabric, parts.mim.backbone, train, test)
+        journal.log_result(accuracies)
+    if validates and journal.reports:
+        with journal.aside("report"):
+            report(metrics)
+    return metrics

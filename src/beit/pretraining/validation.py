@@ -1,0 +1,99 @@
+"""Validation of a model that is being pretrained, and the k-NN check of its features."""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from beit.data.order import step_generator
+from beit.nn.losses import masked_losses
+from beit.nn.masking import MaskConfig, draw_masks, to_predict
+from beit.nn.metrics import knn_accuracy
+from beit.nn.mim import MaskedImageModel, take
+from beit.nn.targets import MERITS, Target, merits, with_explained
+from beit.nn.vit import VisionTransformer
+from beit.run.device import summed
+from beit.run.meters import Means
+from beit.run.reading import ImageBatches, Reading
+
+
+class Validation(NamedTuple):
+    """What validation needs beside the model.
+
+    Attributes:
+        batches: this process's share of the validation set
+        mask: which patches are hidden
+        everywhere: predict all patches, not only the hidden ones
+        step_size: masks that are drawn from one generator, the batch size of training
+        seed: of the masks
+    """
+
+    batches: ImageBatches
+    mask: MaskConfig
+    everywhere: bool
+    step_size: int
+    seed: int
+
+
+def validation_masks(validation: Validation, grid: tuple[int, int], indices: Tensor) -> Tensor:
+    """Draw the masks (B, M) of images by their indices (B,) int64 in the validation set.
+
+    The mask of an image depends on its index alone, whatever the processes and unreadable images.
+    All indices lie within one piece of `step_size` images.
+    """
+    piece = int(indices[0]) // validation.step_size
+    generator = step_generator(validation.seed, piece, "validation masks")
+    masks = draw_masks(validation.mask, validation.step_size, grid, generator)
+    return masks[indices.cpu() - piece * validation.step_size]
+
+
+@torch.no_grad()
+def validate(
+    fabric: Fabric, mim: MaskedImageModel, target: Target, validation: Validation, reading: Reading
+) -> dict[str, float]:
+    """Measure the loss and the metrics of the target on the validation set."""
+    mim.eval()
+    means, grid = Means(), mim.config.backbone.grid
+    # A process without a batch still takes part in the sums over all of them.
+    names = ["val_loss"] + [f"val_{name}" for name in MERITS[target.kind]]
+    names += [f"val_cls_{name}" for name in MERITS[target.kind] if mim.aggregation]
+    means.add(dict.fromkeys(names, 0.0), weight=0)
+    for batch in reading:
+        masked = validation_masks(validation, grid, batch.indices).to(fabric.device)
+        predicted, weights = to_predict(masked, grid, validation.everywhere, validation.mask.exact)
+        with fabric.autocast():
+            targets = take(target.of(batch.images), predicted)
+            prediction = mim(batch.images, masked, predicted)
+        patch_loss, cls_loss = masked_losses(prediction, targets, target.loss, weights)
+        metrics = {"val_loss": patch_loss + cls_loss}
+        for prefix, logits in (("val", prediction.logits), ("val_cls", prediction.cls_logits)):
+            if logits is not None:
+                measured = merits(target.kind, logits, targets, weights)
+                metrics |= {f"{prefix}_{name}": value for name, value in measured.items()}
+        means.add(metrics, weight=len(masked) if weights is None else float(weights.sum()))
+    return with_explained(means.read(partial(summed, fabric))) | reading.counts()
+
+
+@torch.no_grad()
+def knn_check(
+    fabric: Fabric, backbone: VisionTransformer, train: Reading, test: Reading
+) -> dict[str, float]:
+    """Classify test images by their nearest training images, by [CLS] and by the mean patch."""
+    backbone.eval()
+    described = []
+    for reading in (train, test):
+        cls, mean, labels = [], [], []
+        for batch in reading:
+            with fabric.autocast():
+                features = backbone(batch.images)
+            cls.append(features.cls.float())
+            mean.append(features.patches.float().mean(dim=1))
+            labels.append(batch.labels)
+        described.append((torch.cat(cls), torch.cat(mean), torch.cat(labels)))
+    (cls_train, mean_train, train_labels), (cls_test, mean_test, test_labels) = described
+    return {
+        "knn_cls": knn_accuracy(cls_train, train_labels, cls_test, test_labels),
+        "knn_mean": knn_accuracy(mean_train, train_labels, mean_test, test_labels),
+    }

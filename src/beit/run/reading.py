@@ -1,0 +1,59 @@
+"""One pass over a set in an evaluation: every image once, unreadable ones left out and counted."""
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import torch
+from lightning_fabric import Fabric
+
+from beit.data.batch import Batch
+from beit.data.prefetch import prefetch
+from beit.data.unreadable import Unreadable, readable
+from beit.run.device import summed
+
+
+class ImageBatches(Protocol):
+    """Batches of a set, of this process: `beit.data.batches.EvalBatches`."""
+
+    num_images: int  # of the whole set
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+
+class Reading:
+    """Iterates over the batches of a set on the device, reporting images that cannot be read."""
+
+    def __init__(
+        self,
+        batches: ImageBatches,
+        fabric: Fabric,
+        max_unreadable: float,
+        warn: Callable[[str], None],
+    ) -> None:
+        """Begin nothing yet.
+
+        Args:
+            max_unreadable: largest share of the set that may be unreadable
+            warn: shows a line that names an image
+        """
+        self._batches, self._fabric, self._warn = batches, fabric, warn
+        self._unreadable = Unreadable(batches.num_images, max_unreadable)
+
+    def __iter__(self) -> Iterator[Batch]:
+        stream = prefetch(self._batches, self._fabric.device)
+        return readable(stream, self._unreadable, self._warn)
+
+    def counts(self) -> dict[str, float]:
+        """Count the images that metrics are of, over all processes; nothing if all were read.
+
+        Returns: `val_images`, those read, and `val_unreadable`; empty without unreadable images
+
+        Raises:
+            ValueError: too many images, or all, cannot be read.
+        """
+        total, names = self._unreadable.total, self._unreadable.names
+        count = int(summed(self._fabric, torch.tensor(len(names), device=self._fabric.device)))
+        self._unreadable.check(count)
+        if count == total:
+            raise ValueError(f"none of {total} validation images can be read: {min(names)}")
+        return {"val_images": total - count, "val_unreadable": count} if count else {}
