@@ -191,7 +191,9 @@ def _run(arguments: list[str]) -> int:
     run_to_resume = _run_to_resume(name, options) if verb.resumable else None
     module = importlib.import_module(module_name(name, options, run_to_resume))
     if run_to_resume is not None:
-        module.resume(run_to_resume)
+        from beit.run.journal import resume
+
+        resume(module, run_to_resume)
     else:
         module.run(parse(name, module.Config, options))
     return 0

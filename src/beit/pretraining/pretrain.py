@@ -41,7 +41,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     validation, check = validation_of(config, fabric), check_batches(config, fabric)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
     views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
-    batches = train_batches(config, source, views, fabric, journal)
+    batches = train_batches(config, source, views, fabric, *journal.span)
 
     groups = parameter_groups(mim, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))

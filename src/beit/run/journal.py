@@ -88,7 +88,8 @@ class Training(Protocol):
 def resume(training: Training, path: str | Path) -> Result:
     """Resume the run in a directory from its last checkpoint."""
     directory = RunDirectory.open(path, training.VERB)
-    return training.run(from_plain(training.Config, directory.config(), "config"), directory)
+    name = str(directory.config_file)
+    return training.run(from_plain(training.Config, directory.config(), name), directory)
 
 
 def launched(config: TrainingConfig, directory: RunDirectory | None) -> Fabric:
@@ -130,6 +131,11 @@ class Journal:
         self._parts: dict[str, Any] = {}
         self._shown: Mapping[str, float] = {}
         self._open = ExitStack()
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The step of the checkpoint, 0 for a new run, and the last step."""
+        return self.start_step, self.last_step
 
     @property
     def directory(self) -> RunDirectory:
