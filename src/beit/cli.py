@@ -191,7 +191,7 @@ def _run(arguments: list[str]) -> int:
     run_to_resume = _run_to_resume(name, options) if verb.resumable else None
     module = importlib.import_module(module_name(name, options, run_to_resume))
     if run_to_resume is not None:
-        from beit.run.journal import resume
+        from beit.run.resume import resume
 
         resume(module, run_to_resume)
     else:

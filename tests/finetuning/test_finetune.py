@@ -15,8 +15,7 @@ from safetensors.torch import load_file
 from beit import cli
 from beit.data.batches import DataConfig
 from beit.data.classes import Classes, read_classes
-from beit.data.order import step_generator
-from beit.data.seeding import seeded
+from beit.data.order import seeded, step_generator
 from beit.data.shapes import KINDS
 from beit.data.sources import open_source
 from beit.data.views import EvalView, ViewConfig
@@ -30,8 +29,8 @@ from beit.nn.position import resize_relative_bias
 from beit.nn.vit import ViTConfig, vit_config
 from beit.run.device import DeviceConfig, launch
 from beit.run.directory import RunConfig
-from beit.run.journal import resume
 from beit.run.reading import Reading
+from beit.run.resume import redraw, resume
 from beit.weights.file import save_weights
 from beit.weights.formats.published import to_published
 from beit.weights.formats.published_names import CLASSIFIER_ROWS, to_theirs
@@ -137,6 +136,22 @@ def test_micro_steps_change_memory_not_results(tmp_path, config, optim, records,
 
 
 # ── which weights are kept ──────────────────────────────────────────────────────────────────────
+
+
+def test_a_run_stopped_in_its_last_validation_resumes_there(
+    tmp_path, finished, config, interrupt_in_validation, same_bits
+):
+    interrupt_in_validation(finetune, loop, full(config)(tmp_path / "run"), 2)
+    assert (tmp_path / "run" / "checkpoints" / "step-000000010.pt").exists()
+    resume(finetune, tmp_path / "run")
+    same_bits(finished, tmp_path / "run")
+
+
+def test_the_report_of_a_finished_run_is_drawn_again(finished):
+    before = (finished / "report.html").read_text()
+    (finished / "report.html").unlink()
+    redraw(finetune, finished)
+    assert (finished / "report.html").read_text() == before
 
 
 @pytest.mark.parametrize(("keep", "step"), [("best", 5), ("last", 10)])

@@ -16,8 +16,8 @@ from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.sliding import MapViewConfig
 from beit.run.device import DeviceConfig, launch
 from beit.run.directory import RunConfig
-from beit.run.journal import resume
 from beit.run.optim import StepOptimConfig
+from beit.run.resume import redraw, resume
 from beit.segmentation import evaluate as evaluate_segments
 from beit.segmentation import loop, segment
 from beit.segmentation.config import Config, HeadConfig, SegmentDataConfig
@@ -105,6 +105,21 @@ def test_gradient_checkpointing_changes_memory_not_results(
 ):
     segment.run(config(tmp_path / "run", device=thrifty))
     same_bits(finished, tmp_path / "run")
+
+
+def test_a_run_stopped_in_its_last_validation_resumes_there(
+    tmp_path, finished, config, interrupt_in_validation, same_bits
+):
+    interrupt_in_validation(segment, loop, config(tmp_path / "run"), 2)
+    resume(segment, tmp_path / "run")
+    same_bits(finished, tmp_path / "run")
+
+
+def test_the_report_of_a_finished_run_is_drawn_again(finished):
+    before = (finished / "report.html").read_text()
+    (finished / "report.html").unlink()
+    redraw(segment, finished)
+    assert (finished / "report.html").read_text() == before
 
 
 def test_the_best_weights_are_kept(tmp_path, config, monkeypatch):

