@@ -9,15 +9,23 @@ import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from beit.draw.axes import FAINT, LETTER, RULE, document, line, scale_over, text, tick_labels
-from beit.draw.colours import SERIES
+from beit.draw.charts import (
+    LETTER,
+    label_ticks,
+    new_chart,
+    place_axes,
+    shortened,
+    styled,
+    themed_svg,
+)
+from beit.draw.colours import FAINT, INK, SERIES
 from beit.draw.numbers import aligned_numbers, short_number
 from beit.draw.report import Cell, Gallery, Picture, Table
 
-WIDTH, ROW, RIGHT = 440, 22, 16
-LONGEST = 30  # letters of a cell's name in a plot
+WIDTH, ROW, RIGHT = 360, 22, 18  # pixels of a plot
+LONGEST = 22  # letters of a cell's name in a plot, at most
 
 
 class Measured(NamedTuple):
@@ -127,53 +135,49 @@ def as_markdown(table: Table) -> str:
 
 
 def ablation_plots(cells: Sequence[Measured], columns: Sequence[str]) -> Gallery:
-    """Draw each column: a row for each cell, its mean as a dot, deviation as a bar, seeds faint."""
-    pictures = [_panel(cells, column) for column in columns]
+    """Draw each column: a row for each cell with its mean, standard deviation and seeds."""
+    pictures = [_chart(cells, column) for column in columns]
     return Gallery("Mean (dot) and standard deviation (bar) over seeds (rings)", pictures)
 
 
-def _panel(cells: Sequence[Measured], column: str) -> Picture:
-    values = {cell.name: shown(cell, column) for cell in cells}
-    ends = [value for several in values.values() for value in several]
-    for several in values.values():
-        found = spread(several)
-        if found is not None and found.deviation is not None:
-            ends += [found.mean - found.deviation, found.mean + found.deviation]
-    scale = scale_over(ends)
-    left = 10 + LETTER * min(LONGEST, max(len(name) for name in values))
-    width, top = WIDTH - left - RIGHT, 30
-    bottom = top + ROW * len(values)
-
-    def across(value: float) -> float:
-        return left + width * scale.position(value)
-
-    parts = [text(0, 13, column, bold=True)]
-    ticks = scale.ticks()
-    for tick, label in zip(ticks, tick_labels(ticks), strict=True):
-        parts.append(line(across(tick), top, across(tick), bottom, RULE))
-        parts.append(text(across(tick), bottom + 15, label, anchor="middle", colour=FAINT))
-    told = []
-    for place, (name, several) in enumerate(values.items()):
-        y = top + ROW * (place + 0.5)
-        short = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
-        parts.append(text(left - 8, y + 4, short, anchor="end"))
-        found = spread(several)
-        if found is None:
-            told.append(f"{name} not measured")
-            continue
-        for value in several:
-            parts.append(
-                f'<circle cx="{across(value):.1f}" cy="{y:.1f}" r="3" style="stroke:{FAINT}"/>'
+def _chart(cells: Sequence[Measured], column: str) -> Picture:
+    descriptions = []
+    labels = [shortened(cell.name, LONGEST) for cell in cells]
+    top = 26
+    with styled():
+        figure = new_chart(column, top + ROW * len(cells) + 24, WIDTH)
+        axes = figure.add_axes((0, 0, 1, 1))
+        for row, cell in enumerate(cells):
+            values = shown(cell, column)
+            result = spread(values)
+            if result is None:
+                descriptions.append(f"{cell.name} not measured")
+                continue
+            seeds: dict[str, Any] = {"markersize": 6, "markerfacecolor": "none"}
+            axes.plot(values, [row] * len(values), "o", color=FAINT, clip_on=False, **seeds)
+            axes.errorbar(
+                result.mean,
+                row,
+                xerr=result.deviation,
+                fmt="o",
+                color=SERIES[0],
+                markersize=8,
+                markeredgewidth=0,
+                elinewidth=1.4,
             )
-        if found.deviation is not None:
-            low, high = across(found.mean - found.deviation), across(found.mean + found.deviation)
-            parts.append(line(low, y, high, y, SERIES[0]))
-        parts.append(
-            f'<circle cx="{across(found.mean):.1f}" cy="{y:.1f}" r="4" style="fill:{SERIES[0]}"/>'
-        )
-        told.append(f"{name} {short_number(found.mean)}")
-    data = document(WIDTH, bottom + 24, "".join(parts))
-    return Picture("", f"{column}: {'; '.join(told)}", data, "image/svg+xml")
+            descriptions.append(f"{cell.name} {short_number(result.mean)}")
+        left = 18 + LETTER * max(map(len, labels))
+        place_axes(axes, left, top, RIGHT, 24)
+        axes.set_ylim(len(cells) - 0.5, -0.5)
+        axes.set_yticks(range(len(cells)), labels, color=INK)
+        label_ticks(axes, "x", 4)
+        axes.tick_params(length=0)
+        axes.tick_params(axis="y", pad=12)
+        axes.spines[:].set_visible(False)
+        axes.grid(visible=False, axis="y")
+        axes.grid(axis="x")
+        data = themed_svg(figure)
+    return Picture("", f"{column}: {'; '.join(descriptions)}", data, "image/svg+xml")
 
 
 def _measured(cell: Measured) -> list[str]:

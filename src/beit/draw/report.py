@@ -14,6 +14,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from beit.draw.numbers import aligned_numbers
+from beit.files import write_text
 
 Cell = str | int | float | None
 
@@ -87,15 +88,7 @@ def write_report(
         summary=summary,
     )
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_text(path, page)
     return path
 
 

@@ -3,14 +3,15 @@
 A code's colour is its name only: like colours do not mean like content.
 """
 
+from typing import Any
+
 import numpy as np
-import torch
 from torch import Tensor
 
 from beit.draw import canvas
-from beit.draw.axes import FAINT, Frame, document, label_room, line, scale_over, text
 from beit.draw.canvas import Pixels
-from beit.draw.colours import SERIES, code_colours
+from beit.draw.charts import BOTTOM, finish_axes, log_axis, new_chart, styled, themed_svg, write
+from beit.draw.colours import FAINT, SERIES, code_colours
 from beit.draw.numbers import short_number
 from beit.draw.report import Gallery, Picture
 from beit.nn.metrics import codebook_health
@@ -178,11 +179,11 @@ def _surroundings(image: Tensor, patch: int, grid: tuple[int, int]) -> Pixels:
 
 
 def usage_plot(counts: Tensor, caption: str) -> Picture:
-    """Draw how often each code was chosen, sorted, on a logarithmic axis.
+    """Draw how often each code is used, in descending order, on a logarithmic axis.
 
     Args:
-        counts: (K,) of non-negative numbers, not all zero
-        caption: over what they were counted
+        counts: (K,) non-negative numbers, not all zero
+        caption: which images were counted
     """
     if counts.ndim != 1 or not len(counts) or bool((counts < 0).any()) or not bool(counts.sum()):
         raise ValueError(
@@ -190,42 +191,32 @@ def usage_plot(counts: Tensor, caption: str) -> Picture:
         )
     K = len(counts)
     health = codebook_health(counts.cpu())
-    ordered = counts.cpu().double().sort(descending=True).values
-    num_used = K - health.dead
-    even = float(ordered.sum()) / K
-    ranks = np.unique(np.linspace(0, num_used - 1, min(num_used, 300)).round().astype(int))
-    heights = ordered[torch.from_numpy(ranks)].tolist()
-    scale_y = scale_over([*heights, even], log=True)
-    scale_x = scale_over([0, K], rounded=False)
-    left = label_room(scale_y)
-    width, top, plot_height = 330, 66, 160
-    frame = Frame(scale_x, scale_y, left, top, width - left - 12, plot_height)
-    bottom = top + plot_height
-    steps = [frame.at(0, heights[0])]
-    steps += [frame.at(int(rank) + 1, height) for rank, height in zip(ranks, heights, strict=True)]
-    outline = "L".join(f"{px:.1f} {py:.1f}" for px, py in steps)
-    even_y = frame.at(0, even)[1]
+    ordered = counts.cpu().double().sort(descending=True).values.numpy()
+    num_used, mean = K - health.dead, float(ordered.sum()) / K
     used = f"{num_used} of {K} codes used ({health.usage:.1%})"
+    used += f", {health.dead} unused" if health.dead else ""
     spread = f"perplexity {short_number(health.perplexity)} ({health.perplexity / K:.1%} of {K})"
-    fill = f"fill:{SERIES[0]};fill-opacity:.16"
-    body = [
-        text(0, 13, "How often each code is chosen (log)", bold=True),
-        text(0, 31, used, colour=FAINT),
-        text(0, 47, spread, colour=FAINT),
-        frame.drawing("codes, most used first"),
-        f'<path d="M{left:.1f} {bottom:.1f}L{outline}V{bottom:.1f}Z" style="{fill}"/>',
-        f'<path d="M{outline}" stroke-width="1.8" style="stroke:{SERIES[0]}"/>',
-        line(left, even_y, width - 12, even_y, FAINT, dash="4 3"),
-        text(width - 14, even_y - 6, "even use", anchor="end", colour=FAINT),
-    ]
-    if health.dead:
-        x = frame.at(num_used, scale_y.low)[0]
-        room = width - 12 - x
-        anchor, place = ("start", x + 6) if room > 90 else ("end", x - 6)
-        y = bottom - 8 if bottom - even_y > 24 else even_y - 6
-        body.append(text(place, y, f"{health.dead} unused", anchor=anchor, colour=FAINT))
-    data = document(width, bottom + 36, "".join(body))
-    alt = f"How often each code is chosen, sorted: {used}, {spread}"
+    ranks = np.unique(np.linspace(0, num_used - 1, min(num_used, 150)).round().astype(int))
+    x, y = np.append(0, ranks + 1), ordered[np.append(0, ranks)]
+    top = 66
+    with styled():
+        figure = new_chart("How often each code is used (log)", top + 160 + BOTTOM)
+        write(figure, 0, 31, used, color=FAINT)
+        write(figure, 0, 47, spread, color=FAINT)
+        axes = figure.add_axes((0, 0, 1, 1))
+        log_axis(axes, np.append(y, mean))
+        axes.set_xlim(0, K)
+        low = axes.get_ylim()[0]
+        step: dict[str, Any] = {"step": "pre"} if num_used <= 50 else {}
+        axes.fill_between(x, y, low, color=SERIES[0], alpha=0.16, linewidth=0, **step)
+        style = "steps-pre" if step else "default"
+        axes.plot(x, y, color=SERIES[0], linewidth=1.8, drawstyle=style, clip_on=False)
+        axes.axhline(mean, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+        offset: dict[str, Any] = {"xytext": (-2, 6), "textcoords": "offset points"}
+        axes.annotate("uniform use", (K, mean), ha="right", color=FAINT, **offset)
+        finish_axes(axes, top, "codes, most used first")
+        data = themed_svg(figure)
+    alt = f"How often each code is used, in descending order: {used}, {spread}"
     return Picture(caption, alt, data, "image/svg+xml")
 
 
