@@ -29,7 +29,7 @@ LETTER = 6.6  # mean width of a letter
 COLUMNS = 200  # long curves keep the extremes of this many pieces
 MARKED = 30  # curves with at most this many points show a dot for each
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
-_STYLE: Mapping[str, Any] = {
+_STYLE: Mapping[Any, Any] = {
     "figure.dpi": 72,  # a point is a pixel of the SVG
     "font.family": "DejaVu Sans",  # for measuring only: wider than the fonts of pages
     "font.size": 11.5,
@@ -69,7 +69,7 @@ _STYLE: Mapping[str, Any] = {
 
 
 @contextmanager
-def styled(settings: Mapping[str, Any] = _STYLE) -> Iterator[None]:
+def styled(settings: Mapping[Any, Any] = _STYLE) -> Iterator[None]:
     """Draw with these rcParams inside the block, independent of the user's own settings.
 
     `$` is a letter, and the same figure gives the same bytes.
