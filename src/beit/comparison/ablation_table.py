@@ -1,6 +1,6 @@
-"""What an ablation found: one table of means and deviations over seeds, and a plot of each column.
+"""Results of an ablation: a table of means and deviations over seeds, and a plot of each column.
 
-A column whose title ends in % holds shares, which are shown times a hundred.
+A column whose title ends in % holds shares, which are shown multiplied by 100.
 """
 
 import csv
@@ -29,13 +29,13 @@ LONGEST = 22  # letters of a cell's name in a plot, at most
 
 
 class Measured(NamedTuple):
-    """One cell of the plan, as far as its runs are complete.
+    """The results of one cell of the plan, from its complete runs.
 
     Attributes:
         name: of the cell
         values: by column and seed
-        settings: what is not alike in all cells, by dotted name; "–" where the cell has none
-        paper: what a publication reports, by column or by a name of its own
+        settings: those that differ between cells, by dotted name; "–" if the cell lacks it
+        paper: published results, by column or by another name
     """
 
     name: str
@@ -45,14 +45,14 @@ class Measured(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Mean over seeds, and the sample standard deviation (n - 1); None of a single value."""
+    """Mean over seeds, and the sample standard deviation (n - 1), None for a single value."""
 
     mean: float
     deviation: float | None
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Return mean and deviation of values, None where there are none."""
+    """Return mean and deviation of values; None if there are none."""
     if not values:
         return None
     deviation = statistics.stdev(values) if len(values) > 1 else None
@@ -60,20 +60,20 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 def shown(cell: Measured, column: str) -> list[float]:
-    """Return a cell's values of a column as they are shown, by rising seed."""
+    """Return a cell's values of a column in the unit of the table, sorted by seed."""
     factor = 100 if column.endswith("%") else 1
     return [factor * value for _, value in sorted(cell.values.get(column, {}).items())]
 
 
 def ablation_table(cells: Sequence[Measured], columns: Sequence[str], seeds: int) -> Table:
-    """Set mean ± deviation over seeds of each column beside what a publication reports.
+    """List mean ± deviation over seeds of each column, beside published results.
 
-    A cell with figures of fewer seeds than there are says so.
+    The last column counts the seeds that a cell has results for.
     """
     names, written = ["Cell"], [[cell.name for cell in cells]]
     for column in columns:
         names.append(column)
-        written.append(_written(column, [spread(shown(cell, column)) for cell in cells]))
+        written.append(_formatted(column, [spread(shown(cell, column)) for cell in cells]))
         reported = [cell.paper.get(column) for cell in cells]
         if any(reported):
             names.append(f"{column}: paper")
@@ -91,7 +91,7 @@ def ablation_table(cells: Sequence[Measured], columns: Sequence[str], seeds: int
 
 
 def settings_table(cells: Sequence[Measured]) -> Table:
-    """List the settings that are not alike in all cells: given ones and defaults of presets."""
+    """List the settings that differ between cells, defaults of presets included."""
     names = list(dict.fromkeys(name for cell in cells for name in cell.settings))
     rows: list[list[Cell]] = [
         [cell.name, *(cell.settings.get(name, "–") for name in names)] for cell in cells
@@ -100,7 +100,7 @@ def settings_table(cells: Sequence[Measured]) -> Table:
 
 
 def ablation_csv(cells: Sequence[Measured], columns: Sequence[str]) -> str:
-    """Write a line for each cell: figures unrounded, then the settings that differ."""
+    """Write a line for each cell: unrounded results, then the settings that differ."""
     names = list(dict.fromkeys(name for cell in cells for name in cell.settings))
     head = ["cell"]
     for column in columns:
@@ -110,24 +110,22 @@ def ablation_csv(cells: Sequence[Measured], columns: Sequence[str]) -> str:
         words = [cell.name]
         for column in columns:
             values = shown(cell, column)
-            found = spread(values)
-            words.append("" if found is None else repr(found.mean))
-            lone = found is None or found.deviation is None
-            words.append("" if lone or found is None else repr(found.deviation))
+            mean, deviation = spread(values) or (None, None)
+            words += ["" if value is None else repr(value) for value in (mean, deviation)]
             words.append(str(len(values)))
         lines.append([*words, *(cell.settings.get(name, "") for name in names)])
     return as_csv(lines)
 
 
 def as_csv(lines: Sequence[Sequence[str]]) -> str:
-    """Write lines of words as CSV."""
+    """Format lines of words as CSV."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(lines)
     return file.getvalue()
 
 
 def as_markdown(table: Table) -> str:
-    """Write a table as Markdown, its caption below."""
+    """Format a table as Markdown, with its caption below."""
     lines = [list(map(_escaped, row)) for row in (table.columns, *table.rows)]
     lines.insert(1, ["---"] + ["---:"] * (len(table.columns) - 1))
     rows = [f"| {' | '.join(words)} |" for words in lines]
@@ -181,13 +179,13 @@ def _chart(cells: Sequence[Measured], column: str) -> Picture:
 
 
 def _measured(cell: Measured) -> list[str]:
-    """Name the columns that a cell has any figure for."""
+    """List the columns for which a cell has results."""
     return [column for column, values in cell.values.items() if values]
 
 
-def _written(column: str, found: Sequence[Spread | None]) -> list[str]:
-    """Write one column with as many decimals as give its largest deviation two digits."""
-    known = [one for one in found if one is not None]
+def _formatted(column: str, spreads: Sequence[Spread | None]) -> list[str]:
+    """Format one column, with decimals such that its largest deviation has two digits."""
+    known = [one for one in spreads if one is not None]
     largest = max((one.deviation or 0.0 for one in known), default=0.0)
     means = aligned_numbers([one.mean for one in known])
     plain = all(re.fullmatch(r"-?\d+(\.\d+)?", mean) for mean in means)
@@ -201,7 +199,7 @@ def _written(column: str, found: Sequence[Spread | None]) -> list[str]:
         mean if one.deviation is None else f"{mean} ± {deviation}"
         for mean, deviation, one in zip(means, deviations, known, strict=True)
     )
-    return ["–" if one is None else next(words) for one in found]
+    return ["–" if one is None else next(words) for one in spreads]
 
 
 def _escaped(word: Cell) -> str:
