@@ -15,10 +15,10 @@ from beit.draw.charts import (
     new_chart,
     shortened,
     styled,
-    themed_svg,
     thinned,
 )
 from beit.draw.colours import SERIES, THEME
+from beit.draw.svg import themed_svg
 
 RISING = [(0.0, 1.0), (1.0, 2.0), (2.0, 4.0)]
 

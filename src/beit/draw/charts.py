@@ -2,13 +2,10 @@
 
 Create the figure and call `themed_svg` inside one `styled()` block. Use the colours of
 `beit.draw.colours`: each becomes a CSS variable of the page, with itself as the fallback, so that
-one drawing serves light and dark pages. Lengths are in CSS pixels.
+one drawing serves light and dark pages. Lengths are in pixels of the SVG.
 """
 
-import io
-import re
 import warnings
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -16,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.draw.colours import FAINT, INK, RULE, SERIES, THEME
+from beit.draw.colours import FAINT, INK, RULE, SERIES
 from beit.draw.numbers import short_number, tick_labels
+from beit.draw.svg import themed_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +26,6 @@ LINE = 15.5  # height of a line of text
 LETTER = 6.6  # mean width of a letter
 COLUMNS = 200  # long curves keep the extremes of this many pieces
 MARKED = 30  # curves with at most this many points show a dot for each
-FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 _STYLE: Mapping[Any, Any] = {
     "figure.dpi": 72,  # a point is a pixel of the SVG
     "font.family": "DejaVu Sans",  # for measuring only: wider than the fonts of pages
@@ -40,20 +37,16 @@ _STYLE: Mapping[Any, Any] = {
     "axes.grid": True,
     "axes.grid.axis": "y",
     "axes.labelcolor": FAINT,
-    "axes.linewidth": 1,
     "axes.xmargin": 0,
     "axes.ymargin": 0,
     "axes.spines.left": False,
     "axes.spines.right": False,
     "axes.spines.top": False,
     "grid.color": RULE,
-    "grid.linewidth": 1,
     "legend.borderaxespad": 0,
     "legend.borderpad": 0,
-    "legend.columnspacing": 1.2,
     "legend.frameon": False,
     "legend.handlelength": 1.2,
-    "legend.handletextpad": 0.4,
     "legend.labelcolor": FAINT,
     "legend.labelspacing": 0.3,
     "lines.scale_dashes": False,
@@ -61,7 +54,6 @@ _STYLE: Mapping[Any, Any] = {
     "svg.fonttype": "none",
     "xtick.color": FAINT,
     "xtick.major.size": 4,
-    "xtick.major.width": 1,
     "ytick.color": FAINT,
     "ytick.major.pad": 6,
     "ytick.major.size": 0,
@@ -178,25 +170,37 @@ def line_chart(
     num_columns = max(1, int(WIDTH / (26 + LETTER * max(map(len, labels), default=0))))
     num_rows = -(-len(labels) // num_columns)
     top = 30 + LINE * (num_rows + len(notes))
+    known = np.array([p for line in lines for p in line.points if not np.isnan(p[1])])
     with styled():
         height = top + plot_height + BOTTOM
         figure = new_chart(title, height)
         axes = figure.add_axes((0, 0, 1, 1))
         handles = [_draw(axes, line, number) for number, line in enumerate(lines)]
         if labels:
-            anchor = (0, 1 - 22 / height)
-            named = [h for h, line in zip(handles, lines, strict=True) if line.label]
             # A space in front: matplotlib leaves out labels that begin with an underscore.
-            words = [f" {label}" for label in labels]
-            figure.legend(named, words, loc="upper left", bbox_to_anchor=anchor, ncols=num_columns)
-        for place, note in enumerate(notes):
-            write(figure, 0, 34 + LINE * (num_rows + place), note, color=FAINT)
-        _finish(axes, lines, top, x_label, log, limits)
+            named = [h for h, line in zip(handles, lines, strict=True) if line.label]
+            place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, 1 - 22 / height)}
+            figure.legend(named, [f" {label}" for label in labels], ncols=num_columns, **place)
+        for row, note in enumerate(notes):
+            write(figure, 0, 34 + LINE * (num_rows + row), note, color=FAINT)
+        if not len(known):
+            axes.remove()
+            middle = top + plot_height / 2
+            write(figure, WIDTH / 2, middle, "nothing logged", ha="center", color=FAINT)
+            return themed_svg(figure)
+        if log:
+            log_axis(axes, known[:, 1])
+        if limits is not None:
+            axes.set(xlim=limits[0], ylim=limits[1])
+        else:
+            low, high = known[:, 0].min(), known[:, 0].max()
+            axes.set_xlim((low, high) if low < high else (low - 1, high + 1))
+        finish_axes(axes, top, x_label, integer=bool((known[:, 0] % 1 == 0).all()))
         return themed_svg(figure)
 
 
 def _draw(axes: "Axes", line: Line, number: int) -> Any:
-    """Draw a line, its level, and dots on few points or between gaps. Returns: for the legend."""
+    """Draw a line, its level, and dots on few points or between gaps. Returns: a legend handle."""
     from matplotlib.lines import Line2D
 
     x, y = thinned(np.array(line.points, dtype=np.float64).reshape(-1, 2)).T
@@ -223,10 +227,7 @@ def _draw(axes: "Axes", line: Line, number: int) -> Any:
 
 
 def thinned(points: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Thin points (n, 2) to what the pixels show: spikes and gaps stay.
-
-    Both ends stay, and the lowest, the highest and the first missing value of each piece.
-    """
+    """Thin points (n, 2) to both ends and the extremes and gaps of `COLUMNS` pieces."""
     if len(points) <= 2 * COLUMNS:
         return points
     kept = {0, len(points) - 1}
@@ -240,33 +241,6 @@ def thinned(points: NDArray[np.float64]) -> NDArray[np.float64]:
     return points[sorted(kept)]
 
 
-def _finish(
-    axes: "Axes",
-    lines: Sequence[Line],
-    top: float,
-    x_label: str,
-    log: bool,
-    limits: tuple[tuple[float, float], tuple[float, float]] | None,
-) -> None:
-    """Set scales, ticks, the place of the axes and the name of the x axis."""
-    known = np.array([p for line in lines for p in line.points if not np.isnan(p[1])])
-    if not len(known):
-        place_axes(axes, 0, top, 0, BOTTOM)
-        axes.set_axis_off()
-        middle: dict[str, Any] = {"ha": "center", "transform": axes.transAxes, "color": FAINT}
-        axes.text(0.5, 0.5, "nothing logged", **middle)
-        return
-    if log:
-        log_axis(axes, known[:, 1])
-    if limits is not None:
-        axes.set(xlim=limits[0], ylim=limits[1])
-    else:
-        low, high = known[:, 0].min(), known[:, 0].max()
-        room = 0 if low < high else abs(low) / 10 or 1.0
-        axes.set_xlim(low - room, high + room)
-    finish_axes(axes, top, x_label, integer=bool((known[:, 0] % 1 == 0).all()))
-
-
 def log_axis(axes: "Axes", values: NDArray[np.float64]) -> None:
     """Make the y axis logarithmic, with some room around positive values."""
     room = 1.1 if values.max() / values.min() > 1.01 else 2.0
@@ -275,78 +249,8 @@ def log_axis(axes: "Axes", values: NDArray[np.float64]) -> None:
 
 
 def finish_axes(axes: "Axes", top: float, x_label: str, integer: bool = True) -> None:
-    """Label both axes and leave the room that the labels need; integer: ticks of x are."""
+    """Label both axes and leave room for the labels; integer: only whole numbers on x."""
     left = 10 + LETTER * max(map(len, label_ticks(axes, "y", 5)), default=0)
     place_axes(axes, left, top, RIGHT, BOTTOM)
     label_ticks(axes, "x", 6, integer)
     axes.set_xlabel(x_label, loc="right")
-
-
-# ── from matplotlib's SVG to the page's ─────────────────────────────────────────────────────────
-
-_SVG, _HREF = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
-
-
-def themed_svg(figure: "Figure") -> bytes:
-    """Render a figure without ids, links and fixed colours; the same figure gives the same bytes.
-
-    Several such drawings can stand in one page: nothing in them has a name. Only paths, circles
-    (every curved marker) and text are kept, in drawing order.
-    """
-    file = io.BytesIO()
-    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(file, format="svg", metadata=metadata)
-    root = ElementTree.fromstring(file.getvalue())
-    shared = {f"#{path.get('id')}": path for path in root.iterfind(f".//{_SVG}defs/{_SVG}path")}
-    hidden = set(shared.values())
-    attributes = {
-        "xmlns": "http://www.w3.org/2000/svg",
-        "width": root.attrib["width"].removesuffix("pt"),
-        "height": root.attrib["height"].removesuffix("pt"),
-        "viewBox": root.attrib["viewBox"],
-        "font-family": FONT,
-        "font-size": "11.5",
-        "stroke-linejoin": "round",
-    }
-    page = ElementTree.Element("svg", attributes)
-    for element in root.iter():
-        tag, given = element.tag.removeprefix(_SVG), element.attrib
-        style = _themed(given.get("style", ""))
-        if tag == "text":
-            place = {"x": _rounded(given["x"]), "y": _rounded(given["y"])}
-            turned = {} if "rotate(-0" in given["transform"] else {"transform": given["transform"]}
-            part = ElementTree.SubElement(page, "text", place | turned | {"style": style})
-            part.text = (element.text or "").strip()
-        elif tag == "use":
-            outline = shared[given[_HREF]].attrib["d"]
-            x, y = _rounded(given["x"]), _rounded(given["y"])
-            if "C" in outline:
-                radius = _rounded(outline.split()[2])
-                shape = {"cx": x, "cy": y, "r": radius, "style": style}
-                ElementTree.SubElement(page, "circle", shape)
-            else:
-                moved = f"translate({x} {y})"
-                shape = {"d": _compact(outline), "transform": moved, "style": style}
-                ElementTree.SubElement(page, "path", shape)
-        elif tag == "path" and element not in hidden:
-            ElementTree.SubElement(page, "path", {"d": _compact(given["d"]), "style": style})
-    return ElementTree.tostring(page, encoding="unicode").encode()
-
-
-def _themed(style: str) -> str:
-    """Replace colours by the page's, and drop what the root of the SVG says for all."""
-    kept = [part for part in style.split("; ") if not part.startswith("font-family")]
-    words = ";".join(kept).replace(": ", ":").replace("font-size:11.5px;", "")
-    return re.sub(
-        "#[0-9a-f]{6}", lambda m: f"var({THEME[m[0]]},{m[0]})" if m[0] in THEME else m[0], words
-    )
-
-
-def _compact(outline: str) -> str:
-    """Write a path's outline with one decimal and no needless spaces."""
-    words = re.sub(r"-?\d+\.\d+", lambda m: _rounded(m[0]), outline)
-    return re.sub(r"\s*([A-Za-z])\s*", r"\1", words)
-
-
-def _rounded(number: str) -> str:
-    return f"{float(number) + 0.0:.1f}".removesuffix(".0")

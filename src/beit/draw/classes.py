@@ -5,9 +5,10 @@ from typing import Any
 
 from torch import Tensor
 
-from beit.draw.charts import LETTER, new_chart, place_axes, shortened, styled, themed_svg
+from beit.draw.charts import LETTER, new_chart, place_axes, shortened, styled
 from beit.draw.colours import SERIES
 from beit.draw.report import Item, Picture, Table
+from beit.draw.svg import themed_svg
 
 SHOWN = 50  # classes in a table, at most
 DRAWN = 40  # classes in a confusion matrix, at most
@@ -67,6 +68,8 @@ def confusion_picture(confusion: Tensor, names: Sequence[str]) -> Picture | None
     if Y > DRAWN:
         return None
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)  # (Y, Y)
+    from matplotlib.colors import to_rgba
+
     labels = [f"{number}. {shortened(name, 18)}" for number, name in enumerate(names, 1)]
     left, top, side = 12 + LETTER * max(map(len, labels)), 38, max(340, 14 * Y)
     rows, columns = (shares > 0).nonzero(as_tuple=True)
@@ -77,9 +80,9 @@ def confusion_picture(confusion: Tensor, names: Sequence[str]) -> Picture | None
         )
         axes = figure.add_axes((0, 0, 1, 1))
         place_axes(axes, left, top, 6, 6)
-        alphas: Any = [round(0.08 + 0.0072 * percent, 3) for percent in percents]
+        colours = [to_rgba(SERIES[0], round(0.08 + 0.0072 * percent, 3)) for percent in percents]
         squares: dict[str, Any] = {"marker": "s", "s": (side / Y) ** 2, "linewidths": 0}
-        axes.scatter(columns, rows, color=[SERIES[0]] * len(alphas), alpha=alphas, **squares)
+        axes.scatter(columns, rows, color=colours, **squares)
         if Y <= NUMBERED:
             for row, column, percent in zip(rows, columns, percents, strict=True):
                 axes.text(column, row, f"{percent:.0f}", ha="center", va="center_baseline")

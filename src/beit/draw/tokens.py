@@ -10,10 +10,11 @@ from torch import Tensor
 
 from beit.draw import canvas
 from beit.draw.canvas import Pixels
-from beit.draw.charts import BOTTOM, finish_axes, log_axis, new_chart, styled, themed_svg, write
+from beit.draw.charts import BOTTOM, finish_axes, log_axis, new_chart, styled, write
 from beit.draw.colours import FAINT, SERIES, code_colours
 from beit.draw.numbers import short_number
 from beit.draw.report import Gallery, Picture
+from beit.draw.svg import themed_svg
 from beit.nn.metrics import codebook_health
 
 
