@@ -45,8 +45,10 @@ _STYLE: Mapping[Any, Any] = {
     "grid.color": RULE,
     "legend.borderaxespad": 0,
     "legend.borderpad": 0,
+    "legend.columnspacing": 1.2,
     "legend.frameon": False,
     "legend.handlelength": 1.2,
+    "legend.handletextpad": 0.4,
     "legend.labelcolor": FAINT,
     "legend.labelspacing": 0.3,
     "lines.scale_dashes": False,
@@ -167,7 +169,7 @@ def line_chart(
         limits: of x and y; None for those of the data, y rounded
     """
     labels = [shortened(line.label, int((WIDTH - 24) / LETTER)) for line in lines if line.label]
-    num_columns = max(1, int(WIDTH / (26 + LETTER * max(map(len, labels), default=0))))
+    num_columns = max(1, int(WIDTH / (32 + LETTER * max(map(len, labels), default=0))))
     num_rows = -(-len(labels) // num_columns)
     top = 30 + LINE * (num_rows + len(notes))
     known = np.array([p for line in lines for p in line.points if not np.isnan(p[1])])

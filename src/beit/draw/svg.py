@@ -43,7 +43,7 @@ def themed_svg(figure: "Figure") -> bytes:
             shape = {"x": x, "y": y}
             if not given["transform"].startswith("rotate(-0 "):
                 shape["transform"] = given["transform"]
-        elif tag == "path" and element not in hidden:
+        elif tag == "path" and "d" in given and element not in hidden:
             shape = {"d": _compact(given["d"])}
         elif tag == "use":
             outline = shared[given[_HREF]].attrib["d"]
