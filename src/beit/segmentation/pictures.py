@@ -126,7 +126,7 @@ def example_picture(examples: Sequence[Example], names: Sequence[str], palette: 
     )
     joined[: len(sheet), : sheet.shape[1]] = sheet
     joined[: len(beside), sheet.shape[1] + 8 :] = beside
-    words = f"{len(examples)} images of the validation set: image, true classes, predicted classes"
+    words = f"{len(examples)} images of the validation set: image, truth, prediction"
     return Picture(f"{words}.", words, canvas.png(joined), "image/png")
 
 
