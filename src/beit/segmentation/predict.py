@@ -115,7 +115,7 @@ def run(config: Config) -> Result:
 
     def save(index: int, image: Tensor, labels: Tensor) -> None:
         if config.overlays:
-            drawn = with_legend(overlay(image, labels, palette), names, palette, labels)
+            drawn = with_legend(overlay(image.cpu(), labels, palette), names, palette, labels)
             _write(output / OVERLAYS / files[index], canvas.png(drawn))
         _write(output / MAPS / files[index], encode_label_map(labels, palette))
 
@@ -140,7 +140,7 @@ def label_images(
 
     Args:
         missing: their indices in the source
-        save: gets an index, the image (3, H, W) uint8 and its classes (H, W) uint8, on the CPU
+        save: gets an index, the image (3, H, W) uint8, and its classes (H, W) uint8 on the CPU
     """
     mine = missing[fabric.global_rank :: fabric.world_size]
     vit = segmenter.to(fabric.device).backbone
@@ -160,7 +160,7 @@ def label_images(
         for step, batch in enumerate(loader, start=1):
             for filled in readable([batch], unreadable, progress.warn):
                 predicted = predictor(classify, filled.images)[0].to("cpu", torch.uint8)  # (H, W)
-                save(int(filled.indices), filled.images[0].cpu(), predicted)
+                save(int(filled.indices), filled.images[0], predicted)
             progress.update(step, {}, len(batch.indices) * fabric.world_size, loader.wait_seconds)
 
 
