@@ -100,15 +100,9 @@ def row_table(output: Path, source: Pictures) -> RowTable:
     return RowTable(output, source, COLUMNS, {"model": "m"}, batch_size=2, part_size=5)
 
 
-def compute(
-    table: RowTable | LineStream,
-    source: Pictures,
-    model: Totals,
-    fabric: Any = None,
-    **changes: Any,
-) -> Any:
+def compute(table: RowTable | LineStream, model: Totals, fabric: Any = None, **changes: Any) -> Any:
     options = {"num_workers": 0, "max_unreadable": 0.5} | changes
-    return compute_table(fabric or Process(), table, source, upper_half, model, **options)
+    return compute_table(fabric or Process(), table, upper_half, model, **options)
 
 
 def totals(output: Path) -> list[tuple[int, int]]:
@@ -119,7 +113,7 @@ def totals(output: Path) -> list[tuple[int, int]]:
 @pytest.fixture
 def undisturbed(tmp_path: Path) -> Iterator[bytes]:
     source, output = Pictures(3), tmp_path / "undisturbed.npz"
-    compute(row_table(output, source), source, Totals())
+    compute(row_table(output, source), Totals())
     yield output.read_bytes()
 
 
@@ -127,7 +121,7 @@ def test_every_image_has_its_row_computed_in_its_batch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, model, output = Pictures(), Totals(), tmp_path / "t.npz"
-    assert compute(row_table(output, source), source, model) == (output, NUM_IMAGES)
+    assert compute(row_table(output, source), model) == (output, NUM_IMAGES)
     assert totals(output) == [(i, 30 * i) for i in range(NUM_IMAGES)]
     assert model.batches == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10]]
     shown = capsys.readouterr()
@@ -146,11 +140,11 @@ def test_an_interrupted_table_is_resumed_after_its_last_part(
 ) -> None:
     source, output = Pictures(3), tmp_path / "t.npz"
     with pytest.raises(InterruptedError):
-        compute(row_table(output, source), source, Totals(stop_at))
+        compute(row_table(output, source), Totals(stop_at))
     assert not output.exists()
     capsys.readouterr()
     model = Totals()
-    assert compute(row_table(output, source), source, model).rows == 10
+    assert compute(row_table(output, source), model).rows == 10
     assert model.batches[0][0] == 4 * num_done
     assert output.read_bytes() == undisturbed
     assert (f", {num_done} of them done before" in capsys.readouterr().err) == (num_done > 0)
@@ -163,9 +157,9 @@ def test_a_table_with_all_parts_is_only_merged(
     with monkeypatch.context() as patched:
         patched.setattr(RowTable, "merge", lambda table: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            compute(row_table(output, source), source, Totals())
+            compute(row_table(output, source), Totals())
     model = Totals()
-    assert compute(row_table(output, source), source, model) == (output, 10)
+    assert compute(row_table(output, source), model) == (output, 10)
     assert model.batches == []
     assert output.read_bytes() == undisturbed
 
@@ -177,7 +171,7 @@ def test_two_processes_share_the_parts(tmp_path: Path, undisturbed: bytes) -> No
 
     def work(rank: int) -> None:
         table, fabric = row_table(output, source), Process(processes, rank)
-        results[rank] = compute(table, source, models[rank], fabric)
+        results[rank] = compute(table, models[rank], fabric)
 
     threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in threads:
@@ -194,7 +188,7 @@ def test_unreadable_images_are_reported_even_if_they_fill_a_batch(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, model, output = Pictures(1, 4, 5), Totals(), tmp_path / "t.npz"
-    assert compute(row_table(output, source), source, model) == (output, 8)
+    assert compute(row_table(output, source), model) == (output, 8)
     assert [index for index, _ in totals(output)] == [0, 2, 3, 6, 7, 8, 9, 10]
     assert model.batches == [[0], [2, 3], [6, 7], [8, 9], [10]]
     shown = capsys.readouterr()
@@ -212,13 +206,13 @@ def test_too_many_unreadable_images_stop_the_work_even_over_several_starts(tmp_p
     source, output = Pictures(1, 9), tmp_path / "t.npz"  # in the first and the last part
     for _ in range(2):
         with pytest.raises(ValueError, match=r"2 of 11 images cannot be read.*raise max_unread"):
-            compute(row_table(output, source), source, Totals(), max_unreadable=0.1)
+            compute(row_table(output, source), Totals(), max_unreadable=0.1)
         assert sorted(file.name for file in (tmp_path / "t.npz.parts").glob("part-*")) == [
             *("part-000000.npz", "part-000001.npz")
         ]
     assert not output.exists()
     model = Totals()
-    assert compute(row_table(output, source), source, model, max_unreadable=0.2).rows == 9
+    assert compute(row_table(output, source), model, max_unreadable=0.2).rows == 9
     assert model.batches == [[8], [10]]
 
 
@@ -227,7 +221,7 @@ def test_lines_go_to_the_stream_and_the_rest_to_standard_error(
 ) -> None:
     source, stream = Pictures(2), io.StringIO()
     table = LineStream(stream, source, COLUMNS, batch_size=4)
-    assert compute(table, source, Totals()) == (None, 10)
+    assert compute(table, Totals()) == (None, 10)
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert lines[1] == {"path": "1.png", "index": 1, "total": 30}
     assert lines[2] == {"path": "2.png", "index": 2, "error": "broken"}
@@ -237,16 +231,14 @@ def test_lines_go_to_the_stream_and_the_rest_to_standard_error(
     assert "unreadable, left out: 2.png: broken" in shown.err
     assert "10 rows, 1 unreadable, " in shown.err
 
-    compute(
-        LineStream(stream, source, COLUMNS, batch_size=4), source, Totals(), show_progress=False
-    )
+    compute(LineStream(stream, source, COLUMNS, batch_size=4), Totals(), show_progress=False)
     assert capsys.readouterr().err == "unreadable, left out: 2.png: broken\n"
 
 
 def test_summary_counts_the_images_of_this_start(tmp_path: Path) -> None:
     source, output = Pictures(), tmp_path / "t.npz"
     table = row_table(output, source)
-    assert summary(table, 11, 9, [0, 2], 0.5) == f"9 rows in {output}, 2 unreadable, 14 images/s"
-    assert summary(table, 11, 11, [], 0.5) == f"11 rows in {output}"
+    assert summary(table, 9, [0, 2], 0.5) == f"9 rows in {output}, 2 unreadable, 14 images/s"
+    assert summary(table, 11, [], 0.5) == f"11 rows in {output}"
     stream = LineStream(io.StringIO(), source, COLUMNS, batch_size=2)
-    assert summary(stream, 11, 11, stream.begin(), 2.0) == "11 rows, 6 images/s"
+    assert summary(stream, 11, stream.begin(), 2.0) == "11 rows, 6 images/s"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class TableConfig(Protocol):
-    """The options common to tokenize, embed and predict that change values."""
+    """Options of tokenize, embed and predict that change the values."""
 
     @property
     def model(self) -> str: ...
@@ -32,15 +32,7 @@ class TableConfig(Protocol):
 def about_table(
     verb: str, config: TableConfig, model: nn.Module, fabric: "Fabric", details: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Describe how a table is made, as plain values.
-
-    Args:
-        verb: the command
-        config: its options
-        model: what computes the values, with its weights
-        fabric: the device
-        details: facts of this verb only
-    """
+    """Describe how a command makes a table, as plain values; `details` are of this verb only."""
     return {
         "beit": beit.__version__,
         "verb": verb,

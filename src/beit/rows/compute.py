@@ -11,7 +11,6 @@ from torch import Tensor
 
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
-from beit.data.sources import Source
 from beit.data.unreadable import Unreadable, readable
 from beit.rows.stream import LineStream
 from beit.rows.table import RowTable
@@ -22,12 +21,7 @@ if TYPE_CHECKING:
 
 
 class TableResult(NamedTuple):
-    """What a command wrote.
-
-    Attributes:
-        file: None for standard output
-        rows: how many the table has; None in all processes but the first
-    """
+    """The file, None for standard output, and its rows, None in all processes but the first."""
 
     file: Path | None
     rows: int | None
@@ -36,7 +30,6 @@ class TableResult(NamedTuple):
 def compute_table(
     fabric: "Fabric",
     table: RowTable | LineStream,
-    source: Source,
     view: Callable[[Tensor], Tensor],
     compute: Callable[[Tensor], Mapping[str, Tensor]],
     *,
@@ -48,8 +41,7 @@ def compute_table(
 
     Args:
         fabric: this process
-        table: where the rows go
-        source: the images of the table
+        table: where the rows go, with their images
         view: (3, H, W) uint8 -> (3, H', W') uint8, the model's input
         compute: (B, 3, H', W') uint8 -> (B, *shape) for each column; B > 0, under autocast
         num_workers: processes that decode images
@@ -60,7 +52,8 @@ def compute_table(
     missing = fabric.broadcast(table.begin() if first else [])
     mine = missing[fabric.global_rank :: fabric.world_size]
     numbers = [batch for part in mine for batch in table.batches(part)]
-    batches = EvalBatches(source, view, table.batch_size, num_workers=num_workers, batches=numbers)
+    source, batch_size = table.images, table.batch_size
+    batches = EvalBatches(source, view, batch_size, num_workers=num_workers, batches=numbers)
     loader = prefetch(batches, fabric.device)
     unreadable = Unreadable(len(source), max_unreadable)
     step, started = 0, time.perf_counter()
@@ -85,7 +78,7 @@ def compute_table(
         unreadable.note(table.unreadable())  # those of the other processes too
         with progress.aside("writing the table"):
             num_rows = table.merge()
-        text = summary(table, len(source), num_rows, missing, seconds)
+        text = summary(table, num_rows, missing, seconds)
         if table.output is None:  # standard output is for the lines
             progress.message(text)
     if table.output is not None:
@@ -94,16 +87,12 @@ def compute_table(
 
 
 def summary(
-    table: RowTable | LineStream,
-    num_images: int,
-    num_rows: int,
-    computed: Sequence[int],
-    seconds: float,
+    table: RowTable | LineStream, num_rows: int, computed: Sequence[int], seconds: float
 ) -> str:
     """Describe the finished table, and how fast the parts `computed` were computed."""
     texts = [f"{num_rows} rows" + ("" if table.output is None else f" in {table.output}")]
-    if num_rows < num_images:
-        texts.append(f"{num_images - num_rows} unreadable")
+    if num_rows < len(table.images):
+        texts.append(f"{len(table.images) - num_rows} unreadable")
     if computed:
         texts.append(f"{sum(map(table.num_images, computed)) / seconds:.0f} images/s")
     return ", ".join(texts)

@@ -119,8 +119,10 @@ def _write_npz(
             if column.dtype == TEXT:  # as wide as the longest
                 widths = [values(piece, column).dtype.itemsize for piece in pieces]
                 dtype = np.dtype(f"U{max(widths) // np.dtype('U1').itemsize}")
+            shape, descr = (num_rows, *column.shape), np.lib.format.dtype_to_descr(dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": shape}
             with _member(archive, column.name) as file:
-                _write_header(file, dtype, (num_rows, *column.shape))
+                np.lib.format.write_array_header_1_0(file, header)
                 for piece in pieces:
                     block = values(piece, column).astype(dtype, copy=False)
                     file.write(np.ascontiguousarray(block).tobytes())
@@ -133,9 +135,3 @@ def _member(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
     """Open an array of an NPZ file for writing."""
     with archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH), "w", force_zip64=True) as file:
         yield file
-
-
-def _write_header(file: IO[bytes], dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> None:
-    descr = np.lib.format.dtype_to_descr(dtype)
-    header = {"descr": descr, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)

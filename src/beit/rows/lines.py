@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from beit.data.sources import Source
 from beit.rows.files import TEXT, Array, Column
-from beit.rows.images import NamedImages
 
 Line = dict[str, Any]
 
 
 def json_lines(
-    images: NamedImages,
+    images: Source,
     indices: range,
     columns: Sequence[Column],
     content: Mapping[str, Array],

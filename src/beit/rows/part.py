@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from beit.data.sources import Source
 from beit.rows.files import Array, Column
-from beit.rows.images import NamedImages
 
 
 class Part:
     """The rows of one part in memory."""
 
-    def __init__(self, columns: Sequence[Column], images: NamedImages) -> None:
+    def __init__(self, columns: Sequence[Column], images: Source) -> None:
         """Begin without rows. `columns` are those that are computed, without texts."""
         self.num_images = 0  # so far, unreadable ones included
         self._columns, self._images = columns, images

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
+from beit.data.sources import Source
 from beit.rows.files import TEXT, Column
-from beit.rows.images import NamedImages
 from beit.rows.lines import Line, json_lines
 from beit.rows.part import Part
 
@@ -18,7 +18,7 @@ class LineStream:
     def __init__(
         self,
         stream: TextIO,
-        images: NamedImages,
+        images: Source,
         columns: Sequence[Column],
         *,
         batch_size: int,
@@ -29,7 +29,7 @@ class LineStream:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.batch_size = batch_size
         self.num_parts = -(-len(images) // batch_size)
-        self._stream, self._images, self._columns = stream, images, tuple(columns)
+        self._stream, self.images, self._columns = stream, images, tuple(columns)
         self._computed = [column for column in columns if column.dtype != TEXT]
         self._compose, self._num_rows = compose, 0
 
@@ -39,7 +39,7 @@ class LineStream:
 
     def num_images(self, number: int) -> int:
         """Count the images of a part."""
-        return min(self.batch_size, len(self._images) - number * self.batch_size)
+        return min(self.batch_size, len(self.images) - number * self.batch_size)
 
     def begin(self) -> list[int]:
         """Return the parts to compute: all."""
@@ -47,16 +47,16 @@ class LineStream:
 
     def status(self, missing: Sequence[int]) -> str:
         """Describe what is to be computed."""
-        return f"{len(self._images)} images"
+        return f"{len(self.images)} images"
 
     @contextmanager
     def part(self, number: int) -> Iterator[Part]:
         """Yield a part to fill with its batch; its lines are written when the block ends."""
-        part = Part(self._computed, self._images)
+        part = Part(self._computed, self.images)
         yield part
         start, content = number * self.batch_size, part.content()
         indices = range(start, start + self.num_images(number))
-        lines = json_lines(self._images, indices, self._columns, content, self._compose)
+        lines = json_lines(self.images, indices, self._columns, content, self._compose)
         self._stream.writelines(lines)
         self._stream.flush()
         self._num_rows += len(content["index"])

@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from beit.data.sources import Source
 from beit.files import PARTIAL_SUFFIX, replacing, write_text
 from beit.rows.files import SUFFIXES, TEXT, Array, Column, write_table
-from beit.rows.images import NamedImages
 from beit.rows.lines import Line, json_lines, printable
 from beit.rows.part import Part, read_array
 from beit.run.settings import first
@@ -52,7 +52,7 @@ class RowTable:
     def __init__(
         self,
         output: str | Path,
-        images: NamedImages,
+        images: Source,
         columns: Sequence[Column],
         about: Mapping[str, Any],
         *,
@@ -77,7 +77,7 @@ class RowTable:
             )
         self.output, self.batch_size = Path(output), batch_size
         self.directory = _parts_of(self.output)
-        self._images, self._columns = images, tuple(columns)
+        self.images, self._columns = images, tuple(columns)
         self._computed = [column for column in columns if column.dtype != TEXT]
         self._about = dict(about) | {"batch_size": batch_size}
         self._compose = compose
@@ -94,7 +94,7 @@ class RowTable:
     def num_images(self, number: int) -> int:
         """Count the images of a part."""
         batches = self.batches(number)
-        end = min(batches.stop * self.batch_size, len(self._images))
+        end = min(batches.stop * self.batch_size, len(self.images))
         return end - batches.start * self.batch_size
 
     def begin(self) -> list[int]:
@@ -106,7 +106,7 @@ class RowTable:
         """
         check_output(self.output)
         settings = self._about | {
-            "images": len(self._images),
+            "images": len(self.images),
             "checksum_of_names_and_labels": self._digest_of_images(),
             "columns": [asdict(column) for column in self._columns],
             "batches_a_part": self._part_batches,
@@ -127,12 +127,12 @@ class RowTable:
         """Describe what is to be computed."""
         num_done = self.num_parts - len(missing)
         done = f", {num_done} of them done before" if num_done else ""
-        return f"{len(self._images)} images in {self.num_parts} parts{done}"
+        return f"{len(self.images)} images in {self.num_parts} parts{done}"
 
     @contextmanager
     def part(self, number: int) -> Iterator[Part]:
         """Yield a part to fill with its batches; written when the block ends without error."""
-        part = Part(self._computed, self._images)
+        part = Part(self._computed, self.images)
         yield part
         assert part.num_images == self.num_images(number), "only a complete part is written"
         with replacing(self._file(number)) as temporary, temporary.open("wb") as file:
@@ -156,10 +156,10 @@ class RowTable:
             )
         num_rows = sum(len(read_array(file, "index")) for file in files)
         about = self._about | {
-            "images": len(self._images),
+            "images": len(self.images),
             "rows": num_rows,
             "unreadable": [printable(name) for name in self.unreadable()],
-            "label_names": self._images.class_names,
+            "label_names": self.images.class_names,
         }
         columns, suffix = self._file_columns(), self.output.suffix
         with replacing(self.output) as temporary:
@@ -180,7 +180,7 @@ class RowTable:
 
     def _file_columns(self) -> list[Column]:
         """Return the columns of the file: the image of each row, then the computed columns."""
-        labelled = [] if self._images.labels is None else [Column("label", "int64")]
+        labelled = [] if self.images.labels is None else [Column("label", "int64")]
         return [Column("index", "int64"), Column("path", TEXT), *labelled, *self._columns]
 
     def _values(self, number: int, column: Column) -> Array:
@@ -188,10 +188,10 @@ class RowTable:
         file = self._file(number)
         if column.name == "path":
             indices = read_array(file, "index").tolist()
-            return np.array([printable(self._images.name(i)) for i in indices], dtype=np.str_)
+            return np.array([printable(self.images.name(i)) for i in indices], dtype=np.str_)
         if column.name == "label":
-            assert self._images.labels is not None
-            return self._images.labels.numpy()[read_array(file, "index")]
+            assert self.images.labels is not None
+            return self.images.labels.numpy()[read_array(file, "index")]
         if column.dtype == TEXT:
             return np.array(column.texts, dtype=np.str_)[read_array(file, column.numbers)]
         return read_array(file, column.name)
@@ -203,7 +203,7 @@ class RowTable:
             content = {name: read_array(self._file(number), name) for name in names}
             start = self.batches(number).start * self.batch_size
             indices = range(start, start + self.num_images(number))
-            yield from json_lines(self._images, indices, self._columns, content, self._compose)
+            yield from json_lines(self.images, indices, self._columns, content, self._compose)
 
     # ── the folder of parts ─────────────────────────────────────────────────────────────────────
 
@@ -217,10 +217,10 @@ class RowTable:
     def _digest_of_images(self) -> str:
         """Digest names and labels: parts of a changed list of images must not be mixed."""
         digest = hashlib.blake2b(digest_size=8)
-        for index in range(len(self._images)):
-            digest.update(self._images.name(index).encode(errors="surrogateescape") + b"\0")
-        if self._images.labels is not None:
-            digest.update(self._images.labels.numpy().tobytes())
+        for index in range(len(self.images)):
+            digest.update(self.images.name(index).encode(errors="surrogateescape") + b"\0")
+        if self.images.labels is not None:
+            digest.update(self.images.labels.numpy().tobytes())
         return digest.hexdigest()
 
     def _compare(self, settings: Mapping[str, Any]) -> None:

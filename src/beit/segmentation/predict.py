@@ -10,7 +10,7 @@ share of the missing images. The files are always the same.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -56,8 +56,7 @@ class Config:
         overlays: write overlays too: the colours drawn over each image
         limit: use this many images, a fixed random subset; null for all
         image_size: size of the model's window, a side or [height, width]; null for the model's own
-        num_heads: attention heads, if the file does not record them and a head has not the usual
-            64 channels
+        num_heads: attention heads, if not recorded in the file and not the usual width / 64
         views: windows, scales and mirror images of each image
         num_workers: processes that decode images, for each process
         max_unreadable: largest share of unreadable images that does not stop the work
@@ -112,14 +111,11 @@ def run(config: Config) -> Result:
         if not all((output / folder / file).is_file() for folder in folders)
     ]
     fabric.barrier()  # no process writes before all have looked
-
-    def save(index: int, image: Tensor, labels: Tensor) -> None:
+    for index, image, labels in predict_maps(fabric, segmenter, source, missing, config):
         if config.overlays:
             drawn = with_legend(overlay(image.cpu(), labels, palette), names, palette, labels)
             _write(output / OVERLAYS / files[index], canvas.png(drawn))
         _write(output / MAPS / files[index], encode_label_map(labels, palette))
-
-    label_images(fabric, segmenter, source, missing, config, save)
     fabric.barrier()
     num_done = sum((output / MAPS / file).is_file() for file in files)
     if fabric.is_global_zero:
@@ -128,19 +124,16 @@ def run(config: Config) -> Result:
 
 
 @torch.no_grad()
-def label_images(
+def predict_maps(
     fabric: "Fabric",
     segmenter: SemanticSegmenter,
     source: Source,
     missing: Sequence[int],
     config: Config,
-    save: Callable[[int, Tensor, Tensor], None],
-) -> None:
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Label this process's share of the missing images, one by one.
 
-    Args:
-        missing: their indices in the source
-        save: gets an index, the image (3, H, W) uint8, and its classes (H, W) uint8 on the CPU
+    Yields: an index, the image (3, H, W) uint8, and its classes (H, W) uint8 on the CPU.
     """
     mine = missing[fabric.global_rank :: fabric.world_size]
     vit = segmenter.to(fabric.device).backbone
@@ -152,7 +145,8 @@ def label_images(
             logits: Tensor = model(windows).logits  # (n, Y, h', w')
         return logits
 
-    batches = EvalBatches(source, _whole_image, 1, num_workers=config.num_workers, batches=mine)
+    workers, view = config.num_workers, Tensor.contiguous  # whole images
+    batches = EvalBatches(source, view, 1, num_workers=workers, batches=mine)
     loader = prefetch(batches, fabric.device)
     unreadable = Unreadable(len(source), config.max_unreadable)
     with Progress(len(mine), enabled=fabric.is_global_zero) as progress:
@@ -160,12 +154,8 @@ def label_images(
         for step, batch in enumerate(loader, start=1):
             for filled in readable([batch], unreadable, progress.warn):
                 predicted = predictor(classify, filled.images)[0].to("cpu", torch.uint8)  # (H, W)
-                save(int(filled.indices), filled.images[0], predicted)
+                yield int(filled.indices), filled.images[0], predicted
             progress.update(step, {}, len(batch.indices) * fabric.world_size, loader.wait_seconds)
-
-
-def _whole_image(image: Tensor) -> Tensor:
-    return image
 
 
 def about_of(

@@ -6,8 +6,7 @@ tokens in float32; `patches` (N, D), all patch tokens, row by row of the (Gh, Gw
 metadata. They come after the final norm, if the model has one, or with `layer` are the raw output
 of that block. Unreadable images have no row: they are reported, counted and listed in the metadata.
 
-An interrupted run resumes when its command is repeated; under torchrun each process computes its
-share of the parts. The file is always the same (see `beit.rows.table`).
+The command resumes after an interruption and runs under torchrun, see `beit.rows.table`.
 """
 
 from dataclasses import dataclass, field
@@ -34,19 +33,16 @@ class Config:
         model: a model with a backbone: a run directory, a weights file, published:NAME or
             hf://OWNER/NAME
         data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]
-        output: a new .parquet, .npz or .jsonl file; finished parts are kept beside it in
-            OUTPUT.parts until the file is complete
+        output: a new .parquet, .npz or .jsonl file; finished parts are kept in OUTPUT.parts
         features: any of cls, mean, patches
         layer: number of a block, from 1, to take its raw output; null for the final features
         dtype: of the features in the file
         limit: use this many images, a fixed random subset; null for all
         image_size: input size of the model, a side or [height, width]; null for the model's own
-        num_heads: attention heads, if the file does not record them and a head has not the usual
-            64 channels
+        num_heads: attention heads, if not recorded in the file and not the usual width / 64
         crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin
         batch_size: images per batch in each process
-        part_size: images per part; a process computes one part at a time, and an interrupted run
-            resumes after the last finished one
+        part_size: images per part, the unit of resuming and of each process's share
         num_workers: processes that decode images, for each process
         max_unreadable: largest share of unreadable images that does not stop the work
         device: device and precision of the backbone
@@ -109,7 +105,7 @@ def run(config: Config) -> TableResult:
         return columns_of(model(images, layers=layers), config.layer)
 
     return compute_table(
-        *(fabric, table, source, EvalView(vit.image_size, config.crop_ratio), compute),
+        *(fabric, table, EvalView(vit.image_size, config.crop_ratio), compute),
         num_workers=config.num_workers,
         max_unreadable=config.max_unreadable,
     )

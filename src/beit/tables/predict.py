@@ -8,9 +8,8 @@ classes. Unreadable images have no row: they are reported, counted and listed in
 As JSON lines, one line per image: `path`, `index`, `label`, and `top`, a list of objects with
 `class`, `name` and `probability`; or `error`, why the image cannot be read.
 
-An interrupted run resumes when its command is repeated; under torchrun each process computes its
-share of the parts. The file is always the same (see `beit.rows.table`). Lines on standard output
-appear as they are computed.
+The command resumes after an interruption and runs under torchrun, see `beit.rows.table`. Lines on
+standard output appear as they are computed.
 """
 
 import logging
@@ -51,19 +50,17 @@ class Config:
             hf://OWNER/NAME
         data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]; image files
             as [a.jpg,b.png]; @FILE that lists them, one per line, or - for a list on standard input
-        output: a new .parquet, .npz or .jsonl file; finished parts are kept beside it in
-            OUTPUT.parts until the file is complete; null for JSON lines on standard output
+        output: a new .parquet, .npz or .jsonl file; finished parts are kept in OUTPUT.parts; null
+            for JSON lines on standard output
         picture: a new .png file with the first images and their likeliest classes; null for none
         picture_images: number of images in the picture
         top_k: number of likeliest classes per image; all classes of a model with fewer
         limit: use this many images, a fixed random subset; null for all
         image_size: input size of the model, a side or [height, width]; null for the model's own
-        num_heads: attention heads, if the file does not record them and a head has not the usual
-            64 channels
+        num_heads: attention heads, if not recorded in the file and not the usual width / 64
         crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin
         batch_size: images per batch in each process
-        part_size: images per part; a process computes one part at a time, and an interrupted run
-            resumes after the last finished one
+        part_size: images per part, the unit of resuming and of each process's share
         num_workers: processes that decode images, for each process
         max_unreadable: largest share of unreadable images that does not stop the work; null for 1%,
             or for all images if files are named by a list or on the command line
@@ -136,7 +133,7 @@ def run(config: Config) -> TableResult:
         return likeliest(model(images), config.top_k)
 
     result = compute_table(
-        *(fabric, table, source, view, compute),
+        *(fabric, table, view, compute),
         num_workers=config.num_workers,
         max_unreadable=_max_unreadable(config),
         # A live line and lines of results would mix on a terminal.

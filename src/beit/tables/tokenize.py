@@ -4,8 +4,7 @@ One row per image, in the source's order: `index` in the source, `path`, `label`
 labels, and `codes` (N,), row by row of the (Gh, Gw) grid in the file's metadata. Unreadable images
 have no row: they are reported, counted and listed in the metadata.
 
-An interrupted run resumes when its command is repeated; under torchrun each process computes its
-share of the parts. The file is always the same (see `beit.rows.table`).
+The command resumes after an interruption and runs under torchrun, see `beit.rows.table`.
 """
 
 from dataclasses import dataclass, field
@@ -32,17 +31,14 @@ class Config:
     Attributes:
         model: a tokenizer: a run directory, a weights file, published:NAME or hf://OWNER/NAME
         data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]
-        output: a new .parquet, .npz or .jsonl file; finished parts are kept beside it in
-            OUTPUT.parts until the file is complete
+        output: a new .parquet, .npz or .jsonl file; finished parts are kept in OUTPUT.parts
         limit: use this many images, a fixed random subset; null for all
         image_size: side or [height, width], for a tokenizer whose file does not record it or that
             accepts other sizes; null for its own
-        num_heads: attention heads, if the file does not record them and a head has not the usual
-            64 channels
+        num_heads: attention heads, if not recorded in the file and not the usual width / 64
         crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin
         batch_size: images per batch in each process
-        part_size: images per part; a process computes one part at a time, and an interrupted run
-            resumes after the last finished one
+        part_size: images per part, the unit of resuming and of each process's share
         num_workers: processes that decode images, for each process
         max_unreadable: largest share of unreadable images that does not stop the work
         device: device and precision of the tokenizer
@@ -92,7 +88,7 @@ def run(config: Config) -> TableResult:
         return {"codes": encode(images)}  # (B, N)
 
     return compute_table(
-        *(fabric, table, source, EvalView(tokenizer.image_size, config.crop_ratio), compute),
+        *(fabric, table, EvalView(tokenizer.image_size, config.crop_ratio), compute),
         num_workers=config.num_workers,
         max_unreadable=config.max_unreadable,
     )
