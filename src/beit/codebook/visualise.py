@@ -40,8 +40,8 @@ from beit.files import write_text
 from beit.nn.code_statistics import CodeStatistics, code_vectors, rated
 from beit.nn.reservoir import Reservoir, in_steps, random_keys
 from beit.nn.tokenizer import VQKD, Tokenizer
+from beit.rows.about import fingerprint
 from beit.rows.lines import printable
-from beit.rows.table import fingerprint
 from beit.run.device import DeviceConfig, gathered, launch, summed
 from beit.run.progress import Progress
 from beit.weights.open import load_tokenizer
