@@ -145,8 +145,12 @@ def run(config: Config) -> Result:
         )
     view = EvalView(tokenizer.image_size, config.crop_ratio)
     workers, world_size = config.num_workers, fabric.world_size
-    shard = {"rank": fabric.global_rank, "world_size": world_size}
-    batches = EvalBatches(source, view, config.batch_size, **shard, num_workers=workers)
+    batches = EvalBatches(
+        *(source, view, config.batch_size),
+        rank=fabric.global_rank,
+        world_size=world_size,
+        num_workers=workers,
+    )
     unreadable = Unreadable(len(source), config.max_unreadable)
     tokenizer = tokenizer.to(fabric.device)
     rate = partial(rated, tokenizer)
@@ -248,13 +252,18 @@ def _write(
     """Write the directory atomically: after an interruption there is none."""
     output = Path(config.output)
     output.parent.mkdir(parents=True, exist_ok=True)
-    names = ("codes", "num_codes", "rank_by", "min_uses", "layout")
-    choice = {name: getattr(config, name) for name in names}
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as temporary:
         directory = Path(temporary) / output.name
         directory.mkdir()
         write_text(directory / "codes.json", codes_json(about, book))
-        write_codebook_report(directory, book, read_crops, about, **choice)
+        write_codebook_report(
+            *(directory, book, read_crops, about),
+            codes=config.codes,
+            num_codes=config.num_codes,
+            rank_by=config.rank_by,
+            min_uses=config.min_uses,
+            layout=config.layout,
+        )
         if config.explorer:
             _write_explorer(directory, about, book, read_crops, whole_images)
         directory.rename(output)
