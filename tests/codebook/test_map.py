@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.codebook import gallery as code_gallery
 from beit.codebook import map as code_map
+from beit.codebook import style
 from beit.codebook.map import free_cells, map_figure, principal_components, tsne
 from beit.nn.quantizer import unit
 
@@ -66,7 +66,7 @@ def test_every_point_gets_a_cell_of_its_own_near_by() -> None:
 
 def test_a_map_shows_every_patch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code_map, "_SIDE", 300)
-    monkeypatch.setitem(code_gallery._STYLE, "savefig.dpi", 60)
+    monkeypatch.setitem(style._STYLE, "savefig.dpi", 60)
     colours = np.array([[200, 0, 0], [0, 200, 0], [0, 0, 200]], np.uint8)
     patches = np.broadcast_to(colours[:, None, None], (3, 2, 2, 3))
     places = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])

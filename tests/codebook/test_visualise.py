@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.codebook import gallery as code_gallery
+from beit.codebook import gallery, style
 from beit.codebook import map as code_map
 from beit.codebook import visualise as visualise_codes
 from beit.codebook.visualise import Config
@@ -69,8 +69,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def coarse() -> Iterator[None]:
     """Figures of few pixels, which are quick to draw."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(code_gallery._STYLE, "savefig.dpi", 30)
-        patched.setattr(code_gallery, "DOTS", 30)
+        patched.setitem(style._STYLE, "savefig.dpi", 30)
+        patched.setattr(gallery, "DPI", 30)
         patched.setattr(code_map, "_SIDE", 200)
         yield
 
@@ -138,14 +138,14 @@ def test_the_folder_is_whole(shapes: Path, capsys: pytest.CaptureFixture[str]) -
     assert names == expected
     assert len([*(shapes / "figures").iterdir()]) == 2 * len(expected)
     page = (shapes / "report.html").read_text()
-    for words in ("of 11 codes are used", "Codes that come together", "Most used", "chance"):
+    for words in ("of 11 codes are used", "Codes that co-occur", "Most used", "chance"):
         assert words in page
 
 
 def test_batches_and_workers_do_not_change_the_result(
     model: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(visualise_codes, "write_page", lambda *_: None)
+    monkeypatch.setattr(visualise_codes, "write_codebook_report", lambda *_, **__: None)
     visualise_codes.run(config(model, tmp_path / "b", batch_size=23, num_workers=1))
     assert read(tmp_path / "b")["codes"] == read(shapes)["codes"]
     visualise_codes.run(config(model, tmp_path / "s", seed=1))
@@ -166,7 +166,7 @@ def test_names_are_text_and_small_images_are_left_out(
     shown = capsys.readouterr()
     assert "smaller than a patch of 8 x 8" in shown.err
     assert "11 images (1 left out) in" in shown.out
-    assert "MB whatever the images" in shown.out
+    assert "MB, independent of the number of images" in shown.out
     record = read(output)
     used = [code for code in record["codes"] if code["uses"]]
     assert {code["label"] for code in used} <= {HOSTILE, HOSTILE[1:]}
@@ -209,7 +209,7 @@ def test_what_cannot_be_is_refused_before_an_image_is_read(
     flat = str(next(Path(folder).iterdir()))
     with pytest.raises(ValueError, match=r"rank_by is purity, which needs labels, and .* has none"):
         visualise_codes.run(config(model, out, data=flat, rank_by="purity"))
-    with pytest.raises(ValueError, match="codes names none"):
+    with pytest.raises(ValueError, match="codes is empty"):
         config(model, out, codes=())
     with pytest.raises(ValueError, match="per_code must be at least 1, got 0"):
         config(model, out, per_code=0)

@@ -10,7 +10,7 @@ from beit.data.sources import open_source
 from beit.nn.attention_maps import attention_maps, rollout
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.pictures import attention as visualise_attention
-from beit.pictures.attention import Config, looked_up, queries_of
+from beit.pictures.attention import Config, queries_of, query_attention
 from beit.run.device import DeviceConfig
 from beit.weights.file import save_weights
 
@@ -57,15 +57,15 @@ def test_figures_and_the_page_for_each_layer_and_query(model: str, tmp_path: Pat
 def test_what_is_drawn_is_the_attention_of_the_queries(
     backbone: VisionTransformer, tmp_path: Path
 ) -> None:
-    settings = config("m", tmp_path, points=((0, 0), (1, 2), (15, 23)), rollout=True)
+    settings = config("m", tmp_path, points=((0, 0), (1, 2), (15, 23)))
     queries = queries_of(settings, backbone.config)
     assert [query.patch for query in queries] == [None, 0, 5]  # two points in one patch
     image = torch.randint(256, (3, 16, 24), dtype=torch.uint8)
-    found, joint = looked_up(backbone, image, queries, [1], settings)
+    found, rolled = query_attention(backbone, image, queries, [1], with_rollout=True)
     maps = dict(attention_maps(backbone, image[None]))
     assert list(found) == [1]
     torch.testing.assert_close(found[1], maps[1][0][:, [0, 1, 6], 1:])
-    torch.testing.assert_close(joint, rollout(maps.values())[0][[0, 1, 6], 1:])
+    torch.testing.assert_close(rolled, rollout(maps.values())[0][[0, 1, 6], 1:])
 
 
 def test_a_grid_of_points_is_even_over_the_image(
