@@ -102,40 +102,43 @@ function scaled(canvas, side) {
   return [canvas.getContext('2d'), size];
 }
 
-/** Draw the closest patches of a code in a square, each with a small margin. */
-function drawTile(canvas, index, side, most = 3) {
+/** Prepare a canvas for the pictures of a code, and call `draw` with them. */
+function drawFromSheet(canvas, index, side, draw) {
   schedule(canvas, async () => {
     const bitmap = await sheet(index);
     const { cell, patches } = detail(index);
-    const sheetAcross = Math.ceil(Math.sqrt(patches.length));
-    const across = Math.min(most, Math.floor(Math.sqrt(patches.length)));
+    const across = Math.ceil(Math.sqrt(patches.length)); // pictures in a row of the sheet
     const [context, size] = scaled(canvas, side);
-    const gap = Math.max(1, Math.round(size / 150));
     context.imageSmoothingEnabled = cell > 40;
     context.imageSmoothingQuality = 'high';
+    const frameOf = (which, length) => summary.frames[patches[which][0]].map((edge) => (edge / 1000) * length);
+    const cornerOf = (which) => [(which % across) * cell, Math.floor(which / across) * cell];
+    draw({ bitmap, cell, number: patches.length, context, size, frameOf, cornerOf });
+  });
+}
+
+/** Draw the closest patches of a code in a square, each with a small margin. */
+function drawTile(canvas, index, side, most = 3) {
+  drawFromSheet(canvas, index, side, ({ bitmap, cell, number, context, size, frameOf, cornerOf }) => {
+    const across = Math.min(most, Math.floor(Math.sqrt(number)));
+    const gap = Math.max(1, Math.round(size / 150));
+    const edge = (step) => Math.round((step * (size + gap)) / across);
     for (let i = 0; i < across * across; i++) {
-      const [top, left, bottom, right] = summary.frames[patches[i][0]].map((edge) => (edge / 1000) * cell);
+      const [top, left, bottom, right] = frameOf(i, cell);
+      const [x, y] = cornerOf(i);
       const view = Math.min(cell, 1.9 * Math.max(bottom - top, right - left));
-      const x = clamp((left + right - view) / 2, 0, cell - view) + (i % sheetAcross) * cell;
-      const y = clamp((top + bottom - view) / 2, 0, cell - view) + Math.floor(i / sheetAcross) * cell;
-      const at = (step) => Math.round((step * (size + gap)) / across);
       const [column, row] = [i % across, Math.floor(i / across)];
-      context.drawImage(bitmap, x, y, view, view, at(column), at(row), at(column + 1) - at(column) - gap, at(row + 1) - at(row) - gap);
+      context.drawImage(bitmap, x + clamp((left + right - view) / 2, 0, cell - view), y + clamp((top + bottom - view) / 2, 0, cell - view), view, view,
+        edge(column), edge(row), edge(column + 1) - edge(column) - gap, edge(row + 1) - edge(row) - gap);
     }
   });
 }
 
 /** Draw one patch in its surroundings, with a frame. */
 function drawPatch(canvas, index, which, side) {
-  schedule(canvas, async () => {
-    const bitmap = await sheet(index);
-    const { cell, patches } = detail(index);
-    const across = Math.ceil(Math.sqrt(patches.length));
-    const [context, size] = scaled(canvas, side);
-    context.imageSmoothingEnabled = cell > 40;
-    context.imageSmoothingQuality = 'high';
-    context.drawImage(bitmap, (which % across) * cell, Math.floor(which / across) * cell, cell, cell, 0, 0, size, size);
-    const [top, left, bottom, right] = summary.frames[patches[which][0]].map((edge) => (edge / 1000) * size);
+  drawFromSheet(canvas, index, side, ({ bitmap, cell, context, size, frameOf, cornerOf }) => {
+    context.drawImage(bitmap, ...cornerOf(which), cell, cell, 0, 0, size, size);
+    const [top, left, bottom, right] = frameOf(which, size);
     frame(context, left, top, right - left, bottom - top, size / side);
   });
 }

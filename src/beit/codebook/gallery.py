@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from beit.codebook.crops import Crop, framed
-from beit.codebook.style import DPI, GREY, WIDTH, SavedFigure, saved, styled, write_text
+from beit.codebook.style import DPI, GREY, WIDTH, SavedFigure, saved, styled
 from beit.draw import canvas
 from beit.draw.report import Gallery, Picture
 
@@ -72,15 +73,15 @@ def gallery_figure(rows: Sequence[Row], name: str, title: str, subtitle: str) ->
         axes = figure.add_axes((0, 0, 1, 1))
         axes.set(xlim=(0, WIDTH), ylim=(height, 0))
         axes.axis("off")
-        write_text(axes, 0.04, 0.17, title, weight="bold", size=9, va="center")
-        write_text(axes, 0.04, 0.35, subtitle, color=GREY, va="center")
-        small = {"va": "center", "color": GREY}
+        axes.text(0.04, 0.17, title, weight="bold", size=9, va="center")
+        axes.text(0.04, 0.35, subtitle, color=GREY, va="center")
+        small: dict[str, Any] = {"va": "center", "color": GREY}
         for number, row in enumerate(rows):
             top = head + number * step
-            write_text(axes, 0.04, top + 0.08, row.title, weight="bold", va="center")
+            axes.text(0.04, top + 0.08, row.title, weight="bold", va="center")
             for line, note in enumerate(row.notes):
                 note = note if len(note) <= _NOTE_LENGTH else f"{note[: _NOTE_LENGTH - 1]}…"
-                write_text(axes, 0.04, top + 0.2 + 0.12 * line, note, size=6.5, **small)
+                axes.text(0.04, top + 0.2 + 0.12 * line, note, size=6.5, **small)
             for column, crop in enumerate(row.crops):
                 left = margin + column * (patch + gap)
                 extent = (left, left + patch, top + patch * ratio, top)
@@ -88,9 +89,9 @@ def gallery_figure(rows: Sequence[Row], name: str, title: str, subtitle: str) ->
                 axes.imshow(pixels, extent=extent, aspect="auto", interpolation="none")
                 if column < len(row.captions):
                     x, y = left + patch / 2, top + patch * ratio + 0.07
-                    write_text(axes, x, y, row.captions[column], ha="center", size=6, **small)
+                    axes.text(x, y, row.captions[column], ha="center", size=6, **small)
             if not row.crops:
-                write_text(axes, margin, top + 0.08, "no patch has this code", **small)
+                axes.text(margin, top + 0.08, "no patch has this code", **small)
         axes.set(xlim=(0, WIDTH), ylim=(height, 0))
         alt = f"{title}: {len(rows)} codes, up to {columns} patches each. {subtitle}"
         return saved(figure, name, alt)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from beit.draw.report import Picture
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 WIDTH = 7.1  # inches: two columns of a paper
@@ -29,6 +28,7 @@ _STYLE: dict[Any, Any] = {
     "axes.edgecolor": GREY,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
+    "text.parse_math": False,  # a `$` in a name does not start a formula
     "savefig.dpi": DPI,
     "svg.fonttype": "none",  # text stays text: it can be searched, and edited for a paper
     "svg.hashsalt": "beit",  # the same figure gives the same bytes
@@ -85,8 +85,3 @@ def saved(figure: "Figure", name: str, alt: str) -> SavedFigure:
         figure.savefig(file, format=kind, metadata=metadata[kind])
         files.append(file.getvalue())
     return SavedFigure(name, alt, *files)
-
-
-def write_text(axes: "Axes", x: float, y: float, text: str, **settings: Any) -> None:
-    """Write text literally: a `$` does not start a formula."""
-    axes.text(x, y, text, parse_math=False, **settings)

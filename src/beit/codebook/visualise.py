@@ -27,7 +27,13 @@ from beit.codebook.collected import Collected
 from beit.codebook.contents import Codebook, WholeImage, with_crops
 from beit.codebook.crops import CropFile
 from beit.codebook.explorer import ExplorerPage, crop_side, write_explorer
-from beit.codebook.images import CodebookSource, ImageReader, label_names
+from beit.codebook.images import (
+    CodebookSource,
+    label_names,
+    read_again,
+    read_crops,
+    read_whole_images,
+)
 from beit.codebook.report import Layout, ReadCrops, write_codebook_report
 from beit.codebook.sections import Rank
 from beit.data.batches import EvalBatches
@@ -181,13 +187,12 @@ def run(config: Config) -> Result:
             on_sphere = not isinstance(tokenizer, VQKD) or tokenizer.quantizer.l2_normalised
             vectors = code_vectors(tokenizer)
             book = Codebook(collected, vectors, tokenizer.grid, source, names, on_sphere)
-            reader = ImageReader(
-                source, view, tokenizer.grid, batch_size=config.batch_size, num_workers=workers
+            read = partial(read_again, source, view, config.batch_size, workers)
+            crops = partial(read_crops, read, tokenizer.grid, config.context)
+            whole_images = read_whole_images(
+                *(read, book, config.explorer_images),
+                encode=lambda images: rate(images.to(fabric.device))[0],
             )
-            whole_images = reader.whole_images(
-                config.explorer_images, lambda images: rate(images.to(fabric.device))[0], book.label
-            )
-            crops = partial(reader.crops, context=config.context)
             _write(config, _about(config, tokenizer, images), book, crops, whole_images)
     seconds = time.perf_counter() - started
     left_out_note = f" ({left_out} left out)" if left_out else ""
