@@ -36,7 +36,7 @@ def test_the_frame_lies_on_the_edges_of_the_patch(size: int, side: int) -> None:
     assert abs((rows[0] + rows[-1]) / 2 - side / 2) <= 1
     assert rows[-1] - rows[0] + 1 == pytest.approx(side / 3, abs=7)
     assert columns[0] == 0  # at the border of the image
-    assert not marked[side // 2, side // 6]  # the patch itself stays to be seen
+    assert not marked[side // 2, side // 6]  # the patch itself is visible
     orange = (drawn == (213, 94, 0)).all(axis=2)
     white = (drawn == 255).all(axis=2)
     assert orange.sum() + white.sum() == marked.sum()

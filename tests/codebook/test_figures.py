@@ -20,7 +20,7 @@ def words(drawn: SavedFigure) -> list[str]:
     return [text for text in texts if text.strip()]
 
 
-def test_usage_counts_codes_by_how_often_they_are_chosen() -> None:
+def test_usage_counts_codes_by_number_of_uses() -> None:
     drawn = usage_figure(torch.tensor([0, 1, 2, 3, 9, 0, 12, 100]))
     assert drawn.alt.startswith("6 of 8 codes are used; perplexity ")
     text = words(drawn)
@@ -45,7 +45,7 @@ def test_positions() -> None:
     position_figure(torch.tensor([[3]]), (1, 1), torch.zeros(1), torch.tensor([], dtype=torch.long))
 
 
-def test_pairs_that_go_together_stand_similarity_order() -> None:
+def test_co_occurring_codes_are_adjacent() -> None:
     lifts = torch.full((6, 6), 0.25)
     for group in ([0, 2, 4], [1, 3, 5]):
         for one in group:

@@ -17,13 +17,13 @@ MEASURES = CodeMeasures(
 )
 
 
-def test_codes_in_order() -> None:
+def test_codes_are_ranked() -> None:
     assert ranked(MEASURES, "use", 2).tolist() == [1, 4, 0]
     assert ranked(MEASURES, "purity", 2).tolist() == [
         0,
         1,
         4,
-    ]  # of equals the more used, the smaller
+    ]  # ties: more uses, then smaller
     assert ranked(MEASURES, "purity", 1).tolist() == [3, 0, 1, 4]
     assert ranked(MEASURES, "label_entropy", 2).tolist() == [0, 1, 4]
     assert ranked(MEASURES, "position_entropy", 2).tolist() == [1, 4, 0]
@@ -46,7 +46,7 @@ def test_without_labels_there_are_no_columns_for_them() -> None:
     assert table.rows == [[4, 12, 3, "0.250", "1.25"]]
 
 
-def test_a_row_is_titled_with_what_is_known() -> None:
+def test_a_row_is_titled_with_uses_and_purity() -> None:
     assert code_row(code(4, 0.625, "frog"), []).notes == ["12 uses", "62% frog"]
     assert code_row(Code(2, 0, 0 * POSITIONS), []).notes == ["never used"]
 

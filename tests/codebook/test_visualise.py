@@ -1,4 +1,4 @@
-"""What `visualise codes` writes, against naive loops; neither processes nor batches show in it."""
+"""The output of `visualise codes` matches naive loops for any batch size and processes."""
 
 import json
 import math
@@ -54,7 +54,7 @@ def config(model: str, output: Path, **changes: Any) -> Config:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Twelve images in two classes with names that would break a page; the third is too small."""
+    """Twelve images in two classes with names that could break a page; the third is too small."""
     root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(3)
     for number in range(12):
@@ -89,7 +89,7 @@ def shapes(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ── what is written ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_code_is_that_of_a_loop(model: str, shapes: Path) -> None:
+def test_every_code_matches_a_loop(model: str, shapes: Path) -> None:
     tokenizer, source = load_tokenizer(model), open_source(DATA)
     assert isinstance(tokenizer, VQKD)
     assert source.labels is not None
@@ -102,36 +102,36 @@ def test_every_code_is_that_of_a_loop(model: str, shapes: Path) -> None:
     assert record["about"]["images"] == 23
     assert [code["code"] for code in record["codes"]] == list(range(K))
     assert sum(code["uses"] > 0 for code in record["codes"]) > 3
-    for number, told in enumerate(record["codes"]):
-        there = (codes == number).nonzero().tolist()
-        assert told["uses"] == len(there)
-        assert told["images"] == len({image for image, _ in there})
-        if not there:
-            assert told["purity"] is told["label"] is told["closeness"] is None
-            assert told["patches"] == {"closest": [], "random": []}
+    for number, code in enumerate(record["codes"]):
+        places = (codes == number).nonzero().tolist()
+        assert code["uses"] == len(places)
+        assert code["images"] == len({image for image, _ in places})
+        if not places:
+            assert code["purity"] is code["label"] is code["closeness"] is None
+            assert code["patches"] == {"closest": [], "random": []}
             continue
-        labels = [int(source.labels[image]) for image, _ in there]
+        labels = [int(source.labels[image]) for image, _ in places]
         counts = [labels.count(label) for label in range(max(labels) + 1)]
-        assert told["purity"] == max(counts) / len(there)
-        share = torch.bincount(codes.T.eq(number).nonzero()[:, 0]).double() / len(there)
+        assert code["purity"] == max(counts) / len(places)
+        share = torch.bincount(codes.T.eq(number).nonzero()[:, 0]).double() / len(places)
         bits = sum(-float(p) * math.log2(p) for p in share if p)
-        assert told["position_entropy"] == pytest.approx(bits)
-        there.sort(key=lambda place: -float(scores[tuple(place)]))
-        closest = told["patches"]["closest"]
-        assert [patch[:2] for patch in closest] == there[:KEPT]
-        expected = [float(scores[tuple(place)]) for place in there[:KEPT]]
+        assert code["position_entropy"] == pytest.approx(bits)
+        places.sort(key=lambda place: -float(scores[tuple(place)]))
+        closest = code["patches"]["closest"]
+        assert [patch[:2] for patch in closest] == places[:KEPT]
+        expected = [float(scores[tuple(place)]) for place in places[:KEPT]]
         assert [patch[2] for patch in closest] == pytest.approx(expected, abs=2**-16)
-        random = [patch[:2] for patch in told["patches"]["random"]]
-        assert len(random) == min(KEPT, len(there))
-        assert all(patch in there for patch in random)
+        random = [patch[:2] for patch in code["patches"]["random"]]
+        assert len(random) == min(KEPT, len(places))
+        assert all(patch in places for patch in random)
         angles = torch.cosine_similarity(book[number], book, dim=-1)
         nearest = [other for other in angles.argsort(descending=True).tolist() if other != number]
-        assert [other for other, _ in told["nearest"]] == nearest[:6]
+        assert [other for other, _ in code["nearest"]] == nearest[:6]
     named = {int(image): about["name"] for image, about in record["images"].items()}
     assert named == {image: source.name(image) for image in sorted(named)}
 
 
-def test_the_folder_is_whole(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_folder_is_complete(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(path.name for path in shapes.parent.iterdir()) == ["codes"]
     names = {path.stem for path in (shapes / "figures").iterdir()}
     expected = {"closest", "random", "neighbours", "usage", "positions", "cooccurrence", "map-pca"}
@@ -200,7 +200,7 @@ def test_a_tokenizer_of_one_code(model: str, tmp_path: Path) -> None:
 # ── refusals ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_cannot_be_is_refused_before_an_image_is_read(
+def test_invalid_options_are_refused_before_an_image_is_read(
     model: str, tmp_path: Path, folder: str
 ) -> None:
     out = tmp_path / "out"
@@ -233,7 +233,7 @@ recipe.run(recipe.Config(
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_does(model: str, tmp_path: Path) -> None:
+def test_two_processes_write_the_same_as_one(model: str, tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     for processes in (1, 2):

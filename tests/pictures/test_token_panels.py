@@ -33,8 +33,8 @@ def at(pixels: canvas.Pixels, patch: int, away: float = 0.5) -> list[int]:
 
 
 def test_every_patch_has_the_colour_and_number_of_its_code() -> None:
-    seen, tokens, both = token_panels(IMAGE, CODES, GRID, COLOURS)
-    assert (seen.pixels == 100).all()
+    image, tokens, both = token_panels(IMAGE, CODES, GRID, COLOURS)
+    assert (image.pixels == 100).all()
     for patch, code in enumerate(CODES.tolist()):
         assert at(tokens.pixels, patch) == COLOURS[code].tolist()
         assert at(both.pixels, patch) == [round(50 + COLOURS[code][0] / 2), 50, 50]
@@ -42,22 +42,22 @@ def test_every_patch_has_the_colour_and_number_of_its_code() -> None:
     assert tokens.below == "4 codes, 6 patches"
 
 
-def test_right_tokens_fill_their_patch_and_wrong_ones_do_not() -> None:
+def test_correct_tokens_fill_their_patch_and_wrong_ones_do_not() -> None:
     panels = prediction_panels(IMAGE, CODES, PREDICTIONS, GRID, COLOURS, 0.5)
-    _, view, truth, guess, likely, of_truth = panels
+    _, view, true, predicted, probability, true_probability = panels
     hidden = [at(view.pixels, patch) == list(HIDDEN) for patch in range(6)]
     assert hidden == [False, True, False, False, True, False]
-    assert at(truth.pixels, 4, 0.1) == COLOURS[3].tolist()
-    assert at(guess.pixels, 1, 0.1) == COLOURS[1].tolist()  # right
-    assert at(guess.pixels, 4) == COLOURS[0].tolist()
-    assert at(guess.pixels, 4, 0.1) == [255] * 3  # wrong
-    assert guess.below == "1 of 2 correct"
-    assert list(likely.words) == ["", "50%", "", "", "25%", ""]
-    assert at(likely.pixels, 4) == heat(np.array(0.5)).tolist()
-    assert of_truth.below == "mean 30.0%"
+    assert at(true.pixels, 4, 0.1) == COLOURS[3].tolist()
+    assert at(predicted.pixels, 1, 0.1) == COLOURS[1].tolist()  # correct
+    assert at(predicted.pixels, 4) == COLOURS[0].tolist()
+    assert at(predicted.pixels, 4, 0.1) == [255] * 3  # wrong
+    assert predicted.below == "1 of 2 correct"
+    assert list(probability.words) == ["", "50%", "", "", "25%", ""]
+    assert at(probability.pixels, 4) == heat(np.array(0.5)).tolist()
+    assert true_probability.below == "mean 30.0%"
 
 
-def test_the_page_tells_the_figures_of_each_image() -> None:
+def test_the_table_lists_the_metrics_of_each_image() -> None:
     codes = CODES[None]
     table = token_table(["<b>.png"], codes, [PREDICTIONS])
     assert list(table.rows[0][:5]) == [1, "<b>.png", 4, 2, 1]
@@ -68,11 +68,11 @@ def test_the_page_tells_the_figures_of_each_image() -> None:
     assert len(token_table(["a"], codes, None).columns) == 3
 
 
-def test_features_are_seen_along_the_first_ones_components() -> None:
+def test_features_use_the_components_of_the_first_ones() -> None:
     generator = torch.Generator().manual_seed(0)
     teacher, decoder = torch.randn(2, 2, 6, 5, generator=generator)
-    strange = torch.randn(2, 6, 4, generator=generator)
-    features = {"teacher": teacher, "decoder": decoder, "other": strange}
+    narrow = torch.randn(2, 6, 4, generator=generator)
+    features = {"teacher": teacher, "decoder": decoder, "other": narrow}
     fitted = fitted_to(features)
     first = components(directions(teacher))
     torch.testing.assert_close(fitted["decoder"].axes, first.axes)

@@ -56,7 +56,7 @@ def config(files: Path, model: str, output: Path, **changes: Any) -> Config:
     return Config(model=str(files / f"{model}.safetensors"), **(settings | changes))
 
 
-def test_of_a_tokenizer_tokens_and_the_decoders_features(files: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_gives_tokens_and_the_decoders_features(files: Path, tmp_path: Path) -> None:
     report, images = visualise_tokens.run(config(files, "vqkd", tmp_path / "out"))
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["features.png", "features.svg", "report.html", "tokens.png", "tokens.svg"]
@@ -67,7 +67,9 @@ def test_of_a_tokenizer_tokens_and_the_decoders_features(files: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("tokenizer", ["vqkd", "dvae"])
-def test_of_a_pretrained_model_predictions_too(files: Path, tmp_path: Path, tokenizer: str) -> None:
+def test_a_pretrained_model_gives_predictions_too(
+    files: Path, tmp_path: Path, tokenizer: str
+) -> None:
     settings = {"tokenizer": tokenizer, "mask": MaskConfig(count=2, min_block=1), "limit": 1}
     report, _ = visualise_tokens.run(config(files, "mim", tmp_path / "out", **settings))
     assert (tmp_path / "out" / "predictions.png").is_file()
@@ -85,10 +87,10 @@ def test_probabilities_are_the_models_softmax(files: Path, tmp_path: Path) -> No
     codes = models.tokenizer.encode(images)
     assert models.predictor is not None
     for n, prediction in enumerate(predict_tokens(models.predictor, images, masked, codes)):
-        likely = models.predictor(images, masked).logits[n].softmax(-1)
-        torch.testing.assert_close(prediction.probability, likely.amax(-1))
-        assert prediction.codes.tolist() == likely.argmax(-1).tolist()
-        expected = [likely[m, codes[n, patch]] for m, patch in enumerate(masked[n])]
+        probabilities = models.predictor(images, masked).logits[n].softmax(-1)
+        torch.testing.assert_close(prediction.probability, probabilities.amax(-1))
+        assert prediction.codes.tolist() == probabilities.argmax(-1).tolist()
+        expected = [probabilities[m, codes[n, patch]] for m, patch in enumerate(masked[n])]
         torch.testing.assert_close(prediction.true_probability, torch.stack(expected))
 
 
@@ -108,7 +110,7 @@ def test_probabilities_are_the_models_softmax(files: Path, tmp_path: Path) -> No
         ),
     ],
 )
-def test_what_has_no_tokens_is_refused_and_nothing_is_written(
+def test_models_without_tokens_are_refused_and_nothing_is_written(
     files: Path, tmp_path: Path, model: str, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -134,7 +136,7 @@ def test_a_run_names_its_tokenizer_masks_and_teacher(
         visualise_tokens.run(Config(str(made), DATA, str(tmp_path / "two"), device=CPU))
 
 
-def test_small_images_are_named_and_odd_names_are_text(files: Path, tmp_path: Path) -> None:
+def test_small_images_are_listed_and_odd_names_are_text(files: Path, tmp_path: Path) -> None:
     pixels = open_source(DATA).image(0).permute(1, 2, 0).numpy()
     odd, tiny = tmp_path / "<svg onload=alert(1)>\"'字.png", tmp_path / "tiny.png"
     Image.fromarray(pixels).save(odd)

@@ -102,11 +102,11 @@ class WholeImage:
 def with_crops(code: Code, find: Callable[[Patch], Crop | None]) -> Code:
     """Give the patches of a code their crops; patches without one are removed."""
 
-    def found(patches: Iterable[Patch]) -> list[Patch]:
+    def cropped(patches: Iterable[Patch]) -> list[Patch]:
         crops = ((patch, find(patch)) for patch in patches)
         return [replace(patch, crop=crop) for patch, crop in crops if crop is not None]
 
-    return replace(code, closest=found(code.closest), random=found(code.random))
+    return replace(code, closest=cropped(code.closest), random=cropped(code.random))
 
 
 class Codebook:

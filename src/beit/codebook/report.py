@@ -66,7 +66,14 @@ def write_codebook_report(
 
     count = f"{min(ROWS, len(shown))} codes" + ("" if codes else f", by {by.replace('_', ' ')}")
     subtitle = f"{count}, on {about['images']:,} images. Framed: the patch; around it: the image"
-    figures = _figures(book, orders["use"], orders["position_entropy"])
+    positions, entropies = book.statistics.positions.cpu(), book.measures.position_entropy
+    specific = torch.tensor(orders["position_entropy"])
+    pair_figures, pairs, pairs_note = _pairs(book, orders["use"])
+    figures = [
+        usage_figure(book.measures.uses),
+        position_figure(positions, book.grid, entropies, specific),
+        *pair_figures,
+    ]
     for rows, name, title in (
         (closest, "closest", "The patches closest to each code"),
         (random, "random", "Patches of each code, drawn at random"),
@@ -80,7 +87,6 @@ def write_codebook_report(
     for figure in figures:
         figure.save(directory / "figures")
 
-    pairs, pairs_note = _pairs(book, orders["use"])
     rankings_note = (
         f"Codes with fewer than {min_uses} uses are left out: a few patches are pure by chance. "
         "Entropies are in bits."
@@ -148,36 +154,17 @@ def _neighbours_row(code: Code, codes: Mapping[int, Code]) -> Row:
     return code_row(code, patches, captions)
 
 
-def _figures(book: Codebook, used: Sequence[int], specific: Sequence[int]) -> list[SavedFigure]:
-    """Draw usage, positions and pairs.
-
-    Args:
-        book: the codes
-        used: most used first
-        specific: lowest entropy over positions first
-    """
-    statistics, measures = book.statistics, book.measures
-    positions, codes = statistics.positions.cpu(), torch.tensor(specific)
-    figures = [
-        usage_figure(measures.uses),
-        position_figure(positions, book.grid, measures.position_entropy, codes),
-    ]
-    paired = torch.tensor(used[:PAIRED])
-    if len(statistics.pairs) and len(paired) > 1:
-        patches = book.mean_patches[paired.numpy()]
-        figures.append(pairs_figure(lift(statistics, paired, prior=1), paired, patches))
-    return figures
-
-
-def _pairs(book: Codebook, used: Sequence[int]) -> tuple[Table | None, str]:
-    """Return the table of pairs of the most used codes, or None and a note that says why."""
+def _pairs(book: Codebook, used: Sequence[int]) -> tuple[list[SavedFigure], Table | None, str]:
+    """Draw and list pairs of the most used codes. Returns: the figure and table, or why not."""
     codes, pairs = torch.tensor(used[:PAIRED]), book.statistics.pairs
     if not len(pairs):
-        return None, f"Not counted: the table for {len(book)} codes would be too large."
+        return [], None, f"Not counted: the table for {len(book)} codes would be too large."
     if len(codes) < 2:
-        return None, "Only one code is used often enough, so there are no pairs."
+        return [], None, "Only one code is used often enough, so there are no pairs."
     both = pairs.cpu()[codes][:, codes]
-    return pairs_table(lift(book.statistics, codes), both, codes), ""
+    table = pairs_table(lift(book.statistics, codes), both, codes)
+    patches = book.mean_patches[codes.numpy()]
+    return [pairs_figure(lift(book.statistics, codes, prior=1), codes, patches)], table, ""
 
 
 def _maps(book: Codebook, layout: Layout, seed: int) -> tuple[list[SavedFigure], str]:

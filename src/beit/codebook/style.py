@@ -55,7 +55,7 @@ class SavedFigure(NamedTuple):
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw in this style inside the block, whatever the user's matplotlib settings are."""
+    """Draw in this style inside the block, independent of the user's matplotlib settings."""
     import matplotlib
     from matplotlib.font_manager import fontManager
 

@@ -163,7 +163,7 @@ def queries_of(config: Config, vit: ViTConfig) -> list[Query]:
     """Return the queries: [CLS] first, then the points, then those of the grid.
 
     Raises:
-        ValueError: a point lies outside the image.
+        ValueError: a point is outside the image.
     """
     (H, W), P = vit.image_size, vit.patch_size
     points = list(config.points)
@@ -178,7 +178,7 @@ def queries_of(config: Config, vit: ViTConfig) -> list[Query]:
     for y, x in dict.fromkeys(points):
         if not (0 <= y < H and 0 <= x < W):
             raise ValueError(
-                f"point [{y}, {x}] lies outside the image, which the model sees at {H} x {W} "
+                f"point [{y}, {x}] is outside the image, which the model sees at {H} x {W} "
                 f"pixels; expected a row in 0..{H - 1} and a column in 0..{W - 1}"
             )
         patch = y // P * vit.grid[1] + x // P

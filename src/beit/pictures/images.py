@@ -77,7 +77,7 @@ def left_out_tables(left_out: Sequence[tuple[str, str]]) -> list[Table]:
 def check_output(output: Path, example: str) -> None:
     """Raise an error unless `output` names a new or empty directory; `example` is a name."""
     if not str(output) or str(output) == ".":
-        raise ValueError(f"no output given; name a new folder, as in --output {example}")
+        raise ValueError(f"output is empty; name a new folder, as in --output {example}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise FileExistsError(f"{output} exists and is not overwritten; name another folder")
 
