@@ -73,14 +73,8 @@ def write_codebook_report(
         usage_figure(book.measures.uses),
         position_figure(positions, book.grid, entropies, specific),
         *pair_figures,
+        *_gallery_figures(closest, random, neighbours, subtitle),
     ]
-    for rows, name, title in (
-        (closest, "closest", "The patches closest to each code"),
-        (random, "random", "Patches of each code, drawn at random"),
-        (neighbours, "neighbours", "The closest patch of each code and of its nearest codes"),
-    ):
-        short = [replace(row, crops=row.crops[:COLUMNS]) for row in rows[:ROWS]]
-        figures.append(gallery_figure(short, name, title, subtitle))
     maps, maps_note = _maps(book, layout, about["seed"])
     figures += maps
     (directory / "figures").mkdir()
@@ -152,6 +146,22 @@ def _neighbours_row(code: Code, codes: Mapping[int, Code]) -> Row:
         patches += patch
         captions += [f"{other} · {cosine:.2f}"] * len(patch)
     return code_row(code, patches, captions)
+
+
+def _gallery_figures(
+    closest: Sequence[Row], random: Sequence[Row], neighbours: Sequence[Row], subtitle: str
+) -> list[SavedFigure]:
+    galleries = (
+        (closest, "closest", "The patches closest to each code"),
+        (random, "random", "Patches of each code, drawn at random"),
+        (neighbours, "neighbours", "The closest patch of each code and of its nearest codes"),
+    )
+    return [
+        gallery_figure(
+            [replace(row, crops=row.crops[:COLUMNS]) for row in rows[:ROWS]], name, title, subtitle
+        )
+        for rows, name, title in galleries
+    ]
 
 
 def _pairs(book: Codebook, used: Sequence[int]) -> tuple[list[SavedFigure], Table | None, str]:
