@@ -16,14 +16,17 @@ from torch import Tensor
 from beit import cli
 from beit.data.sources import open_source
 from beit.evaluation import evaluate
+from beit.evaluation.classify import EVALUATED, classify, outcomes_of
 from beit.evaluation.corruptions.corrupt import ALEXNET_ERRORS, KINDS, corrupt
 from beit.evaluation.crops import CropViews
 from beit.evaluation.evaluate import Config
-from beit.evaluation.imagenet import compared_ids, wordnet_ids
+from beit.evaluation.imagenet import open_task
+from beit.evaluation.imagenet_classes import compared_ids, wordnet_ids
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.vit import ViTConfig
 from beit.run.device import DeviceConfig
 from beit.weights.file import save_weights
+from beit.weights.open import load_classifier
 
 COUNT = 23
 DATA = f"shapes://{COUNT}?size=24"  # ten classes, as many as the classifier has
@@ -142,28 +145,49 @@ def test_mean_of_probabilities_over_crops_and_mirror_images(
 
 def test_several_right_classes_by_hand() -> None:
     logs = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]).log()
-    rows = evaluate.judged(logs, torch.tensor([[1, 2], [0, -1]]))
+    rows = outcomes_of(logs, torch.tensor([[1, 2], [0, -1]]))
     expected = [
         [1, 0, 1, -math.log(0.5), 0.5, 0],
         [1, 1, 1, -math.log(0.5), 0.5, 0],
     ]
     torch.testing.assert_close(rows, torch.tensor(expected))
     with pytest.raises(ValueError, match="logits are not finite"):
-        evaluate.judged(torch.tensor([[math.nan, 0.0]]), torch.tensor([[0]]))
+        outcomes_of(torch.tensor([[math.nan, 0.0]]), torch.tensor([[0]]))
 
 
-def test_an_unreadable_image_is_named_and_its_stand_in_counted_once(
-    vit: Vit, tmp_path: Path
+def test_metrics_are_those_of_the_readable_images_alone(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    data = folder(tmp_path / "set", "a/1.png", "a/2.png", "b/1.png", "b/2.png")
-    (tmp_path / "set" / "a" / "2.png").write_bytes(b"no image")
+    names = [f"{number % 10}/{number}.png" for number in range(20)]
+    data, readable = (folder(tmp_path / name, *names) for name in ("set", "readable"))
+    broken = [names[number] for number in (10, 2, 19)]  # two in one batch of 5, as sorted
+    for name in broken:
+        (tmp_path / "set" / name).write_bytes(b"no image")
+        (tmp_path / "readable" / name).unlink()
+    result = evaluate.run(config(model, data, max_unreadable=0.15))
+    assert "unreadable, left out" in capsys.readouterr().err
+    alone = evaluate.run(config(model, readable))
+    assert result.record["images"] == {"evaluated": 17, "unreadable": sorted(broken)}
+    assert alone.record["images"] == {"evaluated": 17, "unreadable": []}
+    assert result.record["figures"] == pytest.approx(alone.record["figures"], rel=1e-6)
+    for name in ("top1", "top5", "mean_per_class"):
+        assert result.record["figures"][name] == alone.record["figures"][name]
+    assert result.record["classes"] == alone.record["classes"]
+    assert result.record["reliability"]["number"] == alone.record["reliability"]["number"]
+    lines = {line[:34].strip(): line[34:].strip() for line in result.table.splitlines()}
+    assert lines["Images"] == "17"
+    assert lines["Unreadable, left out"] == "3"
+    with pytest.raises(ValueError, match=r"3 of 20 images cannot be read, .* raise max_unr"):
+        evaluate.run(config(model, data, max_unreadable=0.14))
+
+
+def test_a_set_without_a_readable_image_is_refused(vit: Vit, tmp_path: Path) -> None:
+    data = folder(tmp_path / "set", "a/1.png", "b/1.png")
     model = always(vit, tmp_path / "b.safetensors", {1: 5.0}, 2)
-    result = evaluate.run(config(model, data, max_unreadable=0.5, batch_size=2))
-    assert result.record["images"] == {"evaluated": 3, "unreadable": ["a/2.png"]}
-    assert result.record["figures"]["top1"] == pytest.approx(2 / 3)
-    assert "top5" not in result.record["figures"]  # of two classes
-    with pytest.raises(ValueError, match="1 of 4 images cannot be read"):
-        evaluate.run(config(model, data))
+    for name in ("a", "b"):
+        (tmp_path / "set" / name / "1.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="no image can be read"):
+        evaluate.run(config(model, data, max_unreadable=1.0))
 
 
 def test_class_names_in_another_order(vit: Vit, tmp_path: Path) -> None:
@@ -172,6 +196,7 @@ def test_class_names_in_another_order(vit: Vit, tmp_path: Path) -> None:
     model = always(vit, tmp_path / "dog.safetensors", {0: 5.0}, 3, class_names=names)
     record = evaluate.run(config(model, data)).record
     assert record["figures"]["top1"] == pytest.approx(2 / 3)
+    assert "top5" not in record["figures"]  # of three classes
     assert record["classes"] == [
         {"name": "dog", "images": 2, "top1": 1.0},
         {"name": "ant", "images": 1, "top1": 0.0},
@@ -242,7 +267,7 @@ def test_mce_is_relative_to_a_reference_or_on_imagenet_to_alexnet(vit: Vit, tmp_
     second = evaluate.run(config(one, data, **settings))
     assert second.record["figures"]["mce"] == pytest.approx(1 / 2, rel=1e-5)
     assert f"The reference of mCE is {tmp_path / 'two'}." in second.table
-    with pytest.raises(ValueError, match="a reference is taken over severities 1 to 5, got"):
+    with pytest.raises(ValueError, match="reference takes means over severities 1 to 5, got"):
         evaluate.run(config(one, data, **(settings | {"severities": (1,)})))
     with pytest.raises(ValueError, match="not of the same images"):
         evaluate.run(config(one, data, limit=2, **settings))
@@ -281,6 +306,15 @@ def test_results_side_by_side(vit: Vit, tmp_path: Path, capsys: pytest.CaptureFi
     assert evaluate.run(Config(compare=files)).record[files[0]]["top1"] == pytest.approx(4 / 9)
 
 
+def test_results_of_different_numbers_of_readable_images_say_so(model: str, tmp_path: Path) -> None:
+    data = folder(tmp_path / "set", *(f"{number}/1.png" for number in range(10)))
+    evaluate.run(config(model, data, output=str(tmp_path / "all")))
+    (tmp_path / "set" / "3" / "1.png").write_bytes(b"no image")
+    evaluate.run(config(model, data, max_unreadable=0.1, output=str(tmp_path / "nine")))
+    compared = evaluate.run(Config(compare=(str(tmp_path / "all"), str(tmp_path / "nine"))))
+    assert "Images evaluated: A 10, B 9" in compared.table
+
+
 def test_results_of_other_images_do_not_compare(model: str, tmp_path: Path) -> None:
     for place, limit in (("one", 5), ("two", 6)):
         evaluate.run(config(model, limit=limit, output=str(tmp_path / place)))
@@ -296,13 +330,13 @@ def test_what_cannot_be_done_is_refused(
         evaluate.run(config(str(tmp_path / "backbone.safetensors")))
     with pytest.raises(FileExistsError, match="exists and is not overwritten"):
         evaluate.run(config(model, output=str(tmp_path)))
-    with pytest.raises(ValueError, match="say what to evaluate on what"):
+    with pytest.raises(ValueError, match="give --model and --data"):
         evaluate.run(config(""))
     (tmp_path / "evaluate.json").write_text("[]")
-    with pytest.raises(ValueError, match="is no result of beit evaluate"):
+    with pytest.raises(ValueError, match="is not a result of beit evaluate"):
         evaluate.run(Config(compare=(str(tmp_path), model)))
     for changes, said in (
-        ({"corruptions": ("fogg",)}, r"unknown kind 'fogg'; did you mean fog\?"),
+        ({"corruptions": ("fogg",)}, r"corruptions: unknown kind 'fogg'; did you mean fog\?"),
         ({"severities": (0,)}, r"severities must be one or more of 1 to 5, got \[0\]"),
         ({"compare": ("a",)}, "compare takes two results or more"),
         ({"reference": "a"}, "reference is for corruptions"),
@@ -338,16 +372,16 @@ def test_shares_of_processes_add_up_to_the_whole(model: str) -> None:
             return torch.autocast("cpu", enabled=False)
 
     asked = config(model, corruptions=("fog",))
-    classifier = evaluate.load_classifier(asked.model)
-    task = evaluate.open_task(DATA, "plain", 10, None)
+    classifier = load_classifier(asked.model)
+    task = open_task(DATA, "plain", 10, None)
     parts: list[Tensor] = []
     for rank in range(3):
         fabric: Any = Part(rank)
-        parts.append(evaluate.classify(fabric, classifier, task, asked))
-    assert [int(part[:, evaluate.SEEN].sum()) for part in parts] == [10, 8, 5]
+        parts.append(classify(fabric, classifier, task, asked))
+    assert [int(part[:, EVALUATED].sum()) for part in parts] == [10, 8, 5]
     whole: Any = Part(0)
     whole.world_size = 1
-    assert torch.equal(sum(parts[1:], parts[0]), evaluate.classify(whole, classifier, task, asked))
+    assert torch.equal(sum(parts[1:], parts[0]), classify(whole, classifier, task, asked))
 
 
 @pytest.mark.slow

@@ -28,7 +28,6 @@ from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapPredictor, MapViewConfig
 from beit.run.device import DeviceConfig, launch, prepared, summed
 from beit.run.directory import environment
-from beit.run.evaluations import FILE
 from beit.run.progress import Progress
 from beit.segmentation.batches import eval_batches
 from beit.segmentation.label_classes import default_palette
@@ -39,7 +38,7 @@ from beit.weights.open import load_segmenter
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
-CONFUSION_FILE = "confusion.npz"
+FILE, CONFUSION_FILE = "evaluate.json", "confusion.npz"
 SHOWN = 20  # classes of the table that is printed
 NAMES = {
     "miou": "mIoU, %",
