@@ -1,11 +1,15 @@
 import json
 import math
+import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning_fabric import Fabric
+from PIL import Image
 from torch import Tensor
 
 from beit.data.decoding import UnreadableImage
@@ -15,7 +19,9 @@ from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.pooling import Kind, kinds_of
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.probing import probe
-from beit.probing.features import Frozen, open_frozen
+from beit.probing.features import FeatureReader
+from beit.probing.frozen_model import FrozenModel, open_frozen_model
+from beit.probing.grids import probe_features
 from beit.probing.probe import Config
 from beit.run.device import DeviceConfig
 from beit.weights.file import save_weights
@@ -50,7 +56,7 @@ def config(**changes: object) -> Config:
 
 def test_separable_classes_are_told_apart() -> None:
     kind = Kind(2, "mean")
-    row = probe.probe_features(
+    row = probe_features(
         kind, *clusters(90, 0.05, seed=0), *clusters(30, 0.05, seed=1), config(), 3
     )
     assert (row["features"], row["layer"], row["pooling"]) == ("mean@2", 2, "mean")
@@ -62,10 +68,8 @@ def test_separable_classes_are_told_apart() -> None:
 def test_test_images_have_no_say_in_the_choice() -> None:
     train, train_labels = clusters(120, 1.0, seed=0)
     test, test_labels = clusters(60, 1.0, seed=1)
-    row = probe.probe_features(CLS, train, train_labels, test, test_labels, config(), 3)
-    other = probe.probe_features(
-        CLS, train, train_labels, 100 * test, (test_labels + 1) % 3, config(), 3
-    )
+    row = probe_features(CLS, train, train_labels, test, test_labels, config(), 3)
+    other = probe_features(CLS, train, train_labels, 100 * test, (test_labels + 1) % 3, config(), 3)
     assert (row["rate"], row["held_out"]) == (other["rate"], other["held_out"])
     # By rising rate, whatever the order they were given in.
     assert row["rate"] == [0.003, 0.03, 0.3][row["held_out"].index(max(row["held_out"]))]
@@ -76,7 +80,7 @@ def test_features_that_are_not_finite_are_refused() -> None:
     broken = features.clone()
     broken[3, 1] = math.nan
     with pytest.raises(ValueError, match="features of the test images are not finite"):
-        probe.probe_features(CLS, features, labels, broken, labels, config(), 3)
+        probe_features(CLS, features, labels, broken, labels, config(), 3)
 
 
 def test_impossible_settings_are_refused() -> None:
@@ -101,13 +105,13 @@ def test_impossible_settings_are_refused() -> None:
 def test_every_way_tells_separable_classes_apart(standardise: str, optimizer: str) -> None:
     settings = config(standardise=standardise, optimizer=optimizer, weight_decay=1e-4, epochs=8)
     train, test = clusters(90, 0.05, seed=0), clusters(30, 0.05, seed=1)
-    assert probe.probe_features(CLS, *train, *test, settings, 3)["linear"] == 1.0
+    assert probe_features(CLS, *train, *test, settings, 3)["linear"] == 1.0
 
 
 def test_several_numbers_of_neighbours_have_a_figure_each() -> None:
     data = *clusters(90, 0.6, seed=0), *clusters(30, 0.6, seed=1)
-    row = probe.probe_features(CLS, *data, config(neighbours=(5, 1, 90)), 3)
-    alone = [probe.probe_features(CLS, *data, config(neighbours=k), 3)["knn"] for k in (5, 1, 90)]
+    row = probe_features(CLS, *data, config(neighbours=(5, 1, 90)), 3)
+    alone = [probe_features(CLS, *data, config(neighbours=k), 3)["knn"] for k in (5, 1, 90)]
     assert row["knn_each"] == alone
     assert row["knn"] == alone[0]
 
@@ -134,11 +138,14 @@ class Grey:
 
 
 def test_unreadable_images_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
-    frozen = Frozen(lambda images, _: {MEAN: images[:, :2, 0, 0].float()}, (4, 4), width=2)
+    frozen = FrozenModel(lambda images, _: {MEAN: images[:, :2, 0, 0].float()}, (4, 4), width=2)
     settings = config(images_per_batch=3, max_unreadable=0.2)
-    cached = probe.extract(frozen, [MEAN], Grey(), "test", settings, Fabric(accelerator="cpu"))
+    cached = FeatureReader(frozen, settings, Fabric(accelerator="cpu")).cache(
+        [MEAN], Grey(), "test"
+    )
     assert cached.labels.tolist() == [0, 1, 1, 0, 1, 0]
     assert cached.indices.tolist() == [0, 1, 3, 4, 5, 6]
+    assert cached.unreadable == ["grey 2"]
     expected = [[value, value] for value in (0.0, 10.0, 30.0, 40.0, 50.0, 60.0)]
     assert torch.equal(cached.of(MEAN), torch.tensor(expected))
     assert "unreadable, left out: grey 2: truncated" in capsys.readouterr().err
@@ -188,7 +195,7 @@ def test_one_pass_gives_every_layer_and_pooling(
 ) -> None:
     from beit.weights.open import load_backbone
 
-    frozen = open_frozen(weights)
+    frozen = open_frozen_model(weights)
     shown = []
 
     def read(images: Tensor, kinds: list[Kind]) -> dict[Kind, Tensor]:
@@ -198,9 +205,8 @@ def test_one_pass_gives_every_layer_and_pooling(
     kinds = kinds_of("all", ("both", "mean"), frozen.depth, True)
     source = open_source("shapes://7?size=16")
     settings = config(images_per_batch=4, crop_ratio=1.0, dtype="float16")
-    cached = probe.extract(
-        frozen._replace(read=read), kinds, source, "test", settings, Fabric(accelerator="cpu")
-    )
+    reader = FeatureReader(frozen._replace(read=read), settings, Fabric(accelerator="cpu"))
+    cached = reader.cache(kinds, source, "test")
     assert shown == [4, 3]
     view = EvalView((8, 16), 1.0)
     images = torch.stack([view(source.image(index)) for index in range(7)])
@@ -221,12 +227,12 @@ def test_features_of_each_pass_are_those_of_new_views_without_the_held_out_part(
         return {MEAN: images.float().mean(dim=(2, 3))}
 
     source = open_source("shapes://10?size=16")
-    frozen = Frozen(means, (8, 8), width=3)
+    frozen = FrozenModel(means, (8, 8), width=3)
     fabric = Fabric(accelerator="cpu")
 
     def drawn(**changes: object) -> list[Tensor]:
         settings = config(**{"batch_size": 5, "images_per_batch": 2, "augment": True} | changes)
-        stream = probe._drawn(frozen, [MEAN], source, 4, settings, fabric)
+        stream = FeatureReader(frozen, settings, fabric).stream_epochs([MEAN], source, 4)
         passes = [(features[MEAN], labels) for features, labels in stream]
         assert len(passes) == 4
         for part in (passes[:2], passes[2:]):  # every image once in each pass
@@ -240,7 +246,7 @@ def test_features_of_each_pass_are_those_of_new_views_without_the_held_out_part(
     assert not torch.allclose(drawn(seed=1)[0], first)
     still, again = drawn(augment=False)
     assert torch.equal(still, again)
-    cached = probe.extract(frozen, [MEAN], source, "test", config(), fabric)
+    cached = FeatureReader(frozen, config(), fabric).cache([MEAN], source, "test")
     torch.testing.assert_close(still, cached.of(MEAN).sort(0).values)
 
 
@@ -279,6 +285,74 @@ def test_a_command_with_everything(
     assert probe.run(replace(settings, output=None)) == result
 
 
+@pytest.fixture
+def pictures(tmp_path: Path) -> Callable[[str, int], Path]:
+    """Writes COUNT images of noise in two class folders; the folder of them."""
+
+    def make(name: str, count: int) -> Path:
+        generator = np.random.default_rng(len(name))
+        for number in range(count):
+            path = tmp_path / name / "ab"[number % 2] / f"{number:02}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = generator.integers(256, size=(16, 16, 3), dtype=np.uint8)
+            Image.fromarray(pixels // 2 + 128 * (number % 2)).save(path)
+        return tmp_path / name
+
+    return make
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"augment": True, "attentive": True, "attentive_heads": 4}]
+)
+@pytest.mark.parametrize("option", ["train", "test"])
+def test_accuracies_are_those_of_the_readable_images_alone(
+    option: str,
+    changes: dict[str, object],
+    weights: str,
+    pictures: Callable[[str, int], Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole, other = pictures("whole", 20), pictures("other", 12)
+    readable = Path(shutil.copytree(whole, tmp_path / "readable"))
+    broken = ["a/04.png", "b/01.png", "b/19.png"]
+    for name in broken:
+        (whole / name).write_bytes(b"no image")
+        (readable / name).unlink()
+    fixed = {"train": str(other), "test": str(other), "epochs": 2, "neighbours": (1, 3)}
+    settings = config(model=weights, images_per_batch=4, batch_size=4, **(fixed | changes))
+    output = str(tmp_path / "probe")
+    result = probe.run(
+        replace(settings, **{option: str(whole), "max_unreadable": 0.15, "output": output})
+    )
+    err = capsys.readouterr().err
+    assert [err.count(name) for name in broken] == [1, 1, 1]
+    alone = probe.run(replace(settings, **{option: str(readable)}))
+    assert result.rows == alone.rows
+    assert result.attentive == alone.attentive
+    assert len(result.attentive) == bool(changes)
+    assert result.table == alone.table
+    set_name = {"train": "training", "test": "test"}[option]
+    note = f"3 of 20 {set_name} images cannot be read and are left out: {', '.join(broken)}"
+    assert result.notes == [note, *alone.notes]
+    record = json.loads((tmp_path / "probe" / "probe.json").read_text())
+    assert record["sizes"][option] == 17
+    assert note in record["notes"]
+    with pytest.raises(ValueError, match=r"3 of 20 images cannot be read, .* raise max_unr"):
+        probe.run(replace(settings, **{option: str(whole), "max_unreadable": 0.14}))
+
+
+def test_a_set_without_a_readable_image_is_refused(
+    weights: str, pictures: Callable[[str, int], Path]
+) -> None:
+    train, test = pictures("train", 12), pictures("test", 2)
+    for path in test.rglob("*.png"):
+        path.write_bytes(b"no image")
+    settings = config(model=weights, train=str(train), test=str(test), max_unreadable=1.0)
+    with pytest.raises(ValueError, match="none of the 2 test images can be read"):
+        probe.run(settings)
+
+
 def test_the_row_that_the_paper_reads_is_marked(tmp_path: Path) -> None:
     vit = ViTConfig(image_size=(8, 8), patch_size=4, width=12, depth=1, num_heads=3)
     read = {}
@@ -304,8 +378,6 @@ def test_layers_and_heads_that_the_model_lacks_are_refused(weights: str) -> None
 
 
 def test_images_without_labels_are_refused(weights: str, tmp_path: Path) -> None:
-    from PIL import Image
-
     flat = tmp_path / "flat"
     flat.mkdir()
     for place in range(3):
@@ -315,8 +387,6 @@ def test_images_without_labels_are_refused(weights: str, tmp_path: Path) -> None
 
 
 def test_other_classes_in_the_test_set_are_refused(weights: str, tmp_path: Path) -> None:
-    from PIL import Image
-
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "pets" / name / "0.png")

@@ -7,7 +7,7 @@ from torch import Tensor
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.pooling import Kind
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.probing.features import open_frozen
+from beit.probing.frozen_model import open_frozen_model
 from beit.weights.file import save_weights
 from beit.weights.open import load_backbone
 
@@ -23,7 +23,7 @@ def weights(tmp_path: Path) -> str:
 
 
 def test_features_are_those_of_the_backbone_in_eval_mode(weights: str) -> None:
-    frozen = open_frozen(weights)
+    frozen = open_frozen_model(weights)
     assert (frozen.image_size, frozen.width, frozen.depth) == ((8, 16), 12, 2)
     images = torch.randint(256, (2, 3, 8, 16), dtype=torch.uint8)
     kinds = [CLS, MEAN, Kind(1, "cls"), Kind(2, "attentive")]
@@ -42,7 +42,7 @@ def test_untrained_weights_come_from_the_seed_alone(weights: str) -> None:
 
     def embedded(untrained: int | None) -> Tensor:
         before = torch.random.get_rng_state()
-        frozen = open_frozen(weights, untrained=untrained)
+        frozen = open_frozen_model(weights, untrained=untrained)
         assert torch.equal(torch.random.get_rng_state(), before)
         with torch.no_grad():
             return frozen.read(images, [MEAN])[MEAN]
@@ -53,17 +53,17 @@ def test_untrained_weights_come_from_the_seed_alone(weights: str) -> None:
 
 
 def test_positions_are_carried_to_another_size(weights: str) -> None:
-    frozen = open_frozen(weights, image_size=16)
+    frozen = open_frozen_model(weights, image_size=16)
     assert frozen.image_size == (16, 16)
     with torch.no_grad():
         read = frozen.read(torch.zeros(1, 3, 16, 16), [Kind(None, "attentive")])
     assert read[Kind(None, "attentive")].shape == (1, 16, 12)
     with pytest.raises(ValueError, match=r"weights.safetensors: .*patch"):
-        open_frozen(weights, image_size=15)
+        open_frozen_model(weights, image_size=15)
 
 
 def test_a_teacher_has_the_mean_of_its_patches_only() -> None:
-    frozen = open_frozen("teacher:timm:test_vit.r160_in1k", 32, untrained=0)
+    frozen = open_frozen_model("teacher:timm:test_vit.r160_in1k", 32, untrained=0)
     assert (frozen.image_size, frozen.width, frozen.depth) == ((32, 32), 64, 0)
     assert not frozen.has_cls
     assert frozen.paper is None
@@ -77,4 +77,4 @@ def test_the_paper_reads_cls_after_patch_aggregation(
 ) -> None:
     numbers = MaskedImageModelConfig(VIT, 5, early_layers=1, head_layers=head_layers)
     save_weights(tmp_path / "pretrained.safetensors", MaskedImageModel(numbers))
-    assert open_frozen(str(tmp_path / "pretrained.safetensors")).paper == expected
+    assert open_frozen_model(str(tmp_path / "pretrained.safetensors")).paper == expected
