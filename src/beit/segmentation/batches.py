@@ -1,7 +1,7 @@
-"""Batches of images with label maps, in the order and with the draws of all other batches.
+"""Batches of images with label maps, with the order and random draws of all other batches.
 
-`TrainBatches` and `EvalBatches` read images; here an image carries its label map as a fourth
-channel, and the views of it fill `Batch.images` and `Batch.label_maps`.
+An image carries its label map as a fourth channel through `TrainBatches` and `EvalBatches`. Its
+views fill `Batch.images` and `Batch.label_maps`.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ def train_batches(
     """Return training batches of random views of images and their label maps.
 
     Args:
-        cache_gigabytes: a set that fits is decoded into memory once
+        cache_gigabytes: a set that fits is decoded once and kept in memory
         settings: of `TrainBatches`
     """
     stacked = _stacked(source, cache_gigabytes)
@@ -33,11 +33,11 @@ def train_batches(
 def eval_batches(
     source: LabelMaps, batch_size: int = 1, cache_gigabytes: float = 0.0, **settings: Any
 ) -> EvalBatches:
-    """Return every image and map once, in order and at their own size.
+    """Return batches of every image and map once, in order and at their own size.
 
     Args:
-        batch_size: more than 1 for images of one size only
-        cache_gigabytes: a set that fits is decoded into memory once
+        batch_size: more than 1 only for images of one size
+        cache_gigabytes: a set that fits is decoded once and kept in memory
         settings: of `EvalBatches`
     """
     stacked = _stacked(source, cache_gigabytes)
@@ -45,7 +45,7 @@ def eval_batches(
 
 
 class _StackedSource:
-    """Images of four channels, the last of which is the label map."""
+    """Images of four channels; the last is the label map."""
 
     labels: Tensor | None = None
     class_names: list[str] | None = None
