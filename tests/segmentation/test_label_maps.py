@@ -153,7 +153,7 @@ def test_a_folder_with_images_and_masks(tmp_path, caplog):
     caplog.clear()
     caplog.set_level(logging.WARNING)
     open_label_maps(f"{tmp_path}?classes=2")
-    assert "hold 0 and 255 only, and 255 is ignored" in caplog.text
+    assert "hold only 0 and 255, and 255 is ignored" in caplog.text
 
 
 def test_drawn_shapes():
