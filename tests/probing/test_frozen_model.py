@@ -6,20 +6,13 @@ from torch import Tensor
 
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.pooling import Kind
-from beit.nn.vit import VisionTransformer, ViTConfig
+from beit.nn.vit import ViTConfig
 from beit.probing.frozen_model import open_frozen_model
 from beit.weights.file import save_weights
 from beit.weights.open import load_backbone
 
 CLS, MEAN = Kind(None, "cls"), Kind(None, "mean")
 VIT = ViTConfig(image_size=(8, 16), patch_size=4, width=12, depth=2, num_heads=3)
-
-
-@pytest.fixture
-def weights(tmp_path: Path) -> str:
-    torch.manual_seed(0)
-    save_weights(tmp_path / "weights.safetensors", VisionTransformer(VIT))
-    return str(tmp_path / "weights.safetensors")
 
 
 def test_features_are_those_of_the_backbone_in_eval_mode(weights: str) -> None:
