@@ -101,7 +101,7 @@ def test_an_rgb_map_without_colours_is_refused():
         decode_label_map(encoded(MAP, "RGB"), "b.png", CLASSES)
     with pytest.raises(ValueError, match=r"b\.png: a map with 4 channels"):
         decode_label_map(encoded(MAP, "RGBA"), "b.png", CLASSES)
-    with pytest.raises(ValueError, match=r"b\.png: a map of 2 channels"):
+    with pytest.raises(ValueError, match=r"b\.png: a map with 2 channels"):
         decode_label_map(encoded(MAP, "LA"), "b.png", CLASSES)
 
 
