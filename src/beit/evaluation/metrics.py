@@ -6,15 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from beit.evaluation.classify import (
-    CONFIDENCE,
-    CORRUPTED,
-    EVALUATED,
-    NLL,
-    PREDICTED,
-    TOP1,
-    TOP5,
-)
+from beit.evaluation.classify import CONFIDENCE, CORRUPTED, EVALUATED, NLL, PREDICTED, TOP1, TOP5
 from beit.evaluation.corruptions.corrupt import (
     ALEXNET_ERRORS,
     KINDS,

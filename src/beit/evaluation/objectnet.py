@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -93,7 +93,7 @@ def read_mappings(folder: Path) -> Mappings:
                 f"{folder / file} is missing; expected ObjectNet as unpacked, with the folders "
                 "images and mappings side by side"
             )
-    label_of, words_of, line_of = (_read_object(folder / file) for file in _MAPPINGS[:3])
+    label_of, words_of, line_of = (read_json(folder / file) for file in _MAPPINGS[:3])
     lines = (folder / _MAPPINGS[3]).read_text(encoding="utf-8").splitlines()
     try:
         numbers: dict[str, list[int]] = {}  # of the sorted WordNet ids, by the words for a class
@@ -103,16 +103,9 @@ def read_mappings(folder: Path) -> Mappings:
             label: sorted(n for words in several.split("; ") for n in numbers[words])
             for label, several in words_of.items()
         }
+        return Mappings(dict(label_of), targets_of)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{folder}: its files do not fit together ({type(error).__name__}: {error}); "
             "expected those of ObjectNet 1.0"
         ) from error
-    return Mappings(label_of, targets_of)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    content = read_json(path)
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object")
-    return content

@@ -1,6 +1,7 @@
 """Features of a frozen model: cached for a whole set, or streamed batch by batch."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -82,10 +83,10 @@ class FeatureReader(NamedTuple):
     ) -> Iterator[tuple[dict[Kind, Tensor], Tensor]]:
         """Yield features and labels of training batches, computed again in each epoch."""
         config, size = self.config, self.model.image_size
-        views = _FixedViews(EvalView(size, config.crop_ratio))
+        fixed = partial(_fixed_views, EvalView(size, config.crop_ratio))
         batches = TrainBatches(
             source,
-            TrainViews(config.view, size, size) if config.augment else views,
+            TrainViews(config.view, size, size) if config.augment else fixed,
             batch_size=min(config.batch_size, len(source)),
             seed=config.seed,
             start_step=0,
@@ -126,12 +127,7 @@ class FeatureReader(NamedTuple):
                 progress.update(step, {}, len(batch.labels), loader.wait_seconds)
 
 
-class _FixedViews:
-    """The evaluation view, twice, in place of a pair of random views."""
-
-    def __init__(self, view: EvalView) -> None:
-        self._view = view
-
-    def __call__(self, image: Tensor, _: torch.Generator) -> tuple[Tensor, Tensor]:
-        pixels = self._view(image)
-        return pixels, pixels
+def _fixed_views(view: EvalView, image: Tensor, _: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the evaluation view in place of a pair of random views."""
+    pixels = view(image)
+    return pixels, pixels
