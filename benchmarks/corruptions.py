@@ -5,8 +5,9 @@
 The loop is the reference of the tests (tests/evaluation/corruption_reference.py): one image after
 the other, NumPy and Pillow over its pixels as the published scripts have it, but glass blur pixel
 by pixel. Ours draws its numbers from a generator an image, as in use. Both do all severities; a
-time is the least of the rounds, by the processor's clock. Tables that ours makes once for a severity
-are made before. Totals are over the 15 kinds, and without glass blur, the loop's slowest.
+time is the least of the rounds, by the processor's clock. Tables that ours makes once for
+a severity are made before. Totals are over the 15 kinds, and without glass blur, the loop's
+slowest.
 """
 
 import argparse
