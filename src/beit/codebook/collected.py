@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from beit.data.batches import Batch
+from beit.data.batch import Batch
 from beit.nn.code_statistics import CodeStatistics
 from beit.nn.reservoir import Reservoir, in_steps, random_keys
 from beit.run.device import gathered, summed
