@@ -119,7 +119,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from beit.nn.losses import cosine_distance, masked_token_losses
+    from beit.nn.losses import cosine_distance, masked_losses
 
     B = 2
     model, vqkd = build(options)
@@ -153,7 +153,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     labels = codes.gather(1, masked)
     cross_entropy = torch.nn.functional.cross_entropy
     published_loss = cross_entropy(logits, codes[hidden]) + cross_entropy(cls_logits, codes[hidden])
-    ours_loss = sum(masked_token_losses(prediction, labels))
+    ours_loss = sum(masked_losses(prediction, labels))
     check(
         "pretraining gradients",
         gradients(model, ours_loss),
@@ -230,7 +230,7 @@ def our_step(
     """Return a step as the recipes take it."""
     import torch
 
-    from beit.nn.losses import cosine_distance, masked_token_losses
+    from beit.nn.losses import cosine_distance, masked_losses
 
     images, masked, targets = batch
     learner = (model if task == "pretraining" else vqkd).train()
@@ -243,7 +243,7 @@ def our_step(
             target = vqkd.encode(images).gather(1, masked)  # (B, M)
         with autocast:
             prediction = forward(images, masked)
-        loss = sum(masked_token_losses(prediction, target))
+        loss = sum(masked_losses(prediction, target))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 3.0)
         optimizer.step()

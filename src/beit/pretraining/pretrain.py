@@ -26,10 +26,10 @@ from beit.draw.curves import curves
 from beit.draw.numbers import short_number
 from beit.draw.report import Section, write_report
 from beit.nn.losses import masked_losses
-from beit.nn.masking import MaskConfig, draw_masks, to_predict
+from beit.nn.masking import MaskConfig, draw_masks, patches_to_predict
 from beit.nn.metrics import knn_accuracy
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig, take
-from beit.nn.targets import MERITS, Target, merits, with_explained
+from beit.nn.targets import TARGET_METRICS, Target, explained_from_error, target_metrics
 from beit.nn.vit import VisionTransformer
 from beit.pretraining.pictures import predictions
 from beit.pretraining.targets import TargetConfig, fitting, load_target
@@ -225,7 +225,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                 for name in unreadable.note(batch.unreadable):
                     progress.warn(f"unreadable, the next image stands in: {name}")
                 masked = masks[micro].to(fabric.device, non_blocking=True)  # (B, M)
-                asked, weights = to_predict(masked, vit.grid, everywhere, exact)  # (B, M')
+                asked, weights = patches_to_predict(masked, vit.grid, everywhere, exact)  # (B, M')
                 with torch.no_grad(), fabric.autocast():
                     wanted = target.of(batch.target_images)  # (B, N) codes, or (B, N, T)
                 wanted = take(wanted, asked)  # (B, M') or (B, M', T)
@@ -235,7 +235,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                     loss = patch_loss + cls_loss  # section 2.3: the sum of both
                     fabric.backward(loss / optim.accumulate)
                 means.add({"loss": loss, "patch_loss": patch_loss, "cls_loss": cls_loss})
-                means.add(merits(target.kind, prediction.logits, wanted, weights))
+                means.add(target_metrics(target.kind, prediction.logits, wanted, weights))
             if optim.clip is not None:
                 norm = fabric.clip_gradients(
                     model, optimizer, max_norm=optim.clip, error_if_nonfinite=False
@@ -250,7 +250,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
                 checkpoint.refuse_non_finite(directory, step, float(loss.detach()), rate)
             figures: dict[str, float] = {}
             if logs:
-                figures = with_explained(means.read(partial(summed, fabric)))
+                figures = explained_from_error(means.read(partial(summed, fabric)))
                 if unreadable.names:
                     figures["unreadable"] = len(unreadable.names)
                 log.write({"step": step, "epoch": step / steps_per_epoch, "rate": rate} | figures)
@@ -360,8 +360,8 @@ def validate(
     mim.eval()
     means = Means()
     # A process without a batch still takes part in the sums over all of them.
-    names = ["val_loss"] + [f"val_{name}" for name in MERITS[target.kind]]
-    names += [f"val_cls_{name}" for name in MERITS[target.kind] if mim.aggregation]
+    names = ["val_loss"] + [f"val_{name}" for name in TARGET_METRICS[target.kind]]
+    names += [f"val_cls_{name}" for name in TARGET_METRICS[target.kind] if mim.aggregation]
     means.add(dict.fromkeys(names, 0.0), weight=0)
     whole, grid = config.optim.batch_size, mim.config.backbone.grid
     for number, batch in enumerate(prefetch(batches, fabric.device)):
@@ -372,7 +372,7 @@ def validate(
         size = len(batch.images)
         masked = draw_masks(config.mask, whole, grid, generator)[first : first + size]
         masked = masked.to(fabric.device)
-        asked, weights = to_predict(masked, grid, config.predict == "all", config.mask.exact)
+        asked, weights = patches_to_predict(masked, grid, config.predict == "all", config.mask.exact)
         with fabric.autocast():
             wanted = take(target.of(batch.images), asked)
             prediction = mim(batch.images, masked, asked)
@@ -380,10 +380,10 @@ def validate(
         figures = {"val_loss": losses[0] + losses[1]}
         for name, said in (("val", prediction.logits), ("val_cls", prediction.cls_logits)):
             if said is not None:
-                found = merits(target.kind, said, wanted, weights)
+                found = target_metrics(target.kind, said, wanted, weights)
                 figures |= {f"{name}_{merit}": value for merit, value in found.items()}
         means.add(figures, weight=size if weights is None else float(weights.sum()))
-    return with_explained(means.read(partial(summed, fabric)))
+    return explained_from_error(means.read(partial(summed, fabric)))
 
 
 @torch.no_grad()
