@@ -1,4 +1,4 @@
-"""The global random states of Python, NumPy and torch, seeded from a generator."""
+"""Seed the global random states of Python, NumPy and torch from a generator."""
 
 import random
 import threading
@@ -8,21 +8,21 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-_LENT = threading.Lock()  # the global random states; a thread may read data beside the training
+_LOCK = threading.Lock()  # of the global states: a thread can read data beside the training
 
 
 @contextmanager
 def seeded(generator: torch.Generator) -> Iterator[None]:
-    """Seed the global states of Python, NumPy and torch (on the CPU) for a while, from a generator.
+    """Seed the global states of Python, NumPy and torch (CPU) from a generator inside a context.
 
-    What they were comes back at the end. One thread at a time.
+    The previous states are restored at the end. Only one thread can be inside at a time.
     """
-    with _LENT:
+    with _LOCK:
         python, numpy, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
         seed = int(torch.randint(2**32, (), generator=generator))
         random.seed(seed)
         np.random.seed(seed)
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reach the GPUs too
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs too
         try:
             yield
         finally:
@@ -32,6 +32,6 @@ def seeded(generator: torch.Generator) -> Iterator[None]:
 
 
 def seed_torch(generator: torch.Generator) -> None:
-    """Seed torch's global states for good, on all devices; not amid a view that a thread draws."""
-    with _LENT:
+    """Seed torch's global states on all devices, but not while a thread is inside `seeded`."""
+    with _LOCK:
         torch.manual_seed(generator.initial_seed())
