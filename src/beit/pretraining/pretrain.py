@@ -372,7 +372,9 @@ def validate(
         size = len(batch.images)
         masked = draw_masks(config.mask, whole, grid, generator)[first : first + size]
         masked = masked.to(fabric.device)
-        asked, weights = patches_to_predict(masked, grid, config.predict == "all", config.mask.exact)
+        asked, weights = patches_to_predict(
+            masked, grid, config.predict == "all", config.mask.exact
+        )
         with fabric.autocast():
             wanted = take(target.of(batch.images), asked)
             prediction = mim(batch.images, masked, asked)
