@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -147,15 +147,15 @@ def block_masks(
     growing = torch.arange(batch, device=device)  # (A,) images that are not full yet
     while len(growing):
         draws = torch.rand(4, batch, ATTEMPTS, generator=generator, device=device)[:, growing]
-        sums = _summed_area(hidden[growing])  # (A, Gh + 1, Gw + 1)
-        room = (count - sums[:, -1, -1, None]).clamp(max=largest)  # (A, 1)
-        blocks, fits = _draw_blocks(draws, smallest, room, grid)
-        added = blocks.height * blocks.width - _hidden_inside(sums, blocks)  # (A, ATTEMPTS)
+        room = (count - hidden[growing].sum(dim=(1, 2)))[:, None].clamp(max=largest)  # (A, 1)
+        rows, columns, fits = _draw_blocks(draws, smallest, room, grid)
+        visible = (~hidden[growing]).float()  # (A, Gh, Gw)
+        added = ((rows.float() @ visible).float() * columns).sum(dim=2)  # (A, ATTEMPTS)
         accepted = fits & (added > 0) & (added <= room)
         grown = accepted.any(dim=1)  # (A,)
-        first = accepted.int().argmax(dim=1)[grown, None]  # (A', 1) first accepted attempt
+        first = accepted.int().argmax(dim=1)[grown]  # (A',) first accepted attempt
         growing = growing[grown]
-        hidden[growing] |= _inside(Blocks(*(x[grown].gather(1, first) for x in blocks)), grid)
+        hidden[growing] |= rows[grown, first][:, :, None] & columns[grown, first][:, None, :]
 
     order = single + hidden.flatten(1)  # hidden patches first, then single ones at random
     if exact:
@@ -166,21 +166,13 @@ def block_masks(
     return torch.minimum(indices, torch.where(listed, patches, -1).amax(dim=1, keepdim=True))
 
 
-class Blocks(NamedTuple):
-    """Rectangles of patches, (A, n) int64 each, n for each of A images."""
-
-    top: Tensor
-    left: Tensor
-    height: Tensor
-    width: Tensor
-
-
 def _draw_blocks(
     draws: Tensor, smallest: int, room: Tensor, grid: tuple[int, int]
-) -> tuple[Blocks, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Turn random numbers (4, A, n) in [0, 1) into blocks of `smallest` to `room` (A, 1) patches.
 
-    Returns: blocks, clipped to the grid; (A, n) bool, False for blocks as large as the grid
+    Returns: (A, n, Gh) bool and (A, n, Gw) bool, the rows and columns of each block; (A, n) bool,
+        False for blocks as high or as wide as the grid
     """
     Gh, Gw = grid
     area = smallest + draws[0] * (room - smallest)  # if room < smallest, the ends swap
@@ -188,37 +180,13 @@ def _draw_blocks(
     height = (area * aspect).sqrt().round().long()  # (A, n)
     width = (area / aspect).sqrt().round().long()  # (A, n)
     fits = (height < Gh) & (width < Gw)
-    height, width = height.clamp(max=Gh), width.clamp(max=Gw)
-    top = (draws[2] * (Gh - height + 1)).long()
-    left = (draws[3] * (Gw - width + 1)).long()
-    return Blocks(top, left, height, width), fits
-
-
-def _summed_area(hidden: Tensor) -> Tensor:
-    """Count the hidden patches (A, Gh, Gw) bool above and left of each corner of the grid.
-
-    Returns: (A, Gh + 1, Gw + 1) int32
-    """
-    sums = hidden.int().cumsum(1, dtype=torch.int32).cumsum(2, dtype=torch.int32)
-    return F.pad(sums, (1, 0, 1, 0))
-
-
-def _hidden_inside(sums: Tensor, blocks: Blocks) -> Tensor:
-    """Count the hidden patches inside blocks (A, n), from `_summed_area`."""
-    columns = sums.shape[2]
-    upper = blocks.top * columns + blocks.left
-    lower = (blocks.top + blocks.height) * columns + blocks.left
-    corners = torch.cat([upper, upper + blocks.width, lower, lower + blocks.width], dim=1)
-    a, b, c, d = sums.flatten(1).gather(1, corners).chunk(4, dim=1)  # (A, n) each
-    return d - b - c + a
-
-
-def _inside(blocks: Blocks, grid: tuple[int, int]) -> Tensor:
-    """Return the patches of one block (A, 1) of each image: (A, Gh, Gw) bool."""
-    rows, columns = (torch.arange(side, device=blocks.top.device) for side in grid)
-    in_rows = (rows >= blocks.top) & (rows < blocks.top + blocks.height)  # (A, Gh)
-    in_columns = (columns >= blocks.left) & (columns < blocks.left + blocks.width)  # (A, Gw)
-    return in_rows[:, :, None] & in_columns[:, None, :]
+    height, width = height.clamp(max=Gh)[..., None], width.clamp(max=Gw)[..., None]  # (A, n, 1)
+    top = (draws[2, ..., None] * (Gh - height + 1)).long()
+    left = (draws[3, ..., None] * (Gw - width + 1)).long()
+    rows, columns = (torch.arange(side, device=draws.device) for side in grid)
+    in_rows = (rows >= top) & (rows < top + height)  # (A, n, Gh)
+    in_columns = (columns >= left) & (columns < left + width)  # (A, n, Gw)
+    return in_rows, in_columns, fits
 
 
 def _check(grid: tuple[int, int], count: int) -> None:
