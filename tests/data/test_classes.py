@@ -35,7 +35,7 @@ def test_names_count_the_classes_and_else_the_largest_label():
 @pytest.mark.parametrize(
     ("part", "other", "count", "message"),
     [
-        (train(None), None, None, "data.train here: images without a label; every image"),
+        (train(None), None, None, "data.train here: images without a label; the class"),
         (train([0, 1, -1]), None, None, "without a label, the first is 2.png"),
         (train([0, 3], ["a", "b"]), None, None, "1.png has the label 3, but there are 2 classes"),
         (train([0, 3]), None, 3, "has the label 3, but there are 3 classes; expected 0 to 2"),

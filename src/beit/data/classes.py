@@ -192,8 +192,8 @@ def known_labels(part: Labelled) -> Tensor:
     if labels is None or unknown is None or len(unknown):
         first = "" if unknown is None else f", the first is {part.source.name(int(unknown[0]))}"
         raise ValueError(
-            f"{part.where}: images without a label{first}; every image needs a label: use class "
-            "folders, or a label column in Parquet files"
+            f"{part.where}: images without a label{first}; the class of every image is needed: "
+            "use class folders, or a label column in Parquet files"
         )
     return labels
 
