@@ -1,13 +1,12 @@
-"""Corrupted images: milliseconds an image, ours against a NumPy loop over images, in one run.
+"""Corruptions: milliseconds per image of our batched code and of a NumPy loop over images.
 
     python benchmarks/corruptions.py [--side 32] [--images 256] [--numpy_images 16]
 
 The loop is the reference of the tests (tests/evaluation/corruption_reference.py): one image after
-the other, NumPy and Pillow over its pixels as the published scripts have it, but glass blur pixel
-by pixel. Ours draws its numbers from a generator an image, as in use. Both do all severities; a
-time is the least of the rounds, by the processor's clock. Tables that ours makes once for
-a severity are made before. Totals are over the 15 kinds, and without glass blur, the loop's
-slowest.
+the other, with NumPy and Pillow as in the published scripts, and glass blur pixel by pixel. Our
+code uses one generator per image, as in evaluation. Both run all severities. A time is the minimum
+over the rounds, in CPU time. Tables that our code builds once per severity are built before. Totals
+are over all 15 kinds, and over all but glass blur, the slowest kind of the loop.
 """
 
 import argparse
@@ -17,7 +16,7 @@ import time
 import record
 
 SEED = 0
-TARGET = 10  # times as fast over the 15 kinds: issue 4
+TARGET = 10  # expected speed-up over the 15 kinds
 
 
 def main() -> None:
@@ -34,21 +33,21 @@ def main() -> None:
     result["target"] = TARGET
     record.write_results(f"corruptions-{options.side}", result)
     met = "met" if total["ratio"] >= TARGET else "not met"
-    print(f"all 15 kinds: {total['ratio']:.1f} times as fast; {TARGET} asked for: {met}")
+    print(f"all 15 kinds: {total['ratio']:.1f} times as fast; target {TARGET}: {met}")
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--side", type=int, default=32)
-    parser.add_argument("--images", type=int, default=256, help="a batch of ours")
-    parser.add_argument("--numpy_images", type=int, default=16, help="those that the loop does")
+    parser.add_argument("--images", type=int, default=256, help="batch size of our code")
+    parser.add_argument("--numpy_images", type=int, default=16, help="images for the loop")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--severities", type=int, nargs="+", default=[1, 2, 3, 4, 5])
     return parser.parse_args()
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, object]]:
-    """Time each kind at each severity, ours and the loop in turn."""
+    """Time each kind at each severity, our code and the loop in turn."""
     import numpy as np
     import torch
 
@@ -91,7 +90,7 @@ def summed(rows: list[dict[str, object]]) -> dict[str, float]:
 
 
 class Draws:
-    """The numbers of the loop, by NumPy."""
+    """Random numbers of the loop, from NumPy."""
 
     def __init__(self, generator) -> None:
         self.generator = generator

@@ -1,8 +1,8 @@
-"""What a tokenizer's training step on a CPU gains from folded batch norms and from kept memory.
+"""Speed-up of a tokenizer's training step on a CPU by folded batch norms and by kept memory.
 
-The step of preset cifar10-cpu (32 px, 128 images, bfloat16 autocast, EfficientNet-Lite0 of random
-weights seen at 128 px), three ways in turn, each in a process of its own: plain, with the teacher's
-batch norms folded into its convolutions, and with freed memory kept as well.
+The step of preset cifar10-cpu (32 pixels, 128 images, bfloat16 autocast, EfficientNet-Lite0 with
+random weights at 128 pixels) in three variants, each in its own process: plain, with the teacher's
+batch norms folded into its convolutions, and with freed memory kept in addition.
 
     OMP_NUM_THREADS=2 python benchmarks/cpu_step.py
 """
@@ -22,7 +22,9 @@ BATCH, SEED = 128, 0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=15)
-    parser.add_argument("--rounds", type=int, default=2, help="each way runs so often; best counts")
+    parser.add_argument(
+        "--rounds", type=int, default=2, help="runs of each variant; the best counts"
+    )
     parser.add_argument("--worker", action="store_true")
     parser.add_argument("--way", default="plain")
     options = parser.parse_args()
@@ -30,7 +32,7 @@ def main() -> None:
         print(json.dumps(measure(options.way, options.steps)))
         return
     best: dict[str, dict[str, float]] = {}
-    for _ in range(options.rounds):  # in turn, so that a change of the machine's load hits all
+    for _ in range(options.rounds):  # in turn, so that changes of the machine's load affect all
         for way in WAYS:
             row = record.in_fresh_process(__file__, way=way, steps=options.steps)
             if way not in best or row["images_per_s"] > best[way]["images_per_s"]:
@@ -45,7 +47,7 @@ def main() -> None:
 
 
 def measure(way: str, steps: int) -> dict[str, float]:
-    """Time steps after three that warm up."""
+    """Time the steps after three warm-up steps."""
     import timm
     import torch
 

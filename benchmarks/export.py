@@ -1,9 +1,9 @@
-"""Every export of ViT-B/16 at 224 with random weights: how far it is from the model, and its size.
+"""All exports of ViT-B/16 at 224 pixels with random weights: deviation from the model, and size.
 
-Backbone and classifier (a relative position bias in each block, its tables filled too), the
-pretraining model with a shared one and 8,192 codes, and the VQ-KD tokenizer of the paper's size.
-`beit export` compares each with the model in the library it is for, 1, 3 and 8 images at a time.
-Fails when a float output differs by more than 1e-4.
+Backbone and classifier (with a relative position bias per block, tables filled with random
+numbers), the pretraining model with a shared bias and 8,192 codes, and the VQ-KD tokenizer of the
+paper's size. `beit export` compares each with the model in the library of its format, for 1, 3 and
+8 images at a time. Fails if a float output differs by more than 1e-4.
 
     python benchmarks/export.py [--only onnx]
 """
@@ -38,7 +38,9 @@ FORMATS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=FORMATS["backbone"], help="one format, nothing written")
+    parser.add_argument(
+        "--only", choices=FORMATS["backbone"], help="one format; no results are written"
+    )
     only = parser.parse_args().only
     rows = []
     with tempfile.TemporaryDirectory() as folder:
@@ -60,7 +62,7 @@ def main() -> None:
 
 
 def model(kind: str) -> nn.Module:
-    """Build a model and give every tensor that starts at zero or one a value of its own."""
+    """Build a model and randomise the parameters that are initialised to zeros or ones."""
     torch.manual_seed(SEED)
     models = {
         "backbone": lambda: VisionTransformer(PER_BLOCK),
@@ -76,12 +78,12 @@ def model(kind: str) -> nn.Module:
             elif name.endswith(("bias", "gamma_1", "gamma_2")):
                 tensor.add_(torch.randn_like(tensor), alpha=0.1)
             elif name.startswith("encode_task") or name == "head.weight":
-                tensor.normal_(std=0.1)  # so that vectors and logits are not all near zero
+                tensor.normal_(std=0.1)  # otherwise vectors and logits would be near zero
     return built.eval()
 
 
 def measure(source: Path, format_: str, folder: Path) -> dict[str, Any]:
-    """Export, and give the worst figure over all batches and outputs."""
+    """Export, and return the largest deviation over all batches and outputs."""
     suffixes = export.FORMATS[format_].suffixes
     output = folder / f"out-{source.stem}-{format_}{suffixes[0] if suffixes else ''}"
     result = export.run(export.Config(str(source), str(output), format_))

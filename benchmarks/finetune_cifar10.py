@@ -1,8 +1,8 @@
-"""What pretraining is worth on CIFAR-10: fine-tuning from three starts, by share of labels, seeds.
+"""Benefit of pretraining on CIFAR-10: fine-tuning from three starts, by share of labels and seed.
 
-Each run is an ordinary run directory of `beit finetune --preset cifar10-ft-cpu` (from scratch
-cifar10-ft-cpu-scratch), one thread each. A run that is complete is not repeated, one that was
-interrupted goes on. Smaller shares of the labels are seen for more epochs, from every start alike.
+Each run is an ordinary run directory of `beit finetune --preset cifar10-ft-cpu` (from scratch:
+cifar10-ft-cpu-scratch), with one thread. Complete runs are skipped, interrupted ones are resumed.
+Smaller shares of the labels are trained for more epochs, equally for every start.
 
     python benchmarks/finetune_cifar10.py --pretrained runs/cifar10-pretrain \
         --tokenizer runs/cifar10-tokenizer
@@ -23,12 +23,12 @@ from typing import Any, NamedTuple
 import record
 
 TRAINING_IMAGES = 50_000
-EPOCHS = {1.0: None, 0.1: 20, 0.01: 100}  # None: those of the preset
+EPOCHS = {1.0: None, 0.1: 20, 0.01: 100}  # by share of labels; None: those of the preset
 STARTS = ("pretrained", "tokenizer", "scratch")
 
 
 class Run(NamedTuple):
-    """One fine-tuning: where it starts, the share of labels, its seed."""
+    """One fine-tuning run: start, share of labels, seed."""
 
     start: str
     share: float
@@ -51,7 +51,7 @@ def main() -> None:
     sources = {"pretrained": options.pretrained, "tokenizer": options.tokenizer}
     options.output.mkdir(parents=True, exist_ok=True)
     runs = [Run(*values) for values in product(STARTS, options.shares, options.seeds)]
-    runs.sort(key=lambda run: (run.share, run.seed))  # what is quick first
+    runs.sort(key=lambda run: (run.share, run.seed))  # quick runs first
     with ThreadPoolExecutor(options.jobs) as pool:
         jobs = [pool.submit(finetune, run, sources, options.output) for run in runs]
         rows = [row_of(run, job.result()) for run, job in zip(runs, jobs, strict=True)]
@@ -63,7 +63,7 @@ def main() -> None:
 
 
 def finetune(run: Run, sources: dict[str, str], output: Path) -> Path:
-    """Carry out one run, or the rest of it; its output goes to a file beside its directory."""
+    """Start or resume one run; its output goes to a file beside its directory."""
     directory = output / run.name
     if (directory / "weights.safetensors").exists():
         return directory
@@ -88,21 +88,21 @@ def finetune(run: Run, sources: dict[str, str], output: Path) -> Path:
 
 
 def row_of(run: Run, directory: Path) -> dict[str, Any]:
-    """Read what a run scored after its last epoch, and how long its steps took."""
+    """Read the final score of a run and its speed."""
     records = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
-    judged = [one for one in records if "val_top1" in one]
+    validations = [record for record in records if "val_top1" in record]
     speeds = [json.loads(line) for line in (directory / "speed.jsonl").read_text().splitlines()]
     return {
         **run._asdict(),
-        "top1": judged[-1]["val_top1"],
-        "nll": judged[-1]["val_loss"],
-        "images_per_s": statistics.median(one["images_per_second"] for one in speeds),
-        "curve": [[round(one["epoch"], 3), one["val_top1"]] for one in judged],
+        "top1": validations[-1]["val_top1"],
+        "nll": validations[-1]["val_loss"],
+        "images_per_s": statistics.median(line["images_per_second"] for line in speeds),
+        "curve": [[round(row["epoch"], 3), row["val_top1"]] for row in validations],
     }
 
 
 def summary(rows: list[dict[str, Any]], shares: list[float]) -> Iterator[dict[str, Any]]:
-    """Put mean and standard deviation over the seeds into a table, in percent."""
+    """Yield rows of mean and standard deviation over the seeds, in percent."""
     for share, start in product(shares, STARTS):
         scores = [100 * r["top1"] for r in rows if (r["share"], r["start"]) == (share, start)]
         yield {

@@ -1,11 +1,11 @@
-"""The linear probe against scikit-learn's logistic regression, and a grid of rates against one.
+"""The linear probe compared with scikit-learn, and ten learning rates compared with one.
 
-Features are computed once. On them: accuracy of `beit probe`'s linear classifier and of
-LogisticRegression (lbfgs, the same standardised features, C chosen on the same held-out part; the
-choice of either never sees the test images), [CLS] and mean. Then the seconds of a probe with ten
-rates and with one: `probe` is what the command costs (features of both sets, k-NN, fit), `fit` the
-training of the classifiers alone. Random features of given sizes follow for `fit`: its arithmetic
-is ten times as much, so the share of all else decides.
+Features are computed once, for [CLS] and mean. The first table compares the accuracy of `beit
+probe`'s linear classifier with LogisticRegression (lbfgs, the same standardised features, C chosen
+on the same held-out part; test images are never used for a choice). Then the time of a probe with
+ten rates and with one: `probe` is the time of the command (features of both sets, k-NN, fit), `fit`
+that of training the classifiers alone. `fit` is also timed on random features of several sizes: ten
+rates take ten times the arithmetic, so the ratio depends on the share of everything else.
 
     OMP_NUM_THREADS=1 python benchmarks/probe_grid.py --model runs/pretrain \
         --train data/cifar10/train.parquet --test data/cifar10/test.parquet --crop-ratio 1
@@ -31,22 +31,26 @@ from beit.probing.grids import linear_grid, probe_features
 from beit.probing.training import fit, split, steps_per_epoch
 from beit.run.device import DeviceConfig, launch
 
-PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)  # C, the inverse strength
+PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)  # values of C, the inverse regularisation
 SIZES = ((5000, 192, 10, 3), (5000, 768, 100, 1), (2048, 768, 1000, 1))  # n, D, Y, epochs
 ONE_RATE = (0.1,)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", help="what beit probe opens; without it only random features")
+    parser.add_argument(
+        "--model", help="model for beit probe; without it only random features are timed"
+    )
     parser.add_argument("--train", default="")
     parser.add_argument("--test", default="")
     parser.add_argument("--limit", type=int)
     parser.add_argument("--test-limit", type=int)
     parser.add_argument("--crop-ratio", type=float, default=0.875)
     parser.add_argument("--accelerator", default="auto")
-    parser.add_argument("--rounds", type=int, default=3, help="of each timing; the best counts")
-    parser.add_argument("--name", default="probe_grid", help="of the file of results")
+    parser.add_argument(
+        "--rounds", type=int, default=3, help="rounds of each timing; the best counts"
+    )
+    parser.add_argument("--name", default="probe_grid", help="name of the results file")
     options = parser.parse_args()
     config = probe.Config(
         model=options.model or "random features",
@@ -61,17 +65,17 @@ def main() -> None:
     fabric = launch(config.device)
     result: dict[str, Any] = record.provenance(fabric.device.type, [config.seed])
     if options.model:
-        found = on_images(config, fabric)
-        record.print_table(found["accuracy"], list(found["accuracy"][0]))
-        record.print_table([found["seconds"]], list(found["seconds"]))
-        result |= found
+        measured = on_images(config, fabric)
+        record.print_table(measured["accuracy"], list(measured["accuracy"][0]))
+        record.print_table([measured["seconds"]], list(measured["seconds"]))
+        result |= measured
     rows = [on_random(size, config, fabric.device, options.rounds) for size in SIZES]
     record.print_table(rows, list(rows[0]))
     record.write_results(options.name, result | {"random": rows})
 
 
 def on_images(config: probe.Config, fabric: Any) -> dict[str, Any]:
-    """Compute features once; compare accuracies and seconds on them."""
+    """Compute features once, and compare accuracies and times on them."""
     train = open_source(config.train, limit=config.limit)
     test = open_source(config.test, limit=config.test_limit)
     labelled = Labelled("train", config.train, train), Labelled("test", config.test, test)
@@ -116,7 +120,7 @@ def on_images(config: probe.Config, fabric: Any) -> dict[str, Any]:
 def logistic_regression(
     train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, config: probe.Config
 ) -> tuple[float, float]:
-    """Fit scikit-learn's on the part that ours is fitted to; return accuracy and the C chosen."""
+    """Fit scikit-learn's classifier on our training part; return test accuracy and chosen C."""
     from sklearn.linear_model import LogisticRegression
 
     fitted, held_out = split(len(train), config.held_out, config.seed)
@@ -126,15 +130,15 @@ def logistic_regression(
     for penalty in PENALTIES:
         model = LogisticRegression(C=penalty, max_iter=2000)
         model.fit(((train[fitted] - mean) / std).numpy(), train_labels[fitted].numpy())
-        chosen_by, tested = (
+        held_out_accuracy, test_accuracy = (
             model.score(((features - mean) / std).numpy(), labels.numpy())
             for features, labels in (
                 (train[held_out], train_labels[held_out]),
                 (test, test_labels),
             )
         )
-        if chosen_by > best[0]:
-            best = (chosen_by, tested, penalty)
+        if held_out_accuracy > best[0]:
+            best = (held_out_accuracy, test_accuracy, penalty)
     return best[1], best[2]
 
 

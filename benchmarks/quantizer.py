@@ -1,9 +1,8 @@
-"""Memory and time of one codebook step at full size, against the published one-hot way.
+"""Memory and time of one codebook step at full size, compared with the published one-hot method.
 
-25,088 vectors (128 images of 196 patches) x 8192 codes x 32 channels: choose codes, sum up, update.
-Each way runs in a process of its own. Memory is the peak above the inputs, that is above what the
-process held with vectors and codebook in place and the libraries warm. Fails when ours reaches
-400 MB, or when the two ways disagree.
+25,088 vectors (128 images of 196 patches) x 8192 codes x 32 channels: look up codes, sum, update.
+Each method runs in its own process. Memory is the peak above the memory after the inputs were
+created and the libraries loaded. Fails if ours reaches 400 MB, or if the two methods disagree.
 
     python benchmarks/quantizer.py [--device cuda]
 """
@@ -53,7 +52,7 @@ def main() -> None:
     record.write_results(f"quantizer-{options.device}", result)
     if rows[0]["peak_mb"] >= LIMIT_MB:
         sys.exit(f"ours took {rows[0]['peak_mb']:.0f} MB above its inputs; expected < {LIMIT_MB}")
-    # Rounding may decide near ties, of which 25,088 x 8192 random cosines have about one.
+    # Rounding decides near ties: 25,088 x 8192 random cosines have about one.
     if agreement < 0.9999:
         sys.exit(f"codes agree on {agreement:.4%} only; expected 99.99 % or more")
 
@@ -63,7 +62,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vectors", type=int, default=25_088)
     parser.add_argument("--codes", type=int, default=8192)
     parser.add_argument("--width", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3, help="timed after the first")
+    parser.add_argument("--repeats", type=int, default=3, help="timed steps after the first")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--keep", help=argparse.SUPPRESS)
@@ -72,7 +71,7 @@ def parse() -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace) -> dict[str, object]:
-    """Run one way: the first pass gives memory and results, the repeats the time."""
+    """Run one method: the first pass gives memory and results, the repeats the time."""
     import reference
     import torch
 
@@ -89,9 +88,9 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
             codes = quantizer.nearest(vectors)
             quantizer.update(quantizer.statistics(vectors, codes))
             return codes
-        chosen = reference.quantize(vectors, quantizer.codebook)
-        reference.update(quantizer, chosen)
-        return chosen.codes
+        assignment = reference.quantize(vectors, quantizer.codebook)
+        reference.update(quantizer, assignment)
+        return assignment.codes
 
     def wait() -> float:
         if device == "cuda":
@@ -99,7 +98,7 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
         return time.perf_counter()
 
     with torch.no_grad():
-        step(small, vectors[:64])  # libraries, threads
+        step(small, vectors[:64])  # warm up libraries and threads
         wait()
         if device == "cuda":
             torch.cuda.reset_peak_memory_stats()
@@ -123,17 +122,18 @@ def measure(options: argparse.Namespace) -> dict[str, object]:
 
 
 def compare(ours: Path, published: Path) -> tuple[float, float]:
-    """Return the share of equal codes, and the largest difference where codebooks should agree.
+    """Return the share of equal codes, and the largest difference of the codebooks.
 
-    A code that a near tie gave to one way only is left out of the second.
+    Codes with a vector that only one method assigned to them, by a near tie, are left out of the
+    difference.
     """
     import torch
 
     first, second = (torch.load(path, weights_only=True) for path in (ours, published))
     same = first["codes"] == second["codes"]
     settled = torch.ones(len(first["codebook"]), dtype=torch.bool)
-    for found in (first, second):
-        settled[found["codes"][~same]] = False
+    for result in (first, second):
+        settled[result["codes"][~same]] = False
     difference = (first["codebook"] - second["codebook"])[settled].abs().max()
     return same.double().mean().item(), difference.item()
 

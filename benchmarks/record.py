@@ -1,4 +1,4 @@
-"""Where a figure comes from, and how much memory it took: shared by the benchmarks."""
+"""Shared by the benchmarks: provenance of results, memory in use, results files and tables."""
 
 import json
 import platform
@@ -13,7 +13,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def provenance(device: str, seeds: list[int]) -> dict[str, Any]:
-    """Return command, commit, machine and seeds: what a result must have behind it."""
+    """Return command, commit, machine and seeds, to be stored with every result."""
     import torch
 
     machine = {
@@ -34,7 +34,7 @@ def provenance(device: str, seeds: list[int]) -> dict[str, Any]:
 
 
 def cpu_model() -> str:
-    """Return the processor's name where the system gives it."""
+    """Return the name of the processor, if the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except FileNotFoundError:
@@ -44,7 +44,7 @@ def cpu_model() -> str:
 
 
 def commit() -> str:
-    """Return the commit that is checked out; -dirty when files of the code differ from it."""
+    """Return the current commit, with -dirty if code files differ from it."""
     try:
         return git("rev-parse", "HEAD") + ("-dirty" if changed_code() else "")
     except (FileNotFoundError, subprocess.CalledProcessError):
@@ -52,19 +52,19 @@ def commit() -> str:
 
 
 def changed_code() -> list[str]:
-    """Return the changed and new files; results themselves do not count."""
+    """Return the changed and new files, without benchmark results."""
     lines = git("status", "--porcelain", "--untracked-files=all").splitlines()
     return [line for line in lines if not line[3:].startswith("benchmarks/results/")]
 
 
 def git(*arguments: str) -> str:
-    """Return what a git command prints, which must not be one that changes anything."""
+    """Return the output of a git command, which must be a read-only one."""
     command = ["git", "-C", str(ROOT), *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.rstrip()
 
 
 class Memory(NamedTuple):
-    """Bytes in use, of the CUDA device or else of this process: now, and at most so far."""
+    """Bytes in use, now and at the peak: of the CUDA device, or of this process."""
 
     now: int
     peak: int
@@ -77,7 +77,7 @@ def memory(device: str) -> Memory:
 
         return Memory(torch.cuda.memory_allocated(), torch.cuda.max_memory_allocated())
     status = Path("/proc/self/status")
-    if status.exists():  # its peak starts anew with a program; getrusage may remember the parent's
+    if status.exists():  # its peak is the program's own; getrusage can include the parent's
         lines = (line.split() for line in status.read_text().splitlines())
         kib = {words[0]: int(words[1]) for words in lines if words[0] in ("VmRSS:", "VmHWM:")}
         return Memory(kib["VmRSS:"] * 1024, kib["VmHWM:"] * 1024)
@@ -87,9 +87,9 @@ def memory(device: str) -> Memory:
 
 
 def in_fresh_process(script: str, **options: object) -> dict[str, Any]:
-    """Run a script with ``--worker`` and options; return the JSON of the last line it prints.
+    """Run a script with ``--worker`` and options; return the JSON of its last output line.
 
-    A process of its own for each measurement: a peak of memory can only rise.
+    Each measurement has its own process, because the peak memory of a process never falls.
     """
     command = [sys.executable, script, "--worker"]
     for name, value in options.items():
@@ -104,7 +104,7 @@ def in_fresh_process(script: str, **options: object) -> dict[str, Any]:
 
 
 def write_results(name: str, result: dict[str, Any]) -> None:
-    """Write benchmarks/results/NAME.json and say so."""
+    """Write benchmarks/results/NAME.json and print its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
@@ -112,7 +112,7 @@ def write_results(name: str, result: dict[str, Any]) -> None:
 
 
 def print_table(rows: list[dict[str, Any]], columns: list[str]) -> None:
-    """Print rows as a table, numbers to the right; a dash stands for what was not measured."""
+    """Print rows as a right-aligned table, with a dash for missing values."""
     cells = [[shown(row.get(column)) for column in columns] for row in rows]
     widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
     for line in [columns, *cells]:

@@ -1,16 +1,15 @@
-"""The yardstick: the two training steps computed eagerly, in the manner of the published code.
+"""The baseline: both training steps computed in the manner of the published code.
 
-Written anew from the description in the papers and from what is known of that code's behaviour; it
-reads the parameters of our own models, so that both can be compared number by number. What it does
-as the published code does, and ours does not:
+Written from the papers and from the known behaviour of that code. It reads the parameters of our
+models, so that results can be compared number by number. Like the published code, and unlike ours:
 
-- attention logits and their softmax are kept as tensors, (B, h, n, n) each, in every block;
+- attention logits and their softmax are stored as tensors (B, h, n, n) in every block;
 - patches are embedded by a strided convolution;
-- masks are maps of True and False, and select tokens by boolean indexing;
-- a vector's squared distances to all codes are written out, and the choice is one row of a
-  (B*N, K) one-hot matrix in int64, whose product with the vectors gives the sums per code,
-  in whatever precision autocast chooses, and counted even where only the codes are wanted;
-- losses and accuracies are read back to the CPU at every step; AdamW goes weight by weight.
+- masks are boolean maps, and tokens are selected by boolean indexing;
+- squared distances of all vectors to all codes are stored, and assignments are a (B*N, K) one-hot
+  matrix in int64, whose product with the vectors gives the sums per code, in the precision that
+  autocast chooses, even if only the codes are needed;
+- losses and accuracies are read back to the CPU at every step; AdamW loops over the weights.
 """
 
 from collections.abc import Iterable
@@ -35,19 +34,19 @@ def attention(part: Attention, tokens: Tensor, bias: Tensor | None) -> Tensor:
     qkv = F.linear(tokens, part.qkv.weight, torch.cat((part.q_bias, zeros, part.v_bias)))
     q, k, v = qkv.reshape(B, n, 3, h, D // h).permute(2, 0, 3, 1, 4)  # (B, h, n, D/h)
     logits = (q * (D // h) ** -0.5) @ k.transpose(-2, -1)  # (B, h, n, n)
-    for one in (part.rel_pos_bias() if part.rel_pos_bias else None, bias):
-        if one is not None:
-            logits = logits + one
+    for term in (part.rel_pos_bias() if part.rel_pos_bias else None, bias):
+        if term is not None:
+            logits = logits + term
     weights = logits.softmax(dim=-1)
     return part.proj((weights @ v).transpose(1, 2).reshape(B, n, D))
 
 
 def block(part: Block, tokens: Tensor, bias: Tensor | None) -> Tensor:
-    """Pass tokens (B, n, D) through a block; stochastic depth is off in all that is timed."""
-    mixed = attention(part.attn, part.norm1(tokens), bias)
-    tokens = tokens + (mixed if part.gamma_1 is None else part.gamma_1 * mixed)
-    changed = part.mlp(part.norm2(tokens))
-    return tokens + (changed if part.gamma_2 is None else part.gamma_2 * changed)
+    """Transform tokens (B, n, D) by a block, without stochastic depth, which no benchmark uses."""
+    branch = attention(part.attn, part.norm1(tokens), bias)
+    tokens = tokens + (branch if part.gamma_1 is None else part.gamma_1 * branch)
+    branch = part.mlp(part.norm2(tokens))
+    return tokens + (branch if part.gamma_2 is None else part.gamma_2 * branch)
 
 
 def embed_patches(vit: VisionTransformer, pixels: Tensor) -> Tensor:
@@ -65,21 +64,21 @@ def encode(vit: VisionTransformer, pixels: Tensor) -> Tensor:
 
 
 def with_cls(vit: VisionTransformer, patches: Tensor) -> Tensor:
-    """Put [CLS] before the patches, and add absolute positions where there are any."""
+    """Prepend [CLS] to the patches, and add absolute positions if the model has them."""
     tokens = torch.cat((vit.cls_token.expand(len(patches), -1, -1), patches), dim=1)
     return tokens if vit.pos_embed is None else tokens + vit.pos_embed
 
 
-class Chosen(NamedTuple):
-    """What the one-hot quantizer gives."""
+class Assignment(NamedTuple):
+    """Output of the one-hot quantizer."""
 
     codes: Tensor  # (rows,) int64
-    sums: Tensor  # (K, C) of the vectors that chose each code
+    sums: Tensor  # (K, C) sums of the vectors assigned to each code
     counts: Tensor  # (K,)
 
 
-def quantize(rows: Tensor, codebook: Tensor) -> Chosen:
-    """Choose codes for unit rows (n, C) by squared distance, all pairs at once."""
+def quantize(rows: Tensor, codebook: Tensor) -> Assignment:
+    """Assign codes to unit rows (n, C) by squared distance, all pairs at once."""
     K = len(codebook)
     distances = (
         rows.pow(2).sum(dim=1, keepdim=True)
@@ -87,25 +86,25 @@ def quantize(rows: Tensor, codebook: Tensor) -> Chosen:
         - 2 * torch.einsum("nc,kc->nk", rows, codebook)
     )  # (n, K)
     codes = distances.argmin(dim=1)
-    one_hot = F.one_hot(codes, K).type(rows.dtype)  # (n, K), by way of int64
-    return Chosen(codes, one_hot.t() @ rows, one_hot.sum(dim=0))
+    one_hot = F.one_hot(codes, K).type(rows.dtype)  # (n, K), converted from int64
+    return Assignment(codes, one_hot.t() @ rows, one_hot.sum(dim=0))
 
 
 @torch.no_grad()
-def update(quantizer: Quantizer, chosen: Chosen) -> None:
-    """Move the codebook: the spherical moving average, as ours."""
-    empty = chosen.counts == 0
-    centroids = chosen.sums / chosen.counts.masked_fill(empty, 1.0)[:, None]
+def update(quantizer: Quantizer, assignment: Assignment) -> None:
+    """Update the codebook by the spherical moving average, as ours."""
+    empty = assignment.counts == 0
+    centroids = assignment.sums / assignment.counts.masked_fill(empty, 1.0)[:, None]
     centroids = F.normalize(centroids.float(), dim=1)
     centroids = torch.where(empty[:, None], quantizer.codebook, centroids)
     decay = quantizer.decay
     moved = F.normalize(quantizer.codebook * decay + centroids * (1 - decay), dim=1)
     quantizer.codebook.copy_(moved)
-    quantizer.counts.mul_(decay).add_(chosen.counts, alpha=1 - decay)
+    quantizer.counts.mul_(decay).add_(assignment.counts, alpha=1 - decay)
 
 
 def to_pixels(images: Tensor) -> Tensor:
-    """Bring images (B, 3, H, W) to [-1, 1], guessing from their largest value what they hold."""
+    """Map images (B, 3, H, W) to [-1, 1], guessing their range from the largest value."""
     if images.max() <= 1:
         images = images * 255
     return images / 127.5 - 1
@@ -120,35 +119,35 @@ def vectors_of(vqkd: VQKD, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def tokenize(vqkd: VQKD, images: Tensor) -> Tensor:
-    """Return codes (B, N) of images (B, 3, H, W) in [0, 1]; usage is counted all the same."""
+    """Return codes (B, N) of images (B, 3, H, W) in [0, 1]; usage is counted, too."""
     rows = vectors_of(vqkd, images)
     return quantize(rows, vqkd.quantizer.codebook).codes.view(len(images), -1)
 
 
 class TokenizerOutput(NamedTuple):
-    """What one forward pass of the tokenizer gives."""
+    """Output of a forward pass of the tokenizer."""
 
     features: Tensor  # (B, N, T)
     commitment: Tensor  # ()
-    chosen: Chosen
+    assignment: Assignment
 
 
 def tokenizer_forward(vqkd: VQKD, images: Tensor) -> TokenizerOutput:
-    """Encode, quantize and rebuild images (B, 3, H, W) in [0, 1]."""
+    """Encode, quantize and decode images (B, 3, H, W) in [0, 1]."""
     rows = vectors_of(vqkd, images)
     with torch.no_grad():
-        chosen = quantize(rows, vqkd.quantizer.codebook)
-    quantized = F.embedding(chosen.codes, vqkd.quantizer.codebook)  # (B*N, C)
+        assignment = quantize(rows, vqkd.quantizer.codebook)
+    quantized = F.embedding(assignment.codes, vqkd.quantizer.codebook)  # (B*N, C)
     commitment = F.mse_loss(quantized.detach(), rows)
-    passed = rows + (quantized - rows).detach()
-    code_map = passed.view(len(images), *vqkd.grid, -1).permute(0, 3, 1, 2).contiguous()
-    return TokenizerOutput(vqkd.decode_task(encode(vqkd.decoder, code_map)), commitment, chosen)
+    decoder_input = rows + (quantized - rows).detach()
+    code_map = decoder_input.view(len(images), *vqkd.grid, -1).permute(0, 3, 1, 2).contiguous()
+    return TokenizerOutput(vqkd.decode_task(encode(vqkd.decoder, code_map)), commitment, assignment)
 
 
 def mim_forward(
     model: MaskedImageModel, pixels: Tensor, hidden: Tensor
 ) -> tuple[Tensor, Tensor | None]:
-    """Predict hidden patches (B, N) bool of normalised pixels: two (B*M, K), or one and None."""
+    """Predict hidden patches (B, N) bool of normalised pixels: (B*M, K) twice, or once and None."""
     vit, early = model.backbone, model.config.early_layers
     patches = embed_patches(vit, pixels)
     weight = hidden[..., None].type_as(patches)
@@ -187,7 +186,7 @@ def pretraining_step(
     hidden: Tensor,
     autocast: torch.autocast,
 ) -> float:
-    """Take one step; pixels are normalised on the way in, images in [0, 1] go to the tokenizer."""
+    """Take one step; pixels are normalised, and the tokenizer gets images in [0, 1]."""
     with torch.no_grad(), autocast:
         targets = tokenize(vqkd, images)[hidden]  # (B*M,)
     with autocast:
@@ -214,18 +213,18 @@ def tokenizer_step(
     targets: Tensor,
     autocast: torch.autocast,
 ) -> float:
-    """Take one step towards targets (B, N, T), which stand for the teacher's features."""
+    """Take one step; targets (B, N, T) replace the teacher's features."""
     with autocast:
         output = tokenizer_forward(vqkd, images)
         reconstruction = cosine_loss(output.features, targets)
         loss = reconstruction + output.commitment
-    update(vqkd.quantizer, output.chosen)
+    update(vqkd.quantizer, output.assignment)
     value = loss.item()
     optimizer.zero_grad()
     loss.backward()
     optimizer.step()
-    for figure in (reconstruction, output.commitment):
-        figure.item()
+    for metric in (reconstruction, output.commitment):
+        metric.item()
     wait(images)
     return value
 

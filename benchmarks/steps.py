@@ -1,8 +1,8 @@
-"""Speed and memory of a pretraining step and a tokenizer step, against the published way.
+"""Speed and memory of a pretraining step and a tokenizer step, compared with the published method.
 
-The published way is benchmarks/reference.py, which computes on the same parameters; before anything
-is timed, outputs and gradients of both are compared in float32. Each measurement has a process of
-its own. Left out, being alike in both: the teacher's forward pass, loading and augmenting images.
+The published method is benchmarks/reference.py, on the same parameters. Before the timing, outputs
+and gradients of both are compared in float32. Each measurement has its own process. The teacher's
+forward pass, image loading and augmentation are left out, because they are the same in both.
 
     python benchmarks/steps.py --device cuda --batch 64 128 256 --precision bf16 --compile \\
         --peak-tflops 989
@@ -62,7 +62,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=["32", "bf16"], default="32", help="bf16: autocast")
     parser.add_argument("--compile", action="store_true", help="measure ours compiled as well")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--steps", type=int, default=20, help="timed, after two that are not")
+    parser.add_argument(
+        "--steps", type=int, default=20, help="timed steps, after two warm-up steps"
+    )
     parser.add_argument("--peak-tflops", type=float, help="of the device at this precision")
     parser.add_argument("--way", help=argparse.SUPPRESS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
@@ -103,7 +105,7 @@ def inputs(options: argparse.Namespace, batch: int, model: Any) -> tuple[Any, An
 
 
 def as_published(model: Any, images: Any, masked: Any) -> tuple[Any, Any, Any]:
-    """Return what the published code is given: pixels normalised, images in [0, 1], a bool mask."""
+    """Return the inputs of the published code: normalised pixels, images in [0, 1], a bool mask."""
     import torch
 
     floats = images.float() / 255
@@ -114,26 +116,27 @@ def as_published(model: Any, images: Any, masked: Any) -> tuple[Any, Any, Any]:
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Check that both ways compute the same, and count the operations of an image."""
+    """Check that both methods give the same results, and count the FLOPs of an image."""
     import reference
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from beit.nn.losses import cosine_distance, masked_token_losses
+    from beit.nn.losses import cosine_distance, masked_losses
 
     B = 2
     model, vqkd = build(options)
     with torch.no_grad():
         for parameter in (*model.parameters(), *vqkd.parameters()):
-            parameter.add_(torch.randn_like(parameter), alpha=0.01)  # no zeros to hide behind
+            parameter.add_(torch.randn_like(parameter), alpha=0.01)  # zeros would hide differences
     images, masked, targets = inputs(options, B, model)
     pixels, floats, hidden = as_published(model, images, masked)
-    found: dict[str, float] = {}
+    differences: dict[str, float] = {}
 
     def check(name: str, ours: torch.Tensor, published: torch.Tensor, limit: float) -> None:
         scale = published.abs().max().clamp(min=1e-12)
-        found[name] = ((ours - published.view_as(ours)).abs().max() / scale).item()
-        assert found[name] <= limit, f"{name}: {found[name]:.2g} of the largest, expected {limit}"
+        difference = ((ours - published.view_as(ours)).abs().max() / scale).item()
+        assert difference <= limit, f"{name}: {difference:.2g} of the largest, expected {limit}"
+        differences[name] = difference
 
     def gradients(module: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
         grads = torch.autograd.grad(loss, list(module.parameters()))
@@ -142,7 +145,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     codes = vqkd.encode(images)
     same = (codes == reference.tokenize(vqkd, floats)).all(dim=1)
     assert same.any(), "the two tokenizers agree on no image"
-    found["images of the same codes"] = same.double().mean().item()
+    differences["images of the same codes"] = same.double().mean().item()
 
     with FlopCounterMode(display=False) as counted:
         logits, cls_logits = reference.mim_forward(model, pixels, hidden)
@@ -153,7 +156,7 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
     labels = codes.gather(1, masked)
     cross_entropy = torch.nn.functional.cross_entropy
     published_loss = cross_entropy(logits, codes[hidden]) + cross_entropy(cls_logits, codes[hidden])
-    ours_loss = sum(masked_token_losses(prediction, labels))
+    ours_loss = sum(masked_losses(prediction, labels))
     check(
         "pretraining gradients",
         gradients(model, ours_loss),
@@ -172,8 +175,8 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         1e-3,
     )
     statistics = vqkd.quantizer.statistics(output.vectors, output.codes)
-    check("sums of vectors", statistics[:, :-1], expected.chosen.sums, 1e-4)
-    check("counts", statistics[:, -1], expected.chosen.counts, 0)
+    check("sums of vectors", statistics[:, :-1], expected.assignment.sums, 1e-4)
+    check("counts", statistics[:, -1], expected.assignment.counts, 0)
 
     with torch.no_grad(), FlopCounterMode(display=False) as counted:
         rows = reference.vectors_of(vqkd, floats)
@@ -184,16 +187,16 @@ def compare(options: argparse.Namespace) -> dict[str, Any]:
         )
     decoder_flops = counted.get_total_flops() / len(floats)
     lookup_flops = 2 * vqkd.quantizer.codebook.numel() * codes.shape[1]
-    flops = {  # backward costs twice the forward pass
+    flops = {  # a backward pass costs two forward passes
         "pretraining": 3 * model_flops + encoder_flops + lookup_flops,
         "tokenizer": 3 * (encoder_flops + decoder_flops) + lookup_flops,
     }
-    agreement = {name: float(f"{value:.2g}") for name, value in found.items()}
+    agreement = {name: float(f"{value:.2g}") for name, value in differences.items()}
     return {"agreement": agreement, "flops_per_image": flops}
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Time one way of one task at one batch size."""
+    """Time one method for one task and batch size."""
     import torch
 
     device, task, way = options.device, options.task[0], options.way
@@ -227,10 +230,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def our_step(
     task: str, model: Any, vqkd: Any, batch: tuple[Any, Any, Any], autocast: Any, compiled: bool
 ) -> Callable[[], Any]:
-    """Return a step as the recipes take it."""
+    """Return a training step as in the recipes."""
     import torch
 
-    from beit.nn.losses import cosine_distance, masked_token_losses
+    from beit.nn.losses import cosine_distance, masked_losses
 
     images, masked, targets = batch
     learner = (model if task == "pretraining" else vqkd).train()
@@ -243,7 +246,7 @@ def our_step(
             target = vqkd.encode(images).gather(1, masked)  # (B, M)
         with autocast:
             prediction = forward(images, masked)
-        loss = sum(masked_token_losses(prediction, target))
+        loss = sum(masked_losses(prediction, target))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learner.parameters(), 3.0)
         optimizer.step()
@@ -268,7 +271,7 @@ def our_step(
 def published_step(
     task: str, model: Any, vqkd: Any, batch: tuple[Any, Any, Any], autocast: Any
 ) -> Callable[[], Any]:
-    """Return a step in the manner of the published code."""
+    """Return a training step in the manner of the published code."""
     import reference
 
     images, masked, targets = batch

@@ -1,12 +1,12 @@
-"""Our UPerNet decoder beside that of segmentation-models-pytorch: outputs, sizes, cost.
+"""Our UPerNet decoder compared with that of segmentation-models-pytorch: outputs, sizes, cost.
 
     pip install --no-deps segmentation-models-pytorch
     python benchmarks/upernet.py [--width 768] [--channels 768] [--image 512] [--batch 1]
 
-Both read the same four maps, those of a ViT's pyramid. Theirs gets our weights, and its layer norms
-on the maps are taken out to compare outputs: the published decoder has none. Its costs are told as
-it comes, with them. Random weights and maps, float32; a time is the least of the rounds, on the CPU
-by the processor's clock (OMP_NUM_THREADS=1, or waiting threads count).
+Both read the same four maps of a ViT's pyramid. Theirs gets our weights. Its layer norms on the
+maps are removed to compare outputs, because the published decoder has none; its cost is measured
+with them. Weights and maps are random, in float32. A time is the minimum over the rounds, in CPU
+time (set OMP_NUM_THREADS=1, or waiting threads are counted).
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 import record
 
 SEED = 0
-TOLERANCE = 1e-4  # of the logits: issue 7
+TOLERANCE = 1e-4  # largest allowed difference of the logits
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def parse() -> argparse.Namespace:
 
 
 def build(options: argparse.Namespace):
-    """Build both decoders, theirs with our weights; batch norms have seen some maps."""
+    """Build both decoders, theirs with our weights; batch norms have random statistics."""
     import torch
     from segmentation_models_pytorch.base import SegmentationHead
     from segmentation_models_pytorch.decoders.upernet.decoder import UPerNetDecoder as TheirDecoder
@@ -89,7 +89,7 @@ def build(options: argparse.Namespace):
             torch.nn.init.uniform_(module.running_var, 0.5, 2.0)
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
             torch.nn.init.uniform_(module.bias, -0.5, 0.5)
-    # Theirs expects maps of the full and half size, too, and leaves them alone.
+    # Theirs expects maps of full and half size, too, but does not use them.
     decoder = TheirDecoder((3, D, D, D, D, D), decoder_channels=C)
     head = SegmentationHead(C, Y, kernel_size=1)
     pairs = [
@@ -120,7 +120,7 @@ def build(options: argparse.Namespace):
 
 
 def without_norms(theirs) -> None:
-    """Take the layer norms out that it has on the maps."""
+    """Remove the layer norms on the maps."""
     import torch
 
     norms = theirs.decoder.feature_norms

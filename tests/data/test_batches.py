@@ -5,7 +5,6 @@ from beit.data.batches import DataConfig, EvalBatches, TrainBatches
 from beit.data.decoding import UnreadableImage
 from beit.data.order import epoch_order
 from beit.data.sources import open_source
-from beit.data.unreadable import Unreadable, readable
 from beit.data.views import EvalView, TrainViews, ViewConfig
 
 VIEWS = TrainViews(ViewConfig(), (8, 12), (4, 6))
@@ -49,11 +48,11 @@ def test_steps_walk_through_the_epoch_order():
     batches = train(Holed(), num_steps=9, batch_size=3)
     assert batches.steps_per_epoch == 4
     assert len(batches) == 9
-    seen = [batch.indices.tolist() for batch in batches]
+    shown = [batch.indices.tolist() for batch in batches]
     orders = [epoch_order(13, 7, epoch).tolist() for epoch in range(3)]
-    assert seen[:4] == [orders[0][i : i + 3] for i in (0, 3, 6, 9)]
-    assert seen[4] == orders[1][:3]
-    assert seen[8] == orders[2][:3]
+    assert shown[:4] == [orders[0][i : i + 3] for i in (0, 3, 6, 9)]
+    assert shown[4] == orders[1][:3]
+    assert shown[8] == orders[2][:3]
 
 
 def test_batch_holds_views_labels_and_indices():
@@ -139,8 +138,8 @@ def test_unreadable_images_are_replaced_by_the_next(workers):
     assert [batch.indices.tolist() for batch in batches] == [
         [instead.get(index, index) for index in indices] for indices in whole
     ]
-    for batch, wanted in zip(batches, whole, strict=True):
-        named = [name for index in wanted for name in {4: ["4", "5"]}.get(index, [str(index)])
+    for batch, order in zip(batches, whole, strict=True):
+        named = [name for index in order for name in {4: ["4", "5"]}.get(index, [str(index)])
                  if index in instead]  # fmt: skip
         assert batch.unreadable == [f"{name}.png: broken" for name in named]
         assert batch.labels.tolist() == [2 * index for index in batch.indices.tolist()]
@@ -165,7 +164,7 @@ def test_evaluation_shows_every_image_once_in_order():
     assert [batch.indices[0].item() for rank in ranks for batch in rank] == [0, 10, 5]
 
 
-def test_evaluation_shows_the_batches_asked_for():
+def test_evaluation_shows_the_selected_batches():
     batches = EvalBatches(Holed(), EvalView((8, 8)), 5, batches=[2, 0])
     assert len(batches) == 2
     assert [batch.indices.tolist() for batch in batches] == [[10, 11, 12], [0, 1, 2, 3, 4]]
@@ -180,30 +179,50 @@ def test_evaluation_leaves_unreadable_images_out(workers):
     assert [len(batch.unreadable) for batch in batches] == [1, 5, 0]
     assert batches[0].images[:, 0, 0, 0].tolist() == [0, 2, 3, 4]
     assert batches[0].labels.tolist() == [0, 4, 6, 8]
-    said = []
-    unreadable = Unreadable(len(source), 0.5)
-    kept = list(readable(batches, unreadable, said.append))
-    assert [len(batch.indices) for batch in kept] == [4, 3]
-    assert said == [f"unreadable, left out: {index}.png: broken" for index in (1, 5, 6, 7, 8, 9)]
-    with pytest.raises(ValueError, match=r"6 of 13 images cannot be read.*raise max_unreadable"):
-        list(readable(batches, Unreadable(len(source), 0.3), said.append))
+    empty = batches[1]
+    assert empty.images.shape == empty.target_images.shape == (0, 3, 0, 0)
+    assert empty.labels.dtype == empty.indices.dtype == torch.int64
+
+
+class Mislabelled(Holed):
+    """The second image has a label map with an unknown class."""
+
+    def image(self, index):
+        if index == 1:
+            raise ValueError("1.png: class 9 is unknown")
+        return super().image(index)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_other_errors_of_the_data_end_the_run(workers):
+    source = Mislabelled()
+    for batches in (
+        train(source, num_steps=6, num_workers=workers),
+        EvalBatches(source, EvalView((8, 8)), 5, num_workers=workers),
+    ):
+        with pytest.raises(ValueError, match=r"^1\.png: class 9 is unknown$"):
+            list(batches)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_views_fill_the_named_fields(workers):
+    fields = ("images", "label_maps")
+    settings = {"num_workers": workers, "fields": fields}
+    random = TrainBatches(
+        Holed(),
+        lambda image, generator: (image, image[0]),
+        **{"batch_size": 2, "seed": 7, "start_step": 0, "num_steps": 1} | settings,
+    )
+    whole = EvalBatches(Holed({1}), lambda image: (image, image[0]), 2, **settings)
+    for batch in (next(iter(random)), next(iter(whole))):
+        assert batch.target_images is batch.images
+        assert batch.label_maps.shape == (len(batch.indices), 9, 11)
+        assert torch.equal(batch.label_maps, batch.images[:, 0])
 
 
 def test_evaluation_can_be_repeated():
     batches = EvalBatches(Holed(), EvalView((8, 8)), 5)
     assert_equal(list(batches), list(batches))
-
-
-def test_unreadable_counts_each_once_and_stops_above_the_share():
-    count = Unreadable(total=300, limit_share=0.01)
-    assert count.note([]) == []
-    assert count.note(["a: x", "b: y", "a: x"]) == ["a: x", "b: y"]
-    assert count.note(["a: x", "c: z"]) == ["c: z"]
-    restored = Unreadable(total=300, limit_share=0.01)
-    restored.load_state_dict(count.state_dict())
-    assert restored.note(["b: y"]) == []
-    with pytest.raises(ValueError, match=r"4 of 300 images .* 1.000%: a: x; b: y; c: z; d: w"):
-        restored.note(["d: w"])
 
 
 @pytest.mark.parametrize(

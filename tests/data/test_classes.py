@@ -106,12 +106,12 @@ def test_classes_that_a_list_lacks_are_named_if_they_have_images():
 
 def test_the_lists_of_timm():
     names = read_classes("timm:imagenet-22k")
-    assert len(names) == 21841  # FACTS 3.4
+    assert len(names) == 21841  # docs/reference/finetuning.md, "Intermediate fine-tuning"
     assert list(names) == sorted(names)  # as folders are
     thousand = read_classes("timm:imagenet-1k")
     # One of the thousand, the teddy bear, is not among the folders of ImageNet-22k.
     assert set(thousand) - set(names) == {"n04399382"}
-    with pytest.raises(ValueError, match="timm:imagenet-7k: timm knows no such list"):
+    with pytest.raises(ValueError, match="timm:imagenet-7k: timm has no such list"):
         read_classes("timm:imagenet-7k")
 
 
@@ -120,7 +120,7 @@ def test_the_lists_of_timm():
     [
         (b"\n \n", "the list is empty"),
         (b"a\nb\na\n", "lists the class a twice"),
-        (b"\x89PNG\xff", "is no text"),
+        (b"\x89PNG\xff", "is not a text file"),
     ],
 )
 def test_lists_that_cannot_be_are_refused(content, message, tmp_path):

@@ -62,7 +62,7 @@ def test_a_file_that_is_no_image_is_unreadable(files, tmp_path):
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        (b"", ValueError, "the list: the list is empty; expected a path"),
+        (b"", ValueError, "the list: the list is empty; expected one image path"),
         (b"\n \n", ValueError, "the list is empty"),
         (b"a.png\n\nno.png\n", FileNotFoundError, r"the list, line 3: no\.png: no such file"),
         (b"a.png\0no.png\0", FileNotFoundError, r"the list, entry 2: no\.png: no such file"),

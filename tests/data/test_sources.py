@@ -125,7 +125,7 @@ def test_missing_and_empty_folders_are_named(tmp_path):
         open_source(str(empty / "notes.txt"))
     with pytest.raises(ValueError, match="no data given"):
         open_source("")
-    with pytest.raises(ValueError, match="not known; expected"):
+    with pytest.raises(ValueError, match="unknown kind of data; expected"):
         open_source("s3://bucket")
 
 
@@ -158,7 +158,7 @@ def test_parquet_holds_few_row_groups(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", list(range(20)))
     source = ParquetSource([path], cached_bytes=3 * 2 * len(png(0)))
     assert first_pixels(source) == list(range(20))
-    assert 1 <= len(source._held) <= 3
+    assert 1 <= len(source._cache) <= 3
     assert source.labels is None
 
 
@@ -174,7 +174,7 @@ def test_parquet_faults_are_named(tmp_path):
     source = ParquetSource([write_parquet(tmp_path / "hole.parquet", [1, None, 3])])
     with pytest.raises(UnreadableImage, match=r"hole\.parquet\[1\]: the row holds no bytes"):
         source.image(1)
-    with pytest.raises(FileNotFoundError, match="no Parquet file has such a name"):
+    with pytest.raises(FileNotFoundError, match="no Parquet file matches"):
         open_source(str(tmp_path / "none-*.parquet"))
 
 
@@ -245,5 +245,5 @@ def test_the_parts_of_a_source_are_disjoint_and_make_up_the_whole() -> None:
 
 
 def test_an_empty_part_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"no image of 50 is in that part"):
+    with pytest.raises(ValueError, match=r"none of the 50 images is in this part"):
         open_source("shapes://50?size=8[40%:40%]")

@@ -74,7 +74,10 @@ def test_views_follow_the_generator_alone():
 
 
 def test_jitter_last_equals_the_published_order():
-    """Jitter, flip, crop, resize (FACTS 2.6), where no value is clipped on the way."""
+    """Jitter, flip, crop, resize, without clipped values on the way.
+
+    The published order: docs/reference/pretraining.md, "Augmentation".
+    """
     image = picture(low=90, high=140)
     factors = [1.2, 0.8, 1.3]
     change = {

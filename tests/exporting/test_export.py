@@ -375,7 +375,7 @@ def test_the_highest_score_is_the_code(vit: Vit, l2_normalised: bool) -> None:
     config = VQKDConfig(encoder, 1, 11, 5, teacher_width=7, l2_normalised=l2_normalised)
     model = drawn(VQKD(config))
     model.quantizer.codebook.normal_(generator=torch.Generator().manual_seed(1))
-    model.quantizer.codebook.copy_(model.quantizer.placed(model.quantizer.codebook))
+    model.quantizer.codebook.copy_(model.quantizer.project(model.quantizer.codebook))
     images = images_of(model, 2)
     assert torch.equal(export.scores(model, images).argmax(dim=2), model.encode(images))
 

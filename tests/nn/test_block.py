@@ -11,10 +11,10 @@ from beit.nn.block import (
     Attention,
     Block,
     Mlp,
-    cut_normal_,
     drop_path,
     init_published,
     rescale_residual,
+    trunc_normal_,
 )
 
 Shaken = Callable[[nn.Module], nn.Module]
@@ -70,14 +70,14 @@ def test_exported_attention_equals_eager_whatever_the_batch(shaken: Shaken) -> N
 def test_attention_equals_its_definition(shaken: Shaken, own: bool, shared: bool) -> None:
     attention = Attention(WIDTH, HEADS, GRID if own else None)
     shaken(attention)
-    given = torch.randn(1, HEADS, 16, 16, generator=seeded(1)) if shared else None
+    shared_bias = torch.randn(1, HEADS, 16, 16, generator=seeded(1)) if shared else None
     bias = torch.zeros(HEADS, 16, 16)
     if attention.rel_pos_bias is not None:
         bias += attention.rel_pos_bias()[0]
-    if given is not None:
-        bias += given[0]
+    if shared_bias is not None:
+        bias += shared_bias[0]
     expected = naive_attention(attention, some_tokens(), bias if own or shared else None)
-    torch.testing.assert_close(attention(some_tokens(), given), expected)
+    torch.testing.assert_close(attention(some_tokens(), shared_bias), expected)
 
 
 def test_attention_has_no_key_bias() -> None:
@@ -164,12 +164,14 @@ def test_gradient_checkpointing_keeps_what_goes_in_and_nothing_else(
         assert torch.equal(plain, again)
     assert kept[True] <= 2 * 16 * WIDTH + HEADS * 16 * 16 < kept[False] / 5
     with torch.no_grad():
-        assert torch.equal(block.eval()(some_tokens()), block._passed(some_tokens(), None))
+        checkpointed = block.eval()(some_tokens())
+        block.gradient_checkpointing = False
+        assert torch.equal(checkpointed, block(some_tokens()))
 
 
-def test_cut_normal_at_one_deviation() -> None:
+def test_trunc_normal_at_one_deviation() -> None:
     drawn = torch.empty(300, 400)
-    cut_normal_(drawn, INIT_STD)
+    trunc_normal_(drawn, INIT_STD)
     # Of a normal cut at one deviation: density phi(1) = .24197, mass within .68269.
     expected = INIT_STD * math.sqrt(1 - 2 * 0.24197 / 0.68269)
     assert abs(drawn.mean()) < 5 * expected / drawn.numel() ** 0.5
@@ -180,9 +182,9 @@ def test_cut_normal_at_one_deviation() -> None:
     assert abs(within_half - 0.38292 / 0.68269) < 5 * 0.5 / drawn.numel() ** 0.5
 
 
-def test_cut_normal_at_a_hundred_deviations_is_not_cut() -> None:
+def test_trunc_normal_at_a_hundred_deviations_is_not_cut() -> None:
     drawn = torch.empty(300, 400)
-    cut_normal_(drawn, 2.0)
+    trunc_normal_(drawn, 2.0)
     assert abs(drawn.std() / INIT_STD - 1) < 5 / (2 * drawn.numel()) ** 0.5
     assert drawn.abs().max() > 4 * INIT_STD  # expected of 120,000 draws: 7.6 beyond
     assert drawn.isfinite().all()

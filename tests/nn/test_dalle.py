@@ -28,7 +28,7 @@ def num_parameters(module: nn.Module) -> int:
 
 
 def test_published_sizes() -> None:
-    """Counted from the widths in FACTS 5: a block is four convolutions with biases."""
+    """From the widths in docs/reference/beit1.md, "DALL-E dVAE"; a block has four convolutions."""
 
     def block(channels: int, width: int, kernels: tuple[int, ...]) -> int:
         h = width // 4
@@ -68,8 +68,8 @@ def test_the_residual_branches_are_scaled_by_their_number() -> None:
     for blocks, scale in ((1, 1 / 16), (2, 1 / 64)):
         model = DalleTokenizer(replace(CONFIG, blocks_per_group=blocks))
         for network in (model.encoder, model.decoder):
-            found = {block.scale for group in network.groups for block in group}
-            assert found == {scale}
+            actual = {block.scale for group in network.groups for block in group}
+            assert actual == {scale}
 
 
 def test_codes_are_the_largest_logits_row_by_row(shaken: Shaken) -> None:
@@ -91,7 +91,7 @@ def test_bytes_and_floats_are_the_same_images(shaken: Shaken) -> None:
     assert torch.equal(model.logits(pixels), model.logits(pixels / 255))
 
 
-def test_pixels_are_squeezed_on_the_way_in_and_stretched_on_the_way_out(shaken: Shaken) -> None:
+def test_pixels_are_mapped_to_the_margins_and_back(shaken: Shaken) -> None:
     model = shaken(DalleTokenizer(CONFIG))
     maps = model.encoder.stem(torch.full((1, 3, 16, 24), 0.1))
     assert torch.equal(model.encoder(maps), model.logits(torch.zeros(1, 3, 16, 24)))
@@ -149,7 +149,7 @@ def test_it_is_frozen_and_may_lack_a_decoder() -> None:
     model = DalleTokenizer(replace(CONFIG, decoder=False))
     assert not any(parameter.requires_grad for parameter in model.parameters())
     codes = model.encode(some_images())
-    with pytest.raises(ValueError, match=r"the encoder alone.*decoder='decoder\.pkl'"):
+    with pytest.raises(ValueError, match=r"an encoder only.*decoder='decoder\.pkl'"):
         model.decode_images(codes)
 
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from beit.nn.losses import cosine_distance, masked_losses, masked_token_losses, weighted_mean
+from beit.nn.losses import cosine_distance, masked_losses, weighted_mean
 from beit.nn.mim import MaskedPrediction
 
 
@@ -43,12 +43,12 @@ def test_cosine_distance_is_computed_in_float32() -> None:
     assert distance.dtype == torch.float32 and abs(distance) < 1e-6
 
 
-def test_masked_token_losses_by_hand() -> None:
+def test_token_losses_by_hand() -> None:
     logits = torch.randn(2, 4, 11, generator=seeded())
     cls_logits = torch.randn(2, 4, 11, generator=seeded(1))
     targets = torch.randint(11, (2, 4), generator=seeded(2))
-    found = masked_token_losses(MaskedPrediction(logits, cls_logits), targets)
-    for loss, scores in zip(found, (logits, cls_logits), strict=True):
+    actual = masked_losses(MaskedPrediction(logits, cls_logits), targets)
+    for loss, scores in zip(actual, (logits, cls_logits), strict=True):
         nats = 0.0
         for b in range(2):
             for m in range(4):
@@ -59,7 +59,7 @@ def test_masked_token_losses_by_hand() -> None:
 
 def test_equal_logits_cost_the_log_of_the_number_of_codes() -> None:
     prediction = MaskedPrediction(torch.zeros(2, 4, 11, dtype=torch.bfloat16), None)
-    loss, cls_loss = masked_token_losses(prediction, torch.zeros(2, 4, dtype=torch.int64))
+    loss, cls_loss = masked_losses(prediction, torch.zeros(2, 4, dtype=torch.int64))
     assert math.isclose(loss, math.log(11), rel_tol=1e-6)
     assert cls_loss == 0 and cls_loss.shape == ()
 
@@ -80,23 +80,25 @@ def test_losses_of_numbers_by_hand() -> None:
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "mse", "smooth-l1", "cosine"])
 def test_a_patch_of_weight_0_counts_nothing(loss: str) -> None:
-    said = torch.randn(2, 3, 5, generator=seeded())
+    predicted = torch.randn(2, 3, 5, generator=seeded())
     targets = torch.randn(2, 3, 5, generator=seeded(1))
     if loss == "cross-entropy":
         targets = torch.randint(5, (2, 3), generator=seeded(1))
     weights = torch.tensor([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0]])
-    found = masked_losses(MaskedPrediction(said, None), targets, loss, weights)[0]
-    kept = masked_losses(MaskedPrediction(said[:, :2], None), targets[:, :2], loss)[0]
-    torch.testing.assert_close(found, kept)
-    alike = masked_losses(MaskedPrediction(said, None), targets, loss, torch.ones(2, 3))[0]
-    torch.testing.assert_close(alike, masked_losses(MaskedPrediction(said, None), targets, loss)[0])
+    actual = masked_losses(MaskedPrediction(predicted, None), targets, loss, weights)[0]
+    kept = masked_losses(MaskedPrediction(predicted[:, :2], None), targets[:, :2], loss)[0]
+    torch.testing.assert_close(actual, kept)
+    alike = masked_losses(MaskedPrediction(predicted, None), targets, loss, torch.ones(2, 3))[0]
+    torch.testing.assert_close(
+        alike, masked_losses(MaskedPrediction(predicted, None), targets, loss)[0]
+    )
 
 
 def test_regression_is_computed_in_float32() -> None:
-    said = torch.randn(2, 3, 5, generator=seeded()).bfloat16()
-    loss = masked_losses(MaskedPrediction(said, None), torch.zeros(2, 3, 5), "mse")[0]
+    predicted = torch.randn(2, 3, 5, generator=seeded()).bfloat16()
+    loss = masked_losses(MaskedPrediction(predicted, None), torch.zeros(2, 3, 5), "mse")[0]
     assert loss.dtype == torch.float32
-    assert loss == F.mse_loss(said.float(), torch.zeros(2, 3, 5))
+    assert loss == F.mse_loss(predicted.float(), torch.zeros(2, 3, 5))
 
 
 def test_weighted_mean_by_hand() -> None:

@@ -13,8 +13,8 @@ from beit.nn.masking import (
     block_masks,
     draw_masks,
     not_repeated,
+    patches_to_predict,
     random_masks,
-    to_predict,
 )
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
@@ -86,7 +86,7 @@ def test_block_masks_are_spread_as_the_published_ones() -> None:
 @pytest.mark.parametrize(
     ("grid", "count"), [((14, 14), 75), ((8, 8), 25), ((3, 5), 1), ((3, 5), 15), ((1, 6), 2)]
 )
-def test_a_mask_has_exactly_the_patches_asked_for(draw, grid, count) -> None:  # type: ignore[no-untyped-def]
+def test_a_mask_has_exactly_count_patches(draw, grid, count) -> None:  # type: ignore[no-untyped-def]
     masked = draw(37, grid, count, seeded())
     assert masked.shape == (37, count)
     assert masked.dtype == torch.int64
@@ -129,13 +129,14 @@ def test_an_empty_range_of_block_sizes_is_refused(min_block: int, max_block: int
         block_masks(2, (3, 5), 6, seeded(), min_block, max_block)
 
 
-# ── BEiT v1: as many as the blocks give ─────────────────────────────────────────────────────────
+# ── BEiT v1: no more than the blocks ─────────────────────────────────────────────────────────
 
 
 def test_inexact_masks_number_as_those_of_beit_v1() -> None:
     masked = block_masks(4000, (14, 14), 75, seeded(), exact=False)
     numbers = not_repeated(masked).sum(dim=1)
-    # FACTS 2.5, from 20,000 draws; standard errors here: 0.007 of the share, 0.015 of the mean.
+    # docs/reference/pretraining.md, "Masks", from 20,000 draws. Standard errors here: 0.007 of the
+    # share, 0.015 of the mean.
     assert (numbers == 75).float().mean().item() == pytest.approx(0.666, abs=0.03)
     assert numbers.float().mean().item() == pytest.approx(74.47, abs=0.06)
     assert 60 <= numbers.min() <= 70 and numbers.max() == 75
@@ -166,30 +167,36 @@ def test_not_repeated_by_hand() -> None:
     assert not_repeated(masked).tolist() == expected
 
 
-def drawn(config: MaskConfig) -> torch.Tensor:
-    return draw_masks(config, 5, (4, 6), torch.Generator().manual_seed(0))
+# ── configuration ───────────────────────────────────────────────────────────────────────────────
+
+
+def drawn(config: MaskConfig) -> Tensor:
+    return draw_masks(config, 5, (4, 6), seeded())
 
 
 @pytest.mark.parametrize("kind", ["block", "random"])
-def test_a_ratio_takes_the_place_of_the_count(kind):
+def test_the_ratio_replaces_the_count(kind) -> None:  # type: ignore[no-untyped-def]
     assert drawn(MaskConfig(kind, count=7, min_block=2)).shape == (5, 7)
     assert drawn(MaskConfig(kind, count=7, ratio=0.4, min_block=2)).shape == (5, 10)
     assert MaskConfig(ratio=0.4).number(196) == 78
     assert MaskConfig(ratio=0.01).number(24) == 1
 
 
-def test_what_is_predicted_and_how_much_each_counts():
+def test_patches_to_predict_and_their_weights() -> None:
     masked = torch.tensor([[0, 2, 2], [1, 3, 5]])
-    asked, weights = to_predict(masked, (2, 3), everywhere=False, exact=True)
-    assert asked is masked and weights is None
-    asked, weights = to_predict(masked, (2, 3), everywhere=False, exact=False)
-    assert asked is masked and weights.tolist() == [[1, 1, 0], [1, 1, 1]]
-    asked, weights = to_predict(masked, (2, 3), everywhere=True, exact=False)
-    assert asked.tolist() == [[0, 1, 2, 3, 4, 5]] * 2 and weights is None
+    positions, weights = patches_to_predict(masked, (2, 3), everywhere=False, exact=True)
+    assert positions is masked and weights is None
+    positions, weights = patches_to_predict(masked, (2, 3), everywhere=False, exact=False)
+    assert positions is masked and weights is not None
+    assert weights.tolist() == [[1, 1, 0], [1, 1, 1]]
+    positions, weights = patches_to_predict(masked, (2, 3), everywhere=True, exact=False)
+    assert positions.tolist() == [[0, 1, 2, 3, 4, 5]] * 2 and weights is None
 
 
-def test_refusals():
+def test_contradictory_options_are_refused() -> None:
     with pytest.raises(ValueError, match=r"mask\.ratio is 1\.5; expected above 0, to 1"):
         MaskConfig(ratio=1.5)
+    with pytest.raises(ValueError, match=r"mask\.min_block is 0; expected 1 patch or more"):
+        MaskConfig(min_block=0)
     with pytest.raises(ValueError, match=r"mask\.exact false is for blocks"):
         MaskConfig("random", exact=False)

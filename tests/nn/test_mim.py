@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.nn.block import INIT_STD
-from beit.nn.losses import masked_token_losses
+from beit.nn.losses import masked_losses
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig, take
 from beit.nn.vit import ViTConfig, vit_config
 
@@ -105,7 +105,7 @@ def test_pixels_under_the_mask_cannot_change_the_logits(shaken: Shaken, shared_h
 
 
 @torch.no_grad()
-def test_hidden_patches_are_told_apart_by_position_alone(shaken: Shaken) -> None:
+def test_hidden_patches_differ_by_position_only(shaken: Shaken) -> None:
     model = shaken(MaskedImageModel(CONFIG))
     everything = torch.arange(15).expand(2, -1)
     first, second = model(some_images(), everything).logits
@@ -127,13 +127,13 @@ def test_without_aggregation_there_is_one_prediction_and_it_is_the_same(shaken: 
 
 def test_the_second_loss_teaches_the_early_patches_and_the_last_cls(shaken: Shaken) -> None:
     model = shaken(MaskedImageModel(replace(CONFIG, shared_head=False)))
-    seen: list[Tensor] = []
-    model.backbone.blocks[2].register_forward_hook(lambda *call: seen.append(call[-1]))
+    outputs: list[Tensor] = []
+    model.backbone.blocks[2].register_forward_hook(lambda *call: outputs.append(call[-1]))
     with torch.no_grad():
         model.backbone.blocks[3].gamma_1.zero_()  # no way from patches to [CLS] after block 3
     targets = torch.randint(11, (2, 4), generator=seeded())
-    cls_loss = masked_token_losses(model(some_images(), MASKED), targets)[1]
-    (gradient,) = torch.autograd.grad(cls_loss, seen[0], retain_graph=True)  # (B, 1+N, D)
+    cls_loss = masked_losses(model(some_images(), MASKED), targets)[1]
+    (gradient,) = torch.autograd.grad(cls_loss, outputs[0], retain_graph=True)  # (B, 1+N, D)
     assert (gradient.abs().amax(dim=2) > 0).all()
     cls_loss.backward()
     assert model.backbone.blocks[3].mlp.fc2.weight.grad.abs().max() > 0
@@ -148,7 +148,7 @@ def test_stochastic_depth_goes_on_into_the_aggregation() -> None:
     assert [block.drop_rate for block in inside.aggregation] == pytest.approx([0.4 / 3, 0.8 / 3])
 
 
-def test_first_weights_of_heads_and_mask_token_are_cut() -> None:
+def test_initial_weights_of_heads_and_mask_token_are_truncated() -> None:
     backbone = replace(BACKBONE, width=96)
     model = MaskedImageModel(replace(CONFIG, backbone=backbone, shared_head=False))
     assert 0.8 * INIT_STD < model.mask_token.abs().max() <= INIT_STD
@@ -157,7 +157,7 @@ def test_first_weights_of_heads_and_mask_token_are_cut() -> None:
         assert not head.bias.any()
 
 
-def test_aggregation_blocks_keep_the_default_start_of_torch() -> None:
+def test_aggregation_blocks_keep_the_default_initialisation() -> None:
     backbone = replace(BACKBONE, width=96)
     model = MaskedImageModel(replace(CONFIG, backbone=backbone))
     for layer, block in enumerate(model.aggregation, 4):  # numbered on from block 3
@@ -182,7 +182,7 @@ def test_a_block_that_does_not_exist_is_refused(early_layers: int) -> None:
         replace(CONFIG, early_layers=early_layers)
 
 
-def test_codes_still_to_be_taken_from_the_tokenizer_are_refused() -> None:
+def test_a_vocabulary_size_of_0_is_refused() -> None:
     with pytest.raises(ValueError, match="num_codes must be 2 or more, got 0"):
         MaskedImageModel(replace(CONFIG, num_codes=0))
 
@@ -195,20 +195,20 @@ PIXELS = replace(CONFIG, num_codes=0, predicts="pixels", target_width=12, normal
 @pytest.mark.parametrize("shared_head", [True, False])
 def test_the_head_is_as_wide_as_its_target(shared_head: bool) -> None:
     config = replace(PIXELS, predicts="features", target_width=7, shared_head=shared_head)
-    for wanted, width in ((config, 7), (PIXELS, 12)):
-        prediction = MaskedImageModel(wanted)(some_images(), MASKED)
+    for changed, width in ((config, 7), (PIXELS, 12)):
+        prediction = MaskedImageModel(changed)(some_images(), MASKED)
         assert prediction.logits.shape == prediction.cls_logits.shape == (2, 4, width)
 
 
 @torch.no_grad()
-def test_patches_asked_for_are_predicted_under_the_same_mask(shaken: Shaken) -> None:
+def test_other_positions_are_predicted_under_the_same_mask(shaken: Shaken) -> None:
     model = shaken(MaskedImageModel(CONFIG))
     everything = torch.arange(15).expand(2, -1)
     prediction = model(some_images(), MASKED, everything)
     assert prediction.logits.shape == (2, 15, 11)
     masked_only = model(some_images(), MASKED)
-    for found, expected in zip(prediction, masked_only, strict=True):
-        torch.testing.assert_close(take(found, MASKED), expected)
+    for actual, expected in zip(prediction, masked_only, strict=True):
+        torch.testing.assert_close(take(actual, MASKED), expected)
 
 
 @torch.no_grad()
@@ -229,11 +229,13 @@ def test_take_picks_codes() -> None:
     ("changes", "message"),
     [
         ({"target_width": 0}, "target_width must be 1 or more, got 0"),
-        ({"target_width": 11}, "target_width is 11, but a patch has 12 values"),
+        ({"target_width": 11}, "target_width is 11, but a patch has 12 pixel values"),
         ({"num_codes": 5}, "num_codes is 5; expected 0 for pixels"),
         ({"predicts": "tokens", "num_codes": 5}, "target_width is 12; expected 0 for tokens"),
     ],
 )
-def test_a_head_that_fits_nothing_is_refused(changes: dict[str, object], message: str) -> None:
+def test_a_head_that_contradicts_its_target_is_refused(
+    changes: dict[str, object], message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         MaskedImageModel(replace(PIXELS, **changes))

@@ -88,7 +88,10 @@ def test_tables_are_resized_as_the_published_code_does(old: int, new: int) -> No
 
 
 def test_the_spacing_reaches_the_longest_new_offset() -> None:
-    """FACTS 3.2: the ratio from a grid of 14 x 14 to those of 384, 512 and 640 pixels."""
+    """From 14 x 14 to the grids of larger images.
+
+    The ratios are in docs/reference/finetuning.md, "Resizing the relative bias".
+    """
     for side, ratio in ((384, 1.090307), (512, 1.134918), (640, 1.168504)):
         distances = geometric_distances(13, side // 16 - 1)
         assert distances[0] == 1
@@ -148,14 +151,14 @@ def test_half_precision_stays() -> None:
 def test_the_spline_is_exact_for_polynomials(knots: int, degree: int) -> None:
     generator = torch.Generator().manual_seed(0)
     places = torch.rand(knots, generator=generator, dtype=torch.float64).cumsum(0)
-    wanted = torch.linspace(float(places[0]), float(places[-1]), 23, dtype=torch.float64)
+    points = torch.linspace(float(places[0]), float(places[-1]), 23, dtype=torch.float64)
     coefficients = torch.randn(degree + 1, generator=generator, dtype=torch.float64)
 
     def polynomial(x: torch.Tensor) -> torch.Tensor:
         return sum(c * x**power for power, c in enumerate(coefficients))
 
-    weights = cubic_spline(places, wanted)
-    torch.testing.assert_close(weights @ polynomial(places), polynomial(wanted))
+    weights = cubic_spline(places, points)
+    torch.testing.assert_close(weights @ polynomial(places), polynomial(points))
     torch.testing.assert_close(cubic_spline(places, places), torch.eye(knots).double())
 
 

@@ -11,9 +11,9 @@ from beit.nn.quantizer import (
     KMEANS_ITERATIONS,
     Quantizer,
     bounded,
-    choose,
     grouped_sums,
     nearest_rows,
+    random_rows,
     scalar_codes,
     unit,
 )
@@ -168,7 +168,7 @@ def test_update_keeps_unit_length_and_does_not_weigh_by_counts() -> None:
 
 def naive_k_means(rows: Tensor, num_codes: int, generator: torch.Generator) -> Tensor:
     rows = rows / rows.norm(dim=1, keepdim=True)
-    means = rows[choose(len(rows), num_codes, generator)].clone()
+    means = rows[random_rows(len(rows), num_codes, generator)].clone()
     for _ in range(KMEANS_ITERATIONS):
         nearest = [naive_nearest(row, means) for row in rows]
         for code in range(num_codes):
@@ -272,11 +272,11 @@ def test_an_exported_lookup_takes_any_number_of_vectors() -> None:
 
 
 def test_choose_is_distinct_while_it_can_be() -> None:
-    assert choose(6, 6, seeded()).sort().values.tolist() == list(range(6))
-    assert len(choose(6, 4, seeded()).unique()) == 4
-    drawn = choose(6, 200, seeded())
+    assert random_rows(6, 6, seeded()).sort().values.tolist() == list(range(6))
+    assert len(random_rows(6, 4, seeded()).unique()) == 4
+    drawn = random_rows(6, 200, seeded())
     assert len(drawn) == 200 and drawn.unique().tolist() == list(range(6))
-    assert torch.equal(choose(6, 200, seeded()), drawn)
+    assert torch.equal(random_rows(6, 200, seeded()), drawn)
 
 
 @pytest.mark.parametrize(
@@ -327,8 +327,8 @@ def test_scores_tell_cosines_and_distances() -> None:
     cosines = [[v @ c / v.norm() for c in sphere.codebook] for v in vectors[0]]
     torch.testing.assert_close(sphere.scores(vectors)[0], torch.tensor(cosines))
     distances = torch.tensor([[(v - c).square().sum() for c in space.codebook] for v in vectors[0]])
-    found = vectors[0].square().sum(dim=1, keepdim=True) - 2 * space.scores(vectors)[0]
-    torch.testing.assert_close(found, distances, rtol=1e-4, atol=1e-4)
+    actual = vectors[0].square().sum(dim=1, keepdim=True) - 2 * space.scores(vectors)[0]
+    torch.testing.assert_close(actual, distances, rtol=1e-4, atol=1e-4)
 
 
 def test_without_l2_distances_are_float32_under_autocast() -> None:
@@ -368,7 +368,7 @@ def test_without_l2_two_half_batches_update_the_codebook_as_one_whole_batch() ->
 def test_without_l2_start_equals_naive_k_means() -> None:
     quantizer, rows = euclidean(), some_vectors(count=30).flatten(0, 1)
     quantizer.start(rows, seeded(1))
-    means = rows[choose(len(rows), K, seeded(1))].clone()
+    means = rows[random_rows(len(rows), K, seeded(1))].clone()
     for _ in range(KMEANS_ITERATIONS):
         nearest = torch.tensor([closest(row, means) for row in rows])
         for code in nearest.unique():
@@ -458,10 +458,10 @@ def test_the_nearest_scalar_code_is_each_channel_rounded() -> None:
 
 def test_bounded_vectors_reach_the_outer_levels_and_no_further() -> None:
     far, levels = torch.tensor([[-1e3] * 3, [0.0] * 3, [1e3] * 3]), (2, 5, 8)
-    found = bounded(far, levels)
+    actual = bounded(far, levels)
     # Even levels end above zero one cell short of one; 1.001 leaves half a thousandth a level.
     outer = torch.tensor([[-1.0, -1, -1], [0, 0, 0], [0, 1, 0.75]])
-    torch.testing.assert_close(found, outer, rtol=0, atol=2e-3)
+    torch.testing.assert_close(actual, outer, rtol=0, atol=2e-3)
     grid = torch.linspace(-3, 3, 50)[:, None].expand(-1, 3)
     assert (bounded(grid, levels).diff(dim=0) > 0).all()
 
@@ -476,9 +476,9 @@ def test_a_grid_stays_where_it_is() -> None:
     assert torch.equal(quantizer.counts, statistics[:, -1])  # bookkeeping goes on
     with pytest.raises(ValueError, match="levels are not learned by gradients"):
         quantizer.use_gradients()
-    with pytest.raises(ValueError, match="levels do not start at data"):
+    with pytest.raises(ValueError, match="levels cannot be set from data"):
         quantizer.start(vectors, seeded())
-    with pytest.raises(ValueError, match="levels are not revived"):
+    with pytest.raises(ValueError, match="levels cannot be revived"):
         quantizer.revive(vectors, torch.ones(12, dtype=torch.bool), seeded())
 
 

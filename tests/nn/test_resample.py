@@ -14,12 +14,12 @@ def test_lanczos_is_pillows_to_the_bit(old, new):
     images = torch.randint(256, (2, 3, *old), generator=torch.Generator().manual_seed(0)).byte()
     images[0, :, :5] = 255  # an edge, behind which the kernel overshoots
     images[0, :, 5:9] = 0
-    for image, found in zip(images, lanczos(images, new), strict=True):
+    for image, actual in zip(images, lanczos(images, new), strict=True):
         pillow = Image.fromarray(image.permute(1, 2, 0).numpy())
         # In two steps: some versions of Pillow begin with the columns where that is less work.
         wide = pillow.resize((new[1], old[0]), Image.Resampling.LANCZOS)
         expected = np.asarray(wide.resize(new[::-1], Image.Resampling.LANCZOS))
-        assert np.array_equal(found.permute(1, 2, 0).numpy(), expected)
+        assert np.array_equal(actual.permute(1, 2, 0).numpy(), expected)
 
 
 def test_its_own_size_changes_nothing():

@@ -146,9 +146,9 @@ def test_at_512_it_computes_what_transformers_computes() -> None:
     expected, output = theirs((images - 0.5) / 0.5).logits, ours(images)
     assert expected.shape == (1, 150, 128, 128)
     assert hints[0].shape == (1, 150, 32, 32)
-    for found, wanted in ((output.logits, expected), (output.auxiliary, hints[0])):
-        assert wanted.std() > 0.01
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
+    for actual, target in ((output.logits, expected), (output.auxiliary, hints[0])):
+        assert target.std() > 0.01
+        torch.testing.assert_close(actual, target, rtol=0, atol=1e-4 * float(target.abs().max()))
 
 
 @torch.no_grad()

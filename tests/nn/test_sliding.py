@@ -67,9 +67,9 @@ def test_logits_are_averages_over_the_windows_of_a_plain_loop(
             expected[:, :, place[0], place[1]] += classify(padded[:, :, place[0], place[1]])
             times[place] += 1
     expected = (expected / times)[:, :, : size[0], : size[1]]
-    found = sliding_logits(classify, images, (8, 12), (5, 7), batch_size, mean)
-    assert found.shape == (2, 4, *size)
-    torch.testing.assert_close(found, expected)
+    actual = sliding_logits(classify, images, (8, 12), (5, 7), batch_size, mean)
+    assert actual.shape == (2, 4, *size)
+    torch.testing.assert_close(actual, expected)
 
 
 def test_coarse_logits_are_brought_to_the_size_of_the_window() -> None:
@@ -80,23 +80,23 @@ def test_coarse_logits_are_brought_to_the_size_of_the_window() -> None:
         return resize_maps(coarse(windows), (8, 12))
 
     images = image(11, 20)[None]
-    found, expected = (sliding_logits(way, images, (8, 12), (5, 7)) for way in (coarse, fine))
-    torch.testing.assert_close(found, expected)
+    actual, expected = (sliding_logits(way, images, (8, 12), (5, 7)) for way in (coarse, fine))
+    torch.testing.assert_close(actual, expected)
 
 
 @pytest.mark.parametrize(("pixels", "sizes"), [(50, [1] * 6), (4 * 96 + 95, [4, 2]), (2**19, [6])])
 def test_as_many_windows_at_a_time_as_have_so_many_pixels(
     pixels: int, sizes: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen: list[int] = []
+    sizes_seen: list[int] = []
 
     def counted(windows: Tensor) -> Tensor:
-        seen.append(len(windows))
+        sizes_seen.append(len(windows))
         return classify(windows)
 
     monkeypatch.setattr("beit.nn.sliding.WINDOW_PIXELS", pixels)
     sliding_logits(counted, image(13, 24)[None], (8, 12), (5, 7))  # 2 x 3 windows
-    assert seen == sizes
+    assert sizes_seen == sizes
 
 
 def test_one_window_is_the_whole_image() -> None:
@@ -144,10 +144,10 @@ def test_views_are_averaged_as_probabilities_at_the_images_own_size(
     assert predictor.sizes((11, 23)) == sizes
     expected = torch.zeros(2, 4, 11, 23)
     for size in sizes:
-        seen = rescaled(pictures, size)
-        logits = sliding_logits(classify, seen, (8, 12), (7, 7))
+        view = rescaled(pictures, size)
+        logits = sliding_logits(classify, view, (8, 12), (7, 7))
         expected += resize_maps(logits, (11, 23)).softmax(dim=1)
-        logits = sliding_logits(classify, seen.flip(3), (8, 12), (7, 7)).flip(3)
+        logits = sliding_logits(classify, view.flip(3), (8, 12), (7, 7)).flip(3)
         expected += resize_maps(logits, (11, 23)).softmax(dim=1)
     labels = predictor(classify, pictures)
     assert labels.shape == (2, 11, 23)
@@ -161,9 +161,9 @@ def test_views_are_averaged_as_probabilities_at_the_images_own_size(
 @pytest.mark.parametrize("size", [(7, 5), (23, 40), (64, 3)])
 def test_strips_put_together_are_the_resized_whole(size: tuple[int, int]) -> None:
     logits = torch.randn(2, 4, 13, 9, generator=torch.Generator().manual_seed(2))
-    found = list(strips(logits, size, entries=2 * 4 * size[1] * 3))
-    assert [first for first, _ in found] == list(range(0, size[0], 3))
-    whole = torch.cat([strip for _, strip in found], dim=2)
+    actual = list(strips(logits, size, entries=2 * 4 * size[1] * 3))
+    assert [first for first, _ in actual] == list(range(0, size[0], 3))
+    whole = torch.cat([strip for _, strip in actual], dim=2)
     torch.testing.assert_close(whole, resize_maps(logits, size))
     assert len(list(strips(logits, size))) == 1
 
@@ -177,14 +177,14 @@ def test_logits_that_are_not_finite_are_refused() -> None:
 
 
 def test_what_cannot_be_done_is_refused() -> None:
-    for changes, said in (
+    for changes, message in (
         ({"scales": ()}, "scales must be one or more numbers above 0"),
         ({"scales": (1.0, 0.0)}, "scales must be"),
         ({"short_side": -1}, "short_side is -1"),
         ({"batch_size": 0}, "batch_size is 0"),
-        ({"mode": "whole", "scales": (0.5,)}, "scales are for windows"),
+        ({"mode": "whole", "scales": (0.5,)}, "scales need mode slide"),
     ):
-        with pytest.raises(ValueError, match=said):
+        with pytest.raises(ValueError, match=message):
             MapViewConfig(**changes)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="stride is 9; expected 1 to 8"):
         MapPredictor((8, 12), MapViewConfig(stride=9))

@@ -12,9 +12,9 @@ from beit.nn.targets import (
     FeatureTarget,
     PixelTarget,
     TokenTarget,
-    merits,
+    explained_from_error,
+    target_metrics,
     unpatchify,
-    with_explained,
 )
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import ViTConfig
@@ -82,33 +82,33 @@ def test_another_grid_of_a_tokenizer_that_is_bound_to_its_own_is_refused():
 
 def test_pixels_are_what_the_backbone_sees():
     target = PixelTarget((4, 6), 2, MEAN, STD, normalised=False)
-    found = target.of(IMAGES)
-    assert found.shape == (2, 6, 12) and target.width == 12
+    actual = target.of(IMAGES)
+    assert actual.shape == (2, 6, 12) and target.width == 12
     for y, x, c in ((0, 0, 0), (3, 5, 2), (2, 1, 1)):
         place = (y // 2) * 3 + x // 2, ((y % 2) * 2 + x % 2) * 3 + c
         expected = (IMAGES[1, c, y, x] / 255 - MEAN[c]) / STD[c]
-        assert found[1, *place] == pytest.approx(float(expected), rel=1e-5)
-    assert torch.equal(found, target.of(IMAGES.float() / 255))
+        assert actual[1, *place] == pytest.approx(float(expected), rel=1e-5)
+    assert torch.equal(actual, target.of(IMAGES.float() / 255))
 
 
 def test_normalised_pixels_have_mean_0_and_deviation_1_in_each_patch():
-    found = PixelTarget((4, 6), 2, MEAN, STD).of(IMAGES)
+    actual = PixelTarget((4, 6), 2, MEAN, STD).of(IMAGES)
     raw = PixelTarget((4, 6), 2, MEAN, STD, normalised=False).of(IMAGES)
     for b in range(2):
         for n in range(6):
             deviation = (raw[b, n].var() + PATCH_EPS).sqrt()
-            torch.testing.assert_close(found[b, n], (raw[b, n] - raw[b, n].mean()) / deviation)
+            torch.testing.assert_close(actual[b, n], (raw[b, n] - raw[b, n].mean()) / deviation)
     flat = PixelTarget((4, 6), 2, None, None).of(torch.full((1, 3, 4, 6), 90, dtype=torch.uint8))
     assert flat.abs().max() < 1e-3
 
 
 @pytest.mark.parametrize("normalised", [True, False])
-def test_painting_the_truth_gives_the_image_back(normalised):
+def test_painting_the_target_restores_the_image(normalised):
     target = PixelTarget((4, 6), 2, MEAN, STD, normalised)
-    truth = target.of(IMAGES).gather(1, MASKED[..., None].expand(-1, -1, 12))
-    painted = target.paint(IMAGES, MASKED, truth)
+    target_patches = target.of(IMAGES).gather(1, MASKED[..., None].expand(-1, -1, 12))
+    painted = target.paint(IMAGES, MASKED, target_patches)
     torch.testing.assert_close(painted, IMAGES / 255, rtol=0, atol=1e-6)
-    grey = target.paint(IMAGES, MASKED, torch.zeros_like(truth))
+    grey = target.paint(IMAGES, MASKED, torch.zeros_like(target_patches))
     changed = (grey - IMAGES / 255).abs().amax(dim=1) > 1e-3  # (B, H, W)
     assert not changed[0, 2:4, 4:6].any() and changed[0, 0:2, 0:2].any()
     if normalised:
@@ -135,22 +135,28 @@ def test_features_are_the_teachers():
     torch.testing.assert_close(normed, centred / deviation)
 
 
-# ── merits ──────────────────────────────────────────────────────────────────────────────────────
+# ── metrics ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_merits_by_hand():
+def test_metrics_by_hand():
     logits = torch.tensor([[[0.0, 1.0], [3.0, 1.0], [2.0, 1.0]]])
     codes, weights = torch.tensor([[1, 1, 0]]), torch.tensor([[1.0, 1.0, 0.0]])
-    assert merits("tokens", logits, codes)["accuracy"].item() == pytest.approx(2 / 3)
-    assert merits("tokens", logits, codes, weights)["accuracy"].item() == pytest.approx(1 / 2)
+    assert target_metrics("tokens", logits, codes)["accuracy"].item() == pytest.approx(2 / 3)
+    assert target_metrics("tokens", logits, codes, weights)["accuracy"].item() == pytest.approx(
+        1 / 2
+    )
     numbers = torch.tensor([[[0.0, 2.0], [1.0, 1.0], [1.0, 0.0]]])
-    found = merits("pixels", logits, numbers)
-    assert found["error"].item() == pytest.approx((1 + 4 + 0 + 1 + 1) / 6)
-    assert found["spread"].item() == pytest.approx((4 + 1 + 1 + 1) / 6)
+    actual = target_metrics("pixels", logits, numbers)
+    assert actual["error"].item() == pytest.approx((1 + 4 + 0 + 1 + 1) / 6)
+    assert actual["spread"].item() == pytest.approx((4 + 1 + 1 + 1) / 6)
     cosine = (1 + 4 / (20**0.5) + 2 / 5**0.5) / 3
-    assert merits("features", logits, numbers)["cosine"].item() == pytest.approx(cosine)
+    assert target_metrics("features", logits, numbers)["cosine"].item() == pytest.approx(cosine)
 
 
 def test_explained_is_a_share_of_the_whole_set_not_a_mean_of_shares():
     figures = {"val_loss": 3.0, "val_error": 1.0, "val_spread": 4.0, "error": 0.0, "spread": 0.0}
-    assert with_explained(figures) == {"val_loss": 3.0, "val_explained": 0.75, "explained": 0.0}
+    assert explained_from_error(figures) == {
+        "val_loss": 3.0,
+        "val_explained": 0.75,
+        "explained": 0.0,
+    }

@@ -51,7 +51,7 @@ def test_a_tokenizer_takes_pixels_from_minus_one_to_one() -> None:
     assert CONFIG.decoder.mean is None  # codes are not normalised again
 
 
-def test_first_weights_are_not_cut() -> None:
+def test_initial_weights_are_not_truncated() -> None:
     vqkd = VQKD(replace(CONFIG, encoder=replace(CONFIG.encoder, width=192)))
     for linear in (vqkd.encode_task[0], vqkd.decode_task[0], vqkd.encoder.blocks[0].mlp.fc1):
         assert abs(linear.weight.std() / 0.02 - 1) < 0.03
@@ -79,37 +79,37 @@ def test_codes_and_features_of_the_three_ways_agree(shaken: Shaken) -> None:
 
 @torch.no_grad()
 def test_the_decoder_sees_codes_where_their_patches_were() -> None:
-    vqkd, seen = VQKD(CONFIG), []
-    vqkd.decoder.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    vqkd, inputs = VQKD(CONFIG), []
+    vqkd.decoder.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     codes = torch.randint(11, (2, 15), generator=seeded())
     vqkd.decode(codes)
-    assert seen[0].shape == (2, 4, 3, 5)
+    assert inputs[0].shape == (2, 4, 3, 5)
     for b in range(2):
         for y in range(3):
             for x in range(5):
                 code = vqkd.quantizer.codebook[codes[b, 5 * y + x]]
-                assert torch.equal(seen[0][b, :, y, x], code)
+                assert torch.equal(inputs[0][b, :, y, x], code)
 
 
 def test_gradients_pass_the_codebook_straight_through(shaken: Shaken) -> None:
     vqkd = shaken(VQKD(CONFIG))
     output = vqkd(some_images())
     pull = torch.randn(2, 15, 7, generator=seeded(1))
-    found = torch.autograd.grad((output.features * pull).sum(), output.vectors)[0]
+    actual = torch.autograd.grad((output.features * pull).sum(), output.vectors)[0]
     decoder_input = vqkd.quantizer.codebook[output.codes].requires_grad_()
     loss = (vqkd.rebuild(decoder_input) * pull).sum()
     expected = torch.autograd.grad(loss, decoder_input)[0]
     assert expected.abs().max() > 1e-3
     # The decoder's input is the code up to the rounding of vectors + (code - vectors).
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_commitment_pulls_vectors_to_their_codes_and_not_back(shaken: Shaken) -> None:
     vqkd = shaken(VQKD(CONFIG))
     output = vqkd(some_images())
-    found = torch.autograd.grad(output.commitment, output.vectors)[0]
+    actual = torch.autograd.grad(output.commitment, output.vectors)[0]
     codes = vqkd.quantizer.codebook[output.codes]
-    torch.testing.assert_close(found, 2 / (2 * 15 * 4) * (output.vectors - codes).detach())
+    torch.testing.assert_close(actual, 2 / (2 * 15 * 4) * (output.vectors - codes).detach())
     assert not vqkd.quantizer.codebook.requires_grad
 
 
@@ -139,7 +139,7 @@ def test_images_of_another_size_are_refused() -> None:
         VQKD(CONFIG).encode(torch.rand(2, 3, 10, 6))
 
 
-def test_a_width_still_to_be_taken_from_the_teacher_is_refused() -> None:
+def test_a_teacher_width_of_0_is_refused() -> None:
     with pytest.raises(ValueError, match="teacher_width must be 1 or more, got 0"):
         VQKD(replace(CONFIG, teacher_width=0))
 
@@ -197,7 +197,7 @@ def test_gradients_of_the_codebook_are_those_of_the_formula(
 ) -> None:
     vqkd = shaken(VQKD(config))
     vqkd.quantizer.codebook.normal_(generator=seeded())
-    vqkd.quantizer.codebook.copy_(vqkd.quantizer.placed(vqkd.quantizer.codebook))
+    vqkd.quantizer.codebook.copy_(vqkd.quantizer.project(vqkd.quantizer.codebook))
     codebook = vqkd.quantizer.use_gradients()
     output = vqkd(some_images())
     ((2 * output.commitment + 3 * output.attraction) + output.features.sum()).backward()

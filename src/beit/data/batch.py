@@ -11,13 +11,13 @@ NO_LABEL_MAPS = torch.empty(0, dtype=torch.uint8)
 class Batch(NamedTuple):
     """Images of one micro-step, or of one step of an evaluation.
 
-    In training another image replaces one that cannot be read, so that B never changes. In an
-    evaluation it is left out: B may be smaller, and even 0.
+    In training, the next readable image replaces an unreadable one, so B never changes. In an
+    evaluation, unreadable images are left out: B can be smaller, even 0.
     """
 
     images: Tensor  # (B, 3, H, W) uint8
-    target_images: Tensor  # (B, 3, H', W') uint8; the same tensor as `images` where sizes are equal
+    target_images: Tensor  # (B, 3, H', W') uint8; the same tensor as `images` if sizes are equal
     labels: Tensor  # (B,) int64, -1 where unknown
-    indices: Tensor  # (B,) int64, of the images in the source
-    unreadable: list[str]  # "name: reason" of images that could not be read
+    indices: Tensor  # (B,) int64, indices of the images in the source
+    unreadable: list[str]  # "name: reason" of unreadable images
     label_maps: Tensor = NO_LABEL_MAPS  # (B, H, W) uint8, 255 where ignored

@@ -1,4 +1,4 @@
-"""Batches of views: the same images in the same order whatever the workers, ranks and restarts."""
+"""Batches of views, the same for any number of workers and processes and after any restart."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ _MAX_REPLACEMENTS = 100  # unreadable images in a row
 
 @dataclass(frozen=True)
 class DataConfig:
-    """What to read and how.
+    """Data sets and how to read them.
 
     Args:
         train: training images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]
-        validation: validation images, likewise; empty for none
-        limit: use so many training images, a fixed random subset; null for all
-        num_workers: processes that decode and cut out images; 0 does it in the training process
-        cache_gigabytes: a set that fits is decoded into memory once
-        max_unreadable: largest share of unreadable images that does not stop the run
+        validation: validation images, in the same form; empty for none
+        limit: number of training images to use, a fixed random subset; null for all
+        num_workers: processes that decode and crop images; 0 for the training process itself
+        cache_gigabytes: keep a set decoded in memory if it fits into this size
+        max_unreadable: largest share of unreadable images; above it the run stops
     """
 
     train: str = ""
@@ -51,30 +51,30 @@ class DataConfig:
 
 
 class Key(NamedTuple):
-    """What one batch is made of."""
+    """Images and views of one batch."""
 
     epoch: int
     indices: list[int]
-    repeats: list[int]  # which of the epoch's views of each image it is, from 0
+    repeats: list[int]  # number of each view among the epoch's views of its image, from 0
 
 
-FIELDS = ("images", "target_images")  # of a batch, which the views of an image fill
+FIELDS = ("images", "target_images")  # fields of a batch that hold the views of an image
 
 
 class TrainBatches:
     """Training batches from `start_step` to `num_steps`, `accumulate` for each step.
 
-    Steps count from 0 over all epochs. The images of a step are a consecutive piece of its epoch's
-    order, cut into batches: micro-batch `a` of rank `r` is number `a * world_size + r`. So ranks,
-    accumulation and batch size may trade places without a change of what a step sees. The rest of
-    an epoch that does not fill a step is left out (it is another one in each epoch).
+    Steps count from 0 over all epochs. The images of a step are a consecutive slice of its epoch's
+    order, cut into batches: micro-batch `a` of rank `r` is number `a * world_size + r`. A step has
+    the same images for any split of its size into ranks, accumulation and batch size. The rest of
+    an epoch that does not fill a step is left out; it differs in each epoch.
 
-    With `repeats` a step has that many views of each of its images, one after all images had theirs
-    (repeated augmentation, Hoffer et al. 2020). Steps an epoch stay as many, so an epoch shows
-    1/repeats of the images, as in the usual implementation.
+    With `repeats`, a step has that many views of each of its images (repeated augmentation, Hoffer
+    et al. 2020): first one view of every image, then the next of every image. The number of steps
+    does not change, so an epoch shows 1/repeats of the images, as in the usual implementation.
 
-    With `balance` rare classes are drawn more often, see `balanced_order`; an image that an epoch
-    has several times gets a view of its own each time. At 0 the order is `epoch_order`.
+    With `balance`, rare classes are drawn more often, see `balanced_order`. Each repetition of an
+    image in an epoch has its own view. At 0 the order is `epoch_order`.
     """
 
     def __init__(
@@ -113,10 +113,10 @@ class TrainBatches:
                 f"use a batch that is a multiple of {repeats}"
             )
         if not 0 <= balance <= 1:
-            raise ValueError(f"balance is {balance}; expected 0 (as the data are) to 1 (all alike)")
+            raise ValueError(f"balance is {balance}; expected 0 (natural) to 1 (uniform)")
         self._labels = source.labels if balance else None
         if balance and (self._labels is None or bool((self._labels < 0).any())):
-            raise ValueError("balance needs the class of every image; this set has some without")
+            raise ValueError("balance needs the class of every image; some images have no label")
         self.start_step, self.num_steps, self.accumulate = start_step, num_steps, accumulate
         self._repeats, self._balance = repeats, balance
         self._length, self._seed = len(source), seed
@@ -132,14 +132,14 @@ class TrainBatches:
         return _batches(self._loader)
 
     def _keys(self) -> Iterator[Key]:
-        drawn, order, turns = -1, torch.empty(0), torch.empty(0)
+        order_epoch, order, repeats = -1, torch.empty(0), torch.empty(0)
         distinct = self._batch_size * self.accumulate * self._world_size // self._repeats
         for step in range(self.start_step, self.num_steps):
             epoch, position = divmod(step, self.steps_per_epoch)
-            if epoch != drawn:
-                drawn, (order, turns) = epoch, self._order(epoch)
-            piece = slice(position * distinct, (position + 1) * distinct)
-            images, earlier = order[piece].tolist(), turns[piece].tolist()
+            if epoch != order_epoch:
+                order_epoch, (order, repeats) = epoch, self._order(epoch)
+            step_slice = slice(position * distinct, (position + 1) * distinct)
+            images, earlier = order[step_slice].tolist(), repeats[step_slice].tolist()
             for micro in range(self.accumulate):
                 first = (micro * self._world_size + self._rank) * self._batch_size
                 places = [divmod(first + offset, distinct) for offset in range(self._batch_size)]
@@ -150,7 +150,7 @@ class TrainBatches:
                 )
 
     def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Give the images of an epoch, and how often it has each of them before."""
+        """Return the images of an epoch, and for each how often it came before in the epoch."""
         if self._labels is not None:
             return balanced_order(self._labels, self._seed, epoch, self._balance)
         order = epoch_order(self._length, self._seed, epoch)
@@ -158,11 +158,11 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Every image once, in order; of several ranks each takes every world_size-th batch.
+    """Every image once, in order; each rank gets every world_size-th batch.
 
-    Images that cannot be read are left out, and `Batch.unreadable` names them. The last batch may
-    be short, and ranks may get one batch more or less than others. `batches` selects batches by
-    their numbers instead. Most callers read them through `readable`.
+    Unreadable images are left out and named in `Batch.unreadable`. The last batch can be smaller,
+    and ranks can differ by one batch. `batches` selects batches by their numbers instead. Most
+    callers wrap the batches in `readable`.
     """
 
     def __init__(
@@ -203,7 +203,7 @@ class EvalBatches:
 
 
 class _Failure(NamedTuple):
-    """An error of the user's, carried out of a worker without its traceback."""
+    """Message of an error caused by the user, passed out of a worker without its traceback."""
 
     message: str
 
@@ -216,30 +216,29 @@ class _TrainReader(Dataset[Batch | _Failure]):
         self.labels = source.labels
 
     def __getitem__(self, key: Key) -> Batch | _Failure:
-        indices, unreadable, seen = list[int](), list[str](), list[tuple[Tensor, ...]]()
-        for index, repeat in zip(key.indices, key.repeats, strict=True):
-            read = self._read(index, unreadable)
-            if isinstance(read, _Failure):
-                return read
-            image, actual = read
-            seen.append(self.views(image, sample_generator(self.seed, key.epoch, index, repeat)))
-            indices.append(actual)
-        return _batch(seen, self.fields, self.labels, indices, unreadable)
+        indices, unreadable, views = list[int](), list[str](), list[tuple[Tensor, ...]]()
+        try:
+            for index, repeat in zip(key.indices, key.repeats, strict=True):
+                image, used = self._read(index, unreadable)
+                generator = sample_generator(self.seed, key.epoch, index, repeat)
+                views.append(self.views(image, generator))
+                indices.append(used)
+        except ValueError as error:  # a label map with unknown classes, for example
+            return _Failure(str(error))
+        return _stacked(views, self.fields, self.labels, indices, unreadable)
 
-    def _read(self, index: int, unreadable: list[str]) -> tuple[Tensor, int] | _Failure:
-        """Read an image, or the next one in the source's order that can be read, and its index."""
-        first = None
+    def _read(self, index: int, unreadable: list[str]) -> tuple[Tensor, int]:
+        """Read an image, or the next readable one in the source's order; return its index too."""
+        failures = list[str]()
         for attempt in range(min(len(self.source), _MAX_REPLACEMENTS)):
-            actual = (index + attempt) % len(self.source)
+            used = (index + attempt) % len(self.source)
             try:
-                return self.source.image(actual), actual
+                return self.source.image(used), used
             except UnreadableImage as error:
                 unreadable.append(str(error))
-                first = first or str(error)
-            except ValueError as error:  # a label map with unknown classes, for example
-                return _Failure(str(error))
-        return _Failure(
-            f"{attempt + 1} images in a row cannot be read, the first of them is {first}; "
+                failures.append(str(error))
+        raise ValueError(
+            f"{len(failures)} images in a row cannot be read, the first of them is {failures[0]}; "
             "repair or remove them"
         )
 
@@ -252,7 +251,7 @@ class _EvalReader(Dataset[Batch | _Failure]):
         self.labels = source.labels
 
     def __getitem__(self, key: Key) -> Batch | _Failure:
-        indices, unreadable, seen = list[int](), list[str](), list[tuple[Tensor, ...]]()
+        indices, unreadable, views = list[int](), list[str](), list[tuple[Tensor, ...]]()
         for index in key.indices:
             try:
                 view = self.view(self.source.image(index))
@@ -261,31 +260,30 @@ class _EvalReader(Dataset[Batch | _Failure]):
                 continue
             except ValueError as error:  # a label map with unknown classes, for example
                 return _Failure(str(error))
-            seen.append(view if isinstance(view, tuple) else (view,))
+            views.append(view if isinstance(view, tuple) else (view,))
             indices.append(index)
-        return _batch(seen, self.fields, self.labels, indices, unreadable)
+        return _stacked(views, self.fields, self.labels, indices, unreadable)
 
 
-def _batch(
+def _stacked(
     views: list[tuple[Tensor, ...]],
     fields: tuple[str, ...],
     labels: Tensor | None,
     shown: list[int],
     unreadable: list[str],
 ) -> Batch:
-    """Stack the views of images, one tensor for each of the fields."""
+    """Stack the views of all images, one tensor for each of the fields."""
     indices = torch.tensor(shown, dtype=torch.int64)
     known = torch.full_like(indices, -1) if labels is None else labels[indices]
     if not views:
-        nothing = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-        return Batch(nothing, nothing, known, indices, unreadable)
-    stacked: dict[str, Tensor] = {}
+        empty = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+        return Batch(empty, empty, known, indices, unreadable)
+    tensors: dict[str, Tensor] = {}
     for place, name in enumerate(fields):
-        same = place > 0 and views[0][place] is views[0][0]  # both views of one size
-        tensors = [view[place] for view in views]
-        stacked[name] = stacked[fields[0]] if same else torch.stack(tensors)
-    stacked.setdefault("target_images", stacked["images"])
-    return Batch(**stacked, labels=known, indices=indices, unreadable=unreadable)
+        same = place > 0 and views[0][place] is views[0][0]  # both views have one size
+        tensors[name] = tensors[fields[0]] if same else torch.stack([view[place] for view in views])
+    tensors.setdefault("target_images", tensors["images"])
+    return Batch(**tensors, labels=known, indices=indices, unreadable=unreadable)
 
 
 class _Keys(Sampler[Key]):
@@ -305,11 +303,11 @@ def _loader(
     length: int,
     num_workers: int,
 ) -> DataLoader[Batch | _Failure]:
-    """Build one loader for the whole run: a key is a batch, so workers live as long as it does."""
-    # Forked workers share what is decoded in memory; elsewhere it would be copied to each.
+    """Build a loader that makes one batch per key; its workers live for the whole run."""
+    # Forked workers share the images cached in memory; spawned ones would copy them.
     fork = num_workers > 0 and sys.platform == "linux"
     with warnings.catch_warnings():
-        # A machine with fewer cores than workers is the user's choice, shown as waiting time.
+        # More workers than cores is the user's choice; the log shows the waiting time.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         return DataLoader(
             reader,
@@ -317,7 +315,7 @@ def _loader(
             sampler=cast(Any, _Keys(keys, length)),
             num_workers=num_workers,
             collate_fn=cast(Any, _unchanged),
-            generator=torch.Generator(),  # the loader draws a seed; not from the global state
+            generator=torch.Generator(),  # the loader must not draw its seed from the global state
             multiprocessing_context=multiprocessing.get_context("fork") if fork else None,
         )
 
@@ -328,7 +326,7 @@ def _unchanged(batch: Batch | _Failure) -> Batch | _Failure:
 
 def _batches(loader: DataLoader[Batch | _Failure]) -> Iterator[Batch]:
     with warnings.catch_warnings():
-        # Python 3.12 and later warn of a fork beside threads; the workers use none of them.
+        # Python 3.12 and later warn about a fork beside threads; the workers use no threads.
         warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         batches = iter(loader)

@@ -1,4 +1,4 @@
-"""Encoded bytes to an RGB tensor: one function, and the error that names what could not be read."""
+"""Decode images to RGB tensors; `UnreadableImage` names the image and the reason."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from torch import Tensor
 
 MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB decoded
 
-# What Pillow's readers raise on broken data, and torchcodec's (RuntimeError).
+# What the decoders of Pillow and torchcodec (RuntimeError) raise on broken data.
 BROKEN = (
     *(OSError, ValueError, RuntimeError, SyntaxError, EOFError, IndexError, KeyError),
     *(TypeError, OverflowError, struct.error, zlib.error),
 )
 
 
-class UnreadableImage(ValueError):  # noqa: N818 - it names what it is about
-    """An image that cannot be decoded: which one (`name`) and why (`reason`)."""
+class UnreadableImage(ValueError):  # noqa: N818 - reads as the object
+    """An image that cannot be decoded: its `name` and the `reason`."""
 
     def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)  # both, so that the error survives pickling
+        super().__init__(name, reason)  # both, so that the error can be pickled
         self.name = name
         self.reason = reason
 
@@ -37,10 +37,10 @@ class UnreadableImage(ValueError):  # noqa: N818 - it names what it is about
 
 @functools.cache
 def _fast_decoders() -> dict[str, Callable[..., Tensor]]:
-    """Give torchcodec's decoders by Pillow's format name; none where it cannot be loaded.
+    """Return torchcodec's decoders by Pillow's format names; none if it cannot be loaded.
 
     JPEG and PNG only: these need no FFmpeg, apply the EXIF orientation and scale 16 bits to 8. The
-    other formats may hold several frames and are rare, so Pillow reads them.
+    other formats are rare and can hold several frames, so Pillow reads them.
     """
     try:
         decoders = importlib.import_module("torchcodec.decoders")
@@ -50,10 +50,10 @@ def _fast_decoders() -> dict[str, Callable[..., Tensor]]:
 
 
 def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
-    """Decode one encoded image into RGB, its EXIF orientation applied, transparency over white.
+    """Decode an image to RGB, with its EXIF orientation applied and transparency over white.
 
-    The header is read first: more than `max_pixels` pixels are refused before any memory is taken
-    for them. 16-bit images are scaled to 8 bits, palettes, grey and CMYK are converted.
+    The header is read first: images of more than `max_pixels` pixels are refused before memory is
+    allocated. 16-bit images are scaled to 8 bits; palettes, grey and CMYK are converted.
 
     Returns: (3, H, W) uint8. Raises UnreadableImage.
     """
@@ -85,12 +85,12 @@ def _pixels(header: Image.Image, data: bytes) -> Tensor:
                 return fast(encoded, mode="RGB")
             return _over_white(fast(encoded, mode="RGB_ALPHA"))
         except RuntimeError:
-            pass  # refused: Pillow reads some files that torchcodec does not, and says why if not
+            pass  # Pillow reads some files that torchcodec does not, or gives the reason
     image = ImageOps.exif_transpose(header)
     if transparent:
         return _over_white(_tensor(image.convert("RGBA")))
     if image.mode == "F":
-        raise ValueError("pixels are 32-bit floats, whose range is not known")
+        raise ValueError("pixels are 32-bit floats of unknown range")
     if image.mode.startswith("I"):  # I;16, I;16B, and I: 16 bits in 32
         values = np.asarray(image).astype(np.int64).clip(0, 65535)
         grey = torch.from_numpy(((values + 128) // 257).astype(np.uint8))
@@ -103,7 +103,7 @@ def _tensor(image: Image.Image) -> Tensor:
 
 
 def _over_white(image: Tensor) -> Tensor:
-    """Lay (4, H, W) uint8 over a white ground. Returns: (3, H, W) uint8."""
+    """Composite RGBA (4, H, W) uint8 over white: (3, H, W) uint8."""
     colour, alpha = image[:3].to(torch.int32), image[3:].to(torch.int32)
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
 

@@ -1,4 +1,4 @@
-"""A folder of images: class folders, nested or flat, with a cached list of its files."""
+"""A folder of images, flat, nested or by class, with a cached list of its files."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _log = logging.getLogger(__name__)
 EXTENSIONS = (
     ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif".split()
 )  # case does not count
-MAX_FILE_BYTES = 1 << 29  # no image of a sane size is larger; read nothing beyond
+MAX_FILE_BYTES = 1 << 29  # larger files are not read
 _INDEX_VERSION = 1
-_SETTLED_SECONDS = 2.0  # a folder changed this lately may change again under the same time stamp
+_SETTLED_SECONDS = 2.0  # a folder changed later than this can change again with the same time
 
 
 class FolderSource:
     """Images under `root`, sorted by path.
 
-    Labels come from the first folder level where every image lies in a sub-folder; otherwise there
-    are none. Names that begin with a dot are passed over.
+    If every image is in a sub-folder, the first folder level gives the labels. Otherwise there are
+    none. Names that start with a dot are skipped.
     """
 
     def __init__(self, root: Path, index_cache: bool = True) -> None:
@@ -48,7 +48,7 @@ class FolderSource:
                 + ", ".join(f"*{extension}" for extension in EXTENSIONS)
             )
         self._names = FileNames(files)
-        self._labels, self._class_names = _class_folders(files)
+        self.labels, self.class_names = _class_folders(files)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -60,19 +60,11 @@ class FolderSource:
     def name(self, index: int) -> str:
         return self._names[index]
 
-    @property
-    def labels(self) -> Tensor | None:
-        return self._labels
-
-    @property
-    def class_names(self) -> list[str] | None:
-        return self._class_names
-
 
 class FileNames:
     """File names in one block of bytes.
 
-    A million str objects have reference counts, which would make every forked worker copy them.
+    A million str objects would be copied to each forked worker, because of their reference counts.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -89,7 +81,7 @@ class FileNames:
 
 
 def read_image(path: Path, name: str) -> Tensor:
-    """Read and decode a file. Returns: (3, H, W) uint8. Raises UnreadableImage, with `name`."""
+    """Read and decode a file: (3, H, W) uint8. Raises UnreadableImage with `name`."""
     try:
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -102,30 +94,30 @@ def read_image(path: Path, name: str) -> Tensor:
 
 
 def _class_folders(files: list[str]) -> tuple[Tensor | None, list[str] | None]:
-    heads = [file.split(os.sep, 1)[0] if os.sep in file else None for file in files]
-    if None in heads:
+    """Return labels (n,) int64 and class names by the first folder level, or None for both."""
+    if any(os.sep not in file for file in files):
         return None, None
-    names = sorted({head for head in heads if head is not None})
+    folders = [file.split(os.sep, 1)[0] for file in files]
+    names = sorted(set(folders))
     numbers = {name: number for number, name in enumerate(names)}
-    labels = [numbers[head] for head in heads if head is not None]
-    return torch.tensor(labels, dtype=torch.int64), names
+    return torch.tensor([numbers[folder] for folder in folders], dtype=torch.int64), names
 
 
 def _scan(root: Path) -> tuple[list[str], dict[str, int]]:
-    """List images below `root`, sorted, and the change time of every folder seen (ns)."""
+    """List the images below `root`, sorted, and the modification time (ns) of every folder."""
     folders: dict[str, int] = {}
     files = sorted(_walk(root, "", folders, set()))
     return files, folders
 
 
 def _walk(
-    root: Path, folder: str, folders: dict[str, int], seen: set[tuple[int, int]]
+    root: Path, folder: str, folders: dict[str, int], visited: set[tuple[int, int]]
 ) -> Iterator[str]:
     path = root / folder
     status = path.stat()
-    if (status.st_dev, status.st_ino) in seen:  # a link back to a folder above
+    if (status.st_dev, status.st_ino) in visited:  # a link back to a parent folder
         return
-    seen.add((status.st_dev, status.st_ino))
+    visited.add((status.st_dev, status.st_ino))
     folders[folder] = status.st_mtime_ns
     with os.scandir(path) as entries:
         for entry in entries:
@@ -133,7 +125,7 @@ def _walk(
                 continue
             name = os.path.join(folder, entry.name)
             if entry.is_dir():
-                yield from _walk(root, name, folders, seen)
+                yield from _walk(root, name, folders, visited)
             elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
                 yield name
 
@@ -145,7 +137,7 @@ def _index_file(root: Path) -> Path:
 
 
 def _read_index(cache: Path, root: Path) -> list[str] | None:
-    """Give the kept list, or None where there is none or a folder has changed since."""
+    """Return the cached list, or None if there is none or a folder has changed since."""
     try:
         with np.load(cache, allow_pickle=False) as index:
             if int(index["version"]) != _INDEX_VERSION:
@@ -156,7 +148,7 @@ def _read_index(cache: Path, root: Path) -> list[str] | None:
                     return None
             return _split(index["files"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # no list, a damaged one, or a folder that is gone: scan again
+        return None  # no list, a damaged one, or a folder was removed: scan again
 
 
 def _write_index(cache: Path, files: list[str], folders: dict[str, int], started: float) -> None:
@@ -174,12 +166,12 @@ def _write_index(cache: Path, files: list[str], folders: dict[str, int], started
                 files=_joined(files),
             )
         temporary.replace(cache)
-    except OSError as error:  # the list is a convenience: a full or read-only disk is no reason
-        _log.info("the list of files is not kept: %s", error)
+    except OSError as error:  # the cache is optional: a full or read-only disk is no error
+        _log.info("the list of files is not cached: %s", error)
 
 
 def _joined(names: list[str]) -> np.ndarray:
-    """Pack names into bytes; no file name holds a zero byte."""
+    """Pack names into bytes, separated by zero bytes, which file names cannot contain."""
     return np.frombuffer(b"\0".join(os.fsencode(name) for name in names), dtype=np.uint8)
 
 

@@ -1,4 +1,4 @@
-"""Image files by name: in the order of a list, each as often as it stands there."""
+"""Image files from a list, in its order and with its repetitions."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ class ListedSource:
 
 
 def read_list(data: bytes, name: str) -> ListedSource:
-    """Read a list of image files: one a line, or ended by zero bytes as by `find -print0`.
+    """Read a list of image files, one a line or separated by zero bytes as by `find -print0`.
 
     Args:
-        data: the list; blank lines count as lines and name nothing
-        name: what to call the list in errors
+        data: content of the list; blank lines are skipped, but counted in line numbers
+        name: name of the list in error messages
 
     Raises:
-        ValueError: the list is empty, or one of its lines names a folder.
-        FileNotFoundError: one of its lines names no file; the message has its number.
+        ValueError: the list is empty, or a line names a folder.
+        FileNotFoundError: the file of a line does not exist; the message gives the line number.
     """
     end, unit = (b"\0", "entry") if b"\0" in data else (b"\n", "line")
-    lines = data.removeprefix(b"\xef\xbb\xbf").split(end)  # editors may mark UTF-8 by three bytes
+    lines = data.removeprefix(b"\xef\xbb\xbf").split(end)  # a UTF-8 byte order mark
     paths = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -52,16 +52,16 @@ def read_list(data: bytes, name: str) -> ListedSource:
         check_file(path, f"{name}, {unit} {number}: ")
         paths.append(path)
     if not paths:
-        raise ValueError(f"{name}: the list is empty; expected a path of an image a line")
+        raise ValueError(f"{name}: the list is empty; expected one image path a line")
     return ListedSource(paths)
 
 
 def check_file(path: str, where: str = "") -> None:
-    """Raise FileNotFoundError or ValueError, in words that begin with `where`, if it is no file."""
+    """Raise FileNotFoundError or ValueError, starting with `where`, if the path is not a file."""
     file = Path(path).expanduser()
     if file.is_dir():
         raise ValueError(f"{where}{path} is a folder; a list names image files")
     if not file.exists():
         raise FileNotFoundError(
-            f"{where}{path}: no such file; paths start at the working directory"
+            f"{where}{path}: no such file; paths are relative to the working directory"
         )

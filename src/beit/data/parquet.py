@@ -1,4 +1,4 @@
-"""Parquet files in the public image layout: `image` {bytes, path} and, if known, `label`."""
+"""Parquet files with a column `image` {bytes, path} and, if known, `label`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from torch import Tensor
 from beit.data.decoding import UnreadableImage, decode
 
 _IMAGE_COLUMNS = ("image", "img")
-CACHED_BYTES = 1 << 28  # of row groups, per process; at least the one in use is held
+CACHED_BYTES = 1 << 28  # cache of row groups, per process; always holds the one in use
 
 
 class ParquetSource:
     """Rows of one or more Parquet files, in order.
 
-    Files are opened when a process first reads from them, and one row group is read at a time: the
-    least recently used leave a small cache. Random order over files larger than it is quick only
-    if their row groups are small (100 rows, say).
+    A process opens a file when it first reads from it. Row groups are read whole and kept in a
+    small least-recently-used cache. For files larger than the cache, reading in random order is
+    fast only with small row groups, of about 100 rows.
     """
 
     def __init__(self, files: Sequence[Path], cached_bytes: int = CACHED_BYTES) -> None:
@@ -33,23 +33,20 @@ class ParquetSource:
         self._cached_bytes = cached_bytes
         self._column = ""
         self._groups: list[tuple[int, int]] = []  # (file, row group)
-        self._starts: list[int] = []  # of each row group, counted over all files
+        self._starts: list[int] = []  # first row of each row group, counted over all files
         self._file_starts: list[int] = []
         self._count = 0
-        labels: list[Tensor | None] = []
-        self._class_names: list[str] | None = None
-        for number in range(len(self._files)):
-            labels.append(self._add(number))
-        self._labels = _joined_labels(labels)
+        self.class_names: list[str] | None = None
+        self.labels = _joined_labels([self._add(number) for number in range(len(self._files))])
         self._process = -1
         self._open: dict[int, Any] = {}
-        self._held: OrderedDict[int, Any] = OrderedDict()  # row group -> its column of bytes
-        self._reading = Lock()
+        self._cache: OrderedDict[int, Any] = OrderedDict()  # row group -> its column of bytes
+        self._lock = Lock()
         if not self._count:
             raise ValueError(f"{self._files[0]}: no rows in this file; expected images")
 
     def _add(self, number: int) -> Tensor | None:
-        """Take in the row groups of one file. Returns: its labels, (rows,) int64, or None."""
+        """Add the row groups of a file. Returns: its labels (rows,) int64, or None."""
         path = self._files[number]
         file = _open_file(path)
         schema = file.schema_arrow
@@ -68,8 +65,8 @@ class ParquetSource:
                 self._count += rows
         if "label" not in schema.names:
             return None
-        if self._class_names is None:
-            self._class_names = _class_names(schema.metadata)
+        if self.class_names is None:
+            self.class_names = _class_names(schema.metadata)
         values = file.read(columns=["label"]).column(0)
         if not _is_integer(values.type):
             raise ValueError(f"{path}: column 'label' must hold integers, got {values.type}")
@@ -80,7 +77,7 @@ class ParquetSource:
 
     def image(self, index: int) -> Tensor:
         group = bisect_right(self._starts, index) - 1
-        with self._reading:  # a file handle serves one thread at a time
+        with self._lock:  # a file handle serves one thread at a time
             data = self._bytes(group)[index - self._starts[group]].as_py()
         if not data:
             raise UnreadableImage(self.name(index), "the row holds no bytes")
@@ -90,43 +87,34 @@ class ParquetSource:
         number = bisect_right(self._file_starts, index) - 1
         return f"{self._files[number].name}[{index - self._file_starts[number]}]"
 
-    @property
-    def labels(self) -> Tensor | None:
-        return self._labels
-
-    @property
-    def class_names(self) -> list[str] | None:
-        return self._class_names
-
     def _bytes(self, group: int) -> Any:
-        """Give the encoded images of one row group, from the cache or the file."""
+        """Return the encoded images of a row group, from the cache or the file."""
         if self._process != os.getpid():  # a forked worker must not share its parent's handles
-            self._process, self._open, self._held = os.getpid(), {}, OrderedDict()
-        if group in self._held:
-            self._held.move_to_end(group)
-            return self._held[group]
+            self._process, self._open, self._cache = os.getpid(), {}, OrderedDict()
+        if group in self._cache:
+            self._cache.move_to_end(group)
+            return self._cache[group]
         number, part = self._groups[group]
         if number not in self._open:
             self._open[number] = _open_file(self._files[number])
-        values = (
-            self._open[number].read_row_group(part, [self._column], use_threads=False).column(0)
-        )
+        rows = self._open[number].read_row_group(part, [self._column], use_threads=False)
+        values = rows.column(0)
         if hasattr(values.type, "fields") and values.type.num_fields:
             values = _field(values, "bytes")
-        self._held[group] = values
-        while len(self._held) > 1 and self._held_bytes() > self._cached_bytes:
-            self._held.popitem(last=False)
+        self._cache[group] = values
+        while len(self._cache) > 1 and self._cache_size() > self._cached_bytes:
+            self._cache.popitem(last=False)
         return values
 
-    def _held_bytes(self) -> int:
-        return sum(values.nbytes for values in self._held.values())
+    def _cache_size(self) -> int:
+        return sum(values.nbytes for values in self._cache.values())
 
     def __getstate__(self) -> dict[str, Any]:
-        unshared = {"_process": -1, "_open": {}, "_held": OrderedDict(), "_reading": None}
+        unshared = {"_process": -1, "_open": {}, "_cache": OrderedDict(), "_lock": None}
         return self.__dict__ | unshared
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _reading=Lock())
+        self.__dict__.update(state, _lock=Lock())
 
 
 def _open_file(path: Path) -> Any:
@@ -156,13 +144,13 @@ def _joined_labels(labels: list[Tensor | None]) -> Tensor | None:
     if not known:
         return None
     if len(known) < len(labels):
-        raise ValueError("some of the Parquet files have a column 'label' and some have none")
+        raise ValueError("some of the Parquet files have a column 'label' and others do not")
     joined = torch.cat(known)
     return joined if bool((joined >= 0).any()) else None
 
 
 def _class_names(metadata: dict[bytes, bytes] | None) -> list[str] | None:
-    """Read the names that the `datasets` library leaves in the schema."""
+    """Read the class names that the `datasets` library writes to the schema."""
     try:
         names = json.loads((metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
     except (KeyError, TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The next batch is already on its way to the device while the step works on this one."""
+"""Copy the next batches to the device while the current step runs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from beit.data.batch import Batch
 
-_AHEAD = 2  # batches that wait on the device
+_AHEAD = 2  # batches waiting on the device
 
 
 def prefetch(batches: Iterable[Batch], device: torch.device | str) -> Prefetch:
-    """Iterate over `batches` on `device`: copied ahead by a thread on CUDA, plainly elsewhere."""
+    """Iterate over batches on a device; for CUDA a thread copies them ahead."""
     return Prefetch(batches, torch.device(device))
 
 
 class Prefetch:
-    """Iterator over batches on a device; `wait_seconds` sums up the time spent waiting for them."""
+    """Iterator over batches on a device; `wait_seconds` is the total time waited for them."""
 
     def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
         self.wait_seconds = 0.0
@@ -35,7 +35,7 @@ class Prefetch:
         return self
 
     def begin(self) -> None:
-        """Read the first batch, so that data that cannot be read is told before a run begins."""
+        """Read the first batch now, so that errors in the data are raised before a run starts."""
         self._batches = chain(list(islice(self._batches, 1)), self._batches)
 
     def __next__(self) -> Batch:
@@ -69,7 +69,7 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
 
 
 def _ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    """Copy ahead in a thread, on a stream of its own."""
+    """Copy batches ahead, in a thread and on its own CUDA stream."""
     stream = torch.cuda.Stream(device)
     ready: queue.Queue[tuple[Batch, torch.cuda.Event] | BaseException | None] = queue.Queue(_AHEAD)
     stopped = threading.Event()
@@ -91,7 +91,7 @@ def _ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
                     if stopped.is_set():
                         return
             offer(None)
-        except BaseException as error:  # handed to the consumer, who raises it
+        except BaseException as error:  # passed to the consumer, which raises it
             offer(error)
 
     thread = threading.Thread(target=work, name="prefetch", daemon=True)
@@ -104,7 +104,7 @@ def _ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
             current = torch.cuda.current_stream(device)
             current.wait_event(copied)
             for tensor in _tensors(batch).values():
-                tensor.record_stream(current)  # its memory is free only when this stream is done
+                tensor.record_stream(current)  # keep its memory until this stream is done
             yield batch
     finally:
         stopped.set()

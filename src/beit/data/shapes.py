@@ -1,7 +1,7 @@
-"""Drawn scenes (`shapes://COUNT`): labelled images and label maps of any size, nothing to fetch.
+"""Drawn scenes (`shapes://COUNT`): labelled images and label maps of any size, without a download.
 
-A scene is a textured ground, one large shape, and a few small ones before or beside it. Its class
-is the kind of the large shape; hue, texture, place and turn tell nothing about it.
+A scene has a textured ground, one large shape, and a few small shapes that may cover it. Its class
+is the kind of the large shape; colour, texture, position and rotation are independent of the class.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def _star(x: Array, y: Array) -> Array:
     return np.asarray(across / math.hypot(edge_x, edge_y), dtype=np.float32)
 
 
-# Signed distance to the outline (negative inside), about exact near it, in units of the radius.
+# Signed distance to the outline, negative inside, in units of the radius; accurate near it.
 _OUTLINES: dict[str, Callable[[Array, Array], Array]] = {
     "disc": lambda x, y: np.hypot(x, y) - 1,
     "ring": lambda x, y: np.abs(np.hypot(x, y) - 0.75) - 0.25,
@@ -62,6 +62,8 @@ class ShapesSource:
         if not all(8 <= side <= _MAX_SIDE for side in size):
             raise ValueError(f"shapes://: size must be from 8 to {_MAX_SIDE} pixels, got {size}")
         self.count, self.size, self.seed = count, size, seed
+        self.labels = torch.arange(count) % len(KINDS)
+        self.class_names = list(KINDS)
 
     @classmethod
     def from_spec(cls, spec: str) -> ShapesSource:
@@ -85,7 +87,7 @@ class ShapesSource:
         return torch.from_numpy(colours)
 
     def label_map(self, index: int) -> Tensor:
-        """Give the kind of shape at each pixel. Returns: (H, W) uint8, 0 ground, 1 + class."""
+        """Return the kind of shape at each pixel: (H, W) uint8, 0 for ground, else 1 + class."""
         _, kinds = draw(self.seed, index, self.size)
         return torch.from_numpy(kinds)
 
@@ -93,19 +95,11 @@ class ShapesSource:
         height, width = self.size
         return f"shapes://{index}?size={height}x{width}&seed={self.seed}"
 
-    @property
-    def labels(self) -> Tensor | None:
-        return torch.arange(self.count) % len(KINDS)
-
-    @property
-    def class_names(self) -> list[str] | None:
-        return list(KINDS)
-
 
 def draw(
     seed: int, index: int, size: tuple[int, int]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Draw scene `index`. Returns: colours (3, H, W) uint8, kinds (H, W) uint8 (0 = ground)."""
+    """Draw scene `index`. Returns: colours (3, H, W) uint8; kinds (H, W) uint8, 0 for ground."""
     rng = np.random.default_rng([seed, index])
     height, width = size
     rows = np.arange(height, dtype=np.float32)[:, None]
@@ -138,9 +132,9 @@ def _paint(
     place: tuple[float, float],
     ground: npt.NDArray[Any],
 ) -> None:
-    """Draw one shape into scene (3, H, W) and kinds (H, W), in place, its edge antialiased."""
+    """Draw an antialiased shape into scene (3, H, W) and kinds (H, W), in place."""
     _, height, width = scene.shape
-    reach = radius * 1.1 + 1  # nothing of a shape lies further from its centre
+    reach = radius * 1.1 + 1  # largest distance of a shape's pixels from its centre
     top, bottom = max(0, int(place[0] - reach)), min(height, int(place[0] + reach) + 1)
     left, right = max(0, int(place[1] - reach)), min(width, int(place[1] + reach) + 1)
     rows = np.arange(top, bottom, dtype=np.float32)[:, None] + np.float32(0.5 - place[0])
@@ -161,7 +155,7 @@ def _paint(
 def _textured(
     rng: np.random.Generator, rows: Array, columns: Array, colours: npt.NDArray[Any], scale: float
 ) -> Array:
-    """Fill an area with two colours, (2, 3): plain, graded, striped, checked or dotted."""
+    """Fill an area with two colours (2, 3): plain, gradient, stripes, checks or dots."""
     first, second = colours.astype(np.float32)[:, :, None, None]
     style = rng.integers(5)
     angle, period = rng.uniform(0, 2 * math.pi), scale * rng.uniform(0.2, 0.5)

@@ -1,4 +1,4 @@
-"""Where images come from: one string names a folder, Parquet files or drawn shapes."""
+"""Open a source of images by one string: a folder, Parquet files, a list, or drawn shapes."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ KINDS = (
     "a folder of images, *.parquet files or shapes://COUNT?size=64&seed=0, "
     "or a part of one, as in folder[:90%]; or image files, or @FILE that lists them"
 )
-# some/folder[:90%] and some/folder[90%:] part the images at random, always the same way
+# some/folder[:90%] and some/folder[90%:] split the images at random, always in the same way
 PART = re.compile(r"(?P<whole>.+)\[(?:(?P<first>\d+)%)?:(?:(?P<end>\d+)%)?\]")
-_SHUFFLE_SEED = 2022  # any fixed number: a part or limit names the same images in every run
-_SIZE_SAMPLE = 64  # images decoded to guess how much memory all of them need
+_SHUFFLE_SEED = 2022  # fixed: a part or limit has the same images in every run
+_SIZE_SAMPLE = 64  # images decoded to estimate the memory that all need
 
 
 class Source(Protocol):
-    """A list of images that any process may read at random."""
+    """Images that any process can read in any order."""
 
     def __len__(self) -> int:
-        """Count the images."""
+        """Return the number of images."""
 
     def image(self, index: int) -> Tensor:
-        """Read one image. Returns: (3, H, W) uint8. Raises UnreadableImage."""
+        """Read an image: (3, H, W) uint8. Raises UnreadableImage."""
 
     def name(self, index: int) -> str:
-        """Say which image this is, in words that lead a person to it."""
+        """Return a name by which a person can find the image."""
 
     @property
     def labels(self) -> Tensor | None:
-        """Classes, (n,) int64, -1 where unknown; None where the source has none."""
+        """Classes (n,) int64, -1 where unknown; None without labels."""
 
     @property
     def class_names(self) -> list[str] | None:
-        """What the classes are called, if the source says so."""
+        """Names of the classes, if known."""
 
 
 def open_source(
@@ -60,11 +60,14 @@ def open_source(
     limit: int | None = None,
     index_cache: bool = True,
 ) -> Source:
-    """Open what `spec` names; keep it decoded in memory if it fits into `cache_gigabytes`.
+    """Open a source of images.
 
-    spec: one string (see `KINDS`), or several paths of image files, which stay in their order.
-    limit: use this many images, a fixed random subset (a smaller limit names a part of a larger
-    one's). index_cache: keep a folder's list of files in the user's cache folder.
+    Args:
+        spec: one string (see `KINDS`), or several paths of image files, whose order is kept
+        cache_gigabytes: keep the images decoded in memory if they fit into this size
+        limit: number of images to use, a fixed random subset; smaller limits give subsets of
+            larger ones
+        index_cache: keep the list of a folder's files in the user's cache folder
     """
     source = _open(spec, index_cache) if isinstance(spec, str) else _open_files(spec)
     source = limited(source, limit)
@@ -74,7 +77,7 @@ def open_source(
 
 
 def limited(source: Source, limit: int | None) -> Source:
-    """Take a fixed random subset of `limit` images; all of them where there are no more."""
+    """Return a fixed random subset of `limit` images, or all if there are no more than that."""
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 image, got {limit}")
     if limit is None or limit >= len(source):
@@ -90,18 +93,20 @@ def _open(spec: str, index_cache: bool) -> Source:
         whole = _open(part["whole"], index_cache)
         indices = shuffled(len(whole))[len(whole) * first // 100 : len(whole) * end // 100]
         if not len(indices):
-            raise ValueError(f"{spec}: no image of {len(whole)} is in that part; widen it")
+            raise ValueError(
+                f"{spec}: none of the {len(whole)} images is in this part; make it larger"
+            )
         return PartSource(whole, indices)
     if spec.startswith("shapes://"):
         return ShapesSource.from_spec(spec)
     if "://" in spec:
-        raise ValueError(f"{spec}: this kind of data is not known; expected {KINDS}")
+        raise ValueError(f"{spec}: unknown kind of data; expected {KINDS}")
     if spec.startswith("@") and not os.path.exists(spec):
         return read_list(Path(spec[1:]).expanduser().read_bytes(), spec)
     if glob.has_magic(spec) and not os.path.exists(spec):
         files = sorted(Path(path) for path in glob.glob(spec) if path.endswith(".parquet"))
         if not files:
-            raise FileNotFoundError(f"{spec}: no Parquet file has such a name; expected {KINDS}")
+            raise FileNotFoundError(f"{spec}: no Parquet file matches; expected {KINDS}")
         return ParquetSource(files)
     path = Path(spec).expanduser()
     if not path.exists():
@@ -119,7 +124,7 @@ def _open(spec: str, index_cache: bool) -> Source:
     if len(splits) > 1:
         one = path / f"{splits[0]}*.parquet"
         raise ValueError(
-            f"{spec}: holds the Parquet files of several sets ({', '.join(splits)}); "
+            f"{spec}: contains Parquet files of several sets ({', '.join(splits)}); "
             f"name one of them, as in '{one}'"
         )
     return ParquetSource(files)
@@ -136,15 +141,17 @@ def _open_files(paths: Sequence[str]) -> Source:
 
 
 def shuffled(length: int) -> Tensor:
-    """Order indices at random, always the same way: what parts and limits are pieces of."""
+    """Return the fixed random order of indices from which parts and limits are cut."""
     return torch.randperm(length, generator=torch.Generator().manual_seed(_SHUFFLE_SEED))
 
 
 class PartSource:
-    """Some images of a source, in the source's order."""
+    """A subset of a source, in the source's order."""
 
     def __init__(self, source: Source, indices: Tensor) -> None:
         self._source, self._indices = source, indices.sort().values
+        self.labels = None if source.labels is None else source.labels[self._indices]
+        self.class_names = source.class_names
 
     def __len__(self) -> int:
         return len(self._indices)
@@ -155,25 +162,17 @@ class PartSource:
     def name(self, index: int) -> str:
         return self._source.name(int(self._indices[index]))
 
-    @property
-    def labels(self) -> Tensor | None:
-        labels = self._source.labels
-        return None if labels is None else labels[self._indices]
-
-    @property
-    def class_names(self) -> list[str] | None:
-        return self._source.class_names
-
 
 class CachedSource:
-    """A source decoded once. Forked workers share the memory: nothing writes to it again."""
+    """A source kept decoded in memory. Forked workers share the memory, which never changes."""
 
     def __init__(
         self, source: Source, images: Tensor | list[Tensor], unreadable: dict[int, str]
     ) -> None:
         self._source = source
-        self._images = images  # (n, 3, H, W) uint8 where all sizes are equal, else a list
+        self._images = images  # (n, 3, H, W) uint8 if all sizes are equal, else a list
         self._unreadable = unreadable  # reasons by index
+        self.labels, self.class_names = source.labels, source.class_names
 
     def __len__(self) -> int:
         return len(self._source)
@@ -186,17 +185,9 @@ class CachedSource:
     def name(self, index: int) -> str:
         return self._source.name(index)
 
-    @property
-    def labels(self) -> Tensor | None:
-        return self._source.labels
-
-    @property
-    def class_names(self) -> list[str] | None:
-        return self._source.class_names
-
 
 def cached(source: Source, budget: int) -> Source:
-    """Decode `source` into memory if that takes at most `budget` bytes, else give it back as is."""
+    """Decode a source into memory if it fits into `budget` bytes; else return it unchanged."""
     count = len(source)
     sample = range(0, count, max(1, count // _SIZE_SAMPLE))
     sizes = [image.numel() for image, _ in _decoded(source, sample)]
@@ -211,7 +202,7 @@ def cached(source: Source, budget: int) -> Source:
     for index, (image, reason) in enumerate(_decoded(source, range(count))):
         if reason is not None:
             unreadable[index] = reason
-            image = image if block is None else block[0]  # never shown; keeps the size
+            image = image if block is None else block[0]  # a placeholder of the same size
         used += image.numel()
         if used > budget:
             _log.info("%d images do not fit into the cache of %.1f GB", count, budget / 1e9)
@@ -229,7 +220,7 @@ def cached(source: Source, budget: int) -> Source:
 
 
 def _decoded(source: Source, indices: Iterable[int]) -> Iterable[tuple[Tensor, str | None]]:
-    """Decode in order, by several threads. Gives (image, None), or (an empty one, the reason)."""
+    """Decode in order, by several threads. Yields (image, None), or (empty tensor, reason)."""
 
     def read(index: int) -> tuple[Tensor, str | None]:
         try:
@@ -244,5 +235,5 @@ def _threaded(
     read: Callable[[int], tuple[Tensor, str | None]], indices: list[int], piece: int = 512
 ) -> Iterable[tuple[Tensor, str | None]]:
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for first in range(0, len(indices), piece):  # pieces bound what waits in memory
+        for first in range(0, len(indices), piece):  # pieces limit the images waiting in memory
             yield from pool.map(read, indices[first : first + piece])

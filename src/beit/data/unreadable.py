@@ -1,4 +1,4 @@
-"""Images that cannot be read: each is named once, counted, and held against a limit."""
+"""Unreadable images: each is reported once and counted; too many of them stop the run."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
@@ -6,21 +6,27 @@ from beit.data.batch import Batch
 
 
 class Unreadable:
-    """Keeps count of unreadable images, and stops the run when they are too large a share."""
+    """Counts unreadable images, and raises when their share exceeds a limit."""
 
     def __init__(self, total: int, limit_share: float) -> None:
-        """Start with none.
+        """Start a count of zero.
 
         Args:
-            total: images of the set
-            limit_share: largest share of them that may be unreadable, in [0, 1]
+            total: number of images of the set
+            limit_share: largest allowed share of unreadable images, in [0, 1]
         """
         self.total = total
         self.limit_share = limit_share
         self.names: set[str] = set()
 
     def note(self, names: Sequence[str]) -> list[str]:
-        """Take in `Batch.unreadable`. Returns: those not seen before, to be logged."""
+        """Count the images of `Batch.unreadable`.
+
+        Returns: those that are new, for the log
+
+        Raises:
+            ValueError: the share of unreadable images exceeds the limit.
+        """
         new = [name for name in dict.fromkeys(names) if name not in self.names]
         self.names.update(new)
         self.check(len(self.names))
@@ -36,22 +42,22 @@ class Unreadable:
             )
 
     def state_dict(self) -> dict[str, list[str]]:
-        """Return what a checkpoint keeps."""
+        """Return the state for a checkpoint."""
         return {"names": sorted(self.names)}
 
     def load_state_dict(self, state: dict[str, list[str]]) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore the state returned by `state_dict`."""
         self.names = set(state["names"])
 
 
 def readable(
     batches: Iterable[Batch], unreadable: Unreadable, warn: Callable[[str], None]
 ) -> Iterator[Batch]:
-    """Yield the batches of an evaluation that hold images; report those that cannot be read.
+    """Yield the batches of an evaluation that have images, and report unreadable images.
 
     Args:
-        batches: of `EvalBatches`, or prefetched from them
-        unreadable: counts them
+        batches: from `EvalBatches`, possibly prefetched
+        unreadable: counts the unreadable images
         warn: shows a line to the user
     """
     for batch in batches:

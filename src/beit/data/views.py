@@ -1,4 +1,7 @@
-"""What the model sees of an image: random training views (FACTS 2.6) and the evaluation view."""
+"""Views of an image: random ones for training and the centre crop for evaluation.
+
+Training views follow docs/reference/pretraining.md, "Augmentation".
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 
 _LUMA = (0.299, 0.587, 0.114)
 _ORDERS = list(permutations(("brightness", "contrast", "saturation")))
-_CROP_TRIES = 10  # as published, then the largest central box of an allowed ratio
+_CROP_TRIES = 10  # as published; then the largest central box of an allowed ratio is used
 
 
 @dataclass(frozen=True)
@@ -24,11 +27,11 @@ class ViewConfig:
     """Random training views. Defaults are those of BEiT v2's pretraining.
 
     Args:
-        min_scale: smallest area of the crop, as a share of the image's
-        max_scale: largest area of the crop
-        min_ratio: smallest width over height of the crop
-        max_ratio: largest width over height
-        flip: probability of a mirror image
+        min_scale: smallest area of the crop, as a share of the image
+        max_scale: largest area of the crop, as a share of the image
+        min_ratio: smallest aspect ratio of the crop, width over height
+        max_ratio: largest aspect ratio of the crop
+        flip: probability of a horizontal flip
         color_jitter: strength of random brightness, contrast and saturation; 0 for none
     """
 
@@ -57,14 +60,14 @@ class ViewConfig:
 
 
 class TrainViews:
-    """Two views of one random crop, alike but for their size: the model's and its target's.
+    """Two views of one random crop that differ in size only: for the model and for its target.
 
-    Published order: jitter, flip, crop, resize. Here the jitter comes last, on fewer pixels: it is
-    affine in the colours, so it commutes with the others up to rounding and clipping; contrast is
-    still taken about the mean of the whole image. All arithmetic is exact or element by element,
-    so the bits do not depend on the number of threads.
+    The published order is jitter, flip, crop, resize. Here the jitter comes last, on fewer pixels.
+    It is affine in the colours, so it commutes with the others up to rounding and clipping.
+    Contrast still uses the mean of the whole image. All arithmetic is exact or element-wise, so
+    results do not depend on the number of threads.
 
-    With `by_lanczos` a tokenizer's view of another size is resized as BEiT v1's tokenizers had it.
+    With `by_lanczos`, a target view of another size is resized as for BEiT v1's tokenizers.
     """
 
     def __init__(
@@ -82,14 +85,14 @@ class TrainViews:
     def __call__(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw both views of `image`, (3, H, W) uint8. Returns: (3, H', W') uint8 each.
 
-        Equal sizes give the same tensor twice.
+        With equal sizes both are the same tensor.
         """
         config = self.config
         height, width = image.shape[-2:]
-        chances = torch.rand(5 + 4 * _CROP_TRIES, generator=generator, dtype=torch.float64).tolist()
-        top, left, box_height, box_width = crop_box(height, width, config, chances[5:])
+        draws = torch.rand(5 + 4 * _CROP_TRIES, generator=generator, dtype=torch.float64).tolist()
+        top, left, box_height, box_width = crop_box(height, width, config, draws[5:])
         crop = image[:, top : top + box_height, left : left + box_width]
-        if chances[0] < config.flip:
+        if draws[0] < config.flip:
             crop = crop.flip(-1)
         view = _resized(crop, self.size)
         same = self.size == self.target_size
@@ -101,8 +104,8 @@ class TrainViews:
             target = _resized(crop, self.target_size)
         if config.color_jitter > 0:
             strength = config.color_jitter
-            factors = [1 + strength * (2 * chance - 1) for chance in chances[1:4]]
-            order = _ORDERS[int(chances[4] * len(_ORDERS))]
+            factors = [1 + strength * (2 * draw - 1) for draw in draws[1:4]]
+            order = _ORDERS[int(draws[4] * len(_ORDERS))]
             mean = _grey_mean(image)
             view = jittered(view, factors, order, mean)
             target = view if same else jittered(target, factors, order, mean)
@@ -110,7 +113,7 @@ class TrainViews:
 
 
 class EvalView:
-    """The centre of the image: resized to `size / crop_ratio` on its shorter side, then cropped."""
+    """Centre crop: resize the shorter side to `size / crop_ratio`, then crop."""
 
     def __init__(self, size: tuple[int, int], crop_ratio: float = 0.875) -> None:
         if not 0 < crop_ratio <= 1:
@@ -127,30 +130,30 @@ class EvalView:
         return image[:, top : top + target_height, left : left + target_width].contiguous()
 
     def scaled(self, image: Tensor) -> Tensor:
-        """Resize `image`, (3, H, W) uint8, to what is cropped: `size / crop_ratio` or larger."""
+        """Resize `image`, (3, H, W) uint8, to `size / crop_ratio` or larger, without the crop."""
         height, width = image.shape[-2:]
         target_height, target_width = self.size
         least_height = int(target_height / self.crop_ratio)
         least_width = int(target_width / self.crop_ratio)
-        if least_height * width >= least_width * height:  # the height binds
+        if least_height * width >= least_width * height:  # limited by the height
             resized = (least_height, max(least_width, least_height * width // height))
         else:
             resized = (max(least_height, least_width * height // width), least_width)
         return _resized(image, resized)
 
 
-def crop_box(height: int, width: int, config: ViewConfig, chances: list[float]) -> Box:
-    """Draw the box of a random resized crop from `chances`, four numbers in [0, 1) a try."""
+def crop_box(height: int, width: int, config: ViewConfig, draws: list[float]) -> Box:
+    """Return the box of a random resized crop from random numbers in [0, 1), four per attempt."""
     log_ratios = (math.log(config.min_ratio), math.log(config.max_ratio))
-    for attempt in range(len(chances) // 4):
-        scale_chance, ratio_chance, top_chance, left_chance = chances[4 * attempt : 4 * attempt + 4]
-        scale = config.min_scale + scale_chance * (config.max_scale - config.min_scale)
+    for attempt in range(len(draws) // 4):
+        scale_draw, ratio_draw, top_draw, left_draw = draws[4 * attempt : 4 * attempt + 4]
+        scale = config.min_scale + scale_draw * (config.max_scale - config.min_scale)
         area = scale * height * width
-        ratio = math.exp(log_ratios[0] + ratio_chance * (log_ratios[1] - log_ratios[0]))
+        ratio = math.exp(log_ratios[0] + ratio_draw * (log_ratios[1] - log_ratios[0]))
         box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
         if 0 < box_width <= width and 0 < box_height <= height:
-            top = int(top_chance * (height - box_height + 1))
-            left = int(left_chance * (width - box_width + 1))
+            top = int(top_draw * (height - box_height + 1))
+            left = int(left_draw * (width - box_width + 1))
             return top, left, box_height, box_width
     if width < config.min_ratio * height:
         box_height, box_width = max(1, round(width / config.min_ratio)), width
@@ -164,10 +167,15 @@ def crop_box(height: int, width: int, config: ViewConfig, chances: list[float]) 
 def jittered(
     image: Tensor, factors: list[float], order: tuple[str, ...], grey_mean: float
 ) -> Tensor:
-    """Scale brightness, contrast and saturation by `factors` (in this order), applied in `order`.
+    """Change brightness, contrast and saturation.
 
-    image: (3, H, W) uint8; grey_mean: mean luma of the whole image, about which contrast turns.
-    Returns: (3, H, W) uint8.
+    Args:
+        image: (3, H, W) uint8
+        factors: of brightness, contrast and saturation
+        order: in which the three are applied
+        grey_mean: mean luma of the whole image, for contrast
+
+    Returns: (3, H, W) uint8
     """
     brightness, contrast, saturation = factors
     colours = image.to(torch.float32, memory_format=torch.contiguous_format)
@@ -187,14 +195,14 @@ def jittered(
 
 
 def _grey_mean(image: Tensor) -> float:
-    """Give the mean luma of (3, H, W) uint8, from exact integer sums."""
+    """Return the mean luma of (3, H, W) uint8, from exact integer sums."""
     red, green, blue = image.flatten(1).sum(1).tolist()
     total = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
     return float(total / (image.shape[-2] * image.shape[-1]))
 
 
 def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (3, H, W) uint8 by antialiased bicubic interpolation; the image itself at its size."""
+    """Resize (3, H, W) uint8 by antialiased bicubic interpolation."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image.contiguous()
     return functional.interpolate(image[None], size, mode="bicubic", antialias=True)[0].contiguous()

@@ -1,4 +1,4 @@
-"""One pre-norm Transformer block as BEiT has it: no key bias, layer scale, stochastic depth."""
+"""BEiT's pre-norm Transformer block: no key bias, layer scale, stochastic depth."""
 
 import math
 
@@ -10,13 +10,14 @@ from torch.utils.checkpoint import checkpoint
 from beit.nn.position import RelativePositionBias
 
 NORM_EPS = 1e-6  # of every LayerNorm in the published models
+INIT_STD = 0.02  # standard deviation of initial weights (published code)
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with query and value biases, none for keys, and a position bias."""
+    """Multi-head self-attention with a position bias; queries and values have biases, keys none."""
 
     def __init__(self, width: int, num_heads: int, grid: tuple[int, int] | None = None) -> None:
-        """Build it; with ``grid`` given it has a relative position table of its own."""
+        """Build the layers, and with ``grid`` a relative position table of this block's own."""
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -26,32 +27,32 @@ class Attention(nn.Module):
         self.proj = nn.Linear(width, width)
 
     def forward(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
-        """Attend among tokens (B, n, D); ``bias`` (1, h, n, n) is added to the logits."""
+        """Attend among tokens (B, n, D); ``bias`` (1, h, n, n) is added to the attention logits."""
         B, n, D = tokens.shape
         q, k, v, bias = self.inputs(tokens, bias)
         if bias is not None:
             bias = bias.to(q.dtype)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, h, n, D/h)
-        mixed = mixed.transpose(1, 2)  # (B, n, h, D/h)
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, h, n, D/h)
+        attended = attended.transpose(1, 2)  # (B, n, h, D/h)
         if torch.compiler.is_exporting():
-            # Which kernel runs, and so the result's order in memory, is not known in a graph.
-            mixed = mixed.clone(memory_format=torch.contiguous_format)
-        mixed = mixed.reshape(B, n, D)
-        return self.proj(mixed)  # type: ignore[no-any-return]
+            # The memory layout depends on the attention kernel, which a graph does not know.
+            attended = attended.clone(memory_format=torch.contiguous_format)
+        attended = attended.reshape(B, n, D)  # (B, n, D)
+        return self.proj(attended)  # type: ignore[no-any-return]
 
     def inputs(
         self, tokens: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return queries, keys, values (B, h, n, D/h), and what is added to the logits.
+        """Return queries, keys and values (B, h, n, D/h), and the bias of the attention logits.
 
-        The bias (1, h, n, n) is the one given plus the block's own; None where there is neither.
+        The bias (1, h, n, n) is the sum of ``bias`` and this block's own; None without either.
         """
         B, n, _ = tokens.shape
         if self.rel_pos_bias is not None:
             own = self.rel_pos_bias()
             bias = own if bias is None else bias + own
         qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = F.linear(tokens, self.qkv.weight, qkv_bias)
+        qkv = F.linear(tokens, self.qkv.weight, qkv_bias)  # (B, n, 3D)
         q, k, v = qkv.reshape(B, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, h, n, D/h)
         return q, k, v, bias
 
@@ -65,12 +66,12 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens (B, n, D) one by one to (B, n, D)."""
+        """Map each token of (B, n, D) on its own: (B, n, D)."""
         return self.fc2(F.gelu(self.fc1(tokens)))  # type: ignore[no-any-return]
 
 
 def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
-    """Zero the whole branch (B, n, D) of an image at ``rate``, scale the others up by 1/(1-rate).
+    """Zero the branch (B, n, D) of whole images at ``rate`` and scale the others by 1/(1-rate).
 
     Draws from torch's default generator, which a recipe seeds at every step.
     """
@@ -84,8 +85,8 @@ class Block(nn.Module):
     """x + gamma_1 * attention(norm x), then x + gamma_2 * mlp(norm x).
 
     Attributes:
-        gradient_checkpointing: keep only what goes in, and compute the rest again when gradients
-            are taken (Chen et al. 2016): less memory, more time, the same gradients
+        gradient_checkpointing: keep only the block's input and recompute the activations in the
+            backward pass (Chen et al. 2016): less memory, more time, the same gradients
     """
 
     gradient_checkpointing = False
@@ -110,52 +111,50 @@ class Block(nn.Module):
         self.gamma_2 = None if scale is None else nn.Parameter(scale.clone())
 
     def forward(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Pass tokens (B, n, D) through; ``bias`` (1, h, n, n) is the shared position bias."""
+        """Transform tokens (B, n, D); ``bias`` (1, h, n, n) is the shared position bias."""
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            passed: Tensor = checkpoint(self._passed, tokens, bias, use_reentrant=False)
-            return passed
-        return self._passed(tokens, bias)
+            output: Tensor = checkpoint(self._forward, tokens, bias, use_reentrant=False)
+            return output
+        return self._forward(tokens, bias)
 
-    def _passed(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
-        mixed = self.attn(self.norm1(tokens), bias)
-        mixed = mixed if self.gamma_1 is None else self.gamma_1 * mixed
-        tokens = tokens + drop_path(mixed, self.drop_rate, self.training)
-        changed = self.mlp(self.norm2(tokens))
-        changed = changed if self.gamma_2 is None else self.gamma_2 * changed
-        return tokens + drop_path(changed, self.drop_rate, self.training)
-
-
-INIT_STD = 0.02
+    def _forward(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
+        branch = self.attn(self.norm1(tokens), bias)
+        branch = branch if self.gamma_1 is None else self.gamma_1 * branch
+        tokens = tokens + drop_path(branch, self.drop_rate, self.training)
+        branch = self.mlp(self.norm2(tokens))
+        branch = branch if self.gamma_2 is None else self.gamma_2 * branch
+        return tokens + drop_path(branch, self.drop_rate, self.training)
 
 
 @torch.no_grad()
-def cut_normal_(tensor: Tensor, bound: float) -> None:
-    """Fill a tensor from a normal of deviation 0.02 cut at +-bound, by inverting its distribution.
+def trunc_normal_(tensor: Tensor, bound: float) -> None:
+    """Fill a tensor from a normal distribution of std 0.02 truncated at +-bound.
 
-    torch's own rejects draws until all fit, which takes half a minute for a ViT-L.
+    Inverts the cumulative distribution function. `nn.init.trunc_normal_` rejects draws until all
+    fit, which takes half a minute for a ViT-L.
     """
-    reach = math.erf(bound / INIT_STD / 2**0.5)
-    if reach == 1.0:
+    limit = math.erf(bound / INIT_STD / 2**0.5)
+    if limit == 1.0:
         tensor.normal_(std=INIT_STD)
     else:
-        tensor.uniform_(-reach, reach).erfinv_().mul_(INIT_STD * 2**0.5).clamp_(-bound, bound)
+        tensor.uniform_(-limit, limit).erfinv_().mul_(INIT_STD * 2**0.5).clamp_(-bound, bound)
 
 
 def init_published(module: nn.Module, bound: float) -> None:
-    """Draw weights from a normal of deviation 0.02 cut at +-bound; biases 0, norms 1 and 0.
+    """Draw linear and convolution weights by ``trunc_normal_``; their biases are 0.
 
-    The published code cuts at one deviation (``bound=0.02``) for pretraining models, and, since
-    timm's cut is absolute, at 2.0 for tokenizers: that is, nowhere.
+    The published code truncates at one standard deviation (``bound=0.02``) for pretraining models.
+    For tokenizers its bound is 2.0, because timm's bound is absolute: in effect none.
     """
-    for part in module.modules():
-        if isinstance(part, nn.Linear | nn.Conv2d):
-            cut_normal_(part.weight, bound)
-            if part.bias is not None:
-                nn.init.zeros_(part.bias)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d):
+            trunc_normal_(layer.weight, bound)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def rescale_residual(block: Block, layer: int) -> None:
-    """Divide what block number ``layer`` (from 1) writes into the residual by sqrt(2 layer)."""
+    """Divide the output weights of both branches of block ``layer`` (from 1) by sqrt(2 layer)."""
     with torch.no_grad():
         block.attn.proj.weight.div_((2.0 * layer) ** 0.5)
         block.mlp.fc2.weight.div_((2.0 * layer) ** 0.5)

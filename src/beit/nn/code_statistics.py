@@ -36,7 +36,7 @@ def rated(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
         vectors, quantizer = tokenizer.embed(images), tokenizer.quantizer
         codes = quantizer.nearest(vectors)
         with torch.autocast(vectors.device.type, enabled=False):
-            placed, chosen = quantizer.placed(vectors), quantizer.codebook[codes]
+            placed, chosen = quantizer.project(vectors), quantizer.codebook[codes]
             if quantizer.l2_normalised:
                 return codes, (placed * chosen).sum(-1)
             return codes, -(placed - chosen).norm(dim=-1)

@@ -1,4 +1,4 @@
-"""DALL-E's image tokenizer, which BEiT v1 pretrains against, frozen (Ramesh et al. 2021, A.2)."""
+"""DALL-E's frozen image tokenizer, the target of BEiT v1 (Ramesh et al. 2021, appendix A.2)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,22 +12,22 @@ from beit.nn.dvae import code_map
 from beit.nn.patches import as_float, grid_of
 
 PATCH_SIZE = 8  # three halvings
-GROUPS = (1, 2, 4, 8)  # width of each group of blocks over that of the first
-MARGIN = 0.1  # pixels in [0, 1] are squeezed away from both ends by so much
+GROUPS = (1, 2, 4, 8)  # width of each group of blocks, as a multiple of the first
+MARGIN = 0.1  # pixels in [0, 1] are mapped to [0.1, 0.9]
 
 
 @dataclass(frozen=True)
 class DalleConfig:
-    """The numbers of DALL-E's tokenizer.
+    """Configuration of DALL-E's tokenizer.
 
     Attributes:
-        image_size: height and width of its images, in pixels; other multiples of 8 are taken as
-            well. BEiT v1 gives it half the side that the backbone sees: 14 x 14 codes
-        num_codes: codes that it tells apart (K)
+        image_size: height and width of the images, in pixels; other multiples of 8 work too. BEiT
+            v1 uses half the side of the backbone's images: 14 x 14 codes
+        num_codes: number of codes (K)
         width: channels after the encoder's stem and before the decoder's last layer
         blocks_per_group: residual blocks in each of the four groups
-        code_width: channels that the decoder starts from
-        decoder: whether it can paint images
+        code_width: channels of the decoder's input
+        decoder: include the decoder, which decodes codes to images
     """
 
     image_size: tuple[int, int] = (112, 112)
@@ -49,12 +49,12 @@ class DalleConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Codes per column and per row (Gh, Gw)."""
+        """Grid of the codes (Gh, Gw)."""
         return grid_of(self.image_size, PATCH_SIZE)
 
 
 class DalleBlock(nn.Module):
-    """A bottleneck of four convolutions, scaled down and added to the input."""
+    """Residual block: a bottleneck of four convolutions, scaled down and added to the input."""
 
     def __init__(
         self, in_channels: int, width: int, kernels: tuple[int, int, int, int], scale: float
@@ -75,14 +75,14 @@ class DalleBlock(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Refine maps (B, c, h, w) to (B, width, h, w)."""
-        inner = maps
+        branch = maps
         for conv in self.convs:
-            inner = conv(inner.relu())
-        return self.shortcut(maps) + self.scale * inner  # type: ignore[no-any-return]
+            branch = conv(branch.relu())
+        return self.shortcut(maps) + self.scale * branch  # type: ignore[no-any-return]
 
 
 class DalleNetwork(nn.Module):
-    """A stem, four groups of blocks with a resampling between them, and a 1x1 convolution."""
+    """Stem, four groups of blocks with resampling between them, and a 1x1 convolution."""
 
     def __init__(
         self,
@@ -108,18 +108,26 @@ class DalleNetwork(nn.Module):
         self.head = nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Turn what the stem gives (B, stem, h, w) into (B, out_channels, h', w')."""
+        """Map the output of the stem (B, stem, h, w) to (B, out_channels, h', w')."""
         for number, group in enumerate(self.groups):
             maps = group(self.resample(maps) if number else maps)
         return self.head(maps.relu())  # type: ignore[no-any-return]
 
 
 class DalleTokenizer(nn.Module):
-    """Images to codes and, where the decoder is there, back to images; frozen, float32."""
+    """Encodes images as codes and, with the decoder, decodes codes to images; frozen, float32.
+
+    Attributes:
+        vocab_size: K
+        grid: (Gh, Gw) of the codes of an image
+        image_size: (height, width) of the input images
+    """
 
     def __init__(self, config: DalleConfig) -> None:
         super().__init__()
         self.config = config
+        self.vocab_size, self.grid = config.num_codes, config.grid
+        self.image_size = config.image_size
         widths = [config.width * times for times in GROUPS]
         self.encoder = DalleNetwork(
             nn.Conv2d(3, config.width, 7, padding=3),
@@ -135,7 +143,7 @@ class DalleTokenizer(nn.Module):
                 widths[::-1],
                 config.blocks_per_group,
                 (1, 3, 3, 3),
-                6,  # three means and three widths of a distribution over pixels
+                6,  # three means and three scales of a distribution of pixels
                 partial(F.interpolate, scale_factor=2.0),
             )
             if config.decoder
@@ -143,23 +151,8 @@ class DalleTokenizer(nn.Module):
         )
         self.requires_grad_(False)
 
-    @property
-    def vocab_size(self) -> int:
-        """K."""
-        return self.config.num_codes
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(H, W)."""
-        return self.config.image_size
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(Gh, Gw)."""
-        return self.config.grid
-
     def logits(self, images: Tensor) -> Tensor:
-        """Rate every code (B, K, Gh, Gw) at every place of images (B, 3, H, W), in float32.
+        """Return the logits of the codes (B, K, Gh, Gw) of images (B, 3, H, W), in float32.
 
         Raises:
             ValueError: a side is not a multiple of 8.
@@ -172,27 +165,27 @@ class DalleTokenizer(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Tokenize images (B, 3, H, W), uint8 or float in [0, 1]: codes (B, N) int64 in [0, K).
 
-        In float32 under any autocast. H and W may be any multiples of 8.
+        Runs in float32 under any autocast. H and W can be any multiples of 8.
         """
         return self.logits(images).argmax(1).flatten(1)  # (B, N)
 
     def decode_images(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Paint images (B, 3, H, W), float32 in [0, 1], from codes (B, N) int64.
+        """Decode codes (B, N) int64 to images (B, 3, H, W), float32 in [0, 1].
 
         Args:
-            grid: (Gh, Gw) of the codes, N = Gh * Gw; None: see `code_map`
+            grid: (Gh, Gw) of the codes, N = Gh * Gw; for None see `code_map`
 
         Raises:
             ValueError: the tokenizer has no decoder.
         """
         if self.decoder is None:
             raise ValueError(
-                "this DALL-E tokenizer holds the encoder alone, which cannot decode images; load "
-                "it with its decoder: decoder='decoder.pkl', or the folder that holds both"
+                "this DALL-E tokenizer has an encoder only and cannot decode images; load it with "
+                "its decoder: decoder='decoder.pkl', or the folder that holds both"
             )
         codes = code_map(codes, self.grid, grid)  # (B, Gh, Gw)
         with torch.autocast(codes.device.type, enabled=False):
-            # The stem's convolution of one-hot codes: it picks a column of its weight.
+            # The stem is a 1x1 convolution of one-hot codes: it selects columns of its weight.
             stem = self.decoder.stem
             assert stem.bias is not None
             maps = F.embedding(codes, stem.weight.flatten(1).T) + stem.bias  # (B, Gh, Gw, c)

@@ -1,4 +1,4 @@
-"""BEiT v1's trainable image tokenizer: a discrete VAE (BEiT, section 2.1; Ramesh et al. 2021)."""
+"""The discrete VAE, BEiT v1's trainable tokenizer (BEiT, section 2.1; Ramesh et al. 2021)."""
 
 import math
 from collections.abc import Sequence
@@ -11,22 +11,23 @@ from torch.nn import functional as F
 
 from beit.nn.patches import as_float, grid_of
 
-TEMPERATURE = 0.9  # of the published code
-MAX_LAYERS = 16  # one code for an image of 65,536 pixels a side
+TEMPERATURE = 0.9  # default of the published code
+MAX_LAYERS = 16  # one code for 65,536 x 65,536 pixels
 
 
 @dataclass(frozen=True)
 class DiscreteVAEConfig:
-    """The numbers of a discrete VAE; the defaults are what BEiT v1 reads from pytorch_model.bin.
+    """Configuration of a discrete VAE; defaults are the sizes with which BEiT v1 loads its weights.
 
     Attributes:
-        image_size: height and width of its images, in pixels; others that fit are taken as well
-        num_codes: codes in the codebook (K)
+        image_size: height and width of the images, in pixels; other multiples of the patch side
+            work too
+        num_codes: number of codes in the codebook (K)
         code_width: channels of a code (C)
-        num_layers: times that the encoder halves the image, and the decoder doubles the map
-        hidden_width: channels between image and codes
-        mean: per-channel mean taken off images in [0, 1]; null leaves the input as it is
-        std: per-channel deviation that images are divided by; null leaves the input as it is
+        num_layers: number of times the encoder halves the resolution and the decoder doubles it
+        hidden_width: channels of the hidden layers
+        mean: per-channel mean of images in [0, 1]; null for no normalisation
+        std: per-channel standard deviation of images in [0, 1]; null for no normalisation
     """
 
     image_size: tuple[int, int] = (112, 112)
@@ -51,26 +52,26 @@ class DiscreteVAEConfig:
 
     @property
     def patch_size(self) -> int:
-        """Side of the square of pixels that one code stands for."""
+        """Side of the square of pixels of one code."""
         return 1 << self.num_layers
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Codes per column and per row (Gh, Gw)."""
+        """Grid of the codes (Gh, Gw)."""
         return grid_of(self.image_size, self.patch_size)
 
 
 class DiscreteVAEOutput(NamedTuple):
-    """What a discrete VAE gives while it learns.
+    """Output of a discrete VAE in training.
 
     Attributes:
-        logits: (B, K, Gh, Gw) float32, what the encoder says of every code at every place
-        relaxed: (B, K, Gh, Gw) float32, sums to 1 over the codes: the sampled, softened choice
-        decoded: (B, 3, H, W) what the decoder makes of it, as normalised pixels
-        pixels: (B, 3, H, W) float32, the normalised images that `decoded` should equal
+        logits: (B, K, Gh, Gw) float32, encoder output
+        relaxed: (B, K, Gh, Gw) float32, Gumbel-softmax sample, sums to 1 over the codes
+        decoded: (B, 3, H, W) decoder output, normalised pixels
+        pixels: (B, 3, H, W) float32, the normalised images, the target of `decoded`
         kl: () float32, nats: KL divergence of softmax(logits) from the uniform distribution,
-            summed over places and images as the published code does (its "batchmean" divides
-            by 1); over B * Gh * Gw it is the mean
+            summed over grid and batch as in the published code (its "batchmean" divides by 1);
+            divide by B * Gh * Gw for the mean
     """
 
     logits: Tensor
@@ -81,7 +82,7 @@ class DiscreteVAEOutput(NamedTuple):
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a 1x1, added to the input."""
+    """Residual block: two 3x3 convolutions and a 1x1, added to the input."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -99,7 +100,13 @@ class ResidualBlock(nn.Module):
 
 
 class DiscreteVAE(nn.Module):
-    """Images to codes and back to images; normalises its images itself."""
+    """Encodes images as codes and decodes codes to images; normalises its images itself.
+
+    Attributes:
+        vocab_size: K
+        grid: (Gh, Gw) of the codes of an image
+        image_size: (height, width) of the input images
+    """
 
     mean: Tensor
     std: Tensor
@@ -107,6 +114,8 @@ class DiscreteVAE(nn.Module):
     def __init__(self, config: DiscreteVAEConfig) -> None:
         super().__init__()
         self.config = config
+        self.vocab_size, self.grid = config.num_codes, config.grid
+        self.image_size = config.image_size
         width, layers = config.hidden_width, range(config.num_layers)
         for name, values in (("mean", config.mean), ("std", config.std)):
             buffer = None if values is None else torch.tensor(values).view(-1, 1, 1)
@@ -123,49 +132,34 @@ class DiscreteVAE(nn.Module):
         self.encoder = nn.Sequential(*down, nn.Conv2d(width, config.num_codes, 1))
         self.decoder = nn.Sequential(*up, nn.Conv2d(width, 3, 1))
 
-    @property
-    def vocab_size(self) -> int:
-        """K."""
-        return self.config.num_codes
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(H, W)."""
-        return self.config.image_size
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(Gh, Gw)."""
-        return self.config.grid
-
     def normalised(self, images: Tensor) -> Tensor:
-        """Return images (B, 3, H, W), uint8 or float in [0, 1], as the network sees them, float32.
+        """Normalise images (B, 3, H, W), uint8 or float in [0, 1]: (B, 3, H, W) float32.
 
         Raises:
-            ValueError: a side is not a multiple of the side that a code stands for.
+            ValueError: a side is not a multiple of the patch side.
         """
         grid_of((images.shape[2], images.shape[3]), self.config.patch_size)
         pixels = as_float(images).float()
         return pixels if self.config.mean is None else (pixels - self.mean) / self.std
 
     def logits(self, images: Tensor) -> Tensor:
-        """Rate every code (B, K, Gh, Gw) at every place of images (B, 3, H, W)."""
+        """Return the logits of the codes (B, K, Gh, Gw) of images (B, 3, H, W)."""
         return self.encoder(self.normalised(images))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
         """Tokenize images (B, 3, H, W), uint8 or float in [0, 1]: codes (B, N) int64 in [0, K).
 
-        In float32 under any autocast. H and W may be any multiples of the side of a patch.
+        Runs in float32 under any autocast. H and W can be any multiples of the patch side.
         """
         with torch.autocast(images.device.type, enabled=False):
             return self.logits(images).argmax(1).flatten(1)  # (B, N)
 
     def decode_images(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Paint images (B, 3, H, W), float32 in [0, 1], from codes (B, N) int64.
+        """Decode codes (B, N) int64 to images (B, 3, H, W), float32 in [0, 1].
 
         Args:
-            grid: (Gh, Gw) of the codes, N = Gh * Gw; None: see `code_map`
+            grid: (Gh, Gw) of the codes, N = Gh * Gw; for None see `code_map`
         """
         quantized = self.codebook(code_map(codes, self.grid, grid))  # (B, Gh, Gw, C)
         pixels = self.decode(quantized.permute(0, 3, 1, 2)).float()
@@ -174,7 +168,7 @@ class DiscreteVAE(nn.Module):
         return pixels.clamp(0, 1)
 
     def decode(self, quantized: Tensor) -> Tensor:
-        """Decode a map of code vectors (B, C, Gh, Gw) to normalised pixels (B, 3, H, W)."""
+        """Decode code vectors (B, C, Gh, Gw) to normalised pixels (B, 3, H, W)."""
         return self.decoder(quantized)  # type: ignore[no-any-return]
 
     def forward(
@@ -188,26 +182,26 @@ class DiscreteVAE(nn.Module):
         """Encode images (B, 3, H, W), uint8 or float in [0, 1], sample codes and decode them.
 
         Args:
-            generator: on the images' device; draws the Gumbel noise, None: the default one
-            temperature: above 0; the nearer to 0, the nearer is the choice to a single code
-            hard: decode a single code, with the gradient of the softened choice
-            noise: (B, K, Gh, Gw) float32 of `gumbel_noise`, drawn before; the generator is not used
+            generator: draws the Gumbel noise, on the images' device; None for the default generator
+            temperature: above 0; samples approach one-hot values as it approaches 0
+            hard: decode a single code, with the gradient of the relaxed sample (straight-through)
+            noise: (B, K, Gh, Gw) float32 from `gumbel_noise`, used instead of the generator
         """
         pixels = self.normalised(images)
         logits = self.encoder(pixels).float()  # (B, K, Gh, Gw)
         if noise is None:
             noise = gumbel_noise(logits.shape, generator, logits.device)
         relaxed = gumbel_softmax(logits, noise, temperature, hard)
-        quantized = torch.einsum("bkhw,kc->bchw", relaxed, self.codebook.weight)
+        quantized = torch.einsum("bkhw,kc->bchw", relaxed, self.codebook.weight)  # (B, C, Gh, Gw)
         log_probabilities = logits.log_softmax(1)
         kl = (log_probabilities.exp() * (log_probabilities + math.log(self.vocab_size))).sum()
         return DiscreteVAEOutput(logits, relaxed, self.decode(quantized), pixels, kl)
 
 
 def reconstruction_loss(output: DiscreteVAEOutput, smooth: bool = False) -> Tensor:
-    """Return the mean squared, or smooth L1, distance of decoded to normalised pixels, ().
+    """Return the mean squared or smooth L1 distance () of decoded to normalised pixels.
 
-    With a weight times `output.kl` added, it is the loss of the published class.
+    The loss of the published class adds a weight times `output.kl`.
     """
     distance = F.smooth_l1_loss if smooth else F.mse_loss
     return distance(output.decoded.float(), output.pixels)
@@ -216,19 +210,19 @@ def reconstruction_loss(output: DiscreteVAEOutput, smooth: bool = False) -> Tens
 def gumbel_noise(
     shape: Sequence[int], generator: torch.Generator | None, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """Draw float32 Gumbel variates of a shape; generator on the device, None: the default one."""
-    # The logarithm of an exponential variate, which is never 0, is a negated Gumbel variate.
+    """Draw float32 Gumbel variates; the generator is on `device`, None for the default one."""
+    # -log(x) of an exponential variate x is a Gumbel variate; x is never 0.
     return torch.empty(*shape, device=device).exponential_(generator=generator).log_().neg_()
 
 
 def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: float, hard: bool = False) -> Tensor:
-    """Sample from softmax(logits) over dimension 1, softened (Jang et al. 2017, Eq. 2).
+    """Draw a relaxed sample of softmax(logits) over dimension 1 (Jang et al. 2017, Eq. 2).
 
     Args:
         logits: (B, K, ...) float32
-        noise: like the logits, of `gumbel_noise`
+        noise: of the same shape, from `gumbel_noise`
         temperature: above 0
-        hard: one-hot values, with the gradient of the softened ones (straight-through)
+        hard: return one-hot values with the gradient of the relaxed ones (straight-through)
 
     Returns:
         (B, K, ...) float32, sums to 1 over dimension 1.
@@ -237,22 +231,22 @@ def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: float, hard: bool
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if noise.shape != logits.shape:
         raise ValueError(
-            f"noise is {tuple(noise.shape)}, expected {tuple(logits.shape)} as the logits"
+            f"noise is {tuple(noise.shape)}, expected {tuple(logits.shape)}, as the logits"
         )
     soft = ((logits + noise) / temperature).softmax(1)
     if not hard:
         return soft
-    chosen = torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1)
-    return chosen + soft - soft.detach()
+    one_hot = torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1)
+    return one_hot + soft - soft.detach()
 
 
-def code_map(codes: Tensor, own: tuple[int, int], grid: tuple[int, int] | None) -> Tensor:
-    """Lay codes (B, N) out on a grid (B, Gh, Gw).
+def code_map(codes: Tensor, default: tuple[int, int], grid: tuple[int, int] | None) -> Tensor:
+    """Reshape codes (B, N) to a map (B, Gh, Gw).
 
     Args:
-        own: the tokenizer's grid, used when it has N places and `grid` is None; codes of another
-            number are then taken to be of a square image
-        grid: where it is known better
+        default: the tokenizer's grid, used without `grid` if it has N codes; otherwise the grid is
+            square
+        grid: (Gh, Gw), N = Gh * Gw
 
     Raises:
         ValueError: N codes do not fill the grid.
@@ -262,9 +256,10 @@ def code_map(codes: Tensor, own: tuple[int, int], grid: tuple[int, int] | None) 
     N = codes.shape[1]
     side = math.isqrt(N)
     if grid is None:
-        grid = own if own[0] * own[1] == N or side * side != N else (side, side)
+        square = side * side == N and default[0] * default[1] != N
+        grid = (side, side) if square else default
     if grid[0] * grid[1] != N:
         raise ValueError(
             f"{N} codes do not fill a grid of {grid[0]} x {grid[1]}; give grid=(Gh, Gw)"
         )
-    return codes.reshape(len(codes), *grid)
+    return codes.reshape(len(codes), *grid)  # (B, Gh, Gw)

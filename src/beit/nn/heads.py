@@ -1,4 +1,4 @@
-"""The fine-tuned image classifier (BEiT v2, section 3.2); probes are in `beit.nn.probes`."""
+"""The image classifier for fine-tuning (BEiT v2, section 3.2); probes are in `beit.nn.probes`."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -12,14 +12,14 @@ from beit.nn.vit import VisionTransformer, ViTConfig
 
 @dataclass(frozen=True)
 class ImageClassifierConfig:
-    """The numbers of an image classifier.
+    """Configuration of an image classifier.
 
     Attributes:
-        backbone: the ViT that sees the image; `final_norm` is set to what the pooling needs
-        num_classes: Y
-        pooling: the head reads the mean of the last block's patches, which it normalises itself,
-            or the [CLS] token after the backbone's final norm
-        class_names: one a class
+        backbone: the ViT that encodes the image; `final_norm` is set to what the pooling needs
+        num_classes: number of classes (Y)
+        pooling: input of the head: the mean of the last block's patches, after a LayerNorm of its
+            own, or the [CLS] token after the backbone's final norm
+        class_names: name of each class
     """
 
     backbone: ViTConfig
@@ -35,17 +35,17 @@ class ImageClassifierConfig:
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(
                 f"there are {len(self.class_names)} class_names for {self.num_classes} classes; "
-                "give one a class, or none"
+                "give one for each class, or none"
             )
         backbone = replace(self.backbone, final_norm=self.pooling == "cls")
         object.__setattr__(self, "backbone", backbone)
 
 
 class ImageClassifier(nn.Module):
-    """A backbone, one vector of it for the whole image, and a linear layer."""
+    """Backbone, pooling to one vector per image, and a linear layer."""
 
     def __init__(self, config: ImageClassifierConfig, init_scale: float = 0.001) -> None:
-        """Build it; the head starts as drawn times ``init_scale``, as published: near zero."""
+        """Build the model, with the head's weights scaled by ``init_scale``, as published."""
         super().__init__()
         self.config = config
         D = config.backbone.width
@@ -57,7 +57,7 @@ class ImageClassifier(nn.Module):
             self.head.weight.mul_(init_scale)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Score images.
+        """Classify images.
 
         images: (B, 3, H, W) uint8 in 0..255 or float in [0, 1], of the configured size
         Returns: (B, Y) logits

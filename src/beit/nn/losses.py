@@ -1,4 +1,4 @@
-"""What is minimised: cosine distance to a teacher, and the losses of what is predicted."""
+"""Training losses: cosine distance to a teacher, and the losses of masked predictions."""
 
 from typing import Literal
 
@@ -13,8 +13,8 @@ Loss = Literal["cross-entropy", "mse", "smooth-l1", "cosine"]
 def cosine_distance(features: Tensor, targets: Tensor) -> Tensor:
     """Return the mean of 1 - cos(features, targets) over all vectors, () in [0, 2].
 
-    First term of Eq. 2. A vector of zeros is at distance 1 of everything (the published code
-    divides by zero there).
+    First term of Eq. 2. A zero vector has distance 1 to every vector (the published code divides by
+    zero there).
 
     Args:
         features: (..., T)
@@ -23,31 +23,22 @@ def cosine_distance(features: Tensor, targets: Tensor) -> Tensor:
     return 1 - F.cosine_similarity(features.float(), targets.float(), dim=-1).mean()
 
 
-def masked_token_losses(prediction: MaskedPrediction, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return both cross-entropies of Eq. 3, in nats: of the patches, and through [CLS].
-
-    Each is the mean over all masked patches; their sum is the loss. The second is 0 without
-    patch aggregation.
-
-    Args:
-        prediction: logits (B, M, K), one or two
-        targets: (B, M) int64 codes of the masked patches
-    """
-    return masked_losses(prediction, targets, "cross-entropy")
-
-
 def masked_losses(
-    prediction: MaskedPrediction, targets: Tensor, loss: Loss, weights: Tensor | None = None
+    prediction: MaskedPrediction,
+    targets: Tensor,
+    loss: Loss = "cross-entropy",
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return the loss of the patches' prediction and of that through [CLS], () float32 each.
+    """Return the losses of the predictions from patches and from [CLS], () float32 each.
 
-    The second is 0 without patch aggregation.
+    Each is a mean over the masked patches. Their sum is the training loss: for codes Eq. 3, in
+    nats. The second is 0 without patch aggregation.
 
     Args:
-        prediction: (B, M, K) logits of codes, or (B, M, T) numbers; one or two
-        targets: (B, M) int64 codes, or (B, M, T) numbers
-        loss: of a patch; smooth L1 turns from square to straight at a distance of 1
-        weights: (B, M) of the patches; None: all alike
+        prediction: (B, M, K) logits of codes, or (B, M, T) values
+        targets: (B, M) int64 codes, or (B, M, T) values
+        loss: loss of a patch; smooth L1 is quadratic below a distance of 1 and linear above
+        weights: (B, M) of the patches; None for equal weights
     """
     patch_loss = prediction_loss(prediction.logits, targets, loss, weights)
     if prediction.cls_logits is None:
@@ -58,21 +49,21 @@ def masked_losses(
 def prediction_loss(
     predicted: Tensor, targets: Tensor, loss: Loss, weights: Tensor | None = None
 ) -> Tensor:
-    """Return the mean loss () over patches of one prediction, as in `masked_losses`."""
+    """Return the mean loss () of one prediction (B, M, K) or (B, M, T); see `masked_losses`."""
     predicted = predicted.float()
     if loss == "cross-entropy":
-        flat = predicted.flatten(0, 1)
+        logits, codes = predicted.flatten(0, 1), targets.flatten()  # (BM, K), (BM,)
         if weights is None:
-            return F.cross_entropy(flat, targets.flatten())
-        costs = F.cross_entropy(flat, targets.flatten(), reduction="none").view_as(targets)
+            return F.cross_entropy(logits, codes)
+        losses = F.cross_entropy(logits, codes, reduction="none").view_as(targets)  # (B, M)
     elif loss == "cosine":
-        costs = 1 - F.cosine_similarity(predicted, targets.float(), dim=-1)  # (B, M)
+        losses = 1 - F.cosine_similarity(predicted, targets.float(), dim=-1)  # (B, M)
     else:
         distance = F.mse_loss if loss == "mse" else F.smooth_l1_loss
-        costs = distance(predicted, targets.float(), reduction="none").mean(dim=-1)  # (B, M)
-    return weighted_mean(costs, weights)
+        losses = distance(predicted, targets.float(), reduction="none").mean(dim=-1)  # (B, M)
+    return weighted_mean(losses, weights)
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Return the mean () of values (B, M), by weights (B, M) if there are any."""
+    """Return the mean () of values (B, M), weighted by weights (B, M) unless they are None."""
     return values.mean() if weights is None else (values * weights).sum() / weights.sum()

@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from beit.nn.block import NORM_EPS, Block, cut_normal_, init_published, rescale_residual
+from beit.nn.block import NORM_EPS, Block, init_published, rescale_residual, trunc_normal_
 from beit.nn.vit import VisionTransformer, ViTConfig
 
 Predicts = Literal["tokens", "pixels", "features"]
@@ -14,20 +14,19 @@ Predicts = Literal["tokens", "pixels", "features"]
 
 @dataclass(frozen=True)
 class MaskedImageModelConfig:
-    """The numbers of a pretraining model.
+    """Configuration of a pretraining model.
 
     Attributes:
-        backbone: the ViT that is pretrained
-        num_codes: codes of the tokenizer (K); 0 takes them from the tokenizer; 0 where it
-            predicts something else
-        early_layers: number of the block whose patches go to the aggregation (l)
-        head_layers: blocks of the aggregation; 0 leaves it out (BEiT v1)
-        shared_head: both predictions use one norm and one linear layer
-        predicts: what its head says of a patch: logits of codes, its pixels, or a teacher's
-            features; `beit pretrain` takes it from target.kind
-        target_width: numbers of a patch's pixels (c * P * P) or features (T); 0 for tokens
-        normalised: pixels are predicted less the patch's mean and over its deviation, features
-            less their mean and over their deviation
+        backbone: the ViT to pretrain
+        num_codes: number of codes of the tokenizer (K); 0 takes it from the tokenizer, and is
+            required for other targets
+        early_layers: number of the block whose patches enter the patch aggregation (l)
+        head_layers: number of patch aggregation blocks; 0 for none (BEiT v1)
+        shared_head: use the same norm and linear layer for both predictions
+        predicts: output of the head for a patch: logits of codes, pixels, or features of a
+            teacher; `beit pretrain` sets it to target.kind
+        target_width: values of a patch's pixels (c * P * P) or features (T); 0 for tokens
+        normalised: targets are standardised: pixels per patch, features per vector
     """
 
     backbone: ViTConfig = field(default_factory=ViTConfig)
@@ -41,7 +40,7 @@ class MaskedImageModelConfig:
 
     @property
     def head_width(self) -> int:
-        """Numbers that the head gives for a patch: K, c * P * P or T."""
+        """Outputs of the head for a patch: K, c * P * P or T."""
         return self.num_codes if self.predicts == "tokens" else self.target_width
 
     def __post_init__(self) -> None:
@@ -53,11 +52,13 @@ class MaskedImageModelConfig:
 
 
 class MaskedPrediction(NamedTuple):
-    """Logits over the codes at the masked patches, or the numbers of another target there.
+    """Predictions for the masked patches.
 
     Attributes:
-        logits: (B, M, K) from the last block's patches; of pixels or features (B, M, T)
-        cls_logits: likewise, from the aggregation, which sees the last [CLS] and early patches
+        logits: (B, M, K) logits of codes, or (B, M, T) pixels or features, from the patches of the
+            last block
+        cls_logits: the same from the patch aggregation, which reads [CLS] of the last block and
+            the patches of an earlier one; None without patch aggregation
     """
 
     logits: Tensor
@@ -65,10 +66,7 @@ class MaskedPrediction(NamedTuple):
 
 
 class MaskedImageModel(nn.Module):
-    """Predicts the tokens of hidden patches, twice: from the patches and through [CLS].
-
-    Or their pixels, or a teacher's features of them: the head is as wide as what it predicts.
-    """
+    """Predicts the codes, pixels or features of masked patches, twice: from patches and [CLS]."""
 
     def __init__(self, config: MaskedImageModelConfig) -> None:
         super().__init__()
@@ -91,52 +89,55 @@ class MaskedImageModel(nn.Module):
             )
             for i in range(extra)
         )
-        own = extra > 0 and not config.shared_head
-        self.cls_norm = nn.LayerNorm(vit.width, eps=NORM_EPS) if own else None
-        self.cls_head = nn.Linear(vit.width, K) if own else None
+        separate = extra > 0 and not config.shared_head
+        self.cls_norm = nn.LayerNorm(vit.width, eps=NORM_EPS) if separate else None
+        self.cls_head = nn.Linear(vit.width, K) if separate else None
 
         bound = vit.init_bound
-        cut_normal_(self.mask_token, bound)
+        trunc_normal_(self.mask_token, bound)
         for head in (self.head, self.cls_head):
             if head is not None:
                 init_published(head, bound)
-        # The aggregation blocks keep PyTorch's own initial weights: the published code makes them
-        # after it has initialised the rest (FACTS 2.4).
+        # The aggregation blocks keep PyTorch's default initialisation, because the published code
+        # creates them after initialising the rest (docs/reference/pretraining.md,
+        # "Initialisation").
         for layer, block in enumerate(self.aggregation, early + 1):
             assert isinstance(block, Block)
             rescale_residual(block, layer)
 
     def forward(
-        self, images: Tensor, masked: Tensor, asked: Tensor | None = None
+        self, images: Tensor, masked: Tensor, positions: Tensor | None = None
     ) -> MaskedPrediction:
-        """Predict the tokens of the masked patches, or of those asked for.
+        """Predict the targets of the masked patches, or of the patches at ``positions``.
 
         Args:
             images: (B, 3, H, W) uint8 in 0..255 or float in [0, 1]
-            masked: (B, M) int64, sorted patch indices in [0, N), hidden from the model
-            asked: (B, M') int64, the patches to predict; None: the masked ones
+            masked: (B, M) int64, sorted indices in [0, N) of the patches hidden from the model
+            positions: (B, M') int64, the patches to predict; None for the masked ones
         """
-        if asked is None:
-            asked = masked
-        depth, early = self.config.backbone.depth, self.config.early_layers
-        wanted = (early, depth) if self.aggregation else ()
-        features = self.backbone(images, masked, self.mask_token, layers=wanted)
-        logits = self.head(take(features.patches, asked))  # (B, M, K)
+        if positions is None:
+            positions = masked
+        last, early = self.config.backbone.depth, self.config.early_layers
+        layers = (early, last) if self.aggregation else ()
+        features = self.backbone(images, masked, self.mask_token, layers)
+        logits = self.head(take(features.patches, positions))  # (B, M, K)
         if not self.aggregation:
             return MaskedPrediction(logits, None)
 
-        late_cls = features.layers[depth][:, :1]
-        tokens = torch.cat([late_cls, features.layers[early][:, 1:]], dim=1)  # (B, 1+N, D)
+        last_cls = features.layers[last][:, :1]  # (B, 1, D)
+        early_patches = features.layers[early][:, 1:]  # (B, N, D)
+        tokens = torch.cat([last_cls, early_patches], dim=1)  # (B, 1+N, D)
         bias = self.backbone.bias()
         for block in self.aggregation:
-            tokens = block(tokens, bias)
+            tokens = block(tokens, bias)  # (B, 1+N, D)
         norm = self.backbone.norm if self.cls_norm is None else self.cls_norm
         head = self.head if self.cls_head is None else self.cls_head
-        return MaskedPrediction(logits, head(norm(take(tokens[:, 1:], asked))))
+        cls_logits = head(norm(take(tokens[:, 1:], positions)))  # (B, M, K)
+        return MaskedPrediction(logits, cls_logits)
 
 
 def check_head(config: MaskedImageModelConfig) -> None:
-    """Refuse a head that fits nothing: its width is still open, or not that of a patch's pixels."""
+    """Raise ValueError if the width of the head is not set, or does not fit the target."""
     if config.predicts == "tokens":
         if config.num_codes < 2:
             raise ValueError(f"num_codes must be 2 or more, got {config.num_codes}")
@@ -150,12 +151,12 @@ def check_head(config: MaskedImageModelConfig) -> None:
     pixels = config.backbone.in_channels * config.backbone.patch_size**2
     if config.predicts == "pixels" and config.target_width != pixels:
         raise ValueError(
-            f"target_width is {config.target_width}, but a patch has {pixels} values of pixels"
+            f"target_width is {config.target_width}, but a patch has {pixels} pixel values"
         )
 
 
-def take(patches: Tensor, masked: Tensor) -> Tensor:
-    """Pick the masked (B, M) of patches (B, N, D) or codes (B, N): (B, M, D) or (B, M)."""
+def take(patches: Tensor, positions: Tensor) -> Tensor:
+    """Gather patches (B, N, D) or codes (B, N) at positions (B, M): (B, M, D) or (B, M)."""
     if patches.ndim == 2:
-        return patches.gather(1, masked)
-    return patches.gather(1, masked[..., None].expand(-1, -1, patches.shape[-1]))
+        return patches.gather(1, positions)
+    return patches.gather(1, positions[..., None].expand(-1, -1, patches.shape[-1]))

@@ -24,23 +24,20 @@ def grid_of(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
 
 
 def as_float(images: Tensor) -> Tensor:
-    """Return images (B, 3, H, W) in [0, 1]; the dtype says what came in.
-
-    uint8 is 0..255, floating point already is [0, 1].
-    """
+    """Convert uint8 images in 0..255 to float in [0, 1]; float images are returned as they are."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Cut images (B, c, H, W) into patches (B, N, P*P*c), row by row."""
     B, c, H, W = images.shape
-    Gh, Gw = grid_of((H, W), patch_size)
-    tiles = images.reshape(B, c, Gh, patch_size, Gw, patch_size).permute(0, 2, 4, 3, 5, 1)
-    return tiles.reshape(B, Gh * Gw, patch_size * patch_size * c)
+    P, (Gh, Gw) = patch_size, grid_of((H, W), patch_size)
+    tiles = images.reshape(B, c, Gh, P, Gw, P).permute(0, 2, 4, 3, 5, 1)  # (B, Gh, Gw, P, P, c)
+    return tiles.reshape(B, Gh * Gw, P * P * c)  # (B, N, P*P*c)
 
 
 class PatchEmbed(nn.Module):
-    """Linear embedding of patches, kept as the strided convolution of the published weights."""
+    """Linear embedding of patches; its weight is stored as the published strided convolution."""
 
     def __init__(self, in_channels: int, width: int, patch_size: int) -> None:
         super().__init__()
@@ -50,12 +47,12 @@ class PatchEmbed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embed images (B, c, H, W) as patches (B, N, D).
 
-        Computed as one matrix product over cut patches: the same sums as the convolution, several
-        times as fast on CPUs, where a convolution whose stride is its kernel has no good kernel.
+        One matrix product over patches computes the same sums as the convolution. On CPUs it is
+        several times as fast, because convolutions whose stride is the kernel size are slow there.
         """
-        if self.patch_size == 1:  # no pixels to reorder: gradients keep the weight's strides
+        if self.patch_size == 1:  # nothing to reorder: gradients keep the strides of the weight
             pixels = images.flatten(2).transpose(1, 2)  # (B, N, c)
             return nn.functional.linear(pixels, self.proj.weight.flatten(1), self.proj.bias)
-        patches = patchify(images, self.patch_size)
+        patches = patchify(images, self.patch_size)  # (B, N, P*P*c)
         weight = self.proj.weight.permute(0, 2, 3, 1).flatten(1)  # (D, P*P*c)
         return nn.functional.linear(patches, weight, self.proj.bias)

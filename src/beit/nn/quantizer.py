@@ -1,11 +1,11 @@
-"""The codebook on the sphere: nearest code, spherical EMA, k-means start, revival of dead codes.
+"""The codebook on the unit sphere: nearest code, moving average, k-means start, dead code revival.
 
-BEiT v2, section 2.2. What depends on other processes is split in two, so that nothing here calls a
-collective: ``statistics`` of this process's vectors, and ``update`` from the statistics summed over
-all of them. Everything is float32 whatever the autocast: bfloat16 distances collapse a codebook.
+BEiT v2, section 2.2. Nothing here calls a collective. Training in several processes takes the
+``statistics`` of each process's vectors, sums them over all processes, and calls ``update``.
+Everything is float32 under any autocast, because bfloat16 distances can collapse a codebook.
 
-For ablations codes may also lie anywhere (Euclidean distances), be learned by gradients, or be the
-points of a fixed grid, which makes the codebook a finite scalar quantizer.
+For ablations, codes need not have length 1 (Euclidean distances), can be learned by gradients, or
+are the points of a fixed grid, as in finite scalar quantization.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-CHUNK_ELEMENTS = 2**23  # similarities held at once by a lookup: 32 MiB
+CHUNK_ELEMENTS = 2**23  # similarities held in memory by a lookup: 32 MiB
 KMEANS_ITERATIONS = 10  # as published
 
 
@@ -24,20 +24,21 @@ def unit(vectors: Tensor) -> Tensor:
 
 
 class Quantizer(nn.Module):
-    """K vectors of C channels, learned by exponential moving averages unless told otherwise.
+    """Codebook of K codes with C channels, learned by exponential moving averages by default.
 
     Args:
         num_codes: K
         code_width: C
-        decay: of the moving averages, in [0, 1)
-        l2_normalised: codes are of length 1 and the nearest is that in angle; else codes lie
-            anywhere and the nearest is that in Euclidean distance
-        levels: of each channel, for a fixed grid of codes (`scalar_codes`); () for learned codes
+        decay: decay of the moving averages, in [0, 1)
+        l2_normalised: codes have length 1 and the nearest code has the largest cosine; false: the
+            nearest code has the smallest Euclidean distance
+        levels: levels of each channel for a fixed grid of codes (`scalar_codes`); () for learned
+            codes
 
     Buffers:
         codebook: (K, C), unit rows with ``l2_normalised``; a parameter after ``use_gradients``
-        counts: (K,) moving average of how many vectors of a step chose each code
-        initialised: () bool, False until the codebook has seen data or weights
+        counts: (K,) moving average of the number of vectors assigned to each code in a step
+        initialised: () bool, False until the codebook is set from data or weights
     """
 
     codebook: Tensor
@@ -67,31 +68,31 @@ class Quantizer(nn.Module):
             codebook = scalar_codes(levels)
         elif l2_normalised:
             codebook = unit(torch.randn(num_codes, code_width))
-        else:  # near the origin, as usual for VQ-VAE: at first the direction decides
+        else:  # near the origin, as is usual for VQ-VAE: at first the direction decides
             codebook = torch.empty(num_codes, code_width).uniform_(-1 / num_codes, 1 / num_codes)
         self.register_buffer("codebook", codebook)
         self.register_buffer("counts", torch.zeros(num_codes))
         self.register_buffer("initialised", torch.tensor(self.fixed))
 
     def use_gradients(self) -> nn.Parameter:
-        """Make the codebook a parameter, for an optimiser, and return it; its values stay."""
+        """Turn the codebook into a parameter, which keeps the values, and return it."""
         if self.fixed:
             raise ValueError("codes on a fixed grid of levels are not learned by gradients")
         codebook = nn.Parameter(self.codebook)
-        del self.codebook  # the buffer of that name
+        del self.codebook  # the buffer of the same name
         self.codebook = codebook
         return codebook
 
-    def placed(self, vectors: Tensor) -> Tensor:
-        """Return vectors (..., C) in float32 where codes lie: of length 1, or as they are."""
+    def project(self, vectors: Tensor) -> Tensor:
+        """Return vectors (..., C) in float32, scaled to length 1 with ``l2_normalised``."""
         return unit(vectors) if self.l2_normalised else vectors.float()
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
-        """Return the code nearest to each vector (Eq. 1): (..., C) to (...) int64.
+        """Return the index of the code nearest to each vector (Eq. 1): (..., C) to (...) int64.
 
-        Nearest in angle, or without ``l2_normalised`` in Euclidean distance. Looks up a chunk of
-        rows at a time: memory does not grow with rows x K.
+        By cosine, or without ``l2_normalised`` by Euclidean distance. Rows are looked up in
+        chunks, so that memory does not grow with rows x K.
         """
         rows = vectors.reshape(-1, vectors.shape[-1]).float()
         nearest = nearest_rows(rows, self.codebook, self.l2_normalised)
@@ -99,56 +100,54 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def scores(self, vectors: Tensor) -> Tensor:
-        """Rate every code for each vector: (..., C) to (..., K) float32, the nearest the highest.
-
-        By cosine, or without ``l2_normalised`` by distance: see `closeness`.
-        """
+        """Return the `closeness` of each vector to every code: (..., C) to (..., K) float32."""
         with torch.autocast(vectors.device.type, enabled=False):
-            return closeness(self.placed(vectors), self.codebook, self.l2_normalised)
+            return closeness(self.project(vectors), self.codebook, self.l2_normalised)
 
     @torch.no_grad()
     def statistics(self, vectors: Tensor, codes: Tensor) -> Tensor:
-        """Sum, for each code, the vectors that chose it (of length 1: `placed`), and count them.
+        """Sum and count the vectors assigned to each code, after ``project``.
 
         Args:
             vectors: (..., C)
             codes: (...) int64, from ``nearest``
 
-        Returns: (K, C+1) float32, the sums and, last, the counts; add those of all processes.
+        Returns: (K, C+1) float32: C columns of sums, then the counts. Add the statistics of all
+            processes before ``update``.
         """
-        rows = self.placed(vectors).flatten(0, -2)
+        rows = self.project(vectors).flatten(0, -2)
         return grouped_sums(rows, codes.flatten(), len(self.codebook))
 
     @torch.no_grad()
     def update(self, statistics: Tensor) -> None:
-        """Move each code towards the mean direction of the vectors that chose it.
+        """Move each code towards the mean direction of the vectors assigned to it.
 
-        ``codebook <- unit(decay * codebook + (1 - decay) * unit(sum))``; codes that nothing chose
-        stay. This is the published update: no smoothing, no weighting by counts. Without
-        ``l2_normalised`` the same with means instead of unit vectors. A codebook that the optimiser
-        has moved is only brought back to length 1; a grid stays.
+        ``codebook <- unit(decay * codebook + (1 - decay) * unit(sum))``. Codes without vectors do
+        not move. This is the published update: no smoothing, no weighting by counts. Without
+        ``l2_normalised``, means replace the unit vectors. A codebook learned by gradients is only
+        rescaled to length 1. A fixed grid does not change.
         """
         counts = statistics[:, -1]
         if isinstance(self.codebook, nn.Parameter):
-            self.codebook.copy_(self.placed(self.codebook))
+            self.codebook.copy_(self.project(self.codebook))
         elif not self.fixed:
             centroids = self._centroids(statistics, self.codebook)
             moved = self.decay * self.codebook + (1 - self.decay) * centroids
-            self.codebook.copy_(self.placed(moved))
+            self.codebook.copy_(self.project(moved))
         self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
 
     @torch.no_grad()
     def start(self, vectors: Tensor, generator: torch.Generator) -> None:
-        """Set the codebook to the k-means of vectors (rows, C), gathered from all ranks.
+        """Set the codebook to the k-means centroids of vectors (rows, C), gathered from all ranks.
 
-        Spherical k-means, or without ``l2_normalised`` the ordinary one. Starts from a random
-        choice of rows (with replacement when there are fewer than K), takes ten iterations; a mean
-        that nothing is nearest to stays where it is.
+        Spherical k-means, or ordinary k-means without ``l2_normalised``. The initial centroids are
+        random rows, drawn with replacement if there are fewer than K. Runs ten iterations. A
+        centroid without vectors does not move.
         """
         if self.fixed:
-            raise ValueError("codes on a fixed grid of levels do not start at data")
-        rows = self.placed(vectors)
-        means = rows[choose(len(rows), len(self.codebook), generator).to(rows.device)]
+            raise ValueError("codes on a fixed grid of levels cannot be set from data")
+        rows = self.project(vectors)
+        means = rows[random_rows(len(rows), len(self.codebook), generator).to(rows.device)]
         for _ in range(KMEANS_ITERATIONS):
             nearest = nearest_rows(rows, means, self.l2_normalised)
             means = self._centroids(grouped_sums(rows, nearest, len(means)), means)
@@ -157,68 +156,68 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def revive(self, vectors: Tensor, dead: Tensor, generator: torch.Generator) -> Tensor:
-        """Restart the dead codes (K,) bool at different, randomly chosen rows of vectors (rows, C).
+        """Replace the dead codes (K,) bool by distinct random rows of vectors (rows, C).
 
-        With fewer rows than dead codes only as many restart as there are rows.
+        With fewer rows than dead codes, only as many codes are replaced as there are rows.
 
-        Returns: (restarted,) int64, the codes that did
+        Returns: (revived,) int64, indices of the replaced codes
         """
         if self.fixed:
-            raise ValueError("codes on a fixed grid of levels are not revived")
-        places = dead.nonzero().squeeze(1)[: len(vectors)]
-        rows = choose(len(vectors), len(places), generator).to(vectors.device)
-        self.codebook[places] = self.placed(vectors[rows])
-        return places
+            raise ValueError("codes on a fixed grid of levels cannot be revived")
+        revived = dead.nonzero().squeeze(1)[: len(vectors)]
+        rows = random_rows(len(vectors), len(revived), generator).to(vectors.device)
+        self.codebook[revived] = self.project(vectors[rows])
+        return revived
 
-    def _centroids(self, statistics: Tensor, empty: Tensor) -> Tensor:
-        """Return the mean (K, C) of each code's vectors; where there are none, that of `empty`."""
+    def _centroids(self, statistics: Tensor, default: Tensor) -> Tensor:
+        """Return the mean (K, C) of each code's vectors; the row of `default` if there are none."""
         sums, counts = statistics[:, :-1], statistics[:, -1:]
         means = unit(sums) if self.l2_normalised else sums / counts.clamp(min=1)
-        return torch.where(counts > 0, means, empty)
+        return torch.where(counts > 0, means, default)
 
 
-def choose(rows: int, wanted: int, generator: torch.Generator) -> Tensor:
-    """Return (wanted,) int64 row numbers: distinct if there are enough, else with replacement."""
-    if wanted <= rows:
-        return torch.randperm(rows, generator=generator)[:wanted]
-    return torch.randint(rows, (wanted,), generator=generator)
+def random_rows(num_rows: int, count: int, generator: torch.Generator) -> Tensor:
+    """Draw row numbers (count,) int64, without replacement if there are enough rows."""
+    if count <= num_rows:
+        return torch.randperm(num_rows, generator=generator)[:count]
+    return torch.randint(num_rows, (count,), generator=generator)
 
 
 def closeness(rows: Tensor, means: Tensor, l2_normalised: bool = True) -> Tensor:
-    """Rate the means (K, C) for each row (..., C), the nearest the highest: (..., K).
+    """Score each row (..., C) against the means (K, C): (..., K), highest for the nearest mean.
 
-    In angle, for means of length 1: ``row . mean``. In distance: ``row . mean - |mean|^2 / 2``,
-    which is half the negative squared distance but for the row's own length.
+    With ``l2_normalised``, for means of length 1, ``row . mean``. Otherwise ``row . mean - |mean|^2
+    / 2``, half the negative squared distance up to a term that depends on the row alone.
     """
     products = rows @ means.T
     return products if l2_normalised else products - means.square().sum(dim=1) / 2
 
 
 def nearest_rows(rows: Tensor, means: Tensor, l2_normalised: bool = True) -> Tensor:
-    """Return the mean (K, C) nearest to each row (n, C), by `closeness`: (n,) int64."""
+    """Return the index (n,) int64 of the mean (K, C) nearest to each row (n, C), by `closeness`."""
     size = max(1, CHUNK_ELEMENTS // len(means))
     with torch.autocast(rows.device.type, enabled=False):
-        if torch.compiler.is_exporting():  # in a graph a loop over chunks would fix the batch
+        if torch.compiler.is_exporting():  # a loop over chunks would fix the batch size
             return closeness(rows, means, l2_normalised).argmax(dim=1)
         chunks = rows.split(size)
         return torch.cat([closeness(chunk, means, l2_normalised).argmax(dim=1) for chunk in chunks])
 
 
 def grouped_sums(rows: Tensor, groups: Tensor, num_groups: int) -> Tensor:
-    """Sum the rows (n, C) of each group, and count them: (num_groups, C+1) float32."""
+    """Sum and count the rows (n, C) of each group: (num_groups, C+1) float32."""
     sums = rows.new_zeros(num_groups, rows.shape[1] + 1)
     sums[:, :-1].index_add_(0, groups, rows)
     sums[:, -1] = torch.bincount(groups, minlength=num_groups)
     return sums
 
 
-# ── finite scalar quantization (Mentzer et al. 2024): the codebook is a grid in a box ───────────
+# ── finite scalar quantization (Mentzer et al. 2024) ────────────────────────────────────────────
 
 
 def check_levels(
     levels: tuple[int, ...], num_codes: int, code_width: int, l2_normalised: bool
 ) -> None:
-    """Raise ValueError unless there are no levels, or they agree with the rest of a codebook."""
+    """Raise ValueError if levels contradict the other numbers of a codebook; () is valid."""
     if not levels:
         return
     if min(levels) < 2:
@@ -233,21 +232,22 @@ def check_levels(
 
 
 def scalar_codes(levels: tuple[int, ...]) -> Tensor:
-    """Return every point of the grid with L levels a channel: (K, C) in [-1, 1].
+    """Return all points of the grid: (K, C) in [-1, 1].
 
-    ``i / (L // 2)`` for whole numbers i, from -(L // 2); the last channel changes fastest.
+    The L levels of a channel are ``i / (L // 2)`` for integers i from -(L // 2); the last channel
+    changes fastest.
     """
     channels = [(torch.arange(L) - L // 2) / (L // 2) for L in levels]
     return torch.cartesian_prod(*channels).reshape(-1, len(levels))
 
 
 def bounded(vectors: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """Squash vectors (..., C) into the box of `scalar_codes`, channel by channel.
+    """Squash each channel of vectors (..., C) to the range of `scalar_codes`.
 
-    Zero stays zero, and the box ends at its outer levels, whose cells are half as wide as others.
+    Zero stays zero. The range ends at the outer levels, whose cells are half as wide as the others.
     """
     L = vectors.new_tensor(levels)
-    half = (L - 1) * (1.001 / 2)  # as published; at 1 / 2 the shift of two levels is infinite
-    offset = 0.5 * (L % 2 == 0)  # an even number has one level more below zero than above
+    half = (L - 1) * (1.001 / 2)  # as published; 1 / 2 would make the shift of two levels infinite
+    offset = 0.5 * (L % 2 == 0)  # even L: one level more below zero than above
     shift = (offset / half).atanh()
     return ((vectors + shift).tanh() * half - offset) / L.div(2, rounding_mode="floor")

@@ -1,8 +1,7 @@
-"""Semantic segmentation as BEiT was published for it: UPerNet (Xiao et al. 2018) over four blocks.
+"""Semantic segmentation: UPerNet (Xiao et al. 2018) on four blocks of a ViT, or a linear head.
 
-A plain ViT has one resolution: a pyramid makes four of it, the decoder reads them from coarse to
-fine, and an auxiliary head on the third helps it learn (BEiT v2, section 3.3). A linear head does
-without all of that: it tells what the patches know by themselves.
+A plain ViT has one resolution. A pyramid resamples its maps to four, the decoder combines them from
+coarse to fine, and an auxiliary head on the third supports training (BEiT v2, section 3.3).
 """
 
 from collections.abc import Sequence
@@ -16,30 +15,31 @@ from torch.utils.checkpoint import checkpoint
 
 from beit.nn.vit import VisionTransformer, ViTConfig
 
-LAYERS = {12: (4, 6, 8, 12), 24: (8, 12, 16, 24)}  # by depth: the published base and large models
-POOL_SIDES = (1, 2, 3, 6)  # of the grids that the decoder pools the coarsest map to (PSPNet's)
-AUXILIARY_LEVEL = 2  # of the pyramid, from 0: the one as fine as the patches
-IGNORED = 255  # the label of pixels that count for nothing (mmsegmentation)
-FINE_LOGITS = 2**26  # of full size at a time in the loss: 256 MiB, one image of ADE20K
-HEAD_STD = 0.01  # deviation of the initial weights of a classification layer (mmsegmentation)
+LAYERS = {12: (4, 6, 8, 12), 24: (8, 12, 16, 24)}  # by depth, of the published base, large models
+POOL_SIDES = (1, 2, 3, 6)  # sides of the grids to which the coarsest map is pooled (PSPNet)
+AUXILIARY_LEVEL = 2  # pyramid level of the auxiliary head, from 0: that of the patch grid
+IGNORED = 255  # label of ignored pixels (mmsegmentation)
+FINE_LOGITS = 2**26  # full-size logits at a time in the loss: 256 MiB, one image of ADE20K
+HEAD_STD = 0.01  # standard deviation of a classification layer's initial weights (mmsegmentation)
 
 
 @dataclass(frozen=True)
 class SegmenterConfig:
-    """The numbers of a segmentation model; the defaults are the published base model's.
+    """Configuration of a segmentation model; defaults are those of the published base model.
 
     Attributes:
-        backbone: the ViT that sees the image; its `final_norm` is set off for UPerNet, which would
-            not read it, and on for a linear head
-        num_classes: classes of a pixel (Y)
-        layers: numbers of the four blocks, from 1, whose raw outputs feed the pyramid; a linear
-            head has none, and reads the last block's after the final norm
-        channels: of the decoder's maps; 0 takes the backbone's width, as does a linear head
-        auxiliary: whether there is an auxiliary head; never with a linear head
-        auxiliary_channels: of its map
-        dropout: rate at which whole maps are dropped before a classification layer
-        class_names: one a class
-        palette: one colour a class, red, green and blue in 0..255
+        backbone: the ViT that encodes the image; `final_norm` is set to true for a linear head and
+            to false for UPerNet, which does not use it
+        num_classes: number of classes (Y)
+        layers: numbers, from 1, of the four blocks whose raw outputs enter the pyramid; empty for a
+            linear head, which uses the last block after the final norm
+        channels: channels of the decoder; 0 for the backbone's width, which a linear head always
+            uses
+        auxiliary: add an auxiliary head; never with a linear head
+        auxiliary_channels: channels of the auxiliary head
+        dropout: rate at which whole channels are dropped before a classification layer
+        class_names: name of each class
+        palette: colour of each class, red, green and blue in 0..255
         head: the published UPerNet with its pyramid, or one linear layer on each patch
     """
 
@@ -69,15 +69,14 @@ class SegmenterConfig:
         if min(self.backbone.grid) < 2:
             raise ValueError(
                 f"a segmenter needs a grid of 2 x 2 patches or more, got {self.backbone.grid}; "
-                "give larger images or smaller patches"
+                "use larger images or smaller patches"
             )
-        numbers = self.layers
-        fit = len(numbers) == 4 and list(numbers) == sorted(set(numbers))
-        fit = fit and 1 <= numbers[0] <= numbers[-1] <= self.backbone.depth
-        if not (fit or linear):
+        layers, depth = self.layers, self.backbone.depth
+        ascending = len(layers) == 4 and list(layers) == sorted(set(layers))
+        if not linear and not (ascending and 1 <= layers[0] <= layers[-1] <= depth):
             raise ValueError(
                 "layers are the numbers of four backbone blocks in ascending order, 1 to "
-                f"{self.backbone.depth}, got {numbers}"
+                f"{depth}, got {layers}"
             )
         if self.num_classes < 1 or self.channels < 1 or self.auxiliary_channels < 1:
             raise ValueError(
@@ -99,9 +98,9 @@ class SegmenterOutput(NamedTuple):
     """Logits over the classes.
 
     Attributes:
-        logits: (B, Y, 4 Gh, 4 Gw), a quarter of the image's size where patches are 16 wide;
-            (B, Y, Gh, Gw) of a linear head
-        auxiliary: (B, Y, Gh, Gw) of the auxiliary head; None without it
+        logits: (B, Y, 4 Gh, 4 Gw), a quarter of the image size for patches of 16 pixels;
+            (B, Y, Gh, Gw) for a linear head
+        auxiliary: (B, Y, Gh, Gw) of the auxiliary head, None without it
     """
 
     logits: Tensor
@@ -109,12 +108,12 @@ class SegmenterOutput(NamedTuple):
 
 
 def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
-    """Bring maps (B, c, h, w) to another size (height, width): bilinear, corners not aligned."""
+    """Resize maps (B, c, h, w) to (height, width) bilinearly, without aligned corners."""
     return F.interpolate(maps, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 class ConvBlock(nn.Module):
-    """A convolution that keeps the size, batch normalisation, ReLU."""
+    """Convolution that keeps the size, batch normalisation, ReLU."""
 
     def __init__(self, in_channels: int, channels: int, kernel: int) -> None:
         super().__init__()
@@ -123,7 +122,7 @@ class ConvBlock(nn.Module):
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")  # mmcv's
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Map (B, c, h, w) to (B, channels, h, w), 0 or more."""
+        """Map (B, c, h, w) to non-negative (B, channels, h, w)."""
         return F.relu(self.norm(self.conv(maps)))
 
 
@@ -137,9 +136,9 @@ def pixel_head(channels: int, num_classes: int) -> nn.Conv2d:
 
 
 class Pyramid(nn.Module):
-    """Four resolutions: the first map four times as fine, then twice, as it is, half as fine.
+    """Resamples four maps by factors of 4, 2, 1 and 1/2.
 
-    Transposed convolutions keep PyTorch's own initial weights, as in the published code.
+    Transposed convolutions keep PyTorch's default initialisation, as in the published code.
     """
 
     def __init__(self, width: int) -> None:
@@ -153,7 +152,7 @@ class Pyramid(nn.Module):
         self.up2 = nn.ConvTranspose2d(width, width, 2, stride=2)
 
     def forward(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        """Resample four maps (B, D, Gh, Gw); an odd last row or column is dropped in halving.
+        """Resample four maps (B, D, Gh, Gw); halving drops an odd last row or column.
 
         Returns: (B, D, 4 Gh, 4 Gw), (B, D, 2 Gh, 2 Gw), (B, D, Gh, Gw), (B, D, Gh // 2, Gw // 2)
         """
@@ -162,7 +161,7 @@ class Pyramid(nn.Module):
 
 
 class UPerNetDecoder(nn.Module):
-    """Sees the whole image in the coarsest map, hands that down to the finer ones, joins all."""
+    """Pools the coarsest map over the whole image, adds it to the finer maps, and fuses all."""
 
     def __init__(self, width: int, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -178,7 +177,7 @@ class UPerNetDecoder(nn.Module):
         """Classify the pixels of the finest level.
 
         levels: four maps (B, D, h, w), finest first
-        Returns: (B, Y, h, w) logits, h and w of the first
+        Returns: (B, Y, h, w) logits of the size of the first map
         """
         *fine, coarsest = levels
         size = coarsest.shape[2:]
@@ -193,13 +192,13 @@ class UPerNetDecoder(nn.Module):
         ):
             above = lateral(level) + resize_maps(above, level.shape[2:])  # (B, c, h, w)
             outputs.insert(0, smooth(above))
-        finest = outputs[0].shape[2:]
-        joined = torch.cat([resize_maps(output, finest) for output in outputs], dim=1)
-        return self.head(self.dropout(self.fuse(joined)))  # type: ignore[no-any-return]
+        size = outputs[0].shape[2:]
+        fused = torch.cat([resize_maps(output, size) for output in outputs], dim=1)  # (B, 4c, h, w)
+        return self.head(self.dropout(self.fuse(fused)))  # type: ignore[no-any-return]
 
 
 class AuxiliaryHead(nn.Module):
-    """One convolution and a classification: what the backbone must know without the decoder."""
+    """One convolution and a classification layer, without the decoder."""
 
     def __init__(self, width: int, channels: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -213,7 +212,7 @@ class AuxiliaryHead(nn.Module):
 
 
 class LinearDecoder(nn.Module):
-    """One linear layer on each patch, and nothing that looks beyond it."""
+    """One linear layer on each patch alone."""
 
     def __init__(self, width: int, num_classes: int, dropout: float) -> None:
         super().__init__()
@@ -226,7 +225,7 @@ class LinearDecoder(nn.Module):
 
 
 class SemanticSegmenter(nn.Module):
-    """Images to a class for every pixel: backbone, pyramid, decoder, auxiliary head."""
+    """Segmentation model: backbone, pyramid, decoder, auxiliary head."""
 
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
@@ -246,18 +245,18 @@ class SemanticSegmenter(nn.Module):
         )
 
     def forward(self, images: Tensor) -> SegmenterOutput:
-        """Classify the pixels of images (B, 3, H, W), uint8 or float in [0, 1], coarsely.
+        """Classify images (B, 3, H, W), uint8 or float in [0, 1], at the decoder's resolution.
 
         Raises:
-            ValueError: the images have another size than the configured one.
+            ValueError: the image size is not the configured one.
         """
         features = self.backbone(images, layers=self.config.layers)
         if self.pyramid is None:
-            patches = features.patches.transpose(1, 2).unflatten(2, features.grid)
-            return SegmenterOutput(self.decoder(patches), None)  # patches: (B, D, Gh, Gw)
+            patches = features.patches.transpose(1, 2).unflatten(2, features.grid)  # (B, D, Gh, Gw)
+            return SegmenterOutput(self.decoder(patches), None)
         maps = [
-            features.layers[number][:, 1:].transpose(1, 2).unflatten(2, features.grid)
-            for number in self.config.layers
+            features.layers[layer][:, 1:].transpose(1, 2).unflatten(2, features.grid)
+            for layer in self.config.layers
         ]  # (B, D, Gh, Gw) each
         levels = self.pyramid(maps)
         auxiliary = None if self.auxiliary is None else self.auxiliary(levels[AUXILIARY_LEVEL])
@@ -266,31 +265,31 @@ class SemanticSegmenter(nn.Module):
     def predict(self, images: Tensor) -> Tensor:
         """Classify every pixel of images (B, 3, H, W), uint8 or float in [0, 1].
 
-        Returns: (B, Y, H, W) logits; ``argmax(dim=1)`` of them is the label map
+        Returns: (B, Y, H, W) logits; their ``argmax(dim=1)`` is the label map
         """
         return resize_maps(self(images).logits, images.shape[2:])
 
 
 def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean cross-entropy of a pixel, in float32; the logits are brought to the size of the labels.
+    """Return the mean cross-entropy () over pixels, in float32, at the size of the labels.
 
-    As published, the mean is over all pixels and those that do not count add 0 to it: an image
-    that is labelled in part weighs less.
+    As published, the mean is over all pixels, with 0 for ignored ones: images with few labelled
+    pixels have less weight.
 
     Args:
-        logits: (B, Y, h, w)
+        logits: (B, Y, h, w), resized to (H, W)
         labels: (B, H, W) of any integer type, classes in [0, Y) or IGNORED
     """
-    # Logits of full size take gigabytes: they are made for a few images at a time, and once more
+    # Full-size logits take gigabytes: they are computed for a few images at a time, and recomputed
     # for the gradients.
     images = max(1, FINE_LOGITS // (logits.shape[1] * labels[0].numel()))
     sums = [
-        checkpoint(_summed_entropy, *part, use_reentrant=False)
+        checkpoint(_summed_cross_entropy, *part, use_reentrant=False)
         for part in zip(logits.split(images), labels.split(images), strict=True)
     ]
     return torch.stack(sums).sum() / labels.numel()
 
 
-def _summed_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+def _summed_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     fine = resize_maps(logits.float(), labels.shape[1:])
     return F.cross_entropy(fine, labels.long(), ignore_index=IGNORED, reduction="sum")

@@ -1,8 +1,8 @@
-"""A class for each pixel of an image of any size, from a model that sees one size.
+"""Segmentation of images of any size, by a model with a fixed input size.
 
-The image is brought to a working size and seen through overlapping windows, whose logits are
-averaged where they overlap; or it is seen whole, squeezed to the model's size. As published for
-ADE20K (mmsegmentation 0.11; FACTS 4), with the windows of an image in batches.
+The image is resized, classified in overlapping windows, and the logits are averaged where windows
+overlap. Or the whole image is resized to the model's input size. As published for ADE20K
+(mmsegmentation 0.11; docs/reference/segmentation.md, "Inference"), with windows in batches.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,18 +16,18 @@ from beit.nn.patches import as_float
 from beit.nn.segmenter import resize_maps
 
 Classify = Callable[[Tensor], Tensor]  # (n, 3, h, w) float in [0, 1] to (n, Y, h', w') logits
-WINDOW_PIXELS = 2**19  # classified at a time where nothing else is said: 2 windows of 512 x 512
-STRIP = 2**26  # logits at the image's own size that are made at a time: 256 MB
+WINDOW_PIXELS = 2**19  # default number of pixels classified at a time: 2 windows of 512 x 512
+STRIP = 2**26  # logits computed at a time at the image's own size: 256 MB
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Place windows along one side: every `stride`, the last one aligned with the end.
+    """Return the starts of windows along one side, `stride` apart, the last one aligned to the end.
 
-    Returns: ascending, from 0; one start where the window covers the whole length
+    Returns: ascending from 0; only 0 if the window covers the whole length
     """
     if not 1 <= stride <= window:
         raise ValueError(
-            f"stride is {stride}; expected 1 to {window}, the window's side, or pixels are left out"
+            f"stride is {stride}; expected 1 to {window}, the window's side, to cover all pixels"
         )
     last = max(0, length - window)
     return [*range(0, last, stride), last]
@@ -44,14 +44,14 @@ def sliding_logits(
     """Average the logits of overlapping windows.
 
     Args:
-        classify: gives logits (n, Y, h', w') of windows (n, 3, h, w), which may be coarser; they
-            are brought to the window's size
-        images: (B, 3, H, W) uint8 or float in [0, 1], of one size
-        window: its (height, width)
-        stride: pixels from one window to the next, down and across
+        classify: maps windows (n, 3, h, w) to logits (n, Y, h', w'), which are resized to the
+            window size
+        images: (B, 3, H, W) uint8 or float in [0, 1]
+        window: (height, width) of a window
+        stride: pixels between windows, vertically and horizontally
         batch_size: windows classified at a time; None for as many as have WINDOW_PIXELS
-        padding: (3, 1, 1) in [0, 1], the colour that images smaller than the window get on their
-            right and lower side (published: the mean colour); None for black
+        padding: (3, 1, 1) in [0, 1], colour of the padding on the right and below images smaller
+            than the window (published: the mean colour); None for black
 
     Returns: (B, Y, H, W) float32
 
@@ -69,31 +69,31 @@ def sliding_logits(
     tops = window_starts(images.shape[2], h, stride[0])
     lefts = window_starts(images.shape[3], w, stride[1])
     places = [(b, top, left) for top in tops for left in lefts for b in range(B)]
-    total, times = torch.empty(0), images.new_zeros(images.shape[2:])
+    total, counts = torch.empty(0), images.new_zeros(images.shape[2:])
     batch_size = batch_size or max(1, WINDOW_PIXELS // (h * w))
     for first in range(0, len(places), batch_size):
         batch = places[first : first + batch_size]
         views = torch.stack([images[b, :, y : y + h, x : x + w] for b, y, x in batch])
         logits = classify(views)  # (n, Y, h', w')
         if not first:
-            total = times.new_zeros(B, logits.shape[1], *images.shape[2:])
+            total = counts.new_zeros(B, logits.shape[1], *images.shape[2:])  # (B, Y, H, W)
         for (b, y, x), coarse in zip(batch, logits.split(1), strict=True):
             total[b, :, y : y + h, x : x + w] += resize_maps(coarse.float(), window)[0]
     for y in tops:
         for x in lefts:
-            times[y : y + h, x : x + w] += 1
+            counts[y : y + h, x : x + w] += 1
     if not bool(total.isfinite().all()):
         raise ValueError(
-            "the segmenter's logits are not finite; its weights may be broken, or the precision "
+            "the segmenter's logits are not finite; its weights may be damaged, or the precision "
             "too low: try --device.precision 32-true"
         )
-    return total.div_(times)[:, :, :H, :W]
+    return total.div_(counts)[:, :, :H, :W]
 
 
 def working_size(size: tuple[int, int], short: int, long: int | None = None) -> tuple[int, int]:
-    """Scale (height, width) so that the shorter side is `short`, but none longer than `long`.
+    """Scale (height, width) to a shorter side of `short`, or less to keep both sides within `long`.
 
-    Rounded as in mmcv: halves upwards.
+    Halves are rounded up, as in mmcv.
     """
     scale = short / min(size)
     if long is not None:
@@ -103,7 +103,7 @@ def working_size(size: tuple[int, int], short: int, long: int | None = None) -> 
 
 
 def rescaled(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Bring images (B, 3, H, W) uint8 to a size: bilinear, not smoothed before, as published.
+    """Resize images (B, 3, H, W) uint8 bilinearly, without antialiasing as published.
 
     Returns: (B, 3, h, w) uint8
     """
@@ -114,15 +114,15 @@ def rescaled(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 @dataclass(frozen=True)
 class MapViewConfig:
-    """How an image is seen; the defaults are the published ones for ADE20K.
+    """Views of an image for segmentation; the defaults are those published for ADE20K.
 
     Args:
-        mode: slide through windows, or the whole image squeezed to the model's size
-        stride: pixels from one window to the next; null for two thirds of the window (341 of 512)
-        scales: of the working size; published for BEiT v1, with flip: 0.5, 0.75, ... 1.75
-        flip: see mirror images, too
-        short_side: of an image at scale 1; null for the model's, 0 leaves images as they are
-        batch_size: windows at a time; null for half a million pixels, 2 of 512 x 512
+        mode: slide through windows, or resize the whole image to the model's input size
+        stride: pixels between windows; null for two thirds of the window (341 of 512)
+        scales: scales of the image; published for BEiT v1, with flip: 0.5, 0.75, ... 1.75
+        flip: add mirror images
+        short_side: shorter side of an image at scale 1; null for the model's, 0 for no resizing
+        batch_size: windows classified at a time; null for half a million pixels, 2 of 512 x 512
     """
 
     mode: Literal["slide", "whole"] = "slide"
@@ -136,26 +136,28 @@ class MapViewConfig:
         if not self.scales or not all(scale > 0 for scale in self.scales):
             raise ValueError(f"scales must be one or more numbers above 0, got {self.scales}")
         if self.short_side is not None and self.short_side < 0:
-            raise ValueError(f"short_side is {self.short_side}; expected 0 (as images are) or more")
+            raise ValueError(f"short_side is {self.short_side}; expected 0 (no resizing) or more")
         if self.batch_size is not None and self.batch_size < 1:
             raise ValueError(f"batch_size is {self.batch_size}; expected 1 window or more")
         if self.mode == "whole" and tuple(self.scales) != (1.0,):
-            raise ValueError("scales are for windows; whole images have the model's size")
+            raise ValueError("scales need mode slide; mode whole has one scale")
 
 
 class MapPredictor:
-    """Label maps of images of any size.
+    """Predicts label maps of images of any size.
 
-    With several scales or mirror images the probabilities of all views, at the image's own size,
-    are averaged; of one view the logits decide, which is the same.
+    With several scales or mirror images, the probabilities of all views are averaged at the image's
+    own size. With one view, logits are used: the result is the same.
     """
 
     def __init__(
         self, window: tuple[int, int], config: MapViewConfig, padding: Tensor | None = None
     ) -> None:
-        """Say what the model takes, (height, width), and how images are seen.
+        """Set up the views.
 
-        padding: as for `sliding_logits`
+        Args:
+            window: (height, width) of the model's input
+            padding: as for `sliding_logits`
         """
         self.window, self.config, self.padding = window, config, padding
         height, width = (
@@ -166,11 +168,12 @@ class MapPredictor:
             window_starts(side, side, stride)
 
     def sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
-        """Give the sizes at which an image of (height, width) is seen.
+        """Return the sizes of the views of an image of (height, width).
 
-        One scale: its shorter side becomes `short_side`, but none longer than four times that, as
-        published (2048, 512). Several: the shorter side times the scale, never less than the
-        window's, and no bound on the longer one, as in BEiT v1's `_ms` configurations.
+        With one scale, the shorter side becomes `short_side`, and the longer side at most four
+        times that, as published (2048, 512). With several scales, the shorter side is scaled but
+        not below the window's, and the longer side has no limit, as in BEiT v1's `_ms`
+        configurations.
         """
         if self.config.mode == "whole":
             return [self.window]
@@ -182,24 +185,24 @@ class MapPredictor:
         return [working_size(size, max(short, window)) for short in shorts]
 
     def views(self, images: Tensor) -> Iterator[tuple[Tensor, bool]]:
-        """Give images (B, 3, H, W) uint8 as they are seen: (B, 3, h, w), and whether mirrored."""
+        """Yield each view (B, 3, h, w) of images (B, 3, H, W) uint8, and whether it is mirrored."""
         for size in self.sizes((images.shape[2], images.shape[3])):
-            seen = rescaled(images, size)
-            yield seen, False
+            view = rescaled(images, size)
+            yield view, False
             if self.config.flip:
-                yield seen.flip(3), True
+                yield view.flip(3), True
 
     def __call__(self, classify: Classify, images: Tensor) -> Tensor:
-        """Give the class of every pixel of images (B, 3, H, W) uint8: (B, H, W) int64."""
+        """Predict the class of every pixel of images (B, 3, H, W) uint8: (B, H, W) int64."""
         B, _, H, W = images.shape
-        one = len(self.config.scales) == 1 and not self.config.flip
+        single_view = len(self.config.scales) == 1 and not self.config.flip
         total = torch.empty(0)
-        for seen, mirrored in self.views(images):
+        for view, mirrored in self.views(images):
             logits = sliding_logits(
-                classify, seen, self.window, self.stride, self.config.batch_size, self.padding
+                classify, view, self.window, self.stride, self.config.batch_size, self.padding
             )  # (B, Y, h, w)
             parts = strips(logits, (H, W))
-            if one:
+            if single_view:
                 return torch.cat([strip.argmax(dim=1) for _, strip in parts], dim=1)
             if not len(total):
                 total = logits.new_zeros(B, logits.shape[1], H, W)
@@ -207,7 +210,7 @@ class MapPredictor:
                 probabilities = strip.softmax(dim=1)
                 rows = slice(first, first + strip.shape[2])
                 total[:, :, rows] += probabilities.flip(3) if mirrored else probabilities
-            del logits, parts  # may be gigabytes: not beside those of the next view
+            del logits, parts  # may be gigabytes: free them before the next view
         return total.argmax(dim=1)
 
 
@@ -216,9 +219,9 @@ def strips(
 ) -> Iterator[tuple[int, Tensor]]:
     """Resize logits (B, Y, h, w) as `resize_maps` does, a strip of rows at a time.
 
-    At its own size one photograph of 150 classes takes gigabytes.
+    The full-size logits of a photograph take gigabytes for 150 classes.
 
-    Returns: number of the first row, from 0; (B, Y, rows, W)
+    Yields: number of the first row, from 0; (B, Y, rows, W)
     """
     H, W = size
     B, Y, h, _ = logits.shape
@@ -227,10 +230,10 @@ def strips(
         yield 0, resize_maps(logits, size)
         return
     for first in range(0, H, rows):
-        number = torch.arange(first, min(first + rows, H), device=logits.device)
-        place = ((number + 0.5) * (h / H) - 0.5).clamp(0, h - 1)  # between centres of pixels
+        row = torch.arange(first, min(first + rows, H), device=logits.device)
+        place = ((row + 0.5) * (h / H) - 0.5).clamp(0, h - 1)  # between centres of input rows
         above = place.floor().long()
         below = (above + 1).clamp(max=h - 1)
-        share = (place - above)[:, None].to(logits.dtype)  # (rows, 1)
-        strip = torch.lerp(logits[:, :, above], logits[:, :, below], share)
-        yield first, resize_maps(strip, (len(number), W))
+        weight = (place - above)[:, None].to(logits.dtype)  # (rows, 1)
+        strip = torch.lerp(logits[:, :, above], logits[:, :, below], weight)  # (B, Y, rows, w)
+        yield first, resize_maps(strip, (len(row), W))

@@ -1,7 +1,7 @@
-"""What pretraining predicts of a patch: a tokenizer's code, its pixels, or a teacher's features.
+"""Targets of pretraining: codes of a tokenizer, pixels, or features of a teacher, for each patch.
 
-Codes are BEiT's. Pixels are the ablation of BEiT v1, regressed as by MAE (He et al. 2022, with
-`normalised`) or SimMIM (Xie et al. 2022); features are what MVP and EVA regress.
+Codes are BEiT's target. Pixels are an ablation of BEiT v1, regressed as in MAE (He et al. 2022,
+with `normalised`) or SimMIM (Xie et al. 2022). Features are regressed as in MVP and EVA.
 """
 
 from collections.abc import Mapping
@@ -20,29 +20,29 @@ from beit.nn.resample import lanczos
 from beit.nn.tokenizer import Tokenizer
 
 PATCH_EPS = 1e-6  # added to the variance of a patch (MAE's code)
-# What `merits` measures of each kind of target.
-MERITS = {"tokens": ("accuracy",), "pixels": ("error", "spread"), "features": ("cosine",)}
+# The keys of `target_metrics` for each kind of target.
+TARGET_METRICS = {"tokens": ("accuracy",), "pixels": ("error", "spread"), "features": ("cosine",)}
 
 
 class FeatureSource(Protocol):
-    """What is asked of a teacher."""
+    """Interface of a teacher."""
 
     width: int
 
     def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the features (B, N, T) of the cells of a grid, of images of any size."""
+        """Return the features (B, N, T) of the grid cells of images of any size."""
 
 
 class TokenTarget:
     """Codes of a tokenizer.
 
-    VQ-KD and others on a fixed grid see images of their own size, resized bicubically. BEiT v1's
-    tokenizers, which are convolutions, see what gives the grid of the backbone (112 pixels a side
-    for 14 x 14 codes), resized by Lanczos as published.
+    Tokenizers with a fixed grid, such as VQ-KD, get images of their own size, resized bicubically.
+    BEiT v1's convolutional tokenizers get the image size that gives the backbone's grid (112 x 112
+    pixels for 14 x 14 codes), resized by Lanczos as published.
 
     Attributes:
-        image_size: (height, width) of the images that `of` need not resize
-        lanczos: how it resizes others
+        image_size: (height, width) to which `of` resizes images
+        lanczos: resize uint8 images by Lanczos instead of bicubically
     """
 
     kind: Predicts = "tokens"
@@ -58,7 +58,7 @@ class TokenTarget:
         elif tokenizer.grid != grid:
             raise ValueError(
                 f"the tokenizer's grid is {tokenizer.grid}, the backbone's {grid}; choose "
-                "model.backbone.image_size and patch_size so that both have as many patches"
+                "model.backbone.image_size and patch_size so that both grids are equal"
             )
 
     def of(self, images: Tensor) -> Tensor:
@@ -74,10 +74,10 @@ class TokenTarget:
 
 
 class PixelTarget:
-    """Pixels as the backbone sees them, row by row, the channels of a pixel together.
+    """Pixels normalised as for the backbone, row by row, the channels of a pixel together.
 
-    With `normalised` each patch less its mean and over its deviation, all channels together: what
-    is left is its structure.
+    With `normalised`, each patch is standardised over its pixels and channels, which leaves its
+    structure.
     """
 
     kind: Predicts = "pixels"
@@ -103,37 +103,36 @@ class PixelTarget:
         patches = self._patches(images)
         if not self.normalised:
             return patches
-        mean, deviation = moments(patches)
-        return (patches - mean) / deviation
+        mean, std = mean_and_std(patches)
+        return (patches - mean) / std
 
     def paint(self, images: Tensor, masked: Tensor, predicted: Tensor) -> Tensor:
-        """Put what was predicted (B, M, 3PP) in the place of the masked (B, M) patches.
+        """Replace the masked (B, M) patches of images by the predicted (B, M, 3PP) ones.
 
-        Where the target is normalised, with the mean and deviation of the true patch, which the
-        model does not know: the picture then shows a patch's structure, its brightness is given.
+        Normalised predictions get the mean and standard deviation of the true patch, which the
+        model does not know: such a picture shows predicted structure at the true brightness.
 
         Returns: (B, 3, H, W) in [0, 1]
         """
         patches, predicted = self._patches(images), predicted.float()
         if self.normalised:
-            mean, deviation = moments(take(patches, masked))
-            predicted = predicted * deviation + mean
-        where = masked[..., None].expand(-1, -1, self.width)
-        pixels = unpatchify(patches.scatter(1, where, predicted), self.image_size, self.patch_size)
+            mean, std = mean_and_std(take(patches, masked))
+            predicted = predicted * std + mean
+        index = masked[..., None].expand(-1, -1, self.width)  # (B, M, 3PP)
+        pixels = unpatchify(patches.scatter(1, index, predicted), self.image_size, self.patch_size)
         return (pixels * self.std.to(pixels) + self.mean.to(pixels)).clamp(0, 1)
 
     def _patches(self, images: Tensor) -> Tensor:
         pixels = as_float(images).float()
-        return patchify(
-            (pixels - self.mean.to(pixels)) / self.std.to(pixels), self.patch_size
-        )  # (B, N, 3PP)
+        pixels = (pixels - self.mean.to(pixels)) / self.std.to(pixels)
+        return patchify(pixels, self.patch_size)  # (B, N, 3PP)
 
 
 class FeatureTarget:
-    """A teacher's features of each patch.
+    """Features of a teacher for each patch.
 
-    With `normalised` each vector less its mean and over its deviation, so that no channel that is
-    always large outweighs the others in a smooth L1 or squared distance.
+    With `normalised`, each vector is standardised over its channels, so that channels with large
+    values do not dominate a smooth L1 or squared distance.
     """
 
     kind: Predicts = "features"
@@ -160,31 +159,32 @@ class FeatureTarget:
 Target = TokenTarget | PixelTarget | FeatureTarget
 
 
-def moments(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and deviation, (B, N, 1) each, of the values of patches (B, N, 3PP)."""
+def mean_and_std(patches: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation (B, N, 1) of the values of each patch (B, N, 3PP)."""
     return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + PATCH_EPS).sqrt()
 
 
 def unpatchify(patches: Tensor, image_size: tuple[int, int], patch_size: int) -> Tensor:
-    """Put patches (B, N, P*P*c) together to images (B, c, H, W): the inverse of `patchify`."""
+    """Assemble images (B, c, H, W) from patches (B, N, P*P*c): the inverse of `patchify`."""
     (H, W), P = image_size, patch_size
-    tiles: Tensor = patches.unflatten(1, (H // P, W // P)).unflatten(3, (P, P, -1))
+    tiles: Tensor = patches.unflatten(1, (H // P, W // P))  # (B, Gh, Gw, P*P*c)
+    tiles = tiles.unflatten(3, (P, P, -1))  # (B, Gh, Gw, P, P, c)
     return tiles.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, H, W)
 
 
 @torch.no_grad()
-def merits(
+def target_metrics(
     kind: Predicts, predicted: Tensor, targets: Tensor, weights: Tensor | None = None
 ) -> dict[str, Tensor]:
-    """Say how good one prediction is, in means over patches, () each.
+    """Return the metrics of a prediction, () each, averaged over patches.
 
-    Tokens: `accuracy`. Features: `cosine`. Pixels: `error`, the squared distance, and `spread`, the
-    square of the target itself, of which `with_explained` makes a share.
+    Tokens: `accuracy`. Features: `cosine`. Pixels: `error`, the squared error, and `spread`, the
+    square of the target, which `explained_from_error` combines.
 
     Args:
         predicted: (B, M, K) or (B, M, T)
         targets: (B, M) int64 or (B, M, T)
-        weights: (B, M), None: all alike
+        weights: (B, M) of the patches; None for equal weights
     """
     if kind == "tokens":
         values = {"accuracy": (predicted.argmax(dim=2) == targets).float()}
@@ -196,17 +196,18 @@ def merits(
     return {name: weighted_mean(value, weights) for name, value in values.items()}
 
 
-def with_explained(figures: Mapping[str, float]) -> dict[str, float]:
+def explained_from_error(metrics: Mapping[str, float]) -> dict[str, float]:
     """Replace each pair of `error` and `spread` by `explained` = 1 - error / spread.
 
-    1 is perfect; 0 is as good as always predicting zeros, which is the mean colour of the data for
-    raw pixels and the patch's own mean for normalised ones. A spread of 0 gives 0.
+    1 is perfect. 0 is as good as predicting zeros: the mean colour of the data for raw pixels, the
+    mean of the patch for normalised ones. A spread of 0 gives 0.
     """
-    shares = {}
-    for name, value in figures.items():
+    result = {}
+    for name, value in metrics.items():
         if name.endswith("error"):
-            spread = figures[name.removesuffix("error") + "spread"]
-            shares[name.removesuffix("error") + "explained"] = 1 - value / spread if spread else 0.0
+            prefix = name.removesuffix("error")
+            spread = metrics[prefix + "spread"]
+            result[prefix + "explained"] = 1 - value / spread if spread else 0.0
         elif not name.endswith("spread"):
-            shares[name] = value
-    return shares
+            result[name] = value
+    return result

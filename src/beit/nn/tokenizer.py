@@ -11,34 +11,34 @@ from beit.nn.block import init_published
 from beit.nn.quantizer import Quantizer, bounded, check_levels
 from beit.nn.vit import VisionTransformer, ViTConfig
 
-NO_CUT = 2.0  # the published tokenizers cut their initial weights at +-2.0, a hundred deviations
+NO_CUT = 2.0  # init_bound of the published tokenizers: 100 standard deviations, in effect none
 
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What pretraining asks of a visual tokenizer, which is an ``nn.Module`` besides."""
+    """Interface of every visual tokenizer; all of them are ``nn.Module``s."""
 
     @property
     def vocab_size(self) -> int:
-        """K."""
+        """Number of codes (K)."""
 
     @property
     def grid(self) -> tuple[int, int]:
-        """(Gh, Gw), the codes of an image; N = Gh * Gw."""
+        """Grid of the codes of an image (Gh, Gw); N = Gh * Gw."""
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """(height, width) of the images it takes."""
+        """(height, width) of the input images."""
 
     def encode(self, images: Tensor) -> Tensor:
         """Tokenize images (B, 3, H, W), uint8 or float in [0, 1]: codes (B, N) int64 in [0, K)."""
 
     def to(self, device: torch.device, /) -> Self:
-        """Move it."""
+        """Move the tokenizer to a device."""
 
 
 def tokenizer_vit(image_size: tuple[int, int] = (224, 224), patch_size: int = 16) -> ViTConfig:
-    """Return the published tokenizer's encoder: ViT-B, absolute positions, pixels in [-1, 1]."""
+    """Return the published encoder configuration: ViT-B, absolute positions, pixels in [-1, 1]."""
     return ViTConfig(
         image_size=image_size,
         patch_size=patch_size,
@@ -53,19 +53,19 @@ def tokenizer_vit(image_size: tuple[int, int] = (224, 224), patch_size: int = 16
 
 @dataclass(frozen=True)
 class VQKDConfig:
-    """The numbers of a VQ-KD tokenizer.
+    """Configuration of a VQ-KD tokenizer.
 
     Attributes:
-        encoder: the ViT that sees the image
-        decoder_depth: blocks of the decoder, as wide as the encoder
-        num_codes: codes in the codebook (K)
+        encoder: the ViT that encodes the image
+        decoder_depth: number of decoder blocks; the decoder is as wide as the encoder
+        num_codes: number of codes in the codebook (K)
         code_width: channels of a code (C)
         teacher_width: channels of the teacher's features (T); 0 takes them from the teacher
-        decay: of the codebook's moving average
-        l2_normalised: vectors and codes have length 1, as published; else codes are nearest in
-            Euclidean distance
-        levels: of each channel of a code: codes are the points of this grid instead of learned
-            (FSQ; 8, 8, 8, 4, 4 make 8,192 codes of 5 channels); none by default
+        decay: decay of the codebook's exponential moving average
+        l2_normalised: vectors and codes have length 1, as published; false: the nearest code is
+            that of the smallest Euclidean distance
+        levels: levels of each channel for a fixed grid of codes (FSQ), for example 8, 8, 8, 4, 4
+            for 8,192 codes of 5 channels; empty for learned codes
     """
 
     encoder: ViTConfig = field(default_factory=tokenizer_vit)
@@ -87,7 +87,7 @@ class VQKDConfig:
 
     @property
     def decoder(self) -> ViTConfig:
-        """The decoder: the encoder's ViT over the map of codes, one code a patch."""
+        """Configuration of the decoder: the encoder's ViT on the map of codes, one code a patch."""
         return replace(
             self.encoder,
             image_size=self.encoder.grid,
@@ -100,16 +100,15 @@ class VQKDConfig:
 
 
 class VQKDOutput(NamedTuple):
-    """What a tokenizer gives while it learns.
+    """Output of a tokenizer in training.
 
     Attributes:
-        vectors: (B, N, C) float32, unit length with ``l2_normalised``, what the encoder says of
-            each patch
+        vectors: (B, N, C) float32, encoder output; of length 1 with ``l2_normalised``
         codes: (B, N) int64 in [0, K), the nearest codes
-        features: (B, N, T) what the decoder rebuilds of the teacher's features
+        features: (B, N, T) decoder output, the reconstruction of the teacher's features
         commitment: () mean squared distance of vectors to their codes (third term of Eq. 2)
-        attraction: () the same distance, whose gradient moves the codes and not the vectors (second
-            term of Eq. 2); for a codebook that learns by gradients
+        attraction: () the same distance, with gradients for the codes instead of the vectors
+            (second term of Eq. 2); only for a codebook learned by gradients
     """
 
     vectors: Tensor
@@ -120,13 +119,21 @@ class VQKDOutput(NamedTuple):
 
 
 class VQKD(nn.Module):
-    """Images to codes, and codes to a teacher's features."""
+    """Encodes images as codes, and decodes codes to a teacher's features.
+
+    Attributes:
+        vocab_size: K
+        grid: (Gh, Gw) of the codes of an image
+        image_size: (height, width) of the input images
+    """
 
     def __init__(self, config: VQKDConfig) -> None:
         super().__init__()
         if config.teacher_width < 1:
             raise ValueError(f"teacher_width must be 1 or more, got {config.teacher_width}")
         self.config = config
+        self.vocab_size, self.grid = config.num_codes, config.encoder.grid
+        self.image_size = config.encoder.image_size
         D = config.encoder.width
         self.encoder = VisionTransformer(config.encoder)
         self.encode_task = nn.Sequential(
@@ -142,26 +149,11 @@ class VQKD(nn.Module):
         for task in (self.encode_task, self.decode_task):
             init_published(task, config.encoder.init_bound)
 
-    @property
-    def vocab_size(self) -> int:
-        """K."""
-        return self.config.num_codes
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """(Gh, Gw)."""
-        return self.config.encoder.grid
-
-    @property
-    def image_size(self) -> tuple[int, int]:
-        """(height, width) of its images."""
-        return self.config.encoder.image_size
-
     def embed(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W), uint8 or float in [0, 1], as vectors (B, N, C) float32."""
-        patches = self.encoder(images).patches
+        patches = self.encoder(images).patches  # (B, N, D)
         with torch.autocast(patches.device.type, enabled=False):
-            vectors: Tensor = self.encode_task(patches.float())
+            vectors: Tensor = self.encode_task(patches.float())  # (B, N, C)
             return bounded(vectors, self.config.levels) if self.config.levels else vectors
 
     def encode(self, images: Tensor) -> Tensor:
@@ -169,26 +161,26 @@ class VQKD(nn.Module):
         return self.quantizer.nearest(self.embed(images))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Rebuild the teacher's features (B, N, T) from codes (B, N) int64."""
+        """Decode codes (B, N) int64 to teacher features (B, N, T)."""
         return self.rebuild(self.quantizer.codebook[codes])
 
     def rebuild(self, quantized: Tensor) -> Tensor:
         """Decode code vectors (B, N, C) to teacher features (B, N, T)."""
-        Gh, Gw = self.grid
-        code_map = quantized.transpose(1, 2).unflatten(2, (Gh, Gw))  # (B, C, Gh, Gw)
+        code_map = quantized.transpose(1, 2).unflatten(2, self.grid)  # (B, C, Gh, Gw)
         return self.decode_task(self.decoder(code_map).patches)  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> VQKDOutput:
-        """Encode, quantize and rebuild images (B, 3, H, W), uint8 or float in [0, 1].
+        """Encode, quantize and decode images (B, 3, H, W), uint8 or float in [0, 1].
 
-        Gradients pass the codebook straight through (from decoder input to encoder output). The
-        codebook itself is left as it is: see ``Quantizer.statistics`` and ``Quantizer.update``.
+        Gradients pass the quantizer by the straight-through estimator, from decoder input to
+        encoder output. The codebook does not change: see ``Quantizer.statistics`` and
+        ``Quantizer.update``.
         """
-        vectors = self.quantizer.placed(self.embed(images))  # (B, N, C)
-        codes = self.quantizer.nearest(vectors)
-        chosen = self.quantizer.codebook[codes]  # (B, N, C)
-        quantized = chosen.detach()
+        vectors = self.quantizer.project(self.embed(images))  # (B, N, C)
+        codes = self.quantizer.nearest(vectors)  # (B, N)
+        code_vectors = self.quantizer.codebook[codes]  # (B, N, C)
+        quantized = code_vectors.detach()
         commitment = F.mse_loss(vectors, quantized)
-        attraction = F.mse_loss(self.quantizer.placed(chosen), vectors.detach())
-        features = self.rebuild(vectors + (quantized - vectors).detach())
+        attraction = F.mse_loss(self.quantizer.project(code_vectors), vectors.detach())
+        features = self.rebuild(vectors + (quantized - vectors).detach())  # (B, N, T)
         return VQKDOutput(vectors, codes, features, commitment, attraction)

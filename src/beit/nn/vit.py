@@ -1,4 +1,4 @@
-"""The vision Transformer for every use: tokenizer, its decoder, pretraining, probing and after."""
+"""The vision Transformer: backbone of every model, and encoder and decoder of the tokenizer."""
 
 import copy
 from collections.abc import Collection
@@ -8,7 +8,14 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from beit.nn.block import NORM_EPS, Attention, Block, cut_normal_, init_published, rescale_residual
+from beit.nn.block import (
+    NORM_EPS,
+    Attention,
+    Block,
+    init_published,
+    rescale_residual,
+    trunc_normal_,
+)
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, as_float, grid_of
 from beit.nn.position import RelativePositionBias, resize_absolute
 
@@ -23,24 +30,26 @@ SIZES = {  # width, depth, heads (Touvron et al. 2021 for Ti and S, Dosovitskiy 
 
 @dataclass(frozen=True)
 class ViTConfig:
-    """The numbers of a vision Transformer.
+    """Configuration of a vision Transformer.
 
     Attributes:
-        image_size: height and width of its images, in pixels
+        image_size: height and width of the images, in pixels
         patch_size: side of a patch, in pixels
-        in_channels: channels of an image
+        in_channels: channels of the images
         width: channels of a token (D)
         depth: number of blocks
         num_heads: attention heads (h)
-        mlp_ratio: hidden width of a block's MLP over D
-        absolute_positions: a learned vector is added to every token
-        relative_bias: a table of attention biases: none, one shared by all blocks, one per_block
-        layer_scale: first value of the per-channel scales of the two branches; null for none
-        drop_path: rate of stochastic depth in the last block, growing linearly from 0
-        final_norm: a LayerNorm after the last block
-        mean: per-channel mean taken off images in [0, 1]; null leaves the input as it is
-        std: per-channel deviation that images are divided by; null leaves the input as it is
-        init_bound: initial weights are a normal of deviation 0.02 cut at plus and minus this
+        mlp_ratio: hidden width of the MLP, as a multiple of D
+        absolute_positions: add a learned position vector to every token
+        relative_bias: table of relative position biases: none, one shared by all blocks, or one
+            per_block
+        layer_scale: initial value of the per-channel scale of both branches; null for no scale
+        drop_path: stochastic depth rate of the last block; rates grow linearly from 0
+        final_norm: apply a LayerNorm after the last block
+        mean: per-channel mean of images in [0, 1]; null for no normalisation
+        std: per-channel standard deviation of images in [0, 1]; null for no normalisation
+        init_bound: initial weights are normal with standard deviation 0.02, truncated at this
+            bound on both sides
     """
 
     image_size: tuple[int, int] = (224, 224)
@@ -70,12 +79,12 @@ class ViTConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches per column and per row (Gh, Gw)."""
+        """Patch grid (Gh, Gw)."""
         return grid_of(self.image_size, self.patch_size)
 
     @property
     def num_patches(self) -> int:
-        """N = Gh * Gw."""
+        """Number of patches, N = Gh * Gw."""
         return self.grid[0] * self.grid[1]
 
 
@@ -87,7 +96,7 @@ def vit_config(
     relative_bias: Literal["none", "shared", "per_block"] = "shared",
     drop_path: float = 0.0,
 ) -> ViTConfig:
-    """Return the pretraining ViT of a named size; L and deeper start layer scale at 1e-5."""
+    """Return the pretraining configuration of a named size; layer scale is 1e-5 for L and H."""
     if size not in SIZES:
         raise ValueError(f"no ViT size {size!r}; sizes are {', '.join(SIZES)}")
     width, depth, num_heads = SIZES[size]
@@ -104,14 +113,14 @@ def vit_config(
 
 
 class Features(NamedTuple):
-    """What a ViT makes of images.
+    """Output of a ViT.
 
     Attributes:
         cls: (B, D) the [CLS] token, after the final norm if there is one
-        patches: (B, N, D) the patch tokens, likewise
+        patches: (B, N, D) the patch tokens, after the final norm if there is one
         grid: (Gh, Gw), N = Gh * Gw
-        layers: {i: (B, 1+N, D)} raw output of block i, counted from 1, [CLS] first; 0: the tokens
-            that enter the first block
+        layers: {i: (B, 1+N, D)} raw output of block i, counted from 1, [CLS] first; layer 0 is the
+            input of the first block
     """
 
     cls: Tensor
@@ -121,7 +130,7 @@ class Features(NamedTuple):
 
 
 class VisionTransformer(nn.Module):
-    """Patches, [CLS], blocks, norm; normalises its images itself."""
+    """Patch embedding, [CLS], blocks, final norm; normalises its images itself."""
 
     mean: Tensor
     std: Tensor
@@ -157,18 +166,18 @@ class VisionTransformer(nn.Module):
         self.init_weights()
 
     def init_weights(self) -> None:
-        """Draw weights as the published code does."""
+        """Initialise the weights as the published code does."""
         bound = self.config.init_bound
         init_published(self, bound)
         for token in (self.cls_token, self.pos_embed):
             if token is not None:
-                cut_normal_(token, bound)
+                trunc_normal_(token, bound)
         for layer, block in enumerate(self.blocks, 1):
             assert isinstance(block, Block)
             rescale_residual(block, layer)
 
     def bias(self) -> Tensor | None:
-        """Return the position bias (1, h, 1+N, 1+N) that all blocks share, or None."""
+        """Return the relative position bias (1, h, 1+N, 1+N) shared by all blocks, or None."""
         return None if self.rel_pos_bias is None else self.rel_pos_bias()
 
     def forward(
@@ -182,20 +191,20 @@ class VisionTransformer(nn.Module):
 
         Args:
             images: (B, c, H, W) uint8 in 0..255 or float in [0, 1], of the configured size
-            masked: (B, M) int64, patches in [0, N) hidden from the model: each is replaced by
-                ``mask_token`` (1, 1, D) before the first block (BEiT v2, section 2.3)
-            mask_token: what stands for a hidden patch
-            layers: numbers of the blocks, from 1, whose raw outputs are wanted; 0 is what enters
-                the first
+            masked: (B, M) int64, indices in [0, N) of the patches hidden from the model; each is
+                replaced by ``mask_token`` before the first block (BEiT v2, section 2.3)
+            mask_token: (1, 1, D), required with ``masked``
+            layers: numbers of the blocks, from 1, whose raw outputs to return; 0 for the input of
+                the first block
 
         Raises:
-            ValueError: the images have another size than the configured one.
+            ValueError: the image size is not the configured one.
         """
         B, _, H, W = images.shape
         if (H, W) != tuple(self.config.image_size):
             raise ValueError(
                 f"images are {H} x {W}, the model takes {self.config.image_size[0]} x "
-                f"{self.config.image_size[1]}; resize them, or build the model for their size"
+                f"{self.config.image_size[1]}; resize the images, or build the model for their size"
             )
         pixels = as_float(images)
         if self.config.mean is not None:
@@ -205,24 +214,24 @@ class VisionTransformer(nn.Module):
             assert mask_token is not None
             hidden = masked.new_zeros(patches.shape[:2]).scatter_(1, masked, 1).bool()  # (B, N)
             patches = torch.where(hidden[..., None], mask_token, patches)
-        tokens = torch.cat([self.cls_token.expand(B, -1, -1), patches], dim=1)
+        tokens = torch.cat([self.cls_token.expand(B, -1, -1), patches], dim=1)  # (B, 1+N, D)
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
         bias = self.bias()
         outputs = {0: tokens} if 0 in layers else {}
-        for number, block in enumerate(self.blocks, 1):
-            tokens = block(tokens, bias)
-            if number in layers:
-                outputs[number] = tokens
+        for layer, block in enumerate(self.blocks, 1):
+            tokens = block(tokens, bias)  # (B, 1+N, D)
+            if layer in layers:
+                outputs[layer] = tokens
         normed = self.norm(tokens)  # (B, 1+N, D)
         return Features(normed[:, 0], normed[:, 1:], self.config.grid, outputs)
 
 
 def resized(vit: VisionTransformer, image_size: tuple[int, int]) -> VisionTransformer:
-    """Return a copy for images of another size, with its positions carried to the new grid.
+    """Return a copy for another image size, with its positions resized to the new grid.
 
-    Relative biases by ``resize_relative_bias``, absolute positions by ``resize_absolute``; a model
-    of that size already is returned as it is.
+    Relative biases are resized by ``resize_relative_bias``, absolute positions by
+    ``resize_absolute``. If the grid does not change, the model itself is returned.
 
     Args:
         image_size: (height, width), multiples of the patch side
@@ -235,28 +244,29 @@ def resized(vit: VisionTransformer, image_size: tuple[int, int]) -> VisionTransf
     vit.config = config
     if vit.pos_embed is not None:
         vit.pos_embed = nn.Parameter(resize_absolute(vit.pos_embed.detach(), old, new))
-    for owner in vit.modules():
-        if isinstance(owner, VisionTransformer | Attention) and owner.rel_pos_bias is not None:
-            owner.rel_pos_bias = owner.rel_pos_bias.resized(old, new)
+    for module in vit.modules():
+        if isinstance(module, VisionTransformer | Attention) and module.rel_pos_bias is not None:
+            module.rel_pos_bias = module.rel_pos_bias.resized(old, new)
     return vit
 
 
 def with_bias_per_block(vit: VisionTransformer) -> VisionTransformer:
-    """Return a copy in which every block has a relative bias of its own, equal to the shared one.
+    """Return a copy in which every block has its own copy of the shared relative bias.
 
-    Fine-tuning models are built so (FACTS 3.1); one that has them already is returned as it is.
+    Fine-tuning uses such models (docs/reference/finetuning.md, "Model"). A model that has one bias
+    per block already is returned unchanged.
 
     Raises:
-        ValueError: there is no bias to start from.
+        ValueError: the model has no relative bias.
     """
     if vit.config.relative_bias == "per_block":
         return vit
     if vit.rel_pos_bias is None:
-        raise ValueError("the model has no shared relative position bias to give to its blocks")
+        raise ValueError("the model has no shared relative position bias to copy to its blocks")
     vit = copy.deepcopy(vit)
     vit.config = replace(vit.config, relative_bias="per_block")
-    for attention in vit.modules():
-        if isinstance(attention, Attention):
-            attention.rel_pos_bias = copy.deepcopy(vit.rel_pos_bias)
+    for module in vit.modules():
+        if isinstance(module, Attention):
+            module.rel_pos_bias = copy.deepcopy(vit.rel_pos_bias)
     vit.rel_pos_bias = None
     return vit

@@ -14,9 +14,9 @@ from torch.optim import Optimizer
 
 from beit.data.order import seed_torch, step_generator
 from beit.nn.losses import masked_losses
-from beit.nn.masking import MaskConfig, draw_masks, to_predict
+from beit.nn.masking import MaskConfig, draw_masks, patches_to_predict
 from beit.nn.mim import MaskedImageModel, take
-from beit.nn.targets import Target, merits, with_explained
+from beit.nn.targets import Target, explained_from_error, target_metrics
 from beit.pretraining.validation import Validation, knn_check, validate
 from beit.run.journal import Journal
 from beit.run.optim import OptimConfig, clip_gradients, set_learning_rate
@@ -81,7 +81,9 @@ def train(
             masks = masks.view(shape)[:, rank]  # (micro-steps, B, M)
             for micro, batch in enumerate(journal.micro_batches()):
                 masked = masks[micro].to(fabric.device, non_blocking=True)  # (B, M)
-                predicted, weights = to_predict(masked, grid, parts.everywhere, exact)  # (B, M')
+                predicted, weights = patches_to_predict(
+                    masked, grid, parts.everywhere, exact
+                )  # (B, M')
                 with torch.no_grad(), fabric.autocast():
                     targets = parts.target.of(batch.target_images)  # (B, N) codes, or (B, N, T)
                 targets = take(targets, predicted)  # (B, M') or (B, M', T)
@@ -95,13 +97,13 @@ def train(
                 losses = {"loss": loss, "patch_loss": patch_loss, "cls_loss": cls_loss}
                 journal.means.add(losses)
                 kind = parts.target.kind
-                journal.means.add(merits(kind, prediction.logits, targets, weights))
+                journal.means.add(target_metrics(kind, prediction.logits, targets, weights))
             journal.means.add(clip_gradients(fabric, model, optimizer, optim.clip))
             optimizer.step()
             optimizer.zero_grad()
 
             if journal.logs:
-                means = with_explained(journal.read_means(loss, rate))
+                means = explained_from_error(journal.read_means(loss, rate))
                 journal.log({"rate": rate}, means)
             journal.end_step()
             metrics = evaluate(parts, journal, metrics, report)

@@ -9,10 +9,10 @@ from torch import Tensor
 
 from beit.data.order import step_generator
 from beit.nn.losses import masked_losses
-from beit.nn.masking import MaskConfig, draw_masks, to_predict
+from beit.nn.masking import MaskConfig, draw_masks, patches_to_predict
 from beit.nn.metrics import knn_accuracy
 from beit.nn.mim import MaskedImageModel, take
-from beit.nn.targets import MERITS, Target, merits, with_explained
+from beit.nn.targets import TARGET_METRICS, Target, explained_from_error, target_metrics
 from beit.nn.vit import VisionTransformer
 from beit.run.device import summed
 from beit.run.meters import Means
@@ -57,12 +57,14 @@ def validate(
     mim.eval()
     means, grid = Means(), mim.config.backbone.grid
     # A process without a batch still takes part in the sums over all of them.
-    names = ["val_loss"] + [f"val_{name}" for name in MERITS[target.kind]]
-    names += [f"val_cls_{name}" for name in MERITS[target.kind] if mim.aggregation]
+    names = ["val_loss"] + [f"val_{name}" for name in TARGET_METRICS[target.kind]]
+    names += [f"val_cls_{name}" for name in TARGET_METRICS[target.kind] if mim.aggregation]
     means.add(dict.fromkeys(names, 0.0), weight=0)
     for batch in reading:
         masked = validation_masks(validation, grid, batch.indices).to(fabric.device)
-        predicted, weights = to_predict(masked, grid, validation.everywhere, validation.mask.exact)
+        predicted, weights = patches_to_predict(
+            masked, grid, validation.everywhere, validation.mask.exact
+        )
         with fabric.autocast():
             targets = take(target.of(batch.images), predicted)
             prediction = mim(batch.images, masked, predicted)
@@ -70,10 +72,10 @@ def validate(
         metrics = {"val_loss": patch_loss + cls_loss}
         for prefix, logits in (("val", prediction.logits), ("val_cls", prediction.cls_logits)):
             if logits is not None:
-                measured = merits(target.kind, logits, targets, weights)
+                measured = target_metrics(target.kind, logits, targets, weights)
                 metrics |= {f"{prefix}_{name}": value for name, value in measured.items()}
         means.add(metrics, weight=len(masked) if weights is None else float(weights.sum()))
-    return with_explained(means.read(partial(summed, fabric))) | reading.counts()
+    return explained_from_error(means.read(partial(summed, fabric))) | reading.counts()
 
 
 @torch.no_grad()

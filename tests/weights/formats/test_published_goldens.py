@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from beit.nn.losses import cosine_distance, masked_token_losses
+from beit.nn.losses import cosine_distance, masked_losses
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.quantizer import unit
 from beit.nn.vit import ViTConfig
@@ -132,7 +132,7 @@ def test_masked_image_model(name, opened):
         return
     assert_close(prediction.cls_logits, parts["out"]["cls_logits"])
     targets = parts["in"]["labels"].gather(1, masked)
-    loss, cls_loss = masked_token_losses(prediction, targets)
+    loss, cls_loss = masked_losses(prediction, targets)
     (loss + cls_loss).backward()
     assert_close(loss, parts["out"]["loss"])  # of the patches; the gradients are of the sum
     assert_close(cls_loss, parts["out"]["cls_loss"])

@@ -1,0 +1,32 @@
+import pytest
+import torch
+
+from beit.data.batches import Batch
+from beit.data.unreadable import Unreadable, readable
+
+
+def batch(size, *unreadable):
+    images = torch.zeros(size, 3, 4, 5, dtype=torch.uint8)
+    return Batch(images, images, torch.zeros(size).long(), torch.arange(size), list(unreadable))
+
+
+def test_each_is_counted_once_and_too_large_a_share_raises():
+    count = Unreadable(total=300, limit_share=0.01)
+    assert count.note([]) == []
+    assert count.note(["a: x", "b: y", "a: x"]) == ["a: x", "b: y"]
+    assert count.note(["a: x", "c: z"]) == ["c: z"]
+    restored = Unreadable(total=300, limit_share=0.01)
+    restored.load_state_dict(count.state_dict())
+    assert restored.note(["b: y"]) == []
+    with pytest.raises(ValueError, match=r"4 of 300 images .* 1.000%: a: x; b: y; c: z; d: w"):
+        restored.note(["d: w"])
+
+
+def test_empty_batches_are_skipped_and_reported():
+    batches = [batch(4, "a: x"), batch(0, "b: y", "c: z"), batch(3)]
+    warnings = []
+    kept = list(readable(batches, Unreadable(10, 0.3), warnings.append))
+    assert [len(batch.indices) for batch in kept] == [4, 3]
+    assert warnings == [f"unreadable, left out: {name}" for name in ("a: x", "b: y", "c: z")]
+    with pytest.raises(ValueError, match=r"3 of 10 images cannot be read.*raise max_unreadable"):
+        list(readable(batches, Unreadable(10, 0.2), warnings.append))
