@@ -52,7 +52,7 @@ def test_a_file_in_the_cache_is_checked(publish):
     path = publish(b"weights")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"others")
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))} is called like the published"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))} has the name of a published"):
         hub.fetch("published:tiny")
     assert path.read_bytes() == b"others"  # it is the user's
 
@@ -72,7 +72,7 @@ def test_a_file_anywhere_is_checked_when_it_is_loaded(publish, tokenizer, tmp_pa
     publish(path.read_bytes())
     assert load(path, num_heads=2, image_size=(12, 20)).config == tokenizer.config
     torch.save({"model": to_published(tokenizer), "more": 1}, path)
-    with pytest.raises(ValueError, match=r"weights-x\.pth is called like the published file, but"):
+    with pytest.raises(ValueError, match=r"weights-x\.pth has the name of a published file, but"):
         load(path, num_heads=2, image_size=(12, 20))
 
 
@@ -242,7 +242,7 @@ def test_push_makes_a_repository_and_one_commit(api, tmp_path):
 
 
 def test_what_is_to_be_private_does_not_go_into_a_public_repository(api):
-    with pytest.raises(ValueError, match="me/mine is there and public"):
+    with pytest.raises(ValueError, match="me/mine exists and is public"):
         hub.push("me/mine", {}, "", private=True)
     assert [call[0] for call in api.calls] == ["create"]
     hub.push("me/private", {}, "", private=True)
