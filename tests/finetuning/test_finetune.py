@@ -579,7 +579,7 @@ def test_heads_that_cannot_be_carried_are_refused(tmp_path, config, finished, tr
     carry, ours = {"carry_classes": True}, Classes(2, ("ant", "bee"))
     for init, changes, classes, message in (
         (finished, carry, ours, "no class of the data is one of .*run, such as"),
-        (finished, carry, Classes(2, None), "but not those of the data are known"),
+        (finished, carry, Classes(2, None), "that of the data is unknown"),
         (finished, {"init_classes": str(tmp_path / "nine")}, ours, "names 9 classes, but the head"),
         (finished, {"init_classes": str(tmp_path / "others")}, ours, "contradicts .*run"),
         (trained_tokenizer, carry, ours, "holds a VQKD, which has no classes to carry over"),

@@ -78,7 +78,7 @@ def rewritten(path, tensors=None, **changes):
         ({"mean": None}, "mean and std go together"),
         ({"image_size": [40000, 40000]}, r"has no rel_pos_bias\.table of \d+ rows"),
         ({"num_heads": 0}, "w.safetensors: "),
-        ({"depth": 10**9}, "says 1000000000 blocks"),
+        ({"depth": 10**9}, "claims 1000000000 blocks"),
         ({"width": "24"}, "width is '24', expected int"),
         ({"mlp_ratio": None}, "mlp_ratio is None, expected float"),
         ({"image_size": [16]}, r"image_size is \[16\]"),
@@ -114,7 +114,7 @@ def test_a_small_file_cannot_ask_for_the_index_of_a_large_grid(backbone, tmp_pat
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"format": "pt"}, "carries no beit configuration"),
+        ({"format": "pt"}, "has no beit configuration"),
         ({"beit": "{"}, "metadata cannot be read"),
         ({"beit": "[]"}, "metadata cannot be read"),
         ({"beit": "{}"}, "metadata cannot be read"),
@@ -158,7 +158,7 @@ def test_damaged_or_foreign_files_are_named(backbone, tmp_path):
 
 
 def test_only_bare_models_are_saved(backbone, tmp_path):
-    with pytest.raises(ValueError, match="a Sequential is not saved"):
+    with pytest.raises(ValueError, match="a Sequential cannot be saved"):
         save_weights(tmp_path / "w.safetensors", torch.nn.Sequential(backbone))
     assert list(tmp_path.iterdir()) == []
 

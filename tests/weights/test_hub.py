@@ -190,7 +190,7 @@ def test_a_repository_that_is_not_there_or_private(hugging_face, server):
 def test_a_hub_out_of_reach_is_told_as_such(hugging_face, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", CLOSED)
     message = (
-        r"cannot be reached \(.*refused.*fetch weights\.safetensors or model\.safetensors else"
+        r"cannot be reached \(.*refused.*download weights\.safetensors or model\.safetensors else"
     )
     with pytest.raises(OSError, match=message):
         hub.fetch("hf://owner/name")

@@ -19,14 +19,14 @@ from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer, ViTConfig, resized, with_bias_per_block
 from beit.run.directory import RunDirectory
-from beit.weights.file import read_safetensors, save_weights
+from beit.weights.file import SizeUnknownError, read_safetensors, save_weights
 from beit.weights.formats.dalle import to_dalle
 from beit.weights.formats.dvae import to_dvae
 from beit.weights.formats.mmpretrain import to_mmpretrain
 from beit.weights.formats.published import to_published
-from beit.weights.formats.published_config import SizeUnknownError
 from beit.weights.formats.timm_beit import to_timm
-from beit.weights.formats.transformers_beit import to_transformers, transformers_config
+from beit.weights.formats.transformers_beit import to_transformers
+from beit.weights.formats.transformers_config import transformers_config
 from beit.weights.open import (
     FORMATS,
     LAYOUTS,
@@ -401,7 +401,7 @@ def test_a_head_of_another_size_needs_the_number_of_classes(tmp_path, classifier
         assert torch.equal(read.head.weight, classifier.head.weight) == (number == 5)
     (message,) = caplog.messages
     assert message.endswith(
-        "left out head.bias, head.weight (new ones of 7 classes start near zero)"
+        "left out head.bias, head.weight (replaced by new ones for 7 classes, near zero)"
     )
     tensors = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
     tensors["head.weight"], tensors["head.bias"] = torch.zeros(3, 24), torch.zeros(3)

@@ -36,7 +36,9 @@ def pickled(thing, protocol=2):
 def test_objects_become_inert_and_plain_values_stay(protocol):
     inner = Holder(name="inner", few={3, 5})
     data = pickled(Holder(number=1.5, inner=inner, again=inner, many=[1, None, "x"]), protocol)
-    value, end, storages = records.unpickle(b"..." + data + b"rest", 3, classes=(Holder.__module__,))
+    value, end, storages = records.unpickle(
+        b"..." + data + b"rest", 3, classes=(Holder.__module__,)
+    )
     assert (end, storages) == (3 + len(data), {})
     assert isinstance(value, Record)
     assert vars(value.inner) == {"name": "inner", "few": {3, 5}}

@@ -49,7 +49,10 @@ def test_other_heads_are_left_out_unless_rows_are_copied_by_name():
 
 def test_names_may_be_given_for_a_head_that_has_none():
     source = classifier(count=3)
-    assert carried(source, classifier("b", "y"), names=["a", "b", "c"], by_name=True)[1] == [1, None]
+    assert carried(source, classifier("b", "y"), names=["a", "b", "c"], by_name=True)[1] == [
+        1,
+        None,
+    ]
     # With names, a head of as many other classes is not copied.
     assert carried(source, classifier("b", "y", "z"), names=["a", "b", "c"])[1] == [None] * 3
 
@@ -64,9 +67,24 @@ def test_names_may_be_given_for_a_head_that_has_none():
             "has no classes to carry",
         ),
         (classifier(count=3), classifier("a", "b"), {"names": ["a"]}, "names 1 classes, but .* 3"),
-        (classifier("a", "b"), classifier("a", "c"), {"names": ["b", "a"]}, "contradicts here"),
-        (classifier(count=3), classifier("a"), {"by_name": True}, "not those of here .--init_cla"),
-        (classifier("a", "b"), classifier(count=3), {"by_name": True}, "not those of the data"),
+        (
+            classifier("a", "b"),
+            classifier("a", "c"),
+            {"names": ["b", "a"]},
+            "contradicts the class names in here",
+        ),
+        (
+            classifier(count=3),
+            classifier("a"),
+            {"by_name": True},
+            "that of here .--init_classes FILE. is",
+        ),
+        (
+            classifier("a", "b"),
+            classifier(count=3),
+            {"by_name": True},
+            "that of the data is unknown",
+        ),
         (classifier("a", "b"), classifier("c"), {"by_name": True}, "is in here, whose first is a"),
     ],
 )

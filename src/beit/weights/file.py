@@ -127,7 +127,7 @@ def model_of(
         raise ValueError(f"{origin}: its {FORMAT} metadata cannot be read ({error!r})") from error
     if version != VERSION:
         raise ValueError(
-            f"{origin} has format version {version!r}, expected {VERSION!r}; read it with a newer beit"
+            f"{origin} has format version {version!r}, expected {VERSION!r}; use a newer beit"
         )
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{origin} holds a {kind!r}; this version of beit knows {_kinds()}")

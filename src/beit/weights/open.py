@@ -113,7 +113,9 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
         if module.recognises(tensors):
             if layout.module != "dalle":
                 _refuse_dalle_name(path, layout)
-            files = {key: _read_json(path.with_name(name)) for key, name in layout.json_files.items()}
+            files = {
+                key: _read_json(path.with_name(name)) for key, name in layout.json_files.items()
+            }
             settings = {key: value for key, value in files.items() if value is not None}
             state = content if layout.whole else tensors
             build = getattr(module, layout.builder)

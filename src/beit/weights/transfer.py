@@ -110,7 +110,9 @@ def carry_head(
         )
     if source_names is None or target_names is None:
         missing = f"{origin} (--init_classes FILE)" if source_names is None else "the data"
-        raise ValueError(f"carry_classes needs all class names, but not those of {missing}")
+        raise ValueError(
+            f"carry_classes needs both lists of class names; that of {missing} is unknown"
+        )
     row_of = {name: row for row, name in enumerate(source_names)}
     shared = [row for row, name in enumerate(target_names) if name in row_of]
     if not shared:
@@ -120,7 +122,9 @@ def carry_head(
     rows = [row_of[target_names[row]] for row in shared]
     target.head.weight[shared] = source.head.weight[rows]
     target.head.bias[shared] = source.head.bias[rows]
-    return f"{len(shared)} of {len(target_names)} rows were copied from its head for {count} classes"
+    return (
+        f"{len(shared)} of {len(target_names)} rows were copied from its head for {count} classes"
+    )
 
 
 def carry_decoder(source: nn.Module, target: SemanticSegmenter) -> str:
@@ -149,6 +153,4 @@ def carry_decoder(source: nn.Module, target: SemanticSegmenter) -> str:
     target.load_state_dict(decoder if same else body, strict=False)
     if same:
         return f"its decoder was copied, with the layers for {new} classes"
-    return (
-        f"its decoder was copied, but not its layers for {old} classes; those for {new} are new"
-    )
+    return f"its decoder was copied, but not its layers for {old} classes; those for {new} are new"

@@ -79,7 +79,7 @@ def test_normalisation_is_as_given_and_its_absence_is_said(golden, caplog):
     state, images = golden[1]["state"], golden[1]["in"]["images"]
     with caplog.at_level(logging.INFO, "beit"):
         bare = from_dvae(state, origin="d.bin")
-        assert "d.bin: takes images in [0, 1] as they are" in caplog.text
+        assert "d.bin: images in [0, 1] are not normalised" in caplog.text
         caplog.clear()
         model = from_dvae(state, mean=(0.5,) * 3, std=(0.5,) * 3)
         assert "as they are" not in caplog.text
@@ -106,7 +106,7 @@ def test_recognised_by_its_names(golden):
             r"decoder\.0\.0\.weight is \(24, 16",
         ),
         ({"codebook.weight": torch.zeros(64)}, {}, r"codebook\.weight in d\.bin is \(64,\)"),
-        ({"encoder.0.0.weight": None}, {}, r"d\.bin is no discrete VAE: expected codebook\.weight"),
+        ({"encoder.0.0.weight": None}, {}, r"d\.bin is not a discrete VAE: expected codebook"),
         ({}, {"image_size": 36}, r"d\.bin: image size \(36, 36\) is not a multiple .* 8"),
         ({}, {"num_heads": 4}, r"d\.bin takes no override num_heads; expected image_size, mean"),
         ({}, {"mean": (0.5,) * 3}, r"d\.bin: mean and std go together"),

@@ -17,12 +17,8 @@ from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD
 from beit.weights.formats.clip import CLIP_MEAN, CLIP_STD, from_clip
 from beit.weights.formats.dino import from_dino
 from beit.weights.formats.timm_beit import from_timm, timm_arguments, to_timm
-from beit.weights.formats.transformers_beit import (
-    from_transformers,
-    image_processor_config,
-    to_transformers,
-    transformers_config,
-)
+from beit.weights.formats.transformers_beit import from_transformers, to_transformers
+from beit.weights.formats.transformers_config import image_processor_config, transformers_config
 from beit.weights.teachers import load_teacher
 
 pytestmark = pytest.mark.slow

@@ -139,7 +139,10 @@ def test_a_head_of_another_size_is_left_out_when_asked_for(classifier, caplog):
     with caplog.at_level(logging.INFO):
         read = from_published(state, num_classes=7)
     (record,) = caplog.records
-    assert "left out head.* (of 5 classes; a new one of 7 starts near zero)" in record.getMessage()
+    assert (
+        "left out head.* (of 5 classes; replaced by a new one for 7, near zero)"
+        in record.getMessage()
+    )
     assert read.head.weight.shape == (7, 24)
     assert 0 < read.head.weight.abs().max() < 1e-4
     assert not read.head.bias.any()
@@ -242,6 +245,6 @@ def test_other_modules_have_no_published_layout():
         to_published(torch.nn.Linear(2, 3))
 
 
-def test_codes_off_the_sphere_have_no_published_layout(tokenizer):
-    with pytest.raises(ValueError, match=r"codes are not on the sphere.*export it as safetensors"):
+def test_codes_that_are_not_l2_normalised_have_no_published_layout(tokenizer):
+    with pytest.raises(ValueError, match=r"codes are not l2-normalised.*export it as safetensors"):
         to_published(VQKD(dataclasses.replace(tokenizer.config, l2_normalised=False)))

@@ -181,7 +181,7 @@ def test_names_and_colours_that_do_not_fit_are_not_taken(segmenter):
     assert read.config.class_names == ("a", "b", "c")
 
 
-def test_a_head_of_another_size_starts_anew(segmenter, caplog):
+def test_a_head_of_another_size_is_replaced(segmenter, caplog):
     state = to_published_segmentation(segmenter)
     meta = published_meta(CONFIG)
     with caplog.at_level(logging.INFO):
@@ -192,8 +192,8 @@ def test_a_head_of_another_size_starts_anew(segmenter, caplog):
     assert record.getMessage() == (
         "b.pth: published layout, a segmenter of 6 classes (10 wide, 5 blocks, 2 heads, images of "
         "16 x 24; the pyramid reads blocks 1, 2, 4, 5); left out relative_position_index: follows "
-        "from the grid (5 tensors); left out *.conv_seg.* (of 3 classes; new ones of 6 start near "
-        "zero)"
+        "from the grid (5 tensors); left out *.conv_seg.* (of 3 classes; replaced by new ones for "
+        "6, near zero)"
     )
     assert read.config == dataclasses.replace(CONFIG, num_classes=6, class_names=None, palette=None)
     for head, channels in ((read.decoder.head, 7), (read.auxiliary.head, 8)):

@@ -157,13 +157,13 @@ def test_the_norm_of_the_pooled_mean_is_left_out_of_a_backbone(filled, caplog):
     assert "left out fc_norm.weight, fc_norm.bias, of the pooled mean" in caplog.text
 
 
-def test_another_number_of_classes_begins_a_head_anew(filled, caplog):
+def test_another_number_of_classes_replaces_the_head(filled, caplog):
     model = theirs(filled, use_rel_pos_bias=True)
     config = {"pretrained_cfg": {"label_names": list("abcde")}}
     with caplog.at_level(logging.INFO):
         read = from_timm(model.state_dict(), config=config, image_size=SIZE, num_classes=4)
     assert read.head.weight.shape == (4, 24) and read.config.class_names is None
-    assert "head.* (of 5 classes; a new one of 4" in caplog.text
+    assert "head.* (of 5 classes; replaced by a new one for 4" in caplog.text
     assert torch.equal(read.fc_norm.weight, model.fc_norm.weight)
 
 

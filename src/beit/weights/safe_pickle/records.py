@@ -162,7 +162,7 @@ def unpickle(
     stream = io.BytesIO(data)
     stream.seek(start)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        # The memo is an array as long as its largest index: a forged index would allocate gigabytes.
+        # The memo is as long as its largest index: a forged index would allocate gigabytes.
         if opcode.name in ("PUT", "LONG_BINPUT") and (argument or 0) > count:
             raise pickle.UnpicklingError(f"it memoizes object {argument} after {count} steps")
     end = stream.tell()
