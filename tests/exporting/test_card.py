@@ -6,7 +6,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
-from beit.exporting.card import model_card, read_about
+from beit.exporting.card import model_card, read_metadata
 from beit.run.directory import RunDirectory
 from beit.weights.file import save_weights
 
@@ -104,4 +104,4 @@ def test_exports_are_opened_in_their_own_way(run, tmp_path, files, said):
 def test_what_is_no_weights_file_of_ours_is_refused(tmp_path):
     (tmp_path / "weights.safetensors").write_bytes(b"none")
     with pytest.raises(ValueError, match=r"weights\.safetensors is not a weights file of beit"):
-        read_about(tmp_path / "weights.safetensors")
+        read_metadata(tmp_path / "weights.safetensors")

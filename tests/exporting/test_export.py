@@ -14,8 +14,9 @@ import transformers
 from torch import Tensor, nn
 
 import beit
-from beit.exporting import export
-from beit.exporting.export import Config, Difference
+from beit.exporting import export, library_folders, verification, weight_files
+from beit.exporting.export import Config
+from beit.exporting.verification import Difference, Reopened
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
@@ -23,7 +24,7 @@ from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.weights.file import save_weights, trunk
+from beit.weights.file import config_of_vit, save_weights
 
 Vit = Callable[..., ViTConfig]
 
@@ -86,7 +87,7 @@ def models(vit: Vit, tmp_path: Path) -> Callable[..., Path]:
 def images_of(model: Any, count: int) -> Tensor:
     """Draw images (B, 3, H, W) uint8 that the export has not been compared on."""
     generator = torch.Generator().manual_seed(17)
-    size = (trunk(model.config) or model.config).image_size
+    size = (config_of_vit(model.config) or model.config).image_size
     return torch.randint(256, (count, 3, *size), generator=generator).byte()
 
 
@@ -303,13 +304,13 @@ def test_what_exists_is_not_overwritten(models: Callable[..., Path], tmp_path: P
 def test_an_export_that_differs_is_removed_and_refused_with_the_figure(
     wrong: float, models: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    to_timm = export.to_timm
+    to_timm = library_folders.to_timm
 
     def careless(model: nn.Module) -> dict[str, Tensor]:
         state = to_timm(model)
         return state | {"head.bias": state["head.bias"] + wrong}
 
-    monkeypatch.setattr(export, "to_timm", careless)
+    monkeypatch.setattr(library_folders, "to_timm", careless)
     source, output = models("classifier"), tmp_path / "new" / "folder"
     expected = r"folder is not kept: .* more than .*: batch 1: logits (2.0e-03|nan), in values up"
     with pytest.raises(ValueError, match=expected):
@@ -322,15 +323,15 @@ def test_an_export_that_differs_is_removed_and_refused_with_the_figure(
 def test_weights_that_nothing_computes_with_count_too(
     models: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    to_published = export.to_published
+    to_published = weight_files.to_published
 
     def careless(model: nn.Module) -> dict[str, Tensor]:
         state = to_published(model)
         return state | {"decode_task_layer.2.bias": state["decode_task_layer.2.bias"] + 1}
 
-    monkeypatch.setattr(export, "to_published", careless)
+    monkeypatch.setattr(weight_files, "to_published", careless)
     output = tmp_path / "out.pth"
-    with pytest.raises(ValueError, match=r"out.pth is not kept: decode_task.2.bias in it is not"):
+    with pytest.raises(ValueError, match=r"out.pth is not kept: its decode_task.2.bias differs"):
         export.run(Config(str(models("tokenizer")), str(output), "published"))
     assert not output.exists()
 
@@ -350,7 +351,7 @@ def test_a_format_without_such_a_model(models: Callable[..., Path], tmp_path: Pa
         ({"format": "published"}, r"ending in .pth or .safetensors for format published"),
         ({"format": "tensorflow"}, r"no format 'tensorflow'; expected one of safetensors, pub"),
         ({"atol": 0.0}, "atol must be above 0, got 0.0"),
-        ({"format": "timm", "opset": 18}, "opset is of format onnx, not of timm"),
+        ({"format": "timm", "opset": 18}, "opset is for format onnx, not for timm"),
     ],
 )
 def test_options_that_cannot_be(changes: dict[str, Any], expected: str) -> None:
@@ -363,9 +364,9 @@ def test_options_that_cannot_be(changes: dict[str, Any], expected: str) -> None:
 
 def test_shortfall_by_hand() -> None:
     scores = torch.tensor([[[0.5, 0.9, 0.8], [0.1, 0.3, 0.2]]])  # (1, 2, 3)
-    assert export.shortfall(scores, torch.tensor([[1, 1]])) == 0.0
-    assert export.shortfall(scores, torch.tensor([[2, 1]])) == pytest.approx(0.1)
-    assert export.shortfall(scores, torch.tensor([[2, 0]])) == pytest.approx(0.2)
+    assert verification.shortfall(scores, torch.tensor([[1, 1]])) == 0.0
+    assert verification.shortfall(scores, torch.tensor([[2, 1]])) == pytest.approx(0.1)
+    assert verification.shortfall(scores, torch.tensor([[2, 0]])) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("l2_normalised", [True, False])
@@ -377,7 +378,7 @@ def test_the_highest_score_is_the_code(vit: Vit, l2_normalised: bool) -> None:
     model.quantizer.codebook.normal_(generator=torch.Generator().manual_seed(1))
     model.quantizer.codebook.copy_(model.quantizer.placed(model.quantizer.codebook))
     images = images_of(model, 2)
-    assert torch.equal(export.scores(model, images).argmax(dim=2), model.encode(images))
+    assert torch.equal(verification.scores(model, images).argmax(dim=2), model.encode(images))
 
 
 def test_another_code_passes_only_as_a_near_tie(
@@ -391,7 +392,7 @@ def test_another_code_passes_only_as_a_near_tie(
         codes = model.encode(images)
         return {"codes": torch.where(codes == 4, 7, codes)}
 
-    exact = export.compare(model, export.Written(run, ""))
+    exact = verification.compare(model, Reopened(run, ""))
     assert [difference.name for difference in exact] == ["codes"] * 3
     assert exact[2].equal is not None
     assert exact[2].equal < 1
@@ -400,22 +401,22 @@ def test_another_code_passes_only_as_a_near_tie(
     def wrong(images: Tensor, masked: Tensor) -> dict[str, Tensor]:
         return {"codes": (model.encode(images) + 1) % 11}
 
-    assert export.compare(model, export.Written(wrong, ""))[0].largest > 1e-2
+    assert verification.compare(model, Reopened(wrong, ""))[0].largest > 1e-2
 
 
 def test_an_export_of_a_fixed_batch_is_found_out(models: Callable[..., Path]) -> None:
     model = beit.load(models("classifier"))
-    stuck = export.Written(lambda images, masked: {"logits": torch.zeros(8, 5)}, "")
+    stuck = Reopened(lambda images, masked: {"logits": torch.zeros(8, 5)}, "")
     with pytest.raises(
         ValueError, match=r"logits of shape \(8, 5\) for 1 images, the model \(1, 5"
     ):
-        export.compare(model, stuck)
+        verification.compare(model, stuck)
 
 
 def test_the_batch_is_fixed_and_what_uint8_can_hold(models: Callable[..., Path]) -> None:
     model = beit.load(models("pretrained"))
-    images, masked = export.example(model)
-    again = export.example(model)
+    images, masked = verification.example(model)
+    again = verification.example(model)
     assert torch.equal(again[0], images)
     assert torch.equal(again[1], masked)
     assert (images.shape, masked.shape) == ((8, 3, 16, 24), (8, 2))
@@ -425,9 +426,9 @@ def test_the_batch_is_fixed_and_what_uint8_can_hold(models: Callable[..., Path])
 
 
 def test_a_difference_in_words() -> None:
-    line = export._line(Difference(3, "logits", 2.5e-7, 4.25))
+    line = str(Difference(3, "logits", 2.5e-7, 4.25))
     assert line == "batch 3: logits 2.5e-07, in values up to 4.25"
-    line = export._line(Difference(8, "codes", 3e-6, 1.0, equal=0.9995))
+    line = str(Difference(8, "codes", 3e-6, 1.0, equal=0.9995))
     assert line == "batch 8: codes 99.950% equal, the others rated 3.0e-06 below the best at most"
 
 

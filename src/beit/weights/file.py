@@ -169,7 +169,7 @@ def assemble(
     blocks = num_blocks(config)
     if blocks > len(tensors):
         raise ValueError(f"{origin} claims {blocks} blocks and has {len(tensors)} tensors")
-    vit = vit_config(config)
+    vit = config_of_vit(config)
     if vit is not None:
         _check_grid(vit, tensors, origin)
     try:
@@ -221,7 +221,7 @@ def _check_grid(vit: ViTConfig, tensors: Mapping[str, Tensor], origin: str) -> N
         )
 
 
-def vit_config(config: Any) -> ViTConfig | None:
+def config_of_vit(config: Any) -> ViTConfig | None:
     """Return the configuration of the model's ViT: the backbone, or a tokenizer's encoder."""
     parts = (config, *(getattr(config, name, None) for name in VIT_FIELDS))
     return next((part for part in parts if isinstance(part, ViTConfig)), None)
@@ -241,7 +241,7 @@ def num_blocks(config: Any) -> int:
 
 def override(config: Any, overrides: Mapping[str, Any]) -> Any:
     """Replace mean and std; refuse other overrides that differ from the configuration."""
-    vit = vit_config(config)
+    vit = config_of_vit(config)
     changed: dict[str, Any] = {}
     for name, value in overrides.items():
         owner = next((part for part in (vit, config) if hasattr(part, name)), None)

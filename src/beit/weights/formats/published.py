@@ -17,7 +17,7 @@ from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer
 from beit.run.settings import first
-from beit.weights.file import HEAD, assemble, vit_config
+from beit.weights.file import HEAD, assemble, config_of_vit
 from beit.weights.formats.containers import named_tensors
 from beit.weights.formats.published_config import (
     BACKBONE_OVERRIDES,
@@ -160,7 +160,7 @@ def to_published(model: nn.Module) -> dict[str, Tensor]:
             "layout has a head for tokens only; export its backbone (beit.load_backbone, "
             "beit export --part backbone)"
         )
-    vit = vit_config(model.config)
+    vit = config_of_vit(model.config)
     assert vit is not None
     state = to_theirs(model.state_dict(), ROWS[type(model)])
     add_indices(state, vit.grid)

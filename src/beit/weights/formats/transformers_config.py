@@ -11,7 +11,7 @@ from beit.nn.mim import MaskedImageModel
 from beit.nn.segmenter import POOL_SIDES, SemanticSegmenter
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.run.settings import from_plain
-from beit.weights.file import size_pair, vit_config
+from beit.weights.file import config_of_vit, size_pair
 from beit.weights.formats.names import Architecture
 from beit.weights.formats.transformers_names import BARE, CLASSIFIER, MASKED, SEGMENTER
 
@@ -187,7 +187,7 @@ def normalisation_of(processor: Mapping[str, Any] | None, origin: str) -> dict[s
 
 
 def _vit_of(model: nn.Module) -> ViTConfig:
-    vit = vit_config(model.config)
+    vit = config_of_vit(model.config)
     assert vit is not None
     return vit
 

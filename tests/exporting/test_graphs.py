@@ -2,11 +2,12 @@ import pytest
 import torch
 from torch import nn
 
+from beit.exporting import graphs
+from beit.exporting.graphs import inputs_of, open_onnx, traced, write_onnx
+from beit.exporting.verification import outputs
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.weights.formats import graphs
-from beit.weights.formats.graphs import inputs_of, open_onnx, outputs, traced, write_onnx
 
 VIT = ViTConfig(image_size=(12, 20), patch_size=4, width=12, depth=1, num_heads=3)
 
