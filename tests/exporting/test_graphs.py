@@ -39,7 +39,7 @@ def test_a_model_of_others_is_refused():
         outputs(nn.Linear(3, 5), torch.rand(2, 3))
 
 
-def test_a_graph_says_what_the_model_says_of_any_batch():
+def test_a_graph_equals_the_model_for_any_batch():
     model = VisionTransformer(VIT).eval()
     images = torch.rand(7, 3, 12, 20, generator=torch.Generator().manual_seed(1))
     module = traced(model, {"images": images[:2]}).module()

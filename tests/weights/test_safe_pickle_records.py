@@ -11,7 +11,7 @@ FLOATS = Storage(torch.float32, "0", 6)
 
 
 class Referring(pickle.Pickler):
-    """Writes tuples that begin with `storage` or `module` as references, as torch does."""
+    """Pickles tuples that begin with `storage` or `module` as persistent ids, as torch does."""
 
     def persistent_id(self, thing):
         return (
@@ -33,7 +33,7 @@ def pickled(thing, protocol=2):
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_objects_become_inert_and_plain_values_stay(protocol):
+def test_objects_become_records_and_plain_values_are_kept(protocol):
     inner = Holder(name="inner", few={3, 5})
     data = pickled(Holder(number=1.5, inner=inner, again=inner, many=[1, None, "x"]), protocol)
     value, end, storages = records.unpickle(
@@ -61,8 +61,8 @@ def test_other_names_are_refused(data):
         records.unpickle(data, classes=("dall_e.",))
 
 
-def test_what_a_pickle_does_to_a_stand_in_does_not_stay():
-    """Here it sets the default arguments of the function that it takes for torch's."""
+def test_a_pickle_cannot_change_a_replacement_for_good():
+    """This one sets the default arguments of the replacement of torch's function."""
     name = b"ctorch._utils\n_rebuild_tensor_v2\n"
     data = b"\x80\x02" + name + b"N}X\x0c\x00\x00\x00__defaults__K\x01K\x02\x86s\x86b."
     value = records.unpickle(data).value
@@ -82,7 +82,7 @@ def test_what_a_pickle_does_to_a_stand_in_does_not_stay():
         b"",
     ],
 )
-def test_claims_of_memory_are_refused(data):
+def test_forged_sizes_are_refused(data):
     with pytest.raises(records.UNSOUND):
         records.unpickle(data)
 
@@ -109,7 +109,7 @@ def test_references(reference, expected):
         assert storages == ({"0": FLOATS} if expected is FLOATS else {})
 
 
-def test_one_storage_has_one_size():
+def test_a_storage_has_one_size():
     one, other = (("storage", "FloatStorage", "0", "cpu", length) for length in (6, 7))
     with pytest.raises(pickle.UnpicklingError, match="length=7"):
         records.unpickle(pickled([one, other]))
@@ -134,11 +134,11 @@ def test_tensors_are_listed_by_dotted_name():
         records.views(root, vars)
 
 
-def test_tensors_are_views_of_what_is_read_once():
-    content, asked = torch.arange(6.0).numpy().tobytes(), []
+def test_each_storage_is_read_once():
+    content, reads = torch.arange(6.0).numpy().tobytes(), []
 
     def read(storage):
-        asked.append(storage)
+        reads.append(storage)
         return content
 
     tensors = records.tensors_of(
@@ -149,7 +149,7 @@ def test_tensors_are_views_of_what_is_read_once():
         },
         read,
     )
-    assert asked == [FLOATS]
+    assert reads == [FLOATS]
     assert tensors["rows"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert torch.equal(tensors["turned"], tensors["rows"].T)
     assert tensors["end"].tolist() == [4, 5]

@@ -285,7 +285,7 @@ def test_positions_of_a_file_are_resized_to_the_image_size(tmp_path: Path) -> No
         load_teacher(file, image_size=36, num_heads=heads)
 
 
-def test_an_unreachable_hub_names_the_way_round_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_hub_is_reported_with_a_workaround(monkeypatch: pytest.MonkeyPatch) -> None:
     def unresolved(*_: object) -> None:
         raise socket.gaierror("no such name")
 

@@ -109,7 +109,7 @@ def test_norms_are_copied_where_both_models_have_them():
     assert torch.equal(back.fc_norm.weight, torch.ones(12))
 
 
-def test_the_backbone_takes_the_size_asked_for():
+def test_the_backbone_is_resized():
     source = classifier(count=2)
     assert backbone_for_finetuning(source, "here", None) is source.backbone
     assert backbone_for_finetuning(source, "here", (24, 24)).config.grid == (3, 3)

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from safetensors import SafetensorError, safe_open
 
 from beit.run.directory import RunDirectory
-from beit.weights.file import FORMAT
+from beit.weights.file import FORMAT, read_shapes
 from beit.weights.hub import REPOSITORY_FILES
 from beit.weights.open import SUFFIXES
 
@@ -89,11 +88,10 @@ def model_card(
 def read_metadata(path: Path) -> Weights:
     """Read the metadata of a weights file of ours, without its tensors."""
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = json.loads((file.metadata() or {})[FORMAT])
-            sizes = [file.get_slice(name).get_shape() for name in file.keys()]
-        return Weights(metadata["kind"], metadata["config"], sum(map(math.prod, sizes)))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        shapes, metadata = read_shapes(path)
+        about = json.loads(metadata[FORMAT])
+        return Weights(about["kind"], about["config"], sum(map(math.prod, shapes.values())))
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a weights file of beit ({error!r})") from error
 
 

@@ -5,19 +5,16 @@ of the model's height and width, which it normalises itself; for a `MaskedImageM
 (B, M) int64, of any M. `outputs` lists what it returns.
 """
 
-import dataclasses
-import json
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from beit.exporting.verification import Reopened, example, outputs
 from beit.nn.mim import MaskedImageModel
-from beit.weights.file import FORMAT, VERSION
+from beit.weights.file import FORMAT, description
 
 INPUT = "images: RGB, (B, 3, H, W), float in [0, 1]; the graph normalises them itself"
 DYNAMIC_AXES = {"images": {0: "batch"}, "masked": {1: "hidden"}}  # both inputs share the batch
@@ -127,13 +124,6 @@ def open_onnx(path: Path) -> Callable[[Mapping[str, Tensor]], Mapping[str, Tenso
         return {name: torch.from_numpy(array) for name, array in zip(names, arrays, strict=True)}
 
     return run
-
-
-def description(model: nn.Module) -> str:
-    """Describe a model in JSON, as in our weights files: version, kind, configuration."""
-    config: Any = model.config
-    kind = type(model).__name__
-    return json.dumps({"version": VERSION, "kind": kind, "config": dataclasses.asdict(config)})
 
 
 def _check_packages() -> None:

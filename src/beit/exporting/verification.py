@@ -1,7 +1,7 @@
 """Compare an export with its model on the same images, 1, 3 and 8 at a time."""
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -92,12 +92,8 @@ def outputs(model: nn.Module, images: Tensor, masked: Tensor | None = None) -> M
 
 def example(model: nn.Module, count: int = max(BATCHES)) -> tuple[Tensor, Tensor]:
     """Draw a fixed batch: images (B, 3, H, W), multiples of 1/255, and masked (B, M) int64."""
-    if isinstance(model, Tokenizer):
-        size = model.image_size
-    else:
-        vit = config_of_vit(model.config)
-        assert vit is not None
-        size = vit.image_size
+    config: Any = model.config
+    size = (config_of_vit(config) or config).image_size
     generator = torch.Generator().manual_seed(SEED)
     images = torch.randint(256, (count, 3, *size), generator=generator) / 255
     if not isinstance(model, MaskedImageModel):

@@ -1,14 +1,13 @@
 """Downloads that resume after a broken connection and are checked before they get their name."""
 
 import os
+import shutil
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from beit.files import PARTIAL_SUFFIX
 from beit.weights.manifest import sha256_of
@@ -74,13 +73,16 @@ def _retry(url: str, partial: Path) -> None:
 
 def _resume(url: str, partial: Path) -> None:
     """Append the missing bytes; start again if the file on the server has changed."""
+    from rich.console import Console
+    from rich.progress import wrap_file
+
     start, version = _size(partial), _version_file(partial)
     headers = {"User-Agent": "beit"}
     if start and version.is_file():
         headers |= {"Range": f"bytes={start}-", "If-Range": version.read_text(encoding="latin-1")}
     request = urllib.request.Request(url, headers=headers)
     try:
-        response: HTTPResponse = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
+        response: Any = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
         # 416, range not satisfiable: there is nothing after `start`, the file is complete.
         if error.code == 416 and error.headers["Content-Range"] == f"bytes */{start}":
@@ -92,15 +94,17 @@ def _resume(url: str, partial: Path) -> None:
         if resumed and not content_range.startswith(f"bytes {start}-"):
             raise OSError(f"requested bytes from {start}, got {content_range}")
         _save_version(response, version)
-        length = response.headers["Content-Length"]
-        total = None if length is None else int(length) + (start if resumed else 0)
-        with partial.open("ab" if resumed else "wb") as file, _progress(partial, total) as show:
-            while chunk := response.read(CHUNK_BYTES):
-                file.write(chunk)
-                show(file)
+        length, console = int(response.headers["Content-Length"] or 0), Console(stderr=True)
+        progress = wrap_file(
+            response, length, description=partial.stem, console=console, transient=True,
+            disable=not console.is_terminal,
+        )  # fmt: skip
+        with partial.open("ab" if resumed else "wb") as file, progress as shown:
+            shutil.copyfileobj(shown, file, CHUNK_BYTES)
             file.flush()
             os.fsync(file.fileno())
-    if total is not None and _size(partial) != total:
+    total = length + (start if resumed else 0)
+    if length and _size(partial) != total:
         raise OSError(f"the connection was cut after {_size(partial)} of {total} bytes")
 
 
@@ -113,22 +117,6 @@ def _save_version(response: HTTPResponse, version: Path) -> None:
         version.write_text(validator, encoding="latin-1")
     else:
         version.unlink(missing_ok=True)
-
-
-@contextmanager
-def _progress(partial: Path, total: int | None) -> Iterator[Callable[[BinaryIO], None]]:
-    """Show a progress bar if standard error is a terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    console = Console(stderr=True)
-    with Progress(
-        *columns, TransferSpeedColumn(), console=console, transient=True,
-        disable=not console.is_terminal,
-    ) as progress:  # fmt: skip
-        task = progress.add_task(partial.stem, total=total)
-        yield lambda file: progress.update(task, completed=file.tell())
 
 
 def _version_file(partial: Path) -> Path:

@@ -3,7 +3,8 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -57,10 +58,8 @@ def save_weights(path: str | Path, model: nn.Module) -> None:
     kind = type(model).__name__
     if kind not in KINDS:
         raise ValueError(f"a {kind} cannot be saved; expected the bare model, one of {_kinds()}")
-    config: Any = model.config
-    about = {"version": VERSION, "kind": kind, "config": dataclasses.asdict(config)}
     # A single entry: safetensors writes several in an order that differs between runs.
-    metadata = {FORMAT: json.dumps(about)}
+    metadata = {FORMAT: description(model)}
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
@@ -71,28 +70,38 @@ def save_weights(path: str | Path, model: nn.Module) -> None:
         temporary.chmod(mode)  # the default mode; safetensors gives access to the owner only
 
 
+def description(model: nn.Module) -> str:
+    """Describe a model in JSON: version of the format, kind, configuration."""
+    config: Any = model.config
+    kind = type(model).__name__
+    return json.dumps({"version": VERSION, "kind": kind, "config": dataclasses.asdict(config)})
+
+
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Read the tensors and the metadata, possibly empty, of any safetensors file."""
-    path = Path(path)
+    with _opened(Path(path)) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+
+
+def read_shapes(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Read the shapes by name and the metadata of a safetensors file, without its tensors."""
+    with _opened(path) as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+        return shapes, file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; expected a .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            yield file
     except SafetensorError as error:
         raise ValueError(
             f"{path}, of {path.stat().st_size} bytes, is not a sound safetensors file: it is "
             f"truncated, damaged, or in another format ({error})"
         ) from error
-
-
-def read_names(path: Path) -> tuple[list[str], dict[str, str]]:
-    """Read the tensor names and the metadata of a safetensors file without its tensors."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys()), file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a sound safetensors file ({error})") from error
 
 
 def kind_of(metadata: Mapping[str, str]) -> str:
@@ -103,23 +112,16 @@ def kind_of(metadata: Mapping[str, str]) -> str:
         return ""
 
 
-def read_weights(path: str | Path, **overrides: Any) -> nn.Module:
-    """Load a model that `save_weights` wrote, in eval mode.
-
-    Args:
-        overrides: `mean` and `std` replace those of the file; a different `num_classes` replaces
-            the head of a classifier or segmenter; all others must agree with the file
-    """
-    tensors, metadata = read_safetensors(path)
-    return model_of(tensors, metadata, str(path), **overrides)
-
-
 def model_of(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], origin: str, **overrides: Any
 ) -> nn.Module:
-    """Build a model from the contents of one of our files; `origin` names it in errors."""
-    if FORMAT not in metadata:
-        raise ValueError(f"{origin} has no {FORMAT} configuration in its metadata")
+    """Build a model from the contents of one of our files, in eval mode.
+
+    Args:
+        origin: name of the file in errors and the log
+        overrides: `mean` and `std` replace those of the file; a different `num_classes` replaces
+            the head of a classifier or segmenter; all others must agree with the file
+    """
     try:
         about = json.loads(metadata[FORMAT])
         version, kind, plain = about["version"], about["kind"], about["config"]

@@ -19,8 +19,8 @@ from beit.weights.file import (
     SizeUnknownError,
     kind_of,
     model_of,
-    read_names,
     read_safetensors,
+    read_shapes,
     size_pair,
 )
 from beit.weights.formats.containers import named_tensors
@@ -205,7 +205,8 @@ def holds_segmenter(source: str | Path) -> bool:
     try:
         path, _ = _local_path(source, {})
         if path.suffix == ".safetensors":
-            names, metadata = read_names(path)
+            shapes, metadata = read_shapes(path)
+            names = list(shapes)
         else:
             content, metadata = _read(path)
             names = list(named_tensors(content, str(path)))

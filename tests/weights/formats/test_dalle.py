@@ -24,11 +24,11 @@ from torch import nn
 
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.tokenizer import VQKD, VQKDConfig, tokenizer_vit
-from beit.weights.file import read_safetensors, read_weights, save_weights
+from beit.weights.file import read_safetensors, save_weights
 from beit.weights.formats.dalle import from_dalle, recognises, to_dalle
 from beit.weights.formats.dalle_files import read_dalle_folder, read_pickled_module
 from beit.weights.formats.published import to_published
-from beit.weights.open import load_tokenizer
+from beit.weights.open import load, load_tokenizer
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 NOT_LEGACY = {"_use_new_zipfile_serialization": False}
@@ -91,7 +91,7 @@ def fake_package():
 
 
 def assembled(state, side, package, depth=0):
-    """Nest modules as the dotted names say, each of the class that it has in the package."""
+    """Nest modules by their dotted names, each with its class in the package."""
     if "w" in state:
         return package["Conv2d"](state)
     inner = {}
@@ -190,7 +190,7 @@ def test_our_own_file_keeps_the_model(tiny, tmp_path):
     for state in (tiny, part(tiny, "encoder")):
         model = from_dalle(state, image_size=(16, 24))
         save_weights(tmp_path / "weights.safetensors", model)
-        read = read_weights(tmp_path / "weights.safetensors")
+        read = load(tmp_path / "weights.safetensors")
         assert isinstance(read, DalleTokenizer)
         assert read.config == model.config
         assert torch.equal(read.logits(images), model.logits(images))
@@ -214,7 +214,7 @@ def test_our_own_file_with_forged_numbers_is_refused(tiny, tmp_path, change, mes
     about["config"] |= change
     save_file(tensors, path, {"beit": json.dumps(about)})
     with pytest.raises(ValueError, match=message):
-        read_weights(path)
+        load(path)
 
 
 @pytest.mark.parametrize("how", WRITTEN)
@@ -351,7 +351,7 @@ def test_modules_that_hold_themselves_are_refused(tiny, write, how):
 
 
 def rewritten(path, change):
-    """Write a zip archive anew, with the bytes of each entry changed."""
+    """Rewrite a zip archive with the bytes of each entry changed."""
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:

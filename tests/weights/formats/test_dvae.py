@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from beit.nn.dvae import DiscreteVAE
-from beit.weights.file import read_weights, save_weights
+from beit.weights.file import save_weights
 from beit.weights.formats.dvae import from_dvae, recognises, to_dvae
-from beit.weights.open import load_tokenizer
+from beit.weights.open import load, load_tokenizer
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 
@@ -68,14 +68,14 @@ def test_published_files_are_loaded(golden, container, tmp_path):
 def test_our_own_file_keeps_the_model(golden, tmp_path):
     model = from_dvae(golden[1]["state"], image_size=(32, 48), mean=(0.1, 0.2, 0.3), std=(0.5,) * 3)
     save_weights(tmp_path / "weights.safetensors", model)
-    read = read_weights(tmp_path / "weights.safetensors")
+    read = load(tmp_path / "weights.safetensors")
     assert isinstance(read, DiscreteVAE)
     assert read.config == model.config
     images = golden[1]["in"]["images"]
     assert torch.equal(read.encode(images), model.encode(images))
 
 
-def test_normalisation_is_as_given_and_its_absence_is_said(golden, caplog):
+def test_normalisation_is_as_given_and_its_absence_is_logged(golden, caplog):
     state, images = golden[1]["state"], golden[1]["in"]["images"]
     with caplog.at_level(logging.INFO, "beit"):
         bare = from_dvae(state, origin="d.bin")

@@ -39,7 +39,7 @@ def test_tensors_are_stacked_in_the_order_of_the_parts_and_cut_again():
 
 
 @pytest.mark.parametrize("other", [{}, {"1.k": torch.ones(3)}], ids=["missing", "another shape"])
-def test_incomplete_groups_stay_as_they_are(other):
+def test_incomplete_groups_are_unchanged(other):
     state = {"1.q": torch.ones(2), "2.q": torch.ones(2), "2.k": torch.ones(2), **other}
     stacked = fused(state, ("q", "k"), "qk")
     assert stacked.keys() == {"1.q", "2.qk", *other}

@@ -134,7 +134,7 @@ def test_round_trip_of_a_backbone(backbone):
     assert same(read, backbone)
 
 
-def test_a_head_of_another_size_is_left_out_when_asked_for(classifier, caplog):
+def test_a_different_num_classes_replaces_the_head(classifier, caplog):
     state = to_published(classifier)
     with caplog.at_level(logging.INFO):
         read = from_published(state, num_classes=7)
@@ -193,7 +193,7 @@ def test_normalisation_is_as_trained_unless_given(tokenizer, pretrained):
     assert read.config.backbone.mean == (0, 0, 0)
 
 
-def test_what_shapes_cannot_tell_is_asked_for(tokenizer, pretrained):
+def test_settings_that_shapes_do_not_determine_are_required(tokenizer, pretrained):
     state = to_published(tokenizer)
     with pytest.raises(ValueError, match=r"width 24.*give num_heads=…"):
         from_published(state, image_size=(12, 20))
