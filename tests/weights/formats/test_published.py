@@ -205,7 +205,7 @@ def test_settings_that_shapes_do_not_determine_are_required(tokenizer, pretraine
         from_published(to_published(pretrained))
     with pytest.raises(ValueError, match="num_heads=3, but the position table in the state has 2"):
         from_published(to_published(pretrained), early_layers=2, num_heads=3)
-    with pytest.raises(ValueError, match="num_heads=5, but the width 24 in the state"):
+    with pytest.raises(ValueError, match="the state has width 24, not a multiple of num_heads=5"):
         from_published(state, num_heads=5, image_size=(12, 20))
     with pytest.raises(ValueError, match="no override early_layers; expected num_heads"):
         from_published(state, num_heads=2, image_size=(12, 20), early_layers=2)

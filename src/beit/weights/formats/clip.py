@@ -52,54 +52,35 @@ def from_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
 
     Unknown names are kept, so that strict loading refuses them.
     """
-    state = _from_openai(tensors) or _from_transformers(tensors)
-    if state is None:
-        return None
+    openai = _tower(tensors, OPENAI_PREFIXES, "conv1.weight", "class_embedding")
+    if openai is not None:
+        state = renamed(openai, OPENAI)
+        if "head.weight" in state:
+            state["head.weight"] = state["head.weight"].T.contiguous()  # (T, D)
+    else:
+        needed = ("embeddings.patch_embedding.weight", "embeddings.class_embedding")
+        tower = _tower(tensors, TRANSFORMERS_PREFIXES, *needed)
+        if tower is None:
+            return None
+        tower.pop(POSITION_IDS, None)
+        if PROJECTION in tensors:
+            tower[PROJECTION] = tensors[PROJECTION]
+        for kind in ("weight", "bias"):
+            parts = tuple(f"self_attn.{letter}_proj.{kind}" for letter in "qkv")
+            tower = fused(tower, parts, f"self_attn.qkv.{kind}")
+        state = renamed(tower, TRANSFORMERS)
     state["cls_token"] = state["cls_token"].reshape(1, 1, -1)
     if "pos_embed" in state:
         state["pos_embed"] = state["pos_embed"][None]  # (1, 1 + N, D)
     return state
 
 
-def _from_openai(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    prefix = _prefix(tensors, OPENAI_PREFIXES, ("class_embedding", "conv1.weight"))
-    if prefix is None:
-        return None
-    state = renamed(_without_prefix(tensors, prefix), OPENAI)
-    if "head.weight" in state:
-        state["head.weight"] = state["head.weight"].T.contiguous()  # (T, D)
-    return state
-
-
-def _from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    needed = ("embeddings.class_embedding", "embeddings.patch_embedding.weight")
-    prefix = _prefix(tensors, TRANSFORMERS_PREFIXES, needed)
-    if prefix is None:
-        return None
-    tower = _without_prefix(tensors, prefix)
-    tower.pop(POSITION_IDS, None)
-    if PROJECTION in tensors:
-        tower[PROJECTION] = tensors[PROJECTION]
-    for kind in ("weight", "bias"):
-        parts = tuple(f"self_attn.{letter}_proj.{kind}" for letter in "qkv")
-        tower = fused(tower, parts, f"self_attn.qkv.{kind}")
-    return renamed(tower, TRANSFORMERS)
-
-
-def _prefix(
-    tensors: Mapping[str, Tensor], prefixes: tuple[str, ...], needed: tuple[str, ...]
-) -> str | None:
-    """Return the first prefix with which all needed names are there."""
-    fitting = (
-        prefix for prefix in prefixes if all(f"{prefix}{name}" in tensors for name in needed)
-    )
-    return next(fitting, None)
-
-
-def _without_prefix(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Select the tensors with a prefix, and remove it from their names."""
-    return {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
+def _tower(
+    tensors: Mapping[str, Tensor], prefixes: tuple[str, ...], *needed: str
+) -> dict[str, Tensor] | None:
+    """Select the tensors with the first prefix that all needed names have, without the prefix."""
+    for prefix in prefixes:
+        if all(f"{prefix}{name}" in tensors for name in needed):
+            names = [name for name in tensors if name.startswith(prefix)]
+            return {name.removeprefix(prefix): tensors[name] for name in names}
+    return None

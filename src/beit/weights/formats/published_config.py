@@ -177,23 +177,20 @@ def image_size_of(
 def num_heads_of(width: int, table_heads: int | None, override: int | None, origin: str) -> int:
     """Return the heads of the position table, else the override, else one per 64 channels."""
     if table_heads is not None:
-        if override not in (None, table_heads):
-            raise ValueError(
-                f"num_heads={override}, but the position table in {origin} has {table_heads}"
-            )
-        return table_heads
-    if override is not None:
-        if override < 1 or width % override:
-            raise ValueError(
-                f"num_heads={override}, but the width {width} in {origin} is not a multiple of it"
-            )
-        return override
-    if width % CHANNELS_PER_HEAD:
+        if override in (None, table_heads):
+            return table_heads
+        raise ValueError(
+            f"num_heads={override}, but the position table in {origin} has {table_heads}"
+        )
+    if override is None and width % CHANNELS_PER_HEAD:
         raise ValueError(
             f"{origin} has width {width}, not a multiple of {CHANNELS_PER_HEAD}, and shapes do not "
             "determine the number of heads; give num_heads=…"
         )
-    return width // CHANNELS_PER_HEAD
+    num_heads = width // CHANNELS_PER_HEAD if override is None else override
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"{origin} has width {width}, not a multiple of num_heads={num_heads}")
+    return num_heads
 
 
 def shape_of(tensors: Mapping[str, Tensor], name: str, ndim: int, origin: str) -> tuple[int, ...]:
