@@ -85,7 +85,12 @@ def test_names_may_be_given_for_a_head_that_has_none():
             {"by_name": True},
             "that of the data is unknown",
         ),
-        (classifier("a", "b"), classifier("c"), {"by_name": True}, "is in here, whose first is a"),
+        (
+            classifier("a", "b"),
+            classifier("c"),
+            {"by_name": True},
+            "is one of those of here, such as a",
+        ),
     ],
 )
 def test_what_cannot_be_copied_is_refused(source, target, options, message):

@@ -117,7 +117,8 @@ def carry_head(
     shared = [row for row, name in enumerate(target_names) if name in row_of]
     if not shared:
         raise ValueError(
-            f"carry_classes: no class of the data is in {origin}, whose first is {source_names[0]}"
+            f"carry_classes: no class of the data is one of those of {origin}, "
+            f"such as {source_names[0]}"
         )
     rows = [row_of[target_names[row]] for row in shared]
     target.head.weight[shared] = source.head.weight[rows]
