@@ -18,7 +18,7 @@ import record
 import torch
 from torch import nn
 
-from beit.exporting import export
+from beit.exporting import export, verification
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.tokenizer import VQKD, VQKDConfig
@@ -53,8 +53,8 @@ def main() -> None:
             source.unlink()
     record.print_table(rows, ["model", "format", "difference", "values_to", "codes", "mb"])
     if only is None:
-        result = record.provenance("cpu", [SEED, export.SEED])
-        result["batches"] = export.BATCHES
+        result = record.provenance("cpu", [SEED, verification.SEED])
+        result["batches"] = verification.BATCHES
         record.write_results("export", result | {"rows": rows})
     worst = max(row["difference"] for row in rows)
     if not worst < ALLOWED:

@@ -273,15 +273,15 @@ def backbone() -> VisionTransformer:
 
 
 class Served(NamedTuple):
-    """A file on the server: its version goes into the ETag, further headers as they are."""
+    """A file on the server: its version becomes the ETag; `headers` are added unchanged."""
 
     content: bytes
     version: str = "1"
     headers: tuple[tuple[str, str], ...] = ()
 
 
-class Asked(NamedTuple):
-    """A request that reached the server."""
+class Request(NamedTuple):
+    """A request that the server received."""
 
     method: str
     path: str
@@ -289,14 +289,14 @@ class Asked(NamedTuple):
 
 
 class Server(ThreadingHTTPServer):
-    """Serves files on this machine and can be told to misbehave.
+    """Serves files on this machine; can break connections.
 
     Attributes:
         files: by path
-        cuts: of the next answers, the bytes after which the connection is cut; 0 sends none
-        ranges: whether parts are served
-        missing: headers of the answer where there is no file
-        asked: the requests so far
+        cuts: numbers of bytes after which the next connections are closed
+        ranges: whether range requests are supported
+        missing: headers of 404 responses
+        requests: the requests so far
     """
 
     daemon_threads = True
@@ -307,7 +307,7 @@ class Server(ThreadingHTTPServer):
         self.cuts: list[int] = []
         self.ranges = True
         self.missing: tuple[tuple[str, str], ...] = ()
-        self.asked: list[Asked] = []
+        self.requests: list[Request] = []
         self.address = f"http://127.0.0.1:{self.server_port}"
 
 
@@ -321,8 +321,8 @@ class Handler(BaseHTTPRequestHandler):
         self.answer("GET")
 
     def answer(self, method: str) -> None:
-        path, asked = self.path.partition("?")[0], self.headers["Range"]
-        self.server.asked.append(Asked(method, path, asked))
+        path, requested = self.path.partition("?")[0], self.headers["Range"]
+        self.server.requests.append(Request(method, path, requested))
         file = self.server.files.get(path)
         if file is None:
             self.send_response(404)
@@ -332,8 +332,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         tag, total = f'"{file.version}"', len(file.content)
         start = 0
-        if asked and self.server.ranges and self.headers["If-Range"] in (None, tag):
-            start = int(asked.removeprefix("bytes=").removesuffix("-"))
+        if requested and self.server.ranges and self.headers["If-Range"] in (None, tag):
+            start = int(requested.removeprefix("bytes=").removesuffix("-"))
         self.send_response(416 if start >= total else 206 if start else 200)
         if start >= total:
             self.send_header("Content-Range", f"bytes */{total}")
@@ -355,7 +355,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A server of files; proxies of the surroundings are not asked."""
+    """A server of files; proxies in the environment are not used."""
     for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
         monkeypatch.delenv(name)
     with Server() as serving:
@@ -375,7 +375,7 @@ def make_served() -> type[Served]:
 def hugging_face(
     server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> Callable[..., None]:
-    """Stands for the Hugging Face hub: puts a file into its repository owner/name."""
+    """A fake Hugging Face hub: returns a function that adds a file to the repository owner/name."""
     monkeypatch.setattr(constants, "ENDPOINT", server.address)
     template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace("https://huggingface.co", "", 1)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.address + template)

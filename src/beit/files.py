@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever interrupts the writer."""
+"""Write files atomically: a reader finds the old file or the new one, never a part of it."""
 
 import os
 from collections.abc import Iterator
@@ -10,12 +10,12 @@ PARTIAL_SUFFIX = ".partial"
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give a temporary path beside `path`; what is written there replaces `path` at the end.
+    """Yield a temporary path beside `path`; on success the file written there replaces `path`.
 
-    The bytes are on the disk before the name changes (fsync, then rename), so that a reader, or
-    the next start after a kill or a power cut, finds the old file or the new one. When the block
-    raises, the temporary file goes and `path` is untouched. One writer at a time: the temporary
-    name is fixed, so that what a killed writer left is overwritten by the next.
+    The file is flushed to disk before it is renamed, so `path` is complete even after a kill or a
+    power cut. If the block raises, the temporary file is deleted and `path` is unchanged. One
+    writer at a time: the temporary name is fixed, so the next writer overwrites what a killed one
+    left.
     """
     temporary = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
     try:
@@ -29,9 +29,15 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Put `text` into `path` in one piece."""
+    """Write `text` to `path` in UTF-8, atomically."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write `content` to `path`, atomically."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
 
 
 def _flush_to_disk(path: Path) -> None:

@@ -6,7 +6,7 @@ import torch
 import yaml
 from huggingface_hub import ModelCard
 
-from beit.exporting.card import model_card, read_about
+from beit.exporting.card import model_card, read_metadata
 from beit.run.directory import RunDirectory
 from beit.weights.file import save_weights
 
@@ -40,7 +40,7 @@ def test_the_head_is_one_that_the_hub_reads(run):
     assert ModelCard(model_card(run, "me/mine", {})).data.license is None
 
 
-def test_data_recipe_and_last_scores_are_told(run, tokenizer):
+def test_data_recipe_and_last_scores_are_in_the_card(run, tokenizer):
     card = model_card(run, "me/mine", {})
     count = sum(tensor.numel() for tensor in tokenizer.state_dict().values())
     assert f"Trained by `beit train-tokenizer`; {count:,} values" in card
@@ -55,7 +55,7 @@ def test_data_recipe_and_last_scores_are_told(run, tokenizer):
     assert yaml.safe_load(whole[1]) == CONFIG
 
 
-def test_accuracies_of_a_probe_are_told(run, tmp_path):
+def test_accuracies_of_a_probe_are_in_the_card(run, tmp_path):
     record = {"rows": [{"features": "cls", "linear": 0.3824, "knn": 0.27}]}
     record |= {"config": {"test": "some/test"}, "sizes": {"test": 91}}
     (tmp_path / "probe.json").write_text(json.dumps(record))
@@ -85,7 +85,7 @@ def test_the_code_of_the_card_runs(run, tokenizer, hugging_face):
 
 
 @pytest.mark.parametrize(
-    ("files", "said"),
+    ("files", "expected"),
     [
         ({"vit.safetensors": ""}, 'beit.load_tokenizer("hf://me/mine/vit.safetensors")'),
         ({"model.safetensors": ""}, 'beit.load_tokenizer("hf://me/mine")'),
@@ -95,13 +95,13 @@ def test_the_code_of_the_card_runs(run, tokenizer, hugging_face):
         ({"notes.txt": ""}, "## Use\n\nSee the files."),
     ],
 )
-def test_exports_are_opened_in_their_own_way(run, tmp_path, files, said):
+def test_the_card_describes_how_to_open_each_export(run, tmp_path, files, expected):
     for name, text in files.items():
         (tmp_path / name).write_text(text)
-    assert said in model_card(run, "me/mine", {name: tmp_path / name for name in files})
+    assert expected in model_card(run, "me/mine", {name: tmp_path / name for name in files})
 
 
 def test_what_is_no_weights_file_of_ours_is_refused(tmp_path):
     (tmp_path / "weights.safetensors").write_bytes(b"none")
     with pytest.raises(ValueError, match=r"weights\.safetensors is not a weights file of beit"):
-        read_about(tmp_path / "weights.safetensors")
+        read_metadata(tmp_path / "weights.safetensors")

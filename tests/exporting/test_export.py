@@ -1,4 +1,4 @@
-"""Every format opens in its own library and says what the model says; what does not is not kept."""
+"""Every export opens in its own library and equals the model; others are not kept."""
 
 import json
 from collections.abc import Callable
@@ -14,8 +14,9 @@ import transformers
 from torch import Tensor, nn
 
 import beit
-from beit.exporting import export
-from beit.exporting.export import Config, Difference
+from beit.exporting import export, library_folders, verification, weight_files
+from beit.exporting.export import Config
+from beit.exporting.verification import Difference, Reopened
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
@@ -23,7 +24,7 @@ from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.weights.file import save_weights, trunk
+from beit.weights.file import config_of_vit, save_weights
 
 Vit = Callable[..., ViTConfig]
 
@@ -39,7 +40,7 @@ def drawn(model: nn.Module) -> nn.Module:
 
 @pytest.fixture
 def models(vit: Vit, tmp_path: Path) -> Callable[..., Path]:
-    """Writes a weights file of the kind asked for, of images 16 x 24 unless told otherwise."""
+    """Writes a weights file of a kind of model, for images of 16 x 24 by default."""
 
     def build(kind: str, **changes: Any) -> nn.Module:
         if kind == "backbone":
@@ -84,18 +85,18 @@ def models(vit: Vit, tmp_path: Path) -> Callable[..., Path]:
 
 
 def images_of(model: Any, count: int) -> Tensor:
-    """Draw images (B, 3, H, W) uint8 that the export has not been compared on."""
+    """Draw images (B, 3, H, W) uint8 other than those of the verification."""
     generator = torch.Generator().manual_seed(17)
-    size = (trunk(model.config) or model.config).image_size
+    size = (config_of_vit(model.config) or model.config).image_size
     return torch.randint(256, (count, 3, *size), generator=generator).byte()
 
 
-def close(found: Any, wanted: Tensor) -> None:
-    torch.testing.assert_close(torch.as_tensor(found), wanted, atol=1e-5, rtol=1e-5)
+def close(found: Any, target: Tensor) -> None:
+    torch.testing.assert_close(torch.as_tensor(found), target, atol=1e-5, rtol=1e-5)
 
 
 def written(config: Config) -> tuple[export.Result, Any]:
-    """Export, see that the figures are small, and open the result as its line of Python says."""
+    """Export, check that differences are small, and open the result by its line of Python."""
     result = export.run(config)
     assert {difference.batch for difference in result.differences} == {1, 3, 8}
     assert max(difference.largest for difference in result.differences) < 1e-4
@@ -113,8 +114,8 @@ ONNX = [*KINDS, *(pytest.param(kind, marks=slow) for kind in OTHERS)]
 TORCH_EXPORT = ["tokenizer", *(pytest.param(kind, marks=slow) for kind in (*KINDS[:2], *OTHERS))]
 
 
-def asked(model: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Draw the inputs of a graph, for 5 images, and what the model says of them as uint8."""
+def inputs_and_outputs(model: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Draw the inputs of a graph for 5 images, and run the model on them as uint8."""
     images = images_of(model, 5)
     inputs = {"images": images / 255}
     with torch.no_grad():
@@ -133,19 +134,19 @@ def asked(model: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize("kind", ONNX)
-def test_onnx_runtime_says_what_the_model_says(
+def test_onnx_runtime_equals_the_model(
     kind: str, models: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     source, output = models(kind), tmp_path / "out" / f"{kind}.onnx"
     result, session = written(Config(str(source), str(output), "onnx"))
     assert output.is_file()
-    inputs, expected = asked(beit.load(source))
+    inputs, expected = inputs_and_outputs(beit.load(source))
     assert [entry.name for entry in session.get_inputs()] == list(inputs)
     assert [entry.name for entry in session.get_outputs()] == list(expected)
     assert {entry.shape[0] for entry in session.get_inputs()} == {"batch"}
     found = session.run(None, {name: tensor.numpy() for name, tensor in inputs.items()})
-    for array, wanted in zip(found, expected.values(), strict=True):
-        close(array, wanted)
+    for array, target in zip(found, expected.values(), strict=True):
+        close(array, target)
     assert result.differences[0].equal == (1.0 if "codes" in expected else None)
     about = session.get_modelmeta()
     assert "float in [0, 1]" in about.description
@@ -167,16 +168,16 @@ def test_another_opset(models: Callable[..., Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", TORCH_EXPORT)
-def test_a_torch_export_says_what_the_model_says(
+def test_a_torch_export_equals_the_model(
     kind: str, models: Callable[..., Path], tmp_path: Path
 ) -> None:
     source, output = models(kind), tmp_path / f"{kind}.pt2"
     _, module = written(Config(str(source), str(output), "torch-export"))
-    inputs, expected = asked(beit.load(source))
+    inputs, expected = inputs_and_outputs(beit.load(source))
     found = module(*inputs.values())
     assert list(found) == list(expected)
-    for name, wanted in expected.items():
-        close(found[name], wanted)
+    for name, target in expected.items():
+        close(found[name], target)
 
 
 def test_a_graph_of_the_vision_transformer_alone(
@@ -211,8 +212,8 @@ def test_published_files_and_how_to_open_them(
     result, model = written(Config(str(source), str(output), "published"))
     assert "image_size=(" in result.opened_by  # not square, which shapes cannot tell
     assert "mean=(0.4, 0.5, 0.6)" in result.opened_by
-    _, expected = asked(beit.load(source))
-    for name, tensor in asked(model)[1].items():
+    _, expected = inputs_and_outputs(beit.load(source))
+    for name, tensor in inputs_and_outputs(model)[1].items():
         assert torch.equal(tensor, expected[name])
     if suffix == ".pth":
         content = torch.load(output, weights_only=True)
@@ -220,7 +221,7 @@ def test_published_files_and_how_to_open_them(
         assert content.keys() == expected
 
 
-def test_only_what_the_file_leaves_open_is_asked_for(
+def test_only_settings_that_the_file_lacks_are_required(
     models: Callable[..., Path], tmp_path: Path
 ) -> None:
     source = models("classifier", image_size=(24, 24))
@@ -281,14 +282,14 @@ def test_transformers_opens_a_folder_with_its_processor(
             logits = theirs(**pixels, bool_masked_pos=hidden).logits[:, [3, 7]]
             close(logits, model(images, torch.tensor([[3, 7], [3, 7]])).logits)
         elif kind == "segmenter":
-            wanted = model(images).logits
-            torch.testing.assert_close(theirs(**pixels).logits, wanted, atol=1e-4, rtol=1e-5)
+            target = model(images).logits
+            torch.testing.assert_close(theirs(**pixels).logits, target, atol=1e-4, rtol=1e-5)
         else:
             close(theirs(**pixels).logits, model(images))
             assert theirs.config.id2label[2] == "cat"
 
 
-# ── what is not kept ────────────────────────────────────────────────────────────────────────────
+# ── exports that are not kept ─────────────────────────────────────────────────────────────────────
 
 
 def test_what_exists_is_not_overwritten(models: Callable[..., Path], tmp_path: Path) -> None:
@@ -303,13 +304,13 @@ def test_what_exists_is_not_overwritten(models: Callable[..., Path], tmp_path: P
 def test_an_export_that_differs_is_removed_and_refused_with_the_figure(
     wrong: float, models: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    to_timm = export.to_timm
+    to_timm = library_folders.to_timm
 
     def careless(model: nn.Module) -> dict[str, Tensor]:
         state = to_timm(model)
         return state | {"head.bias": state["head.bias"] + wrong}
 
-    monkeypatch.setattr(export, "to_timm", careless)
+    monkeypatch.setattr(library_folders, "to_timm", careless)
     source, output = models("classifier"), tmp_path / "new" / "folder"
     expected = r"folder is not kept: .* more than .*: batch 1: logits (2.0e-03|nan), in values up"
     with pytest.raises(ValueError, match=expected):
@@ -319,18 +320,18 @@ def test_an_export_that_differs_is_removed_and_refused_with_the_figure(
         assert export.run(Config(str(source), str(output), "timm", atol=1e-2)).output == output
 
 
-def test_weights_that_nothing_computes_with_count_too(
+def test_unused_weights_are_compared_too(
     models: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    to_published = export.to_published
+    to_published = weight_files.to_published
 
     def careless(model: nn.Module) -> dict[str, Tensor]:
         state = to_published(model)
         return state | {"decode_task_layer.2.bias": state["decode_task_layer.2.bias"] + 1}
 
-    monkeypatch.setattr(export, "to_published", careless)
+    monkeypatch.setattr(weight_files, "to_published", careless)
     output = tmp_path / "out.pth"
-    with pytest.raises(ValueError, match=r"out.pth is not kept: decode_task.2.bias in it is not"):
+    with pytest.raises(ValueError, match=r"out.pth is not kept: its decode_task.2.bias differs"):
         export.run(Config(str(models("tokenizer")), str(output), "published"))
     assert not output.exists()
 
@@ -350,7 +351,7 @@ def test_a_format_without_such_a_model(models: Callable[..., Path], tmp_path: Pa
         ({"format": "published"}, r"ending in .pth or .safetensors for format published"),
         ({"format": "tensorflow"}, r"no format 'tensorflow'; expected one of safetensors, pub"),
         ({"atol": 0.0}, "atol must be above 0, got 0.0"),
-        ({"format": "timm", "opset": 18}, "opset is of format onnx, not of timm"),
+        ({"format": "timm", "opset": 18}, "opset is for format onnx, not for timm"),
     ],
 )
 def test_options_that_cannot_be(changes: dict[str, Any], expected: str) -> None:
@@ -358,14 +359,14 @@ def test_options_that_cannot_be(changes: dict[str, Any], expected: str) -> None:
         Config(**({"source": "runs/x", "output": "model.onnx", "format": "onnx"} | changes))
 
 
-# ── how it is judged ────────────────────────────────────────────────────────────────────────────
+# ── comparing with the model ──────────────────────────────────────────────────────────────────────
 
 
 def test_shortfall_by_hand() -> None:
     scores = torch.tensor([[[0.5, 0.9, 0.8], [0.1, 0.3, 0.2]]])  # (1, 2, 3)
-    assert export.shortfall(scores, torch.tensor([[1, 1]])) == 0.0
-    assert export.shortfall(scores, torch.tensor([[2, 1]])) == pytest.approx(0.1)
-    assert export.shortfall(scores, torch.tensor([[2, 0]])) == pytest.approx(0.2)
+    assert verification.shortfall(scores, torch.tensor([[1, 1]])) == 0.0
+    assert verification.shortfall(scores, torch.tensor([[2, 1]])) == pytest.approx(0.1)
+    assert verification.shortfall(scores, torch.tensor([[2, 0]])) == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("l2_normalised", [True, False])
@@ -377,7 +378,7 @@ def test_the_highest_score_is_the_code(vit: Vit, l2_normalised: bool) -> None:
     model.quantizer.codebook.normal_(generator=torch.Generator().manual_seed(1))
     model.quantizer.codebook.copy_(model.quantizer.project(model.quantizer.codebook))
     images = images_of(model, 2)
-    assert torch.equal(export.scores(model, images).argmax(dim=2), model.encode(images))
+    assert torch.equal(verification.scores(model, images).argmax(dim=2), model.encode(images))
 
 
 def test_another_code_passes_only_as_a_near_tie(
@@ -391,7 +392,7 @@ def test_another_code_passes_only_as_a_near_tie(
         codes = model.encode(images)
         return {"codes": torch.where(codes == 4, 7, codes)}
 
-    exact = export.compare(model, export.Written(run, ""))
+    exact = verification.compare(model, Reopened(run, ""))
     assert [difference.name for difference in exact] == ["codes"] * 3
     assert exact[2].equal is not None
     assert exact[2].equal < 1
@@ -400,22 +401,22 @@ def test_another_code_passes_only_as_a_near_tie(
     def wrong(images: Tensor, masked: Tensor) -> dict[str, Tensor]:
         return {"codes": (model.encode(images) + 1) % 11}
 
-    assert export.compare(model, export.Written(wrong, ""))[0].largest > 1e-2
+    assert verification.compare(model, Reopened(wrong, ""))[0].largest > 1e-2
 
 
-def test_an_export_of_a_fixed_batch_is_found_out(models: Callable[..., Path]) -> None:
+def test_an_export_with_a_fixed_batch_is_refused(models: Callable[..., Path]) -> None:
     model = beit.load(models("classifier"))
-    stuck = export.Written(lambda images, masked: {"logits": torch.zeros(8, 5)}, "")
+    stuck = Reopened(lambda images, masked: {"logits": torch.zeros(8, 5)}, "")
     with pytest.raises(
         ValueError, match=r"logits of shape \(8, 5\) for 1 images, the model \(1, 5"
     ):
-        export.compare(model, stuck)
+        verification.compare(model, stuck)
 
 
 def test_the_batch_is_fixed_and_what_uint8_can_hold(models: Callable[..., Path]) -> None:
     model = beit.load(models("pretrained"))
-    images, masked = export.example(model)
-    again = export.example(model)
+    images, masked = verification.example(model)
+    again = verification.example(model)
     assert torch.equal(again[0], images)
     assert torch.equal(again[1], masked)
     assert (images.shape, masked.shape) == ((8, 3, 16, 24), (8, 2))
@@ -425,16 +426,16 @@ def test_the_batch_is_fixed_and_what_uint8_can_hold(models: Callable[..., Path])
 
 
 def test_a_difference_in_words() -> None:
-    line = export._line(Difference(3, "logits", 2.5e-7, 4.25))
+    line = str(Difference(3, "logits", 2.5e-7, 4.25))
     assert line == "batch 3: logits 2.5e-07, in values up to 4.25"
-    line = export._line(Difference(8, "codes", 3e-6, 1.0, equal=0.9995))
+    line = str(Difference(8, "codes", 3e-6, 1.0, equal=0.9995))
     assert line == "batch 8: codes 99.950% equal, the others rated 3.0e-06 below the best at most"
 
 
-# ── the place where it is written ───────────────────────────────────────────────────────────────
+# ── the hidden folder ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_companions_are_moved_too_and_leftovers_go(tmp_path: Path) -> None:
+def test_companion_files_are_moved_and_leftovers_deleted(tmp_path: Path) -> None:
     output = tmp_path / "large.onnx"
     killed = tmp_path / ".large.onnx.export"
     killed.mkdir()
@@ -459,7 +460,7 @@ def test_a_companion_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     assert [file.read_text() for file in tmp_path.iterdir()] == ["mine"]
 
 
-def test_nothing_stays_of_what_was_interrupted(tmp_path: Path) -> None:
+def test_an_interrupted_export_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt), export.staged(tmp_path / "folder") as path:
         path.mkdir()
         (path / "config.json").write_text("{}")

@@ -12,13 +12,13 @@ from beit.weights import hub
 
 @pytest.fixture
 def run(trained_tokenizer, tmp_path):
-    """A finished run of one's own."""
+    """A copy of a finished run."""
     return RunDirectory(shutil.copytree(trained_tokenizer, tmp_path / "run"))
 
 
 @pytest.fixture
 def pushed(monkeypatch):
-    """What went to the hub."""
+    """Records uploads to the hub."""
     calls = []
 
     def record(repository, files, card, private):
@@ -29,15 +29,15 @@ def pushed(monkeypatch):
     return calls
 
 
-def test_a_dry_run_writes_the_card_and_asks_nobody(run, pushed, capsys):
+def test_a_dry_run_writes_the_card_and_uploads_nothing(run, pushed, capsys):
     assert cli.main(["push", str(run.path), "me/mine", "--dry_run", "--license", "mit"]) == 0
     card = (run.path / "README.md").read_text()
     assert "license: mit" in card
     assert 'beit.load_tokenizer("hf://me/mine")' in card
     assert "| `val_reconstruction` |" in card
-    said = capsys.readouterr().out
-    assert "README.md: written" in said
-    assert "nothing was pushed" in said
+    shown = capsys.readouterr().out
+    assert "README.md: written" in shown
+    assert "nothing was pushed" in shown
     assert pushed == []
 
 
@@ -51,7 +51,7 @@ def test_weights_configuration_and_log_of_a_run_are_pushed(run, pushed):
     assert card == result.card.read_text()
 
 
-def test_a_card_that_was_edited_is_pushed_as_it_is(run, pushed):
+def test_an_edited_card_is_pushed_unchanged(run, pushed):
     (run.path / "README.md").write_text("# Mine\n")
     push.run(push.Config(str(run.path), "me/mine"))
     assert pushed[0][2] == "# Mine\n"
@@ -89,7 +89,7 @@ def test_what_cannot_be_pushed(run, tmp_path):
         push.run(push.Config(str(run.path), "me/mine"))
 
 
-def test_without_a_network_the_card_stays_and_the_error_says_why(run, monkeypatch, capsys):
+def test_without_a_network_the_card_is_kept_and_the_reason_reported(run, monkeypatch, capsys):
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:1")  # nobody listens there
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(urllib.request, "getproxies", dict)

@@ -369,22 +369,22 @@ def test_a_run_on_more_classes_then_one_on_some_of_them(tmp_path, config, finish
 
     few = config(tmp_path / "few", init=str(tmp_path / "many"), run=replace(run, output="few"))
     fresh, told = finetune.build_classifier(few, Classes(10, tuple(KINDS)))
-    assert "the head for 12 classes was left out, that for 10 started afresh" in told
+    assert "its head for 12 classes was left out; that for 10 is new" in told
     assert torch.equal(fresh.fc_norm.weight, many.fc_norm.weight)
     assert fresh.head.weight.abs().max() <= 0.02 * 0.001
     assert not fresh.head.bias.any()
     kept, told = finetune.build_classifier(
         replace(few, carry_classes=True), Classes(10, tuple(KINDS))
     )
-    assert "of the head for 12 classes 10 rows of 10 came along" in told
+    assert "10 of 10 rows were copied from its head for 12 classes" in told
     places = [names.index(kind) for kind in KINDS]
     assert torch.equal(kept.head.weight, many.head.weight[places])
     assert torch.equal(kept.head.bias, many.head.bias[places])
 
     run = replace(run, output=str(tmp_path / "few"))
     finetune.run(replace(few, run=run))
-    assert "was left out, that for 10 started afresh" in capsys.readouterr().err
-    assert "started afresh" in (tmp_path / "few" / "report.html").read_text()
+    assert "was left out; that for 10 is new" in capsys.readouterr().err
+    assert "that for 10 is new" in (tmp_path / "few" / "report.html").read_text()
 
 
 def test_a_larger_image_by_resized_positions(tmp_path, config, finished):
@@ -595,7 +595,7 @@ def test_heads_that_cannot_be_carried_are_refused(tmp_path, config, finished, tr
     carry, ours = {"carry_classes": True}, Classes(2, ("ant", "bee"))
     for init, changes, classes, message in (
         (finished, carry, ours, "no class of the data is one of .*run, such as"),
-        (finished, carry, Classes(2, None), "but not those of the data are known"),
+        (finished, carry, Classes(2, None), "that of the data is unknown"),
         (finished, {"init_classes": str(tmp_path / "nine")}, ours, "names 9 classes, but the head"),
         (finished, {"init_classes": str(tmp_path / "others")}, ours, "contradicts .*run"),
         (trained_tokenizer, carry, ours, "holds a VQKD, which has no classes to carry over"),

@@ -253,7 +253,7 @@ def test_from_a_segmenter_its_decoder_comes_along(names, kept, tmp_path, config,
     assert torch.equal(built.decoder.fuse.conv.weight, model.decoder.fuse.conv.weight)
     same = built.decoder.head.weight.shape == model.decoder.head.weight.shape
     assert (same and torch.equal(built.decoder.head.weight, model.decoder.head.weight)) is kept
-    assert ("along, with" in carried) is kept
+    assert ("copied, with" in carried) is kept
     other = replace(made, head=HeadConfig(channels=4))
     assert "was left out" in segment.build_segmenter(other, source)[1]
 

@@ -16,41 +16,41 @@ def url(server, make_served):
     return f"{server.address}/a/weights.pth"
 
 
-def left(folder):
-    """What lies in a folder, the lock aside."""
+def files_in(folder):
+    """The names of the files in a folder, without the lock."""
     return sorted(path.name for path in folder.iterdir() if not path.name.endswith(".lock"))
 
 
-def test_a_file_arrives_whole_and_nothing_else_stays(url, server, tmp_path, capsys):
+def test_a_file_is_downloaded_and_nothing_else_remains(url, server, tmp_path, capsys):
     path = tmp_path / "cache" / "weights.pth"
     download(url, path, SHA256[:8])
     assert path.read_bytes() == CONTENT
-    assert left(path.parent) == ["weights.pth"]
+    assert files_in(path.parent) == ["weights.pth"]
     assert f"fetching {url} into {path}" in capsys.readouterr().err
-    download(url, path, SHA256[:8])  # there is nothing left to ask for
-    assert len(server.asked) == 1
+    download(url, path, SHA256[:8])  # no further request
+    assert len(server.requests) == 1
 
 
-def test_a_cut_connection_is_taken_up_where_it_broke(url, server, tmp_path):
+def test_a_broken_connection_is_resumed(url, server, tmp_path):
     server.cuts = [1234, 2000]
     download(url, tmp_path / "weights.pth", SHA256)
     assert (tmp_path / "weights.pth").read_bytes() == CONTENT
-    assert [request.range for request in server.asked] == [None, "bytes=1234-", "bytes=3234-"]
+    assert [request.range for request in server.requests] == [None, "bytes=1234-", "bytes=3234-"]
 
 
-def test_what_is_left_of_a_failed_call_is_taken_up_by_the_next(url, server, tmp_path):
+def test_the_next_call_resumes_after_a_failed_one(url, server, tmp_path):
     server.cuts = [1234, 0]
     with pytest.raises(OSError, match="cut after 1234 of 5000 bytes"):
         download(url, tmp_path / "weights.pth", SHA256)
-    assert left(tmp_path) == [".weights.pth.partial.version", "weights.pth.partial"]
+    assert files_in(tmp_path) == [".weights.pth.partial.version", "weights.pth.partial"]
     assert (tmp_path / "weights.pth.partial").read_bytes() == CONTENT[:1234]
     download(url, tmp_path / "weights.pth", SHA256)
     assert (tmp_path / "weights.pth").read_bytes() == CONTENT
-    assert server.asked[-1].range == "bytes=1234-"
-    assert left(tmp_path) == ["weights.pth"]
+    assert server.requests[-1].range == "bytes=1234-"
+    assert files_in(tmp_path) == ["weights.pth"]
 
 
-def test_a_version_that_changed_meanwhile_is_fetched_from_its_start(
+def test_a_file_that_changed_on_the_server_is_downloaded_from_the_start(
     url, server, make_served, tmp_path
 ):
     server.cuts = [1234, 0]
@@ -61,7 +61,7 @@ def test_a_version_that_changed_meanwhile_is_fetched_from_its_start(
     assert (tmp_path / "weights.pth").read_bytes() == CONTENT[::-1]
 
 
-def test_a_server_without_ranges_is_asked_for_all_of_it(url, server, tmp_path):
+def test_a_server_without_ranges_sends_the_whole_file(url, server, tmp_path):
     server.cuts, server.ranges = [1234], False
     download(url, tmp_path / "weights.pth")
     assert (tmp_path / "weights.pth").read_bytes() == CONTENT
@@ -74,24 +74,26 @@ def test_a_download_killed_before_its_last_step_is_not_repeated(url, server, tmp
     (tmp_path / "weights.pth.partial").write_bytes(CONTENT)
     download(url, tmp_path / "weights.pth", SHA256)
     assert (tmp_path / "weights.pth").read_bytes() == CONTENT
-    assert server.asked[-1].range == "bytes=5000-"
+    assert server.requests[-1].range == "bytes=5000-"
 
 
-def test_another_checksum_is_refused_and_nothing_stays(url, tmp_path):
-    wanted = "0" * 8
-    with pytest.raises(ValueError, match=f"begins with {SHA256[:8]} instead of {wanted}") as error:
-        download(url, tmp_path / "weights.pth", wanted)
+def test_another_checksum_is_refused_and_nothing_remains(url, tmp_path):
+    expected = "0" * 8
+    with pytest.raises(
+        ValueError, match=f"begins with {SHA256[:8]} instead of {expected}"
+    ) as error:
+        download(url, tmp_path / "weights.pth", expected)
     assert url in str(error.value)
-    assert left(tmp_path) == []
+    assert files_in(tmp_path) == []
 
 
-def test_a_missing_file_is_asked_for_once(server, tmp_path):
+def test_a_missing_file_is_requested_once(server, tmp_path):
     with pytest.raises(OSError, match="404"):
         download(f"{server.address}/none", tmp_path / "weights.pth")
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
-def test_processes_that_want_the_same_file_fetch_it_once(url, server, tmp_path):
+def test_processes_that_need_the_same_file_download_it_once(url, server, tmp_path):
     path = tmp_path / "weights.pth"
     workers = [threading.Thread(target=download, args=(url, path, SHA256)) for _ in range(4)]
     for worker in workers:
@@ -99,4 +101,4 @@ def test_processes_that_want_the_same_file_fetch_it_once(url, server, tmp_path):
     for worker in workers:
         worker.join()
     assert path.read_bytes() == CONTENT
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1

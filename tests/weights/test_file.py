@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from beit.weights.file import read_safetensors, read_weights, save_weights
+from beit.weights.file import read_safetensors, save_weights
+from beit.weights.open import load
 
 
 def same(one, other):
@@ -18,7 +19,7 @@ def test_saved_and_read_is_the_identity(kind, request, tmp_path):
     model = request.getfixturevalue(kind).train()
     save_weights(tmp_path / "weights.safetensors", model)
     random_state = torch.random.get_rng_state()
-    read = read_weights(tmp_path / "weights.safetensors")
+    read = load(tmp_path / "weights.safetensors")
     assert torch.equal(torch.random.get_rng_state(), random_state)
     assert type(read) is type(model)
     assert read.config == model.config
@@ -27,7 +28,7 @@ def test_saved_and_read_is_the_identity(kind, request, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["weights.safetensors"]
 
 
-def test_metadata_says_what_it_is(backbone, tmp_path):
+def test_metadata_describes_the_model(backbone, tmp_path):
     save_weights(tmp_path / "w.safetensors", backbone)
     _, metadata = read_safetensors(tmp_path / "w.safetensors")
     about = json.loads(metadata.pop("beit"))
@@ -42,7 +43,7 @@ def test_the_same_model_is_written_to_the_same_bytes(backbone, tmp_path):
     assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
 
 
-def test_who_may_read_other_files_may_read_weights(backbone, tmp_path):
+def test_who_may_read_other_files_may_load(backbone, tmp_path):
     (tmp_path / "other").touch()
     save_weights(tmp_path / "w.safetensors", backbone)
     modes = [(tmp_path / name).stat().st_mode for name in ("other", "w.safetensors")]
@@ -52,16 +53,16 @@ def test_who_may_read_other_files_may_read_weights(backbone, tmp_path):
 def test_normalisation_can_be_replaced_and_sizes_cannot(tokenizer, tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(path, tokenizer)
-    read = read_weights(path, mean=(0.1, 0.2, 0.3), num_heads=2, image_size=(12, 20), num_codes=11)
+    read = load(path, mean=(0.1, 0.2, 0.3), num_heads=2, image_size=(12, 20), num_codes=11)
     assert torch.allclose(read.encoder.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
     with pytest.raises(ValueError, match=r"w\.safetensors: num_heads=3 contradicts .* says 2"):
-        read_weights(path, num_heads=3)
+        load(path, num_heads=3)
     with pytest.raises(ValueError, match="unknown override depht"):
-        read_weights(path, depht=3)
+        load(path, depht=3)
 
 
 def rewritten(path, tensors=None, **changes):
-    """Write the file anew with some tensors or fields of the configuration changed."""
+    """Rewrite the file with some tensors or fields of the configuration changed."""
     held, metadata = read_safetensors(path)
     about = json.loads(metadata["beit"])
     about.update({name: changes.pop(name) for name in list(changes) if name in about})
@@ -78,7 +79,7 @@ def rewritten(path, tensors=None, **changes):
         ({"mean": None}, "mean and std go together"),
         ({"image_size": [40000, 40000]}, r"has no rel_pos_bias\.table of \d+ rows"),
         ({"num_heads": 0}, "w.safetensors: "),
-        ({"depth": 10**9}, "says 1000000000 blocks"),
+        ({"depth": 10**9}, "claims 1000000000 blocks"),
         ({"width": "24"}, "width is '24', expected int"),
         ({"mlp_ratio": None}, "mlp_ratio is None, expected float"),
         ({"image_size": [16]}, r"image_size is \[16\]"),
@@ -96,25 +97,25 @@ def test_forged_metadata_is_refused(backbone, tmp_path, changes, message):
     save_weights(path, backbone)
     rewritten(path, **changes)
     with pytest.raises(ValueError, match=message) as caught:
-        read_weights(path)
+        load(path)
     assert str(path) in str(caught.value)
 
 
-def test_a_small_file_cannot_ask_for_the_index_of_a_large_grid(backbone, tmp_path):
-    """The index grows with the square of the patches, the table only with their number."""
+def test_a_small_file_cannot_allocate_the_index_of_a_large_grid(backbone, tmp_path):
+    """The index grows with the square of the number of patches, the table only linearly."""
     path = tmp_path / "w.safetensors"
     save_weights(path, backbone)
     grid = (300, 200)
     tables = {"rel_pos_bias.table": torch.zeros((2 * grid[0] - 1) * (2 * grid[1] - 1) + 3, 1)}
     rewritten(path, lambda held: held | tables, image_size=[1200, 800])
     with pytest.raises(ValueError, match=r"grid of 300 x 200 patches, too many"):
-        read_weights(path)
+        load(path)
 
 
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"format": "pt"}, "carries no beit configuration"),
+        ({"format": "pt"}, "is in no known layout: norm.bias"),
         ({"beit": "{"}, "metadata cannot be read"),
         ({"beit": "[]"}, "metadata cannot be read"),
         ({"beit": "{}"}, "metadata cannot be read"),
@@ -124,10 +125,10 @@ def test_metadata_of_others_is_refused(tmp_path, metadata, message):
     path = tmp_path / "w.safetensors"
     save_file({"norm.bias": torch.zeros(2)}, path, metadata)
     with pytest.raises(ValueError, match=message):
-        read_weights(path)
+        load(path)
 
 
-def test_tensors_that_do_not_fit_are_named(backbone, tmp_path):
+def test_tensors_that_do_not_fit_are_listed(backbone, tmp_path):
     path = tmp_path / "w.safetensors"
     save_weights(path, backbone)
     rewritten(
@@ -144,7 +145,7 @@ def test_tensors_that_do_not_fit_are_named(backbone, tmp_path):
         match=r"norm\.bias is missing; noise is unexpected; "
         r"cls_token is \(1, 1, 5\), expected \(1, 1, 24\)",
     ):
-        read_weights(path)
+        load(path)
 
 
 def test_damaged_or_foreign_files_are_named(backbone, tmp_path):
@@ -152,13 +153,13 @@ def test_damaged_or_foreign_files_are_named(backbone, tmp_path):
     save_weights(path, backbone)
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(ValueError, match=r"w\.safetensors, of \d+ bytes, is not a sound"):
-        read_weights(path)
+        load(path)
     with pytest.raises(FileNotFoundError, match="absent"):
-        read_weights(tmp_path / "absent.safetensors")
+        load(tmp_path / "absent.safetensors")
 
 
 def test_only_bare_models_are_saved(backbone, tmp_path):
-    with pytest.raises(ValueError, match="a Sequential is not saved"):
+    with pytest.raises(ValueError, match="a Sequential cannot be saved"):
         save_weights(tmp_path / "w.safetensors", torch.nn.Sequential(backbone))
     assert list(tmp_path.iterdir()) == []
 

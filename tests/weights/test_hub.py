@@ -17,7 +17,7 @@ from beit.weights.open import load, load_tokenizer
 from beit.weights.teachers import load_teacher
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
-CLOSED = "http://127.0.0.1:1"  # no program listens there
+CLOSED = "http://127.0.0.1:1"  # nothing listens there
 
 
 @pytest.fixture
@@ -45,14 +45,14 @@ def test_a_published_file_is_fetched_into_torch_hubs_cache_once(publish, server)
     assert hub.fetch("published:tiny") == path
     assert path.read_bytes() == b"weights"
     assert hub.fetch("published:weights-x.pth") == path
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_a_file_in_the_cache_is_checked(publish):
     path = publish(b"weights")
     path.parent.mkdir(parents=True)
     path.write_bytes(b"others")
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))} is called like the published"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))} has the name of a published"):
         hub.fetch("published:tiny")
     assert path.read_bytes() == b"others"  # it is the user's
 
@@ -72,11 +72,11 @@ def test_a_file_anywhere_is_checked_when_it_is_loaded(publish, tokenizer, tmp_pa
     publish(path.read_bytes())
     assert load(path, num_heads=2, image_size=(12, 20)).config == tokenizer.config
     torch.save({"model": to_published(tokenizer), "more": 1}, path)
-    with pytest.raises(ValueError, match=r"weights-x\.pth is called like the published file, but"):
+    with pytest.raises(ValueError, match=r"weights-x\.pth has the name of a published file, but"):
         load(path, num_heads=2, image_size=(12, 20))
 
 
-def test_what_the_file_does_not_say_comes_from_the_manifest(publish, tokenizer, tmp_path):
+def test_settings_that_the_file_lacks_come_from_the_manifest(publish, tokenizer, tmp_path):
     path = tmp_path / "weights-x.pth"
     torch.save({"model": to_published(tokenizer)}, path)
     publish(path.read_bytes(), settings={"num_heads": 2, "mean": [0.1, 0.2, 0.3]})
@@ -101,7 +101,7 @@ def test_a_teacher_is_loaded_by_its_published_name(publish, tmp_path):
     assert torch.equal(found, expected)
 
 
-def test_without_a_network_the_error_says_which_file_to_put_where(publish):
+def test_without_a_network_the_error_names_the_file_and_its_folder(publish):
     path = publish(b"weights", address=CLOSED)
     with pytest.raises(OSError) as error:
         hub.fetch("published:tiny")
@@ -109,7 +109,7 @@ def test_without_a_network_the_error_says_which_file_to_put_where(publish):
         assert part in str(error.value)
 
 
-def test_a_file_that_is_gone_is_told_as_such(publish, server):
+def test_a_missing_published_file_is_reported(publish, server):
     publish(b"weights")
     server.files.clear()
     with pytest.raises(OSError, match=r"could not be fetched from .*404.*put it there under this"):
@@ -141,7 +141,7 @@ def test_location(source, expected):
 
 
 @pytest.mark.parametrize("source", ["hf://name", "hf://datasets/owner/name", "hf://", "hf://a/b@"])
-def test_location_refuses_what_names_no_weights(source):
+def test_location_refuses_other_sources(source):
     with pytest.raises(ValueError, match="expected hf://OWNER/NAME"):
         hub.location(source)
 
@@ -154,19 +154,19 @@ def test_our_weights_come_from_the_hub_and_later_from_its_cache(
     read = load_tokenizer("hf://owner/name")
     assert read.config == tokenizer.config
     monkeypatch.setattr(constants, "ENDPOINT", CLOSED)
-    fetched = len(server.asked)
+    fetched = len(server.requests)
     assert load_tokenizer("hf://owner/name").config == tokenizer.config
-    assert len(server.asked) == fetched
+    assert len(server.requests) == fetched
 
 
-def test_weights_of_transformers_bring_their_numbers_along(hugging_face):
+def test_the_configuration_of_transformers_weights_is_fetched_too(hugging_face):
     hugging_face("model.safetensors", b"tensors")
     hugging_face("config.json", b"{}")
     path = hub.fetch("hf://owner/name")
     assert path.name == "model.safetensors"
     assert path.read_bytes() == b"tensors"
     assert (path.parent / "config.json").read_bytes() == b"{}"
-    assert not (path.parent / "preprocessor_config.json").exists()  # which the hub has not either
+    assert not (path.parent / "preprocessor_config.json").exists()  # the hub does not have it
 
 
 def test_a_revision_and_a_file_of_a_repository(hugging_face):
@@ -176,7 +176,7 @@ def test_a_revision_and_a_file_of_a_repository(hugging_face):
     assert hub.fetch("hf://owner/name@v1/old/weights.pth").read_bytes() == b"of v1"
 
 
-def test_a_repository_without_weights_is_told_as_such(hugging_face):
+def test_a_repository_without_weights_is_reported(hugging_face):
     with pytest.raises(FileNotFoundError, match=r"no weights\.safetensors nor model\.safetensors"):
         hub.fetch("hf://owner/name")
 
@@ -187,10 +187,10 @@ def test_a_repository_that_is_not_there_or_private(hugging_face, server):
         hub.fetch("hf://owner/name")
 
 
-def test_a_hub_out_of_reach_is_told_as_such(hugging_face, monkeypatch):
+def test_an_unreachable_hub_is_reported(hugging_face, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", CLOSED)
     message = (
-        r"cannot be reached \(.*refused.*fetch weights\.safetensors or model\.safetensors else"
+        r"cannot be reached \(.*refused.*download weights\.safetensors or model\.safetensors else"
     )
     with pytest.raises(OSError, match=message):
         hub.fetch("hf://owner/name")
@@ -200,7 +200,7 @@ def test_a_hub_out_of_reach_is_told_as_such(hugging_face, monkeypatch):
 
 
 class Api:
-    """Stands for the hub's interface and keeps what it is asked."""
+    """A fake of the hub's API that records calls."""
 
     calls: list
 
@@ -241,8 +241,8 @@ def test_push_makes_a_repository_and_one_commit(api, tmp_path):
     ]
 
 
-def test_what_is_to_be_private_does_not_go_into_a_public_repository(api):
-    with pytest.raises(ValueError, match="me/mine is there and public"):
+def test_a_private_push_refuses_a_public_repository(api):
+    with pytest.raises(ValueError, match="me/mine exists and is public"):
         hub.push("me/mine", {}, "", private=True)
     assert [call[0] for call in api.calls] == ["create"]
     hub.push("me/private", {}, "", private=True)

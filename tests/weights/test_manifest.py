@@ -34,7 +34,7 @@ def test_every_file_has_an_address_a_name_of_its_own_and_sizes():
         assert file.sha256 is None or re.fullmatch("[0-9a-f]{8,64}", file.sha256)
 
 
-def test_checksums_are_those_that_the_names_end_with():
+def test_checksums_are_the_ends_of_the_names():
     known = {file.file: file.sha256 for file in FILES.values() if file.sha256}
     for file in FILES.values():
         digits = re.search(r"-([0-9a-f]{8})\.pth$", file.file)
@@ -74,21 +74,21 @@ def test_sizes_are_those_of_the_published_layouts(name):
         assert shapes["classes"] == keys["head.weight"][0]
 
 
-def test_a_name_finds_its_file_and_so_does_the_file():
+def test_files_are_found_by_name_and_by_file_name():
     name = "vqkd_encoder_base_decoder_1x768x12_dino"
     assert manifest.find(name).file == f"{name}-663c55d7.pth"
     assert manifest.find(f"{name}-663c55d7.pth").name == name
     assert name in manifest.names()
 
 
-def test_an_unknown_name_gets_the_nearest():
+def test_an_unknown_name_suggests_the_nearest():
     with pytest.raises(ValueError, match=r"did you mean beitv2_base_patch16_224_pt1k\?.*names\(\)"):
         manifest.find("beit2_base_patch16_224_pt1k")
     with pytest.raises(ValueError, match=r"called 'zzz'\. beit\.weights\.manifest\.names\(\)"):
         manifest.find("zzz")
 
 
-def test_a_file_by_the_name_of_a_published_one_is_checked(tiny, tmp_path):
+def test_a_file_with_the_name_of_a_published_one_is_checked(tiny, tmp_path):
     path = tmp_path / tiny.file
     path.write_bytes(b"weights")
     assert manifest.check(path) is tiny
@@ -99,18 +99,18 @@ def test_a_file_by_the_name_of_a_published_one_is_checked(tiny, tmp_path):
         manifest.check(path)
 
 
-def test_a_file_of_another_name_is_not_even_opened(tiny, tmp_path):
+def test_a_file_with_another_name_is_not_opened(tiny, tmp_path):
     assert manifest.check(tmp_path / "nothing-here.pth") is None
 
 
-def test_a_file_without_a_known_checksum_is_taken_as_it_is(monkeypatch, tmp_path):
+def test_a_file_without_a_known_checksum_is_not_checked(monkeypatch, tmp_path):
     file = of_file(b"", sha256=None)
     monkeypatch.setattr(manifest, "published_files", lambda: {"tiny": file})
     (tmp_path / file.file).write_bytes(b"anything")
     assert manifest.check(tmp_path / file.file) is file
 
 
-def test_settings_fill_in_what_the_caller_leaves_open():
+def test_settings_complete_the_overrides():
     half = (0.5, 0.5, 0.5)
     first = FILES["beit_base_patch16_224_pt22k_ft22kto1k"]
     assert manifest.settings(first, {"num_heads": 12}) == {
@@ -120,6 +120,6 @@ def test_settings_fill_in_what_the_caller_leaves_open():
     assert manifest.settings(FILES["beitv2_base_patch16_224_pt1k_ft1k"], {}) == {}
 
 
-def test_the_table_of_the_documents_is_that_of_the_manifest():
+def test_the_table_in_the_documentation_is_up_to_date():
     page = (TESTS.parent / "docs" / "hub.md").read_text(encoding="utf-8")
-    assert manifest.table() in page, "print(beit.weights.manifest.table()) gives the new one"
+    assert manifest.table() in page, "print(beit.weights.manifest.table()) prints the new one"

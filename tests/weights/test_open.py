@@ -19,14 +19,14 @@ from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer, ViTConfig, resized, with_bias_per_block
 from beit.run.directory import RunDirectory
-from beit.weights.file import read_safetensors, save_weights
+from beit.weights.file import SizeUnknownError, read_safetensors, save_weights
 from beit.weights.formats.dalle import to_dalle
 from beit.weights.formats.dvae import to_dvae
 from beit.weights.formats.mmpretrain import to_mmpretrain
 from beit.weights.formats.published import to_published
-from beit.weights.formats.published_config import SizeUnknownError
 from beit.weights.formats.timm_beit import to_timm
-from beit.weights.formats.transformers_beit import to_transformers, transformers_config
+from beit.weights.formats.transformers_beit import to_transformers
+from beit.weights.formats.transformers_config import transformers_config
 from beit.weights.open import (
     FORMATS,
     LAYOUTS,
@@ -88,7 +88,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize(("kind", "write", "layout", "overrides"), FOREIGN)
-def test_every_layout_is_told_from_the_others(kind, write, layout, overrides, request, tmp_path):
+def test_every_layout_is_recognised(kind, write, layout, overrides, request, tmp_path):
     model = request.getfixturevalue(kind)
     path = tmp_path / "foreign.pth"
     state = write(model)
@@ -113,11 +113,11 @@ def model_of(model):
     return getattr(model.config, "backbone", model.config)
 
 
-def test_transformers_and_timm_read_the_numbers_beside_their_weights(tmp_path, classifier):
+def test_configurations_beside_the_weights_are_read(tmp_path, classifier):
     save_file(to_transformers(classifier), tmp_path / "model.safetensors")
-    told = transformers_config(classifier)
-    told["id2label"] = {str(number): f"class {number}" for number in range(5)}
-    (tmp_path / "config.json").write_text(json.dumps(told))
+    config = transformers_config(classifier)
+    config["id2label"] = {str(number): f"class {number}" for number in range(5)}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     normalisation = {"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(normalisation))
     read = load(tmp_path)
@@ -135,7 +135,7 @@ def test_transformers_and_timm_read_the_numbers_beside_their_weights(tmp_path, c
         load(tmp_path)
 
 
-def test_classes_of_a_published_segmenter_come_along(tmp_path, segmenter):
+def test_classes_of_a_published_segmenter_are_kept(tmp_path, segmenter):
     meta = {"CLASSES": ("wall", "tree", "sky"), "PALETTE": [[1, 2, 3], [4, 5, 6], [7, 8, 9]]}
     torch.save({"state_dict": to_published(segmenter), "meta": meta}, tmp_path / "upernet.pth")
     read = load(tmp_path / "upernet.pth", layers=(1, 2, 3, 4))
@@ -212,7 +212,7 @@ def test_backbone_for_another_size(kind, ours, request, tmp_path):
         load_backbone(path, image_size=(20, 27), **overrides)
 
 
-def test_a_classifier_at_the_size_asked_for(tmp_path, classifier, tokenizer):
+def test_a_classifier_at_another_image_size(tmp_path, classifier, tokenizer):
     vit = ViTConfig((16, 24), 8, width=12, depth=2, num_heads=3, relative_bias="per_block")
     wide = ImageClassifier(ImageClassifierConfig(vit, 2)).eval()
     path = tmp_path / "w.pth"
@@ -253,20 +253,22 @@ def test_weights_by_name_are_fetched(tmp_path, backbone, monkeypatch, source):
     from beit.weights import hub, manifest
 
     save_weights(tmp_path / "weights.safetensors", backbone)
-    asked = []
-    monkeypatch.setattr(hub, "fetch", lambda name: asked.append(name) or next(tmp_path.iterdir()))
-    monkeypatch.setattr(manifest, "find", lambda name: asked.append(name) or "file")
-    monkeypatch.setattr(manifest, "settings", lambda file, given: given | {"std": [4, 5, 6]})
+    calls = []
+    monkeypatch.setattr(hub, "fetch", lambda name: calls.append(name) or next(tmp_path.iterdir()))
+    monkeypatch.setattr(manifest, "find", lambda name: calls.append(name) or "file")
+    monkeypatch.setattr(
+        manifest, "settings", lambda file, overrides: overrides | {"std": [4, 5, 6]}
+    )
     found = load(source, mean=[1, 2, 3])
-    assert asked[0] == source
+    assert calls[0] == source
     published = source.startswith("published")
-    assert asked[1:] == (["weights.safetensors"] if published else [])
+    assert calls[1:] == (["weights.safetensors"] if published else [])
     assert found.config.mean == (1, 2, 3)
     assert found.config.std == ((4, 5, 6) if published else backbone.config.std)
 
 
 @pytest.mark.parametrize("kind", ["dalle", "dvae", "tokenizer"])
-def test_every_tokenizer_of_ours_is_one(kind, request, tmp_path):
+def test_every_tokenizer_of_ours_encodes(kind, request, tmp_path):
     model = request.getfixturevalue(kind)
     save_weights(tmp_path / "t.safetensors", model)
     found = load_tokenizer(tmp_path / "t.safetensors")
@@ -293,7 +295,7 @@ def same(one, other):
     return first.keys() == second.keys() and all(map(torch.equal, first.values(), second.values()))
 
 
-def test_half_precision_becomes_float32_and_the_log_says_so(tmp_path, classifier, caplog):
+def test_half_precision_becomes_float32_and_is_logged(tmp_path, classifier, caplog):
     half = {name: tensor.half() for name, tensor in to_published(classifier).items()}
     indices = {name: tensor for name, tensor in to_published(classifier).items() if "index" in name}
     torch.save(half | indices, tmp_path / "half.pth")
@@ -401,7 +403,7 @@ def test_a_head_of_another_size_needs_the_number_of_classes(tmp_path, classifier
         assert torch.equal(read.head.weight, classifier.head.weight) == (number == 5)
     (message,) = caplog.messages
     assert message.endswith(
-        "left out head.bias, head.weight (new ones of 7 classes start near zero)"
+        "left out head.bias, head.weight (replaced by new ones for 7 classes, near zero)"
     )
     tensors = {name: tensor.clone() for name, tensor in classifier.state_dict().items()}
     tensors["head.weight"], tensors["head.bias"] = torch.zeros(3, 24), torch.zeros(3)
@@ -413,7 +415,7 @@ def test_a_head_of_another_size_needs_the_number_of_classes(tmp_path, classifier
     assert load(path, num_classes=3).head.out_features == 3
 
 
-def test_both_heads_of_a_segmenter_start_anew_for_other_classes(tmp_path, segmenter):
+def test_both_heads_of_a_segmenter_are_replaced_for_other_classes(tmp_path, segmenter):
     config = dataclasses.replace(segmenter.config, class_names=("a", "b", "c"))
     named = SemanticSegmenter(config)
     save_weights(tmp_path / "w.safetensors", named)
@@ -442,7 +444,7 @@ def test_other_sources_are_refused_with_advice(tmp_path):
         load(tmp_path / "other.pt")
 
 
-def test_segmenters_are_known_by_the_names_in_their_files(tmp_path, segmenter, classifier):
+def test_segmenters_are_recognised_by_tensor_names(tmp_path, segmenter, classifier):
     save_weights(tmp_path / "ours.safetensors", segmenter)
     save_weights(tmp_path / "other.safetensors", classifier)
     torch.save({"state_dict": to_published(segmenter)}, tmp_path / "published.pth")

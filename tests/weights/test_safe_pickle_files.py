@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from beit.weights.open import load
-from beit.weights.safe_pickle.files import ReadPast, read_checkpoint
+from beit.weights.safe_pickle.files import Ignored, read_checkpoint
 
 
 @pytest.fixture
 def training(pretrained, tmp_path):
-    """Writes what the published training code saves: the model and much besides."""
+    """Writes a training checkpoint as the published code does: the model and much more."""
     from beit.weights.formats.published import to_published
 
     optimizer = torch.optim.AdamW(pretrained.parameters(), betas=(0.9, 0.98))
@@ -42,28 +42,28 @@ def training(pretrained, tmp_path):
 
 
 @pytest.mark.parametrize("new", [True, False])
-def test_a_training_checkpoint_is_read_past_its_other_contents(training, pretrained, new):
+def test_other_contents_of_a_training_checkpoint_are_ignored(training, pretrained, new):
     path = training("checkpoint-299.pth", _use_new_zipfile_serialization=new)
     content = read_checkpoint(path)
     assert content["epoch"] == 299
     assert len(content["optimizer"]["state"]) == len(list(pretrained.parameters()))
-    assert type(content["optimizer"]["param_groups"][0]["lr"]) is ReadPast
+    assert type(content["optimizer"]["param_groups"][0]["lr"]) is Ignored
     for value in (content["args"], content["best"], content["schedule"]):
-        assert type(value) is ReadPast
+        assert type(value) is Ignored
         assert not vars(value)
     model = load(path, early_layers=2)
     state = pretrained.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
 
 
-def test_checkpoints_of_older_numpy_are_read_too(training):
+def test_checkpoints_of_older_numpy_are_read(training):
     path = training("checkpoint.pth")
     with zipfile.ZipFile(path) as archive:
         entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
     with zipfile.ZipFile(path, "w") as archive:
         for name, data in entries.items():
             archive.writestr(name, data.replace(b"numpy._core.", b"numpy.core."))
-    assert type(read_checkpoint(path)["best"]) is ReadPast
+    assert type(read_checkpoint(path)["best"]) is Ignored
 
 
 @pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 0.999])
@@ -76,7 +76,7 @@ def test_a_truncated_checkpoint_is_named(training, share, new):
         load(path)
 
 
-def test_an_archive_that_claims_more_than_the_file_has_is_refused_unread(tmp_path, monkeypatch):
+def test_an_archive_larger_than_its_file_is_refused_unread(tmp_path, monkeypatch):
     path = tmp_path / "bomb.pth"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02}q\x00.")
@@ -92,7 +92,7 @@ def test_an_archive_that_claims_more_than_the_file_has_is_refused_unread(tmp_pat
 @pytest.mark.parametrize(
     "named", ["numpy.load", "numpy.core.multiarray.fromfile", "argparse.FileType", "os.system"]
 )
-def test_names_beside_those_that_are_read_past_are_refused(tmp_path, named):
+def test_names_other_than_the_ignored_ones_are_refused(tmp_path, named):
     module, _, name = named.rpartition(".")
     pickled = f"\x80\x02c{module}\n{name}\nU\x01x\x85R.".encode("latin1")
     path = tmp_path / "model.pth"

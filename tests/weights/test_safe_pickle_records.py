@@ -4,14 +4,14 @@ import pickle
 import pytest
 import torch
 
-from beit.weights.safe_pickle import records as inert
-from beit.weights.safe_pickle.records import Inert, Storage, View
+from beit.weights.safe_pickle import records
+from beit.weights.safe_pickle.records import Record, Storage, View
 
 FLOATS = Storage(torch.float32, "0", 6)
 
 
 class Referring(pickle.Pickler):
-    """Writes tuples that begin with `storage` or `module` as references, as torch does."""
+    """Pickles tuples that begin with `storage` or `module` as persistent ids, as torch does."""
 
     def persistent_id(self, thing):
         return (
@@ -33,12 +33,14 @@ def pickled(thing, protocol=2):
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_objects_become_inert_and_plain_values_stay(protocol):
+def test_objects_become_records_and_plain_values_are_kept(protocol):
     inner = Holder(name="inner", few={3, 5})
     data = pickled(Holder(number=1.5, inner=inner, again=inner, many=[1, None, "x"]), protocol)
-    value, end, storages = inert.unpickle(b"..." + data + b"rest", 3, classes=(Holder.__module__,))
+    value, end, storages = records.unpickle(
+        b"..." + data + b"rest", 3, classes=(Holder.__module__,)
+    )
     assert (end, storages) == (3 + len(data), {})
-    assert isinstance(value, Inert)
+    assert isinstance(value, Record)
     assert vars(value.inner) == {"name": "inner", "few": {3, 5}}
     assert value.inner is value.again
     assert (value.number, value.many) == (1.5, [1, None, "x"])
@@ -56,17 +58,17 @@ def test_objects_become_inert_and_plain_values_stay(protocol):
 )
 def test_other_names_are_refused(data):
     with pytest.raises(pickle.UnpicklingError, match="it names "):
-        inert.unpickle(data, classes=("dall_e.",))
+        records.unpickle(data, classes=("dall_e.",))
 
 
-def test_what_a_pickle_does_to_a_stand_in_does_not_stay():
-    """Here it sets the default arguments of the function that it takes for torch's."""
+def test_a_pickle_cannot_change_a_replacement_for_good():
+    """This one sets the default arguments of the replacement of torch's function."""
     name = b"ctorch._utils\n_rebuild_tensor_v2\n"
     data = b"\x80\x02" + name + b"N}X\x0c\x00\x00\x00__defaults__K\x01K\x02\x86s\x86b."
-    value = inert.unpickle(data).value
+    value = records.unpickle(data).value
     assert value.__defaults__ == (1, 2)
-    assert inert._view.__defaults__ is None
-    assert inert.unpickle(data[: len(name) + 2] + b".").value.__defaults__ is None
+    assert records._view.__defaults__ is None
+    assert records.unpickle(data[: len(name) + 2] + b".").value.__defaults__ is None
 
 
 @pytest.mark.parametrize(
@@ -80,9 +82,9 @@ def test_what_a_pickle_does_to_a_stand_in_does_not_stay():
         b"",
     ],
 )
-def test_claims_of_memory_are_refused(data):
-    with pytest.raises(inert.UNSOUND):
-        inert.unpickle(data)
+def test_forged_sizes_are_refused(data):
+    with pytest.raises(records.UNSOUND):
+        records.unpickle(data)
 
 
 @pytest.mark.parametrize(
@@ -99,47 +101,47 @@ def test_claims_of_memory_are_refused(data):
 )
 def test_references(reference, expected):
     if expected is None:
-        with pytest.raises(inert.UNSOUND):
-            inert.unpickle(pickled([reference]))
+        with pytest.raises(records.UNSOUND):
+            records.unpickle(pickled([reference]))
     else:
-        value, _, storages = inert.unpickle(pickled([reference]))
+        value, _, storages = records.unpickle(pickled([reference]))
         assert value == [expected]
         assert storages == ({"0": FLOATS} if expected is FLOATS else {})
 
 
-def test_one_storage_has_one_size():
+def test_a_storage_has_one_size():
     one, other = (("storage", "FloatStorage", "0", "cpu", length) for length in (6, 7))
     with pytest.raises(pickle.UnpicklingError, match="length=7"):
-        inert.unpickle(pickled([one, other]))
+        records.unpickle(pickled([one, other]))
 
 
 def test_tensors_are_listed_by_dotted_name():
     def node(**fields):
-        thing = Inert()
+        thing = Record()
         thing.__setstate__(fields)
         return thing
 
     view = View(FLOATS, 0, (2, 3), (3, 1))
     root = node(a=view, inner=node(b=view, text="x"), other=[view])
-    assert inert.views(root, vars) == {"a": view, "inner.b": view}
+    assert records.views(root, vars) == {"a": view, "inner.b": view}
     root.inner.__setstate__({"root": root})
-    with pytest.raises(pickle.UnpicklingError, match="without end"):
-        inert.views(root, vars)
+    with pytest.raises(pickle.UnpicklingError, match="endlessly"):
+        records.views(root, vars)
     root = node(a=view)
     for _ in range(30):  # 2^30 names for one tensor
         root = node(left=root, right=root)
-    with pytest.raises(pickle.UnpicklingError, match="without end"):
-        inert.views(root, vars)
+    with pytest.raises(pickle.UnpicklingError, match="endlessly"):
+        records.views(root, vars)
 
 
-def test_tensors_are_views_of_what_is_read_once():
-    content, asked = torch.arange(6.0).numpy().tobytes(), []
+def test_each_storage_is_read_once():
+    content, reads = torch.arange(6.0).numpy().tobytes(), []
 
     def read(storage):
-        asked.append(storage)
+        reads.append(storage)
         return content
 
-    tensors = inert.tensors_of(
+    tensors = records.tensors_of(
         {
             "rows": View(FLOATS, 0, (2, 3), (3, 1)),
             "turned": View(FLOATS, 0, (3, 2), (1, 3)),
@@ -147,12 +149,12 @@ def test_tensors_are_views_of_what_is_read_once():
         },
         read,
     )
-    assert asked == [FLOATS]
+    assert reads == [FLOATS]
     assert tensors["rows"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert torch.equal(tensors["turned"], tensors["rows"].T)
     assert tensors["end"].tolist() == [4, 5]
     none = Storage(torch.int64, "1", 0)
-    assert inert.tensors_of({"x": View(none, 0, (0, 3), (3, 1))}, lambda _: b"")["x"].numel() == 0
+    assert records.tensors_of({"x": View(none, 0, (0, 3), (3, 1))}, lambda _: b"")["x"].numel() == 0
 
 
 @pytest.mark.parametrize(
@@ -170,5 +172,5 @@ def test_tensors_are_views_of_what_is_read_once():
     ],
 )
 def test_views_beyond_their_storage_are_refused(offset, size, stride):
-    with pytest.raises(inert.UNSOUND):
-        inert.tensors_of({"x": View(FLOATS, offset, size, stride)}, lambda _: bytes(24))
+    with pytest.raises(records.UNSOUND):
+        records.tensors_of({"x": View(FLOATS, offset, size, stride)}, lambda _: bytes(24))

@@ -1,4 +1,4 @@
-"""The model card: what a run left behind, in the Markdown that the Hugging Face hub shows."""
+"""Write the model card of a run, in the Hugging Face hub's Markdown."""
 
 import json
 import math
@@ -7,23 +7,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from safetensors import SafetensorError, safe_open
 
 from beit.run.directory import RunDirectory
-from beit.weights.file import FORMAT
+from beit.weights.file import FORMAT, read_shapes
 from beit.weights.hub import REPOSITORY_FILES
 from beit.weights.open import SUFFIXES
 
-TASK = "image-feature-extraction"  # as the hub calls it; of other models:
+# The hub's names of tasks.
+DEFAULT_TASK = "image-feature-extraction"
 TASKS = {"ImageClassifier": "image-classification", "SemanticSegmenter": "image-segmentation"}
-WHAT = {
-    "VQKD": "a visual tokenizer (VQ-KD): it gives each patch of an image one of K codes",
-    "DiscreteVAE": "a visual tokenizer (discrete VAE): it gives each patch one of K codes",
+DESCRIPTIONS = {
+    "VQKD": "a visual tokenizer (VQ-KD): it assigns one of K codes to each patch of an image",
+    "DiscreteVAE": "a visual tokenizer (discrete VAE): it assigns one of K codes to each patch",
     "MaskedImageModel": "a vision Transformer pretrained to predict masked patches",
     "ImageClassifier": "an image classifier",
     "SemanticSegmenter": "a semantic segmentation model",
 }
-USE = {  # from Python, of a source
+USE = {  # Python code, for a source
     "VQKD": """tokenizer = beit.load_tokenizer("{}")
 codes = tokenizer.encode(images)  # (B, 3, H, W) uint8, or float in [0, 1] -> (B, N) int64""",
     "MaskedImageModel": """backbone = beit.load_backbone("{}")
@@ -32,14 +32,14 @@ cls, patches, grid, layers = backbone(images)  # (B, 3, H, W) uint8, or float in
 logits = classifier(images)  # (B, 3, H, W) uint8, or float in [0, 1] -> (B, Y)""",
 }
 GRAPHS = (".onnx", ".pt2")
-BOOKKEEPING = ("step", "epoch", "rate")  # in the log, beside figures
+BOOKKEEPING = ("step", "epoch", "rate")  # in the log, but not metrics
 DATA = ("train", "validation", "limit")
-# Sections of a configuration.
+# Sections of the configuration that are shown.
 SECTIONS = ("tokenizer", "target", "teacher", "codebook", "mask", "view", "optim")
 
 
 class Weights(NamedTuple):
-    """What a weights file of ours says of itself."""
+    """The metadata of a weights file of ours, and its number of values."""
 
     kind: str
     config: Mapping[str, Any]
@@ -53,21 +53,24 @@ def model_card(
     probe: Path | None = None,
     license: str = "",
 ) -> str:
-    """Write the card of a finished run: how to load it, data, recipe, scores, and where it ran.
+    """Return the card of a finished run: how to load it, data, recipe, scores, software, machine.
 
     Args:
         repository: OWNER/NAME in the hub
-        files: what goes there, by names in the repository
-        probe: the probe.json of a `beit probe` of it
-        license: of the weights, by the hub's name for it; empty leaves it unsaid
+        files: files to upload, by name in the repository
+        probe: the probe.json of a `beit probe` of the run
+        license: of the weights, by the hub's identifier; empty for none
     """
-    weights, config = read_about(run.weights_file), run.config()
-    about = json.loads(run.environment_file.read_text(encoding="utf-8"))
-    head: dict[str, Any] = {"library_name": "beit", "pipeline_tag": TASKS.get(weights.kind, TASK)}
+    weights, config = read_metadata(run.weights_file), run.config()
+    environment = json.loads(run.environment_file.read_text(encoding="utf-8"))
+    head: dict[str, Any] = {
+        "library_name": "beit",
+        "pipeline_tag": TASKS.get(weights.kind, DEFAULT_TASK),
+    }
     head["tags"] = ["beit", run.verb(), weights.kind.lower()]
     if license:
         head["license"] = license
-    what = WHAT.get(weights.kind, f"a {weights.kind}")
+    what = DESCRIPTIONS.get(weights.kind, f"a {weights.kind}")
     by = f"Trained by `beit {run.verb()}`; {weights.values:,} values in its weights file."
     data = {name: value for name, value in config.get("data", {}).items() if name in DATA}
     parts = [
@@ -77,24 +80,23 @@ def model_card(
         f"## Data\n\n{_line(data)}",
         f"## Recipe\n\n{_recipe(weights, config)}",
         f"## Scores\n\n{_scores(run.metrics_file)}{'' if probe is None else _probe(probe)}",
-        f"## Made with\n\n{_line(_origin(about))}",
+        f"## Made with\n\n{_line(_environment(environment))}",
     ]
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n" + "\n\n".join(parts) + "\n"
 
 
-def read_about(path: Path) -> Weights:
-    """Read what a weights file of ours is, its tensors left on the disk."""
+def read_metadata(path: Path) -> Weights:
+    """Read the metadata of a weights file of ours, without its tensors."""
     try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[FORMAT])
-            sizes = [file.get_slice(name).get_shape() for name in file.keys()]
-        return Weights(about["kind"], about["config"], sum(map(math.prod, sizes)))
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        shapes, metadata = read_shapes(path)
+        about = json.loads(metadata[FORMAT])
+        return Weights(about["kind"], about["config"], sum(map(math.prod, shapes.values())))
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is not a weights file of beit ({error!r})") from error
 
 
 def _use(kind: str, repository: str, files: Mapping[str, Path]) -> str:
-    """Tell how the files are opened."""
+    """Describe how to open the files."""
     standard = any(name in REPOSITORY_FILES for name in files)
     loaded = [name for name in files if Path(name).suffix in SUFFIXES]
     lines = []
@@ -118,7 +120,7 @@ def _use(kind: str, repository: str, files: Mapping[str, Path]) -> str:
 
 
 def _recipe(weights: Weights, config: Mapping[str, Any]) -> str:
-    """Name the sections of the configuration that make the result what it is, then all of it."""
+    """List the sections that define the result, then the whole configuration."""
     sections = {"model": weights.config} | {name: config.get(name) for name in SECTIONS}
     lines = [
         f"- {name}: {_line(value) if isinstance(value, Mapping) else f'`{value}`'}"
@@ -133,13 +135,15 @@ def _recipe(weights: Weights, config: Mapping[str, Any]) -> str:
 
 
 def _scores(metrics: Path) -> str:
-    """Tabulate the last value of each figure of the log; of validation first, if there was one."""
+    """Tabulate the last value of each metric in the log, validation metrics first."""
     last: dict[str, tuple[float, int]] = {}
     if metrics.is_file():
         for line in metrics.read_text(encoding="utf-8").splitlines():
             record = json.loads(line)
             for name, value in record.items():
-                if name not in BOOKKEEPING and isinstance(value, int | float):  # not a warning
+                if name not in BOOKKEEPING and isinstance(
+                    value, int | float
+                ):  # a warning is a text
                     last[name] = (value, record["step"])
     if not last:
         return "None were logged.\n"
@@ -149,7 +153,7 @@ def _scores(metrics: Path) -> str:
 
 
 def _probe(path: Path) -> str:
-    """Tabulate the accuracies of a linear probe and of nearest neighbours."""
+    """Tabulate the accuracies of the linear probe and of k-NN."""
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         rows = [
@@ -166,20 +170,20 @@ def _probe(path: Path) -> str:
     )
 
 
-def _origin(about: Mapping[str, Any]) -> dict[str, Any]:
-    """Name the software and the machine."""
-    gpus = about.get("gpus") or []
+def _environment(environment: Mapping[str, Any]) -> dict[str, Any]:
+    """Select software, machine and date."""
+    gpus, cpus = environment.get("gpus") or [], environment.get("cpus")
     return {
-        "beit commit": about.get("commit"),
-        "torch": about.get("torch"),
-        "Python": about.get("python"),
-        "machine": f"{len(gpus)} x {gpus[0]}" if gpus else f"{about.get('cpus')} CPU cores",
-        "begun": about.get("started"),
+        "beit commit": environment.get("commit"),
+        "torch": environment.get("torch"),
+        "Python": environment.get("python"),
+        "machine": f"{len(gpus)} x {gpus[0]}" if gpus else f"{cpus} CPU cores",
+        "begun": environment.get("started"),
     }
 
 
 def _line(values: Mapping[str, Any]) -> str:
-    """Put values behind their names, in one line, leaving out what is not set."""
+    """Format values with their names in one line, without those that are not set."""
     return ", ".join(f"{name} `{value}`" for name, value in _flat(values)) or "not recorded"
 
 

@@ -1,7 +1,7 @@
-"""Put a finished run, or what beit export wrote, into the Hugging Face hub with a model card.
+"""Upload a finished run or an export to the Hugging Face hub, with a model card.
 
-It stands alone, instead of being an option of training or export: what is pushed lies on disk and
-was looked at before, and a push that failed is repeated without computing anything again.
+This is a command of its own, not an option of training or export: you can look at the files before
+they are uploaded, and repeat a failed upload without computing anything again.
 """
 
 import re
@@ -17,16 +17,16 @@ from beit.weights import hub
 
 @dataclass(frozen=True)
 class Config:
-    """What is pushed, and where to.
+    """What to upload, and where to.
 
     Args:
         source: a run directory, or a file or folder that beit export wrote
-        repository: OWNER/NAME in the hub, made if it is not there
-        run: of an export: the run directory that it comes from, for the card
-        probe: output directory of a beit probe, whose accuracies the card shows
-        license: of the weights, by the hub's name for it, such as mit; empty leaves it unsaid
-        private: make a new repository private
-        dry_run: write the card, say what would be pushed, and stop
+        repository: OWNER/NAME in the hub, created if it does not exist
+        run: for an export: the run directory of the model, for the card
+        probe: output directory of a beit probe whose accuracies are added to the card
+        license: of the weights, by the hub's identifier such as mit; empty for none
+        private: create a private repository
+        dry_run: write the card, list the files, and upload nothing
     """
 
     source: str
@@ -43,7 +43,7 @@ class Config:
 
 
 class Result(NamedTuple):
-    """What was, or would be, pushed: names in the repository; its address unless it was dry."""
+    """The card, the files by name in the repository, and its address; None after a dry run."""
 
     card: Path
     files: dict[str, Path]
@@ -51,16 +51,16 @@ class Result(NamedTuple):
 
 
 def run(config: Config) -> Result:
-    """Write the card if there is none yet, and upload it with the files."""
+    """Write the card unless it exists, and upload it with the files."""
     source = Path(config.source).expanduser()
     files = _files(source)
     card = source / hub.CARD if source.is_dir() else source.with_name(f"{source.name}.md")
     if card.is_file():
-        print(f"{card}: taken as it is; remove it to have it written anew")
+        print(f"{card}: exists and is used; delete it to write a new one")
     else:
-        origin = RunDirectory.open(_origin(config, source))
+        run_directory = RunDirectory.open(_run_of(config, source))
         probe = Path(config.probe).expanduser() / "probe.json" if config.probe else None
-        text = model_card(origin, config.repository, files, probe, config.license)
+        text = model_card(run_directory, config.repository, files, probe, config.license)
         write_text(card, text)
         print(f"{card}: written")
     for name, path in files.items():
@@ -75,10 +75,10 @@ def run(config: Config) -> Result:
 
 
 def _files(source: Path) -> dict[str, Path]:
-    """Choose what is pushed: of a run its weights, configuration and log, of an export all.
+    """List the files to upload: weights, configuration and log of a run, or all of an export.
 
-    Reports and checkpoints stay: the one has pictures of the data in it, the others are for
-    resuming.
+    Reports are left out because they contain images of the data set; checkpoints because they are
+    only for resuming.
     """
     if source.is_file():
         return {source.name: source}
@@ -92,12 +92,12 @@ def _files(source: Path) -> dict[str, Path]:
             raise ValueError(
                 f"the run in {source} is not finished: it has no {directory.weights_file.name}"
             )
-        chosen = [directory.weights_file, directory.config_file, directory.metrics_file]
+        candidates = [directory.weights_file, directory.config_file, directory.metrics_file]
     else:
-        chosen = sorted(source.iterdir())
+        candidates = sorted(source.iterdir())
     files = {
         path.name: path
-        for path in chosen
+        for path in candidates
         if path.is_file() and path.name != hub.CARD and not path.name.startswith(".")
     }
     if not files:
@@ -105,13 +105,13 @@ def _files(source: Path) -> dict[str, Path]:
     return files
 
 
-def _origin(config: Config, source: Path) -> Path:
-    """Find the run that the card tells of."""
+def _run_of(config: Config, source: Path) -> Path:
+    """Find the run directory that the card describes."""
     if config.run:
         return Path(config.run).expanduser()
     if RunDirectory(source).config_file.is_file():
         return source
     raise ValueError(
         f"{source} is not a run directory; name the run it was exported from by --run, "
-        "or write a model card yourself beside it"
+        "or write a model card yourself, beside it"
     )

@@ -1,29 +1,30 @@
-"""Settings out of files: plain values of YAML or JSON, checked against a dataclass."""
+"""Read settings from YAML or JSON: plain values, checked against a dataclass."""
 
 import dataclasses
 import types
 import typing
 from typing import Any, Literal
 
-FIRST_NAMED = 5  # so many of the names that do not fit are named in an error
+MAX_LISTED = 5  # items named in an error message
 
 
 def first(items: list[str]) -> str:
-    """Join the first few, and say how many more there are."""
-    more = f" and {len(items) - FIRST_NAMED} more" if len(items) > FIRST_NAMED else ""
-    return "; ".join(items[:FIRST_NAMED]) + more
+    """Join the first items and count the others: `a; b; c; d; e and 2 more`."""
+    more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
+    return "; ".join(items[:MAX_LISTED]) + more
 
 
 def from_plain(hint: Any, value: Any, name: str) -> Any:
-    """Check a plain value against a type and return it as that type: the inverse of ``asdict``.
+    """Convert a plain value to a type, strictly: the inverse of ``asdict``.
 
     Args:
-        hint: a dataclass, int, float, bool, str, a tuple, Literal or union of such
+        hint: a dataclass, int, float, bool, str, or a tuple, Literal or union of these
         value: nested dicts and lists of plain values
-        name: what the value is called in errors
+        name: of the value, for error messages
 
     Raises:
-        ValueError: it does not fit; names the field, what was expected and what was found.
+        ValueError: the value does not fit the type. The message names the field, the expected
+            type and the value.
     """
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
         hints = typing.get_type_hints(hint)

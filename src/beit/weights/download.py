@@ -1,40 +1,39 @@
-"""Downloads that go on where they were cut off, and are checked before they get their name."""
+"""Downloads that resume after a broken connection and are checked before they get their name."""
 
 import os
+import shutil
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 from beit.files import PARTIAL_SUFFIX
 from beit.weights.manifest import sha256_of
 
-ANSWER_SECONDS = 20  # without a byte for so long, a try has failed
-PIECE = 1 << 20
-WHOLE = 416  # what a server answers to one who has all of it: there is no such range
+TIMEOUT_SECONDS = 20  # without a byte for this long, an attempt has failed
+CHUNK_BYTES = 1 << 20
 
 
 def download(url: str, path: Path, sha256: str | None = None) -> None:
-    """Fetch `url` into `path`, which is there whole and checked, or not at all.
+    """Download `url` to `path`: the complete, checked file, or none.
 
-    What arrives grows in `NAME.partial` beside it. A cut connection is taken up again for as long
-    as that brings more; what is left at the end of that is taken up by the next call. Processes
-    that want the same file wait for the first of them.
+    Data is appended to `NAME.partial` beside `path`. A broken connection is resumed as long as each
+    attempt brings new bytes; after that, the next call resumes. Processes that need the same file
+    wait for the first one.
 
-    (torch.hub cannot resume, and in huggingface_hub that is internal and changes by release.)
+    (torch.hub does not resume. huggingface_hub's http_get is internal and does not notice that a
+    file changed on the server between two attempts.)
 
     Args:
-        sha256: first digits of the checksum that it must have
+        sha256: first digits of the expected checksum
 
     Raises:
-        OSError: it could not be fetched; what came of it is kept.
-        ValueError: it has another checksum, and was removed.
+        OSError: the download failed; the partial file is kept.
+        ValueError: the checksum differs; the file is deleted.
     """
-    from filelock import FileLock  # which torch brings along
+    from filelock import FileLock  # a dependency of torch
 
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL_SUFFIX)
@@ -42,94 +41,85 @@ def download(url: str, path: Path, sha256: str | None = None) -> None:
         if path.is_file():
             return
         print(f"fetching {url} into {path}", file=sys.stderr, flush=True)
-        _complete(url, partial)
-        found = sha256_of(partial)
-        right = sha256 is None or found.startswith(sha256)
-        if right:
+        _retry(url, partial)
+        checksum = sha256_of(partial)
+        matches = sha256 is None or checksum.startswith(sha256)
+        if matches:
             partial.replace(path)
         else:
             partial.unlink()
-        _version_of(partial).unlink(missing_ok=True)
-    if not right:
+        _version_file(partial).unlink(missing_ok=True)
+    if not matches:
         raise ValueError(
             f"{url} does not give the published {path.name}: its sha256 begins with "
-            f"{found[: len(sha256 or '')]} instead of {sha256}; it was removed"
+            f"{checksum[: len(sha256 or '')]} instead of {sha256}; the file was deleted"
         )
 
 
-def _complete(url: str, partial: Path) -> None:
-    """Fetch what is missing, again and again as long as a try brings something."""
+def _retry(url: str, partial: Path) -> None:
+    """Download the missing bytes; try again as long as an attempt brings any."""
     while True:
         before = _size(partial)
         try:
-            _continue(url, partial)
+            _resume(url, partial)
             return
         except urllib.error.HTTPError:
             raise
         except (OSError, HTTPException) as error:
             if _size(partial) <= before:
-                reason = getattr(error, "reason", error)  # an URLError wraps it
+                reason = getattr(error, "reason", error)  # a URLError wraps it
                 raise OSError(str(reason) or repr(reason)) from error
 
 
-def _continue(url: str, partial: Path) -> None:
-    """Fetch what is missing of the version that was begun, or all of another."""
-    have, version = _size(partial), _version_of(partial)
+def _resume(url: str, partial: Path) -> None:
+    """Append the missing bytes; start again if the file on the server has changed."""
+    from rich.console import Console
+    from rich.progress import wrap_file
+
+    start, version = _size(partial), _version_file(partial)
     headers = {"User-Agent": "beit"}
-    if have and version.is_file():
-        headers |= {"Range": f"bytes={have}-", "If-Range": version.read_text(encoding="latin-1")}
+    if start and version.is_file():
+        headers |= {"Range": f"bytes={start}-", "If-Range": version.read_text(encoding="latin-1")}
     request = urllib.request.Request(url, headers=headers)
     try:
-        answer: HTTPResponse = urllib.request.urlopen(request, timeout=ANSWER_SECONDS)
+        response: Any = urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
-        if error.code == WHOLE and error.headers["Content-Range"] == f"bytes */{have}":
+        # 416, range not satisfiable: there is nothing after `start`, the file is complete.
+        if error.code == 416 and error.headers["Content-Range"] == f"bytes */{start}":
             return
         raise
-    with answer:
-        resumed = answer.status == 206
-        part = answer.headers["Content-Range"] or "none named"
-        if resumed and not part.startswith(f"bytes {have}-"):
-            raise OSError(f"asked for bytes from {have}, got {part}")
-        _note_version(answer, version)
-        length = answer.headers["Content-Length"]
-        total = None if length is None else int(length) + (have if resumed else 0)
-        with partial.open("ab" if resumed else "wb") as file, _shown(partial, total) as show:
-            while piece := answer.read(PIECE):
-                file.write(piece)
-                show(file)
+    with response:
+        resumed = response.status == 206
+        content_range = response.headers["Content-Range"] or "no Content-Range"
+        if resumed and not content_range.startswith(f"bytes {start}-"):
+            raise OSError(f"requested bytes from {start}, got {content_range}")
+        _save_version(response, version)
+        length, console = int(response.headers["Content-Length"] or 0), Console(stderr=True)
+        progress = wrap_file(
+            response, length, description=partial.stem, console=console, transient=True,
+            disable=not console.is_terminal,
+        )  # fmt: skip
+        with partial.open("ab" if resumed else "wb") as file, progress as shown:
+            shutil.copyfileobj(shown, file, CHUNK_BYTES)
             file.flush()
             os.fsync(file.fileno())
-    if total is not None and _size(partial) != total:
+    total = length + (start if resumed else 0)
+    if length and _size(partial) != total:
         raise OSError(f"the connection was cut after {_size(partial)} of {total} bytes")
 
 
-def _note_version(answer: HTTPResponse, version: Path) -> None:
-    """Keep the mark by which the server knows this version again, or nothing, if it has none."""
-    tag = answer.headers["ETag"] or "W/"
-    mark = answer.headers["Last-Modified"] if tag.startswith("W/") else tag  # weak ones do not do
-    if mark:
-        version.write_text(mark, encoding="latin-1")
+def _save_version(response: HTTPResponse, version: Path) -> None:
+    """Save the server's validator of this version of the file, for If-Range; delete an old one."""
+    tag = response.headers["ETag"] or "W/"
+    # If-Range does not accept weak ETags.
+    validator = response.headers["Last-Modified"] if tag.startswith("W/") else tag
+    if validator:
+        version.write_text(validator, encoding="latin-1")
     else:
         version.unlink(missing_ok=True)
 
 
-@contextmanager
-def _shown(partial: Path, total: int | None) -> Iterator[Callable[[BinaryIO], None]]:
-    """Show on a terminal how much is there."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    console = Console(stderr=True)
-    with Progress(
-        *columns, TransferSpeedColumn(), console=console, transient=True,
-        disable=not console.is_terminal,
-    ) as progress:  # fmt: skip
-        task = progress.add_task(partial.stem, total=total)
-        yield lambda file: progress.update(task, completed=file.tell())
-
-
-def _version_of(partial: Path) -> Path:
+def _version_file(partial: Path) -> Path:
     return partial.with_name(f".{partial.name}.version")
 
 

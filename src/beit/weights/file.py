@@ -1,9 +1,10 @@
-"""Our weights files: safetensors that carry the model's configuration, normalisation included."""
+"""Our weights files: safetensors with the model's configuration in the metadata."""
 
 import dataclasses
 import json
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 Model = TypeVar("Model", bound=nn.Module)
 
 FORMAT, VERSION = "beit", "1"
-# A model of ours and its configuration: a dataclass of plain values that is its `config`.
+# The models that can be saved, and the dataclass of each one's `config`.
 KINDS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "VQKD": (VQKD, VQKDConfig),
     "MaskedImageModel": (MaskedImageModel, MaskedImageModelConfig),
@@ -38,25 +39,27 @@ KINDS: dict[str, tuple[type[nn.Module], type[Any]]] = {
     "SemanticSegmenter": (SemanticSegmenter, SegmenterConfig),
     "VisionTransformer": (VisionTransformer, ViTConfig),
 }
-TRUNKS = ("backbone", "encoder")  # what a configuration calls its ViT
-# Fields of configurations that say how many blocks or layers a part of the model has.
-COUNTS = ("depth", "decoder_depth", "head_layers", "num_layers", "blocks_per_group")
-# What `num_classes` can replace: the last layers (a segmenter has two), and what names the classes.
+VIT_FIELDS = ("backbone", "encoder")  # names of the ViT in configurations
+# Fields of configurations with the number of blocks or layers of a part of the model.
+DEPTH_FIELDS = ("depth", "decoder_depth", "head_layers", "num_layers", "blocks_per_group")
+# What another `num_classes` replaces: the last layers (a segmenter has two) and the class names.
 HEAD = ("head.weight", "head.bias")
-OF_CLASSES = {"class_names", "palette"}
+CLASS_FIELDS = ("class_names", "palette")
 TABLE = "rel_pos_bias.table"
-MAX_INDEX = 2**30  # entries of all position indices together: 1024 x 1024 pixels take 0.4e9 (ViT-L)
+MAX_INDEX = 2**30  # entries of all position indices; a ViT-L at 1024 x 1024 pixels has 0.4e9
+
+
+class SizeUnknownError(ValueError):
+    """The file does not determine the image size: its grid is not square or it has no positions."""
 
 
 def save_weights(path: str | Path, model: nn.Module) -> None:
-    """Write the model's weights and configuration to a safetensors file, in one piece."""
+    """Write the model's weights and configuration to a safetensors file, atomically."""
     kind = type(model).__name__
     if kind not in KINDS:
-        raise ValueError(f"a {kind} is not saved; expected the bare model, one of {_kinds()}")
-    config: Any = model.config
-    about = {"version": VERSION, "kind": kind, "config": dataclasses.asdict(config)}
-    # One entry: safetensors writes several in an order that differs from run to run.
-    metadata = {FORMAT: json.dumps(about)}
+        raise ValueError(f"a {kind} cannot be saved; expected the bare model, one of {_kinds()}")
+    # A single entry: safetensors writes several in an order that differs between runs.
+    metadata = {FORMAT: description(model)}
     tensors = {
         name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
     }
@@ -64,58 +67,61 @@ def save_weights(path: str | Path, model: nn.Module) -> None:
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata)
-        temporary.chmod(mode)  # as other files of the run; safetensors shuts out all but the owner
+        temporary.chmod(mode)  # the default mode; safetensors gives access to the owner only
+
+
+def description(model: nn.Module) -> str:
+    """Describe a model in JSON: version of the format, kind, configuration."""
+    config: Any = model.config
+    kind = type(model).__name__
+    return json.dumps({"version": VERSION, "kind": kind, "config": dataclasses.asdict(config)})
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Read any safetensors file: its tensors and its metadata (empty when it has none)."""
-    path = Path(path)
+    """Read the tensors and the metadata, possibly empty, of any safetensors file."""
+    with _opened(Path(path)) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+
+
+def read_shapes(path: Path) -> tuple[dict[str, list[int]], dict[str, str]]:
+    """Read the shapes by name and the metadata of a safetensors file, without its tensors."""
+    with _opened(path) as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}
+        return shapes, file.metadata() or {}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not a file; expected a .safetensors file")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            yield file
     except SafetensorError as error:
         raise ValueError(
-            f"{path}, of {path.stat().st_size} bytes, is not a sound safetensors file: it was cut "
-            f"off or altered, or is something else ({error})"
+            f"{path}, of {path.stat().st_size} bytes, is not a sound safetensors file: it is "
+            f"truncated, damaged, or in another format ({error})"
         ) from error
 
 
-def read_names(path: Path) -> tuple[list[str], dict[str, str]]:
-    """Read the names of a safetensors file's tensors, and its metadata, but no tensor."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            return list(file.keys()), file.metadata() or {}
-    except SafetensorError as error:
-        raise ValueError(f"{path} is not a sound safetensors file ({error})") from error
-
-
 def kind_of(metadata: Mapping[str, str]) -> str:
-    """Tell which of `KINDS` the metadata of one of our files names; empty if they are damaged."""
+    """Return the key of `KINDS` in the metadata of one of our files; empty if damaged."""
     try:
         return str(json.loads(metadata[FORMAT])["kind"])
     except (KeyError, TypeError, ValueError):
         return ""
 
 
-def read_weights(path: str | Path, **overrides: Any) -> nn.Module:
-    """Rebuild the model that `save_weights` wrote, in eval mode.
-
-    Args:
-        overrides: `mean` and `std` replace the file's; where `num_classes` differs from a
-            classifier's, its head is left out; any other must agree with the file.
-    """
-    tensors, metadata = read_safetensors(path)
-    return model_of(tensors, metadata, str(path), **overrides)
-
-
 def model_of(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], origin: str, **overrides: Any
 ) -> nn.Module:
-    """Rebuild a model from the contents of one of our files; `origin` names it in errors."""
-    if FORMAT not in metadata:
-        raise ValueError(f"{origin} carries no {FORMAT} configuration in its metadata")
+    """Build a model from the contents of one of our files, in eval mode.
+
+    Args:
+        origin: name of the file in errors and the log
+        overrides: `mean` and `std` replace those of the file; a different `num_classes` replaces
+            the head of a classifier or segmenter; all others must agree with the file
+    """
     try:
         about = json.loads(metadata[FORMAT])
         version, kind, plain = about["version"], about["kind"], about["config"]
@@ -123,7 +129,7 @@ def model_of(
         raise ValueError(f"{origin}: its {FORMAT} metadata cannot be read ({error!r})") from error
     if version != VERSION:
         raise ValueError(
-            f"{origin} is of version {version!r}, expected {VERSION!r}; read it with a newer beit"
+            f"{origin} has format version {version!r}, expected {VERSION!r}; use a newer beit"
         )
     if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{origin} holds a {kind!r}; this version of beit knows {_kinds()}")
@@ -138,7 +144,7 @@ def model_of(
         raise ValueError(f"{origin}: {error}") from error
     if fresh:
         logger.info(
-            "%s: left out %s (new ones of %d classes start near zero)",
+            "%s: left out %s (replaced by new ones for %d classes, near zero)",
             *(origin, ", ".join(fresh), config.num_classes),
         )
         tensors = {name: tensor for name, tensor in tensors.items() if name not in fresh}
@@ -152,20 +158,20 @@ def assemble(
     origin: str,
     fresh: Collection[str] = (),
 ) -> Model:
-    """Build the configured model and fill it strictly with the tensors, by our names; eval mode.
+    """Build a model and load the tensors, by our names, strictly; return it in eval mode.
 
-    Floating point becomes float32, which the log says of any other. Nothing is allocated before
-    names and shapes are known to agree: a forged configuration cannot ask for more memory than the
-    file itself has. The default random generator is left as it was.
+    Other floating-point dtypes become float32, which is logged. Nothing is allocated before names
+    and shapes agree, so a forged configuration cannot allocate more memory than the file has. The
+    default random generator is unchanged.
 
     Args:
-        origin: what errors and the log call the file
+        origin: name of the file in errors and the log
         fresh: names of tensors that keep their initial values
     """
     blocks = num_blocks(config)
     if blocks > len(tensors):
-        raise ValueError(f"{origin} says {blocks} blocks and has {len(tensors)} tensors")
-    vit = trunk(config)
+        raise ValueError(f"{origin} claims {blocks} blocks and has {len(tensors)} tensors")
+    vit = config_of_vit(config)
     if vit is not None:
         _check_grid(vit, tensors, origin)
     try:
@@ -174,15 +180,7 @@ def assemble(
     except (RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{origin} describes a model that cannot be built ({error})") from error
     expected = {name: tensor for name, tensor in expected.items() if name not in fresh}
-    problems = [f"{name} is missing" for name in expected if name not in tensors]
-    problems += [f"{name} is unexpected" for name in tensors if name not in expected]
-    for name, tensor in expected.items():
-        found = tensors.get(name, tensor)
-        if found.shape != tensor.shape:
-            problems.append(f"{name} is {tuple(found.shape)}, expected {tuple(tensor.shape)}")
-        elif found.is_floating_point() != tensor.is_floating_point():
-            problems.append(f"{name} is {found.dtype}, expected {tensor.dtype}")
-    if problems:
+    if problems := mismatches(tensors, expected):
         only_head = all(problem.split()[0].endswith(HEAD) for problem in problems)
         advice = "; give num_classes=… for a new head" if only_head else ""
         raise ValueError(
@@ -197,8 +195,21 @@ def assemble(
     return model.eval()
 
 
+def mismatches(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:
+    """List the differences in names, shapes and kinds of dtype, in words."""
+    problems = [f"{name} is missing" for name in expected if name not in tensors]
+    problems += [f"{name} is unexpected" for name in tensors if name not in expected]
+    for name, tensor in expected.items():
+        found = tensors.get(name, tensor)
+        if found.shape != tensor.shape:
+            problems.append(f"{name} is {tuple(found.shape)}, expected {tuple(tensor.shape)}")
+        elif found.is_floating_point() != tensor.is_floating_point():
+            problems.append(f"{name} is {found.dtype}, expected {tensor.dtype}")
+    return problems
+
+
 def _check_grid(vit: ViTConfig, tensors: Mapping[str, Tensor], origin: str) -> None:
-    """Refuse position tables of another grid, and grids whose indices outgrow any file."""
+    """Refuse position tables of another grid, and grids whose index tensors would be too large."""
     if vit.relative_bias == "none":
         return
     Gh, Gw = vit.grid
@@ -212,45 +223,44 @@ def _check_grid(vit: ViTConfig, tensors: Mapping[str, Tensor], origin: str) -> N
         )
 
 
-def trunk(config: Any) -> ViTConfig | None:
-    """The configuration of the ViT that sees the images, if there is one."""
-    parts = (config, *(getattr(config, name, None) for name in TRUNKS))
+def config_of_vit(config: Any) -> ViTConfig | None:
+    """Return the configuration of the model's ViT: the backbone, or a tokenizer's encoder."""
+    parts = (config, *(getattr(config, name, None) for name in VIT_FIELDS))
     return next((part for part in parts if isinstance(part, ViTConfig)), None)
 
 
 def num_blocks(config: Any) -> int:
-    """How many blocks or layers the model has, all parts together."""
+    """Count the blocks and layers of all parts of the model."""
     total = 0
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             total += num_blocks(value)
-        elif field.name in COUNTS:
+        elif field.name in DEPTH_FIELDS:
             total += value
     return total
 
 
 def override(config: Any, overrides: Mapping[str, Any]) -> Any:
-    """Replace the normalisation; refuse whatever else contradicts the configuration."""
-    vit = trunk(config)
+    """Replace mean and std; refuse other overrides that differ from the configuration."""
+    vit = config_of_vit(config)
     changed: dict[str, Any] = {}
-    for name, wanted in overrides.items():
-        owners = (owner for owner in (vit, config) if hasattr(owner, name))
-        owner = next(owners, None)
+    for name, value in overrides.items():
+        owner = next((part for part in (vit, config) if hasattr(part, name)), None)
         if owner is None:
             raise ValueError(f"unknown override {name}")
         if name in ("mean", "std"):
-            changed[name] = None if wanted is None else tuple(wanted)
+            changed[name] = None if value is None else tuple(value)
             continue
-        value = getattr(owner, name)
+        current = getattr(owner, name)
         if name == "image_size":
-            wanted = size_pair(wanted)
-        if wanted != value:
-            raise ValueError(f"{name}={wanted} contradicts the file, which says {value}")
+            value = size_pair(value)
+        if value != current:
+            raise ValueError(f"{name}={value} contradicts the file, which says {current}")
     if vit is None or vit is config:
         return dataclasses.replace(config, **changed)
-    place = next(name for name in TRUNKS if getattr(config, name, None) is vit)
-    return dataclasses.replace(config, **{place: dataclasses.replace(vit, **changed)})
+    field = next(name for name in VIT_FIELDS if getattr(config, name, None) is vit)
+    return dataclasses.replace(config, **{field: dataclasses.replace(vit, **changed)})
 
 
 def with_classes(
@@ -258,20 +268,20 @@ def with_classes(
     num_classes: int | None,
     names: Collection[str],
 ) -> tuple[ImageClassifierConfig | SegmenterConfig, list[str]]:
-    """Change the number of classes, if another is wanted.
+    """Change the number of classes, unless it is None or the same.
 
     Returns:
-        The configuration, and which of the tensors of these names then start anew.
+        The configuration, and the names among `names` that then keep their initial values.
     """
     if num_classes is None or num_classes == config.num_classes:
         return config, []
-    changed: dict[str, Any] = {name: None for name in OF_CLASSES if hasattr(config, name)}
+    changed: dict[str, Any] = {name: None for name in CLASS_FIELDS if hasattr(config, name)}
     changed["num_classes"] = num_classes
     return dataclasses.replace(config, **changed), [name for name in names if name.endswith(HEAD)]
 
 
 def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """Read an image size given as one side or as (height, width)."""
+    """Return (height, width) of an image size given as one side or as a pair."""
     if isinstance(size, int):
         return size, size
     height, width = size

@@ -1,12 +1,13 @@
 """Weights by name: published files (`published:NAME`) and the Hugging Face hub (`hf://OWNER/NAME`).
 
-Both keep what they fetch in the caches that other programs use: torch.hub's and huggingface_hub's.
+Downloads go into the caches that other programs share: those of torch.hub and huggingface_hub.
 """
 
 import re
 import socket
 import urllib.request
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, cast
 from urllib.parse import urlsplit
@@ -19,17 +20,17 @@ from beit.weights.download import download
 
 PUBLISHED, HUB = "published:", "hf://"
 CARD, WEIGHTS = "README.md", "weights.safetensors"
-# What a repository may hold, the first there is: ours, and that of transformers and timm, of which
-# the numbers that shapes do not tell lie beside it.
+# Weights in a repository, in order of preference (ours; those of transformers and timm), and the
+# files beside them with settings that shapes do not determine.
 REPOSITORY_FILES = {WEIGHTS: (), "model.safetensors": ("config.json", "preprocessor_config.json")}
-ANSWER_SECONDS = 5  # a hub that takes longer to be connected to counts as out of reach
+TIMEOUT_SECONDS = 5  # to connect to the hub
 SOURCE = re.compile(
     r"hf://(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(/(?P<file>.+))?"
 )
 
 
 class Location(NamedTuple):
-    """What an hf:// source names; revision and file where it does."""
+    """The parts of an hf:// source; revision and file are optional."""
 
     repository: str
     revision: str | None
@@ -37,15 +38,16 @@ class Location(NamedTuple):
 
 
 def fetch(source: str) -> Path:
-    """Return the file that a name stands for, from the cache or else the network, checked.
+    """Return the local path of a named file; download it if it is not in the cache.
 
     Args:
-        source: `published:NAME`, or `hf://OWNER/NAME[@REVISION][/FILE]`: without a file that
-            repository's weights.safetensors or model.safetensors
+        source: `published:NAME`, or `hf://OWNER/NAME[@REVISION][/FILE]`; FILE defaults to
+            weights.safetensors, then model.safetensors
 
     Raises:
-        OSError: it is not there and cannot be fetched; says which file to put where.
-        ValueError: there is no such name, or the file has not the published checksum.
+        OSError: the file is not in the cache and cannot be downloaded. The message says where to
+            put it by hand.
+        ValueError: the name is unknown, or the checksum differs from the published one.
     """
     if source.startswith(PUBLISHED):
         return _published(manifest.find(source.removeprefix(PUBLISHED)))
@@ -53,43 +55,45 @@ def fetch(source: str) -> Path:
 
 
 def cache() -> Path:
-    """Return the folder of published files: torch.hub's, moved by TORCH_HOME."""
+    """Return the folder of published files: torch.hub's cache, set by TORCH_HOME."""
     return Path(torch.hub.get_dir()) / "checkpoints"
 
 
 def location(source: str) -> Location:
-    """Take an hf:// source apart."""
-    found = SOURCE.fullmatch(source)
-    if found is None or found["repository"].startswith("datasets/"):
+    """Parse an hf:// source."""
+    match = SOURCE.fullmatch(source)
+    if match is None or match["repository"].startswith("datasets/"):
         raise ValueError(
             f"{source!r} does not name weights in the hub; "
             "expected hf://OWNER/NAME, hf://OWNER/NAME@REVISION or hf://OWNER/NAME/FILE"
         )
-    return Location(found["repository"], found["revision"], found["file"])
+    return Location(match["repository"], match["revision"], match["file"])
 
 
 def push(repository: str, files: Mapping[str, Path], card: str, private: bool = False) -> str:
     """Upload files and a model card to the hub in one commit; return the repository's address.
 
     Args:
-        repository: OWNER/NAME; made if it is not there
-        files: by their names in the repository
-        card: Markdown, which becomes README.md
-        private: make a new repository private, and refuse one that is there and public; else it
-            is as the owner's repositories usually are
+        repository: OWNER/NAME; created if it does not exist
+        files: local paths by name in the repository
+        card: Markdown, uploaded as README.md
+        private: create a private repository, and refuse an existing public one; false: the
+            owner's default visibility
     """
     from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 
-    reason = _out_of_reach(constants.ENDPOINT)
+    reason = unreachable(constants.ENDPOINT)
     if reason is not None:
         raise OSError(f"the hub cannot be reached ({reason}); nothing was uploaded")
     if get_token() is None:
-        raise ValueError("the hub takes uploads from its users only: `hf auth login`, or HF_TOKEN")
+        raise ValueError("uploading needs a login to the hub: run `hf auth login`, or set HF_TOKEN")
     api = HfApi(library_name="beit", library_version=beit.__version__)
     try:
         address = str(api.create_repo(repository, private=private or None, exist_ok=True))
         if private and not api.model_info(repository).private:
-            raise ValueError(f"{address} is there and public; push to another, or not as private")
+            raise ValueError(
+                f"{address} exists and is public; push to another one, or leave private out"
+            )
         api.create_commit(
             repository,
             [CommitOperationAdd(CARD, card.encode())]
@@ -97,8 +101,33 @@ def push(repository: str, files: Mapping[str, Path], card: str, private: bool = 
             commit_message=f"Push with beit {beit.__version__}",
         )
     except _hub_errors() as error:
-        raise OSError(f"{repository} could not be pushed: {_first_line(error)}") from error
+        raise OSError(f"{repository} could not be pushed: {first_line(error)}") from error
     return address
+
+
+def unreachable(endpoint: str) -> str | None:
+    """Say why the hub cannot be reached, or return None if it can.
+
+    Checking first saves a minute of retries.
+    """
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    address = urlsplit(endpoint)
+    if address.scheme in urllib.request.getproxies():  # the proxy connects, not this machine
+        return None
+    port = address.port or (80 if address.scheme == "http" else 443)
+    try:
+        socket.create_connection((address.hostname or "", port), timeout=TIMEOUT_SECONDS).close()
+    except OSError as error:
+        return first_line(error)
+    return None
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error message, or the error's type if it has none."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _published(file: manifest.PublishedFile) -> Path:
@@ -111,7 +140,7 @@ def _published(file: manifest.PublishedFile) -> Path:
     except OSError as error:
         raise OSError(
             f"{file.file} is not in {path.parent} and could not be fetched from {file.url} "
-            f"({_first_line(error)}); where there is no network, fetch it elsewhere and put it "
+            f"({first_line(error)}); without a network, download it elsewhere and put it "
             "there under this name, or give its path"
         ) from error
     return path
@@ -122,8 +151,7 @@ def _from_hub(source: str) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repository, revision, file = location(source)
-    # Asking first saves a minute of retries; a copy in the cache is used all the same.
-    reason = _out_of_reach(constants.ENDPOINT)
+    reason = unreachable(constants.ENDPOINT)  # if set, only the cache is searched
 
     def get(name: str) -> Path:
         return Path(
@@ -137,61 +165,38 @@ def _from_hub(source: str) -> Path:
             )
         )
 
-    wanted = {file: ()} if file is not None else REPOSITORY_FILES
+    candidates = {file: ()} if file is not None else REPOSITORY_FILES
     try:
-        for name, companions in wanted.items():
+        for name, companions in candidates.items():
             try:
                 path = get(name)
             except LocalEntryNotFoundError as error:
-                reason = reason or _first_line(error)
+                reason = reason or first_line(error)
                 continue
             except EntryNotFoundError:
                 continue
             for companion in companions:
-                try:
+                with suppress(EntryNotFoundError):
                     get(companion)
-                except EntryNotFoundError:
-                    continue
             return path
     except _hub_errors() as error:
         raise OSError(
-            f"{source} could not be fetched: {_first_line(error)}. If the repository is private, "
-            "log in by `hf auth login`, or set HF_TOKEN"
+            f"{source} could not be fetched: {first_line(error)}. If the repository is private, "
+            "run `hf auth login`, or set HF_TOKEN"
         ) from error
     if reason is not None:
         raise OSError(
-            f"{source} is not in the hub's cache, and the hub cannot be reached ({reason}); where "
-            f"there is no network, fetch {' or '.join(wanted)} elsewhere and give its path"
+            f"{source} is not in the hub's cache, and the hub cannot be reached ({reason}); "
+            f"without a network, download {' or '.join(candidates)} elsewhere and give its path"
         )
     raise FileNotFoundError(
-        f"{source}: there is no {' nor '.join(wanted)}; "
+        f"{source}: there is no {' nor '.join(candidates)}; "
         f"name one of its files, as in {HUB}{repository}/FILE"
     )
 
 
-def _out_of_reach(endpoint: str) -> str | None:
-    """Say why the hub cannot be reached, quickly, or None if it answers."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    address = urlsplit(endpoint)
-    if address.scheme in urllib.request.getproxies():  # which connects for us
-        return None
-    port = address.port or (80 if address.scheme == "http" else 443)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=ANSWER_SECONDS).close()
-    except OSError as error:
-        return _first_line(error)
-    return None
-
-
 def _hub_errors() -> tuple[type[Exception], ...]:
-    """List what the hub raises; below it is an HTTP library that changes between releases."""
+    """List what huggingface_hub raises; its HTTP library differs between releases."""
     from huggingface_hub.errors import HfHubHTTPError
 
     return (OSError, *cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

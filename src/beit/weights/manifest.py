@@ -1,4 +1,4 @@
-"""The published files: what each is, where it is published, and what it must contain."""
+"""The manifest of published files: name, address, contents, sizes and checksum of each."""
 
 import functools
 import hashlib
@@ -21,14 +21,14 @@ class PublishedFile:
     """One published file.
 
     Attributes:
-        name: that of `published:NAME`
-        file: its name on disk
-        url: where it is published
-        what: it holds, in words
-        model: class that beit makes of it
+        name: NAME in `published:NAME`
+        file: file name on disk
+        url: address
+        what: contents, in words
+        model: class of the model that beit builds from it
         shapes: sizes by name, such as width, depth, image, patch, codes, classes
-        sha256: first hexadecimal digits of its checksum; None where they are not known
-        settings: overrides for beit.load that the file itself does not tell
+        sha256: first hexadecimal digits of the checksum; None if not published
+        settings: default overrides for beit.load, which the file does not contain
     """
 
     name: str
@@ -43,7 +43,7 @@ class PublishedFile:
 
 @functools.cache
 def published_files() -> Mapping[str, PublishedFile]:
-    """Read the manifest: the published files by name."""
+    """Read the manifest; return the files by name."""
     files = {}
     for group in yaml.safe_load(MANIFEST.read_text(encoding="utf-8")):
         for name, about in group["files"].items():
@@ -67,7 +67,7 @@ def names() -> list[str]:
 
 
 def find(name: str) -> PublishedFile:
-    """Look a published file up by its name or its file's name."""
+    """Look up a published file by NAME or by file name."""
     files = published_files()
     by_file = {file.file: file for file in files.values()}
     if name in files or name in by_file:
@@ -80,27 +80,27 @@ def find(name: str) -> PublishedFile:
 
 
 def check(path: Path) -> PublishedFile | None:
-    """Say which published file lies at `path`, by its name, and check its contents.
+    """Return the published file whose file name `path` has, after checking the checksum.
 
-    A file of another name costs nothing. One whose checksum is known is read through.
+    Only a file that has such a name and a known checksum is read.
 
     Raises:
-        ValueError: it is called like a published file and has another checksum.
+        ValueError: the checksum differs.
     """
     file = next((file for file in published_files().values() if file.file == path.name), None)
     if file is not None and file.sha256 is not None:
-        found = sha256_of(path)
-        if not found.startswith(file.sha256):
+        checksum = sha256_of(path)
+        if not checksum.startswith(file.sha256):
             raise ValueError(
-                f"{path} is called like the published file, but its sha256 begins with "
-                f"{found[: len(file.sha256)]} instead of {file.sha256}: it is damaged or another; "
-                f"fetch it again from {file.url}, or rename it if it is meant to differ"
+                f"{path} has the name of a published file, but its sha256 begins with "
+                f"{checksum[: len(file.sha256)]} instead of {file.sha256}: it is damaged or a "
+                f"different file; download it again from {file.url}, or rename it if it is yours"
             )
     return file
 
 
 def settings(file: PublishedFile, overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete a caller's overrides by what is known of the file; the caller's win."""
+    """Add the file's default settings to the caller's overrides, which take precedence."""
     added = {name: value for name, value in file.settings.items() if name not in overrides}
     if added:
         logger.info("%s: published with %s", file.file, added)
@@ -108,13 +108,13 @@ def settings(file: PublishedFile, overrides: Mapping[str, Any]) -> dict[str, Any
 
 
 def sha256_of(path: Path) -> str:
-    """Compute a file's checksum, in hexadecimal digits."""
+    """Compute the sha256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def table() -> str:
-    """Lay the manifest out as a Markdown table, for docs/hub.md."""
+    """Format the manifest as the Markdown table in docs/hub.md."""
     rows = ["| `published:…` | what it is | sizes | sha256 |", "|---|---|---|---|"]
     for file in published_files().values():
         sizes = ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in file.shapes.items())

@@ -1,10 +1,10 @@
-"""Opening whatever a user points at: a run, a weights file of ours, weights in others' layouts."""
+"""Open any source of weights: a run, a weights file of ours, or a file in another layout."""
 
 import json
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
 
@@ -16,51 +16,52 @@ from beit.run.directory import RunDirectory
 from beit.run.settings import first
 from beit.weights.file import (
     FORMAT,
+    SizeUnknownError,
     kind_of,
     model_of,
-    read_names,
     read_safetensors,
+    read_shapes,
     size_pair,
 )
 from beit.weights.formats.containers import named_tensors
-from beit.weights.formats.published_config import SizeUnknownError
 from beit.weights.safe_pickle.files import read_checkpoint
 
+WithHead = TypeVar("WithHead", ImageClassifier, SemanticSegmenter)
+
 FORMATS = "beit.weights.formats"
-HUB, PUBLISHED = "hf://", "published:"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl")
-# In a folder that is no run: our name for weights, and transformers' names.
+# Weights in a folder that is not a run: ours, and those of transformers and timm.
 FOLDER_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
 
 
 class Layout(NamedTuple):
-    """A family of files that others write.
+    """A family of files written by other programs.
 
     Attributes:
-        what: it holds, in words, and how its names begin
-        module: which of `beit.weights.formats` reads it: with `recognises(tensors)`, by names
-            alone, and the builder
-        builder: `builder(tensors, *, origin, **overrides)` gives the model in eval mode
-        whole: the builder takes the whole checkpoint, tensors and what is said of them
-        beside: JSON files in the same folder that the builder takes, by parameter
+        what: its contents, in words, and the beginnings of its tensor names
+        module: the module in `beit.weights.formats` that reads it; has `recognises(tensors)`, which
+            looks at names only, and the builder
+        builder: name of a function; `builder(tensors, *, origin, **overrides)` returns the model in
+            eval mode
+        whole: pass the whole checkpoint to the builder, not only its tensors
+        json_files: JSON files in the same folder that the builder takes, by parameter
     """
 
     what: str
     module: str
     builder: str
     whole: bool = False
-    beside: Mapping[str, str] = {}
+    json_files: Mapping[str, str] = {}
 
 
-# The first whose module recognises the names reads the file. Those with names of their own come
-# first. The last two share theirs: timm's files have no relative_position_index, and what the
-# published code saves has it wherever there is a relative bias.
+# The first layout that recognises the names is used; layouts with distinctive names come first.
+# timm's names are those of the published code, which also saves a relative_position_index.
 LAYOUTS = (
     Layout(
         "transformers' BEiT (beit.embeddings.*, embeddings.*)",
         "transformers_beit",
         "from_transformers",
-        beside={"config": "config.json", "processor": "preprocessor_config.json"},
+        json_files={"config": "config.json", "processor": "preprocessor_config.json"},
     ),
     Layout(
         "published BEiT segmentation (backbone.*, decode_head.*)",
@@ -75,7 +76,7 @@ LAYOUTS = (
         "timm's BEiT (blocks.*.attn.q_bias)",
         "timm_beit",
         "from_timm",
-        beside={"config": "config.json"},
+        json_files={"config": "config.json"},
     ),
     Layout(
         "published BEiT v1 and v2: VQ-KD tokenizers (encoder.*, quantize.*), pretrained (lm_head.*)"
@@ -87,22 +88,22 @@ LAYOUTS = (
 
 
 def load(source: str | Path, **overrides: Any) -> nn.Module:
-    """Load the model that `source` holds, whatever it is, in eval mode and in float32.
+    """Load the model in `source`, of any kind, in eval mode and in float32.
 
     Args:
         source: a run directory; a `.safetensors`, `.pth`, `.pt`, `.bin` or `.pkl` file, ours or in
-            one of `LAYOUTS`; a folder of transformers or of DALL-E; `hf://OWNER/NAME`;
+            one of `LAYOUTS`; a folder of transformers, timm or DALL-E; `hf://OWNER/NAME`;
             `published:NAME`. Only tensors and plain values are ever unpickled.
-        overrides: settle what shapes cannot, such as `num_heads=4`, `image_size=(224, 320)`,
-            `early_layers=3`, `mean=…`, `std=…`; `num_classes` replaces the head of a classifier of
-            another size. Our own files carry all of it: there `mean` and `std` can be replaced, a
-            head likewise, and the rest must agree.
+        overrides: settings that shapes do not determine, such as `num_heads=4`,
+            `image_size=(224, 320)`, `early_layers=3`, `mean=…`, `std=…`; a different `num_classes`
+            replaces the head of a classifier or segmenter. Our own files have all settings: there
+            `mean`, `std` and the head can be replaced, and the others must agree.
 
     Raises:
-        ValueError: the file is damaged, is refused, is in no known layout, or contradicts an
-            override. FileNotFoundError, OSError: it is not there or cannot be fetched.
+        ValueError: the file is damaged, unsafe, in no known layout, or contradicts an override.
+        FileNotFoundError, OSError: it does not exist or cannot be downloaded.
     """
-    path, overrides = _located(source, overrides)
+    path, overrides = _local_path(source, overrides)
     content, metadata = _read(path)
     if FORMAT in metadata:
         return model_of(content, metadata, str(path), **overrides)
@@ -110,13 +111,15 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     for layout in LAYOUTS:
         module = import_module(f"{FORMATS}.{layout.module}")
         if module.recognises(tensors):
-            told = {key: _json(path.with_name(file)) for key, file in layout.beside.items()}
-            told = {key: value for key, value in told.items() if value is not None}
             if layout.module != "dalle":
-                _refuse_dalles_name(path, layout)
-            build = getattr(module, layout.builder)
+                _refuse_dalle_name(path, layout)
+            files = {
+                key: _read_json(path.with_name(name)) for key, name in layout.json_files.items()
+            }
+            settings = {key: value for key, value in files.items() if value is not None}
             state = content if layout.whole else tensors
-            model: nn.Module = build(state, origin=str(path), **told, **overrides)
+            build = getattr(module, layout.builder)
+            model: nn.Module = build(state, origin=str(path), **settings, **overrides)
             return model
     raise ValueError(
         f"{path} is in no known layout: {first(list(tensors))}. Known are files of beit itself, "
@@ -126,7 +129,7 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
 
 
 def load_tokenizer(source: str | Path, **overrides: Any) -> Tokenizer:
-    """Load a model that has `encode(images) -> codes`, `vocab_size` and `grid`, in eval mode."""
+    """Load a model with `encode(images) -> codes`, `vocab_size` and `grid`, in eval mode."""
     model = load(source, **overrides)
     if not isinstance(model, Tokenizer):
         raise ValueError(
@@ -138,13 +141,13 @@ def load_tokenizer(source: str | Path, **overrides: Any) -> Tokenizer:
 def load_backbone(
     source: str | Path, image_size: int | tuple[int, int] | None = None, **overrides: Any
 ) -> VisionTransformer:
-    """Load the vision Transformer out of any model, in eval mode.
+    """Load the vision Transformer of any model, in eval mode.
 
     Args:
-        image_size: what the backbone is to take, (height, width) or one side; positions are carried
-            to its grid. Where the file does not tell its own size, it must be this one.
-        overrides: as for `load`, and `relative_bias="per_block"`, which gives every block a copy of
-            the shared bias, as fine-tuning does
+        image_size: input size, (height, width) or one side; positions are resized to its grid. If
+            the file does not determine its own size, it must be that size.
+        overrides: as for `load`, and `relative_bias="per_block"`, which copies the shared bias into
+            every block, as in fine-tuning
     """
     relative_bias = overrides.pop("relative_bias", None)
     model = load_sized(source, image_size, **overrides)
@@ -154,7 +157,7 @@ def load_backbone(
     if relative_bias not in (None, "per_block", backbone.config.relative_bias):
         raise ValueError(
             f"relative_bias={relative_bias!r} contradicts {source}, which says "
-            f"{backbone.config.relative_bias}; it can become per_block"
+            f"{backbone.config.relative_bias}; it can only be changed to per_block"
         )
     try:
         if relative_bias == "per_block":
@@ -168,38 +171,22 @@ def load_classifier(
     source: str | Path, image_size: int | tuple[int, int] | None = None, **overrides: Any
 ) -> ImageClassifier:
     """Load an image classifier in eval mode; the arguments are those of `load_backbone`."""
-    model = load_sized(source, image_size, **overrides)
-    if not isinstance(model, ImageClassifier):
-        raise ValueError(
-            f"{source} holds a {type(model).__name__}, which names no classes of images; expected "
-            "an ImageClassifier"
-        )
-    if image_size is not None:
-        model.backbone = resized(model.backbone, size_pair(image_size))
-    return model
+    return _load_with_head(ImageClassifier, "images", source, image_size, overrides)
 
 
 def load_segmenter(
     source: str | Path, image_size: int | tuple[int, int] | None = None, **overrides: Any
 ) -> SemanticSegmenter:
     """Load a segmenter in eval mode; the arguments are those of `load_backbone`."""
-    model = load_sized(source, image_size, **overrides)
-    if not isinstance(model, SemanticSegmenter):
-        raise ValueError(
-            f"{source} holds a {type(model).__name__}, which names no classes of pixels; "
-            "expected a SemanticSegmenter"
-        )
-    if image_size is not None:
-        model.backbone = resized(model.backbone, size_pair(image_size))
-    return model
+    return _load_with_head(SemanticSegmenter, "pixels", source, image_size, overrides)
 
 
 def load_sized(
     source: str | Path, image_size: int | tuple[int, int] | None, **overrides: Any
 ) -> nn.Module:
-    """Load a model at its own size; where its file does not tell that, at `image_size`.
+    """Load a model at its own image size, or at `image_size` if the file does not determine it.
 
-    Overrides that are None are left out.
+    Overrides that are None are ignored.
     """
     overrides = {name: value for name, value in overrides.items() if value is not None}
     try:
@@ -211,14 +198,15 @@ def load_sized(
 
 
 def holds_segmenter(source: str | Path) -> bool:
-    """Tell by the names in a file, without building the model, whether it is a segmenter.
+    """Whether a file holds a segmenter, by its tensor names, without building the model.
 
-    False for what cannot be opened: opening it for use says why.
+    False if it cannot be opened: `load` then says why.
     """
     try:
-        path, _ = _located(source, {})
+        path, _ = _local_path(source, {})
         if path.suffix == ".safetensors":
-            names, metadata = read_names(path)
+            shapes, metadata = read_shapes(path)
+            names = list(shapes)
         else:
             content, metadata = _read(path)
             names = list(named_tensors(content, str(path)))
@@ -230,38 +218,61 @@ def holds_segmenter(source: str | Path) -> bool:
 
 
 def backbone_of(model: nn.Module) -> VisionTransformer | None:
-    """Return the vision Transformer that sees the images, if the model has one."""
+    """Return the model's vision Transformer, or None if it has none."""
     if isinstance(model, VQKD):
         return model.encoder
-    found = model if isinstance(model, VisionTransformer) else getattr(model, "backbone", None)
-    return found if isinstance(found, VisionTransformer) else None
+    backbone = model if isinstance(model, VisionTransformer) else getattr(model, "backbone", None)
+    return backbone if isinstance(backbone, VisionTransformer) else None
 
 
-def _located(source: str | Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """Find the local file, or DALL-E's folder, and complete the overrides of a published file."""
+def _load_with_head(
+    model_class: type[WithHead],
+    things: str,
+    source: str | Path,
+    image_size: int | tuple[int, int] | None,
+    overrides: Mapping[str, Any],
+) -> WithHead:
+    """Load a model that predicts classes of `things`, resized to `image_size`."""
+    model = load_sized(source, image_size, **overrides)
+    if not isinstance(model, model_class):
+        raise ValueError(
+            f"{source} holds a {type(model).__name__}, which names no classes of {things}; "
+            f"expected {model_class.__name__}"
+        )
+    if image_size is not None:
+        model.backbone = resized(model.backbone, size_pair(image_size))
+    return model
+
+
+def _local_path(source: str | Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Find the local file, or DALL-E's folder; add a published file's settings to the overrides."""
     from beit.weights import hub, manifest
 
-    if str(source).startswith((HUB, PUBLISHED)):
+    if str(source).startswith((hub.HUB, hub.PUBLISHED)):
         path = hub.fetch(str(source))
-        published = manifest.find(path.name) if str(source).startswith(PUBLISHED) else None
+        published = manifest.find(path.name) if str(source).startswith(hub.PUBLISHED) else None
     else:
-        path = _file_of(Path(source))
+        path = _find_file(Path(source))
         published = manifest.check(path) if path.is_file() else None
     return path, overrides if published is None else manifest.settings(published, overrides)
 
 
-def _file_of(path: Path) -> Path:
-    """Find the weights in a folder: those of a finished run, or as others name them."""
+def _find_file(path: Path) -> Path:
+    """Find the weights in a folder: those of a finished run, or a file of `FOLDER_FILES`."""
     if path.is_dir():
-        if RunDirectory(path).config_file.is_file():
-            return _finished_weights(path)
-        files = (path / name for name in FOLDER_FILES)
-        found = next((file for file in files if file.is_file()), None)
-        if found is not None:
-            return found
-        if (path / "encoder.pkl").is_file():
-            return path
-        return _finished_weights(path)
+        if not RunDirectory(path).config_file.is_file():
+            for file in (path / name for name in FOLDER_FILES):
+                if file.is_file():
+                    return file
+            if (path / "encoder.pkl").is_file():
+                return path
+        run = RunDirectory.open(path)
+        if not run.weights_file.is_file():
+            raise ValueError(
+                f"the run in {path} is not finished: it has no {run.weights_file.name}; "
+                f"continue it with --resume {path}"
+            )
+        return run.weights_file
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; expected a run directory, a file "
@@ -275,11 +286,11 @@ def _file_of(path: Path) -> Path:
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
-    """Read what a file or folder holds, and the metadata of a safetensors file."""
+    """Read the contents of a file or folder, and the metadata of a safetensors file."""
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.is_dir() or path.suffix == ".pkl":
-        from beit.weights.formats.dalle import read_dalle_folder, read_pickled_module
+        from beit.weights.formats.dalle_files import read_dalle_folder, read_pickled_module
 
         pickled = read_dalle_folder(path) if path.is_dir() else read_pickled_module(path)
         if pickled is not None:
@@ -287,31 +298,20 @@ def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     return read_checkpoint(path), {}
 
 
-def _refuse_dalles_name(path: Path, layout: Layout) -> None:
-    """Raise ValueError if another model lies in a file of the name that DALL-E's have."""
+def _refuse_dalle_name(path: Path, layout: Layout) -> None:
+    """Raise ValueError if a file named like DALL-E's holds another model."""
     if path.suffix == ".pkl":
-        from beit.weights.formats.dalle import FILES
+        from beit.weights.formats.dalle_files import FILES
 
-        if path.name.removeprefix("dall_e_") in FILES:  # published as these, fetched with that
+        if path.name.removeprefix("dall_e_") in FILES:  # the prefix of downloaded files
             raise ValueError(
                 f"{path} has the name of DALL-E's tokenizer, but holds another model: "
-                f"{layout.what}; if it is the one you want, give the file another name"
+                f"{layout.what}; to load it, rename the file"
             )
 
 
-def _finished_weights(directory: Path) -> Path:
-    """Find the weights of a finished run."""
-    run = RunDirectory.open(directory)
-    if not run.weights_file.is_file():
-        raise ValueError(
-            f"the run in {directory} is not finished: it has no {run.weights_file.name}; "
-            f"continue it with --resume {directory}"
-        )
-    return run.weights_file
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object that lies beside the weights; None where there is none."""
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object, or return None if there is no such file."""
     if not path.is_file():
         return None
     try:

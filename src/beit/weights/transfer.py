@@ -1,4 +1,4 @@
-"""What a classifier or a segmenter starts from: any model's backbone, and the head of its kind."""
+"""Initialise a classifier or segmenter from another model: backbone, norm, head or decoder."""
 
 import logging
 from collections.abc import Sequence
@@ -17,133 +17,141 @@ logger = logging.getLogger(__name__)
 
 
 def backbone_for_finetuning(
-    start: nn.Module, origin: str, image_size: tuple[int, int] | None
+    source: nn.Module, origin: str, image_size: tuple[int, int] | None
 ) -> VisionTransformer:
-    """Return the backbone of `start`: a bias of its own in each block, positions for `image_size`.
+    """Return the backbone of `source`, with a bias per block and positions for `image_size`.
 
     Raises:
-        ValueError: the model has no backbone, or the size does not fit its patches.
+        ValueError: the model has no backbone, or the size is not a multiple of its patch size.
     """
-    backbone = backbone_of(start)
+    backbone = backbone_of(source)
     if backbone is None:
-        raise ValueError(f"{origin} holds a {type(start).__name__}, which has no backbone")
+        raise ValueError(f"{origin} holds a {type(source).__name__}, which has no backbone")
     if backbone.config.relative_bias == "shared":
         backbone = with_bias_per_block(backbone)
     return backbone if image_size is None else resized(backbone, image_size)
 
 
-def carry_backbone(given: VisionTransformer, wanted: VisionTransformer, origin: str) -> None:
-    """Copy a backbone's weights; only a final norm may be there too many or too few."""
-    missing, strange = wanted.load_state_dict(given.state_dict(), strict=False)
-    assert all(name.startswith("norm.") for name in [*missing, *strange])
-    if strange:
-        logger.info("%s: its final norm is left out, which nothing would read", origin)
+def carry_backbone(source: VisionTransformer, target: VisionTransformer, origin: str) -> None:
+    """Copy a backbone's weights; only the final norm may be missing in one of the two."""
+    missing, unexpected = target.load_state_dict(source.state_dict(), strict=False)
+    assert all(name.startswith("norm.") for name in [*missing, *unexpected])
+    if unexpected:
+        logger.info("%s: its final norm is left out, since the model does not use it", origin)
     if missing:
-        logger.info("%s: it has no final norm, which starts afresh", origin)
+        logger.info("%s: it has no final norm; a new one is initialised", origin)
 
 
-def carry_norm(start: nn.Module, wanted: ImageClassifier) -> None:
-    """Copy the norm before the head where mean pooling has one and the start had one like it.
+def carry_norm(source: nn.Module, target: ImageClassifier) -> None:
+    """Copy the norm before the head, if the classifier pools the mean and the source has this norm.
 
-    That is the one of another classifier, and, as published, the last norm of a VQ-KD encoder. The
-    last norm of a pretrained model is not one of these (FACTS 1.2, 3.1).
+    The source has it if it is a classifier with mean pooling or, as in the published code, a VQ-KD
+    tokenizer (the final norm of its encoder). The final norm of a pretrained model is not used
+    (docs/reference/tokenizer.md, "Architecture"; docs/reference/finetuning.md, "Checkpoint keys").
     """
-    given = start.fc_norm if isinstance(start, ImageClassifier) else None
-    if isinstance(start, VQKD) and isinstance(start.encoder.norm, nn.LayerNorm):
-        given = start.encoder.norm
-    if given is not None and wanted.fc_norm is not None:
-        wanted.fc_norm.load_state_dict(given.state_dict())
+    norm = source.fc_norm if isinstance(source, ImageClassifier) else None
+    if isinstance(source, VQKD) and isinstance(source.encoder.norm, nn.LayerNorm):
+        norm = source.encoder.norm
+    if norm is not None and target.fc_norm is not None:
+        target.fc_norm.load_state_dict(norm.state_dict())
 
 
 @torch.no_grad()
 def carry_head(
-    start: nn.Module,
-    wanted: ImageClassifier,
+    source: nn.Module,
+    target: ImageClassifier,
     origin: str,
     names: Sequence[str] | None = None,
     by_name: bool = False,
 ) -> str:
-    """Copy the head of a classifier that tells the same classes apart, or its rows of shared ones.
+    """Copy the head of a classifier with the same classes, or its rows of shared classes.
 
-    The whole head comes along where the class names are the same, or where names of one of the two
-    are not known and there are as many classes (FACTS 3.1: a head of another shape is left out).
+    The whole head is copied if the class names are the same, or if the names of one side are
+    unknown and the number of classes is the same. A head of another shape is left out
+    (docs/reference/finetuning.md, "Checkpoint keys").
 
     Args:
-        names: of the start's classes, where its file does not say them
-        by_name: where the classes are others, copy the rows of those in both; published: no
+        names: class names of the source, if its file does not have them
+        by_name: if the classes differ, copy the rows of the shared ones; published: no
 
-    Returns: in words what became of the head; empty where the start is no classifier
+    Returns: what was copied, in words; empty if the source is not a classifier
 
     Raises:
-        ValueError: names or by_name are given and cannot be used.
+        ValueError: `names` or `by_name` cannot be used.
     """
-    if not isinstance(start, ImageClassifier):
+    if not isinstance(source, ImageClassifier):
         if by_name or names is not None:
             raise ValueError(
-                f"{origin} holds a {type(start).__name__}, which has no classes to carry over; "
+                f"{origin} holds a {type(source).__name__}, which has no classes to carry over; "
                 "leave out init_classes and carry_classes"
             )
         return ""
-    count, known = start.config.num_classes, start.config.class_names
+    count, source_names = source.config.num_classes, source.config.class_names
     if names is not None:
         if len(names) != count:
             raise ValueError(
                 f"init_classes names {len(names)} classes, but the head of {origin} has {count}"
             )
-        if known not in (None, tuple(names)):
-            raise ValueError(f"init_classes contradicts {origin}, which names its classes itself")
-        known = tuple(names)
-    ours = wanted.config.class_names
-    both = known is not None and ours is not None
-    alike = known == ours if both else count == wanted.config.num_classes
-    if alike:
-        wanted.head.load_state_dict(start.head.state_dict())
-        return f"the head for {count} classes came along" + ("" if both else ", names unknown")
+        if source_names not in (None, tuple(names)):
+            raise ValueError(f"init_classes contradicts the class names in {origin}")
+        source_names = tuple(names)
+    target_names = target.config.class_names
+    if source_names is None or target_names is None:
+        same, note = count == target.config.num_classes, ", class names unknown"
+    else:
+        same, note = source_names == target_names, ""
+    if same:
+        target.head.load_state_dict(source.head.state_dict())
+        return f"its head for {count} classes was copied{note}"
     if not by_name:
         return (
-            f"the head for {count} classes was left out, "
-            f"that for {wanted.config.num_classes} started afresh"
+            f"its head for {count} classes was left out; "
+            f"that for {target.config.num_classes} is new"
         )
-    if known is None or ours is None:
-        whose = f"those of {origin} (--init_classes FILE)" if known is None else "those of the data"
-        raise ValueError(f"carry_classes needs the names of all classes, but not {whose} are known")
-    places = {name: place for place, name in enumerate(known)}
-    shared = [place for place, name in enumerate(ours) if name in places]
+    if source_names is None or target_names is None:
+        missing = f"{origin} (--init_classes FILE)" if source_names is None else "the data"
+        raise ValueError(
+            f"carry_classes needs both lists of class names; that of {missing} is unknown"
+        )
+    row_of = {name: row for row, name in enumerate(source_names)}
+    shared = [row for row, name in enumerate(target_names) if name in row_of]
     if not shared:
         raise ValueError(
-            f"carry_classes: no class of the data is one of {origin}, such as {known[0]}"
+            f"carry_classes: no class of the data is one of those of {origin}, "
+            f"such as {source_names[0]}"
         )
-    theirs = [places[ours[place]] for place in shared]
-    wanted.head.weight[shared] = start.head.weight[theirs]
-    wanted.head.bias[shared] = start.head.bias[theirs]
-    return f"of the head for {count} classes {len(shared)} rows of {len(ours)} came along"
+    rows = [row_of[target_names[row]] for row in shared]
+    target.head.weight[shared] = source.head.weight[rows]
+    target.head.bias[shared] = source.head.bias[rows]
+    return (
+        f"{len(shared)} of {len(target_names)} rows were copied from its head for {count} classes"
+    )
 
 
-def carry_decoder(start: nn.Module, wanted: SemanticSegmenter) -> str:
-    """Copy what stands on the backbone of another segmenter, so far as it fits.
+def carry_decoder(source: nn.Module, target: SemanticSegmenter) -> str:
+    """Copy the decoder of another segmenter, and its last layers if the classes are the same.
 
-    Returns: in words what came along; empty where the start is no segmenter
+    Returns: what was copied, in words; empty if the source is not a segmenter
     """
-    if not isinstance(start, SemanticSegmenter):
+    if not isinstance(source, SemanticSegmenter):
         return ""
-    shapes = {name: tensor.shape for name, tensor in wanted.state_dict().items()}
-    given = {
+    shapes = {name: tensor.shape for name, tensor in target.state_dict().items()}
+    decoder = {
         name: tensor
-        for name, tensor in start.state_dict().items()
+        for name, tensor in source.state_dict().items()
         if not name.startswith("backbone.")
         and (name in shapes or not name.startswith("auxiliary."))
     }
-    body = {name: tensor for name, tensor in given.items() if not name.endswith(HEAD)}
+    body = {name: tensor for name, tensor in decoder.items() if not name.endswith(HEAD)}
     if any(shapes.get(name) != tensor.shape for name, tensor in body.items()):
         return "its decoder is of another kind or size and was left out"
-    ours, theirs = (
-        [name.strip() for name in model.config.class_names or ()] for model in (wanted, start)
-    )  # published names have blanks around them
-    alike = ours == theirs and start.config.num_classes == wanted.config.num_classes
-    wanted.load_state_dict(given if alike else body, strict=False)
-    if alike:
-        return f"its decoder came along, with the layers for {wanted.config.num_classes} classes"
-    return (
-        f"its decoder came along, but not its layers for {start.config.num_classes} classes; "
-        f"those for {wanted.config.num_classes} start afresh"
+    # Published class names have blanks around them.
+    source_names, target_names = (
+        [name.strip() for name in model.config.class_names or ()] for model in (source, target)
     )
+    old, new = source.config.num_classes, target.config.num_classes
+    same = source_names == target_names and old == new
+    target.load_state_dict(decoder if same else body, strict=False)
+    if same:
+        return f"its decoder was copied, with the layers for {new} classes"
+    return f"its decoder was copied, but not its layers for {old} classes; those for {new} are new"

@@ -1,7 +1,7 @@
-"""Weights of a sensible size for models of any library, so that every tensor tells in the output.
+"""Random weights for models of any library, large enough that every tensor changes the output.
 
-Tables of positions start at zero and layer scales near it: left so, they could be mistaken for each
-other, or lost, without a difference in what a model says.
+Position tables start at zero and layer scales near zero: with those values, exchanging or losing
+them would not change the output.
 """
 
 from collections.abc import Callable

@@ -24,16 +24,11 @@ from torch import nn
 
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.tokenizer import VQKD, VQKDConfig, tokenizer_vit
-from beit.weights.file import read_safetensors, read_weights, save_weights
-from beit.weights.formats.dalle import (
-    from_dalle,
-    read_dalle_folder,
-    read_pickled_module,
-    recognises,
-    to_dalle,
-)
+from beit.weights.file import read_safetensors, save_weights
+from beit.weights.formats.dalle import from_dalle, recognises, to_dalle
+from beit.weights.formats.dalle_files import read_dalle_folder, read_pickled_module
 from beit.weights.formats.published import to_published
-from beit.weights.open import load_tokenizer
+from beit.weights.open import load, load_tokenizer
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 NOT_LEGACY = {"_use_new_zipfile_serialization": False}
@@ -96,7 +91,7 @@ def fake_package():
 
 
 def assembled(state, side, package, depth=0):
-    """Nest modules as the dotted names say, each of the class that it has in the package."""
+    """Nest modules by their dotted names, each with its class in the package."""
     if "w" in state:
         return package["Conv2d"](state)
     inner = {}
@@ -171,7 +166,7 @@ def test_the_encoder_alone_is_a_tokenizer(golden, caplog):
     parts = golden[1]
     with caplog.at_level(logging.INFO, "beit"):
         model = from_dalle(parts["encoder"], origin="encoder.pkl")
-    assert "encoder.pkl: the encoder of DALL-E alone, which cannot decode images" in caplog.text
+    assert "encoder.pkl: DALL-E's encoder alone, which cannot decode images" in caplog.text
     assert torch.equal(model.encode(parts["in"]["images"]), parts["out"]["tokens"].flatten(1))
     assert (model.vocab_size, model.grid, model.training) == (512, (14, 14), False)
     with pytest.raises(ValueError, match="an encoder only"):
@@ -195,7 +190,7 @@ def test_our_own_file_keeps_the_model(tiny, tmp_path):
     for state in (tiny, part(tiny, "encoder")):
         model = from_dalle(state, image_size=(16, 24))
         save_weights(tmp_path / "weights.safetensors", model)
-        read = read_weights(tmp_path / "weights.safetensors")
+        read = load(tmp_path / "weights.safetensors")
         assert isinstance(read, DalleTokenizer)
         assert read.config == model.config
         assert torch.equal(read.logits(images), model.logits(images))
@@ -205,7 +200,7 @@ def test_our_own_file_keeps_the_model(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"blocks_per_group": 10**9}, "says 1000000000 blocks and has 150 tensors"),
+        ({"blocks_per_group": 10**9}, "claims 1000000000 blocks and has 150 tensors"),
         ({"width": 4 * 10**12}, "cannot be built"),
         ({"width": 4000}, r"encoder\.stem\.weight is \(4, 3, 7, 7\), expected \(4000, 3, 7, 7\)"),
         ({"decoder": False}, r"decoder\.groups\.0\.0\.convs\.0\.bias is unexpected"),
@@ -219,7 +214,7 @@ def test_our_own_file_with_forged_numbers_is_refused(tiny, tmp_path, change, mes
     about["config"] |= change
     save_file(tensors, path, {"beit": json.dumps(about)})
     with pytest.raises(ValueError, match=message):
-        read_weights(path)
+        load(path)
 
 
 @pytest.mark.parametrize("how", WRITTEN)
@@ -351,12 +346,12 @@ def test_modules_that_hold_themselves_are_refused(tiny, write, how):
         lambda module: module.add_module("self", module),
         **how,
     )
-    with pytest.raises(ValueError, match=r"encoder\.pkl .*hold each other without end"):
+    with pytest.raises(ValueError, match=r"encoder\.pkl .*contain each other endlessly"):
         read_pickled_module(path)
 
 
 def rewritten(path, change):
-    """Write a zip archive anew, with the bytes of each entry changed."""
+    """Rewrite a zip archive with the bytes of each entry changed."""
     with zipfile.ZipFile(path) as archive:
         entries = {name: archive.read(name) for name in archive.namelist()}
     with zipfile.ZipFile(path, "w") as archive:
@@ -448,7 +443,7 @@ def test_recognised_by_its_names(tiny):
             {},
             r"encoder\.blocks\.input\.w in d\.pkl is \(0, 3, 7, 7\), expected 4 sizes above 0",
         ),
-        ({"encoder.blocks.input.w": None}, {}, r"d\.pkl has no encoder .* but its decoder alone"),
+        ({"encoder.blocks.input.w": None}, {}, r"d\.pkl does not hold .* but its decoder alone"),
         ({"encoder.blocks.input.w": torch.zeros(6, 3, 7, 7)}, {}, r"d\.pkl: width must be a multi"),
         ({}, {"image_size": (16, 20)}, r"d\.pkl: image size \(16, 20\) is not a multiple of .* 8"),
         ({}, {"mean": (0.5,) * 3}, r"d\.pkl takes no override mean; expected image_size, decoder"),

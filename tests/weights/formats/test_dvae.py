@@ -7,9 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 from beit.nn.dvae import DiscreteVAE
-from beit.weights.file import read_weights, save_weights
+from beit.weights.file import save_weights
 from beit.weights.formats.dvae import from_dvae, recognises, to_dvae
-from beit.weights.open import load_tokenizer
+from beit.weights.open import load, load_tokenizer
 
 GOLDENS = Path(__file__).parents[2] / "goldens"
 
@@ -68,18 +68,18 @@ def test_published_files_are_loaded(golden, container, tmp_path):
 def test_our_own_file_keeps_the_model(golden, tmp_path):
     model = from_dvae(golden[1]["state"], image_size=(32, 48), mean=(0.1, 0.2, 0.3), std=(0.5,) * 3)
     save_weights(tmp_path / "weights.safetensors", model)
-    read = read_weights(tmp_path / "weights.safetensors")
+    read = load(tmp_path / "weights.safetensors")
     assert isinstance(read, DiscreteVAE)
     assert read.config == model.config
     images = golden[1]["in"]["images"]
     assert torch.equal(read.encode(images), model.encode(images))
 
 
-def test_normalisation_is_as_given_and_its_absence_is_said(golden, caplog):
+def test_normalisation_is_as_given_and_its_absence_is_logged(golden, caplog):
     state, images = golden[1]["state"], golden[1]["in"]["images"]
     with caplog.at_level(logging.INFO, "beit"):
         bare = from_dvae(state, origin="d.bin")
-        assert "d.bin: takes images in [0, 1] as they are" in caplog.text
+        assert "d.bin: images in [0, 1] are not normalised" in caplog.text
         caplog.clear()
         model = from_dvae(state, mean=(0.5,) * 3, std=(0.5,) * 3)
         assert "as they are" not in caplog.text
@@ -106,7 +106,7 @@ def test_recognised_by_its_names(golden):
             r"decoder\.0\.0\.weight is \(24, 16",
         ),
         ({"codebook.weight": torch.zeros(64)}, {}, r"codebook\.weight in d\.bin is \(64,\)"),
-        ({"encoder.0.0.weight": None}, {}, r"d\.bin is no discrete VAE: expected codebook\.weight"),
+        ({"encoder.0.0.weight": None}, {}, r"d\.bin is not a discrete VAE: expected codebook"),
         ({}, {"image_size": 36}, r"d\.bin: image size \(36, 36\) is not a multiple .* 8"),
         ({}, {"num_heads": 4}, r"d\.bin takes no override num_heads; expected image_size, mean"),
         ({}, {"mean": (0.5,) * 3}, r"d\.bin: mean and std go together"),

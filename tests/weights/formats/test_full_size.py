@@ -1,4 +1,4 @@
-"""Models of full size with random weights, side by side in the library they come from and here.
+"""Models of full size with random weights, compared between their library and this package.
 
 `pytest -s` prints the largest differences.
 """
@@ -17,12 +17,8 @@ from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD
 from beit.weights.formats.clip import CLIP_MEAN, CLIP_STD, from_clip
 from beit.weights.formats.dino import from_dino
 from beit.weights.formats.timm_beit import from_timm, timm_arguments, to_timm
-from beit.weights.formats.transformers_beit import (
-    from_transformers,
-    image_processor_config,
-    to_transformers,
-    transformers_config,
-)
+from beit.weights.formats.transformers_beit import from_transformers, to_transformers
+from beit.weights.formats.transformers_config import image_processor_config, transformers_config
 from beit.weights.teachers import load_teacher
 
 pytestmark = pytest.mark.slow
@@ -107,14 +103,14 @@ def test_transformers(
     images = drawn(model.config.image_size)
     masked = torch.tensor([[0, 3, 190], [1, 8, 100]])
 
-    def said(network: nn.Module) -> Tensor:
+    def output(network: nn.Module) -> Tensor:
         pixels = normalised(images, HALVES, HALVES)
         if name != "BeitForMaskedImageModeling":
             return network(pixels).logits
         hidden = torch.zeros(2, 196).scatter_(1, masked, 1).bool()
         return network(pixels, bool_masked_pos=hidden).logits[hidden].view(2, 3, -1)
 
-    expected = said(model)
+    expected = output(model)
     model.save_pretrained(tmp_path / "theirs")
     del model
     config = json.loads((tmp_path / "theirs/config.json").read_text())
@@ -135,7 +131,7 @@ def test_transformers(
         (tmp_path / file).write_text(json.dumps(content))
     save_file(to_transformers(read), tmp_path / "model.safetensors", {"format": "pt"})
     opened = theirs.from_pretrained(tmp_path).eval()
-    agree(f"{name}, ours to theirs", said(opened), found)
+    agree(f"{name}, ours to theirs", output(opened), found)
     back = from_transformers(opened.state_dict(), config=transformers_config(read))
     assert same(back, read)
 

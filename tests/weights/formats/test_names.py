@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from beit.weights.formats.names import fused, split, translated, turned
+from beit.weights.formats.names import fused, split, swapped, translated
 
 ROWS = (
     ("layers.#.first.weight", "blocks.#.one"),
@@ -20,10 +20,10 @@ def test_names_take_the_first_row_that_they_match_as_a_whole():
     assert translated(["layers.x.first", "layersX1.a", "layers.1."], ROWS) == {}
 
 
-def test_a_table_turned_is_its_inverse():
+def test_a_table_swapped_is_its_inverse():
     names = ["layers.12.first.weight", "layers.0.x.y", "head"]
     there = translated(names, ROWS)
-    assert list(translated(there.values(), turned(ROWS)).values()) == names
+    assert list(translated(there.values(), swapped(ROWS)).values()) == names
 
 
 def test_tensors_are_stacked_in_the_order_of_the_parts_and_cut_again():
@@ -39,7 +39,7 @@ def test_tensors_are_stacked_in_the_order_of_the_parts_and_cut_again():
 
 
 @pytest.mark.parametrize("other", [{}, {"1.k": torch.ones(3)}], ids=["missing", "another shape"])
-def test_incomplete_groups_stay_as_they_are(other):
+def test_incomplete_groups_are_unchanged(other):
     state = {"1.q": torch.ones(2), "2.q": torch.ones(2), "2.k": torch.ones(2), **other}
     stacked = fused(state, ("q", "k"), "qk")
     assert stacked.keys() == {"1.q", "2.qk", *other}

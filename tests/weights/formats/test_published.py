@@ -134,12 +134,15 @@ def test_round_trip_of_a_backbone(backbone):
     assert same(read, backbone)
 
 
-def test_a_head_of_another_size_is_left_out_when_asked_for(classifier, caplog):
+def test_a_different_num_classes_replaces_the_head(classifier, caplog):
     state = to_published(classifier)
     with caplog.at_level(logging.INFO):
         read = from_published(state, num_classes=7)
     (record,) = caplog.records
-    assert "left out head.* (of 5 classes; a new one of 7 starts near zero)" in record.getMessage()
+    assert (
+        "left out head.* (of 5 classes; replaced by a new one for 7, near zero)"
+        in record.getMessage()
+    )
     assert read.head.weight.shape == (7, 24)
     assert 0 < read.head.weight.abs().max() < 1e-4
     assert not read.head.bias.any()
@@ -190,7 +193,7 @@ def test_normalisation_is_as_trained_unless_given(tokenizer, pretrained):
     assert read.config.backbone.mean == (0, 0, 0)
 
 
-def test_what_shapes_cannot_tell_is_asked_for(tokenizer, pretrained):
+def test_settings_that_shapes_do_not_determine_are_required(tokenizer, pretrained):
     state = to_published(tokenizer)
     with pytest.raises(ValueError, match=r"width 24.*give num_heads=…"):
         from_published(state, image_size=(12, 20))
@@ -202,7 +205,7 @@ def test_what_shapes_cannot_tell_is_asked_for(tokenizer, pretrained):
         from_published(to_published(pretrained))
     with pytest.raises(ValueError, match="num_heads=3, but the position table in the state has 2"):
         from_published(to_published(pretrained), early_layers=2, num_heads=3)
-    with pytest.raises(ValueError, match="num_heads=5, but the width 24 in the state"):
+    with pytest.raises(ValueError, match="the state has width 24, not a multiple of num_heads=5"):
         from_published(state, num_heads=5, image_size=(12, 20))
     with pytest.raises(ValueError, match="no override early_layers; expected num_heads"):
         from_published(state, num_heads=2, image_size=(12, 20), early_layers=2)
@@ -242,6 +245,6 @@ def test_other_modules_have_no_published_layout():
         to_published(torch.nn.Linear(2, 3))
 
 
-def test_codes_off_the_sphere_have_no_published_layout(tokenizer):
-    with pytest.raises(ValueError, match=r"codes are not on the sphere.*export it as safetensors"):
+def test_codes_that_are_not_l2_normalised_have_no_published_layout(tokenizer):
+    with pytest.raises(ValueError, match=r"codes are not l2-normalised.*export it as safetensors"):
         to_published(VQKD(dataclasses.replace(tokenizer.config, l2_normalised=False)))

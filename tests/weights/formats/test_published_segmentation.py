@@ -8,7 +8,7 @@ import torch
 
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.vit import ViTConfig, vit_config
-from beit.weights.file import read_weights, save_weights
+from beit.weights.file import save_weights
 from beit.weights.formats.names import split, translated
 from beit.weights.formats.published_segmentation import (
     from_published_segmentation,
@@ -42,7 +42,7 @@ OVERRIDES = {"image_size": (16, 24), "layers": (1, 2, 4, 5)}
 
 @pytest.fixture
 def segmenter():
-    """A number of its own for every tensor; counts of batches stay whole."""
+    """A different number for every tensor; counts of batches stay integers."""
     model = SemanticSegmenter(CONFIG)
     generator = torch.Generator().manual_seed(3)
     for number, tensor in enumerate(model.state_dict().values()):
@@ -60,7 +60,7 @@ def same(one, other):
 
 
 def published_shapes(size, side):
-    """What mmsegmentation 0.11 saves of BEiT with UPerNet, 150 classes, images of this side."""
+    """Keys and shapes that mmsegmentation 0.11 saves for BEiT with UPerNet and 150 classes."""
     D, h = {"base": (768, 12), "large": (1024, 16)}[size]
     grid = side // 16
     shapes = {}
@@ -106,7 +106,9 @@ def published_shapes(size, side):
 @pytest.mark.parametrize(
     ("size", "side", "layers"), [("base", 512, (4, 6, 8, 12)), ("large", 640, (8, 12, 16, 24))]
 )
-def test_keys_and_shapes_equal_the_published_ones_and_tell_the_configuration(size, side, layers):
+def test_keys_and_shapes_equal_the_published_ones_and_determine_the_configuration(
+    size, side, layers
+):
     vit = vit_config(size[0].upper(), image_size=(side, side), relative_bias="per_block")
     vit = dataclasses.replace(vit, init_bound=2.0)
     config = SegmenterConfig(backbone=vit, layers=layers)
@@ -181,7 +183,7 @@ def test_names_and_colours_that_do_not_fit_are_not_taken(segmenter):
     assert read.config.class_names == ("a", "b", "c")
 
 
-def test_a_head_of_another_size_starts_anew(segmenter, caplog):
+def test_a_different_num_classes_replaces_both_heads(segmenter, caplog):
     state = to_published_segmentation(segmenter)
     meta = published_meta(CONFIG)
     with caplog.at_level(logging.INFO):
@@ -192,8 +194,8 @@ def test_a_head_of_another_size_starts_anew(segmenter, caplog):
     assert record.getMessage() == (
         "b.pth: published layout, a segmenter of 6 classes (10 wide, 5 blocks, 2 heads, images of "
         "16 x 24; the pyramid reads blocks 1, 2, 4, 5); left out relative_position_index: follows "
-        "from the grid (5 tensors); left out *.conv_seg.* (of 3 classes; new ones of 6 start near "
-        "zero)"
+        "from the grid (5 tensors); left out *.conv_seg.* (of 3 classes; replaced by new ones for "
+        "6, near zero)"
     )
     assert read.config == dataclasses.replace(CONFIG, num_classes=6, class_names=None, palette=None)
     for head, channels in ((read.decoder.head, 7), (read.auxiliary.head, 8)):
@@ -247,7 +249,7 @@ def test_states_that_do_not_fit_are_refused(segmenter, change, message):
         from_published_segmentation(state, **OVERRIDES)
 
 
-def test_what_shapes_cannot_tell_is_asked_for(segmenter):
+def test_settings_that_shapes_do_not_determine_are_required(segmenter):
     state = to_published_segmentation(segmenter)
     with pytest.raises(ValueError, match=r"b\.pth has a backbone of depth 5.*give layers=…"):
         from_published_segmentation(state, image_size=(16, 24), origin="b.pth")
@@ -267,7 +269,7 @@ def test_other_layouts_are_not_taken_for_it(segmenter):
 
 def test_saved_and_read_is_the_identity(segmenter, tmp_path):
     save_weights(tmp_path / "weights.safetensors", segmenter)
-    read = read_weights(tmp_path / "weights.safetensors")
+    read = load(tmp_path / "weights.safetensors")
     assert read.config == segmenter.config
     assert same(read, segmenter)
 

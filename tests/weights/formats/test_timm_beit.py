@@ -85,7 +85,7 @@ CLASSIFIERS = [
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("changes", CLASSIFIERS, ids=str)
 @torch.no_grad()
-def test_a_classifier_of_ours_opens_in_timm_and_comes_back(changes, pooling, filled, same):
+def test_a_classifier_of_ours_opens_in_timm_and_can_be_read_back(changes, pooling, filled, same):
     vit = dataclasses.replace(OURS, **changes)
     model = filled(ImageClassifier(ImageClassifierConfig(vit, 5, pooling)))
     opened = beit.Beit(**timm_arguments(model)).eval()
@@ -101,7 +101,7 @@ def test_a_classifier_of_ours_opens_in_timm_and_comes_back(changes, pooling, fil
 
 @pytest.mark.parametrize("final_norm", [True, False])
 @torch.no_grad()
-def test_a_backbone_of_ours_opens_in_timm_and_comes_back(final_norm, filled, same, images):
+def test_a_backbone_of_ours_opens_in_timm_and_can_be_read_back(final_norm, filled, same, images):
     model = filled(VisionTransformer(dataclasses.replace(OURS, final_norm=final_norm)))
     opened = beit.Beit(**timm_arguments(model)).eval()
     opened.load_state_dict(to_timm(model))
@@ -133,7 +133,7 @@ def test_timm_opens_a_folder_by_its_config(filled, images, tmp_path):
     assert load(tmp_path).config == model.config
 
 
-def test_normalisation_is_that_of_version_2_unless_told(filled, caplog):
+def test_normalisation_defaults_to_that_of_version_2(filled, caplog):
     state = theirs(filled, use_rel_pos_bias=True).state_dict()
     with caplog.at_level(logging.INFO):
         read = from_timm(state, origin="a.safetensors", image_size=SIZE)
@@ -157,13 +157,13 @@ def test_the_norm_of_the_pooled_mean_is_left_out_of_a_backbone(filled, caplog):
     assert "left out fc_norm.weight, fc_norm.bias, of the pooled mean" in caplog.text
 
 
-def test_another_number_of_classes_begins_a_head_anew(filled, caplog):
+def test_a_different_num_classes_replaces_the_head(filled, caplog):
     model = theirs(filled, use_rel_pos_bias=True)
     config = {"pretrained_cfg": {"label_names": list("abcde")}}
     with caplog.at_level(logging.INFO):
         read = from_timm(model.state_dict(), config=config, image_size=SIZE, num_classes=4)
     assert read.head.weight.shape == (4, 24) and read.config.class_names is None
-    assert "head.* (of 5 classes; a new one of 4" in caplog.text
+    assert "head.* (of 5 classes; replaced by a new one for 4" in caplog.text
     assert torch.equal(read.fc_norm.weight, model.fc_norm.weight)
 
 

@@ -1,16 +1,16 @@
-"""The visual tower of CLIP (Radford et al. 2021) as OpenAI and as transformers name its tensors."""
+"""The visual tower of CLIP (Radford et al. 2021), by the names of OpenAI and of transformers."""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from beit.weights.formats.names import Rows, fused, translated
+from beit.weights.formats.names import Rows, fused, renamed
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 CLIP_NORM_EPS = 1e-5  # OpenAI's
 
-OPENAI_PREFIXES = ("visual.", "module.visual.", "")  # the whole model, also out of DDP; the tower
+OPENAI_PREFIXES = ("visual.", "module.visual.", "")  # whole model, the same from DDP, tower alone
 # (CLIP's, timm's)
 OPENAI: Rows = (
     ("class_embedding", "cls_token"),
@@ -27,9 +27,9 @@ OPENAI: Rows = (
     ("transformer.resblocks.#.mlp.c_proj.*", "blocks.#.mlp.fc2.*"),
 )
 
-TRANSFORMERS_PREFIXES = ("vision_model.", "")  # of CLIPModel and ...WithProjection; CLIPVisionModel
+TRANSFORMERS_PREFIXES = ("vision_model.", "")  # CLIPModel and ...WithProjection; CLIPVisionModel
 PROJECTION = "visual_projection.weight"  # beside vision_model.*
-# transformers kept a misspelling: pre_layrnorm.
+# The misspelling in pre_layrnorm is transformers'.
 TRANSFORMERS: Rows = (
     ("embeddings.class_embedding", "cls_token"),
     ("embeddings.position_embedding.weight", "pos_embed"),
@@ -48,54 +48,39 @@ POSITION_IDS = "embeddings.position_ids"  # 0, 1, 2, ... in older files
 
 
 def from_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Give the visual tower timm's names; None when the tensors are no CLIP ViT.
+    """Rename the visual tower's tensors to timm's names; None if they are not a CLIP ViT.
 
-    A name that CLIP does not have keeps its own, for the strict load to refuse.
+    Unknown names are kept, so that strict loading refuses them.
     """
-    state = _from_openai(tensors) or _from_transformers(tensors)
-    if state is None:
-        return None
+    openai = _tower(tensors, OPENAI_PREFIXES, "conv1.weight", "class_embedding")
+    if openai is not None:
+        state = renamed(openai, OPENAI)
+        if "head.weight" in state:
+            state["head.weight"] = state["head.weight"].T.contiguous()  # (T, D)
+    else:
+        needed = ("embeddings.patch_embedding.weight", "embeddings.class_embedding")
+        tower = _tower(tensors, TRANSFORMERS_PREFIXES, *needed)
+        if tower is None:
+            return None
+        tower.pop(POSITION_IDS, None)
+        if PROJECTION in tensors:
+            tower[PROJECTION] = tensors[PROJECTION]
+        for kind in ("weight", "bias"):
+            parts = tuple(f"self_attn.{letter}_proj.{kind}" for letter in "qkv")
+            tower = fused(tower, parts, f"self_attn.qkv.{kind}")
+        state = renamed(tower, TRANSFORMERS)
     state["cls_token"] = state["cls_token"].reshape(1, 1, -1)
     if "pos_embed" in state:
         state["pos_embed"] = state["pos_embed"][None]  # (1, 1 + N, D)
     return state
 
 
-def _from_openai(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    for prefix in OPENAI_PREFIXES:
-        if f"{prefix}class_embedding" in tensors and f"{prefix}conv1.weight" in tensors:
-            break
-    else:
-        return None
-    tower = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if name.startswith(prefix)
-    }
-    state = _renamed(tower, OPENAI)
-    if "head.weight" in state:
-        state["head.weight"] = state["head.weight"].T.contiguous()  # (T, D)
-    return state
-
-
-def _from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    for prefix in TRANSFORMERS_PREFIXES:
-        embeddings = f"{prefix}embeddings."
-        if {f"{embeddings}class_embedding", f"{embeddings}patch_embedding.weight"} <= set(tensors):
-            break
-    else:
-        return None
-    tower = {
-        name.removeprefix(prefix): tensor
-        for name, tensor in tensors.items()
-        if (name.startswith(prefix) or name == PROJECTION) and name != f"{prefix}{POSITION_IDS}"
-    }
-    for kind in ("weight", "bias"):
-        parts = tuple(f"self_attn.{letter}_proj.{kind}" for letter in "qkv")
-        tower = fused(tower, parts, f"self_attn.qkv.{kind}")
-    return _renamed(tower, TRANSFORMERS)
-
-
-def _renamed(tower: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
-    names = translated(tower, rows)
-    return {names.get(name, name): tensor for name, tensor in tower.items()}
+def _tower(
+    tensors: Mapping[str, Tensor], prefixes: tuple[str, ...], *needed: str
+) -> dict[str, Tensor] | None:
+    """Select the tensors with the first prefix that all needed names have, without the prefix."""
+    for prefix in prefixes:
+        if all(f"{prefix}{name}" in tensors for name in needed):
+            names = [name for name in tensors if name.startswith(prefix)]
+            return {name.removeprefix(prefix): tensors[name] for name in names}
+    return None

@@ -1,4 +1,4 @@
-"""Reading the tensors of other people's files, whatever the container."""
+"""Find the tensors in checkpoints of other programs, and read those of teachers."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,27 +8,26 @@ from torch import Tensor
 
 from beit.run.settings import first
 from beit.weights.file import read_safetensors
-from beit.weights.formats.torchscript import is_torchscript, read_torchscript
 from beit.weights.safe_pickle.files import read_checkpoint
 
-# Where checkpoints keep the tensors of a model: the published code's, under DeepSpeed; timm's
-# averaged ones; mm's and timm's; BEiT v1's discrete VAE.
+# Entries with a model's tensors: of the published code; of DeepSpeed; timm's averaged ones; of
+# OpenMMLab and timm; of BEiT v1's discrete VAE.
 CONTAINERS = ("model", "module", "state_dict_ema", "state_dict", "weights")
-# And those of a teacher: timm's averaged, plain ones, DINO's training checkpoints.
+# Of teachers: timm's averaged and plain ones, DINO's training checkpoints.
 TEACHER_CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
 
 
 def unwrapped(content: Mapping[str, Any], containers: tuple[str, ...]) -> Mapping[str, Any]:
-    """Return the first container that is there, else the content itself."""
+    """Return the first container in `content`, or `content` itself if it has none."""
     inner = (content[name] for name in containers if isinstance(content.get(name), Mapping))
     return next(inner, content)
 
 
 def named_tensors(content: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
-    """Take a model's tensors out of their container; a checkpoint's other entries are no weights.
+    """Return a model's tensors without their container; other entries beside it are ignored.
 
     Raises:
-        ValueError: what is there is not tensors by name; `origin` names the file.
+        ValueError: there are not only tensors by name; `origin` names the file.
     """
     state = unwrapped(content, CONTAINERS)
     others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
@@ -41,7 +40,9 @@ def named_tensors(content: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
 
 
 def read_tensors(file: Path) -> dict[str, Tensor]:
-    """Return a teacher's tensors by name, without their container; nothing in the file is run."""
+    """Read a teacher's tensors by name, without their container; no code in the file is run."""
+    from beit.weights.formats.torchscript import is_torchscript, read_torchscript
+
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} is not a file; expected weights in .safetensors, .pth or .pt, or the name of "

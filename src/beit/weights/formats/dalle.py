@@ -1,9 +1,7 @@
-"""DALL-E's image tokenizer as published: two pickled modules, encoder.pkl and decoder.pkl."""
+"""DALL-E's image tokenizer in its published layout."""
 
 import logging
-import struct
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +9,22 @@ from torch import Tensor
 
 from beit.nn.dalle import GROUPS, DalleConfig, DalleTokenizer
 from beit.run.settings import first
-from beit.weights.file import assemble, read_safetensors, size_pair
-from beit.weights.formats.containers import named_tensors
+from beit.weights.file import assemble, size_pair
+from beit.weights.formats.dalle_files import (
+    DECODER,
+    ENCODER,
+    FILES,
+    SEPARATORS,
+    STEM,
+    by_part,
+    with_decoder,
+)
 from beit.weights.formats.published_config import check_overrides, count_blocks, shape_of
-from beit.weights.safe_pickle import records as inert
-from beit.weights.safe_pickle.files import PICKLE, ZIP, read_checkpoint
 
 logger = logging.getLogger(__name__)
 
-ENCODER, DECODER = "encoder", "decoder"
-FILES = ("encoder.pkl", "decoder.pkl")
-SEPARATORS = (".", "/")  # between the name of a part and the published names in it
-STEM, HEAD, FIRST_GROUP = "blocks.input.w", "blocks.output.conv.w", "blocks.group_1."
-STEM_KERNEL = 7  # of the encoder; the decoder's is 1
+HEAD, FIRST_GROUP = "blocks.output.conv.w", "blocks.group_1."
 OVERRIDES = ("image_size", "decoder")
-
-# What the pickled modules name, besides tensors and plain containers.
-CLASSES = ("dall_e.", "torch.nn.modules.", "torch.device", "functools.partial")
-PACKAGE = b"dall_e."
-HEAD_BYTES = 4096  # of a pickle: the class of a pickled module comes first
-# Torch before 1.6 wrote this number, a version and facts about the machine, then the object.
-LEGACY_MAGIC, LEGACY_VERSION = 0x1950A86A20F9469CFC6C, 1001
-COUNT = struct.Struct("<q")  # elements of a storage, before its bytes
 
 
 def recognises(tensors: Mapping[str, Any]) -> bool:
@@ -44,29 +36,29 @@ def recognises(tensors: Mapping[str, Any]) -> bool:
 def from_dalle(
     state: Mapping[str, Tensor], *, origin: str = "the state", **overrides: Any
 ) -> DalleTokenizer:
-    """Build the tokenizer that DALL-E's published tensors are, in eval mode.
+    """Build the tokenizer from DALL-E's published tensors, in eval mode.
 
     Args:
-        state: the encoder's tensors by published name, or both parts' under `encoder.` and
-            `decoder.`. Without the decoder the tokenizer encodes only
-        origin: what errors and the log call it, such as the file's name
-        overrides: `image_size` (112 x 112 unless given, as in BEiT v1; every size that fits is
-            encoded anyway), and `decoder`, the path of the decoder where it is another file
+        state: the encoder's tensors by published name, or those of both parts under `encoder.` and
+            `decoder.`; without the decoder the tokenizer only encodes
+        origin: name of the file in errors and the log
+        overrides: `image_size` (default: 112 x 112, as in BEiT v1; images of every size that fits
+            can be encoded), and `decoder`, the path of the decoder if it is in another file
     """
     check_overrides(overrides, OVERRIDES, origin)
-    tensors = _by_part(state)
-    beside = overrides.get("decoder")
-    if beside is not None:
-        tensors = _with_decoder(tensors, Path(beside), origin)
+    tensors = by_part(state)
+    decoder = overrides.get("decoder")
+    if decoder is not None:
+        tensors = with_decoder(tensors, Path(decoder), origin)
     if f"{ENCODER}.{STEM}" not in tensors:
         found = "its decoder alone" if recognises(state) else first(list(state)) or "nothing"
         raise ValueError(
-            f"{origin} has no encoder of DALL-E, which a tokenizer needs, but {found}; give "
-            f"{FILES[0]}, or the folder that holds {' and '.join(FILES)}"
+            f"{origin} does not hold DALL-E's encoder, which a tokenizer needs, but {found}; give "
+            f"{FILES[0]}, or the folder with {' and '.join(FILES)}"
         )
     has_decoder = f"{DECODER}.{STEM}" in tensors
     if not has_decoder:
-        logger.info("%s: the encoder of DALL-E alone, which cannot decode images", origin)
+        logger.info("%s: DALL-E's encoder alone, which cannot decode images", origin)
     blocks_per_group = count_blocks(tensors, f"{ENCODER}.{FIRST_GROUP}")
     num_codes = shape_of(tensors, f"{ENCODER}.{HEAD}", 4, origin)[0]
     width = shape_of(tensors, f"{ENCODER}.{STEM}", 4, origin)[0]
@@ -79,16 +71,14 @@ def from_dalle(
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from error
     ours = {theirs: ours for ours, theirs in names(blocks_per_group).items()}
-    translated = {
+    renamed = {
         ours.get(name, f"{name} (published name)"): tensor for name, tensor in tensors.items()
     }
-    model = assemble(DalleTokenizer, config, translated, origin)
-    assert isinstance(model, DalleTokenizer)
-    return model
+    return assemble(DalleTokenizer, config, renamed, origin)
 
 
 def to_dalle(model: DalleTokenizer) -> dict[str, Tensor]:
-    """Give the model's tensors by published name, under `encoder.` and `decoder.`.
+    """Return the model's tensors by published name, under `encoder.` and `decoder.`.
 
     The inverse of `from_dalle`. Tensors are shared with the model.
     """
@@ -97,7 +87,7 @@ def to_dalle(model: DalleTokenizer) -> dict[str, Tensor]:
 
 
 def names(blocks_per_group: int) -> dict[str, str]:
-    """Return the table of names, ours to published; a shortcut is not in every block."""
+    """Return the table of names, ours to published; not every block has the shortcut."""
     rows = {"stem": "blocks.input", "head": "blocks.output.conv"}
     for group in range(len(GROUPS)):
         for block in range(blocks_per_group):
@@ -111,130 +101,3 @@ def names(blocks_per_group: int) -> dict[str, str]:
         for ours, theirs in rows.items()
         for kind in ("weight", "bias")
     }
-
-
-def read_dalle_folder(folder: Path) -> dict[str, Tensor] | None:
-    """Read a folder of encoder.pkl and, where it is there, decoder.pkl, for `from_dalle`.
-
-    Returns:
-        Tensors under `encoder.` and `decoder.`; None where there is no encoder.pkl.
-    """
-    encoder, decoder = (folder / name for name in FILES)
-    if not encoder.is_file():
-        return None
-    tensors = _by_part(_read_part(encoder))
-    if decoder.is_file():
-        tensors = _with_decoder(tensors, decoder, str(encoder))
-    return tensors
-
-
-def read_pickled_module(path: str | Path) -> dict[str, Tensor] | None:
-    """Read the tensors of a module of DALL-E's package that torch pickled whole.
-
-    Neither that package nor its code is needed: classes become inert records, and any name besides
-    those of the package, of torch's modules and of tensors is refused.
-
-    Returns:
-        Tensors by dotted name, as a state dict has them; None where the file is something else.
-
-    Raises:
-        ValueError: it is such a module and damaged, or names something else. Nothing was executed.
-    """
-    path = Path(path)
-    with path.open("rb") as file:
-        head = file.read(HEAD_BYTES)
-    try:
-        if head.startswith(ZIP):
-            return _read_zip(path)
-        if head.startswith(PICKLE) and PACKAGE in head:
-            return _read_legacy(path.read_bytes())
-    except inert.UNSOUND as error:
-        raise ValueError(
-            f"{path} is not a sound pickled module of DALL-E: {error}. Nothing of it was executed"
-        ) from error
-    return None
-
-
-def _read_zip(path: Path) -> dict[str, Tensor] | None:
-    """Read what torch 1.6 and later wrote."""
-    if not zipfile.is_zipfile(path):
-        return None
-    with zipfile.ZipFile(path) as archive:
-        root = inert.zip_root(archive)
-        if root is None:
-            return None
-        with archive.open(root + "data.pkl") as pickled:
-            if PACKAGE not in pickled.read(HEAD_BYTES):
-                return None
-        module = inert.unpickle(inert.zip_read(archive, root + "data.pkl"), classes=CLASSES).value
-        return _tensors(module, inert.zip_storage(archive, root))
-
-
-def _read_legacy(data: bytes) -> dict[str, Tensor] | None:
-    """Read what older torch wrote: five pickles, then the elements of each storage."""
-    magic, end, _ = inert.unpickle(data)
-    version, end, _ = inert.unpickle(data, end)
-    _, end, _ = inert.unpickle(data, end)  # about the machine
-    if (magic, version) != (LEGACY_MAGIC, LEGACY_VERSION):
-        return None
-    module, end, storages = inert.unpickle(data, end, classes=CLASSES)
-    keys, end, _ = inert.unpickle(data, end)
-    places = {}
-    for key in keys:
-        (length,) = COUNT.unpack_from(data, end)
-        start, storage = end + COUNT.size, storages[key]
-        end = start + storage.num_bytes
-        if length != storage.length or end > len(data):
-            raise ValueError(f"storage {key} has {length} elements, expected {storage.length}")
-        places[key] = slice(start, end)
-    return _tensors(module, lambda storage: data[places[storage.key]])
-
-
-def _tensors(module: object, read: Callable[[inert.Storage], bytes]) -> dict[str, Tensor] | None:
-    """Make the tensors of a pickled module by dotted name; None if it is something else."""
-    if not isinstance(module, inert.Inert):
-        return None
-    return inert.tensors_of(inert.views(module, _members), read)
-
-
-def _members(module: inert.Inert) -> dict[str, Any]:
-    """List the parameters, buffers and inner modules of a pickled module by name."""
-    fields = vars(module)
-    members: dict[str, Any] = {}
-    for kind in ("_parameters", "_buffers", "_modules"):
-        members.update(fields.get(kind) or {})
-    return members
-
-
-def _read_part(path: Path) -> Mapping[str, Tensor]:
-    """Read the tensors of one part, pickled or by name."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not a file; expected DALL-E's {' or '.join(FILES)}")
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)[0]
-    pickled = read_pickled_module(path)
-    return named_tensors(read_checkpoint(path), str(path)) if pickled is None else pickled
-
-
-def _by_part(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Put each name under `encoder.` or `decoder.`; a file of one part has neither."""
-    if STEM in state:
-        is_encoder = state[STEM].shape[-1:] == (STEM_KERNEL,)
-        return {f"{ENCODER if is_encoder else DECODER}.{name}": state[name] for name in state}
-    tensors = {}
-    for name, tensor in state.items():
-        for part in (ENCODER, DECODER):
-            if name.startswith(tuple(part + mark for mark in SEPARATORS)):
-                name = f"{part}.{name[len(part) + 1 :]}"
-        tensors[name] = tensor
-    return tensors
-
-
-def _with_decoder(tensors: Mapping[str, Tensor], path: Path, origin: str) -> dict[str, Tensor]:
-    """Add the decoder of another file."""
-    if f"{DECODER}.{STEM}" in tensors:
-        raise ValueError(f"{origin} has a decoder already; leave decoder={path} out")
-    added = _by_part(_read_part(path))
-    if f"{DECODER}.{STEM}" not in added or f"{ENCODER}.{STEM}" in added:
-        raise ValueError(f"{path} is not DALL-E's decoder; got {first(list(added)) or 'nothing'}")
-    return {**tensors, **added}

@@ -1,21 +1,20 @@
-"""The ViTs of DINO (Caron et al. 2021): published, by timm's names, and as transformers' ViT."""
+"""The ViTs of DINO (Caron et al. 2021), by published names, which are timm's, or transformers'."""
 
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from beit.weights.formats.names import Rows, fused, translated
+from beit.weights.formats.names import Rows, fused, renamed
 
 DINO_NORM_EPS = 1e-6
 
 PREFIXES = ("module.", "backbone.")  # of a training checkpoint: module.backbone.cls_token
-PROJECTION = ("head.mlp.", "head.last_layer.")  # DINO's head, no part of the backbone
+PROJECTION = ("head.mlp.", "head.last_layer.")  # DINO's head, not part of the backbone
 NEEDED = {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"}
 
 TRANSFORMERS_PREFIX = "vit."  # in a model with a head
 POOLER = "pooler.dense."  # of ViTModel, not trained with the rest
-# (transformers', timm's), after `fused`. Its modules are called otherwise than its files since
-# version 5; both are read.
+# (transformers', timm's), after `fused`: names in files, then names in memory since version 5.
 TRANSFORMERS: Rows = (
     ("embeddings.cls_token", "cls_token"),
     ("embeddings.position_embeddings", "pos_embed"),
@@ -41,7 +40,7 @@ QUERY_KEY_VALUE = (
 
 
 def from_dino(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Pick out the backbone; None when the tensors are no ViT with class token and positions."""
+    """Select the backbone, by timm's names; None if it is not a ViT with [CLS] and positions."""
     state = {}
     for name, tensor in tensors.items():
         for prefix in PREFIXES:
@@ -54,7 +53,7 @@ def from_dino(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
 
 
 def _from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Give transformers' ViT timm's names; a name that it does not have keeps its own."""
+    """Rename the tensors of transformers' ViT to timm's names; unknown names are kept."""
     state = {
         name: tensor
         for name, tensor in zip(map(_without_prefix, tensors), tensors.values(), strict=True)
@@ -63,8 +62,7 @@ def _from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for stems in QUERY_KEY_VALUE:
         for kind in ("weight", "bias"):
             state = fused(state, tuple(stem + kind for stem in stems), f"attention.qkv.{kind}")
-    names = translated(state, TRANSFORMERS)
-    return {names.get(name, name): tensor for name, tensor in state.items()}
+    return renamed(state, TRANSFORMERS)
 
 
 def _without_prefix(name: str) -> str:

@@ -1,4 +1,4 @@
-"""BEiT v1's trainable discrete VAE in the layout of its published class; names are ours."""
+"""BEiT v1's trainable discrete VAE in the layout of its published class, whose names are ours."""
 
 import logging
 import re
@@ -29,22 +29,22 @@ def recognises(tensors: Mapping[str, Any]) -> bool:
 def from_dvae(
     state: Mapping[str, Any], *, origin: str = "the state", **overrides: Any
 ) -> DiscreteVAE:
-    """Build the discrete VAE that a published state holds, in eval mode.
+    """Build the discrete VAE in a published state, in eval mode.
 
     Args:
-        state: tensors by published name, or a checkpoint that has them under `weights`,
-            such as the pytorch_model.bin that BEiT v1's pretraining reads
-        origin: what errors and the log call it, such as the file's name
-        overrides: what shapes cannot tell. `image_size` (that of 14 x 14 codes unless given; every
-            size that fits is encoded anyway), `mean` and `std` (the published class normalises
-            nothing, which is what is done unless they are given; BEiT v1's own script gave it
-            images in [-1, 1]: mean 0.5, std 0.5)
+        state: tensors by published name, or a checkpoint with them under `weights`, such as the
+            pytorch_model.bin that BEiT v1's pretraining reads
+        origin: name of the file in errors and the log
+        overrides: settings that shapes do not determine. `image_size` (default: that of 14 x 14
+            codes; images of every size that fits can be encoded), `mean` and `std` (default: no
+            normalisation, as in the published class; BEiT v1's own script gave it images in
+            [-1, 1]: mean 0.5, std 0.5)
     """
     tensors = named_tensors(state, origin)
     if not recognises(tensors):
         raise ValueError(
-            f"{origin} is no discrete VAE: expected {', '.join(sorted(NEEDED))} among its names, "
-            f"got {first(list(tensors)) or 'nothing'}"
+            f"{origin} is not a discrete VAE: expected {', '.join(sorted(NEEDED))} among its "
+            f"names, got {first(list(tensors)) or 'nothing'}"
         )
     check_overrides(overrides, OVERRIDES, origin)
     num_codes, code_width = shape_of(tensors, CODEBOOK, 2, origin)
@@ -52,7 +52,7 @@ def from_dvae(
     num_layers = sum(re.fullmatch(r"encoder\.\d+\.0\.weight", name) is not None for name in tensors)
     if "mean" not in overrides:
         logger.info(
-            "%s: takes images in [0, 1] as they are; if it was trained on normalised ones, "
+            "%s: images in [0, 1] are not normalised; if it was trained on normalised images, "
             "give mean and std",
             origin,
         )
@@ -69,14 +69,12 @@ def from_dvae(
         )
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from error
-    model = assemble(DiscreteVAE, config, tensors, origin)
-    assert isinstance(model, DiscreteVAE)
-    return model
+    return assemble(DiscreteVAE, config, tensors, origin)
 
 
 def to_dvae(model: DiscreteVAE) -> dict[str, Tensor]:
-    """Give the model's tensors by published name: the inverse of `from_dvae`.
+    """Return the model's tensors by published name: the inverse of `from_dvae`.
 
-    For pytorch_model.bin, save them as `{"weights": …}`. Tensors are shared with the model.
+    Save them as `{"weights": …}` for pytorch_model.bin. Tensors are shared with the model.
     """
     return dict(model.state_dict())

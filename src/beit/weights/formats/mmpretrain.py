@@ -1,12 +1,12 @@
 """OpenMMLab mmpretrain's BEiT: pretraining of versions 1 and 2, classification, backbone.
 
-Its names are translated by the tables below to those of the published code, in both directions, and
-the rest is left to the reader of those. Facts were taken from mmpretrain 1.2.0.
+Names are translated to and from those of the published code by the tables below; the reader of the
+published layouts does the rest. Facts are from mmpretrain 1.2.0.
 """
 
 import logging
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -14,15 +14,15 @@ from beit.nn.heads import ImageClassifier
 from beit.nn.mim import MaskedImageModel
 from beit.nn.vit import VisionTransformer
 from beit.run.settings import first
-from beit.weights.formats.names import Rows, translated, turned
-from beit.weights.formats.published import model_and_about, to_published
+from beit.weights.formats.names import Architecture, Rows, to_published_names, translated
+from beit.weights.formats.published import model_and_summary, to_published
 from beit.weights.formats.published_names import INDEX, TABLE
 
 logger = logging.getLogger(__name__)
 
 
 def _block_rows(published: str, theirs: str) -> Rows:
-    """Return the rows of blocks, whose names begin so."""
+    """Return the rows of blocks with these prefixes."""
     return (
         (f"{published}gamma_#", f"{theirs}gamma_#"),
         (f"{published}norm#.*", f"{theirs}ln#.*"),
@@ -53,7 +53,7 @@ MASKED: Rows = (
     ("norm.*", "backbone.ln1.*"),
     ("lm_head.*", "head.cls_head.*"),
 )
-AGGREGATING: Rows = (  # version 2: the norm is the neck's
+AGGREGATING: Rows = (  # version 2: the final norm is in the neck
     *BACKBONE,
     ("mask_token", "backbone.mask_token"),
     ("norm.*", "neck.norm.*"),
@@ -63,25 +63,18 @@ AGGREGATING: Rows = (  # version 2: the norm is the neck's
 BARE: Rows = (*BACKBONE, ("norm.*", "backbone.ln1.*"))
 
 
-class Kind(NamedTuple):
-    """What a checkpoint holds: in words, the rows of its names, what ours has no place for."""
-
-    name: str
-    rows: Rows
-    ignored: tuple[str, ...] = ()
-
-
-KINDS = {
-    "neck.norm.weight": Kind("BEiT of version 2, for pretraining", AGGREGATING),
-    "head.cls_head.weight": Kind("BEiT of version 1, for pretraining", MASKED),
-    "head.fc.weight": Kind("classifier with a BEiT", CLASSIFIER),
+ARCHITECTURES = {  # by a name that only this one has
+    "neck.norm.weight": Architecture("BEiT of version 2, for pretraining", AGGREGATING),
+    "head.cls_head.weight": Architecture("BEiT of version 1, for pretraining", MASKED),
+    "head.fc.weight": Architecture("classifier with a BEiT", CLASSIFIER),
 }
-BACKBONE_ALONE = Kind(
+BACKBONE_ALONE = Architecture(
     "BEiT backbone",
     BARE,
     ("backbone.mask_token", "backbone.ln2."),  # ln2 norms the mean of the patches
 )
-TARGETS = ("target_generator.", "data_preprocessor.")  # what pretraining predicts; of the input
+# The tokenizer of pretraining, and the normalisation of its input.
+TARGETS = ("target_generator.", "data_preprocessor.")
 FIRST_LAYER = "layers.0.ffn.layers.0.0.weight"
 TOKENIZER = f"encoder.{FIRST_LAYER}"
 Q_BIAS = "layers.0.attn.q_bias"  # other ViTs of mmpretrain have one bias for all three
@@ -98,48 +91,45 @@ def recognises(tensors: Mapping[str, Tensor]) -> bool:
 def from_mmpretrain(
     tensors: Mapping[str, Tensor], *, origin: str = "the state", **overrides: Any
 ) -> MaskedImageModel | ImageClassifier | VisionTransformer:
-    """Build the model that a checkpoint of mmpretrain's BEiT holds, in eval mode.
+    """Build the model from the tensors of mmpretrain's BEiT, in eval mode.
 
     Args:
-        tensors: by mmpretrain's names; the tokenizer that a pretraining checkpoint carries along is
-            left out, since there it has no decoder
-        origin: what errors and the log call it, such as the file's name
-        overrides: as for the published layouts; mean and std are ImageNet's unless given
-            (mmpretrain's classifiers of version 1 want 0.5 for both)
+        tensors: by mmpretrain's names; the tokenizer in a pretraining checkpoint is left out, since
+            it has no decoder
+        origin: name of the file in errors and the log
+        overrides: as for the published layouts; mean and std default to ImageNet's (mmpretrain's
+            classifiers of version 1 need 0.5 for both)
 
     Raises:
         ValueError: names or shapes do not fit, or it is the tokenizer alone.
     """
     if TOKENIZER in tensors:
         raise ValueError(
-            f"{origin} is mmpretrain's VQ-KD, which is the encoder and the codebook only, and a "
-            "tokenizer here has a decoder; load the published file that it was made from"
+            f"{origin} is mmpretrain's VQ-KD, which has the encoder and the codebook only; a "
+            "tokenizer here needs the decoder, so load the published file it was converted from"
         )
     if FIRST_LAYER in tensors:
         tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
-    kind = next((kind for key, kind in KINDS.items() if key in tensors), BACKBONE_ALONE)
-    left_out = [name for name in tensors if name.startswith((*TARGETS, *kind.ignored))]
-    rest = [name for name in tensors if name not in left_out]
-    names = translated(rest, turned(kind.rows))
-    unknown = [name for name in rest if name not in names]
-    if unknown:
-        raise ValueError(
-            f"{origin} is taken for mmpretrain's {kind.name}, which has no {first(unknown)}"
-        )
-    published = {names[name]: tensors[name] for name in rest}
-    where = f"{origin} (mmpretrain's {kind.name}, by published names)"
-    model, about = model_and_about(published, where, overrides)
-    groups = {_group(name) for name in left_out}
+    architecture = next(
+        (known for name, known in ARCHITECTURES.items() if name in tensors), BACKBONE_ALONE
+    )
+    left_out = [name for name in tensors if name.startswith((*TARGETS, *architecture.ignored))]
+    rest = {name: tensor for name, tensor in tensors.items() if name not in left_out}
+    published = to_published_names(rest, architecture, "mmpretrain", origin)
+    where = f"{origin} (mmpretrain's {architecture.name}, by published names)"
+    model, about = model_and_summary(published, where, overrides)
+    # A tokenizer has hundreds of tensors.
+    groups = {f"{name.split('.')[0]}.*" if name.startswith(TARGETS) else name for name in left_out}
     notes = [f"left out {', '.join(sorted(groups))}"] if groups else []
-    logger.info("%s: mmpretrain's %s, %s", origin, kind.name, "; ".join([about, *notes]))
+    logger.info("%s: mmpretrain's %s, %s", origin, architecture.name, "; ".join([about, *notes]))
     assert isinstance(model, MaskedImageModel | ImageClassifier | VisionTransformer)
     return model
 
 
 def to_mmpretrain(model: nn.Module) -> dict[str, Tensor]:
-    """Give a model's tensors by mmpretrain's names: the inverse of `from_mmpretrain`.
+    """Return the model's tensors by mmpretrain's names: the inverse of `from_mmpretrain`.
 
-    With the position indices that its strict loader asks for. Tensors are shared with the model.
+    The position indices that strict loading needs are included. Tensors are shared with the model.
 
     Raises:
         ValueError: mmpretrain has no such model.
@@ -161,8 +151,3 @@ def to_mmpretrain(model: nn.Module) -> dict[str, Tensor]:
     if missing:
         raise ValueError(f"mmpretrain's BEiT has no place for {first(missing)}")
     return {names[name]: tensor for name, tensor in published.items()}
-
-
-def _group(name: str) -> str:
-    """Sum up what is left out by the hundred: `target_generator.*`."""
-    return f"{name.split('.')[0]}.*" if name.startswith(TARGETS) else name

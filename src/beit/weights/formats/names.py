@@ -1,46 +1,88 @@
-"""Tables of names, theirs beside ours: one row for a tensor, or for the same one in every block."""
+"""Rename tensors by tables: a row is one tensor, or the same tensor in every block."""
 
 import re
 from collections.abc import Iterable, Mapping
 from functools import cache
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from beit.run.settings import first
+
 Rows = tuple[tuple[str, str], ...]
-"""Pairs of patterns; `#` stands for a number and a final `*` for the rest, such as `weight`."""
+"""Pairs of patterns: `#` matches a number, a final `*` the rest of the name, such as `weight`."""
+
+
+class Architecture(NamedTuple):
+    """A model class of another library.
+
+    Attributes:
+        name: of the library's class, or a description
+        rows: published names and the library's
+        ignored: beginnings of the library's names that have no counterpart here
+    """
+
+    name: str
+    rows: Rows
+    ignored: tuple[str, ...] = ()
 
 
 def translated(names: Iterable[str], rows: Rows) -> dict[str, str]:
-    """Give each name that is on a table's left side its right side, in the order of the names.
+    """Map each name that matches a left side to its right side, in the order of the names.
 
-    A row has to match the whole name, the first one that does counts; names without one are left
-    out of the result.
+    A pattern must match the whole name; the first matching row is used. Names that match no row
+    are not in the result.
     """
-    found = {}
+    translations = {}
     for name in names:
         for left, right in rows:
             match = _pattern(left).fullmatch(name)
             if match is not None:
-                found[name] = right.replace("#", "{}").replace("*", "{}").format(*match.groups())
+                template = right.replace("#", "{}").replace("*", "{}")
+                translations[name] = template.format(*match.groups())
                 break
-    return found
+    return translations
 
 
-def turned(rows: Rows) -> Rows:
+def renamed(tensors: Mapping[str, Tensor], rows: Rows, unknown: str = "{}") -> dict[str, Tensor]:
+    """Rename tensors from left to right; a name that matches no row is put into `unknown`."""
+    names = translated(tensors, rows)
+    return {names.get(name, unknown.format(name)): tensor for name, tensor in tensors.items()}
+
+
+def to_published_names(
+    tensors: Mapping[str, Tensor], architecture: Architecture, library: str, origin: str
+) -> dict[str, Tensor]:
+    """Rename the tensors of a library's model to the published names.
+
+    Raises:
+        ValueError: the architecture has no such tensor.
+    """
+    names = translated(tensors, swapped(architecture.rows))
+    unknown = [name for name in tensors if name not in names]
+    if unknown:
+        raise ValueError(
+            f"{origin} was recognised as {library}'s {architecture.name}, where these tensors are "
+            f"unexpected or incomplete: {first(unknown)}"
+        )
+    return {names[name]: tensor for name, tensor in tensors.items()}
+
+
+def swapped(rows: Rows) -> Rows:
     """Swap the sides of a table."""
     return tuple((right, left) for left, right in rows)
 
 
 def fused(state: Mapping[str, Tensor], parts: tuple[str, ...], whole: str) -> dict[str, Tensor]:
-    """Stack tensors whose names differ in their ends only, such as queries, keys and values.
+    """Concatenate tensors whose names differ only in their ends, such as queries, keys and values.
 
-    Where one is missing, or the shapes differ, the others stay as they are: what is strict about
-    names refuses them.
+    If one is missing, or shapes differ, the others are kept as they are; strict loading then
+    refuses their names.
 
     Args:
-        parts: how the names end, in the order of stacking along the first axis
-        whole: how the name of the stack ends
+        parts: ends of the names, in the order of concatenation along the first axis
+        whole: end of the name of the result
     """
     result: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -55,7 +97,7 @@ def fused(state: Mapping[str, Tensor], parts: tuple[str, ...], whole: str) -> di
 
 
 def split(state: Mapping[str, Tensor], parts: tuple[str, ...], whole: str) -> dict[str, Tensor]:
-    """Cut stacked tensors into equal parts along the first axis: the inverse of `fused`."""
+    """Split tensors into equal parts along the first axis: the inverse of `fused`."""
     result = {}
     for name, tensor in state.items():
         if not name.endswith(whole):

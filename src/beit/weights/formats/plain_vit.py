@@ -1,6 +1,6 @@
-"""A plain ViT of others (CLIP's tower, DINO's backbone) as timm's VisionTransformer.
+"""Build timm's VisionTransformer from the tensors of CLIP's tower or DINO's backbone.
 
-Sizes are read off the shapes; names of tensors are timm's.
+Sizes are derived from shapes; tensor names are timm's.
 """
 
 import math
@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from beit.run.settings import first
-
-HEAD_WIDTH = 64  # channels of an attention head in every published CLIP and DINO
+from beit.weights.file import mismatches
+from beit.weights.formats.published_config import num_heads_of
 
 
 def plain_vit(
@@ -23,15 +23,15 @@ def plain_vit(
     norm_eps: float,
     clip: bool = False,
 ) -> nn.Module:
-    """Build a ViT with a class token and learned positions, filled strictly, in float32.
+    """Build a ViT with [CLS] and learned positions, and load the tensors strictly, in float32.
 
-    The memory is that of the tensors: nothing is initialised, no random number is drawn.
+    No other memory is allocated and no random number is drawn.
 
     Args:
         state: tensors by timm's names
-        image_size: (height, width), positions are resized to it; None: the size of its training
+        image_size: (height, width), to which positions are resized; None: that of its training
         num_heads: None: one per 64 channels
-        clip: QuickGELU, a norm before the blocks, and a bias-free projection `head`
+        clip: use QuickGELU, a norm before the blocks, and a projection `head` without bias
     """
     from timm.layers.pos_embed import resample_abs_pos_embed
     from timm.models.vision_transformer import VisionTransformer
@@ -49,18 +49,19 @@ def plain_vit(
             num_classes=0,
             embed_dim=width,
             depth=sum(name.endswith(".norm1.weight") for name in tensors),
-            num_heads=_num_heads(width, num_heads),
+            num_heads=num_heads_of(width, None, num_heads, "the file"),
             norm_layer=partial(nn.LayerNorm, eps=norm_eps),
             pre_norm=clip,
             act_layer="quick_gelu" if clip else "gelu",
         )
         if clip:
-            # Without a projection in the file: any shape, for the check below to find it missing.
+            # Any shape if the file has none: the check below then says that it is missing.
             network.head = nn.Linear(width, len(tensors.get("head.weight", [0])), bias=False)
     grid = network.patch_embed.grid_size
     if grid != (side, side):  # bicubic, antialiased where it shrinks
         tensors["pos_embed"] = resample_abs_pos_embed(tensors["pos_embed"], grid, (side, side))
-    _check_names_and_shapes(network.state_dict(), tensors)
+    if problems := mismatches(tensors, network.state_dict()):
+        raise ValueError(first(problems))
     network.load_state_dict(tensors, assign=True)
     assert isinstance(network, nn.Module)
     return network
@@ -71,25 +72,3 @@ def _grid_side(num_patches: int) -> int:
     if side < 1 or side**2 != num_patches:
         raise ValueError(f"its {num_patches} patch positions are not a square grid")
     return side
-
-
-def _num_heads(width: int, num_heads: int | None) -> int:
-    """The number of attention heads, which no shape tells."""
-    if num_heads is None and width % HEAD_WIDTH:
-        raise ValueError(f"its width {width} is no multiple of {HEAD_WIDTH} a head; give num_heads")
-    num_heads = width // HEAD_WIDTH if num_heads is None else num_heads
-    if num_heads < 1 or width % num_heads:
-        raise ValueError(f"its width {width} is not a multiple of num_heads {num_heads}")
-    return num_heads
-
-
-def _check_names_and_shapes(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    problems = [f"{name} is missing" for name in expected if name not in tensors]
-    problems += [f"{name} is unexpected" for name in tensors if name not in expected]
-    problems += [
-        f"{name} is {tuple(tensors[name].shape)}, expected {tuple(tensor.shape)}"
-        for name, tensor in expected.items()
-        if name in tensors and tensors[name].shape != tensor.shape
-    ]
-    if problems:
-        raise ValueError(first(problems))

@@ -1,4 +1,4 @@
-"""Reading the configuration of a published BEiT model off the shapes of its tensors."""
+"""Derive the configuration of a published BEiT model from the shapes of its tensors."""
 
 import math
 from collections.abc import Mapping
@@ -12,26 +12,22 @@ from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, grid_of
 from beit.nn.position import CLS_ROWS
 from beit.nn.tokenizer import NO_CUT, VQKDConfig
 from beit.nn.vit import ViTConfig
-from beit.weights.file import size_pair
+from beit.weights.file import SizeUnknownError, size_pair
 from beit.weights.formats.published_names import TABLE
 
 BACKBONE_OVERRIDES = ("num_heads", "image_size", "mean", "std")
 VQKD_OVERRIDES = (*BACKBONE_OVERRIDES, "decay")
 MIM_OVERRIDES = (*BACKBONE_OVERRIDES, "early_layers")
 CLASSIFIER_OVERRIDES = (*BACKBONE_OVERRIDES, "num_classes", "class_names")
-CHANNELS_PER_HEAD = 64  # of all published models
+CHANNELS_PER_HEAD = 64  # of all published models, CLIP and DINO included
 EARLY_LAYERS = {12: 9, 24: 21}  # by depth: the published base and large models
 IMAGENET = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD}
-
-
-class SizeUnknownError(ValueError):
-    """Shapes do not tell the image size: the grid is not square, or there are no positions."""
 
 
 def vqkd_config(
     tensors: Mapping[str, Tensor], origin: str, overrides: Mapping[str, Any]
 ) -> VQKDConfig:
-    """Read a tokenizer's configuration off its shapes."""
+    """Derive a tokenizer's configuration from its shapes."""
     check_overrides(overrides, VQKD_OVERRIDES, origin)
     encoder = backbone_config(
         tensors, "encoder.", "fc_norm", origin, {"mean": (0.5,) * 3, "std": (0.5,) * 3, **overrides}
@@ -50,7 +46,7 @@ def vqkd_config(
 def mim_config(
     tensors: Mapping[str, Tensor], origin: str, overrides: Mapping[str, Any]
 ) -> MaskedImageModelConfig:
-    """Read a pretraining model's configuration off its shapes."""
+    """Derive a pretraining model's configuration from its shapes."""
     check_overrides(overrides, MIM_OVERRIDES, origin)
     backbone = backbone_config(tensors, "", "norm", origin, IMAGENET | dict(overrides))
     head_layers = count_blocks(tensors, "cls_pt_layers.")
@@ -59,7 +55,7 @@ def mim_config(
         if head_layers:
             raise ValueError(
                 f"{origin} has {head_layers} aggregation blocks over a backbone of depth "
-                f"{backbone.depth}, and shapes do not tell which block feeds them; "
+                f"{backbone.depth}, and shapes do not determine which block feeds them; "
                 "give early_layers=…"
             )
         early_layers = backbone.depth  # unused
@@ -75,7 +71,7 @@ def mim_config(
 def classifier_config(
     tensors: Mapping[str, Tensor], origin: str, overrides: Mapping[str, Any]
 ) -> ImageClassifierConfig:
-    """Read a classifier's configuration off its shapes."""
+    """Derive a classifier's configuration from its shapes."""
     check_overrides(overrides, CLASSIFIER_OVERRIDES, origin)
     found = shape_of(tensors, "head.weight", 2, origin)[0]
     names = overrides.get("class_names")
@@ -94,12 +90,12 @@ def backbone_config(
     origin: str,
     overrides: Mapping[str, Any],
 ) -> ViTConfig:
-    """Read a ViT's configuration off its shapes.
+    """Derive a ViT's configuration from its shapes.
 
     Args:
         prefix: of its names, such as `encoder.`
-        norm: name of its final norm, which it may lack
-        overrides: must have `mean` and `std`; `num_heads` and `image_size` are looked at too
+        norm: name of its final norm, if it has one
+        overrides: `mean` and `std`, and optionally `num_heads` and `image_size`
     """
     width, in_channels, patch_size, _ = shape_of(
         tensors, f"{prefix}patch_embed.proj.weight", 4, origin
@@ -111,12 +107,11 @@ def backbone_config(
     depth = count_blocks(tensors, f"{prefix}blocks.")
     relative_bias: Literal["none", "shared", "per_block"] = "none"
     rows, heads = None, None  # of the position table
-    if f"{prefix}rel_pos_bias.{TABLE}" in tensors:
-        rows, heads = shape_of(tensors, f"{prefix}rel_pos_bias.{TABLE}", 2, origin)
-        relative_bias = "shared"
-    elif f"{prefix}blocks.0.attn.{TABLE}" in tensors:
-        rows, heads = shape_of(tensors, f"{prefix}blocks.0.attn.{TABLE}", 2, origin)
-        relative_bias = "per_block"
+    shared, per_block = f"{prefix}rel_pos_bias.{TABLE}", f"{prefix}blocks.0.attn.{TABLE}"
+    if shared in tensors or per_block in tensors:
+        relative_bias = "shared" if shared in tensors else "per_block"
+        table = shared if shared in tensors else per_block
+        rows, heads = shape_of(tensors, table, 2, origin)
     absolute = f"{prefix}pos_embed" in tensors
     positions = shape_of(tensors, f"{prefix}pos_embed", 3, origin)[1] - 1 if absolute else None
     scaled = f"{prefix}blocks.0.gamma_1" in tensors
@@ -131,7 +126,7 @@ def backbone_config(
         mlp_ratio=mlp_ratio,
         absolute_positions=absolute,
         relative_bias=relative_bias,
-        # Where the scales started is not in the file; as published, it goes by depth.
+        # The initial value is not in the file; in the published code it depends on the depth.
         layer_scale=(0.1 if depth < 24 else 1e-5) if scaled else None,
         final_norm=f"{prefix}{norm}.weight" in tensors,
         mean=None if mean is None else tuple(mean),
@@ -144,17 +139,17 @@ def image_size_of(
     patch_size: int,
     rows: int | None,
     positions: int | None,
-    wanted: int | tuple[int, int] | None,
+    override: int | tuple[int, int] | None,
     origin: str,
 ) -> tuple[int, int]:
-    """Find the image size from table rows or absolute positions: square, unless it is given.
+    """Derive the image size from table rows or absolute positions: square, unless overridden.
 
     Raises:
-        SizeUnknownError: it has to be given.
-        ValueError: the one that is given is another than that of the positions.
+        SizeUnknownError: an override is needed.
+        ValueError: the override contradicts the positions.
     """
-    if wanted is not None:
-        size = size_pair(wanted)
+    if override is not None:
+        size = size_pair(override)
         Gh, Gw = grid_of(size, patch_size)
         if rows not in (None, (2 * Gh - 1) * (2 * Gw - 1) + CLS_ROWS) or positions not in (
             None,
@@ -165,7 +160,7 @@ def image_size_of(
                 f"positions in {origin} are for another; give the size it was trained at"
             )
         return size
-    if rows is not None:  # (2g-1)^2 and those of [CLS]
+    if rows is not None:  # (2g-1)^2, and those of [CLS]
         side = (math.isqrt(max(rows - CLS_ROWS, 0)) + 1) // 2
         square = side > 0 and (2 * side - 1) ** 2 + CLS_ROWS == rows
     else:
@@ -179,28 +174,27 @@ def image_size_of(
     return side * patch_size, side * patch_size
 
 
-def num_heads_of(width: int, told: int | None, wanted: int | None, origin: str) -> int:
-    """Find the heads: those of the position table, else as given, else 64 channels a head."""
-    if told is not None:
-        if wanted not in (None, told):
-            raise ValueError(f"num_heads={wanted}, but the position table in {origin} has {told}")
-        return told
-    if wanted is not None:
-        if wanted < 1 or width % wanted:
-            raise ValueError(
-                f"num_heads={wanted}, but the width {width} in {origin} is no multiple"
-            )
-        return wanted
-    if width % CHANNELS_PER_HEAD:
+def num_heads_of(width: int, table_heads: int | None, override: int | None, origin: str) -> int:
+    """Return the heads of the position table, else the override, else one per 64 channels."""
+    if table_heads is not None:
+        if override in (None, table_heads):
+            return table_heads
         raise ValueError(
-            f"{origin} has width {width}, no multiple of {CHANNELS_PER_HEAD}, and shapes do not "
-            "tell the number of heads; give num_heads=…"
+            f"num_heads={override}, but the position table in {origin} has {table_heads}"
         )
-    return width // CHANNELS_PER_HEAD
+    if override is None and width % CHANNELS_PER_HEAD:
+        raise ValueError(
+            f"{origin} has width {width}, not a multiple of {CHANNELS_PER_HEAD}, and shapes do not "
+            "determine the number of heads; give num_heads=…"
+        )
+    num_heads = width // CHANNELS_PER_HEAD if override is None else override
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"{origin} has width {width}, not a multiple of num_heads={num_heads}")
+    return num_heads
 
 
 def shape_of(tensors: Mapping[str, Tensor], name: str, ndim: int, origin: str) -> tuple[int, ...]:
-    """Return the shape of a tensor that must be there, with so many sizes."""
+    """Return the shape of a required tensor with `ndim` axes."""
     if name not in tensors:
         raise ValueError(f"{origin} has no {name}")
     shape = tuple(tensors[name].shape)
@@ -215,8 +209,17 @@ def count_blocks(tensors: Mapping[str, Tensor], prefix: str) -> int:
     return len({name.split(".")[0] for name in names})
 
 
+def summary(what: str, vit: ViTConfig, left_out: list[str], more: str = "") -> str:
+    """Describe a model and the tensors that were left out, for the log."""
+    height, width = vit.image_size
+    return (
+        f"{what} ({vit.width} wide, {vit.depth} blocks, {vit.num_heads} heads, images of "
+        f"{height} x {width}{more}){''.join(f'; left out {entry}' for entry in left_out)}"
+    )
+
+
 def check_overrides(overrides: Mapping[str, Any], known: tuple[str, ...], origin: str) -> None:
-    """Refuse overrides that a layout does not take."""
+    """Refuse overrides that a layout does not have."""
     unknown = [name for name in overrides if name not in known]
     if unknown:
         raise ValueError(

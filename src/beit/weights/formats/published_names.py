@@ -1,16 +1,17 @@
-"""The names of tensors in published BEiT checkpoints beside ours, and which are left out."""
+"""Tensor names in published BEiT checkpoints: translation to ours, and which are left out."""
 
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from beit.weights.formats.names import Rows, translated, turned
+from beit.nn.position import relative_position_index
+from beit.weights.formats.names import Rows, renamed, swapped, translated
 
 TABLE, INDEX = "relative_position_bias_table", "relative_position_index"
 COUNTS, INITTED = "quantize.cluster_size", "quantize.embedding.initted"
 STALE = ("quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
 
-BLOCK = (  # the same in both
+BLOCK = (  # the same names in both
     "gamma_#",
     "norm#.*",
     "attn.q_bias",
@@ -23,13 +24,13 @@ STEM = ("cls_token", "pos_embed", "patch_embed.proj.*")
 
 
 def block_rows(ours: str, theirs: str) -> Rows:
-    """Return the rows of the blocks under a prefix, such as `backbone.blocks.#.`."""
+    """Return the rows of blocks with prefixes such as `backbone.blocks.#.`."""
     table = (f"{ours}attn.rel_pos_bias.table", f"{theirs}attn.{TABLE}")
     return (*((f"{ours}{name}", f"{theirs}{name}") for name in BLOCK), table)
 
 
 def vit_rows(ours: str, theirs: str, norm: str = "norm") -> Rows:
-    """Return the rows of a ViT under a prefix, such as `backbone.`; `norm` is its final one's."""
+    """Return the rows of a ViT with prefixes such as `backbone.`; `norm` names its final norm."""
     return (
         *((f"{ours}{name}", f"{theirs}{name}") for name in STEM),
         (f"{ours}rel_pos_bias.table", f"{theirs}rel_pos_bias.{TABLE}"),
@@ -65,19 +66,25 @@ BACKBONE_ROWS: Rows = vit_rows("", "")
 
 
 def to_ours(tensors: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
-    """Give the tensors our names; one without a row keeps its own, marked, to be refused."""
-    names = translated(tensors, turned(rows))
-    return {names.get(name, f"{name} (published name)"): tensor for name, tensor in tensors.items()}
+    """Rename tensors to our names; unknown names are marked, and refused by strict loading."""
+    return renamed(tensors, swapped(rows), unknown="{} (published name)")
 
 
 def to_theirs(tensors: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
-    """Give the tensors of a model of ours their published names."""
+    """Rename the tensors of a model of ours to their published names."""
     names = translated(tensors, rows)
     return {names[name]: tensor for name, tensor in tensors.items()}
 
 
-def without_influence(names: Iterable[str]) -> dict[str, str]:
-    """Pick the names of what a published file holds and its model does not use, each with why."""
+def add_indices(state: dict[str, Tensor], grid: tuple[int, int]) -> None:
+    """Add the position index that the published code saves beside every bias table."""
+    for name in [name for name in state if name.endswith(TABLE)]:
+        index = relative_position_index(grid).to(state[name].device)
+        state[name.removesuffix(TABLE) + INDEX] = index
+
+
+def unused(names: Iterable[str]) -> dict[str, str]:
+    """Select the names of tensors that a published model does not use, with the reason of each."""
     reasons = {name: _reason(name) for name in names}
     return {name: reason for name, reason in reasons.items() if reason}
 
@@ -97,7 +104,7 @@ def _reason(name: str) -> str:
 
 
 def counted(reasons: Iterable[str]) -> list[str]:
-    """Sum up equal reasons, which are hundreds for a teacher: `x.*: why (7 tensors)`."""
+    """Combine equal reasons, since a teacher has hundreds of tensors: `x.*: reason (7 tensors)`."""
     counts: dict[str, int] = {}
     for reason in reasons:
         counts[reason] = counts.get(reason, 0) + 1

@@ -1,7 +1,7 @@
 """timm's `beit` and `beitv2` models: classifiers and backbones.
 
-The names of timm's tensors are those of the published fine-tuned models, whose code it came from,
-without the position indices that it computes anew: there is no table here but the published one.
+timm's tensor names are those of the published fine-tuned models, without the position indices, so
+there is no table here.
 """
 
 import logging
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from beit.nn.heads import ImageClassifier
-from beit.nn.vit import VisionTransformer
+from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.run.settings import from_plain
-from beit.weights.formats.published import BACKBONE_KEYS, model_and_about, to_published
+from beit.weights.formats.published import BACKBONE_KEYS, model_and_summary, to_published
 from beit.weights.formats.published_names import INDEX
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 PRETRAINING = ("mask_token", "lm_head.weight")  # timm has no such models
 POOLED_NORM = ("fc_norm.weight", "fc_norm.bias")
 HEAD = "head.weight"
-ARCHITECTURE = "beitv2_base_patch16_224"  # the arguments below replace all that makes it this one
+ARCHITECTURE = "beitv2_base_patch16_224"  # any beit model will do: the arguments replace its own
 
 
 def recognises(tensors: Mapping[str, Tensor]) -> bool:
@@ -39,50 +39,51 @@ def from_timm(
     config: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> ImageClassifier | VisionTransformer:
-    """Build the model that tensors of timm's Beit are for, in eval mode.
+    """Build the model from the tensors of timm's Beit, in eval mode.
 
     Without a head (``num_classes=0``) it is a `VisionTransformer` with the features of timm's
-    ``forward_features``: where timm pools the mean, it leaves tokens as they are and norms the
-    mean, so that norm is left out, and its ``forward`` is that norm of the patches' mean.
+    ``forward_features``. If timm pools the mean, it norms the mean and not the tokens: that norm is
+    left out, and timm's ``forward`` is the norm of the patches' mean.
 
     Args:
         tensors: by timm's names
-        origin: what errors and the log call it, such as the file's name
-        config: the content of `config.json` beside the weights, for mean, std and class names.
-            Without it they are ImageNet's, as those of timm's `beitv2_*` models; its `beit_*`, the
-            first version's, were trained with 0.5 for both, which then has to be given.
+        origin: name of the file in errors and the log
+        config: content of `config.json`, for mean, std and class names. Without it mean and std are
+            ImageNet's, as for timm's `beitv2_*` models; its `beit_*` models (version 1) need 0.5
+            for both as overrides.
         overrides: as for the published layout (`num_heads`, `image_size`, `mean`, `std`,
-            `num_classes`, `class_names`); they go before the file
+            `num_classes`, `class_names`); they take precedence over the file
 
     Raises:
         ValueError: names or shapes do not fit, or the configuration is of another architecture.
     """
     headless = HEAD not in tensors
     left_out = [name for name in POOLED_NORM if headless and name in tensors]
-    told = _told_by(config or {}, origin)
-    if headless or overrides.get("num_classes") not in (None, len(told.get("class_names", ()))):
-        told.pop("class_names", None)
-    told |= overrides
+    settings = _settings_of(config or {}, origin)
+    if headless or overrides.get("num_classes") not in (None, len(settings.get("class_names", ()))):
+        settings.pop("class_names", None)
+    settings |= overrides
     notes = [f"left out {', '.join(left_out)}, of the pooled mean"] if left_out else []
-    if not {"mean", "std"} & told.keys():
-        notes.append("mean and std are ImageNet's, timm's beit_* of version 1 want 0.5 for both")
+    if not {"mean", "std"} & settings.keys():
+        notes.append("mean and std are ImageNet's, but timm's beit_* (version 1) need 0.5 for both")
     kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
-    model, about = model_and_about(kept, origin, told)
+    model, about = model_and_summary(kept, origin, settings)
     logger.info("%s: timm's Beit, %s", origin, "; ".join([about, *notes]))
     assert isinstance(model, ImageClassifier | VisionTransformer)
     return model
 
 
 def to_timm(model: nn.Module) -> dict[str, Tensor]:
-    """Give a classifier's or backbone's tensors by timm's names.
+    """Return the tensors of a classifier or backbone by timm's names.
 
-    `timm_arguments` says for which model. A backbone without final norm gets one of 1 and 0 for the
-    mean that timm pools; reading it back leaves it out. Tensors are shared with the model.
+    `timm_arguments` describes the model for them. A backbone without final norm gets a norm of 1
+    and 0 for the mean that timm pools, which `from_timm` leaves out again. Tensors are shared with
+    the model.
 
     Raises:
         ValueError: timm has no such model.
     """
-    vit = _backbone(model).config
+    vit = _vit_of(model)
     state = {
         name: tensor for name, tensor in to_published(model).items() if not name.endswith(INDEX)
     }
@@ -93,12 +94,12 @@ def to_timm(model: nn.Module) -> dict[str, Tensor]:
 
 
 def timm_arguments(model: nn.Module) -> dict[str, Any]:
-    """Return what timm's Beit is to be built with, to hold the tensors of `to_timm`.
+    """Return the arguments of timm's Beit for the tensors of `to_timm`.
 
-    Either way: ``timm.models.beit.Beit(**arguments)``, or ``timm.create_model(NAME, **arguments)``
-    with the name of any of its beit models.
+    Use ``timm.models.beit.Beit(**arguments)``, or ``timm.create_model(NAME, **arguments)`` with the
+    name of any of its beit models.
     """
-    vit = _backbone(model).config
+    vit = _vit_of(model)
     return {
         "img_size": vit.image_size,
         "patch_size": vit.patch_size,
@@ -118,12 +119,12 @@ def timm_arguments(model: nn.Module) -> dict[str, Any]:
 
 
 def timm_config(model: nn.Module) -> dict[str, Any]:
-    """Write the `config.json` of a folder that ``timm.create_model("local-dir:FOLDER")`` opens.
+    """Return the content of `config.json` for ``timm.create_model("local-dir:FOLDER")``.
 
-    The tensors lie beside it in `model.safetensors`.
+    The tensors belong into `model.safetensors` in the same folder.
     """
-    vit, arguments = _backbone(model).config, timm_arguments(model)
-    about: dict[str, Any] = {
+    vit, arguments = _vit_of(model), timm_arguments(model)
+    pretrained: dict[str, Any] = {
         "input_size": [vit.in_channels, *vit.image_size],
         "fixed_input_size": True,
         "interpolation": "bicubic",
@@ -135,48 +136,47 @@ def timm_config(model: nn.Module) -> dict[str, Any]:
         "classifier": "head",
     }
     if isinstance(model, ImageClassifier) and model.config.class_names is not None:
-        about["label_names"] = list(model.config.class_names)
+        pretrained["label_names"] = list(model.config.class_names)
     return {
         "architecture": ARCHITECTURE,
         "num_classes": arguments["num_classes"],
         "num_features": vit.width,
         "global_pool": arguments["global_pool"],
         "model_args": arguments,
-        "pretrained_cfg": about,
+        "pretrained_cfg": pretrained,
     }
 
 
-def _told_by(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
-    """Take from `config.json` what shapes do not tell."""
+def _settings_of(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
+    """Read from `config.json` what shapes do not determine."""
     architecture = str(config.get("architecture", ARCHITECTURE))
     if not architecture.startswith("beit"):
         raise ValueError(f"{origin} is timm's {architecture}, expected one of its beit models")
-    about = config.get("pretrained_cfg", config)  # older files had no inner part
-    hints = {"mean": tuple[float, ...], "std": tuple[float, ...], "label_names": tuple[str, ...]}
+    pretrained = config.get("pretrained_cfg", config)  # older files have no inner part
     arguments = config.get("model_args") or {}
+    fields = (  # our name, timm's, where, type
+        ("mean", "mean", pretrained, tuple[float, ...]),
+        ("std", "std", pretrained, tuple[float, ...]),
+        ("class_names", "label_names", pretrained, tuple[str, ...]),
+        ("image_size", "img_size", arguments, int | tuple[int, int]),
+    )
     try:
-        told = {
-            name: from_plain(hint, about[name], name)
-            for name, hint in hints.items()
-            if about.get(name)
+        return {
+            ours: from_plain(hint, values[theirs], theirs)
+            for ours, theirs, values, hint in fields
+            if values.get(theirs)
         }
-        if "img_size" in arguments:
-            size = from_plain(int | tuple[int, int], arguments["img_size"], "img_size")
-            told["image_size"] = size
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{origin}: its config.json is not as timm writes it ({error})") from error
-    if "label_names" in told:
-        told["class_names"] = told.pop("label_names")
-    return told
 
 
-def _backbone(model: nn.Module) -> VisionTransformer:
-    """Return the ViT of a model that timm has an equal of."""
+def _vit_of(model: nn.Module) -> ViTConfig:
+    """Return the configuration of the ViT; refuse models that timm does not have."""
     if isinstance(model, VisionTransformer):
-        return model
+        return model.config
     if isinstance(model, ImageClassifier):
-        return model.backbone
+        return model.backbone.config
     raise ValueError(
         f"timm has no BEiT that is a {type(model).__name__}; expected an ImageClassifier or a "
-        "VisionTransformer (load_backbone gives that of any model)"
+        "VisionTransformer (load_backbone returns that of any model)"
     )

@@ -1,16 +1,14 @@
-"""Any timm model: with random weights, pretrained through the hub, or from a file of weights."""
+"""Create timm models: with random weights, pretrained ones from the hub, or those of a file."""
 
 import difflib
-import socket
-import urllib.request
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 
 from beit.weights.formats.clip import from_clip
 from beit.weights.formats.containers import read_tensors
+from beit.weights.hub import first_line, unreachable
 
 
 def timm_network(
@@ -19,13 +17,13 @@ def timm_network(
     pretrained: bool,
     file: Path | None = None,
 ) -> Any:
-    """Create a timm model; its `pretrained_cfg` says how it was trained.
+    """Create a timm model; its `pretrained_cfg` describes its training.
 
-    Random weights are the same every time; the default random generator is left as it was.
+    Random weights are always the same; the default random generator is unchanged.
 
     Args:
-        image_size: (height, width); a model of fixed size is built for it; None: its own
-        pretrained: take the weights of the file, or without one, those that timm has in the hub
+        image_size: (height, width) for which a model of fixed size is built; None: its default
+        pretrained: load the weights of `file`, or those in the hub if there is no file
     """
     import timm
 
@@ -38,13 +36,13 @@ def timm_network(
     if image_size is not None and cfg.fixed_input_size:
         options["img_size"] = image_size
     if "quickgelu" not in name and any("natively QuickGELU" in note for note in cfg.notes or ()):
-        options["act_layer"] = "quick_gelu"  # what its weights were trained with, timm says
+        options["act_layer"] = "quick_gelu"  # used in training, according to timm's note
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             return timm.create_model(name, **options)
     except OSError as error:
-        raise OSError(f"{_no_weights(name)} ({_first_line(error)})") from error
+        raise OSError(_no_weights(name, first_line(error))) from error
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"timm:{name}{f'@{file}' if file else ''}: {error}") from error
     except TypeError as error:
@@ -54,7 +52,7 @@ def timm_network(
 
 
 def _config(name: str) -> Any:
-    """Look up what timm knows of a model, its tag included."""
+    """Look up timm's configuration of a model, with or without a tag."""
     import timm
 
     architecture, _, tag = name.partition(".")
@@ -70,21 +68,18 @@ def _config(name: str) -> Any:
 
 
 def _file_overlay(cfg: Any, file: Path) -> dict[str, Any]:
-    """Point timm at a local file of weights, with as many classes as the file has."""
+    """Set a local file of weights, and the number of classes in it."""
     tensors = read_tensors(file)
     overlay: dict[str, Any] = {"file": str(file), "custom_load": False}
     if isinstance(cfg.classifier, str):
-        # Where the numbers differ, timm would drop the classifier and load the rest laxly.
+        # If the numbers differ, timm drops the classifier and does not load the rest strictly.
         classifier = (from_clip(tensors) or tensors).get(f"{cfg.classifier}.weight")
         overlay["num_classes"] = 0 if classifier is None else len(classifier)
     return overlay
 
 
 def _hub_overlay(name: str, cfg: Any) -> dict[str, Any]:
-    """Use the copy that the hub's cache has, if the hub cannot be reached; without one, say so.
-
-    Asking first saves a minute of retries.
-    """
+    """If the hub cannot be reached, set the file in its cache; raise OSError if there is none."""
     from huggingface_hub import constants, try_to_load_from_cache
 
     if not cfg.has_weights:
@@ -92,26 +87,19 @@ def _hub_overlay(name: str, cfg: Any) -> dict[str, Any]:
             f"timm has no pretrained weights for {name}; give timm:{name}@FILE or "
             "pretrained=False for random ones"
         )
-    if urllib.request.getproxies():  # the proxy resolves names, we need not
+    reason = unreachable(constants.ENDPOINT)
+    if reason is None:
         return {}
-    try:
-        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
-    except OSError as error:
-        for filename in ("model.safetensors", "pytorch_model.bin"):
-            found = try_to_load_from_cache(cfg.hf_hub_id, filename) if cfg.hf_hub_id else None
-            if isinstance(found, str):
-                return {"file": found}
-        raise OSError(f"{_no_weights(name)} ({_first_line(error)})") from error
-    return {}
+    for filename in ("model.safetensors", "pytorch_model.bin"):
+        path = try_to_load_from_cache(cfg.hf_hub_id, filename) if cfg.hf_hub_id else None
+        if isinstance(path, str):
+            return {"file": path}
+    raise OSError(_no_weights(name, reason))
 
 
-def _no_weights(name: str) -> str:
+def _no_weights(name: str, reason: str) -> str:
     return (
-        f"the pretrained weights of timm:{name} could not be had from the hub; where there is no "
-        f"network, fetch the file elsewhere and give timm:{name}@FILE, or pretrained=False "
-        "for random weights"
+        f"the pretrained weights of timm:{name} could not be loaded from the hub ({reason}); "
+        f"without a network, download the file elsewhere and give timm:{name}@FILE, or "
+        "pretrained=False for random weights"
     )
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

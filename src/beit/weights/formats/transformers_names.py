@@ -1,14 +1,9 @@
-"""The names of tensors in Hugging Face transformers' BEiT, beside the published ones.
+"""Tensor names in Hugging Face transformers' BEiT (5.23): translation to the published ones."""
 
-Facts were taken from transformers 5.23.
-"""
+from beit.weights.formats.names import Architecture, Rows
 
-from typing import NamedTuple
-
-from beit.weights.formats.names import Rows
-
-# (published, transformers'), after queries, keys and values were fused. The right side is what its
-# files hold in every version, whatever the modules are called in memory.
+# (published, transformers'), after queries, keys and values were fused. The right side has the
+# names in files, which are the same in all versions; names in memory differ.
 BACKBONE: Rows = (
     ("cls_token", "embeddings.cls_token"),
     ("pos_embed", "embeddings.position_embeddings"),
@@ -38,7 +33,7 @@ QUERY_KEY_VALUE = (
     "attention.attention.key.weight",
     "attention.attention.value.weight",
 )
-CONV_BLOCKS = (  # one convolution and its batch norm each, by the same names in both
+CONV_BLOCKS = (  # a convolution and its batch norm; the same names in both
     "decode_head.psp_modules.#.1",
     "decode_head.bottleneck",
     "decode_head.lateral_convs.#",
@@ -46,7 +41,7 @@ CONV_BLOCKS = (  # one convolution and its batch norm each, by the same names in
     "decode_head.fpn_bottleneck",
     "auxiliary_head.convs.0",
 )
-# (in memory since transformers 5, in its files)
+# (in memory since transformers 5, in files)
 MODULES: Rows = (
     (
         "shared_position_bias.relative_position_bias_table",
@@ -91,15 +86,7 @@ def _prefixed(rows: Rows, left: str, right: str) -> Rows:
 FILES: Rows = (*_prefixed(MODULES, "beit.", "beit."), *MODULES, *SEGMENTER_MODULES)
 
 
-class Kind(NamedTuple):
-    """One of its models: its class, the rows of its names, what ours has no place for."""
-
-    name: str
-    rows: Rows
-    ignored: tuple[str, ...] = ()
-
-
-MASKED = Kind(
+MASKED = Architecture(
     "BeitForMaskedImageModeling",
     (
         *_prefixed(BACKBONE, "", "beit."),
@@ -108,7 +95,7 @@ MASKED = Kind(
         ("lm_head.*", "lm_head.*"),
     ),
 )
-CLASSIFIER = Kind(
+CLASSIFIER = Architecture(
     "BeitForImageClassification",
     (
         *_prefixed(BACKBONE, "", "beit."),
@@ -118,7 +105,7 @@ CLASSIFIER = Kind(
     ),
     ignored=("beit.embeddings.mask_token",),
 )
-SEGMENTER = Kind(
+SEGMENTER = Architecture(
     "BeitForSemanticSegmentation",
     (
         *_prefixed(BACKBONE, "backbone.", "beit."),
@@ -131,9 +118,9 @@ SEGMENTER = Kind(
     ),
     ignored=("beit.embeddings.mask_token",),
 )
-BARE = Kind(
+BARE = Architecture(
     "BeitModel",
     (*BACKBONE, ("norm.*", "layernorm.*")),
-    # What norms the mean of the patches: a backbone gives the patches themselves.
+    # The norm of the patches' mean: a backbone returns the patches themselves.
     ignored=("embeddings.mask_token", "pooler.layernorm.weight", "pooler.layernorm.bias"),
 )

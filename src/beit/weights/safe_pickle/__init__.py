@@ -1,1 +1,1 @@
-"""Pickled files read safely: tensors and plain values, and other objects as inert records."""
+"""Read pickled files safely: tensors and plain values; all other objects become inert records."""

@@ -1,4 +1,4 @@
-"""Files that torch pickled: tensors and plain values are read, nothing in them is run."""
+"""Read files that torch pickled: tensors and plain values only; no code in them is run."""
 
 import pickle
 import re
@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-ZIP, PICKLE = b"PK", b"\x80"  # how files of torch 1.6 and later, and of older ones, begin
-# What torch's safe unpickler raises on bytes that only begin like a checkpoint.
+ZIP, PICKLE = b"PK", b"\x80"  # first bytes of files of torch 1.6 and later, and of older ones
+# What torch.load(weights_only=True) raises on damaged files.
 UNREADABLE = (
     RuntimeError,
     EOFError,
@@ -23,10 +23,10 @@ UNREADABLE = (
 )
 
 
-class ReadPast:
-    """Stands for an object of a training checkpoint that is no weight: takes all, does nothing."""
+class Ignored:
+    """Placeholder for an object in a training checkpoint that is not a weight; holds nothing."""
 
-    def __new__(cls, *_: object) -> "ReadPast":
+    def __new__(cls, *_: object) -> "Ignored":
         return super().__new__(cls)
 
     def __setstate__(self, state: object) -> None:
@@ -34,8 +34,8 @@ class ReadPast:
 
 
 # In training checkpoints of the published code, besides tensors: its options, and the optimiser's
-# learning rates, which come out of a NumPy table. Names differ by NumPy's release.
-READ_PAST = (
+# learning rates, which are NumPy scalars. Module names depend on NumPy's release.
+IGNORED_NAMES = (
     "argparse.Namespace",
     "numpy.dtype",
     "numpy.ndarray",
@@ -48,33 +48,34 @@ READ_PAST = (
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a `.pth`, `.pt` or `.bin` file onto the CPU; refuse it if it names anything to run.
+    """Read a `.pth`, `.pt` or `.bin` file onto the CPU.
 
-    Options and NumPy numbers of training checkpoints become `ReadPast` objects.
+    Options and NumPy numbers of training checkpoints become `Ignored` objects.
 
     Raises:
-        ValueError: it is no such file, is damaged, is a run's own checkpoint, or holds more than
-            tensors, plain values and what is read past. Nothing of it was executed.
+        ValueError: the file is not a PyTorch checkpoint, is damaged, is a run's own checkpoint, or
+            names anything besides tensors, plain values and `IGNORED_NAMES`. Nothing in it was
+            executed.
     """
     path = Path(path)
     with path.open("rb") as file:
         beginning = file.read(2)
     if not beginning.startswith((ZIP, PICKLE)):
         raise ValueError(f"{path} is not a PyTorch checkpoint: it begins with {beginning!r}")
-    inert: list[Any] = [(ReadPast, name) for name in READ_PAST]
+    placeholders: list[Any] = [(Ignored, name) for name in IGNORED_NAMES]
     try:
         if beginning == ZIP:
-            _check_claims(path)
-        with torch.serialization.safe_globals(inert), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; the errors say enough
+            _check_sizes(path)
+        with torch.serialization.safe_globals(placeholders), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        # torch's own message advises to load it with execution allowed: not passed on.
-        found = re.search(r"GLOBAL (\S+)", str(error))
-        what = f"{found[1]} among them" if found else "or is damaged"
+        # torch's message is not shown: it advises to allow execution.
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        reason = f"such as {name[1]}" if name else "or is damaged"
         raise ValueError(
-            f"{path} is refused: it holds more than tensors and plain values, {what}. "
-            "Nothing of it was executed; save a state_dict alone"
+            f"{path} is refused: it holds more than tensors and plain values, {reason}. "
+            "Nothing of it was executed; save only the state_dict"
         ) from error
     except UNREADABLE as error:
         raise ValueError(f"{path} is damaged, or not a PyTorch checkpoint ({error!r})") from error
@@ -85,10 +86,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     return content
 
 
-def _check_claims(path: Path) -> None:
-    """Refuse an archive whose entries claim more bytes than the file has, before memory is asked.
+def _check_sizes(path: Path) -> None:
+    """Refuse an archive whose entries are larger than the file, before memory is allocated.
 
-    torch writes its entries uncompressed.
+    torch stores entries uncompressed.
     """
     with zipfile.ZipFile(path) as archive:
         claimed = sum(entry.file_size for entry in archive.infolist())

@@ -1,4 +1,7 @@
-"""Pickles of other programs' objects, read as inert records: nothing that they name is run."""
+"""Unpickle objects of other programs without running them: each becomes an inert record.
+
+For files that `torch.load(weights_only=True)` refuses: TorchScript archives and pickled modules.
+"""
 
 import io
 import math
@@ -38,11 +41,11 @@ UNSOUND = (
     TypeError,
     ValueError,
 )
-MAX_DEPTH, MAX_OBJECTS = 32, 100_000  # published modules: 6 deep, a few hundred
+MAX_DEPTH, MAX_OBJECTS = 32, 100_000  # published modules: 6 deep, a few hundred objects
 
 
 class Storage(NamedTuple):
-    """Where a tensor's elements are: `length` of one dtype, in the file under `key`."""
+    """Where a tensor's elements are in the file: `length` elements of one dtype under `key`."""
 
     dtype: torch.dtype
     key: str
@@ -50,7 +53,7 @@ class Storage(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """What it takes in the file."""
+        """Size in the file."""
         return self.length * self.dtype.itemsize
 
 
@@ -64,15 +67,15 @@ class View(NamedTuple):
 
 
 class Unpickled(NamedTuple):
-    """What a pickle holds, where it ends in the data, and the storages it refers to, by key."""
+    """The value of a pickle, its end in the data, and the storages it refers to, by key."""
 
     value: Any
     end: int
     storages: dict[str, Storage]
 
 
-class Inert:
-    """Stands for every class of the file: holds its fields and does nothing."""
+class Record:
+    """An object of any class in the file: its fields, and no behaviour."""
 
     def __init__(self, *arguments: object) -> None:
         pass
@@ -89,54 +92,54 @@ def _view(
 
 
 def first_argument(value: object, *_: object) -> object:
-    """Stand for what only says more about its first argument."""
+    """Replace a function whose other arguments only annotate the first."""
     return value
 
 
-# What may be named besides inert classes, and what stands for it.
-NAMES: dict[tuple[str, str], Callable[..., Any]] = {
+# Functions that a file may name, and their replacements.
+FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v2"): _view,
     ("torch._utils", "_rebuild_parameter"): first_argument,
     ("collections", "OrderedDict"): dict,
     ("builtins", "set"): set,
-    ("__builtin__", "set"): set,  # as pickle protocol 2 calls it
+    ("__builtin__", "set"): set,  # its name in pickle protocol 2
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes plain values, `View`s and `Inert` objects, and refuses every other name."""
+    """Creates plain values, `View`s and `Record`s; refuses every other name."""
 
     def __init__(
         self,
         data: bytes,
         classes: tuple[str, ...],
-        names: Mapping[tuple[str, str], Callable[..., Any]],
+        functions: Mapping[tuple[str, str], Callable[..., Any]],
     ) -> None:
         super().__init__(io.BytesIO(data))
-        self.classes, self.names = classes, names
+        self.classes, self.functions = classes, functions
         self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
         if f"{module}.{name}".startswith(self.classes):
-            return type(name, (Inert,), {})
+            return type(name, (Record,), {})
         if module == "torch" and name in STORAGE_DTYPES:
             return name
-        stand_in = self.names.get((module, name))
-        if stand_in is None:
+        replacement = self.functions.get((module, name))
+        if replacement is None:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
-        # A new one each time: what a pickle sets on it does not stay.
-        return lambda *arguments: stand_in(*arguments)
+        # A new function each time: a pickle can set attributes on what it names.
+        return lambda *arguments: replacement(*arguments)
 
     def persistent_load(self, pid: Any) -> Any:
         match pid:
-            # Older files say with a sixth value whether it is a part of another storage.
+            # Older files have a sixth value: None, or which part of another storage this one is.
             case ("storage", str(dtype), str(key), _, int(length), *part) if part in ([], [None]):
                 storage = Storage(STORAGE_DTYPES[dtype], key, length)
                 if length < 0 or self.storages.setdefault(key, storage) != storage:
                     raise pickle.UnpicklingError(f"it refers to {storage}")
                 return storage
-            case ("module", found, *_):  # a class with its source code, in torch's older files
-                return found
+            case ("module", class_, *_):  # a class with its source code, in torch's older files
+                return class_
         raise pickle.UnpicklingError(f"it refers to {str(pid)[:100]}, expected tensor storage")
 
 
@@ -144,66 +147,65 @@ def unpickle(
     data: bytes,
     start: int = 0,
     classes: tuple[str, ...] = (),
-    names: Mapping[tuple[str, str], Callable[..., Any]] = NAMES,
+    functions: Mapping[tuple[str, str], Callable[..., Any]] = FUNCTIONS,
 ) -> Unpickled:
     """Read the pickle that begins at `start`.
 
     Args:
-        classes: dotted beginnings of the names that become `Inert` classes
-        names: stand-ins by (module, name)
+        classes: prefixes of the dotted names of classes whose objects become `Record`s
+        functions: replacements by (module, name)
 
     Raises:
-        pickle.UnpicklingError: it names anything else, before anything is made of it; or one of
-            the other errors in `UNSOUND`.
+        pickle.UnpicklingError: it names anything else; nothing was created from that name. Damaged
+            data can raise the other errors in `UNSOUND`.
     """
     stream = io.BytesIO(data)
     stream.seek(start)
     for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
-        # Honest pickles number what they remember; a table is made as long as the largest number.
+        # The memo is as long as its largest index: a forged index would allocate gigabytes.
         if opcode.name in ("PUT", "LONG_BINPUT") and (argument or 0) > count:
-            raise pickle.UnpicklingError(f"it remembers object {argument} after {count} steps")
+            raise pickle.UnpicklingError(f"it memoizes object {argument} after {count} steps")
     end = stream.tell()
-    unpickler = _Unpickler(data[start:end], classes, names)
+    unpickler = _Unpickler(data[start:end], classes, functions)
     return Unpickled(unpickler.load(), end, unpickler.storages)
 
 
-def views(root: Any, fields: Callable[[Inert], Mapping[str, Any]]) -> dict[str, View]:
-    """List the tensors that an object holds, and the objects in it, by dotted name.
+def views(root: Any, members: Callable[[Record], Mapping[str, Any]]) -> dict[str, View]:
+    """List the tensors in an object and in its members, by dotted name.
 
     Args:
-        fields: gives the tensors and inner objects of an object by name
+        members: returns the tensors and inner objects of an object by name
     """
-    found: dict[str, View] = {}
+    tensors: dict[str, View] = {}
     pending: list[tuple[tuple[str, ...], Any]] = [((), root)]
     visited = 0
     while pending:
         path, value = pending.pop()
         visited += 1
         if visited > MAX_OBJECTS or len(path) > MAX_DEPTH:
-            raise pickle.UnpicklingError("its objects hold each other without end")
+            raise pickle.UnpicklingError("its objects contain each other endlessly")
         if isinstance(value, View):
-            found[".".join(path)] = value
-        elif isinstance(value, Inert):
-            pending += [((*path, str(name)), inner) for name, inner in fields(value).items()]
-    return found
+            tensors[".".join(path)] = value
+        elif isinstance(value, Record):
+            pending += [((*path, str(name)), inner) for name, inner in members(value).items()]
+    return tensors
 
 
 def tensors_of(
-    found: Mapping[str, View], read: Callable[[Storage], bytes | bytearray]
+    views: Mapping[str, View], read: Callable[[Storage], bytes | bytearray]
 ) -> dict[str, Tensor]:
-    """Make the tensors; each storage is read once.
+    """Create the tensors of views by name; each storage is read once.
 
     Args:
-        read: gives exactly the bytes of a storage, and refuses before it allocates more than the
-            file has
+        read: returns exactly the bytes of a storage, and never allocates more than the file has
     """
-    flat: dict[str, Tensor] = {}
+    storages: dict[str, Tensor] = {}
     tensors = {}
-    for name, view in found.items():
+    for name, view in views.items():
         storage = view.storage
-        if storage.key not in flat:
+        if storage.key not in storages:
             content = bytearray(read(storage))
-            flat[storage.key] = (
+            storages[storage.key] = (
                 torch.frombuffer(content, dtype=storage.dtype)
                 if content
                 else torch.empty(0, dtype=storage.dtype)
@@ -212,27 +214,26 @@ def tensors_of(
             raise pickle.UnpicklingError(
                 f"{name} of {view.size} does not fit {storage.length} elements"
             )
-        tensors[name] = flat[storage.key].as_strided(view.size, view.stride, view.offset)
+        tensors[name] = storages[storage.key].as_strided(view.size, view.stride, view.offset)
     return tensors
 
 
 def zip_root(archive: zipfile.ZipFile) -> str | None:
-    """Find the folder of a PyTorch archive that holds data.pkl, as 'archive/'; None without one."""
-    found = (name for name in archive.namelist() if name.endswith("/data.pkl"))
-    pickled = next(found, None)
-    return None if pickled is None else pickled.removesuffix("data.pkl")
+    """Find the folder of a PyTorch archive that contains data.pkl, as 'archive/'."""
+    pickles = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+    return next((name.removesuffix("data.pkl") for name in pickles), None)
 
 
 def zip_read(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Read an entry that is stored uncompressed, as PyTorch does: no larger than the file."""
+    """Read an uncompressed entry, as PyTorch writes them: it is never larger than the file."""
     entry = archive.getinfo(name)
     if entry.compress_type != zipfile.ZIP_STORED:
-        raise pickle.UnpicklingError(f"{name} is compressed, expected it stored")
+        raise pickle.UnpicklingError(f"{name} is compressed, expected it uncompressed")
     return archive.read(entry)
 
 
 def zip_storage(archive: zipfile.ZipFile, root: str) -> Callable[[Storage], bytes]:
-    """Return the reader of an archive's storages."""
+    """Return a function that reads a storage of the archive, for `tensors_of`."""
 
     def read(storage: Storage) -> bytes:
         name = f"{root}data/{storage.key}"

@@ -2,11 +2,12 @@ import pytest
 import torch
 from torch import nn
 
+from beit.exporting import graphs
+from beit.exporting.graphs import inputs_of, open_onnx, traced, write_onnx
+from beit.exporting.verification import outputs
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.weights.formats import graphs
-from beit.weights.formats.graphs import inputs_of, open_onnx, outputs, traced, write_onnx
 
 VIT = ViTConfig(image_size=(12, 20), patch_size=4, width=12, depth=1, num_heads=3)
 
@@ -38,7 +39,7 @@ def test_a_model_of_others_is_refused():
         outputs(nn.Linear(3, 5), torch.rand(2, 3))
 
 
-def test_a_graph_says_what_the_model_says_of_any_batch():
+def test_a_graph_equals_the_model_for_any_batch():
     model = VisionTransformer(VIT).eval()
     images = torch.rand(7, 3, 12, 20, generator=torch.Generator().manual_seed(1))
     module = traced(model, {"images": images[:2]}).module()

@@ -1,0 +1,201 @@
+"""Write and read the JSON files of Hugging Face transformers' BEiT (5.23)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from beit.nn.block import NORM_EPS
+from beit.nn.heads import ImageClassifier
+from beit.nn.mim import MaskedImageModel
+from beit.nn.segmenter import POOL_SIDES, SemanticSegmenter
+from beit.nn.vit import VisionTransformer, ViTConfig
+from beit.run.settings import from_plain
+from beit.weights.file import config_of_vit, size_pair
+from beit.weights.formats.names import Architecture
+from beit.weights.formats.transformers_names import BARE, CLASSIFIER, MASKED, SEGMENTER
+
+HALVES = (0.5, 0.5, 0.5)  # default mean and std of BeitImageProcessor
+ARCHITECTURES = {
+    MaskedImageModel: MASKED,
+    ImageClassifier: CLASSIFIER,
+    SemanticSegmenter: SEGMENTER,
+    VisionTransformer: BARE,
+}
+
+
+def architecture_of(model: nn.Module) -> Architecture:
+    """Return the transformers class that computes the same as the model.
+
+    Raises:
+        ValueError: there is none. Images must be square, a segmentation head UPerNet, and as wide
+            as the backbone.
+    """
+    if type(model) not in ARCHITECTURES:
+        raise ValueError(
+            f"transformers has no BEiT that is a {type(model).__name__}; expected one of "
+            f"{', '.join(known.__name__ for known in ARCHITECTURES)}"
+        )
+    height, width = _vit_of(model).image_size
+    if height != width:
+        raise ValueError(
+            f"the model takes images of {height} x {width}, and transformers reads BEiT's "
+            "positions wrongly unless images are square; export it for a square image_size"
+        )
+    if isinstance(model, MaskedImageModel) and not model.config.backbone.final_norm:
+        raise ValueError(
+            "transformers' BeitForMaskedImageModeling has a final norm, and the model has none"
+        )
+    if isinstance(model, SemanticSegmenter):
+        if model.config.head != "upernet":
+            raise ValueError(
+                f"this segmenter has a {model.config.head} head, and transformers' "
+                "BeitForSemanticSegmentation has UPerNet only; export it as safetensors"
+            )
+        channels, D = model.config.channels, model.config.backbone.width
+        if channels != D:
+            raise ValueError(
+                f"the decoder has {channels} channels over a backbone of width {D}, and "
+                "transformers' is always as wide as its backbone"
+            )
+    return ARCHITECTURES[type(model)]
+
+
+def needs_spare_block(model: nn.Module) -> bool:
+    """Whether a segmenter needs one more block: transformers' decoder cannot read the last one."""
+    return (
+        isinstance(model, SemanticSegmenter)
+        and model.config.layers[-1] == model.config.backbone.depth
+    )
+
+
+def transformers_config(model: nn.Module) -> dict[str, Any]:
+    """Return the content of `config.json` for the tensors of `to_transformers`."""
+    architecture, vit = architecture_of(model), _vit_of(model)
+    config: dict[str, Any] = {
+        "architectures": [architecture.name],
+        "model_type": "beit",
+        "dtype": "float32",
+        "hidden_size": vit.width,
+        "num_hidden_layers": vit.depth + needs_spare_block(model),
+        "num_attention_heads": vit.num_heads,
+        "intermediate_size": int(vit.width * vit.mlp_ratio),
+        "hidden_act": "gelu",
+        "layer_norm_eps": NORM_EPS,
+        "image_size": vit.image_size[0],
+        "patch_size": vit.patch_size,
+        "num_channels": vit.in_channels,
+        "drop_path_rate": vit.drop_path,
+        "layer_scale_init_value": vit.layer_scale or 0.0,
+        "use_mask_token": isinstance(model, MaskedImageModel),
+        "use_absolute_position_embeddings": vit.absolute_positions,
+        "use_relative_position_bias": vit.relative_bias == "per_block",
+        "use_shared_relative_position_bias": vit.relative_bias == "shared",
+        # With mean pooling, transformers does not norm the tokens, but their mean.
+        "use_mean_pooling": isinstance(model, MaskedImageModel) or not vit.final_norm,
+    }
+    if isinstance(model, MaskedImageModel):
+        config["vocab_size"] = model.config.num_codes
+    if isinstance(model, ImageClassifier | SemanticSegmenter):
+        num_classes = model.config.num_classes
+        labels = model.config.class_names or [f"LABEL_{i}" for i in range(num_classes)]
+        config["id2label"] = {str(number): label for number, label in enumerate(labels)}
+        config["label2id"] = {label: number for number, label in enumerate(labels)}
+    if isinstance(model, SemanticSegmenter):
+        # Index 1 is the input of the first block, index 2 its output.
+        config["out_indices"] = [number + 1 for number in model.config.layers]
+        config["pool_scales"] = list(POOL_SIDES)
+        config["use_auxiliary_head"] = model.config.auxiliary
+        config["auxiliary_channels"] = model.config.auxiliary_channels
+        config["auxiliary_num_convs"] = 1
+        config["auxiliary_concat_input"] = False
+    return config
+
+
+def image_processor_config(model: nn.Module) -> dict[str, Any]:
+    """Return the content of `preprocessor_config.json`: resize to the model's size, normalise."""
+    vit = _vit_of(model)
+    size = {"height": vit.image_size[0], "width": vit.image_size[1]}
+    return {
+        "image_processor_type": "BeitImageProcessor",
+        "do_resize": True,
+        "size": size,
+        "resample": 3,  # bicubic
+        "do_center_crop": False,
+        "crop_size": size,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": vit.mean is not None,
+        "image_mean": list(vit.mean or HALVES),
+        "image_std": list(vit.std or HALVES),
+        "do_reduce_labels": False,
+    }
+
+
+def settings_of(
+    config: Mapping[str, Any], architecture: Architecture, origin: str
+) -> dict[str, Any]:
+    """Read settings that shapes do not determine from `config.json`; refuse unsupported ones."""
+    for name, expected in (
+        ("model_type", "beit"),
+        ("hidden_act", "gelu"),
+        ("pool_scales", list(POOL_SIDES)),
+    ):
+        value = config.get(name, expected)
+        if (list(value) if isinstance(value, tuple) else value) != expected:
+            raise ValueError(f"{origin}: its {name} is {value!r}, expected {expected!r}")
+    if "layer_norm_eps" in config:
+        epsilon = _value(config, "layer_norm_eps", float, origin)
+        if not 0 <= epsilon <= NORM_EPS:
+            raise ValueError(
+                f"{origin}: its layer_norm_eps is {epsilon}, expected {NORM_EPS} or less"
+            )
+    settings: dict[str, Any] = {}
+    if "num_attention_heads" in config:
+        settings["num_heads"] = _value(config, "num_attention_heads", int, origin)
+    if "image_size" in config:
+        height, width = size_pair(_value(config, "image_size", int | tuple[int, int], origin))
+        if height != width:
+            raise ValueError(
+                f"{origin} takes images of {height} x {width}, for which transformers exchanges "
+                "height and width of its position tables; such a model cannot be read"
+            )
+        settings["image_size"] = height
+    labels = config.get("id2label")
+    if architecture in (CLASSIFIER, SEGMENTER) and isinstance(labels, Mapping):
+        by_number = {str(number): str(label) for number, label in labels.items()}
+        numbers = range(len(by_number))
+        names = tuple(by_number.get(str(number), "") for number in numbers)
+        if names != tuple(f"LABEL_{number}" for number in numbers):  # its default names
+            settings["class_names"] = names
+    if architecture is SEGMENTER and "out_indices" in config:
+        indices = _value(config, "out_indices", tuple[int, ...], origin)
+        settings["layers"] = tuple(number - 1 for number in indices)
+    return settings
+
+
+def normalisation_of(processor: Mapping[str, Any] | None, origin: str) -> dict[str, Any]:
+    """Read mean and std from `preprocessor_config.json`."""
+    if processor is None:
+        return {}
+    if not processor.get("do_normalize", True):
+        return {"mean": None, "std": None}
+    values = {"image_mean": HALVES, "image_std": HALVES} | dict(processor)
+    return {
+        name: _value(values, f"image_{name}", tuple[float, ...], origin) for name in ("mean", "std")
+    }
+
+
+def _vit_of(model: nn.Module) -> ViTConfig:
+    vit = config_of_vit(model.config)
+    assert vit is not None
+    return vit
+
+
+def _value(config: Mapping[str, Any], name: str, hint: Any, origin: str) -> Any:
+    """Read a value of a JSON file and check its type."""
+    value = config[name]
+    try:
+        return from_plain(hint, list(value) if isinstance(value, tuple) else value, name)
+    except ValueError as error:
+        raise ValueError(f"{origin}: its {error}") from error
