@@ -143,7 +143,7 @@ def test_accuracies_are_those_of_the_readable_images_alone(
     assert len(result.attentive) == bool(changes)
     assert result.table == alone.table
     set_name = {"train": "training", "test": "test"}[option]
-    note = f"3 of 20 {set_name} images cannot be read and are left out: {', '.join(broken)}"
+    note = f"17 of 20 {set_name} images; 3 cannot be read: {', '.join(broken)}"
     assert result.notes == [note, *alone.notes]
     record = json.loads((tmp_path / "probe" / "probe.json").read_text())
     assert record["sizes"][option] == 17

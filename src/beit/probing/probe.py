@@ -227,11 +227,12 @@ def run(config: Config) -> Result:
 
 
 def unreadable_note(set_name: str, names: list[str], total: int) -> list[str]:
-    """Note how many images of a set were left out, and name some; empty if there are none."""
+    """Note how many images of a set were read, and name some of the others; empty without any."""
     if not names:
         return []
     some = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-    return [f"{len(names)} of {total} {set_name} images cannot be read and are left out: {some}"]
+    readable = total - len(names)
+    return [f"{readable} of {total} {set_name} images; {len(names)} cannot be read: {some}"]
 
 
 def _one_process(device: DeviceConfig) -> DeviceConfig:
