@@ -1,4 +1,4 @@
-"""The batches of a training and of its validation, from the settings that all trainings have."""
+"""The training and validation batches of a run, built from settings that all trainings share."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -7,14 +7,15 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from beit.data.batches import EvalBatches, TrainBatches
-from beit.data.sources import Source
+from beit.data.batches import DataConfig, EvalBatches, TrainBatches
+from beit.data.sources import Source, open_source
+from beit.data.views import EvalView
 from beit.run.directory import RunConfig
 from beit.run.optim import OptimConfig, StepOptimConfig
 
 
 class WorkerConfig(Protocol):
-    """The number of reading processes, a setting of every training's data."""
+    """The number of worker processes, a setting of every training's data."""
 
     @property
     def num_workers(self) -> int: ...
@@ -31,6 +32,20 @@ class BatchConfig(Protocol):
     def optim(self) -> OptimConfig | StepOptimConfig: ...
 
 
+class ImageSetConfig(BatchConfig, Protocol):
+    """The settings of a training on images alone."""
+
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def crop_ratio(self) -> float: ...
+
+
+def open_train(data: DataConfig) -> Source:
+    """Open the training images."""
+    return open_source(data.train, cache_gigabytes=data.cache_gigabytes, limit=data.limit)
+
+
 def train_batches(
     config: BatchConfig,
     source: Source,
@@ -40,13 +55,13 @@ def train_batches(
     last_step: int,
     **settings: Any,
 ) -> TrainBatches:
-    """Return this process's share of the training batches that are left.
+    """Return this process's share of the remaining training batches.
 
     Args:
-        views: of an image, drawn with a generator
-        start_step: steps done before
-        last_step: after which the run ends
-        settings: further ones of `TrainBatches`
+        views: draws the views of an image with a generator
+        start_step: number of steps already done
+        last_step: the run's last step
+        settings: more arguments of `TrainBatches`
     """
     return TrainBatches(
         source,
@@ -71,11 +86,11 @@ def eval_batches(
     batch_size: int | None = None,
     **settings: Any,
 ) -> EvalBatches:
-    """Return this process's share of a set that is evaluated.
+    """Return this process's share of the batches of a validation set.
 
     Args:
-        batch_size: None for that of a training's micro-step
-        settings: further ones of `EvalBatches`
+        batch_size: None for that of a training micro-step
+        settings: more arguments of `EvalBatches`
     """
     return EvalBatches(
         source,
@@ -86,3 +101,14 @@ def eval_batches(
         num_workers=config.data.num_workers,
         **settings,
     )
+
+
+def validation_batches(
+    config: ImageSetConfig, size: tuple[int, int], fabric: Fabric
+) -> EvalBatches | None:
+    """Open this process's share of the validation images, centre crops; None without a set."""
+    data = config.data
+    if not data.validation:
+        return None
+    source = open_source(data.validation, cache_gigabytes=data.cache_gigabytes)
+    return eval_batches(config, source, EvalView(size, config.crop_ratio), fabric)
