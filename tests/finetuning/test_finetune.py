@@ -416,7 +416,7 @@ def test_validation_crops_nothing_from_384_pixels_on(size, given, expected, tmp_
 
 @pytest.mark.parametrize(
     ("size", "preset", "pixels", "classes", "parameters"),
-    [  # FACTS 3.1
+    [  # docs/reference/finetuning.md, "Model"
         ("B", "ft-b16-1k", 224, 1000, 86_530_984),
         ("L", "ft-l16-1k", 224, 1000, 304_430_568),
         ("B", "ft-b16-21k", 224, None, 102_557_713),
@@ -526,8 +526,8 @@ def test_an_imbalanced_set_is_sampled_in_balance(tmp_path, config, optim, monkey
     [
         ({"init": None}, "not neither"),
         ({"init": "a", "backbone": ViTConfig()}, "not both"),
-        ({"image_size": (16, 24)}, "image_size is for --init; say backbone.image_size"),
-        ({"backbone": ViTConfig(drop_path=0.1)}, "say drop_path instead"),
+        ({"image_size": (16, 24)}, "image_size is for --init; use backbone.image_size"),
+        ({"backbone": ViTConfig(drop_path=0.1)}, "use drop_path instead"),
         ({"layer_decay": 0.0}, "layer_decay is 0.0"),
         ({"average": 1.0}, "average is 1.0"),
         ({"num_classes": 1}, "num_classes is 1"),

@@ -182,8 +182,8 @@ def test_balance_and_repeats_give_each_showing_a_view_of_its_own():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"policy": "augmix-m3"}, "policy 'augmix-m3' is not understood"),
-        ({"policy": "rand-x9"}, "policy 'rand-x9' is not understood"),
+        ({"policy": "augmix-m3"}, "policy 'augmix-m3' is not valid"),
+        ({"policy": "rand-x9"}, "policy 'rand-x9' is not valid"),
         ({"erase": 1.5}, r"probability in \[0, 1\], got 1.5"),
         ({"repeats": 0}, "repeats is 0; expected 1 or more"),
     ],

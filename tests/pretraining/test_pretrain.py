@@ -138,7 +138,7 @@ def test_unreadable_validation_images_have_their_masks_to_themselves(
     fabric = launch(config.device)
     target, mim = pretrain.build(config, fabric)
     mim.load_state_dict(load(tmp_path / "holed").state_dict())
-    validation = pretrain.validation_of(config, fabric)
+    validation = pretrain.build_validation(config, fabric)
     accuracies = []
     for batch in validation.batches:
         masked = validation_masks(validation, mim.config.backbone.grid, batch.indices)

@@ -84,7 +84,7 @@ def test_loss_scaling_goes_on_where_it_was() -> None:
     assert LossScaling(fresh).state_dict() == state
     with pytest.raises(ValueError, match=r"with float16 loss scaling .* without"):
         LossScaling(launch(on_cpu())).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"without float16 loss scaling .* with;"):
+    with pytest.raises(ValueError, match=r"without float16 loss scaling .* with it;"):
         LossScaling(fresh).load_state_dict({})
 
 

@@ -264,7 +264,7 @@ def test_annealing_by_hand() -> None:
         ({"share": 1.5}, r"share is 1\.5; expected a share of the run in \[0, 1\]"),
         ({"end": -1.0}, r"start and end are 1\.0 and -1\.0; expected 0 or more"),
         ({"end": math.nan}, "expected 0 or more, finite"),
-        ({"end": 0.0, "shape": "exponential"}, r"exponential from 1\.0 to 0\.0 does not exist"),
+        ({"end": 0.0, "shape": "exponential"}, r"exponential from 1\.0 to 0\.0 is undefined"),
     ],
 )
 def test_impossible_annealing_is_refused(change: dict[str, Any], message: str) -> None:

@@ -103,7 +103,7 @@ def eval_batches(
     )
 
 
-def validation_batches(
+def open_validation(
     config: ImageSetConfig, size: tuple[int, int], fabric: Fabric
 ) -> EvalBatches | None:
     """Open this process's share of the validation images, centre crops; None without a set."""

@@ -87,7 +87,9 @@ class RunDirectory:
         run = cls(Path(path))
         run.checkpoints.mkdir(parents=True)
         write_text(run.environment_file, json.dumps(environment(verb), indent=2) + "\n")
-        settings = yaml.safe_dump(_yaml_values(config), sort_keys=False, allow_unicode=True, width=100)
+        settings = yaml.safe_dump(
+            _yaml_values(config), sort_keys=False, allow_unicode=True, width=100
+        )
         # The configuration is written last: it marks the directory as complete.
         write_text(run.config_file, f"# beit {verb} --config {run.config_file.name}\n{settings}")
         return run

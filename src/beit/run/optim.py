@@ -192,7 +192,7 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
 def clip_gradients(
     fabric: Fabric, model: nn.Module, optimizer: Optimizer, max_norm: float | None
 ) -> dict[str, Tensor]:
-    """Clip the norm of the whole gradient. Returns: `grad_norm` before it; empty without a limit."""
+    """Clip the whole gradient. Returns: `grad_norm` before clipping; empty without a limit."""
     if max_norm is None:
         return {}
     norm = fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
