@@ -29,6 +29,7 @@ from beit.nn.position import resize_relative_bias
 from beit.nn.vit import ViTConfig, vit_config
 from beit.run.device import DeviceConfig, launch
 from beit.run.directory import RunConfig
+from beit.run.journal import Journal
 from beit.run.reading import Reading
 from beit.run.resume import redraw, resume
 from beit.weights.file import save_weights
@@ -212,7 +213,9 @@ def test_a_step_by_hand(kind, tmp_path, config, optim, records, monkeypatch):
     torch.manual_seed(4)
     model, _ = finetune.build_classifier(made, classes)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    batch = next(iter(finetune.training_batches(made, source, model.config.backbone, fabric, 0, 1)))
+    journal = Journal(finetune.VERB, made, fabric, made.optim.schedule(len(source)), None)
+    batches = finetune.training_batches(made, source, model.config.backbone, journal)
+    batch = next(iter(batches))
     images = batch.images.double() / 255  # (8, 3, 16, 24)
     targets = torch.full((8, 10), 0.1 / 10, dtype=torch.float64)
     targets[range(8), batch.labels] += 0.9

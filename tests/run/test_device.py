@@ -95,7 +95,7 @@ def test_gradient_checkpointing_is_for_blocks() -> None:
     assert not [block for block in model[1] if block.gradient_checkpointing]
     assert prepared(model, thrifty) is model
     assert all(block.gradient_checkpointing for block in model[1])
-    with pytest.raises(ValueError, match=r"gradient_checkpointing is for Transformer blocks"):
+    with pytest.raises(ValueError, match=r"gradient_checkpointing needs Transformer blocks"):
         prepared(nn.Linear(4, 4), thrifty)
 
 

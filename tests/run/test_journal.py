@@ -11,7 +11,6 @@ from torch import nn
 
 from beit.data.batches import DataConfig, EvalBatches
 from beit.data.decoding import UnreadableImage
-from beit.data.prefetch import prefetch
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.run.batches import train_batches
@@ -51,10 +50,10 @@ def train(config, directory=None, stop_in_validation=None):
     model = nn.Linear(1, 1)
     source = open_source(config.data.train)
     journal = Journal("toy", config, fabric, config.optim.schedule(len(source)), directory)
-    batches = train_batches(config, source, lambda image, _: (image, image), fabric, *journal.span)
+    batches = train_batches(journal, source, lambda image, _: (image, image))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     wrapped, optimizer = fabric.setup(model, optimizer)
-    journal.begin(prefetch(batches, fabric.device), model=model, optimizer=optimizer)
+    journal.begin(batches, model=model, optimizer=optimizer)
 
     def validate():
         if journal.at_interval(2):
@@ -92,7 +91,7 @@ def records(path: Path) -> list[dict]:
 
 def test_what_is_written_when(tmp_path):
     journal = train(config(tmp_path / "run"))
-    assert (journal.steps_per_epoch, journal.last_step, journal.span) == (4, 8, (0, 8))
+    assert (journal.steps_per_epoch, journal.start_step, journal.last_step) == (4, 0, 8)
     written = [(r["step"], "loss" in r) for r in records(tmp_path / "run")]
     assert written == [
         *((2, False), (3, True), (4, True), (4, False)),
@@ -137,7 +136,7 @@ def test_an_existing_directory_is_refused_and_a_loss_that_is_not_finite_stops(tm
         train(config(tmp_path / "there"))
     fabric = launch_run(config(tmp_path / "new"), None)
     journal = Journal("toy", config(tmp_path / "new"), fabric, OPTIM.schedule(9), None)
-    journal.begin(prefetch([], "cpu"))
+    journal.begin([])
     for loss in (torch.nan, 1.0):  # of two micro-steps, the first one is not finite
         journal.means.add({"loss": loss, "grad_norm": torch.inf})
     with journal.recording():
@@ -170,7 +169,7 @@ def test_an_unreadable_validation_image_is_named_once_and_counted_each_time(tmp_
     made = replace(made, data=replace(made.data, max_unreadable=0.5))
     fabric = launch_run(made, None)
     journal = Journal("toy", made, fabric, OPTIM.schedule(9), None)
-    journal.begin(prefetch([], "cpu"))
+    journal.begin([])
     with journal.recording():
         for _ in range(2):
             reading = journal.read(EvalBatches(Damaged(), EvalView((8, 8)), 2))

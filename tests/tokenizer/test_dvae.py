@@ -11,6 +11,7 @@ from torch import Tensor
 import beit
 from beit.data.batches import DataConfig, TrainBatches
 from beit.data.order import step_generator
+from beit.data.sources import open_source
 from beit.data.views import TrainViews, ViewConfig
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig, gumbel_noise, reconstruction_loss
 from beit.run.device import DeviceConfig
@@ -127,7 +128,7 @@ def test_the_first_step_by_hand(
         train_dvae.run(replace(settings, run=run))
         torch.manual_seed(0)
         vae = DiscreteVAE(settings.model)
-        source = train_dvae.open_source(settings.data.train)
+        source = open_source(settings.data.train)
         views = TrainViews(settings.view, settings.model.image_size, settings.model.image_size)
         settings_of_step = {"batch_size": 8, "seed": 0, "start_step": 0, "num_steps": 1}
         (batch,) = TrainBatches(source, views, **settings_of_step)

@@ -12,7 +12,6 @@ from lightning_fabric import Fabric
 
 from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.classes import Classes, Labelled, checked_classes, read_classes, renumbered
-from beit.data.prefetch import prefetch
 from beit.data.sources import Source, open_source
 from beit.data.views import EvalView
 from beit.draw.report import Section
@@ -57,7 +56,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     classifier, head = build_classifier(config, classes)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
     vit = classifier.config.backbone
-    batches = training_batches(config, source, vit, fabric, *journal.span)
+    batches = training_batches(config, source, vit, journal)
     validation = validation_batches(config, held_out, vit, fabric)
     mixer = build_mixer(config.mix, classes.number, optim.micro_batch_size(fabric.world_size))
 
@@ -79,7 +78,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     )
     stateful = {"model": classifier, "optimizer": optimizer, "best": parts.best}
     stateful |= {} if average is None else {"average": average}
-    journal.begin(prefetch(batches, fabric.device), **stateful)
+    journal.begin(batches, **stateful)
     if head:
         journal.message(f"{config.init}: {head}")
     validated = train(parts, journal)
@@ -127,12 +126,12 @@ def open_data(config: Config) -> tuple[Source, Source | None, Classes]:
 
 
 def training_batches(
-    config: Config, source: Source, vit: ViTConfig, fabric: Fabric, start_step: int, last_step: int
+    config: Config, source: Source, vit: ViTConfig, journal: Journal
 ) -> TrainBatches:
     """Return this process's share of the remaining training batches."""
     views = FinetuneViews(config.view, config.augment, vit.image_size, vit.mean, vit.std)
     sampling = {"repeats": config.augment.repeats, "balance": config.balance}
-    return train_batches(config, source, views, fabric, start_step, last_step, **sampling)
+    return train_batches(journal, source, views, **sampling)
 
 
 def validation_batches(

@@ -10,7 +10,6 @@ import torch
 from lightning_fabric import Fabric
 
 from beit.data.batches import EvalBatches
-from beit.data.prefetch import prefetch
 from beit.data.sources import open_source
 from beit.data.views import EvalView, TrainViews
 from beit.draw.report import Section
@@ -42,7 +41,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     validation, check = build_validation(config, fabric), check_batches(config, fabric)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
     views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
-    batches = train_batches(config, source, views, fabric, *journal.span)
+    batches = train_batches(journal, source, views)
 
     groups = parameter_groups(mim, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
@@ -56,7 +55,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         check=check,
         check_every=config.check.every * journal.steps_per_epoch,
     )
-    journal.begin(prefetch(batches, fabric.device), model=mim, optimizer=optimizer)
+    journal.begin(batches, model=mim, optimizer=optimizer)
     draw = partial(report, journal.directory, config, fabric, mim, target)
     metrics = train(parts, journal, draw)
     return journal.finish(metrics, partial(save_weights, model=mim.eval()), partial(draw, metrics))

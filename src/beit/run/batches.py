@@ -10,29 +10,10 @@ from torch import Tensor
 from beit.data.batches import DataConfig, EvalBatches, TrainBatches
 from beit.data.sources import Source, open_source
 from beit.data.views import EvalView
-from beit.run.directory import RunConfig
-from beit.run.optim import OptimConfig, StepOptimConfig
+from beit.run.journal import Journal, TrainingConfig
 
 
-class WorkerConfig(Protocol):
-    """The number of worker processes, a setting of every training's data."""
-
-    @property
-    def num_workers(self) -> int: ...
-
-
-class BatchConfig(Protocol):
-    """The settings that batches depend on."""
-
-    @property
-    def run(self) -> RunConfig: ...
-    @property
-    def data(self) -> WorkerConfig: ...
-    @property
-    def optim(self) -> OptimConfig | StepOptimConfig: ...
-
-
-class ImageSetConfig(BatchConfig, Protocol):
+class ImageSetConfig(TrainingConfig, Protocol):
     """The settings of a training on images alone."""
 
     @property
@@ -47,29 +28,25 @@ def open_train(data: DataConfig) -> Source:
 
 
 def train_batches(
-    config: BatchConfig,
+    journal: Journal,
     source: Source,
     views: Callable[[Tensor, torch.Generator], tuple[Tensor, ...]],
-    fabric: Fabric,
-    start_step: int,
-    last_step: int,
     **settings: Any,
 ) -> TrainBatches:
     """Return this process's share of the remaining training batches.
 
     Args:
         views: draws the views of an image with a generator
-        start_step: number of steps already done
-        last_step: the run's last step
         settings: more arguments of `TrainBatches`
     """
+    config, fabric = journal.config, journal.fabric
     return TrainBatches(
         source,
         views,
         batch_size=config.optim.micro_batch_size(fabric.world_size),
         seed=config.run.seed,
-        start_step=start_step,
-        num_steps=last_step,
+        start_step=journal.start_step,
+        num_steps=journal.last_step,
         accumulate=config.optim.accumulate,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
@@ -79,7 +56,7 @@ def train_batches(
 
 
 def eval_batches(
-    config: BatchConfig,
+    config: TrainingConfig,
     source: Source,
     view: Callable[[Tensor], Tensor | tuple[Tensor, ...]],
     fabric: Fabric,

@@ -15,7 +15,7 @@ and validation, checkpoints and resuming. Forward, loss, backward, clip and step
             metrics = evaluate(...)  # validate, if it is time
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict
 from functools import partial
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, Protocol
 from lightning_fabric import Fabric
 
 from beit.data.batch import Batch
-from beit.data.prefetch import Prefetch
+from beit.data.prefetch import prefetch
 from beit.data.unreadable import Unreadable
 from beit.run import checkpoint
 from beit.run.device import DeviceConfig, LossScaling, launch, summed
@@ -39,8 +39,10 @@ from beit.run.reading import ImageBatches, Reading
 
 
 class ReadConfig(Protocol):
-    """The limit on unreadable images, a setting of every training's data."""
+    """The settings of reading that all trainings share."""
 
+    @property
+    def num_workers(self) -> int: ...
     @property
     def max_unreadable(self) -> float: ...
 
@@ -98,7 +100,7 @@ class Journal:
         directory: RunDirectory | None,
     ) -> None:
         """Read the last checkpoint of `directory`, if given; write nothing yet."""
-        self._verb, self._config, self._run, self._fabric = verb, config, config.run, fabric
+        self.config, self.fabric, self._verb, self._run = config, fabric, verb, config.run
         self._directory = directory
         self._first = fabric.is_global_zero
         self.start_step, self._state = (directory and checkpoint.latest(directory)) or (0, {})
@@ -113,11 +115,6 @@ class Journal:
         self._warnings: set[str] = set()  # about validation images, each shown once
 
     @property
-    def span(self) -> tuple[int, int]:
-        """`start_step` and `last_step`."""
-        return self.start_step, self.last_step
-
-    @property
     def directory(self) -> RunDirectory:
         """The run directory, after `begin`."""
         assert self._directory is not None
@@ -130,26 +127,26 @@ class Journal:
 
     # ── begin and end ───────────────────────────────────────────────────────────────────────────
 
-    def begin(self, stream: Prefetch, **parts: Any) -> None:
+    def begin(self, batches: Iterable[Batch], **parts: Any) -> None:
         """Restore the parts from the checkpoint, read the first batch and open the directory.
 
         Args:
-            stream: of training batches, from `start_step` on
+            batches: of training, from `start_step` on
             parts: objects with `state_dict` and `load_state_dict`, which make up a checkpoint; the
                 journal adds loss scaling and unreadable images
         """
-        scaling = LossScaling(self._fabric)
+        scaling = LossScaling(self.fabric)
         self._parts = {**parts, "scaling": scaling, "unreadable": self._unreadable}
         if self._state:
             for name, part in self._parts.items():
                 part.load_state_dict(self._state[name])
             self._state = {}
-        self._stream = stream
-        stream.begin()
-        self._fabric.barrier()
+        self._stream = prefetch(batches, self.fabric.device)
+        self._stream.begin()
+        self.fabric.barrier()
         log_step = None if self._directory is None else self.start_step
         if self._directory is None and self._first:
-            settings = asdict(self._config)  # type: ignore[call-overload]  # a dataclass
+            settings = asdict(self.config)  # type: ignore[call-overload]  # a dataclass
             self._directory = RunDirectory.create(self._run.output, settings, self._verb)
         self._directory = directory = self._directory or RunDirectory(Path(self._run.output))
         self._log = MetricsLog(directory.metrics_file if self._first else None, log_step)
@@ -179,7 +176,7 @@ class Journal:
         if self._first:
             save_weights(self.directory.weights_file)
             sections = report()
-        self._fabric.barrier()
+        self.fabric.barrier()
         return Result(self.directory.path, metrics, sections)
 
     # ── steps and batches ───────────────────────────────────────────────────────────────────────
@@ -192,7 +189,7 @@ class Journal:
 
     def micro_batches(self) -> Iterator[Batch]:
         """Yield this process's micro-batches of the step; warn of unreadable images."""
-        for batch in islice(self._stream, self._config.optim.accumulate):
+        for batch in islice(self._stream, self.config.optim.accumulate):
             for name in self._unreadable.note(batch.unreadable):
                 self._progress.warn(f"unreadable, replaced by the next image: {name}")
             yield batch
@@ -205,7 +202,7 @@ class Journal:
                 self._warnings.add(text)
                 self._progress.warn(text)
 
-        return Reading(batches, self._fabric, self._config.data.max_unreadable, warn)
+        return Reading(batches, self.fabric, self.config.data.max_unreadable, warn)
 
     # ── intervals ───────────────────────────────────────────────────────────────────────────────
 
@@ -236,7 +233,7 @@ class Journal:
         Raises:
             ValueError: a loss is not finite, at this step or another one since the last line.
         """
-        means = self.means.read(partial(summed, self._fabric))
+        means = self.means.read(partial(summed, self.fabric))
         checkpoint.refuse_non_finite(self.directory, self.step, means, rate)
         return means
 
@@ -282,7 +279,7 @@ class Journal:
 
     def end_step(self) -> None:
         """Update the progress; log the speed and save a checkpoint at their intervals."""
-        images, wait = self._config.optim.batch_size, self._stream.wait_seconds
+        images, wait = self.config.optim.batch_size, self._stream.wait_seconds
         speed = self._progress.update(self.step, self._shown, images, wait)
         self._shown = {}
         if self.logs:

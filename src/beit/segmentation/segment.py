@@ -13,7 +13,6 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from beit.data.batches import EvalBatches, TrainBatches
-from beit.data.prefetch import prefetch
 from beit.draw.report import Section
 from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter
 from beit.nn.vit import ViTConfig
@@ -51,7 +50,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     segmenter = synchronised(segmenter, fabric, optim.micro_batch_size(fabric.world_size))
     vit = segmenter.config.backbone
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
-    batches = training_batches(config, source, vit, fabric, *journal.span)
+    batches = training_batches(config, source, vit, journal)
     validation = validation_batches(config, held_out, fabric)
 
     groups = parameter_groups(segmenter, optim.weight_decay, config.layer_decay)
@@ -67,8 +66,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         validation=validation,
         validate_every=config.validate_every,
     )
-    stream = prefetch(batches, fabric.device)
-    journal.begin(stream, model=segmenter, optimizer=optimizer, best=parts.best)
+    journal.begin(batches, model=segmenter, optimizer=optimizer, best=parts.best)
     if transferred:
         journal.message(f"{config.init}: {transferred}")
     validated = train(parts, journal)
@@ -123,17 +121,12 @@ def open_data(config: Config) -> tuple[LabelMaps, LabelMaps | None]:
 
 
 def training_batches(
-    config: Config,
-    source: LabelMaps,
-    vit: ViTConfig,
-    fabric: Fabric,
-    start_step: int,
-    last_step: int,
+    config: Config, source: LabelMaps, vit: ViTConfig, journal: Journal
 ) -> TrainBatches:
     """Return this process's share of the remaining training batches."""
     images = stacked(source, config.data.cache_gigabytes)
     views = StackedViews(SegmentViews(config.view, vit.image_size, vit.mean))
-    return train_batches(config, images, views, fabric, start_step, last_step, fields=FIELDS)
+    return train_batches(journal, images, views, fields=FIELDS)
 
 
 def validation_batches(

@@ -13,7 +13,6 @@ import torch
 from lightning_fabric import Fabric
 
 from beit.data.batches import DataConfig
-from beit.data.prefetch import prefetch
 from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
@@ -147,7 +146,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     validation = open_validation(config, size, fabric)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
     views = TrainViews(config.view, size, size)
-    batches = train_batches(config, source, views, fabric, *journal.span)
+    batches = train_batches(journal, source, views)
 
     groups = parameter_groups(vae, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
@@ -165,7 +164,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         frechet_sums=partial(frechet_sums, config, fabric),
         frechet_images=config.frechet_images,
     )
-    journal.begin(prefetch(batches, fabric.device), model=vae, optimizer=optimizer)
+    journal.begin(batches, model=vae, optimizer=optimizer)
     draw = partial(report_dvae, journal.directory, config, fabric, vae)
     validated = train(parts, journal, draw)
     metrics, save = validated.metrics if validated else {}, partial(save_weights, model=vae.eval())

@@ -10,7 +10,6 @@ from typing import Literal
 import torch
 
 from beit.data.batches import DataConfig
-from beit.data.prefetch import prefetch
 from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
 from beit.nn.tokenizer import VQKD, VQKDConfig
@@ -123,7 +122,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     validation = open_validation(config, size, fabric)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
     views = TrainViews(config.view, size, size)
-    batches = train_batches(config, source, views, fabric, *journal.span)
+    batches = train_batches(journal, source, views)
 
     groups = parameter_groups(vqkd, optim.weight_decay)
     by_gradient = codebook.learn == "gradient"
@@ -144,8 +143,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         validation=validation,
         validate_every=config.validate_every * journal.steps_per_epoch,
     )
-    stream = prefetch(batches, fabric.device)
-    journal.begin(stream, model=vqkd, optimizer=optimizer, use=use)
+    journal.begin(batches, model=vqkd, optimizer=optimizer, use=use)
     draw = partial(report_vqkd, journal.directory, config, fabric, vqkd)
     validated = train(parts, journal, draw)
     metrics, save = validated.metrics if validated else {}, partial(save_weights, model=vqkd.eval())
