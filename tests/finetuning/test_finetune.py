@@ -120,9 +120,9 @@ def test_a_finished_run_may_be_resumed(tmp_path, finished, config, same_bits):
 
 
 def test_gradient_checkpointing_changes_memory_not_results(
-    tmp_path, finished, config, thrifty, same_bits
+    tmp_path, finished, config, checkpointing, same_bits
 ):
-    finetune.run(full(config)(tmp_path / "run", device=thrifty))
+    finetune.run(full(config)(tmp_path / "run", device=checkpointing))
     same_bits(finished, tmp_path / "run")
 
 
@@ -271,17 +271,17 @@ def test_golden_layer_decay_through_the_optimiser_of_the_run(tmp_path, config, o
         if name.startswith("state/")
     }
     torch.save({"model": state}, tmp_path / "published.pth")
-    seen = {}
+    built = {}
     build = finetune.build_optimizer
     trained = finetune.build_classifier
 
     def building(*arguments):
-        seen["model"], head = trained(*arguments)
-        return seen["model"], head
+        built["model"], head = trained(*arguments)
+        return built["model"], head
 
     def optimising(*arguments, **options):
-        seen["optimizer"] = build(*arguments, **options)
-        return seen["optimizer"]
+        built["optimizer"] = build(*arguments, **options)
+        return built["optimizer"]
 
     monkeypatch.setattr(finetune, "build_classifier", building)
     monkeypatch.setattr(finetune, "build_optimizer", optimising)
@@ -296,8 +296,8 @@ def test_golden_layer_decay_through_the_optimiser_of_the_run(tmp_path, config, o
             run=RunConfig(str(tmp_path / "run"), stop_after=1),
         )
     )
-    held = {p: group for group in seen["optimizer"].param_groups for p in group["params"]}
-    published = to_theirs(dict(seen["model"].named_parameters()), CLASSIFIER_ROWS)
+    held = {p: group for group in built["optimizer"].param_groups for p in group["params"]}
+    published = to_theirs(dict(built["model"].named_parameters()), CLASSIFIER_ROWS)
     assert published.keys() == golden["parameters"].keys()
     for name, parameter in published.items():
         for figure, expected in golden["parameters"][name].items():
@@ -371,15 +371,15 @@ def test_a_run_on_more_classes_then_one_on_some_of_them(tmp_path, config, finish
     assert [names[label] for label in source.labels[:10].tolist()] == list(KINDS)
 
     few = config(tmp_path / "few", init=str(tmp_path / "many"), run=replace(run, output="few"))
-    fresh, told = finetune.build_classifier(few, Classes(10, tuple(KINDS)))
-    assert "the head for 12 classes was left out, that for 10 started afresh" in told
+    fresh, description = finetune.build_classifier(few, Classes(10, tuple(KINDS)))
+    assert "the head for 12 classes was left out, that for 10 started afresh" in description
     assert torch.equal(fresh.fc_norm.weight, many.fc_norm.weight)
     assert fresh.head.weight.abs().max() <= 0.02 * 0.001
     assert not fresh.head.bias.any()
-    kept, told = finetune.build_classifier(
+    kept, description = finetune.build_classifier(
         replace(few, carry_classes=True), Classes(10, tuple(KINDS))
     )
-    assert "of the head for 12 classes 10 rows of 10 came along" in told
+    assert "of the head for 12 classes 10 rows of 10 came along" in description
     places = [names.index(kind) for kind in KINDS]
     assert torch.equal(kept.head.weight, many.head.weight[places])
     assert torch.equal(kept.head.bias, many.head.bias[places])
@@ -403,7 +403,7 @@ def test_a_larger_image_by_resized_positions(tmp_path, config, finished):
 
 
 @pytest.mark.parametrize(
-    ("size", "given", "expected"),
+    ("size", "crop_ratio", "expected"),
     [
         ((224, 224), None, 0.875),
         ((512, 320), None, 0.875),
@@ -412,8 +412,8 @@ def test_a_larger_image_by_resized_positions(tmp_path, config, finished):
         ((384, 384), 0.95, 0.95),
     ],
 )
-def test_validation_crops_nothing_from_384_pixels_on(size, given, expected, tmp_path, config):
-    view = finetune.validation_view(config(tmp_path / "run", crop_ratio=given), size)
+def test_validation_crops_nothing_from_384_pixels_on(size, crop_ratio, expected, tmp_path, config):
+    view = finetune.validation_view(config(tmp_path / "run", crop_ratio=crop_ratio), size)
     assert (view.size, view.crop_ratio) == (size, expected)
 
 
@@ -502,23 +502,23 @@ def test_classes_are_counted_with_and_without_a_matrix(most, tmp_path, config, m
 def test_an_imbalanced_set_is_sampled_in_balance(tmp_path, config, optim, monkeypatch):
     counts = {"ant": 12, "bee": 3, "cow": 1}
     train = folder(tmp_path / "train", counts)
-    seen = []
+    drawn = []
     views = FinetuneViews.__call__
 
     def viewing(self, image, generator):
-        seen.append((int(image[0, 0, 0]) // 40, generator.initial_seed()))
+        drawn.append((int(image[0, 0, 0]) // 40, generator.initial_seed()))
         return views(self, image, generator)
 
     monkeypatch.setattr(FinetuneViews, "__call__", viewing)
     data = DataConfig(train=train, num_workers=0, cache_gigabytes=0)
     for balance, expected in ((0.0, [12, 3, 1]), (1.0, [5, 5, 5])):
-        seen.clear()
+        drawn.clear()
         name = str(tmp_path / str(balance))
         run, brief = RunConfig(name), optim(batch_size=16, epochs=1)
         finetune.run(config(name, data=data, balance=balance, run=run, optim=brief))
-        shown = [[label for label, _ in seen].count(number) for number in range(3)]
+        shown = [[label for label, _ in drawn].count(number) for number in range(3)]
         assert all(abs(one - other) <= 1 for one, other in zip(shown, expected, strict=True))
-        assert len({seed for _, seed in seen}) == 16  # each time a view of its own
+        assert len({seed for _, seed in drawn}) == 16  # each time a view of its own
 
 
 # ── what goes wrong ─────────────────────────────────────────────────────────────────────────────

@@ -102,9 +102,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
 
 def test_gradient_checkpointing_changes_memory_not_results(
-    tmp_path, finished, config, thrifty, same_bits
+    tmp_path, finished, config, checkpointing, same_bits
 ):
-    segment.run(config(tmp_path / "run", device=thrifty))
+    segment.run(config(tmp_path / "run", device=checkpointing))
     same_bits(finished, tmp_path / "run")
 
 

@@ -223,13 +223,13 @@ def test_without_a_validation_set(tmp_path: Path, config: Callable[..., Config])
 def test_the_frechet_distance_is_of_the_end_and_of_some_images(
     tmp_path: Path, config: Callable[..., Config], records: Records, monkeypatch: Any
 ) -> None:
-    seen: list[int] = []
+    sizes: list[int] = []
 
     class Teacher(torch.nn.Module):
         width, grid = 3, (1, 1)
 
         def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-            seen.append(len(images))
+            sizes.append(len(images))
             return images.mean((2, 3))[:, None]  # (B, 1, 3)
 
     monkeypatch.setattr(train_dvae, "load_teacher", lambda *_, **__: Teacher())
@@ -239,10 +239,14 @@ def test_the_frechet_distance_is_of_the_end_and_of_some_images(
     assert "val_frechet_lite0" not in train_dvae.run(settings).metrics
     monkeypatch.setattr(train_dvae, "find_spec", lambda name: name)
     run = replace(settings.run, output=str(tmp_path / "with"), stop_after=10)
-    figures = train_dvae.run(replace(settings, run=run)).metrics
-    assert figures["val_frechet_lite0"] > 0
-    assert seen == [8, 8, 2, 2]  # of 13 images the first ten, as they are and painted, once
+    metrics = train_dvae.run(replace(settings, run=run)).metrics
+    assert metrics["val_frechet_lite0"] > 0
+    assert sizes == [8, 8, 2, 2]  # the first ten of 13 images and their reconstructions, once
     assert [r["step"] for r in records(tmp_path / "with") if "val_frechet_lite0" in r] == [10]
+    run = replace(run, output=str(tmp_path / "single"), stop_after=1)
+    data = replace(settings.data, validation="shapes://1?size=24")
+    metrics = train_dvae.run(replace(settings, run=run, data=data)).metrics
+    assert "val_frechet_lite0" not in metrics  # it needs two images
 
 
 # ── annealing ───────────────────────────────────────────────────────────────────────────────────

@@ -77,9 +77,9 @@ def test_same_seed_same_bits(tmp_path, trained_tokenizer, tokenizer_config, same
 
 
 def test_gradient_checkpointing_changes_memory_not_results(
-    tmp_path, trained_tokenizer, tokenizer_config, thrifty, same_bits
+    tmp_path, trained_tokenizer, tokenizer_config, checkpointing, same_bits
 ):
-    train_tokenizer.run(tokenizer_config(tmp_path / "run", device=thrifty))
+    train_tokenizer.run(tokenizer_config(tmp_path / "run", device=checkpointing))
     same_bits(trained_tokenizer, tmp_path / "run")
 
 

@@ -110,7 +110,7 @@ def open_data(config: Config) -> tuple[Source, Source | None, Classes]:
     """Open the training and validation images, and match their classes."""
     data = config.data
     if not data.train:
-        raise ValueError("no training images given; name them, as in --data.train FOLDER")
+        raise ValueError("no training images given; give them, as in --data.train FOLDER")
     names = None if config.classes is None else read_classes(config.classes)
 
     def labelled(option: str, spec: str, limit: int | None = None) -> Labelled:

@@ -60,7 +60,7 @@ def train(
     """Train from the journal's first step to its last.
 
     Args:
-        report: draws the report, given the metrics of the last validation
+        report: draws the report from the metrics of the last validation
 
     Returns: the metrics of the last validation; empty without one
     """

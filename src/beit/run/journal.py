@@ -85,6 +85,8 @@ class Journal:
     """Records one run; the module's docstring shows its use.
 
     Attributes:
+        config: of the run
+        fabric: the launched processes
         start_step: step of the checkpoint that the run resumes from; 0 for a new run
         last_step: the run's last step
         step: the current step, counted from 1

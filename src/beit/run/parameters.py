@@ -67,19 +67,19 @@ def build_optimizer(
 
 
 def _trunk_depth(model: nn.Module) -> int:
-    """Count the blocks of the one trunk that layer decay goes through."""
-    found = [match for name, _ in model.named_parameters() if (match := _BLOCK.match(name))]
-    trunks = sorted({match["trunk"] or "" for match in found})
+    """Count the blocks of the model's one trunk."""
+    matches = [match for name, _ in model.named_parameters() if (match := _BLOCK.match(name))]
+    trunks = sorted({match["trunk"] or "" for match in matches})
     if len(trunks) != 1:
         raise ValueError(
             f"layer decay needs a model with one trunk of blocks, found {len(trunks)}"
             + (f": {', '.join(trunks)}" if trunks else "")
         )
-    return 1 + max(int(match["number"]) for match in found)
+    return 1 + max(int(match["number"]) for match in matches)
 
 
 def _layer(name: str, depth: int) -> int:
-    """Number the layer a parameter belongs to: stem 0, block i is i + 1, the rest depth + 1."""
+    """Return the layer of a parameter: 0 for the stem, i + 1 for block i, else depth + 1."""
     if block := _BLOCK.match(name):
         return int(block["number"]) + 1
     if name.endswith(STEM) or "patch_embed" in name.split("."):
