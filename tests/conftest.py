@@ -123,7 +123,7 @@ def trained_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-# ── what is asked of every run ──────────────────────────────────────────────────────────────────
+# ── checks of every run ───────────────────────────────────────────────────────────────────────────
 
 
 @pytest.fixture
@@ -150,8 +150,8 @@ def same_bits() -> Callable[[Path, Path], None]:
 
 
 @pytest.fixture
-def thrifty(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceConfig]:
-    """A CPU with gradient checkpointing, of which the test must make use."""
+def checkpointing(monkeypatch: pytest.MonkeyPatch) -> Iterator[DeviceConfig]:
+    """A CPU with gradient checkpointing, which the test must use."""
     used: list[Any] = []
 
     def counted(function: Any, *arguments: Any, **settings: Any) -> Any:
@@ -169,12 +169,12 @@ def assert_same_tensors(first: dict[str, Tensor], second: dict[str, Tensor]) -> 
 
 
 class Interrupted(Exception):  # noqa: N818
-    """Stands for whatever ends a process in the middle of a step."""
+    """Stands for the end of a process in the middle of a step."""
 
 
 @pytest.fixture
 def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """Runs a recipe until it has trained a step, and breaks it off there."""
+    """Runs a training and interrupts it after a step."""
 
     def interrupt(recipe: Any, config: Any, step: int, resume: bool = False) -> None:
         update = Progress.update
@@ -197,7 +197,7 @@ def interrupt_at(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 @pytest.fixture
 def same_to_rounding() -> Callable[[Any, Any, float], None]:
-    """Asserts that two metrics logs tell the same figures, up to a relative difference."""
+    """Asserts that two metrics logs are equal up to a relative difference."""
 
     def check(first: list[dict[str, Any]], second: list[dict[str, Any]], rel: float) -> None:
         assert len(first) == len(second)

@@ -165,7 +165,7 @@ def test_one_unreadable_image_among_many(train, output, folder, capsys):
     assert train(folder, *options) == 0
     shown = capsys.readouterr().err
     assert shown.count("150.png") == 1  # met in both epochs, told once
-    assert "unreadable, the next image stands in: 150.png: not an image" in shown
+    assert "unreadable, replaced by the next image: 150.png: not an image" in shown
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [record["unreadable"] for record in records] == [1]
     assert (output / "weights.safetensors").exists()

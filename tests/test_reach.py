@@ -1,7 +1,6 @@
-"""How much code stands behind the loops that train: files and lines, found by following imports.
+"""Size of the code behind the training loops: files and lines, by following imports.
 
-A reader of a loop meets no more than this. Imports inside functions count; `beit.x.y` counts with
-its own file, not with the `__init__.py` of its folder, which holds a sentence.
+Imports inside functions count. `beit.x.y` counts its own file, not the `__init__.py` of its folder.
 """
 
 import ast
@@ -23,13 +22,13 @@ def file_of(module: str) -> Path | None:
 
 def imports(path: Path) -> set[str]:
     """List the modules of ours that a file imports, wherever the import stands."""
-    found = set()
+    modules = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
-            found |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
+            modules |= {node.module, *(f"{node.module}.{name.name}" for name in node.names)}
         elif isinstance(node, ast.Import):
-            found |= {name.name for name in node.names}
-    return {name for name in found if name.startswith("beit.") and file_of(name)}
+            modules |= {name.name for name in node.names}
+    return {name for name in modules if name.startswith("beit.") and file_of(name)}
 
 
 def reach(module: str) -> dict[str, int]:

@@ -29,6 +29,7 @@ from beit.nn.position import resize_relative_bias
 from beit.nn.vit import ViTConfig, vit_config
 from beit.run.device import DeviceConfig, launch
 from beit.run.directory import RunConfig
+from beit.run.journal import Journal
 from beit.run.reading import Reading
 from beit.run.resume import redraw, resume
 from beit.weights.file import save_weights
@@ -119,9 +120,9 @@ def test_a_finished_run_may_be_resumed(tmp_path, finished, config, same_bits):
 
 
 def test_gradient_checkpointing_changes_memory_not_results(
-    tmp_path, finished, config, thrifty, same_bits
+    tmp_path, finished, config, checkpointing, same_bits
 ):
-    finetune.run(full(config)(tmp_path / "run", device=thrifty))
+    finetune.run(full(config)(tmp_path / "run", device=checkpointing))
     same_bits(finished, tmp_path / "run")
 
 
@@ -212,7 +213,9 @@ def test_a_step_by_hand(kind, tmp_path, config, optim, records, monkeypatch):
     torch.manual_seed(4)
     model, _ = finetune.build_classifier(made, classes)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    batch = next(iter(finetune.training_batches(made, source, model.config.backbone, fabric, 0, 1)))
+    journal = Journal(finetune.VERB, made, fabric, made.optim.schedule(len(source)), None)
+    batches = finetune.training_batches(made, source, model.config.backbone, journal)
+    batch = next(iter(batches))
     images = batch.images.double() / 255  # (8, 3, 16, 24)
     targets = torch.full((8, 10), 0.1 / 10, dtype=torch.float64)
     targets[range(8), batch.labels] += 0.9
@@ -268,17 +271,17 @@ def test_golden_layer_decay_through_the_optimiser_of_the_run(tmp_path, config, o
         if name.startswith("state/")
     }
     torch.save({"model": state}, tmp_path / "published.pth")
-    seen = {}
+    built = {}
     build = finetune.build_optimizer
     trained = finetune.build_classifier
 
     def building(*arguments):
-        seen["model"], head = trained(*arguments)
-        return seen["model"], head
+        built["model"], head = trained(*arguments)
+        return built["model"], head
 
     def optimising(*arguments, **options):
-        seen["optimizer"] = build(*arguments, **options)
-        return seen["optimizer"]
+        built["optimizer"] = build(*arguments, **options)
+        return built["optimizer"]
 
     monkeypatch.setattr(finetune, "build_classifier", building)
     monkeypatch.setattr(finetune, "build_optimizer", optimising)
@@ -293,8 +296,8 @@ def test_golden_layer_decay_through_the_optimiser_of_the_run(tmp_path, config, o
             run=RunConfig(str(tmp_path / "run"), stop_after=1),
         )
     )
-    held = {p: group for group in seen["optimizer"].param_groups for p in group["params"]}
-    published = to_theirs(dict(seen["model"].named_parameters()), CLASSIFIER_ROWS)
+    held = {p: group for group in built["optimizer"].param_groups for p in group["params"]}
+    published = to_theirs(dict(built["model"].named_parameters()), CLASSIFIER_ROWS)
     assert published.keys() == golden["parameters"].keys()
     for name, parameter in published.items():
         for figure, expected in golden["parameters"][name].items():
@@ -368,15 +371,15 @@ def test_a_run_on_more_classes_then_one_on_some_of_them(tmp_path, config, finish
     assert [names[label] for label in source.labels[:10].tolist()] == list(KINDS)
 
     few = config(tmp_path / "few", init=str(tmp_path / "many"), run=replace(run, output="few"))
-    fresh, told = finetune.build_classifier(few, Classes(10, tuple(KINDS)))
-    assert "its head for 12 classes was left out; that for 10 is new" in told
+    fresh, description = finetune.build_classifier(few, Classes(10, tuple(KINDS)))
+    assert "its head for 12 classes was left out; that for 10 is new" in description
     assert torch.equal(fresh.fc_norm.weight, many.fc_norm.weight)
     assert fresh.head.weight.abs().max() <= 0.02 * 0.001
     assert not fresh.head.bias.any()
-    kept, told = finetune.build_classifier(
+    kept, description = finetune.build_classifier(
         replace(few, carry_classes=True), Classes(10, tuple(KINDS))
     )
-    assert "10 of 10 rows were copied from its head for 12 classes" in told
+    assert "10 of 10 rows were copied from its head for 12 classes" in description
     places = [names.index(kind) for kind in KINDS]
     assert torch.equal(kept.head.weight, many.head.weight[places])
     assert torch.equal(kept.head.bias, many.head.bias[places])
@@ -400,7 +403,7 @@ def test_a_larger_image_by_resized_positions(tmp_path, config, finished):
 
 
 @pytest.mark.parametrize(
-    ("size", "given", "expected"),
+    ("size", "crop_ratio", "expected"),
     [
         ((224, 224), None, 0.875),
         ((512, 320), None, 0.875),
@@ -409,14 +412,14 @@ def test_a_larger_image_by_resized_positions(tmp_path, config, finished):
         ((384, 384), 0.95, 0.95),
     ],
 )
-def test_validation_crops_nothing_from_384_pixels_on(size, given, expected, tmp_path, config):
-    view = finetune.validation_view(config(tmp_path / "run", crop_ratio=given), size)
+def test_validation_crops_nothing_from_384_pixels_on(size, crop_ratio, expected, tmp_path, config):
+    view = finetune.validation_view(config(tmp_path / "run", crop_ratio=crop_ratio), size)
     assert (view.size, view.crop_ratio) == (size, expected)
 
 
 @pytest.mark.parametrize(
     ("size", "preset", "pixels", "classes", "parameters"),
-    [  # FACTS 3.1
+    [  # docs/reference/finetuning.md, "Model"
         ("B", "ft-b16-1k", 224, 1000, 86_530_984),
         ("L", "ft-l16-1k", 224, 1000, 304_430_568),
         ("B", "ft-b16-21k", 224, None, 102_557_713),
@@ -499,23 +502,23 @@ def test_classes_are_counted_with_and_without_a_matrix(most, tmp_path, config, m
 def test_an_imbalanced_set_is_sampled_in_balance(tmp_path, config, optim, monkeypatch):
     counts = {"ant": 12, "bee": 3, "cow": 1}
     train = folder(tmp_path / "train", counts)
-    seen = []
+    drawn = []
     views = FinetuneViews.__call__
 
     def viewing(self, image, generator):
-        seen.append((int(image[0, 0, 0]) // 40, generator.initial_seed()))
+        drawn.append((int(image[0, 0, 0]) // 40, generator.initial_seed()))
         return views(self, image, generator)
 
     monkeypatch.setattr(FinetuneViews, "__call__", viewing)
     data = DataConfig(train=train, num_workers=0, cache_gigabytes=0)
     for balance, expected in ((0.0, [12, 3, 1]), (1.0, [5, 5, 5])):
-        seen.clear()
+        drawn.clear()
         name = str(tmp_path / str(balance))
         run, brief = RunConfig(name), optim(batch_size=16, epochs=1)
         finetune.run(config(name, data=data, balance=balance, run=run, optim=brief))
-        shown = [[label for label, _ in seen].count(number) for number in range(3)]
+        shown = [[label for label, _ in drawn].count(number) for number in range(3)]
         assert all(abs(one - other) <= 1 for one, other in zip(shown, expected, strict=True))
-        assert len({seed for _, seed in seen}) == 16  # each time a view of its own
+        assert len({seed for _, seed in drawn}) == 16  # each time a view of its own
 
 
 # ── what goes wrong ─────────────────────────────────────────────────────────────────────────────
@@ -526,8 +529,8 @@ def test_an_imbalanced_set_is_sampled_in_balance(tmp_path, config, optim, monkey
     [
         ({"init": None}, "not neither"),
         ({"init": "a", "backbone": ViTConfig()}, "not both"),
-        ({"image_size": (16, 24)}, "image_size is for --init; say backbone.image_size"),
-        ({"backbone": ViTConfig(drop_path=0.1)}, "say drop_path instead"),
+        ({"image_size": (16, 24)}, "image_size is for --init; use backbone.image_size"),
+        ({"backbone": ViTConfig(drop_path=0.1)}, "use drop_path instead"),
         ({"layer_decay": 0.0}, "layer_decay is 0.0"),
         ({"average": 1.0}, "average is 1.0"),
         ({"num_classes": 1}, "num_classes is 1"),

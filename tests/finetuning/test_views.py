@@ -58,12 +58,12 @@ def test_seeded_states_come_back_after_an_error():
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
     expected = global_draws()
     random.seed(5), np.random.seed(5), torch.manual_seed(5)
-    found = []
+    draws = []
     for _ in range(2):
         with pytest.raises(KeyError), seeded(torch.Generator().manual_seed(1)):
-            found.append(global_draws())
+            draws.append(global_draws())
             raise KeyError
-    assert found[0] == found[1] != expected
+    assert draws[0] == draws[1] != expected
     assert global_draws() == expected
 
 
@@ -134,8 +134,8 @@ def test_repeats_are_other_views_of_the_same_images():
     for batch in batches:
         assert batch.indices.tolist() == batch.indices[:2].tolist() * 3
         assert len({view.numpy().tobytes() for view in batch.images}) > 3
-    seen = torch.cat([batch.indices[:2] for batch in batches[:4]]).tolist()
-    assert len(set(seen)) == 8  # an epoch shows each image in one step
+    indices = torch.cat([batch.indices[:2] for batch in batches[:4]]).tolist()
+    assert len(set(indices)) == 8  # an epoch shows each image in one step
     # The first views are those of a run without repeats.
     first = next(iter(train(1)))
     assert torch.equal(first.images[:2], batches[0].images[:2])
@@ -182,8 +182,8 @@ def test_balance_and_repeats_give_each_showing_a_view_of_its_own():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"policy": "augmix-m3"}, "policy 'augmix-m3' is not understood"),
-        ({"policy": "rand-x9"}, "policy 'rand-x9' is not understood"),
+        ({"policy": "augmix-m3"}, "policy 'augmix-m3' is not valid"),
+        ({"policy": "rand-x9"}, "policy 'rand-x9' is not valid"),
         ({"erase": 1.5}, r"probability in \[0, 1\], got 1.5"),
         ({"repeats": 0}, "repeats is 0; expected 1 or more"),
     ],

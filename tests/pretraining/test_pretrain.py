@@ -138,7 +138,7 @@ def test_unreadable_validation_images_have_their_masks_to_themselves(
     fabric = launch(config.device)
     target, mim = pretrain.build(config, fabric)
     mim.load_state_dict(load(tmp_path / "holed").state_dict())
-    validation = pretrain.validation_of(config, fabric)
+    validation = pretrain.build_validation(config, fabric)
     accuracies = []
     for batch in validation.batches:
         masked = validation_masks(validation, mim.config.backbone.grid, batch.indices)
@@ -169,9 +169,11 @@ def test_micro_steps_change_memory_not_results(
 
 
 def test_gradient_checkpointing_changes_memory_not_results(
-    tmp_path, finished, trained_tokenizer, pretrain_config, thrifty, same_bits
+    tmp_path, finished, trained_tokenizer, pretrain_config, checkpointing, same_bits
 ):
-    pretrain.run(pretrain_config(tmp_path / "run", trained_tokenizer, check=CHECK, device=thrifty))
+    pretrain.run(
+        pretrain_config(tmp_path / "run", trained_tokenizer, check=CHECK, device=checkpointing)
+    )
     same_bits(finished, tmp_path / "run")
 
 
@@ -268,18 +270,18 @@ def test_resumed_runs_of_every_target(
 
 
 def test_all_patches_are_predicted(tmp_path, trained_tokenizer, pretrain_config, monkeypatch):
-    asked = []
+    shapes = []
     forward = MaskedImageModel.forward
 
     def noted(self, images, masked, patches=None):
-        asked.append((masked.shape[1], patches.shape[1]) if patches is not None else None)
+        shapes.append((masked.shape[1], patches.shape[1]) if patches is not None else None)
         return forward(self, images, masked, patches)
 
     monkeypatch.setattr(MaskedImageModel, "forward", noted)
     for predict in ("masked", "all"):
         config = pretrain_config(tmp_path / predict, trained_tokenizer, predict=predict)
         pretrain.run(replace(config, run=replace(config.run, stop_after=1)))
-    steps = [shape for shape in asked if shape is not None]
+    steps = [shape for shape in shapes if shape is not None]
     assert set(steps[: len(steps) // 2]) == {(2, 2)} and set(steps[len(steps) // 2 :]) == {(2, 6)}
 
 
@@ -327,7 +329,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
 
 def test_no_tokenizer_is_refused(tmp_path, pretrain_config):
-    with pytest.raises(ValueError, match="no tokenizer given; name a run or weights file"):
+    with pytest.raises(ValueError, match="no tokenizer given; give a run or weights file"):
         pretrain.run(replace(pretrain_config(tmp_path / "run", tmp_path), tokenizer=""))
     assert not (tmp_path / "run").exists()
 

@@ -6,7 +6,7 @@ import torch
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.targets import FeatureTarget, PixelTarget
 from beit.nn.vit import ViTConfig
-from beit.pretraining.targets import TargetConfig, fitting, load_target
+from beit.pretraining.targets import TargetConfig, load_target, match_target
 from beit.weights.file import save_weights
 from beit.weights.formats.published import to_published
 from beit.weights.formats.transformers_beit import to_transformers
@@ -37,18 +37,18 @@ def test_features_of_a_teacher():
 
 def test_the_head_follows_the_target():
     target = load_target(TargetConfig("pixels"), "", VIT, CPU)
-    fitted = fitting(MODEL, target)  # whatever num_codes says
+    fitted = match_target(MODEL, target)  # whatever num_codes says
     assert fitted == replace(
         MODEL, num_codes=0, predicts="pixels", target_width=192, normalised=True
     )
-    assert fitting(fitted, target) == fitted
+    assert match_target(fitted, target) == fitted
     with pytest.raises(ValueError, match=r"target_width is 5, but the pixels .* are 192 numbers"):
-        fitting(replace(fitted, target_width=5), target)
+        match_target(replace(fitted, target_width=5), target)
     features = load_target(TargetConfig(**FEATURES, image_size=32), "", VIT, CPU)
     with pytest.raises(
         ValueError, match=r"model\.predicts is pixels, but target\.kind is features"
     ):
-        fitting(fitted, features)
+        match_target(fitted, features)
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_options_of_another_target_are_refused(options, message):
 @pytest.fixture(scope="module")
 def pixel_model():
     target = load_target(TargetConfig("pixels"), "", VIT, CPU)
-    return MaskedImageModel(fitting(MODEL, target)).eval()
+    return MaskedImageModel(match_target(MODEL, target)).eval()
 
 
 @torch.no_grad()

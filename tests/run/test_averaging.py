@@ -58,7 +58,7 @@ def test_the_best_are_the_first_of_equals_and_a_copy() -> None:
     for step, figure in enumerate([0.2, 0.7, 0.7, 0.5], start=1):
         nn.init.constant_(trained.weight, float(step))
         best.offer(figure, step, trained)
-    assert (best.step, best.figure) == (2, 0.7)
+    assert (best.step, best.score) == (2, 0.7)
     assert best.weights["weight"].tolist() == [2.0] * 3
     resumed = BestWeights()
     resumed.load_state_dict(best.state_dict())

@@ -54,14 +54,14 @@ def test_one_process_trains_without_a_warning(
         warnings.simplefilter("error")
         fabric = launch(on_cpu(precision=precision))
         model = nn.Linear(3, 2)
-        seen: list[torch.dtype] = []
-        model.register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+        dtypes: list[torch.dtype] = []
+        model.register_forward_hook(lambda module, inputs, output: dtypes.append(output.dtype))
         wrapped, optimizer = fabric.setup(model, torch.optim.AdamW(model.parameters()))
         loss = wrapped(torch.ones(4, 3)).square().mean()
         fabric.backward(loss)
         optimizer.step()
     assert fabric.world_size == 1
-    assert seen == [inside]
+    assert dtypes == [inside]
     assert model.weight.dtype == model.weight.grad.dtype == torch.float32  # type: ignore[union-attr]
     assert not can_fuse(fabric)
     assert LossScaling(fabric).state_dict() == {}
@@ -84,34 +84,34 @@ def test_loss_scaling_goes_on_where_it_was() -> None:
     assert LossScaling(fresh).state_dict() == state
     with pytest.raises(ValueError, match=r"with float16 loss scaling .* without"):
         LossScaling(launch(on_cpu())).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"without float16 loss scaling .* with;"):
+    with pytest.raises(ValueError, match=r"without float16 loss scaling .* with it;"):
         LossScaling(fresh).load_state_dict({})
 
 
 def test_gradient_checkpointing_is_for_blocks() -> None:
-    thrifty = on_cpu(gradient_checkpointing=True)
+    checkpointing = on_cpu(gradient_checkpointing=True)
     model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(Block(4, 2), Block(4, 2)))
     assert prepared(model, on_cpu()) is model
     assert not [block for block in model[1] if block.gradient_checkpointing]
-    assert prepared(model, thrifty) is model
+    assert prepared(model, checkpointing) is model
     assert all(block.gradient_checkpointing for block in model[1])
-    with pytest.raises(ValueError, match=r"gradient_checkpointing is for Transformer blocks"):
-        prepared(nn.Linear(4, 4), thrifty)
+    with pytest.raises(ValueError, match=r"gradient_checkpointing needs Transformer blocks"):
+        prepared(nn.Linear(4, 4), checkpointing)
 
 
 PAGES = """
 import resource, sys, torch
 torch.set_num_threads(1)
 from beit.run.device import DeviceConfig, keep_freed_memory, launch
-thrifty, megabytes = sys.argv[1] == "thrifty", int(sys.argv[2])
-assert keep_freed_memory(thrifty)  # the other way, which launch changes
-launch(DeviceConfig(accelerator="cpu", gradient_checkpointing=thrifty))
+checkpointing, megabytes = sys.argv[1] == "checkpointing", int(sys.argv[2])
+assert keep_freed_memory(checkpointing)  # the other way, which launch changes
+launch(DeviceConfig(accelerator="cpu", gradient_checkpointing=checkpointing))
 faults = []
 for _ in range(10):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.zeros(megabytes * 250_000).add_(1)  # 250 pages each
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-if thrifty:
+if checkpointing:
     assert min(faults) > 1000, faults
 else:
     assert faults[0] > 1000 and max(faults[5:]) < 100, faults
@@ -123,7 +123,7 @@ else:
     ("way", "megabytes"),
     [
         ("fast", 64),  # above 32 MB glibc never keeps by itself
-        ("thrifty", 16),  # below that it learns to
+        ("checkpointing", 16),  # below that it learns to
     ],
 )
 def test_freed_memory_is_kept_for_the_next_step_or_given_back(way: str, megabytes: int) -> None:

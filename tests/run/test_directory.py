@@ -60,5 +60,5 @@ def test_interrupted_writing_leaves_the_old_file_alone(tmp_path):
 def test_environment_without_a_command_is_refused(tmp_path, text):
     run = RunDirectory.create(tmp_path / "a", {}, "pretrain")
     run.environment_file.write_text(text)
-    with pytest.raises(ValueError, match=r"environment\.json does not say which command"):
+    with pytest.raises(ValueError, match=r"environment\.json does not name the command"):
         RunDirectory.open(run.path, "pretrain")

@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import nn
 
-from beit.data.batches import DataConfig
-from beit.data.prefetch import prefetch
+from beit.data.batches import DataConfig, EvalBatches
+from beit.data.decoding import UnreadableImage
 from beit.data.sources import open_source
+from beit.data.views import EvalView
 from beit.run.batches import train_batches
 from beit.run.checkpoint import latest
 from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig, RunDirectory
-from beit.run.journal import Journal, launched
+from beit.run.journal import Journal, launch_run
 from beit.run.optim import OptimConfig, clip_gradients
 
 OPTIM = OptimConfig(
@@ -44,23 +45,23 @@ class Stop(Exception):  # noqa: N818
 
 def train(config, directory=None, stop_in_validation=None):
     """Fit the mean brightness; `validation` is due every two steps. Returns: the journal."""
-    fabric = launched(config, directory)
+    fabric = launch_run(config, directory)
     torch.manual_seed(0)
     model = nn.Linear(1, 1)
     source = open_source(config.data.train)
     journal = Journal("toy", config, fabric, config.optim.schedule(len(source)), directory)
-    batches = train_batches(config, source, lambda image, _: (image, image), fabric, *journal.span)
+    batches = train_batches(journal, source, lambda image, _: (image, image))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     wrapped, optimizer = fabric.setup(model, optimizer)
-    journal.begin(prefetch(batches, fabric.device), model=model, optimizer=optimizer)
+    journal.begin(batches, model=model, optimizer=optimizer)
 
     def validate():
-        if journal.due(2):
+        if journal.at_interval(2):
             if journal.step == stop_in_validation:
                 raise Stop
             journal.log_result({"val_weight": model.weight.item()})
 
-    with journal:
+    with journal.recording():
         if journal.resumed:
             validate()
         for _ in journal.steps():
@@ -73,7 +74,7 @@ def train(config, directory=None, stop_in_validation=None):
             optimizer.step()
             optimizer.zero_grad()
             if journal.logs:
-                journal.log({"rate": 0.1}, journal.read_means(loss, 0.1))
+                journal.log({"rate": 0.1}, journal.read_means(0.1))
             journal.end_step()
             validate()
     return journal
@@ -90,7 +91,7 @@ def records(path: Path) -> list[dict]:
 
 def test_what_is_written_when(tmp_path):
     journal = train(config(tmp_path / "run"))
-    assert (journal.steps_per_epoch, journal.last_step, journal.span) == (4, 8, (0, 8))
+    assert (journal.steps_per_epoch, journal.start_step, journal.last_step) == (4, 0, 8)
     written = [(r["step"], "loss" in r) for r in records(tmp_path / "run")]
     assert written == [
         *((2, False), (3, True), (4, True), (4, False)),
@@ -133,13 +134,58 @@ def test_an_existing_directory_is_refused_and_a_loss_that_is_not_finite_stops(tm
     (tmp_path / "there").mkdir()
     with pytest.raises(FileExistsError, match=r"there exists and is not overwritten"):
         train(config(tmp_path / "there"))
-    fabric = launched(config(tmp_path / "new"), None)
+    fabric = launch_run(config(tmp_path / "new"), None)
     journal = Journal("toy", config(tmp_path / "new"), fabric, OPTIM.schedule(9), None)
-    journal.begin(prefetch([], "cpu"))
-    with pytest.raises(ValueError, match=r"loss is nan at step 0, .*last good checkpoint: none"):
-        journal.read_means(torch.tensor(torch.nan), 0.1)
-    with journal:
-        pass
+    journal.begin([])
+    for loss in (torch.nan, 1.0):  # of two micro-steps, the first one is not finite
+        journal.means.add({"loss": loss, "grad_norm": torch.inf})
+    with journal.recording():
+        with pytest.raises(ValueError, match=r"loss is nan at step 0, .*good checkpoint: none"):
+            journal.read_means(0.1)
+        journal.means.add({"loss": 1.0, "grad_norm": torch.inf})
+        assert journal.read_means(0.1) == {"loss": 1.0, "grad_norm": torch.inf}
+
+
+class Damaged:
+    """Three images, of which the second cannot be read."""
+
+    labels = None
+    class_names = None
+
+    def __len__(self):
+        return 3
+
+    def name(self, index):
+        return f"{index}.png"
+
+    def image(self, index):
+        if index == 1:
+            raise UnreadableImage(self.name(index), "broken")
+        return torch.zeros(3, 8, 8, dtype=torch.uint8)
+
+
+def test_an_unreadable_validation_image_is_named_once_and_counted_each_time(tmp_path, capsys):
+    made = config(tmp_path / "run")
+    made = replace(made, data=replace(made.data, max_unreadable=0.5))
+    fabric = launch_run(made, None)
+    journal = Journal("toy", made, fabric, OPTIM.schedule(9), None)
+    journal.begin([])
+    with journal.recording():
+        for _ in range(2):
+            reading = journal.read(EvalBatches(Damaged(), EvalView((8, 8)), 2))
+            assert [batch.indices.tolist() for batch in reading] == [[0], [2]]
+            assert reading.counts() == {"val_images": 2, "val_unreadable": 1}
+    assert capsys.readouterr().err.count("1.png: broken") == 1
+
+
+def test_weights_come_before_the_report(tmp_path):
+    journal = train(config(tmp_path / "run"))
+    calls = []
+    result = journal.finish(
+        {"val_x": 1.0}, calls.append, lambda: calls.append("report") or ["page"]
+    )
+    assert calls == [tmp_path / "run" / "weights.safetensors", "report"]
+    assert result == (tmp_path / "run", {"val_x": 1.0}, ["page"])
 
 
 def test_the_schedule_of_epochs_and_of_steps():

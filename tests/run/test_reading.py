@@ -29,17 +29,17 @@ class Holed:
         return torch.full((3, 8, 8), index, dtype=torch.uint8)
 
 
-def reading(holes, share=1.0, said=None):
+def reading(holes, share=1.0, warnings=None):
     batches = EvalBatches(Holed(holes), EvalView((8, 8)), 3)
     fabric = launch(DeviceConfig(accelerator="cpu"))
-    return Reading(batches, fabric, share, (said if said is not None else []).append)
+    return Reading(batches, fabric, share, (warnings if warnings is not None else []).append)
 
 
 def test_images_are_read_once_and_the_others_are_named_and_counted():
-    said = []
-    some = reading({0, 1, 2, 5}, said=said)
+    warnings = []
+    some = reading({0, 1, 2, 5}, warnings=warnings)
     assert [batch.indices.tolist() for batch in some] == [[3, 4], [6]]
-    assert said == [f"unreadable, left out: {index}.png: broken" for index in (0, 1, 2, 5)]
+    assert warnings == [f"unreadable, left out: {index}.png: broken" for index in (0, 1, 2, 5)]
     assert some.counts() == {"val_images": 3, "val_unreadable": 4}
 
 

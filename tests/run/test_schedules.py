@@ -61,7 +61,10 @@ def test_polynomial_decay_with_its_warm_up_by_hand() -> None:
 
 
 def test_the_published_segmentation_schedule() -> None:
-    """160,000 steps, warm-up 1500 from a millionth, to 0 (FACTS 4)."""
+    """160,000 steps, warm-up 1500 from a millionth, to 0.
+
+    docs/reference/segmentation.md, "Recipes".
+    """
     settings = {"base": 5e-5, "total_steps": 160_000, "warmup_steps": 1500}
     assert warmup_poly(0, **settings) == pytest.approx(5e-11)
     assert warmup_poly(750, **settings) == pytest.approx(5e-5 * 0.5000005 * (1 - 750 / 160_000))

@@ -16,6 +16,7 @@ from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.sliding import MapViewConfig
 from beit.run.device import DeviceConfig, launch
 from beit.run.directory import RunConfig
+from beit.run.journal import Journal
 from beit.run.optim import StepOptimConfig
 from beit.run.resume import redraw, resume
 from beit.segmentation import evaluate as evaluate_segments
@@ -101,9 +102,9 @@ def test_a_resumed_run_is_the_uninterrupted_one(
 
 
 def test_gradient_checkpointing_changes_memory_not_results(
-    tmp_path, finished, config, thrifty, same_bits
+    tmp_path, finished, config, checkpointing, same_bits
 ):
-    segment.run(config(tmp_path / "run", device=thrifty))
+    segment.run(config(tmp_path / "run", device=checkpointing))
     same_bits(finished, tmp_path / "run")
 
 
@@ -163,10 +164,9 @@ def test_a_step_by_hand(tmp_path, config, records):
     torch.manual_seed(4)
     model, _ = segment.build_segmenter(made, source)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    batches = segment.training_batches(
-        made, source, model.config.backbone, launch(made.device), 0, 1
-    )
-    (batch,) = batches
+    fabric = launch(made.device)
+    journal = Journal(segment.VERB, made, fabric, made.optim.schedule(len(source)), None)
+    (batch,) = segment.training_batches(made, source, model.config.backbone, journal)
     labels = batch.label_maps.long()
     assert (labels == 255).any()  # smaller images are padded
     outputs = model.train()(batch.images)
@@ -303,7 +303,7 @@ def test_ade20k_from_its_layout_to_figures_at_several_scales(tmp_path, config):
     [
         ({"backbone": None}, "not neither"),
         ({"init": "somewhere"}, "not both"),
-        ({"image_size": (16, 24)}, "image_size is for --init; say backbone.image_size"),
+        ({"image_size": (16, 24)}, "image_size is for --init; use backbone.image_size"),
         ({"drop_path": 1.0}, r"drop_path is 1.0"),
         ({"layer_decay": 0.0}, r"layer_decay is 0.0"),
         ({"validate_every": 0}, "validate_every is 0"),
@@ -321,7 +321,7 @@ def test_parts_that_do_not_fit_are_refused_before_anything_is_written(tmp_path, 
     for changes, message in (
         ({"head": HeadConfig(layers=(1, 2, 3))}, "four backbone blocks"),
         ({"backbone": vit(depth=5)}, ""),
-        ({"head": HeadConfig(layers=(1, 2, 3, 4)), "backbone": vit(depth=5)}, "let it be 5"),
+        ({"head": HeadConfig(layers=(1, 2, 3, 4)), "backbone": vit(depth=5)}, "must be 5"),
         ({"backbone": vit(depth=3)}, r"four backbone blocks in ascending order"),
         ({"optim": small}, "batch normalisation needs 2 images or more at a time"),
         ({"optim": replace(OPTIM, batch_size=16)}, "a step takes 16 images .* only 15"),

@@ -11,6 +11,7 @@ from torch import Tensor
 import beit
 from beit.data.batches import DataConfig, TrainBatches
 from beit.data.order import step_generator
+from beit.data.sources import open_source
 from beit.data.views import TrainViews, ViewConfig
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig, gumbel_noise, reconstruction_loss
 from beit.run.device import DeviceConfig
@@ -127,7 +128,7 @@ def test_the_first_step_by_hand(
         train_dvae.run(replace(settings, run=run))
         torch.manual_seed(0)
         vae = DiscreteVAE(settings.model)
-        source = train_dvae.open_source(settings.data.train)
+        source = open_source(settings.data.train)
         views = TrainViews(settings.view, settings.model.image_size, settings.model.image_size)
         settings_of_step = {"batch_size": 8, "seed": 0, "start_step": 0, "num_steps": 1}
         (batch,) = TrainBatches(source, views, **settings_of_step)
@@ -222,13 +223,13 @@ def test_without_a_validation_set(tmp_path: Path, config: Callable[..., Config])
 def test_the_frechet_distance_is_of_the_end_and_of_some_images(
     tmp_path: Path, config: Callable[..., Config], records: Records, monkeypatch: Any
 ) -> None:
-    seen: list[int] = []
+    sizes: list[int] = []
 
     class Teacher(torch.nn.Module):
         width, grid = 3, (1, 1)
 
         def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-            seen.append(len(images))
+            sizes.append(len(images))
             return images.mean((2, 3))[:, None]  # (B, 1, 3)
 
     monkeypatch.setattr(train_dvae, "load_teacher", lambda *_, **__: Teacher())
@@ -238,10 +239,14 @@ def test_the_frechet_distance_is_of_the_end_and_of_some_images(
     assert "val_frechet_lite0" not in train_dvae.run(settings).metrics
     monkeypatch.setattr(train_dvae, "find_spec", lambda name: name)
     run = replace(settings.run, output=str(tmp_path / "with"), stop_after=10)
-    figures = train_dvae.run(replace(settings, run=run)).metrics
-    assert figures["val_frechet_lite0"] > 0
-    assert seen == [8, 8, 2, 2]  # of 13 images the first ten, as they are and painted, once
+    metrics = train_dvae.run(replace(settings, run=run)).metrics
+    assert metrics["val_frechet_lite0"] > 0
+    assert sizes == [8, 8, 2, 2]  # the first ten of 13 images and their reconstructions, once
     assert [r["step"] for r in records(tmp_path / "with") if "val_frechet_lite0" in r] == [10]
+    run = replace(run, output=str(tmp_path / "single"), stop_after=1)
+    data = replace(settings.data, validation="shapes://1?size=24")
+    metrics = train_dvae.run(replace(settings, run=run, data=data)).metrics
+    assert "val_frechet_lite0" not in metrics  # it needs two images
 
 
 # ── annealing ───────────────────────────────────────────────────────────────────────────────────
@@ -264,7 +269,7 @@ def test_annealing_by_hand() -> None:
         ({"share": 1.5}, r"share is 1\.5; expected a share of the run in \[0, 1\]"),
         ({"end": -1.0}, r"start and end are 1\.0 and -1\.0; expected 0 or more"),
         ({"end": math.nan}, "expected 0 or more, finite"),
-        ({"end": 0.0, "shape": "exponential"}, r"exponential from 1\.0 to 0\.0 does not exist"),
+        ({"end": 0.0, "shape": "exponential"}, r"exponential from 1\.0 to 0\.0 is undefined"),
     ],
 )
 def test_impossible_annealing_is_refused(change: dict[str, Any], message: str) -> None:

@@ -15,7 +15,7 @@ from beit.run.directory import RunDirectory
 from beit.run.resume import redraw, resume
 from beit.tokenizer import vqkd as train_tokenizer
 from beit.tokenizer import vqkd_loop
-from beit.tokenizer.vqkd import CodebookConfig, fitting
+from beit.tokenizer.vqkd import CodebookConfig, match_teacher
 from beit.tokenizer.vqkd_loop import revive
 from beit.weights.file import read_safetensors
 from beit.weights.open import load, load_backbone, load_tokenizer
@@ -77,9 +77,9 @@ def test_same_seed_same_bits(tmp_path, trained_tokenizer, tokenizer_config, same
 
 
 def test_gradient_checkpointing_changes_memory_not_results(
-    tmp_path, trained_tokenizer, tokenizer_config, thrifty, same_bits
+    tmp_path, trained_tokenizer, tokenizer_config, checkpointing, same_bits
 ):
-    train_tokenizer.run(tokenizer_config(tmp_path / "run", device=thrifty))
+    train_tokenizer.run(tokenizer_config(tmp_path / "run", device=checkpointing))
     same_bits(trained_tokenizer, tmp_path / "run")
 
 
@@ -185,7 +185,7 @@ def test_the_teachers_width_is_filled_in(tokenizer_config, tmp_path):
 
     config = tokenizer_config(tmp_path / "run")
     teacher = load_teacher(**vars(config.teacher))
-    assert fitting(config.model, teacher).teacher_width == teacher.width
+    assert match_teacher(config.model, teacher).teacher_width == teacher.width
 
 
 def test_an_existing_directory_is_refused_before_anything_is_loaded(

@@ -19,38 +19,37 @@ class Config:
 
     Args:
         data: the labelled images.
-        init: what to start from: a run directory or weights file of a pretrained model, a
-            tokenizer (its encoder) or a classifier, published:NAME, hf://OWNER/NAME; null to start
-            from fresh weights.
-        backbone: the network to start afresh; null with init.
-        image_size: (height, width), to which the positions of init are carried; null for its own.
-        num_heads: of init, where its file does not say it and a head is not 64 wide.
-        init_classes: names of the classes of init, a classifier whose file does not say them:
-            a list as for classes.
-        carry_classes: of a classifier for other classes, keep the rows of its head for classes of
-            the same name; published: no, such a head starts afresh.
-        classes: a file with the name of one class folder a line, whose order numbers the classes,
-            or timm:NAME, such as timm:imagenet-22k; null for the folders there are, sorted.
-        num_classes: null for as many as the training set has.
-        pooling: the head reads the mean of the patches, or the [CLS] token.
-        init_scale: the head's first weights are drawn and multiplied by this.
-        drop_path: rate of stochastic depth in the last block, growing linearly from 0.
-        balance: 0 shows every image once an epoch, 1 every class equally often; between them a
-            class of c images comes in proportion to c ** (1 - balance).
-        view: how a training view is cut out of an image.
-        augment: what is done to the view.
-        mix: how the images of a batch are mixed.
+        init: initial weights: a run directory or weights file of a pretrained model, a tokenizer
+            (its encoder) or a classifier, published:NAME, hf://OWNER/NAME; null for random weights.
+        backbone: the network to train from random weights; null with init.
+        image_size: (height, width) of images; positions of init are resized. null for init's own.
+        num_heads: attention heads of init, if its file does not say and a head is not 64 wide.
+        init_classes: class names of init, a classifier whose file does not name them; a list as
+            for classes.
+        carry_classes: if init is a classifier of other classes, keep the rows of its head for
+            classes of the same name; published: no, such a head starts from random weights.
+        classes: a file with the name of one class folder per line, in the order of class numbers,
+            or timm:NAME, such as timm:imagenet-22k; null for the sorted folders of the data.
+        num_classes: null for the number in the training set.
+        pooling: input of the head, the mean of the patches or the [CLS] token.
+        init_scale: factor of the head's random initial weights.
+        drop_path: rate of stochastic depth in the last block, increasing linearly from 0.
+        balance: 0 shows every image once per epoch, 1 every class equally often; between them, a
+            class of c images is drawn in proportion to c ** (1 - balance).
+        view: how training views are cropped.
+        augment: augmentation of the views.
+        mix: mixup and CutMix of a batch.
         optim: the optimiser and its schedule.
-        layer_decay: learning rate of a layer over that of the layer after it; null for all alike.
-        average: decay of a moving average of the weights, which is then judged and kept in their
-            place (published: off, or 0.9999); null for none.
-        keep: the weights of the best top-1 on the validation set, as published, or the last;
-            without a validation set the last.
-        crop_ratio: share of a validation image's shorter side that is kept; null for 0.875, and 1
-            from 384 pixels on, as published.
-        validate_every: epochs between two validations; the end always has one.
+        layer_decay: ratio of the learning rates of a layer and the next one; null for none.
+        average: decay of a moving average of the weights, which is validated and kept instead of
+            them (published: off, or 0.9999); null for none.
+        keep: the weights with the best top-1 on the validation set, as published, or the last;
+            without a validation set, the last.
+        crop_ratio: side of the centre crop of validation images, as a share of the shorter side;
+            null for 0.875, and 1 from 384 pixels on, as published.
+        validate_every: epochs between two validations; the last step always has one.
         run: where and how often to write.
-        device: what to compute on.
+        device: devices and precision.
     """
 
     data: DataConfig = DataConfig()
@@ -89,17 +88,17 @@ class Config:
     def __post_init__(self) -> None:
         if (self.init is None) == (self.backbone is None):
             raise ValueError(
-                "give what to start from (--init SOURCE) or the numbers of a network that starts "
-                "afresh (--backbone), not " + ("neither" if self.init is None else "both")
+                "give either initial weights (--init SOURCE) or a network to train from random "
+                "weights (--backbone), not " + ("neither" if self.init is None else "both")
             )
         if self.backbone is not None:
             for name in ("image_size", "num_heads"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"{name} is for --init; say backbone.{name} instead")
+                    raise ValueError(f"{name} is for --init; use backbone.{name} instead")
             if self.carry_classes or self.init_classes is not None:
                 raise ValueError("init_classes and carry_classes are for --init")
             if self.backbone.drop_path:
-                raise ValueError("backbone.drop_path is not used; say drop_path instead")
+                raise ValueError("backbone.drop_path is not used; use drop_path instead")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path is {self.drop_path}; expected 0 or more and below 1")
         if not 0 <= self.balance <= 1:

@@ -1,17 +1,17 @@
 """Fine-tune a pretrained ViT as an image classifier (BEiT v2, section 3.2).
 
-This module builds what the loop in `beit.finetuning.loop` needs, runs it and keeps the result.
+This module builds the parts, runs the loop in `beit.finetuning.loop` and saves the results.
 """
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 import torch
 from lightning_fabric import Fabric
 
 from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.classes import Classes, Labelled, checked_classes, read_classes, renumbered
-from beit.data.prefetch import prefetch
 from beit.data.sources import Source, open_source
 from beit.data.views import EvalView
 from beit.draw.report import Section
@@ -27,9 +27,9 @@ from beit.run.averaging import BestWeights, WeightAverage
 from beit.run.batches import eval_batches, train_batches
 from beit.run.device import DeviceConfig, can_fuse, launch, prepared
 from beit.run.directory import RunDirectory
-from beit.run.journal import Journal, Result, launched
+from beit.run.journal import Journal, Result, launch_run
 from beit.run.log import kept_step
-from beit.run.optim import build_optimizer, parameter_groups
+from beit.run.parameters import build_optimizer, parameter_groups
 from beit.run.reading import Reading
 from beit.weights.file import save_weights
 from beit.weights.open import load, load_sized
@@ -43,20 +43,20 @@ from beit.weights.transfer import (
 logger = logging.getLogger(__name__)
 
 VERB = "finetune"
-# From this image size on validation crops nothing (docs/reference/finetuning.md, v2 recipes).
+# Larger images are validated without cropping (docs/reference/finetuning.md, "Evaluation view").
 WHOLE_FROM = 384
 
 
 def run(config: Config, directory: RunDirectory | None = None) -> Result:
-    """Fine-tune a new classifier, or resume the run in a directory from its last checkpoint."""
-    fabric = launched(config, directory)
+    """Fine-tune a new classifier, or resume the run in `directory` from its last checkpoint."""
+    fabric = launch_run(config, directory)
     optim = config.optim
     source, held_out, classes = open_data(config)
     torch.manual_seed(config.run.seed)
     classifier, head = build_classifier(config, classes)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
     vit = classifier.config.backbone
-    batches = training_batches(config, source, vit, fabric, *journal.span)
+    batches = training_batches(config, source, vit, journal)
     validation = validation_batches(config, held_out, vit, fabric)
     mixer = build_mixer(config.mix, classes.number, optim.micro_batch_size(fabric.world_size))
 
@@ -70,7 +70,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         *(fabric, classifier, model, optimizer, average, BestWeights()),
         keeps_best=config.keep == "best",
         mixer=mixer,
-        smoothing=config.mix.smoothing if mixer is None else 0.0,  # mixed targets are smooth
+        smoothing=config.mix.smoothing if mixer is None else 0.0,  # the mixer smooths its targets
         optim=optim,
         seed=config.run.seed,
         validation=validation,
@@ -78,21 +78,21 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     )
     stateful = {"model": classifier, "optimizer": optimizer, "best": parts.best}
     stateful |= {} if average is None else {"average": average}
-    journal.begin(prefetch(batches, fabric.device), **stateful)
+    journal.begin(batches, **stateful)
     if head:
         journal.message(f"{config.init}: {head}")
     validated = train(parts, journal)
-    sections = []
-    if fabric.is_global_zero:
-        save_weights(journal.directory.weights_file, parts.kept.eval())
-        step = parts.best.step or journal.last_step
-        sections = report(journal.directory, config, classes, head, step, validated)
-    fabric.barrier()
-    return Result(journal.directory.path, validated.metrics if validated else {}, sections)
+    metrics, save = (
+        validated.metrics if validated else {},
+        partial(save_weights, model=parts.kept.eval()),
+    )
+    step = parts.best.step or journal.last_step
+    draw = partial(report, journal.directory, config, classes, head, step, validated)
+    return journal.finish(metrics, save, draw)
 
 
 def redraw(config: Config, directory: RunDirectory) -> list[Section]:
-    """Draw the report of a finished run again, from its directory."""
+    """Draw the report of a finished run again."""
     fabric = launch(DeviceConfig())
     classifier = load(directory.path).to(fabric.device)
     assert isinstance(classifier, ImageClassifier)
@@ -107,10 +107,10 @@ def redraw(config: Config, directory: RunDirectory) -> list[Section]:
 
 
 def open_data(config: Config) -> tuple[Source, Source | None, Classes]:
-    """Open the training and validation images and settle their classes."""
+    """Open the training and validation images, and match their classes."""
     data = config.data
     if not data.train:
-        raise ValueError("no training images given; name them, as in --data.train FOLDER")
+        raise ValueError("no training images given; give them, as in --data.train FOLDER")
     names = None if config.classes is None else read_classes(config.classes)
 
     def labelled(option: str, spec: str, limit: int | None = None) -> Labelled:
@@ -126,12 +126,12 @@ def open_data(config: Config) -> tuple[Source, Source | None, Classes]:
 
 
 def training_batches(
-    config: Config, source: Source, vit: ViTConfig, fabric: Fabric, start_step: int, last_step: int
+    config: Config, source: Source, vit: ViTConfig, journal: Journal
 ) -> TrainBatches:
-    """Return this process's share of the training batches that are left."""
+    """Return this process's share of the remaining training batches."""
     views = FinetuneViews(config.view, config.augment, vit.image_size, vit.mean, vit.std)
     sampling = {"repeats": config.augment.repeats, "balance": config.balance}
-    return train_batches(config, source, views, fabric, start_step, last_step, **sampling)
+    return train_batches(journal, source, views, **sampling)
 
 
 def validation_batches(
@@ -144,18 +144,18 @@ def validation_batches(
 
 
 def validation_view(config: Config, size: tuple[int, int]) -> EvalView:
-    """Return the view of validation images: as published, the whole centre from 384 pixels on."""
-    published = 1.0 if min(size) >= WHOLE_FROM else 0.875
-    return EvalView(size, published if config.crop_ratio is None else config.crop_ratio)
+    """Return the view of validation images; as published, uncropped from 384 pixels on."""
+    default = 1.0 if min(size) >= WHOLE_FROM else 0.875
+    return EvalView(size, default if config.crop_ratio is None else config.crop_ratio)
 
 
 def build_classifier(config: Config, classes: Classes) -> tuple[ImageClassifier, str]:
-    """Build the classifier: its backbone from `init` or drawn afresh, its head drawn afresh.
+    """Build the classifier, with its backbone from `init` or random, and a random head.
 
-    Of a classifier that is the start, as after an intermediate fine-tuning, norm and head come
-    along where they can.
+    If `init` is a classifier, as after intermediate fine-tuning, its norm and head are carried over
+    where they fit.
 
-    Returns: it, and in words what became of the head of a classifier that is the start
+    Returns: the classifier, and a description of its head if `init` is a classifier
     """
     start = None
     if config.init is None:
@@ -166,11 +166,11 @@ def build_classifier(config: Config, classes: Classes) -> tuple[ImageClassifier,
         backbone = backbone_for_finetuning(start, config.init, config.image_size)
         vit = backbone.config
     vit = replace(vit, drop_path=config.drop_path)
-    wanted = ImageClassifierConfig(vit, classes.number, config.pooling, classes.names)
-    classifier = ImageClassifier(wanted, config.init_scale)
+    settings = ImageClassifierConfig(vit, classes.number, config.pooling, classes.names)
+    classifier = ImageClassifier(settings, config.init_scale)
     if start is None or config.init is None:
         return classifier, ""
     carry_backbone(backbone, classifier.backbone, config.init)
     carry_norm(start, classifier)
-    named = None if config.init_classes is None else read_classes(config.init_classes)
-    return classifier, carry_head(start, classifier, config.init, named, config.carry_classes)
+    names = None if config.init_classes is None else read_classes(config.init_classes)
+    return classifier, carry_head(start, classifier, config.init, names, config.carry_classes)

@@ -1,7 +1,7 @@
 """The training loop of fine-tuning (BEiT v2, section 3.2).
 
-The whole network is trained, its first layers more slowly than its last. Views are augmented and
-mixed in pairs, labels with them.
+The whole network is trained, with lower learning rates for earlier layers. Views are augmented, and
+images and labels are mixed in pairs.
 """
 
 from collections.abc import Callable
@@ -27,14 +27,14 @@ class Finetuning(NamedTuple):
     """The built parts of a fine-tuning run.
 
     Attributes:
-        classifier: the model itself
-        model: the same, as Fabric wraps it for training
-        average: the moving average of its weights, which is then validated and kept; None for none
-        best: the best weights so far, a part of checkpoints
-        keeps_best: keep the best weights on the validation set, not the last
-        mixer: from images (B, 3, H, W) in [0, 1] and labels (B,) to mixed images and targets
-            (B, Y); None for none
-        smoothing: of the labels, where they are not mixed
+        classifier: the unwrapped model
+        model: the same, wrapped by Fabric for training
+        average: moving average of the weights, validated and kept instead of them; None for none
+        best: the best weights so far, part of checkpoints
+        keeps_best: keep the weights that are best on the validation set, not the last
+        mixer: maps images (B, 3, H, W) in [0, 1] and labels (B,) to mixed images and targets
+            (B, Y); None for no mixing
+        smoothing: label smoothing without a mixer
         validation: this process's share of the validation set; None without one
         validate_every: steps between two validations
     """
@@ -55,22 +55,22 @@ class Finetuning(NamedTuple):
 
     @property
     def kept(self) -> ImageClassifier:
-        """The model that is validated and kept: the averaged one, if there is an average."""
+        """The model to validate and keep: the average if there is one."""
         model = self.classifier if self.average is None else self.average.model
         assert isinstance(model, ImageClassifier)
         return model
 
 
 def train(parts: Finetuning, journal: Journal) -> Validated | None:
-    """Train from the journal's first step to its last, and load the weights that are kept.
+    """Train from the journal's first step to its last, then load the weights to keep.
 
     Returns: their validation; None without a validation set
     """
     fabric, model, optimizer, optim = parts.fabric, parts.model, parts.optimizer, parts.optim
     seed, rank, mixer = parts.seed, parts.fabric.global_rank, parts.mixer
     validated: Validated | None = None
-    with journal:
-        if journal.resumed:  # what followed the checkpoint is repeated
+    with journal.recording():
+        if journal.resumed:  # repeat the validation that follows the checkpoint
             validated = evaluate(parts, journal, validated)
         for step in journal.steps():
             rate = optim.rate(step, journal.steps_per_epoch)
@@ -97,20 +97,20 @@ def train(parts: Finetuning, journal: Journal) -> Validated | None:
                 parts.average.update(parts.classifier)
 
             if journal.logs:
-                journal.log({"rate": rate}, journal.read_means(loss, rate))
+                journal.log({"rate": rate}, journal.read_means(rate))
             journal.end_step()
             validated = evaluate(parts, journal, validated)
         if parts.best.step not in (0, journal.last_step):
             parts.kept.load_state_dict(parts.best.weights)
-            if parts.validation is not None:
-                with journal.aside("validation of the best weights"):
-                    validated = validate(fabric, parts.kept, journal.read(parts.validation))
+            assert parts.validation is not None
+            with journal.aside("validation of the best weights"):
+                validated = validate(fabric, parts.kept, journal.read(parts.validation))
     return validated
 
 
 def evaluate(parts: Finetuning, journal: Journal, validated: Validated | None) -> Validated | None:
-    """Validate where it is due after a step. Returns: the last validation."""
-    if parts.validation is None or not journal.due(parts.validate_every):
+    """Validate after a step, at its interval. Returns: the last validation."""
+    if parts.validation is None or not journal.at_interval(parts.validate_every):
         return validated
     with journal.aside("validation"):
         validated = validate(parts.fabric, parts.kept, journal.read(parts.validation))

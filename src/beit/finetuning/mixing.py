@@ -1,4 +1,4 @@
-"""Mixup and CutMix: images of a batch mixed in pairs, and their labels with them (FACTS 3.4)."""
+"""Mixup and CutMix of a batch (docs/reference/finetuning.md, "Recipes")."""
 
 from __future__ import annotations
 
@@ -13,15 +13,14 @@ Mixer = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class MixConfig:
-    """How images and labels of a batch are mixed in pairs. Defaults are the published ones.
+    """Mixup and CutMix of a batch; the defaults are the published ones.
 
     Args:
-        mixup: both parameters of the Beta distribution of mixup's share; 0 for no mixup
-        cutmix: likewise of CutMix, which pastes a rectangle; 0 for none
-        probability: of mixing a batch at all
-        switch: probability of CutMix where both are on
-        smoothing: share of the training target that is spread over all classes, mixed or not;
-            validation never smooths
+        mixup: alpha of mixup's Beta distribution; 0 for no mixup
+        cutmix: alpha of CutMix's Beta distribution; 0 for no CutMix
+        probability: probability of mixing a batch
+        switch: probability of CutMix if both are on
+        smoothing: label smoothing in training, with and without mixing
     """
 
     mixup: float = 0.8
@@ -47,13 +46,13 @@ class MixConfig:
 
 
 def build_mixer(mix: MixConfig, num_classes: int, batch_size: int) -> Mixer | None:
-    """Return what mixes a batch with its reverse, by timm; None where nothing is mixed.
+    """Return timm's mixer, which mixes a batch with its reverse; None if mixing is off.
 
-    It takes images (B, 3, H, W) float, which it may change, and labels (B,) int64, gives images and
+    It maps images (B, 3, H, W) float, possibly in place, and labels (B,) int64 to images and
     smoothed targets (B, Y), and draws from NumPy's global random state.
 
     Raises:
-        ValueError: a batch has an odd number of images, which cannot be paired.
+        ValueError: the batch size is odd.
     """
     if not mix.on:
         return None

@@ -28,8 +28,8 @@ def report(
     """Write report.html of a run, and return its sections.
 
     Args:
-        head: where the classifier's head comes from; empty for fresh weights
-        step: after which the weights that are kept were taken
+        head: description of the head's initial weights; empty if random
+        step: of the kept weights
         validated: their validation; None without one
     """
     caption = "One point a logging interval or a validation."

@@ -1,4 +1,4 @@
-"""Validation of a classifier while it trains."""
+"""Validation of a classifier during training."""
 
 from functools import partial
 from typing import NamedTuple
@@ -14,16 +14,16 @@ from beit.run.device import summed
 from beit.run.meters import Means
 from beit.run.reading import Reading
 
-MATRIX = 1024  # most classes whose confusion matrix is counted: 8 MB
+MATRIX = 1024  # the largest number of classes with a confusion matrix: 8 MB
 
 
 class Validated(NamedTuple):
     """The results of a classifier on the validation set.
 
     Attributes:
-        metrics: val_loss, the cross-entropy of the true labels, however it trains; val_top1;
-            val_balanced, the mean of the accuracies of the classes; from six classes on val_top5
-        right: (Y,) int64, images of each class that were classified correctly
+        metrics: val_loss, cross-entropy with the labels, neither mixed nor smoothed; val_top1;
+            val_balanced, the mean of the class accuracies; val_top5 for six classes or more
+        right: (Y,) int64, correctly classified images of each class
         total: (Y,) int64, images of each class
         confusion: (Y, Y) int64, true classes by row; None for more than MATRIX classes
     """
@@ -39,7 +39,7 @@ def validate(fabric: Fabric, classifier: ImageClassifier, reading: Reading) -> V
     """Classify the validation images."""
     classifier.eval()
     Y, means = classifier.config.num_classes, Means()
-    # A process without a batch still takes part in the sums over all of them.
+    # All processes need the same names, even one without a batch.
     names = ["val_loss", "val_top1"] + ["val_top5"] * (Y > 5)
     means.add(dict.fromkeys(names, 0.0), weight=0)
     has_matrix = Y <= MATRIX
@@ -49,7 +49,7 @@ def validate(fabric: Fabric, classifier: ImageClassifier, reading: Reading) -> V
             logits = classifier(batch.images)  # (B, Y)
         logits, labels = logits.float(), batch.labels
         predicted = logits.argmax(dim=1)
-        metrics = {"val_loss": F.cross_entropy(logits, labels)}  # true labels, not smoothed
+        metrics = {"val_loss": F.cross_entropy(logits, labels)}
         metrics["val_top1"] = (predicted == labels).float().mean()
         if Y > 5:
             top5 = logits.topk(5, dim=1).indices == labels[:, None]  # (B, 5)

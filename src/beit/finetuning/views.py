@@ -1,7 +1,8 @@
-"""Training views of fine-tuning: a random crop, RandAugment, and a patch of noise (FACTS 3.4).
+"""Training views of fine-tuning: random crop, RandAugment and random erasing.
 
-timm's implementations draw from the global random states of Python, NumPy and torch. `seeded` lends
-them states of their own, so that a view stays a pure function of (seed, epoch, index).
+As in docs/reference/finetuning.md, "Recipes". timm's implementations draw from the global random
+states of Python, NumPy and torch; `seeded` sets these, so that a view stays a pure function of
+(seed, epoch, index).
 """
 
 from __future__ import annotations
@@ -20,17 +21,17 @@ from beit.data.views import TrainViews, ViewConfig
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD
 
 _POLICY = re.compile(r"rand(-((m|n|p|mstd|mmax|inc)\d+(\.\d+)?|t\w+))*")
-_SHIFT = 0.45  # of the shorter side: the farthest that RandAugment moves an image, as published
+_SHIFT = 0.45  # largest translation by RandAugment, as a share of the shorter side; published
 
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """What is done to a training view after crop and mirror. Defaults are the published ones.
+    """Augmentation of a training view after crop and flip; the defaults are the published ones.
 
     Args:
-        policy: RandAugment in timm's words; empty for none
-        erase: probability that a rectangle of the view, 2% to a third of it, becomes noise
-        repeats: views of each image in a step; an epoch then shows 1/repeats of the images
+        policy: RandAugment policy in timm's notation; empty for none
+        erase: probability of random erasing: a rectangle, 2% to a third of the view, becomes noise
+        repeats: views of each image in a step; an epoch then has 1/repeats of the images
     """
 
     policy: str = "rand-m9-mstd0.5-inc1"
@@ -40,8 +41,8 @@ class AugmentConfig:
     def __post_init__(self) -> None:
         if self.policy and not _POLICY.fullmatch(self.policy):
             raise ValueError(
-                f"augment.policy {self.policy!r} is not understood; expected RandAugment in timm's "
-                "words, as in rand-m9-mstd0.5-inc1, or nothing"
+                f"augment.policy {self.policy!r} is not valid; expected RandAugment in timm's "
+                "notation, as in rand-m9-mstd0.5-inc1, or nothing"
             )
         if not 0 <= self.erase <= 1:
             raise ValueError(f"augment.erase must be a probability in [0, 1], got {self.erase}")
@@ -50,11 +51,11 @@ class AugmentConfig:
 
 
 class FinetuneViews:
-    """Crop, mirror, RandAugment and random erasing, in the published order.
+    """Crop, flip, RandAugment and random erasing, in the published order.
 
-    The noise of erasing is normal with the mean and deviation that the model normalises by; in the
-    published code it is drawn after normalisation and without bounds, here it is rounded and cut
-    to 0..255 like any pixel.
+    The noise of erasing is normal, with the mean and std of the model's normalisation. The
+    published code draws it after normalisation, without bounds; here it is rounded and clamped to
+    0..255.
     """
 
     def __init__(
@@ -65,12 +66,12 @@ class FinetuneViews:
         mean: tuple[float, ...] | None = None,
         std: tuple[float, ...] | None = None,
     ) -> None:
-        """Build it.
+        """Build the views.
 
         Args:
             size: (height, width) of the view
-            mean: per-channel mean of the noise, in [0, 1]; ImageNet's when None
-            std: its deviation, likewise
+            mean: per-channel mean of the noise, in [0, 1]; None for ImageNet's
+            std: per-channel standard deviation of the noise; None for ImageNet's
         """
         from timm.data.auto_augment import rand_augment_transform  # slow to import
         from timm.data.random_erasing import RandomErasing
@@ -94,7 +95,7 @@ class FinetuneViews:
             self._erasing = RandomErasing(augment.erase, mode="pixel", max_count=1, device="cpu")
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw a view of `image`, (3, H, W) uint8. Returns: (3, H', W') uint8, the same twice."""
+        """Draw a view of `image`, (3, H, W) uint8. Returns: (3, H', W') uint8, twice."""
         view, _ = self._views(image, generator)
         with seeded(generator):
             if self._policy is not None:
@@ -108,9 +109,9 @@ class FinetuneViews:
 
 
 def posterized(image: Image.Image, bits: int, **_: Any) -> Image.Image:
-    """Keep so many bits of each channel, as timm does; of none of them a black image is left.
+    """Keep `bits` bits of each channel, as timm does; the image is black for 0 bits.
 
-    The published policy asks for 0 bits once in many hundred images, which Pillow now refuses.
+    The published policy draws 0 bits once in many hundred images, which Pillow now refuses.
     """
     if bits < 1:
         return Image.new(image.mode, image.size)

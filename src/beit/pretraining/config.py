@@ -15,13 +15,13 @@ from beit.run.optim import OptimConfig
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """A look at what matters, while it trains: k-NN accuracy on labelled images.
+    """k-NN accuracy on labelled images, during training.
 
     Args:
         every: epochs between two checks; 0 for none.
-        train: labelled images to look neighbours up in; empty takes data.train.
-        test: labelled images to classify; empty takes data.validation.
-        limit: images used of each.
+        train: labelled images to search for neighbours; empty for data.train.
+        test: labelled images to classify; empty for data.validation.
+        limit: maximum number of images of each.
     """
 
     every: int = 0
@@ -45,17 +45,17 @@ class Config:
         data: the images.
         tokenizer: a run directory or weights file of a trained tokenizer, published:NAME, or
             hf://OWNER/NAME.
-        target: what is predicted, if not the codes of that tokenizer.
-        view: how a training view is cut out of an image.
-        model: the network that is pretrained.
-        mask: which patches are hidden.
+        target: what to predict, if not the codes of that tokenizer.
+        view: how training views are cropped and augmented.
+        model: the network to pretrain.
+        mask: which patches are masked.
         predict: the masked patches, or all of them.
         optim: the optimiser and its schedule.
-        check: k-NN accuracy while it trains.
-        crop_ratio: share of a validation image's shorter side that is kept.
-        validate_every: epochs between two validations; the end always has one.
+        check: k-NN accuracy during training.
+        crop_ratio: side of the centre crop of validation images, as a share of the shorter side.
+        validate_every: epochs between two validations; the last step always has one.
         run: where and how often to write.
-        device: what to compute on.
+        device: devices and precision.
     """
 
     data: DataConfig = DataConfig()

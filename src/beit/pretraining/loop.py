@@ -1,7 +1,8 @@
 """The training loop of masked image modelling (BEiT v2, section 2.3 and figure 3).
 
-Some patches of an image are hidden, and the model predicts their tokens twice: from its last
-patches, and from its last [CLS] joined with early patches, so that [CLS] gathers the whole image.
+Some patches of an image are masked, and the model predicts their tokens twice: from its last
+patches, and from its last [CLS] with patches of an earlier block, so that [CLS] aggregates the
+whole image.
 """
 
 from collections.abc import Callable
@@ -27,14 +28,14 @@ class Pretraining(NamedTuple):
     """The built parts of a pretraining run.
 
     Attributes:
-        mim: the model itself
-        model: the same, as Fabric wraps it for training
-        target: what is predicted
-        mask: which patches are hidden
-        everywhere: predict all patches, not only the hidden ones
-        validation: what validation needs; None without a validation set
+        mim: the unwrapped model
+        model: the same, wrapped by Fabric for training
+        target: of the predictions
+        mask: which patches are masked
+        everywhere: predict all patches, not only the masked ones
+        validation: inputs of the validation; None without a validation set
         validate_every: steps between two validations
-        check: labelled images to look neighbours up in, and to classify; None for no check
+        check: labelled images of the k-NN check, to search and to classify; None for no check
         check_every: steps between two checks
     """
 
@@ -59,7 +60,7 @@ def train(
     """Train from the journal's first step to its last.
 
     Args:
-        report: draws the report, given the metrics of the last validation
+        report: draws the report from the metrics of the last validation
 
     Returns: the metrics of the last validation; empty without one
     """
@@ -68,8 +69,8 @@ def train(
     rank, world_size = fabric.global_rank, fabric.world_size
     shape = (optim.accumulate, world_size, optim.micro_batch_size(world_size), -1)
     metrics: dict[str, float] = {}
-    with journal:
-        if journal.resumed:  # what followed the checkpoint is repeated
+    with journal.recording():
+        if journal.resumed:  # repeat the validation that follows the checkpoint
             metrics = evaluate(parts, journal, metrics, report)
         for step in journal.steps():
             rate = optim.rate(step, journal.steps_per_epoch)
@@ -103,7 +104,7 @@ def train(
             optimizer.zero_grad()
 
             if journal.logs:
-                means = explained_from_error(journal.read_means(loss, rate))
+                means = explained_from_error(journal.read_means(rate))
                 journal.log({"rate": rate}, means)
             journal.end_step()
             metrics = evaluate(parts, journal, metrics, report)
@@ -116,17 +117,17 @@ def evaluate(
     metrics: dict[str, float],
     report: Callable[[dict[str, float]], object],
 ) -> dict[str, float]:
-    """Validate, check neighbours and report where they are due after a step.
+    """Validate, check neighbours and report after a step, each at its interval.
 
     Returns: the metrics of the last validation
     """
-    validates = journal.due(parts.validate_every)
+    validates = journal.at_interval(parts.validate_every)
     if validates and parts.validation is not None:
         with journal.aside("validation"):
             reading = journal.read(parts.validation.batches)
             metrics = validate(parts.fabric, parts.mim, parts.target, parts.validation, reading)
         journal.log_result(metrics)
-    if parts.check is not None and journal.due(parts.check_every):
+    if parts.check is not None and journal.at_interval(parts.check_every):
         with journal.aside("k-NN check"):
             train, test = (journal.read(batches) for batches in parts.check)
             accuracies = knn_check(parts.fabric, parts.mim.backbone, train, test)

@@ -1,7 +1,7 @@
-"""Pretrain a ViT by masked image modelling: build what the loop needs, run it, keep the result.
+"""Pretrain a ViT by masked image modelling: build the parts, run the loop, save the results.
 
-The loop is in `beit.pretraining.loop`. Instead of tokens it can predict pixels or a teacher's
-features: see `TargetConfig`.
+The loop is in `beit.pretraining.loop`. `TargetConfig` selects other targets than tokens: pixels or
+a teacher's features.
 """
 
 from functools import partial
@@ -10,7 +10,6 @@ import torch
 from lightning_fabric import Fabric
 
 from beit.data.batches import EvalBatches
-from beit.data.prefetch import prefetch
 from beit.data.sources import open_source
 from beit.data.views import EvalView, TrainViews
 from beit.draw.report import Section
@@ -19,14 +18,14 @@ from beit.nn.targets import Target
 from beit.pretraining.config import Config
 from beit.pretraining.loop import Pretraining, train
 from beit.pretraining.report import report
-from beit.pretraining.targets import fitting, load_target
+from beit.pretraining.targets import load_target, match_target
 from beit.pretraining.validation import Validation
-from beit.run.batches import eval_batches, train_batches
+from beit.run.batches import open_train, open_validation, train_batches
 from beit.run.device import DeviceConfig, can_fuse, launch, prepared
 from beit.run.directory import RunDirectory
-from beit.run.journal import Journal, Result, launched
+from beit.run.journal import Journal, Result, launch_run
 from beit.run.log import last_validation
-from beit.run.optim import build_optimizer, parameter_groups
+from beit.run.parameters import build_optimizer, parameter_groups
 from beit.weights.file import save_weights
 from beit.weights.open import load
 
@@ -34,17 +33,15 @@ VERB = "pretrain"
 
 
 def run(config: Config, directory: RunDirectory | None = None) -> Result:
-    """Pretrain a new model, or resume the run in a directory from its last checkpoint."""
-    fabric = launched(config, directory)
+    """Pretrain a new model, or resume the run in `directory` from its last checkpoint."""
+    fabric = launch_run(config, directory)
     target, mim = build(config, fabric)
     vit, optim = config.model.backbone, config.optim
-    source = open_source(
-        config.data.train, cache_gigabytes=config.data.cache_gigabytes, limit=config.data.limit
-    )
-    validation, check = validation_of(config, fabric), check_batches(config, fabric)
+    source = open_train(config.data)
+    validation, check = build_validation(config, fabric), check_batches(config, fabric)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
     views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
-    batches = train_batches(config, source, views, fabric, *journal.span)
+    batches = train_batches(journal, source, views)
 
     groups = parameter_groups(mim, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
@@ -58,19 +55,14 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         check=check,
         check_every=config.check.every * journal.steps_per_epoch,
     )
-    journal.begin(prefetch(batches, fabric.device), model=mim, optimizer=optimizer)
+    journal.begin(batches, model=mim, optimizer=optimizer)
     draw = partial(report, journal.directory, config, fabric, mim, target)
     metrics = train(parts, journal, draw)
-    sections = []
-    if fabric.is_global_zero:
-        save_weights(journal.directory.weights_file, mim.eval())
-        sections = draw(metrics)
-    fabric.barrier()
-    return Result(journal.directory.path, metrics, sections)
+    return journal.finish(metrics, partial(save_weights, model=mim.eval()), partial(draw, metrics))
 
 
 def redraw(config: Config, directory: RunDirectory) -> list[Section]:
-    """Draw the report of a finished run again, from its directory."""
+    """Draw the report of a finished run again."""
     fabric = launch(DeviceConfig())
     target, mim = build(config, fabric)
     mim.load_state_dict(load(directory.path).state_dict())
@@ -79,52 +71,49 @@ def redraw(config: Config, directory: RunDirectory) -> list[Section]:
 
 
 def build(config: Config, fabric: Fabric) -> tuple[Target, MaskedImageModel]:
-    """Open what is predicted, and build the model with fresh weights."""
+    """Open the target, and build the model with random weights."""
     torch.manual_seed(config.run.seed)
     target = load_target(config.target, config.tokenizer, config.model.backbone, fabric.device)
     torch.manual_seed(config.run.seed)
-    return target, MaskedImageModel(fitting(config.model, target))
+    return target, MaskedImageModel(match_target(config.model, target))
 
 
-def eval_view(config: Config) -> EvalView:
-    """Return the view of validation images."""
-    return EvalView(config.model.backbone.image_size, config.crop_ratio)
-
-
-def validation_of(config: Config, fabric: Fabric) -> Validation | None:
-    """Open the validation set; None when the run has none."""
-    if not config.data.validation:
+def build_validation(config: Config, fabric: Fabric) -> Validation | None:
+    """Open the validation set; None without one."""
+    batches = open_validation(config, config.model.backbone.image_size, fabric)
+    if batches is None:
         return None
-    source = open_source(config.data.validation, cache_gigabytes=config.data.cache_gigabytes)
-    batches = eval_batches(config, source, eval_view(config), fabric)
     everywhere = config.predict == "all"
     return Validation(batches, config.mask, everywhere, config.optim.batch_size, config.run.seed)
 
 
 def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatches] | None:
-    """Open the labelled sets of the k-NN check, all of them in each process; None without one.
+    """Open the labelled images of the k-NN check, all of them in each process; None without one.
 
     Raises:
         ValueError: a set is not given or has no labels.
     """
     if config.check.every == 0:
         return None
-    opened = []
+    size = config.optim.micro_batch_size(fabric.world_size)
+    view = EvalView(config.model.backbone.image_size, config.crop_ratio)
+    sets = []
     for option, spec in (
         ("check.train", config.check.train or config.data.train),
         ("check.test", config.check.test or config.data.validation),
     ):
         if not spec:
-            raise ValueError(f"the k-NN check needs labelled images; give --{option}, or every 0")
+            raise ValueError(
+                f"the k-NN check needs labelled images; give --{option}, or turn "
+                "it off with --check.every 0"
+            )
         source = open_source(
             spec, limit=config.check.limit, cache_gigabytes=config.data.cache_gigabytes
         )
         if source.labels is None:
             raise ValueError(
                 f"{option}: {spec} has no labels, which the k-NN check needs; "
-                "name a labelled set, or turn it off with --check.every 0"
+                "give a labelled set, or turn it off with --check.every 0"
             )
-        size = config.optim.micro_batch_size(fabric.world_size)
-        view, workers = eval_view(config), config.data.num_workers
-        opened.append(EvalBatches(source, view, size, num_workers=workers))
-    return opened[0], opened[1]
+        sets.append(EvalBatches(source, view, size, num_workers=config.data.num_workers))
+    return sets[0], sets[1]

@@ -1,4 +1,4 @@
-"""The report of a pretraining run: curves, and masked images with what is predicted of them."""
+"""The report of a pretraining run: curves, and masked images with their predictions."""
 
 import torch
 from lightning_fabric import Fabric
@@ -29,11 +29,9 @@ def report(
     target: Target,
     metrics: dict[str, float],
 ) -> list[Section]:
-    """Write report.html of a run anew, and return its sections.
+    """Write report.html of a run, and return its sections.
 
     Args:
-        mim: the run's model
-        target: what it predicts
         metrics: of the last validation; empty without one
     """
     records = read_log(directory.metrics_file)
@@ -75,7 +73,7 @@ def panels(config: Config) -> dict[str, list[str]]:
 def predicted_images(
     config: Config, fabric: Fabric, mim: MaskedImageModel, target: Target
 ) -> Gallery:
-    """Draw the first validation images, masked, with what the model predicts of them."""
+    """Draw the first validation images, masked, with the model's predictions."""
     mim.eval()
     source, backbone = open_source(config.data.validation or config.data.train), mim.config.backbone
     view = EvalView(backbone.image_size, config.crop_ratio)

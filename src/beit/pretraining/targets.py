@@ -1,4 +1,4 @@
-"""Opening what pretraining predicts: a tokenizer, pixels, a teacher; and the head that fits it."""
+"""The targets of pretraining: tokens, pixels or features; and the head that matches them."""
 
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -14,18 +14,20 @@ from beit.weights.teachers import load_teacher
 
 @dataclass(frozen=True)
 class TargetConfig:
-    """What is predicted of a patch, and how it is compared.
+    """The target of each patch, and its loss.
 
     Args:
-        kind: tokens of a tokenizer, by cross-entropy; pixels; or features of a teacher.
-        source: of tokens the tokenizer, which --tokenizer names too; of features the teacher, as
-            train-tokenizer's teacher.source.
-        loss: of pixels mse (null) or smooth-l1; of features cosine (null), smooth-l1 or mse.
-        normalised: less their mean and over their deviation: of pixels by patch, which null does;
-            of features by vector, which null does not.
-        image_size: of a teacher, which images are resized to; null: the size it was trained at.
-        pretrained: false: a teacher with random weights, for comparison.
-        num_heads: attention heads of a teacher in CLIP's or DINO's file; null: one per 64 channels.
+        kind: tokens of a tokenizer, with cross-entropy; pixels; or features of a teacher.
+        source: for tokens, the tokenizer, the same as --tokenizer; for features, the teacher, as
+            in train-tokenizer's teacher.source.
+        loss: for pixels, mse (default) or smooth-l1; for features, cosine (default), smooth-l1 or
+            mse.
+        normalised: standardise the targets; pixels per patch, on by default; features per vector,
+            off by default.
+        image_size: size of the teacher's input images; null for the size it was trained at.
+        pretrained: false for a teacher with random weights, for comparison.
+        num_heads: attention heads of a teacher in a CLIP or DINO file; null for one per 64
+            channels.
     """
 
     kind: Literal["tokens", "pixels", "features"] = "tokens"
@@ -38,12 +40,12 @@ class TargetConfig:
 
     def __post_init__(self) -> None:
         default = TargetConfig.__dataclass_fields__
-        strange = {
+        unused = {
             "tokens": ("loss", "normalised", "image_size", "pretrained", "num_heads"),
             "pixels": ("source", "image_size", "pretrained", "num_heads"),
             "features": (),
         }[self.kind]
-        for name in strange:
+        for name in unused:
             if getattr(self, name) != default[name].default:
                 raise ValueError(
                     f"target.{name} is {getattr(self, name)!r}, which is not an option of "
@@ -59,34 +61,34 @@ class TargetConfig:
 
 
 def load_target(
-    chosen: TargetConfig, tokenizer: str, vit: ViTConfig, device: torch.device
+    config: TargetConfig, tokenizer: str, vit: ViTConfig, device: torch.device
 ) -> Target:
-    """Open what is predicted for a backbone.
+    """Open the target of a backbone.
 
     Args:
-        tokenizer: where the tokenizer is, if not in `chosen.source`
+        tokenizer: source of the tokenizer, if not given as `config.source`
 
     Raises:
-        ValueError: there is no tokenizer, the file is none, or its grid is not the backbone's.
+        ValueError: no tokenizer is given, or it is not a tokenizer or has another grid.
     """
-    if chosen.kind == "pixels":
-        normalised, loss = chosen.normalised is not False, chosen.loss or "mse"
+    if config.kind == "pixels":
+        normalised, loss = config.normalised is not False, config.loss or "mse"
         return PixelTarget(vit.image_size, vit.patch_size, vit.mean, vit.std, normalised, loss)
-    if chosen.kind == "features":
-        size, heads = chosen.image_size, chosen.num_heads
-        teacher = load_teacher(chosen.source, size, chosen.pretrained, heads).to(device)
-        normalised, loss = bool(chosen.normalised), chosen.loss or "cosine"
+    if config.kind == "features":
+        size, heads = config.image_size, config.num_heads
+        teacher = load_teacher(config.source, size, config.pretrained, heads).to(device)
+        normalised, loss = bool(config.normalised), config.loss or "cosine"
         return FeatureTarget(teacher, vit.image_size, vit.grid, normalised, loss)
-    source = tokenizer or chosen.source
+    source = tokenizer or config.source
     if not source:
         raise ValueError(
-            "no tokenizer given; name a run or weights file, as in --tokenizer runs/tok"
+            "no tokenizer given; give a run or weights file, as in --tokenizer runs/tok"
         )
     return TokenTarget(load_tokenizer(source).to(device), vit.grid)
 
 
-def fitting(model: MaskedImageModelConfig, target: Target) -> MaskedImageModelConfig:
-    """Return the model's numbers with those of its head filled in or checked."""
+def match_target(model: MaskedImageModelConfig, target: Target) -> MaskedImageModelConfig:
+    """Return the model's configuration with the head's width set, or checked, for the target."""
     if model.predicts not in ("tokens", target.kind):
         raise ValueError(
             f"model.predicts is {model.predicts}, but target.kind is {target.kind}; give "

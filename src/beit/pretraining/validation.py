@@ -1,4 +1,4 @@
-"""Validation of a model that is being pretrained, and the k-NN check of its features."""
+"""Validation during pretraining, and the k-NN check of the backbone's features."""
 
 from functools import partial
 from typing import NamedTuple
@@ -20,13 +20,13 @@ from beit.run.reading import ImageBatches, Reading
 
 
 class Validation(NamedTuple):
-    """What validation needs beside the model.
+    """Inputs of the validation besides the model.
 
     Attributes:
         batches: this process's share of the validation set
-        mask: which patches are hidden
-        everywhere: predict all patches, not only the hidden ones
-        step_size: masks that are drawn from one generator, the batch size of training
+        mask: which patches are masked
+        everywhere: predict all patches, not only the masked ones
+        step_size: number of masks drawn from one generator, the batch size of training
         seed: of the masks
     """
 
@@ -40,8 +40,8 @@ class Validation(NamedTuple):
 def validation_masks(validation: Validation, grid: tuple[int, int], indices: Tensor) -> Tensor:
     """Draw the masks (B, M) of images by their indices (B,) int64 in the validation set.
 
-    The mask of an image depends on its index alone, whatever the processes and unreadable images.
-    All indices lie within one piece of `step_size` images.
+    An image's mask depends only on its index, not on the number of processes or on unreadable
+    images. All indices lie within one piece of `step_size` images.
     """
     piece = int(indices[0]) // validation.step_size
     generator = step_generator(validation.seed, piece, "validation masks")
@@ -56,7 +56,7 @@ def validate(
     """Measure the loss and the metrics of the target on the validation set."""
     mim.eval()
     means, grid = Means(), mim.config.backbone.grid
-    # A process without a batch still takes part in the sums over all of them.
+    # All processes need the same names, even one without a batch.
     names = ["val_loss"] + [f"val_{name}" for name in TARGET_METRICS[target.kind]]
     names += [f"val_cls_{name}" for name in TARGET_METRICS[target.kind] if mim.aggregation]
     means.add(dict.fromkeys(names, 0.0), weight=0)
@@ -84,17 +84,17 @@ def knn_check(
 ) -> dict[str, float]:
     """Classify test images by their nearest training images, by [CLS] and by the mean patch."""
     backbone.eval()
-    described = []
+    features = []
     for reading in (train, test):
         cls, mean, labels = [], [], []
         for batch in reading:
             with fabric.autocast():
-                features = backbone(batch.images)
-            cls.append(features.cls.float())
-            mean.append(features.patches.float().mean(dim=1))
+                output = backbone(batch.images)
+            cls.append(output.cls.float())
+            mean.append(output.patches.float().mean(dim=1))
             labels.append(batch.labels)
-        described.append((torch.cat(cls), torch.cat(mean), torch.cat(labels)))
-    (cls_train, mean_train, train_labels), (cls_test, mean_test, test_labels) = described
+        features.append((torch.cat(cls), torch.cat(mean), torch.cat(labels)))
+    (cls_train, mean_train, train_labels), (cls_test, mean_test, test_labels) = features
     return {
         "knn_cls": knn_accuracy(cls_train, train_labels, cls_test, test_labels),
         "knn_mean": knn_accuracy(mean_train, train_labels, mean_test, test_labels),

@@ -1,4 +1,4 @@
-"""The moving average of a model's weights, and the best weights seen so far."""
+"""The moving average of a model's weights, and the best weights so far."""
 
 import copy
 from collections.abc import Mapping
@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """A copy of a model whose weights follow it slowly: decay * average + (1 - decay) * weights.
+    """A copy of a model whose weights are an exponential moving average of the model's.
 
-    The average starts at the model's own weights, without a warm-up, as in the published code.
+    average = decay * average + (1 - decay) * weights. It starts at the model's weights, without a
+    warm-up, as in the published code.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -22,7 +23,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
-        """Take in the weights of `model`, of the same architecture, after an optimiser step."""
+        """Update the average from `model`, of the same architecture, after an optimiser step."""
         averages: list[Tensor] = list(self.model.parameters())
         weights: list[Tensor] = list(model.parameters())
         torch._foreach_lerp_(averages, weights, 1 - self.decay)
@@ -34,30 +35,30 @@ class WeightAverage:
         return dict(self.model.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from averaged weights."""
+        """Restore averaged weights."""
         self.model.load_state_dict(state)
 
 
 class BestWeights:
-    """The weights with the highest figure so far, the first of equals, held on the CPU.
+    """The weights with the highest score so far, the first of equals, held on the CPU.
 
-    They are a part of checkpoints, so that a resumed run keeps those that an uninterrupted one
-    would keep, whatever was written between a checkpoint and the interruption.
+    They are part of each checkpoint, so a resumed run keeps the same weights as an uninterrupted
+    one.
 
     Attributes:
-        step: after which they were seen; 0 while nothing was offered
-        figure: what they scored
+        step: after which they were taken; 0 before the first call of `offer`
+        score: of these weights
         weights: tensors by name
     """
 
     def __init__(self) -> None:
-        self.step, self.figure = 0, float("-inf")
+        self.step, self.score = 0, float("-inf")
         self.weights: dict[str, Tensor] = {}
 
-    def offer(self, figure: float, step: int, model: nn.Module) -> None:
-        """Keep a copy of the model's weights if their figure is higher than any before."""
-        if figure > self.figure:
-            self.step, self.figure = step, figure
+    def offer(self, score: float, step: int, model: nn.Module) -> None:
+        """Keep a copy of the model's weights if their score is higher than any before."""
+        if score > self.score:
+            self.step, self.score = step, score
             self.weights = {
                 name: tensor.detach().to("cpu", copy=True)
                 for name, tensor in model.state_dict().items()
@@ -65,9 +66,9 @@ class BestWeights:
 
     def state_dict(self) -> dict[str, Any]:
         """Return everything, for a checkpoint."""
-        return {"step": self.step, "figure": self.figure, "weights": self.weights}
+        return {"step": self.step, "figure": self.score, "weights": self.weights}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state."""
-        self.step, self.figure = state["step"], state["figure"]
+        """Restore what `state_dict` returned."""
+        self.step, self.score = state["step"], state["figure"]
         self.weights = dict(state["weights"])

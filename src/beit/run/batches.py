@@ -1,4 +1,4 @@
-"""The batches of a training and of its validation, from the settings that all trainings have."""
+"""The training and validation batches of a run, built from settings that all trainings share."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -7,54 +7,46 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from beit.data.batches import EvalBatches, TrainBatches
-from beit.data.sources import Source
-from beit.run.directory import RunConfig
-from beit.run.optim import OptimConfig, StepOptimConfig
+from beit.data.batches import DataConfig, EvalBatches, TrainBatches
+from beit.data.sources import Source, open_source
+from beit.data.views import EvalView
+from beit.run.journal import Journal, TrainingConfig
 
 
-class WorkerConfig(Protocol):
-    """The number of reading processes, a setting of every training's data."""
-
-    @property
-    def num_workers(self) -> int: ...
-
-
-class BatchConfig(Protocol):
-    """The settings that batches depend on."""
+class ImageSetConfig(TrainingConfig, Protocol):
+    """The settings of a training on images alone."""
 
     @property
-    def run(self) -> RunConfig: ...
+    def data(self) -> DataConfig: ...
     @property
-    def data(self) -> WorkerConfig: ...
-    @property
-    def optim(self) -> OptimConfig | StepOptimConfig: ...
+    def crop_ratio(self) -> float: ...
+
+
+def open_train(data: DataConfig) -> Source:
+    """Open the training images."""
+    return open_source(data.train, cache_gigabytes=data.cache_gigabytes, limit=data.limit)
 
 
 def train_batches(
-    config: BatchConfig,
+    journal: Journal,
     source: Source,
     views: Callable[[Tensor, torch.Generator], tuple[Tensor, ...]],
-    fabric: Fabric,
-    start_step: int,
-    last_step: int,
     **settings: Any,
 ) -> TrainBatches:
-    """Return this process's share of the training batches that are left.
+    """Return this process's share of the remaining training batches.
 
     Args:
-        views: of an image, drawn with a generator
-        start_step: steps done before
-        last_step: after which the run ends
-        settings: further ones of `TrainBatches`
+        views: draws the views of an image with a generator
+        settings: more arguments of `TrainBatches`
     """
+    config, fabric = journal.config, journal.fabric
     return TrainBatches(
         source,
         views,
         batch_size=config.optim.micro_batch_size(fabric.world_size),
         seed=config.run.seed,
-        start_step=start_step,
-        num_steps=last_step,
+        start_step=journal.start_step,
+        num_steps=journal.last_step,
         accumulate=config.optim.accumulate,
         rank=fabric.global_rank,
         world_size=fabric.world_size,
@@ -64,18 +56,18 @@ def train_batches(
 
 
 def eval_batches(
-    config: BatchConfig,
+    config: TrainingConfig,
     source: Source,
     view: Callable[[Tensor], Tensor | tuple[Tensor, ...]],
     fabric: Fabric,
     batch_size: int | None = None,
     **settings: Any,
 ) -> EvalBatches:
-    """Return this process's share of a set that is evaluated.
+    """Return this process's share of the batches of a validation set.
 
     Args:
-        batch_size: None for that of a training's micro-step
-        settings: further ones of `EvalBatches`
+        batch_size: None for that of a training micro-step
+        settings: more arguments of `EvalBatches`
     """
     return EvalBatches(
         source,
@@ -86,3 +78,14 @@ def eval_batches(
         num_workers=config.data.num_workers,
         **settings,
     )
+
+
+def open_validation(
+    config: ImageSetConfig, size: tuple[int, int], fabric: Fabric
+) -> EvalBatches | None:
+    """Open this process's share of the validation images, centre crops; None without a set."""
+    data = config.data
+    if not data.validation:
+        return None
+    source = open_source(data.validation, cache_gigabytes=data.cache_gigabytes)
+    return eval_batches(config, source, EvalView(size, config.crop_ratio), fabric)

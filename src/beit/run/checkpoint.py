@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written whole or not at all; only tensors and plain values are read."""
+"""Checkpoints of a run: written atomically; loading accepts only tensors and plain values."""
 
 import logging
 import math
@@ -6,6 +6,7 @@ import pickle
 import re
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,12 @@ _PLAIN = (int, float, bool, str, bytes, type(None))
 def save(
     run: RunDirectory, step: int, state: dict[str, Any], keep_last: int = 2, keep_every: int = 0
 ) -> Path:
-    """Write the state after `step` steps, then remove checkpoints that need not be kept.
+    """Write the state after `step` steps, then remove older checkpoints.
 
     Args:
-        state: nested dicts, lists and tuples of tensors and plain values.
-        keep_last: how many of the newest stay (this one included).
-        keep_every: those at multiples of so many steps stay too; 0 for none.
+        state: nested dicts, lists and tuples of tensors and plain values
+        keep_last: number of newest checkpoints to keep, including this one
+        keep_every: also keep checkpoints at multiples of this many steps; 0 for none
     """
     if keep_last < 1:
         raise ValueError(f"keep_last is {keep_last}; expected 1 or more")
@@ -36,10 +37,10 @@ def save(
     path = run.checkpoints / f"step-{step:09d}.pt"
     with replacing(path) as temporary:
         torch.save({"step": step, "state": state}, temporary)
-    for leftover in run.checkpoints.glob(f".*{PARTIAL_SUFFIX}"):  # of a writer that was killed
+    for leftover in run.checkpoints.glob(f".*{PARTIAL_SUFFIX}"):  # left by a killed process
         leftover.unlink(missing_ok=True)
     saved = _steps(run)
-    # One that claims to be newer was found damaged when the run was resumed before it.
+    # A newer checkpoint is damaged, since the run was resumed from an older one: remove it.
     past = sorted(other for other in saved if other <= step)
     kept = {other for other in past if keep_every and other % keep_every == 0} | set(
         past[-keep_last:]
@@ -51,10 +52,12 @@ def save(
 
 
 def latest(run: RunDirectory) -> tuple[int, dict[str, Any]] | None:
-    """Read the newest sound checkpoint onto the CPU: (step, state), or None when there is none.
+    """Read the newest undamaged checkpoint onto the CPU: (step, state); None if there are none.
 
-    A damaged one is named in the log and the one before it is taken; when all are damaged that is
-    an error, as starting from step 0 again should be a person's choice.
+    A damaged checkpoint is logged and skipped.
+
+    Raises:
+        ValueError: all checkpoints are damaged; a run never restarts from step 0 by itself.
     """
     saved = _steps(run)
     for step in sorted(saved, reverse=True):
@@ -67,16 +70,23 @@ def latest(run: RunDirectory) -> tuple[int, dict[str, Any]] | None:
     return None
 
 
-def refuse_non_finite(run: RunDirectory, step: int, loss: float, rate: float) -> None:
-    """Stop a run whose loss is infinite or not a number, naming the last checkpoint before it."""
-    if not math.isfinite(loss):
-        saved = _steps(run)
-        good = saved[max(saved)] if saved else "none"
-        raise ValueError(
-            f"the loss is {loss} at step {step}, learning rate {rate:.3g}; last good checkpoint: "
-            f"{good}. Lower the learning rate, clip gradients (--optim.clip), or use bf16-mixed or "
-            "32-true precision"
-        )
+def refuse_non_finite(
+    run: RunDirectory, step: int, means: Mapping[str, float], rate: float
+) -> None:
+    """Stop a run if the mean of a loss since the last log line is not finite.
+
+    Raises:
+        ValueError: names the step, the learning rate and the last checkpoint.
+    """
+    for name, loss in means.items():
+        if name.endswith("loss") and not math.isfinite(loss):
+            saved = _steps(run)
+            good = saved[max(saved)] if saved else "none"
+            raise ValueError(
+                f"the {name} is {loss} at step {step}, learning rate {rate:.3g}; last good "
+                f"checkpoint: {good}. Lower the learning rate, clip gradients (--optim.clip), or "
+                "use bf16-mixed or 32-true precision"
+            )
 
 
 def _steps(run: RunDirectory) -> dict[int, Path]:
@@ -85,15 +95,15 @@ def _steps(run: RunDirectory) -> dict[int, Path]:
 
 
 def _read(path: Path, step: int) -> dict[str, Any]:
-    """Read one checkpoint; ValueError naming the file when it is not whole."""
+    """Read one checkpoint; ValueError naming the file if it is damaged."""
     try:
-        # torch reads past flipped bits; the archive's checksums catch them.
+        # torch.load does not notice flipped bits; the archive's checksums do.
         with zipfile.ZipFile(path) as archive:
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"checkpoint {path} is damaged in {damaged}")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's message advises to execute it: not passed on
+    except pickle.UnpicklingError as error:  # torch's message suggests weights_only=False
         raise ValueError(f"checkpoint {path} holds more than tensors and plain values") from error
     except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
         raise ValueError(f"checkpoint {path} is damaged ({error})") from error
@@ -104,7 +114,7 @@ def _read(path: Path, step: int) -> dict[str, Any]:
 
 
 def _check_loadable(value: Any, name: str) -> None:
-    """Refuse at saving what a safe load would refuse at resuming, when it is too late."""
+    """Refuse to save what a safe load would refuse to read."""
     if isinstance(value, torch.Tensor) or type(value) in _PLAIN:
         return
     if type(value) in (dict, OrderedDict):

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DeviceConfig:
-    """What a run computes on.
+    """Devices and precision of a run.
 
     Args:
         accelerator: auto takes CUDA, else MPS, else the CPU.
-        devices: a node; auto takes all. Under torchrun the processes it started count.
-        num_nodes: machines, where Slurm starts the processes; torchrun says it itself.
-        precision: 32-true, or autocast in bfloat16 or (on a GPU) float16 with loss scaling.
+        devices: number of devices per node; auto takes all. torchrun's own number takes precedence.
+        num_nodes: number of nodes when Slurm starts the processes; torchrun sets it itself.
+        precision: 32-true, or autocast to bfloat16 or (on a GPU) float16 with loss scaling.
         compile: run the model through torch.compile.
-        gradient_checkpointing: in training, keep of each Transformer block only what goes in, and
-            compute the rest again for the gradients: less memory, more time, the same weights.
+        gradient_checkpointing: in training, store only the input of each Transformer block and
+            recompute the rest in the backward pass: less memory, more time, the same weights.
     """
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -49,7 +49,7 @@ class DeviceConfig:
 
 
 class Layout(NamedTuple):
-    """Where a run's processes are: so many on each of so many nodes, one device a process."""
+    """The processes of a run: `devices` on each of `num_nodes` nodes, one device per process."""
 
     accelerator: str
     devices: int
@@ -57,24 +57,24 @@ class Layout(NamedTuple):
 
 
 def layout(config: DeviceConfig, environment: Mapping[str, str]) -> Layout:
-    """Settle which devices a run uses, from its configuration and what torchrun says."""
-    found = {"cpu": 1}
+    """Choose the devices of a run, from its configuration and torchrun's environment variables."""
+    available = {"cpu": 1}
     if torch.backends.mps.is_available():
-        found = {"mps": 1, **found}
+        available = {"mps": 1, **available}
     if torch.cuda.is_available():
-        found = {"cuda": torch.cuda.device_count(), **found}
-    accelerator = next(iter(found)) if config.accelerator == "auto" else config.accelerator
-    if accelerator not in found:
+        available = {"cuda": torch.cuda.device_count(), **available}
+    accelerator = next(iter(available)) if config.accelerator == "auto" else config.accelerator
+    if accelerator not in available:
         raise ValueError(
-            f"device.accelerator is {accelerator}, which this machine does not offer; "
-            f"it has {', '.join(found)}"
+            f"device.accelerator is {accelerator}, which this machine does not have; "
+            f"it has {', '.join(available)}"
         )
     if config.precision == "16-mixed" and accelerator == "cpu":
         raise ValueError(
-            "device.precision 16-mixed needs a GPU; take bf16-mixed or 32-true on the CPU"
+            "device.precision 16-mixed needs a GPU; use bf16-mixed or 32-true on the CPU"
         )
 
-    devices = found[accelerator] if config.devices == "auto" else config.devices
+    devices = available[accelerator] if config.devices == "auto" else config.devices
     num_nodes = config.num_nodes
     if "TORCHELASTIC_RUN_ID" in environment:
         started = int(environment["LOCAL_WORLD_SIZE"])
@@ -84,9 +84,10 @@ def layout(config: DeviceConfig, environment: Mapping[str, str]) -> Layout:
                 "on this node; leave device.devices out"
             )
         devices, num_nodes = started, int(environment["WORLD_SIZE"]) // started
-    if accelerator != "cpu" and devices > found[accelerator]:
+    if accelerator != "cpu" and devices > available[accelerator]:
         raise ValueError(
-            f"{devices} {accelerator} devices asked for, this machine has {found[accelerator]}"
+            f"device.devices is {devices}, but this machine has {available[accelerator]} "
+            f"{accelerator} device{'s' * (available[accelerator] > 1)}"
         )
     return Layout(accelerator, devices, num_nodes)
 
@@ -94,18 +95,18 @@ def layout(config: DeviceConfig, environment: Mapping[str, str]) -> Layout:
 def launch(config: DeviceConfig) -> Fabric:
     """Start the run's processes, or join those that torchrun started, and return their Fabric.
 
-    With more than one process gradients are averaged by DDP. Every parameter must take part in
-    each step, and buffers stay as each process leaves them: what changes them is reduced first.
+    With several processes DDP averages the gradients. Every parameter must have a gradient in each
+    step. Buffers are not synchronised: whatever updates them must be reduced first.
     """
     from lightning_fabric import Fabric  # slow to import
     from lightning_fabric.strategies.ddp import DDPStrategy
     from torch.nn.parallel import DistributedDataParallel
 
-    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces each choice
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs each choice
     accelerator, devices, num_nodes = layout(config, os.environ)
     if accelerator == "cpu":
         keep_freed_memory(not config.gradient_checkpointing)
-    # torch 2.15 gave the switch for synchronising buffers in each forward pass another name.
+    # torch 2.15 renamed the option that synchronises buffers in each forward pass.
     known = inspect.signature(DistributedDataParallel).parameters
     switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     settings: dict[str, Any] = {"find_unused_parameters": False, switch: False}
@@ -125,11 +126,13 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc
 
 
 def keep_freed_memory(keep: bool) -> bool:
-    """Have this process keep the memory it frees, or give it back; False if its C library cannot.
+    """Set whether malloc keeps freed memory or returns it to the system.
 
-    Each step allocates the same hundreds of megabytes. Given back to the system, all their pages
-    are mapped and zeroed again in the next one: a sixth of a step's time on a CPU. Kept, they lie
-    in pieces, into which the next blocks do not always fit (docs/diary.md).
+    Each step allocates the same hundreds of megabytes. If they are returned, their pages are mapped
+    and zeroed again in the next step: a sixth of a step's time on a CPU. If they are kept, memory
+    is fragmented and its use grows (docs/diary.md).
+
+    Returns: False if the C library cannot do it
     """
     if sys.platform != "linux":
         return False
@@ -137,23 +140,23 @@ def keep_freed_memory(keep: bool) -> bool:
     if mallopt is None:  # not glibc
         return False
     settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1}
-    if not keep:  # blocks from 1 MiB on are mapped one by one, however often
+    if not keep:  # map each block of 1 MiB or more on its own
         settings = {M_MMAP_MAX: 2**16, M_MMAP_THRESHOLD: 2**20, M_TRIM_THRESHOLD: 2**20}
     return all(mallopt(name, value) for name, value in settings.items())
 
 
 def prepared(model: nn.Module, config: DeviceConfig) -> nn.Module:
-    """Return the model as the run asks for it: with gradient checkpointing, through torch.compile.
+    """Apply gradient checkpointing and torch.compile to a model, as configured.
 
     Raises:
-        ValueError: there is nothing to checkpoint, for the model has no Transformer blocks.
+        ValueError: the model has no Transformer blocks to checkpoint.
     """
     if config.gradient_checkpointing:
         blocks = [module for module in model.modules() if isinstance(module, Block)]
         if not blocks:
             raise ValueError(
-                "device.gradient_checkpointing is for Transformer blocks, and this model has none; "
-                "leave it out, and raise optim.accumulate for less memory"
+                "device.gradient_checkpointing needs Transformer blocks, and this model has none; "
+                "leave it out, and raise optim.accumulate to use less memory"
             )
         for block in blocks:
             block.gradient_checkpointing = True
@@ -171,10 +174,10 @@ def gathered(fabric: Fabric, rows: torch.Tensor) -> torch.Tensor:
 
 
 def can_fuse(fabric: Fabric) -> bool:
-    """Say whether the optimiser may update all weights in one kernel.
+    """Tell whether to use the fused optimiser, which updates all weights in one kernel.
 
-    It may on CUDA, except with float16 loss scaling: a fused step would unscale the gradients
-    itself, too late for clipping.
+    It runs on CUDA. With float16 loss scaling it would unscale the gradients itself, after they
+    are clipped.
     """
     return fabric.device.type == "cuda" and _scaler(fabric) is None
 
@@ -186,16 +189,15 @@ class LossScaling:
         self._fabric = fabric
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state to keep."""
+        """Return the state, for a checkpoint."""
         return dict(self._fabric.strategy.precision.state_dict())
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; ValueError if only one of the two runs scales its loss."""
+        """Restore a state; ValueError if only one of the two runs scales its loss."""
         if bool(state) != (_scaler(self._fabric) is not None):
             raise ValueError(
                 f"the checkpoint was written {'with' if state else 'without'} float16 loss scaling "
-                f"and this run goes on {'without' if state else 'with'}; resume in the same "
-                "precision"
+                f"and this run is {'without' if state else 'with'} it; resume in the same precision"
             )
         self._fabric.strategy.precision.load_state_dict(dict(state))
 

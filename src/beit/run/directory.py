@@ -1,4 +1,4 @@
-"""The run directory: what one training run leaves behind, under fixed names."""
+"""The run directory: the files of one training run, under fixed names."""
 
 import json
 import os
@@ -23,12 +23,12 @@ class RunConfig:
 
     Args:
         output: the run directory to create; it must not exist yet.
-        seed: of the weights, the sample order, the views and the masks.
-        log_every: steps between two lines of the metrics log; each checkpoint has one too.
+        seed: of the initial weights, the sample order, the views and the masks.
+        log_every: steps between two lines of the metrics log; each checkpoint is logged too.
         checkpoint_every: steps between two checkpoints.
-        keep_last: how many of the newest checkpoints to keep.
-        keep_every: checkpoints at multiples of so many steps are kept for good; 0 for none.
-        stop_after: end after so many steps, the schedule unchanged, as a trial or a cut run.
+        keep_last: number of newest checkpoints to keep.
+        keep_every: also keep checkpoints at multiples of this many steps; 0 for none.
+        stop_after: stop after this many steps, without changing the schedule; null for no limit.
     """
 
     output: str = ""
@@ -50,7 +50,7 @@ class RunConfig:
 
 
 class RunDirectory:
-    """The names inside a run directory; make one with `create` or `open`."""
+    """The paths inside a run directory; use `create` or `open`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,7 +64,7 @@ class RunDirectory:
 
     @staticmethod
     def check_new(path: str | Path) -> None:
-        """Refuse a directory that is there already, or none."""
+        """Refuse an existing directory, or an empty name."""
         if not str(path):
             raise ValueError(
                 "no run directory given; name a new one, as in --run.output runs/first"
@@ -72,7 +72,7 @@ class RunDirectory:
         if Path(path).exists():
             raise FileExistsError(
                 f"{path} exists and is not overwritten; "
-                f"name another directory, or continue that run with --resume {path}"
+                f"name another directory, or resume that run with --resume {path}"
             )
 
     @classmethod
@@ -80,31 +80,23 @@ class RunDirectory:
         """Make the directory of a new run and write its configuration and environment.
 
         Args:
-            config: the resolved configuration, nested mappings of plain values.
-            verb: the command that ran, as in `beit VERB --config config.yaml`.
+            config: the resolved configuration, nested mappings of plain values
+            verb: the command, as in `beit VERB --config config.yaml`
         """
-        if not str(path):
-            raise ValueError(
-                "no run directory given; name a new one, as in --run.output runs/first"
-            )
+        cls.check_new(path)
         run = cls(Path(path))
-        try:
-            run.path.mkdir(parents=True)
-        except FileExistsError:
-            raise FileExistsError(
-                f"{run.path} exists and is not overwritten; "
-                f"name another directory, or continue that run with --resume {run.path}"
-            ) from None
-        run.checkpoints.mkdir()
+        run.checkpoints.mkdir(parents=True)
         write_text(run.environment_file, json.dumps(environment(verb), indent=2) + "\n")
-        settings = yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True, width=100)
-        # The configuration comes last: a directory that has one is complete.
+        settings = yaml.safe_dump(
+            _yaml_values(config), sort_keys=False, allow_unicode=True, width=100
+        )
+        # The configuration is written last: it marks the directory as complete.
         write_text(run.config_file, f"# beit {verb} --config {run.config_file.name}\n{settings}")
         return run
 
     @classmethod
     def open(cls, path: str | Path, verb: str | None = None) -> "RunDirectory":
-        """Find the run that is already there, to resume or to read it; made by `verb` if given."""
+        """Open an existing run directory; if `verb` is given, the run must be of that command."""
         run = cls(Path(path))
         if not run.path.is_dir():
             raise FileNotFoundError(f"{run.path} is not a directory; expected a run directory")
@@ -115,7 +107,7 @@ class RunDirectory:
         return run
 
     def config(self) -> dict[str, Any]:
-        """Read the resolved configuration, nested dicts of plain values (tuples come as lists)."""
+        """Read the resolved configuration: nested dicts of plain values, tuples as lists."""
         try:
             settings = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
         except yaml.YAMLError as error:
@@ -125,21 +117,21 @@ class RunDirectory:
         return settings
 
     def verb(self) -> str:
-        """Read which command made this run."""
+        """Read the command of this run."""
         try:
             recorded = json.loads(self.environment_file.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise ValueError(f"{self.environment_file} is not valid JSON: {error}") from error
         if not isinstance(recorded, dict) or "verb" not in recorded:
             raise ValueError(
-                f"{self.environment_file} does not say which command made the run; expected an "
-                'object with the entry "verb", as beit writes it'
+                f"{self.environment_file} does not name the command of the run; expected an object "
+                'with the entry "verb", as beit writes it'
             )
         return str(recorded["verb"])
 
 
 def environment(verb: str) -> dict[str, Any]:
-    """Tell what a number of this run depends on beside its configuration."""
+    """Describe the environment that results depend on: versions, machine, commit."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "verb": verb,
@@ -155,11 +147,11 @@ def environment(verb: str) -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Name the commit of this package's sources, `-dirty` when edited; None when installed."""
+    """Return the commit of this package's sources, `-dirty` if edited; None if installed."""
     here = Path(__file__)
     git = ["git", "-C", str(here.parent)]
     try:
-        # A virtual environment inside someone else's repository is not our commit.
+        # In a virtual environment inside another repository, git would return that one's commit.
         tracked = subprocess.run(
             [*git, "ls-files", "--error-unmatch", here.name], capture_output=True, timeout=10
         )
@@ -176,10 +168,10 @@ def _commit() -> str | None:
     return described.stdout.strip() or None
 
 
-def _plain(value: Any) -> Any:
-    """Turn a configuration into what YAML holds: tuples become lists, paths strings."""
+def _yaml_values(value: Any) -> Any:
+    """Convert a configuration to YAML values: tuples to lists, paths to strings."""
     if isinstance(value, Mapping):
-        return {str(name): _plain(entry) for name, entry in value.items()}
+        return {str(name): _yaml_values(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(entry) for entry in value]
+        return [_yaml_values(entry) for entry in value]
     return str(value) if isinstance(value, Path) else value

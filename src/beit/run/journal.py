@@ -1,35 +1,32 @@
-"""The journal of a training: everything that all trainings do alike and that is not the method.
+"""The journal of a training: what all trainings share except the method itself.
 
-The run directory, the logs, progress, unreadable images, when to log, save, validate and report,
-the parts of a checkpoint, stopping and resuming. Forward, loss, backward, clip and step stay in
-each training's loop:
+It handles the run directory, logs, progress, unreadable images, the intervals of logging, saving
+and validation, checkpoints and resuming. Forward, loss, backward, clip and step stay in each loop:
 
-    with journal:
+    with journal.recording():
         if journal.resumed:
-            outcome = validate_if_due(...)  # what follows a checkpoint is repeated
+            metrics = evaluate(...)  # repeat the validation that follows the checkpoint
         for step in journal.steps():
             for micro, batch in enumerate(journal.micro_batches()):
                 ...
             if journal.logs:
-                journal.log({"rate": rate}, journal.read_means(loss, rate))
+                journal.log({"rate": rate}, journal.read_means(rate))
             journal.end_step()  # progress, speed, checkpoint
-            outcome = validate_if_due(...)
+            metrics = evaluate(...)  # validate, if it is time
 """
 
-from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, closing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol
 
 from lightning_fabric import Fabric
-from torch import Tensor
 
 from beit.data.batch import Batch
-from beit.data.prefetch import Prefetch
+from beit.data.prefetch import prefetch
 from beit.data.unreadable import Unreadable
 from beit.run import checkpoint
 from beit.run.device import DeviceConfig, LossScaling, launch, summed
@@ -42,14 +39,16 @@ from beit.run.reading import ImageBatches, Reading
 
 
 class ReadConfig(Protocol):
-    """The limit on unreadable images, a setting of every training's data."""
+    """The settings of reading that all trainings share."""
 
+    @property
+    def num_workers(self) -> int: ...
     @property
     def max_unreadable(self) -> float: ...
 
 
 class TrainingConfig(Protocol):
-    """The settings that all trainings have; a frozen dataclass."""
+    """The settings that all trainings share; a frozen dataclass."""
 
     @property
     def run(self) -> RunConfig: ...
@@ -66,8 +65,8 @@ class Result(NamedTuple):
 
     Attributes:
         directory: the run directory
-        metrics: of the weights kept, on the validation set; empty without one
-        sections: of the report (`beit.draw.report.Section`); empty in all processes but the first
+        metrics: of the final weights on the validation set; empty without one
+        sections: of the report (`beit.draw.report.Section`), in the first process only
     """
 
     directory: Path
@@ -75,20 +74,22 @@ class Result(NamedTuple):
     sections: list[Any]
 
 
-def launched(config: TrainingConfig, directory: RunDirectory | None) -> Fabric:
-    """Launch the processes of a run; refuse an existing directory for a new one first."""
+def launch_run(config: TrainingConfig, directory: RunDirectory | None) -> Fabric:
+    """Launch the processes of a run; a new run must not have an existing directory."""
     if directory is None:
         RunDirectory.check_new(config.run.output)
     return launch(config.device)
 
 
 class Journal:
-    """Records one run; see the module's docstring for its use.
+    """Records one run; the module's docstring shows its use.
 
     Attributes:
-        start_step: of the checkpoint the run resumes from; 0 for a new run
-        last_step: after which the run ends
-        step: the current one, counted from 1
+        config: of the run
+        fabric: the launched processes
+        start_step: step of the checkpoint that the run resumes from; 0 for a new run
+        last_step: the run's last step
+        step: the current step, counted from 1
         means: metrics since the last log line
     """
 
@@ -100,8 +101,8 @@ class Journal:
         schedule: Schedule,
         directory: RunDirectory | None,
     ) -> None:
-        """Read the last checkpoint of `directory`, if given; a new run leaves no trace yet."""
-        self._verb, self._config, self._run, self._fabric = verb, config, config.run, fabric
+        """Read the last checkpoint of `directory`, if given; write nothing yet."""
+        self.config, self.fabric, self._verb, self._run = config, fabric, verb, config.run
         self._directory = directory
         self._first = fabric.is_global_zero
         self.start_step, self._state = (directory and checkpoint.latest(directory)) or (0, {})
@@ -113,118 +114,130 @@ class Journal:
         self._unreadable = Unreadable(schedule.num_images, config.data.max_unreadable)
         self._parts: dict[str, Any] = {}
         self._shown: Mapping[str, float] = {}
-        self._open = ExitStack()
-
-    @property
-    def span(self) -> tuple[int, int]:
-        """The step of the checkpoint, 0 for a new run, and the last step."""
-        return self.start_step, self.last_step
+        self._warnings: set[str] = set()  # about validation images, each shown once
 
     @property
     def directory(self) -> RunDirectory:
-        """The run directory, once the run has begun."""
+        """The run directory, after `begin`."""
         assert self._directory is not None
         return self._directory
 
     @property
     def resumed(self) -> bool:
-        """Whether the run continues from a checkpoint."""
+        """Whether the run resumes from a checkpoint."""
         return self.start_step > 0
 
     # ── begin and end ───────────────────────────────────────────────────────────────────────────
 
-    def begin(self, stream: Prefetch, **parts: Any) -> None:
+    def begin(self, batches: Iterable[Batch], **parts: Any) -> None:
         """Restore the parts from the checkpoint, read the first batch and open the directory.
 
         Args:
-            stream: of training batches, which start after `start_step`
-            parts: the contents of a checkpoint by name, objects with `state_dict` and
-                `load_state_dict`; loss scaling and unreadable images are added
+            batches: of training, from `start_step` on
+            parts: objects with `state_dict` and `load_state_dict`, which make up a checkpoint; the
+                journal adds loss scaling and unreadable images
         """
-        scaling = LossScaling(self._fabric)
+        scaling = LossScaling(self.fabric)
         self._parts = {**parts, "scaling": scaling, "unreadable": self._unreadable}
         if self._state:
             for name, part in self._parts.items():
                 part.load_state_dict(self._state[name])
             self._state = {}
-        self._stream = stream
-        stream.begin()
-        self._fabric.barrier()
-        resumed_at = None if self._directory is None else self.start_step
-        output = self._run.output
+        self._stream = prefetch(batches, self.fabric.device)
+        self._stream.begin()
+        self.fabric.barrier()
+        log_step = None if self._directory is None else self.start_step
         if self._directory is None and self._first:
-            settings = asdict(self._config)  # type: ignore[call-overload]  # a dataclass
-            self._directory = RunDirectory.create(output, settings, self._verb)
-        self._directory = directory = self._directory or RunDirectory(Path(output))
-        self._log = MetricsLog(directory.metrics_file if self._first else None, resumed_at)
-        self._speed = MetricsLog(directory.speed_file if self._first else None, resumed_at)
+            settings = asdict(self.config)  # type: ignore[call-overload]  # a dataclass
+            self._directory = RunDirectory.create(self._run.output, settings, self._verb)
+        self._directory = directory = self._directory or RunDirectory(Path(self._run.output))
+        self._log = MetricsLog(directory.metrics_file if self._first else None, log_step)
+        self._speed = MetricsLog(directory.speed_file if self._first else None, log_step)
         self._progress = Progress(self.last_step, self.start_step, enabled=self._first)
 
-    def __enter__(self) -> Self:
-        self._open.enter_context(closing(self._log))
-        self._open.enter_context(closing(self._speed))
-        self._open.enter_context(self._progress)
-        return self
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Show progress while the loop runs, and close the logs after it."""
+        with closing(self._log), closing(self._speed), self._progress:
+            yield
 
-    def __exit__(
+    def finish(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._open.close()
+        metrics: dict[str, float],
+        save_weights: Callable[[Path], object],
+        report: Callable[[], list[Any]],
+    ) -> Result:
+        """Write the weights, then the report, in the first process; the others wait.
+
+        Args:
+            metrics: of the final weights
+            save_weights: writes them to a file
+            report: writes the report and returns its sections
+        """
+        sections = []
+        if self._first:
+            save_weights(self.directory.weights_file)
+            sections = report()
+        self.fabric.barrier()
+        return Result(self.directory.path, metrics, sections)
 
     # ── steps and batches ───────────────────────────────────────────────────────────────────────
 
     def steps(self) -> Iterator[int]:
-        """Yield the numbers of the steps to do."""
+        """Yield the numbers of the remaining steps."""
         for step in range(self.start_step + 1, self.last_step + 1):
             self.step = step
             yield step
 
     def micro_batches(self) -> Iterator[Batch]:
-        """Yield this process's micro-batches of the step; report unreadable images."""
-        for batch in islice(self._stream, self._config.optim.accumulate):
+        """Yield this process's micro-batches of the step; warn of unreadable images."""
+        for batch in islice(self._stream, self.config.optim.accumulate):
             for name in self._unreadable.note(batch.unreadable):
                 self._progress.warn(f"unreadable, replaced by the next image: {name}")
             yield batch
 
     def read(self, batches: ImageBatches) -> Reading:
-        """Return the batches of an evaluation, to iterate over once."""
-        limit = self._config.data.max_unreadable
-        return Reading(batches, self._fabric, limit, self._progress.warn)
+        """Return the batches of a validation set, to iterate over once."""
 
-    # ── what is due ─────────────────────────────────────────────────────────────────────────────
+        def warn(text: str) -> None:
+            if text not in self._warnings:
+                self._warnings.add(text)
+                self._progress.warn(text)
+
+        return Reading(batches, self.fabric, self.config.data.max_unreadable, warn)
+
+    # ── intervals ───────────────────────────────────────────────────────────────────────────────
+
+    def at_interval(self, steps: int) -> bool:
+        """Tell whether the step is a multiple of `steps`, or the last step."""
+        return self.step % steps == 0 or self.step == self.last_step
 
     @property
     def saves(self) -> bool:
-        """Whether a checkpoint follows this step."""
-        return self.step % self._run.checkpoint_every == 0 or self.step == self.last_step
+        """Whether a checkpoint is written after this step."""
+        return self.at_interval(self._run.checkpoint_every)
 
     @property
     def logs(self) -> bool:
-        """Whether this step is logged: every so many steps, and before each checkpoint."""
+        """Whether this step is logged: at an interval, and before each checkpoint."""
         return self.step % self._run.log_every == 0 or self.saves
-
-    def due(self, every_steps: int) -> bool:
-        """Tell whether something done every so many steps, and at the end, follows this step."""
-        return self.step % every_steps == 0 or self.step == self.last_step
 
     @property
     def reports(self) -> bool:
-        """Whether this process draws reports before the end."""
+        """Whether this process may draw a report now; the last one is drawn by `finish`."""
         return self._first and self.step < self.last_step
 
     # ── records ─────────────────────────────────────────────────────────────────────────────────
 
-    def read_means(self, loss: Tensor, rate: float) -> dict[str, float]:
-        """Return the means of all processes since the last log line, and begin a new interval.
+    def read_means(self, rate: float) -> dict[str, float]:
+        """Return the means over all processes since the last log line, and reset them.
 
         Raises:
-            ValueError: the loss of the step is not finite.
+            ValueError: a loss is not finite, at this step or another one since the last line.
         """
-        checkpoint.refuse_non_finite(self.directory, self.step, float(loss.detach()), rate)
-        return self.means.read(partial(summed, self._fabric))
+        means = self.means.read(partial(summed, self.fabric))
+        checkpoint.refuse_non_finite(self.directory, self.step, means, rate)
+        return means
 
     def log(
         self,
@@ -237,29 +250,29 @@ class Journal:
         Args:
             settings: of the step, such as its learning rate
             metrics: means since the last line
-            shown: names of the metrics for the progress line; empty for all
+            shown: names of the metrics on the progress line; empty for all
         """
-        count = len(self._unreadable.names)
-        metrics = {**metrics, "unreadable": count} if count else metrics
+        if count := len(self._unreadable.names):
+            metrics = {**metrics, "unreadable": count}
         self._write({**settings, **metrics})
-        self._shown = {n: value for n, value in metrics.items() if not shown or n in shown}
+        self._shown = {name: metrics[name] for name in metrics if not shown or name in shown}
 
     def log_result(self, metrics: Mapping[str, float]) -> None:
-        """Write the metrics of a validation or check to the log, and show them."""
+        """Log and show the metrics of a validation or check."""
         self._write(metrics)
         self.message("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
 
     def log_warning(self, text: str) -> None:
-        """Write a warning to the log, and show it."""
+        """Log and show a warning."""
         self._log.write({"step": self.step, "warning": text})
         self.message(text)
 
     def message(self, text: str) -> None:
-        """Show a line."""
+        """Show a line of text."""
         self._progress.message(text)
 
     def aside(self, name: str) -> AbstractContextManager[None]:
-        """Show what is done between two steps, and leave its time out of the speed."""
+        """Name what is done between two steps, and exclude its time from the speed."""
         return self._progress.aside(name)
 
     def _write(self, record: Mapping[str, float]) -> None:
@@ -267,8 +280,8 @@ class Journal:
         self._log.write({"step": self.step, "epoch": epoch, **record})
 
     def end_step(self) -> None:
-        """Update the progress; log the speed and save a checkpoint where they are due."""
-        images, wait = self._config.optim.batch_size, self._stream.wait_seconds
+        """Update the progress; log the speed and save a checkpoint at their intervals."""
+        images, wait = self.config.optim.batch_size, self._stream.wait_seconds
         speed = self._progress.update(self.step, self._shown, images, wait)
         self._shown = {}
         if self.logs:

@@ -1,4 +1,4 @@
-"""The metrics log: one JSON line a record, whole after a kill, exact after a resume."""
+"""The metrics log: JSON lines, valid after a kill and bit-identical after a resume."""
 
 import json
 import math
@@ -12,17 +12,16 @@ from beit.files import write_text
 class MetricsLog:
     """Appends records to a file of JSON lines.
 
-    Floats are written so that reading gives the same bits; a float that is not finite is written as
-    null, as JSON has no other word for it.
+    Floats are written with full precision; a float that is not finite is written as null.
     """
 
     def __init__(self, path: Path | None, resume_step: int | None = None) -> None:
         """Open the log.
 
         Args:
-            path: None keeps no log, for processes other than the first
-            resume_step: None starts a new file; a step continues the file of a run that resumes
-                from the checkpoint of that step: lines that were written after the checkpoint go
+            path: None writes nothing, for processes other than the first
+            resume_step: step of the checkpoint that the run resumes from; lines that were written
+                after this checkpoint are removed. None starts a new file
         """
         self._file: TextIO | None = None
         if path is None:
@@ -34,7 +33,7 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8", newline="\n")
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record of plain values; it must say its `step`, an int."""
+        """Append one record of plain values, among them `step`, an int."""
         if self._file is None:
             return
         if not isinstance(record.get("step"), int):
@@ -53,12 +52,12 @@ class MetricsLog:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """Read the records of a log; a last line that was cut short is left out."""
+    """Read the records of a log; skip an incomplete last line."""
     return [record for _, record in _lines(path)]
 
 
 def last_validation(path: Path) -> dict[str, float]:
-    """Read the metrics of the last validation, `val_...`, from a log; empty without one."""
+    """Read the metrics `val_...` of the last validation; empty without one."""
     for record in reversed(read_log(path)):
         metrics = {name: value for name, value in record.items() if name.startswith("val_")}
         if metrics:
@@ -67,10 +66,10 @@ def last_validation(path: Path) -> dict[str, float]:
 
 
 def kept_step(path: Path, metric: str | None) -> int:
-    """Read from a log after which step the weights were taken that a finished run has kept.
+    """Return the step of the weights that a finished run has kept.
 
     Args:
-        metric: that chose them, the first of its highest values; None for the last weights
+        metric: the step of its first highest value; None for the last step
     """
     records = read_log(path)
     best = records[-1]
@@ -81,9 +80,9 @@ def kept_step(path: Path, metric: str | None) -> int:
 
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
-    """Read whole lines with their records."""
-    *lines, _cut_short = path.read_text(encoding="utf-8").split("\n")
-    found = []
+    """Read the complete lines and their records."""
+    *lines, _incomplete = path.read_text(encoding="utf-8").split("\n")
+    records = []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
@@ -91,14 +90,14 @@ def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
             raise ValueError(f"{path} line {number} is not JSON: {error}") from error
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):
             raise ValueError(f"{path} line {number} is not a record with an integer 'step'")
-        found.append((line, record))
-    return found
+        records.append((line, record))
+    return records
 
 
 def _drop_after(path: Path, step: int) -> None:
-    """Replace the file by the lines that were written before the checkpoint of a step.
+    """Remove the lines that were written after the checkpoint of a step.
 
-    A step is logged before its checkpoint, with its rate; its validation comes after it.
+    A step is logged, with its rate, before its checkpoint; validations come after it.
     """
     before = [line + "\n" for line, record in _lines(path) if _precedes(record, step)]
     write_text(path, "".join(before))

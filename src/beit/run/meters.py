@@ -1,4 +1,4 @@
-"""Means over a logging interval, kept on the device until somebody reads them."""
+"""Means over a logging interval, accumulated on the device."""
 
 from collections.abc import Callable, Mapping
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 
 class Means:
-    """Weighted means of named figures since the last reading.
+    """Weighted means of named metrics since the last call of `read`.
 
-    Adding does not wait for the device; reading does, once for all figures. Sums are in float64
-    (float32 on MPS, which has no other), so that long intervals lose no digits.
+    `add` does not synchronise with the device; `read` does, once for all metrics. Sums are float64
+    (float32 on MPS, which has no float64).
     """
 
     def __init__(self) -> None:
@@ -18,19 +18,21 @@ class Means:
         self._weights: dict[str, float] = {}
 
     @torch.no_grad()
-    def add(self, figures: Mapping[str, Tensor | float], weight: float = 1.0) -> None:
-        """Count figures, numbers or tensors of one element, with a weight such as the images."""
-        for name, figure in figures.items():
-            value = torch.as_tensor(figure, dtype=_wide(figure)).reshape(()) * weight
+    def add(self, metrics: Mapping[str, Tensor | float], weight: float = 1.0) -> None:
+        """Add numbers or tensors of one element, with a weight such as the number of images."""
+        for name, metric in metrics.items():
+            on_mps = isinstance(metric, Tensor) and metric.device.type == "mps"
+            dtype = torch.float32 if on_mps else torch.float64
+            value = torch.as_tensor(metric, dtype=dtype).reshape(()) * weight
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
     def read(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
-        """Return the means and start anew; a figure whose weights sum to 0 is left out.
+        """Return the means and reset them; a metric whose weights sum to 0 is omitted.
 
         Args:
-            reduce: sums a tensor over all processes, each of which has added the same names;
-                the result is then the mean over everything that all of them added.
+            reduce: sums a tensor over all processes, which must have added the same names; the
+                means are then over all processes
         """
         if not self._sums:
             return {}
@@ -46,8 +48,3 @@ class Means:
             for name, total, count in zip(names, totals, counts, strict=True)
             if count
         }
-
-
-def _wide(figure: Tensor | float) -> torch.dtype:
-    on_mps = isinstance(figure, Tensor) and figure.device.type == "mps"
-    return torch.float32 if on_mps else torch.float64

@@ -1,27 +1,17 @@
-"""AdamW over parameter groups: which weights decay, and how fast each layer learns."""
+"""Settings of the optimiser and its schedule, and the parts of a step that use them."""
 
-import re
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from beit.run.schedules import warmup_cosine, warmup_poly
 
-UNDECAYED = ("bias", "pos_embed", "cls_token")  # FACTS 2.7; mask token and bias tables do decay
-STEM = (
-    "cls_token",
-    "mask_token",
-    "pos_embed",
-)  # with patch_embed, the layer before the first block
-_BLOCK = re.compile(r"(?:^|(?P<trunk>.*)\.)blocks\.(?P<number>\d+)\.")
-
 
 class Schedule(NamedTuple):
-    """The steps of a run: how many an epoch has, how many there are, on how many images."""
+    """The number of steps per epoch and of the whole run, and of training images."""
 
     steps_per_epoch: int
     total_steps: int
@@ -30,20 +20,20 @@ class Schedule(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How the weights are updated, and for how long.
+    """The optimiser, AdamW, and its schedule: cosine decay with linear warm-up.
 
     Args:
-        batch_size: images a step, over all processes and micro-steps together.
-        accumulate: micro-steps a step; memory falls, the result stays.
+        batch_size: images per step, over all processes and micro-steps together.
+        accumulate: micro-steps per step; more use less memory, with the same result.
         epochs: passes over the training set.
-        learning_rate: between warm-up and decay, not scaled by anything.
-        final_rate: at the end of the cosine.
-        warmup_epochs: of linear warm-up; fractions are fine.
+        learning_rate: after the warm-up; not scaled by the batch size.
+        final_rate: learning rate at the end of the decay.
+        warmup_epochs: epochs of linear warm-up; may be fractions.
         warmup_start: learning rate of the first step.
         betas: of AdamW.
         eps: of AdamW.
-        weight_decay: of matrices; vectors, positions and the [CLS] token have none.
-        clip: largest norm of the whole gradient; none when null.
+        weight_decay: of matrices; none for vectors, positions and the [CLS] token.
+        clip: maximum norm of the whole gradient; null for no clipping.
     """
 
     batch_size: int = 2048
@@ -71,16 +61,16 @@ class OptimConfig:
             )
 
     def micro_batch_size(self, world_size: int) -> int:
-        """Return the images of one process in one micro-step."""
-        return micro_batch_size(self.batch_size, self.accumulate, world_size)
+        """Return the number of images per process and micro-step."""
+        return _micro_batch_size(self.batch_size, self.accumulate, world_size)
 
     def schedule(self, num_images: int) -> Schedule:
-        """Return the steps that the epochs over so many images have."""
+        """Return the schedule for a training set of `num_images`."""
         steps_per_epoch = max(1, num_images // self.batch_size)
         return Schedule(steps_per_epoch, self.epochs * steps_per_epoch, num_images)
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
-        """Return the learning rate of a step, counted from 1."""
+        """Return the learning rate of a step; steps count from 1."""
         return warmup_cosine(
             step - 1,
             base=self.learning_rate,
@@ -93,21 +83,24 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StepOptimConfig:
-    """How the weights are updated, for a number of steps; the defaults are those for ADE20K.
+    """The optimiser, AdamW, and its schedule: polynomial decay with linear warm-up.
+
+    The defaults are those for ADE20K.
 
     Args:
-        batch_size: images a step, over all processes and micro-steps together.
-        accumulate: micro-steps a step; memory falls. Batch statistics are of a micro-step.
+        batch_size: images per step, over all processes and micro-steps together.
+        accumulate: micro-steps per step; more use less memory. Batch normalisation sees one
+            micro-step.
         steps: of the whole run.
-        learning_rate: at the start of the decay, before the warm-up lowers it.
-        final_rate: at the end.
-        power: of the decay; 1 is a straight line.
-        warmup_steps: of linear warm-up.
-        warmup_ratio: share of the rate that the first step has.
+        learning_rate: at the start of the decay, without warm-up.
+        final_rate: learning rate at the end of the decay.
+        power: of the decay; 1 for linear.
+        warmup_steps: steps of linear warm-up.
+        warmup_ratio: factor of the learning rate at the first step.
         betas: of AdamW.
         eps: of AdamW.
-        weight_decay: of matrices; vectors, positions and the [CLS] token have none.
-        clip: largest norm of the whole gradient; none when null.
+        weight_decay: of matrices; none for vectors, positions and the [CLS] token.
+        clip: maximum norm of the whole gradient; null for no clipping.
     """
 
     batch_size: int = 16
@@ -138,15 +131,15 @@ class StepOptimConfig:
             raise ValueError(f"optim.warmup_ratio is {self.warmup_ratio}; expected 0 to 1")
 
     def micro_batch_size(self, world_size: int) -> int:
-        """Return the images of one process in one micro-step."""
-        return micro_batch_size(self.batch_size, self.accumulate, world_size)
+        """Return the number of images per process and micro-step."""
+        return _micro_batch_size(self.batch_size, self.accumulate, world_size)
 
     def schedule(self, num_images: int) -> Schedule:
-        """Return the steps, of which epochs over so many images have a part each."""
+        """Return the schedule for a training set of `num_images`."""
         return Schedule(max(1, num_images // self.batch_size), self.steps, num_images)
 
     def rate(self, step: int) -> float:
-        """Return the learning rate of a step, counted from 1."""
+        """Return the learning rate of a step; steps count from 1."""
         return warmup_poly(
             step - 1,
             base=self.learning_rate,
@@ -161,7 +154,7 @@ class StepOptimConfig:
 def _check_settings(
     config: OptimConfig | StepOptimConfig, counts: tuple[str, ...], rates: tuple[str, ...]
 ) -> None:
-    """Refuse counts below 1, negative rates, and betas and clipping that cannot be."""
+    """Refuse counts below 1, negative rates, and invalid betas and clipping."""
     for name in counts:
         if getattr(config, name) < 1:
             raise ValueError(f"optim.{name} is {getattr(config, name)}; expected 1 or more")
@@ -179,8 +172,8 @@ def _check_settings(
         raise ValueError(f"optim.clip is {config.clip}; expected above 0, or null for none")
 
 
-def micro_batch_size(batch_size: int, accumulate: int, world_size: int) -> int:
-    """Return the images of one process in one micro-step."""
+def _micro_batch_size(batch_size: int, accumulate: int, world_size: int) -> int:
+    """Return the number of images per process and micro-step."""
     parts = world_size * accumulate
     if batch_size % parts:
         raise ValueError(
@@ -190,59 +183,8 @@ def micro_batch_size(batch_size: int, accumulate: int, world_size: int) -> int:
     return batch_size // parts
 
 
-def parameter_groups(
-    model: nn.Module, weight_decay: float, layer_decay: float | None = None
-) -> list[dict[str, Any]]:
-    """Sort the trainable parameters into groups that share weight decay and rate scale.
-
-    Not decayed: biases, everything of at most one dimension, positions, [CLS]. With layer decay the
-    layers from the stem (0) over the blocks to whatever follows them (depth + 1) have the scales
-    layer_decay ** (depth + 1 - layer), as in BEiT's fine-tuning.
-
-    Args:
-        model: the bare module; frozen parameters are left out
-        weight_decay: of what decays
-        layer_decay: in (0, 1]; None gives every parameter the scale 1
-
-    Returns: dicts of `params`, their `names`, `weight_decay` and `lr_scale`
-    """
-    if layer_decay is not None and not 0 < layer_decay <= 1:
-        raise ValueError(f"layer_decay is {layer_decay}; expected above 0 and at most 1")
-    depth = 0 if layer_decay is None else _trunk_depth(model)
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        decayed = parameter.ndim > 1 and not name.endswith(UNDECAYED)
-        decay = weight_decay if decayed else 0.0
-        scale = 1.0
-        if layer_decay is not None:
-            scale = layer_decay ** (depth + 1 - _layer(name, depth))
-        fresh = {"params": [], "names": [], "weight_decay": decay, "lr_scale": scale}
-        group = groups.setdefault((decay, scale), fresh)
-        group["params"].append(parameter)
-        group["names"].append(name)
-    return list(groups.values())
-
-
-def build_optimizer(
-    groups: Iterable[dict[str, Any]], config: OptimConfig | StepOptimConfig, fused: bool = False
-) -> AdamW:
-    """Make AdamW over `parameter_groups`; `fused` updates all weights in one kernel."""
-    optimizer = AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=0.0,  # each group has its own
-        fused=fused,
-    )
-    set_learning_rate(optimizer, config.learning_rate)
-    return optimizer
-
-
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
-    """Give every group the rate times its own `lr_scale`."""
+    """Set the learning rate of each group to the rate times its `lr_scale`."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
 
@@ -250,29 +192,8 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
 def clip_gradients(
     fabric: Fabric, model: nn.Module, optimizer: Optimizer, max_norm: float | None
 ) -> dict[str, Tensor]:
-    """Clip the norm of the whole gradient. Returns: `grad_norm` before; empty without a limit."""
+    """Clip the whole gradient. Returns: `grad_norm` before clipping; empty without a limit."""
     if max_norm is None:
         return {}
     norm = fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
     return {"grad_norm": cast(Tensor, norm)}
-
-
-def _trunk_depth(model: nn.Module) -> int:
-    """Count the blocks of the one trunk that layer decay goes through."""
-    found = [match for name, _ in model.named_parameters() if (match := _BLOCK.match(name))]
-    trunks = sorted({match["trunk"] or "" for match in found})
-    if len(trunks) != 1:
-        raise ValueError(
-            f"layer decay needs a model with one trunk of blocks, found {len(trunks)}"
-            + (f": {', '.join(trunks)}" if trunks else "")
-        )
-    return 1 + max(int(match["number"]) for match in found)
-
-
-def _layer(name: str, depth: int) -> int:
-    """Number the layer a parameter belongs to: stem 0, block i is i + 1, the rest depth + 1."""
-    if block := _BLOCK.match(name):
-        return int(block["number"]) + 1
-    if name.endswith(STEM) or "patch_embed" in name.split("."):
-        return 0
-    return depth + 1

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live line on a terminal, a plain line now and then elsewhere."""
+"""The progress of a run: a live line on a terminal, otherwise a plain line every few seconds."""
 
 import sys
 import time
@@ -14,16 +14,16 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-WINDOW_SECONDS = 30.0  # speed is that of the last so many seconds
+WINDOW_SECONDS = 30.0  # speed is measured over this time
 
 
 class Speed(NamedTuple):
-    """How fast the last steps were.
+    """The speed of the last steps.
 
     Attributes:
-        images_per_second: 0 until two updates are in
-        seconds_left: for the rest of the run; None while unknown
-        wait_share: of the time that went into waiting for data, in [0, 1]
+        images_per_second: 0 before the second update
+        seconds_left: until the end of the run; None while unknown
+        wait_share: share of the time spent waiting for data, in [0, 1]
     """
 
     images_per_second: float
@@ -39,7 +39,7 @@ class _Mark(NamedTuple):
 
 
 class Progress:
-    """Shows where a run is; use it as a context manager, so that the terminal is given back."""
+    """Shows the progress of a run; a context manager, which restores the terminal."""
 
     def __init__(
         self,
@@ -51,20 +51,20 @@ class Progress:
         line_seconds: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Prepare, showing nothing yet.
+        """Show nothing yet.
 
         Args:
             total_steps: of the whole run
-            start_step: steps done before, where a run is resumed
-            enabled: False shows nothing and still measures, for processes other than the first
-            stream: where to; None for standard error
+            start_step: steps already done, in a resumed run
+            enabled: False measures without showing, for processes other than the first
+            stream: to write to; None for standard error
             line_seconds: time between two plain lines
-            clock: seconds from any origin
+            clock: returns seconds from any origin
         """
         self._total_steps, self._step = total_steps, start_step
         self._clock, self._line_seconds = clock, line_seconds
         self._aside_seconds, self._aside = 0.0, ""
-        self._figures: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
         self._speed = Speed(0.0, None, 0.0)
         self._marks = deque([_Mark(self._now(), start_step, 0, 0.0)])
         self._last_line = clock()
@@ -77,7 +77,7 @@ class Progress:
                     console=console,
                     get_renderable=self._render,
                     refresh_per_second=4,
-                    redirect_stdout=sys.stdout.isatty(),  # what goes to a file goes on going there
+                    redirect_stdout=sys.stdout.isatty(),  # not if it goes to a file
                 )
 
     def __enter__(self) -> Self:
@@ -95,18 +95,21 @@ class Progress:
             self._live.stop()
 
     def update(
-        self, step: int, figures: Mapping[str, float], images: int, wait_seconds: float
+        self, step: int, metrics: Mapping[str, float], images: int, wait_seconds: float
     ) -> Speed:
-        """Take note of the steps done and return their speed.
+        """Record the steps done and return their speed.
 
         Args:
             step: steps done since the run began
-            figures: to show, in order; those not given keep their last value
+            metrics: to show, in order; others keep their last value
             images: in the steps since the last update, over all processes
-            wait_seconds: spent waiting for data so far, as `Prefetch.wait_seconds` counts them
+            wait_seconds: total time spent waiting for data, `Prefetch.wait_seconds`
         """
         self._step = step
-        self._figures = {**self._figures, **figures}  # the old dict may be on its way to the screen
+        self._metrics = {
+            **self._metrics,
+            **metrics,
+        }  # a new dict: the live line may be reading the old one
         last = self._marks[-1]
         self._marks.append(_Mark(self._now(), step, last.images + images, wait_seconds))
         self._speed = self._measure()
@@ -125,7 +128,7 @@ class Progress:
             print(text, file=self._stream, flush=True)
 
     def warn(self, text: str) -> None:
-        """Print a line whichever process this is: above the live one, or to standard error."""
+        """Print a line from any process: above the live one, or to standard error."""
         if self._live is None and self._stream is None:
             print(text, file=sys.stderr, flush=True)
         else:
@@ -133,7 +136,7 @@ class Progress:
 
     @contextmanager
     def aside(self, what: str) -> Iterator[None]:
-        """Name what is done between two steps, such as a validation, and leave its time out."""
+        """Name what is done between two steps, such as a validation, and exclude its time."""
         started = self._clock()
         self._aside = what
         try:
@@ -143,14 +146,14 @@ class Progress:
             self._aside_seconds += self._clock() - started
 
     def line(self) -> str:
-        """Return the line as it stands."""
+        """Return the current line."""
         return " · ".join([f"step {self._step}/{self._total_steps}", *self._parts()])
 
     def _now(self) -> float:
         return self._clock() - self._aside_seconds
 
     def _measure(self) -> Speed:
-        """Compare the last update with the one some WINDOW_SECONDS before it."""
+        """Compare the last update with the one WINDOW_SECONDS before it."""
         marks = self._marks
         last = marks[-1]
         while len(marks) > 2 and last.seconds - marks[1].seconds >= WINDOW_SECONDS:
@@ -166,7 +169,7 @@ class Progress:
         )
 
     def _parts(self) -> list[str]:
-        parts = [f"{name} {value:.4g}" for name, value in self._figures.items()]
+        parts = [f"{name} {value:.4g}" for name, value in self._metrics.items()]
         if self._speed.seconds_left is not None:
             rate = self._speed.images_per_second
             parts += [
@@ -186,7 +189,7 @@ class Progress:
 
 
 def _duration(seconds: float) -> str:
-    """Write a duration as h:mm:ss, or m:ss under an hour."""
+    """Format a duration as h:mm:ss, or m:ss under an hour."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -1,4 +1,4 @@
-"""One pass over a set in an evaluation: every image once, unreadable ones left out and counted."""
+"""One pass over a validation set; unreadable images are skipped and counted."""
 
 from collections.abc import Callable, Iterator
 from typing import Protocol
@@ -13,7 +13,7 @@ from beit.run.device import summed
 
 
 class ImageBatches(Protocol):
-    """Batches of a set, of this process: `beit.data.batches.EvalBatches`."""
+    """This process's batches of an image set: `beit.data.batches.EvalBatches`."""
 
     num_images: int  # of the whole set
 
@@ -21,7 +21,7 @@ class ImageBatches(Protocol):
 
 
 class Reading:
-    """Iterates over the batches of a set on the device, reporting images that cannot be read."""
+    """Iterates over batches on the device, and warns of images that cannot be read."""
 
     def __init__(
         self,
@@ -30,11 +30,11 @@ class Reading:
         max_unreadable: float,
         warn: Callable[[str], None],
     ) -> None:
-        """Begin nothing yet.
+        """Read nothing yet.
 
         Args:
             max_unreadable: largest share of the set that may be unreadable
-            warn: shows a line that names an image
+            warn: shows a line about an image
         """
         self._batches, self._fabric, self._warn = batches, fabric, warn
         self._unreadable = Unreadable(batches.num_images, max_unreadable)
@@ -44,9 +44,9 @@ class Reading:
         return readable(stream, self._unreadable, self._warn)
 
     def counts(self) -> dict[str, float]:
-        """Count the images that metrics are of, over all processes; nothing if all were read.
+        """Count the images over all processes, if any could not be read.
 
-        Returns: `val_images`, those read, and `val_unreadable`; empty without unreadable images
+        Returns: `val_images`, the number read, and `val_unreadable`; empty if all were read
 
         Raises:
             ValueError: too many images, or all, cannot be read.
@@ -55,5 +55,6 @@ class Reading:
         count = int(summed(self._fabric, torch.tensor(len(names), device=self._fabric.device)))
         self._unreadable.check(count)
         if count == total:
-            raise ValueError(f"none of {total} validation images can be read: {min(names)}")
+            first = min(names, default="see the other processes")
+            raise ValueError(f"none of {total} validation images can be read: {first}")
         return {"val_images": total - count, "val_unreadable": count} if count else {}

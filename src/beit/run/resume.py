@@ -1,4 +1,4 @@
-"""Runs opened again: to resume them, or to draw their report."""
+"""Open an existing run, to resume it or to draw its report again."""
 
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,7 +9,7 @@ from beit.run.settings import from_plain
 
 
 class Training(Protocol):
-    """A module that trains: its verb, the class of its settings, its `run`, and its report."""
+    """A training module: its verb, Config, `run`, and `redraw` of its report."""
 
     VERB: str
     Config: type
@@ -19,11 +19,11 @@ class Training(Protocol):
     def redraw(self, config: Any, directory: RunDirectory) -> list[Any]: ...
 
 
-def opened(training: Training, path: str | Path) -> tuple[Any, RunDirectory]:
-    """Open the run in a directory. Returns: its settings, of the training's Config; its directory.
+def open_run(training: Training, path: str | Path) -> tuple[Any, RunDirectory]:
+    """Open a run directory. Returns: its settings, as the training's Config; the directory.
 
     Raises:
-        FileNotFoundError, ValueError: the directory is none, or of another verb or kind.
+        FileNotFoundError, ValueError: it is not a run directory, or of another verb or kind.
     """
     directory = RunDirectory.open(path, training.VERB)
     config = from_plain(training.Config, directory.config(), str(directory.config_file))
@@ -31,14 +31,13 @@ def opened(training: Training, path: str | Path) -> tuple[Any, RunDirectory]:
 
 
 def resume(training: Training, path: str | Path) -> Result:
-    """Resume the run in a directory from its last checkpoint."""
-    return training.run(*opened(training, path))
+    """Resume a run from its last checkpoint."""
+    return training.run(*open_run(training, path))
 
 
 def redraw(training: Training, path: str | Path) -> list[Any]:
-    """Draw report.html of a finished run again, from its directory. Returns: its sections.
+    """Draw report.html of a finished run again. Returns: its sections.
 
-    The settings, the log and the weights come from the directory, images from where the settings
-    say.
+    Settings, log and weights are read from the directory, images from the paths in the settings.
     """
-    return training.redraw(*opened(training, path))
+    return training.redraw(*open_run(training, path))

@@ -12,26 +12,20 @@ def warmup_cosine(
     warmup_steps: int = 0,
     start: float = 0.0,
 ) -> float:
-    """Return the rate of one step: a straight line up from `start`, then half a cosine down.
+    """Return the learning rate of a step: cosine decay with linear warm-up.
 
-    As in the published code the line reaches `base` with the last warm-up step, the first step
-    after it has `base` again, and `final` would be reached with the step after the last.
+    As in the published code, the last warm-up step and the step after it both have `base`, and the
+    step after the last one would have `final`.
 
     Args:
         step: counted from 0; from total_steps on the rate is `final`
         base: rate between warm-up and decay
         final: rate at the end
-        total_steps: of the whole run, warm-up included
+        total_steps: of the whole run, including the warm-up
         warmup_steps: 0 for none
-        start: rate of step 0 where there is a warm-up
+        start: rate of step 0 if there is a warm-up
     """
-    if not 0 <= warmup_steps <= total_steps:
-        raise ValueError(
-            f"warm-up of {warmup_steps} steps in a run of {total_steps}; "
-            f"expected 0 to {total_steps}; give fewer warm-up epochs"
-        )
-    if step < 0:
-        raise ValueError(f"step {step} has no learning rate; steps count from 0")
+    _check(step, total_steps, warmup_steps)
     if step >= total_steps:
         return final
     if step < warmup_steps:
@@ -50,27 +44,21 @@ def warmup_poly(
     warmup_steps: int = 0,
     warmup_ratio: float = 1e-6,
 ) -> float:
-    """Return the rate of one step: a power of what is left to do, less during the warm-up.
+    """Return the learning rate of a step: polynomial decay with linear warm-up.
 
-    As in mmcv, which trained the published segmentation models, the warm-up multiplies the decay,
-    which begins with it: a straight line from `warmup_ratio` to 1.
+    As in mmcv, which trained the published segmentation models, the decay starts at step 0 and the
+    warm-up multiplies it by a factor that rises linearly from `warmup_ratio` to 1.
 
     Args:
         step: counted from 0; from total_steps on the rate is `final`
-        base: rate of step 0, were there no warm-up
-        total_steps: of the whole run, warm-up included
+        base: rate of step 0 without warm-up
+        total_steps: of the whole run, including the warm-up
         final: rate at the end
-        power: 1 for a straight line
+        power: 1 for linear decay
         warmup_steps: 0 for none
-        warmup_ratio: share of the rate that step 0 has
+        warmup_ratio: factor of step 0
     """
-    if not 0 <= warmup_steps <= total_steps:
-        raise ValueError(
-            f"warm-up of {warmup_steps} steps in a run of {total_steps}; "
-            f"expected 0 to {total_steps}; give fewer warm-up steps"
-        )
-    if step < 0:
-        raise ValueError(f"step {step} has no learning rate; steps count from 0")
+    _check(step, total_steps, warmup_steps)
     if step >= total_steps:
         return final
     left = (1 - step / total_steps) ** power
@@ -78,3 +66,13 @@ def warmup_poly(
     if step < warmup_steps:
         rate *= 1 - (1 - step / warmup_steps) * (1 - warmup_ratio)
     return rate
+
+
+def _check(step: int, total_steps: int, warmup_steps: int) -> None:
+    if not 0 <= warmup_steps <= total_steps:
+        raise ValueError(
+            f"warm-up of {warmup_steps} steps in a run of {total_steps}; "
+            f"expected 0 to {total_steps}; use a shorter warm-up"
+        )
+    if step < 0:
+        raise ValueError(f"step {step} has no learning rate; steps count from 0")

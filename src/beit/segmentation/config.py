@@ -13,20 +13,21 @@ from beit.segmentation.views import SegmentViewConfig
 
 @dataclass(frozen=True)
 class SegmentDataConfig:
-    """What to read and how (docs/segmentation.md).
+    """The images and label maps (docs/segmentation.md).
 
     Args:
         train: images with label maps: ADE20K (folder or zip), a Pascal VOC folder, a folder of
             images and masks, shapes://COUNT, or a part of one: folder[:90%]
-        validation: likewise, the validation split of a set that has several; empty for none
-        maps: the folder of the training label maps, where `train` does not lead to it
-        validation_maps: of those of validation
-        classes: the list of classes: a file, ade20k, voc, or how many; empty for what the data say
-        reduce_zero_label: in the maps 0 does not count and 1, 2, ... are the classes
-        limit: use so many training images, a fixed random subset; null for all
-        num_workers: processes that decode and cut out images; 0 does it in the training process
-        cache_gigabytes: a set that fits is decoded into memory once
-        max_unreadable: largest share of unreadable images that does not stop the run
+        validation: the same for validation; takes the validation split of a set that has several;
+            empty for none
+        maps: the folder of the training label maps, if `train` does not contain them
+        validation_maps: the folder of the validation label maps
+        classes: the list of classes: a file, ade20k, voc, or a number; empty for that of the data
+        reduce_zero_label: ignore 0 in the maps; classes are 1, 2, ...
+        limit: maximum number of training images, a fixed random subset; null for all
+        num_workers: processes that read images; 0 reads in the training process
+        cache_gigabytes: a set that fits in it is kept in memory, decoded
+        max_unreadable: stop if a larger share of the images cannot be read
     """
 
     train: str = ""
@@ -51,17 +52,17 @@ class SegmentDataConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """What stands on the backbone; the defaults are the published base model's.
+    """The decoder; the defaults are those of the published base model.
 
     Args:
-        kind: the published UPerNet with its pyramid, or one linear layer on each patch.
-        layers: numbers of four blocks, from 1, that feed the pyramid; null for those of the start,
-            the published ones at depth 12 and 24, evenly spaced ones at others.
-        channels: of the decoder's maps; 0 for the backbone's width, as published.
-        auxiliary: whether there is an auxiliary head.
-        auxiliary_channels: of its map.
-        auxiliary_weight: of its loss.
-        dropout: rate at which whole maps are dropped before a classification layer.
+        kind: the published UPerNet with its pyramid, or a linear layer on each patch.
+        layers: numbers of four blocks, from 1, that feed the pyramid; null for those of init, the
+            published ones at depth 12 and 24, or evenly spaced ones.
+        channels: of the decoder's feature maps; 0 for the backbone's width, as published.
+        auxiliary: add an auxiliary head.
+        auxiliary_channels: of the auxiliary head's feature map.
+        auxiliary_weight: of the auxiliary head's loss.
+        dropout: rate at which whole channels are dropped before a classification layer.
     """
 
     kind: Literal["upernet", "linear"] = "upernet"
@@ -85,28 +86,27 @@ class Config:
 
     Args:
         data: images with label maps.
-        init: what to start from: a run directory or weights file of any model with a ViT,
-            published:NAME, hf://OWNER/NAME; of a segmenter its decoder comes along, too. Null to
-            start from fresh weights.
-        backbone: the network to start afresh; null with init.
-        image_size: (height, width) of a crop, to which the positions of init are carried; null for
-            its own.
-        num_heads: of init, where its file does not say it and a head is not 64 wide.
-        mean: per-channel mean that the segmenter takes off images in [0, 1]; null for that of
-            init. Published: ImageNet's, whatever the start had.
-        std: likewise the deviation that it divides by.
-        head: what stands on the backbone.
-        drop_path: rate of stochastic depth in the last block, growing linearly from 0.
-        view: how a training crop is drawn.
+        init: initial weights: a run directory or weights file of any model with a ViT,
+            published:NAME, hf://OWNER/NAME; the decoder of a segmenter is carried over too. null
+            for random weights.
+        backbone: the network to train from random weights; null with init.
+        image_size: (height, width) of crops; positions of init are resized. null for init's own.
+        num_heads: attention heads of init, if its file does not say and a head is not 64 wide.
+        mean: per-channel mean that normalises images in [0, 1]; null for that of init. Published:
+            ImageNet's, for any init.
+        std: per-channel standard deviation, likewise.
+        head: the decoder.
+        drop_path: rate of stochastic depth in the last block, increasing linearly from 0.
+        view: how training crops are drawn.
         optim: the optimiser and its schedule, in steps.
-        layer_decay: learning rate of a layer over that of the layer after it; null for all alike.
-        validate_every: steps between two validations; the end always has one.
-        validation_views: how validation images are seen.
-        validation_batch: validation images at a time; more than one need images of one size.
-        keep: the weights of the best mIoU on the validation set, or the last; without a validation
-            set the last.
+        layer_decay: ratio of the learning rates of a layer and the next one; null for none.
+        validate_every: steps between two validations; the last step always has one.
+        validation_views: sliding windows and scales for validation images.
+        validation_batch: validation images per batch; more than one needs images of one size.
+        keep: the weights with the best mIoU on the validation set, or the last; without a
+            validation set, the last.
         run: where and how often to write.
-        device: what to compute on.
+        device: devices and precision.
     """
 
     data: SegmentDataConfig = SegmentDataConfig()
@@ -131,15 +131,15 @@ class Config:
     def __post_init__(self) -> None:
         if (self.init is None) == (self.backbone is None):
             raise ValueError(
-                "give what to start from (--init SOURCE) or the numbers of a network that starts "
-                "afresh (--backbone), not " + ("neither" if self.init is None else "both")
+                "give either initial weights (--init SOURCE) or a network to train from random "
+                "weights (--backbone), not " + ("neither" if self.init is None else "both")
             )
         if self.backbone is not None:
             for name in ("image_size", "num_heads", "mean", "std"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"{name} is for --init; say backbone.{name} instead")
+                    raise ValueError(f"{name} is for --init; use backbone.{name} instead")
             if self.backbone.drop_path:
-                raise ValueError("backbone.drop_path is not used; say drop_path instead")
+                raise ValueError("backbone.drop_path is not used; use drop_path instead")
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path is {self.drop_path}; expected 0 or more and below 1")
         if self.layer_decay is not None and not 0 < self.layer_decay <= 1:

@@ -20,12 +20,12 @@ class Segmentation(NamedTuple):
     """The built parts of a segmentation run.
 
     Attributes:
-        segmenter: the model itself
-        model: the same, as Fabric wraps it for training
-        best: the best weights so far, a part of checkpoints
-        keeps_best: keep the best weights on the validation set, not the last
+        segmenter: the unwrapped model
+        model: the same, wrapped by Fabric for training
+        best: the best weights so far, part of checkpoints
+        keeps_best: keep the weights that are best on the validation set, not the last
         auxiliary_weight: of the loss of the auxiliary head
-        validation_views: how validation images of any size are seen
+        validation_views: how to predict the label maps of validation images of any size
         validation: this process's share of the validation set; None without one
         validate_every: steps between two validations
     """
@@ -45,14 +45,14 @@ class Segmentation(NamedTuple):
 
 
 def train(parts: Segmentation, journal: Journal) -> Validated | None:
-    """Train from the journal's first step to its last, and load the weights that are kept.
+    """Train from the journal's first step to its last, then load the weights to keep.
 
     Returns: their validation; None without a validation set
     """
     fabric, model, optimizer, optim = parts.fabric, parts.model, parts.optimizer, parts.optim
     validated: Validated | None = None
-    with journal:
-        if journal.resumed:  # what followed the checkpoint is repeated
+    with journal.recording():
+        if journal.resumed:  # repeat the validation that follows the checkpoint
             validated = evaluate(parts, journal, validated)
         for step in journal.steps():
             rate = optim.rate(step)
@@ -74,23 +74,23 @@ def train(parts: Segmentation, journal: Journal) -> Validated | None:
             optimizer.zero_grad()
 
             if journal.logs:
-                journal.log({"rate": rate}, journal.read_means(loss, rate))
+                journal.log({"rate": rate}, journal.read_means(rate))
             journal.end_step()
             validated = evaluate(parts, journal, validated)
         if parts.best.step not in (0, journal.last_step):
             parts.segmenter.load_state_dict(parts.best.weights)
-            if parts.validation is not None:
-                with journal.aside("validation of the best weights"):
-                    reading = journal.read(parts.validation)
-                    validated = validate(fabric, parts.segmenter, parts.validation_views, reading)
+            assert parts.validation is not None
+            with journal.aside("validation of the best weights"):
+                reading = journal.read(parts.validation)
+                validated = validate(fabric, parts.segmenter, parts.validation_views, reading)
     return validated
 
 
 def evaluate(
     parts: Segmentation, journal: Journal, validated: Validated | None
 ) -> Validated | None:
-    """Validate where it is due after a step. Returns: the last validation."""
-    if parts.validation is None or not journal.due(parts.validate_every):
+    """Validate after a step, at its interval. Returns: the last validation."""
+    if parts.validation is None or not journal.at_interval(parts.validate_every):
         return validated
     with journal.aside("validation"):
         reading = journal.read(parts.validation)

@@ -29,9 +29,9 @@ def report(
     """Write report.html of a run, and return its sections.
 
     Args:
-        source: of the training images; names the classes
-        transferred: the parts taken over from a segmenter; empty for none
-        step: after which the weights that are kept were taken
+        source: training images, with the class names
+        transferred: description of the parts carried over from a segmenter; empty for none
+        step: of the kept weights
         validated: their validation; None without one
     """
     caption = "One point a logging interval or a validation."

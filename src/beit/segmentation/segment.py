@@ -1,10 +1,11 @@
 """Train a segmenter on top of a pretrained ViT (BEiT v2, section 3.3).
 
-This module builds what the loop in `beit.segmentation.loop` needs, runs it and keeps the result.
+This module builds the parts, runs the loop in `beit.segmentation.loop` and saves the results.
 """
 
 import logging
 from dataclasses import replace
+from functools import partial
 from typing import cast
 
 import torch
@@ -12,7 +13,6 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from beit.data.batches import EvalBatches, TrainBatches
-from beit.data.prefetch import prefetch
 from beit.draw.report import Section
 from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter
 from beit.nn.vit import ViTConfig
@@ -20,9 +20,9 @@ from beit.run.averaging import BestWeights
 from beit.run.batches import eval_batches, train_batches
 from beit.run.device import DeviceConfig, can_fuse, launch, prepared
 from beit.run.directory import RunDirectory
-from beit.run.journal import Journal, Result, launched
+from beit.run.journal import Journal, Result, launch_run
 from beit.run.log import kept_step
-from beit.run.optim import build_optimizer, parameter_groups
+from beit.run.parameters import build_optimizer, parameter_groups
 from beit.run.reading import Reading
 from beit.segmentation.batches import FIELDS, StackedViews, stacked, whole
 from beit.segmentation.config import Config
@@ -41,8 +41,8 @@ VERB = "segment"
 
 
 def run(config: Config, directory: RunDirectory | None = None) -> Result:
-    """Train a new segmenter, or resume the run in a directory from its last checkpoint."""
-    fabric = launched(config, directory)
+    """Train a new segmenter, or resume the run in `directory` from its last checkpoint."""
+    fabric = launch_run(config, directory)
     optim = config.optim
     source, held_out = open_data(config)
     torch.manual_seed(config.run.seed)
@@ -50,7 +50,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     segmenter = synchronised(segmenter, fabric, optim.micro_batch_size(fabric.world_size))
     vit = segmenter.config.backbone
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
-    batches = training_batches(config, source, vit, fabric, *journal.span)
+    batches = training_batches(config, source, vit, journal)
     validation = validation_batches(config, held_out, fabric)
 
     groups = parameter_groups(segmenter, optim.weight_decay, config.layer_decay)
@@ -66,22 +66,21 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         validation=validation,
         validate_every=config.validate_every,
     )
-    stream = prefetch(batches, fabric.device)
-    journal.begin(stream, model=segmenter, optimizer=optimizer, best=parts.best)
+    journal.begin(batches, model=segmenter, optimizer=optimizer, best=parts.best)
     if transferred:
         journal.message(f"{config.init}: {transferred}")
     validated = train(parts, journal)
-    sections = []
-    if fabric.is_global_zero:
-        save_weights(journal.directory.weights_file, segmenter.eval())
-        step = parts.best.step or journal.last_step
-        sections = report(journal.directory, config, source, transferred, step, validated)
-    fabric.barrier()
-    return Result(journal.directory.path, validated.metrics if validated else {}, sections)
+    metrics, save = (
+        validated.metrics if validated else {},
+        partial(save_weights, model=segmenter.eval()),
+    )
+    step = parts.best.step or journal.last_step
+    draw = partial(report, journal.directory, config, source, transferred, step, validated)
+    return journal.finish(metrics, save, draw)
 
 
 def redraw(config: Config, directory: RunDirectory) -> list[Section]:
-    """Draw the report of a finished run again, from its directory."""
+    """Draw the report of a finished run again."""
     fabric = launch(DeviceConfig())
     segmenter = load(directory.path).to(fabric.device)
     assert isinstance(segmenter, SemanticSegmenter)
@@ -95,10 +94,10 @@ def redraw(config: Config, directory: RunDirectory) -> list[Section]:
 
 
 def open_data(config: Config) -> tuple[LabelMaps, LabelMaps | None]:
-    """Open the training and validation images; classes have the numbers of the training set."""
+    """Open the training and validation images, with the class numbers of the training set."""
     data = config.data
     if not data.train:
-        raise ValueError("no training images given; name them, as in --data.train FOLDER")
+        raise ValueError("no training images given; give them, as in --data.train FOLDER")
     train = open_label_maps(
         data.train,
         maps=data.maps,
@@ -122,17 +121,12 @@ def open_data(config: Config) -> tuple[LabelMaps, LabelMaps | None]:
 
 
 def training_batches(
-    config: Config,
-    source: LabelMaps,
-    vit: ViTConfig,
-    fabric: Fabric,
-    start_step: int,
-    last_step: int,
+    config: Config, source: LabelMaps, vit: ViTConfig, journal: Journal
 ) -> TrainBatches:
-    """Return this process's share of the training batches that are left."""
+    """Return this process's share of the remaining training batches."""
     images = stacked(source, config.data.cache_gigabytes)
     views = StackedViews(SegmentViews(config.view, vit.image_size, vit.mean))
-    return train_batches(config, images, views, fabric, start_step, last_step, fields=FIELDS)
+    return train_batches(journal, images, views, fields=FIELDS)
 
 
 def validation_batches(
@@ -146,24 +140,24 @@ def validation_batches(
 
 
 def build_segmenter(config: Config, source: LabelMaps) -> tuple[SemanticSegmenter, str]:
-    """Build the segmenter: its backbone from `init` or drawn afresh, what stands on it afresh.
+    """Build the segmenter, with its backbone from `init` or random, and a random decoder.
 
-    Of a segmenter that is the start everything comes along that fits: pyramid and decoder where
-    they are alike, the classification layers where the names of the classes are the same.
+    If `init` is a segmenter, pyramid and decoder are carried over if their shapes are the same, and
+    the classification layers if the class names are the same.
 
-    Returns: it, and in words what came along of a segmenter that is the start
+    Returns: the segmenter, and a description of the parts carried over from a segmenter
     """
     start = None
     if config.init is None:
         assert config.backbone is not None
         vit = config.backbone
     else:
-        told = {"num_heads": config.num_heads, "mean": config.mean, "std": config.std}
-        start = load_sized(config.init, config.image_size, **told)
+        overrides = {"num_heads": config.num_heads, "mean": config.mean, "std": config.std}
+        start = load_sized(config.init, config.image_size, **overrides)
         backbone = backbone_for_finetuning(start, config.init, config.image_size)
         vit = backbone.config
     head = config.head
-    wanted = SegmenterConfig(
+    settings = SegmenterConfig(
         replace(vit, drop_path=config.drop_path),
         num_classes=len(source.class_names),
         layers=chosen_layers(config, vit.depth, start),
@@ -175,12 +169,12 @@ def build_segmenter(config: Config, source: LabelMaps) -> tuple[SemanticSegmente
         palette=tuple(source.palette),
         head=head.kind,
     )
-    if head.kind == "upernet" and wanted.layers[-1] != vit.depth:
+    if head.kind == "upernet" and settings.layers[-1] != vit.depth:
         raise ValueError(
-            f"head.layers are {wanted.layers}, and the blocks after the last of them would learn "
-            f"nothing; let it be {vit.depth}, the last block"
+            f"head.layers are {settings.layers}, but the blocks after the last one would not be "
+            f"trained; it must be {vit.depth}, the last block"
         )
-    segmenter = SemanticSegmenter(wanted)
+    segmenter = SemanticSegmenter(settings)
     if start is None or config.init is None:
         return segmenter, ""
     carry_backbone(backbone, segmenter.backbone, config.init)
@@ -188,7 +182,7 @@ def build_segmenter(config: Config, source: LabelMaps) -> tuple[SemanticSegmente
 
 
 def chosen_layers(config: Config, depth: int, start: nn.Module | None) -> tuple[int, ...]:
-    """Choose the blocks that the pyramid reads, where the configuration does not."""
+    """Return the blocks that feed the pyramid: configured, those of `start`, or the default."""
     if config.head.layers is not None:
         return tuple(config.head.layers)
     if isinstance(start, SemanticSegmenter) and start.config.layers:
@@ -199,17 +193,17 @@ def chosen_layers(config: Config, depth: int, start: nn.Module | None) -> tuple[
 def synchronised(
     segmenter: SemanticSegmenter, fabric: Fabric, micro_batch: int
 ) -> SemanticSegmenter:
-    """Let batch normalisation see the images of all processes, as published.
+    """Synchronise batch normalisation over all processes, as published.
 
     Raises:
-        ValueError: there is but one image to normalise over, or the processes are not on GPUs.
+        ValueError: there is only one image to normalise over, or the processes are not on GPUs.
     """
     if not any(isinstance(module, nn.BatchNorm2d) for module in segmenter.modules()):
         return segmenter
     if micro_batch * fabric.world_size < 2:
         raise ValueError(
             "batch normalisation needs 2 images or more at a time; raise optim.batch_size or lower "
-            "optim.accumulate, or take --head.kind linear"
+            "optim.accumulate, or use --head.kind linear"
         )
     if fabric.world_size == 1:
         return segmenter

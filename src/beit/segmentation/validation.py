@@ -1,4 +1,4 @@
-"""Validation of a segmenter while it trains."""
+"""Validation of a segmenter during training."""
 
 from typing import NamedTuple
 
@@ -57,11 +57,11 @@ def validate(
         predicted = predictor(classify, batch.images)  # (B, H, W)
         confusion += pixel_confusion(batch.label_maps, predicted, Y)
         maps = zip(batch.images, batch.label_maps, predicted, strict=True)
-        for image, label_map, guess in maps if len(examples) < EXAMPLES else ():
-            example = Example(image.cpu(), label_map.cpu(), guess.to("cpu", torch.uint8))
+        for image, label_map, labels in maps if len(examples) < EXAMPLES else ():
+            example = Example(image.cpu(), label_map.cpu(), labels.to("cpu", torch.uint8))
             examples = [*examples, example][:EXAMPLES]
     confusion = summed(fabric, confusion).cpu()
-    measured = map_figures(confusion)
+    figures = map_figures(confusion)
     names = ("miou", "mean_accuracy", "pixel_accuracy")
-    metrics = {f"val_{name}": float(getattr(measured, name)) for name in names}
+    metrics = {f"val_{name}": float(getattr(figures, name)) for name in names}
     return Validated(metrics | reading.counts(), confusion, examples)

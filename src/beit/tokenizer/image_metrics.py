@@ -1,4 +1,4 @@
-"""How well images are painted again: PSNR, SSIM, and a Fréchet distance over a net's features."""
+"""Quality of reconstructed images: PSNR, SSIM, and a Fréchet distance of network features."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-PERFECT = 100.0  # dB, of an image without any error
+PERFECT = 100.0  # dB, for an image without error
 
 
 class Moments(NamedTuple):
@@ -16,68 +16,70 @@ class Moments(NamedTuple):
     covariance: Tensor
 
 
-def psnr(painted: Tensor, images: Tensor) -> Tensor:
+def psnr(reconstructed: Tensor, images: Tensor) -> Tensor:
     """Return each image's peak signal-to-noise ratio (B,) in dB, at most 100.
 
     Args:
-        painted: (B, 3, H, W) in [0, 1]
+        reconstructed: (B, 3, H, W) in [0, 1]
         images: likewise
     """
     from torchmetrics.functional.image import peak_signal_noise_ratio  # slow to import
 
     dims = (1, 2, 3)
-    ratio = peak_signal_noise_ratio(painted, images, data_range=1.0, reduction="none", dim=dims)
+    ratio = peak_signal_noise_ratio(
+        reconstructed, images, data_range=1.0, reduction="none", dim=dims
+    )
     return ratio.clamp(max=PERFECT)
 
 
-def ssim(painted: Tensor, images: Tensor) -> Tensor:
+def ssim(reconstructed: Tensor, images: Tensor) -> Tensor:
     """Return each image's structural similarity (B,), at most 1 (Wang et al. 2004).
 
-    In Gaussian windows of 11 pixels, so that no side may be shorter.
+    It uses Gaussian windows of 11 pixels, the smallest size of an image.
 
     Args:
-        painted: (B, 3, H, W) in [0, 1]
+        reconstructed: (B, 3, H, W) in [0, 1]
         images: likewise
     """
     from torchmetrics.functional.image import structural_similarity_index_measure
 
     similarity = structural_similarity_index_measure(
-        painted, images, data_range=1.0, reduction="none"
+        reconstructed, images, data_range=1.0, reduction="none"
     )
-    assert isinstance(similarity, Tensor)  # a tuple only when more is asked for
+    assert isinstance(similarity, Tensor)  # a tuple only with return_full_image
     return similarity
 
 
 class FrechetSums:
-    """Sums over the features of images and of what was painted of them, over processes too.
+    """Sums over the features of images and of their reconstructions, for all processes.
 
     Args:
-        features: images (B, 3, H, W) in [0, 1] to (B, T)
+        features: maps images (B, 3, H, W) in [0, 1] to (B, T)
         width: T
-        device: that the sums are kept on
+        device: of the sums
     """
 
     def __init__(
         self, features: Callable[[Tensor], Tensor], width: int, device: torch.device
     ) -> None:
         self.features = features
-        # Of images and of painted ones: T + 1 columns, the last one counts. MPS has no float64.
+        # For images and reconstructions: T + 1 columns, the last for the count. MPS has no float64.
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(2, width + 1, width + 1, dtype=dtype, device=device)
 
-    def add(self, images: Tensor, painted: Tensor) -> None:
-        """Take in images and what was painted of them, (B, 3, H, W) in [0, 1]; B may be 0."""
+    def add(self, images: Tensor, reconstructed: Tensor) -> None:
+        """Add images and their reconstructions, (B, 3, H, W) in [0, 1]; B may be 0."""
         if not len(images):
             return
-        for sums, pixels in zip(self.sums, (images, painted), strict=True):
+        for sums, pixels in zip(self.sums, (images, reconstructed), strict=True):
             rows = self.features(pixels).to(sums.dtype)
             rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)  # (B, T + 1)
             sums += rows.T @ rows
 
     def moments(self, reduce: Callable[[Tensor], Tensor]) -> tuple[Moments, Moments]:
-        """Return the moments of images and of painted ones; `reduce` sums over processes."""
-        of_images, of_painted = reduce(self.sums).double().cpu()
-        return _moments(of_images), _moments(of_painted)
+        """Return the moments of images and reconstructions; `reduce` sums over processes."""
+        of_images, of_reconstructed = reduce(self.sums).double().cpu()
+        return _moments(of_images), _moments(of_reconstructed)
 
 
 def _moments(sums: Tensor) -> Moments:

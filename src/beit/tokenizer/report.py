@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -18,9 +19,11 @@ from beit.draw.report import Item, Section, Table, write_report
 from beit.draw.tokens import code_examples, token_maps, usage_plot
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.tokenizer import VQKD
+from beit.run.batches import open_validation
 from beit.run.directory import RunDirectory
-from beit.run.log import read_log
-from beit.tokenizer.codebook_log import Validated
+from beit.run.log import last_validation, read_log
+from beit.run.reading import Reading
+from beit.tokenizer.codebook_log import Validated, count_codes
 from beit.tokenizer.reconstructions import reconstructions
 
 if TYPE_CHECKING:
@@ -29,8 +32,10 @@ if TYPE_CHECKING:
 
     Config = dvae_training.Config | vqkd_training.Config
 
-SHOWN = 12  # images and codes
-GALLERY = 256  # images that examples of a code are taken from
+logger = logging.getLogger(__name__)
+
+SHOWN = 12  # number of images and codes
+GALLERY = 256  # number of images to take examples of codes from
 
 
 @torch.no_grad()
@@ -41,7 +46,7 @@ def report_vqkd(
     vqkd: VQKD,
     validated: Validated | None,
 ) -> list[Section]:
-    """Write report.html of a VQ-KD run anew, and return its sections.
+    """Write report.html of a VQ-KD run, and return its sections.
 
     Args:
         validated: the last validation; None without one
@@ -76,7 +81,7 @@ def report_dvae(
     vae: DiscreteVAE,
     validated: Validated | None,
 ) -> list[Section]:
-    """Write report.html of a run of the discrete VAE anew, and return its sections.
+    """Write report.html of a run of the discrete VAE, and return its sections.
 
     Args:
         validated: the last validation; None without one
@@ -94,8 +99,8 @@ def report_dvae(
     }
     images = first_images(config, vae.image_size, SHOWN)
     codes = vae.encode(images.to(fabric.device))
-    painted = vae.decode_images(codes).cpu()
-    pictures = reconstructions(images, painted, "Images, and what their codes hold of them.")
+    reconstructed = vae.decode_images(codes).cpu()
+    pictures = reconstructions(images, reconstructed, "Images, and what their codes hold of them.")
     maps = token_maps(images, codes.cpu(), vae.grid, vae.vocab_size, "Images and their codes.")
     sections = [
         *training_sections(directory, panels, validated),
@@ -106,8 +111,23 @@ def report_dvae(
     return written(directory, config, sections, facts, validated, shown)
 
 
+def last_validated(
+    config: Config, directory: RunDirectory, fabric: Fabric, tokenizer: VQKD | DiscreteVAE
+) -> Validated | None:
+    """Read the metrics of a finished run's last validation, and count its codes again.
+
+    Returns: None without a validation set
+    """
+    batches = open_validation(config, tokenizer.image_size, fabric)
+    if batches is None:
+        return None
+    reading = Reading(batches, fabric, config.data.max_unreadable, logger.warning)
+    counts = count_codes(tokenizer, reading, fabric)
+    return Validated(last_validation(directory.metrics_file), counts)
+
+
 def first_images(config: Config, size: tuple[int, int], count: int) -> Tensor:
-    """Read the first validation images, else training images: (B, 3, H, W) uint8."""
+    """Read the first validation or, without a set, training images: (B, 3, H, W) uint8."""
     source = open_source(config.data.validation or config.data.train)
     view = EvalView(size, config.crop_ratio)
     return next(iter(EvalBatches(source, view, min(count, len(source))))).images

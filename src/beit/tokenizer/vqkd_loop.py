@@ -1,7 +1,7 @@
 """The training loop of VQ-KD (BEiT v2, section 2.2 and figure 2).
 
-A ViT encodes the image, each patch is replaced by the nearest code of a codebook on the sphere, and
-a small decoder rebuilds from the codes what a frozen teacher sees in each patch.
+A ViT encodes the image, each patch is quantised to the nearest code of a codebook on the unit
+sphere, and a small decoder reconstructs a frozen teacher's features from the codes.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ SHOWN = ("loss", "reconstruction", "grad_norm", "usage", "perplexity", "unreadab
 
 
 class Teacher(Protocol):
-    """A frozen network that sees images (B, 3, H, W) as features (B, N, T) on a grid."""
+    """A frozen network from images (B, 3, H, W) to features (B, N, T) on a grid."""
 
     def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor: ...
 
@@ -48,13 +48,13 @@ class CodeUse:
         self.since_revival = torch.zeros(num_codes, device=device)  # (K,)
 
     def dead(self, share: float) -> Tensor:
-        """Tell which codes (K,) bool were chosen less than a share of the mean; count anew."""
+        """Return which codes (K,) bool were chosen less than a share of the mean; reset."""
         dead = self.since_revival < share * self.since_revival.mean()
         self.since_revival.zero_()
         return dead
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what a checkpoint keeps."""
+        """Return the counts, for a checkpoint."""
         return {"since_revival": self.since_revival}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -66,15 +66,15 @@ class VQKDTraining(NamedTuple):
     """The built parts of a VQ-KD run.
 
     Attributes:
-        vqkd: the tokenizer itself
-        model: the same, as Fabric wraps it for training
-        use: of the codes since the last revival, a part of checkpoints
-        kmeans: start the codebook at the k-means of the first step, else at random
+        vqkd: the unwrapped tokenizer
+        model: the same, wrapped by Fabric for training
+        use: of the codes since the last revival, part of checkpoints
+        kmeans: initialise the codebook by k-means on the first step, else at random
         commitment_weight: of the commitment loss
-        attraction_weight: of the codebook term of Eq. 2; 0 where moving averages learn the codes
+        attraction_weight: of the codebook term of Eq. 2; 0 if moving averages update the codes
         revive_every: steps between two revivals of dead codes; 0 for never
-        revive_below: a code is dead when it was chosen less often than this share of the mean
-        collapse_warning: what to say when the codebook collapses, see `warn_of_collapse`
+        revive_below: a code is dead if it was chosen less often than this share of the mean
+        collapse_warning: text for `warn_of_collapse`
         validation: this process's share of the validation set; None without one
         validate_every: steps between two validations
     """
@@ -103,7 +103,7 @@ def train(
     """Train from the journal's first step to its last.
 
     Args:
-        report: draws the report, given the last validation
+        report: draws the report from the last validation
 
     Returns: the last validation; None without a validation set
     """
@@ -112,8 +112,8 @@ def train(
     counts = CodeCounts(vqkd.config.encoder.num_patches, vqkd.vocab_size, fabric)
     started = bool(quantizer.initialised)
     validated: Validated | None = None
-    with journal:
-        if journal.resumed:  # what followed the checkpoint is repeated
+    with journal.recording():
+        if journal.resumed:  # repeat the validation that follows the checkpoint
             validated = evaluate(parts, journal, validated, report)
         for step in journal.steps():
             rate = optim.rate(step, journal.steps_per_epoch)
@@ -152,8 +152,8 @@ def train(
                 revive(fabric, quantizer, optimizer, vectors, dead, generator)
 
             if journal.logs:
-                means, chosen = journal.read_means(loss, rate), counts.restart()
-                metrics = means | code_metrics(chosen) | position_metrics(chosen)
+                means, total = journal.read_means(rate), counts.restart()
+                metrics = means | code_metrics(total) | position_metrics(total)
                 journal.log({"rate": rate}, metrics, SHOWN)
                 warn_of_collapse(journal, metrics, vqkd.vocab_size, parts.collapse_warning)
             journal.end_step()
@@ -167,8 +167,8 @@ def evaluate(
     validated: Validated | None,
     report: Callable[[Validated | None], object],
 ) -> Validated | None:
-    """Validate and report where they are due after a step. Returns: the last validation."""
-    if not journal.due(parts.validate_every):
+    """Validate and report after a step, at their interval. Returns: the last validation."""
+    if not journal.at_interval(parts.validate_every):
         return validated
     if parts.validation is not None:
         with journal.aside("validation"):
@@ -183,10 +183,10 @@ def evaluate(
 
 @torch.no_grad()
 def validate(fabric: Fabric, vqkd: VQKD, teacher: Teacher, reading: Reading) -> Validated:
-    """Measure the loss and the use of the codebook over the whole validation set."""
+    """Measure the losses and the use of the codebook on the validation set."""
     vqkd.eval()
     means = Means()
-    # A process without a batch still takes part in the sums over all of them.
+    # All processes need the same names, even one without a batch.
     means.add({"val_reconstruction": 0.0, "val_commitment": 0.0}, weight=0)
     counts = CodeCounts(vqkd.config.encoder.num_patches, vqkd.vocab_size, fabric)
     for batch in reading:
@@ -199,16 +199,16 @@ def validate(fabric: Fabric, vqkd: VQKD, teacher: Teacher, reading: Reading) -> 
             weight=len(batch.images),
         )
         counts.add(output.codes)
-    chosen = counts.total()
+    total = counts.total()
     metrics = means.read(partial(summed, fabric))
-    use = code_metrics(chosen) | position_metrics(chosen)
+    use = code_metrics(total) | position_metrics(total)
     metrics |= {f"val_{name}": value for name, value in use.items()}
-    return Validated(metrics | reading.counts(), chosen.cpu())
+    return Validated(metrics | reading.counts(), total.cpu())
 
 
 @torch.no_grad()
 def start_codebook(parts: VQKDTraining, micro_batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Start the codebook on the first step's micro-batches, alike in all processes.
+    """Initialise the codebook from the first step's micro-batches, the same in all processes.
 
     Returns: the micro-batches
     """
@@ -233,20 +233,20 @@ def revive(
     dead: Tensor,
     generator: torch.Generator,
 ) -> None:
-    """Restart dead codes (K,) bool at vectors (B, N, C) of the step, alike in all processes.
+    """Replace dead codes (K,) bool by vectors (B, N, C) of the step, the same in all processes.
 
-    Where the optimiser moves the codebook, its moments of these codes are reset.
+    If the codebook is learned by gradient, the optimiser's moments of these codes are reset.
     """
-    places = quantizer.revive(rows_of(fabric, vectors), dead, generator)
+    indices = quantizer.revive(rows_of(fabric, vectors), dead, generator)
     state = optimizer.state.get(quantizer.codebook, {})
     for moment in ("exp_avg", "exp_avg_sq"):
         if moment in state:
-            state[moment][places] = 0
+            state[moment][indices] = 0
 
 
 def rows_of(fabric: Fabric, vectors: list[Tensor]) -> Tensor:
-    """Join a step's vectors (B, N, C) of all micro-steps and processes as (rows, C).
+    """Concatenate a step's vectors (B, N, C) of all micro-steps and processes to (rows, C).
 
-    Their order is that of the images, whatever the number of processes and micro-steps.
+    They are in the order of the images, independent of the number of processes and micro-steps.
     """
     return torch.cat([gathered(fabric, part.flatten(0, 1)) for part in vectors])
