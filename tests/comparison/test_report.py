@@ -51,7 +51,7 @@ def test_runs_side_by_side_in_both_formats_and_renewed(tmp_path: Path) -> None:
     assert "a &lt;b&gt; &#34;c" in first
     assert "<script" not in first
 
-    with Path(runs[1], "metrics.jsonl").open("w") as file:  # it goes on
+    with Path(runs[1], "metrics.jsonl").open("w") as file:  # the run continues
         file.writelines(f"{json.dumps(record)}\n" for record in RECORDS)
     report.run(Config(runs, str(output), x="epoch"))
     assert "| loss | 1.5 | 1.5 |" in markdown.read_text().splitlines()

@@ -133,10 +133,10 @@ def _defaults(config_class: Any) -> dict[str, Any]:
     """Return the defaults of a configuration by dotted name, of the fields that have one."""
     defaults: dict[str, Any] = {}
     for field in fields(config_class):
-        if field.default is not MISSING:
-            defaults[field.name] = field.default
-        elif field.default_factory is not MISSING:
+        value = field.default
+        if field.default_factory is not MISSING:
             value = field.default_factory()
+        if value is not MISSING:
             nested = is_dataclass(value) and not isinstance(value, type)
             defaults[field.name] = asdict(value) if nested else value
     return flat(defaults)
