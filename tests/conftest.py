@@ -27,9 +27,9 @@ from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.pretraining import pretrain
 from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig
-from beit.run.journal import resume as resume_run
 from beit.run.optim import OptimConfig
 from beit.run.progress import Progress
+from beit.run.resume import resume as resume_run
 from beit.tokenizer import vqkd as train_tokenizer
 from beit.weights.teachers import TeacherConfig
 
@@ -389,3 +389,24 @@ def hugging_face(
         server.files[f"/owner/name/resolve/{revision}/{name}"] = file
 
     return put
+
+
+@pytest.fixture
+def interrupt_in_validation(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Runs a training until the last of its validations begins, and breaks it off there."""
+
+    def interrupt(recipe: Any, loop: Any, config: Any, validations: int) -> None:
+        validate, begun = loop.validate, []
+
+        def broken(*arguments: Any) -> Any:
+            begun.append(1)
+            if len(begun) == validations:
+                raise Interrupted
+            return validate(*arguments)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(loop, "validate", broken)
+            with pytest.raises(Interrupted):
+                recipe.run(config)
+
+    return interrupt

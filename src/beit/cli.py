@@ -76,7 +76,7 @@ def _run(verb: str, options: Sequence[str]) -> None:
         module: Any = importlib.import_module(find_module(verb, options))
         module.run(parse(verb, module.Config, options))
     else:
-        from beit.run.journal import resume  # imports torch
+        from beit.run.resume import resume  # imports torch
 
         resume(importlib.import_module(module_of_run(verb, directory)), directory)
 

@@ -12,6 +12,7 @@ from beit.data.sources import open_source
 from beit.draw.report import Section, Table, write_report
 from beit.fetching import fetch
 from beit.pretraining import pretrain
+from beit.pretraining.config import Config as PretrainConfig
 from beit.probing import probe
 from beit.run.directory import RunDirectory
 from beit.run.settings import from_plain
@@ -94,7 +95,7 @@ def run(config: Config) -> Result:
     }
     if not labelled:
         changes["check"] = {"every": 0}
-    pretrain_config = from_plain(pretrain.Config, settings(pretrain.VERB, changes), pretrain.VERB)
+    pretrain_config = from_plain(PretrainConfig, settings(pretrain.VERB, changes), pretrain.VERB)
     pretrained = pretrain.run(pretrain_config)
 
     table = None

@@ -15,22 +15,22 @@ from safetensors.torch import load_file
 from beit import cli
 from beit.data.batches import DataConfig
 from beit.data.classes import Classes, read_classes
-from beit.data.order import step_generator
-from beit.data.seeding import seeded
+from beit.data.order import seeded, step_generator
 from beit.data.shapes import KINDS
 from beit.data.sources import open_source
 from beit.data.views import EvalView, ViewConfig
-from beit.finetuning import finetune
-from beit.finetuning.finetune import Config
+from beit.finetuning import finetune, loop, validation
+from beit.finetuning.config import Config
 from beit.finetuning.mixing import MixConfig
-from beit.finetuning.views import AugmentConfig
+from beit.finetuning.views import AugmentConfig, FinetuneViews
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.position import resize_relative_bias
 from beit.nn.vit import ViTConfig, vit_config
 from beit.run.device import DeviceConfig, launch
 from beit.run.directory import RunConfig
-from beit.run.meters import Means
+from beit.run.reading import Reading
+from beit.run.resume import redraw, resume
 from beit.weights.file import save_weights
 from beit.weights.formats.published import to_published
 from beit.weights.formats.published_names import CLASSIFIER_ROWS, to_theirs
@@ -107,14 +107,14 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     made = full(config)(tmp_path / "run")
     for number, step in enumerate(steps):
         interrupt_at(finetune, made, step, resume=number > 0)
-    finetune.resume(tmp_path / "run")
+    resume(finetune, tmp_path / "run")
     same_bits(finished, tmp_path / "run")
 
 
 def test_a_finished_run_may_be_resumed(tmp_path, finished, config, same_bits):
     result = finetune.run(full(config)(tmp_path / "run"))
     (tmp_path / "run" / "weights.safetensors").unlink()  # killed before it was written
-    assert finetune.resume(tmp_path / "run") == result
+    assert resume(finetune, tmp_path / "run") == result
     same_bits(finished, tmp_path / "run")
 
 
@@ -138,21 +138,37 @@ def test_micro_steps_change_memory_not_results(tmp_path, config, optim, records,
 # ── which weights are kept ──────────────────────────────────────────────────────────────────────
 
 
+def test_a_run_stopped_in_its_last_validation_resumes_there(
+    tmp_path, finished, config, interrupt_in_validation, same_bits
+):
+    interrupt_in_validation(finetune, loop, full(config)(tmp_path / "run"), 2)
+    assert (tmp_path / "run" / "checkpoints" / "step-000000010.pt").exists()
+    resume(finetune, tmp_path / "run")
+    same_bits(finished, tmp_path / "run")
+
+
+def test_the_report_of_a_finished_run_is_drawn_again(finished):
+    before = (finished / "report.html").read_text()
+    (finished / "report.html").unlink()
+    redraw(finetune, finished)
+    assert (finished / "report.html").read_text() == before
+
+
 @pytest.mark.parametrize(("keep", "step"), [("best", 5), ("last", 10)])
 def test_the_best_weights_are_kept_across_an_interruption(
     keep, step, tmp_path, config, optim, interrupt_at, monkeypatch
 ):
-    judge = finetune.judge
+    validate = loop.validate
 
     def falling(fabric, classifier, *rest):  # worse with every validation of a training run
-        judgement = judge(fabric, classifier, *rest)
+        validated = validate(fabric, classifier, *rest)
         scored.append(0.9 - 0.1 * len(scored))
-        return judgement._replace(figures=judgement.figures | {"val_top1": scored[-1]})
+        return validated._replace(metrics=validated.metrics | {"val_top1": scored[-1]})
 
     scored = []
-    monkeypatch.setattr(finetune, "judge", falling)
+    monkeypatch.setattr(loop, "validate", falling)
     interrupt_at(finetune, config(tmp_path / "run", keep=keep), 9)
-    finetune.resume(tmp_path / "run")
+    resume(finetune, tmp_path / "run")
     assert len(scored) == (3 if keep == "best" else 2)  # the best are judged once more
     cut = RunConfig(str(tmp_path / "cut"), log_every=3, checkpoint_every=4, stop_after=step)
     finetune.run(config(tmp_path / "cut", keep="last", run=cut))
@@ -196,7 +212,7 @@ def test_a_step_by_hand(kind, tmp_path, config, optim, records, monkeypatch):
     torch.manual_seed(4)
     model, _ = finetune.build_classifier(made, classes)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    batch = next(iter(finetune.training_batches(made, source, model, fabric, 0, 1)))
+    batch = next(iter(finetune.training_batches(made, source, model.config.backbone, fabric, 0, 1)))
     images = batch.images.double() / 255  # (8, 3, 16, 24)
     targets = torch.full((8, 10), 0.1 / 10, dtype=torch.float64)
     targets[range(8), batch.labels] += 0.9
@@ -297,7 +313,7 @@ def test_from_a_tokenizer_its_encoder_is_taken(tmp_path, config, trained_tokeniz
     assert built.backbone.config.drop_path == 0.1
     assert built.backbone.blocks[1].drop_rate == 0.1
     result = finetune.run(replace(made, run=replace(made.run, stop_after=1)))
-    assert 0 <= result.figures["val_top1"] <= 1
+    assert 0 <= result.metrics["val_top1"] <= 1
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -344,7 +360,7 @@ def test_a_run_on_more_classes_then_one_on_some_of_them(tmp_path, config, finish
     run = RunConfig(str(tmp_path / "many"), stop_after=2)
     made = config(tmp_path / "many", classes=str(tmp_path / "classes.txt"), run=run)
     result = finetune.run(replace(made, data=replace(made.data, validation="")))
-    assert result.figures == {}
+    assert result.metrics == {}
     many = load(tmp_path / "many")
     assert many.config.class_names == tuple(names)
     made = replace(made, data=replace(made.data, validation=""))
@@ -452,7 +468,7 @@ def test_validation_is_by_true_labels_however_it_trains(tmp_path, config):
         train="shapes://24?size=24", validation="shapes://13?size=24&seed=1", num_workers=0
     )
     made = config(tmp_path / "run", data=data, mix=MixConfig(smoothing=0.4), balance=1.0)
-    figures = finetune.run(made).figures
+    figures = finetune.run(made).metrics
     model, source = load(tmp_path / "run"), open_source(data.validation)
     view = EvalView((16, 24), 0.875)
     with torch.no_grad():
@@ -467,30 +483,30 @@ def test_validation_is_by_true_labels_however_it_trains(tmp_path, config):
 
 @pytest.mark.parametrize("most", [10, 9])
 def test_classes_are_counted_with_and_without_a_matrix(most, tmp_path, config, monkeypatch):
-    monkeypatch.setattr(finetune, "MATRIX", most)
+    monkeypatch.setattr(validation, "MATRIX", most)
     made = config(tmp_path / "run")
     _, held_out, classes = finetune.open_data(made)
     torch.manual_seed(5)
     model, _ = finetune.build_classifier(replace(made, init_scale=100.0), classes)
     fabric = launch(made.device)
-    batches = finetune.validation_batches(made, held_out, model, fabric)
-    judgement = finetune.judge(fabric, model, batches, made)
-    assert judgement.total.tolist() == [2, 2, 2] + [1] * 7
-    assert judgement.figures["val_top1"] == pytest.approx(int(judgement.right.sum()) / 13)
-    assert (judgement.confusion is None) == (most == 9)
+    batches = finetune.validation_batches(made, held_out, model.config.backbone, fabric)
+    validated = validation.validate(fabric, model, Reading(batches, fabric, 0.0, print))
+    assert validated.total.tolist() == [2, 2, 2] + [1] * 7
+    assert validated.metrics["val_top1"] == pytest.approx(int(validated.right.sum()) / 13)
+    assert (validated.confusion is None) == (most == 9)
 
 
 def test_an_imbalanced_set_is_sampled_in_balance(tmp_path, config, optim, monkeypatch):
     counts = {"ant": 12, "bee": 3, "cow": 1}
     train = folder(tmp_path / "train", counts)
     seen = []
-    views = finetune.FinetuneViews.__call__
+    views = FinetuneViews.__call__
 
     def viewing(self, image, generator):
         seen.append((int(image[0, 0, 0]) // 40, generator.initial_seed()))
         return views(self, image, generator)
 
-    monkeypatch.setattr(finetune.FinetuneViews, "__call__", viewing)
+    monkeypatch.setattr(FinetuneViews, "__call__", viewing)
     data = DataConfig(train=train, num_workers=0, cache_gigabytes=0)
     for balance, expected in ((0.0, [12, 3, 1]), (1.0, [5, 5, 5])):
         seen.clear()
@@ -595,20 +611,24 @@ def test_an_existing_directory_is_refused_before_anything_is_read(finished, conf
         finetune.run(config(finished))
 
 
-def test_an_unreadable_validation_image_is_left_out(tmp_path, config, optim, monkeypatch):
+def test_unreadable_validation_images_are_left_out(tmp_path, config, optim, records, capsys):
     train = folder(tmp_path / "train", ["ant", "bee"])
-    test = folder(tmp_path / "test", ["ant", "bee"])
-    (tmp_path / "test" / "bee" / "1.png").write_bytes(b"broken")
-    weights = []
-    add = Means.add
-
-    def adding(self, figures, weight=1.0):
-        if "val_top1" in figures:
-            weights.append(weight)
-        add(self, figures, weight)
-
-    monkeypatch.setattr(Means, "add", adding)
-    data = DataConfig(train=train, validation=test, num_workers=0)
-    run = RunConfig(str(tmp_path / "run"), stop_after=1)
-    finetune.run(config(tmp_path / "run", data=data, run=run, optim=optim(batch_size=4)))
-    assert sum(weights) == 7
+    readable, holed = (folder(tmp_path / name, ["ant", "bee"]) for name in ("some", "test"))
+    for number in (1, 2):
+        (tmp_path / "test" / "bee" / f"{number}.png").write_bytes(b"broken")
+        (tmp_path / "some" / "bee" / f"{number}.png").unlink()
+    metrics = {}
+    for name, validation_set in (("six", readable), ("eight", holed)):
+        data = DataConfig(train, validation_set, num_workers=0, max_unreadable=0.25)
+        run = RunConfig(str(tmp_path / name), stop_after=1)
+        made = config(tmp_path / name, data=data, run=run, optim=optim(batch_size=4))
+        metrics[name] = finetune.run(made).metrics
+    counts = {"val_images": 6, "val_unreadable": 2}
+    assert metrics["eight"] == metrics["six"] | counts
+    assert records(tmp_path / "eight")[-1] == records(tmp_path / "six")[-1] | counts
+    assert "unreadable, left out: bee/1.png: not an image" in capsys.readouterr().err
+    few = replace(data, max_unreadable=0.2)
+    run = replace(run, output=str(tmp_path / "few"))
+    with pytest.raises(ValueError, match=r"2 of 8 images cannot be read.*raise max_unreadable"):
+        finetune.run(replace(made, data=few, run=run))
+    assert (tmp_path / "few" / "checkpoints" / "step-000000001.pt").exists()

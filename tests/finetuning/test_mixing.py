@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from beit.data.seeding import seeded
+from beit.data.order import seeded
 from beit.finetuning.mixing import MixConfig, build_mixer
 
 

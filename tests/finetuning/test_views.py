@@ -7,8 +7,7 @@ from PIL import Image, ImageOps
 
 from beit.data.batches import TrainBatches
 from beit.data.classes import RenumberedSource
-from beit.data.order import epoch_order, sample_generator
-from beit.data.seeding import seeded
+from beit.data.order import epoch_order, sample_generator, seeded
 from beit.data.sources import open_source
 from beit.data.views import TrainViews, ViewConfig
 from beit.finetuning.views import AugmentConfig, FinetuneViews, posterized

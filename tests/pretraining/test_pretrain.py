@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from beit import cli
+from beit.data.batches import DataConfig
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.nn.masking import MaskConfig
@@ -14,7 +15,9 @@ from beit.nn.mim import MaskedImageModel
 from beit.pretraining import loop, pretrain
 from beit.pretraining.config import CheckConfig
 from beit.pretraining.targets import TargetConfig
-from beit.run.journal import resume
+from beit.pretraining.validation import validation_masks
+from beit.run.device import launch
+from beit.run.resume import redraw, resume
 from beit.weights.file import save_weights
 from beit.weights.formats.dalle import to_dalle
 from beit.weights.open import load, load_backbone
@@ -93,6 +96,65 @@ def test_a_finished_run_may_be_resumed(
     (tmp_path / "run" / "weights.safetensors").unlink()  # killed before it was written
     assert resume(pretrain, tmp_path / "run") == result
     same_bits(finished, tmp_path / "run")
+
+
+def test_a_run_stopped_in_its_last_validation_resumes_there(
+    tmp_path, finished, trained_tokenizer, pretrain_config, interrupt_in_validation, same_bits
+):
+    config = pretrain_config(tmp_path / "run", trained_tokenizer, check=CHECK)
+    interrupt_in_validation(pretrain, loop, config, 2)
+    assert (tmp_path / "run" / "checkpoints" / "step-000000010.pt").exists()
+    resume(pretrain, tmp_path / "run")
+    same_bits(finished, tmp_path / "run")
+
+
+def test_the_report_of_a_finished_run_is_drawn_again(finished):
+    before = (finished / "report.html").read_text()
+    (finished / "report.html").unlink()
+    sections = redraw(pretrain, finished)
+    assert [section.title for section in sections] == ["Pretraining", "What it predicts"]
+    assert (finished / "report.html").read_text() == before
+
+
+def test_unreadable_validation_images_have_their_masks_to_themselves(
+    tmp_path, trained_tokenizer, pretrain_config, records
+):
+    """Twenty images of which three are broken give the figures of the seventeen."""
+    generator = torch.Generator().manual_seed(0)
+    for number in range(20):
+        pixels = torch.randint(256, (24, 24, 3), generator=generator, dtype=torch.uint8)
+        (tmp_path / "images").mkdir(exist_ok=True)
+        Image.fromarray(pixels.numpy()).save(tmp_path / "images" / f"{number:02}.png")
+    data = DataConfig("shapes://16?size=24", str(tmp_path / "images"), max_unreadable=0.15)
+    metrics = {}
+    for name in ("whole", "holed"):
+        config = pretrain_config(tmp_path / name, trained_tokenizer, data=data)
+        run = replace(config.run, stop_after=1)
+        metrics[name] = pretrain.run(replace(config, run=run)).metrics
+        for number in (3, 8, 19):
+            (tmp_path / "images" / f"{number:02}.png").write_bytes(b"broken")
+    assert "val_images" not in metrics["whole"]
+    assert (metrics["holed"]["val_images"], metrics["holed"]["val_unreadable"]) == (17, 3)
+    fabric = launch(config.device)
+    target, mim = pretrain.build(config, fabric)
+    mim.load_state_dict(load(tmp_path / "holed").state_dict())
+    validation = pretrain.validation_of(config, fabric)
+    accuracies = []
+    for batch in validation.batches:
+        masked = validation_masks(validation, mim.config.backbone.grid, batch.indices)
+        for row in range(len(masked)):  # one by one, by the mask of its own index
+            own = validation_masks(validation, mim.config.backbone.grid, batch.indices[row:][:1])
+            assert torch.equal(own, masked[row][None])
+            with torch.no_grad():
+                output = mim(batch.images[row][None], own)
+                codes = target.of(batch.images[row][None]).gather(1, own)
+            accuracies.append(float((output.logits.argmax(2) == codes).float().mean()))
+    assert len(accuracies) == 17
+    assert metrics["holed"]["val_accuracy"] == pytest.approx(sum(accuracies) / 17, rel=1e-6)
+    few = replace(config, data=replace(data, max_unreadable=0.1))
+    run = replace(config.run, output=str(tmp_path / "few"), stop_after=1)
+    with pytest.raises(ValueError, match=r"3 of 20 images cannot be read.*max_unreadable"):
+        pretrain.run(replace(few, run=run))
 
 
 def test_micro_steps_change_memory_not_results(

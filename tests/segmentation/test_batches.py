@@ -4,9 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
+from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.order import epoch_order, sample_generator
 from beit.data.prefetch import prefetch
-from beit.segmentation.batches import eval_batches, train_batches
+from beit.segmentation.batches import FIELDS, StackedViews, stacked, whole
 from beit.segmentation.label_classes import label_classes
 from beit.segmentation.label_maps import open_label_maps
 from beit.segmentation.views import SegmentViewConfig, SegmentViews
@@ -17,7 +18,13 @@ SPEC = "shapes://11?size=16x24"
 
 def train(source=None, **changes):
     settings = {"batch_size": 2, "seed": 7, "start_step": 0, "num_steps": 6}
-    return train_batches(source or open_label_maps(SPEC), VIEWS, **(settings | changes))
+    cache = changes.pop("cache_gigabytes", 0.0)
+    images = stacked(source or open_label_maps(SPEC), cache)
+    return TrainBatches(images, StackedViews(VIEWS), fields=FIELDS, **(settings | changes))
+
+
+def evaluated(source, batch_size=1, **settings):
+    return EvalBatches(stacked(source), whole, batch_size, fields=FIELDS, **settings)
 
 
 def assert_equal(first, second):
@@ -84,13 +91,13 @@ def test_ranks_and_accumulation_share_out_the_epoch():
 
 def test_evaluation_shows_whole_images_once(tmp_path):
     source = open_label_maps(SPEC)
-    batches = eval_batches(source, 4, num_workers=1)
+    batches = evaluated(source, 4, num_workers=1)
     assert len(batches) == 3
     found = list(batches)
     assert torch.cat([batch.indices for batch in found]).tolist() == list(range(11))
     assert torch.equal(found[1].images[2], source.image(6))
     assert torch.equal(found[1].label_maps[2], source.label_map(6))
-    ranks = [eval_batches(source, 2, rank=rank, world_size=3) for rank in range(3)]
+    ranks = [evaluated(source, 2, rank=rank, world_size=3) for rank in range(3)]
     seen = [batch.indices.tolist() for rank in ranks for batch in rank]
     assert seen == [[0, 1], [6, 7], [2, 3], [8, 9], [4, 5], [10]]
 
@@ -101,7 +108,7 @@ def test_batches_on_a_device():
     moved.begin()
     assert_equal(plain, list(moved))
     assert moved.wait_seconds > 0
-    whole = eval_batches(open_label_maps(SPEC), 4)
+    whole = evaluated(open_label_maps(SPEC), 4)
     assert_equal(list(whole), list(prefetch(whole, "cpu")))
 
 
@@ -134,7 +141,7 @@ def test_a_map_of_another_size_ends_the_run(workers):
     ):
         list(train(Odd(), batch_size=1, num_workers=workers))
     with pytest.raises(ValueError, match=r"1\.png: the image is 5 x 5"):
-        list(eval_batches(Odd(), num_workers=workers))
+        list(evaluated(Odd(), num_workers=workers))
 
 
 def test_refusals():

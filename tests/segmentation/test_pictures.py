@@ -8,7 +8,6 @@ from PIL import Image
 
 from beit.nn.confusion import map_figures
 from beit.segmentation.pictures import (
-    Example,
     example_picture,
     iou_table,
     legend,
@@ -16,6 +15,7 @@ from beit.segmentation.pictures import (
     shares,
     with_legend,
 )
+from beit.segmentation.validation import Example
 
 NAMES = ("sky", "a meadow with sheep", "sea")
 PALETTE = ((0, 0, 200), (10, 250, 30), (90, 90, 90))
@@ -58,7 +58,7 @@ def test_examples_are_drawn_in_rows_of_three() -> None:
         Example(torch.full((3, h, w), 9, dtype=torch.uint8), torch.zeros(h, w), torch.ones(h, w))
         for h, w in ((8, 16), (30, 10))
     ]
-    examples = [Example(e.image, e.truth.long(), e.guess.long()) for e in examples]
+    examples = [Example(e.image, e.label_map.long(), e.predicted.long()) for e in examples]
     picture = example_picture(examples, NAMES, PALETTE)
     with Image.open(io.BytesIO(picture.data)) as image:
         assert image.size[1] == 2 * 224 + 8

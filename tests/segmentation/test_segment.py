@@ -17,9 +17,10 @@ from beit.nn.sliding import MapViewConfig
 from beit.run.device import DeviceConfig, launch
 from beit.run.directory import RunConfig
 from beit.run.optim import StepOptimConfig
+from beit.run.resume import redraw, resume
 from beit.segmentation import evaluate as evaluate_segments
-from beit.segmentation import segment
-from beit.segmentation.segment import Config, HeadConfig, SegmentDataConfig
+from beit.segmentation import loop, segment
+from beit.segmentation.config import Config, HeadConfig, SegmentDataConfig
 from beit.segmentation.views import SegmentViewConfig
 from beit.weights.file import save_weights
 from beit.weights.formats.published import to_published
@@ -95,7 +96,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     made = config(tmp_path / "run")
     for number, step in enumerate(steps):
         interrupt_at(segment, made, step, resume=number > 0)
-    segment.resume(tmp_path / "run")
+    resume(segment, tmp_path / "run")
     same_bits(finished, tmp_path / "run")
 
 
@@ -106,15 +107,30 @@ def test_gradient_checkpointing_changes_memory_not_results(
     same_bits(finished, tmp_path / "run")
 
 
+def test_a_run_stopped_in_its_last_validation_resumes_there(
+    tmp_path, finished, config, interrupt_in_validation, same_bits
+):
+    interrupt_in_validation(segment, loop, config(tmp_path / "run"), 2)
+    resume(segment, tmp_path / "run")
+    same_bits(finished, tmp_path / "run")
+
+
+def test_the_report_of_a_finished_run_is_drawn_again(finished):
+    before = (finished / "report.html").read_text()
+    (finished / "report.html").unlink()
+    redraw(segment, finished)
+    assert (finished / "report.html").read_text() == before
+
+
 def test_the_best_weights_are_kept(tmp_path, config, monkeypatch):
-    judge, scored = segment.judge, []
+    validate, scored = loop.validate, []
 
     def falling(*arguments):
         scored.append(0.9 - 0.1 * len(scored))
-        judgement = judge(*arguments)
-        return judgement._replace(figures=judgement.figures | {"val_miou": scored[-1]})
+        validated = validate(*arguments)
+        return validated._replace(metrics=validated.metrics | {"val_miou": scored[-1]})
 
-    monkeypatch.setattr(segment, "judge", falling)
+    monkeypatch.setattr(loop, "validate", falling)
     segment.run(config(tmp_path / "best"))
     run = RunConfig(str(tmp_path / "cut"), stop_after=4)
     segment.run(config(tmp_path / "cut", run=run, keep="last"))
@@ -147,7 +163,9 @@ def test_a_step_by_hand(tmp_path, config, records):
     torch.manual_seed(4)
     model, _ = segment.build_segmenter(made, source)
     before = {name: value.detach().clone() for name, value in model.named_parameters()}
-    batches = segment.training_batches(made, source, model, launch(made.device), 0, 1)
+    batches = segment.training_batches(
+        made, source, model.config.backbone, launch(made.device), 0, 1
+    )
     (batch,) = batches
     labels = batch.label_maps.long()
     assert (labels == 255).any()  # smaller images are padded
@@ -269,7 +287,7 @@ def test_ade20k_from_its_layout_to_figures_at_several_scales(tmp_path, config):
     )
     assert plain.record["images"] == {"evaluated": 3, "unreadable": []}
     figures = {f"val_{name}": value for name, value in plain.record["figures"].items()}
-    assert figures == pytest.approx(result.figures)  # validation sees images as evaluation does
+    assert figures == pytest.approx(result.metrics)  # validation sees images as evaluation does
     views = MapViewConfig(scales=(0.5, 1.25), flip=True)
     several = evaluate_segments.run(
         evaluate_segments.Config(str(tmp_path / "run"), str(root), views=views, **settings)

@@ -9,14 +9,17 @@ import torch
 from torch import Tensor
 
 import beit
-from beit.data.batches import DataConfig
+from beit.data.batches import DataConfig, TrainBatches
 from beit.data.order import step_generator
-from beit.data.views import ViewConfig
+from beit.data.views import TrainViews, ViewConfig
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig, gumbel_noise, reconstruction_loss
-from beit.run.device import DeviceConfig, launch
+from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig
+from beit.run.resume import redraw, resume
 from beit.tokenizer import dvae as train_dvae
-from beit.tokenizer.dvae import AnnealConfig, Config, total_loss, training_batches
+from beit.tokenizer import dvae_loop
+from beit.tokenizer.dvae import AnnealConfig, Config
+from beit.tokenizer.dvae_loop import total_loss
 
 Interrupt = Callable[..., None]
 Records = Callable[[Path], list[dict[str, Any]]]
@@ -125,8 +128,9 @@ def test_the_first_step_by_hand(
         torch.manual_seed(0)
         vae = DiscreteVAE(settings.model)
         source = train_dvae.open_source(settings.data.train)
-        fabric = launch(settings.device)
-        (batch,) = training_batches(settings, source, fabric, 0, 1)
+        views = TrainViews(settings.view, settings.model.image_size, settings.model.image_size)
+        settings_of_step = {"batch_size": 8, "seed": 0, "start_step": 0, "num_steps": 1}
+        (batch,) = TrainBatches(source, views, **settings_of_step)
         noise = torch.stack(
             [
                 gumbel_noise((11, 4, 6), step_generator(0, 1, f"Gumbel noise {place}"))
@@ -144,13 +148,13 @@ def test_the_first_step_by_hand(
 
 def test_the_divergence_a_step_is_of_all_its_images(config: Callable[..., Config]) -> None:
     """Half the images of a step, each half's loss counting half, give the whole step's sum."""
-    settings = config(Path("unused"), kl_per="step")
-    vae = DiscreteVAE(settings.model)
+    vae = DiscreteVAE(config(Path("unused")).model)
     images = torch.rand(8, 3, 16, 24, generator=torch.Generator().manual_seed(0))
     noise = gumbel_noise((8, 11, 4, 6), torch.Generator().manual_seed(1))
-    whole, _ = total_loss(vae(images, noise=noise), settings, kl_weight=0.1)
+    settings = {"kl_weight": 0.1, "kl_places": 8 * 24, "smooth": False}
+    whole, _ = total_loss(vae(images, noise=noise), **settings)
     halves = [
-        total_loss(vae(images[part], noise=noise[part]), settings, kl_weight=0.1)[0]
+        total_loss(vae(images[part], noise=noise[part]), **settings)[0]
         for part in (slice(0, 4), slice(4, 8))
     ]
     torch.testing.assert_close(sum(halves) / 2, whole)
@@ -176,7 +180,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     settings = config(tmp_path / "run")
     for number, step in enumerate(steps):
         interrupt_at(train_dvae, settings, step, resume=number > 0)
-    train_dvae.resume(tmp_path / "run")
+    resume(train_dvae, tmp_path / "run")
     same_bits(trained, tmp_path / "run")
 
 
@@ -185,7 +189,7 @@ def test_a_finished_run_may_be_resumed(
 ) -> None:
     result = train_dvae.run(config(tmp_path / "run"))
     (tmp_path / "run" / "weights.safetensors").unlink()  # killed before it was written
-    assert train_dvae.resume(tmp_path / "run") == result
+    assert resume(train_dvae, tmp_path / "run") == result
     same_bits(trained, tmp_path / "run")
 
 
@@ -211,7 +215,7 @@ def test_without_a_validation_set(tmp_path: Path, config: Callable[..., Config])
     settings = replace(settings, data=replace(settings.data, validation=""))
     run = replace(settings.run, stop_after=1)
     result = train_dvae.run(replace(settings, run=run))
-    assert result.figures == {}
+    assert result.metrics == {}
     assert "on the validation set" not in (tmp_path / "run/report.html").read_text()
 
 
@@ -231,10 +235,10 @@ def test_the_frechet_distance_is_of_the_end_and_of_some_images(
     monkeypatch.setattr(train_dvae, "find_spec", lambda name: None)
     settings = config(tmp_path / "without", frechet_images=10)
     settings = replace(settings, run=replace(settings.run, stop_after=5))
-    assert "val_frechet_lite0" not in train_dvae.run(settings).figures
+    assert "val_frechet_lite0" not in train_dvae.run(settings).metrics
     monkeypatch.setattr(train_dvae, "find_spec", lambda name: name)
     run = replace(settings.run, output=str(tmp_path / "with"), stop_after=10)
-    figures = train_dvae.run(replace(settings, run=run)).figures
+    figures = train_dvae.run(replace(settings, run=run)).metrics
     assert figures["val_frechet_lite0"] > 0
     assert seen == [8, 8, 2, 2]  # of 13 images the first ten, as they are and painted, once
     assert [r["step"] for r in records(tmp_path / "with") if "val_frechet_lite0" in r] == [10]
@@ -293,7 +297,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
         return output.decoded.mean() * (float("nan") if next(calls) >= 5 else 1.0)
 
     settings = config(tmp_path / "run")
-    monkeypatch.setattr(train_dvae, "reconstruction_loss", distance)
+    monkeypatch.setattr(dvae_loop, "reconstruction_loss", distance)
     with pytest.raises(ValueError, match=r"loss is nan at step 6, .*rate.*step-000000004\.pt"):
         train_dvae.run(replace(settings, data=replace(settings.data, validation="")))
     assert not (tmp_path / "run" / "weights.safetensors").exists()
@@ -311,9 +315,16 @@ def test_a_collapse_is_called_one(
     assert "of 300; raise the weight of the divergence (--kl_weight.st" in capsys.readouterr().err
 
 
+def test_the_report_of_a_finished_run_is_drawn_again(trained: Path) -> None:
+    before = (trained / "report.html").read_text()
+    (trained / "report.html").unlink()
+    redraw(train_dvae, trained)
+    assert (trained / "report.html").read_text() == before
+
+
 def test_a_run_of_the_other_kind_is_not_resumed(trained_tokenizer: Path) -> None:
-    with pytest.raises(ValueError, match=r"of beit train-tokenizer, but not of --kind dvae"):
-        train_dvae.resume(trained_tokenizer)
+    with pytest.raises(ValueError, match=r"config\.yaml has unknown fields: teacher; codebook"):
+        resume(train_dvae, trained_tokenizer)
 
 
 def test_gradient_checkpointing_of_convolutions_is_refused(

@@ -12,8 +12,11 @@ from beit.nn.tokenizer import VQKD
 from beit.run import checkpoint
 from beit.run.device import DeviceConfig, launch
 from beit.run.directory import RunDirectory
+from beit.run.resume import redraw, resume
 from beit.tokenizer import vqkd as train_tokenizer
-from beit.tokenizer.vqkd import CodebookConfig, fitting, revive
+from beit.tokenizer import vqkd_loop
+from beit.tokenizer.vqkd import CodebookConfig, fitting
+from beit.tokenizer.vqkd_loop import revive
 from beit.weights.file import read_safetensors
 from beit.weights.open import load, load_backbone, load_tokenizer
 
@@ -94,14 +97,30 @@ def test_a_resumed_run_is_the_uninterrupted_one(
     config = tokenizer_config(tmp_path / "run")
     for number, step in enumerate(steps):
         interrupt_at(train_tokenizer, config, step, resume=number > 0)
-    train_tokenizer.resume(tmp_path / "run")
+    resume(train_tokenizer, tmp_path / "run")
     same_bits(trained_tokenizer, tmp_path / "run")
+
+
+def test_a_run_stopped_in_its_last_validation_resumes_there(
+    tmp_path, trained_tokenizer, tokenizer_config, interrupt_in_validation, same_bits
+):
+    interrupt_in_validation(train_tokenizer, vqkd_loop, tokenizer_config(tmp_path / "run"), 2)
+    assert (tmp_path / "run" / "checkpoints" / "step-000000010.pt").exists()
+    resume(train_tokenizer, tmp_path / "run")
+    same_bits(trained_tokenizer, tmp_path / "run")
+
+
+def test_the_report_of_a_finished_run_is_drawn_again(trained_tokenizer):
+    before = (trained_tokenizer / "report.html").read_text()
+    (trained_tokenizer / "report.html").unlink()
+    redraw(train_tokenizer, trained_tokenizer)
+    assert (trained_tokenizer / "report.html").read_text() == before
 
 
 def test_a_finished_run_may_be_resumed(tmp_path, trained_tokenizer, tokenizer_config, same_bits):
     result = train_tokenizer.run(tokenizer_config(tmp_path / "run"))
     (tmp_path / "run" / "weights.safetensors").unlink()  # killed before it was written
-    assert train_tokenizer.resume(tmp_path / "run") == result
+    assert resume(train_tokenizer, tmp_path / "run") == result
     same_bits(trained_tokenizer, tmp_path / "run")
 
 
@@ -118,7 +137,7 @@ def test_micro_steps_change_memory_not_results(
 def test_without_a_validation_set(tmp_path, tokenizer_config):
     config = tokenizer_config(tmp_path / "run")
     result = train_tokenizer.run(replace(config, data=replace(config.data, validation="")))
-    assert result.figures == {}
+    assert result.metrics == {}
     assert "codebook on the validation set" not in (tmp_path / "run/report.html").read_text()
 
 
@@ -148,7 +167,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, tokenizer_config, mon
         return features.mean() * (float("nan") if next(calls) >= 5 else 1.0)
 
     config = tokenizer_config(tmp_path / "run")
-    monkeypatch.setattr(train_tokenizer, "cosine_distance", distance)
+    monkeypatch.setattr(vqkd_loop, "cosine_distance", distance)
     with pytest.raises(ValueError, match=r"loss is nan at step 6, .*rate.*step-000000004\.pt"):
         train_tokenizer.run(replace(config, data=replace(config.data, validation="")))
     assert not (tmp_path / "run" / "weights.safetensors").exists()
@@ -194,7 +213,7 @@ def test_a_codebook_learned_by_gradients_goes_on_where_it_was_broken_off(
 ):
     train_tokenizer.run(tokenizer_config(tmp_path / "whole", codebook=GRADIENT))
     interrupt_at(train_tokenizer, tokenizer_config(tmp_path / "run", codebook=GRADIENT), 6)
-    train_tokenizer.resume(tmp_path / "run")
+    resume(train_tokenizer, tmp_path / "run")
     same_bits(tmp_path / "whole", tmp_path / "run")
     learned, averaged = load_tokenizer(tmp_path / "run"), load_tokenizer(trained_tokenizer)
     codebook = learned.quantizer.codebook
@@ -262,7 +281,7 @@ def test_codes_of_any_length_are_learned(tmp_path, tokenizer_config):
     vqkd = load_tokenizer(tmp_path / "run")
     assert not vqkd.config.l2_normalised
     assert vqkd.quantizer.codebook.norm(dim=1).std() > 1e-4
-    assert result.figures["val_usage"] > 0.2
+    assert result.metrics["val_usage"] > 0.2
 
 
 def test_a_grid_of_levels_is_trained_around(tmp_path, tokenizer_config, records):

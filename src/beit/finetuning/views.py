@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from beit.data.seeding import seeded
+from beit.data.order import seeded
 from beit.data.views import TrainViews, ViewConfig
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD
 

@@ -12,8 +12,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
 from torch.optim import Optimizer
 
-from beit.data.order import step_generator
-from beit.data.seeding import seed_torch
+from beit.data.order import seed_torch, step_generator
 from beit.nn.losses import masked_losses
 from beit.nn.masking import MaskConfig, draw_masks, to_predict
 from beit.nn.mim import MaskedImageModel, take

@@ -13,6 +13,7 @@ from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.sources import open_source
 from beit.data.views import EvalView, TrainViews
+from beit.draw.report import Section
 from beit.nn.mim import MaskedImageModel
 from beit.nn.targets import Target
 from beit.pretraining.config import Config
@@ -21,11 +22,13 @@ from beit.pretraining.report import report
 from beit.pretraining.targets import fitting, load_target
 from beit.pretraining.validation import Validation
 from beit.run.batches import eval_batches, train_batches
-from beit.run.device import can_fuse, prepared
+from beit.run.device import DeviceConfig, can_fuse, launch, prepared
 from beit.run.directory import RunDirectory
 from beit.run.journal import Journal, Result, launched
+from beit.run.log import last_validation
 from beit.run.optim import build_optimizer, parameter_groups
 from beit.weights.file import save_weights
+from beit.weights.open import load
 
 VERB = "pretrain"
 
@@ -41,7 +44,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     validation, check = validation_of(config, fabric), check_batches(config, fabric)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
     views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
-    batches = train_batches(config, source, views, fabric, journal)
+    batches = train_batches(config, source, views, fabric, *journal.span)
 
     groups = parameter_groups(mim, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
@@ -64,6 +67,15 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         sections = draw(metrics)
     fabric.barrier()
     return Result(journal.directory.path, metrics, sections)
+
+
+def redraw(config: Config, directory: RunDirectory) -> list[Section]:
+    """Draw the report of a finished run again, from its directory."""
+    fabric = launch(DeviceConfig())
+    target, mim = build(config, fabric)
+    mim.load_state_dict(load(directory.path).state_dict())
+    metrics = last_validation(directory.metrics_file)
+    return report(directory, config, fabric, mim.to(fabric.device), target, metrics)
 
 
 def build(config: Config, fabric: Fabric) -> tuple[Target, MaskedImageModel]:

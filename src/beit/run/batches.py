@@ -10,7 +10,6 @@ from torch import Tensor
 from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.sources import Source
 from beit.run.directory import RunConfig
-from beit.run.journal import Journal
 from beit.run.optim import OptimConfig, StepOptimConfig
 
 
@@ -37,14 +36,16 @@ def train_batches(
     source: Source,
     views: Callable[[Tensor, torch.Generator], tuple[Tensor, ...]],
     fabric: Fabric,
-    journal: Journal,
+    start_step: int,
+    last_step: int,
     **settings: Any,
 ) -> TrainBatches:
     """Return this process's share of the training batches that are left.
 
     Args:
         views: of an image, drawn with a generator
-        journal: says where the run starts and ends
+        start_step: steps done before
+        last_step: after which the run ends
         settings: further ones of `TrainBatches`
     """
     return TrainBatches(
@@ -52,8 +53,8 @@ def train_batches(
         views,
         batch_size=config.optim.micro_batch_size(fabric.world_size),
         seed=config.run.seed,
-        start_step=journal.start_step,
-        num_steps=journal.last_step,
+        start_step=start_step,
+        num_steps=last_step,
         accumulate=config.optim.accumulate,
         rank=fabric.global_rank,
         world_size=fabric.world_size,

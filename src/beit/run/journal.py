@@ -39,7 +39,6 @@ from beit.run.meters import Means
 from beit.run.optim import OptimConfig, Schedule, StepOptimConfig
 from beit.run.progress import Progress
 from beit.run.reading import ImageBatches, Reading
-from beit.run.settings import from_plain
 
 
 class ReadConfig(Protocol):
@@ -74,21 +73,6 @@ class Result(NamedTuple):
     directory: Path
     metrics: dict[str, float]
     sections: list[Any]
-
-
-class Training(Protocol):
-    """A module that trains: its verb, the class of its settings, and its `run`."""
-
-    VERB: str
-    Config: type
-
-    def run(self, config: Any, directory: RunDirectory | None = None) -> Result: ...
-
-
-def resume(training: Training, path: str | Path) -> Result:
-    """Resume the run in a directory from its last checkpoint."""
-    directory = RunDirectory.open(path, training.VERB)
-    return training.run(from_plain(training.Config, directory.config(), "config"), directory)
 
 
 def launched(config: TrainingConfig, directory: RunDirectory | None) -> Fabric:
@@ -130,6 +114,11 @@ class Journal:
         self._parts: dict[str, Any] = {}
         self._shown: Mapping[str, float] = {}
         self._open = ExitStack()
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The step of the checkpoint, 0 for a new run, and the last step."""
+        return self.start_step, self.last_step
 
     @property
     def directory(self) -> RunDirectory:

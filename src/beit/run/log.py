@@ -57,6 +57,29 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     return [record for _, record in _lines(path)]
 
 
+def last_validation(path: Path) -> dict[str, float]:
+    """Read the metrics of the last validation, `val_...`, from a log; empty without one."""
+    for record in reversed(read_log(path)):
+        metrics = {name: value for name, value in record.items() if name.startswith("val_")}
+        if metrics:
+            return metrics
+    return {}
+
+
+def kept_step(path: Path, metric: str | None) -> int:
+    """Read from a log after which step the weights were taken that a finished run has kept.
+
+    Args:
+        metric: that chose them, the first of its highest values; None for the last weights
+    """
+    records = read_log(path)
+    best = records[-1]
+    if metric is not None:
+        validated = [record for record in records if metric in record]
+        best = max(validated, key=lambda record: record[metric], default=best)
+    return int(best["step"])
+
+
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Read whole lines with their records."""
     *lines, _cut_short = path.read_text(encoding="utf-8").split("\n")

@@ -4,44 +4,14 @@
 channel, and the views of it fill `Batch.images` and `Batch.label_maps`.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.sources import Source, cached
 from beit.segmentation.label_maps import LabelMaps, read_pair
 from beit.segmentation.views import SegmentViews
 
 FIELDS = ("images", "label_maps")
-
-
-def train_batches(
-    source: LabelMaps, views: SegmentViews, cache_gigabytes: float = 0.0, **settings: Any
-) -> TrainBatches:
-    """Return training batches of random views of images and their label maps.
-
-    Args:
-        cache_gigabytes: a set that fits is decoded into memory once
-        settings: of `TrainBatches`
-    """
-    stacked = _stacked(source, cache_gigabytes)
-    return TrainBatches(stacked, _StackedViews(views), fields=FIELDS, **settings)
-
-
-def eval_batches(
-    source: LabelMaps, batch_size: int = 1, cache_gigabytes: float = 0.0, **settings: Any
-) -> EvalBatches:
-    """Return every image and map once, in order and at their own size.
-
-    Args:
-        batch_size: more than 1 for images of one size only
-        cache_gigabytes: a set that fits is decoded into memory once
-        settings: of `EvalBatches`
-    """
-    stacked = _stacked(source, cache_gigabytes)
-    return EvalBatches(stacked, _whole, batch_size, fields=FIELDS, **settings)
 
 
 class _StackedSource:
@@ -64,7 +34,9 @@ class _StackedSource:
         return self._source.name(index)
 
 
-class _StackedViews:
+class StackedViews:
+    """Random views of a stacked image: of the image, and of its label map."""
+
     def __init__(self, views: SegmentViews) -> None:
         self._views = views
 
@@ -72,12 +44,18 @@ class _StackedViews:
         return self._views(stacked[:3], stacked[3], generator)
 
 
-def _stacked(source: LabelMaps, cache_gigabytes: float) -> Source:
+def stacked(source: LabelMaps, cache_gigabytes: float = 0.0) -> Source:
+    """Return a source of images (4, H, W), the last channel of which is the label map.
+
+    Args:
+        cache_gigabytes: a set that fits is decoded into memory once
+    """
     if cache_gigabytes < 0:
         raise ValueError(f"cache_gigabytes must not be negative, got {cache_gigabytes}")
-    stacked: Source = _StackedSource(source)
-    return cached(stacked, int(cache_gigabytes * 1e9)) if cache_gigabytes else stacked
+    images: Source = _StackedSource(source)
+    return cached(images, int(cache_gigabytes * 1e9)) if cache_gigabytes else images
 
 
-def _whole(stacked: Tensor) -> tuple[Tensor, Tensor]:
-    return stacked[:3], stacked[3]
+def whole(image: Tensor) -> tuple[Tensor, Tensor]:
+    """Split an image (4, H, W) into (3, H, W) and its label map (H, W)."""
+    return image[:3], image[3]

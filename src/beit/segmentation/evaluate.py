@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.unreadable import Unreadable, readable
 from beit.draw.report import Section, write_report
@@ -30,10 +31,11 @@ from beit.run.device import DeviceConfig, launch, prepared, summed
 from beit.run.directory import environment
 from beit.run.evaluations import FILE
 from beit.run.progress import Progress
-from beit.segmentation.batches import eval_batches
+from beit.segmentation.batches import FIELDS, stacked, whole
 from beit.segmentation.label_classes import default_palette
 from beit.segmentation.label_maps import LabelMaps, open_label_maps
-from beit.segmentation.pictures import Example, example_picture, iou_table
+from beit.segmentation.pictures import example_picture, iou_table
+from beit.segmentation.validation import Example
 from beit.weights.open import load_segmenter
 
 if TYPE_CHECKING:
@@ -187,7 +189,10 @@ def judge(
     confusion = torch.zeros(Y, Y, dtype=torch.int64, device=fabric.device)
     seen = torch.zeros(len(source), dtype=torch.int64)
     unreadable, examples = Unreadable(len(source), config.max_unreadable), list[Example]()
-    batches = eval_batches(source, rank=rank, world_size=world_size, num_workers=config.num_workers)
+    images, workers = stacked(source), config.num_workers
+    batches = EvalBatches(
+        images, whole, 1, rank=rank, world_size=world_size, num_workers=workers, fields=FIELDS
+    )
 
     def classify(windows: Tensor) -> Tensor:
         with fabric.autocast():

@@ -1,7 +1,6 @@
 """Pictures of label maps: colours over the image, what the colours mean, figures by class."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,25 +13,12 @@ from beit.draw.canvas import Pixels
 from beit.draw.report import Picture, Table
 from beit.nn.confusion import MapFigures
 from beit.nn.segmenter import IGNORED
+from beit.segmentation.validation import Example
 
 Palette = Sequence[tuple[int, int, int]]
 SHARE = 0.6  # of a class's colour over the image
 COVERED = 0.005  # least share of an image for a class to stand in a picture's legend
 _LETTER, _LINE, _SWATCH, _MARGIN = 15, 24, 16, 12  # pixels
-
-
-class Example(NamedTuple):
-    """One image of a validation set, with what is there and what a model says.
-
-    Attributes:
-        image: (3, H, W) uint8
-        truth: (H, W) of any integer type, IGNORED where unknown
-        guess: (H, W) likewise
-    """
-
-    image: Tensor
-    truth: Tensor
-    guess: Tensor
 
 
 def overlay(image: Tensor, labels: Tensor, palette: Palette, share: float = SHARE) -> Pixels:

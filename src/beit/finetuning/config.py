@@ -1,0 +1,114 @@
+"""Settings of `beit finetune`."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from beit.data.batches import DataConfig
+from beit.data.views import ViewConfig
+from beit.finetuning.mixing import MixConfig
+from beit.finetuning.views import AugmentConfig
+from beit.nn.vit import ViTConfig
+from beit.run.device import DeviceConfig
+from beit.run.directory import RunConfig
+from beit.run.optim import OptimConfig
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of `beit finetune`; the defaults are the published ViT-B/16 recipe (1600 epochs).
+
+    Args:
+        data: the labelled images.
+        init: what to start from: a run directory or weights file of a pretrained model, a
+            tokenizer (its encoder) or a classifier, published:NAME, hf://OWNER/NAME; null to start
+            from fresh weights.
+        backbone: the network to start afresh; null with init.
+        image_size: (height, width), to which the positions of init are carried; null for its own.
+        num_heads: of init, where its file does not say it and a head is not 64 wide.
+        init_classes: names of the classes of init, a classifier whose file does not say them:
+            a list as for classes.
+        carry_classes: of a classifier for other classes, keep the rows of its head for classes of
+            the same name; published: no, such a head starts afresh.
+        classes: a file with the name of one class folder a line, whose order numbers the classes,
+            or timm:NAME, such as timm:imagenet-22k; null for the folders there are, sorted.
+        num_classes: null for as many as the training set has.
+        pooling: the head reads the mean of the patches, or the [CLS] token.
+        init_scale: the head's first weights are drawn and multiplied by this.
+        drop_path: rate of stochastic depth in the last block, growing linearly from 0.
+        balance: 0 shows every image once an epoch, 1 every class equally often; between them a
+            class of c images comes in proportion to c ** (1 - balance).
+        view: how a training view is cut out of an image.
+        augment: what is done to the view.
+        mix: how the images of a batch are mixed.
+        optim: the optimiser and its schedule.
+        layer_decay: learning rate of a layer over that of the layer after it; null for all alike.
+        average: decay of a moving average of the weights, which is then judged and kept in their
+            place (published: off, or 0.9999); null for none.
+        keep: the weights of the best top-1 on the validation set, as published, or the last;
+            without a validation set the last.
+        crop_ratio: share of a validation image's shorter side that is kept; null for 0.875, and 1
+            from 384 pixels on, as published.
+        validate_every: epochs between two validations; the end always has one.
+        run: where and how often to write.
+        device: what to compute on.
+    """
+
+    data: DataConfig = DataConfig()
+    init: str | None = None
+    backbone: ViTConfig | None = None
+    image_size: tuple[int, int] | None = None
+    num_heads: int | None = None
+    init_classes: str | None = None
+    carry_classes: bool = False
+    classes: str | None = None
+    num_classes: int | None = None
+    pooling: Literal["mean", "cls"] = "mean"
+    init_scale: float = 0.001
+    drop_path: float = 0.2
+    balance: float = 0.0
+    view: ViewConfig = ViewConfig(min_scale=0.08, color_jitter=0.0)
+    augment: AugmentConfig = AugmentConfig()
+    mix: MixConfig = MixConfig()
+    optim: OptimConfig = OptimConfig(
+        batch_size=1024,
+        epochs=100,
+        learning_rate=5e-4,
+        final_rate=1e-6,
+        warmup_epochs=20,
+        betas=(0.9, 0.999),
+        weight_decay=0.05,
+    )
+    layer_decay: float | None = 0.6
+    average: float | None = None
+    keep: Literal["best", "last"] = "best"
+    crop_ratio: float | None = None
+    validate_every: int = 1
+    run: RunConfig = RunConfig()
+    device: DeviceConfig = DeviceConfig()
+
+    def __post_init__(self) -> None:
+        if (self.init is None) == (self.backbone is None):
+            raise ValueError(
+                "give what to start from (--init SOURCE) or the numbers of a network that starts "
+                "afresh (--backbone), not " + ("neither" if self.init is None else "both")
+            )
+        if self.backbone is not None:
+            for name in ("image_size", "num_heads"):
+                if getattr(self, name) is not None:
+                    raise ValueError(f"{name} is for --init; say backbone.{name} instead")
+            if self.carry_classes or self.init_classes is not None:
+                raise ValueError("init_classes and carry_classes are for --init")
+            if self.backbone.drop_path:
+                raise ValueError("backbone.drop_path is not used; say drop_path instead")
+        if not 0 <= self.drop_path < 1:
+            raise ValueError(f"drop_path is {self.drop_path}; expected 0 or more and below 1")
+        if not 0 <= self.balance <= 1:
+            raise ValueError(f"balance is {self.balance}; expected 0 (as the data are) to 1")
+        if self.num_classes is not None and self.num_classes < 2:
+            raise ValueError(f"num_classes is {self.num_classes}; expected 2 or more")
+        if self.layer_decay is not None and not 0 < self.layer_decay <= 1:
+            raise ValueError(f"layer_decay is {self.layer_decay}; expected above 0 and at most 1")
+        if self.average is not None and not 0 <= self.average < 1:
+            raise ValueError(f"average is {self.average}; expected 0 or more and below 1")
+        if self.validate_every < 1:
+            raise ValueError(f"validate_every is {self.validate_every}; expected 1 epoch or more")

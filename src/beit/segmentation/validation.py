@@ -1,0 +1,67 @@
+"""Validation of a segmenter while it trains."""
+
+from typing import NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from beit.nn.confusion import map_figures, pixel_confusion
+from beit.nn.segmenter import SemanticSegmenter
+from beit.nn.sliding import MapPredictor, MapViewConfig
+from beit.run.device import summed
+from beit.run.reading import Reading
+
+EXAMPLES = 6  # images kept for the report
+
+
+class Example(NamedTuple):
+    """An image (3, H, W) uint8 and its true and predicted label maps (H, W) uint8."""
+
+    image: Tensor
+    label_map: Tensor
+    predicted: Tensor
+
+
+class Validated(NamedTuple):
+    """The results of a segmenter on the validation set.
+
+    Attributes:
+        metrics: val_miou, val_mean_accuracy, val_pixel_accuracy
+        confusion: (Y, Y) int64, pixels of all images, true classes by row
+        examples: of the first images
+    """
+
+    metrics: dict[str, float]
+    confusion: Tensor
+    examples: list[Example]
+
+
+@torch.no_grad()
+def validate(
+    fabric: Fabric, segmenter: SemanticSegmenter, views: MapViewConfig, reading: Reading
+) -> Validated:
+    """Predict the label maps of the validation images and count their pixels."""
+    segmenter.eval()
+    Y, vit = segmenter.config.num_classes, segmenter.backbone
+    predictor = MapPredictor(vit.config.image_size, views, vit.mean)
+    confusion = torch.zeros(Y, Y, dtype=torch.int64, device=fabric.device)
+    examples: list[Example] = []
+
+    def classify(windows: Tensor) -> Tensor:
+        with fabric.autocast():
+            logits: Tensor = segmenter(windows).logits  # (n, Y, h', w')
+        return logits
+
+    for batch in reading:
+        predicted = predictor(classify, batch.images)  # (B, H, W)
+        confusion += pixel_confusion(batch.label_maps, predicted, Y)
+        maps = zip(batch.images, batch.label_maps, predicted, strict=True)
+        for image, label_map, guess in maps if len(examples) < EXAMPLES else ():
+            example = Example(image.cpu(), label_map.cpu(), guess.to("cpu", torch.uint8))
+            examples = [*examples, example][:EXAMPLES]
+    confusion = summed(fabric, confusion).cpu()
+    measured = map_figures(confusion)
+    names = ("miou", "mean_accuracy", "pixel_accuracy")
+    metrics = {f"val_{name}": float(getattr(measured, name)) for name in names}
+    return Validated(metrics | reading.counts(), confusion, examples)

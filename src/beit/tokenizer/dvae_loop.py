@@ -1,0 +1,222 @@
+"""The training loop of the discrete VAE of BEiT v1 (BEiT, section 2.1; Ramesh et al. 2021).
+
+A convolutional encoder rates every code at every place of a grid, a Gumbel-softmax samples from the
+rates, and a decoder paints the image back from the vectors of the codes.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricModule
+from torch import Tensor
+from torch.optim import Optimizer
+
+from beit.data.order import step_generator
+from beit.nn.dvae import DiscreteVAE, DiscreteVAEOutput, gumbel_noise, reconstruction_loss
+from beit.run.device import summed
+from beit.run.journal import Journal
+from beit.run.meters import Means
+from beit.run.optim import OptimConfig, clip_gradients, set_learning_rate
+from beit.run.reading import ImageBatches, Reading
+from beit.tokenizer.codebook_log import CodeCounts, Validated, code_metrics, warn_of_collapse
+from beit.tokenizer.image_metrics import FrechetSums, frechet_distance, psnr, ssim
+
+SHOWN = ("loss", "reconstruction", "kl", "grad_norm", "usage", "perplexity", "unreadable")
+COLLAPSE = (
+    "the codes are collapsing: perplexity {{perplexity}} of {num_codes}; raise the weight of the "
+    "divergence (--kl_weight.start, --kl_weight.end), keep the temperature "
+    "high for longer (--temperature.share), use fewer codes (--model.num_codes) or a lower "
+    "learning rate"
+)
+
+
+class VAETraining(NamedTuple):
+    """The built parts of a run of the discrete VAE.
+
+    Attributes:
+        vae: the tokenizer itself
+        model: the same, as Fabric wraps it for training
+        temperature: of the Gumbel-softmax, by step
+        kl_weight: of the divergence from uniform, by step
+        hard: sample one code each, with straight-through gradients
+        smooth: measure the reconstruction by smooth L1 instead of the squared error
+        kl_places: places that a step's divergence is the sum over; 1 for their mean
+        validation: this process's share of the validation set; None without one
+        validate_every: steps between two validations
+        frechet_sums: makes what collects features for the Fréchet distance, or None
+        frechet_images: how many images that distance is of
+    """
+
+    fabric: Fabric
+    vae: DiscreteVAE
+    model: _FabricModule
+    optimizer: Optimizer
+    optim: OptimConfig
+    seed: int
+    temperature: Callable[[int], float]
+    kl_weight: Callable[[int], float]
+    hard: bool
+    smooth: bool
+    kl_places: int
+    validation: ImageBatches | None
+    validate_every: int
+    frechet_sums: Callable[[], FrechetSums | None]
+    frechet_images: int
+
+
+def train(
+    parts: VAETraining, journal: Journal, report: Callable[[Validated | None], object]
+) -> Validated | None:
+    """Train from the journal's first step to its last.
+
+    Args:
+        report: draws the report, given the last validation
+
+    Returns: the last validation; None without a validation set
+    """
+    fabric, vae, model, optimizer = parts.fabric, parts.vae, parts.model, parts.optimizer
+    optim = parts.optim
+    counts = CodeCounts(num_places(vae), vae.vocab_size, fabric)
+    validated: Validated | None = None
+    with journal:
+        if journal.resumed:  # what followed the checkpoint is repeated
+            validated = evaluate(parts, journal, validated, report)
+        for step in journal.steps():
+            rate = optim.rate(step, journal.steps_per_epoch)
+            temperature, kl_weight = parts.temperature(step), parts.kl_weight(step)
+            set_learning_rate(optimizer, rate)
+            model.train()
+            for micro, batch in enumerate(journal.micro_batches()):
+                noise = step_noise(parts, step, micro)  # (B, K, Gh, Gw)
+                with fabric.no_backward_sync(model, enabled=micro + 1 < optim.accumulate):
+                    output = model(
+                        batch.images, temperature=temperature, hard=parts.hard, noise=noise
+                    )
+                    loss, metrics = total_loss(output, kl_weight, parts.kl_places, parts.smooth)
+                    fabric.backward(loss / optim.accumulate)
+                journal.means.add(metrics)
+                counts.add(output.logits.argmax(1).flatten(1))
+            journal.means.add(clip_gradients(fabric, model, optimizer, optim.clip))
+            optimizer.step()
+            optimizer.zero_grad()
+
+            if journal.logs:
+                annealed = {"rate": rate, "temperature": temperature, "kl_weight": kl_weight}
+                means = journal.read_means(loss, rate) | code_metrics(counts.restart())
+                journal.log(annealed, means, SHOWN)
+                warning = COLLAPSE.format(num_codes=vae.vocab_size)
+                warn_of_collapse(journal, means, vae.vocab_size, warning)
+            journal.end_step()
+            validated = evaluate(parts, journal, validated, report)
+    return validated
+
+
+def evaluate(
+    parts: VAETraining,
+    journal: Journal,
+    validated: Validated | None,
+    report: Callable[[Validated | None], object],
+) -> Validated | None:
+    """Validate and report where they are due after a step. Returns: the last validation."""
+    if not journal.due(parts.validate_every):
+        return validated
+    if parts.validation is not None:
+        last = journal.step == journal.last_step
+        with journal.aside("validation"):
+            reading = journal.read(parts.validation)
+            sums = parts.frechet_sums() if last else None
+            validated = validate(parts.fabric, parts.vae, reading, sums, parts.frechet_images)
+        journal.log_result(validated.metrics)
+    if journal.reports:
+        with journal.aside("report"):
+            report(validated)
+    return validated
+
+
+def total_loss(
+    output: DiscreteVAEOutput, kl_weight: float, kl_places: int, smooth: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of a micro-batch, (), and the metrics to log: `kl` is in nats a place.
+
+    Args:
+        kl_places: places that the divergence is the sum over; 1 for their mean
+        smooth: smooth L1 instead of the squared error
+    """
+    B, _, Gh, Gw = output.logits.shape
+    kl = output.kl / (B * Gh * Gw)
+    reconstruction = reconstruction_loss(output, smooth=smooth)
+    loss = reconstruction + kl_weight * kl_places * kl
+    return loss, {"loss": loss, "reconstruction": reconstruction, "kl": kl}
+
+
+def step_noise(parts: VAETraining, step: int, micro: int) -> Tensor:
+    """Draw the Gumbel noise (B, K, Gh, Gw) of this process's images in a micro-step.
+
+    Each image of a step has a generator of its own, by its place in the step: a resumed run draws
+    what the uninterrupted one did, whatever the number of processes and micro-steps.
+    """
+    fabric, vae = parts.fabric, parts.vae
+    B = parts.optim.micro_batch_size(fabric.world_size)
+    first = (micro * fabric.world_size + fabric.global_rank) * B
+    shape, device = (vae.vocab_size, *vae.grid), fabric.device
+    noise = []
+    for place in range(first, first + B):
+        generator = step_generator(parts.seed, step, f"Gumbel noise {place}")
+        if device.type != "cpu":
+            generator = torch.Generator(device).manual_seed(generator.initial_seed())
+        noise.append(gumbel_noise(shape, generator, device))
+    return torch.stack(noise)
+
+
+def num_places(vae: DiscreteVAE) -> int:
+    """Count the codes of an image, N."""
+    return vae.grid[0] * vae.grid[1]
+
+
+@torch.no_grad()
+def validate(
+    fabric: Fabric,
+    vae: DiscreteVAE,
+    reading: Reading,
+    frechet: FrechetSums | None,
+    frechet_images: int,
+) -> Validated:
+    """Measure how well the validation images are rebuilt from their codes.
+
+    Every place has the one code that the encoder rates highest, as in use; nothing is sampled, and
+    all is in float32.
+    """
+    vae.eval()
+    means = Means()
+    # A process without a batch still takes part in the sums over all of them.
+    names = ["mse", "kl", "psnr", "ssim"] if min(vae.image_size) >= 11 else ["mse", "kl", "psnr"]
+    means.add(dict.fromkeys((f"val_{name}" for name in names), 0.0), weight=0)
+    counts = CodeCounts(num_places(vae), vae.vocab_size, fabric)
+    for batch in reading:
+        images, B = batch.images.float() / 255, len(batch.images)
+        with torch.autocast(fabric.device.type, enabled=False):
+            logits = vae.logits(images)  # (B, K, Gh, Gw)
+            codes = logits.argmax(1).flatten(1)  # (B, N)
+            painted = vae.decode_images(codes)
+        log_rates = logits.log_softmax(1)
+        kl = (log_rates.exp() * log_rates).sum(1).mean() + math.log(vae.vocab_size)
+        measured = {"mse": (painted - images).square().mean(), "kl": kl}
+        measured["psnr"] = psnr(painted, images).mean()
+        if "ssim" in names:
+            measured["ssim"] = ssim(painted, images).mean()
+        means.add({f"val_{name}": value for name, value in measured.items()}, weight=B)
+        counts.add(codes)
+        if frechet is not None:
+            among_first = batch.indices < frechet_images
+            frechet.add(images[among_first], painted[among_first])
+    chosen = counts.total()
+    metrics = means.read(partial(summed, fabric))
+    metrics |= {f"val_{name}": value for name, value in code_metrics(chosen).items()}
+    if frechet is not None:
+        moments: Any = frechet.moments(partial(summed, fabric))
+        metrics["val_frechet_lite0"] = frechet_distance(*moments)
+    return Validated(metrics | reading.counts(), chosen.cpu())

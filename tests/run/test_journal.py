@@ -1,0 +1,149 @@
+"""A tiny training through the journal: what is written when, and what a resumed run repeats."""
+
+import json
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from beit.data.batches import DataConfig
+from beit.data.prefetch import prefetch
+from beit.data.sources import open_source
+from beit.run.batches import train_batches
+from beit.run.checkpoint import latest
+from beit.run.device import DeviceConfig
+from beit.run.directory import RunConfig, RunDirectory
+from beit.run.journal import Journal, launched
+from beit.run.optim import OptimConfig, clip_gradients
+
+OPTIM = OptimConfig(
+    batch_size=2,
+    accumulate=2,
+    epochs=2,
+    learning_rate=0.1,
+    warmup_epochs=0,
+    betas=(0.9, 0.9),
+    weight_decay=0.0,
+)
+
+
+@dataclass(frozen=True)
+class Config:
+    run: RunConfig
+    data: DataConfig = DataConfig(train="shapes://9?size=8", num_workers=0)
+    optim: OptimConfig = OPTIM
+    device: DeviceConfig = DeviceConfig(accelerator="cpu")
+
+
+class Stop(Exception):  # noqa: N818
+    """Ends a run."""
+
+
+def train(config, directory=None, stop_in_validation=None):
+    """Fit the mean brightness; `validation` is due every two steps. Returns: the journal."""
+    fabric = launched(config, directory)
+    torch.manual_seed(0)
+    model = nn.Linear(1, 1)
+    source = open_source(config.data.train)
+    journal = Journal("toy", config, fabric, config.optim.schedule(len(source)), directory)
+    batches = train_batches(config, source, lambda image, _: (image, image), fabric, *journal.span)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wrapped, optimizer = fabric.setup(model, optimizer)
+    journal.begin(prefetch(batches, fabric.device), model=model, optimizer=optimizer)
+
+    def validate():
+        if journal.due(2):
+            if journal.step == stop_in_validation:
+                raise Stop
+            journal.log_result({"val_weight": model.weight.item()})
+
+    with journal:
+        if journal.resumed:
+            validate()
+        for _ in journal.steps():
+            for batch in journal.micro_batches():
+                brightness = batch.images.float().mean((1, 2, 3))[:, None] / 255  # (B, 1)
+                loss = (wrapped(brightness) - 1).square().mean()
+                fabric.backward(loss)
+                journal.means.add({"loss": loss})
+            journal.means.add(clip_gradients(fabric, wrapped, optimizer, config.optim.clip))
+            optimizer.step()
+            optimizer.zero_grad()
+            if journal.logs:
+                journal.log({"rate": 0.1}, journal.read_means(loss, 0.1))
+            journal.end_step()
+            validate()
+    return journal
+
+
+def config(path: Path, **changes) -> Config:
+    run = {"log_every": 3, "checkpoint_every": 4, "keep_last": 3}
+    return Config(RunConfig(str(path), **(run | changes)))
+
+
+def records(path: Path) -> list[dict]:
+    return [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_what_is_written_when(tmp_path):
+    journal = train(config(tmp_path / "run"))
+    assert (journal.steps_per_epoch, journal.last_step, journal.span) == (4, 8, (0, 8))
+    written = [(r["step"], "loss" in r) for r in records(tmp_path / "run")]
+    assert written == [
+        *((2, False), (3, True), (4, True), (4, False)),
+        *((6, True), (6, False), (8, True), (8, False)),
+    ]
+    assert all(r["epoch"] == r["step"] / 4 for r in records(tmp_path / "run"))
+    names = sorted(file.name for file in (tmp_path / "run" / "checkpoints").iterdir())
+    assert names == ["step-000000004.pt", "step-000000008.pt"]
+    speed = (tmp_path / "run" / "speed.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in speed] == [3, 4, 6, 8]
+    step, state = latest(RunDirectory(tmp_path / "run"))
+    assert (step, set(state)) == (8, {"model", "optimizer", "scaling", "unreadable"})
+
+
+@pytest.mark.parametrize("step", [2, 4, 6, 8])
+def test_a_run_stopped_in_its_validation_loses_nothing_before_it(step, tmp_path):
+    train(config(tmp_path / "whole"))
+    with pytest.raises(Stop):
+        train(config(tmp_path / "cut"), stop_in_validation=step)
+    directory = RunDirectory.open(tmp_path / "cut")
+    saved = latest(directory)
+    assert (saved[0] if saved else 0) == step // 4 * 4
+    journal = train(config(tmp_path / "cut"), directory)
+    assert journal.start_step == step // 4 * 4
+    logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
+    assert logs[0] == logs[1]
+
+
+def test_a_validation_after_the_checkpoint_is_repeated_not_doubled(tmp_path):
+    """A run killed after the validation of its last checkpoint, as older versions left theirs."""
+    train(config(tmp_path / "whole"))
+    train(config(tmp_path / "cut", stop_after=4))
+    directory = RunDirectory.open(tmp_path / "cut")
+    assert [r["step"] for r in records(tmp_path / "cut")][-2:] == [4, 4]
+    train(config(tmp_path / "cut"), directory)
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+
+
+def test_an_existing_directory_is_refused_and_a_loss_that_is_not_finite_stops(tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(FileExistsError, match=r"there exists and is not overwritten"):
+        train(config(tmp_path / "there"))
+    fabric = launched(config(tmp_path / "new"), None)
+    journal = Journal("toy", config(tmp_path / "new"), fabric, OPTIM.schedule(9), None)
+    journal.begin(prefetch([], "cpu"))
+    with pytest.raises(ValueError, match=r"loss is nan at step 0, .*last good checkpoint: none"):
+        journal.read_means(torch.tensor(torch.nan), 0.1)
+    with journal:
+        pass
+
+
+def test_the_schedule_of_epochs_and_of_steps():
+    assert OPTIM.schedule(9) == (4, 8, 9)
+    assert OPTIM.schedule(1) == (1, 2, 1)
+    short = replace(config(Path("unused")).run, stop_after=5)
+    assert partial(min, 8)(short.stop_after) == 5

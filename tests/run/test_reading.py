@@ -1,0 +1,58 @@
+import pytest
+import torch
+
+from beit.data.batches import EvalBatches
+from beit.data.decoding import UnreadableImage
+from beit.data.views import EvalView
+from beit.run.device import DeviceConfig, launch
+from beit.run.reading import Reading
+
+
+class Holed:
+    """Seven images, some of which cannot be read."""
+
+    labels = None
+    class_names = None
+
+    def __init__(self, holes):
+        self.holes = holes
+
+    def __len__(self):
+        return 7
+
+    def name(self, index):
+        return f"{index}.png"
+
+    def image(self, index):
+        if index in self.holes:
+            raise UnreadableImage(self.name(index), "broken")
+        return torch.full((3, 8, 8), index, dtype=torch.uint8)
+
+
+def reading(holes, share=1.0, said=None):
+    batches = EvalBatches(Holed(holes), EvalView((8, 8)), 3)
+    fabric = launch(DeviceConfig(accelerator="cpu"))
+    return Reading(batches, fabric, share, (said if said is not None else []).append)
+
+
+def test_images_are_read_once_and_the_others_are_named_and_counted():
+    said = []
+    some = reading({0, 1, 2, 5}, said=said)
+    assert [batch.indices.tolist() for batch in some] == [[3, 4], [6]]
+    assert said == [f"unreadable, left out: {index}.png: broken" for index in (0, 1, 2, 5)]
+    assert some.counts() == {"val_images": 3, "val_unreadable": 4}
+
+
+def test_nothing_is_counted_where_all_can_be_read():
+    whole = reading(set(), share=0.0)
+    assert sum(len(batch.indices) for batch in whole) == 7
+    assert whole.counts() == {}
+
+
+def test_too_many_and_all_are_refused():
+    with pytest.raises(ValueError, match=r"2 of 7 images cannot be read.*0\.png: broken"):
+        list(reading({0, 1}, share=0.2))
+    nothing = reading(set(range(7)))
+    assert list(nothing) == []
+    with pytest.raises(ValueError, match=r"none of 7 validation images can be read: 0\.png"):
+        nothing.counts()
