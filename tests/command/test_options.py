@@ -18,8 +18,8 @@ class Optim:
     """How the weights move.
 
     Args:
-        epochs: how often every image is seen
-        learning_rate: of the weights, at its highest
+        epochs: passes over the images
+        learning_rate: the peak
     """
 
     epochs: int = 3
@@ -167,7 +167,7 @@ def test_help_of_a_verb(ran, capsys):
         cli.main(["toy", "--help"])
     assert stop.value.code == 0
     text = " ".join(capsys.readouterr().out.split())
-    assert "--optim.epochs EPOCHS how often every image is seen (type: int, default: 7)" in text
+    assert "--optim.epochs EPOCHS passes over the images (type: int, default: 7)" in text
     assert "--resume RUN" in text
     assert "--preset NAME" in text
     assert "beit toy [NAME] [--preset NAME]" in text

@@ -98,7 +98,7 @@ def test_samples_are_whole_pngs_and_nothing_else(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     others = '<img src="data:image/png;base64,####"><img src="data:image/png;base64,AAAA"><img>'
     page.write_text(others + SAMPLE * 3)
-    found = sample_pictures(page, 2)
-    assert [picture.data for picture in found] == [PNG, PNG]
-    assert found[0].alt == 'a <b> "c'
+    pictures = sample_pictures(page, 2)
+    assert [picture.data for picture in pictures] == [PNG, PNG]
+    assert pictures[0].alt == 'a <b> "c'
     assert sample_pictures(tmp_path / "none.html", 2) == []

@@ -196,8 +196,8 @@ def hundred_archive(splits):
 
 def md5_is(monkeypatch, data):
     known = DATA_SETS["cifar100"]
-    found = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    site = known.home_site._replace(md5=found)
+    md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
+    site = known.home_site._replace(md5=md5)
     monkeypatch.setitem(DATA_SETS, "cifar100", dataclasses.replace(known, home_site=site))
 
 

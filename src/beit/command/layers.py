@@ -27,7 +27,7 @@ def read_layers(
     """
     preset_names, options = take(arguments, "--preset")
     files, options = take(options, "--config")
-    layers = [preset_layer(name, verb) for name in preset_names]
+    layers = [_preset_layer(name, verb) for name in preset_names]
     for file in files:
         content = presets.read_yaml(Path(file))
         is_preset = VERBS.keys() >= content.keys() and not set(fields) >= content.keys()
@@ -35,7 +35,7 @@ def read_layers(
     return layers, options
 
 
-def preset_layer(name: str, verb: str) -> Layer:
+def _preset_layer(name: str, verb: str) -> Layer:
     """Read a verb's part of a preset."""
     content = presets.read_yaml(presets.path_of(name))
     unknown = [key for key in content if key not in VERBS]
