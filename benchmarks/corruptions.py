@@ -2,11 +2,12 @@
 
     python benchmarks/corruptions.py [--side 32] [--images 256] [--numpy_images 16]
 
-The loop is the reference of the tests (tests/data/corruption_reference.py): one image after the
-other, NumPy and Pillow over its pixels as the published scripts have it, but glass blur pixel by
-pixel. Ours draws its numbers from a generator an image, as in use. Both do all severities; a time
-is the least of the rounds, by the processor's clock. Tables that ours makes once for a severity
-are made before. Totals are over the 15 kinds, and without glass blur, the loop's slowest.
+The loop is the reference of the tests (tests/evaluation/corruption_reference.py): one image after
+the other, NumPy and Pillow over its pixels as the published scripts have it, but glass blur pixel
+by pixel. Ours draws its numbers from a generator an image, as in use. Both do all severities; a
+time is the least of the rounds, by the processor's clock. Tables that ours makes once for
+a severity are made before. Totals are over the 15 kinds, and without glass blur, the loop's
+slowest.
 """
 
 import argparse
@@ -54,7 +55,7 @@ def measure(options: argparse.Namespace) -> list[dict[str, object]]:
     from beit.data.shapes import ShapesSource
     from beit.evaluation.corruptions.corrupt import KINDS, PARAMETERS, corrupt, published_side
 
-    sys.path.insert(0, str(record.ROOT / "tests" / "data"))
+    sys.path.insert(0, str(record.ROOT / "tests" / "evaluation"))
     import corruption_reference as reference
 
     source = ShapesSource(options.images, (options.side, options.side), SEED)

@@ -25,7 +25,9 @@ from beit.data.classes import Labelled, checked_classes
 from beit.data.sources import open_source
 from beit.nn.pooling import kinds_of
 from beit.probing import probe
-from beit.probing.features import open_frozen
+from beit.probing.features import FeatureReader
+from beit.probing.frozen_model import open_frozen_model
+from beit.probing.grids import linear_grid, probe_features
 from beit.probing.training import fit, split, steps_per_epoch
 from beit.run.device import DeviceConfig, launch
 
@@ -74,11 +76,12 @@ def on_images(config: probe.Config, fabric: Any) -> dict[str, Any]:
     test = open_source(config.test, limit=config.test_limit)
     labelled = Labelled("train", config.train, train), Labelled("test", config.test, test)
     num_classes = checked_classes(*labelled).number
-    frozen = open_frozen(config.model, device=fabric.device)
+    frozen = open_frozen_model(config.model, device=fabric.device)
     kinds = kinds_of("last", None, frozen.depth, frozen.has_cls)
     started = time.perf_counter()
-    train_set = probe.extract(frozen, kinds, train, "training", config, fabric)
-    test_set = probe.extract(frozen, kinds, test, "test", config, fabric)
+    reader = FeatureReader(frozen, config, fabric)
+    train_set = reader.cache(kinds, train, "training")
+    test_set = reader.cache(kinds, test, "test")
     seconds = {"features": time.perf_counter() - started, "ten rates": 0.0, "one rate": 0.0}
     accuracy = []
     for kind in kinds:
@@ -90,7 +93,7 @@ def on_images(config: probe.Config, fabric: Any) -> dict[str, Any]:
         for name, rates in (("one rate", ONE_RATE), ("ten rates", config.rates)):
             started = time.perf_counter()
             settings = replace(config, rates=rates)
-            row = probe.probe_features(kind, *data, settings, num_classes)
+            row = probe_features(kind, *data, settings, num_classes)
             seconds[name] += time.perf_counter() - started
         theirs, penalty = logistic_regression(*(tensor.cpu() for tensor in data), config)
         accuracy.append(
@@ -146,7 +149,7 @@ def on_random(
     steps = epochs * steps_per_epoch(n, config.batch_size)
 
     def train_with(rates: tuple[float, ...]) -> None:
-        grid = probe.linear_grid(features, Y, steps, replace(config, rates=rates))
+        grid = linear_grid(features, Y, steps, replace(config, rates=rates))
         fit(grid, features, labels, epochs, config.batch_size, config.seed)
 
     ten, one = (

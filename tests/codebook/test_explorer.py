@@ -12,20 +12,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.codebook.explorer import Book, Code, Patch, SeenImage, thumbnail, write_explorer
+from beit.codebook.contents import Code, Patch, WholeImage
+from beit.codebook.crops import Crop, thumbnail
+from beit.codebook.explorer import ExplorerPage, write_explorer
 
 GRID, K = (3, 5), 7
 NASTY = "</script><script>alert('1')</script> & \"quoted\" <!-- кот"
 RED, BLUE = (200, 30, 30), (30, 30, 200)
 
 
-def patch(colour: tuple[int, int, int] = RED, **values: Any) -> Patch:
-    settings: dict[str, Any] = {
-        "pixels": np.full((30, 30, 3), colour, np.uint8),
-        "frame": (0.0, 0.25, 0.5, 0.75),
-        "position": 4,
-    }
-    return Patch(**(settings | values))
+CROP = Crop(np.full((30, 30, 3), RED, np.uint8), (0.0, 0.25, 0.5, 0.75))
+
+
+def patch(crop: Crop | None = CROP, **values: Any) -> Patch:
+    return Patch(**({"image": 99, "position": 4, "crop": crop} | values))
 
 
 def code(index: int, **values: Any) -> Code:
@@ -36,30 +36,37 @@ def code(index: int, **values: Any) -> Code:
     return Code(**(settings | values))
 
 
-def book(codes: Any = None, **values: Any) -> Book:
+def page_of(codes: Any = None, **values: Any) -> ExplorerPage:
     settings: dict[str, Any] = {"tokenizer": "tiny", "data": "dots", "num_codes": K, "grid": GRID}
-    return Book(codes=map(code, range(K)) if codes is None else codes, **(settings | values))
+    codes = map(code, range(K)) if codes is None else codes
+    return ExplorerPage(codes=codes, **(settings | values))
 
 
 def data(page: str, name: str) -> list[str]:
-    found = re.search(rf'<script type="[^"]*" id="data-{name}">(.*?)</script>', page, re.DOTALL)
-    assert found is not None
-    return found[1].strip("\n").split("\n")
+    match = re.search(rf'<script type="[^"]*" id="data-{name}">(.*?)</script>', page, re.DOTALL)
+    assert match is not None
+    return match[1].strip("\n").split("\n")
 
 
-def test_a_page_holds_what_the_book_says(tmp_path: Path) -> None:
-    patches = [patch(), patch(BLUE, name="b.png", label="sea", image=0, closeness=0.8765)]
+def test_a_page_contains_codes_patches_and_images(tmp_path: Path) -> None:
+    blue = CROP._replace(pixels=np.full((30, 30, 3), BLUE, np.uint8))
+    patches = [
+        patch(),
+        patch(blue, name="b.png", label="sea", image=5, closeness=0.8765),
+        patch(None),  # without pixels it is not on the page
+    ]
     first = code(
         0,
         purity=0.75,
-        entropy=0.8113,
+        position_entropy=0.8113,
         labels=[("sea", 0.75), ("sky", 0.25)],
-        neighbours=[(3, 0.5), (1, -0.25)],
-        patches=patches,
+        nearest=[(3, 0.5), (1, -0.25)],
+        closest=patches,
     )
-    shown = SeenImage("whole.png", thumbnail(np.zeros((8, 9, 3), np.uint8)), np.arange(15) % K)
+    picture = thumbnail(np.zeros((8, 9, 3), np.uint8))
+    shown = WholeImage(5, "whole.png", picture, np.arange(15) % K)
     page = write_explorer(
-        tmp_path / "a.html", book([first, *map(code, range(1, K))], images=[shown])
+        tmp_path / "a.html", page_of([first, *map(code, range(1, K))], images=[shown])
     ).read_text("utf-8")
 
     (image,) = data(page, "images")
@@ -88,9 +95,9 @@ def test_a_page_holds_what_the_book_says(tmp_path: Path) -> None:
 
 
 def test_names_cannot_leave_the_data(tmp_path: Path) -> None:
-    codes = [code(i, labels=[(NASTY, 0.5)], patches=[patch(name=NASTY)]) for i in range(K)]
-    image = SeenImage(NASTY, thumbnail(np.zeros((8, 9, 3), np.uint8)), np.zeros(15, int), NASTY)
-    nasty = book(codes, images=[image], tokenizer=NASTY, data=NASTY, facts={NASTY: NASTY})
+    codes = [code(i, labels=[(NASTY, 0.5)], closest=[patch(name=NASTY)]) for i in range(K)]
+    image = WholeImage(0, NASTY, thumbnail(np.zeros((8, 9, 3), np.uint8)), np.zeros(15, int), NASTY)
+    nasty = page_of(codes, images=[image], tokenizer=NASTY, data=NASTY, facts={NASTY: NASTY})
     page = write_explorer(tmp_path / "a.html", nasty).read_text("utf-8")
     assert page.count("<script") == page.count("</script>") == 4
     assert "<!--" not in page
@@ -98,7 +105,7 @@ def test_names_cannot_leave_the_data(tmp_path: Path) -> None:
 
 
 def test_the_policy_allows_this_script_and_no_other(tmp_path: Path) -> None:
-    page = write_explorer(tmp_path / "a.html", book()).read_text("utf-8")
+    page = write_explorer(tmp_path / "a.html", page_of()).read_text("utf-8")
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy is not None
     assert policy[1].startswith("default-src 'none'; img-src data:;")
@@ -115,8 +122,11 @@ def test_pictures_are_compressed_as_far_as_the_page_asks(tmp_path: Path) -> None
     noise = [rng.integers(0, 256, (60, 60, 3), dtype=np.uint8) for _ in range(4)]
 
     def size(max_bytes: int) -> int:
-        codes = (code(i, patches=[patch(pixels=pixels) for pixels in noise]) for i in range(K))
-        written = write_explorer(tmp_path / "a.html", book(codes), max_bytes=max_bytes)
+        codes = (
+            code(i, closest=[patch(CROP._replace(pixels=pixels)) for pixels in noise])
+            for i in range(K)
+        )
+        written = write_explorer(tmp_path / "a.html", page_of(codes), max_bytes=max_bytes)
         return written.stat().st_size
 
     roomy, tight = size(1_000_000), size(120_000)
@@ -126,7 +136,7 @@ def test_pictures_are_compressed_as_far_as_the_page_asks(tmp_path: Path) -> None
         size(60_000)
 
 
-def test_codes_stream_through(tmp_path: Path) -> None:
+def test_only_one_code_is_in_memory(tmp_path: Path) -> None:
     alive = 0
 
     class Counted(np.ndarray):
@@ -140,16 +150,16 @@ def test_codes_stream_through(tmp_path: Path) -> None:
             assert alive <= 1
             pixels = np.zeros((30, 30, 3), np.uint8).view(Counted)
             alive += 1
-            yield code(index, patches=[patch(pixels=pixels)])
+            yield code(index, closest=[patch(CROP._replace(pixels=pixels))])
             del pixels
 
-    write_explorer(tmp_path / "a.html", book(codes()))
+    write_explorer(tmp_path / "a.html", page_of(codes()))
 
 
 def test_a_wide_crop_keeps_its_shape_and_its_frame(tmp_path: Path) -> None:
-    wide = patch(pixels=np.full((20, 80, 3), RED, np.uint8), frame=(0.0, 0.0, 1.0, 0.5))
-    codes = (code(i, patches=[wide]) for i in range(K))
-    page = write_explorer(tmp_path / "a.html", book(codes), side=40).read_text("utf-8")
+    wide = patch(Crop(np.full((20, 80, 3), RED, np.uint8), (0.0, 0.0, 1.0, 0.5)))
+    codes = (code(i, closest=[wide]) for i in range(K))
+    page = write_explorer(tmp_path / "a.html", page_of(codes), side=40).read_text("utf-8")
     line = json.loads(data(page, "codes")[0])
     sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(line["sheet"])))).astype(int)
     assert sheet.shape == (40, 40, 3)
@@ -157,7 +167,7 @@ def test_a_wide_crop_keeps_its_shape_and_its_frame(tmp_path: Path) -> None:
     assert json.loads(data(page, "summary")[0])["frames"] == [[375, 0, 625, 500]]
 
 
-def test_thumbnails_are_of_the_side_asked_for() -> None:
+def test_thumbnails_have_the_given_side() -> None:
     pixels = np.zeros((300, 200, 3), np.uint8)
     assert Image.open(io.BytesIO(thumbnail(pixels, side=60))).size == (40, 60)
 
@@ -169,25 +179,37 @@ def test_thumbnails_are_of_the_side_asked_for() -> None:
         ({"codes": map(code, [0, 2])}, "in order; got code 2 for 1"),
         ({"codes": [code(0, uses=11)]}, "code 0 needs positions .* its 11 uses"),
         ({"codes": [code(0, purity=1.5)]}, "code 0 has a purity or label share of 1.5"),
-        ({"codes": [code(0, neighbours=[(7, 0.5)])]}, "code 0 has neighbour 7"),
-        ({"codes": [code(0, neighbours=[(1, math.nan)])]}, "neighbour 1"),
-        ({"codes": [code(0, patches=[patch(position=15)])]}, r"a position in \[0, 15\)"),
-        ({"codes": [code(0, patches=[patch(frame=(0, 0, 0, 1))])]}, "a patch of code 0 has frame"),
-        ({"codes": [code(0, patches=[patch(image=0)])]}, "names image 0 of 0"),
-        ({"codes": [code(0, patches=[patch(pixels=np.zeros((4, 4, 3)))])]}, r"\(h, w, 3\) uint8"),
-        ({"images": [SeenImage("a", b"GIF89a", np.zeros(15, int))]}, "no JPEG, PNG or WebP"),
-        ({"images": [SeenImage("a", b"", np.full(15, K))]}, r"15 codes in \[0, 7\)"),
-        ({"images": [SeenImage("a", b"", np.zeros(14, int))]}, "15 codes"),
+        ({"codes": [code(0, nearest=[(7, 0.5)])]}, "code 0 has nearest code 7"),
+        ({"codes": [code(0, nearest=[(1, math.nan)])]}, "nearest code 1"),
+        ({"codes": [code(0, closest=[patch(position=15)])]}, r"a position in \[0, 15\)"),
+        (
+            {"codes": [code(0, closest=[patch(CROP._replace(frame=(0, 0, 0, 1)))])]},
+            "a patch of code 0 has frame",
+        ),
+        (
+            {"images": 2 * [WholeImage(3, "a", b"RIFF", np.zeros(15, int))]},
+            "has index 3, as another",
+        ),
+        (
+            {"codes": [code(0, closest=[patch(CROP._replace(pixels=np.zeros((4, 4, 3))))])]},
+            r"\(h, w, 3\) uint8",
+        ),
+        (
+            {"images": [WholeImage(0, "a", b"GIF89a", np.zeros(15, int))]},
+            "is not a JPEG, PNG or WebP image",
+        ),
+        ({"images": [WholeImage(0, "a", b"", np.full(15, K))]}, r"15 codes in \[0, 7\)"),
+        ({"images": [WholeImage(0, "a", b"", np.zeros(14, int))]}, "15 codes"),
         ({"colours": np.zeros((3, 3), np.uint8)}, r"colours must be \(7, 3\)"),
         ({"num_codes": 0}, "num_codes 0"),
     ],
 )
-def test_what_does_not_fit_together_is_refused_and_leaves_nothing(
+def test_inconsistent_contents_are_refused_and_nothing_is_written(
     tmp_path: Path, values: dict[str, Any], message: str
 ) -> None:
     older = tmp_path / "a.html"
     older.write_text("older")
     with pytest.raises(ValueError, match=message):
-        write_explorer(older, book(**values))
+        write_explorer(older, page_of(**values))
     assert older.read_text() == "older"
     assert list(tmp_path.iterdir()) == [older]

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from beit.codebook.explorer import Book, Code, Patch, SeenImage, thumbnail, write_explorer
+from beit.codebook.contents import Code, Patch, WholeImage
+from beit.codebook.crops import Crop, thumbnail
+from beit.codebook.explorer import ExplorerPage, write_explorer
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip(
@@ -28,6 +30,7 @@ if CHROMIUM is None:
 K, GRID, N = 60, (3, 5), 15
 NASTY = '</script><img src=x onerror="window.ran=1"><b>\'&amp;" котик 猫 قطة'
 WIDE, NARROW = (1440, 900), (375, 812)
+MIDDLE = (1 / 3, 1 / 3, 2 / 3, 2 / 3)  # frame of the patch in a crop
 
 
 def colour_of(code: int) -> tuple[int, int, int]:
@@ -39,7 +42,7 @@ def codes() -> Iterator[Code]:
     rng = np.random.default_rng(0)
     for index in range(K):
         if index < 5:
-            yield Code(index, 0, np.zeros(GRID, np.int64), neighbours=[(9, 0.5)])
+            yield Code(index, 0, np.zeros(GRID, np.int64), nearest=[(9, 0.5)])
             continue
         uses = 3 * index
         positions = np.bincount(rng.integers(0, N, uses), minlength=N).reshape(GRID)
@@ -47,9 +50,9 @@ def codes() -> Iterator[Code]:
         share = 0.2 + 0.01 * ((7 * index) % K)
         pixels = np.full((48, 48, 3), colour_of(index), np.uint8)
         pixels[16:32, 16:32] //= 2
-        frame = (1 / 3, 1 / 3, 2 / 3, 2 / 3)
+        crop = Crop(pixels, MIDDLE)
         patches = [
-            Patch(pixels, frame, i, NASTY, label, 0 if i == 0 else None, 0.9 - 0.01 * i)
+            Patch(0 if i == 0 else 99, i, 0.9 - 0.01 * i, NASTY, label, crop)
             for i in range(0 if index in (7, 8) else 10)
         ]
         yield Code(
@@ -57,17 +60,18 @@ def codes() -> Iterator[Code]:
             uses=uses,
             positions=positions,
             purity=share,
-            entropy=float(index % 4),
+            position_entropy=float(index % 4),
             labels=[(label, share), ("other", 0.1)],
-            neighbours=[((index + 1) % K, 0.9), ((index + 2) % K, 0.8)],
-            patches=patches,
+            nearest=[((index + 1) % K, 0.9), ((index + 2) % K, 0.8)],
+            closest=patches,
         )
 
 
-def images() -> list[SeenImage]:
+def images() -> list[WholeImage]:
     rng = np.random.default_rng(1)
     return [
-        SeenImage(
+        WholeImage(
+            i,
             NASTY if i == 0 else f"folder/a rather long name of an image {i}.png",
             thumbnail(rng.integers(0, 256, (45, 75, 3), dtype=np.uint8)),
             (np.arange(N) + 4 * i) % K,
@@ -79,8 +83,8 @@ def images() -> list[SeenImage]:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    book = Book(NASTY, NASTY, K, GRID, codes(), images(), {"Images": "8", NASTY: NASTY})
-    path = write_explorer(tmp_path_factory.mktemp("explorer") / "explorer.html", book)
+    page = ExplorerPage(NASTY, NASTY, K, GRID, codes(), images(), {"Images": "8", NASTY: NASTY})
+    path = write_explorer(tmp_path_factory.mktemp("explorer") / "explorer.html", page)
     return path.as_uri()
 
 
@@ -96,7 +100,7 @@ Visit = Callable[..., Any]
 
 
 def until(page: Any, claim: str) -> None:
-    """Wait for a claim; Playwright's own way is to evaluate it in the page, which forbids that."""
+    """Wait until an expression is true; the page's policy forbids Playwright's own waiting."""
     for _ in range(600):
         if page.evaluate(claim):
             return
@@ -106,7 +110,7 @@ def until(page: Any, claim: str) -> None:
 
 @pytest.fixture
 def visit(browser: Any, address: str) -> Iterator[Visit]:
-    """Open the page; whatever it logs as an error or asks the network for fails the test."""
+    """Open the page; any logged error or network request fails the test."""
     faults: list[str] = []
     contexts = []
 
@@ -128,7 +132,7 @@ def visit(browser: Any, address: str) -> Iterator[Visit]:
 
         page.on("request", requested)
         page.goto(at + hash_)
-        until(page, "!document.getElementById('status').textContent.startsWith('Read')")
+        until(page, "!document.getElementById('status').textContent.startsWith('Load')")
         return page
 
     yield visit
@@ -147,7 +151,7 @@ def in_panel(page: Any) -> str:
 
 
 def shows(page: Any, subject: str) -> None:
-    """Wait until the panel is about a subject, or closed: addresses are followed a moment later."""
+    """Wait until the panel has this title; empty: until it is closed."""
     eventually(lambda: in_panel(page), subject)
 
 
@@ -159,11 +163,11 @@ def focuses(page: Any, address: str) -> None:
     eventually(lambda: focused(page), address)
 
 
-def eventually(found: Callable[[], str], wanted: str) -> None:
+def eventually(read: Callable[[], str], expected: str) -> None:
     deadline = time.monotonic() + 30
-    while found() != wanted and time.monotonic() < deadline:
+    while read() != expected and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert found() == wanted
+    assert read() == expected
 
 
 def test_search_sort_and_filters_change_what_is_shown(visit: Visit) -> None:
@@ -267,7 +271,7 @@ def test_an_image_shows_its_tokens_and_they_lead_to_codes(visit: Visit) -> None:
     assert cells.nth(6).get_attribute("aria-label") == "row 2, column 2: code 18"
     assert "15 different codes on its 15 patches" in page.inner_text("#panel")
     cells.nth(6).hover()
-    assert "Row 2, column 2: code 18" in page.inner_text(".told")
+    assert "Row 2, column 2: code 18" in page.inner_text(".note")
     cells.nth(6).click()
     shows(page, "Code 18")
     page.click(".places a[href='#image=3&with=18']")
@@ -395,9 +399,9 @@ def test_hostile_names_are_text(visit: Visit) -> None:
     assert NASTY in visit("#code=20").inner_text("#panel")
 
 
-def test_a_book_of_unused_codes_is_a_whole_page(visit: Visit, tmp_path: Path) -> None:
+def test_a_page_of_unused_codes_works(visit: Visit, tmp_path: Path) -> None:
     unused = (Code(index, 0, np.zeros(GRID, np.int64)) for index in range(3))
-    path = write_explorer(tmp_path / "unused.html", Book("none", "dots", 3, GRID, unused))
+    path = write_explorer(tmp_path / "unused.html", ExplorerPage("none", "dots", 3, GRID, unused))
     page = visit(at=path.as_uri())
     assert "None of them is used" in page.inner_text("#lede")
     assert page.is_hidden("#views") and page.is_hidden("#purity")
@@ -413,20 +417,28 @@ def test_8192_codes_of_16_patches_stay_light(visit: Visit, tmp_path: Path) -> No
     coarse = rng.integers(30, 200, (64, 6, 6, 3)).repeat(8, axis=1).repeat(8, axis=2)
     fine = rng.integers(-25, 26, (64, side, side, 3))
     pool = (coarse + fine).clip(0, 255).astype(np.uint8)
-    frame = (1 / 3, 1 / 3, 2 / 3, 2 / 3)
 
     def many() -> Iterator[Code]:
         for index in range(K):
             patches = [
-                Patch(pool[pick], frame, int(pick), f"n0{index}_{pick}.JPEG", "tench", None, 0.5)
-                for pick in rng.integers(0, 64, 16)
+                Patch(9, pick, 0.5, f"n0{index}_{pick}.JPEG", "tench", Crop(pool[pick], MIDDLE))
+                for pick in rng.integers(0, 64, 16).tolist()
             ]
             positions = rng.integers(0, 9, grid)
             near = [(int(other), 0.5) for other in rng.integers(0, K, 8)]
             uses = int(positions.sum())
-            yield Code(index, uses, positions, 0.5, 7.0, [("tench", 0.5)], near, patches)
+            yield Code(
+                index,
+                uses,
+                positions,
+                purity=0.5,
+                position_entropy=7.0,
+                labels=[("tench", 0.5)],
+                nearest=near,
+                closest=patches,
+            )
 
-    path = write_explorer(tmp_path / "large.html", Book("large", "noise", K, grid, many()))
+    path = write_explorer(tmp_path / "large.html", ExplorerPage("large", "noise", K, grid, many()))
     assert 30_000_000 < path.stat().st_size < 60_000_000
     page = visit(at=path.as_uri())
     scrolled = page.evaluate("""async () => {

@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.codebook import gallery as code_gallery
 from beit.codebook import map as code_map
+from beit.codebook import style
 from beit.codebook.map import free_cells, map_figure, principal_components, tsne
 from beit.nn.quantizer import unit
 
@@ -27,7 +27,7 @@ def test_principal_components_are_those_of_the_covariance() -> None:
         assert places.mean(0).abs().max() < 1e-6
 
 
-def test_one_code_lies_in_the_middle() -> None:
+def test_one_code_is_at_the_origin() -> None:
     places, shares = principal_components(torch.ones(1, 3))
     assert places.tolist() == [[0, 0]]
     assert shares.tolist() == [0, 0]
@@ -45,7 +45,7 @@ def test_tsne_keeps_groups_together_and_repeats_itself() -> None:
     assert (nearest // 8).tolist() == [number // 8 for number in range(24)]
 
 
-def test_tsne_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tsne_needs_enough_codes_and_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="needs 5 codes or more, got 4"):
         tsne(torch.randn(4, 3), seed=0)
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
@@ -53,12 +53,12 @@ def test_tsne_says_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
         tsne(torch.randn(9, 3), seed=0)
 
 
-def test_every_point_gets_a_cell_of_its_own_near_by() -> None:
+def test_every_point_gets_its_own_cell_nearby() -> None:
     places = np.random.default_rng(0).random((30, 2))
     places[5] = places[6]
     cells = free_cells(places, 8)
     assert len({tuple(cell) for cell in cells.tolist()}) == 30
-    assert cells[0].tolist() == (places[0] * 7).round().tolist()  # the first takes the nearest
+    assert cells[0].tolist() == (places[0] * 7).round().tolist()  # the first gets the nearest
     assert np.abs(cells - places * 7).max() < 3
     with pytest.raises(ValueError, match="5 points do not fit into 2 x 2 cells"):
         free_cells(np.zeros((5, 2)), 2)
@@ -66,7 +66,7 @@ def test_every_point_gets_a_cell_of_its_own_near_by() -> None:
 
 def test_a_map_shows_every_patch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(code_map, "_SIDE", 300)
-    monkeypatch.setitem(code_gallery._STYLE, "savefig.dpi", 60)
+    monkeypatch.setitem(style._STYLE, "savefig.dpi", 60)
     colours = np.array([[200, 0, 0], [0, 200, 0], [0, 0, 200]], np.uint8)
     patches = np.broadcast_to(colours[:, None, None], (3, 2, 2, 3))
     places = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])

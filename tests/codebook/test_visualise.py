@@ -1,4 +1,4 @@
-"""What `visualise codes` writes, against naive loops; neither processes nor batches show in it."""
+"""The output of `visualise codes` matches naive loops for any batch size and processes."""
 
 import json
 import math
@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.codebook import gallery as code_gallery
+from beit.codebook import gallery, style
 from beit.codebook import map as code_map
 from beit.codebook import visualise as visualise_codes
 from beit.codebook.visualise import Config
@@ -54,7 +54,7 @@ def config(model: str, output: Path, **changes: Any) -> Config:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Twelve images in two classes with names that would break a page; the third is too small."""
+    """Twelve images in two classes with names that could break a page; the third is too small."""
     root = tmp_path_factory.mktemp("images")
     generator = np.random.default_rng(3)
     for number in range(12):
@@ -69,8 +69,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def coarse() -> Iterator[None]:
     """Figures of few pixels, which are quick to draw."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(code_gallery._STYLE, "savefig.dpi", 30)
-        patched.setattr(code_gallery, "DOTS", 30)
+        patched.setitem(style._STYLE, "savefig.dpi", 30)
+        patched.setattr(gallery, "DPI", 30)
         patched.setattr(code_map, "_SIDE", 200)
         yield
 
@@ -89,7 +89,7 @@ def shapes(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ── what is written ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_every_code_is_that_of_a_loop(model: str, shapes: Path) -> None:
+def test_every_code_matches_a_loop(model: str, shapes: Path) -> None:
     tokenizer, source = load_tokenizer(model), open_source(DATA)
     assert isinstance(tokenizer, VQKD)
     assert source.labels is not None
@@ -102,50 +102,50 @@ def test_every_code_is_that_of_a_loop(model: str, shapes: Path) -> None:
     assert record["about"]["images"] == 23
     assert [code["code"] for code in record["codes"]] == list(range(K))
     assert sum(code["uses"] > 0 for code in record["codes"]) > 3
-    for number, told in enumerate(record["codes"]):
-        there = (codes == number).nonzero().tolist()
-        assert told["uses"] == len(there)
-        assert told["images"] == len({image for image, _ in there})
-        if not there:
-            assert told["purity"] is told["label"] is told["closeness"] is None
-            assert told["patches"] == {"closest": [], "random": []}
+    for number, code in enumerate(record["codes"]):
+        places = (codes == number).nonzero().tolist()
+        assert code["uses"] == len(places)
+        assert code["images"] == len({image for image, _ in places})
+        if not places:
+            assert code["purity"] is code["label"] is code["closeness"] is None
+            assert code["patches"] == {"closest": [], "random": []}
             continue
-        labels = [int(source.labels[image]) for image, _ in there]
+        labels = [int(source.labels[image]) for image, _ in places]
         counts = [labels.count(label) for label in range(max(labels) + 1)]
-        assert told["purity"] == max(counts) / len(there)
-        share = torch.bincount(codes.T.eq(number).nonzero()[:, 0]).double() / len(there)
+        assert code["purity"] == max(counts) / len(places)
+        share = torch.bincount(codes.T.eq(number).nonzero()[:, 0]).double() / len(places)
         bits = sum(-float(p) * math.log2(p) for p in share if p)
-        assert told["position_entropy"] == pytest.approx(bits)
-        there.sort(key=lambda place: -float(scores[tuple(place)]))
-        closest = told["patches"]["closest"]
-        assert [patch[:2] for patch in closest] == there[:KEPT]
-        expected = [float(scores[tuple(place)]) for place in there[:KEPT]]
+        assert code["position_entropy"] == pytest.approx(bits)
+        places.sort(key=lambda place: -float(scores[tuple(place)]))
+        closest = code["patches"]["closest"]
+        assert [patch[:2] for patch in closest] == places[:KEPT]
+        expected = [float(scores[tuple(place)]) for place in places[:KEPT]]
         assert [patch[2] for patch in closest] == pytest.approx(expected, abs=2**-16)
-        random = [patch[:2] for patch in told["patches"]["random"]]
-        assert len(random) == min(KEPT, len(there))
-        assert all(patch in there for patch in random)
+        random = [patch[:2] for patch in code["patches"]["random"]]
+        assert len(random) == min(KEPT, len(places))
+        assert all(patch in places for patch in random)
         angles = torch.cosine_similarity(book[number], book, dim=-1)
         nearest = [other for other in angles.argsort(descending=True).tolist() if other != number]
-        assert [other for other, _ in told["nearest"]] == nearest[:6]
+        assert [other for other, _ in code["nearest"]] == nearest[:6]
     named = {int(image): about["name"] for image, about in record["images"].items()}
     assert named == {image: source.name(image) for image in sorted(named)}
 
 
-def test_the_folder_is_whole(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_folder_is_complete(shapes: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(path.name for path in shapes.parent.iterdir()) == ["codes"]
     names = {path.stem for path in (shapes / "figures").iterdir()}
     expected = {"closest", "random", "neighbours", "usage", "positions", "cooccurrence", "map-pca"}
     assert names == expected
     assert len([*(shapes / "figures").iterdir()]) == 2 * len(expected)
     page = (shapes / "report.html").read_text()
-    for words in ("of 11 codes are used", "Codes that come together", "Most used", "chance"):
+    for words in ("of 11 codes are used", "Codes that co-occur", "Most used", "chance"):
         assert words in page
 
 
 def test_batches_and_workers_do_not_change_the_result(
     model: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(visualise_codes, "write_page", lambda *_: None)
+    monkeypatch.setattr(visualise_codes, "write_codebook_report", lambda *_, **__: None)
     visualise_codes.run(config(model, tmp_path / "b", batch_size=23, num_workers=1))
     assert read(tmp_path / "b")["codes"] == read(shapes)["codes"]
     visualise_codes.run(config(model, tmp_path / "s", seed=1))
@@ -166,7 +166,7 @@ def test_names_are_text_and_small_images_are_left_out(
     shown = capsys.readouterr()
     assert "smaller than a patch of 8 x 8" in shown.err
     assert "11 images (1 left out) in" in shown.out
-    assert "MB whatever the images" in shown.out
+    assert "MB, independent of the number of images" in shown.out
     record = read(output)
     used = [code for code in record["codes"] if code["uses"]]
     assert {code["label"] for code in used} <= {HOSTILE, HOSTILE[1:]}
@@ -200,7 +200,7 @@ def test_a_tokenizer_of_one_code(model: str, tmp_path: Path) -> None:
 # ── refusals ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_what_cannot_be_is_refused_before_an_image_is_read(
+def test_invalid_options_are_refused_before_an_image_is_read(
     model: str, tmp_path: Path, folder: str
 ) -> None:
     out = tmp_path / "out"
@@ -209,7 +209,7 @@ def test_what_cannot_be_is_refused_before_an_image_is_read(
     flat = str(next(Path(folder).iterdir()))
     with pytest.raises(ValueError, match=r"rank_by is purity, which needs labels, and .* has none"):
         visualise_codes.run(config(model, out, data=flat, rank_by="purity"))
-    with pytest.raises(ValueError, match="codes names none"):
+    with pytest.raises(ValueError, match="codes is empty"):
         config(model, out, codes=())
     with pytest.raises(ValueError, match="per_code must be at least 1, got 0"):
         config(model, out, per_code=0)
@@ -233,7 +233,7 @@ recipe.run(recipe.Config(
 
 
 @pytest.mark.slow
-def test_two_processes_write_what_one_does(model: str, tmp_path: Path) -> None:
+def test_two_processes_write_the_same_as_one(model: str, tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(SCRIPT)
     for processes in (1, 2):

@@ -47,3 +47,12 @@ def test_mosaic_is_transparent_where_nothing_is() -> None:
 def test_a_batch_is_not_an_image() -> None:
     with pytest.raises(ValueError, match=r"\(3, H, W\), got \(1, 3, 4, 4\)"):
         canvas.panel(torch.zeros(1, 3, 4, 4))
+
+
+def test_masked_patches_are_grey() -> None:
+    image = torch.arange(2 * 3, dtype=torch.uint8).expand(3, 6).reshape(3, 2, 3)
+    whole, view, hidden = canvas.masked_view(image, torch.tensor([1, 5]), (2, 3))
+    h, w = whole.shape[:2]
+    assert hidden.mean() == pytest.approx(2 / 6, abs=0.01)
+    assert view[h // 4, w // 2].tolist() == [128, 128, 128, 90]
+    assert view[h // 4, 0].tolist() == [*whole[h // 4, 0], 255]

@@ -23,9 +23,10 @@ def test_confusions_are_sorted_and_right_answers_none():
 def test_the_matrix_is_drawn_cell_by_cell():
     picture = confusion_picture(MATRIX, NAMES)
     drawing = picture.data.decode()
-    assert drawing.count("<rect") == 5  # of nine cells four are empty
+    assert drawing.count("fill-opacity") == 5  # of nine cells four are empty
+    assert all(f">{percent}</text>" in drawing for percent in (80, 20, 38, 12, 50))
     assert "bow &amp; tie" in drawing
-    assert "65.0% of a class" in picture.alt  # of 80 and 50; the class without images has none
+    assert "mean accuracy of a class 65.0%" in picture.alt  # of 80 and 50; dog has no images
     assert confusion_picture(torch.eye(41), list(map(str, range(41)))) is None
 
 

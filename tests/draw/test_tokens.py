@@ -54,8 +54,8 @@ def test_masked_predictions_tell_hits_from_misses() -> None:
     predicted = torch.tensor([[0, 6], [3, 3]])  # one hit in the first image, none in the second
     gallery = masked_predictions(IMAGES, masked, predicted, CODES, GRID, 7, "")
     assert [p.caption for p in gallery.pictures] == [
-        "1 of 2 hidden tokens right",
-        "0 of 2 hidden tokens right",
+        "1 of 2 masked tokens right",
+        "0 of 2 masked tokens right",
     ]
     sheet, colours = pixels(gallery.pictures[0]), code_colours(7)
     assert middle(sheet, (0, 1), 0) == [128, 128, 128, 90]  # hidden
@@ -88,7 +88,7 @@ def test_code_examples_come_from_different_images_and_frame_the_patch() -> None:
     gallery = code_examples(images, codes, (3, 5), 10, "", num_examples=4)
     captions = [p.caption for p in gallery.pictures]
     assert captions == ["Code 1, used 69 times", "Code 2, used 5 times"]
-    assert gallery.pictures[1].alt == "4 patches of different images that are all code 2"
+    assert gallery.pictures[1].alt == "4 patches from different images, all of code 2"
     sheet = pixels(gallery.pictures[1])
     assert sheet.shape == (108, 4 * 114 - 6, 4)
     assert sheet[54, 54].tolist() == [100, 0, 0, 255]  # the patch, in the middle of its neighbours

@@ -281,7 +281,7 @@ def test_errors_that_cannot_be_averaged_are_refused():
         mean_corruption_error({("fog", 1): 0.2, ("fog", 2): 0.4, ("snow", 1): 0.5})
     with pytest.raises(ValueError, match="expected 0 to 1"):
         mean_corruption_error({("fog", 1): 20.0})
-    with pytest.raises(ValueError, match="unknown corruption"):
+    with pytest.raises(ValueError, match="unknown kind"):
         mean_corruption_error({("mist", 1): 0.2})
     with pytest.raises(ValueError, match="see \\['snow'\\]"):
         mean_corruption_error({("fog", 1): 0.2, ("snow", 1): 0.2}, {"fog": 0.5})

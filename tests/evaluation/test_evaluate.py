@@ -3,59 +3,27 @@ import math
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torch import Tensor
 
 from beit import cli
 from beit.data.sources import open_source
 from beit.evaluation import evaluate
-from beit.evaluation.corruptions.corrupt import ALEXNET_ERRORS, KINDS, corrupt
+from beit.evaluation.corruptions.corrupt import corrupt
 from beit.evaluation.crops import CropViews
 from beit.evaluation.evaluate import Config
-from beit.evaluation.imagenet import compared_ids, wordnet_ids
-from beit.nn.heads import ImageClassifier, ImageClassifierConfig
-from beit.nn.vit import ViTConfig
-from beit.run.device import DeviceConfig
+from beit.evaluation.imagenet_classes import compared_ids, wordnet_ids
+from beit.nn.heads import ImageClassifier
 from beit.weights.file import save_weights
 
 COUNT = 23
 DATA = f"shapes://{COUNT}?size=24"  # ten classes, as many as the classifier has
 SIZE = (16, 24)
-Vit = Callable[..., ViTConfig]
-
-
-@pytest.fixture(autouse=True)
-def _no_folder_index(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="module")
-def classifier(vit: Vit) -> ImageClassifier:
-    torch.manual_seed(0)
-    model = ImageClassifier(ImageClassifierConfig(vit(), 10))
-    for parameter in model.parameters():  # as drawn, all images would look nearly alike
-        torch.nn.init.normal_(parameter, std=0.4)
-    return model.eval()
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory, classifier: ImageClassifier) -> str:
-    path = tmp_path_factory.mktemp("evaluate") / "classifier.safetensors"
-    save_weights(path, classifier)
-    return str(path)
-
-
-def config(model: str, data: str = DATA, **changes: Any) -> Config:
-    """Batches of 5, 5, 5, 5 and 3."""
-    settings = {"batch_size": 5, "num_workers": 0, "device": DeviceConfig(accelerator="cpu")}
-    return Config(model=model, data=data, **(settings | changes))
 
 
 def softmax(classifier: ImageClassifier, images: list[Tensor]) -> np.ndarray:
@@ -70,32 +38,12 @@ def centres(border: int = 0) -> list[Tensor]:
     return [view(source.image(index))[0] for index in range(COUNT)]
 
 
-def always(
-    vit: Vit, path: Path, biases: dict[int, float], num_classes: int = 1000, **more: Any
-) -> str:
-    """Save a classifier that sees nothing: its logits are 0 but for these."""
-    model = ImageClassifier(ImageClassifierConfig(vit(), num_classes, **more))
-    torch.nn.init.zeros_(model.head.weight)
-    torch.nn.init.zeros_(model.head.bias)
-    with torch.no_grad():
-        for place, bias in biases.items():
-            model.head.bias[place] = bias
-    save_weights(path, model)
-    return str(path)
-
-
-def folder(root: Path, *names: str) -> str:
-    for number, name in enumerate(names):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        pixels = np.random.default_rng(number).integers(256, size=(16, 24, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(root / name, "PNG")
-    return str(root)
-
-
 # ── figures ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_figures_are_those_of_a_plain_loop(model: str, classifier: ImageClassifier) -> None:
+def test_figures_are_those_of_a_plain_loop(
+    model: str, classifier: ImageClassifier, config: Any
+) -> None:
     record = evaluate.run(config(model)).record
     shares = softmax(classifier, centres())
     truth = [index % 10 for index in range(COUNT)]
@@ -127,7 +75,7 @@ def test_figures_are_those_of_a_plain_loop(model: str, classifier: ImageClassifi
 
 
 def test_mean_of_probabilities_over_crops_and_mirror_images(
-    model: str, classifier: ImageClassifier
+    model: str, classifier: ImageClassifier, config: Any
 ) -> None:
     record = evaluate.run(config(model, crops=5, flip=True, crop_ratio=0.8)).record
     source, view = open_source(DATA), CropViews(SIZE, 0.8, crops=5)
@@ -140,38 +88,52 @@ def test_mean_of_probabilities_over_crops_and_mirror_images(
     assert record["figures"]["nll"] == pytest.approx(nll, rel=1e-5)
 
 
-def test_several_right_classes_by_hand() -> None:
-    logs = torch.tensor([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]]).log()
-    rows = evaluate.judged(logs, torch.tensor([[1, 2], [0, -1]]))
-    expected = [
-        [1, 0, 1, -math.log(0.5), 0.5, 0],
-        [1, 1, 1, -math.log(0.5), 0.5, 0],
-    ]
-    torch.testing.assert_close(rows, torch.tensor(expected))
-    with pytest.raises(ValueError, match="logits are not finite"):
-        evaluate.judged(torch.tensor([[math.nan, 0.0]]), torch.tensor([[0]]))
-
-
-def test_an_unreadable_image_is_named_and_its_stand_in_counted_once(
-    vit: Vit, tmp_path: Path
+def test_metrics_are_those_of_the_readable_images_alone(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], config: Any, folder: Any
 ) -> None:
-    data = folder(tmp_path / "set", "a/1.png", "a/2.png", "b/1.png", "b/2.png")
-    (tmp_path / "set" / "a" / "2.png").write_bytes(b"no image")
-    model = always(vit, tmp_path / "b.safetensors", {1: 5.0}, 2)
-    result = evaluate.run(config(model, data, max_unreadable=0.5, batch_size=2))
-    assert result.record["images"] == {"evaluated": 3, "unreadable": ["a/2.png"]}
-    assert result.record["figures"]["top1"] == pytest.approx(2 / 3)
-    assert "top5" not in result.record["figures"]  # of two classes
-    with pytest.raises(ValueError, match="1 of 4 images cannot be read"):
-        evaluate.run(config(model, data))
+    names = [f"{number % 10}/{number}.png" for number in range(20)]
+    data, readable = (folder(tmp_path / name, *names) for name in ("set", "readable"))
+    broken = [names[number] for number in (10, 2, 19)]  # two in one batch of 5, as sorted
+    for name in broken:
+        (tmp_path / "set" / name).write_bytes(b"no image")
+        (tmp_path / "readable" / name).unlink()
+    result = evaluate.run(config(model, data, max_unreadable=0.15))
+    assert "unreadable, left out" in capsys.readouterr().err
+    alone = evaluate.run(config(model, readable))
+    assert result.record["images"] == {"evaluated": 17, "unreadable": sorted(broken)}
+    assert alone.record["images"] == {"evaluated": 17, "unreadable": []}
+    assert result.record["figures"] == pytest.approx(alone.record["figures"], rel=1e-6)
+    for name in ("top1", "top5", "mean_per_class"):
+        assert result.record["figures"][name] == alone.record["figures"][name]
+    assert result.record["classes"] == alone.record["classes"]
+    assert result.record["reliability"]["number"] == alone.record["reliability"]["number"]
+    lines = {line[:34].strip(): line[34:].strip() for line in result.table.splitlines()}
+    assert lines["Images"] == "17"
+    assert lines["Unreadable, left out"] == "3"
+    with pytest.raises(ValueError, match=r"3 of 20 images cannot be read, .* raise max_unr"):
+        evaluate.run(config(model, data, max_unreadable=0.14))
 
 
-def test_class_names_in_another_order(vit: Vit, tmp_path: Path) -> None:
+def test_a_set_without_a_readable_image_is_refused(
+    tmp_path: Path, config: Any, always: Any, folder: Any
+) -> None:
+    data = folder(tmp_path / "set", "a/1.png", "b/1.png")
+    model = always(tmp_path / "b.safetensors", {1: 5.0}, 2)
+    for name in ("a", "b"):
+        (tmp_path / "set" / name / "1.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="no image can be read"):
+        evaluate.run(config(model, data, max_unreadable=1.0))
+
+
+def test_class_names_in_another_order(
+    tmp_path: Path, config: Any, always: Any, folder: Any
+) -> None:
     data = folder(tmp_path / "set", "ant/1.png", "dog/1.png", "dog/2.png")
     names = ("dog", "cat", "ant")
-    model = always(vit, tmp_path / "dog.safetensors", {0: 5.0}, 3, class_names=names)
+    model = always(tmp_path / "dog.safetensors", {0: 5.0}, 3, class_names=names)
     record = evaluate.run(config(model, data)).record
     assert record["figures"]["top1"] == pytest.approx(2 / 3)
+    assert "top5" not in record["figures"]  # of three classes
     assert record["classes"] == [
         {"name": "dog", "images": 2, "top1": 1.0},
         {"name": "ant", "images": 1, "top1": 0.0},
@@ -181,14 +143,16 @@ def test_class_names_in_another_order(vit: Vit, tmp_path: Path) -> None:
 # ── ImageNet's sets ─────────────────────────────────────────────────────────────────────────────
 
 
-def test_the_best_logit_outside_the_200_does_not_count(vit: Vit, tmp_path: Path) -> None:
+def test_the_best_logit_outside_the_200_does_not_count(
+    tmp_path: Path, config: Any, always: Any, folder: Any
+) -> None:
     for dataset in ("imagenet-a", "imagenet-r"):
         subset = compared_ids(dataset)  # type: ignore[arg-type]
         data = folder(tmp_path / dataset, f"{subset[3]}/1.png", f"{subset[150]}/1.png")
         ids = wordnet_ids()
         outside = next(place for place, name in enumerate(ids) if name not in subset)
         biases = {outside: 9.0, ids.index(subset[3]): 5.0}
-        model = always(vit, tmp_path / f"{dataset}.safetensors", biases)
+        model = always(tmp_path / f"{dataset}.safetensors", biases)
         record = evaluate.run(config(model, data, dataset=dataset)).record
         assert (record["compared_logits"], record["num_classes"]) == (200, 1000)
         assert record["figures"]["top1"] == 0.5
@@ -197,10 +161,12 @@ def test_the_best_logit_outside_the_200_does_not_count(vit: Vit, tmp_path: Path)
         assert record["figures"]["nll"] == pytest.approx(mean, rel=1e-5)
 
 
-def test_real_counts_any_label_and_leaves_out_images_without(vit: Vit, tmp_path: Path) -> None:
+def test_real_counts_any_label_and_leaves_out_images_without(
+    tmp_path: Path, config: Any, always: Any, folder: Any
+) -> None:
     names = [f"ILSVRC2012_val_{number:08d}.JPEG" for number in (1, 2, 3)]
     data = folder(tmp_path / "val", *names)  # no label; 970 and 795; 230 and 231
-    model = always(vit, tmp_path / "model.safetensors", {795: 5.0})
+    model = always(tmp_path / "model.safetensors", {795: 5.0})
     record = evaluate.run(config(model, data, dataset="imagenet-real")).record
     assert record["figures"]["top1"] == 0.5
     assert record["images"]["evaluated"] == 2
@@ -210,7 +176,9 @@ def test_real_counts_any_label_and_leaves_out_images_without(vit: Vit, tmp_path:
 # ── corruptions ─────────────────────────────────────────────────────────────────────────────────
 
 
-def test_corruptions_are_those_made_by_hand(model: str, classifier: ImageClassifier) -> None:
+def test_corruptions_are_those_made_by_hand(
+    model: str, classifier: ImageClassifier, config: Any
+) -> None:
     kinds = ("fog", "pixelate", "gaussian_noise")
     settings = {"corruptions": kinds, "severities": (2, 5), "seed": 3}
     record = evaluate.run(config(model, num_workers=1, **settings)).record
@@ -228,81 +196,24 @@ def test_corruptions_are_those_made_by_hand(model: str, classifier: ImageClassif
     assert "mce" not in found
 
 
-def test_mce_is_relative_to_a_reference_or_on_imagenet_to_alexnet(vit: Vit, tmp_path: Path) -> None:
-    ids = wordnet_ids()
-    data = folder(tmp_path / "val", f"{ids[1]}/1.png", f"{ids[1]}/2.png", f"{ids[2]}/1.png")
-    one = always(vit, tmp_path / "one.safetensors", {1: 5.0})
-    two = always(vit, tmp_path / "two.safetensors", {2: 5.0})
-    settings = {"dataset": "imagenet", "corruptions": "all"}
-    first = evaluate.run(config(two, data, output=str(tmp_path / "two"), **settings)).record
-    relative = [2 / 3 / ALEXNET_ERRORS[kind] for kind in KINDS]
-    assert first["corruptions"]["reference"] == "AlexNet"
-    assert first["figures"]["mce"] == pytest.approx(np.mean(relative), rel=1e-5)
-    settings["reference"] = str(tmp_path / "two")
-    second = evaluate.run(config(one, data, **settings))
-    assert second.record["figures"]["mce"] == pytest.approx(1 / 2, rel=1e-5)
-    assert f"The reference of mCE is {tmp_path / 'two'}." in second.table
-    with pytest.raises(ValueError, match="a reference is taken over severities 1 to 5, got"):
-        evaluate.run(config(one, data, **(settings | {"severities": (1,)})))
-    with pytest.raises(ValueError, match="not of the same images"):
-        evaluate.run(config(one, data, limit=2, **settings))
-
-
-# ── what is kept and compared ───────────────────────────────────────────────────────────────────
-
-
-def test_results_side_by_side(vit: Vit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    data = folder(
-        tmp_path / "set", *(f"{name}/{n}.png" for name in "ab" for n in range(4)), "b/9.png"
-    )
-    places = [str(tmp_path / name) for name in ("one", "two")]
-    for number, place in enumerate(places):
-        model = always(vit, tmp_path / f"{number}.safetensors", {number: 2.0}, 2)
-        evaluate.run(config(model, data, output=place, corruptions=("fog",)))
-    page = (tmp_path / "one" / "report.html").read_text()
-    assert "Calibration" in page
-    assert "Corrupted images" in page
-    record = json.loads((tmp_path / "one" / "evaluate.json").read_text())
-    assert record["config"]["corruptions"] == ["fog"]
-    assert record["environment"]["verb"] == "evaluate"
-    with np.load(tmp_path / "one" / "images.npz") as arrays:
-        assert arrays["right"].tolist() == 4 * [True] + 5 * [False]
-    capsys.readouterr()
-    told = evaluate.run(Config(compare=tuple(places), output=str(tmp_path / "both")))
-    assert told.table == capsys.readouterr().out.rstrip("\n")
-    rows = {" ".join(line.split()[:-3]): line.split()[-3:] for line in told.table.splitlines()}
-    assert rows["Top-1, %"] == ["44.44", "55.56", "+11.11"]
-    assert rows["Error on fog, %"] == ["55.56", "44.44", "-11.11"]
-    assert "Only A is right on 4 images, only B on 5; by chance alone as unequal with p = 1 " in (
-        told.table
-    )
-    assert (tmp_path / "both" / "report.html").is_file()
-    files = tuple(f"{place}/evaluate.json" for place in places)
-    assert evaluate.run(Config(compare=files)).record[files[0]]["top1"] == pytest.approx(4 / 9)
-
-
-def test_results_of_other_images_do_not_compare(model: str, tmp_path: Path) -> None:
-    for place, limit in (("one", 5), ("two", 6)):
-        evaluate.run(config(model, limit=limit, output=str(tmp_path / place)))
-    with pytest.raises(ValueError, match=r"one and .*two are not of the same images"):
-        evaluate.run(Config(compare=(str(tmp_path / "one"), str(tmp_path / "two"))))
+# ── the command ─────────────────────────────────────────────────────────────────────────────────
 
 
 def test_what_cannot_be_done_is_refused(
-    model: str, classifier: ImageClassifier, tmp_path: Path
+    model: str, classifier: ImageClassifier, tmp_path: Path, config: Any
 ) -> None:
     save_weights(tmp_path / "backbone.safetensors", classifier.backbone)
     with pytest.raises(ValueError, match="holds a VisionTransformer, which names no classes"):
         evaluate.run(config(str(tmp_path / "backbone.safetensors")))
     with pytest.raises(FileExistsError, match="exists and is not overwritten"):
         evaluate.run(config(model, output=str(tmp_path)))
-    with pytest.raises(ValueError, match="say what to evaluate on what"):
+    with pytest.raises(ValueError, match="give --model and --data"):
         evaluate.run(config(""))
     (tmp_path / "evaluate.json").write_text("[]")
-    with pytest.raises(ValueError, match="is no result of beit evaluate"):
+    with pytest.raises(ValueError, match="is not a result of beit evaluate"):
         evaluate.run(Config(compare=(str(tmp_path), model)))
     for changes, said in (
-        ({"corruptions": ("fogg",)}, r"unknown kind 'fogg'; did you mean fog\?"),
+        ({"corruptions": ("fogg",)}, r"corruptions: unknown kind 'fogg'; did you mean fog\?"),
         ({"severities": (0,)}, r"severities must be one or more of 1 to 5, got \[0\]"),
         ({"compare": ("a",)}, "compare takes two results or more"),
         ({"reference": "a"}, "reference is for corruptions"),
@@ -323,31 +234,6 @@ def test_the_command(model: str, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 # ── several processes ───────────────────────────────────────────────────────────────────────────
-
-
-def test_shares_of_processes_add_up_to_the_whole(model: str) -> None:
-    class Part:
-        """A fabric of three processes, as far as classify needs one."""
-
-        world_size, device = 3, torch.device("cpu")
-
-        def __init__(self, rank: int) -> None:
-            self.global_rank, self.is_global_zero = rank, False
-
-        def autocast(self) -> Any:
-            return torch.autocast("cpu", enabled=False)
-
-    asked = config(model, corruptions=("fog",))
-    classifier = evaluate.load_classifier(asked.model)
-    task = evaluate.open_task(DATA, "plain", 10, None)
-    parts: list[Tensor] = []
-    for rank in range(3):
-        fabric: Any = Part(rank)
-        parts.append(evaluate.classify(fabric, classifier, task, asked))
-    assert [int(part[:, evaluate.SEEN].sum()) for part in parts] == [10, 8, 5]
-    whole: Any = Part(0)
-    whole.world_size = 1
-    assert torch.equal(sum(parts[1:], parts[0]), evaluate.classify(whole, classifier, task, asked))
 
 
 @pytest.mark.slow

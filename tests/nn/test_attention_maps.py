@@ -64,7 +64,7 @@ def by_hand(
 
 
 def row_of(i: int, j: int, side: int) -> int:
-    """The row of the table for query i and key j, as FACTS 2.2 numbers them."""
+    """The row for query i and key j (docs/reference/pretraining.md, "Relative bias index")."""
     last = (2 * side - 1) ** 2
     if i == 0 or j == 0:
         return last + (2 if i == j else 0 if i == 0 else 1)

@@ -63,9 +63,9 @@ def test_nothing_labelled_has_no_figures() -> None:
 
 def test_labels_out_of_range_are_refused() -> None:
     truth, guess = torch.zeros(2, 2, dtype=torch.int64), torch.zeros(2, 2, dtype=torch.int64)
-    with pytest.raises(ValueError, match="truth has labels from 0 to 3; expected 0 to 2, or 255"):
+    with pytest.raises(ValueError, match="labels has classes from 0 to 3; expected 0 to 2, or 255"):
         pixel_confusion(torch.tensor([[0, 3]]), guess[:1], 3)
-    with pytest.raises(ValueError, match="guess has labels from -1 to 0"):
+    with pytest.raises(ValueError, match="predicted has classes from -1 to 0"):
         pixel_confusion(truth[:1], torch.tensor([[0, -1]]), 3)
-    with pytest.raises(ValueError, match=r"truth is \(1, 2\) and guess \(2, 2\)"):
+    with pytest.raises(ValueError, match=r"labels are \(1, 2\) and predictions \(2, 2\)"):
         pixel_confusion(truth[:1], guess, 3)

@@ -144,7 +144,7 @@ def test_calibration_error_is_that_of_a_plain_loop() -> None:
 
 
 def test_calibration_of_unequal_lengths_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"must be \(n,\) alike, got \(2,\) and \(3,\)"):
+    with pytest.raises(ValueError, match=r"must both be \(n,\), got \(2,\) and \(3,\)"):
         reliability(torch.zeros(2), torch.zeros(3, dtype=torch.bool))
 
 

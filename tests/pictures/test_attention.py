@@ -10,7 +10,7 @@ from beit.data.sources import open_source
 from beit.nn.attention_maps import attention_maps, rollout
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.pictures import attention as visualise_attention
-from beit.pictures.attention import Config, looked_up, queries_of
+from beit.pictures.attention import Config, queries_of, query_attention
 from beit.run.device import DeviceConfig
 from beit.weights.file import save_weights
 
@@ -54,23 +54,21 @@ def test_figures_and_the_page_for_each_layer_and_query(model: str, tmp_path: Pat
     assert "Attention of patch (2, 3), layer 2 of 2" in result.report.read_text()
 
 
-def test_what_is_drawn_is_the_attention_of_the_queries(
+def test_query_attention_selects_layers_and_queries(
     backbone: VisionTransformer, tmp_path: Path
 ) -> None:
-    settings = config("m", tmp_path, points=((0, 0), (1, 2), (15, 23)), rollout=True)
+    settings = config("m", tmp_path, points=((0, 0), (1, 2), (15, 23)))
     queries = queries_of(settings, backbone.config)
     assert [query.patch for query in queries] == [None, 0, 5]  # two points in one patch
     image = torch.randint(256, (3, 16, 24), dtype=torch.uint8)
-    found, joint = looked_up(backbone, image, queries, [1], settings)
+    found, rolled = query_attention(backbone, image, queries, [1], with_rollout=True)
     maps = dict(attention_maps(backbone, image[None]))
     assert list(found) == [1]
     torch.testing.assert_close(found[1], maps[1][0][:, [0, 1, 6], 1:])
-    torch.testing.assert_close(joint, rollout(maps.values())[0][[0, 1, 6], 1:])
+    torch.testing.assert_close(rolled, rollout(maps.values())[0][[0, 1, 6], 1:])
 
 
-def test_a_grid_of_points_is_even_over_the_image(
-    backbone: VisionTransformer, tmp_path: Path
-) -> None:
+def test_grid_points_are_evenly_spaced(backbone: VisionTransformer, tmp_path: Path) -> None:
     queries = queries_of(config("m", tmp_path, grid=(2, 3), cls=False), backbone.config)
     assert [query.patch for query in queries] == list(range(6))
 
@@ -78,14 +76,14 @@ def test_a_grid_of_points_is_even_over_the_image(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"points": ((16, 0),)}, r"point \[16, 0\] lies outside .* 16 x 24 .* row in 0..15"),
-        ({"points": ((0, -1),)}, r"point \[0, -1\] lies outside"),
+        ({"points": ((16, 0),)}, r"point \[16, 0\] is outside .* 16 x 24 .* row in 0..15"),
+        ({"points": ((0, -1),)}, r"point \[0, -1\] is outside"),
         ({"layers": (3,)}, "layers has 3, but there is no such block: the model has 1 to 2"),
         ({"heads": (0,)}, "heads has 0, but there is no such head: the model has 1 to 3"),
         ({"image_size": (4, 24)}, r"image size \(4, 24\) is not a multiple of patch size 8"),
     ],
 )
-def test_what_does_not_exist_is_refused_and_nothing_is_written(
+def test_missing_points_layers_and_heads_are_refused_and_nothing_is_written(
     model: str, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -93,7 +91,7 @@ def test_what_does_not_exist_is_refused_and_nothing_is_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_to_draw_and_a_folder_that_is_there_are_refused(tmp_path: Path) -> None:
+def test_nothing_to_draw_and_an_existing_folder_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing to draw: give points or grid"):
         config("m", tmp_path, cls=False)
     with pytest.raises(ValueError, match=r"mass is 0.0"):
@@ -103,7 +101,7 @@ def test_nothing_to_draw_and_a_folder_that_is_there_are_refused(tmp_path: Path) 
         visualise_attention.run(config("m", tmp_path))
 
 
-def test_small_and_unreadable_images_are_named_and_odd_names_are_text(
+def test_small_and_unreadable_images_are_listed_and_odd_names_are_text(
     model: str, tmp_path: Path
 ) -> None:
     odd = tmp_path / "<img src=x onerror=alert(1)>\"'&字.png"

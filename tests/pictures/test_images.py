@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from beit.data.decoding import UnreadableImage
-from beit.pictures.images import seen_images
+from beit.pictures.images import read_images
 
 
 class Album:
@@ -29,9 +29,9 @@ def view(image):
     return image[:, :2, :3]
 
 
-def test_what_can_be_seen_and_what_is_left_out_and_why():
-    names, images, left_out = seen_images(Album((4, 5), None, (4, 4), (2, 3)), view, (2, 5))
-    assert names == ["? 0"]  # in letters that can be written
+def test_images_are_read_or_left_out_with_a_reason():
+    names, images, left_out = read_images(Album((4, 5), None, (4, 4), (2, 3)), view, (2, 5))
+    assert names == ["? 0"]  # valid UTF-8
     assert torch.equal(images, torch.zeros(1, 3, 2, 3, dtype=torch.uint8))
     assert left_out == [
         ("? 1", "cannot be read: cut short"),
@@ -40,6 +40,6 @@ def test_what_can_be_seen_and_what_is_left_out_and_why():
     ]
 
 
-def test_nothing_to_see_is_an_error():
+def test_no_readable_image_is_an_error():
     with pytest.raises(ValueError, match=r"none of 2 images .* is \? 0: cannot be read: cut short"):
-        seen_images(Album(None, (1, 9)), view, (2, 2))
+        read_images(Album(None, (1, 9)), view, (2, 2))

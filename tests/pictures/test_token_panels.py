@@ -5,21 +5,21 @@ import torch
 from beit.draw import canvas
 from beit.draw.components import components, directions, feature_colours
 from beit.draw.panels import heat
-from beit.pictures.token_pages import fitted_to, token_table, told
 from beit.pictures.token_panels import (
     HIDDEN,
-    Guesses,
+    Predictions,
     feature_panels,
     prediction_panels,
     token_panels,
-    with_guesses,
+    with_predictions,
 )
+from beit.pictures.token_sections import fitted_to, summary_figures, token_table
 
 GRID = (2, 3)
 IMAGE = torch.full((3, 4, 6), 100, dtype=torch.uint8)
 CODES = torch.tensor([0, 1, 2, 3, 3, 1])
 COLOURS = np.array([[10, 0, 0], [20, 0, 0], [30, 0, 0], [40, 0, 0]], np.uint8)
-GUESSES = Guesses(
+PREDICTIONS = Predictions(
     torch.tensor([1, 4]), torch.tensor([1, 0]), torch.tensor([0.5, 0.25]), torch.tensor([0.5, 0.1])
 )
 PATCH = 2 * (256 // 6)
@@ -33,8 +33,8 @@ def at(pixels: canvas.Pixels, patch: int, away: float = 0.5) -> list[int]:
 
 
 def test_every_patch_has_the_colour_and_number_of_its_code() -> None:
-    seen, tokens, both = token_panels(IMAGE, CODES, GRID, COLOURS)
-    assert (seen.pixels == 100).all()
+    image, tokens, both = token_panels(IMAGE, CODES, GRID, COLOURS)
+    assert (image.pixels == 100).all()
     for patch, code in enumerate(CODES.tolist()):
         assert at(tokens.pixels, patch) == COLOURS[code].tolist()
         assert at(both.pixels, patch) == [round(50 + COLOURS[code][0] / 2), 50, 50]
@@ -42,37 +42,37 @@ def test_every_patch_has_the_colour_and_number_of_its_code() -> None:
     assert tokens.below == "4 codes, 6 patches"
 
 
-def test_right_tokens_fill_their_patch_and_wrong_ones_do_not() -> None:
-    panels = prediction_panels(IMAGE, CODES, GUESSES, GRID, COLOURS, 0.5)
-    _, view, truth, guess, likely, of_truth = panels
+def test_correct_tokens_fill_their_patch_and_wrong_ones_do_not() -> None:
+    panels = prediction_panels(IMAGE, CODES, PREDICTIONS, GRID, COLOURS, 0.5)
+    _, view, true, predicted, probability, true_probability = panels
     hidden = [at(view.pixels, patch) == list(HIDDEN) for patch in range(6)]
     assert hidden == [False, True, False, False, True, False]
-    assert at(truth.pixels, 4, 0.1) == COLOURS[3].tolist()
-    assert at(guess.pixels, 1, 0.1) == COLOURS[1].tolist()  # right
-    assert at(guess.pixels, 4) == COLOURS[0].tolist()
-    assert at(guess.pixels, 4, 0.1) == [255] * 3  # wrong
-    assert guess.below == "1 of 2 right"
-    assert list(likely.words) == ["", "50%", "", "", "25%", ""]
-    assert at(likely.pixels, 4) == heat(np.array(0.5)).tolist()
-    assert of_truth.below == "mean 30.0%"
+    assert at(true.pixels, 4, 0.1) == COLOURS[3].tolist()
+    assert at(predicted.pixels, 1, 0.1) == COLOURS[1].tolist()  # correct
+    assert at(predicted.pixels, 4) == COLOURS[0].tolist()
+    assert at(predicted.pixels, 4, 0.1) == [255] * 3  # wrong
+    assert predicted.below == "1 of 2 correct"
+    assert list(probability.words) == ["", "50%", "", "", "25%", ""]
+    assert at(probability.pixels, 4) == heat(np.array(0.5)).tolist()
+    assert true_probability.below == "mean 30.0%"
 
 
-def test_the_page_tells_the_figures_of_each_image() -> None:
+def test_the_table_lists_the_metrics_of_each_image() -> None:
     codes = CODES[None]
-    table = token_table(["<b>.png"], codes, [GUESSES])
+    table = token_table(["<b>.png"], codes, [PREDICTIONS])
     assert list(table.rows[0][:5]) == [1, "<b>.png", 4, 2, 1]
     assert list(table.rows[0][5:]) == pytest.approx([37.5, 30])
-    figures = {"images": "1", "different codes": "4", "hidden tokens right": "1 of 2"}
-    assert told(codes, [GUESSES]) == figures
-    assert with_guesses(codes, [GUESSES]).tolist() == [[0, 1, 2, 3, 0, 1]]
+    figures = {"images": "1", "different codes": "4", "hidden tokens correct": "1 of 2"}
+    assert summary_figures(codes, [PREDICTIONS]) == figures
+    assert with_predictions(codes, [PREDICTIONS]).tolist() == [[0, 1, 2, 3, 0, 1]]
     assert len(token_table(["a"], codes, None).columns) == 3
 
 
-def test_features_are_seen_along_the_first_ones_components() -> None:
+def test_features_use_the_components_of_the_first_ones() -> None:
     generator = torch.Generator().manual_seed(0)
     teacher, decoder = torch.randn(2, 2, 6, 5, generator=generator)
-    strange = torch.randn(2, 6, 4, generator=generator)
-    features = {"teacher": teacher, "decoder": decoder, "other": strange}
+    narrow = torch.randn(2, 6, 4, generator=generator)
+    features = {"teacher": teacher, "decoder": decoder, "other": narrow}
     fitted = fitted_to(features)
     first = components(directions(teacher))
     torch.testing.assert_close(fitted["decoder"].axes, first.axes)

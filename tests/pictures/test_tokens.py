@@ -14,7 +14,8 @@ from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import ViTConfig
 from beit.pictures import tokens as visualise_tokens
-from beit.pictures.tokens import Config, masks_for, opened, predicted
+from beit.pictures.token_models import open_models, predict_tokens, sample_masks
+from beit.pictures.tokens import Config
 from beit.run.device import DeviceConfig
 from beit.weights.file import save_weights
 
@@ -55,7 +56,7 @@ def config(files: Path, model: str, output: Path, **changes: Any) -> Config:
     return Config(model=str(files / f"{model}.safetensors"), **(settings | changes))
 
 
-def test_of_a_tokenizer_tokens_and_the_decoders_features(files: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_gives_tokens_and_the_decoders_features(files: Path, tmp_path: Path) -> None:
     report, images = visualise_tokens.run(config(files, "vqkd", tmp_path / "out"))
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
     assert names == ["features.png", "features.svg", "report.html", "tokens.png", "tokens.svg"]
@@ -66,7 +67,9 @@ def test_of_a_tokenizer_tokens_and_the_decoders_features(files: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("tokenizer", ["vqkd", "dvae"])
-def test_of_a_pretrained_model_predictions_too(files: Path, tmp_path: Path, tokenizer: str) -> None:
+def test_a_pretrained_model_gives_predictions_too(
+    files: Path, tmp_path: Path, tokenizer: str
+) -> None:
     settings = {"tokenizer": tokenizer, "mask": MaskConfig(count=2, min_block=1), "limit": 1}
     report, _ = visualise_tokens.run(config(files, "mim", tmp_path / "out", **settings))
     assert (tmp_path / "out" / "predictions.png").is_file()
@@ -77,29 +80,29 @@ def test_of_a_pretrained_model_predictions_too(files: Path, tmp_path: Path, toke
 @torch.no_grad()
 def test_probabilities_are_the_models_softmax(files: Path, tmp_path: Path) -> None:
     settings = config(files, "mim", tmp_path, tokenizer="vqkd")
-    models = opened(settings, torch.device("cpu"))
-    masked = masks_for(settings, models, 2)
+    models = open_models(settings.model, settings.tokenizer, torch.device("cpu"), {})
+    masked = sample_masks(settings.model, None, models.grid, 2, seed=0)
     assert masked.shape == (2, 2)  # 40% of six patches
     images = torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8)
     codes = models.tokenizer.encode(images)
     assert models.predictor is not None
-    for n, guess in enumerate(predicted(models, images, masked, codes)):
-        likely = models.predictor(images, masked).logits[n].softmax(-1)
-        torch.testing.assert_close(guess.probability, likely.amax(-1))
-        assert guess.predicted.tolist() == likely.argmax(-1).tolist()
-        expected = [likely[m, codes[n, patch]] for m, patch in enumerate(masked[n])]
-        torch.testing.assert_close(guess.of_truth, torch.stack(expected))
+    for n, prediction in enumerate(predict_tokens(models.predictor, images, masked, codes)):
+        probabilities = models.predictor(images, masked).logits[n].softmax(-1)
+        torch.testing.assert_close(prediction.probability, probabilities.amax(-1))
+        assert prediction.codes.tolist() == probabilities.argmax(-1).tolist()
+        expected = [probabilities[m, codes[n, patch]] for m, patch in enumerate(masked[n])]
+        torch.testing.assert_close(prediction.true_probability, torch.stack(expected))
 
 
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
-        ("classifier", {}, "holds a ImageClassifier, which neither makes tokens nor predicts"),
+        ("classifier", {}, "is a ImageClassifier, which neither makes tokens nor predicts"),
         ("pixels", {}, "predicts pixels, not tokens; expected a tokenizer"),
         ("mim", {}, "does not say which tokenizer it was trained with"),
         ("vqkd", {"tokenizer": "vqkd"}, "is a tokenizer itself; leave tokenizer out"),
         ("vqkd", {"teacher": "run"}, "does not say which teacher it had; name one"),
-        ("dvae", {"teacher": "run"}, "DiscreteVAE, which rebuilds no features; leave teacher"),
+        ("dvae", {"teacher": "run"}, "DiscreteVAE, which decodes no features; leave teacher"),
         (
             "mim",
             {"tokenizer": "vqkd", "mask": MaskConfig(count=7)},
@@ -107,7 +110,7 @@ def test_probabilities_are_the_models_softmax(files: Path, tmp_path: Path) -> No
         ),
     ],
 )
-def test_what_has_no_tokens_is_refused_and_nothing_is_written(
+def test_models_without_tokens_are_refused_and_nothing_is_written(
     files: Path, tmp_path: Path, model: str, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -129,11 +132,11 @@ def test_a_run_names_its_tokenizer_masks_and_teacher(
     assert "of 3" in report
     assert "teacher" in report
     (made / "config.yaml").write_text("tokenizer: gone/away\n")
-    with pytest.raises(ValueError, match="tokenizer gone/away, which is not there; name where"):
+    with pytest.raises(ValueError, match="tokenizer gone/away, which does not exist; name its"):
         visualise_tokens.run(Config(str(made), DATA, str(tmp_path / "two"), device=CPU))
 
 
-def test_small_images_are_named_and_odd_names_are_text(files: Path, tmp_path: Path) -> None:
+def test_small_images_are_listed_and_odd_names_are_text(files: Path, tmp_path: Path) -> None:
     pixels = open_source(DATA).image(0).permute(1, 2, 0).numpy()
     odd, tiny = tmp_path / "<svg onload=alert(1)>\"'字.png", tmp_path / "tiny.png"
     Image.fromarray(pixels).save(odd)

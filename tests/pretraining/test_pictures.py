@@ -46,9 +46,9 @@ def test_similarity_is_brightness():
 def test_normalised_pixels_are_said_to_borrow_their_brightness():
     for normalised in (True, False):
         target = PixelTarget((4, 6), 2, None, None, normalised)
-        wanted = target.of(IMAGES)
-        gallery = predictions(target, IMAGES, MASKED, torch.zeros(2, 2, 12), wanted, GRID)
-        assert ("the true one's mean and deviation" in gallery.caption) == normalised
+        targets = target.of(IMAGES)
+        gallery = predictions(target, IMAGES, MASKED, torch.zeros(2, 2, 12), targets, GRID)
+        assert ("the true patch's mean and deviation" in gallery.caption) == normalised
 
 
 def test_refusals():

@@ -33,11 +33,12 @@ def test_the_table_on_a_terminal() -> None:
 
 
 def test_notes_name_the_paper_and_the_ends_of_the_grids() -> None:
-    told = notes_of(ROWS, ATTENTIVE, RATES, RATES)
-    assert told[0].startswith("[CLS] *: what the paper probes of a model pretrained with patch")
-    assert told[1].startswith("[CLS]: the best rate 0.01 is the smallest of the grid; a wider grid")
-    assert told[2].startswith("attentive, block 2: the best rate 0.1 is the largest")
-    assert len(told) == 3
+    lines = notes_of(ROWS, ATTENTIVE, RATES, RATES)
+    assert lines[0].startswith("[CLS] *: the features that the paper probes")
+    assert lines[0].endswith("a model pretrained with patch aggregation")
+    assert lines[1].startswith("[CLS]: the best rate 0.01 is the smallest of the grid; a wider")
+    assert lines[2].startswith("attentive, block 2: the best rate 0.1 is the largest")
+    assert len(lines) == 3
     assert notes_of([row(None, "cls", 0.5)], [], [0.01], RATES) == []  # nothing was chosen
 
 

@@ -2,13 +2,12 @@ import io
 import json
 
 import numpy as np
-import pytest
 import torch
 
 from beit.rows.files import Column
 from beit.rows.lines import json_lines
 from beit.rows.stream import LineStream
-from beit.rows.table import Table
+from beit.rows.table import RowTable
 
 COLUMNS = [
     Column("best", "uint8", (2,)),
@@ -22,7 +21,7 @@ VALUES = {
 
 
 class Named:
-    """Five images; one file name is no text."""
+    """Five images; one file name is not UTF-8."""
 
     labels: torch.Tensor | None = None
     class_names = None
@@ -34,21 +33,21 @@ class Named:
         return "\udcff.png" if index == 3 else f"{index}.png"
 
 
-def fill(table: Table | LineStream) -> None:
+def fill(table: RowTable | LineStream) -> None:
     """In batches of two; image 1 cannot be read."""
     for number in table.begin():
         with table.part(number) as part:
             for batch in table.batches(number):
-                turn = range(2 * batch, min(2 * batch + 2, 5))
-                shown = torch.tensor([index for index in turn if index != 1])
-                lost = ["1.png: broken: badly"] if 1 in turn else []
-                part.add(shown, {name: rows[shown] for name, rows in VALUES.items()}, lost)
+                indices = range(2 * batch, min(2 * batch + 2, 5))
+                read = torch.tensor([index for index in indices if index != 1])
+                unreadable = ["1.png: broken: badly"] if 1 in indices else []
+                part.add(read, {name: rows[read] for name, rows in VALUES.items()}, unreadable)
     assert table.merge() == 4
 
 
 def test_lines_hold_every_image_in_order(tmp_path) -> None:
     output = tmp_path / "rows.jsonl"
-    fill(Table(output, Named(), COLUMNS, {}, batch_size=2, part_size=4))
+    fill(RowTable(output, Named(), COLUMNS, {}, batch_size=2, part_size=4))
     text = output.read_bytes().decode("ascii")
     lines = [json.loads(line) for line in text.splitlines()]
     assert lines[0] == {
@@ -66,13 +65,13 @@ def test_lines_hold_every_image_in_order(tmp_path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["rows.jsonl"]
 
     stream = io.StringIO()
-    told = LineStream(stream, Named(), COLUMNS, batch_size=2)
-    fill(told)
+    table = LineStream(stream, Named(), COLUMNS, batch_size=2)
+    fill(table)
     assert stream.getvalue() == text
-    assert told.summary(4, told.begin(), 2.0) == "4 rows, 1 cannot be read, 2 images/s"
+    assert [table.num_images(number) for number in table.begin()] == [2, 2, 1]
 
 
-def test_labels_and_a_form_of_ones_own() -> None:
+def test_labels_and_another_form() -> None:
     images = Named()
     images.labels = torch.tensor([4, 3, -1, 1, 0])
     content = {"index": np.array([2]), "unreadable": np.array("[]"), "score": np.float16([0.1])}
@@ -84,17 +83,3 @@ def test_labels_and_a_form_of_ones_own() -> None:
         {"where": "2.png", "times ten": 1.0},
         {"path": "\\udcff.png", "index": 3, "label": 1, "error": "cannot be read"},
     ]
-
-
-def test_a_line_appears_when_its_batch_is_done() -> None:
-    stream = io.StringIO()
-    told = LineStream(stream, Named(), COLUMNS, batch_size=2)
-    with told.part(0) as part:
-        part.add(torch.tensor([0, 1]), {name: rows[:2] for name, rows in VALUES.items()})
-        assert stream.getvalue() == ""
-    assert len(stream.getvalue().splitlines()) == 2
-
-
-def test_no_batch_at_all_is_refused() -> None:
-    with pytest.raises(ValueError, match="batch_size must be at least 1, got 0"):
-        LineStream(io.StringIO(), Named(), COLUMNS, batch_size=0)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -144,12 +145,41 @@ def test_a_published_checkpoint(
     assert ours["classes"][0]["name"] == same["classes"][0]["name"] == "sky"
 
 
-def test_images_that_cannot_be_read_are_left_out_and_named(model: str, folder: str) -> None:
-    (Path(folder) / "images" / "1.png").write_bytes(b"no image")
-    with pytest.raises(ValueError, match="1 of 3 images cannot be read"):
-        evaluate_segments.run(config(model, folder))
-    record = evaluate_segments.run(config(model, folder, max_unreadable=0.5)).record
-    assert record["images"] == {"evaluated": 2, "unreadable": ["1.png"]}
+def test_metrics_are_those_of_the_readable_images_alone(
+    model: str, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generator = np.random.default_rng(7)
+    for number in range(3, 20):
+        pixels = generator.integers(0, 256, (18, 20, 3), dtype=np.uint8)
+        labels = generator.integers(0, 3, (18, 20), dtype=np.uint8)
+        Image.fromarray(pixels).save(Path(folder) / "images" / f"{number}.png")
+        Image.fromarray(labels).save(Path(folder) / "masks" / f"{number}.png")
+    readable = Path(shutil.copytree(folder, tmp_path / "readable"))
+    for name in ("images/1.png", "masks/7.png", "images/19.png"):  # a map may be broken too
+        (Path(folder) / name).write_bytes(b"no image")
+        for kind in ("images", "masks"):
+            (readable / kind / Path(name).name).unlink()
+    result = evaluate_segments.run(config(model, folder, max_unreadable=0.15))
+    err = capsys.readouterr().err
+    assert [err.count(f"{name}: not an image") for name in ("1.png", "7.png", "19.png")] == [1] * 3
+    alone = evaluate_segments.run(config(model, str(readable)))
+    unreadable = [f"{number}.png" for number in sorted((1, 7, 19), key=str)]
+    assert result.record["images"] == {"evaluated": 17, "unreadable": unreadable}
+    assert alone.record["images"] == {"evaluated": 17, "unreadable": []}
+    for name in ("figures", "classes"):
+        assert result.record[name] == alone.record[name]
+    lines = {line[:40].strip(): line[40:].strip() for line in result.table.splitlines()}
+    assert lines["Images"] == "17"
+    assert lines["Unreadable, left out"] == "3"
+    with pytest.raises(ValueError, match=r"3 of 20 images cannot be read, .* raise max_unr"):
+        evaluate_segments.run(config(model, folder, max_unreadable=0.14))
+
+
+def test_a_set_without_a_readable_image_is_refused(model: str, folder: str) -> None:
+    for path in (Path(folder) / "images").iterdir():
+        path.write_bytes(b"no image")
+    with pytest.raises(ValueError, match="no image can be read"):
+        evaluate_segments.run(config(model, folder, max_unreadable=1.0))
 
 
 def test_what_does_not_fit_is_refused(
@@ -165,9 +195,9 @@ def test_what_does_not_fit_is_refused(
         evaluate_segments.run(config(model, folder))
     nameless = SemanticSegmenter(replace(segmenter.config, class_names=None, num_classes=2))
     save_weights(tmp_path / "two.safetensors", nameless)
-    with pytest.raises(ValueError, match=r"has 3 classes, and .* tells 2 apart"):
+    with pytest.raises(ValueError, match=r"has 3 classes, but .* has 2"):
         evaluate_segments.run(config(str(tmp_path / "two.safetensors"), folder))
-    with pytest.raises(ValueError, match="say what to evaluate on what"):
+    with pytest.raises(ValueError, match="give a segmenter and its images: --model and --data"):
         evaluate_segments.run(config("", folder))
     for changes, said in (({"num_workers": -1}, "num_workers"), ({"pictures": -1}, "pictures")):
         with pytest.raises(ValueError, match=said):
@@ -178,7 +208,7 @@ def test_shares_of_processes_add_up_to_the_whole(
     segmenter: SemanticSegmenter, model: str, folder: str
 ) -> None:
     class Part:
-        """A fabric of some processes, as far as judge needs one."""
+        """A fabric of some processes, as far as count_pixels needs one."""
 
         device, is_global_zero = torch.device("cpu"), False
 
@@ -191,6 +221,6 @@ def test_shares_of_processes_add_up_to_the_whole(
     asked = config(model, folder)
     source = evaluate_segments.open_maps(asked, segmenter)
     fabrics: list[Any] = [Part(0, 1), Part(0, 2), Part(1, 2)]
-    whole, *parts = (evaluate_segments.judge(f, segmenter, source, asked) for f in fabrics)
-    assert [part.seen.tolist() for part in parts] == [[1, 0, 1], [0, 1, 0]]
+    whole, *parts = (evaluate_segments.count_pixels(f, segmenter, source, asked) for f in fabrics)
+    assert [part.evaluated.tolist() for part in parts] == [[1, 0, 1], [0, 1, 0]]
     assert torch.equal(parts[0].confusion + parts[1].confusion, whole.confusion)

@@ -76,15 +76,15 @@ def test_classes_take_the_numbers_of_a_list():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("classes: [a, b]\nvalues: [0, 0]", r"own\.yaml: expected a value of its own for each"),
+        ("classes: [a, b]\nvalues: [0, 0]", r"own\.yaml: expected a different value for each"),
         ("classes: [a, b]\nvalues: [0, 256]", "a value of a label map is 0 to 255, got 256"),
-        ("classes: [a, b]\ncolors: [1]", "colors is not understood; expected the key 'classes'"),
-        ("classes: [a, yes]", r"the names are not understood \(quote them\)"),
+        ("classes: [a, b]\ncolors: [1]", "unknown keys colors; expected the key 'classes'"),
+        ("classes: [a, yes]", r"the class names are not strings \(quote them\)"),
         ("[a, a]", r"own\.yaml: the class a is listed twice"),
         ("{a: [1, 1, 1], b: [1, 1, 1]}", r"the colour \[1, 1, 1\] is listed twice"),
         ("{a: [1, 1, 1], b: [1, 1, 300]}", r"a colour is \[red, green, blue\]"),
         ("{a: [", "not readable as YAML"),
-        ("", "the names are not understood"),
+        ("", "the class names are not strings"),
     ],
 )
 def test_lists_that_cannot_be_are_refused(tmp_path, text, message):

@@ -95,11 +95,13 @@ def test_rgb_maps_are_read_by_their_colours_where_these_are_known(coloured):
 
 
 def test_an_rgb_map_without_colours_is_refused():
-    with pytest.raises(ValueError, match=r"b\.png: a map of 3 channels \(mode RGB\), expected one"):
+    with pytest.raises(
+        ValueError, match=r"b\.png: a map with 3 channels \(mode RGB\), expected one"
+    ):
         decode_label_map(encoded(MAP, "RGB"), "b.png", CLASSES)
-    with pytest.raises(ValueError, match=r"b\.png: a map of 4 channels"):
+    with pytest.raises(ValueError, match=r"b\.png: a map with 4 channels"):
         decode_label_map(encoded(MAP, "RGBA"), "b.png", CLASSES)
-    with pytest.raises(ValueError, match=r"b\.png: a map of 2 channels"):
+    with pytest.raises(ValueError, match=r"b\.png: a map with 2 channels"):
         decode_label_map(encoded(MAP, "LA"), "b.png", CLASSES)
 
 

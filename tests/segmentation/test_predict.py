@@ -56,6 +56,7 @@ def config(segmenter: SemanticSegmenter, tmp_path: Path) -> Callable[..., Config
             "model": str(tmp_path / "model.safetensors"),
             "data": str(tmp_path / "images"),
             "output": str(tmp_path / "out"),
+            "num_workers": 0,
             "device": DeviceConfig(accelerator="cpu"),
         }
         return Config(**(settings | changes))
@@ -96,7 +97,7 @@ def test_every_image_has_its_map_and_picture(
     assert about["window"] == [16, 16]
 
 
-def test_a_cut_run_goes_on_where_it_was(config: Callable[..., Config], tmp_path: Path) -> None:
+def test_an_interrupted_run_is_resumed(config: Callable[..., Config], tmp_path: Path) -> None:
     predict_maps.run(config())
     before = files_of(tmp_path / "out")
     (tmp_path / "out" / "maps" / "b" / "c.png").unlink()
@@ -111,6 +112,12 @@ def test_a_cut_run_goes_on_where_it_was(config: Callable[..., Config], tmp_path:
         predict_maps.run(config(output=str(tmp_path / "other")))
 
 
+def test_workers_do_not_change_a_byte(config: Callable[..., Config], tmp_path: Path) -> None:
+    for workers in (0, 2):
+        predict_maps.run(config(output=str(tmp_path / f"{workers}"), num_workers=workers))
+    assert files_of(tmp_path / "0") == files_of(tmp_path / "2")
+
+
 def test_images_by_a_list_and_without_pictures(
     config: Callable[..., Config], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,23 +128,24 @@ def test_images_by_a_list_and_without_pictures(
     assert names == {"maps/000000-a.png", "maps/000001-d.png", "legend.png", "predict.json"}
 
 
-def test_an_unreadable_image_is_left_out_and_named(
+def test_an_unreadable_image_is_reported_and_left_out(
     config: Callable[..., Config], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "images" / "b" / "c.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match=r"1 of 3 images cannot be read"):
         predict_maps.run(config())
     assert predict_maps.run(config(max_unreadable=0.5)).images == 2
-    said = capsys.readouterr()
-    assert "left out, cannot be read: " in said.err
-    assert "2 label maps of 3 images" in said.out
+    shown = capsys.readouterr()
+    assert "unreadable, left out: b/c.png: " in shown.err
+    assert "step 2/2" in shown.err  # a.png was done before
+    assert "2 label maps of 3 images" in shown.out
 
 
 def test_names_stay_below_the_directory_and_apart() -> None:
     assert map_names(["x/a.jpg", "x/b.jpg"]) == ["x/a.png", "x/b.png"]
     assert map_names(["x/a.jpg", "x/a.png", "y.jpg"]) == ["x/a.jpg.png", "x/a.png.png", "y.png"]
-    found = map_names(["/etc/a.jpg", "../b.jpg", "shapes://3?size=8x8&seed=0", "c.jpg"])
-    assert found == ["000000-a.png", "000001-b.png", "000002.png", "c.png"]
+    files = map_names(["/etc/a.jpg", "../b.jpg", "shapes://3?size=8x8&seed=0", "c.jpg"])
+    assert files == ["000000-a.png", "000001-b.png", "000002.png", "c.png"]
     assert map_names(["a.jpg", "a.jpg"]) == ["000000-a.png", "000001-a.png"]
 
 
@@ -147,5 +155,5 @@ def test_other_models_are_refused(
     save_weights(tmp_path / "vit.safetensors", segmenter.backbone)
     with pytest.raises(ValueError, match="holds a VisionTransformer, which names no classes of"):
         predict_maps.run(config(model=str(tmp_path / "vit.safetensors")))
-    with pytest.raises(ValueError, match="num_workers is 0; expected 1 thread or more"):
-        config(num_workers=0)
+    with pytest.raises(ValueError, match="num_workers is -1; expected 0 or more"):
+        config(num_workers=-1)

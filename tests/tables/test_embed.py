@@ -38,25 +38,25 @@ def model(tmp_path_factory: pytest.TempPathFactory, backbone: VisionTransformer)
 
 
 def config(model: str, output: Path, **changes: Any) -> Config:
-    """Batches of 3, 3 and 1; a part each."""
+    """Batches of 3, 3 and 1 images; one per part."""
     settings = {"data": DATA, "batch_size": 3, "part_size": 3, "num_workers": 0}
     device = DeviceConfig(accelerator="cpu")
     return Config(model=model, output=str(output), device=device, **(settings | changes))
 
 
 @torch.no_grad()
-def directly(backbone: VisionTransformer) -> Features:
-    """All images at once."""
+def reference(backbone: VisionTransformer) -> Features:
+    """The features of all images, computed at once."""
     source, view = open_source(DATA), EvalView((16, 24))
     images = torch.stack([view(source.image(index)) for index in range(len(source))])
     return backbone(images, layers=(1, 2))
 
 
-def assert_near(found: "np.ndarray[Any, Any]", expected: Tensor, rounding: float) -> None:
+def assert_near(values: "np.ndarray[Any, Any]", expected: Tensor, rounding: float) -> None:
     """To float32's rounding, which changes with the size of a batch, or to float16's."""
-    assert found.shape == tuple(expected.shape)
+    assert values.shape == tuple(expected.shape)
     np.testing.assert_allclose(
-        found.astype(np.float32), expected.numpy(), rtol=rounding, atol=rounding
+        values.astype(np.float32), expected.numpy(), rtol=rounding, atol=rounding
     )
 
 
@@ -65,7 +65,7 @@ def test_features_are_those_of_the_backbone(
 ) -> None:
     output = tmp_path / "features.parquet"
     assert embed.run(config(model, output)) == (output, 7)
-    rows, features = parquet.read_table(output), directly(backbone)
+    rows, features = parquet.read_table(output), reference(backbone)
     assert rows.column_names == ["index", "path", "label", "cls", "mean"]
     arrays = {name: rows[name].combine_chunks().to_numpy_ndarray() for name in ("cls", "mean")}
     assert {array.dtype for array in arrays.values()} == {np.dtype("float32")}
@@ -80,7 +80,7 @@ def test_features_are_those_of_the_backbone(
 def test_patches_in_half_precision(model: str, backbone: VisionTransformer, tmp_path: Path) -> None:
     output = tmp_path / "features.npz"
     embed.run(config(model, output, features=("patches", "cls"), dtype="float16"))
-    features = directly(backbone)
+    features = reference(backbone)
     with np.load(output) as arrays:
         assert [*arrays] == ["index", "path", "label", "patches", "cls", "about"]
         assert arrays["patches"].dtype == np.float16
@@ -94,7 +94,7 @@ def test_a_layer_gives_its_raw_output(
 ) -> None:
     output = tmp_path / "features.npz"
     embed.run(config(model, output, layer=1, features=("cls", "mean", "patches")))
-    tokens = directly(backbone).layers[1]
+    tokens = reference(backbone).layers[1]
     with np.load(output) as arrays:
         assert_near(arrays["cls"], tokens[:, 0], 1e-5)
         assert_near(arrays["mean"], tokens[:, 1:].mean(dim=1), 1e-5)
@@ -111,7 +111,7 @@ def test_another_image_size_has_another_grid(model: str, tmp_path: Path) -> None
         assert json.loads(str(arrays["about"]))["grid"] == [4, 3]
 
 
-def test_interrupted_and_repeated_equals_undisturbed(
+def test_a_resumed_run_equals_an_undisturbed_one(
     model: str, tmp_path: Path, interrupt_at: Callable[..., None]
 ) -> None:
     settings = {"features": ("cls", "mean", "patches"), "dtype": "float16"}
@@ -123,7 +123,7 @@ def test_interrupted_and_repeated_equals_undisturbed(
 
 
 @pytest.mark.parametrize("layer", [0, 3])
-def test_a_block_that_is_not_there_is_refused(model: str, tmp_path: Path, layer: int) -> None:
+def test_an_unknown_block_is_refused(model: str, tmp_path: Path, layer: int) -> None:
     with pytest.raises(ValueError, match=rf"layer is {layer}; the blocks of .* are 1 to 2"):
         embed.run(config(model, tmp_path / "features.npz", layer=layer))
 

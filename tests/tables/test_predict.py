@@ -18,7 +18,7 @@ from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.vit import ViTConfig
 from beit.run.device import DeviceConfig
 from beit.tables import predict
-from beit.tables.predict import Config, likeliest, truths
+from beit.tables.predict import Config, likeliest, true_classes
 from beit.weights.file import save_weights
 
 DATA = "shapes://7?size=24"
@@ -54,7 +54,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def config(model: str, output: Path | None, **changes: Any) -> Config:
-    """Batches of 3, 3 and 1; a part each."""
+    """Batches of 3, 3 and 1 images; one per part."""
     settings = {"data": DATA, "batch_size": 3, "part_size": 3, "num_workers": 0}
     device = DeviceConfig(accelerator="cpu")
     name = None if output is None else str(output)
@@ -68,12 +68,12 @@ def lines(text: str) -> list[dict[str, Any]]:
 def test_the_likeliest_classes_come_first() -> None:
     half = torch.tensor(0.5).log()
     logits = torch.tensor([[half, 0.0, half], [1.0, 1.0, 1.0]]).to(torch.bfloat16)
-    found = likeliest(logits, 2)
-    assert found["class_index"].tolist() == [[1, 0], [0, 1]]  # the first of equals
+    best = likeliest(logits, 2)
+    assert best["class_index"].tolist() == [[1, 0], [0, 1]]  # the first of equals
     torch.testing.assert_close(
-        found["probability"], torch.tensor([[0.5, 0.25], [1 / 3, 1 / 3]]), rtol=0, atol=2e-3
+        best["probability"], torch.tensor([[0.5, 0.25], [1 / 3, 1 / 3]]), rtol=0, atol=2e-3
     )
-    assert found["probability"].dtype == torch.float32
+    assert best["probability"].dtype == torch.float32
 
 
 def test_predictions_are_those_of_the_classifier(
@@ -121,7 +121,7 @@ def test_another_image_size_has_another_grid(model: str, tmp_path: Path) -> None
         assert arrays["class_index"].shape == (7, 4)
 
 
-def test_interrupted_and_repeated_equals_undisturbed(
+def test_a_resumed_run_equals_an_undisturbed_one(
     model: str, tmp_path: Path, interrupt_at: Callable[..., None]
 ) -> None:
     for suffix in (".npz", ".parquet", ".jsonl"):
@@ -132,7 +132,7 @@ def test_interrupted_and_repeated_equals_undisturbed(
         assert (tmp_path / f"two{suffix}").read_bytes() == (tmp_path / f"one{suffix}").read_bytes()
 
 
-def test_what_names_no_classes_is_refused(classifier: ImageClassifier, tmp_path: Path) -> None:
+def test_other_models_are_refused(classifier: ImageClassifier, tmp_path: Path) -> None:
     save_weights(tmp_path / "backbone.safetensors", classifier.backbone)
     with pytest.raises(ValueError, match="holds a VisionTransformer, which names no classes"):
         predict.run(config(str(tmp_path / "backbone.safetensors"), tmp_path / "classes.npz"))
@@ -146,19 +146,19 @@ def test_no_class_at_all_is_refused(tmp_path: Path) -> None:
 # ── files, lists and JSON lines ─────────────────────────────────────────────────────────────────
 
 
-def test_lines_say_what_the_table_says(
+def test_lines_equal_the_table(
     model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     predict.run(config(model, tmp_path / "classes.parquet", top_k=2))
     predict.run(config(model, tmp_path / "classes.jsonl", top_k=2))
     assert "7 rows in" in capsys.readouterr().out
     assert predict.run(config(model, None, top_k=2)) == (None, 7)
-    told = capsys.readouterr()
-    assert told.out == (tmp_path / "classes.jsonl").read_text()  # nothing but lines
-    assert "step 3/3" in told.err
-    assert "7 rows, " in told.err
+    shown = capsys.readouterr()
+    assert shown.out == (tmp_path / "classes.jsonl").read_text()  # nothing but lines
+    assert "step 3/3" in shown.err
+    assert "7 rows, " in shown.err
     rows = parquet.read_table(tmp_path / "classes.parquet").to_pylist()
-    for row, line in zip(rows, lines(told.out), strict=True):
+    for row, line in zip(rows, lines(shown.out), strict=True):
         top = zip(row["class_index"], row["class_name"], row["probability"], strict=True)
         assert list(line) == ["path", "index", "label", "top"]
         assert [line[name] for name in ("path", "index", "label")] == [
@@ -176,15 +176,15 @@ def test_files_give_what_their_source_gives_in_any_order(
     alike = [line["top"] for line in lines(capsys.readouterr().out)]
     order = [5, 2, 2, 6, 0]
     predict.run(config(model, None, data=[files[index] for index in order]))
-    told = lines(capsys.readouterr().out)
-    assert [(line["path"], line["index"]) for line in told] == [
+    results = lines(capsys.readouterr().out)
+    assert [(line["path"], line["index"]) for line in results] == [
         (files[index], place) for place, index in enumerate(order)
     ]
-    for line, index in zip(told, order, strict=True):
+    for line, index in zip(results, order, strict=True):
         assert "label" not in line
         assert [choice["class"] for choice in line["top"]] == [c["class"] for c in alike[index]]
-        found = [choice["probability"] for choice in line["top"]]
-        assert found == pytest.approx([c["probability"] for c in alike[index]], abs=1e-6)
+        probabilities = [choice["probability"] for choice in line["top"]]
+        assert probabilities == pytest.approx([c["probability"] for c in alike[index]], abs=1e-6)
     predict.run(config(model, None, data=files[3]))
     assert lines(capsys.readouterr().out)[0]["path"] == files[3]
 
@@ -211,23 +211,23 @@ def test_standard_input_and_a_file_name_the_same_images(
     ):
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
         assert cli.main(["predict", "--model", model, "--data", "-", *options]) == 2
-        told = capsys.readouterr()
-        assert told.out == ""
-        assert f"standard input{', ' if data else ': '}{message}" in told.err
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert f"standard input{', ' if data else ': '}{message}" in shown.err
 
 
-def test_an_image_that_cannot_be_read_has_its_error(
+def test_an_unreadable_image_has_its_error(
     model: str, files: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "3.png").write_text("words")
     predict.run(config(model, None, data=files))
-    told = lines(capsys.readouterr().out)
-    assert [line["index"] for line in told] == list(range(7))
-    assert told[3].keys() == {"path", "index", "error"}
-    assert told[3]["error"].startswith("not an image")
-    assert all("top" in line for line in told if line["index"] != 3)
+    results = lines(capsys.readouterr().out)
+    assert [line["index"] for line in results] == list(range(7))
+    assert results[3].keys() == {"path", "index", "error"}
+    assert results[3]["error"].startswith("not an image")
+    assert all("top" in line for line in results if line["index"] != 3)
     predict.run(config(model, tmp_path / "classes.jsonl", data=files, max_unreadable=0.2))
-    assert lines((tmp_path / "classes.jsonl").read_text()) == told
+    assert lines((tmp_path / "classes.jsonl").read_text()) == results
     for refused in ({"data": files, "max_unreadable": 0.1}, {"data": str(tmp_path)}):
         with pytest.raises(ValueError, match=r"1 of 7 images cannot be read.*3\.png"):
             predict.run(config(model, None, **refused))
@@ -254,7 +254,7 @@ def test_outputs_that_are_there_or_of_another_kind_are_refused(model: str, tmp_p
         predict.run(config(model, tmp_path / "rows.json"))
     with pytest.raises(ValueError, match=r"grid\.jpg'; expected a name that ends in \.png"):
         predict.run(config(model, None, picture="grid.jpg"))
-    with pytest.raises(FileNotFoundError, match="the folder it is to be in does not exist"):
+    with pytest.raises(FileNotFoundError, match=r"grid\.png: its folder does not exist"):
         predict.run(config(model, None, picture=str(mine / "grid.png")))
     with pytest.raises(ValueError, match="picture_images must be at least 1, got 0"):
         config(model, None, picture_images=0)
@@ -314,7 +314,7 @@ class Labelled:
 
 
 @pytest.mark.parametrize(
-    ("theirs", "expected"),
+    ("class_names", "expected"),
     [
         (None, [0, 1, 2, None]),
         ([*CLASSES], [0, 1, 2, None]),
@@ -323,8 +323,8 @@ class Labelled:
         (["dog", "ant", "wolf"], [None] * 4),
     ],
 )
-def test_truths_are_numbered_as_the_model_numbers_them(
-    theirs: list[str] | None, expected: list[int | None]
+def test_true_classes_have_the_numbers_of_the_model(
+    class_names: list[str] | None, expected: list[int | None]
 ) -> None:
-    assert truths(Labelled(theirs), CLASSES, 9) == expected
-    assert truths(Labelled(theirs), CLASSES, 2) == expected[:2]
+    assert true_classes(Labelled(class_names), CLASSES, 9) == expected
+    assert true_classes(Labelled(class_names), CLASSES, 2) == expected[:2]

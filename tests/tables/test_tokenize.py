@@ -1,4 +1,4 @@
-"""What `tokenize` writes, and the laws of every table: no kill, process or worker shows in it."""
+"""What `tokenize` writes, and laws of all tables: kills, processes and workers change no byte."""
 
 import json
 import os
@@ -22,6 +22,7 @@ from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import ViTConfig
+from beit.rows.table import RowTable
 from beit.run.device import DeviceConfig
 from beit.tables import tokenize
 from beit.tables.tokenize import Config
@@ -50,7 +51,7 @@ def config(model: str, output: Path, **changes: Any) -> Config:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
-    """Eleven images in two classes; the fifth and the last in order cannot be read."""
+    """Eleven images in two classes; the fifth and the last in order are unreadable."""
     generator = np.random.default_rng(3)
     for number in range(11):
         path = tmp_path / "images" / "ab"[number // 6] / f"{number:02}.png"
@@ -61,7 +62,7 @@ def folder(tmp_path: Path) -> str:
     return str(tmp_path / "images")
 
 
-# ── what the file holds ─────────────────────────────────────────────────────────────────────────
+# ── content of the file ─────────────────────────────────────────────────────────────────────────
 
 
 def test_codes_are_those_of_the_tokenizer(
@@ -92,7 +93,7 @@ def test_codes_are_those_of_the_tokenizer(
     assert "step 6/6" in shown.err
 
 
-def test_images_that_cannot_be_read_are_named_and_left_out(
+def test_unreadable_images_are_reported_and_left_out(
     model: str, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "codes.npz"
@@ -104,9 +105,9 @@ def test_images_that_cannot_be_read_are_named_and_left_out(
     assert result.rows == 9
     shown = capsys.readouterr()
     assert "11 images in 3 parts, 1 of them done before" in shown.err
-    assert "left out, cannot be read: a/04.png" in shown.err
+    assert "unreadable, left out: a/04.png: " in shown.err
     assert "9 rows in" in shown.out
-    assert "2 images left out" in shown.out
+    assert ", 2 unreadable, " in shown.out
     with np.load(output) as arrays:
         assert arrays["index"].tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
         assert arrays["path"].tolist()[3:6] == ["a/03.png", "a/05.png", "b/06.png"]
@@ -119,7 +120,7 @@ def test_images_that_cannot_be_read_are_named_and_left_out(
 def test_too_many_unreadable_images_over_all_parts_stop_the_work(
     model: str, folder: str, tmp_path: Path
 ) -> None:
-    """Each part's own one is within the share, as each is of a process of its own."""
+    """Each of the two parts alone is within the limit."""
     output = tmp_path / "codes.npz"
     within = config(model, output, data=folder, max_unreadable=0.1)
     with pytest.raises(ValueError, match=r"2 of 11 images cannot be read.*raise max_unreadable"):
@@ -139,16 +140,16 @@ def test_command(model: str, tmp_path: Path) -> None:
         assert json.loads(str(arrays["about"]))["precision"] == "bf16-mixed"
 
 
-# ── going on ────────────────────────────────────────────────────────────────────────────────────
+# ── resuming ────────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".npz"])
-def test_interrupted_and_repeated_equals_undisturbed(
+def test_a_resumed_run_equals_an_undisturbed_one(
     model: str, suffix: str, tmp_path: Path, interrupt_at: Callable[..., None]
 ) -> None:
     tokenize.run(config(model, tmp_path / f"one{suffix}"))
     again = config(model, tmp_path / f"two{suffix}")
-    for step, done in ((2, 0), (3, 1), (3, 2)):  # of all batches; of all; of those still to do
+    for step, done in ((2, 0), (3, 1), (3, 2)):
         interrupt_at(tokenize, again, step)
         assert len([*(tmp_path / f"two{suffix}.parts").glob("part-*")]) == done
     tokenize.run(again)
@@ -161,7 +162,7 @@ def test_all_parts_done_and_only_the_file_missing(
 ) -> None:
     tokenize.run(config(model, tmp_path / "one.npz"))
     with monkeypatch.context() as patched:
-        patched.setattr(tokenize.Table, "merge", lambda table: 1 / 0)
+        patched.setattr(RowTable, "merge", lambda table: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             tokenize.run(config(model, tmp_path / "two.npz"))
     assert tokenize.run(config(model, tmp_path / "two.npz")).rows == 11
@@ -177,17 +178,19 @@ def test_workers_do_not_change_a_byte(model: str, tmp_path: Path) -> None:
 # ── refusals ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_other_settings_on_what_a_kill_left_are_refused(
+def test_other_settings_do_not_resume_a_table(
     model: str, tmp_path: Path, interrupt_at: Callable[..., None]
 ) -> None:
     interrupt_at(tokenize, config(model, tmp_path / "codes.npz"), 3)
-    with pytest.raises(ValueError, match=r"another table: crop_ratio is 0\.875 there, 1\.0 here"):
+    with pytest.raises(ValueError, match=r"another table: crop_ratio was 0\.875, is now 1\.0"):
         tokenize.run(config(model, tmp_path / "codes.npz", crop_ratio=1.0))
     tokenizer = load_tokenizer(model)
     torch.nn.init.normal_(tokenizer.quantizer.codebook)
     changed = tmp_path / "changed.safetensors"
     save_weights(changed, tokenizer)
-    with pytest.raises(ValueError, match=r"model is .* there, .*; weights is '\w+' there, '\w+'"):
+    with pytest.raises(
+        ValueError, match=r"model was .*, is now .*; weights was '\w+', is now '\w+'"
+    ):
         tokenize.run(config(str(changed), tmp_path / "codes.npz"))
 
 
@@ -197,7 +200,7 @@ def test_a_finished_file_is_refused_before_anything_is_loaded(tmp_path: Path) ->
         tokenize.run(config("no such model", tmp_path / "codes.npz"))
 
 
-def test_what_is_no_tokenizer_is_refused(model: str, tmp_path: Path) -> None:
+def test_other_models_are_refused(model: str, tmp_path: Path) -> None:
     save_weights(tmp_path / "backbone.safetensors", load_tokenizer(model).encoder)
     with pytest.raises(ValueError, match="expected a tokenizer"):
         tokenize.run(config(str(tmp_path / "backbone.safetensors"), tmp_path / "codes.npz"))
@@ -229,7 +232,7 @@ def finish(model: str, output: Path, processes: int = 1) -> None:
 
 
 def kill_when(parts: int, model: str, output: Path, processes: int = 1) -> None:
-    """Start the work and kill it, with all it has started, once so many parts are there."""
+    """Start the command and kill it, with all its processes, once so many parts exist."""
     process = start(model, output, processes)
     folder = output.with_name(f"{output.name}.parts")
     deadline = time.monotonic() + 120
@@ -247,7 +250,7 @@ def kill_when(parts: int, model: str, output: Path, processes: int = 1) -> None:
 
 
 def family(pid: int) -> list[int]:
-    """List a process and all that it has started, the oldest first."""
+    """List a process and all its descendants, the oldest first."""
     with suppress(FileNotFoundError):
         threads = [*Path(f"/proc/{pid}/task").iterdir()]
         children = [child for t in threads for child in (t / "children").read_text().split()]
@@ -265,7 +268,7 @@ def undisturbed(model: str, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="finds processes by /proc")
 @pytest.mark.parametrize("processes", [1, 2])
-def test_killed_and_repeated_equals_undisturbed(
+def test_a_killed_and_resumed_run_equals_an_undisturbed_one(
     model: str, processes: int, tmp_path: Path, undisturbed: bytes
 ) -> None:
     output = tmp_path / "codes.parquet"

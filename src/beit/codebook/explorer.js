@@ -1,4 +1,4 @@
-// The page: what is searched, sorted and shown, and the address that leads to it.
+// The page: search, sorting, filters, the open view, and the address.
 
 const title = document.title;
 const wide = window.matchMedia('(min-width: 62.01rem)');
@@ -25,7 +25,7 @@ const codeGallery = gallery(byId('code-grid'), {
     const figure = byEntropy ? (code.entropy === null ? '' : `${code.entropy.toFixed(2)} bits`) : (code.purity === null ? '' : percent(code.purity));
     link.append(
       make('span', { class: 'line' }, make('b', {}, String(code.index)), make('span', {}, code.uses ? count(code.uses) : '–')),
-      make('span', { class: 'line' }, words(most ? most.name : ''), make('span', {}, figure)),
+      make('span', { class: 'line' }, labelSpan(most ? most.name : ''), make('span', {}, figure)),
     );
     return link;
   },
@@ -38,55 +38,55 @@ const imageGallery = gallery(byId('image-grid'), {
     const link = make('a', { href: `#image=${image.index}`, 'aria-label': [image.name, image.label].filter(Boolean).join(', ') });
     const picture = make('img', { class: 'picture', src: imageLines[image.index], alt: '', decoding: 'async' });
     picture.addEventListener('load', () => picture.classList.toggle('pixels', picture.naturalWidth <= 64));
-    link.append(picture, make('span', { class: 'line' }, words(image.name)), make('span', { class: 'line' }, words(image.label || ''), make('span', {}, `${new Set(image.tokens).size} codes`)));
+    link.append(picture, make('span', { class: 'line' }, labelSpan(image.name)), make('span', { class: 'line' }, labelSpan(image.label || ''), make('span', {}, `${new Set(image.tokens).size} codes`)));
     return link;
   },
 });
 const galleries = { codes: codeGallery, images: imageGallery };
 
-/** Find and order the codes that fit search and filters. */
-function found() {
+/** Return the codes that match the search and the filters, sorted. */
+function matchingCodes() {
   const query = controls.search.value.trim().toLowerCase();
   const least = controls.purity.value / 100;
   const label = controls.label.value;
   const shown = controls.shown.value;
-  const fits = (code) =>
+  const matches = (code) =>
     (shown === 'all' || (shown === 'used') === code.uses > 0) &&
     (!least || (code.purity !== null && code.purity >= least)) &&
     (!label || (code.labels.length > 0 && code.labels[0].name === label)) &&
     (!query || String(code.index).startsWith(query) || code.labels.some(({ name }) => name.toLowerCase().includes(query)));
   const key = controls.sort.value;
-  const leastFirst = key === 'index' || key === 'entropy'; // bound to few places first
+  const leastFirst = key === 'index' || key === 'entropy'; // lowest entropy first
   const sign = leastFirst === state.reversed ? -1 : 1;
   const compare = (a, b) => {
     const [x, y] = [a[key], b[key]];
     if (x === null || y === null) return (x === null) - (y === null) || a.index - b.index;
     return sign * (x - y) || a.index - b.index;
   };
-  const list = codes.filter(fits).sort(compare);
+  const list = codes.filter(matches).sort(compare);
   const exact = list.findIndex((code) => String(code.index) === query);
   if (exact > 0) list.unshift(...list.splice(exact, 1));
   return list;
 }
 
-function renew() {
-  const list = found();
+function refresh() {
+  const list = matchingCodes();
   byId('least').textContent = Number(controls.purity.value) ? `${controls.purity.value}\u202f% +` : 'any';
   const ascending = (controls.sort.value === 'index' || controls.sort.value === 'entropy') !== state.reversed;
   byId('arrow').textContent = ascending ? '↑' : '↓';
   codeGallery.fill(list);
-  tell();
+  showStatus();
 }
 
-/** Say how many are shown, seen and heard. */
-function tell() {
+/** Show the number of visible tiles; a screen reader reads it too. */
+function showStatus() {
   const inCodes = state.view === 'codes';
   const number = inCodes ? codeGallery.items.length : images.length;
   const all = inCodes ? codes.length : images.length;
   const noun = inCodes ? 'code' : 'image';
   byId('status').textContent = number === all ? `${count(all)} ${noun}${all === 1 ? '' : 's'}` : `${count(number)} of ${count(all)} ${noun}s`;
   byId('empty').hidden = number > 0;
-  byId('none').textContent = `No ${noun} fits.`;
+  byId('none').textContent = `No ${noun} matches.`;
   byId('code-grid').hidden = !inCodes || !number;
   byId('image-grid').hidden = inCodes || !number;
   if (inCodes && number) codeGallery.layout();
@@ -103,12 +103,12 @@ function show(view) {
     if (link.dataset.view === view) link.setAttribute('aria-current', 'page');
     else link.removeAttribute('aria-current');
   }
-  tell();
+  showStatus();
   galleries[view].layout();
 }
 
-/** Read the address: #codes, #images, #code=12, #image=3 (and which code to mark in it). */
-function wanted() {
+/** Parse the address: #codes, #images, #code=12, #image=3 or #image=3&with=12 (mark code 12). */
+function parseAddress() {
   const parts = new URLSearchParams(location.hash.slice(1));
   const number = (name, list) => (/^\d+$/.test(parts.get(name) || '') ? list[Number(parts.get(name))] : undefined);
   const code = number('code', codes);
@@ -120,7 +120,7 @@ function wanted() {
 }
 
 function follow() {
-  const { kind, item, marked } = wanted();
+  const { kind, item, marked } = parseAddress();
   if (!item) {
     const changed = kind !== state.view;
     show(kind);
@@ -141,9 +141,9 @@ function open(kind, item, marked) {
   document.body.classList.add('open');
   document.title = `${isCode ? `Code ${item.index}` : item.name} – ${title}`;
   const order = isCode ? codeGallery.items : images;
-  const at = order.indexOf(item);
-  byId('previous').disabled = at <= 0;
-  byId('next').disabled = at < 0 || at + 1 >= order.length;
+  const position = order.indexOf(item);
+  byId('previous').disabled = position <= 0;
+  byId('next').disabled = position < 0 || position + 1 >= order.length;
   codeGallery.choose(isCode ? item : null);
   imageGallery.choose(isCode ? null : item);
   cover();
@@ -158,12 +158,12 @@ function close() {
   document.body.classList.remove('open');
   document.title = title;
   cover();
-  for (const one of Object.values(galleries)) one.choose(null);
+  for (const each of Object.values(galleries)) each.choose(null);
   galleries[state.view].layout();
   galleries[state.view].focus();
 }
 
-/** While the panel covers a narrow window, nothing behind it can be reached. */
+/** In a narrow window the panel covers the page, which is then inert. */
 function cover() {
   byId('page').inert = Boolean(state.open) && !wide.matches;
 }
@@ -176,16 +176,16 @@ function step(by) {
 }
 
 function listen() {
-  for (const control of Object.values(controls)) control.addEventListener('input', renew);
+  for (const control of Object.values(controls)) control.addEventListener('input', refresh);
   byId('tools').addEventListener('submit', (event) => event.preventDefault());
   byId('reverse').addEventListener('click', () => {
     state.reversed = !state.reversed;
     byId('reverse').setAttribute('aria-pressed', state.reversed);
-    renew();
+    refresh();
   });
   byId('clear').addEventListener('click', () => {
     byId('tools').reset();
-    renew();
+    refresh();
     controls.search.focus();
   });
   byId('fold').addEventListener('click', () => {
@@ -211,28 +211,28 @@ function listen() {
   wide.addEventListener('change', cover);
 }
 
-/** Offer the other scheme; what was chosen holds for this page, the system's otherwise. */
-function schemes() {
+/** Set up the colour scheme switch; the system's scheme is used until the switch is clicked. */
+function setUpScheme() {
   const dark = window.matchMedia('(prefers-color-scheme: dark)');
   const root = document.documentElement;
-  const present = () => root.dataset.scheme || (dark.matches ? 'dark' : 'light');
-  const name = () => { 
-    const [sign, words] = byId('scheme').children;
-    [sign.textContent, words.textContent] = present() === 'dark' ? ['☼', 'Light page'] : ['☾', 'Dark page'];
+  const current = () => root.dataset.scheme || (dark.matches ? 'dark' : 'light');
+  const showOther = () => {
+    const [icon, label] = byId('scheme').children;
+    [icon.textContent, label.textContent] = current() === 'dark' ? ['☼', 'Light page'] : ['☾', 'Dark page'];
   };
   byId('scheme').addEventListener('click', () => {
-    root.dataset.scheme = present() === 'dark' ? 'light' : 'dark';
-    name();
+    root.dataset.scheme = current() === 'dark' ? 'light' : 'dark';
+    showOther();
   });
-  dark.addEventListener('change', name);
-  name();
+  dark.addEventListener('change', showOther);
+  showOther();
 }
 
 function start() {
   const used = codes.filter((code) => code.uses).length;
   byId('lede').textContent += used ? ` ${count(used)} are used (${percent(used / codes.length)}).` : ' None of them is used.';
   byId('key').hidden = !used;
-  byId('key').textContent = hasLabels ? 'Below each: its number and uses, its most frequent label and that label’s share (purity).' : 'Below each: its number and uses, and the entropy over positions.';
+  byId('key').textContent = hasLabels ? 'Below each code: its number and uses, its most frequent label and that label’s share (purity).' : 'Below each code: its number, uses and entropy over positions.';
   if (!hasLabels) {
     for (const pair of document.querySelectorAll('.pair[data-needs]')) pair.hidden = true;
     document.querySelector('option[data-needs]').remove();
@@ -240,11 +240,11 @@ function start() {
   const names = new Set(codes.filter((code) => code.labels.length).map((code) => code.labels[0].name));
   for (const name of [...names].sort((a, b) => a.localeCompare(b, 'en', { numeric: true }))) controls.label.append(make('option', { value: name }, name));
   byId('views').hidden = !images.length;
-  schemes();
+  setUpScheme();
   listen();
   if (new URLSearchParams(location.hash.slice(1)).has('image') && images.length) state.view = 'images';
   imageGallery.fill(images);
-  renew();
+  refresh();
   show(state.view);
   follow();
 }

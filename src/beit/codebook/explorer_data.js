@@ -1,9 +1,9 @@
-// What the page holds: lines of text until they are looked at, then pictures on canvases.
+// The data of the page: lines of text, decoded and drawn on canvases when they are shown.
 'use strict';
 
 const byId = (id) => document.getElementById(id);
 
-/** Make an element; strings become text, so that no name or label is ever read as markup. */
+/** Create an element; strings become text, so that names and labels are never parsed as markup. */
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -13,7 +13,7 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** Take the lines of a data element, and the element out of the document. */
+/** Return the lines of a data element, and remove it from the document. */
 function takeLines(id) {
   const text = byId(id).textContent;
   byId(id).remove();
@@ -41,11 +41,11 @@ const count = (value) => value.toLocaleString('en-GB');
 const percent = (share) => (share > 0 && share < 0.001 ? '<0.1' : (100 * share).toFixed(share < 0.0995 ? 1 : 0)) + '\u202f%';
 const times = (value) => (value === 1 ? 'once' : value === 2 ? 'twice' : count(value) + ' times');
 const place = (position) => `row ${Math.floor(position / GW) + 1}, column ${(position % GW) + 1}`;
-// A name runs in its own direction (Arabic, Hebrew), whatever stands beside it.
-const words = (text, kind = 'long') => make('span', { class: kind, dir: 'auto', title: text }, text);
+// A name keeps its own text direction (Arabic, Hebrew).
+const labelSpan = (text, kind = 'long') => make('span', { class: kind, dir: 'auto', title: text }, text);
 
-/** Keep the newest results of a function of one number. */
-function remembered(compute, most) {
+/** Cache the latest results of a function of one number. */
+function cached(compute, most) {
   const kept = new Map();
   return (key) => {
     let value = kept.get(key);
@@ -64,36 +64,36 @@ function bytesOf(encoded) {
   return bytes;
 }
 
-const detail = remembered((index) => JSON.parse(codeLines[index]), 64);
-// Sixteen pictures are 0.15 MB of pixels at a side of 48, 0.6 MB at 96.
-const sheet = remembered(
+const detail = cached((index) => JSON.parse(codeLines[index]), 64);
+// Sixteen pictures of side 48 are 0.15 MB of pixels, of side 96 0.6 MB.
+const sheet = cached(
   (index) => createImageBitmap(new Blob([bytesOf(detail(index).sheet)], { type: 'image/webp' })),
   256,
 );
-const wholeImage = remembered(async (index) => {
+const wholeImage = cached(async (index) => {
   const image = new Image();
   image.src = imageLines[index];
   await image.decode();
   return image;
 }, 64);
 
-// Pictures wait here, the newest first: after a long scroll what is seen now comes before what was.
-const waiting = [];
-let working = 0;
+// A stack of drawing tasks: after a long scroll the visible pictures are drawn first.
+const tasks = [];
+let workers = 0;
 
-function soon(canvas, draw) {
-  waiting.push([canvas, draw]);
-  if (working < 4) work();
+function schedule(canvas, draw) {
+  tasks.push([canvas, draw]);
+  if (workers < 4) work();
 }
 
 async function work() {
-  working += 1;
-  await null; // so that the canvas is in the document
-  for (let next = waiting.pop(); next; next = waiting.pop()) {
+  workers += 1;
+  await null; // wait until the canvas is in the document
+  for (let next = tasks.pop(); next; next = tasks.pop()) {
     const [canvas, draw] = next;
     if (canvas.isConnected) await draw().catch((error) => console.error(error));
   }
-  working -= 1;
+  workers -= 1;
 }
 
 function scaled(canvas, side) {
@@ -102,47 +102,50 @@ function scaled(canvas, side) {
   return [canvas.getContext('2d'), size];
 }
 
-/** Draw the best patches of a code, each with a little around it, in a square. */
-function drawTile(canvas, index, side, most = 3) {
-  soon(canvas, async () => {
+/** Prepare a canvas for the pictures of a code, and call `draw` with them. */
+function drawFromSheet(canvas, index, side, draw) {
+  schedule(canvas, async () => {
     const bitmap = await sheet(index);
     const { cell, patches } = detail(index);
-    const sheetAcross = Math.ceil(Math.sqrt(patches.length));
-    const across = Math.min(most, Math.floor(Math.sqrt(patches.length)));
+    const across = Math.ceil(Math.sqrt(patches.length)); // pictures in a row of the sheet
     const [context, size] = scaled(canvas, side);
-    const gap = Math.max(1, Math.round(size / 150));
     context.imageSmoothingEnabled = cell > 40;
     context.imageSmoothingQuality = 'high';
+    const frameOf = (which, length) => summary.frames[patches[which][0]].map((edge) => (edge / 1000) * length);
+    const cornerOf = (which) => [(which % across) * cell, Math.floor(which / across) * cell];
+    draw({ bitmap, cell, number: patches.length, context, size, frameOf, cornerOf });
+  });
+}
+
+/** Draw the closest patches of a code in a square, each with a small margin. */
+function drawTile(canvas, index, side, most = 3) {
+  drawFromSheet(canvas, index, side, ({ bitmap, cell, number, context, size, frameOf, cornerOf }) => {
+    const across = Math.min(most, Math.floor(Math.sqrt(number)));
+    const gap = Math.max(1, Math.round(size / 150));
+    const edge = (step) => Math.round((step * (size + gap)) / across);
     for (let i = 0; i < across * across; i++) {
-      const [top, left, bottom, right] = summary.frames[patches[i][0]].map((edge) => (edge / 1000) * cell);
+      const [top, left, bottom, right] = frameOf(i, cell);
+      const [x, y] = cornerOf(i);
       const view = Math.min(cell, 1.9 * Math.max(bottom - top, right - left));
-      const x = clamp((left + right - view) / 2, 0, cell - view) + (i % sheetAcross) * cell;
-      const y = clamp((top + bottom - view) / 2, 0, cell - view) + Math.floor(i / sheetAcross) * cell;
-      const at = (step) => Math.round((step * (size + gap)) / across);
       const [column, row] = [i % across, Math.floor(i / across)];
-      context.drawImage(bitmap, x, y, view, view, at(column), at(row), at(column + 1) - at(column) - gap, at(row + 1) - at(row) - gap);
+      context.drawImage(bitmap, x + clamp((left + right - view) / 2, 0, cell - view), y + clamp((top + bottom - view) / 2, 0, cell - view), view, view,
+        edge(column), edge(row), edge(column + 1) - edge(column) - gap, edge(row + 1) - edge(row) - gap);
     }
   });
 }
 
-/** Draw one patch in its surroundings, framed. */
+/** Draw one patch in its surroundings, with a frame. */
 function drawPatch(canvas, index, which, side) {
-  soon(canvas, async () => {
-    const bitmap = await sheet(index);
-    const { cell, patches } = detail(index);
-    const across = Math.ceil(Math.sqrt(patches.length));
-    const [context, size] = scaled(canvas, side);
-    context.imageSmoothingEnabled = cell > 40;
-    context.imageSmoothingQuality = 'high';
-    context.drawImage(bitmap, (which % across) * cell, Math.floor(which / across) * cell, cell, cell, 0, 0, size, size);
-    const [top, left, bottom, right] = summary.frames[patches[which][0]].map((edge) => (edge / 1000) * size);
+  drawFromSheet(canvas, index, side, ({ bitmap, cell, context, size, frameOf, cornerOf }) => {
+    context.drawImage(bitmap, ...cornerOf(which), cell, cell, 0, 0, size, size);
+    const [top, left, bottom, right] = frameOf(which, size);
     frame(context, left, top, right - left, bottom - top, size / side);
   });
 }
 
-/** Draw an image, and a frame around each patch with a code. */
+/** Draw an image with a frame around each patch of a code. */
 function drawPlaces(canvas, image, code, side) {
-  soon(canvas, async () => {
+  schedule(canvas, async () => {
     const whole = await wholeImage(image.index);
     const [context, size] = scaled(canvas, side);
     const { naturalWidth: width, naturalHeight: height } = whole;
@@ -158,7 +161,7 @@ function drawPlaces(canvas, image, code, side) {
   });
 }
 
-/** Draw a white frame between dark lines, seen on any picture; inside its cell at the edges too. */
+/** Draw a white frame with dark edges, visible on any picture, inside the given rectangle. */
 function frame(context, x, y, width, height, dot) {
   for (const [colour, line] of [['#111', 4.5 * dot], ['#fff', 2.25 * dot]]) {
     const inset = 2.25 * dot;

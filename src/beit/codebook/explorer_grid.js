@@ -1,12 +1,12 @@
-// A gallery of any length, of which only the visible rows are in the document.
+// A gallery of any length; only the visible rows are in the document.
 
 /**
- * Fill `root` (role grid) with tiles. `build(item, width)` makes a link; `chosen()` says which item
- * is open. One tile at a time can be reached by Tab; arrows, Home, End and Page keys move on.
+ * Fill `root` (role grid) with tiles. `build(item, width)` makes a link, `least` is its smallest
+ * width. Tab reaches one tile; the arrow, Home, End and Page keys move between tiles.
  */
 function gallery(root, { least, lines, build }) {
   const GAP = 12;
-  const OVERSCAN = 1.0; // of the window's height, above and below
+  const OVERSCAN = 1.0; // window heights rendered above and below
   let items = [];
   let columns = 1;
   let width = 0;
@@ -68,7 +68,7 @@ function gallery(root, { least, lines, build }) {
       if (item === chosen) link.setAttribute('aria-current', 'true');
       row.append(make('div', { role: 'gridcell', 'aria-colindex': column + 1 }, link));
     });
-    // In order of their place, which is the order that is read aloud.
+    // Keep rows in order: screen readers read in document order.
     let after = null;
     for (const other of root.children) {
       if (Number(other.getAttribute('aria-rowindex')) > index + 1) { after = other; break; }
@@ -87,7 +87,7 @@ function gallery(root, { least, lines, build }) {
     tileAt(active).tabIndex = 0;
   }
 
-  /** Bring the row of a place into view, below the bar that sticks to the window's top. */
+  /** Scroll the row of a tile into view, below the sticky bar. */
   function reveal(position) {
     const top = root.getBoundingClientRect().top + rowOf(position) * rowHeight;
     const bar = byId('bar').getBoundingClientRect().height + 12;
@@ -122,11 +122,11 @@ function gallery(root, { least, lines, build }) {
     const tile = event.target.closest('[data-position]');
     if (tile) activate(Number(tile.dataset.position));
   });
-  let asked = false;
+  let scheduled = false;
   window.addEventListener('scroll', () => {
-    if (asked) return;
-    asked = true;
-    requestAnimationFrame(() => { asked = false; render(); });
+    if (scheduled) return;
+    scheduled = true;
+    requestAnimationFrame(() => { scheduled = false; render(); });
   }, { passive: true });
   let laidOut = 0;
   new ResizeObserver(() => {
@@ -143,7 +143,7 @@ function gallery(root, { least, lines, build }) {
       active = Math.max(0, items.indexOf(chosen));
       layout();
     },
-    /** Mark the item that is open, null for none. */
+    /** Mark the open item; null for none. */
     choose(item) {
       chosen = item;
       for (const tile of root.querySelectorAll('[aria-current]')) tile.removeAttribute('aria-current');

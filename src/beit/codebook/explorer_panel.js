@@ -1,18 +1,23 @@
-// The panel: one code, or one image with its tokens.
+// The panel: a code, or an image with its tokens.
 
 const MOST_LISTED = 24;
 
-/** List what the page's images hold of every code: places[code] = [[image, how often], …]. */
-const places = new Map();
+/** The images of the page that contain a code: imagesWith.get(code) = [[image, uses], …]. */
+const imagesWith = new Map();
 for (const image of images) {
-  const found = new Map();
-  for (const code of image.tokens) found.set(code, (found.get(code) || 0) + 1);
-  for (const [code, number] of found) {
-    if (!places.has(code)) places.set(code, []);
-    places.get(code).push([image, number]);
+  for (const [code, number] of usesOf(image)) {
+    if (!imagesWith.has(code)) imagesWith.set(code, []);
+    imagesWith.get(code).push([image, number]);
   }
 }
-for (const found of places.values()) found.sort((a, b) => b[1] - a[1]);
+for (const list of imagesWith.values()) list.sort((a, b) => b[1] - a[1]);
+
+/** Count the codes of an image: a map from code to uses. */
+function usesOf(image) {
+  const uses = new Map();
+  for (const code of image.tokens) uses.set(code, (uses.get(code) || 0) + 1);
+  return uses;
+}
 
 const section = (title, text, ...children) => make('section', {}, make('h3', {}, title), text ? make('p', {}, text) : null, ...children);
 const figure = (name, value, unit = '') => make('div', {}, make('dt', {}, name), make('dd', {}, value, unit ? make('small', {}, ' ' + unit) : null));
@@ -33,19 +38,19 @@ function codeContent(code) {
   if (code.labels.length) parts.push(codeLabels(code));
   if (record.neighbours.length) {
     const tiles = record.neighbours.map(([index, cosine]) => codeTile(index, cosine.toFixed(2), `cosine ${cosine.toFixed(2)}`));
-    parts.push(section('Nearest codes', 'With the cosine between the two.', make('ul', { class: 'tiles codes' }, ...tiles)));
+    parts.push(section('Nearest codes', 'With the cosine of their vectors.', make('ul', { class: 'tiles codes' }, ...tiles)));
   }
   if (code.uses) parts.push(codePositions(code, record));
-  const found = places.get(code.index) || [];
-  if (found.length) {
-    const tiles = found.slice(0, MOST_LISTED).map(([image, number]) => {
+  const containing = imagesWith.get(code.index) || [];
+  if (containing.length) {
+    const tiles = containing.slice(0, MOST_LISTED).map(([image, number]) => {
       const canvas = make('canvas', { 'aria-hidden': 'true' });
       drawPlaces(canvas, image, code.index, 90);
       const link = make('a', { href: `#image=${image.index}&with=${code.index}`, 'aria-label': `${image.name}: ${times(number)}` }, canvas,
-        make('span', { class: 'line' }, words(image.label || image.name), make('span', {}, `×\u2009${number}`)));
+        make('span', { class: 'line' }, labelSpan(image.label || image.name), make('span', {}, `×\u2009${number}`)));
       return make('li', {}, link);
     });
-    parts.push(section('Images with it', more(found.length, 'of the images on this page has it.', 'of the images on this page have it.'), make('ul', { class: 'tiles places' }, ...tiles)));
+    parts.push(section('Images with this code', more(containing.length, 'image on this page has it.', 'images on this page have it.'), make('ul', { class: 'tiles places' }, ...tiles)));
   }
   return parts;
 }
@@ -65,14 +70,14 @@ function codePatches(code, record) {
     const canvas = make('canvas', { role: 'img' });
     drawPatch(canvas, code.index, which, 130);
     const known = image === null ? name : images[image].name;
-    const told = [known, labelOf(label), place(position), closeness === null ? null : `closeness ${closeness.toFixed(2)}`].filter(Boolean).join(', ');
-    canvas.setAttribute('aria-label', told);
-    const line = make('span', { class: 'line', 'aria-hidden': 'true' }, words(labelOf(label) || known || place(position)), closeness === null ? null : make('span', {}, closeness.toFixed(2)));
+    const description = [known, labelOf(label), place(position), closeness === null ? null : `closeness ${closeness.toFixed(2)}`].filter(Boolean).join(', ');
+    canvas.setAttribute('aria-label', description);
+    const line = make('span', { class: 'line', 'aria-hidden': 'true' }, labelSpan(labelOf(label) || known || place(position)), closeness === null ? null : make('span', {}, closeness.toFixed(2)));
     const inside = [canvas, line];
-    return make('li', { title: told }, image === null ? make('div', { class: 'still' }, ...inside) : make('a', { href: `#image=${image}&with=${code.index}` }, ...inside));
+    return make('li', { title: description }, image === null ? make('div', { class: 'still' }, ...inside) : make('a', { href: `#image=${image}&with=${code.index}` }, ...inside));
   });
   const close = record.patches.some((patch) => patch[5] !== null);
-  const text = `${record.patches.length === 1 ? 'The patch' : `${record.patches.length} patches`} with this code, framed${close ? ', the closest to it first, with the cosine' : ''}.`;
+  const text = `${record.patches.length === 1 ? 'The patch' : `${record.patches.length} patches`} with this code, framed${close ? ', closest first, with their closeness' : ''}.`;
   return section('Patches in their surroundings', text, make('ul', { class: 'tiles patches' }, ...tiles));
 }
 
@@ -81,9 +86,9 @@ function codeLabels(code) {
   const rows = code.labels.map(({ name, share }) => {
     const bar = make('i');
     bar.style.width = `${(100 * share) / largest}%`;
-    return make('li', {}, words(name), make('span', { class: 'rail' }, bar), make('span', { class: 'share' }, percent(share)));
+    return make('li', {}, labelSpan(name), make('span', { class: 'rail' }, bar), make('span', { class: 'share' }, percent(share)));
   });
-  return section('Labels of the images it is in', null, make('ul', { class: 'bars' }, ...rows));
+  return section('Labels of its images', null, make('ul', { class: 'bars' }, ...rows));
 }
 
 function codePositions(code, record) {
@@ -91,7 +96,7 @@ function codePositions(code, record) {
   const shareOf = (level) => (level / 255) * (record.most / code.uses);
   const map = document.createElementNS('http://www.w3.org/2000/svg', 'svg');
   const best = levels.indexOf(255);
-  const attributes = { viewBox: `0 0 ${GW} ${GH}`, class: 'heat', role: 'img', 'aria-label': `Where it stands: most often in ${place(best)}, ${percent(shareOf(255))} of its uses` };
+  const attributes = { viewBox: `0 0 ${GW} ${GH}`, class: 'heat', role: 'img', 'aria-label': `Positions: most often in ${place(best)}, ${percent(shareOf(255))} of its uses` };
   for (const [name, value] of Object.entries(attributes)) map.setAttribute(name, value);
   levels.forEach((level, position) => {
     const rect = document.createElementNS('http://www.w3.org/2000/svg', 'rect');
@@ -103,16 +108,16 @@ function codePositions(code, record) {
     map.append(rect);
   });
   const scale = make('div', { class: 'scale', 'aria-hidden': 'true' }, '0', make('i'), `${percent(shareOf(255))} of its uses`);
-  return section('Where in images it stands', `Most often in ${place(best)}: ${percent(shareOf(255))} of its uses. Evenly spread it would be ${percent(1 / N)} everywhere.`, map, scale);
+  return section('Positions in the image', `Most often in ${place(best)}: ${percent(shareOf(255))} of its uses. A uniform distribution would be ${percent(1 / N)} at each position.`, map, scale);
 }
 
-/** Make a small link to a code, with a figure beside its number. */
-function codeTile(index, told, spoken) {
+/** Create a small link to a code, with a value beside its number; `spoken` is for screen readers. */
+function codeTile(index, value, spoken) {
   const canvas = make('canvas', { 'aria-hidden': 'true' });
   if (detail(index).patches.length) drawTile(canvas, index, 90, 2);
   const label = codes[index].labels.length ? `, mostly ${codes[index].labels[0].name}` : '';
   return make('li', {}, make('a', { href: `#code=${index}`, 'aria-label': `Code ${index}, ${spoken}${label}`, title: `Code ${index}, ${spoken}${label}` }, canvas,
-    make('span', { class: 'line' }, make('b', {}, String(index)), make('span', {}, told))));
+    make('span', { class: 'line' }, make('b', {}, String(index)), make('span', {}, value))));
 }
 
 function imageContent(image, marked) {
@@ -124,29 +129,27 @@ function imageContent(image, marked) {
     whole.style.width = `${Math.round(picture.naturalWidth * grown)}px`;
     picture.classList.toggle('pixels', grown > 3);
   });
-  const veil = make('input', { type: 'range', id: 'veil', min: 0, max: 100, step: 5, value: veilKept });
-  const laid = () => { veilKept = veil.value; tokens.map.style.setProperty('--veil', veil.value / 100); };
-  veil.addEventListener('input', laid);
-  laid();
-  const numbers = new Map();
-  for (const code of image.tokens) numbers.set(code, (numbers.get(code) || 0) + 1);
-  const sorted = [...numbers].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
+  const opacity = make('input', { type: 'range', id: 'opacity', min: 0, max: 100, step: 5, value: tokenOpacity });
+  const applyOpacity = () => { tokenOpacity = opacity.value; tokens.map.style.setProperty('--opacity', opacity.value / 100); };
+  opacity.addEventListener('input', applyOpacity);
+  applyOpacity();
+  const sorted = [...usesOf(image)].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
   const tiles = sorted.slice(0, MOST_LISTED).map(([code, number]) => codeTile(code, `×\u2009${number}`, times(number)));
   return [
     whole,
-    make('div', { class: 'veil' }, make('label', { for: 'veil' }, 'Tokens over the image'), veil),
-    tokens.told,
+    make('div', { class: 'opacity' }, make('label', { for: 'opacity' }, 'Tokens over the image'), opacity),
+    tokens.note,
     section('Its codes', more(sorted.length, `code on its ${N} patches.`, `different codes on its ${N} patches.`), make('ul', { class: 'tiles codes' }, ...tiles)),
   ];
 }
 
-let veilKept = 55;
+let tokenOpacity = 55; // percent, kept from image to image
 
-/** Lay a grid of tokens over an image; each leads to its code. */
+/** Create a grid of tokens to lay over an image; each links to its code. */
 function tokenMap(image, marked) {
   const map = make('div', { class: 'tokens', role: 'grid', 'aria-label': `Tokens of ${image.name}` });
   map.style.gridTemplate = `repeat(${GH}, 1fr) / repeat(${GW}, 1fr)`;
-  const told = make('p', { class: 'told', 'aria-hidden': 'true' }, 'Each colour is a code; choose a cell to see it.');
+  const note = make('p', { class: 'note', 'aria-hidden': 'true' }, 'Each colour is a code; select a cell to see it.');
   const cells = image.tokens.map((code, position) => {
     const colour = make('i');
     colour.style.background = colourOf(code);
@@ -158,16 +161,16 @@ function tokenMap(image, marked) {
   let active = Math.max(0, image.tokens.indexOf(marked));
   cells[active].tabIndex = 0;
 
-  function tell(position) {
+  function describe(position) {
     const code = codes[image.tokens[position]];
     const label = code.labels.length ? `, mostly ${code.labels[0].name} (${percent(code.labels[0].share)})` : '';
     const where = place(position);
-    told.textContent = `${where[0].toUpperCase()}${where.slice(1)}: code ${code.index}${label}`;
+    note.textContent = `${where[0].toUpperCase()}${where.slice(1)}: code ${code.index}${label}`;
     cells.forEach((cell, other) => cell.classList.toggle('same', image.tokens[other] === code.index));
   }
   const positionOf = (event) => cells.indexOf(event.target.closest('[role="gridcell"]'));
-  map.addEventListener('pointerover', (event) => { if (positionOf(event) >= 0) tell(positionOf(event)); });
-  map.addEventListener('focusin', (event) => tell(positionOf(event)));
+  map.addEventListener('pointerover', (event) => { if (positionOf(event) >= 0) describe(positionOf(event)); });
+  map.addEventListener('focusin', (event) => describe(positionOf(event)));
   map.addEventListener('click', (event) => { if (positionOf(event) >= 0) location.hash = `#code=${image.tokens[positionOf(event)]}`; });
   map.addEventListener('keydown', (event) => {
     if (event.key === 'Enter' || event.key === ' ') {
@@ -185,5 +188,5 @@ function tokenMap(image, marked) {
     cells[active].tabIndex = 0;
     cells[active].focus();
   });
-  return { map, told };
+  return { map, note };
 }

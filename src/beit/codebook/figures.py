@@ -1,20 +1,21 @@
-"""Figures of how a codebook is used: how often, where in the grid, which codes come together."""
+"""Figures of how a codebook is used: how often, where in the grid, which codes co-occur."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from beit.codebook.gallery import (
+from beit.codebook.style import (
     BLUE,
     GREY,
     ORANGE,
     VERMILION,
-    Drawing,
-    drawing,
+    SavedFigure,
     new_figure,
+    saved,
     styled,
 )
 from beit.draw.canvas import Pixels
@@ -22,14 +23,15 @@ from beit.nn.metrics import codebook_health
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import SubFigure
 
-_SCALE = "cividis"  # made to look alike to people with and without colour deficiency
-_BOTH_WAYS = "PuOr_r"  # orange above, purple below: told apart by all of them
-_MAPS = 12  # codes whose places are drawn
+_SEQUENTIAL = "cividis"  # looks alike with and without colour vision deficiency
+_DIVERGING = "PuOr_r"  # orange above, purple below: distinct with any colour vision
+_MAPS = 12  # codes whose positions are drawn
 
 
-def usage_figure(uses: Tensor) -> Drawing:
-    """Draw how often each code is chosen: sorted, and how many codes are chosen how often.
+def usage_figure(uses: Tensor) -> SavedFigure:
+    """Draw the uses of each code, sorted, and a histogram of the uses.
 
     uses: (K,) int64, not all zero
     """
@@ -45,24 +47,26 @@ def usage_figure(uses: Tensor) -> Drawing:
         left, right = figure.subplots(1, 2)
         left.step(np.arange(1, used + 1), ordered[:used], where="mid", color=BLUE, linewidth=1.2)
         left.axhline(ordered.sum() / K, color=ORANGE, linewidth=1, linestyle=(0, (4, 2)))
-        left.text(*(K, ordered.sum() / K * 1.08, "even use"), ha="right", va="bottom", color=GREY)
+        left.text(
+            *(K, ordered.sum() / K * 1.08, "uniform use"), ha="right", va="bottom", color=GREY
+        )
         if health.dead:
             left.axvspan(used + 0.5, K + 0.5, color=VERMILION, alpha=0.12, linewidth=0)
         left.set(yscale="log", xlim=(0, K + 1), xlabel="codes, most used first", ylabel="uses")
-        left.set_title("How often each code is chosen")
+        left.set_title("Uses of each code")
         left.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         left.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _short(round(value))))
         left.yaxis.set_minor_formatter(NullFormatter())
         _usage_histogram(right, uses)
         alt = (
             f"{used} of {K} codes are used; perplexity {health.perplexity:.1f}; the most used code "
-            f"{int(ordered[0])} times, even use would be {ordered.sum() / K:.1f}"
+            f"{int(ordered[0])} times; uniform use would be {ordered.sum() / K:.1f}"
         )
-        return drawing(figure, "usage", alt)
+        return saved(figure, "usage", alt)
 
 
 def _usage_histogram(axes: "Axes", uses: Tensor) -> None:
-    """Count codes by uses in bins that double: none, 1, 2-3, 4-7, ..."""
+    """Draw a histogram of codes by uses, in bins that double: none, 1, 2-3, 4-7, ..."""
     bins = torch.where(uses > 0, uses.double().clamp(min=1).log2().floor().long() + 1, 0)
     counts = torch.bincount(bins).tolist()
     last = len(counts)
@@ -78,7 +82,7 @@ def _usage_histogram(axes: "Axes", uses: Tensor) -> None:
     axes.tick_params(axis="x", length=0)
     axes.set(xlabel="uses of a code", ylabel="codes")
     axes.margins(y=0.12)
-    axes.set_title("How many codes are chosen how often")
+    axes.set_title("Codes by number of uses")
 
 
 def _span(number: int) -> str:
@@ -94,14 +98,14 @@ def _short(count: int) -> str:
 
 def position_figure(
     positions: Tensor, grid: tuple[int, int], entropies: Tensor, codes: Tensor
-) -> Drawing:
-    """Draw how the use of codes hangs on where a patch is.
+) -> SavedFigure:
+    """Draw how the use of codes depends on the position of a patch.
 
     Args:
         positions: (N, K) int64, uses of each code at each position
         grid: (Gh, Gw)
-        entropies: (K,) bits, of each code over positions; NaN where it is not used
-        codes: (k,) int64, those whose places are drawn, the first dozen
+        entropies: (K,) bits, of each code over positions; NaN for unused codes
+        codes: (k,) int64; the positions of the first dozen are drawn
     """
     _check_used(positions.sum(0))
     Gh, Gw = grid
@@ -117,14 +121,14 @@ def position_figure(
         if drawn:
             parts = figure.subfigures(2, 1, height_ratios=(1.25, 1))
         left, right = parts[0].subplots(1, 2, width_ratios=(1, 1.5))
-        shown = left.imshow(perplexity, cmap=_SCALE, interpolation="none")
-        parts[0].colorbar(shown, ax=left, label="codes (perplexity)", shrink=0.9)
+        image = left.imshow(perplexity, cmap=_SEQUENTIAL, interpolation="none")
+        parts[0].colorbar(image, ax=left, label="codes (perplexity)", shrink=0.9)
         left.set(xticks=[], yticks=[], xlabel="column of the grid", ylabel="row")
-        left.set_title("Different codes at each place")
+        left.set_title("Different codes at each position")
         right.hist(known, bins=np.linspace(low, most, 41).tolist(), color=BLUE)
         right.axvline(most, color=ORANGE, linewidth=1, linestyle=(0, (4, 2)))
         right.annotate(
-            *(f"everywhere alike ({most:.3g} bits)", (most, 0.97)),
+            *(f"uniform ({most:.3g} bits)", (most, 0.97)),
             xycoords=("data", "axes fraction"),
             xytext=(-4, 0),
             color=GREY,
@@ -134,41 +138,42 @@ def position_figure(
         )
         right.margins(y=0.18)
         right.set(xlabel="entropy over positions, bits", ylabel="codes")
-        right.set_title("How much codes keep to places")
+        right.set_title("How position-specific codes are")
         if drawn:
-            places = parts[1].subplots(2, _MAPS // 2, squeeze=False).ravel()
-            for axes in places:
-                axes.axis("off")
-            for axes, code in zip(places, drawn, strict=False):
-                counts = positions[:, code].view(Gh, Gw).numpy()
-                axes.imshow(counts, cmap=_SCALE, vmin=0, interpolation="none")
-                axes.set_title(f"{code}: {entropies[code]:.2f} bits", size=7, weight="normal")
-            parts[1].suptitle(
-                "Where the codes stand that keep to places most (yellow: most often)",
-                size=8.5,
-                weight="bold",
-                x=0.01,
-                ha="left",
-            )
+            _position_maps(parts[1], positions.view(Gh, Gw, -1), entropies, drawn)
         alt = (
-            f"Perplexity of codes at each place of the grid of {Gh} by {Gw}: "
+            f"Perplexity of codes at each position of the {Gh} by {Gw} grid: "
             f"{perplexity.min():.1f} to {perplexity.max():.1f}; entropy of codes over positions, "
             f"median {np.median(known):.2f} of at most {most:.2f} bits"
         )
-        return drawing(figure, "positions", alt)
+        return saved(figure, "positions", alt)
 
 
-def pairs_figure(lifts: Tensor, codes: Tensor, patches: Pixels) -> Drawing:
-    """Draw how much more or less often than by chance codes share an image.
+def _position_maps(
+    figure: "SubFigure", positions: Tensor, entropies: Tensor, codes: Sequence[int]
+) -> None:
+    """Draw the uses of some codes at each position, from positions (Gh, Gw, K)."""
+    grid_of_axes = figure.subplots(2, _MAPS // 2, squeeze=False).ravel()
+    for axes in grid_of_axes:
+        axes.axis("off")
+    for axes, code in zip(grid_of_axes, codes, strict=False):
+        counts = positions[..., code].numpy()
+        axes.imshow(counts, cmap=_SEQUENTIAL, vmin=0, interpolation="none")
+        axes.set_title(f"{code}: {entropies[code]:.2f} bits", size=7, weight="normal")
+    title = "Positions of the most position-specific codes (yellow: most often)"
+    figure.suptitle(title, size=8.5, weight="bold", x=0.01, ha="left")
 
-    The scale says that an image was added to both numbers: give lifts with a prior of 1.
 
-    Codes are put in an order in which those that go together stand together.
+def pairs_figure(lifts: Tensor, codes: Tensor, patches: Pixels) -> SavedFigure:
+    """Draw how much more or less often than by chance two codes share an image.
+
+    Codes that co-occur are placed next to each other. The scale names a prior of one image: pass
+    lifts with that prior.
 
     Args:
         lifts: (k, k), the diagonal NaN; k at least 2
         codes: (k,) int64
-        patches: (k, p, p, 3), how each of them looks
+        patches: (k, p, p, 3), the mean patch of each code
     """
     k = len(codes)
     if k < 2 or lifts.shape != (k, k) or len(patches) != k:
@@ -177,19 +182,19 @@ def pairs_figure(lifts: Tensor, codes: Tensor, patches: Pixels) -> Drawing:
             f"{tuple(lifts.shape)} and {len(patches)} patches"
         )
     logs = lifts.clamp(min=2**-6).log2()
-    order = _together(logs)
+    order = _similarity_order(logs)
     cells, shown = logs[order][:, order].numpy(), codes[order].tolist()
     bound = max(1.0, float(np.nanquantile(np.abs(cells), 0.99)))
     with styled():
         figure = new_figure(6.4)
         axes = figure.subplots()
-        picture = axes.imshow(cells, cmap=_BOTH_WAYS, vmin=-bound, vmax=bound, interpolation="none")
+        picture = axes.imshow(cells, cmap=_DIVERGING, vmin=-bound, vmax=bound, interpolation="none")
         axes.set_facecolor("#dddddd")
         bar = figure.colorbar(picture, ax=axes, shrink=0.6, extend="both", pad=0.02)
         bar.set_label("log2 of (images with both + 1) / (expected by chance + 1)")
         axes.set_xticks(range(k), map(str, shown), rotation=90, size=6)
         axes.set_yticks(range(k), map(str, shown), size=6)
-        axes.tick_params(length=0, pad=2 + 72 * 5.2 / k)  # leaves room for the mean patches
+        axes.tick_params(length=0, pad=2 + 72 * 5.2 / k)  # room for the mean patches
         axes.set(xlabel="code", ylabel="code")
         axes.set_title(f"Which of the {k} most used codes share an image")
         for place, patch in enumerate(patches[order.numpy()]):
@@ -199,20 +204,20 @@ def pairs_figure(lifts: Tensor, codes: Tensor, patches: Pixels) -> Drawing:
                 axes.imshow(patch, extent=extent, clip_on=False, interpolation="none")
         axes.set(xlim=(-0.5, k - 0.5), ylim=(k - 0.5, -0.5))
         alt = f"How often {k} codes share an image, against chance; strongest {bound:.1f} bits"
-        return drawing(figure, "cooccurrence", alt)
+        return saved(figure, "cooccurrence", alt)
 
 
-def _together(logs: Tensor) -> Tensor:
-    """Order codes by the main direction in which their rows differ, split along the next one."""
+def _similarity_order(logs: Tensor) -> Tensor:
+    """Order codes by the angle of their rows in the first two principal components."""
     rows = logs.nan_to_num(nan=float(logs.nan_to_num().max())).double()
     rows = rows - rows.mean(0)
     _, _, directions = torch.linalg.svd(rows, full_matrices=False)
     angle = torch.atan2(rows @ directions[1], rows @ directions[0])
     order: Tensor = angle.argsort(stable=True)
     gaps = torch.cat([angle[order][1:], angle[order][:1] + 2 * math.pi]) - angle[order]
-    return order.roll(-int(gaps.argmax()) - 1)  # begin behind the widest gap of the circle
+    return order.roll(-int(gaps.argmax()) - 1)  # start after the widest gap of the circle
 
 
 def _check_used(uses: Tensor) -> None:
     if not len(uses) or not bool(uses.sum()):
-        raise ValueError("no code is used: there is nothing to draw")
+        raise ValueError("no code is used, so there is nothing to draw")

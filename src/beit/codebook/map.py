@@ -8,23 +8,23 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from beit.codebook.gallery import DOTS, WIDTH, Drawing, drawing, new_figure, styled
+from beit.codebook.style import DPI, WIDTH, SavedFigure, new_figure, saved, styled
 from beit.draw.canvas import Pixels
 from beit.nn.quantizer import unit
 
-MIN_TSNE = 5  # codes; fewer have no neighbourhoods to keep
-_SIDE = round(0.92 * WIDTH * DOTS)  # pixels of the map
+MIN_TSNE = 5  # codes; fewer have no neighbourhoods to preserve
+_SIDE = round(0.92 * WIDTH * DPI)  # pixels of the map
 
 
 def principal_components(vectors: Tensor, l2_normalised: bool = True) -> tuple[Tensor, Tensor]:
-    """Project vectors on their two directions of most variance.
+    """Project vectors on their first two principal components.
 
-    Signs are such that the largest weight of each direction is positive. Directions that the
-    vectors do not have, as with one vector, give zeros.
+    The largest weight of each component is positive. Missing components, as with one vector, give
+    zeros.
 
     Args:
         vectors: (k, C), k at least 1
-        l2_normalised: bring them to length 1 first, as the tokenizer compares them
+        l2_normalised: normalise them first, as the tokenizer does to compare them
 
     Returns: (k, 2) float32; (2,) float32, their shares of the variance
     """
@@ -40,11 +40,11 @@ def principal_components(vectors: Tensor, l2_normalised: bool = True) -> tuple[T
 
 
 def tsne(vectors: Tensor, seed: int, l2_normalised: bool = True) -> Tensor:
-    """Lay vectors (k, C) out so that neighbours stay neighbours (van der Maaten and Hinton 2008).
+    """Embed vectors (k, C) in two dimensions by t-SNE (van der Maaten and Hinton 2008).
 
-    By scikit-learn, which anybody who probes has: UMAP would need umap-learn and with it numba, a
-    compiler of its own that keeps to chosen versions of Python and NumPy. From the principal
-    components, so that the seed changes little.
+    It uses scikit-learn, which probing needs too. UMAP would need umap-learn and numba, which
+    supports only some versions of Python and NumPy. The start is the principal components, so that
+    the seed changes little.
 
     Returns: (k, 2) float32
 
@@ -60,26 +60,26 @@ def tsne(vectors: Tensor, seed: int, l2_normalised: bool = True) -> Tensor:
     start, _ = principal_components(vectors, l2_normalised)
     start = start / start[:, 0].std().clamp(min=1e-12) * 1e-4
     perplexity = min(30.0, (len(rows) - 1) / 3)
-    # On the sphere squared distances are 2 - 2 cosines: this one serves both kinds of codebook.
+    # On the sphere squared distances are 2 - 2 cosines, so this suits both kinds of codebook.
     fit = TSNE(2, perplexity=perplexity, init=start.numpy(), random_state=seed, method="barnes_hut")
     return torch.from_numpy(fit.fit_transform(rows.numpy()).astype(np.float32))
 
 
-def free_cells(places: NDArray[np.float64], side: int) -> NDArray[np.int64]:
-    """Give each point a cell of its own in a square of side x side cells, as near as is free.
+def free_cells(points: NDArray[np.float64], side: int) -> NDArray[np.int64]:
+    """Assign each point its own cell in a square of side x side cells: the nearest free one.
 
     Args:
-        places: (k, 2) in [0, 1], k <= side * side; the first ones choose first
+        points: (k, 2) in [0, 1], k <= side * side, in order of priority
 
     Returns: (k, 2), column and row
     """
-    if len(places) > side * side:
-        raise ValueError(f"{len(places)} points do not fit into {side} x {side} cells")
+    if len(points) > side * side:
+        raise ValueError(f"{len(points)} points do not fit into {side} x {side} cells")
     axis = np.arange(side)
     columns, rows = (part.ravel() for part in np.meshgrid(axis, axis))
     taken = np.zeros(side * side, dtype=bool)
-    cells = np.empty((len(places), 2), dtype=np.int64)
-    for number, (x, y) in enumerate(places * (side - 1)):
+    cells = np.empty((len(points), 2), dtype=np.int64)
+    for number, (x, y) in enumerate(points * (side - 1)):
         distance = (columns - x) ** 2 + (rows - y) ** 2
         distance[taken] = np.inf
         cell = int(distance.argmin())
@@ -90,11 +90,11 @@ def free_cells(places: NDArray[np.float64], side: int) -> NDArray[np.int64]:
 
 def map_figure(
     places: Tensor, patches: Pixels, name: str, title: str, labels: tuple[str, str]
-) -> Drawing:
-    """Draw codes as their mean patches where they lie, none over another.
+) -> SavedFigure:
+    """Draw each code as its mean patch near its place, without overlap.
 
     Args:
-        places: (k, 2), the codes that choose their place first in front
+        places: (k, 2), in order of priority for their exact place
         patches: (k, p, p, 3)
         name: of the figure
         title: of the figure
@@ -117,9 +117,8 @@ def map_figure(
     sheet = np.full((int(rows_used) * step, side * step, 3), 255, dtype=np.uint8)
     for (column, row), patch in zip(cells.tolist(), patches, strict=True):
         big = Image.fromarray(patch).resize((inner, inner), Image.Resampling.NEAREST)
-        sheet[row * step : row * step + inner, column * step : column * step + inner] = np.asarray(
-            big
-        )
+        y, x = row * step, column * step
+        sheet[y : y + inner, x : x + inner] = np.asarray(big)
     with styled():
         figure = new_figure(0.6 + 0.95 * WIDTH * len(sheet) / sheet.shape[1])
         axes = figure.subplots()
@@ -129,4 +128,4 @@ def map_figure(
         if not any(labels):
             axes.spines[:].set_visible(False)
         alt = f"{title}: {len(points)} codes, each drawn as the mean of its patches"
-        return drawing(figure, name, alt)
+        return saved(figure, name, alt)

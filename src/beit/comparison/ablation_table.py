@@ -1,6 +1,6 @@
-"""What an ablation found: one table of means and deviations over seeds, and a plot of each column.
+"""Results of an ablation: a table of means and deviations over seeds, and a plot of each column.
 
-A column whose title ends in % holds shares, which are shown times a hundred.
+A column whose title ends in % holds shares, which are shown multiplied by 100.
 """
 
 import csv
@@ -9,25 +9,33 @@ import math
 import re
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from beit.draw.axes import FAINT, LETTER, RULE, document, line, scale_over, text, tick_labels
-from beit.draw.colours import SERIES
+from beit.draw.charts import (
+    LETTER,
+    label_ticks,
+    new_chart,
+    place_axes,
+    shortened,
+    styled,
+)
+from beit.draw.colours import FAINT, INK, SERIES
 from beit.draw.numbers import aligned_numbers, short_number
 from beit.draw.report import Cell, Gallery, Picture, Table
+from beit.draw.svg import themed_svg
 
-WIDTH, ROW, RIGHT = 440, 22, 16
-LONGEST = 30  # letters of a cell's name in a plot
+WIDTH, ROW, RIGHT = 360, 22, 18  # pixels of a plot
+LONGEST = 22  # letters of a cell's name in a plot, at most
 
 
 class Measured(NamedTuple):
-    """One cell of the plan, as far as its runs are complete.
+    """The results of one cell of the plan, from its complete runs.
 
     Attributes:
         name: of the cell
         values: by column and seed
-        settings: what is not alike in all cells, by dotted name; "–" where the cell has none
-        paper: what a publication reports, by column or by a name of its own
+        settings: those that differ between cells, by dotted name; "–" if the cell lacks it
+        paper: published results, by column or by another name
     """
 
     name: str
@@ -37,14 +45,14 @@ class Measured(NamedTuple):
 
 
 class Spread(NamedTuple):
-    """Mean over seeds, and the sample standard deviation (n - 1); None of a single value."""
+    """Mean over seeds, and the sample standard deviation (n - 1), None for a single value."""
 
     mean: float
     deviation: float | None
 
 
 def spread(values: Sequence[float]) -> Spread | None:
-    """Return mean and deviation of values, None where there are none."""
+    """Return mean and deviation of values; None if there are none."""
     if not values:
         return None
     deviation = statistics.stdev(values) if len(values) > 1 else None
@@ -52,20 +60,20 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 def shown(cell: Measured, column: str) -> list[float]:
-    """Return a cell's values of a column as they are shown, by rising seed."""
+    """Return a cell's values of a column in the unit of the table, sorted by seed."""
     factor = 100 if column.endswith("%") else 1
     return [factor * value for _, value in sorted(cell.values.get(column, {}).items())]
 
 
 def ablation_table(cells: Sequence[Measured], columns: Sequence[str], seeds: int) -> Table:
-    """Set mean ± deviation over seeds of each column beside what a publication reports.
+    """List mean ± deviation over seeds of each column, beside published results.
 
-    A cell with figures of fewer seeds than there are says so.
+    The last column counts the seeds that a cell has results for.
     """
     names, written = ["Cell"], [[cell.name for cell in cells]]
     for column in columns:
         names.append(column)
-        written.append(_written(column, [spread(shown(cell, column)) for cell in cells]))
+        written.append(_formatted(column, [spread(shown(cell, column)) for cell in cells]))
         reported = [cell.paper.get(column) for cell in cells]
         if any(reported):
             names.append(f"{column}: paper")
@@ -83,7 +91,7 @@ def ablation_table(cells: Sequence[Measured], columns: Sequence[str], seeds: int
 
 
 def settings_table(cells: Sequence[Measured]) -> Table:
-    """List the settings that are not alike in all cells: given ones and defaults of presets."""
+    """List the settings that differ between cells, defaults of presets included."""
     names = list(dict.fromkeys(name for cell in cells for name in cell.settings))
     rows: list[list[Cell]] = [
         [cell.name, *(cell.settings.get(name, "–") for name in names)] for cell in cells
@@ -92,7 +100,7 @@ def settings_table(cells: Sequence[Measured]) -> Table:
 
 
 def ablation_csv(cells: Sequence[Measured], columns: Sequence[str]) -> str:
-    """Write a line for each cell: figures unrounded, then the settings that differ."""
+    """Write a line for each cell: unrounded results, then the settings that differ."""
     names = list(dict.fromkeys(name for cell in cells for name in cell.settings))
     head = ["cell"]
     for column in columns:
@@ -102,24 +110,22 @@ def ablation_csv(cells: Sequence[Measured], columns: Sequence[str]) -> str:
         words = [cell.name]
         for column in columns:
             values = shown(cell, column)
-            found = spread(values)
-            words.append("" if found is None else repr(found.mean))
-            lone = found is None or found.deviation is None
-            words.append("" if lone or found is None else repr(found.deviation))
+            mean, deviation = spread(values) or (None, None)
+            words += ["" if value is None else repr(value) for value in (mean, deviation)]
             words.append(str(len(values)))
         lines.append([*words, *(cell.settings.get(name, "") for name in names)])
     return as_csv(lines)
 
 
 def as_csv(lines: Sequence[Sequence[str]]) -> str:
-    """Write lines of words as CSV."""
+    """Format lines of words as CSV."""
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(lines)
     return file.getvalue()
 
 
 def as_markdown(table: Table) -> str:
-    """Write a table as Markdown, its caption below."""
+    """Format a table as Markdown, with its caption below."""
     lines = [list(map(_escaped, row)) for row in (table.columns, *table.rows)]
     lines.insert(1, ["---"] + ["---:"] * (len(table.columns) - 1))
     rows = [f"| {' | '.join(words)} |" for words in lines]
@@ -127,63 +133,59 @@ def as_markdown(table: Table) -> str:
 
 
 def ablation_plots(cells: Sequence[Measured], columns: Sequence[str]) -> Gallery:
-    """Draw each column: a row for each cell, its mean as a dot, deviation as a bar, seeds faint."""
-    pictures = [_panel(cells, column) for column in columns]
+    """Draw each column: a row for each cell with its mean, standard deviation and seeds."""
+    pictures = [_chart(cells, column) for column in columns]
     return Gallery("Mean (dot) and standard deviation (bar) over seeds (rings)", pictures)
 
 
-def _panel(cells: Sequence[Measured], column: str) -> Picture:
-    values = {cell.name: shown(cell, column) for cell in cells}
-    ends = [value for several in values.values() for value in several]
-    for several in values.values():
-        found = spread(several)
-        if found is not None and found.deviation is not None:
-            ends += [found.mean - found.deviation, found.mean + found.deviation]
-    scale = scale_over(ends)
-    left = 10 + LETTER * min(LONGEST, max(len(name) for name in values))
-    width, top = WIDTH - left - RIGHT, 30
-    bottom = top + ROW * len(values)
-
-    def across(value: float) -> float:
-        return left + width * scale.position(value)
-
-    parts = [text(0, 13, column, bold=True)]
-    ticks = scale.ticks()
-    for tick, label in zip(ticks, tick_labels(ticks), strict=True):
-        parts.append(line(across(tick), top, across(tick), bottom, RULE))
-        parts.append(text(across(tick), bottom + 15, label, anchor="middle", colour=FAINT))
-    told = []
-    for place, (name, several) in enumerate(values.items()):
-        y = top + ROW * (place + 0.5)
-        short = name if len(name) <= LONGEST else f"{name[: LONGEST - 1]}…"
-        parts.append(text(left - 8, y + 4, short, anchor="end"))
-        found = spread(several)
-        if found is None:
-            told.append(f"{name} not measured")
-            continue
-        for value in several:
-            parts.append(
-                f'<circle cx="{across(value):.1f}" cy="{y:.1f}" r="3" style="stroke:{FAINT}"/>'
+def _chart(cells: Sequence[Measured], column: str) -> Picture:
+    descriptions = []
+    labels = [shortened(cell.name, LONGEST) for cell in cells]
+    top = 26
+    with styled():
+        figure = new_chart(column, top + ROW * len(cells) + 24, WIDTH)
+        axes = figure.add_axes((0, 0, 1, 1))
+        for row, cell in enumerate(cells):
+            values = shown(cell, column)
+            result = spread(values)
+            if result is None:
+                descriptions.append(f"{cell.name} not measured")
+                continue
+            seeds: dict[str, Any] = {"markersize": 6, "markerfacecolor": "none"}
+            axes.plot(values, [row] * len(values), "o", color=FAINT, clip_on=False, **seeds)
+            axes.errorbar(
+                result.mean,
+                row,
+                xerr=result.deviation,
+                fmt="o",
+                color=SERIES[0],
+                markersize=8,
+                markeredgewidth=0,
+                elinewidth=1.4,
             )
-        if found.deviation is not None:
-            low, high = across(found.mean - found.deviation), across(found.mean + found.deviation)
-            parts.append(line(low, y, high, y, SERIES[0]))
-        parts.append(
-            f'<circle cx="{across(found.mean):.1f}" cy="{y:.1f}" r="4" style="fill:{SERIES[0]}"/>'
-        )
-        told.append(f"{name} {short_number(found.mean)}")
-    data = document(WIDTH, bottom + 24, "".join(parts))
-    return Picture("", f"{column}: {'; '.join(told)}", data, "image/svg+xml")
+            descriptions.append(f"{cell.name} {short_number(result.mean)}")
+        left = 18 + LETTER * max(map(len, labels))
+        place_axes(axes, left, top, RIGHT, 24)
+        axes.set_ylim(len(cells) - 0.5, -0.5)
+        axes.set_yticks(range(len(cells)), labels, color=INK)
+        label_ticks(axes, "x", 4)
+        axes.tick_params(length=0)
+        axes.tick_params(axis="y", pad=12)
+        axes.spines[:].set_visible(False)
+        axes.grid(visible=False, axis="y")
+        axes.grid(axis="x")
+        data = themed_svg(figure)
+    return Picture("", f"{column}: {'; '.join(descriptions)}", data, "image/svg+xml")
 
 
 def _measured(cell: Measured) -> list[str]:
-    """Name the columns that a cell has any figure for."""
+    """List the columns for which a cell has results."""
     return [column for column, values in cell.values.items() if values]
 
 
-def _written(column: str, found: Sequence[Spread | None]) -> list[str]:
-    """Write one column with as many decimals as give its largest deviation two digits."""
-    known = [one for one in found if one is not None]
+def _formatted(column: str, spreads: Sequence[Spread | None]) -> list[str]:
+    """Format one column, with decimals such that its largest deviation has two digits."""
+    known = [one for one in spreads if one is not None]
     largest = max((one.deviation or 0.0 for one in known), default=0.0)
     means = aligned_numbers([one.mean for one in known])
     plain = all(re.fullmatch(r"-?\d+(\.\d+)?", mean) for mean in means)
@@ -197,7 +199,7 @@ def _written(column: str, found: Sequence[Spread | None]) -> list[str]:
         mean if one.deviation is None else f"{mean} ± {deviation}"
         for mean, deviation, one in zip(means, deviations, known, strict=True)
     )
-    return ["–" if one is None else next(words) for one in found]
+    return ["–" if one is None else next(words) for one in spreads]
 
 
 def _escaped(word: Cell) -> str:

@@ -1,4 +1,4 @@
-"""Pixels of the report's pictures: enlarged images, coloured cells, panels side by side, PNG."""
+"""Pixels of the report's pictures: scaled images, coloured cells, panels side by side, PNG."""
 
 import io
 from collections.abc import Sequence
@@ -7,18 +7,18 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFont
 from torch import Tensor
 
 Pixels = NDArray[np.uint8]
 Value = TypeVar("Value", bound=np.generic)
-SIDE = 256  # longest side of a panel, about
+SIDE = 256  # approximate longest side of a panel
 
 
 def panel(image: Tensor, side: int = SIDE) -> Pixels:
-    """Bring an image (3, H, W), uint8 or float in [0, 1], to about `side` pixels.
+    """Scale an image (3, H, W), uint8 or float in [0, 1], to about `side` pixels.
 
-    Small images grow by a whole factor, each pixel a sharp square; large ones are averaged down.
+    Small images are enlarged by an integer factor without smoothing; large ones are averaged down.
     Returns: (h, w, 3)
     """
     if image.ndim != 3 or image.shape[0] != 3:
@@ -36,7 +36,7 @@ def panel(image: Tensor, side: int = SIDE) -> Pixels:
 
 
 def cells(values: NDArray[Value], grid: tuple[int, int], like: Pixels) -> NDArray[Value]:
-    """Spread values (N, ...) of the grid's patches over the pixels of a panel (h, w, 3).
+    """Repeat values (N, ...) of the grid's patches over the pixels of a panel (h, w, 3).
 
     Returns: (h, w, ...)
     """
@@ -47,7 +47,7 @@ def cells(values: NDArray[Value], grid: tuple[int, int], like: Pixels) -> NDArra
 
 
 def depth_in_cell(grid: tuple[int, int], like: Pixels) -> NDArray[np.float64]:
-    """Give each pixel of a panel its distance from its cell's edge: 0 there, 1 in the middle.
+    """Return the distance of each pixel from the edge of its cell: 0 at the edge, 1 in the middle.
 
     Returns: (h, w)
     """
@@ -59,20 +59,41 @@ def depth_in_cell(grid: tuple[int, int], like: Pixels) -> NDArray[np.float64]:
 
 
 def opaque(pixels: Pixels) -> Pixels:
-    """Add the fourth channel: (h, w, 3) to (h, w, 4)."""
+    """Add an opaque alpha channel: (h, w, 3) to (h, w, 4)."""
     return np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
 
 
+def masked_view(
+    image: Tensor, masked: Tensor, grid: tuple[int, int]
+) -> tuple[Pixels, Pixels, NDArray[np.bool_]]:
+    """Show an image with its masked patches in grey.
+
+    Args:
+        image: (3, H, W) uint8 or [0, 1]
+        masked: (M,) int64, the masked patches
+        grid: (Gh, Gw)
+
+    Returns: the panel (h, w, 3), the same with grey patches (h, w, 4), and where those are (h, w)
+    """
+    whole = panel(image)
+    is_masked = np.zeros(grid[0] * grid[1], dtype=bool)
+    is_masked[masked.cpu().numpy()] = True
+    hidden = cells(is_masked, grid, whole)
+    view = opaque(whole)
+    view[hidden] = (128, 128, 128, 90)
+    return whole, view, hidden
+
+
 def blend(first: Pixels, second: Pixels, share: float) -> Pixels:
-    """Mix two panels; share is the second's."""
+    """Mix two panels; `share` is the weight of the second."""
     mixed = first.astype(np.float32) * (1 - share) + second.astype(np.float32) * share
     return mixed.round().astype(np.uint8)
 
 
 def mosaic(rows: Sequence[Sequence[Pixels]], gap: int = 8) -> Pixels:
-    """Lay out equal panels (h, w, 3 or 4) in rows; gaps and missing panels are transparent.
+    """Lay out panels of one size (h, w, 3 or 4) in rows; gaps and missing panels are transparent.
 
-    So the picture fits pages of any colour. Returns: (H, W, 4)
+    Returns: (H, W, 4)
     """
     h, w = rows[0][0].shape[:2]
     num_columns = max(map(len, rows))
@@ -89,7 +110,14 @@ def mosaic(rows: Sequence[Sequence[Pixels]], gap: int = 8) -> Pixels:
 
 
 def png(pixels: Pixels) -> bytes:
-    """Encode pixels (H, W, 3 or 4); the same pixels give the same bytes."""
+    """Encode pixels (H, W, 3 or 4) as PNG; the same pixels give the same bytes."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", optimize=True)
     return file.getvalue()
+
+
+def font(size: int) -> ImageFont.FreeTypeFont:
+    """Open matplotlib's own font: Pillow's has no letters beyond English ones."""
+    import matplotlib
+
+    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)

@@ -1,23 +1,24 @@
-"""How a classifier does on each class: accuracies, what is taken for what, and the whole matrix."""
+"""A classifier's results by class: accuracy, most frequent confusions, confusion matrix."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
-from beit.draw.axes import FAINT, LETTER, document, text
+from beit.draw.charts import LETTER, new_chart, place_axes, shortened, styled
 from beit.draw.colours import SERIES
 from beit.draw.report import Item, Picture, Table
+from beit.draw.svg import themed_svg
 
-SHOWN = 50  # classes of a table
-DRAWN = 40  # classes of a drawn matrix
-_PLOT = 420.0  # side of the matrix
-_NAME = 18  # letters of a class name beside it
+SHOWN = 50  # classes in a table, at most
+DRAWN = 40  # classes in a confusion matrix, at most
+NUMBERED = 14  # classes in a matrix with numbers, at most
 
 
 def class_items(
     right: Tensor, total: Tensor, confusion: Tensor | None, names: Sequence[str]
 ) -> list[Item]:
-    """Show all of it: right and total (Y,) as for `class_table`, confusion (Y, Y) if there is."""
+    """Return the report's items: right and total as for `class_table`, confusion (Y, Y) or None."""
     items: list[Item] = [class_table(right, total, names)]
     if confusion is not None:
         items.append(confusion_table(confusion, names))
@@ -27,10 +28,10 @@ def class_items(
 
 
 def class_table(right: Tensor, total: Tensor, names: Sequence[str]) -> Table:
-    """List the accuracy of each class, the worst first; of many classes the worst ones.
+    """List the accuracy of each class, worst first; the `SHOWN` worst if there are more.
 
     Args:
-        right: (Y,) images of each class that were classified rightly
+        right: (Y,) correctly classified images of each class
         total: (Y,) images of each class
         names: of the classes
     """
@@ -46,7 +47,7 @@ def class_table(right: Tensor, total: Tensor, names: Sequence[str]) -> Table:
 
 
 def confusion_table(confusion: Tensor, names: Sequence[str], count: int = 20) -> Table:
-    """List what is most often taken for what: confusion (Y, Y), truth by row, guess by column."""
+    """List the most frequent confusions of confusion (Y, Y): rows are true classes."""
     Y = len(names)
     wrong = confusion.clone().fill_diagonal_(0)
     most = wrong.flatten().topk(min(count, Y * Y))
@@ -55,39 +56,44 @@ def confusion_table(confusion: Tensor, names: Sequence[str], count: int = 20) ->
         for number, place in zip(most.values.tolist(), most.indices.tolist(), strict=True)
         if number
     ]
-    return Table("Most frequent confusions", ["Class", "Taken for", "Images"], rows)
+    return Table("Most frequent confusions", ["True class", "Predicted as", "Images"], rows)
 
 
 def confusion_picture(confusion: Tensor, names: Sequence[str]) -> Picture | None:
-    """Draw confusion (Y, Y), truth by row, guess by column, as shares of rows; None for many Y."""
+    """Draw confusion (Y, Y), true class by row, predicted class by column, in percent of the row.
+
+    Returns: None if there are more than `DRAWN` classes
+    """
     Y = len(names)
     if Y > DRAWN:
         return None
     shares = confusion / confusion.sum(dim=1, keepdim=True).clamp(min=1)  # (Y, Y)
-    short = [name if len(name) <= _NAME else name[: _NAME - 1] + "…" for name in names]
-    left, top, side = 12 + LETTER * max(map(len, short)), 34.0, _PLOT / Y
-    parts = [text(0, 13, "Truth by row, guess by column; percent of the row", bold=True)]
-    for row in range(Y):
-        middle = top + (row + 0.5) * side
-        parts.append(text(left - 6, middle + 4, short[row], anchor="end", colour=FAINT))
-        number = str(row + 1)
-        parts.append(
-            text(left + (row + 0.5) * side, top - 5, number, anchor="middle", colour=FAINT)
+    from matplotlib.colors import to_rgba
+
+    labels = [f"{number}. {shortened(name, 18)}" for number, name in enumerate(names, 1)]
+    left, top, side = 12 + LETTER * max(map(len, labels)), 38, max(340, 14 * Y)
+    rows, columns = (shares > 0).nonzero(as_tuple=True)
+    percents = (100 * shares[rows, columns]).tolist()
+    with styled():
+        figure = new_chart(
+            "True class by row, predicted class by column", top + side + 6, left + side + 6
         )
-        for column in range(Y):
-            share = float(shares[row, column])
-            if share == 0:
-                continue
-            x, y = left + column * side, top + row * side
-            parts.append(
-                f'<rect x="{x:.1f}" y="{y:.1f}" width="{side:.1f}" height="{side:.1f}" '
-                f'style="fill:{SERIES[0]};fill-opacity:{0.08 + 0.72 * share:.3f}"/>'
-            )
-            if side >= 24:
-                label = f"{100 * share:.0f}"
-                parts.append(text(x + side / 2, y + side / 2 + 4, label, anchor="middle"))
+        axes = figure.add_axes((0, 0, 1, 1))
+        place_axes(axes, left, top, 6, 6)
+        colours = [to_rgba(SERIES[0], round(0.08 + 0.0072 * percent, 3)) for percent in percents]
+        squares: dict[str, Any] = {"marker": "s", "s": (side / Y) ** 2, "linewidths": 0}
+        axes.scatter(columns, rows, color=colours, **squares)
+        if Y <= NUMBERED:
+            for row, column, percent in zip(rows, columns, percents, strict=True):
+                axes.text(column, row, f"{percent:.0f}", ha="center", va="center_baseline")
+        axes.set(xlim=(-0.5, Y - 0.5), ylim=(Y - 0.5, -0.5))
+        axes.set_xticks(range(Y), map(str, range(1, Y + 1)), size=11.5 if Y <= NUMBERED else 9)
+        axes.set_yticks(range(Y), labels)
+        axes.tick_params(length=0, labeltop=True, labelbottom=False)
+        axes.spines[:].set_visible(False)
+        axes.grid(visible=False)
+        data = themed_svg(figure)
     mean = float(shares.diagonal()[confusion.sum(dim=1) > 0].mean())
-    alt = f"Confusion matrix of {Y} classes; {100 * mean:.1f}% of a class right on average"
-    body = "".join(parts)
-    data = document(left + _PLOT + 6, top + _PLOT + 8, body)
-    return Picture("Confusion matrix; columns are numbered as rows.", alt, data, "image/svg+xml")
+    alt = f"Confusion matrix of {Y} classes; mean accuracy of a class {100 * mean:.1f}%"
+    caption = "Confusion matrix in percent of the row"
+    return Picture(caption, alt, data, "image/svg+xml")

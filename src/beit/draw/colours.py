@@ -1,8 +1,8 @@
-"""One stable colour per visual token, and the colours of curves in light and dark pages.
+"""Colours of charts, in light and dark pages, and one stable colour per visual token.
 
-Without a codebook, token colours fill the sRGB gamut evenly as the eye sees it (OKLab lightness,
-chroma and hue), the first ones farthest apart; a code keeps its colour whatever the size of the
-vocabulary around it. With a codebook, near codes have near colours (`show.components`).
+Without a codebook, token colours fill the sRGB gamut evenly in OKLab (lightness, chroma and hue),
+the first ones farthest apart. A code has the same colour in vocabularies of all sizes. With a
+codebook, similar codes have similar colours (`beit.draw.components`).
 """
 
 from functools import lru_cache
@@ -10,15 +10,12 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-# Curve colours: CSS variable of the report and what stands in for it outside of one.
-SERIES = (
-    "var(--series-1, #2867b2)",
-    "var(--series-2, #c2571a)",
-    "var(--series-3, #1f8a70)",
-    "var(--series-4, #a0458f)",
-    "var(--series-5, #8a7500)",
-    "var(--series-6, #5b6472)",
-)
+INK, FAINT, RULE = "#1d2127", "#626b79", "#e0e3e6"
+SERIES = ("#2867b2", "#c2571a", "#1f8a70", "#a0458f", "#8a7500", "#5b6472")
+# Each colour of a light page, and the CSS variable of the report that replaces it in a chart.
+THEME = {INK: "--ink", FAINT: "--faint", RULE: "--rule"} | {
+    colour: f"--series-{number}" for number, colour in enumerate(SERIES, 1)
+}
 
 # OKLab to the cube roots of cone responses, and cone responses to linear sRGB
 # (B. Ottosson, "A perceptual color space for image processing", 2020).
@@ -37,17 +34,16 @@ _LINEAR = np.array(
     ]
 )
 
-
-# So many colours are ordered by distance, each as far as can be from those before it; the order is
-# taken out of a larger pool that is the same for every vocabulary.
+# The first _ORDERED colours are chosen greedily, each farthest from those before it, from a pool of
+# _POOL colours that is the same for every vocabulary.
 _ORDERED, _POOL = 1024, 4096
 
 
 @lru_cache(maxsize=8)
 def code_colours(vocab_size: int) -> NDArray[np.uint8]:
-    """Give every code its colour; do not write into the result, it is shared.
+    """Return the colour of every code; the array is shared and read-only.
 
-    Returns: (K, 3) uint8 sRGB, the first rows of every larger vocabulary's.
+    Returns: (K, 3) uint8 sRGB, equal to the first K rows for any larger vocabulary
     """
     if vocab_size < 1:
         raise ValueError(f"vocab_size {vocab_size} must be at least 1")
@@ -71,10 +67,10 @@ def code_colours(vocab_size: int) -> NDArray[np.uint8]:
 
 
 def place_colours(places: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Colour points of the unit cube: what is near there looks near.
+    """Colour points of the unit cube so that near points have similar colours.
 
-    The first axis is lightness, which every eye sees; the second runs from blue to yellow, which
-    eyes that confuse red and green tell apart; the third from green to red.
+    The first axis is lightness, which everybody sees. The second runs from blue to yellow, which
+    people with red-green colour blindness tell apart. The third runs from green to red.
 
     Args:
         places: (n, 3) in [0, 1]
@@ -90,7 +86,7 @@ def place_colours(places: NDArray[np.float64]) -> NDArray[np.uint8]:
 
 
 def _most_chroma(lightness: NDArray[np.float64], hue: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Find the largest chroma inside sRGB for each lightness and hue, by halving."""
+    """Find the largest chroma inside sRGB for each lightness and hue, by bisection."""
     low, high = np.zeros(len(hue)), np.full(len(hue), 0.4)
     for _ in range(16):
         middle = (low + high) / 2
@@ -102,7 +98,7 @@ def _most_chroma(lightness: NDArray[np.float64], hue: NDArray[np.float64]) -> ND
 
 
 def _srgb(lab: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Turn OKLab (n, 3) into sRGB; what lies outside is cut off."""
+    """Convert OKLab (n, 3) to sRGB, clipped to the gamut."""
     linear = _linear_rgb(lab).clip(0, 1)
     curved = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.round(255 * curved).astype(np.uint8)

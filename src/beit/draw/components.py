@@ -1,4 +1,4 @@
-"""Principal components as colours: codes by their place in the codebook, features of patches."""
+"""Principal components as colours, of codes by their codebook vectors and of patch features."""
 
 from typing import NamedTuple
 
@@ -9,9 +9,9 @@ from torch import Tensor
 
 from beit.draw.colours import code_colours, place_colours
 
-SHOWN = 3  # components: as many as colour has dimensions
-FLAT = 1e-6  # a component with less than this share of the first's deviation tells nothing
-ENDS = (0.02, 0.98)  # quantiles that become the ends of a colour axis
+SHOWN = 3  # components, one for each dimension of colour
+FLAT = 1e-6  # components below this fraction of the first one's deviation are set to zero
+ENDS = (0.02, 0.98)  # quantiles at the ends of a colour axis
 
 
 class Components(NamedTuple):
@@ -19,10 +19,10 @@ class Components(NamedTuple):
 
     Attributes:
         mean: (T,) float64
-        axes: (T, 3) float64, orthonormal; the largest entry of each is positive; zeros where the
-            vectors have no further extent
+        axes: (T, 3) float64, orthonormal; the largest entry of each is positive; zeros for
+            components without variance
         shares: (3,) float64, of the variance
-        low, high: (3,) float64, where the second and the ninety-eighth per cent of them lie
+        low, high: (3,) float64, the quantiles `ENDS` of the projected vectors
     """
 
     mean: Tensor
@@ -36,24 +36,24 @@ class Components(NamedTuple):
         return (vectors.detach().cpu().double() - self.mean) @ self.axes
 
     def spanning(self, vectors: Tensor) -> "Components":
-        """Keep mean and axes, and take the ends from other vectors (n, T)."""
+        """Keep mean and axes, and take low and high from other vectors (n, T)."""
         low, high = _ends(self.of(vectors))
         return self._replace(low=low, high=high)
 
 
 def components(vectors: Tensor) -> Components:
-    """Find the first three principal components of vectors (n, T); the same every time.
+    """Find the first three principal components of vectors (n, T); deterministic.
 
     Raises:
-        ValueError: there are no vectors, or they are not finite.
+        ValueError: there are no vectors, or some are not finite.
     """
     if vectors.ndim != 2 or not len(vectors) or not bool(vectors.isfinite().all()):
-        found = f"got {tuple(vectors.shape)}, all finite: {bool(vectors.isfinite().all())}"
-        raise ValueError(f"vectors must be (n, T), n at least 1, and finite; {found}")
+        got = f"got {tuple(vectors.shape)}, all finite: {bool(vectors.isfinite().all())}"
+        raise ValueError(f"vectors must be (n, T), n at least 1, and finite; {got}")
     rows = vectors.detach().cpu().double()
     mean = rows.mean(dim=0)
-    away = rows - mean
-    variances, axes = torch.linalg.eigh(away.T @ away / len(rows))  # rising
+    centred = rows - mean
+    variances, axes = torch.linalg.eigh(centred.T @ centred / len(rows))  # ascending
     count = min(SHOWN, rows.shape[1])
     variances, axes = variances.clamp(min=0).flip(0), axes.flip(1)[:, :count]
     largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))  # (1, count)
@@ -62,7 +62,7 @@ def components(vectors: Tensor) -> Components:
     total = variances.sum().clamp(min=torch.finfo(torch.float64).tiny)
     three, shares = torch.zeros(rows.shape[1], SHOWN).double(), torch.zeros(SHOWN).double()
     three[:, :count], shares[:count] = axes, variances[:count] / total
-    return Components(mean, three, shares, *_ends(away @ three))
+    return Components(mean, three, shares, *_ends(centred @ three))
 
 
 def _ends(projected: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,13 +71,13 @@ def _ends(projected: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def codebook_colours(vectors: Tensor | None, vocab_size: int) -> NDArray[np.uint8]:
-    """Give every code a colour by its place in the codebook: like codes get like colours.
+    """Colour codes so that similar codebook vectors have similar colours.
 
-    The codes are set in order along each of the first three principal components of their vectors,
-    so that the colours are evenly used; the first component is lightness.
+    The codes are ranked along each of the first three principal components of their vectors, so
+    that colours are used evenly. The first component is lightness.
 
     Args:
-        vectors: (K, C), or None for a tokenizer that has none: see `code_colours`
+        vectors: (K, C); None for a tokenizer without them, which gets `code_colours`
         vocab_size: K
 
     Returns: (K, 3) uint8 sRGB
@@ -98,20 +98,20 @@ def codebook_colours(vectors: Tensor | None, vocab_size: int) -> NDArray[np.uint
 def feature_colours(features: Tensor, fitted: Components | None = None) -> NDArray[np.uint8]:
     """Colour features by their first three principal components.
 
-    Directions alone count: each vector is divided by its length, as in the tokenizer's loss.
+    Each vector is first divided by its length, as in the tokenizer's loss.
 
     Args:
         features: (..., T)
-        fitted: components of other `directions`, for colours that mean the same in both pictures;
-            None takes the features' own
+        fitted: components of other `directions`, so that colours mean the same in both pictures;
+            None for the features' own
 
     Returns: (..., 3) uint8 sRGB
     """
     rows = directions(features)
-    found = components(rows) if fitted is None else fitted
-    extent = found.high > found.low
-    reach = (found.high - found.low).where(extent, 1.0)
-    places = ((found.of(rows) - found.low) / reach).clamp(0, 1).where(extent, 0.5)
+    axes = components(rows) if fitted is None else fitted
+    extent = axes.high > axes.low
+    length = (axes.high - axes.low).where(extent, 1.0)
+    places = ((axes.of(rows) - axes.low) / length).clamp(0, 1).where(extent, 0.5)
     return place_colours(places.numpy()).reshape(*features.shape[:-1], 3)
 
 

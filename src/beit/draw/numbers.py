@@ -1,12 +1,13 @@
-"""Numbers as people read them: about four digits, and alike in a column."""
+"""Numbers formatted for people: about four digits, with equal decimals in a column or an axis."""
 
 import math
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 
 
 def short_number(value: float) -> str:
-    """Write a number with about four digits, for people: 0.3125, 1.5e-4, 8192, 12.5M."""
+    """Format a number with about four digits: 0.3125, 1.5e-4, 8192, 12.5M."""
     if not math.isfinite(value):
         return str(value)
     size = abs(value)
@@ -24,10 +25,27 @@ def short_number(value: float) -> str:
 
 
 def aligned_numbers(values: Sequence[float], most: int = 4) -> list[str]:
-    """Write numbers of one column with the same decimals, as many as any of them needs."""
+    """Format numbers of one column with equal decimals, as many as any of them needs."""
     words = [short_number(value) for value in values]
     if all(re.fullmatch(r"-?\d+(\.\d+)?", word) for word in words):
         decimals = max((len(word.partition(".")[2]) for word in words), default=0)
         if decimals <= most:
             return [f"{value:.{decimals}f}" for value in values]
     return words
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Format the ticks of a linear axis, 1, 2 or 5 times a power of ten apart, with equal decimals.
+
+    Examples: 0, 5k, 10k; 0.0005, 0.0010.
+    """
+    largest = max(map(abs, ticks), default=0.0)
+    if len(ticks) < 2 or not 1e-4 <= largest < 1e13:
+        return [short_number(tick) for tick in ticks]
+    step = min(b - a for a, b in pairwise(ticks))
+    units = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
+    power, unit = next(
+        ((p, u) for p, u in units if largest >= max(p, 1e4) and step >= p / 10), (1.0, "")
+    )
+    decimals = max(0, -math.floor(math.log10(step / power) + 1e-9))
+    return [f"{tick / power:.{decimals}f}{unit}" if tick else "0" for tick in ticks]

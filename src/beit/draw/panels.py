@@ -1,10 +1,10 @@
-"""A figure for a paper: titled panels of pixels in rows, at a printed size, as PNG and SVG.
+"""Figures for papers, as PNG and SVG: titled panels of pixels in rows, at a printed size.
 
-Drawn by matplotlib, black on white, so that what is printed is what is on the screen.
+They are black on white on every page.
 """
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,17 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.draw.canvas import Pixels
+from beit.draw.charts import styled
 
-COLUMN_INCHES, PAGE_INCHES = 0.86, 7.0  # a panel; a figure over both columns of a page
+COLUMN_INCHES, PAGE_INCHES = 0.86, 7.0  # widths of a panel and of a figure over both columns
 POINTS, DPI = 7.0, 220
-# Matplotlib's own font, drawn as outlines; names of parts that are the same every time.
-LETTERS: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",
-    "font.size": POINTS,
-    "svg.fonttype": "path",
-    "svg.hashsalt": "beit",
-}
-HEAT = "viridis"  # evenly rising lightness: reads alike for every eye and in grey
+PRINTED = {"font.family": "DejaVu Sans", "font.size": POINTS, "svg.fonttype": "path"}
+HEAT = "viridis"  # perceptually uniform, readable in grey and with colour blindness
 _MARGIN, _GAP, _LINE, _LABEL, _BAR = 0.06, 0.05, 0.125, 0.17, 0.28  # inches
 
 
@@ -31,9 +26,9 @@ class Panel(NamedTuple):
 
     Attributes:
         pixels: (h, w, 3 or 4)
-        title: above it
-        below: under it, in grey
-        words: one for each cell of the grid, set inside it
+        title: text above the picture
+        below: text below the picture, in grey
+        words: a text for each cell of the grid, written inside the cell
         grid: (Gh, Gw) of the words
     """
 
@@ -57,7 +52,7 @@ class Drawing(NamedTuple):
 
 
 def heat(values: NDArray[np.float64]) -> Pixels:
-    """Colour values in [0, 1] (...) by the map that `draw_panels` explains. Returns: (..., 3)."""
+    """Colour values in [0, 1] (...) by the colour map `HEAT`. Returns: (..., 3)."""
     import matplotlib
 
     colours: Pixels = np.asarray(matplotlib.colormaps[HEAT](values, bytes=True))[..., :3]
@@ -74,16 +69,15 @@ def draw_panels(
 ) -> Drawing:
     """Lay out panels in rows below a title; None leaves a place free.
 
-    Panels are about 2 cm wide, less where a row would be wider than a page.
+    Panels are about 2 cm wide, narrower if a row would be wider than a page.
 
     Args:
-        labels: one for each row, set along its left side
-        bar: what the colours of `heat` stand for; empty: there is no bar
-        bar_ends: what its lowest and highest colour are
+        labels: one for each row, written along its left side
+        bar: meaning of the colours of `heat`; empty for no colour bar
+        bar_ends: meaning of the lowest and the highest colour
     """
     if not any(panel is not None for row in rows for panel in row):
         raise ValueError("a figure needs at least one panel, got none")
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     columns = max(map(len, rows))
@@ -93,11 +87,11 @@ def draw_panels(
     heights = [_row_height(row, side) for row in rows]
     width = max(margin + columns * (side + _GAP) - _GAP + _MARGIN, 0.062 * len(title) + 0.2, 2.4)
     height = 0.26 + sum(map(sum, heights)) + (_BAR if bar else 0.0) + _MARGIN
-    with rc_context(LETTERS):
+    with styled(PRINTED):
         figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
 
         def write(x: float, y: float, words: str, **style: Any) -> None:
-            figure.text(x / width, 1 - y / height, words, parse_math=False, **style)
+            figure.text(x / width, 1 - y / height, words, **style)
 
         def axes(x: float, y: float, w: float, h: float):  # type: ignore[no-untyped-def]
             return figure.add_axes((x / width, 1 - (y + h) / height, w / width, h / height))
@@ -130,11 +124,11 @@ def draw_panels(
             write(margin, top + 0.23, bar_ends[0], size=POINTS - 1)
             write(margin + length / 2, top + 0.23, bar, size=POINTS - 1, ha="center")
             write(margin + length, top + 0.23, bar_ends[1], size=POINTS - 1, ha="right")
-        return _saved(figure)
+        return rendered(figure)
 
 
 def _row_height(row: Sequence[Panel | None], side: float) -> tuple[float, float, float]:
-    """Measure a row: room for titles, panels, words below; inches."""
+    """Return the heights of a row in inches: titles, panels, text below."""
     panels = [panel for panel in row if panel is not None]
     tall = max((side * p.pixels.shape[0] / p.pixels.shape[1] for p in panels), default=0.0)
     above = _LINE if any(panel.title for panel in panels) else 0.0
@@ -143,7 +137,7 @@ def _row_height(row: Sequence[Panel | None], side: float) -> tuple[float, float,
 
 
 def _write_words(axes, panel: Panel, side: float) -> None:  # type: ignore[no-untyped-def]
-    """Set a word into each cell of a panel, black on light and white on dark."""
+    """Write a word into each cell of a panel, black on light and white on dark."""
     if not panel.words:
         return
     (h, w), (Gh, Gw) = panel.pixels.shape[:2], panel.grid
@@ -154,12 +148,11 @@ def _write_words(axes, panel: Panel, side: float) -> None:  # type: ignore[no-un
         x, y = (column + 0.5) * w / Gw, (row + 0.5) * h / Gh
         dark = panel.pixels[int(y), int(x), :3] @ np.array([0.299, 0.587, 0.114]) < 140
         colour = "white" if dark else "black"
-        style: Mapping[str, object] = {"ha": "center", "va": "center", "color": colour}
-        axes.text(x, y, word, size=size, parse_math=False, **style)
+        axes.text(x, y, word, size=size, ha="center", va="center", color=colour)
 
 
-def _saved(figure) -> Drawing:  # type: ignore[no-untyped-def]
-    """Render a figure; the same figure gives the same bytes."""
+def rendered(figure) -> Drawing:  # type: ignore[no-untyped-def]
+    """Render a figure inside `styled(PRINTED)`; the same figure gives the same bytes."""
     files = io.BytesIO(), io.BytesIO()
     figure.savefig(files[0], format="png", metadata={"Software": None})
     figure.savefig(files[1], format="svg", metadata={"Date": None, "Creator": None})

@@ -1,4 +1,4 @@
-"""The report of a run: one HTML file with everything in it, for any screen, without network."""
+"""The report of a run: one self-contained HTML file."""
 
 import base64
 import os
@@ -14,13 +14,14 @@ import jinja2
 from markupsafe import Markup, escape
 
 from beit.draw.numbers import aligned_numbers
+from beit.files import write_text
 
 Cell = str | int | float | None
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of figures or words; columns of figures are set flush right, None as a dash."""
+    """Rows of numbers or text; columns of numbers are right-aligned, None is a dash."""
 
     caption: str
     columns: Sequence[str]
@@ -37,7 +38,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """One image; alt says in words what it shows."""
+    """One image; `alt` describes it in words."""
 
     caption: str
     alt: str
@@ -47,7 +48,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures of one kind under one caption: side by side on a desk, stacked on a phone."""
+    """Pictures of one kind under one caption, side by side where the screen has room."""
 
     caption: str
     pictures: Sequence[Picture]
@@ -58,7 +59,7 @@ Item = Table | Picture | Gallery
 
 @dataclass(frozen=True)
 class Section:
-    """A chapter. Blank lines part paragraphs of text, four spaces indent a command, `x` is code."""
+    """A section; text has paragraphs after blank lines, commands after four spaces, `code`."""
 
     title: str
     text: str = ""
@@ -74,10 +75,12 @@ def write_report(
     summary: str = "",
     figures: Mapping[str, str] | None = None,
 ) -> Path:
-    """Write the page in one piece (an older one is replaced only by a whole new one).
+    """Write the page, replacing an older one atomically.
 
-    `facts` say what was run: command, data, seed, machine. `figures`, when given, are the few
-    results that matter, set large above them; `summary` is text like a section's.
+    Args:
+        facts: what was run: command, data, seed, machine
+        summary: text like a section's
+        figures: the main results, shown large above the facts
     """
     page = _template().render(
         title=title,
@@ -87,15 +90,7 @@ def write_report(
         summary=summary,
     )
     path = Path(path)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with unfinished.open("w", encoding="utf-8") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    write_text(path, page)
     return path
 
 
@@ -141,15 +136,15 @@ def _unbroken(title: str) -> Markup:
 
 
 def _embedded(picture: Picture) -> Markup:
-    """Put an SVG into the page itself, where it takes the page's colours; a PNG as data."""
+    """Embed an SVG as elements, so that it takes the page's colours, and a PNG as data."""
     if picture.media_type == "image/svg+xml":
-        drawing = Markup(_plain_svg(picture.data))  # checked: it draws and does nothing else
+        drawing = Markup(_plain_svg(picture.data))  # checked: shapes and text only
         return Markup('<div class="drawing" role="img" aria-label="{}">{}</div>').format(
             picture.alt, drawing
         )
-    # The size is at fixed places in a PNG's first chunk: the page need not jump while it loads.
+    # The size is at a fixed place of a PNG; with it the page does not jump while it loads.
     if picture.data[:8] != b"\x89PNG\r\n\x1a\n":
-        raise ValueError(f"picture {picture.alt!r} is not the PNG it is said to be")
+        raise ValueError(f"picture {picture.alt!r} is not the PNG that its media type says")
     width = int.from_bytes(picture.data[16:20], "big")
     height = int.from_bytes(picture.data[20:24], "big")
     encoded = base64.b64encode(picture.data).decode()
@@ -162,7 +157,7 @@ _DRAWING = {"svg", "g", "path", "line", "rect", "circle", "polyline", "polygon",
 
 
 def _plain_svg(data: bytes) -> str:
-    """Return the SVG's text after checking that it only draws: no script, no link, no entity."""
+    """Return the SVG's text after checking that it has no script, link or entity."""
     source = data.decode()
     if "<!" in source or "<?" in source:
         raise ValueError("an SVG in a report has no declaration, comment or entity")
@@ -178,7 +173,7 @@ def _plain_svg(data: bytes) -> str:
 
 
 def _columns(table: Table) -> list[tuple[list[str], bool]]:
-    """Return the words of each column, and whether they are all figures (to be set flush right)."""
+    """Return the text of each column, and whether all of it is numbers (for right alignment)."""
     columns = []
     for index in range(len(table.columns)):
         values = [row[index] for row in table.rows]
@@ -188,8 +183,8 @@ def _columns(table: Table) -> list[tuple[list[str], bool]]:
             "–" if value is None else next(written) if isinstance(value, float) else str(value)
             for value in values
         ]
-        told = [word for word in words if word != "–"]
-        columns.append((words, bool(told) and all(map(_NUMBER.fullmatch, told))))
+        present = [word for word in words if word != "–"]
+        columns.append((words, bool(present) and all(map(_NUMBER.fullmatch, present))))
     return columns
 
 

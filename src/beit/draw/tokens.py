@@ -1,48 +1,46 @@
-"""Pictures of visual tokens: maps, masked predictions, what a code looks like, how codes are used.
+"""Pictures of visual tokens: token maps, masked predictions, examples of codes, use of codes.
 
-A code's colour is its name only: like colours do not mean like content.
+A code's colour only identifies it: similar colours do not mean similar content.
 """
 
+from typing import Any
+
 import numpy as np
-import torch
 from torch import Tensor
 
 from beit.draw import canvas
-from beit.draw.axes import FAINT, Frame, document, label_room, line, scale_over, text
 from beit.draw.canvas import Pixels
-from beit.draw.colours import SERIES, code_colours
+from beit.draw.charts import BOTTOM, finish_axes, log_axis, new_chart, styled, write
+from beit.draw.colours import FAINT, SERIES, code_colours
 from beit.draw.numbers import short_number
 from beit.draw.report import Gallery, Picture
+from beit.draw.svg import themed_svg
 from beit.nn.metrics import codebook_health
 
 
 def token_maps(
     images: Tensor, codes: Tensor, grid: tuple[int, int], vocab_size: int, caption: str
 ) -> Gallery:
-    """Show each image, its tokens with a colour for each code, and the one over the other.
+    """Show each image, its tokens with a colour for each code, and both blended.
 
     Args:
         images: (B, 3, H, W) uint8 or [0, 1]
         codes: (B, N) int64 in [0, vocab_size)
         grid: (Gh, Gw), N = Gh * Gw
         vocab_size: K
-        caption: what images these are
+        caption: which images these are
     """
     _check(images, grid, vocab_size, codes=codes)
     colours = code_colours(vocab_size)
     pictures = []
     for index, (image, row) in enumerate(zip(images, codes.cpu().numpy(), strict=True)):
-        seen = canvas.panel(image)
-        tokens = canvas.cells(colours[row], grid, seen)
-        distinct = len(np.unique(row))
-        alt = (
-            f"Image {index + 1}, its map of {grid[0]} by {grid[1]} tokens, "
-            f"and the map laid over the image"
-        )
-        pixels = canvas.mosaic([[seen, tokens, canvas.blend(seen, tokens, 0.5)]])
-        words = f"{distinct} different codes on {len(row)} patches"
+        whole = canvas.panel(image)
+        tokens = canvas.cells(colours[row], grid, whole)
+        alt = f"Image {index + 1}, its map of {grid[0]} by {grid[1]} tokens, and both blended"
+        pixels = canvas.mosaic([[whole, tokens, canvas.blend(whole, tokens, 0.5)]])
+        words = f"{len(np.unique(row))} different codes on {len(row)} patches"
         pictures.append(Picture(words, alt, canvas.png(pixels), "image/png"))
-    legend = "Left to right: the image, its tokens (each code has its own colour), both together."
+    legend = "Left to right: the image, its tokens (a colour for each code), both blended."
     return Gallery(f"{caption} {legend}".strip(), pictures)
 
 
@@ -55,16 +53,16 @@ def masked_predictions(
     vocab_size: int,
     caption: str,
 ) -> Gallery:
-    """Show image and masked image above the true and the predicted tokens of the hidden patches.
+    """Show image and masked image above the true and the predicted tokens of the masked patches.
 
     Args:
         images: (B, 3, H, W) uint8 or [0, 1]
-        masked: (B, M) int64, the hidden patches
-        predicted: (B, M) int64, the code guessed for each of them
+        masked: (B, M) int64, the masked patches
+        predicted: (B, M) int64, the code predicted for each of them
         codes: (B, N) int64, the true codes of all patches
         grid: (Gh, Gw), N = Gh * Gw
         vocab_size: K
-        caption: what images these are
+        caption: which images these are
     """
     _check(images, grid, vocab_size, codes=codes)
     if predicted.shape != masked.shape or len(masked) != len(images):
@@ -76,35 +74,30 @@ def masked_predictions(
     colours = code_colours(vocab_size)
     pictures = []
     for index, image in enumerate(images):
-        hidden = masked[index].cpu().numpy()
-        guessed, true = predicted[index].cpu().numpy(), codes[index].cpu().numpy()
-        seen = canvas.panel(image)
-        is_hidden, is_hit = np.zeros(len(true), bool), np.zeros(len(true), bool)
-        is_hidden[hidden], is_hit[hidden] = True, guessed == true[hidden]
+        places = masked[index].cpu().numpy()
+        true = codes[index].cpu().numpy()
         guesses = true.copy()
-        guesses[hidden] = guessed
-        hidden_pixels = canvas.cells(is_hidden, grid, seen)  # (h, w)
-        view = canvas.opaque(seen)
-        view[hidden_pixels] = (128, 128, 128, 90)
-        faded = canvas.opaque(seen)
+        guesses[places] = predicted[index].cpu().numpy()
+        num_right = int((guesses == true)[places].sum())
+        whole, view, hidden = canvas.masked_view(image, masked[index], grid)
+        faded = canvas.opaque(whole)
         faded[..., 3] = 70
         panels = []
         for row in (true, guesses):
-            tokens = canvas.opaque(canvas.cells(colours[row], grid, seen))
-            panels.append(np.where(hidden_pixels[..., None], tokens, faded))
-        missed_pixels = hidden_pixels & ~canvas.cells(is_hit, grid, seen)
-        panels[1][missed_pixels & (canvas.depth_in_cell(grid, seen) < 0.45)] = (128, 128, 128, 60)
-        hits = int(is_hit.sum())
+            tokens = canvas.opaque(canvas.cells(colours[row], grid, whole))
+            panels.append(np.where(hidden[..., None], tokens, faded))
+        wrong = canvas.cells(guesses != true, grid, whole)
+        panels[1][wrong & (canvas.depth_in_cell(grid, whole) < 0.45)] = (128, 128, 128, 60)
         alt = (
-            f"Image {index + 1}, the image with {len(hidden)} of {len(true)} patches hidden, "
-            f"their true tokens and the predicted ones, {hits} of them right"
+            f"Image {index + 1}, the image with {len(places)} of {len(true)} patches masked, "
+            f"their true tokens and the predicted ones, {num_right} of them right"
         )
-        pixels = canvas.mosaic([[seen, view], panels])
-        words = f"{hits} of {len(hidden)} hidden tokens right"
+        pixels = canvas.mosaic([[whole, view], panels])
+        words = f"{num_right} of {len(places)} masked tokens right"
         pictures.append(Picture(words, alt, canvas.png(pixels), "image/png"))
     legend = (
-        "Above: the image, and what the model saw of it. Below: the true tokens of the hidden "
-        "patches, and the predicted ones, full squares where right and small ones where wrong."
+        "Top: the image, and the masked image that the model sees. Bottom: the true and the "
+        "predicted tokens of the masked patches; wrong predictions are small squares."
     )
     return Gallery(f"{caption} {legend}".strip(), pictures)
 
@@ -118,48 +111,48 @@ def code_examples(
     *,
     num_examples: int = 6,
 ) -> Gallery:
-    """Show patches that share a code, framed in their surroundings, for codes of all frequencies.
+    """Show patches that share a code, framed in their surroundings, for several codes.
 
-    Examples come from different images. Codes are taken evenly from the most to the least used of
-    those with enough examples.
+    Examples come from different images. Codes are spread evenly from the most to the least used
+    of those with enough examples.
 
     Args:
         images: (B, 3, H, W) uint8 or [0, 1]
         codes: (B, N) int64
         grid: (Gh, Gw), N = Gh * Gw
-        num_codes_shown: at most so many codes
-        caption: what images these are
-        num_examples: patches a code
+        num_codes_shown: codes to show, at most
+        caption: which images these are
+        num_examples: patches for each code
     """
     _check(images, grid, int(codes.max()) + 1, codes=codes)
     if num_codes_shown < 1 or num_examples < 1:
         raise ValueError(
             f"num_codes_shown {num_codes_shown} and num_examples {num_examples} must be at least 1"
         )
-    found = codes.cpu().numpy()
-    used, counts = np.unique(found, return_counts=True)
-    num_images = np.array([(found == code).any(axis=1).sum() for code in used])
+    tokens = codes.cpu().numpy()
+    used, counts = np.unique(tokens, return_counts=True)
+    num_images = np.array([(tokens == code).any(axis=1).sum() for code in used])
     enough = num_images >= min(num_examples, num_images.max())
     used, counts = used[enough], counts[enough]
     order = np.argsort(-counts, kind="stable")
     picks = np.linspace(0, len(order) - 1, min(num_codes_shown, len(order))).round().astype(int)
     pictures = []
     for code, count in zip(used[order[picks]], counts[order[picks]], strict=True):
-        holders = (found == code).any(axis=1).nonzero()[0]
+        holders = (tokens == code).any(axis=1).nonzero()[0]
         holders = holders[np.linspace(0, len(holders) - 1, num_examples).round().astype(int)]
         patches = [
-            _surroundings(images[i], int((found[i] == code).argmax()), grid)
+            _surroundings(images[i], int((tokens[i] == code).argmax()), grid)
             for i in np.unique(holders)
         ]
-        alt = f"{len(patches)} patches of different images that are all code {code}"
+        alt = f"{len(patches)} patches from different images, all of code {code}"
         data = canvas.png(canvas.mosaic([patches], gap=6))
         pictures.append(Picture(f"Code {code}, used {count} times", alt, data, "image/png"))
-    legend = "Each frame is a patch with this code, in the image around it."
+    legend = "The frame marks the patch with this code; around it is the rest of the image."
     return Gallery(f"{caption} {legend}".strip(), pictures)
 
 
 def _surroundings(image: Tensor, patch: int, grid: tuple[int, int]) -> Pixels:
-    """Cut the patch out with its neighbours, moved inside the image, and frame it."""
+    """Crop a patch with its neighbours, shifted inside the image, and frame the patch."""
     (_, H, W), (Gh, Gw) = image.shape, grid
     row, column = divmod(patch, Gw)
     rows, columns = min(3, Gh), min(3, Gw)
@@ -178,11 +171,11 @@ def _surroundings(image: Tensor, patch: int, grid: tuple[int, int]) -> Pixels:
 
 
 def usage_plot(counts: Tensor, caption: str) -> Picture:
-    """Draw how often each code was chosen, sorted, on a logarithmic axis.
+    """Draw how often each code is used, in descending order, on a logarithmic axis.
 
     Args:
-        counts: (K,) of non-negative numbers, not all zero
-        caption: over what they were counted
+        counts: (K,) non-negative numbers, not all zero
+        caption: which images were counted
     """
     if counts.ndim != 1 or not len(counts) or bool((counts < 0).any()) or not bool(counts.sum()):
         raise ValueError(
@@ -190,42 +183,32 @@ def usage_plot(counts: Tensor, caption: str) -> Picture:
         )
     K = len(counts)
     health = codebook_health(counts.cpu())
-    ordered = counts.cpu().double().sort(descending=True).values
-    num_used = K - health.dead
-    even = float(ordered.sum()) / K
-    ranks = np.unique(np.linspace(0, num_used - 1, min(num_used, 300)).round().astype(int))
-    heights = ordered[torch.from_numpy(ranks)].tolist()
-    scale_y = scale_over([*heights, even], log=True)
-    scale_x = scale_over([0, K], rounded=False)
-    left = label_room(scale_y)
-    width, top, plot_height = 330, 66, 160
-    frame = Frame(scale_x, scale_y, left, top, width - left - 12, plot_height)
-    bottom = top + plot_height
-    steps = [frame.at(0, heights[0])]
-    steps += [frame.at(int(rank) + 1, height) for rank, height in zip(ranks, heights, strict=True)]
-    outline = "L".join(f"{px:.1f} {py:.1f}" for px, py in steps)
-    even_y = frame.at(0, even)[1]
+    ordered = counts.cpu().double().sort(descending=True).values.numpy()
+    num_used, mean = K - health.dead, float(ordered.sum()) / K
     used = f"{num_used} of {K} codes used ({health.usage:.1%})"
+    used += f", {health.dead} unused" if health.dead else ""
     spread = f"perplexity {short_number(health.perplexity)} ({health.perplexity / K:.1%} of {K})"
-    fill = f"fill:{SERIES[0]};fill-opacity:.16"
-    body = [
-        text(0, 13, "How often each code is chosen (log)", bold=True),
-        text(0, 31, used, colour=FAINT),
-        text(0, 47, spread, colour=FAINT),
-        frame.drawing("codes, most used first"),
-        f'<path d="M{left:.1f} {bottom:.1f}L{outline}V{bottom:.1f}Z" style="{fill}"/>',
-        f'<path d="M{outline}" stroke-width="1.8" style="stroke:{SERIES[0]}"/>',
-        line(left, even_y, width - 12, even_y, FAINT, dash="4 3"),
-        text(width - 14, even_y - 6, "even use", anchor="end", colour=FAINT),
-    ]
-    if health.dead:
-        x = frame.at(num_used, scale_y.low)[0]
-        room = width - 12 - x
-        anchor, place = ("start", x + 6) if room > 90 else ("end", x - 6)
-        y = bottom - 8 if bottom - even_y > 24 else even_y - 6
-        body.append(text(place, y, f"{health.dead} unused", anchor=anchor, colour=FAINT))
-    data = document(width, bottom + 36, "".join(body))
-    alt = f"How often each code is chosen, sorted: {used}, {spread}"
+    ranks = np.unique(np.linspace(0, num_used - 1, min(num_used, 150)).round().astype(int))
+    x, y = np.append(0, ranks + 1), ordered[np.append(0, ranks)]
+    top = 66
+    with styled():
+        figure = new_chart("How often each code is used (log)", top + 160 + BOTTOM)
+        write(figure, 0, 31, used, color=FAINT)
+        write(figure, 0, 47, spread, color=FAINT)
+        axes = figure.add_axes((0, 0, 1, 1))
+        log_axis(axes, np.append(y, mean))
+        axes.set_xlim(0, K)
+        low = axes.get_ylim()[0]
+        step: dict[str, Any] = {"step": "pre"} if num_used <= 50 else {}
+        axes.fill_between(x, y, low, color=SERIES[0], alpha=0.16, linewidth=0, **step)
+        style = "steps-pre" if step else "default"
+        axes.plot(x, y, color=SERIES[0], linewidth=1.8, drawstyle=style, clip_on=False)
+        axes.axhline(mean, color=FAINT, linewidth=1, linestyle=(0, (4, 3)))
+        offset: dict[str, Any] = {"xytext": (-2, 6), "textcoords": "offset points"}
+        axes.annotate("uniform use", (K, mean), ha="right", color=FAINT, **offset)
+        finish_axes(axes, top, "codes, most used first")
+        data = themed_svg(figure)
+    alt = f"How often each code is used, in descending order: {used}, {spread}"
     return Picture(caption, alt, data, "image/svg+xml")
 
 

@@ -1,4 +1,4 @@
-"""What a classifier sees of an image at test time: the centre, or the centre and four corners."""
+"""Test-time views of an image: the centre crop, or the centre and the four corners."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from beit.data.views import EvalView
 
 
 class CropViews:
-    """Crops of one size out of an image resized as by `EvalView`, of which one crop is the same.
+    """Crops of one size from an image resized as by `EvalView`; the first is its centre crop.
 
-    Five are the centre and the corners (Krizhevsky et al. 2012). With crop_ratio 1 they differ
-    along the longer side only.
+    Five crops are the centre and the corners (Krizhevsky et al. 2012). With crop_ratio 1 they
+    differ along the longer side only.
     """
 
     def __init__(
@@ -24,17 +24,17 @@ class CropViews:
         crops: Literal[1, 5] = 1,
         border: int = 0,
     ) -> None:
-        """Cut `border` pixels off each side of an image before all else."""
+        """`border` pixels are cut off each side of an image first."""
         if crops not in (1, 5):
             raise ValueError(f"crops must be 1 (the centre) or 5 (corners too), got {crops}")
         self.centre = EvalView(size, crop_ratio)
         self.crops, self.border = crops, border
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Cut the crops out of `image`, (3, H, W) uint8. Returns: (V, 3, H', W') uint8."""
-        cut = self.border
-        if cut and min(image.shape[-2:]) > 2 * cut:
-            image = image[:, cut:-cut, cut:-cut]
+        """Crop `image`, (3, H, W) uint8. Returns: (V, 3, H', W') uint8."""
+        border = self.border
+        if border and min(image.shape[-2:]) > 2 * border:
+            image = image[:, border:-border, border:-border]
         if self.crops == 1:
             return self.centre(image)[None]
         scaled = self.centre.scaled(image)

@@ -1,17 +1,15 @@
-"""How a classifier holds up on corrupted images: a table, and a small chart for each kind."""
+"""Accuracy of classifiers on corrupted images: a table, and a chart for each corruption."""
 
 from collections.abc import Mapping
 
-from beit.draw.axes import FAINT, LETTER, Frame, Scale, document, line, text
-from beit.draw.colours import SERIES
+from beit.draw.charts import Line, line_chart
 from beit.draw.report import Cell, Gallery, Picture, Table
 
-BySeverity = Mapping[int, float]  # share of images that are right, in [0, 1]
-WIDTH, PLOT_HEIGHT = 330, 110
+BySeverity = Mapping[int, float]  # accuracy in [0, 1]
 
 
 def robustness_table(accuracy: Mapping[str, BySeverity]) -> Table:
-    """List accuracy in percent by kind and severity, and each kind's mean error."""
+    """List accuracy in percent by corruption and severity, and the mean error of each."""
     severities = sorted({severity for by_severity in accuracy.values() for severity in by_severity})
     rows: list[list[Cell]] = []
     for kind, shares in accuracy.items():
@@ -25,46 +23,29 @@ def robustness_table(accuracy: Mapping[str, BySeverity]) -> Table:
 def robustness_plots(
     accuracy: Mapping[str, Mapping[str, BySeverity]], clean: Mapping[str, float]
 ) -> Gallery:
-    """Draw accuracy over severity for each kind, all on one scale, a line for each classifier.
+    """Draw accuracy by severity: a chart for each corruption, a line for each classifier.
 
-    accuracy: by classifier, kind and severity; clean: of each classifier on the images as they are,
-    a dashed line.
+    Args:
+        accuracy: by classifier, corruption and severity
+        clean: accuracy in [0, 1] of each classifier on the clean images, drawn as a dashed line
     """
-    kinds = list(dict.fromkeys(kind for by_kind in accuracy.values() for kind in by_kind))
-    pictures = []
-    for kind in kinds:
-        lines = {name: by_kind[kind] for name, by_kind in accuracy.items() if kind in by_kind}
-        pictures.append(_panel(kind, lines, list(accuracy), clean))
-    caption = "Accuracy in percent by severity; dashed: on the images as they are."
-    return Gallery(caption, pictures)
+    kinds = dict.fromkeys(kind for by_kind in accuracy.values() for kind in by_kind)
+    pictures = [_chart(kind, accuracy, clean) for kind in kinds]
+    return Gallery("Accuracy in percent by severity; dashed: on clean images.", pictures)
 
 
-def _panel(
-    kind: str, lines: Mapping[str, BySeverity], names: list[str], clean: Mapping[str, float]
+def _chart(
+    kind: str, accuracy: Mapping[str, Mapping[str, BySeverity]], clean: Mapping[str, float]
 ) -> Picture:
     title = kind.replace("_", " ").capitalize()
-    parts, top = [text(0, 13, title, bold=True)], 24.0
-    if len(names) > 1:
-        for place, name in enumerate(names):
-            top += 15
-            parts.append(line(0, top - 4, 14, top - 4, SERIES[place % len(SERIES)]))
-            parts.append(text(19, top, name[-int((WIDTH - 20) / LETTER) :], colour=FAINT))
-        top += 12
-    frame = Frame(Scale(1, 5), Scale(0, 100), 34, top, WIDTH - 46, PLOT_HEIGHT)
-    parts.append(frame.drawing("severity"))
-    told = []
-    for name, shares in lines.items():
-        colour = SERIES[names.index(name) % len(SERIES)]
-        level = frame.at(1, 100 * clean[name])[1]
-        parts.append(line(frame.left, level, frame.left + frame.width, level, colour, "4 3"))
-        places = [frame.at(severity, 100 * share) for severity, share in sorted(shares.items())]
-        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
-        dots = "".join(f"M{x:.1f} {y:.1f}h0" for x, y in places)
-        style = f'stroke-linejoin="round" stroke-linecap="round" style="stroke:{colour}"'
-        parts.append(f'<path d="M{path}" stroke-width="1.6" {style}/>')
-        parts.append(f'<path d="{dots}" stroke-width="4.5" {style}/>')
-        shown = ", ".join(f"{100 * share:.1f}" for _, share in sorted(shares.items()))
-        told.append(f"{name} {shown} (clean {100 * clean[name]:.1f})")
-    alt = f"{title}, accuracy by severity in percent: {'; '.join(told)}"
-    data = document(WIDTH, top + PLOT_HEIGHT + 36, "".join(parts))
+    lines, descriptions = [], []
+    for name, by_kind in accuracy.items():
+        points = [(s, 100 * share) for s, share in sorted(by_kind.get(kind, {}).items())]
+        label, level = name if len(accuracy) > 1 else "", 100 * clean[name]
+        lines.append(Line(label, points, level if points else None))
+        if points:
+            words = ", ".join(f"{share:.1f}" for _, share in points)
+            descriptions.append(f"{name} {words} (clean {level:.1f})")
+    alt = f"{title}, accuracy by severity in percent: {'; '.join(descriptions)}"
+    data = line_chart(title, lines, "severity", limits=((1, 5), (0, 100)), plot_height=110)
     return Picture("", alt, data, "image/svg+xml")

@@ -1,7 +1,7 @@
-"""Where a vision Transformer looks: attention probabilities of its blocks, and their rollout.
+"""Attention probabilities of a vision Transformer's blocks, and their rollout.
 
-For every kind of model and position: q and v biases, relative bias shared or per block, at the size
-that the model is built for; ``resized`` of ``nn.vit`` carries one to another size.
+They cover q and v biases and relative position bias, shared or per block, at the image size of the
+model; `nn.vit.resized` changes that size.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -16,11 +16,11 @@ RESIDUAL = 0.5  # share of the skip connection (Abnar and Zuidema 2020, section 
 
 
 def probabilities(attention: Attention, tokens: Tensor, bias: Tensor | None) -> Tensor:
-    """Return how much each token attends to each, as the block's softmax has it.
+    """Return how much each token attends to each other token: the block's softmax.
 
     Args:
         attention: of one block
-        tokens: (B, n, D), normed, as the block gives them to it
+        tokens: (B, n, D), normalised by the block
         bias: (1, h, n, n) shared by all blocks, or None
 
     Returns: (B, h, n, n) float32, from query (third axis) to key; each row sums to 1
@@ -37,26 +37,27 @@ def probabilities(attention: Attention, tokens: Tensor, bias: Tensor | None) -> 
 def attention_maps(
     vit: VisionTransformer, images: Tensor, layers: Collection[int] | None = None
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield the number of each block asked for and its attention probabilities, one at a time.
+    """Yield the number and the attention probabilities of each chosen block, one at a time.
 
     Args:
         vit: in eval mode
-        images: (B, 3, H, W) uint8 in 0..255 or float in [0, 1], of the size that ``vit`` takes
-        layers: numbers of blocks, from 1; None: all of them
+        images: (B, 3, H, W) uint8 in 0..255 or float in [0, 1], of the size of `vit`
+        layers: numbers of blocks, from 1; None for all
 
-    Yields: rising numbers, with (B, h, 1+N, 1+N) float32, [CLS] first, from query to key
+    Yields: numbers in increasing order, with (B, h, 1+N, 1+N) float32, [CLS] first, from query to
+        key
 
     Raises:
-        ValueError: there is no such block.
+        ValueError: a block does not exist.
     """
     depth = vit.config.depth
-    wanted = sorted(range(1, depth + 1) if layers is None else set(layers))
-    if strange := [layer for layer in wanted if not 1 <= layer <= depth]:
-        raise ValueError(f"there is no block {strange[0]}; the model's blocks are 1 to {depth}")
+    chosen = sorted(range(1, depth + 1) if layers is None else set(layers))
+    if invalid := [layer for layer in chosen if not 1 <= layer <= depth]:
+        raise ValueError(f"there is no block {invalid[0]}; the model's blocks are 1 to {depth}")
     with torch.no_grad():
-        inputs = vit(images, layers=[layer - 1 for layer in wanted]).layers
+        inputs = vit(images, layers=[layer - 1 for layer in chosen]).layers
         bias = vit.bias()
-    for layer in wanted:
+    for layer in chosen:
         block = vit.blocks[layer - 1]
         assert isinstance(block, Block)
         with torch.no_grad():
@@ -64,47 +65,47 @@ def attention_maps(
 
 
 def rollout(maps: Iterable[Tensor], residual: float = RESIDUAL) -> Tensor:
-    """Follow attention through the blocks down to the input (Abnar and Zuidema 2020, section 3).
+    """Return the attention rollout through the blocks (Abnar and Zuidema 2020, section 3).
 
-    Heads are averaged, the skip connection counts as attention of a token to itself, and the blocks
-    are multiplied.
+    Heads are averaged, the skip connection is added as attention of a token to itself, and the
+    matrices of the blocks are multiplied.
 
     Args:
-        maps: (B, h, n, n) of each block, from the first to the last that counts
+        maps: (B, h, n, n) of each block, the first block first
         residual: share of the skip connection, in [0, 1)
 
-    Returns: (B, n, n), from a token after the last block to the tokens that entered the first; each
+    Returns: (B, n, n), from the tokens after the last block to the input tokens of the first; each
         row sums to 1
 
     Raises:
-        ValueError: there is no map, or ``residual`` is no such share.
+        ValueError: `maps` is empty, or `residual` is out of range.
     """
     if not 0 <= residual < 1:
         raise ValueError(f"residual must be in [0, 1), got {residual}")
-    joint: Tensor | None = None
+    rolled: Tensor | None = None
     for attention in maps:
         mixed = (1 - residual) * attention.mean(dim=1)  # (B, n, n)
         mixed.diagonal(dim1=-2, dim2=-1).add_(residual)
-        joint = mixed if joint is None else mixed @ joint
-    if joint is None:
+        rolled = mixed if rolled is None else mixed @ rolled
+    if rolled is None:
         raise ValueError("rollout needs the attention of at least one block, got none")
-    return joint
+    return rolled
 
 
 def top_mass(weights: Tensor, mass: float) -> Tensor:
-    """Tell which patches together hold the top share of attention, as the published tool does.
+    """Mark the patches that together hold the top share of attention, as the published tool does.
 
-    The weights of a row are divided by their sum and added up from the smallest on; the patches at
-    which the sum exceeds 1 - mass are taken, so they hold ``mass`` or a little more.
+    The weights of a row are divided by their sum and accumulated from the smallest; patches
+    whose cumulative sum exceeds 1 - mass are marked, so they hold `mass` or slightly more.
 
     Args:
-        weights: (..., N), none negative, in each row one positive
+        weights: (..., N), not negative, at least one positive in each row
         mass: share in (0, 1]
 
     Returns: (..., N) bool
     """
     if not 0 < mass <= 1:
         raise ValueError(f"mass must be in (0, 1], got {mass}")
-    rising, order = weights.double().sort(dim=-1, stable=True)
-    reached = (rising / rising.sum(dim=-1, keepdim=True)).cumsum(dim=-1)
+    values, order = weights.double().sort(dim=-1, stable=True)
+    reached = (values / values.sum(dim=-1, keepdim=True)).cumsum(dim=-1)
     return torch.zeros_like(weights, dtype=torch.bool).scatter(-1, order, reached > 1 - mass)

@@ -1,7 +1,7 @@
-"""What a codebook does on a set of images, counted while they stream by (BEiT v2, section 3.4).
+"""Statistics of a codebook on a stream of images (BEiT v2, section 3.4).
 
-All of it is sums of whole numbers: two halves of a set, or the parts of several processes, added
-up in any order give what the whole set gives, to the bit. Memory does not grow with the images.
+All statistics are sums of integers: those of two halves of a set, or of several processes, add up
+in any order to those of the whole set, bit-identically. Memory does not grow with the images.
 """
 
 import math
@@ -19,18 +19,18 @@ from beit.nn.quantizer import unit
 from beit.nn.reservoir import STEP, in_steps
 from beit.nn.tokenizer import VQKD, Tokenizer
 
-MEAN_SIDE = 16  # pixels at most of a mean patch's side
-MAX_PAIR_CODES = 8192  # more codes have no table of pairs: this one takes 256 MiB
-CHUNK_ELEMENTS = 2**22  # numbers held at once beside the statistics: 32 MiB of int64
+MEAN_SIDE = 16  # largest side of a mean patch in pixels
+MAX_PAIR_CODES = 8192  # pairs are not counted for more codes; this table takes 256 MiB
+CHUNK_ELEMENTS = 2**22  # temporary numbers at a time: 32 MiB of int64
 
 
 @torch.no_grad()
 def rated(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Tokenize images (B, 3, H, W) and say how close each patch is to its code.
+    """Tokenize images (B, 3, H, W) and rate how close each patch is to its code.
 
-    Returns: codes (B, N) int64, as `encode` gives them; scores (B, N) float32, the larger the
-        closer: the cosine of a patch's vector with its code, or minus their Euclidean distance
-        where codes do not lie on the sphere; of a discrete VAE and of DALL-E the code's logit
+    Returns: codes (B, N) int64, as from `encode`; scores (B, N) float32, larger is closer: the
+        cosine of a patch's vector and its code, or minus their Euclidean distance if codes are not
+        on the sphere; for a discrete VAE and DALL-E the code's logit
     """
     if isinstance(tokenizer, VQKD):
         vectors, quantizer = tokenizer.embed(images), tokenizer.quantizer
@@ -46,7 +46,7 @@ def rated(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
         codes = logits.argmax(1)
         return codes, logits.gather(1, codes[:, None])[:, 0]
     raise ValueError(
-        f"a {type(tokenizer).__name__} does not say how close a patch is to its code; expected a "
+        f"a {type(tokenizer).__name__} cannot rate how close a patch is to its code; expected a "
         "VQKD, DiscreteVAE or DalleTokenizer"
     )
 
@@ -54,7 +54,7 @@ def rated(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
 def code_vectors(tokenizer: Tokenizer) -> Tensor:
     """Return the vector of each code (K, C) float32, on the CPU.
 
-    The codebook; of DALL-E, which has none, the weights by which its encoder rates each code.
+    These are the codebook; for DALL-E, which has none, the weights of its encoder's head.
     """
     if isinstance(tokenizer, VQKD):
         vectors = tokenizer.quantizer.codebook
@@ -63,7 +63,7 @@ def code_vectors(tokenizer: Tokenizer) -> Tensor:
     elif isinstance(tokenizer, DalleTokenizer):
         vectors = tokenizer.encoder.head.weight.flatten(1)
     else:
-        raise ValueError(f"a {type(tokenizer).__name__} has no vectors of codes")
+        raise ValueError(f"a {type(tokenizer).__name__} has no code vectors")
     return vectors.detach().float().cpu()
 
 
@@ -73,12 +73,12 @@ class CodeStatistics:
     Attributes:
         positions: (N, K) int64, uses of each code at each position
         labels: (K, Y) int64, uses of each code in images of each label; Y = 0 without labels
-        images: (K,) int64, images that hold each code
-        pairs: (K, K) int32, images that hold both codes; (0, 0) where there are more codes than
+        images: (K,) int64, images that contain each code
+        pairs: (K, K) int32, images that contain both codes; (0, 0) for more codes than
             `MAX_PAIR_CODES`
         closeness: (K,) int64, the scores in `STEP`s
         pixels: (K, p, p, 3) int64, the pixels 0..255 of the patches, of side p <= `MEAN_SIDE`
-        total: (1,) int64, images
+        total: (1,) int64, number of images
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class CodeStatistics:
         self.total = zeros(1)
 
     def tensors(self) -> list[Tensor]:
-        """List all sums. Those of several processes, added up in place, are those of all images."""
+        """Return all sums; add those of several processes in place to combine them."""
         return [
             *(self.positions, self.labels, self.images, self.pairs),
             *(self.closeness, self.pixels, self.total),
@@ -112,11 +112,11 @@ class CodeStatistics:
 
     @property
     def uses(self) -> Tensor:
-        """(K,) int64, how often each code was chosen."""
+        """(K,) int64, number of patches with each code."""
         return self.positions.sum(0)
 
     def add(self, images: Tensor, codes: Tensor, scores: Tensor, labels: Tensor) -> None:
-        """Take in some images.
+        """Add a batch of images.
 
         Args:
             images: (B, 3, H, W) uint8 or [0, 1], as the tokenizer sees them
@@ -125,9 +125,9 @@ class CodeStatistics:
             labels: (B,) int64, negative where unknown
         """
         K, N = len(self.images), len(self.positions)
-        B, given = codes.shape
-        if given != N:
-            raise ValueError(f"codes are {tuple(codes.shape)}, expected {N} an image")
+        B, num_patches = codes.shape
+        if num_patches != N:
+            raise ValueError(f"codes are {tuple(codes.shape)}, expected {N} per image")
         self.total += B
         self.positions += position_counts(codes, K)
         self.closeness.index_add_(0, codes.flatten(), in_steps(scores).flatten())
@@ -142,13 +142,13 @@ class CodeStatistics:
             self._add_pixels(some_images, some_codes)
 
     def _add_pairs(self, codes: Tensor) -> None:
-        """Count the images (b, N) that hold a code, and two codes, each image once."""
+        """Count each image of codes (b, N) once for every code and pair of codes in it."""
         K = len(self.images)
         ordered = codes.sort(dim=1).values
         first = torch.ones_like(ordered, dtype=torch.bool)
         first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-        held = ordered[first]
-        self.images.index_add_(0, held, torch.ones_like(held))
+        distinct = ordered[first]
+        self.images.index_add_(0, distinct, torch.ones_like(distinct))
         if len(self.pairs):
             cells = ordered[:, :, None] * K + ordered[:, None, :]  # (b, N, N)
             cells = cells[first[:, :, None] & first[:, None, :]]
@@ -167,23 +167,22 @@ class CodeStatistics:
         self.pixels.flatten(1).index_add_(0, codes.flatten(), patches.flatten(0, 1))
 
     def mean_patches(self) -> Tensor:
-        """Return the mean of all patches of each code: (K, p, p, 3) uint8; black where unused."""
+        """Return the mean of all patches of each code: (K, p, p, 3) uint8; black if unused."""
         uses = self.uses.clamp(min=1).view(-1, 1, 1, 1)
         return ((self.pixels + uses // 2) // uses).to(torch.uint8)
 
 
 class CodeMeasures(NamedTuple):
-    """What is said of each code, (K,) each; what is undefined for a code is NaN or -1.
+    """Measures of each code, (K,) each; NaN or -1 where undefined.
 
     Attributes:
-        uses: int64, patches
-        images: int64, images that hold it
+        uses: int64, number of patches
+        images: int64, number of images that contain it
         closeness: float64, mean score of its patches
-        purity: float64 in (0, 1], share of its most frequent label among patches of known label
-        label: int64, that label, the smaller number among equals; -1 where it has none
-        label_entropy: float64, bits, of its labels
-        position_entropy: float64, bits, of where in the grid it stands; log2 N where all places
-            have it alike
+        purity: float64 in (0, 1], share of its most frequent label among patches with a label
+        label: int64, that label, the smaller number of ties; -1 without labels
+        label_entropy: float64, bits, over its labels
+        position_entropy: float64, bits, over positions in the grid; log2 N if uniform
     """
 
     uses: Tensor
@@ -196,40 +195,44 @@ class CodeMeasures(NamedTuple):
 
 
 def measures(statistics: CodeStatistics) -> CodeMeasures:
-    """Measure every code, on the CPU."""
+    """Compute the measures of every code, on the CPU."""
     uses, labels = statistics.uses.cpu(), statistics.labels.cpu()
-    never = uses == 0
+    unused = uses == 0
     labelled = labels.sum(1)  # (K,)
     if labels.shape[1]:
-        most, label = labels.max(1).values, labels.argmax(1)  # argmax: the first of equals
+        most, label = labels.max(1).values, labels.argmax(1)  # argmax: the first of ties
     else:
         most, label = torch.zeros_like(uses), torch.full_like(uses, -1)
-    nothing = float("nan")
+    nan = float("nan")
     closeness = statistics.closeness.cpu().double() * STEP / uses
     return CodeMeasures(
         uses=uses,
         images=statistics.images.cpu(),
-        closeness=closeness.masked_fill(never, nothing),
+        closeness=closeness.masked_fill(unused, nan),
         purity=most.double() / labelled,  # 0 / 0 is NaN
         label=label.masked_fill(labelled == 0, -1),
-        label_entropy=entropy(labels).masked_fill(labelled == 0, nothing),
-        position_entropy=entropy(statistics.positions.cpu().T).masked_fill(never, nothing),
+        label_entropy=entropy(labels).masked_fill(labelled == 0, nan),
+        position_entropy=entropy(statistics.positions.cpu().T).masked_fill(unused, nan),
     )
 
 
 def entropy(counts: Tensor) -> Tensor:
-    """Give the entropy, in bits, of counts (..., n) along the last dimension: (...) float64."""
+    """Return the entropy in bits of counts (..., n) along the last dimension: (...) float64."""
     share = counts.double() / counts.sum(-1, keepdim=True).clamp(min=1)
-    nats = 0.0 - torch.xlogy(share, share).sum(-1).clamp(max=0)  # 0 - x is never -0
+    nats = 0.0 - torch.xlogy(share, share).sum(-1).clamp(max=0)  # 0 - x avoids -0
     return nats / math.log(2)
 
 
 def lift(statistics: CodeStatistics, codes: Tensor, prior: float = 0.0) -> Tensor:
-    """Say how much more often than by chance two codes share an image: (k, k) float64.
+    """Return how much more often than by chance two codes share an image: (k, k) float64.
 
-    P(both) / (P(one) P(other)) over images, 1 for codes that know nothing of each other, for codes
-    (k,) int64 that are used; the diagonal is NaN. With a `prior`, so many images are added to
-    those with both and to those expected by chance, so that rare pairs say little.
+    This is P(both) / (P(one) P(other)) over images: 1 for independent codes, NaN on the diagonal.
+
+    Args:
+        statistics: of the codebook
+        codes: (k,) int64, used codes
+        prior: number of images added to those with both codes and to those expected by chance, so
+            that rare pairs have little effect
     """
     if not len(statistics.pairs):
         raise ValueError(
@@ -237,27 +240,27 @@ def lift(statistics: CodeStatistics, codes: Tensor, prior: float = 0.0) -> Tenso
             f"this tokenizer has {len(statistics.images)}"
         )
     both = statistics.pairs[codes][:, codes].double().cpu()
-    held = statistics.images[codes].double().cpu()
-    expected = held[:, None] * held[None, :] / float(statistics.total)
+    single = statistics.images[codes].double().cpu()
+    expected = single[:, None] * single[None, :] / float(statistics.total)
     return ((both + prior) / (expected + prior)).fill_diagonal_(float("nan"))
 
 
 def nearest_codes(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Find the codes nearest to each code by cosine, the nearest first, itself left out.
+    """Return the other codes nearest to each code by cosine, nearest first.
 
     Args:
         vectors: (K, C)
-        count: how many; at most K - 1 are given
+        count: number of nearest codes k, at most K - 1
 
     Returns: codes (K, k) int64; cosines (K, k) float32
     """
     rows = unit(vectors)
     K = len(rows)
-    found = []
-    for first in range(0, K, max(1, CHUNK_ELEMENTS // K)):
-        cosines = rows[first : first + max(1, CHUNK_ELEMENTS // K)] @ rows.T
-        own = torch.arange(first, first + len(cosines))
-        cosines[torch.arange(len(cosines)), own] = -2.0  # below any cosine
+    chunks = []
+    for chunk in torch.arange(K).split(max(1, CHUNK_ELEMENTS // K)):
+        cosines = rows[chunk] @ rows.T
+        cosines[torch.arange(len(chunk)), chunk] = -2.0  # itself: below any cosine
         order = cosines.sort(dim=1, descending=True, stable=True)
-        found.append((order.indices[:, : min(count, K - 1)], order.values[:, : min(count, K - 1)]))
-    return torch.cat([codes for codes, _ in found]), torch.cat([values for _, values in found])
+        chunks.append((order.indices[:, : min(count, K - 1)], order.values[:, : min(count, K - 1)]))
+    codes, values = zip(*chunks, strict=True)
+    return torch.cat(codes), torch.cat(values)

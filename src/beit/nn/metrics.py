@@ -1,4 +1,4 @@
-"""Figures of merit: of codebooks, of neighbours, and of what a classifier says."""
+"""Metrics of codebooks, of nearest neighbours and of classifiers."""
 
 import math
 from typing import NamedTuple
@@ -13,7 +13,7 @@ class CodebookHealth(NamedTuple):
 
     Attributes:
         usage: share of the codes chosen at least once, in [0, 1]
-        perplexity: exp(entropy), the number of codes that would be used if all were used alike
+        perplexity: exp(entropy), the effective number of codes
         entropy: of the distribution of codes, in nats
         dead: codes never chosen
     """
@@ -25,7 +25,7 @@ class CodebookHealth(NamedTuple):
 
 
 def codebook_health(counts: Tensor) -> CodebookHealth:
-    """Measure counts (K,) of how often each code was chosen; all zero gives usage and entropy 0."""
+    """Compute metrics from counts (K,) of each code; counts of zero give usage and entropy 0."""
     share = counts.double() / counts.sum().clamp(min=1)
     entropy = 0.0 - float(torch.xlogy(share, share).sum().clamp(max=0))  # 0 - x is never -0
     used = int((counts > 0).sum())
@@ -41,9 +41,9 @@ def position_counts(codes: Tensor, num_codes: int) -> Tensor:
     return torch.bincount(cells.flatten(), minlength=N * num_codes).view(N, num_codes)
 
 
-def confusion_matrix(truth: Tensor, guess: Tensor, num_classes: int) -> Tensor:
-    """Count pairs of classes, truth and guess (n,) int64 each: (Y, Y) int64, truth by row."""
-    cells = truth * num_classes + guess
+def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
+    """Count pairs of classes, labels and predicted (n,) int64: (Y, Y) int64, labels by row."""
+    cells = labels * num_classes + predicted
     return torch.bincount(cells, minlength=num_classes**2).view(num_classes, num_classes)
 
 
@@ -57,10 +57,10 @@ def knn_accuracy(
     temperature: float = 0.07,
     chunk: int = 1024,
 ) -> float:
-    """Return the share of test vectors that their nearest training vectors classify rightly.
+    """Return the accuracy of a k-NN classifier, a share of the test vectors.
 
-    Neighbours by cosine; each votes for its class with weight exp(cosine / temperature), as DINO
-    does it (Caron et al. 2021, after Wu et al. 2018).
+    Neighbours by cosine; each votes for its class with weight exp(cosine / temperature), as in DINO
+    (Caron et al. 2021, after Wu et al. 2018).
 
     Args:
         train_features: (n, D)
@@ -68,7 +68,7 @@ def knn_accuracy(
         test_features: (m, D)
         test_labels: (m,) int64
         num_neighbours: how many vote; at most n
-        temperature: smaller gives the nearest more weight
+        temperature: a smaller one gives the nearest more weight
         chunk: test vectors compared at a time
     """
     train = F.normalize(train_features.float(), dim=1)
@@ -84,12 +84,12 @@ def knn_accuracy(
 
 
 class Reliability(NamedTuple):
-    """Predictions by confidence, in equally wide bins; bin b of m holds (b/m, (b + 1)/m].
+    """Predictions in bins of equal width by confidence; bin b of m covers (b/m, (b + 1)/m].
 
     Attributes:
-        number: (m,) int64, predictions in each bin
-        confidence: (m,) float64, their mean confidence; 0 in an empty bin
-        accuracy: (m,) float64, the share of them that is right; 0 in an empty bin
+        number: (m,) int64, predictions per bin
+        confidence: (m,) float64, mean confidence of each bin; 0 if it is empty
+        accuracy: (m,) float64, share of correct predictions in each bin; 0 if it is empty
     """
 
     number: Tensor
@@ -97,17 +97,17 @@ class Reliability(NamedTuple):
     accuracy: Tensor
 
 
-def reliability(confidence: Tensor, right: Tensor, num_bins: int = 15) -> Reliability:
+def reliability(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> Reliability:
     """Sort predictions into bins (Guo et al. 2017, section 2).
 
     Args:
-        confidence: (n,) probability of the class that was predicted, in [0, 1]
-        right: (n,) bool, whether it was
+        confidence: (n,) probability of the predicted class, in [0, 1]
+        correct: (n,) bool, whether the prediction is correct
     """
-    if confidence.shape != right.shape or confidence.ndim != 1:
+    if confidence.shape != correct.shape or confidence.ndim != 1:
         raise ValueError(
-            "confidence and right must be (n,) alike, "
-            f"got {tuple(confidence.shape)} and {tuple(right.shape)}"
+            "confidence and correct must both be (n,), "
+            f"got {tuple(confidence.shape)} and {tuple(correct.shape)}"
         )
     confidence = confidence.double()
     places = (confidence * num_bins).ceil().long().sub(1).clamp(0, num_bins - 1)
@@ -116,22 +116,22 @@ def reliability(confidence: Tensor, right: Tensor, num_bins: int = 15) -> Reliab
     return Reliability(
         number,
         torch.bincount(places, confidence, num_bins) / total,
-        torch.bincount(places, right.double(), num_bins) / total,
+        torch.bincount(places, correct.double(), num_bins) / total,
     )
 
 
 def expected_calibration_error(bins: Reliability) -> float:
-    """Average |accuracy - confidence| over bins, by their numbers (Guo et al. 2017, equation 3)."""
+    """Average |accuracy - confidence| over bins, weighted by size (Guo et al. 2017, equation 3)."""
     gaps = (bins.accuracy - bins.confidence).abs() * bins.number
     return float(gaps.sum() / bins.number.sum().clamp(min=1))
 
 
 def mcnemar(only_first: int, only_second: int) -> float:
-    """Give the two-sided p-value of McNemar's exact test: are two classifiers equally often right?
+    """Return the two-sided p-value of McNemar's exact test that two classifiers are equally good.
 
     Args:
         only_first: images that only the first classifier got right
-        only_second: images that only the second got right
+        only_second: images that only the second classifier got right
     """
     if only_first < 0 or only_second < 0:
         raise ValueError(f"counts must not be negative, got {only_first} and {only_second}")

@@ -1,24 +1,24 @@
-"""Heads that probe frozen features: many classifiers at once, linear or attentive, each its own.
+"""Heads that probe frozen features: many independent classifiers at once, linear or attentive.
 
 Linear probing: BEiT v2, section 3.2 (the published code has none for v2). Attentive probing: one
 learned query that pools the patches, as in the probes of V-JEPA, CAPI and efficient probing.
 
 The classifiers of a grid read the same features and share nothing else, so a whole grid of learning
-rates is trained in one pass. Every parameter begins with the dimension `R` of the grid.
+rates is trained in one pass. `R`, the size of the grid, is the first dimension of every parameter.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-# A dimension whose deviation is under this share of its largest value holds float32 rounding only.
+# Dimensions whose deviation is below this share of their largest value are only float32 rounding.
 _CONSTANT = 1e-6
 _BATCH_EPS = 1e-6  # of the variance, as in MAE's linear probe
 _MOMENTUM = 0.1  # share of a new batch in the running statistics, torch's default
 
 
 class Standardise(nn.Module):
-    """Takes off the mean of each dimension and divides by its deviation, both of a whole set."""
+    """Subtracts the mean of each dimension and divides by its deviation, both of a whole set."""
 
     mean: Tensor
     inverse_std: Tensor
@@ -30,7 +30,7 @@ class Standardise(nn.Module):
 
     @torch.no_grad()
     def measure(self, features: Tensor) -> None:
-        """Take the statistics of features (n, D); constant dimensions are switched off."""
+        """Compute the statistics of features (n, D); constant dimensions become zero."""
         std, mean = torch.std_mean(features, dim=0, correction=0)
         constant = std <= _CONSTANT * features.abs().amax(dim=0)
         self.mean.copy_(mean)
@@ -42,10 +42,9 @@ class Standardise(nn.Module):
 
 
 class BatchStandardise(nn.Module):
-    """Batch normalisation without scale and shift: statistics of the batch, running ones in eval.
+    """Batch normalisation without scale and shift, as in MAE's linear probe.
 
-    As the linear probes of MAE and its kin have it. A batch of one feature, which has no deviation,
-    takes the running statistics in training too.
+    A batch of one feature has no deviation; it takes the running statistics in train mode too.
     """
 
     mean: Tensor
@@ -70,10 +69,10 @@ class BatchStandardise(nn.Module):
 
 
 class LinearProbes(nn.Module):
-    """`R` linear classifiers of the same features, after one norm that all of them share.
+    """`R` linear classifiers on the same features, after one shared norm.
 
-    They start at zero: logistic regression is convex, so this loses nothing and needs no random
-    numbers.
+    Weights are initialised to zero: logistic regression is convex, so random numbers are not
+    needed.
     """
 
     def __init__(
@@ -87,7 +86,7 @@ class LinearProbes(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_probes, num_classes))  # (R, Y)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Give the logits of every probe.
+        """Return the logits of every probe.
 
         features: (B, D)
         Returns: (R, B, Y) logits
@@ -99,16 +98,16 @@ class LinearProbes(nn.Module):
 
 
 class AttentiveProbes(nn.Module):
-    """`R` classifiers that learn where to look: a query of `h` heads attends to the patches.
+    """`R` attention-pooling classifiers: a learned query of `h` heads attends to the patches.
 
-    Tokens are normalised each by itself (LayerNorm without scale and shift). Every head weighs the
-    patches by a softmax of query · token / sqrt(D) and takes its D/h channels of a value projection
-    of the weighted mean; a linear layer reads all heads. A key projection would only turn the
-    query, and value bias or output projection only the linear layer: the functions are those of
-    multi-head cross-attention from one learned token, without their cost.
+    Each token passes a LayerNorm without scale and shift. Each head weights the patches by a
+    softmax of query · token / sqrt(D), and projects the weighted mean to its D/h value channels. A
+    linear layer reads all heads. A key projection would only transform the query, and a value bias
+    or output projection only the linear layer, so they are left out: the functions are those of
+    multi-head cross-attention from one learned token, at less cost.
 
-    It starts as the linear probe of the mean patch: queries and classifier at zero, values the
-    identity. No random numbers are needed.
+    Queries and classifier are initialised to zero and values to the identity, which is the linear
+    probe of the mean patch. No random numbers are needed.
     """
 
     def __init__(self, num_probes: int, width: int, num_classes: int, num_heads: int) -> None:
@@ -126,7 +125,7 @@ class AttentiveProbes(nn.Module):
         self.bias = nn.Parameter(torch.zeros(R, num_classes))  # (R, Y)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Give the logits of every probe.
+        """Return the logits of every probe.
 
         tokens: (B, N, D) of the patches
         Returns: (R, B, Y) logits
@@ -136,8 +135,8 @@ class AttentiveProbes(nn.Module):
         tokens = F.layer_norm(tokens, (D,))
         scores = self.query.view(R * h, D) @ tokens.transpose(1, 2)  # (B, R*h, N)
         attention = (scores * D**-0.5).softmax(dim=2)
-        looked_at = (attention @ tokens).view(B, R, h, D)
-        values = torch.einsum("brhd,rhcd->rbhc", looked_at, self.value)  # (R, B, h, D/h)
+        pooled = (attention @ tokens).view(B, R, h, D)
+        values = torch.einsum("brhd,rhcd->rbhc", pooled, self.value)  # (R, B, h, D/h)
         return torch.baddbmm(self.bias[:, None], values.reshape(R, B, D), self.weight.mT)
 
 

@@ -1,4 +1,4 @@
-"""Pictures of attention: each head's map, the patches with most of its mass, a smooth overlay."""
+"""Figures of attention: each head's map, the patches with most of its mass, a smooth overlay."""
 
 import math
 from collections.abc import Sequence
@@ -15,30 +15,30 @@ from beit.draw.canvas import Pixels
 from beit.draw.panels import Drawing, Panel, draw_panels, heat
 from beit.nn.attention_maps import top_mass
 
-TINT = (213, 94, 0)  # vermilion: told from green by eyes that confuse red and green
+TINT = (213, 94, 0)  # vermilion: distinct from green with red-green colour blindness
 MOST_COLUMNS = 7  # panels beside the image
-BAR = "attention, over the panel's largest"
+BAR = "attention, relative to the panel's largest"
 
 
 class Query(NamedTuple):
-    """Whose attention is shown.
+    """A token whose attention is shown.
 
     Attributes:
         patch: its index in [0, N); None for [CLS]
-        words: what it is called in a title
-        name: what it is called in a file name
+        title: its name in a title
+        file: its name in a file name
     """
 
     patch: int | None
-    words: str
-    name: str
+    title: str
+    file: str
 
 
 class Row(NamedTuple):
-    """Attention of one query, to be drawn: by one head, or the mean of several."""
+    """Attention of one query, of one head or the mean of several."""
 
-    words: str
-    weights: Tensor  # (N,), to the patches alone
+    title: str
+    weights: Tensor  # (N,), to the patches only
 
 
 def attention_figure(
@@ -53,18 +53,19 @@ def attention_figure(
 
     Args:
         image: (3, H, W) uint8 or [0, 1]
-        rows: a panel of each kind for each
+        query: is marked in the image
+        rows: each gives a panel of each kind
         grid: (Gh, Gw), N = Gh * Gw
         title: of the figure
-        mass: share of the attention on patches that the second kind of panel holds
+        mass: share of the attention that the patches in the second kind of panel hold
     """
     lines: list[list[Panel | None]] = []
-    seen = Panel(with_query(image, query.patch, grid), query.words)
+    shown = Panel(with_query(image, query.patch, grid), query.title)
     chunk = math.ceil(len(rows) / math.ceil(len(rows) / MOST_COLUMNS))
     for first in range(0, len(rows), chunk):
         drawn = [_kinds(image, row, grid, mass) for row in rows[first : first + chunk]]
         for number, panels in enumerate(zip(*drawn, strict=True)):
-            lines.append([seen if first == number == 0 else None, *panels])
+            lines.append([shown if first == number == 0 else None, *panels])
     labels = ["attention", f"top {mass:.0%}", "overlay"] * (len(lines) // 3)
     return draw_panels(lines, title, labels=labels, bar=BAR)
 
@@ -76,92 +77,90 @@ def rollout_figure(
     title: str,
     mass: float,
 ) -> Drawing:
-    """Draw, a line for each query, the image and where the rollout of attention leads.
+    """Draw the image and the attention rollout, a line for each query.
 
-    Args:
-        rows: queries with their weights (N,)
+    rows: queries with their weights (N,); other arguments as for `attention_figure`
     """
     lines: list[list[Panel | None]] = []
     for query, weights in rows:
-        seen = Panel(with_query(image, query.patch, grid), query.words)
+        shown = Panel(with_query(image, query.patch, grid), query.title)
         flat, top, smooth = _kinds(image, Row("rollout", weights), grid, mass)
         top, smooth = top._replace(title=f"top {mass:.0%}"), smooth._replace(title="overlay")
-        lines.append([seen, flat, top, smooth])
+        lines.append([shown, flat, top, smooth])
     return draw_panels(lines, title, bar=BAR)
 
 
 def _kinds(image: Tensor, row: Row, grid: tuple[int, int], mass: float) -> list[Panel]:
-    share = float(row.weights.max())
-    held = int(top_mass(row.weights, mass).sum())
+    weights = row.weights
+    count = f"{int(top_mass(weights, mass).sum())} of {len(weights)} patches"
+    peak = f"peak {float(weights.max()):.1%}"
     return [
-        Panel(flat_map(row.weights, grid, canvas.panel(image)), row.words, f"peak {share:.1%}"),
-        Panel(
-            mass_mask(image, row.weights, grid, mass), "", f"{held} of {len(row.weights)} patches"
-        ),
-        Panel(overlay(image, row.weights, grid)),
+        Panel(flat_map(weights, grid, canvas.panel(image)), row.title, peak),
+        Panel(mass_mask(image, weights, grid, mass), "", count),
+        Panel(overlay(image, weights, grid)),
     ]
 
 
 def flat_map(weights: Tensor, grid: tuple[int, int], like: Pixels) -> Pixels:
-    """Colour each patch by its weight (N,) over the largest, a square each: (h, w, 3)."""
+    """Colour each patch by its weight (N,) relative to the largest: (h, w, 3)."""
     return canvas.cells(heat(_over_largest(weights)), grid, like)
 
 
 def mass_mask(image: Tensor, weights: Tensor, grid: tuple[int, int], mass: float) -> Pixels:
-    """Show the patches that hold the top share of the mass, tinted and outlined, the rest faded.
+    """Tint and outline the patches that hold the top share of the mass, and fade the rest.
 
     Returns: (h, w, 3)
     """
-    seen = canvas.panel(image)
-    chosen = canvas.cells(top_mass(weights, mass).cpu().numpy(), grid, seen)  # (h, w)
-    faded = canvas.blend(seen, np.full_like(seen, 255), 0.55)
-    tinted = canvas.blend(seen, np.full_like(seen, TINT), 0.4)
+    pixels = canvas.panel(image)
+    chosen = canvas.cells(top_mass(weights, mass).cpu().numpy(), grid, pixels)  # (h, w)
+    faded = canvas.blend(pixels, np.full_like(pixels, 255), 0.55)
+    tinted = canvas.blend(pixels, np.full_like(pixels, TINT), 0.4)
     picture = np.where(chosen[..., None], tinted, faded)
     picture[_outline(chosen, 2)] = TINT
     return picture
 
 
 def overlay(image: Tensor, weights: Tensor, grid: tuple[int, int]) -> Pixels:
-    """Lay the weights (N,) over the image in grey, interpolated between patches: (h, w, 3)."""
-    seen = canvas.panel(image)
-    h, w = seen.shape[:2]
+    """Blend the interpolated weights (N,) over the grey image: (h, w, 3)."""
+    pixels = canvas.panel(image)
+    h, w = pixels.shape[:2]
     field = torch.from_numpy(_over_largest(weights)).view(1, 1, *grid)
     smooth = F.interpolate(field, (h, w), mode="bicubic", align_corners=False).clamp(0, 1)
-    grey = (seen @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+    grey = (pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
     backdrop = np.repeat(grey[..., None], 3, axis=2)
     return canvas.blend(backdrop, heat(smooth[0, 0].numpy()), 0.6)
 
 
 def with_query(image: Tensor, patch: int | None, grid: tuple[int, int]) -> Pixels:
-    """Mark the query's patch: its inner half tinted as published, and framed. [CLS] has none.
+    """Frame the query's patch and tint its inner half, as published; [CLS] has no patch.
 
     Returns: (h, w, 3)
     """
-    seen = canvas.panel(image).copy()
+    pixels = canvas.panel(image).copy()
     if patch is None:
-        return seen
+        return pixels
     here = np.zeros(grid[0] * grid[1], bool)
     here[patch] = True
-    inside = canvas.cells(here, grid, seen)
-    inner = inside & (canvas.depth_in_cell(grid, seen) > 0.5)
-    seen[inner] = canvas.blend(seen, np.full_like(seen, TINT), 0.65)[inner]
-    seen[_outline(inside, 4)] = 255
-    seen[_outline(inside, 2)] = TINT
-    return seen
+    inside = canvas.cells(here, grid, pixels)
+    inner = inside & (canvas.depth_in_cell(grid, pixels) > 0.5)
+    pixels[inner] = canvas.blend(pixels, np.full_like(pixels, TINT), 0.65)[inner]
+    pixels[_outline(inside, 4)] = 255
+    pixels[_outline(inside, 2)] = TINT
+    return pixels
 
 
-def _outline(region: NDArray[np.bool_], thick: int) -> NDArray[np.bool_]:
-    """Return the pixels of a region (h, w) that lie within `thick` pixels of its edge."""
-    padded = np.pad(region, thick)
+def _outline(region: NDArray[np.bool_], thickness: int) -> NDArray[np.bool_]:
+    """Return the pixels of a region (h, w) that lie within `thickness` pixels of its edge."""
+    padded = np.pad(region, thickness)
     core = region.copy()
     h, w = region.shape
-    for shift in range(1, thick + 1):
+    for shift in range(1, thickness + 1):
         for dy, dx in ((shift, 0), (-shift, 0), (0, shift), (0, -shift)):
-            core &= padded[thick + dy : thick + dy + h, thick + dx : thick + dx + w]
+            core &= padded[thickness + dy :, thickness + dx :][:h, :w]
     return region & ~core
 
 
 def _over_largest(weights: Tensor) -> NDArray[np.float64]:
-    known = weights.detach().cpu().double()
-    share: NDArray[np.float64] = (known / known.max().clamp(min=1e-30)).numpy()
+    weights = weights.detach().cpu().double()
+    share: NDArray[np.float64] = (weights / weights.max().clamp(min=1e-30)).numpy()
     return share

@@ -1,4 +1,4 @@
-"""Tokens as panels of a figure: maps, masked input, predictions, rebuilt images, features."""
+"""Panels of tokens: token maps, masked input, predictions, features."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -12,40 +12,44 @@ from beit.draw import canvas
 from beit.draw.components import Components, feature_colours
 from beit.draw.panels import Panel, heat
 
-WORDS_UP_TO = 6  # cells in a row: in more of them, code numbers could not be read
+WORDS_UP_TO = 6  # cells in a row; with more, code numbers would be too small to read
 HIDDEN = (150, 150, 150)
-FADED = 0.72  # how white what is not asked about becomes
-SMALL = 0.3  # depth in a cell from which a wrong token's small square begins
+FADED = 0.72  # share of white in visible patches
+SMALL = 0.3  # depth in a cell at which the small square of a wrong token begins
 
 Colours = NDArray[np.uint8]
 
 
-class Guesses(NamedTuple):
-    """What a model says of one image's hidden patches.
+class Predictions(NamedTuple):
+    """The predictions of a model for one image's hidden patches.
 
     Attributes:
         masked: (M,) int64, the hidden patches
-        predicted: (M,) int64, the likeliest code of each
+        codes: (M,) int64, the most probable code of each
         probability: (M,) of that code
-        of_truth: (M,) of the true code
+        true_probability: (M,) of the true code
     """
 
     masked: Tensor
-    predicted: Tensor
+    codes: Tensor
     probability: Tensor
-    of_truth: Tensor
+    true_probability: Tensor
+
+    def correct(self, codes: Tensor) -> Tensor:
+        """Compare with the true codes (N,): (M,) bool."""
+        return self.codes == codes[self.masked]
 
 
-def with_guesses(codes: Tensor, guesses: Sequence[Guesses]) -> Tensor:
-    """Put the predicted codes in the place of the hidden patches' true ones: (B, N)."""
-    masked = torch.stack([guess.masked for guess in guesses])
-    return codes.scatter(1, masked, torch.stack([guess.predicted for guess in guesses]))
+def with_predictions(codes: Tensor, predictions: Sequence[Predictions]) -> Tensor:
+    """Replace the codes (B, N) of hidden patches by the predicted ones: (B, N)."""
+    masked = torch.stack([prediction.masked for prediction in predictions])
+    return codes.scatter(1, masked, torch.stack([prediction.codes for prediction in predictions]))
 
 
 def token_panels(
     image: Tensor, codes: Tensor, grid: tuple[int, int], colours: Colours
 ) -> list[Panel]:
-    """Show an image, its tokens, and the one over the other.
+    """Return panels of an image, its tokens, and both blended.
 
     Args:
         image: (3, H, W) uint8 or [0, 1]
@@ -53,58 +57,70 @@ def token_panels(
         grid: (Gh, Gw), N = Gh * Gw
         colours: (K, 3), one for each code
     """
-    seen, row = canvas.panel(image), codes.cpu().numpy()
-    tokens = canvas.cells(colours[row], grid, seen)
+    pixels, row = canvas.panel(image), codes.cpu().numpy()
+    tokens = canvas.cells(colours[row], grid, pixels)
     distinct = f"{len(np.unique(row))} codes, {len(row)} patches"
     return [
-        Panel(seen, "image"),
+        Panel(pixels, "image"),
         Panel(tokens, "tokens", distinct, _numbers(row, grid), grid),
-        Panel(canvas.blend(seen, tokens, 0.5), "both"),
+        Panel(canvas.blend(pixels, tokens, 0.5), "both"),
     ]
 
 
 def prediction_panels(
     image: Tensor,
     codes: Tensor,
-    guesses: Guesses,
+    predictions: Predictions,
     grid: tuple[int, int],
     colours: Colours,
     highest: float,
 ) -> list[Panel]:
-    """Show an image, what the model saw of it, true and predicted tokens, and how likely they are.
+    """Return panels of an image, the masked input, true and predicted tokens and probabilities.
 
-    A predicted token fills its patch where it is right and is a small square where it is wrong.
+    A correct token fills its patch; a wrong one is a small square.
 
     Args:
+        image: (3, H, W) uint8 or [0, 1]
         codes: (N,) int64, the true tokens of all patches
-        highest: probability that has the highest colour
+        predictions: for the hidden patches
+        grid: (Gh, Gw)
+        colours: (K, 3)
+        highest: probability at the top of the colour scale
     """
-    seen, true = canvas.panel(image), codes.cpu().numpy()
-    masked, predicted = guesses.masked.cpu().numpy(), guesses.predicted.cpu().numpy()
-    faded = canvas.blend(seen, np.full_like(seen, 255), FADED)
+    pixels, true, masked = canvas.panel(image), codes.cpu().numpy(), predictions.masked.numpy()
+    predicted = true.copy()
+    predicted[masked] = predictions.codes.numpy()
     is_hidden = np.zeros(len(true), bool)
     is_hidden[masked] = True
-    hidden = canvas.cells(is_hidden, grid, seen)  # (h, w)
-    view, truth, guess = seen.copy(), faded.copy(), faded.copy()
+    hidden = canvas.cells(is_hidden, grid, pixels)  # (h, w)
+    faded = canvas.blend(pixels, np.full_like(pixels, 255), FADED)
+    view, true_map, predicted_map = pixels.copy(), faded.copy(), faded.copy()
     view[hidden] = HIDDEN
-    truth[hidden] = canvas.cells(colours[true], grid, seen)[hidden]
-    guessed = true.copy()
-    guessed[masked] = predicted
-    guess[hidden] = canvas.cells(colours[guessed], grid, seen)[hidden]
-    wrong = hidden & canvas.cells(guessed != true, grid, seen)
-    guess[wrong & (canvas.depth_in_cell(grid, seen) < SMALL)] = 255
-    hits = int((predicted == true[masked]).sum())
-    return [
-        Panel(seen, "image"),
+    true_map[hidden] = canvas.cells(colours[true], grid, pixels)[hidden]
+    predicted_map[hidden] = canvas.cells(colours[predicted], grid, pixels)[hidden]
+    wrong = hidden & canvas.cells(predicted != true, grid, pixels)
+    predicted_map[wrong & (canvas.depth_in_cell(grid, pixels) < SMALL)] = 255
+    correct = f"{int(predictions.correct(codes).sum())} of {len(masked)} correct"
+    panels = [
+        Panel(pixels, "image"),
         Panel(view, "masked input", f"{len(masked)} of {len(true)} hidden"),
-        Panel(truth, "true tokens", "", _numbers(true, grid, is_hidden), grid),
-        Panel(
-            *(guess, "predicted", f"{hits} of {len(masked)} right"),
-            *(_numbers(guessed, grid, is_hidden), grid),
-        ),
-        _likelihood("p(predicted)", guesses.probability, masked, hidden, faded, grid, highest),
-        _likelihood("p(true)", guesses.of_truth, masked, hidden, faded, grid, highest),
+        Panel(true_map, "true tokens", "", _numbers(true, grid, is_hidden), grid),
+        Panel(predicted_map, "predicted", correct, _numbers(predicted, grid, is_hidden), grid),
     ]
+    for title, probability in (
+        ("p(predicted)", predictions.probability),
+        ("p(true)", predictions.true_probability),
+    ):
+        values = np.zeros(len(true))
+        values[masked] = probability.detach().float().numpy()
+        map_ = faded.copy()
+        map_[hidden] = canvas.cells(heat(values / highest), grid, faded)[hidden]
+        percents = [
+            f"{value:.0%}" if shown else "" for value, shown in zip(values, is_hidden, strict=True)
+        ]
+        words = percents if grid[1] <= WORDS_UP_TO else []
+        panels.append(Panel(map_, title, f"mean {values[masked].mean():.1%}", words, grid))
+    return panels
 
 
 def feature_panels(
@@ -113,44 +129,24 @@ def feature_panels(
     grid: tuple[int, int],
     fitted: Mapping[str, Components],
 ) -> list[Panel]:
-    """Show an image and maps of features (N, T) in their first three principal components.
+    """Return panels of an image and of features (N, T) in three principal components.
 
     Args:
+        image: (3, H, W) uint8 or [0, 1]
         features: by title
-        fitted: the components that each of them is seen in; maps with the same can be compared
+        grid: (Gh, Gw)
+        fitted: the components of each; maps with the same components can be compared
     """
-    seen = canvas.panel(image)
-    panels = [Panel(seen, "image")]
-    for title, rows in features.items():
-        panels.append(Panel(canvas.cells(feature_colours(rows, fitted[title]), grid, seen), title))
-    return panels
-
-
-def _likelihood(
-    title: str,
-    probability: Tensor,
-    masked: NDArray[np.int64],
-    hidden: NDArray[np.bool_],
-    faded: canvas.Pixels,
-    grid: tuple[int, int],
-    highest: float,
-) -> Panel:
-    """Colour the hidden patches by a probability (M,), and write it into large ones."""
-    values = np.zeros(grid[0] * grid[1])
-    values[masked] = probability.detach().float().cpu().numpy()
-    pixels = faded.copy()
-    pixels[hidden] = canvas.cells(heat(values / highest), grid, faded)[hidden]
-    words = [""] * len(values)
-    if grid[1] <= WORDS_UP_TO:
-        for place in masked:
-            words[place] = f"{values[place]:.0%}"
-    return Panel(pixels, title, f"mean {values[masked].mean():.1%}", words, grid)
+    pixels = canvas.panel(image)
+    colours = {title: feature_colours(rows, fitted[title]) for title, rows in features.items()}
+    maps = [Panel(canvas.cells(rgb, grid, pixels), title) for title, rgb in colours.items()]
+    return [Panel(pixels, "image"), *maps]
 
 
 def _numbers(
-    codes: NDArray[np.int64], grid: tuple[int, int], where: NDArray[np.bool_] | None = None
+    codes: NDArray[np.int64], grid: tuple[int, int], shown: NDArray[np.bool_] | None = None
 ) -> list[str]:
-    """Write the number of each code, where the cells are large enough."""
+    """Return the number of each shown code as text, if the cells are large enough."""
     if grid[1] > WORDS_UP_TO:
         return []
-    return [str(c) if where is None or where[i] else "" for i, c in enumerate(codes)]
+    return [str(code) if shown is None or shown[i] else "" for i, code in enumerate(codes)]

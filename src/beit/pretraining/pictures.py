@@ -1,12 +1,10 @@
-"""Pictures of what a pretraining model predicts of hidden patches, whatever its target is."""
+"""Pictures of a pretraining model's predictions for masked patches, for every kind of target."""
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 from beit.draw import canvas
-from beit.draw.canvas import Pixels
 from beit.draw.numbers import short_number
 from beit.draw.report import Gallery, Picture
 from beit.draw.tokens import masked_predictions
@@ -19,108 +17,95 @@ def predictions(
     images: Tensor,
     masked: Tensor,
     predicted: Tensor,
-    wanted: Tensor,
+    targets: Tensor,
     grid: tuple[int, int],
 ) -> Gallery:
-    """Draw masked images and what is predicted of their hidden patches.
+    """Draw masked images and the predictions for their masked patches.
 
     Args:
         images: (B, 3, H, W) uint8
-        masked: (B, M) int64, the hidden patches
-        predicted: (B, M, K) or (B, M, T), what the model says of them
-        wanted: (B, N) int64 or (B, N, T), the truth of all patches
+        masked: (B, M) int64, the masked patches
+        predicted: (B, M, K) or (B, M, T), the model's output for them
+        targets: (B, N) int64 or (B, N, T), the targets of all patches
         grid: (Gh, Gw), N = Gh * Gw
     """
     if isinstance(target, PixelTarget):
-        caption = "Masked images, and the pixels predicted."
+        caption = "Masked images and the predicted pixels."
         if target.normalised:
-            caption += " Each predicted patch has the true one's mean and deviation."
+            caption += " Each predicted patch is shown with the true patch's mean and deviation."
         painted = target.paint(images, masked, predicted)
         return painted_predictions(images, masked, painted, grid, caption)
     if isinstance(target, FeatureTarget):
-        near = F.cosine_similarity(predicted.float(), take(wanted, masked), dim=-1)
-        caption = "Masked images, and how near the predicted features came."
+        near = F.cosine_similarity(predicted.float(), take(targets, masked), dim=-1)
+        caption = "Masked images and the similarity of predicted and true features."
         return similarity_maps(images, masked, near, grid, caption)
-    caption = "Masked images, their tokens, and the tokens predicted."
-    guessed = predicted.argmax(dim=2)
-    return masked_predictions(images, masked, guessed, wanted, grid, target.width, caption)
+    caption = "Masked images, their tokens and the predicted tokens."
+    predicted_codes = predicted.argmax(dim=2)
+    return masked_predictions(images, masked, predicted_codes, targets, grid, target.width, caption)
 
 
 def painted_predictions(
     images: Tensor, masked: Tensor, painted: Tensor, grid: tuple[int, int], caption: str
 ) -> Gallery:
-    """Show each image, what the model saw of it, and the hidden patches as it predicts them.
+    """Show each image, its masked version, and the image with the predicted patches.
 
     Args:
         images: (B, 3, H, W) uint8 or [0, 1]
-        masked: (B, M) int64, the hidden patches
+        masked: (B, M) int64, the masked patches
         painted: (B, 3, H, W) in [0, 1], the images with the predicted patches in place
         grid: (Gh, Gw)
-        caption: what images these are
+        caption: which images these are
     """
     if painted.shape != images.shape:
         raise ValueError(f"painted {tuple(painted.shape)} must be {tuple(images.shape)}")
     pictures = []
-    for index, (image, with_guess) in enumerate(zip(images, painted, strict=True)):
-        seen, view, hidden = _as_seen(image, masked[index], grid)
-        guess = canvas.opaque(canvas.panel(with_guess))
-        guess[~hidden] = canvas.opaque(seen)[~hidden]  # rounding apart, the same
+    for index, (image, prediction) in enumerate(zip(images, painted, strict=True)):
+        whole, view, hidden = canvas.masked_view(image, masked[index], grid)
+        filled = np.where(hidden[..., None], canvas.panel(prediction), whole)
         alt = (
-            f"Image {index + 1}, the image with {masked.shape[1]} patches hidden, and the image "
+            f"Image {index + 1}, the image with {masked.shape[1]} patches masked, and the image "
             "with the predicted patches in their place"
         )
-        pixels = canvas.mosaic([[seen, view, guess]])
+        pixels = canvas.mosaic([[whole, view, filled]])
         words = f"{masked.shape[1]} of {grid[0] * grid[1]} patches predicted"
         pictures.append(Picture(words, alt, canvas.png(pixels), "image/png"))
-    legend = "Left to right: the image, what the model saw of it, its prediction in place."
+    legend = (
+        "Left to right: the image, the masked image that the model sees, the image with the "
+        "predicted patches."
+    )
     return Gallery(f"{caption} {legend}".strip(), pictures)
 
 
 def similarity_maps(
     images: Tensor, masked: Tensor, similarity: Tensor, grid: tuple[int, int], caption: str
 ) -> Gallery:
-    """Show each image, what the model saw of it, and how near its predictions came.
+    """Show each image, its masked version, and the similarity of its predictions to the targets.
 
     Args:
         images: (B, 3, H, W) uint8 or [0, 1]
-        masked: (B, M) int64, the hidden patches
-        similarity: (B, M) in [-1, 1], the cosine of prediction and truth
+        masked: (B, M) int64, the masked patches
+        similarity: (B, M) in [-1, 1], the cosine of prediction and target
         grid: (Gh, Gw)
-        caption: what images these are
+        caption: which images these are
     """
     if similarity.shape != masked.shape:
         raise ValueError(f"similarity {tuple(similarity.shape)} must be {tuple(masked.shape)}")
     pictures = []
     for index, image in enumerate(images):
-        seen, view, hidden = _as_seen(image, masked[index], grid)
-        near = similarity[index].detach().float().cpu()
-        shade = np.zeros(grid[0] * grid[1], np.uint8)
-        shade[masked[index].cpu().numpy()] = (near.clamp(0, 1) * 255).round().byte().numpy()
-        spread = canvas.cells(shade, grid, seen)
-        chart = canvas.opaque(seen)
+        whole, view, hidden = canvas.masked_view(image, masked[index], grid)
+        cosines = similarity[index].detach().float().cpu()
+        grey = np.zeros((grid[0] * grid[1], 3), np.uint8)
+        shades = (cosines.clamp(0, 1) * 255).round().byte().numpy()
+        grey[masked[index].cpu().numpy()] = shades[:, None]
+        chart = canvas.opaque(whole)
         chart[..., 3] = 70
-        chart[hidden] = np.dstack([spread, spread, spread, np.full_like(spread, 255)])[hidden]
-        mean = short_number(float(near.mean()))
-        alt = (
-            f"Image {index + 1}, what the model saw of it, and the cosines there, {mean} on average"
-        )
-        pixels = canvas.mosaic([[seen, view, chart]])
+        chart[hidden] = canvas.opaque(canvas.cells(grey, grid, whole))[hidden]
+        mean = short_number(float(cosines.mean()))
+        alt = f"Image {index + 1}, the masked image, and the cosines there, {mean} on average"
+        pixels = canvas.mosaic([[whole, view, chart]])
         pictures.append(Picture(f"mean cosine {mean}", alt, canvas.png(pixels), "image/png"))
     legend = (
-        "Left to right: the image, what the model saw of it, and the cosine of predicted and true "
-        "features at hidden patches, black for 0 or less, white for 1."
+        "Left to right: the image, the masked image that the model sees, and the cosine of "
+        "predicted and true features at masked patches: black for 0 or less, white for 1."
     )
     return Gallery(f"{caption} {legend}".strip(), pictures)
-
-
-def _as_seen(
-    image: Tensor, masked: Tensor, grid: tuple[int, int]
-) -> tuple[Pixels, Pixels, NDArray[np.bool_]]:
-    """Give the panel of an image (h, w, 3), the same with its hidden patches grey, and where."""
-    seen = canvas.panel(image)
-    is_hidden = np.zeros(grid[0] * grid[1], bool)
-    is_hidden[masked.cpu().numpy()] = True
-    hidden = canvas.cells(is_hidden, grid, seen)  # (h, w)
-    view = canvas.opaque(seen)
-    view[hidden] = (128, 128, 128, 90)
-    return seen, view, hidden

@@ -1,4 +1,4 @@
-"""What a probe found: a table of accuracies, and their curves by learning rate and by depth."""
+"""Results of a probe: a table of accuracies, and their curves by learning rate and by depth."""
 
 import math
 from collections.abc import Sequence
@@ -16,16 +16,16 @@ NAMES = {
     "both": "[CLS] and mean",
     "attentive": "attentive",
 }
-PAPER = " *"  # behind the row that the paper's protocol reads
-CURVES = 8  # in one panel, the best ones
+PAPER = " *"  # marks the row that follows the paper's protocol
+CURVES = 8  # in one chart, at most; the best ones
 
 
 class Figures(TypedDict):
-    """Of one kind of features; accuracies are shares in [0, 1].
+    """Results for one kind of features; accuracies are in [0, 1].
 
-    features: "cls", "mean", "both" or "attentive", of a block's raw output "cls@3"; layer: that
-    block, None for the final features; pooling: the kind without the layer; rate: the chosen one;
-    held_out: accuracy of every rate on the held-out part, by rising rate.
+    features: "cls", "mean", "both" or "attentive", with "@3" for the raw output of block 3; layer:
+    that block, None for the final features; pooling: the kind without the layer; rate: the chosen
+    learning rate; held_out: accuracy of every rate on the held-out part, by rising rate.
     """
 
     features: str
@@ -36,9 +36,10 @@ class Figures(TypedDict):
 
 
 class Row(Figures):
-    """Linear probe and k-NN, on the test images; of k-NN with the first number of neighbours.
+    """Linear probe and k-NN on the test images.
 
-    paper: this is what the paper probes; knn_each: with every number of neighbours.
+    paper: whether the paper probes these features; knn: with the first number of neighbours;
+    knn_each: with every number of neighbours.
     """
 
     paper: bool
@@ -48,13 +49,13 @@ class Row(Figures):
 
 
 class AttentiveRow(Figures):
-    """Attentive probe, on the test images."""
+    """Attentive probe on the test images."""
 
     attentive: float
 
 
 def figures(kind: Kind, rate: float, held_out: Tensor) -> Figures:
-    """Begin a row: the kind, the rate chosen, and accuracies (R,) on the held-out part."""
+    """Start a row: kind, chosen rate, and accuracies (R,) on the held-out part."""
     return Figures(
         features=kind.name,
         layer=kind.layer,
@@ -65,7 +66,7 @@ def figures(kind: Kind, rate: float, held_out: Tensor) -> Figures:
 
 
 def title(row: Figures) -> str:
-    """Say in words which features a row is about."""
+    """Describe the features of a row in words."""
     name = NAMES[row["pooling"]]
     return name if row["layer"] is None else f"{name}, block {row['layer']}"
 
@@ -94,7 +95,7 @@ def accuracy_table(
 
 
 def format_table(table: Table) -> str:
-    """Lay a table out for a terminal, the first column to the left and figures to the right."""
+    """Format a table for a terminal, the first column left-aligned, the others right-aligned."""
     lines = [[str(cell) for cell in line] for line in (table.columns, *table.rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join(
@@ -112,27 +113,27 @@ def notes(
     rates: Sequence[float],
     attentive_rates: Sequence[float],
 ) -> list[str]:
-    """Say what to mind: what the paper probes, and where the best rate is an end of the grid."""
-    told = []
+    """Explain the paper's rows, and warn if the best rate is at an end of the grid."""
+    lines = []
     for row in rows:
         if row["paper"]:
-            why = "" if row["pooling"] == "cls" else "out"
-            told.append(
-                f"{title(row)}{PAPER}: what the paper probes of a model pretrained with{why} patch "
-                "aggregation"
+            model = "with" if row["pooling"] == "cls" else "without"
+            lines.append(
+                f"{title(row)}{PAPER}: the features that the paper probes for a model pretrained "
+                f"{model} patch aggregation"
             )
     for option, group, grid in (
         ("rates", rows, rates),
         ("attentive_rates", attentive, attentive_rates),
     ):
         for end, rate in (("smallest", min(grid)), ("largest", max(grid))):
-            there = [title(row) for row in group if len(grid) > 1 and row["rate"] == rate]
-            if there:
-                told.append(
-                    f"{'; '.join(there)}: the best rate {rate:g} is the {end} of the grid; "
-                    f"a wider grid ({option}) may give more"
+            at_end = [title(row) for row in group if len(grid) > 1 and row["rate"] == rate]
+            if at_end:
+                lines.append(
+                    f"{'; '.join(at_end)}: the best rate {rate:g} is the {end} of the grid; "
+                    f"a wider grid ({option}) may be better"
                 )
-    return told
+    return lines
 
 
 def drawings(
@@ -141,12 +142,12 @@ def drawings(
     rates: Sequence[float],
     attentive_rates: Sequence[float],
 ) -> list[Gallery]:
-    """Draw held-out accuracy by rate and, where there are several blocks, accuracy by depth."""
+    """Draw held-out accuracy by rate and, for several blocks, accuracy by depth."""
     groups: list[tuple[str, Sequence[Figures], Sequence[float]]] = [
         ("linear", rows, rates),
         ("attentive", attentive, attentive_rates),
     ]
-    drawn = []
+    charts = []
     for name, group, grid in groups:
         best = sorted(group, key=lambda row: -max(row["held_out"]))[:CURVES]
         if best:
@@ -156,15 +157,15 @@ def drawings(
                 for place, rate in enumerate(sorted(grid))
             ]
             panel = {f"Held-out accuracy, {name}, %": [title(row) for row in best]}
-            caption = "Which rate was chosen, and how much hangs on it"
-            drawn.append(curves(records, panel, caption, x="log10 of the rate"))
+            caption = "Accuracy by learning rate; the best rate was chosen"
+            charts.append(curves(records, panel, caption, x="log10 of the rate"))
     if len({row["layer"] for row in rows} - {None}) > 1:
-        drawn.append(_by_depth(rows, attentive))
-    return drawn
+        charts.append(_by_depth(rows, attentive))
+    return charts
 
 
 def _by_depth(rows: Sequence[Row], attentive: Sequence[AttentiveRow]) -> Gallery:
-    """Draw accuracies on the test images, of raw outputs of blocks."""
+    """Draw accuracies on the test images by block."""
     probes: list[tuple[Figures, str, float]]
     probes = [(row, NAMES[row["pooling"]], row["linear"]) for row in rows]
     probes += [(row, NAMES[row["pooling"]], row["attentive"]) for row in attentive]
@@ -178,4 +179,4 @@ def _by_depth(rows: Sequence[Row], attentive: Sequence[AttentiveRow]) -> Gallery
         "Probes, %": list(dict.fromkeys(key for _, key, _ in probes)),
         "Nearest neighbours, %": list(dict.fromkeys(key for _, key, _ in knn)),
     }
-    return curves(records, panels, "Test images, raw outputs of blocks", x="block")
+    return curves(records, panels, "Accuracy on the test images, raw outputs of blocks", x="block")

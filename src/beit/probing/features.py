@@ -1,96 +1,134 @@
-"""Frozen models to be probed: any backbone that beit can load, and any teacher."""
+"""Features of a frozen model: cached for a whole set, or streamed batch by batch."""
 
-from collections.abc import Callable, Collection
-from typing import Literal, NamedTuple
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from beit.nn.mim import MaskedImageModel
-from beit.nn.pooling import Kind, Layer, Tokens, pooled
-from beit.nn.vit import VisionTransformer, resized
-from beit.weights.file import size_pair
-from beit.weights.open import backbone_of, load_sized
-from beit.weights.teachers import load_teacher
+from beit.data.batch import Batch
+from beit.data.batches import EvalBatches, TrainBatches
+from beit.data.prefetch import prefetch
+from beit.data.sources import Source
+from beit.data.unreadable import Unreadable, readable
+from beit.data.views import EvalView, TrainViews
+from beit.nn.pooling import Kind
+from beit.probing.frozen_model import FrozenModel
+from beit.run.progress import Progress
 
-TEACHER = "teacher:"
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from beit.probing.probe import Config
 
 
-class Frozen(NamedTuple):
-    """A model in eval mode.
+class CachedFeatures(NamedTuple):
+    """Features of the readable images of a set, on the CPU.
 
     Attributes:
-        read: `read(images, kinds)` maps images (B, 3, H, W), uint8 or float in [0, 1], to the
-            features of each kind, in float32: (B, D), of both (B, 2D), for attentive (B, N, D)
-        image_size: (height, width) that it sees
-        width: D
-        depth: blocks whose raw outputs it gives; 0 of a teacher
-        has_cls: whether its tokens include [CLS]; those of a teacher do not
-        paper: what the paper probes of the final features (BEiT v2, section 3.2): cls after
-            pretraining with patch aggregation, else mean; mean too where a file holds a backbone
-            alone, which does not say how it was pretrained; None for a teacher
+        features: (n, D) by kind, of [CLS] and of the mean patch
+        labels: (n,) int64
+        indices: (n,) int64, of the images in their source
+        unreadable: names of the images that were left out
     """
 
-    read: Callable[[Tensor, Collection[Kind]], dict[Kind, Tensor]]
-    image_size: tuple[int, int]
-    width: int
-    depth: int = 0
-    has_cls: bool = False
-    paper: Literal["cls", "mean"] | None = None
+    features: dict[Kind, Tensor]
+    labels: Tensor
+    indices: Tensor
+    unreadable: list[str]
+
+    def of(self, kind: Kind) -> Tensor:
+        """Return the features of a kind: (n, D), or (n, 2D) for both."""
+        parts = [self.features[part] for part in kind.parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
 
-def open_frozen(
-    source: str,
-    image_size: int | tuple[int, int] | None = None,
-    num_heads: int | None = None,
-    untrained: int | None = None,
-    device: torch.device | str = "cpu",
-) -> Frozen:
-    """Open a model for probing.
+class FeatureReader(NamedTuple):
+    """Reads features of images with a frozen model, in the precision of the fabric."""
 
-    Args:
-        source: whatever `beit.load` opens, or teacher:SOURCE
-        image_size: what it is to see; None for its own
-        num_heads: where neither the file nor the usual 64 channels a head say it
-        untrained: the same architecture with fresh weights drawn from this seed (a teacher's are
-            always the same ones); None for its own weights
-        device: where it computes
-    """
-    if source.startswith(TEACHER):
-        name = source.removeprefix(TEACHER)
-        trained = untrained is None
-        teacher = load_teacher(name, image_size, trained, num_heads).to(device)
+    model: FrozenModel
+    config: "Config"
+    fabric: "Fabric"
 
-        def read_teacher(images: Tensor, kinds: Collection[Kind]) -> dict[Kind, Tensor]:
-            tokens = Tokens(None, teacher.features(images, teacher.grid))
-            return {kind: pooled(tokens, kind.pooling) for kind in kinds}
+    def cache(self, kinds: Sequence[Kind], source: Source, name: str) -> CachedFeatures:
+        """Compute the features of all readable images once (step 1 of the protocol).
 
-        return Frozen(read_teacher, teacher.image_size, teacher.width)
+        name: of the set, for messages
+        """
+        parts = list(dict.fromkeys(part for kind in kinds for part in kind.parts))
+        pieces: dict[Kind, list[Tensor]] = {part: [] for part in parts}
+        labels, indices = list[Tensor](), list[Tensor]()
+        dtype = torch.float16 if self.config.dtype == "float16" else torch.float32
+        for features, batch in self._batches(parts, source, name):
+            for part in parts:
+                pieces[part].append(features[part].to("cpu", dtype))
+            labels.append(batch.labels.cpu())
+            indices.append(batch.indices.cpu())
+        if not labels:
+            raise ValueError(f"none of the {len(source)} {name} images can be read")
+        joined = {part: torch.cat(pieces.pop(part)) for part in parts}
+        read = torch.cat(indices)
+        missing = sorted(set(range(len(source))) - set(read.tolist()))
+        return CachedFeatures(joined, torch.cat(labels), read, [source.name(i) for i in missing])
 
-    size = None if image_size is None else size_pair(image_size)
-    model = load_sized(source, size, num_heads=num_heads)
-    backbone = backbone_of(model)
-    if backbone is None:
-        raise ValueError(f"{source} holds a {type(model).__name__}, which has no backbone")
-    if size is not None:
-        try:
-            backbone = resized(backbone, size)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
-    if untrained is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(untrained)
-            backbone = VisionTransformer(backbone.config)
-    vit = backbone.to(device).eval()
+    def stream(
+        self, kinds: Sequence[Kind], source: Source, name: str
+    ) -> Iterator[tuple[dict[Kind, Tensor], Tensor]]:
+        """Yield features and labels of all readable images once, batch by batch."""
+        for features, batch in self._batches(kinds, source, name):
+            yield features, batch.labels
 
-    def read(images: Tensor, kinds: Collection[Kind]) -> dict[Kind, Tensor]:
-        features = vit(images, layers={kind.layer for kind in kinds} - {None})
-        tokens: dict[Layer, Tokens] = {None: Tokens(features.cls, features.patches)}
-        for block, output in features.layers.items():
-            tokens[block] = Tokens(output[:, 0], output[:, 1:])
-        return {kind: pooled(tokens[kind.layer], kind.pooling) for kind in kinds}
+    def stream_epochs(
+        self, kinds: Sequence[Kind], source: Source, num_steps: int
+    ) -> Iterator[tuple[dict[Kind, Tensor], Tensor]]:
+        """Yield features and labels of training batches, computed again in each epoch."""
+        config, size = self.config, self.model.image_size
+        fixed = partial(_fixed_views, EvalView(size, config.crop_ratio))
+        batches = TrainBatches(
+            source,
+            TrainViews(config.view, size, size) if config.augment else fixed,
+            batch_size=min(config.batch_size, len(source)),
+            seed=config.seed,
+            start_step=0,
+            num_steps=num_steps,
+            num_workers=config.num_workers,
+        )
+        message = f"probes of {len(source)} images, {config.epochs} passes"
+        for features, batch in self._read(kinds, batches, message, len(source)):
+            yield features, batch.labels
 
-    aggregated = isinstance(model, MaskedImageModel) and model.config.head_layers > 0
-    paper: Literal["cls", "mean"] = "cls" if aggregated else "mean"
-    config = vit.config
-    return Frozen(read, config.image_size, config.width, config.depth, True, paper)
+    def _batches(
+        self, kinds: Sequence[Kind], source: Source, name: str
+    ) -> Iterator[tuple[dict[Kind, Tensor], Batch]]:
+        config = self.config
+        view = EvalView(self.model.image_size, config.crop_ratio)
+        batches = EvalBatches(source, view, config.images_per_batch, num_workers=config.num_workers)
+        message = f"features of {len(source)} {name} images"
+        return self._read(kinds, batches, message, len(source))
+
+    def _read(
+        self,
+        kinds: Sequence[Kind],
+        batches: EvalBatches | TrainBatches,
+        message: str,
+        num_images: int,
+    ) -> Iterator[tuple[dict[Kind, Tensor], Batch]]:
+        """Yield features of batches, and the batches; show the progress."""
+        config = self.config
+        loader = prefetch(batches, self.fabric.device)
+        unreadable = Unreadable(num_images, config.max_unreadable)
+        with Progress(len(batches)) as progress:
+            progress.message(message)
+            for step, batch in enumerate(readable(loader, unreadable, progress.warn), start=1):
+                with torch.no_grad(), self.fabric.autocast():
+                    chunks = batch.images.split(config.images_per_batch)
+                    parts = [self.model.read(images, kinds) for images in chunks]
+                yield {kind: torch.cat([part[kind] for part in parts]) for kind in kinds}, batch
+                progress.update(step, {}, len(batch.labels), loader.wait_seconds)
+
+
+def _fixed_views(view: EvalView, image: Tensor, _: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the evaluation view in place of a pair of random views."""
+    pixels = view(image)
+    return pixels, pixels

@@ -1,1 +1,1 @@
-"""Tables with a row per image: written in parts, resumable, with the same bytes every time."""
+"""Tables with one row per image: computed in parts, resumable, bit-identical every time."""

@@ -1,7 +1,7 @@
-"""One file of columns, Parquet or NPZ, written piece by piece: its bytes depend on its values only.
+"""Write columns to one Parquet or NPZ file, piece by piece; its bytes depend on the values only.
 
-Numbers of a fixed shape stand in Parquet as Arrow's fixed-shape tensors, which pyarrow gives back
-as one array and other readers as lists. An NPZ file is not compressed and holds no pickles.
+Numbers with a shape become Arrow's fixed-shape tensors in Parquet: pyarrow reads them as one array,
+other readers as lists. NPZ files are not compressed and hold no pickles.
 """
 
 import zipfile
@@ -17,22 +17,21 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 
 SUFFIXES = (".parquet", ".npz")
-ABOUT = "about"  # of an NPZ file: the entry that says what made it
-METADATA = "beit"  # of a Parquet file: the same, in the schema's metadata
+ABOUT = "about"  # the entry of an NPZ file that records how it was made
+METADATA = "beit"  # the same in the metadata of a Parquet schema
 TEXT = "str"
-_EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that ZIP knows: a file does not tell when
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # first date of ZIP: the file holds no time of writing
 
 
 @dataclass(frozen=True)
 class Column:
-    """Values of one shape in every row.
+    """A column whose values have the same shape in every row.
 
     Attributes:
         name: of the column
-        dtype: of a value, as torch and NumPy both call it: uint16, float32, ...; or str
-        shape: of a row's values; () for a single one
-        texts: of a str column that says what the numbers of another stand for: number i for
-            `texts[i]`
+        dtype: of a value, by its name in torch and NumPy: uint16, float32, ...; or str
+        shape: of the values of a row; () for a single value
+        texts: of a str column: it holds `texts[i]` for number i of another column
         numbers: the name of that other column
     """
 
@@ -44,25 +43,23 @@ class Column:
 
     @property
     def size(self) -> int:
-        """Values a row."""
+        """Values per row."""
         return int(np.prod(self.shape))
 
 
+Values = Callable[[int, Column], Array]  # (piece, column) -> (rows of the piece, *shape)
+
+
 def write_table(
-    path: Path,
-    suffix: str,
-    columns: Sequence[Column],
-    num_pieces: int,
-    values: Callable[[int, Column], Array],
-    about: str,
+    path: Path, suffix: str, columns: Sequence[Column], num_pieces: int, values: Values, about: str
 ) -> None:
     """Write a table of `num_pieces` pieces, one after the other.
 
     Args:
-        path: the file, whatever its name
-        suffix: .parquet or .npz
-        values: (piece, column) -> (rows of the piece, *shape), as often as asked
-        about: what made it, for whoever opens the file
+        path: the file; any name
+        suffix: the format, .parquet or .npz
+        values: (piece, column) -> (rows of the piece, *shape); called several times for each
+        about: how the table was made; kept in the file
     """
     assert suffix in SUFFIXES
     write = _write_parquet if suffix == ".parquet" else _write_npz
@@ -70,13 +67,9 @@ def write_table(
 
 
 def _write_parquet(
-    path: Path,
-    columns: Sequence[Column],
-    num_pieces: int,
-    values: Callable[[int, Column], Array],
-    about: str,
+    path: Path, columns: Sequence[Column], num_pieces: int, values: Values, about: str
 ) -> None:
-    """Write every piece as a row group, one of them in memory at a time."""
+    """Write each piece as a row group, with one piece in memory at a time."""
     import pyarrow
     from pyarrow import parquet
 
@@ -115,13 +108,9 @@ def _arrow_array(column: Column, values: Array) -> Any:
 
 
 def _write_npz(
-    path: Path,
-    columns: Sequence[Column],
-    num_pieces: int,
-    values: Callable[[int, Column], Array],
-    about: str,
+    path: Path, columns: Sequence[Column], num_pieces: int, values: Values, about: str
 ) -> None:
-    """Write column after column, one piece of one in memory at a time."""
+    """Write column after column, with one piece of one column in memory at a time."""
     pieces = range(num_pieces)
     num_rows = sum(len(values(piece, columns[0])) for piece in pieces)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED) as archive:
@@ -130,8 +119,10 @@ def _write_npz(
             if column.dtype == TEXT:  # as wide as the longest
                 widths = [values(piece, column).dtype.itemsize for piece in pieces]
                 dtype = np.dtype(f"U{max(widths) // np.dtype('U1').itemsize}")
+            shape, descr = (num_rows, *column.shape), np.lib.format.dtype_to_descr(dtype)
+            header = {"descr": descr, "fortran_order": False, "shape": shape}
             with _member(archive, column.name) as file:
-                _write_header(file, dtype, (num_rows, *column.shape))
+                np.lib.format.write_array_header_1_0(file, header)
                 for piece in pieces:
                     block = values(piece, column).astype(dtype, copy=False)
                     file.write(np.ascontiguousarray(block).tobytes())
@@ -144,9 +135,3 @@ def _member(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
     """Open an array of an NPZ file for writing."""
     with archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH), "w", force_zip64=True) as file:
         yield file
-
-
-def _write_header(file: IO[bytes], dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> None:
-    descr = np.lib.format.dtype_to_descr(dtype)
-    header = {"descr": descr, "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_1_0(file, header)

@@ -1,70 +1,70 @@
-"""A table that is told and not kept: JSON lines, written batch by batch as they are computed."""
+"""Write rows to a stream as JSON lines, batch by batch; nothing is kept to resume from."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TextIO
 
+from beit.data.sources import Source
 from beit.rows.files import TEXT, Column
-from beit.rows.lines import Images, Line, json_lines
-from beit.rows.table import Part
+from beit.rows.lines import Line, json_lines
+from beit.rows.part import Part
 
 
 class LineStream:
-    """What `beit.rows.table.Table` is to a recipe, for a stream: a part is a batch."""
+    """The interface of `beit.rows.table.RowTable` for a stream; each part is one batch."""
+
+    output = None  # no file
 
     def __init__(
         self,
         stream: TextIO,
-        images: Images,
+        images: Source,
         columns: Sequence[Column],
         *,
         batch_size: int,
         compose: Callable[[Line], Line] = dict,
     ) -> None:
-        """Lay the lines out; nothing is written yet. The arguments are those of a `Table`."""
+        """Prepare; nothing is written yet. For the arguments see `RowTable`."""
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self._stream, self._images, self._columns = stream, images, tuple(columns)
-        self._computed = [column for column in columns if column.dtype != TEXT]
-        self._batch_size, self._compose = batch_size, compose
-        self._rows = 0
+        self.batch_size = batch_size
         self.num_parts = -(-len(images) // batch_size)
+        self._stream, self.images, self._columns = stream, images, tuple(columns)
+        self._computed = [column for column in columns if column.dtype != TEXT]
+        self._compose, self._num_rows = compose, 0
 
     def batches(self, number: int) -> range:
-        """Number the batches of a part: its own."""
+        """Return the batches of a part: the one of its own number."""
         return range(number, number + 1)
 
+    def num_images(self, number: int) -> int:
+        """Count the images of a part."""
+        return min(self.batch_size, len(self.images) - number * self.batch_size)
+
     def begin(self) -> list[int]:
-        """Give the parts to compute: all."""
+        """Return the parts to compute: all."""
         return list(range(self.num_parts))
 
-    def state(self, missing: Sequence[int]) -> str:
-        """Tell a person what there is to do."""
-        return f"{len(self._images)} images"
+    def status(self, missing: Sequence[int]) -> str:
+        """Describe what is to be computed."""
+        return f"{len(self.images)} images"
 
     @contextmanager
     def part(self, number: int) -> Iterator[Part]:
-        """Give a part to fill with its batch; its lines are written when the block ends."""
-        start = number * self._batch_size
-        part = Part(self._computed, start, self._images)
+        """Yield a part to fill with its batch; its lines are written when the block ends."""
+        part = Part(self._computed, self.images)
         yield part
-        places, content = range(start, start + part.seen), part.content()
-        lines = json_lines(self._images, places, self._columns, content, self._compose)
+        start, content = number * self.batch_size, part.content()
+        indices = range(start, start + self.num_images(number))
+        lines = json_lines(self.images, indices, self._columns, content, self._compose)
         self._stream.writelines(lines)
         self._stream.flush()
-        self._rows += len(content["index"])
+        self._num_rows += len(content["index"])
 
     def unreadable(self) -> list[str]:
-        """List the images left out before this process began: none."""
+        """Return the unreadable images of parts computed before: none."""
         return []
 
     def merge(self) -> int:
-        """Return how many rows were written."""
-        return self._rows
-
-    def summary(self, rows: int, missing: Sequence[int], seconds: float) -> str:
-        """Tell a person what was written, and how fast."""
-        left_out = len(self._images) - rows
-        lost = [f"{left_out} cannot be read"] if left_out else []
-        rate = f"{len(self._images) / seconds:.0f} images/s"
-        return ", ".join([f"{rows} rows", *lost, rate])
+        """Return the number of rows written."""
+        return self._num_rows

@@ -1,7 +1,7 @@
-"""Batches of images with label maps, in the order and with the draws of all other batches.
+"""Batches of images with label maps, with the order and random draws of all other batches.
 
-`TrainBatches` and `EvalBatches` read images; here an image carries its label map as a fourth
-channel, and the views of it fill `Batch.images` and `Batch.label_maps`.
+An image carries its label map as a fourth channel through `TrainBatches` and `EvalBatches`. Its
+views fill `Batch.images` and `Batch.label_maps`.
 """
 
 import torch
@@ -15,7 +15,7 @@ FIELDS = ("images", "label_maps")
 
 
 class _StackedSource:
-    """Images of four channels, the last of which is the label map."""
+    """Images of four channels; the last is the label map."""
 
     labels: Tensor | None = None
     class_names: list[str] | None = None

@@ -1,4 +1,4 @@
-"""The classes of label maps: their names and colours, and what each value of a map file means."""
+"""The classes of label maps: names, colours, and the class of each value in a map file."""
 
 from __future__ import annotations
 
@@ -19,27 +19,27 @@ BUILT_IN = ("ade20k", "voc")
 
 Colour = tuple[int, int, int]  # red, green, blue in 0..255
 
-_NO_CLASS = -1  # in the table: a value that no map may hold
+_NO_CLASS = -1  # in the table: a value that is not allowed in a map
 _VOC = (
     "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse "
     "motorbike person pottedplant sheep sofa train tvmonitor"
 )
 _FILE_FORM = (
-    "expected the key 'classes' with a list of names, or of name: [red, green, blue]; and if "
-    "needed 'values', what stands for each class in the maps (0, 1, 2, ... if not given), and "
-    "'ignored', a list of values or colours that do not count"
+    "expected the key 'classes' with a list of names, or of name: [red, green, blue]; and "
+    "optionally 'values', the value of each class in the maps (by default 0, 1, 2, ...), and "
+    "'ignored', a list of values or colours to ignore"
 )
 
 
 @dataclass(frozen=True)
 class LabelClasses:
-    """Names and colours of classes, and how files write them.
+    """Names and colours of classes, and their values in files.
 
     Attributes:
-        names: one a class
-        palette: the colour each class is drawn in
-        table: 256 numbers, what a value in a map file means: a class, 255 ignored, -1 a mistake
-        colours: what the colours of an RGB map mean; empty where such maps are not understood
+        names: one per class
+        palette: one colour per class, for drawing
+        table: class of each of the 256 values in a map file; 255 if ignored, -1 if not allowed
+        colours: class of each colour in an RGB map; empty if such maps are not supported
     """
 
     names: tuple[str, ...]
@@ -48,44 +48,41 @@ class LabelClasses:
     colours: Mapping[Colour, int]
 
     def expected(self) -> str:
-        """Say which values a map may hold, for errors: `0 to 149, or 255 where ignored`."""
-        classes = [value for value, means in enumerate(self.table) if 0 <= means != IGNORED]
-        ignored = [value for value, means in enumerate(self.table) if means == IGNORED]
-        said = _spans(classes)
-        return f"{said}, or {_spans(ignored)} where ignored" if ignored else said
+        """Describe the allowed values, for errors: `0 to 149, or 255 where ignored`."""
+        classes = [value for value, number in enumerate(self.table) if 0 <= number != IGNORED]
+        ignored = [value for value, number in enumerate(self.table) if number == IGNORED]
+        spans = _spans(classes)
+        return f"{spans}, or {_spans(ignored)} where ignored" if ignored else spans
 
     def renumbered(self, names: Sequence[str], where: str = "classes") -> LabelClasses:
-        """Give the classes the numbers that they have in a list, that of a model for example.
+        """Return the classes numbered as in a list, for example that of a model.
 
-        Blanks around names do not count. Raises ValueError, in words that begin with `where`, if
-        the list lacks one of the classes.
+        Blanks around names are ignored. Raises ValueError, with a message that begins with `where`,
+        if the list lacks one of the classes.
         """
-        places = {name.strip(): place for place, name in enumerate(names)}
-        strange = [name for name in self.names if name.strip() not in places]
-        if strange:
-            some = ", ".join(strange[:5]) + (" ..." if len(strange) > 5 else "")
+        numbers = {name.strip(): number for number, name in enumerate(names)}
+        unknown = [name for name in self.names if name.strip() not in numbers]
+        if unknown:
+            some = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
             raise ValueError(
-                f"{where}: {len(strange)} of the {len(self.names)} classes of the label maps are "
+                f"{where}: {len(unknown)} of the {len(self.names)} classes of the label maps are "
                 f"unknown to the {len(names)} expected ({', '.join(list(names)[:3])} ...): {some}; "
                 "give a class list whose names are among them"
             )
-        moved = [places[name.strip()] for name in self.names]
+        moved = [numbers[name.strip()] for name in self.names]
         palette = list(default_palette(len(names)))
-        for place, colour in zip(moved, self.palette, strict=True):
-            palette[place] = colour
-        kept = (IGNORED, _NO_CLASS)
+        for number, colour in zip(moved, self.palette, strict=True):
+            palette[number] = colour
+        new_number = {IGNORED: IGNORED, _NO_CLASS: _NO_CLASS, **dict(enumerate(moved))}
         return LabelClasses(
             tuple(names),
             tuple(palette),
-            tuple(means if means in kept else moved[means] for means in self.table),
-            {
-                colour: means if means in kept else moved[means]
-                for colour, means in self.colours.items()
-            },
+            tuple(new_number[number] for number in self.table),
+            {colour: new_number[number] for colour, number in self.colours.items()},
         )
 
-    def painted(self, palette: Sequence[Colour]) -> LabelClasses:
-        """Draw the classes in the first colours of a palette that has as many."""
+    def with_palette(self, palette: Sequence[Colour]) -> LabelClasses:
+        """Return the classes with the first colours of a palette, which must suffice."""
         return replace(self, palette=tuple(palette[: len(self.names)]))
 
 
@@ -97,14 +94,14 @@ def label_classes(
     ignored: Iterable[int] = (),
     reduce_zero_label: bool = False,
 ) -> LabelClasses:
-    """Describe classes.
+    """Build the classes of label maps.
 
     Args:
-        names: one a class, up to 255
-        palette: a colour each; None draws them in `default_palette`
-        values: what stands for each class in the files; None: 0, 1, 2, ...
-        ignored: values that do not count; 255 never does, unless it stands for a class
-        reduce_zero_label: 0 does not count and 1, 2, ... stand for the classes, as in ADE20K
+        names: one per class, up to 255
+        palette: one colour per class; None for `default_palette`
+        values: of each class in the files; None for 0, 1, 2, ...
+        ignored: ignored values; 255 is always ignored, unless it is the value of a class
+        reduce_zero_label: 0 is ignored and 1, 2, ... are the classes, as in ADE20K
 
     Raises:
         ValueError: no classes or too many, a name or value twice, values outside 0..255.
@@ -128,7 +125,7 @@ def label_classes(
             raise ValueError(f"a value of a label map is 0 to 255, got {value}")
     if len(values) != n or len({*values, *ignored}) != n + len(set(ignored)):
         raise ValueError(
-            f"expected a value of its own for each of {n} classes, none of them ignored, got "
+            f"expected a different value for each of {n} classes, none of them ignored, got "
             f"values {_spans(values)}, ignored {_spans(ignored) or 'none'}"
         )
     for value in ignored:
@@ -149,17 +146,17 @@ def read_label_classes(spec: str, reduce_zero_label: bool = False) -> LabelClass
         spec: one of
             a .yaml file of names (see below);
             a text file with one name a line;
-            ade20k, the 150 classes of the scene parsing benchmark, where 0 does not count;
-            voc, the 21 of Pascal VOC;
-            a number: so many classes, called 0, 1, 2, ...
-        reduce_zero_label: 0 does not count and 1, 2, ... stand for the classes
+            ade20k, the 150 classes of the scene parsing benchmark, where 0 is ignored;
+            voc, the 21 classes of Pascal VOC;
+            a number of classes, named 0, 1, 2, ...
+        reduce_zero_label: 0 is ignored and 1, 2, ... are the classes
 
     A YAML file is a list of names, or a mapping with `classes` (names, or name: [red, green,
     blue]), `values` and `ignored`, as in {classes: [ground, crack], values: [0, 255]}. With
-    colours RGB maps are understood too, and `ignored` may list colours.
+    colours, RGB maps can be read too, and `ignored` may list colours.
 
     Raises:
-        ValueError: the file is not understood, or lists a name, value or colour twice.
+        ValueError: the file is malformed, or lists a name, value or colour twice.
         FileNotFoundError: there is no such file.
     """
     if spec == "ade20k":
@@ -186,7 +183,7 @@ def read_label_classes(spec: str, reduce_zero_label: bool = False) -> LabelClass
 
 @cache
 def ade20k_classes() -> LabelClasses:
-    """Give ADE20K's 150 classes as published (scene parsing benchmark of 2016): 0 is ignored."""
+    """Return ADE20K's 150 classes as published (scene parsing benchmark of 2016); 0 is ignored."""
     text = resources.files("beit.segmentation").joinpath("ade20k.yaml").read_text("utf-8")
     classes: dict[str, list[int]] = yaml.safe_load(text)
     palette = [_colour(colour) for colour in classes.values()]
@@ -195,7 +192,7 @@ def ade20k_classes() -> LabelClasses:
 
 @cache
 def default_palette(count: int) -> tuple[Colour, ...]:
-    """Give `count` distinct colours, black first: those of Pascal VOC, whose palette goes on.
+    """Return `count` distinct colours, black first: Pascal VOC's palette and its continuation.
 
     Bits 0, 1, 2 of the class number are the highest of red, green and blue, the next three the
     second highest, and so on.
@@ -203,7 +200,7 @@ def default_palette(count: int) -> tuple[Colour, ...]:
     palette = []
     for number in range(count):
         levels = [0, 0, 0]
-        for bit in range(9):  # of the number, as many as 255 classes and more need
+        for bit in range(9):  # of the number
             levels[bit % 3] |= (number >> bit & 1) << 7 - bit // 3
         palette.append((levels[0], levels[1], levels[2]))
     return tuple(palette)
@@ -217,28 +214,34 @@ def _read_yaml(path: Path, reduce_zero_label: bool) -> LabelClasses:
     if not isinstance(content, dict):
         content = {"classes": content}
     listed = content.get("classes", content)
-    if listed is content:  # name: colour without more
+    if listed is content:  # a plain mapping of name: colour
         values, ignored = None, []
     else:
         values, ignored = content.get("values"), content.get("ignored", [])
         if unknown := sorted(map(str, set(content) - {"classes", "values", "ignored"})):
-            raise ValueError(f"{path}: {', '.join(unknown)} is not understood; {_FILE_FORM}")
+            raise ValueError(f"{path}: unknown keys {', '.join(unknown)}; {_FILE_FORM}")
     if not isinstance(listed, list | dict) or not all(isinstance(name, str) for name in listed):
-        raise ValueError(f"{path}: the names are not understood (quote them); {_FILE_FORM}")
-    painted = list(listed.values()) if isinstance(listed, dict) else []
+        raise ValueError(f"{path}: the class names are not strings (quote them); {_FILE_FORM}")
+    given_colours = list(listed.values()) if isinstance(listed, dict) else []
     if not _are_integers(values or []) or not isinstance(ignored, list):
-        raise ValueError(f"{path}: 'values' or 'ignored' is not understood; {_FILE_FORM}")
-    plain = [entry for entry in ignored if isinstance(entry, int)]
-    palette = [_colour(colour) for colour in painted] if any(painted) else None
+        raise ValueError(f"{path}: 'values' or 'ignored' is not a list of numbers; {_FILE_FORM}")
+    ignored_values = [entry for entry in ignored if isinstance(entry, int)]
+    palette = [_colour(colour) for colour in given_colours] if any(given_colours) else None
     classes = label_classes(
-        list(listed), palette, values=values, ignored=plain, reduce_zero_label=reduce_zero_label
+        list(listed),
+        palette,
+        values=values,
+        ignored=ignored_values,
+        reduce_zero_label=reduce_zero_label,
     )
     if palette is None:
         return classes
     colours = dict.fromkeys([_colour(e) for e in ignored if not isinstance(e, int)], IGNORED)
     for number, colour in enumerate(palette):
         if colour in colours:
-            raise ValueError(f"{path}: the colour {list(colour)} is listed twice; each means one")
+            raise ValueError(
+                f"{path}: the colour {list(colour)} is listed twice; each stands for one class"
+            )
         colours[colour] = number
     return replace(classes, colours=colours)
 
@@ -257,7 +260,7 @@ def _are_integers(values: Any) -> bool:
 
 
 def _spans(values: Iterable[int]) -> str:
-    """Write integers as spans: `0 to 3, 7`."""
+    """Format integers as spans: `0 to 3, 7`."""
     spans: list[list[int]] = []
     for value in sorted(values):
         if spans and value == spans[-1][1] + 1:

@@ -1,4 +1,4 @@
-"""Label maps in files: index, palette and colour PNGs to classes, and classes to a palette PNG."""
+"""Decode label maps (index, palette and RGB PNGs) to classes; encode classes as palette PNGs."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ _GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow spreads greys of 2 and 4 bits ove
 
 
 def decode_label_map(data: bytes, name: str, classes: LabelClasses) -> Tensor:
-    """Decode a label map; the values of greys, the indices of palettes are what `classes` reads.
+    """Decode a label map: grey levels or palette indices are the values that `classes` maps.
 
-    RGB maps are understood where `classes` has colours.
+    RGB maps can be decoded if `classes` has colours.
 
     Returns: (H, W) uint8, classes, 255 where ignored. Raises UnreadableImage (broken data) and
-    ValueError (a value or colour that is no class, three channels without colours, JPEG).
+    ValueError (an unknown value or colour, three channels without colours, JPEG).
     """
     image = open_label_map(data, name)
     if image.mode in ("RGB", "RGBA") and classes.colours:
         return torch.from_numpy(_from_colours(np.asarray(image.convert("RGB")), name, classes))
     values = _values(image, name)
     table = np.array(classes.table)
-    known = values if values.dtype == np.uint8 else values.clip(0, IGNORED)
-    labels = table[known]  # (H, W)
-    wrong = (labels < 0) | (known != values)
+    clipped = values if values.dtype == np.uint8 else values.clip(0, IGNORED)
+    labels = table[clipped]  # (H, W)
+    wrong = (labels < 0) | (clipped != values)
     if wrong.any():
-        row, column = (int(place) for place in np.argwhere(wrong)[0])
+        row, column = np.argwhere(wrong)[0].tolist()
         raise ValueError(
-            f"{name}: value {values[row, column]} at row {row}, column {column} (from 0) is no "
+            f"{name}: value {values[row, column]} at row {row}, column {column} (from 0) is not a "
             f"class; expected {classes.expected()} ({len(classes.names)} classes). Correct the "
             "map, or give the class list that belongs to it"
         )
@@ -51,12 +51,12 @@ def decode_label_map(data: bytes, name: str, classes: LabelClasses) -> Tensor:
 
 
 def decode_values(data: bytes, name: str) -> Tensor:
-    """Decode what a map file holds, whatever it means. Returns: (H, W) uint8 or int32."""
+    """Decode the raw values of a map file. Returns: (H, W) uint8 or int32."""
     return torch.from_numpy(np.array(_values(open_label_map(data, name), name)))
 
 
 def open_label_map(data: bytes, name: str) -> Image.Image:
-    """Open and load an encoded map. Raises UnreadableImage; ValueError of a lossy format."""
+    """Open and load an encoded map. Raises UnreadableImage; ValueError for a lossy format."""
     try:
         image = Image.open(io.BytesIO(data))
         width, height = image.size
@@ -76,19 +76,17 @@ def open_label_map(data: bytes, name: str) -> Image.Image:
     except BROKEN as error:
         raise UnreadableImage(name, str(error) or type(error).__name__) from error
     if lossy:
-        raise ValueError(
-            f"{name}: a label map in {image.format}, which changes values; save it as PNG"
-        )
+        raise ValueError(f"{name}: a label map in {image.format}, which is lossy; save it as PNG")
     image.info["step"] = _GREY_STEPS.get(str(tiles[0].args), 1) if tiles else 1
     return image
 
 
 def encode_label_map(label_map: Tensor, palette: Sequence[Colour]) -> bytes:
-    """Encode classes, (H, W) uint8, as a PNG whose indices they are and that shows in colours.
+    """Encode classes, (H, W) uint8, as a palette PNG: indices are classes, shown in colours.
 
-    255, ignored, shows white unless the palette has a colour for it.
+    255 (ignored) is white unless the palette has a colour for it.
     """
-    # Pillow changes values beyond the palette.
+    # Filled up to 256 colours, because Pillow changes values beyond the palette.
     colours = [*palette, *[(0, 0, 0)] * (IGNORED - len(palette)), (255, 255, 255)][: IGNORED + 1]
     image = Image.fromarray(label_map.to(torch.uint8).cpu().numpy())
     image.putpalette([level for colour in colours for level in colour])  # makes it mode P
@@ -98,7 +96,7 @@ def encode_label_map(label_map: Tensor, palette: Sequence[Colour]) -> bytes:
 
 
 def file_palette(image: Image.Image) -> list[Colour] | None:
-    """Give the colours of a palette image, by index; None of others."""
+    """Return the colours of a palette image, by index; None for other images."""
     levels = image.getpalette() if image.mode == "P" else None
     if levels is None:
         return None
@@ -106,15 +104,15 @@ def file_palette(image: Image.Image) -> list[Colour] | None:
 
 
 def _values(image: Image.Image, name: str) -> Values:
-    """Give the integers of a map: grey levels or palette indices, (H, W)."""
+    """Return the integers of a map: grey levels or palette indices, (H, W)."""
     if image.mode in ("1", "L", "P"):
         return np.asarray(image).astype(np.uint8, copy=False) // np.uint8(image.info["step"])
     if image.mode.startswith("I"):  # 16 bits
         return np.asarray(image).astype(np.int32)
     raise ValueError(
-        f"{name}: a map of {len(image.getbands())} channels (mode {image.mode}), expected one of "
-        "integers: a grey or palette PNG whose values are classes; convert it, or give a class "
-        "list with colours (a .yaml of name: [red, green, blue])"
+        f"{name}: a map with {len(image.getbands())} channels (mode {image.mode}), expected one "
+        "channel of integers: a grey or palette PNG whose values are classes; convert it, or give "
+        "a class list with colours (a .yaml of name: [red, green, blue])"
     )
 
 
@@ -126,25 +124,26 @@ def _from_colours(pixels: Values, name: str, classes: LabelClasses) -> Values:
     places = np.searchsorted(keys, packed).clip(max=len(keys) - 1)  # (H, W)
     wrong = keys[places] != packed
     if wrong.any():
-        row, column = (int(place) for place in np.argwhere(wrong)[0])
+        row, column = np.argwhere(wrong)[0].tolist()
         raise ValueError(
             f"{name}: the colour {pixels[row, column].tolist()} at row {row}, column {column} "
-            f"(from 0) is none of the {len(keys)} of the class list; add it there (under "
-            "'ignored' if it does not count), or correct the map"
+            f"(from 0) is not among the {len(keys)} of the class list; add it there (under "
+            "'ignored' if it is to be ignored), or correct the map"
         )
-    means: Values = np.array([known[int(key)] for key in keys], dtype=np.uint8)[places]
-    return means
+    labels: Values = np.array([known[int(key)] for key in keys], dtype=np.uint8)[places]
+    return labels
 
 
 def _check_palette(image: Image.Image, values: Values, name: str, classes: LabelClasses) -> None:
-    """Refuse a palette that paints a class in the colour of another."""
+    """Raise ValueError if a file's palette shows a class in the colour of another."""
     palette = file_palette(image) or []
     for value in np.unique(values).tolist():
         colour = palette[value] if value < len(palette) else None
-        means = classes.colours.get(colour, IGNORED) if colour is not None else IGNORED
-        if IGNORED not in (means, classes.table[value]) and means != classes.table[value]:
+        by_colour = classes.colours.get(colour, IGNORED) if colour is not None else IGNORED
+        by_index = classes.table[value]
+        if IGNORED not in (by_colour, by_index) and by_colour != by_index:
             raise ValueError(
-                f"{name}: index {value}, which means {classes.names[classes.table[value]]}, has "
-                f"the colour of {classes.names[means]} in the file's palette; save the map as RGB "
-                "to have it read by its colours, or list the classes in the palette's order"
+                f"{name}: index {value}, which means {classes.names[by_index]}, has the colour of "
+                f"{classes.names[by_colour]} in the file's palette; save the map as RGB to have it "
+                "read by its colours, or list the classes in the palette's order"
             )

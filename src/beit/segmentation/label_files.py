@@ -1,4 +1,4 @@
-"""Files below a folder, on disk or inside a zip that stays as it was fetched."""
+"""Image files below a folder, on disk or inside a zip file that is not unpacked."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ _ENCRYPTED = 1  # a flag bit
 
 
 class Files(Protocol):
-    """The image files below a folder, sorted, that any process may read at random."""
+    """The image files below a folder, sorted; any process may read them in any order."""
 
     where: str
 
     def __len__(self) -> int:
-        """Count the files."""
+        """Return the number of files."""
 
     def name(self, index: int) -> str:
-        """Give a file's path below the folder."""
+        """Return a file's path below the folder."""
 
     def read(self, index: int) -> bytes:
         """Read one file. Raises UnreadableImage."""
 
 
 def open_place(spec: str) -> Place:
-    """Open a folder or zip file as a place. Raises ValueError or FileNotFoundError naming it."""
+    """Open a folder or zip file. Raises ValueError or FileNotFoundError naming it."""
     path = Path(spec).expanduser()
     if path.is_dir():
         return path
@@ -45,13 +45,13 @@ def open_place(spec: str) -> Place:
         raise FileNotFoundError(f"{spec}: no such file or folder; expected a folder or a .zip")
     try:
         with zipfile.ZipFile(path) as archive:
-            return zipfile.Path(archive)  # closed, it still knows its members
+            return zipfile.Path(archive)  # lists its members even after closing
     except (zipfile.BadZipFile, OSError) as error:
         raise ValueError(f"{spec}: neither a folder nor a readable zip file: {error}") from error
 
 
 def open_files(place: Place) -> Files:
-    """List the image files of a place. Raises ValueError naming it if there are none."""
+    """List the image files of a folder. Raises ValueError naming it if there are none."""
     if isinstance(place, Path):
         return FolderFiles(place)
     return ZippedFiles(Path(str(place.root.filename)), place.at, place.root.infolist())
@@ -91,30 +91,30 @@ class FolderFiles:
 
 
 class ZippedFiles:
-    """Members of a zip file, read where they lie.
+    """Members of a zip file, read without unpacking it.
 
-    The list of members is read once. Every process opens the file for itself: forked workers
-    would move one another's position in a file that they share.
+    The list of members is read once. Every process opens the file itself, because forked workers
+    would share one file position.
     """
 
     def __init__(self, path: Path, folder: str, members: list[zipfile.ZipInfo]) -> None:
         self.where = f"{path}/{folder}".rstrip("/")
         self._path = path.resolve()
-        found = sorted(
+        images = sorted(
             (member.filename.removeprefix(folder), member)
             for member in members
             if member.filename.startswith(folder) and _is_image(member.filename)
         )
-        if not found:
+        if not images:
             raise ValueError(
-                f"{self.where}: no images in this folder of the zip or those below it; expected "
+                f"{self.where}: no images in this folder of the zip or below it; expected "
                 "files named " + ", ".join(f"*{extension}" for extension in EXTENSIONS)
             )
-        self._names = FileNames([name for name, _ in found])
-        self._parts = np.array(  # as numbers: 40,000 objects would be copied to every fork
+        self._names = FileNames([name for name, _ in images])
+        self._parts = np.array(  # numbers: forks would copy 40,000 objects
             [
                 (m.header_offset, m.compress_size, m.file_size, m.compress_type, m.CRC, m.flag_bits)
-                for _, m in found
+                for _, m in images
             ],
             dtype=np.int64,
         )
@@ -131,7 +131,7 @@ class ZippedFiles:
         start, packed, size, method, checksum, flags = map(int, self._parts[index])
         name = f"{self.where}/{self.name(index)}"
         if method not in (_STORED, _DEFLATED) or flags & _ENCRYPTED:
-            raise UnreadableImage(name, "encrypted, or packed otherwise than by deflate")
+            raise UnreadableImage(name, "encrypted, or compressed by a method other than deflate")
         if max(size, packed) > MAX_FILE_BYTES:
             raise UnreadableImage(name, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
         try:
@@ -152,7 +152,7 @@ class ZippedFiles:
 
     def _own_file(self) -> BinaryIO:
         if self._process != os.getpid():
-            self._close()  # the fork's; its parent keeps its own
+            self._close()  # in this fork only; the parent keeps its own
             self._process, self._file = os.getpid(), open(self._path, "rb")
         assert self._file is not None
         return self._file
@@ -173,7 +173,7 @@ class ZippedFiles:
 
 
 def _is_image(name: str) -> bool:
-    """Tell whether a member is an image, and none of what macOS and hidden folders add."""
+    """Tell whether a member is an image outside hidden folders and those that macOS adds."""
     parts = name.split("/")
     hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
     return not hidden and os.path.splitext(name)[1].lower() in EXTENSIONS

@@ -1,4 +1,4 @@
-"""Where images lie and where their label maps: ADE20K, Pascal VOC, or two folders."""
+"""Layouts of images and label maps: ADE20K, Pascal VOC, or two folders."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ LABEL_KINDS = (
 _SPLITS = {"train": ("training", "train"), "validation": ("validation", "val")}
 _ADE20K_SPLITS = ("training", "validation")
 _MAP_FOLDERS = ("annotations", "labels", "masks")
-_NAMED = 3  # so many images are named in an error
+_NAMED = 3  # images named in an error
 
 
 class Pairs(NamedTuple):
-    """Images and the maps that belong to them."""
+    """Images and their label maps."""
 
     images: Files
     maps: Files
-    places: Tensor  # (n, 2) int64: of an image, of its map
-    classes: LabelClasses | None  # what the layout says
+    places: Tensor  # (n, 2) int64: index of an image and of its map
+    classes: LabelClasses | None  # if the layout defines them
 
     def map_name(self, index: int) -> str:
-        """Name the map file of an image."""
+        """Return the path of an image's map file."""
         return f"{self.maps.where}/{self.maps.name(int(self.places[index, 1]))}"
 
     def map_file(self, index: int) -> tuple[bytes, str]:
@@ -50,18 +50,19 @@ def find_pairs(path: str, split: str, role: Role, maps: str) -> Pairs:
 
     Args:
         path: a folder or zip that holds both in a known layout, or the images alone
-        split: the split wanted; empty: that of the role, if there are splits
-        maps: the folder or zip of the maps; empty: `path` holds both
+        split: name of the split; empty for that of the role, if there are splits
+        role: of the split
+        maps: the folder or zip of the maps; empty if `path` holds both
 
     Raises:
-        ValueError: the layout is not understood, a split or folder or map is missing or empty.
-        FileNotFoundError: nothing is there.
+        ValueError: the layout is unknown, or a split, folder or map is missing or empty.
+        FileNotFoundError: the path does not exist.
     """
     place = open_place(path)
     if maps:
         images = open_files(_split(path, place, split, role) or place)
-        other = open_place(maps)
-        return _matched(images, open_files(_split(maps, other, split, role) or other))
+        maps_place = open_place(maps)
+        return _matched(images, open_files(_split(maps, maps_place, split, role) or maps_place))
     roots = [root for root in [place, *_folders(place)] if _is_voc(root) or _map_folder(root)]
     if roots and roots[0] is place:
         roots = roots[:1]
@@ -77,32 +78,31 @@ def find_pairs(path: str, split: str, role: Role, maps: str) -> Pairs:
         return _voc(path, roots[0], split, role)
     folder = _map_folder(roots[0])
     images_place = _split(path, roots[0] / "images", split, role)
-    maps_place = _split(path, roots[0] / folder, split, role)
-    if (images_place is None) != (maps_place is None):
+    labels_place = _split(path, roots[0] / folder, split, role)
+    if (images_place is None) != (labels_place is None):
         raise ValueError(
             f"{path}: only one of images and {folder} has a folder for the "
             f"{split or role} split; expected it in both"
         )
     images = open_files(images_place or roots[0] / "images")
-    pairs = _matched(images, open_files(maps_place or roots[0] / folder))
+    pairs = _matched(images, open_files(labels_place or roots[0] / folder))
     ade20k = folder == "annotations" and images_place and images_place.name in _ADE20K_SPLITS
     return pairs._replace(classes=ade20k_classes()) if ade20k else pairs
 
 
 def _split(path: str, place: Place, split: str, role: Role) -> Place | None:
-    """Find the folder of a split; None if the place is not parted into splits."""
+    """Find the folder of a split; None if there are no splits."""
     known = [name for names in _SPLITS.values() for name in names]
-    there = {folder.name: folder for folder in _folders(place)}
+    folders = {folder.name: folder for folder in _folders(place)}
     for name in [split] if split else _SPLITS[role]:
-        if name in there:
-            return there[name]
-    if not split and not set(known) & set(there):
+        if name in folders:
+            return folders[name]
+    if not split and not set(known) & set(folders):
         return None
-    wanted = split or " or ".join(_SPLITS[role])
-    found = ", ".join(sorted(there)) or "no folders"
     raise ValueError(
-        f"{path}: the folder {place.name} has no split {wanted} (it has {found}); add it, or name "
-        f"another, as in {path}?split=NAME"
+        f"{path}: the folder {place.name} has no split {split or ' or '.join(_SPLITS[role])} "
+        f"(it has {', '.join(sorted(folders)) or 'no folders'}); add it, or name another, as in "
+        f"{path}?split=NAME"
     )
 
 
@@ -115,54 +115,54 @@ def _voc(path: str, root: Place, split: str, role: Role) -> Pairs:
             f"{path}: no ImageSets/Segmentation/{files[0].name}; expected the list of the images "
             "of that split, one name a line"
         )
-    wanted = read_text(listed).split()
-    if not wanted:
+    stems = read_text(listed).split()
+    if not stems:
         raise ValueError(f"{path}: {listed.name} lists no image; expected one name a line")
     images, maps = open_files(root / "JPEGImages"), open_files(root / "SegmentationClass")
-    return _matched(images, maps, wanted)._replace(classes=read_label_classes("voc"))
+    return _matched(images, maps, stems)._replace(classes=read_label_classes("voc"))
 
 
-def _matched(images: Files, maps: Files, wanted: Sequence[str] | None = None) -> Pairs:
-    """Pair files by their names without ending: all images, or those of the names wanted."""
-    of_map = _stems(maps)
-    if wanted is None:
+def _matched(images: Files, maps: Files, listed: Sequence[str] | None = None) -> Pairs:
+    """Pair files by their names without extension: all images, or only those that are listed."""
+    map_of = _index_by_stem(maps)
+    if listed is None:
         stems = [os.path.splitext(images.name(index))[0] for index in range(len(images))]
-        first = list(range(len(images)))
-        unused = len(of_map) - len(set(stems) & set(of_map))
+        indices = list(range(len(images)))
+        unused = len(map_of) - len(set(stems) & set(map_of))
         if unused:
-            _log.warning("%s: %d label maps belong to no image", maps.where, unused)
+            _log.warning("%s: %d label maps have no image", maps.where, unused)
     else:
-        of_image = _stems(images)
-        stems = list(wanted)
-        if lost := [stem for stem in stems if stem not in of_image]:
+        image_of, stems = _index_by_stem(images), list(listed)
+        if missing := [stem for stem in stems if stem not in image_of]:
             raise ValueError(
-                f"{images.where}: {len(lost)} images of the list are missing: {_some(lost)}"
+                f"{images.where}: {len(missing)} images of the list are missing: {_some(missing)}"
             )
-        first = [of_image[stem] for stem in stems]
-    if lost := [images.name(i) for i, stem in zip(first, stems, strict=True) if stem not in of_map]:
+        indices = [image_of[stem] for stem in stems]
+    pairs = list(zip(indices, stems, strict=True))
+    if missing := [images.name(index) for index, stem in pairs if stem not in map_of]:
         raise ValueError(
-            f"{images.where}: {len(lost)} of {len(stems)} images have no label map in "
-            f"{maps.where}: {_some(lost)}; a map has the name of its image, but for the ending "
-            f"({os.path.splitext(lost[0])[0]}.png). Add the maps, or take the images out"
+            f"{images.where}: {len(missing)} of {len(stems)} images have no label map in "
+            f"{maps.where}: {_some(missing)}; a map has the name of its image with another "
+            f"extension ({os.path.splitext(missing[0])[0]}.png). Add the maps, or remove the images"
         )
-    places = torch.tensor([[i, of_map[stem]] for i, stem in zip(first, stems, strict=True)])
+    places = torch.tensor([[index, map_of[stem]] for index, stem in pairs])
     return Pairs(images, maps, places, None)
 
 
-def _stems(files: Files) -> dict[str, int]:
+def _index_by_stem(files: Files) -> dict[str, int]:
     places: dict[str, int] = {}
     for index in range(len(files)):
         stem = os.path.splitext(files.name(index))[0]
         if stem in places:
             both = f"{files.name(places[stem])} and {files.name(index)}"
-            raise ValueError(f"{files.where}: {both} have one name but for the ending; keep one")
+            raise ValueError(f"{files.where}: {both} differ only in their extension; keep one")
         places[stem] = index
     return places
 
 
 def _folders(place: Place) -> list[Place]:
-    return [entry for entry in place.iterdir() if not entry.name.startswith(("__MACOSX", "."))
-            and entry.is_dir()]  # fmt: skip
+    visible = (entry for entry in place.iterdir() if not entry.name.startswith(("__MACOSX", ".")))
+    return [entry for entry in visible if entry.is_dir()]
 
 
 def _is_voc(place: Place) -> bool:
@@ -170,7 +170,7 @@ def _is_voc(place: Place) -> bool:
 
 
 def _map_folder(place: Place) -> str:
-    """Name the folder of maps beside a folder `images`; empty if there is none."""
+    """Return the name of the maps folder beside a folder `images`; empty if there is none."""
     if not (place / "images").is_dir():
         return ""
     return next((name for name in _MAP_FOLDERS if (place / name).is_dir()), "")

@@ -1,11 +1,11 @@
-"""Pictures of label maps: colours over the image, what the colours mean, figures by class."""
+"""Pictures of label maps: class colours over the image, legends, a table of metrics by class."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from beit.draw import canvas
@@ -17,18 +17,18 @@ from beit.segmentation.validation import Example
 
 Palette = Sequence[tuple[int, int, int]]
 SHARE = 0.6  # of a class's colour over the image
-COVERED = 0.005  # least share of an image for a class to stand in a picture's legend
+COVERED = 0.005  # a class below this share of an image is left out of the legend
 _LETTER, _LINE, _SWATCH, _MARGIN = 15, 24, 16, 12  # pixels
 
 
 def overlay(image: Tensor, labels: Tensor, palette: Palette, share: float = SHARE) -> Pixels:
-    """Lay the colours of classes over an image; ignored pixels stay as they are.
+    """Blend the colours of classes over an image; ignored pixels do not change.
 
     Args:
         image: (3, H, W) uint8
         labels: (H, W) of any integer type, classes or IGNORED
-        palette: a colour a class
-        share: of the colour, in [0, 1]
+        palette: a colour for each class
+        share: weight of the colour, in [0, 1]
 
     Returns: (H, W, 3)
     """
@@ -47,7 +47,7 @@ def overlay(image: Tensor, labels: Tensor, palette: Palette, share: float = SHAR
 
 
 def shares(labels: Tensor, num_classes: int) -> NDArray[np.float64]:
-    """Give the share of a map (H, W) that each class covers: (Y,)."""
+    """Return the share of a map (H, W) that each class covers: (Y,)."""
     flat = labels.flatten().long().cpu()
     counts = torch.bincount(flat[flat != IGNORED], minlength=num_classes)
     covered: NDArray[np.float64] = (counts.double() / max(1, len(flat))).numpy()
@@ -57,12 +57,12 @@ def shares(labels: Tensor, num_classes: int) -> NDArray[np.float64]:
 def legend(
     names: Sequence[str], palette: Palette, covered: NDArray[np.float64] | None = None
 ) -> Pixels:
-    """Say which colour means what: (h, w, 3), a line a class.
+    """Draw a line for each class with its colour and name: (h, w, 3).
 
-    covered: (Y,) the share of each class; those with much come first, those with less than COVERED
-        are left out. None lists all classes in order.
+    covered: (Y,) the share of each class, which sorts them; those below COVERED are left out. None
+        lists all classes in order.
     """
-    font = _font()
+    font = canvas.font(_LETTER)
     order = list(range(len(names)))
     if covered is not None:
         ordered = np.argsort(-covered, kind="stable").tolist()
@@ -84,7 +84,7 @@ def legend(
 
 
 def with_legend(pixels: Pixels, names: Sequence[str], palette: Palette, labels: Tensor) -> Pixels:
-    """Put beside a picture (h, w, 3) which colours it has, by the share of a map (H, W)."""
+    """Put the legend of a map (H, W) beside a picture (h, w, 3)."""
     beside = legend(names, palette, shares(labels, len(names)))
     height = max(len(pixels), len(beside))
     sheet = np.full((height, pixels.shape[1] + beside.shape[1], 3), 255, dtype=np.uint8)
@@ -94,19 +94,19 @@ def with_legend(pixels: Pixels, names: Sequence[str], palette: Palette, labels: 
 
 
 def example_picture(examples: Sequence[Example], names: Sequence[str], palette: Palette) -> Picture:
-    """Draw a row an image: it, the truth over it, the guess over it; which colour means what."""
+    """Draw a row for each image, with true and predicted classes over it, and a legend."""
     if not examples:
         raise ValueError("examples are empty; expected at least one image")
     side = 224
-    rows, seen = [], np.zeros(len(names))
+    rows, covered = [], np.zeros(len(names))
     for image, truth, guess in examples:
         drawn = (overlay(image, truth, palette), overlay(image, guess, palette))
         panels = [canvas.panel(image, side)]
         panels += [canvas.panel(torch.from_numpy(one).permute(2, 0, 1), side) for one in drawn]
         rows.append([_squared(panel, side) for panel in panels])
-        seen += shares(truth, len(names)) + shares(guess, len(names))
+        covered += shares(truth, len(names)) + shares(guess, len(names))
     sheet = canvas.mosaic(rows)
-    beside = canvas.opaque(legend(names, palette, seen / max(seen.sum(), 1e-9)))
+    beside = canvas.opaque(legend(names, palette, covered / max(covered.sum(), 1e-9)))
     joined = np.zeros(
         (max(len(sheet), len(beside)), sheet.shape[1] + 8 + beside.shape[1], 4), dtype=np.uint8
     )
@@ -117,9 +117,9 @@ def example_picture(examples: Sequence[Example], names: Sequence[str], palette: 
 
 
 def iou_table(figures: MapFigures, pixels: Tensor, names: Sequence[str]) -> Table:
-    """List IoU and accuracy of each class, the worst first; those that are nowhere come last.
+    """List IoU and accuracy of each class, worst first; classes that do not occur come last.
 
-    pixels: (Y,) of each class in the truth
+    pixels: (Y,) true pixels of each class
     """
     total = max(1, int(pixels.sum()))
     rows: list[tuple[str, float | None, float | None, float]] = []
@@ -134,7 +134,7 @@ def iou_table(figures: MapFigures, pixels: Tensor, names: Sequence[str]) -> Tabl
         rows.append(row)
     rows.sort(key=lambda row: 1e9 if row[1] is None else row[1])
     columns = ["Class", "IoU, %", "Accuracy, %", "Share of pixels, %"]
-    return Table("Class by class, the worst first", columns, rows)
+    return Table("Metrics by class, worst first", columns, rows)
 
 
 def _squared(panel: Pixels, side: int) -> NDArray[np.uint8]:
@@ -144,10 +144,3 @@ def _squared(panel: Pixels, side: int) -> NDArray[np.uint8]:
     top, left = (side - h) // 2, (side - w) // 2
     square[top : top + h, left : left + w] = canvas.opaque(panel)
     return square
-
-
-def _font() -> ImageFont.FreeTypeFont:
-    """Open matplotlib's own font: Pillow's has no letters beyond English ones."""
-    import matplotlib
-
-    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", _LETTER)

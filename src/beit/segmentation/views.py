@@ -1,9 +1,9 @@
-"""What a segmenter sees: random training crops with their label maps (FACTS 4), resized images.
+"""Training views of a segmenter: random crops with their label maps.
 
-The published augmentation is mmsegmentation's: resize, crop, mirror, colours, padding. Sizes and
-chances here are its own. Two things differ on purpose: colours are computed in floating point and
-rounded once (there after each change), and maps are resized about the centres of pixels, as the
-images are (there a map resized to less lies up to half a pixel beside its image).
+Source: docs/reference/segmentation.md, Augmentation. Sizes and probabilities are those of the
+published mmsegmentation pipeline: resize, crop, mirror, colours, padding. Two things differ on
+purpose. Colours are computed in floating point and rounded once (there after each change). Maps are
+resized about pixel centres, like the images (there a shrunk map is up to half a pixel off).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from beit.nn.sliding import working_size
 
 Box = tuple[int, int, int, int]  # top, left, height, width
 
-_CROP_TRIES = 10  # as published; the crop after them is taken as it comes
+_CROP_TRIES = 10  # as published; then one last crop is taken unconditionally
 
 
 @dataclass(frozen=True)
@@ -28,18 +28,18 @@ class SegmentViewConfig:
     """Random training crops. Defaults are the published ones for ADE20K.
 
     Args:
-        long_side: an image is resized, its proportions kept, to the largest size with the longer
-            side at most this
-        short_side: and the shorter side at most this
-        min_ratio: both are multiplied by a random number, at least this
-        max_ratio: at most this
-        max_share: a crop of which one class has more than this share is drawn again, up to ten
-            times; 1 takes the first
+        long_side: upper bound of the longer side after resizing, which keeps the aspect ratio
+        short_side: upper bound of the shorter side after resizing
+        min_ratio: lower bound of the random factor of both bounds
+        max_ratio: upper bound of that factor
+        max_share: a crop in which one class exceeds this share is drawn again, up to ten times;
+            1 takes the first
         flip: probability of a mirror image
-        brightness: added to the pixels, at most so much up or down, of 255; half of the time each
-        contrast: the pixels are scaled by 1 and at most so much more or less
-        saturation: the saturation, likewise
-        hue: the hue is turned by at most so many degrees (mmsegmentation's 18 are of 2 degrees)
+        brightness: largest shift of the pixels up or down, of 255; each colour change is applied
+            half of the time
+        contrast: largest deviation of the pixels' factor from 1
+        saturation: largest deviation of the saturation's factor from 1
+        hue: largest rotation of the hue in degrees (mmsegmentation's 18 are units of 2 degrees)
     """
 
     long_side: int = 2048
@@ -77,7 +77,7 @@ class SegmentViewConfig:
 
 
 class SegmentViews:
-    """A random crop of an image and of its label map, alike in place."""
+    """The same random crop of an image and its label map."""
 
     def __init__(
         self,
@@ -85,12 +85,13 @@ class SegmentViews:
         size: tuple[int, int],
         mean: tuple[float, ...] | None = None,
     ) -> None:
-        """Build it.
+        """Set the size and the padding.
 
         Args:
+            config: of the random crops
             size: (height, width) of the crop
-            mean: colour, in [0, 1], of what lies beside an image smaller than the crop: the mean
-                that the model subtracts, so that it sees the published 0 there; ImageNet's if None
+            mean: padding colour in [0, 1] for images smaller than the crop: the mean that the model
+                subtracts, so that its input is the published 0 there; None for ImageNet's
         """
         if min(size) < 1:
             raise ValueError(f"size must be (height, width), each at least 1, got {tuple(size)}")
@@ -103,10 +104,10 @@ class SegmentViews:
     ) -> tuple[Tensor, Tensor]:
         """Draw a crop of `image`, (3, H, W) uint8, and `label_map`, (H, W) uint8.
 
-        Returns: (3, H', W') uint8, (H', W') uint8, of the size; 255 in the map beside the image.
+        Returns: (3, H', W') uint8 and (H', W') uint8; the map is 255 in the padding.
         """
         config = self.config
-        count = 2 + 9 + 2 * (_CROP_TRIES + 1)  # resize and mirror, colours, crop
+        count = 2 + 9 + 2 * (_CROP_TRIES + 1)  # for resizing and mirroring, colours, crops
         chances = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
         ratio = config.min_ratio + chances[0] * (config.max_ratio - config.min_ratio)
         height, width = label_map.shape
@@ -121,7 +122,7 @@ class SegmentViews:
         return _padded(image, label_map, self.size, self._colour)
 
     def _distorted(self, image: Tensor, chances: list[float]) -> Tensor:
-        """Change the colours of (3, H, W) uint8: each change half of the time, as published."""
+        """Change the colours of (3, H, W) uint8; each change is applied half of the time."""
         config = self.config
         applied = [chance < 0.5 for chance in chances[:4]]
         spread = [2 * chance - 1 for chance in chances[4:8]]
@@ -138,7 +139,7 @@ class SegmentViews:
 def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     """Resize (3, H, W) or (B, 3, H, W) uint8 bilinearly, without antialiasing, as published.
 
-    On the CPU in integers, elsewhere in floating point: a level of a pixel may differ by one.
+    On the CPU in integers, elsewhere in floating point; results may differ by one level.
     """
     if tuple(image.shape[-2:]) == tuple(size):
         return image
@@ -152,7 +153,7 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def resized_map(label_map: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize (H, W) uint8 to the class nearest to the centre of each new pixel."""
+    """Resize (H, W) uint8 by nearest neighbour about pixel centres."""
     if tuple(label_map.shape) == tuple(size):
         return label_map
     return functional.interpolate(label_map[None, None], size, mode="nearest-exact")[0, 0]
@@ -161,11 +162,11 @@ def resized_map(label_map: Tensor, size: tuple[int, int]) -> Tensor:
 def crop_box(
     label_map: Tensor, size: tuple[int, int], max_share: float, chances: list[float]
 ) -> Box:
-    """Choose a crop of `label_map`, (H, W) uint8, in which no class is too large.
+    """Choose a crop of `label_map`, (H, W) uint8, that no class dominates.
 
-    `chances` has two numbers in [0, 1) a try. The first crop is taken that has two classes or
-    more, of which none has `max_share` or more of the pixels that count; else the last, whatever
-    it has. Where the map is smaller than `size`, so is the crop.
+    Returns the first crop with two or more classes, each with less than `max_share` of the labelled
+    pixels; else the last crop. `chances` holds two numbers in [0, 1) per try. If the map is smaller
+    than `size`, so is the crop.
     """
     height, width = label_map.shape
     crop_height, crop_width = min(size[0], height), min(size[1], width)
@@ -192,14 +193,14 @@ def distorted(
     hue: float = 0.0,
     contrast_last: bool = False,
 ) -> Tensor:
-    """Change the colours of (3, H, W) uint8, each result cut to the range before the next change.
+    """Change the colours of (3, H, W) uint8; each result is clamped before the next change.
 
     Args:
         brightness: added to each level, of 255
         contrast: factor of each level
         saturation: factor of the saturation (HSV)
-        hue: degrees by which it turns
-        contrast_last: contrast comes after saturation and hue, not before
+        hue: rotation in degrees
+        contrast_last: apply contrast after saturation and hue, not before
 
     Returns: (3, H, W) uint8
     """
@@ -211,17 +212,17 @@ def distorted(
     if contrast != 1 and not contrast_last:
         colours = colours.mul_(contrast).clamp_(0, 255)
     if saturation != 1 or hue % 360:
-        colours = _turned(colours, saturation, hue)
+        colours = _rotate_hue(colours, saturation, hue)
     if contrast != 1 and contrast_last:
         colours = colours.mul_(contrast).clamp_(0, 255)
     return colours.add_(0.5).to(torch.uint8)
 
 
-def _turned(colours: Tensor, saturation: float, hue: float) -> Tensor:
-    """Scale the saturation and turn the hue of (3, H, W) float; the largest channel stays."""
+def _rotate_hue(colours: Tensor, saturation: float, hue: float) -> Tensor:
+    """Scale the saturation and rotate the hue of (3, H, W) float; the largest channel stays."""
     value, lowest = colours.amax(0), colours.amin(0)
     chroma = value - lowest
-    # S = chroma / value times the factor, at most 1
+    # saturation = chroma / value, times the factor, at most 1
     new_chroma = torch.minimum(chroma * saturation, value)
     if not hue % 360:
         scale = new_chroma / chroma.clamp(min=1e-6)
@@ -233,7 +234,7 @@ def _turned(colours: Tensor, saturation: float, hue: float) -> Tensor:
         (green - blue) / safe,
         torch.where(value == green, 2 + (blue - red) / safe, 4 + (red - green) / safe),
     ).add_(hue / 60)
-    # A channel falls from the largest to the smallest and back, 0, 120 and 240 degrees apart.
+    # Channels vary between the largest and smallest value, 120 degrees apart.
     place = torch.stack([sextant + 5, sextant + 3, sextant + 1]).remainder_(6)
     return value - new_chroma * torch.minimum(place, 4 - place).clamp_(0, 1)
 
@@ -246,12 +247,12 @@ def _cut(pixels: Tensor, box: Box) -> Tensor:
 def _padded(
     image: Tensor, label_map: Tensor, size: tuple[int, int], colour: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Add what lacks to `size` at the right and below: the colour, and 255."""
+    """Pad on the right and below to `size`: the image with the colour, the map with 255."""
     height, width = label_map.shape
     if (height, width) == tuple(size):
         return image.contiguous(), label_map.contiguous()
-    wide_image = colour[:, None, None].repeat(1, *size)
-    wide_map = label_map.new_full(size, IGNORED)
-    wide_image[:, :height, :width] = image
-    wide_map[:height, :width] = label_map
-    return wide_image, wide_map
+    padded_image = colour[:, None, None].repeat(1, *size)
+    padded_map = label_map.new_full(size, IGNORED)
+    padded_image[:, :height, :width] = image
+    padded_map[:height, :width] = label_map
+    return padded_image, padded_map

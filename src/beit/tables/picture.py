@@ -1,4 +1,4 @@
-"""A picture of what a classifier says: images in a grid, the likeliest class under each."""
+"""A picture of a classifier's predictions: a grid of images, the likeliest class below each."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -10,21 +10,21 @@ from torch import Tensor
 from beit.draw import canvas
 
 SIDE = 192  # longest side of an image
-# Blue and orange differ to every eye; a tick and a cross say the same.
+# Blue and orange suit colour blindness; a tick and a cross repeat the information.
 RIGHT, WRONG, PLAIN = (40, 103, 178), (186, 78, 20), (60, 60, 60)
 _FRAME, _GAP, _LETTER, _LINE = 5, 16, 15, 21  # pixels
 _MISSING = (225, 225, 225)
 
 
 class Prediction(NamedTuple):
-    """One image and what is said of it.
+    """One image and its prediction.
 
     Attributes:
-        image: (3, H, W) uint8 or [0, 1]; None where it cannot be read
+        image: (3, H, W) uint8 or [0, 1]; None if it cannot be read
         guess: the likeliest class
-        probability: of it, in [0, 1]
-        truth: the class it is; None where unknown
-        right: whether the guess is the truth; of no meaning where that is unknown
+        probability: of the guess, in [0, 1]
+        truth: the true class; None if unknown
+        right: whether the guess is right; meaningless if `truth` is None
     """
 
     image: Tensor | None
@@ -35,9 +35,9 @@ class Prediction(NamedTuple):
 
 
 def prediction_grid(predictions: Sequence[Prediction], num_columns: int | None = None) -> bytes:
-    """Draw images with their likeliest classes, as PNG; framed by right and wrong where known.
+    """Draw images with their likeliest classes, as PNG; frames tell right from wrong if known.
 
-    num_columns: None for about as wide as high, six at most
+    num_columns: None for about as many as rows, six at most
     """
     if not predictions:
         raise ValueError("predictions are empty; expected at least one image")
@@ -51,7 +51,7 @@ def prediction_grid(predictions: Sequence[Prediction], num_columns: int | None =
     cell = (width + 2 * frame + _GAP, height + 2 * frame + num_lines * _LINE + _GAP)
     num_rows = -(-len(predictions) // num_columns)
     sheet = Image.new("RGB", (num_columns * cell[0] + _GAP, num_rows * cell[1] + _GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), _font()
+    draw, font = ImageDraw.Draw(sheet), canvas.font(_LETTER)
     for number, (prediction, panel) in enumerate(zip(predictions, panels, strict=True)):
         row, column = divmod(number, num_columns)
         left, top = _GAP + column * cell[0], _GAP + row * cell[1]
@@ -80,15 +80,8 @@ def prediction_grid(predictions: Sequence[Prediction], num_columns: int | None =
     return canvas.png(np.asarray(sheet))
 
 
-def _font() -> ImageFont.FreeTypeFont:
-    """Open matplotlib's own font: Pillow's has no letters beyond English ones."""
-    import matplotlib
-
-    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", _LETTER)
-
-
 def _shortened(words: str, room: float, font: ImageFont.FreeTypeFont) -> str:
-    """Cut words so that they fit into `room` pixels, on one line."""
+    """Shorten words to one line of at most `room` pixels."""
     words = " ".join(words.split())
     if font.getlength(words) <= room:
         return words

@@ -1,6 +1,6 @@
 """Blur of ImageNet-C (Hendrycks & Dietterich 2019): defocus, frosted glass, motion, zoom.
 
-Functions and `PARAMETERS` as in corruption_noise.
+The module `noise` describes the arguments of the functions and `PARAMETERS`.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ PARAMETERS: dict[str, Parameters] = {
 
 
 def defocus_blur(images: Tensor, generators: Generators, radius: float, sigma: float) -> Tensor:
-    """Filter with a disk whose edge is softened; images are mirrored at their border."""
+    """Filter with a disk with softened edges; the image border is mirrored."""
     kernel = disk(radius, sigma)
     used = np.flatnonzero(kernel.any(0))
     return filtered(images, kernel[used[0] : used[-1] + 1, used[0] : used[-1] + 1])
@@ -48,25 +48,25 @@ def defocus_blur(images: Tensor, generators: Generators, radius: float, sigma: f
 def glass_blur(
     images: Tensor, generators: Generators, sigma: float, reach: int, rounds: int
 ) -> Tensor:
-    """Blur, move pixels about by up to `reach`, `rounds` times, and blur again.
+    """Blur, replace each pixel with one at most `reach` away (`rounds` times), and blur again.
 
-    The published loop means to swap a pixel with its neighbour; as both sides are views of one
-    array, it copies the neighbour. We do what made the data: copy.
+    The published loop is meant to swap a pixel with its neighbour, but both sides are views of one
+    array, so it copies the neighbour. The published data come from that copy, and so do ours.
     """
     height, width = images.shape[-2:]
     blurred = truncated(gaussian_blurred(images.transpose(0, 1).contiguous(), sigma))
     source = torch.arange(len(images) * height * width)
     for _ in range(rounds):
         moves = integers(generators, -reach, reach, (2, height, width))  # columns, rows
-        source = source.index_select(0, _moved_from(moves, reach))
+        source = source.index_select(0, _sources_of(moves, reach))
     moved = blurred.flatten(1).index_select(1, source).view_as(blurred)
     return gaussian_blurred(moved, sigma).transpose(0, 1)
 
 
-def _moved_from(moves: Tensor, reach: int) -> Tensor:
-    """Say of which place in the batch each pixel has the value after one round.
+def _sources_of(moves: Tensor, reach: int) -> Tensor:
+    """Return the flat index of the pixel whose value each pixel has after one round.
 
-    moves: (B, 2, H, W). Returns: (B · H · W,) int64.
+    moves: (B, 2, H, W) int64, columns and rows. Returns: (B · H · W,) int64.
     """
     B, _, height, width = moves.shape
     own = torch.arange(B * height * width)
@@ -74,15 +74,15 @@ def _moved_from(moves: Tensor, reach: int) -> Tensor:
     inner = slice(reach + 1, height - reach + 1), slice(reach + 1, width - reach + 1)
     columns, rows = moves[:, :, *inner].unbind(1)
     neighbours.view(B, height, width)[:, *inner] += rows * width + columns
-    # The loop runs from the last pixel to the first. So a neighbour further on already has the
-    # value of its own neighbour, and so on, up to one that stands before its asker.
+    # The published loop runs from the last pixel to the first. A neighbour with a larger index
+    # already has the value of its own neighbour, and so on, down to one with a smaller index.
     source = neighbours.clone()
-    waiting = (source > own).nonzero().squeeze(1)
-    while len(waiting):
-        places = source.index_select(0, waiting)
-        further = neighbours.index_select(0, places)
-        source.index_copy_(0, waiting, further)
-        waiting = waiting[further > places]
+    pending = (source > own).nonzero().squeeze(1)
+    while len(pending):
+        current = source.index_select(0, pending)
+        following = neighbours.index_select(0, current)
+        source.index_copy_(0, pending, following)
+        pending = pending[following > current]
     return source
 
 
@@ -93,17 +93,17 @@ def motion_blur(images: Tensor, generators: Generators, radius: float, sigma: fl
 
 
 def motion_blurred(images: Tensor, radius: float, sigma: float, angles: Tensor) -> Tensor:
-    """Blur (B, C, H, W) as ImageMagick's MotionBlurImage does, cut to whole numbers.
+    """Blur (B, C, H, W) like ImageMagick's MotionBlurImage, truncated to whole numbers.
 
-    One half of a Gaussian of 2 · radius + 1 weights, laid along the direction of `angles`, (B,)
-    degrees, at whole pixels; pixels outside repeat the border. ImageMagick rounds to 16 bits, of
-    which 257 make a level, and cuts that to 8.
+    One half of a Gaussian with 2 · radius + 1 weights, at whole pixels along the direction of
+    `angles`, (B,) degrees; the border is repeated outside. ImageMagick rounds to 16 bits, 257 per
+    level, and truncates that to 8 bits.
     """
     height, width = images.shape[-2:]
     length = 2 * math.ceil(radius) + 1
     weights = np.exp(-(np.arange(length) ** 2) / (2 * sigma**2))
     weights /= weights.sum()
-    angles, order = angles.sort()  # neighbours in angle share most shifts
+    angles, order = angles.sort()  # similar angles share most shifts
     lines = np.arange(length)[:, None] * np.exp(1j * np.deg2rad(angles.numpy()))
     columns = np.ceil(lines.real - 0.5).astype(int)  # (length, B)
     rows = np.ceil(lines.imag - 0.5).astype(int)
@@ -132,10 +132,12 @@ def zoom_blur(images: Tensor, generators: Generators, end: float, step: float) -
 
 @lru_cache(maxsize=1)
 def _zoom_taps(height: int, width: int, end: float, step: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Say which pixels make each pixel of `zoom_blur`: four an enlargement, and itself.
+    """Return the pixels that each pixel of `zoom_blur` averages: four per factor, and itself.
 
-    Returns: places and weights of all taps, (T,) int32 and float32, and where those of each pixel
-    begin, (H·W,) int32. A quarter of a second's work at 224 pixels, so the last answer is kept.
+    Cached, because it takes a quarter of a second at 224 pixels.
+
+    Returns: indices and weights of all taps, (T,) int32 and float32, and the position of each
+    pixel's first tap, (H·W,) int32.
     """
     factors, across = np.arange(1, end, step).tolist(), np.arange(width)
     lines = [[_zoom_places(side, factor) for factor in factors] for side in (height, width)]
@@ -165,7 +167,7 @@ def _zoom_taps(height: int, width: int, end: float, step: float) -> tuple[Tensor
 
 
 def zoomed(images: Tensor, factor: float) -> Tensor:
-    """Enlarge the centre of (B, C, H, W) to the whole, bilinearly, corners on corners."""
+    """Enlarge the centre of (B, C, H, W) to full size: bilinear, corners aligned."""
     for axis in (-2, -1):
         below, share = map(torch.from_numpy, _zoom_places(images.shape[axis], factor))
         share = share.to(images.dtype)
@@ -176,7 +178,7 @@ def zoomed(images: Tensor, factor: float) -> Tensor:
 
 
 def _zoom_places(side: int, factor: float) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Say between which pixels those of the enlarged line lie: the lower, and the upper's share."""
+    """Return, for each pixel of an enlarged line, the pixel below it and the weight of the next."""
     box = math.ceil(side / factor)
     large = round(box * factor)
     places = (np.arange(side) + (large - side) // 2) * ((box - 1) / (large - 1))

@@ -1,7 +1,7 @@
-"""Corrupted images: the 15 kinds × 5 severities of ImageNet-C, made on the fly, and their score.
+"""ImageNet-C's 15 kinds × 5 severities of corruption, made on the fly, and their mean errors.
 
 Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
-Perturbations", ICLR 2019. docs/corruptions.md says, kind by kind, what is as published.
+Perturbations", ICLR 2019. docs/corruptions.md compares each kind with the published code.
 """
 
 from __future__ import annotations
@@ -13,10 +13,7 @@ import torch
 from torch import Tensor
 
 from beit.data.order import step_generator
-from beit.evaluation.corruptions import blur as blur
-from beit.evaluation.corruptions import digital as digital
-from beit.evaluation.corruptions import noise as noise
-from beit.evaluation.corruptions import weather as weather
+from beit.evaluation.corruptions import blur, digital, noise, weather
 from beit.evaluation.corruptions.filters import truncated
 
 _CORRUPTIONS: dict[str, Callable[..., Tensor]] = {
@@ -41,8 +38,8 @@ SEVERITIES = (1, 2, 3, 4, 5)
 PARAMETERS = noise.PARAMETERS | blur.PARAMETERS | weather.PARAMETERS | digital.PARAMETERS
 
 # AlexNet's top-1 errors on ImageNet-C, means of the five severities: the baseline of published mCE.
-# The paper's table 1 has them rounded; these digits are of github.com/google-research/augmix
-# (imagenet.py), which has them from github.com/hendrycks/robustness.
+# Table 1 of the paper rounds them; these digits come from github.com/google-research/augmix
+# (imagenet.py), which took them from github.com/hendrycks/robustness.
 ALEXNET_ERRORS = {
     "gaussian_noise": 0.886428,
     "shot_noise": 0.894468,
@@ -62,38 +59,44 @@ ALEXNET_ERRORS = {
 }
 
 _SMALLEST_SIDE = 8
-_PART = 2**19  # values worked on at once: enough to be quick, few enough for a cache
+_CHUNK = 2**19  # values processed at once, few enough for the CPU cache
 
 
 def corrupt(
     images: Tensor, kind: str, severity: int, *, seed: int, indices: Sequence[int] | Tensor
 ) -> Tensor:
-    """Corrupt images as ImageNet-C (or CIFAR-10-C) does, each by (seed, kind, index) alone.
+    """Corrupt images as in ImageNet-C (or CIFAR-10-C).
 
-    The severities of a kind share their random numbers: the same flakes, denser.
+    The result depends on the image and on (seed, kind, index) only, not on the batch. The
+    severities of a kind share their random numbers: the same flakes, denser.
 
-    images: (B, 3, H, W) uint8, on the CPU, each side 8 or more; kind: one of `KINDS`; severity: 1
-    to 5; indices: (B,), the number of each image in its set.
-    Returns: (B, 3, H, W) uint8, a new tensor.
+    Args:
+        images: (B, 3, H, W) uint8, on the CPU, each side 8 or more
+        kind: one of `KINDS`
+        severity: 1 to 5
+        seed: of the random numbers
+        indices: (B,), the number of each image in its set
+
+    Returns: (B, 3, H, W) uint8, a new tensor
     """
-    numbers = [int(index) for index in indices]
-    _check(images, kind, severity, len(numbers))
+    indices = [int(index) for index in indices]
+    _check(images, kind, severity, len(indices))
     values = PARAMETERS[kind][published_side(*images.shape[-2:])][severity - 1]
-    count = max(1, _PART // images[0].numel()) if len(images) else 1
+    count = max(1, _CHUNK // images[0].numel()) if len(images) else 1
     corrupted = torch.empty_like(images, memory_format=torch.contiguous_format)
     for start in range(0, len(images), count):
         part = slice(start, start + count)
-        generators = [step_generator(seed, index, kind) for index in numbers[part]]
+        generators = [step_generator(seed, index, kind) for index in indices[part]]
         floats = images[part].to(torch.float32, memory_format=torch.contiguous_format)
         corrupted[part] = truncated(_CORRUPTIONS[kind](floats, generators, *values))
     return corrupted
 
 
 def published_side(height: int, width: int) -> int:
-    """Say which published list serves images of this size: 32 (CIFAR-10-C) or 224 (ImageNet-C).
+    """Return which published list applies to images of this size: 32 (CIFAR-10-C) or 224.
 
-    The nearer in ratio to the shorter side: 32 up to 84 pixels. The numbers are in pixels and are
-    not scaled to other sides.
+    The one nearer in ratio to the shorter side: 32 up to 84 pixels, else 224 (ImageNet-C). The
+    numbers are in pixels and are not scaled to other sizes.
     """
     return 32 if min(height, width) ** 2 < 32 * 224 else 224
 
@@ -103,52 +106,61 @@ def mean_corruption_error(
 ) -> float:
     """Average a classifier's errors over severities, then over kinds.
 
-    errors: top-1 errors in [0, 1] by (kind, severity), the same severities for each kind.
-    baseline: another classifier's mean error by kind (`kind_errors` of its errors, or
-    `ALEXNET_ERRORS`); the error of a kind is then relative to it, as in published mCE, which takes
-    all fifteen kinds and five severities.
+    Args:
+        errors: top-1 errors in [0, 1] by (kind, severity), the same severities for each kind
+        baseline: another classifier's mean error by kind (`kind_errors` of its errors, or
+            `ALEXNET_ERRORS`), by which each kind's error is divided; published mCE does so over
+            all fifteen kinds and five severities
     """
     means = kind_errors(errors)
     if baseline is None:
         return sum(means.values()) / len(means)
-    lacking = [kind for kind in means if not baseline.get(kind, 0) > 0]
-    if lacking:
-        raise ValueError(f"baseline must have an error above 0 for each kind; see {lacking}")
+    missing = [kind for kind in means if not baseline.get(kind, 0) > 0]
+    if missing:
+        raise ValueError(f"baseline must have an error above 0 for each kind; see {missing}")
     severities = sorted({severity for _, severity in errors})
     if severities != list(SEVERITIES):
         raise ValueError(
-            f"errors have severities {severities}; a baseline is a mean over all of 1 to 5: "
-            "measure all five, or give no baseline"
+            f"errors have severities {severities}; a baseline is a mean over 1 to 5: measure "
+            "all five, or give no baseline"
         )
     return sum(mean / baseline[kind] for kind, mean in means.items()) / len(means)
 
 
 def kind_errors(errors: Mapping[tuple[str, int], float]) -> dict[str, float]:
-    """Average errors, by (kind, severity), over severities. Returns: mean error by kind."""
+    """Average errors by (kind, severity) over severities. Returns: mean error by kind."""
     if not errors:
         raise ValueError("errors are empty; expected a top-1 error for each (kind, severity)")
     by_kind: dict[str, dict[int, float]] = {}
     for (kind, severity), error in errors.items():
-        _check_kind(kind, severity)
+        _check_severity(kind, severity)
         if not 0 <= error <= 1:
             raise ValueError(f"error of {kind} at severity {severity} is {error}; expected 0 to 1")
         by_kind.setdefault(kind, {})[severity] = error
-    every = {severity for _, severity in errors}
-    for kind, found in by_kind.items():
-        if set(found) != every:
+    severities = {severity for _, severity in errors}
+    for kind, by_severity in by_kind.items():
+        if missing := sorted(severities - set(by_severity)):
             raise ValueError(
-                f"{kind} has no error for severities {sorted(every - set(found))}, "
-                "which other kinds have; measure the same severities for all"
+                f"{kind} has no error for severities {missing}, which other kinds have; measure "
+                "the same severities for all"
             )
-    return {kind: sum(found.values()) / len(found) for kind, found in by_kind.items()}
+    return {kind: sum(of_kind.values()) / len(of_kind) for kind, of_kind in by_kind.items()}
+
+
+def check_kind(kind: str) -> None:
+    """Raise ValueError, with the nearest known name, unless `kind` is one of `KINDS`."""
+    if kind not in KINDS:
+        near = get_close_matches(kind, KINDS, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"known kinds: {', '.join(KINDS)}"
+        raise ValueError(f"corruptions: unknown kind {kind!r}; {hint}")
 
 
 def _check(images: Tensor, kind: str, severity: int, num_indices: int) -> None:
-    _check_kind(kind, severity)
+    _check_severity(kind, severity)
     if images.dtype != torch.uint8 or images.device.type != "cpu":
         raise ValueError(
-            f"images must be uint8 on the CPU, got {images.dtype} on {images.device}; corruptions "
-            "come before any scaling or normalisation"
+            f"images must be uint8 on the CPU, got {images.dtype} on {images.device}; corrupt "
+            "them before any scaling or normalisation"
         )
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
@@ -158,13 +170,12 @@ def _check(images: Tensor, kind: str, severity: int, num_indices: int) -> None:
             f"be {_SMALLEST_SIDE} or more"
         )
     if num_indices != len(images):
-        raise ValueError(f"expected one index an image, got {num_indices} for {len(images)} images")
+        raise ValueError(
+            f"expected one index per image, got {num_indices} for {len(images)} images"
+        )
 
 
-def _check_kind(kind: str, severity: int) -> None:
-    if kind not in KINDS:
-        near = get_close_matches(kind, KINDS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"known kinds: {', '.join(KINDS)}"
-        raise ValueError(f"unknown corruption {kind!r}; {hint}")
+def _check_severity(kind: str, severity: int) -> None:
+    check_kind(kind)
     if severity not in SEVERITIES:
         raise ValueError(f"severity must be 1, 2, 3, 4 or 5, got {severity}")

@@ -1,6 +1,6 @@
 """Digital corruptions of ImageNet-C (Hendrycks & Dietterich 2019): contrast, elastic, pixels, JPEG.
 
-Functions and `PARAMETERS` as in corruption_noise.
+The module `noise` describes the arguments of the functions and `PARAMETERS`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PARAMETERS: dict[str, Parameters] = {
         32: [(0.75,), (0.5,), (0.4,), (0.3,), (0.15,)],
     },
     "elastic_transform": {  # pixels: displacement, sigma of its blur, shift of the corners
-        # 244 stands in the published code, which says that 224 was meant.
+        # The published code has 244 and says that 224 was meant.
         224: [
             (244 * 2, 244 * 0.7, 244 * 0.1),
             (244 * 2, 244 * 0.08, 244 * 0.2),
@@ -38,7 +38,7 @@ PARAMETERS: dict[str, Parameters] = {
             (32 * 0.1, 32 * 0.03, 32 * 0.03),
         ],
     },
-    "pixelate": {  # share of the side that is left
+    "pixelate": {  # share of the side that remains
         224: [(0.6,), (0.5,), (0.4,), (0.3,), (0.25,)],
         32: [(0.95,), (0.9,), (0.85,), (0.75,), (0.65,)],
     },
@@ -50,7 +50,7 @@ PARAMETERS: dict[str, Parameters] = {
 
 
 def contrast(images: Tensor, generators: Generators, factor: float) -> Tensor:
-    """Draw the values to the mean of their channel."""
+    """Move the values towards the mean of their channel."""
     height, width = images.shape[-2:]
     sums = images.to(torch.int32).sum((-2, -1), keepdim=True)  # int64, exact in any order
     means = (sums.double() / (height * width)).to(images.dtype)
@@ -65,7 +65,7 @@ def elastic_transform(
     shifts = (2 * uniforms(generators, (3, 2)).double() - 1) * shift
     noise = uniforms(generators, (2, height, width)).mul_(2).sub_(1)
     columns, rows = (torch.arange(side, dtype=torch.float64) for side in (width, height))
-    # The affine map of the image takes `points` to `moved`; a pixel asks where it came from.
+    # The affine map takes `points` to `moved`; each pixel needs its inverse.
     middle, side = torch.tensor([width // 2, height // 2]), min(height, width) // 3
     points = (middle + side * torch.tensor([[1, 1], [1, -1], [-1, -1]])).double()
     moved = torch.cat([points + shifts, torch.ones(B, 3, 1, dtype=torch.float64)], 2)
@@ -73,17 +73,17 @@ def elastic_transform(
     places = images.new_empty((B, height, width, 2))
     for axis, side in enumerate((width, height)):
         across, down, start = back[:, :, axis, None].unbind(1)  # (B, 1)
-        # grid_sample counts from -1 to 1, here from the centre of the first pixel to the last's.
+        # grid_sample's -1 and 1 are here the centres of the first and the last pixel.
         by_column = (across * columns + start) * (2 / (side - 1)) - 1
         by_row = down * rows * (2 / (side - 1))
         torch.add(by_column.float()[:, None], by_row.float()[:, :, None], out=places[..., axis])
     images = functional.grid_sample(
         images, places, padding_mode="reflection", align_corners=True
-    )  # mirrored about the centres of the border's pixels: c b | a b c
+    )  # mirrored about the centres of the border pixels: c b | a b c
     if reach == 0:
         return images
     down, across = _reflecting_gaussian(height, sigma), _reflecting_gaussian(width, sigma).T
-    # An image at a time: the order of a product's sums may depend on the size of the batch.
+    # One image at a time: the order of summation may depend on the batch size.
     smooth = torch.stack([down @ pair @ across for pair in noise])
     by_column, by_row = ((2 * line + 1) / len(line) - 1 for line in (columns, rows))
     torch.add(by_column.float(), smooth[:, 0], alpha=2 * reach / width, out=places[..., 0])
@@ -95,7 +95,7 @@ def elastic_transform(
 
 @lru_cache(maxsize=2)  # height, width
 def _reflecting_gaussian(side: int, sigma: float) -> Tensor:
-    """Give a Gaussian filter, cut off at 3 sigma, mirrored outside. Returns: (side, side)."""
+    """Return a Gaussian filter matrix, cut off at 3 sigma, mirrored outside: (side, side)."""
     half = int(3 * sigma + 0.5)
     offsets = np.arange(-half, half + 1)
     weights = np.exp(-(offsets**2) / (2 * sigma**2))
@@ -108,11 +108,11 @@ def _reflecting_gaussian(side: int, sigma: float) -> Tensor:
 
 
 def pixelate(images: Tensor, generators: Generators, share: float) -> Tensor:
-    """Shrink and enlarge with a box filter: Pillow's resize, to the last bit."""
+    """Shrink and enlarge with a box filter, bit-identical to Pillow's resize."""
     height, width = images.shape[-2:]
     down, across = (_box_means(side, int(side * share)) for side in (height, width))
-    # Rounded after the columns and after the rows, as Pillow does. Runs have 1 to 5 pixels: halves
-    # come of 2 and 4 alone, whose means are exact, so no order of the sums moves a level.
+    # Rounded after the columns and after the rows, like Pillow. Runs have 1 to 5 pixels. Only runs
+    # of 2 and 4 give halves, and their means are exact, so the order of summation does not matter.
     pixels = torch.matmul(images, across.T).add_(0.5).floor_()
     pixels = torch.matmul(down, pixels).add_(0.5).floor_()
     for axis, large, small in ((-2, height, len(down)), (-1, width, len(across))):
@@ -123,7 +123,7 @@ def pixelate(images: Tensor, generators: Generators, share: float) -> Tensor:
 
 @lru_cache(maxsize=2)  # height, width
 def _box_means(large: int, small: int) -> Tensor:
-    """Give the means of runs of pixels that Pillow takes. Returns: (small, large)."""
+    """Return the matrix of means over the runs of pixels that Pillow averages: (small, large)."""
     scale = large / small
     centres = (np.arange(small)[:, None] + 0.5) * scale
     offsets = (np.arange(large) - centres + 0.5) / scale

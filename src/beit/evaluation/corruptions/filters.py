@@ -1,7 +1,7 @@
-"""The filters of the corruptions: a disk, any symmetric kernel, a Gaussian; and the cut to levels.
+"""Filters of the corruptions (disk, symmetric kernel, Gaussian), and truncation to levels.
 
-Images are (B, C, H, W) float in 0..255. Shifted images are added up element by element, so an image
-does not depend on its batch.
+Images are (B, C, H, W) float in 0..255. Shifted images are summed elementwise, so the result for an
+image does not depend on its batch.
 """
 
 from __future__ import annotations
@@ -17,14 +17,16 @@ from torch.nn import functional
 Tap = tuple[int, int, float]  # row, column, weight
 Kernel = npt.NDArray[np.float64]
 
-_MOST_SHIFTS = 40  # shifted images are added up; for more of them Fourier transforms are quicker
+_MAX_SHIFTS = 40  # above this, Fourier transforms are faster than sums of shifted images
 
 
 def disk(radius: float, sigma: float) -> Kernel:
-    """Give the published kernel: a disk of sum 1, blurred at 3 × 3 (5 × 5 above radius 8) pixels.
+    """Return the published kernel: a disk of sum 1, blurred over 3 × 3 (5 × 5 above radius 8).
 
-    Returns: (n, n) float64, n = 17 up to radius 8. The blur mirrors at the border of the array,
-    which disks of radius 8 and 10 touch: their sum is above 1, by up to 2 %, as published.
+    The blur mirrors at the border of the array, which disks of radius 8 and 10 touch. Their sum
+    exceeds 1 by up to 2 %, as published.
+
+    Returns: (n, n) float64, n = 17 up to radius 8
     """
     reach = 8 if radius <= 8 else int(radius)
     places = np.arange(-reach, reach + 1)
@@ -40,9 +42,9 @@ def disk(radius: float, sigma: float) -> Kernel:
 
 
 def filtered(images: Tensor, kernel: Kernel) -> Tensor:
-    """Filter images, mirrored at their border, with a symmetric kernel, (n, n), n odd."""
-    places = np.argwhere(kernel > 1e-12)  # the rest is below float32's reach
-    if len(places) > _MOST_SHIFTS:
+    """Filter images with a symmetric kernel, (n, n), n odd; the border is mirrored."""
+    places = np.argwhere(kernel > 1e-12)  # smaller weights vanish in float32
+    if len(places) > _MAX_SHIFTS:
         return _by_fourier(images, kernel)
     taps = [(int(row), int(column), float(kernel[row, column])) for row, column in places]
     padded = functional.pad(images, [len(kernel) // 2] * 4, mode="reflect")
@@ -50,23 +52,23 @@ def filtered(images: Tensor, kernel: Kernel) -> Tensor:
 
 
 def _by_fourier(images: Tensor, kernel: Kernel) -> Tensor:
-    # In float64: what of its rounding might follow the batch is far below a level.
+    # In float64: rounding that depends on the batch is far below one level.
     height, width = images.shape[-2:]
     last = len(kernel) - 1
-    sides = _quick_side(height + last), _quick_side(width + last)
+    sides = _fast_size(height + last), _fast_size(width + last)
     left, top = last // 2, last // 2
     margins = [left, sides[1] - width - left, top, sides[0] - height - top]
     spectrum = torch.fft.rfft2(torch.from_numpy(kernel), s=sides)
     result = torch.empty_like(images)
-    for image, into in zip(images, result, strict=True):  # one at a time stays in the cache
+    for image, into in zip(images, result, strict=True):  # one at a time fits the CPU cache
         padded = functional.pad(image[None], margins, mode="reflect").double()
         sums = torch.fft.irfft2(torch.fft.rfft2(padded[0]).mul_(spectrum), s=sides)
         into.copy_(sums[:, last : last + height, last : last + width])
     return result
 
 
-def _quick_side(least: int) -> int:
-    """Give the next number without prime factors above 5, whose Fourier transform is quick."""
+def _fast_size(least: int) -> int:
+    """Return the next size without prime factors above 5, for which Fourier transforms are fast."""
     side = least
     while True:
         rest = side
@@ -79,7 +81,7 @@ def _quick_side(least: int) -> int:
 
 
 def gaussian_blurred(images: Tensor, sigma: float) -> Tensor:
-    """Filter with a Gaussian, cut off at 4 sigma; pixels outside repeat the border."""
+    """Filter with a Gaussian, cut off at 4 sigma; the border is repeated outside."""
     half = int(4 * sigma + 0.5)
     if half == 0:
         return images
@@ -94,7 +96,7 @@ def gaussian_blurred(images: Tensor, sigma: float) -> Tensor:
 
 
 def weighted_shifts(padded: Tensor, taps: Sequence[Tap], size: Sequence[int]) -> Tensor:
-    """Add up weight · padded[..., row :, column :] over `taps`. Returns: (B, C, *size)."""
+    """Sum weight · padded[..., row :, column :] over `taps`. Returns: (B, C, *size)."""
     height, width = size
     total = padded.new_zeros((*padded.shape[:-2], height, width))
     for row, column, weight in taps:
@@ -103,14 +105,14 @@ def weighted_shifts(padded: Tensor, taps: Sequence[Tap], size: Sequence[int]) ->
 
 
 def truncated(values: Tensor) -> Tensor:
-    """Cut values to whole numbers of 0..255, as a cast to uint8 does, in place; the dtype stays.
+    """Truncate values to integers in 0..255 in place, like a cast to uint8; the dtype stays.
 
-    0.0001 is added first: a whole number must not lose a level to float32's rounding.
+    0.0001 is added first, so that float32 rounding does not cost a whole number one level.
     """
     return values.clamp_(0, 255).add_(1e-4).floor_()
 
 
 def _gaussian(sigma: float, half: int) -> Kernel:
-    """Give 2 · half + 1 weights of sum 1."""
+    """Return 2 · half + 1 weights of sum 1."""
     weights = np.exp(-(np.arange(-half, half + 1) ** 2) / (2 * sigma**2))
     return np.asarray(weights / weights.sum())

@@ -1,8 +1,8 @@
-"""Noise of ImageNet-C (Hendrycks & Dietterich 2019), and the random numbers of all corruptions.
+"""Noise of ImageNet-C (Hendrycks & Dietterich 2019), and random numbers for all corruptions.
 
-Every function takes `images`, (B, 3, H, W) float in 0..255, which it may overwrite, and one
-generator an image, and returns the same shape, to be clipped to 0..255. `PARAMETERS` holds the
-published numbers of the five severities, by side of the images: `make_imagenet_c.py` (224) and
+Every corruption takes `images`, (B, 3, H, W) float in 0..255, which it may overwrite, and one
+generator per image. It returns the same shape, not yet clipped to 0..255. `PARAMETERS` holds the
+published numbers of the five severities by image size: `make_imagenet_c.py` (224) and
 `make_cifar_c.py` (32) of github.com/hendrycks/robustness.
 """
 
@@ -32,8 +32,7 @@ PARAMETERS: dict[str, Parameters] = {
     },
 }
 
-
-_CELLS = 4096  # of `shot_noise`: one chance in a hundred falls where the count changes
+_CELLS = 4096  # of `shot_noise`'s table: in 1 of 100 draws the cell does not determine the count
 
 
 def gaussian_noise(images: Tensor, generators: Generators, deviation: float) -> Tensor:
@@ -42,44 +41,45 @@ def gaussian_noise(images: Tensor, generators: Generators, deviation: float) -> 
 
 
 def shot_noise(images: Tensor, generators: Generators, photons: int) -> Tensor:
-    """Count photons, Poisson, of which white has `photons` on average; `photons` of them are white.
+    """Draw Poisson counts of photons; white has `photons` on average.
 
-    images: whole numbers. The distribution is inverted: one chance in [0, 1) a value.
+    The distribution function is inverted: one uniform number in [0, 1) per value. The images hold
+    whole numbers.
     """
     table, thresholds = _poisson_table(photons)
     chances = uniforms(generators, images.shape[1:])
     cells = (chances * _CELLS).to(torch.int32).add_(images.to(torch.int32), alpha=_CELLS)
     counts = table.index_select(0, cells.flatten())
-    doubtful = (counts < 0).nonzero().squeeze(1)
-    levels = images.flatten().index_select(0, doubtful).double()
-    asked = chances.flatten().index_select(0, doubtful).double() + levels
-    found = torch.searchsorted(thresholds, asked, right=True) - levels.long() * photons
-    counts.index_copy_(0, doubtful, found.to(counts.dtype))
+    unsettled = (counts < 0).nonzero().squeeze(1)
+    levels = images.flatten().index_select(0, unsettled).double()
+    keys = chances.flatten().index_select(0, unsettled).double() + levels
+    searched = torch.searchsorted(thresholds, keys, right=True) - levels.long() * photons
+    counts.index_copy_(0, unsettled, searched.to(counts.dtype))
     return counts.view(images.shape).to(images.dtype).mul_(255 / photons)
 
 
 @lru_cache(maxsize=1)
 def _poisson_table(photons: int) -> tuple[Tensor, Tensor]:
-    """Invert the distributions of the photons of all 256 levels.
+    """Invert the Poisson distribution functions of all 256 levels.
 
-    Returns: (256 · _CELLS,) int16, the count for a level's chances of one cell (the _CELLS-th part
-    of 0..1), -1 where they differ; and the chances below which no more than 0, 1, ... photons are
-    counted, each plus its level, (256 · photons,) float64.
+    Returns: (256 · _CELLS,) int16, the count in each of the _CELLS equal cells of [0, 1) of a
+    level, -1 if it changes within the cell; and (256 · photons,) float64, the distribution
+    functions at 0, 1, ... photons, each plus its level.
     """
     levels = torch.arange(256, dtype=torch.float64)[:, None]
     rates, counts = levels * photons / 255, torch.arange(photons, dtype=torch.float64)
     logarithms = torch.xlogy(counts, rates) - rates - torch.lgamma(counts + 1)
     chances = logarithms.exp().cumsum(1).clamp_(max=1)  # (256, photons)
     places = (chances * _CELLS).long().clamp_(max=_CELLS - 1) + levels.long() * _CELLS
-    met = places.flatten().bincount(minlength=256 * _CELLS).view(256, _CELLS)
-    table = torch.where(met > 0, -1, met.cumsum(1))
+    jumps = places.flatten().bincount(minlength=256 * _CELLS).view(256, _CELLS)
+    table = torch.where(jumps > 0, -1, jumps.cumsum(1))
     return table.flatten().to(torch.int16), (chances + levels).flatten()
 
 
 def impulse_noise(images: Tensor, generators: Generators, amount: float) -> Tensor:
-    """Make a share `amount` of all values, each channel for itself, black or white alike often."""
+    """Set a share `amount` of all values to 0 or 255 equally often, each channel by itself."""
     chances = uniforms(generators, images.shape[1:])
-    flags = torch.empty_like(chances)  # 0 or 1, as numbers: much quicker than to fill by a mask
+    flags = torch.empty_like(chances)  # 0 or 1 as floats: much faster than masked filling
     images.mul_(torch.ge(chances, amount / 2, out=flags))
     return images.add_(torch.ge(chances, 1 - amount / 2, out=flags), alpha=255)
 

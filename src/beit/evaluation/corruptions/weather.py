@@ -1,6 +1,7 @@
 """Weather of ImageNet-C (Hendrycks & Dietterich 2019): snow, frost, fog, brightness.
 
-Functions and `PARAMETERS` as in corruption_noise. Frost is not the published one: see `frost`.
+Frost is not the published one: see `frost`. The module `noise` describes the arguments of the
+functions and `PARAMETERS`.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ def snow(
     sigma: float,
     share: float,
 ) -> Tensor:
-    """Whiten the images and let flakes fall: enlarged bright noise, blurred downwards."""
+    """Whiten the images and add flakes: enlarged bright noise, blurred downwards."""
     flakes = normals(generators, (1, *images.shape[-2:])).mul_(deviation).add_(mean)
     angles = -135 + 90 * uniforms(generators, (1,)).squeeze(1).double()
     flakes = zoomed(flakes, zoom)
@@ -73,10 +74,10 @@ def snow(
 
 
 def frost(images: Tensor, generators: Generators, weight: float, frost_weight: float) -> Tensor:
-    """Add frost: the published weights, over a texture that we draw.
+    """Blend in a drawn frost texture with the published weights.
 
-    The published frost is cropped from six photographs of icy windows, which do not come with this
-    package. Ours is made of two plasma fractals an image, bright veins on a cloudy ground, so its
+    The published frost is cropped from six photographs of icy windows, which this package does not
+    have. Ours consists of two plasma fractals per image, bright veins on a cloudy ground. Its
     scores cannot be compared with published ImageNet-C frost.
     """
     ice = frost_texture(generators, images.shape[-2:])
@@ -86,13 +87,13 @@ def frost(images: Tensor, generators: Generators, weight: float, frost_weight: f
 def frost_texture(generators: Generators, size: tuple[int, int] | torch.Size) -> Tensor:
     """Draw ice. Returns: (B, 3, H, W) in 0..255."""
     ground, veins = (_plasma_of(generators, size, decay) for decay in (2.0, 1.6))
-    veins = 1 - (2 * veins - 1).abs()  # 1 along the level line of one half
+    veins = 1 - (2 * veins - 1).abs()  # 1 where the fractal is 0.5
     ice = (0.2 + 0.35 * ground).add_(veins.square_().square_(), alpha=0.45)
     return ice.unsqueeze(1) * (255 * torch.tensor(_FROST_TINT).view(3, 1, 1))
 
 
 def fog(images: Tensor, generators: Generators, thickness: float, decay: float) -> Tensor:
-    """Add a plasma fractal and scale back to the brightest value of the image."""
+    """Add a plasma fractal, and rescale to the brightest value of the image."""
     clouds = _plasma_of(generators, images.shape[-2:], decay).unsqueeze(1)
     brightest = images.amax((1, 2, 3), keepdim=True)
     images.add_(clouds, alpha=255 * thickness)
@@ -100,9 +101,9 @@ def fog(images: Tensor, generators: Generators, thickness: float, decay: float) 
 
 
 def brightness(images: Tensor, generators: Generators, amount: float) -> Tensor:
-    """Raise the value (of hue, saturation, value) by `amount` · 255, up to 255.
+    """Raise the value of HSV by `amount` · 255, up to 255.
 
-    Hue and saturation stay, as all channels are scaled alike; black, which has neither, turns grey.
+    All channels are scaled alike, which keeps hue and saturation; black becomes grey.
     """
     value = images.amax(1, keepdim=True)
     raised = (value + 255 * amount).clamp_(max=255)
@@ -110,7 +111,7 @@ def brightness(images: Tensor, generators: Generators, amount: float) -> Tensor:
 
 
 def _plasma_of(generators: Generators, size: tuple[int, int] | torch.Size, decay: float) -> Tensor:
-    """Cut a plasma fractal to `size`, from the next power of two: 256 for 224, 32 for 32."""
+    """Crop a plasma fractal of the next power of two (256 for 224, 32 for 32) to `size`."""
     height, width = size
     side = 1 << (max(height, width) - 1).bit_length()
     return plasma(uniforms(generators, (side * side,)), decay)[:, :height, :width]
@@ -119,8 +120,11 @@ def _plasma_of(generators: Generators, size: tuple[int, int] | torch.Size, decay
 def plasma(chances: Tensor, decay: float) -> Tensor:
     """Draw height maps by the diamond-square algorithm on a torus.
 
-    chances: (B, S·S) in [0, 1), S a power of two; decay: of the noise from one level to the next.
-    Returns: (B, S, S), from 0 to 1 in each.
+    Args:
+        chances: (B, S·S) in [0, 1), S a power of two
+        decay: of the noise from one level to the next
+
+    Returns: (B, S, S), each from 0 to 1
     """
     B, count = chances.shape
     side = round(count**0.5)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from beit.evaluation.truth import padded, plain_task
+from beit.evaluation.target_columns import padded, plain_task
 
 
 class Labelled:
@@ -24,9 +24,9 @@ NAMES = ("ant", "bee", "cat", "dog")
 def test_classes_are_matched_by_name_in_any_order():
     task = plain_task("set", Labelled([0, 2, 1], ["dog", "ant", "bee"]), 4, NAMES)
     assert task.columns.tolist() == [0, 1, 2, 3]
-    assert task.right.tolist() == [[3], [1], [0]]
-    assert task.groups.tolist() == [3, 1, 0]
-    assert task.names == [*NAMES]
+    assert task.targets.tolist() == [[3], [1], [0]]
+    assert task.labels.tolist() == [3, 1, 0]
+    assert task.class_names == [*NAMES]
     assert task.notes == ["the images have 3 of 4 classes; all 4 logits are compared"]
 
 
@@ -34,16 +34,16 @@ def test_only_the_logits_of_classes_that_are_there():
     source = Labelled([0, 2, 0], ["dog", "ant", "bee"])  # no ant
     task = plain_task("set", source, 4, NAMES, present_only=True)
     assert task.columns.tolist() == [1, 3]
-    assert task.right.tolist() == [[1], [0], [1]]
-    assert task.names == ["bee", "dog"]
+    assert task.targets.tolist() == [[1], [0], [1]]
+    assert task.class_names == ["bee", "dog"]
 
 
 def test_numbers_where_a_name_is_missing():
-    assert plain_task("set", Labelled([1, 0]), 2, ("ant", "bee")).right.tolist() == [[1], [0]]
+    assert plain_task("set", Labelled([1, 0]), 2, ("ant", "bee")).targets.tolist() == [[1], [0]]
     task = plain_task("set", Labelled([1, 0], ["x", "y"]), 2, None)
-    assert task.right.tolist() == [[1], [0]]
+    assert task.targets.tolist() == [[1], [0]]
     assert "numbered in the order of their names" in task.notes[0]
-    with pytest.raises(ValueError, match="there are 2 classes for the classifier's 3"):
+    with pytest.raises(ValueError, match="has 2 classes, the classifier has 3 without names"):
         plain_task("set", Labelled([1, 0], ["x", "y"]), 3, None)
 
 
@@ -54,7 +54,7 @@ def test_an_unknown_name_is_refused_with_the_nearest():
 
 def test_two_classes_of_one_name_match_in_their_order_only():
     twice = ("crane", "ant", "crane")
-    assert plain_task("set", Labelled([2], list(twice)), 3, twice).right.tolist() == [[2]]
+    assert plain_task("set", Labelled([2], list(twice)), 3, twice).targets.tolist() == [[2]]
     with pytest.raises(ValueError, match="two classes named crane"):
         plain_task("set", Labelled([0], ["crane"]), 3, twice)
 

@@ -1,0 +1,89 @@
+"""The images of a codebook: which of them have patches, and reading some of them again."""
+
+from collections.abc import Callable, Iterable, Iterator
+from math import prod
+
+import torch
+from torch import Tensor
+
+from beit.codebook.contents import Codebook, WholeImage
+from beit.codebook.crops import Crop, crop_patch, thumbnail
+from beit.data.batches import EvalBatches
+from beit.data.decoding import UnreadableImage
+from beit.data.sources import PartSource, Source
+from beit.data.views import EvalView
+from beit.rows.lines import printable
+
+Read = Callable[[Tensor], Iterable[tuple[Tensor, list[int]]]]
+
+
+class CodebookSource:
+    """A source with printable names, whose images smaller than a patch count as unreadable."""
+
+    def __init__(self, source: Source, patch_size: int) -> None:
+        self._source, self._patch_size = source, patch_size
+        self.labels, self.class_names = source.labels, source.class_names
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def image(self, index: int) -> Tensor:
+        image, P = self._source.image(index), self._patch_size
+        _, height, width = image.shape
+        if min(height, width) < P:
+            reason = f"{height} x {width} pixels are smaller than a patch of {P} x {P}"
+            raise UnreadableImage(self.name(index), reason)
+        return image
+
+    def name(self, index: int) -> str:
+        return printable(self._source.name(index))
+
+
+def label_names(source: Source) -> list[str]:
+    """Return the names of the labels, numbers for those without one; empty without labels."""
+    if source.labels is None or not bool((source.labels >= 0).any()):
+        return []
+    names = [printable(name) for name in source.class_names or []]
+    return names + [f"label {number}" for number in range(len(names), int(source.labels.max()) + 1)]
+
+
+def read_again(
+    source: Source, view: EvalView, batch_size: int, num_workers: int, indices: Tensor
+) -> Iterator[tuple[Tensor, list[int]]]:
+    """Yield some images again, each once: (B, 3, H, W) and their numbers.
+
+    Unreadable images are skipped. `indices` are sorted numbers (n,) int64.
+    """
+    if not len(indices):
+        return
+    part = PartSource(source, indices)
+    for batch in EvalBatches(part, view, batch_size, num_workers=num_workers):
+        if len(batch.indices):
+            yield batch.images, indices[batch.indices].tolist()
+
+
+def read_crops(
+    read: Read, grid: tuple[int, int], context: int, places: Tensor
+) -> Iterator[tuple[int, Crop]]:
+    """Yield the crop of each place (m,) int64 sorted; those of unreadable images are skipped."""
+    N = prod(grid)
+    positions: dict[int, list[int]] = {}
+    for image, position in zip((places // N).tolist(), (places % N).tolist(), strict=True):
+        positions.setdefault(image, []).append(position)
+    for images, indices in read(torch.tensor(list(positions), dtype=torch.int64)):
+        for image, index in zip(images, indices, strict=True):
+            for position in positions[index]:
+                yield index * N + position, crop_patch(image, position, grid, context)
+
+
+def read_whole_images(
+    read: Read, book: Codebook, number: int, encode: Callable[[Tensor], Tensor]
+) -> Iterator[WholeImage]:
+    """Yield `number` images, evenly spaced in the source; `encode` gives their codes (B, N)."""
+    total = len(book.source)
+    chosen = torch.linspace(0, total - 1, min(number, total)).round().long().unique()
+    for images, indices in read(chosen):
+        rows = encode(images).cpu().numpy()
+        for image, codes, index in zip(images, rows, indices, strict=True):
+            small = thumbnail(image.permute(1, 2, 0).numpy())
+            yield WholeImage(index, book.source.name(index), small, codes, book.label(index))

@@ -1,0 +1,258 @@
+"""Charts drawn by matplotlib, as SVG that takes its font and colours from the page.
+
+Create the figure and call `themed_svg` inside one `styled()` block. Use the colours of
+`beit.draw.colours`: each becomes a CSS variable of the page, with itself as the fallback, so that
+one drawing serves light and dark pages. Lengths are in pixels of the SVG.
+"""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from beit.draw.colours import FAINT, INK, RULE, SERIES
+from beit.draw.numbers import short_number, tick_labels
+from beit.draw.svg import themed_svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH, RIGHT, BOTTOM = 330, 18, 36  # of a chart; free beside and below its axes
+LINE = 15.5  # height of a line of text
+LETTER = 6.6  # mean width of a letter
+COLUMNS = 200  # long curves keep the extremes of this many pieces
+MARKED = 30  # curves with at most this many points show a dot for each
+_STYLE: Mapping[Any, Any] = {
+    "figure.dpi": 72,  # a point is a pixel of the SVG
+    "font.family": "DejaVu Sans",  # for measuring only: wider than the fonts of pages
+    "font.size": 11.5,
+    "text.color": INK,
+    "axes.autolimit_mode": "round_numbers",
+    "axes.axisbelow": True,
+    "axes.edgecolor": FAINT,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.labelcolor": FAINT,
+    "axes.xmargin": 0,
+    "axes.ymargin": 0,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "grid.color": RULE,
+    "legend.borderaxespad": 0,
+    "legend.borderpad": 0,
+    "legend.columnspacing": 1.2,
+    "legend.frameon": False,
+    "legend.handlelength": 1.2,
+    "legend.handletextpad": 0.4,
+    "legend.labelcolor": FAINT,
+    "legend.labelspacing": 0.3,
+    "lines.scale_dashes": False,
+    "path.simplify": False,  # `thinned` does it
+    "svg.fonttype": "none",
+    "xtick.color": FAINT,
+    "xtick.major.size": 4,
+    "ytick.color": FAINT,
+    "ytick.major.pad": 6,
+    "ytick.major.size": 0,
+}
+
+
+@contextmanager
+def styled(settings: Mapping[Any, Any] = _STYLE) -> Iterator[None]:
+    """Draw with these rcParams inside the block, independent of the user's own settings.
+
+    `$` is a letter, and the same figure gives the same bytes.
+    """
+    import matplotlib
+
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # Letters that the font lacks are boxes in a PNG; an SVG keeps them.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update({"text.parse_math": False, "svg.hashsalt": "beit", **settings})
+        yield
+
+
+def new_chart(title: str, height: float, width: float = WIDTH) -> "Figure":
+    """Start a figure with its title at the top left."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width / 72, height / 72))
+    figure.patch.set_visible(False)
+    write(figure, 0, 13, title, weight="bold")
+    return figure
+
+
+def write(figure: "Figure", x: float, y: float, words: str, **style: Any) -> None:
+    """Write words with their baseline at (x, y), counted from the top left corner."""
+    figure.text(x / figure.bbox.width, 1 - y / figure.bbox.height, words, **style)
+
+
+def place_axes(axes: "Axes", left: float, top: float, right: float, bottom: float) -> None:
+    """Move axes to these margins of their figure."""
+    width, height = axes.figure.bbox.size
+    w, h = (width - left - right) / width, (height - top - bottom) / height
+    axes.set_position((left / width, bottom / height, w, h))
+    axes.patch.set_visible(False)
+
+
+def label_ticks(
+    axes: "Axes", name: Literal["x", "y"], count: int, integer: bool = False
+) -> list[str]:
+    """Put about `count` ticks at round values of an axis. Returns: their labels."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+    axis = axes.xaxis if name == "x" else axes.yaxis
+    low, high = axis.get_view_interval()
+    if by_powers := axis.get_scale() == "log" and high / low > 6:
+        subs = (1, 2, 5) if high / low < 500 else (1,)
+        axis.set_major_locator(LogLocator(subs=subs, numticks=count))
+    else:
+        steps: dict[str, Any] = {"steps": [1, 2, 5, 10], "integer": integer, "min_n_ticks": 1}
+        axis.set_major_locator(MaxNLocator(count, **steps))
+        axes.autoscale_view()  # rounds the limits to the new ticks, unless they are set
+        axes.autoscale(False, name)
+        low, high = sorted(axis.get_view_interval())
+    axis.set_minor_locator(NullLocator())
+    room = 1e-9 * (high - low)
+    ticks = [float(t) for t in axis.get_majorticklocs() if low - room <= t <= high + room]
+    labels = [short_number(tick) for tick in ticks] if by_powers else tick_labels(ticks)
+    axis.set_ticks(ticks, labels)
+    return labels
+
+
+def shortened(words: str, most: int) -> str:
+    """Put words on one line, with an ellipsis in the middle if they have over `most` letters."""
+    words = " ".join("".join(c if c.isprintable() else " " for c in words).split())
+    if len(words) <= most:
+        return words
+    end = (most - 1) // 2
+    return f"{words[: most - 1 - end]}…{words[len(words) - end :]}"
+
+
+# ── lines over an axis ──────────────────────────────────────────────────────────────────────────
+
+
+class Line(NamedTuple):
+    """One line of a chart.
+
+    Attributes:
+        label: in the legend; empty for none
+        points: (x, y) by rising x; a NaN leaves a gap
+        level: y of a dashed horizontal line in the same colour
+    """
+
+    label: str
+    points: Sequence[tuple[float, float]]
+    level: float | None = None
+
+
+def line_chart(
+    title: str,
+    lines: Sequence[Line],
+    x_label: str,
+    *,
+    notes: Sequence[str] = (),
+    log: bool = False,
+    limits: tuple[tuple[float, float], tuple[float, float]] | None = None,
+    plot_height: float = 150,
+) -> bytes:
+    """Draw lines over one x axis, with a legend and notes below the title, as SVG.
+
+    Args:
+        log: a logarithmic y axis; all values must be positive
+        limits: of x and y; None for those of the data, y rounded
+    """
+    labels = [shortened(line.label, int((WIDTH - 24) / LETTER)) for line in lines if line.label]
+    num_columns = max(1, int(WIDTH / (32 + LETTER * max(map(len, labels), default=0))))
+    num_rows = -(-len(labels) // num_columns)
+    top = 30 + LINE * (num_rows + len(notes))
+    known = np.array([p for line in lines for p in line.points if not np.isnan(p[1])])
+    with styled():
+        height = top + plot_height + BOTTOM
+        figure = new_chart(title, height)
+        axes = figure.add_axes((0, 0, 1, 1))
+        handles = [_draw(axes, line, number) for number, line in enumerate(lines)]
+        if labels:
+            # A space in front: matplotlib leaves out labels that begin with an underscore.
+            named = [h for h, line in zip(handles, lines, strict=True) if line.label]
+            place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, 1 - 22 / height)}
+            figure.legend(named, [f" {label}" for label in labels], ncols=num_columns, **place)
+        for row, note in enumerate(notes):
+            write(figure, 0, 34 + LINE * (num_rows + row), note, color=FAINT)
+        if not len(known):
+            axes.remove()
+            middle = top + plot_height / 2
+            write(figure, WIDTH / 2, middle, "nothing logged", ha="center", color=FAINT)
+            return themed_svg(figure)
+        if log:
+            log_axis(axes, known[:, 1])
+        if limits is not None:
+            axes.set(xlim=limits[0], ylim=limits[1])
+        else:
+            low, high = known[:, 0].min(), known[:, 0].max()
+            axes.set_xlim((low, high) if low < high else (low - 1, high + 1))
+        finish_axes(axes, top, x_label, integer=bool((known[:, 0] % 1 == 0).all()))
+        return themed_svg(figure)
+
+
+def _draw(axes: "Axes", line: Line, number: int) -> Any:
+    """Draw a line, its level, and dots on few points or between gaps. Returns: a legend handle."""
+    from matplotlib.lines import Line2D
+
+    x, y = thinned(np.array(line.points, dtype=np.float64).reshape(-1, 2)).T
+    missing = np.isnan(np.concatenate([[np.nan], y, [np.nan]]))
+    alone = ~missing[1:-1] & missing[:-2] & missing[2:]
+    marked = np.arange(len(y)) if len(line.points) <= MARKED else alone.nonzero()[0]
+    colour = SERIES[number % len(SERIES)]
+    dashes: Any = "-" if number < len(SERIES) else (0, (5, 3))
+    style: dict[str, Any] = {"color": colour, "linewidth": 1.6, "clip_on": False}
+    if line.level is not None:
+        axes.axhline(line.level, linestyle=(0, (4, 3)), **(style | {"linewidth": 1}))
+    axes.plot(
+        x,
+        y,
+        linestyle=dashes,
+        marker="o",
+        markersize=4.5,
+        markeredgewidth=0,
+        markevery=marked.tolist(),
+        solid_capstyle="round",
+        **style,
+    )
+    return Line2D([], [], color=colour, linewidth=2.5, linestyle=dashes)
+
+
+def thinned(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Thin points (n, 2) to both ends and the extremes and gaps of `COLUMNS` pieces."""
+    if len(points) <= 2 * COLUMNS:
+        return points
+    kept = {0, len(points) - 1}
+    for piece in np.array_split(np.arange(len(points)), COLUMNS):
+        values = points[piece, 1]
+        missing = np.isnan(values)
+        if missing.any():
+            kept.add(piece[missing.argmax()])
+        if not missing.all():
+            kept |= {piece[np.nanargmin(values)], piece[np.nanargmax(values)]}
+    return points[sorted(kept)]
+
+
+def log_axis(axes: "Axes", values: NDArray[np.float64]) -> None:
+    """Make the y axis logarithmic, with some room around positive values."""
+    room = 1.1 if values.max() / values.min() > 1.01 else 2.0
+    axes.set_yscale("log")
+    axes.set_ylim(values.min() / room, values.max() * room)
+
+
+def finish_axes(axes: "Axes", top: float, x_label: str, integer: bool = True) -> None:
+    """Label both axes and leave room for the labels; integer: only whole numbers on x."""
+    left = 10 + LETTER * max(map(len, label_ticks(axes, "y", 5)), default=0)
+    place_axes(axes, left, top, RIGHT, BOTTOM)
+    label_ticks(axes, "x", 6, integer)
+    axes.set_xlabel(x_label, loc="right")

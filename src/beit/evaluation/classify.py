@@ -1,0 +1,131 @@
+"""Classify the images of a task, clean and corrupted: one row of outcomes per image."""
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from beit.data.batches import EvalBatches
+from beit.data.prefetch import prefetch
+from beit.data.unreadable import Unreadable, readable
+from beit.evaluation.corruptions.corrupt import corrupt
+from beit.evaluation.crops import CropViews
+from beit.evaluation.target_columns import Task
+from beit.nn.heads import ImageClassifier
+from beit.run.device import prepared, summed
+from beit.run.progress import Progress
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+    from beit.evaluation.evaluate import Config
+
+# Columns of the outcomes. One column per corruption follows: 1 if the image was top-1 correct.
+EVALUATED, TOP1, TOP5, NLL, CONFIDENCE, PREDICTED, CORRUPTED = range(7)
+
+
+@torch.no_grad()
+def classify(fabric: "Fabric", classifier: ImageClassifier, task: Task, config: "Config") -> Tensor:
+    """Classify this process's share of the images, clean and corrupted.
+
+    Returns: (n, 6 + corruptions) float32 on the CPU, one row per image, columns EVALUATED to
+    PREDICTED, then the corruptions. Rows of unreadable images and of other processes are zero.
+    """
+    world_size = fabric.world_size
+    view = CropViews(
+        classifier.backbone.config.image_size, config.crop_ratio, config.crops, task.border
+    )
+    batches = EvalBatches(
+        task.source,
+        view,
+        config.batch_size,
+        rank=fabric.global_rank,
+        world_size=world_size,
+        num_workers=config.num_workers,
+    )
+    unreadable = Unreadable(len(task.source), config.max_unreadable)
+    model = prepared(classifier.to(fabric.device).eval(), config.device)
+    columns = task.columns.to(fabric.device)
+    outcomes = torch.zeros(len(task.source), CORRUPTED + len(config.pairs))
+    loader = prefetch(batches, fabric.device)
+    progress_line = Progress(len(batches), enabled=fabric.is_global_zero)
+    with progress_line as progress, ThreadPoolExecutor(max(1, config.num_workers)) as pool:
+        for note in task.notes:
+            progress.message(note)
+        for step, batch in enumerate(readable(loader, unreadable, progress.warn), start=1):
+            indices, images = batch.indices.cpu(), batch.images
+            targets = task.targets[indices]
+            log_probs = log_probabilities(fabric, model, images, columns, config.flip)
+            outcomes[indices, :CORRUPTED] = outcomes_of(log_probs.cpu(), targets)
+            corrupted = corrupted_batches(images.cpu(), indices, config, pool)
+            for column, views in enumerate(corrupted, start=CORRUPTED):
+                views = views.to(fabric.device)
+                log_probs = log_probabilities(fabric, model, views, columns, config.flip)
+                outcomes[indices, column] = outcomes_of(log_probs.cpu(), targets)[:, TOP1]
+            progress.update(step, {}, len(indices) * world_size, loader.wait_seconds)
+    return outcomes
+
+
+def log_probabilities(
+    fabric: "Fabric", model: nn.Module, images: Tensor, columns: Tensor, flip: bool
+) -> Tensor:
+    """Classify images (B, V, 3, H, W) by the logits `columns`, (C,) int64.
+
+    Returns: (B, C), the log of the softmax over these logits, averaged over an image's V views
+    (and their mirror images, with flip).
+    """
+    log_probs = []
+    for view in images.unbind(1):  # (B, 3, H, W)
+        for pixels in (view, view.flip(-1)) if flip else (view,):
+            with fabric.autocast():
+                logits = model(pixels)  # (B, Y)
+            log_probs.append(logits.float()[:, columns].log_softmax(dim=1))  # (B, C)
+    return torch.stack(log_probs).logsumexp(dim=0) - math.log(len(log_probs))
+
+
+def outcomes_of(log_probs: Tensor, targets: Tensor) -> Tensor:
+    """Compare log-probabilities (B, C) with targets, (B, T) int64 in [0, C), padded with -1.
+
+    Returns: (B, 6) float32, columns EVALUATED to PREDICTED.
+    """
+    B, C = log_probs.shape
+    if not bool(log_probs.isfinite().all()):
+        raise ValueError(
+            "the classifier's logits are not finite; its weights may be broken, or the precision "
+            "too low: try --device.precision 32-true"
+        )
+    is_target = torch.zeros(B, C + 1, dtype=torch.bool)
+    is_target = is_target.scatter(1, targets.where(targets >= 0, C), True)[:, :C]  # (B, C)
+    top = log_probs.topk(min(5, C), dim=1)
+    hits = is_target.gather(1, top.indices)  # (B, 5)
+    nll = -log_probs.masked_fill(~is_target, -torch.inf).logsumexp(dim=1)
+    columns = [torch.ones(B), hits[:, 0], hits.any(dim=1), nll, top.values[:, 0].exp()]
+    return torch.stack([column.float() for column in [*columns, top.indices[:, 0]]], dim=1)
+
+
+def corrupted_batches(
+    images: Tensor, indices: Tensor, config: "Config", pool: ThreadPoolExecutor
+) -> Iterator[Tensor]:
+    """Yield images (B, V, 3, H, W) uint8 in each corruption; `num_workers` are made ahead."""
+    B, V = images.shape[:2]
+    flat, flat_indices = images.flatten(0, 1), indices.repeat_interleave(V)
+    pending: deque[Future[Tensor]] = deque()
+    for kind, severity in config.pairs:
+        pending.append(
+            pool.submit(corrupt, flat, kind, severity, seed=config.seed, indices=flat_indices)
+        )
+        if len(pending) > config.num_workers:
+            yield pending.popleft().result().unflatten(0, (B, V))
+    while pending:
+        yield pending.popleft().result().unflatten(0, (B, V))
+
+
+def summed_outcomes(fabric: "Fabric", outcomes: Tensor) -> Tensor:
+    """Merge the outcomes of all processes: a row is zero in all of them but one."""
+    if fabric.world_size == 1:
+        return outcomes
+    return summed(fabric, outcomes.to(fabric.device)).cpu()

@@ -1,0 +1,122 @@
+"""Metrics from the outcomes of `classify`: of all images, by class, by corruption."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from beit.evaluation.classify import CONFIDENCE, CORRUPTED, EVALUATED, NLL, PREDICTED, TOP1, TOP5
+from beit.evaluation.corruptions.corrupt import (
+    ALEXNET_ERRORS,
+    KINDS,
+    SEVERITIES,
+    kind_errors,
+    mean_corruption_error,
+)
+from beit.evaluation.target_columns import Task
+from beit.nn.metrics import confusion_matrix, expected_calibration_error, reliability
+
+if TYPE_CHECKING:
+    from beit.evaluation.evaluate import Config
+
+
+def classification_metrics(outcomes: Tensor, task: Task) -> dict[str, Any]:
+    """Compute metrics of all images and of each class, and the calibration.
+
+    outcomes: (n, 6 or more) as of `classify`; images that were not evaluated do not count
+    """
+    rows = outcomes[outcomes[:, EVALUATED] > 0].double()
+    bins = reliability(rows[:, CONFIDENCE], rows[:, TOP1] > 0)
+    metrics = {"top1": float(rows[:, TOP1].mean())}
+    if len(task.columns) > 5:
+        metrics["top5"] = float(rows[:, TOP5].mean())
+    classes = []
+    if task.labels is not None:
+        correct, total = by_class(outcomes, task)
+        present = total > 0
+        metrics["mean_per_class"] = float((correct[present].double() / total[present]).mean())
+        classes = [
+            {"name": name, "images": count, "top1": hits / count}
+            for name, hits, count in zip(
+                task.class_names, correct.tolist(), total.tolist(), strict=True
+            )
+            if count
+        ]
+    metrics["nll"] = float(rows[:, NLL].mean())
+    metrics["ece"] = expected_calibration_error(bins)
+    return {
+        "figures": metrics,
+        "classes": classes,
+        "reliability": {name: values.tolist() for name, values in bins._asdict().items()},
+    }
+
+
+def by_class(outcomes: Tensor, task: Task) -> tuple[Tensor, Tensor]:
+    """Count the correct and the evaluated images of each class: (G,) int64 each."""
+    assert task.labels is not None
+    G = len(task.class_names)
+    correct = torch.bincount(task.labels[outcomes[:, TOP1] > 0], minlength=G)
+    return correct, torch.bincount(task.labels[outcomes[:, EVALUATED] > 0], minlength=G)
+
+
+def class_confusion(outcomes: Tensor, task: Task) -> Tensor:
+    """Count targets against predictions, where classes are columns: (C, C) int64."""
+    evaluated = outcomes[:, EVALUATED] > 0
+    predicted = outcomes[evaluated, PREDICTED].long()
+    return confusion_matrix(task.targets[evaluated, 0], predicted, len(task.columns))
+
+
+def robustness_metrics(
+    outcomes: Tensor, config: "Config", baseline: Mapping[str, float] | None
+) -> dict[str, Any]:
+    """Compute accuracies and errors of the corruptions; {} if there are none.
+
+    baseline: mean errors by kind of `config.reference`
+    """
+    if not config.pairs:
+        return {}
+    evaluated = outcomes[:, EVALUATED] > 0
+    shares = outcomes[evaluated, CORRUPTED:].double().mean(dim=0).tolist()
+    errors, accuracy = dict[tuple[str, int], float](), dict[str, dict[str, float]]()
+    for (kind, severity), share in zip(config.pairs, shares, strict=True):
+        errors[kind, severity] = 1 - share
+        accuracy.setdefault(kind, {})[str(severity)] = share
+    metrics: dict[str, Any] = {"accuracy": accuracy, "kind_errors": kind_errors(errors)}
+    metrics["mean_corruption_error"] = mean_corruption_error(errors)
+    reference = config.reference
+    if baseline is None and config.dataset == "imagenet":
+        if len(config.pairs) == len(KINDS) * len(SEVERITIES):
+            baseline, reference = ALEXNET_ERRORS, "AlexNet"
+    if baseline is not None:
+        metrics |= {"mce": mean_corruption_error(errors, baseline), "reference": reference}
+    return metrics
+
+
+def reference_errors(
+    record: Mapping[str, Any], reference: str, pairs: Sequence[tuple[str, int]]
+) -> dict[str, float]:
+    """Return a reference's mean errors by kind.
+
+    Args:
+        record: evaluate.json of the reference
+        reference: its path, for errors
+        pairs: the corruptions, kind and severity, that are measured
+
+    Raises:
+        ValueError: the reference lacks one of them, or they leave out a severity.
+    """
+    accuracy: Mapping[str, Mapping[str, float]] = record["corruptions"].get("accuracy", {})
+    for kind, severity in pairs:
+        if str(severity) not in accuracy.get(kind, {}):
+            raise ValueError(
+                f"reference {reference} has no error for {kind} at severity {severity}; "
+                "evaluate it with the same corruptions, or give no reference"
+            )
+    severities = sorted({severity for _, severity in pairs})
+    if severities != list(SEVERITIES):
+        raise ValueError(
+            f"reference takes means over severities 1 to 5, got severities {severities}; "
+            "leave out --reference, or --severities"
+        )
+    return dict(record["corruptions"]["kind_errors"])

@@ -1,0 +1,98 @@
+"""The loop that computes a table: it reads batches, computes their rows and writes them."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+from beit.data.batches import EvalBatches
+from beit.data.prefetch import prefetch
+from beit.data.unreadable import Unreadable, readable
+from beit.rows.stream import LineStream
+from beit.rows.table import RowTable
+from beit.run.progress import Progress
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+class TableResult(NamedTuple):
+    """The file, None for standard output, and its rows, None in all processes but the first."""
+
+    file: Path | None
+    rows: int | None
+
+
+def compute_table(
+    fabric: "Fabric",
+    table: RowTable | LineStream,
+    view: Callable[[Tensor], Tensor],
+    compute: Callable[[Tensor], Mapping[str, Tensor]],
+    *,
+    num_workers: int,
+    max_unreadable: float,
+    show_progress: bool = True,
+) -> TableResult:
+    """Compute the missing parts of a table, each process its share, and merge all parts.
+
+    Args:
+        fabric: this process
+        table: where the rows go, with their images
+        view: (3, H, W) uint8 -> (3, H', W') uint8, the model's input
+        compute: (B, 3, H', W') uint8 -> (B, *shape) for each column; B > 0, under autocast
+        num_workers: processes that decode images
+        max_unreadable: largest share of unreadable images that does not stop the work
+        show_progress: to standard error, in the first process
+    """
+    first = fabric.is_global_zero
+    missing = fabric.broadcast(table.begin() if first else [])
+    mine = missing[fabric.global_rank :: fabric.world_size]
+    numbers = [batch for part in mine for batch in table.batches(part)]
+    source, batch_size = table.images, table.batch_size
+    batches = EvalBatches(source, view, batch_size, num_workers=num_workers, batches=numbers)
+    loader = prefetch(batches, fabric.device)
+    unreadable = Unreadable(len(source), max_unreadable)
+    step, started = 0, time.perf_counter()
+    with Progress(len(batches), enabled=first and show_progress) as progress, torch.no_grad():
+        progress.message(table.status(missing))
+        unreadable.note(table.unreadable())
+        for number in mine:
+            with table.part(number) as part:
+                for batch in islice(loader, len(table.batches(number))):
+                    values: Mapping[str, Tensor] = {}
+                    for filled in readable([batch], unreadable, progress.warn):  # none if B = 0
+                        with fabric.autocast():
+                            values = compute(filled.images)
+                    part.add(batch.indices, values, batch.unreadable)
+                    step += 1
+                    num_images = len(batch.indices) * fabric.world_size
+                    progress.update(step, {}, num_images, loader.wait_seconds)
+        fabric.barrier()
+        if not first:
+            return TableResult(table.output, None)
+        seconds = time.perf_counter() - started
+        unreadable.note(table.unreadable())  # those of the other processes too
+        with progress.aside("writing the table"):
+            num_rows = table.merge()
+        text = summary(table, num_rows, missing, seconds)
+        if table.output is None:  # standard output is for the lines
+            progress.message(text)
+    if table.output is not None:
+        print(text)
+    return TableResult(table.output, num_rows)
+
+
+def summary(
+    table: RowTable | LineStream, num_rows: int, computed: Sequence[int], seconds: float
+) -> str:
+    """Describe the finished table, and how fast the parts `computed` were computed."""
+    texts = [f"{num_rows} rows" + ("" if table.output is None else f" in {table.output}")]
+    if num_rows < len(table.images):
+        texts.append(f"{len(table.images) - num_rows} unreadable")
+    if computed:
+        texts.append(f"{sum(map(table.num_images, computed)) / seconds:.0f} images/s")
+    return ", ".join(texts)

@@ -1,0 +1,78 @@
+"""One part of a table: the rows of consecutive images, collected batch by batch."""
+
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from beit.data.sources import Source
+from beit.rows.files import Array, Column
+
+
+class Part:
+    """The rows of one part in memory."""
+
+    def __init__(self, columns: Sequence[Column], images: Source) -> None:
+        """Begin without rows. `columns` are those that are computed, without texts."""
+        self.num_images = 0  # so far, unreadable ones included
+        self._columns, self._images = columns, images
+        self._indices: list[Array] = []
+        self._values: dict[str, list[Array]] = {column.name: [] for column in columns}
+        self._unreadable: list[str] = []
+
+    def add(
+        self, indices: Tensor, values: Mapping[str, Tensor], unreadable: Sequence[str] = ()
+    ) -> None:
+        """Add the next batch, as `EvalBatches` yields it.
+
+        Args:
+            indices: (B,) int64, the image of each row
+            values: (B, *shape) by column, of any dtype that holds the column's; unused for B = 0
+            unreadable: "name: reason" of the batch's images that have no row
+
+        Raises:
+            ValueError: a number is not finite in its column's type.
+        """
+        image_indices = indices.cpu()
+        self.num_images += len(indices) + len(unreadable)
+        self._indices.append(image_indices.numpy())
+        self._unreadable += unreadable
+        for column in self._columns if len(indices) else ():
+            dtype = getattr(torch, column.dtype)
+            rows = values[column.name].detach()
+            rows = rows.to(dtype) if rows.is_floating_point() else rows  # fewer bytes to copy
+            rows = rows.cpu().to(dtype)
+            assert rows.shape[1:] == column.shape, f"{column.name}: {tuple(rows.shape)}"
+            if rows.is_floating_point() and not bool(rows.isfinite().all()):
+                bad = int((~rows.flatten(1).isfinite()).any(dim=1).nonzero()[0])
+                raise ValueError(
+                    f"{column.name} of {self._images.name(int(image_indices[bad]))} is not finite "
+                    f"in {column.dtype}; use a wider type or device.precision, or check the weights"
+                )
+            self._values[column.name].append(rows.numpy())
+
+    def content(self) -> dict[str, Array]:
+        """Return the arrays to keep, by name."""
+        columns = {
+            column.name: np.concatenate(
+                [np.empty((0, *column.shape), column.dtype), *self._values[column.name]]
+            )
+            for column in self._columns
+        }
+        unreadable = np.array(json.dumps(list(dict.fromkeys(self._unreadable))))
+        return {"index": np.concatenate(self._indices), "unreadable": unreadable} | columns
+
+
+def read_array(file: Path, name: str) -> Array:
+    """Read one array of a part's file, and nothing else of it."""
+    try:
+        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as part:
+            return np.asarray(part[name])
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{file} is damaged ({error}); delete it and run the command again"
+        ) from error
