@@ -1,4 +1,4 @@
-"""What `beit` says to input it cannot use: exit code 2, what was found where, nothing written."""
+"""Bad input: exit code 2, an error that says what is wrong and where, and no output written."""
 
 import json
 import pickle
@@ -14,7 +14,7 @@ from PIL import Image
 
 from beit import cli
 
-TINY = [  # one step and a moment; every option stands for what a user might say
+TINY = [  # one short step
     *("--preset", "shapes-tiny", "--optim.batch_size", "4", "--optim.epochs", "1"),
     *("--data.validation", "", "--run.stop_after", "1"),
 ]
@@ -32,7 +32,7 @@ def output(tmp_path) -> Path:
 
 @pytest.fixture
 def train(output):
-    """Runs `beit train-tokenizer` on a folder of images: its exit code."""
+    """Runs `beit train-tokenizer` on a folder of images; returns its exit code."""
 
     def call(data: object, *options: str) -> int:
         command = ["train-tokenizer", *TINY, "--teacher.image_size", "32"]
@@ -42,12 +42,12 @@ def train(output):
     return call
 
 
-def said(capsys) -> str:
-    """The one line of the error."""
+def error_line(capsys) -> str:
+    """Return the error; check that it is one line, the last one."""
     lines = capsys.readouterr().err.splitlines()
     errors = [line for line in lines if line.startswith("beit: error: ")]
     assert len(errors) == 1
-    assert lines[-1] == errors[0]  # and no traceback
+    assert lines[-1] == errors[0]  # no traceback
     return errors[0]
 
 
@@ -58,7 +58,7 @@ def picture(number: int) -> Image.Image:
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
-    """Twelve good images."""
+    """A folder of twelve images."""
     path = tmp_path / "images"
     path.mkdir()
     for number in range(12):
@@ -71,7 +71,7 @@ def folder(tmp_path) -> Path:
 
 def test_a_missing_folder(train, output, tmp_path, capsys):
     assert train(tmp_path / "absent") == 2
-    message = said(capsys)
+    message = error_line(capsys)
     assert f"{tmp_path / 'absent'}: no such file or folder" in message
     assert "expected a folder of images, *.parquet files or shapes://" in message
     assert not output.exists()
@@ -79,7 +79,7 @@ def test_a_missing_folder(train, output, tmp_path, capsys):
 
 def test_a_missing_validation_folder(train, output, folder, tmp_path, capsys):
     assert train(folder, "--data.validation", str(tmp_path / "absent")) == 2
-    assert f"{tmp_path / 'absent'}: no such file or folder" in said(capsys)
+    assert f"{tmp_path / 'absent'}: no such file or folder" in error_line(capsys)
     assert not output.exists()
 
 
@@ -87,7 +87,7 @@ def test_a_folder_without_images(train, output, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "notes.txt").write_text("nothing to see")
     assert train(tmp_path / "empty") == 2
-    message = said(capsys)
+    message = error_line(capsys)
     assert f"{tmp_path / 'empty'}: no images in this folder" in message
     assert "expected files named *.jpg" in message
     assert not output.exists()
@@ -95,13 +95,13 @@ def test_a_folder_without_images(train, output, tmp_path, capsys):
 
 def test_no_data_at_all(train, output, capsys):
     assert train("") == 2
-    assert "no data given: expected a folder of images" in said(capsys)
+    assert "no data given: expected a folder of images" in error_line(capsys)
     assert not output.exists()
 
 
 def test_fewer_images_than_a_batch(train, output, folder, capsys):
     assert train(folder, "--optim.batch_size", "16") == 2
-    message = said(capsys)
+    message = error_line(capsys)
     assert "a step takes 16 images" in message
     assert "there are only 12" in message
     assert not output.exists()
@@ -117,7 +117,7 @@ def truncated_jpeg() -> bytes:
 
 
 def bomb() -> bytes:
-    """A PNG of 20,000 x 20,000 grey pixels in some 50 KB: one bit a pixel, all zero."""
+    """A PNG of 20,000 x 20,000 pixels in about 50 KB: one bit per pixel, all zero."""
     rows = zlib.compress(bytes((1 + 20_000 // 8) * 20_000), 9)
 
     def chunk(kind: bytes, data: bytes) -> bytes:
@@ -143,13 +143,13 @@ def test_the_bomb_is_small():
 
 @pytest.mark.parametrize("cache", ["0", "1"])
 @pytest.mark.parametrize("name", BROKEN)
-def test_an_unreadable_image_that_nothing_allows(name, cache, train, output, folder, capsys):
+def test_an_unreadable_image_that_is_not_allowed(name, cache, train, output, folder, capsys):
     make, reason = BROKEN[name]
     (folder / name).write_bytes(make())
     options = ["--data.max_unreadable", "0", "--data.cache_gigabytes", cache]
     # All 13 images in one step, so that the broken one is among them.
     assert train(folder, "--optim.batch_size", "13", *options) == 2
-    message = said(capsys)
+    message = error_line(capsys)
     assert "1 of 13 images cannot be read, more than the allowed 0.000%" in message
     assert f"{name}: " in message
     assert reason in message
@@ -164,7 +164,7 @@ def test_one_unreadable_image_among_many(train, output, folder, capsys):
     options = ["--optim.batch_size", "100", "--optim.epochs", "2", "--run.stop_after", "6"]
     assert train(folder, *options) == 0
     shown = capsys.readouterr().err
-    assert shown.count("150.png") == 1  # met in both epochs, told once
+    assert shown.count("150.png") == 1  # unreadable in both epochs, reported once
     assert "unreadable, replaced by the next image: 150.png: not an image" in shown
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [record["unreadable"] for record in records] == [1]
@@ -178,7 +178,7 @@ def test_more_than_the_allowed_share(train, output, folder, capsys):
         (folder / f"{number:03}.png").write_bytes(b"These are words.")
     options = ["--optim.batch_size", "100", "--optim.epochs", "1", "--run.stop_after", "3"]
     assert train(folder, *options) == 2
-    message = said(capsys)
+    message = error_line(capsys)
     assert "4 of 300 images cannot be read, more than the allowed 1.000%" in message
     assert "017.png: not an image" in message
 
@@ -188,7 +188,7 @@ def test_nothing_but_unreadable_images(train, output, tmp_path, capsys):
     for number in range(5):
         (tmp_path / "words" / f"{number}.png").write_bytes(b"These are words.")
     assert train(tmp_path / "words", "--data.max_unreadable", "1") == 2
-    message = said(capsys)
+    message = error_line(capsys)
     assert "5 images in a row cannot be read" in message
     assert ".png: not an image" in message
     assert not output.exists()
@@ -252,13 +252,13 @@ def test_images_of_every_kind_load(train, output, tmp_path, capsys):
         ("pretrain", ["--crop_ratio", "1.5"], ["crop_ratio", "1.5"]),
     ],
 )
-def test_options_that_cannot_be(verb, options, expected, output, request, capsys):
+def test_invalid_options(verb, options, expected, output, request, capsys):
     command = [verb, "--preset", "shapes-tiny", "--run.output", str(output)]
     if verb == "pretrain":
         command += ["--tokenizer", str(request.getfixturevalue("tokenizer"))]
         capsys.readouterr()
     assert cli.main([*command, *options]) == 2
-    message = said(capsys)
+    message = error_line(capsys)
     assert not [part for part in expected if part not in message], message
     assert not output.exists()
 
@@ -267,7 +267,7 @@ def test_an_existing_run_directory(train, output, folder, capsys):
     output.mkdir()
     (output / "precious.txt").write_text("mine")
     assert train(folder) == 2
-    message = said(capsys)
+    message = error_line(capsys)
     assert f"{output} exists and is not overwritten" in message
     assert f"--resume {output}" in message
     assert [file.name for file in output.iterdir()] == ["precious.txt"]
@@ -292,7 +292,7 @@ def pretrain(output: Path, *options: str) -> int:
 def test_a_tokenizer_of_another_grid(tokenizer, output, capsys):
     options = ["--tokenizer", str(tokenizer), "--model.backbone.image_size", "[40,32]"]
     assert pretrain(output, *options) == 2
-    message = said(capsys)
+    message = error_line(capsys)
     assert "the tokenizer's grid is (4, 4), the backbone's (5, 4)" in message
     assert "model.backbone.image_size" in message
     assert not output.exists()
@@ -300,17 +300,17 @@ def test_a_tokenizer_of_another_grid(tokenizer, output, capsys):
 
 def test_a_tokenizer_of_another_number_of_codes(tokenizer, output, capsys):
     assert pretrain(output, "--tokenizer", str(tokenizer), "--model.num_codes", "65") == 2
-    assert "model.num_codes is 65, but the tokenizer has 64 codes" in said(capsys)
+    assert "model.num_codes is 65, but the tokenizer has 64 codes" in error_line(capsys)
     assert not output.exists()
 
 
-def test_a_run_that_is_no_tokenizer(tokenizer, output, tmp_path, capsys):
+def test_a_run_without_a_tokenizer(tokenizer, output, tmp_path, capsys):
     assert pretrain(tmp_path / "first", "--tokenizer", str(tokenizer)) == 0
     capsys.readouterr()
     assert pretrain(output, "--tokenizer", str(tmp_path / "first")) == 2
-    assert "holds a MaskedImageModel, which has no encode()" in said(capsys)
+    assert "holds a MaskedImageModel, which has no encode()" in error_line(capsys)
     assert cli.main(["train-tokenizer", "--resume", str(tmp_path / "first")]) == 2
-    assert "is a run of beit pretrain, not of beit train-tokenizer" in said(capsys)
+    assert "is a run of beit pretrain, not of beit train-tokenizer" in error_line(capsys)
     assert not output.exists()
 
 
@@ -318,12 +318,12 @@ def test_damaged_weights(tokenizer, output, tmp_path, capsys):
     whole = (tokenizer / "weights.safetensors").read_bytes()
     (tmp_path / "half.safetensors").write_bytes(whole[: len(whole) // 2])
     assert pretrain(output, "--tokenizer", str(tmp_path / "half.safetensors")) == 2
-    assert str(tmp_path / "half.safetensors") in said(capsys)
+    assert str(tmp_path / "half.safetensors") in error_line(capsys)
     assert not output.exists()
 
 
 class Malicious:
-    """Unpickled, it would leave a file behind."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, target: Path) -> None:
         self.target = target
@@ -344,7 +344,7 @@ def test_weights_that_hold_a_function(layout, output, tmp_path, capsys):
     else:
         file.write_bytes(pickle.dumps(content))
     assert pretrain(output, "--tokenizer", str(file)) == 2
-    message = said(capsys)
+    message = error_line(capsys)
     assert f"{file} is refused: it holds more than tensors and plain values" in message
     assert not trace.exists()
     assert not output.exists()

@@ -2,88 +2,40 @@ import logging
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Literal
 
 import pytest
 import yaml
 
 import beit
 from beit import cli
-from beit.command import presets
-from beit.tables import predict
-
-
-@dataclass(frozen=True)
-class Optim:
-    """How the weights move.
-
-    Args:
-        epochs: how often every image is seen
-        learning_rate: of the weights, at its highest
-    """
-
-    epochs: int = 3
-    learning_rate: float = 1e-3
-    betas: tuple[float, float] = (0.9, 0.98)
-    clip: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate} - expected above 0")
-
-
-@dataclass(frozen=True)
-class Erase:
-    """Random erasing, or none.
-
-    Args:
-        share: of the images
-    """
-
-    share: float = 0.25
+from beit.command.verbs import VERBS, Verb
+from beit.run.directory import RunDirectory
 
 
 @dataclass(frozen=True)
 class Config:
-    """A toy of a recipe.
+    """A toy.
 
     Args:
-        name: what it is called
         size: height and width
     """
 
-    name: str = "toy"
-    size: tuple[int, int] | None = None
-    kind: Literal["plain", "fancy"] = "plain"
-    rates: tuple[float, ...] = (0.1, 0.2)
-    untrained: bool = False
-    optim: Optim = field(default_factory=lambda: Optim(epochs=7))
-    erase: Erase | None = None
-
-    def __post_init__(self) -> None:
-        if self.kind == "fancy" and self.size is None:
-            raise ValueError("kind fancy needs a size")
+    size: int = 1
 
 
 @pytest.fixture
-def ran(monkeypatch, tmp_path):
-    """A verb `toy` and the presets `tiny` and `other`; returns the list of what was run."""
+def toy(monkeypatch) -> SimpleNamespace:
+    """The module of a verb `toy`; `calls` lists the arguments of its run."""
     calls = []
-    module = SimpleNamespace(Config=Config, run=calls.append, resume=calls.append)
-    monkeypatch.setitem(sys.modules, "toy_recipe", module)
-    toy = cli.Verb("toy_recipe", "play with it", positional=("name",), resumable=True)
-    monkeypatch.setitem(cli.VERBS, "toy", toy)
-    monkeypatch.setattr(presets, "FOLDER", tmp_path)
-    (tmp_path / "tiny.yaml").write_text(
-        "# A toy in a second.\n# beit toy --preset tiny\n"
-        "toy:\n  size: [4, 6]\n  optim: {epochs: 20, learning_rate: 1e-4}\n"
-        "probe:\n  model: here\n"
+    module = SimpleNamespace(
+        VERB="toy", Config=Config, run=lambda *arguments: calls.append(arguments), calls=calls
     )
-    (tmp_path / "other.yaml").write_text("# Only probes.\nprobe:\n  model: here\n")
-    return calls
+    monkeypatch.setitem(sys.modules, "toy_recipe", module)
+    monkeypatch.setitem(VERBS, "toy", Verb("toy_recipe", "play with it", resumable=True))
+    return module
 
 
 def refused(capsys, *arguments: str) -> str:
@@ -95,68 +47,53 @@ def refused(capsys, *arguments: str) -> str:
     return printed.err
 
 
-# ── from arguments to a Config ──────────────────────────────────────────────────────────────────
+def test_a_verb_runs_with_its_config(toy):
+    assert cli.main(["toy", "--size", "3"]) == 0
+    assert toy.calls == [(Config(3),)]
 
 
-def test_defaults_are_the_configs(ran):
-    assert cli.main(["toy"]) == 0
-    assert ran == [Config()]
+@pytest.mark.parametrize(
+    ("verb", "expected"),
+    [
+        ("pretrian", "unknown verb 'pretrian'; did you mean pretrain? See beit --help"),
+        ("--hepl", "unknown option '--hepl'; did you mean --help?"),
+        ("xyzzy", "unknown verb 'xyzzy'. See beit --help"),
+    ],
+)
+def test_unknown_verbs_are_refused(capsys, verb, expected):
+    assert expected in refused(capsys, verb)
 
 
-def test_options_of_every_kind(ran):
-    options = "--size=[3,5] --rates [1e-3,2] --kind fancy --untrained --optim.betas=[0.5,0.6]"
-    options += " --optim.clip 3 --optim.epochs 2 --erase.share 0.5 --name 2026"
-    assert cli.main(["toy", *options.split()]) == 0
-    assert ran == [
-        Config(
-            name="2026",
-            size=(3, 5),
-            kind="fancy",
-            rates=(1e-3, 2.0),
-            untrained=True,
-            optim=Optim(epochs=2, betas=(0.5, 0.6), clip=3.0),
-            erase=Erase(0.5),
-        )
-    ]
-    assert isinstance(ran[0].size, tuple)
-    assert isinstance(ran[0].optim.clip, float)
+def test_overview_and_version(capsys):
+    assert cli.main(["--help"]) == 0
+    overview = capsys.readouterr().out
+    assert all(f"  {name} " in overview for name in VERBS)
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"beit {beit.__version__}\n"
+    assert cli.main([]) == 2
+    assert capsys.readouterr().err == overview
 
 
-def test_null_and_false_can_be_said(ran, tmp_path):
-    (tmp_path / "c.yaml").write_text("untrained: true\nsize: [1, 2]\n")
-    options = ["--config", str(tmp_path / "c.yaml"), "--size", "null", "--untrained", "false"]
-    assert cli.main(["toy", *options]) == 0
-    assert ran == [Config()]
+def test_a_verb_of_two_words(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["visualise", "explorer", "out", "--model", "m", "--data", "d", "--print_config"])
+    resolved = yaml.safe_load(capsys.readouterr().out)
+    assert (resolved["output"], resolved["explorer"]) == ("out", True)
+    for words, message in (
+        (["visualise"], "what? Expected codes, tokens, attention, explorer, got nothing."),
+        (["visualise", "code"], "got code; did you mean codes?"),
+        (["visualise", "--help"], "Expected codes, tokens, attention, explorer, got --help"),
+    ):
+        assert cli.main(words) == 2
+        assert message in capsys.readouterr().err
 
 
-def test_preset_under_file_under_options_in_any_order(ran, tmp_path):
-    file = tmp_path / "mine.yml"
-    file.write_text("optim:\n  epochs: 30\n  clip: 1.0\nerase: {share: 0.75}\n")
-    arguments = ["toy", "--optim.clip", "2", "--config", str(file), "--preset=tiny"]
-    assert cli.main(arguments) == 0
-    expected = Optim(epochs=30, learning_rate=1e-4, clip=2.0)
-    assert ran == [Config(size=(4, 6), optim=expected, erase=Erase(0.75))]
+# ── log and errors ──────────────────────────────────────────────────────────────────────────────
 
 
-def test_a_file_may_be_a_preset_of_ones_own(ran, tmp_path):
-    assert cli.main(["toy", "--config", str(tmp_path / "tiny.yaml")]) == 0
-    assert ran[0].optim.epochs == 20
-
-
-def test_positional_arguments(ran):
-    assert cli.main(["toy", "blocks", "--optim.epochs", "1"]) == 0
-    assert ran == [Config(name="blocks", optim=Optim(epochs=1))]
-
-
-@pytest.mark.parametrize("values", [["a.jpg"], ["a.jpg", "b.jpg"], ["-"]])
-def test_the_last_positional_argument_may_be_many(values):
-    config = cli.parse("predict", predict.Config, ["runs/ft", *values, "--top_k", "3"])
-    assert (config.model, list(config.data), config.top_k) == ("runs/ft", values, 3)
-
-
-def test_what_is_logged_reaches_standard_error(ran, capsys, monkeypatch):
+def test_log_messages_reach_standard_error(toy, capsys, monkeypatch):
     log = logging.getLogger("beit.somewhere")
-    monkeypatch.setattr(sys.modules["toy_recipe"], "run", lambda config: log.info("left out: x"))
+    toy.run = lambda config: log.info("left out: x")
     assert cli.main(["toy"]) == 0
     assert capsys.readouterr().err == "left out: x\n"
     monkeypatch.setenv("RANK", "1")
@@ -164,118 +101,12 @@ def test_what_is_logged_reaches_standard_error(ran, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
-def test_print_config_can_be_run_again(ran, capsys, tmp_path):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["toy", "--preset", "tiny", "--erase.share", "0.5", "--print_config"])
-    assert stop.value.code == 0
-    resolved = capsys.readouterr().out
-    content = yaml.safe_load(resolved)
-    assert content["size"] == [4, 6]
-    assert content.keys() == {"name", "size", "kind", "rates", "untrained", "optim", "erase"}
-    (tmp_path / "again.yaml").write_text(resolved)
-    assert cli.main(["toy", "--config", str(tmp_path / "again.yaml")]) == 0
-    assert cli.main(["toy", "--preset", "tiny", "--erase.share", "0.5"]) == 0
-    assert ran[0] == ran[1]
-
-
-def test_help_of_a_verb(ran, capsys):
-    with pytest.raises(SystemExit) as stop:
-        cli.main(["toy", "--help"])
-    assert stop.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "--optim.epochs EPOCHS how often every image is seen (type: int, default: 7)" in text
-    assert "--resume RUN" in text
-    assert "--preset NAME" in text
-    assert "beit toy [NAME] [--preset NAME]" in text
-    assert "--optim CONFIG" not in text
-
-
-# ── resume ──────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("arguments", [["--resume", "runs/a"], ["--resume=runs/a"]])
-def test_resume_needs_only_the_run(ran, arguments):
-    assert cli.main(["toy", *arguments]) == 0
-    assert ran == [Path("runs/a")]
-
-
-def test_resume_refuses_other_options(ran, capsys):
-    message = refused(capsys, "toy", "--resume", "runs/a", "--optim.epochs", "9")
-    assert "takes no other option, got --optim.epochs 9" in message
-    assert "needs a value" in refused(capsys, "toy", "--resume")
-    assert ran == []
-
-
-# ── refusals ────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize(
-    ("arguments", "expected"),
-    [
-        ("pretrian", "unknown verb 'pretrian'; did you mean pretrain?"),
-        ("--hepl", "unknown option '--hepl'; did you mean --help?"),
-        ("toy --optim.epoch 3", "unknown option --optim.epoch; did you mean --optim.epochs?"),
-        ("toy --epochs=3", "unknown option --epochs; did you mean --optim.epochs?"),
-        ("toy --optim.lr=3", "unknown option --optim.lr; did you mean --optim.learning_rate?"),
-        ("toy --learnin_rate 1", "did you mean --optim.learning_rate?"),
-        ("toy --prest tiny", "unknown option --prest; did you mean --preset?"),
-        ("toy --xyzzy 1", "unknown option --xyzzy. See beit toy --help"),
-        ("toy --preset tyni", "there is no preset 'tyni'; did you mean tiny?"),
-        ("toy --preset other", "preset other has no part for toy; it has: probe"),
-        ("toy --preset", "--preset needs a value"),
-        ("toy --config nowhere.yaml", "nowhere.yaml: No such file or directory"),
-        ("toy --optim.epochs many", "optim.epochs: Expected int. Got value: many"),
-        ("toy --optim.epochs", "--optim.epochs: expected one argument"),
-        ("toy --kind odd", "kind: Expected one of ['plain', 'fancy']. Got value: odd"),
-        ("toy --size [3]", "size: Expected a tuple with 2 elements (got [3])"),
-        ("toy --erase.shar 1", "erase: Option 'shar' is not accepted (got shar=1)"),
-        ("toy --optim.learning_rate -1", "error: learning_rate is -1.0 - expected above 0"),
-        ("toy --kind fancy", "error: kind fancy needs a size"),
-        ("toy one two", "unexpected argument 'two': beit toy takes NAME"),
-        ("toy --untrained true two", "unrecognized arguments: two"),
-        ("probe here", "unexpected argument 'here': beit probe takes only options"),
-    ],
-)
-def test_mistakes_are_told_in_one_line(ran, capsys, monkeypatch, arguments, expected):
-    monkeypatch.setitem(
-        sys.modules, "beit.probing.probe", SimpleNamespace(Config=Config, run=ran.append)
-    )
-    assert expected in refused(capsys, *arguments.split())
-    assert ran == []
-
-
-@pytest.mark.parametrize(
-    ("content", "expected"),
-    [
-        ("optim: {epoch: 3}", "has an unknown field optim.epoch; did you mean optim.epochs?"),
-        ("sizes: [2, 3]", "has an unknown field sizes; did you mean size?"),
-        ("erase: {shar: 3}", "erase: Option 'shar' is not accepted"),
-        ("optim: 3", "optim is a group of fields, got 3"),
-        ("optim: [", "is not valid YAML"),
-        ("- 1", "does not hold a configuration"),
-        ("optim: {learning_rate: fast}", "optim.learning_rate: Expected float. Got value: fast"),
-        ("probe: {model: here}", "has no part for toy; it has: probe"),
-        ("toy: 3", "expected fields under toy, got 3"),
-    ],
-)
-def test_mistakes_in_files_name_the_file_and_field(ran, capsys, tmp_path, content, expected):
-    file = tmp_path / "mine.yml"
-    file.write_text(content)
-    assert expected in refused(capsys, "toy", "--config", str(file))
-    assert ran == []
-
-
-def test_a_preset_with_a_strange_part_is_refused(ran, capsys, tmp_path):
-    (tmp_path / "odd.yaml").write_text("toyy: {}\n")
-    assert "preset odd has 'toyy' at its top" in refused(capsys, "toy", "--preset", "odd")
-
-
-def test_errors_of_a_recipe(ran, capsys, monkeypatch):
+def test_errors_of_a_recipe(toy, capsys, monkeypatch):
     def failing(error):
         def run(config):
             raise error
 
-        monkeypatch.setattr(sys.modules["toy_recipe"], "run", run)
+        toy.run = run
 
     failing(ValueError("two\nlines"))
     assert refused(capsys, "toy") == "beit: error: two lines\n"
@@ -294,41 +125,6 @@ def test_errors_of_a_recipe(ran, capsys, monkeypatch):
     assert printed.endswith("beit: error: seen\n")
 
 
-# ── help, version, presets ──────────────────────────────────────────────────────────────────────
-
-
-def test_overview_and_version(capsys):
-    assert cli.main(["--help"]) == 0
-    overview = capsys.readouterr().out
-    assert all(f"  {name} " in overview for name in cli.VERBS)
-    assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out == f"beit {beit.__version__}\n"
-    assert cli.main([]) == 2
-    assert capsys.readouterr().err == overview
-
-
-def test_presets_lists_and_prints(ran, capsys, tmp_path):
-    assert cli.main(["presets"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [
-        "other  Only probes.",
-        "       probe",
-        "tiny   A toy in a second.",
-        "       toy, probe",
-    ]
-    assert cli.main(["presets", "tiny"]) == 0
-    assert capsys.readouterr().out == (tmp_path / "tiny.yaml").read_text()
-    assert "there is no preset 'tin'; did you mean tiny?" in refused(capsys, "presets", "tin")
-
-
-@pytest.mark.parametrize("name", presets.names())
-def test_every_shipped_preset_is_read_and_has_a_headline(name):
-    parts = presets.read_yaml(presets.path_of(name))
-    assert parts
-    assert parts.keys() <= cli.VERBS.keys()
-    assert presets.headline(name)
-
-
 def test_as_a_process():
     environment = {**os.environ, "PYTHONPATH": str(Path(beit.__file__).parents[1])}
     done = subprocess.run(
@@ -342,15 +138,24 @@ def test_as_a_process():
     assert "did you mean --name?" in done.stderr
 
 
-def test_a_verb_of_two_words(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["visualise", "explorer", "out", "--model", "m", "--data", "d", "--print_config"])
-    told = yaml.safe_load(capsys.readouterr().out)
-    assert (told["output"], told["explorer"]) == ("out", True)
-    for words, message in (
-        (["visualise"], "what? Expected codes, tokens, attention, explorer, got nothing."),
-        (["visualise", "code"], "got code; did you mean codes?"),
-        (["visualise", "--help"], "Expected codes, tokens, attention, explorer, got --help"),
-    ):
-        assert cli.main(words) == 2
-        assert message in capsys.readouterr().err
+# ── resume ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("option", ["--resume RUN", "--resume=RUN"])
+def test_resume_needs_only_the_run(toy, tmp_path, option):
+    run = RunDirectory.create(tmp_path / "run", asdict(Config(5)), "toy")
+    assert cli.main(["toy", *option.replace("RUN", str(run.path)).split()]) == 0
+    ((config, directory),) = toy.calls
+    assert (config, directory.path) == (Config(5), run.path)
+
+
+def test_resume_refuses_other_options_and_other_runs(toy, capsys, tmp_path):
+    message = refused(capsys, "toy", "--resume", "runs/a", "--size", "9")
+    assert "takes no other option, got --size 9" in message
+    assert "got a second --resume" in refused(capsys, "toy", "--resume=a", "--resume=b")
+    assert "needs a value" in refused(capsys, "toy", "--resume")
+    assert "nowhere is not a directory" in refused(capsys, "toy", "--resume", "nowhere")
+    other = RunDirectory.create(tmp_path / "run", {}, "other")
+    message = refused(capsys, "toy", "--resume", str(other.path))
+    assert "is a run of beit other, not of beit toy" in message
+    assert toy.calls == []

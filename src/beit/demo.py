@@ -1,39 +1,40 @@
-"""The whole job in minutes on two CPU cores: teacher, tokenizer, pretraining, probe, one report."""
+"""The demo: train a tokenizer, pretrain on its codes, probe and report, in minutes on two cores."""
 
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from beit.command import presets
+from beit.command.options import parse
 from beit.data.sources import open_source
 from beit.draw.report import Section, Table, write_report
 from beit.fetching import fetch
 from beit.pretraining import pretrain
 from beit.pretraining.config import Config as PretrainConfig
 from beit.probing import probe
+from beit.probing.charts import format_table
 from beit.run.directory import RunDirectory
-from beit.run.settings import from_plain
-from beit.tokenizer import vqkd as train_tokenizer
+from beit.run.journal import Result as Trained
+from beit.tokenizer import vqkd
 
 PRESET = "demo"
-LARGER = {"image_size": [64, 64], "patch_size": 16}  # for other images: as many patches
+LARGER = ("image_size=[64,64]", "patch_size=16")  # the same number of patches as the preset's
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "valid", "validation", "test")
-DRAWN = "shapes://10000?size=64"
+SHAPES = "shapes://10000?size=64"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of `beit demo`; every other number is in the preset `demo`.
+    """Settings of `beit demo`; all others are in the preset `demo`.
 
     Attributes:
         data: a folder of images or any other data string; empty fetches CIFAR-10
-        output: directory to create, for the runs and report.html; empty takes the first free one of
+        output: new directory for the runs and report.html; empty takes the first free one of
             runs/demo, runs/demo-2, ...
-        cache: where fetched data stays for the next time
+        cache: directory in which fetched data is kept
     """
 
     data: str = ""
@@ -42,93 +43,63 @@ class Config:
 
 
 class Sets(NamedTuple):
-    """Two data strings, and the images' size where it is not the preset's."""
+    """Data strings, and options of the ViTs that differ from the preset's."""
 
     train: str
     test: str
-    vit: Mapping[str, Any]
+    vit: tuple[str, ...]
 
 
 class Result(NamedTuple):
-    """The report, and its table of probes (None where the images have no labels)."""
+    """The report, and its table of probes (None for images without labels)."""
 
     report: Path
     table: Table | None
 
 
 def run(config: Config) -> Result:
-    """Train a tokenizer, pretrain on its codes, probe, and write one report about it all."""
+    """Train a tokenizer, pretrain on its codes, probe, and write one report."""
     started = time.monotonic()
     output = Path(config.output) if config.output else first_free(Path("runs/demo"))
     RunDirectory.check_new(output)
     sets = find_sets(config)
-    preset: Any = presets.read_yaml(presets.path_of(PRESET))
-    limit = preset[train_tokenizer.VERB]["data"]["limit"]
-    images = open_source(sets.train, limit=limit)
-    data = {"train": sets.train, "validation": sets.test}
-
-    def settings(verb: str, changes: Mapping[str, Any]) -> dict[str, Any]:
-        """Fit a part of the preset to the images: as many are seen, however few there are."""
-        plain = merged(preset[verb], {"data": data, **changes})
-        optim = plain["optim"]
-        optim["epochs"] = max(1, round(optim["epochs"] * limit / len(images)))
-        optim["warmup_epochs"] *= limit / len(images)
-        optim["batch_size"] = min(optim["batch_size"], max(1, len(images) // 4))
-        return plain
+    data = [f"--data.train={sets.train}", f"--data.validation={sets.test}"]
 
     print(f"\n1 of 3 · a tokenizer learns codes from a teacher, on {sets.train}")
-    changes: dict[str, Any] = {
-        "model": {"encoder": sets.vit},
-        "run": {"output": str(output / "tokenizer")},
-    }
-    tokenizer_config = from_plain(
-        train_tokenizer.Config, settings(train_tokenizer.VERB, changes), train_tokenizer.VERB
-    )
-    tokenizer = train_tokenizer.run(tokenizer_config)
+    vit = [f"--model.encoder.{option}" for option in sets.vit]
+    directory = f"--run.output={output / 'tokenizer'}"
+    tokenizer_config = from_preset(vqkd.VERB, vqkd.Config, [*data, *vit, directory])
+    images = open_source(sets.train, limit=tokenizer_config.data.limit)
+    tokenizer_config = fitted(tokenizer_config, len(images))
+    tokenizer = vqkd.run(tokenizer_config)
 
-    print("\n2 of 3 · a backbone learns to predict the codes of hidden patches")
-    labelled = images.labels is not None
-    changes = {
-        "tokenizer": str(tokenizer.directory),
-        "model": {"backbone": sets.vit},
-        "run": {"output": str(output / "pretrain")},
-    }
-    if not labelled:
-        changes["check"] = {"every": 0}
-    pretrain_config = from_plain(PretrainConfig, settings(pretrain.VERB, changes), pretrain.VERB)
-    pretrained = pretrain.run(pretrain_config)
+    print("\n2 of 3 · a backbone learns to predict the codes of masked patches")
+    options = [f"--model.backbone.{option}" for option in sets.vit]
+    options += [f"--tokenizer={tokenizer.directory}", f"--run.output={output / 'pretrain'}"]
+    options += ["--check.every=0"] if images.labels is None else []
+    pretrain_config = from_preset(pretrain.VERB, PretrainConfig, [*data, *options])
+    pretrained = pretrain.run(fitted(pretrain_config, len(images)))
 
     table = None
-    if labelled:
-        print("\n3 of 3 · what frozen features tell of the classes")
-        teacher = tokenizer_config.teacher
-        shared = {"train": sets.train, "test": sets.test}
-        backbone = {"model": str(pretrained.directory)}
-        rows = []
-        models: dict[str, dict[str, Any]] = {
-            "untrained backbone": {**backbone, "untrained": True},
-            "pretrained backbone": backbone,
-            "tokenizer's encoder": {"model": str(tokenizer.directory)},
-            "teacher": {"model": f"teacher:{teacher.source}", "image_size": teacher.image_size},
-        }
-        for name, choice in models.items():
-            plain = merged(preset["probe"], {**shared, **choice})
-            rows.append(table_row(name, probe.run(from_plain(probe.Config, plain, "probe")).rows))
-        columns = ["features of", "linear, [CLS]", "linear, mean", "k-NN, [CLS]", "k-NN, mean"]
-        table = Table("Accuracy on images never trained on, in percent.", columns, rows)
+    if images.labels is not None:
+        print("\n3 of 3 · probes measure how well frozen features separate the classes")
+        table = probe_all(sets, tokenizer, pretrained, tokenizer_config.teacher)
 
     minutes = (time.monotonic() - started) / 60
     summary = (
-        "A teacher's view of image patches was put into a codebook; a backbone learnt to predict "
-        "the codes of patches it could not see. No label of these images was used for either."
+        "A tokenizer learnt a codebook from a teacher's features of image patches; a backbone "
+        "learnt to predict the codes of masked patches. Neither used labels of these images."
         if table
-        else "The images have no class folders, so there is no probe: nothing to score against."
+        else "The images have no class folders, so there is no probe and no score."
     )
-    sections = [Section("What was learned", items=[table])] if table else []
     report = write_report(
         output / "report.html",
         "beit: from images to a backbone",
-        [*sections, *tokenizer.sections, *pretrained.sections],
+        [
+            *([Section("What was learned", items=[table])] if table else []),
+            *tokenizer.sections,
+            *pretrained.sections,
+        ],
         {"images": sets.train, "teacher": tokenizer_config.teacher.source, "preset": PRESET}
         | {"minutes": f"{minutes:.1f}"},
         summary=summary,
@@ -138,15 +109,50 @@ def run(config: Config) -> Result:
     return Result(report, table)
 
 
+def from_preset(verb: str, config_class: type, options: Sequence[str]) -> Any:
+    """Build a verb's Config from the preset and these options."""
+    return parse(verb, config_class, [f"--preset={PRESET}", *options])
+
+
+def fitted(config: Any, num_images: int) -> Any:
+    """Fit a training to the number of images: it takes about as many samples as the preset's."""
+    optim, share = config.optim, config.data.limit / num_images
+    optim = replace(
+        optim,
+        epochs=max(1, round(optim.epochs * share)),
+        warmup_epochs=optim.warmup_epochs * share,
+        batch_size=min(optim.batch_size, max(1, num_images // 4)),
+    )
+    return replace(config, optim=optim)
+
+
+def probe_all(sets: Sets, tokenizer: Trained, pretrained: Trained, teacher: Any) -> Table:
+    """Probe the untrained and the pretrained backbone, the tokenizer's encoder and the teacher."""
+    backbone = f"--model={pretrained.directory}"
+    models = {
+        "untrained backbone": [backbone, "--untrained"],
+        "pretrained backbone": [backbone],
+        "tokenizer's encoder": [f"--model={tokenizer.directory}"],
+        "teacher": [f"--model=teacher:{teacher.source}", f"--image_size={teacher.image_size}"],
+    }
+    rows = []
+    for name, options in models.items():
+        options = [f"--train={sets.train}", f"--test={sets.test}", *options]
+        result = probe.run(from_preset("probe", probe.Config, options))
+        rows.append(table_row(name, result.rows))
+    columns = ["features of", "linear, [CLS]", "linear, mean", "k-NN, [CLS]", "k-NN, mean"]
+    return Table("Accuracy on images never trained on, in percent.", columns, rows)
+
+
 def find_sets(config: Config) -> Sets:
-    """Settle what is trained and what is tested on: a folder's own split, or four fifths of it."""
+    """Choose the training and test images: a folder's own split, or its first 80 % and the rest."""
     if not config.data:
         try:
             files = fetch.run(fetch.Config(name="cifar10", directory=config.cache))
         except OSError as error:
-            print(f"{error}\nCIFAR-10 cannot be fetched here; going on with drawn scenes, {DRAWN}")
-            return Sets(f"{DRAWN}[:80%]", f"{DRAWN}[80%:]", LARGER)
-        return Sets(str(files.train), str(files.test), {})
+            print(f"{error}\nCIFAR-10 cannot be fetched; using drawn scenes instead, {SHAPES}")
+            return Sets(f"{SHAPES}[:80%]", f"{SHAPES}[80%:]", LARGER)
+        return Sets(str(files.train), str(files.test), ())
     folder = Path(config.data)
     train = next((folder / name for name in TRAIN_NAMES if (folder / name).is_dir()), None)
     test = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
@@ -156,39 +162,17 @@ def find_sets(config: Config) -> Sets:
 
 
 def first_free(path: Path) -> Path:
-    """Return the path, or where that exists the first of path-2, path-3, ... that does not."""
+    """Return the first of path, path-2, path-3, ... that does not exist."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
     return next(candidate for candidate in chain([path], numbered) if not candidate.exists())
 
 
-def merged(plain: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings with some of them changed."""
-    result = dict(plain)
-    for name, value in changes.items():
-        nested = isinstance(value, Mapping) and isinstance(result.get(name), Mapping)
-        result[name] = merged(result[name], value) if nested else value
-    return result
-
-
 def table_row(name: str, rows: list[probe.Row]) -> list[str]:
-    """Write one model's accuracies: linear by [CLS] and mean, then k-NN likewise."""
-    by_kind = {row["features"]: row for row in rows}
+    """Format one model's accuracies: linear of [CLS] and mean, then k-NN of both."""
+    by_features = {row["features"]: row for row in rows}
     cells = [name]
     for score in ("linear", "knn"):
-        for kind in ("cls", "mean"):
-            row: Any = by_kind.get(kind)
+        for features in ("cls", "mean"):
+            row: Any = by_features.get(features)
             cells.append(f"{100 * row[score]:.1f}" if row else "–")
     return cells
-
-
-def format_table(table: Table) -> str:
-    """Lay the table out for a terminal."""
-    lines = [table.columns, *table.rows]
-    widths = [max(len(str(line[i])) for line in lines) for i in range(len(table.columns))]
-    return "\n".join(
-        "  ".join(
-            f"{cell!s:<{width}}" if i == 0 else f"{cell!s:>{width}}"
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )

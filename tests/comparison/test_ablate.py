@@ -1,7 +1,7 @@
-"""Plans, the runs they unfold to, and what becomes of those that are killed or fail.
+"""Whole ablations: results, failures, repetition after a kill.
 
-Most tests put a short script in the place of training, which leaves the files of a finished run;
-the slow ones at the end train, and kill.
+Most tests replace training by a short script that writes the files of a finished run; the slow
+ones at the end train, and kill.
 """
 
 import csv
@@ -12,33 +12,21 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from beit.command import presets
-from beit.comparison import ablate
+from beit.comparison import ablate, execution
 from beit.comparison.plan import unfold
+from beit.comparison.planned_runs import STAGE_VERBS, Chain, PlannedRun, planned_chains
 
-TINY = """
-title: Two heads
-seeds: [0, 1]
-stages:
-  tokenizer: {verb: train-tokenizer, preset: shapes-tiny, run.seed: 0}
-  pretrain: {preset: shapes-tiny, tokenizer: $tokenizer}
-  probe: {preset: shapes-tiny, model: $pretrain}
-cells:
-  "off": {pretrain.model.head_layers: 0}
-  one block: {}
-figures: {"Linear, %": probe.linear.paper, Loss: pretrain.val_loss}
-"""
-# Leaves what a finished run leaves. A pretraining without aggregation fails if so asked.
+# Writes the files of a finished run; fails if one of its arguments is `failing`.
 STAND_IN = """
 import json, os, pathlib, sys
 name, folder, verb, failing, *arguments = sys.argv[1:]
 path = pathlib.Path(folder)
 if failing in arguments:
-    raise SystemExit("beit: error: it was asked to fail")
+    raise SystemExit("beit: error: told to fail")
 path.mkdir(parents=True)
 seed = int(arguments[-1].partition("=")[2])
 about = {"commit": "c0ffee", "torch": "2"}
@@ -55,92 +43,27 @@ else:
 """
 
 
-@pytest.fixture
-def plan(tmp_path: Path) -> Path:
-    file = tmp_path / "tiny.yaml"
-    file.write_text(TINY)
-    return file
-
-
 def stand_in(monkeypatch: pytest.MonkeyPatch, failing: str = "nothing") -> list[str]:
-    """Let scripts stand in for training; returns the names of those started, as they come."""
-    made = []
+    """Replace all runs by the script; return the names of those started, in order."""
+    started = []
 
-    def command(one: ablate.Run, output: Path, launcher: str) -> list[str]:
-        made.append(one.name)
-        folder = str(ablate.directory_of(one, output))
-        call = [sys.executable, "-S", "-c", STAND_IN, one.name, folder, one.stage.verb, failing]
-        return [*call, *one.arguments]
+    def command(run: PlannedRun, output: Path, launcher: str) -> list[str]:
+        started.append(run.name)
+        folder = str(run.directory(output))
+        call = [sys.executable, "-S", "-c", STAND_IN, run.name, folder, run.stage.verb, failing]
+        return [*call, *run.arguments]
 
-    monkeypatch.setattr(ablate, "command", command)
-    return made
+    monkeypatch.setattr(execution, "command", command)
+    return started
 
 
-def chains_of(file: Path, changes: dict[str, Any] | None = None) -> list[ablate.Chain]:
-    found = unfold(presets.read_yaml(file), str(file), ablate.VERBS, changes)
-    return ablate.unfolded_runs(found, str(file))
+def chains_of(file: Path) -> list[Chain]:
+    plan = unfold(presets.read_yaml(file), str(file), STAGE_VERBS)
+    return planned_chains(plan, str(file))
 
 
 def mtimes(folder: Path) -> dict[str, int]:
     return {str(file): file.stat().st_mtime_ns for file in folder.rglob("*") if file.is_file()}
-
-
-# ── from the plan to runs ───────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("name", sorted(file.stem for file in ablate.PLANS.glob("*.yaml")))
-def test_every_plan_is_made_of_options_that_there_are(name: str) -> None:
-    file = ablate.plan_file(f"plans/{name}.yaml")
-    chains = chains_of(file)
-    figures = presets.read_yaml(file)["figures"]
-    assert {f.partition(".")[0] for f in figures.values()} <= {s for c in chains for s in c.runs}
-    assert name in file.read_text().partition("title:")[0]  # the head comment says how to run it
-
-
-def test_equal_settings_are_one_run(plan: Path) -> None:
-    chains = chains_of(plan)
-    assert [(chain.cell, chain.seed) for chain in chains] == [
-        ("off", 0),
-        ("one block", 0),
-        ("off", 1),
-        ("one block", 1),
-    ]
-    names = {s: {chain.runs[s].name for chain in chains} for s in ("tokenizer", "pretrain")}
-    assert [len(found) for found in names.values()] == [1, 4]  # the tokenizer names its own seed
-    # What a cell says that is the preset's value, or the default, changes nothing.
-    plan.write_text(TINY.replace("one block: {}", "one block: {pretrain.mask.kind: block}"))
-    again = {chain.runs["pretrain"].name for chain in chains_of(plan)}
-    assert again == names["pretrain"]
-    plan.write_text(TINY.replace("run.seed: 0", "run.seed: 7"))  # all later stages build on it
-    assert again.isdisjoint(chain.runs["pretrain"].name for chain in chains_of(plan))
-
-
-def test_arguments_are_those_of_the_command(plan: Path, tmp_path: Path) -> None:
-    one = chains_of(plan)[2].runs["pretrain"]
-    tokenizer = one.references["tokenizer"]
-    assert ablate.command(one, tmp_path, "")[1:] == [
-        *("-m", "beit", "pretrain", "--preset=shapes-tiny", "--model.head_layers=0"),
-        *("--run.seed=1", f"--tokenizer={tmp_path}/runs/{tokenizer}"),
-        f"--run.output={tmp_path}/runs/{one.name}",
-    ]
-    launched = ablate.command(one, tmp_path, "torchrun --nproc_per_node 2 -m beit")
-    assert launched[:5] == ["torchrun", "--nproc_per_node", "2", "-m", "beit"]
-
-
-def test_what_is_begun_is_resumed_or_begun_anew(plan: Path, tmp_path: Path) -> None:
-    runs = chains_of(plan)[0].runs
-    begun, probed = (ablate.directory_of(runs[s], tmp_path) for s in ("pretrain", "probe"))
-    for directory in (begun, probed):
-        directory.mkdir(parents=True)
-    ablate.command(runs["pretrain"], tmp_path, "")
-    assert not begun.exists()  # it had no configuration, so it had not begun
-    begun.mkdir()
-    (begun / "config.yaml").write_text("run: {}")
-    resumed = ablate.command(runs["pretrain"], tmp_path, "")
-    assert resumed[1:] == ["-m", "beit", "pretrain", f"--resume={begun}"]
-    (probed / "probe.json").write_text("{}")
-    assert "--seed=0" in ablate.command(runs["probe"], tmp_path, "")
-    assert not probed.exists()
 
 
 @pytest.mark.parametrize(
@@ -149,7 +72,7 @@ def test_what_is_begun_is_resumed_or_begun_anew(plan: Path, tmp_path: Path) -> N
         ("model.head_layers: 0", "modle.head_layers: 0", "cell 'off', stage 'pretrain': unkn.*did"),
         ("head_layers: 0", "head_layers: x", "cell 'off', stage 'pretrain': .*Expected int"),
         ("preset: shapes-tiny, model", "preset: shape-tiny, model", "there is no preset.*did you"),
-        ("run.seed: 0", "run.output: a", "run.output is not for a plan"),
+        ("run.seed: 0", "run.output: a", "run.output cannot be set in a plan"),
         ("verb: train-tokenizer", "verb: train-tokeniser", "did you mean train-tokenizer"),
         ("figures:", "figrues:", "unknown field 'figrues'; did you mean figures?"),
     ],
@@ -157,10 +80,10 @@ def test_what_is_begun_is_resumed_or_begun_anew(plan: Path, tmp_path: Path) -> N
 def test_a_bad_plan_is_refused_before_anything_is_written(
     plan: Path, tmp_path: Path, old: str, new: str, message: str
 ) -> None:
-    plan.write_text(TINY.replace(old, new))
-    with pytest.raises(ValueError, match=message) as caught:
+    plan.write_text(plan.read_text().replace(old, new))
+    with pytest.raises(ValueError, match=message) as error:
         ablate.run(ablate.Config(str(plan), str(tmp_path / "out")))
-    assert str(plan) in str(caught.value)
+    assert str(plan) in str(error.value)
     assert not (tmp_path / "out").exists()
 
 
@@ -178,17 +101,14 @@ def test_plans_are_found_by_name_and_directories_not_taken(
         ablate.run(ablate.Config(str(plan), str(tmp_path / "other")))
 
 
-# ── running ─────────────────────────────────────────────────────────────────────────────────────
-
-
 def test_a_table_and_no_run_twice(
     plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = stand_in(monkeypatch)
+    started = stand_in(monkeypatch)
     output = tmp_path / "out"
     result = ablate.run(ablate.Config(str(plan), str(output), jobs=2))
     assert result.failures == {}
-    assert len(made) == len(set(made)) == 9  # one tokenizer; four times pretraining and probe
+    assert len(started) == len(set(started)) == 9  # one tokenizer; four times pretraining and probe
     assert result.table.rows == [
         ["off", "55.00 ± 7.07", "3.50 ± 0.71", "2"],
         ["one block", "55.00 ± 7.07", "3.50 ± 0.71", "2"],
@@ -203,20 +123,20 @@ def test_a_table_and_no_run_twice(
     assert rows[0]["tokenizer"] == rows[3]["tokenizer"]
 
     before, table = mtimes(output / "runs"), (output / "table.csv").read_bytes()
-    lost = ablate.directory_of(chains_of(plan)[1].runs["probe"], output)
-    (lost / "report.html").unlink()
+    removed = chains_of(plan)[1].runs["probe"].directory(output)
+    (removed / "report.html").unlink()
     capsys.readouterr()
     ablate.run(ablate.Config(str(plan), str(output), dry_run=True))
     assert capsys.readouterr().out.count("to do  ") == 1
-    for file in lost.iterdir():
+    for file in removed.iterdir():
         file.unlink()
-    lost.rmdir()
-    made.clear()
+    removed.rmdir()
+    started.clear()
     ablate.run(ablate.Config(str(plan), str(output)))
-    assert made == [lost.name]
+    assert started == [removed.name]
     after = mtimes(output / "runs")
     assert {name for name in after if after[name] != before.get(name)} == {
-        str(lost / name) for name in ("probe.json", "report.html")
+        str(removed / name) for name in ("probe.json", "report.html")
     }
     assert (output / "table.csv").read_bytes() == table
 
@@ -226,50 +146,26 @@ def test_a_failing_cell_does_not_stop_the_others(
 ) -> None:
     stand_in(monkeypatch, failing="--model.head_layers=0")
     output = tmp_path / "out"
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as stopped:
         ablate.run(ablate.Config(str(plan), str(output)))
-    assert left.value.code == 1
+    assert stopped.value.code == 1
     page = (output / "table.md").read_text()
     assert "| off | – | – | 0 of 2 |" in page
     assert "| one block | 55.00 ± 7.07 |" in page
     bad = chains_of(plan)[0].runs
-    assert f"`{bad['pretrain'].name}`: exit code 1: it was asked to fail" in page
+    assert f"`{bad['pretrain'].name}`: exit code 1: told to fail" in page
     assert f"`{bad['probe'].name}`: needs {bad['pretrain'].name}, which failed" in page
     assert f"failed: {bad['pretrain'].name}" in capsys.readouterr().out
 
 
-def test_a_figure_that_no_run_has_is_named(
+def test_a_metric_that_no_run_has_is_named(
     plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stand_in(monkeypatch)
-    plan.write_text(TINY.replace("pretrain.val_loss", "pretrain.val_los"))
+    plan.write_text(plan.read_text().replace("pretrain.val_loss", "pretrain.val_los"))
     result = ablate.ablate(ablate.Config(str(plan), str(tmp_path / "out"), jobs=3))
     assert list(result.failures) == ["Loss"]
-    assert "has no figure val_los; did you mean val_loss" in result.failures["Loss"]
-
-
-def test_figures_of_a_run(tmp_path: Path) -> None:
-    lines = [{"step": 1, "val_top1": 0.4, "loss": 2}, {"step": 2, "val_top1": 0.6, "val_loss": 1}]
-    lines += [{"step": 3, "val_top1": 0.5, "val_loss": 3, "loss": None}]
-    text = "".join(json.dumps(line) + "\n" for line in lines)
-    (tmp_path / "metrics.jsonl").write_text(text)
-    (tmp_path / "config.yaml").write_text("keep: last")
-    last = ablate.read_figures(tmp_path)
-    assert (last["val_top1"], last["val_loss"]) == (0.5, 3)
-    (tmp_path / "config.yaml").write_text("keep: best")
-    best = ablate.read_figures(tmp_path)
-    assert (best["val_top1"], best["val_loss"]) == (0.6, 1)
-
-
-def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ablate.torch.cuda, "device_count", lambda: 0)
-    assert ablate.places(ablate.Config("p")) == [{}]
-    assert ablate.places(ablate.Config("p", jobs=2)) == [{"OMP_NUM_THREADS": "1"}] * 2
-    monkeypatch.setattr(ablate.torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6")
-    found = [place["CUDA_VISIBLE_DEVICES"] for place in ablate.places(ablate.Config("p", jobs=3))]
-    assert found == ["4", "6", "4"]
-    assert ablate.places(ablate.Config("p", jobs=2, launcher="torchrun")) == [{}, {}]
+    assert "has no metric val_los; did you mean val_loss" in result.failures["Loss"]
 
 
 # ── with training ───────────────────────────────────────────────────────────────────────────────

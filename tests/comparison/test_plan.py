@@ -17,7 +17,7 @@ def plan(**changes: Any) -> dict[str, Any]:
 
 
 def fields(content: dict[str, Any], changes: dict[str, Any] | None = None) -> list[Any]:
-    """Of every cell: its name, and the fields of its stages."""
+    """Return the name of every cell and the fields of its stages."""
     cells = unfold(content, "plan.yaml", VERBS, changes).cells
     return [
         (cell.name, {stage.name: dict(stage.fields) for stage in cell.stages}) for cell in cells
@@ -49,33 +49,33 @@ def test_a_grid_is_every_choice_of_one_value_an_axis() -> None:
         "pretrain.model.head_layers": [1, 2],
         "start": {"k-means": {}, "random": {"tokenizer.codebook.kmeans": False}},
     }
-    found = fields(plan(cells=None, grid=grid))
-    assert [name for name, _ in found] == [
+    rows = fields(plan(cells=None, grid=grid))
+    assert [name for name, _ in rows] == [
         "head_layers 1, k-means",
         "head_layers 1, random",
         "head_layers 2, k-means",
         "head_layers 2, random",
     ]
-    depths = [stages["pretrain"]["model.head_layers"] for _, stages in found]
-    starts = [stages["tokenizer"].get("codebook.kmeans") for _, stages in found]
+    depths = [stages["pretrain"]["model.head_layers"] for _, stages in rows]
+    starts = [stages["tokenizer"].get("codebook.kmeans") for _, stages in rows]
     assert (depths, starts) == ([1, 1, 2, 2], [None, False, None, False])
 
 
-def test_changes_reach_the_stages_and_leave_what_a_cell_says() -> None:
+def test_changes_apply_to_stages_but_not_to_fields_a_cell_sets() -> None:
     cells = {"a": {}, "b": {"tokenizer.optim.epochs": 7}}
-    found = fields(plan(cells=cells), {"tokenizer.optim.epochs": 1})
-    assert [stages["tokenizer"]["optim.epochs"] for _, stages in found] == [1, 7]
+    rows = fields(plan(cells=cells), {"tokenizer.optim.epochs": 1})
+    assert [stages["tokenizer"]["optim.epochs"] for _, stages in rows] == [1, 7]
 
 
 def test_verbs_presets_seeds_and_references() -> None:
     cells = {"a": {"pretrain.preset": "q"}}
-    found = unfold(plan(cells=cells, seeds=[3, 5]), "plan.yaml", VERBS)
-    tokenizer, pretrain = found.cells[0].stages
+    unfolded = unfold(plan(cells=cells, seeds=[3, 5]), "plan.yaml", VERBS)
+    tokenizer, pretrain = unfolded.cells[0].stages
     assert (tokenizer.verb, tokenizer.preset, tokenizer.references) == ("train-tokenizer", "p", {})
     assert (pretrain.verb, pretrain.preset) == ("pretrain", "q")
     assert pretrain.references == {"tokenizer": "tokenizer"}
-    assert found.seeds == (3, 5)
-    assert found.figures == {"Loss": ("pretrain", "val_loss")}
+    assert unfolded.seeds == (3, 5)
+    assert unfolded.columns == {"Loss": ("pretrain", "val_loss")}
 
 
 @pytest.mark.parametrize(
@@ -98,6 +98,6 @@ def test_verbs_presets_seeds_and_references() -> None:
         ({"paper": {"b": {}}}, "plan.yaml, paper has an unknown cell 'b'"),
     ],
 )
-def test_what_does_not_fit_is_named(changes: dict[str, Any], message: str) -> None:
+def test_invalid_plans_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         unfold(plan(**changes), "plan.yaml", VERBS)

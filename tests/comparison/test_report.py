@@ -51,7 +51,7 @@ def test_runs_side_by_side_in_both_formats_and_renewed(tmp_path: Path) -> None:
     assert "a &lt;b&gt; &#34;c" in first
     assert "<script" not in first
 
-    with Path(runs[1], "metrics.jsonl").open("w") as file:  # it goes on
+    with Path(runs[1], "metrics.jsonl").open("w") as file:  # the run continues
         file.writelines(f"{json.dumps(record)}\n" for record in RECORDS)
     report.run(Config(runs, str(output), x="epoch"))
     assert "| loss | 1.5 | 1.5 |" in markdown.read_text().splitlines()
@@ -98,7 +98,7 @@ def test_samples_are_whole_pngs_and_nothing_else(tmp_path: Path) -> None:
     page = tmp_path / "report.html"
     others = '<img src="data:image/png;base64,####"><img src="data:image/png;base64,AAAA"><img>'
     page.write_text(others + SAMPLE * 3)
-    found = sample_pictures(page, 2)
-    assert [picture.data for picture in found] == [PNG, PNG]
-    assert found[0].alt == 'a <b> "c'
+    pictures = sample_pictures(page, 2)
+    assert [picture.data for picture in pictures] == [PNG, PNG]
+    assert pictures[0].alt == 'a <b> "c'
     assert sample_pictures(tmp_path / "none.html", 2) == []

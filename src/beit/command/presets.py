@@ -1,22 +1,23 @@
-"""Named runs: the YAML files of `beit/presets`, listed, printed and read.
+"""Presets, the YAML files of `beit/presets`: list, print and read them.
 
-A preset's top-level keys are verbs; under each stands that verb's Config. So one file serves one
-command or a whole chain. Its first comment line says what it is for.
+A preset maps verbs to values of their Configs, so that one file serves one command or a chain of
+them. Its first comment line says what it is for.
 """
 
 import re
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 import yaml
+
+from beit.command.messages import did_you_mean
 
 FOLDER = Path(__file__).parents[1] / "presets"
 
 
 @dataclass(frozen=True)
 class Config:
-    """What `beit presets` shows.
+    """Settings of `beit presets`.
 
     Args:
         name: print this preset's file; without a name, list all presets
@@ -26,7 +27,7 @@ class Config:
 
 
 def run(config: Config) -> None:
-    """Print the preset asked for, or one line for each: name, verbs, what it is for."""
+    """Print one preset, or the name, purpose and verbs of each."""
     if config.name is not None:
         print(path_of(config.name).read_text(encoding="utf-8"), end="")
         return
@@ -37,21 +38,20 @@ def run(config: Config) -> None:
 
 
 def names() -> list[str]:
-    """List the presets there are."""
+    """List the names of all presets."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def path_of(name: str) -> Path:
     """Find a preset's file by its name."""
     if name not in names():
-        near = get_close_matches(name, names(), n=1, cutoff=0.4)
-        hint = f"; did you mean {near[0]}?" if near else "."
+        hint = did_you_mean(name, names(), cutoff=0.4)
         raise ValueError(f"there is no preset {name!r}{hint} `beit presets` lists them")
     return FOLDER / f"{name}.yaml"
 
 
 def headline(name: str) -> str:
-    """Read the first line of a preset's head comment."""
+    """Return the first line of a preset's head comment."""
     for line in path_of(name).read_text(encoding="utf-8").splitlines():
         if line.startswith("#") and line.strip("# "):
             return line.strip("# ")
@@ -61,7 +61,7 @@ def headline(name: str) -> str:
 
 
 def read_yaml(path: Path) -> dict[str, object]:
-    """Read a mapping from a YAML file; only plain values, and 1e-3 is a number."""
+    """Read a mapping of plain values from a YAML file; 1e-3 is a number."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -76,7 +76,7 @@ def read_yaml(path: Path) -> dict[str, object]:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML 1.1 takes 1e-3 for a string, for want of a point and a sign."""
+    """Reads 1e-3 as a number; YAML 1.1 takes it for a string, as it has no point and no sign."""
 
 
 _PlainLoader.add_implicit_resolver(

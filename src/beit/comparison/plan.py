@@ -1,16 +1,17 @@
-"""Plans of ablations: a table's cells, each a chain of stages (docs/ablations.md has the format).
+"""Plans of ablations: the cells of a table, each a chain of stages (format: docs/ablations.md).
 
-A plan is read and unfolded here; what the fields of its stages mean is for the verbs to judge.
+This module checks a plan's structure; the verbs check the fields of its stages.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from itertools import product
 from typing import Any, NamedTuple
 
+from beit.command.messages import did_you_mean
+
 FIELDS = ("title", "text", "seeds", "stages", "cells", "grid", "figures", "paper")
-REFERENCE = "$"  # before the name of an earlier stage: its run directory
+REFERENCE = "$"  # $NAME stands for the run directory of an earlier stage
 
 
 @dataclass(frozen=True)
@@ -18,9 +19,9 @@ class Stage:
     """One command of the chain.
 
     Attributes:
-        name: what the plan calls it
+        name: in the plan
         verb: the command, `beit VERB`
-        preset: what it starts from; None for the verb's defaults
+        preset: to start from; None for the verb's defaults
         fields: values of the verb's options, by dotted name
     """
 
@@ -40,29 +41,29 @@ class Stage:
 
 
 class Cell(NamedTuple):
-    """One row of the table: a name, and the stages that it runs, in order."""
+    """One row of the table: a name, and its stages in order."""
 
     name: str
     stages: tuple[Stage, ...]
 
 
 class Plan(NamedTuple):
-    """What a plan asks for.
+    """The content of a plan.
 
     Attributes:
         title: of the table
         text: paragraphs under the title
-        seeds: with which every cell is run
+        seeds: of the runs of every cell
         cells: rows of the table
-        figures: title of a column, and the stage and figure that it shows
-        paper: what a publication reports for a cell: by cell and column, or a name of its own
+        columns: stage and metric of each column, by the column's title
+        paper: published results by cell, then by column or a name that is no column
     """
 
     title: str
     text: str
     seeds: tuple[int, ...]
     cells: tuple[Cell, ...]
-    figures: Mapping[str, tuple[str, str]]
+    columns: Mapping[str, tuple[str, str]]
     paper: Mapping[str, Mapping[str, str]]
 
 
@@ -75,19 +76,21 @@ def unfold(
     """Check a plan's structure and unfold its cells.
 
     Args:
-        content: what its YAML holds
-        source: its file, named in errors
-        verbs: commands that a stage may be
-        changes: by `stage.field`, values that take the place of those of the plan's stages; what a
-            cell says itself stays
+        content: of its YAML file
+        source: the file, for errors
+        verbs: allowed for a stage
+        changes: values that replace those of the plan's stages, by `stage.field`; fields that a
+            cell sets keep the cell's values
 
     Raises:
-        ValueError: a field, stage or verb that is unknown, or a value that does not fit.
+        ValueError: a field, stage or verb is unknown, or a value does not fit.
     """
-    _known(content, FIELDS, source)
+    _refuse_unknown(content, FIELDS, source)
     if not isinstance(content.get("stages"), dict) or not content["stages"]:
         raise ValueError(f"{source} has no stages; expected a mapping of names to settings")
-    stages = {name: _stage(name, given, source, verbs) for name, given in content["stages"].items()}
+    stages = {
+        name: _stage(name, settings, source, verbs) for name, settings in content["stages"].items()
+    }
     if changes:
         stages = {stage.name: stage for stage in _changed(stages, changes, f"{source}, --set")}
     cells = []
@@ -98,38 +101,44 @@ def unfold(
         cell = Cell(name, tuple(_changed(stages, parts or {}, where)))
         _check_references(cell, stages, where)
         cells.append(cell)
-    figures = {}
-    for title, place in _mapping(content, "figures", source).items():
-        stage, _, figure = str(place).partition(".")
-        if stage not in stages or not figure:
-            raise ValueError(
-                f"{source}, figure {title!r}: expected STAGE.FIGURE, got {place!r}"
-                f"{_nearest(stage, stages)}"
-            )
-        figures[str(title)] = (stage, figure)
-    if not figures:
-        raise ValueError(f"{source} has no figures; expected a mapping of titles to STAGE.FIGURE")
     return Plan(
         str(content.get("title", source)),
         str(content.get("text", "")),
         _seeds(content.get("seeds", [0]), source),
         tuple(cells),
-        figures,
+        _columns(content, stages, source),
         _paper(_mapping(content, "paper", source), [cell.name for cell in cells], source),
     )
 
 
-def flat(nested: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    """Write nested settings by dotted names; a name may be dotted already."""
-    found: dict[str, Any] = {}
+def _columns(
+    content: Mapping[str, Any], stages: Iterable[str], source: str
+) -> dict[str, tuple[str, str]]:
+    columns = {}
+    for title, place in _mapping(content, "figures", source).items():
+        stage, _, metric = str(place).partition(".")
+        if stage not in stages or not metric:
+            raise ValueError(
+                f"{source}, figure {title!r}: expected STAGE.FIGURE, got {place!r}"
+                f"{did_you_mean(stage, stages)}"
+            )
+        columns[str(title)] = (stage, metric)
+    if not columns:
+        raise ValueError(f"{source} has no figures; expected a mapping of titles to STAGE.FIGURE")
+    return columns
+
+
+def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Flatten nested settings to dotted names; a name may be dotted already."""
+    settings: dict[str, Any] = {}
     for name, value in nested.items():
-        inside = flat(value, f"{above}{name}.") if isinstance(value, Mapping) else {}
-        found |= inside if isinstance(value, Mapping) else {f"{above}{name}": value}
-    return found
+        is_group = isinstance(value, Mapping)
+        settings |= flat(value, f"{prefix}{name}.") if is_group else {f"{prefix}{name}": value}
+    return settings
 
 
 def _rows(content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """Name the cells: those listed, or every choice of one value on each axis of the grid."""
+    """Return the listed cells by name, or every combination of values of the grid's axes."""
     if ("cells" in content) == ("grid" in content):
         which = "neither" if "cells" not in content else "both"
         raise ValueError(f"{source}: expected cells or a grid, got {which}")
@@ -160,28 +169,28 @@ def _rows(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     return rows
 
 
-def _stage(name: str, given: Any, source: str, verbs: Sequence[str]) -> Stage:
+def _stage(name: str, settings: Any, source: str, verbs: Sequence[str]) -> Stage:
     where = f"{source}, stage {name!r}"
-    if not isinstance(given, dict | None) or "." in name:
-        raise ValueError(f"{where}: expected a name without a dot, and fields, got {given!r}")
-    fields = flat(given or {})
+    if not isinstance(settings, dict | None) or "." in name:
+        raise ValueError(f"{where}: expected a name without a dot, and fields, got {settings!r}")
+    fields = flat(settings or {})
     verb = fields.pop("verb", name)
     if verb not in verbs:
         raise ValueError(
-            f"{where}: unknown verb {verb!r}{_nearest(str(verb), verbs)} "
+            f"{where}: unknown verb {verb!r}{did_you_mean(str(verb), verbs)} "
             f"A stage is one of: {', '.join(verbs)}"
         )
     return Stage(name, verb, fields.pop("preset", None), fields)
 
 
 def _changed(stages: Mapping[str, Stage], changes: Mapping[str, Any], where: str) -> list[Stage]:
-    """Return the stages with some fields changed; one that is set to null is left out."""
+    """Return the stages with changed fields; a stage set to null is left out."""
     by_stage: dict[str, dict[str, Any]] = {name: {} for name in stages}
     left_out = set()
     for place, value in flat(changes).items():
         name, _, field = place.partition(".")
         if name not in stages:
-            raise ValueError(f"{where}: unknown stage {name!r}{_nearest(name, stages)}")
+            raise ValueError(f"{where}: unknown stage {name!r}{did_you_mean(name, stages)}")
         if field:
             by_stage[name][field] = value
         elif value is None:
@@ -191,49 +200,49 @@ def _changed(stages: Mapping[str, Stage], changes: Mapping[str, Any], where: str
                 f"{where}: expected fields of stage {name!r}, or null to leave it out, "
                 f"got {value!r}"
             )
-    found = []
+    changed = []
     for stage in stages.values():
         fields = by_stage[stage.name]
         if "verb" in fields:
             raise ValueError(f"{where}: the verb of stage {stage.name!r} cannot be changed")
         preset = fields.pop("preset", stage.preset)
         if stage.name not in left_out:
-            found.append(replace(stage, preset=preset, fields={**stage.fields, **fields}))
-    return found
+            changed.append(replace(stage, preset=preset, fields={**stage.fields, **fields}))
+    return changed
 
 
 def _check_references(cell: Cell, stages: Iterable[str], where: str) -> None:
     earlier: list[str] = []
     for stage in cell.stages:
-        for option, wanted in stage.references.items():
-            if wanted not in earlier:
-                why = _nearest(wanted, earlier)
-                if wanted in stages:
-                    why = ", which this cell leaves out or which comes later."
+        for option, target in stage.references.items():
+            if target not in earlier:
+                hint = did_you_mean(target, earlier)
+                if target in stages:
+                    hint = "; this cell leaves it out, or it comes later."
                 raise ValueError(
-                    f"{where}, stage {stage.name!r}: {option} is {REFERENCE}{wanted}, "
-                    f"expected an earlier stage{why}"
+                    f"{where}, stage {stage.name!r}: {option} is {REFERENCE}{target}, "
+                    f"expected an earlier stage{hint}"
                 )
         earlier.append(stage.name)
 
 
-def _seeds(given: Any, source: str) -> tuple[int, ...]:
-    fits = isinstance(given, list) and all(type(seed) is int and seed >= 0 for seed in given)
-    if not fits or not given or len(set(given)) < len(given):
-        raise ValueError(f"{source}: seeds is {given!r}, expected a list of different numbers")
-    return tuple(given)
+def _seeds(seeds: Any, source: str) -> tuple[int, ...]:
+    fits = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not fits or not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(f"{source}: seeds is {seeds!r}, expected a list of different numbers")
+    return tuple(seeds)
 
 
 def _paper(
-    given: Mapping[str, Any], cells: Sequence[str], source: str
+    results: Mapping[str, Any], cells: Sequence[str], source: str
 ) -> dict[str, dict[str, str]]:
-    _known(given, cells, f"{source}, paper", "cell")
-    for cell, reported in given.items():
-        if not isinstance(reported, dict):
-            raise ValueError(f"{source}, paper, {cell!r}: expected columns, got {reported!r}")
+    _refuse_unknown(results, cells, f"{source}, paper", "cell")
+    for cell, columns in results.items():
+        if not isinstance(columns, dict):
+            raise ValueError(f"{source}, paper, {cell!r}: expected columns, got {columns!r}")
     return {
-        str(cell): {str(column): str(value) for column, value in reported.items()}
-        for cell, reported in given.items()
+        str(cell): {str(column): str(value) for column, value in columns.items()}
+        for cell, columns in results.items()
     }
 
 
@@ -246,18 +255,16 @@ def _mapping(content: Mapping[str, Any], field: str, source: str) -> dict[str, A
 
 
 def _refuse_words(names: Iterable[Any], source: str) -> None:
-    """Refuse what YAML made of a name without quotes: off is False to it."""
+    """Refuse names that YAML reads as other values, such as an unquoted off as False."""
     for name in names:
         if name is None or isinstance(name, bool):
             raise ValueError(f"{source}: a name reads as {name}; put off, on, yes, no in quotes")
 
 
-def _known(given: Iterable[str], known: Sequence[str], source: str, what: str = "field") -> None:
-    for name in given:
+def _refuse_unknown(
+    names: Iterable[str], known: Sequence[str], source: str, what: str = "field"
+) -> None:
+    for name in names:
         if name not in known:
-            raise ValueError(f"{source} has an unknown {what} {name!r}{_nearest(name, known)}")
-
-
-def _nearest(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(str(name), list(map(str, known)), n=1)
-    return f"; did you mean {near[0]}?" if near else "."
+            hint = did_you_mean(str(name), known)
+            raise ValueError(f"{source} has an unknown {what} {name!r}{hint}")

@@ -1,7 +1,7 @@
-"""A report of runs: their curves overlaid, the settings that differ, last figures, samples.
+"""A report that compares runs: overlaid curves, differing settings, last metrics, samples.
 
-HTML in one file and Markdown with the figures beside it. Runs that are still going are shown as far
-as they have come; the command may be repeated, and renews what it wrote.
+One HTML file, and Markdown with its figures beside it. Unfinished runs are shown as far as they
+have come; a repeated command updates its report.
 """
 
 import base64
@@ -32,21 +32,21 @@ from beit.run.directory import RunDirectory
 from beit.run.log import read_log
 
 MARK = "<!-- written by beit report -->"
-MAX_REPORT_BYTES = 1 << 27  # a run's own report is read for samples up to this size
+MAX_REPORT_BYTES = 1 << 27  # larger reports of runs are not read for samples
 SAMPLE_PREFIX, PNG_START = "data:image/png;base64,", b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
 class Config:
-    """Which runs are reported, and where.
+    """Settings of `beit report`.
 
     Attributes:
         runs: run directories
-        output: folder of report.html, report.md and figures; new, or one that this command wrote
-        metrics: figures to draw, as named in metrics.jsonl; empty for all
-        x: what the curves run over
-        log: figures with a logarithmic axis
-        samples: pictures taken from each run's own report; 0 for none
+        output: folder for report.html, report.md and figures; new, or an earlier report
+        metrics: to draw, as named in metrics.jsonl; empty for all
+        x: horizontal axis of the curves
+        log: metrics with a logarithmic axis
+        samples: number of pictures to copy from each run's own report; 0 for none
     """
 
     runs: list[str]
@@ -64,14 +64,14 @@ class Config:
 
 
 class Result(NamedTuple):
-    """The page, and the same as Markdown."""
+    """The HTML and Markdown files."""
 
     report: Path
     markdown: Path
 
 
 def run(config: Config) -> Result:
-    """Read the runs, and write or renew their report."""
+    """Read the runs, and write or update their report."""
     output = Path(config.output)
     _check_output(output)
     paths = [Path(path) for path in config.runs]
@@ -79,71 +79,78 @@ def run(config: Config) -> Result:
     if twice := [path for path in config.runs if config.runs.count(path) > 1]:
         raise ValueError(f"{twice[0]} is named twice; name each run once")
     runs = [read_run(path, name, config.samples) for path, name in zip(paths, names, strict=True)]
-    known = figure_keys(runs)
-    if not known:
-        raise ValueError(
-            f"{', '.join(config.runs)}: nothing is logged yet in metrics.jsonl; wait for the first "
-            "line, which comes after run.log_every steps"
-        )
-    for option, chosen in (("metrics", config.metrics), ("log", config.log)):
-        if strange := [key for key in chosen if key not in known]:
-            raise ValueError(
-                f"{option} names {strange[0]}, which no run has logged; there are "
-                + ", ".join(known)
-            )
-    keys = list(config.metrics) or known
+    keys = _chosen_metrics(config, figure_keys(runs))
 
     (output / "figures").mkdir(parents=True, exist_ok=True)
     title = f"Run {names[0]}" if len(runs) == 1 else f"{len(runs)} runs side by side"
-    tables = [facts_table(runs), settings_table(runs), last_table(runs, keys)]
-    curves, lines = [], []
-    for key in keys:
-        drawing = curve_figure(runs, key, config.x, config.log)
-        file = file_name(key)
-        drawing.save(output / "figures", file)
-        alt = f"{key} over {config.x}s, a curve for each of {len(runs)} runs"
-        curves.append(Picture(f"figures/{file}.png, .svg", alt, drawing.png, "image/png"))
-        lines.append(f"![{markdown_text(alt)}](figures/{file}.png)")
-    about, settings, last = tables
+    about, settings, last = facts_table(runs), settings_table(runs), last_table(runs, keys)
+    curves = [_draw_curve(runs, key, config, output / "figures") for key in keys]
+    sampled = [run for run in runs if run.pictures]
+    no_difference = "All settings are alike." if len(runs) > 1 and not settings.rows else ""
+
     sections = [
         Section("The runs", items=[about]),
         Section("Curves", items=[Gallery("A run has the same colour in each.", curves)]),
         Section("Last figures", items=[last]),
+        Section("Settings", no_difference, [] if no_difference else [settings]),
     ]
-    alike = len(runs) > 1 and not settings.rows
-    words = "All settings are alike." if alike else ""
-    sections.append(Section("Settings", words, [] if alike else [settings]))
-    samples = [r for r in runs if r.pictures]
-    if samples:
-        galleries = [Gallery(f"Out of the report of {r.name}", r.pictures) for r in samples]
+    if sampled:
+        galleries = [Gallery(f"Out of the report of {run.name}", run.pictures) for run in sampled]
         sections.append(Section("Samples", items=galleries))
     report = write_report(output / "report.html", title, sections, _facts(config, runs))
 
-    chapters = [
+    images = [
+        f"![{markdown_text(curve.alt)}](figures/{file_name(key)}.png)"
+        for key, curve in zip(keys, curves, strict=True)
+    ]
+    parts = [
         f"{MARK}\n# {markdown_text(title)}",
         markdown_table(about),
-        "## Curves\n\n" + "\n".join(lines),
+        "## Curves\n\n" + "\n".join(images),
         f"## Last figures\n\n{markdown_table(last)}",
-        f"## Settings\n\n{words or markdown_table(settings)}",
+        f"## Settings\n\n{no_difference or markdown_table(settings)}",
     ]
-    if samples:
-        chapters.append("## Samples\n\n" + "\n\n".join(_sample_lines(samples, output)))
+    if sampled:
+        parts.append("## Samples\n\n" + "\n\n".join(_write_samples(sampled, output)))
     markdown = output / "report.md"
-    write_text(markdown, "\n\n".join(chapters) + "\n")
+    write_text(markdown, "\n\n".join(parts) + "\n")
     print(f"{len(runs)} runs, {len(keys)} curves; open {report} or {markdown}")
     return Result(report, markdown)
+
+
+def _draw_curve(runs: list[Run], key: str, config: Config, folder: Path) -> Picture:
+    drawing, file = curve_figure(runs, key, config.x, config.log), file_name(key)
+    drawing.save(folder, file)
+    alt = f"{key} over {config.x}s, a curve for each of {len(runs)} runs"
+    return Picture(f"figures/{file}.png, .svg", alt, drawing.png, "image/png")
+
+
+def _chosen_metrics(config: Config, logged: list[str]) -> list[str]:
+    """Return the metrics to draw; refuse names that no run has logged."""
+    if not logged:
+        raise ValueError(
+            f"{', '.join(config.runs)}: nothing is logged yet in metrics.jsonl; wait for the first "
+            "line, after run.log_every steps"
+        )
+    for option, names in (("metrics", config.metrics), ("log", config.log)):
+        if unknown := [name for name in names if name not in logged]:
+            raise ValueError(
+                f"{option} names {unknown[0]}, which no run has logged; expected names among "
+                + ", ".join(logged)
+            )
+    return list(config.metrics) or logged
 
 
 def read_run(path: Path, name: str, num_samples: int) -> Run:
     """Read a run directory.
 
     Raises:
-        FileNotFoundError, ValueError: it is none, has no metrics, or a file in it is damaged; names
-            the file.
+        FileNotFoundError, ValueError: not a run directory, no metrics, or a damaged file, which is
+            named.
     """
     directory = RunDirectory(path)
     if directory.environment_file.is_file():
-        _environment(directory)  # damaged, it is named
+        _environment(directory)  # refuses a damaged file by name
     directory = RunDirectory.open(path)
     if not directory.metrics_file.is_file():
         raise ValueError(
@@ -156,96 +163,93 @@ def read_run(path: Path, name: str, num_samples: int) -> Run:
         raise ValueError(f"{directory.metrics_file} is not text: {error}") from error
     pictures = sample_pictures(directory.report_file, num_samples) if num_samples else []
     settings = flat_settings(directory.config())
-    clean = name.encode(errors="replace").decode()  # bytes of a path that are no letters
-    return Run(clean, records, settings, _run_facts(directory, records), pictures)
+    text = name.encode(errors="replace").decode()  # a path may hold bytes that are no text
+    return Run(text, records, settings, _run_facts(directory, records), pictures)
 
 
 def _run_facts(directory: RunDirectory, records: list[dict[str, Any]]) -> dict[str, Cell]:
-    """Say how far a run is, and what it depends on beside its settings."""
+    """Describe a run's progress and environment."""
     last = records[-1] if records else {}
-    state = "finished" if directory.weights_file.is_file() else "not finished"
     epoch = last.get("epoch")
     facts: dict[str, Cell] = {
-        "state": state,
+        "state": "finished" if directory.weights_file.is_file() else "not finished",
         "step": last.get("step"),
         "epoch": None if epoch is None else short_number(float(epoch)),
     }
-    known = _environment(directory)
-    told = {key: known.get(key) for key in ("verb", "started", "commit", "torch")}
-    facts |= {key: None if value is None else str(value)[:19] for key, value in told.items()}
-    gpus = ", ".join(map(str, known.get("gpus") or []))
-    facts["machine"] = gpus or f"{known.get('cpus')} CPU cores"
+    environment = _environment(directory)
+    for key in ("verb", "started", "commit", "torch"):
+        value = environment.get(key)
+        facts[key] = None if value is None else str(value)[:19]
+    gpus = ", ".join(map(str, environment.get("gpus") or []))
+    facts["machine"] = gpus or f"{environment.get('cpus')} CPU cores"
     return facts
 
 
 def _environment(directory: RunDirectory) -> dict[str, Any]:
-    """Read what the run was made by.
-
-    Raises:
-        ValueError: the file is damaged.
-    """
+    """Read a run's environment.json; refuse a damaged one."""
     file = directory.environment_file
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
+        environment = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{file} is damaged: {error}") from error
-    if not isinstance(known, dict) or "verb" not in known:
-        raise ValueError(f"{file} is damaged: it does not say which verb made the run")
-    return known
+    if not isinstance(environment, dict) or "verb" not in environment:
+        raise ValueError(f"{file} is damaged: it does not name the verb that made the run")
+    return environment
 
 
 def sample_pictures(report: Path, most: int) -> list[Picture]:
-    """Take the first PNG pictures, with their descriptions, out of a run's own report, if any."""
+    """Read the first PNG images of a run's own report, with their alt texts; none if no report."""
     if not report.is_file() or report.stat().st_size > MAX_REPORT_BYTES:
         return []
     reader = _Pictures(most)
     reader.feed(report.read_text(encoding="utf-8", errors="replace"))
-    return reader.found
+    return reader.pictures
 
 
 class _Pictures(HTMLParser):
-    """Collects embedded PNGs; anything else in the page is passed over."""
+    """Collects embedded PNGs and ignores everything else in the page."""
 
     def __init__(self, most: int) -> None:
         super().__init__()
-        self.most, self.found = most, list[Picture]()
+        self.most, self.pictures = most, list[Picture]()
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        source = given.get("src") or ""
-        if tag != "img" or len(self.found) >= self.most or not source.startswith(SAMPLE_PREFIX):
+        attributes = dict(attrs)
+        source = attributes.get("src") or ""
+        full = len(self.pictures) >= self.most
+        if tag != "img" or full or not source.startswith(SAMPLE_PREFIX):
             return
         try:
             data = base64.b64decode(source.removeprefix(SAMPLE_PREFIX), validate=True)
         except binascii.Error:
             return
         if data.startswith(PNG_START) and len(data) >= 24:
-            words = given.get("alt") or "a picture of the run"
-            self.found.append(Picture(words, words, data, "image/png"))
+            alt = attributes.get("alt") or "a picture of the run"
+            self.pictures.append(Picture(alt, alt, data, "image/png"))
 
 
-def _sample_lines(runs: list[Run], output: Path) -> list[str]:
-    """Write the samples beside the Markdown. Returns: its lines."""
+def _write_samples(runs: list[Run], output: Path) -> list[str]:
+    """Write the samples beside the Markdown file; return its lines."""
     folder = output / "samples"
     folder.mkdir(exist_ok=True)
     lines = []
-    for number, shown in enumerate(runs, 1):
-        lines.append(f"Out of the report of {markdown_text(shown.name)}:")
-        for place, picture in enumerate(shown.pictures, 1):
-            file = f"run{number}-{place}.png"
+    for number, run in enumerate(runs, 1):
+        lines.append(f"Out of the report of {markdown_text(run.name)}:")
+        for index, picture in enumerate(run.pictures, 1):
+            file = f"run{number}-{index}.png"
             (folder / file).write_bytes(picture.data)
             lines.append(f"![{markdown_text(picture.alt)}](samples/{file})")
     return lines
 
 
 def _facts(config: Config, runs: list[Run]) -> dict[str, str]:
-    given = [path.encode(errors="replace").decode() for path in config.runs]
-    going = sum(run.facts["state"] != "finished" for run in runs)
-    return {"runs": ", ".join(given), "not finished": str(going), "curves over": f"{config.x}s"}
+    paths = ", ".join(config.runs).encode(errors="replace").decode()
+    unfinished = sum(run.facts["state"] != "finished" for run in runs)
+    return {"runs": paths, "not finished": str(unfinished), "curves over": f"{config.x}s"}
 
 
 def _check_output(output: Path) -> None:
-    """Refuse a folder that is something else than an earlier report."""
+    """Refuse an existing folder unless it is empty or holds an earlier report."""
     if not str(output) or str(output) == ".":
         raise ValueError("no output given; name a folder, as in --output report")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
@@ -253,6 +257,6 @@ def _check_output(output: Path) -> None:
     page = output / "report.md"
     if not page.is_file() or not page.read_text("utf-8", errors="replace").startswith(MARK):
         raise FileExistsError(
-            f"{output} exists and is no earlier report of runs, so it is not overwritten; name "
+            f"{output} exists and is no earlier report of runs; it is not overwritten, name "
             "another folder"
         )

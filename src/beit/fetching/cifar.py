@@ -1,10 +1,9 @@
-"""CIFAR-10 and CIFAR-100: their classes, and the formats in which they are published.
+"""CIFAR-10 and CIFAR-100: their classes and published formats, and the Parquet format of beit.
 
 Krizhevsky, "Learning multiple layers of features from tiny images", 2009: 50,000 training and
-10,000 test images of 32 x 32, in ten classes, or in a hundred that belong to twenty coarse ones.
+10,000 test images of 32 x 32, in ten classes, or in a hundred classes grouped into twenty coarse
+ones.
 """
-
-from __future__ import annotations
 
 import hashlib
 import io
@@ -17,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from beit.data.decoding import UnreadableImage, decode
+from beit.files import replacing
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100 = tuple(  # in the order of the archive's fine_label_names.txt
@@ -44,16 +44,16 @@ Bytes = npt.NDArray[np.uint8]
 
 
 class WrongDataError(Exception):
-    """What was read is not the data set."""
+    """The data read is not the data set."""
 
 
-class Images(NamedTuple):
+class LabelledImages(NamedTuple):
     """The images of one split.
 
     Attributes:
         pixels: (n, 32, 32, 3) uint8
         labels: (n,) uint8
-        coarse: (n,) uint8, labels of coarse classes; None where there are none
+        coarse: (n,) uint8, coarse labels; None without coarse classes
     """
 
     pixels: Bytes
@@ -61,31 +61,31 @@ class Images(NamedTuple):
     coarse: Bytes | None = None
 
 
-def from_records(data: bytes, label_bytes: int, name: str) -> Images:
-    """Read the binary version: records of labels, the coarse one first, and 3 x 32 x 32 bytes."""
+def from_records(data: bytes, label_bytes: int, name: str) -> LabelledImages:
+    """Read the binary version: records of the label, or coarse label and label, and 3072 bytes."""
     size = label_bytes + 3072
     if not data or len(data) % size:
-        raise WrongDataError(f"{name}: {len(data)} bytes are no records of {size}")
+        raise WrongDataError(f"{name}: {len(data)} bytes, expected a multiple of {size}")
     records = np.frombuffer(data, dtype=np.uint8).reshape(-1, size)
     pixels = records[:, label_bytes:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     coarse = records[:, 0].copy() if label_bytes == 2 else None
-    return Images(np.ascontiguousarray(pixels), records[:, label_bytes - 1].copy(), coarse)
+    return LabelledImages(np.ascontiguousarray(pixels), records[:, label_bytes - 1].copy(), coarse)
 
 
-def from_sheets(sheets: Mapping[str, bytes], labels: bytes) -> Images:
-    """Read PNGs of rows that are the 1024 pixels of one image each, and labels as a JSON list."""
+def from_sheets(sheets: Mapping[str, bytes], labels: bytes) -> LabelledImages:
+    """Read PNGs in which each row holds the 1024 pixels of an image, and labels as a JSON list."""
     try:
         images = [decode(data, name).permute(1, 2, 0) for name, data in sheets.items()]
         pixels = np.concatenate([image.numpy().reshape(-1, 32, 32, 3) for image in images])
-        return Images(pixels, np.array(json.loads(labels), dtype=np.uint8))
+        return LabelledImages(pixels, np.array(json.loads(labels), dtype=np.uint8))
     except (UnreadableImage, ValueError, TypeError, OverflowError) as error:
         raise WrongDataError(f"{', '.join(sheets)}: {error}") from error
 
 
 def read_parquet(
     file: Path | io.BytesIO, image: str, label: str, coarse: str | None = None
-) -> Images:
-    """Read the columns of images, of labels and, if named, of coarse labels."""
+) -> LabelledImages:
+    """Read the named columns of images, labels and, optionally, coarse labels."""
     import pyarrow
     from pyarrow import parquet
 
@@ -96,7 +96,7 @@ def read_parquet(
         images = [decode(row["bytes"], f"row {index}") for index, row in enumerate(rows)]
         pixels = np.stack([image.permute(1, 2, 0).numpy() for image in images])
         labels = [np.array(table.column(n).to_pylist(), dtype=np.uint8) for n in names[1:]]
-        return Images(pixels, *labels)
+        return LabelledImages(pixels, *labels)
     except (
         *(pyarrow.ArrowException, UnreadableImage, OSError),
         *(KeyError, TypeError, ValueError, OverflowError),
@@ -105,9 +105,9 @@ def read_parquet(
 
 
 def write_parquet(
-    path: Path, images: Images, names: Sequence[str], coarse_names: Sequence[str] = ()
+    path: Path, images: LabelledImages, names: Sequence[str], coarse_names: Sequence[str] = ()
 ) -> None:
-    """Write `image`, `label` and, where there are any, `coarse_label`, in the public layout."""
+    """Write the columns `image`, `label` and, if known, `coarse_label`, in the hub's layout."""
     import pyarrow
     from PIL import Image
     from pyarrow import parquet
@@ -128,24 +128,25 @@ def write_parquet(
     table = pyarrow.table(columns).replace_schema_metadata(
         {"huggingface": json.dumps({"info": {"features": features}})}
     )
-    temporary = path.with_suffix(".part")
-    parquet.write_table(table, temporary, row_group_size=1000, compression="none")
-    temporary.replace(path)
+    with replacing(path) as temporary:
+        parquet.write_table(table, temporary, row_group_size=1000, compression="none")
 
 
-def batch_digests(images: Images, batch_size: int) -> list[str]:
-    """Give the sha256 of each batch: of its pixels (n x 32 x 32 x 3, row by row) and labels."""
+def batch_digests(images: LabelledImages, batch_size: int) -> list[str]:
+    """Return the SHA-256 of each batch, over its pixels (n, 32, 32, 3) and labels."""
     pixels, labels, _ = images
     starts = range(0, len(labels), batch_size)
     batches = [slice(start, start + batch_size) for start in starts]
     return [hashlib.sha256(pixels[b].tobytes() + labels[b].tobytes()).hexdigest() for b in batches]
 
 
-def check_labels(images: Images, count: int, num_classes: int, num_coarse: int, name: str) -> None:
-    """Raise WrongDataError unless `count` images of 32 x 32 are in equally large classes.
+def check_labels(
+    images: LabelledImages, count: int, num_classes: int, num_coarse: int, name: str
+) -> None:
+    """Raise WrongDataError unless there are `count` images, equally many of each class.
 
-    Where there are coarse classes each class must belong to one of them, and each of them to
-    equally many classes.
+    With coarse classes, each class must belong to one of them, and each must have equally many
+    classes.
     """
     pixels, labels, coarse = images
     if pixels.shape != (count, 32, 32, 3) or labels.shape != (count,):
@@ -163,4 +164,4 @@ def check_labels(images: Images, count: int, num_classes: int, num_coarse: int, 
     share = num_classes // num_coarse
     sizes = np.bincount(pairs[:, 1], minlength=num_coarse).tolist()
     if len(pairs) != num_classes or sizes != [share] * num_coarse:
-        raise WrongDataError(f"{name}: coarse classes are not of {share} classes each")
+        raise WrongDataError(f"{name}: coarse classes do not have {share} classes each")

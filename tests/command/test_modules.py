@@ -1,7 +1,7 @@
-"""A verb with several recipes, chosen by `--kind`: options, files, presets and runs all say it."""
+"""A verb of several kinds: options, files, presets, runs or the model choose the module."""
 
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Literal
@@ -11,8 +11,12 @@ import yaml
 
 from beit import cli
 from beit.command import presets
+from beit.command.modules import find_module, module_of_run
+from beit.command.options import parse
+from beit.command.verbs import VERBS, Verb
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.vit import VisionTransformer, ViTConfig
+from beit.run.directory import RunDirectory
 from beit.tokenizer import dvae as train_dvae
 from beit.tokenizer import vqkd as train_tokenizer
 from beit.weights.file import save_weights
@@ -44,22 +48,22 @@ class Fancy:
 
 @pytest.fixture
 def ran(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
-    """A verb `toy` of two kinds, its presets; what was called, with what."""
+    """A verb `toy` of two kinds, and its presets; lists kind and configuration of each run."""
     calls: list[tuple[str, Any]] = []
     for name, config in (("plain", Plain), ("fancy", Fancy)):
-        module = SimpleNamespace(
-            Config=config,
-            run=lambda settings, name=name: calls.append((name, settings)),
-            resume=lambda path, name=name: calls.append((name, path)),
-        )
+
+        def run(settings: Any, directory: RunDirectory | None = None, name: str = name) -> None:
+            calls.append((name, settings))
+
+        module = SimpleNamespace(VERB="toy", Config=config, run=run)
         monkeypatch.setitem(sys.modules, f"toy_{name}", module)
     kinds = {"plain": "toy_plain", "fancy": "toy_fancy"}
-    toy = cli.Verb("toy_plain", "play with it", resumable=True, kinds=kinds)
-    monkeypatch.setitem(cli.VERBS, "toy", toy)
+    toy = Verb("toy_plain", "play with it", resumable=True, kinds=kinds)
+    monkeypatch.setitem(VERBS, "toy", toy)
     monkeypatch.setattr(presets, "FOLDER", tmp_path)
     (tmp_path / "blue.yaml").write_text("# Blue.\ntoy: {kind: fancy, colour: blue}\n")
     (tmp_path / "large.yaml").write_text("# Large.\ntoy: {size: 9}\n")
-    (tmp_path / "marked.yaml").write_text("# Large, and says so.\ntoy: {kind: plain, size: 9}\n")
+    (tmp_path / "marked.yaml").write_text("# Large, with its kind.\ntoy: {kind: plain, size: 9}\n")
     (tmp_path / "own.yml").write_text("kind: fancy\ncolour: green\n")
     return calls
 
@@ -81,19 +85,17 @@ def ran(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
         ("--preset blue --config FOLDER/own.yml", ("fancy", Fancy(colour="green"))),
     ],
 )
-def test_the_kind_is_said_anywhere(ran, tmp_path, arguments, expected) -> None:
+def test_any_source_may_set_the_kind(ran, tmp_path, arguments, expected) -> None:
     assert cli.main(["toy", *arguments.replace("FOLDER", str(tmp_path)).split()]) == 0
     assert ran == [expected]
 
 
-@pytest.mark.parametrize(("content", "kind"), [("size: 3\n", "plain"), ("kind: fancy\n", "fancy")])
-def test_a_run_is_resumed_by_its_own_recipe(ran, tmp_path, content, kind) -> None:
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run/config.yaml").write_text(content)
+@pytest.mark.parametrize(("config", "kind"), [(Plain(3), "plain"), (Fancy(), "fancy")])
+def test_a_run_is_resumed_by_the_module_of_its_kind(ran, tmp_path, config, kind) -> None:
+    RunDirectory.create(tmp_path / "run", asdict(config), "toy")
     assert cli.main(["toy", "--resume", str(tmp_path / "run")]) == 0
-    assert ran == [(kind, tmp_path / "run")]
-    assert cli.main(["toy", "--resume", "nowhere"]) == 0  # the recipe says what is wrong with it
-    assert ran[1:] == [("plain", Path("nowhere"))]
+    assert ran == [(kind, config)]
+    assert module_of_run("toy", Path("nowhere")) == "toy_plain"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +117,7 @@ def test_mistakes(ran, capsys, arguments, expected) -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ([], "--kind NAME one of plain, fancy; each has options of its own"),
+        ([], "--kind NAME one of plain, fancy; each has its own options"),
         (["--kind", "fancy"], "--colour COLOUR of it (type: str, default: red)"),
     ],
 )
@@ -140,15 +142,15 @@ def test_print_config_of_either_kind_can_be_run_again(ran, capsys, tmp_path, arg
 
 
 def test_the_tokenizers_are_two_kinds(capsys) -> None:
-    """Of the shipped verb: both recipes, `--print_config` of the preset, what a run says."""
-    kinds = cli.VERBS["train-tokenizer"].kinds
+    """The shipped verb has two kinds, and its preset prints the right one."""
+    kinds = VERBS["train-tokenizer"].kinds
     assert kinds == {"vqkd": train_tokenizer.__name__, "dvae": train_dvae.__name__}
     with pytest.raises(SystemExit):
         cli.main(["train-tokenizer", "--preset", "dvae-cifar10-cpu", "--print_config"])
     content = yaml.safe_load(capsys.readouterr().out)
     assert content["kind"] == "dvae"
     assert content["model"]["num_codes"] == 512
-    config = cli.parse("train-tokenizer", train_dvae.Config, ["--preset", "dvae-cifar10-cpu"])
+    config = parse("train-tokenizer", train_dvae.Config, ["--preset", "dvae-cifar10-cpu"])
     assert config.model.grid == (8, 8)
 
 
@@ -160,8 +162,8 @@ def test_the_model_chooses_between_classes_and_maps(tmp_path: Path) -> None:
     save_weights(other, VisionTransformer(backbone))
     for verb, folder in (("evaluate", "evaluation"), ("predict", "tables")):
         of_classes = f"beit.{folder}.{verb}"
-        assert cli.module_name(verb, ["--model", maps], None) == f"beit.segmentation.{verb}"
-        assert cli.module_name(verb, ["--model", other], None) == of_classes
-        assert cli.module_name(verb, ["--model", maps, "--kind", "classes"], None) == of_classes
-        assert cli.module_name(verb, [], None) == of_classes
-    assert cli.module_name("predict", [maps, "cat.jpg"], None) == "beit.segmentation.predict"
+        assert find_module(verb, ["--model", maps]) == f"beit.segmentation.{verb}"
+        assert find_module(verb, ["--model", other]) == of_classes
+        assert find_module(verb, ["--model", maps, "--kind", "classes"]) == of_classes
+        assert find_module(verb, []) == of_classes
+    assert find_module("predict", [maps, "cat.jpg"]) == "beit.segmentation.predict"

@@ -1,4 +1,4 @@
-"""Real processes, as small as they get: python without site packages, or a shell."""
+"""Real processes, as small as possible: Python without site packages, or a shell."""
 
 import os
 import signal
@@ -10,23 +10,23 @@ from pathlib import Path
 
 import pytest
 
-from beit.comparison.jobs import Job, run_jobs
+from beit.comparison.processes import Job, run_jobs
 
 
 def job(folder: Path, name: str, script: str, *needs: str) -> Job:
     return Job(name, ["sh", "-c", script], needs, folder / f"{name}.log")
 
 
-def run(jobs: list[Job], places: list[dict[str, str]]) -> tuple[dict[str, str], list[str]]:
-    """Return the failures, and what was told in its order."""
-    told: list[str] = []
+def run(jobs: list[Job], environments: list[dict[str, str]]) -> tuple[dict[str, str], list[str]]:
+    """Return the failures, and the callbacks in order."""
+    events: list[str] = []
     failures = run_jobs(
         jobs,
-        places,
-        lambda job: told.append(f"+{job.name}"),
-        lambda job, why: told.append(f"-{job.name}"),
+        environments,
+        lambda job: events.append(f"+{job.name}"),
+        lambda job, why: events.append(f"-{job.name}"),
     )
-    return failures, told
+    return failures, events
 
 
 def test_jobs_run_after_what_they_need(tmp_path: Path) -> None:
@@ -35,8 +35,8 @@ def test_jobs_run_after_what_they_need(tmp_path: Path) -> None:
         job(tmp_path, "reads", f"cat {file}", "writes", "of another start"),
         job(tmp_path, "writes", f"echo 7 > {file}"),
     ]
-    failures, told = run(jobs, [{}, {}])
-    assert (failures, told) == ({}, ["+writes", "-writes", "+reads", "-reads"])
+    failures, events = run(jobs, [{}, {}])
+    assert (failures, events) == ({}, ["+writes", "-writes", "+reads", "-reads"])
     assert (tmp_path / "reads.log").read_text() == "7\n"
 
 
@@ -48,17 +48,17 @@ def test_a_failure_stops_only_what_needs_it(tmp_path: Path) -> None:
         job(tmp_path, "good", "true"),
         job(tmp_path, "shot", "kill -9 $$"),
     ]
-    failures, told = run(jobs, [{}])
+    failures, events = run(jobs, [{}])
     assert failures == {
         "bad": "exit code 3: no such thing",
         "after": "needs bad, which failed",
         "last": "needs after, which failed",
         "shot": "killed by signal 9: no output",
     }
-    assert [word for word in told if word.startswith("+")] == ["+bad", "+good", "+shot"]
+    assert [word for word in events if word.startswith("+")] == ["+bad", "+good", "+shot"]
 
 
-def test_each_place_has_its_environment_and_one_job_at_a_time(tmp_path: Path) -> None:
+def test_each_environment_has_one_job_at_a_time(tmp_path: Path) -> None:
     here = f"test ! -e {tmp_path}/$GPU && touch {tmp_path}/$GPU && sleep 0.2 && rm {tmp_path}/$GPU"
     jobs = [job(tmp_path, str(n), f"{here} && echo $GPU") for n in range(4)]
     assert run(jobs, [{"GPU": "a"}, {"GPU": "b"}])[0] == {}
@@ -78,10 +78,10 @@ def test_processes_end_with_an_error(tmp_path: Path) -> None:
     assert not pid.exists() or not alive(int(pid.read_text()))
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells of a parent's death")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a parent's death")
 def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from beit.comparison.jobs import Job, run_jobs;"
+        "import sys; from pathlib import Path; from beit.comparison.processes import Job, run_jobs;"
         f"run_jobs([Job('j', ['sh', '-c', 'echo $$ > {tmp_path}/pid; exec sleep 60'], (), "
         f"Path('{tmp_path}/log'))], [{{}}], print, print)"
     )
@@ -108,7 +108,7 @@ def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
 
 
 def alive(pid: int) -> bool:
-    """Tell whether a process runs; one that ended and was not waited for does not."""
+    """Tell whether a process runs; a zombie does not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

@@ -1,0 +1,53 @@
+"""Error messages: suggestions of names, jsonargparse's errors in plain words, one line each."""
+
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """Suggest the nearest name: first by its last part (`--epochs`) or its initials (`--lr`).
+
+    Args:
+        cutoff: least similarity, from 0 to 1; see `difflib.get_close_matches`
+    """
+
+    def tail(dotted: str) -> str:
+        return dotted.lstrip("-").rpartition(".")[2]
+
+    def initials(dotted: str) -> str:
+        return "".join(word[:1] for word in tail(dotted).split("_"))
+
+    choices = sorted(known)
+    same = [choice for choice in choices if tail(name) in (tail(choice), initials(choice))]
+    near = get_close_matches(name, same, 1, 0.0) or get_close_matches(name, choices, 1, cutoff)
+    if not near:
+        tails = get_close_matches(tail(name), map(tail, choices), 1, cutoff)
+        near = [choice for choice in choices if tail(choice) in tails]
+    return f"; did you mean {near[0]}?" if near else "."
+
+
+def in_plain_words(message: str) -> str:
+    """Rewrite an error of jsonargparse for users of the command, in one line."""
+    message = re.sub(
+        r"Does not validate against any of the Union subtypes\s+Subtypes: \[.*?\]\s+Errors:\s+- "
+        r"(.*?)(?:\s+- Expected a <class 'NoneType'>)?\s+Given value type:.*?Given value: (.*)",
+        r"\1 (got \2)",
+        message,
+        flags=re.DOTALL,
+    )
+    message = re.sub(r"Problem with given class_path '[^']*':\s*", "", message)
+    message = re.sub(r"NestedArg\(key='(\w+)', val='(.*?)'\)", r"\1=\2", message)
+    message = re.sub(r'Parser key "([^"]+)":', r"\1:", message)
+    message = re.sub(r"an? <class '(?:\w+\.)*(\w+)'>", r"\1", message)
+    message = re.sub(r"an? typing\.Literal", "one of ", message)
+    return " ".join(message.replace("typing.", "").split())
+
+
+def one_line(error: Exception) -> str:
+    """Return an error's message in one line; for system errors the file and the reason."""
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        message = f"{error.filename}: {error.strerror}"
+    else:
+        message = str(error) or type(error).__name__
+    return " ".join(message.split())

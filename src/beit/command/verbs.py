@@ -1,0 +1,111 @@
+"""The verbs of the command `beit`: a static table that imports none of their modules."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Verb:
+    """One verb: the module with its Config and run, and how it is called.
+
+    Attributes:
+        positional: names of the options that may be given by position; a + after the last name
+            lets it take all remaining values
+        resumable: it trains, and takes `--resume RUN`
+        options: put before the options of the caller
+        kinds: modules by the value of `--kind`; `module` is the first of them
+        segmenter_kind: the kind for a segmenter if no `--kind` is given
+    """
+
+    module: str
+    help: str
+    positional: tuple[str, ...] = ()
+    resumable: bool = False
+    options: tuple[str, ...] = ()
+    kinds: Mapping[str, str] = field(default_factory=dict)
+    segmenter_kind: str = ""
+
+
+VERBS = {
+    "demo": Verb("beit.demo", "train, probe and report a small model, in minutes on two CPU cores"),
+    "fetch": Verb(
+        "beit.fetching.fetch",
+        "download a public data set: beit fetch cifar10 DIR",
+        positional=("name", "directory"),
+    ),
+    "train-tokenizer": Verb(
+        "beit.tokenizer.vqkd",
+        "train a visual tokenizer: from a teacher (VQ-KD), or --kind dvae, a discrete VAE",
+        resumable=True,
+        kinds={"vqkd": "beit.tokenizer.vqkd", "dvae": "beit.tokenizer.dvae"},
+    ),
+    "pretrain": Verb(
+        "beit.pretraining.pretrain",
+        "train a ViT to predict the tokens of masked patches",
+        resumable=True,
+    ),
+    "finetune": Verb(
+        "beit.finetuning.finetune",
+        "train a whole classifier from a pretrained backbone",
+        resumable=True,
+    ),
+    "segment": Verb(
+        "beit.segmentation.segment",
+        "train a semantic segmenter from a pretrained backbone",
+        resumable=True,
+    ),
+    "probe": Verb("beit.probing.probe", "linear probe and k-NN on frozen features"),
+    "ablate": Verb(
+        "beit.comparison.ablate",
+        "run a plan's grid of trainings and tabulate the results",
+        ("plan",),
+    ),
+    "evaluate": Verb(
+        "beit.evaluation.evaluate",
+        "measure a classifier's accuracy and robustness, or a segmenter's mIoU",
+        kinds={"classes": "beit.evaluation.evaluate", "maps": "beit.segmentation.evaluate"},
+        segmenter_kind="maps",
+    ),
+    "tokenize": Verb("beit.tables.tokenize", "write the codes of images to Parquet or NPZ"),
+    "embed": Verb("beit.tables.embed", "write the features of images to Parquet or NPZ"),
+    "predict": Verb(
+        "beit.tables.predict",
+        "predict classes, or label maps with a segmenter: beit predict MODEL IMAGE ...",
+        ("model", "data+"),
+        kinds={"classes": "beit.tables.predict", "maps": "beit.segmentation.predict"},
+        segmenter_kind="maps",
+    ),
+    "visualise codes": Verb(
+        "beit.codebook.visualise",
+        "show what each code of a tokenizer stands for",
+        ("model", "data"),
+    ),
+    "visualise tokens": Verb(
+        "beit.pictures.tokens",
+        "draw target and predicted tokens: beit visualise tokens MODEL IMAGE ...",
+        ("model", "data+"),
+    ),
+    "visualise attention": Verb(
+        "beit.pictures.attention",
+        "draw attention maps: beit visualise attention MODEL IMAGE ...",
+        ("model", "data+"),
+    ),
+    "visualise explorer": Verb(
+        "beit.codebook.visualise",
+        "write a page to browse a codebook: beit visualise explorer OUTPUT --model M --data D",
+        ("output",),
+        options=("--explorer=true",),
+    ),
+    "report": Verb("beit.comparison.report", "compare runs: curves, settings, metrics", ("runs+",)),
+    "export": Verb(
+        "beit.exporting.export",
+        "export a model: safetensors, published, timm, transformers, ONNX or torch.export",
+        ("source",),
+    ),
+    "push": Verb(
+        "beit.exporting.push",
+        "upload a run or an export to the Hugging Face hub: beit push RUN OWNER/NAME",
+        ("source", "repository"),
+    ),
+    "presets": Verb("beit.command.presets", "list the presets, or print one", ("name",)),
+}

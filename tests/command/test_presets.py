@@ -1,0 +1,36 @@
+import pytest
+
+from beit import cli
+from beit.command import presets
+from beit.command.verbs import VERBS
+
+
+def test_presets_lists_and_prints(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(presets, "FOLDER", tmp_path)
+    (tmp_path / "tiny.yaml").write_text("\n# A toy.\n# More.\nprobe: {}\nexport: {}\n")
+    (tmp_path / "other.yaml").write_text("# Only probes.\nprobe: {}\n")
+    assert cli.main(["presets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "other  Only probes.",
+        "       probe",
+        "tiny   A toy.",
+        "       probe, export",
+    ]
+    assert cli.main(["presets", "tiny"]) == 0
+    assert capsys.readouterr().out == (tmp_path / "tiny.yaml").read_text()
+    assert cli.main(["presets", "tin"]) == 2
+    assert "there is no preset 'tin'; did you mean tiny?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_shipped_preset_is_read_and_has_a_headline(name):
+    parts = presets.read_yaml(presets.path_of(name))
+    assert parts
+    assert parts.keys() <= VERBS.keys()
+    assert presets.headline(name)
+
+
+def test_numbers_without_a_point_are_numbers(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: 1e-3\nb: -2E5\nc: 1e\n")
+    assert presets.read_yaml(tmp_path / "a.yaml") == {"a": 1e-3, "b": -2e5, "c": "1e"}
