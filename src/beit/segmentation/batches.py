@@ -41,14 +41,13 @@ class StackedViews:
         self._views = views
 
     def __call__(self, stacked: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return self._views(stacked[:3], stacked[3], generator)
+        return self._views(*whole(stacked), generator)
 
 
 def stacked(source: LabelMaps, cache_gigabytes: float = 0.0) -> Source:
-    """Return a source of images (4, H, W), the last channel of which is the label map.
+    """Return a source of images (4, H, W) whose last channel is the label map.
 
-    Args:
-        cache_gigabytes: a set that fits is decoded into memory once
+    A set that fits into `cache_gigabytes` is decoded into memory once.
     """
     if cache_gigabytes < 0:
         raise ValueError(f"cache_gigabytes must not be negative, got {cache_gigabytes}")

@@ -8,30 +8,45 @@ neither in the labels nor in the predictions.
 Under torchrun each process takes every n-th image and the first one writes.
 """
 
+import json
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.unreadable import Unreadable, readable
-from beit.nn.confusion import pixel_confusion
+from beit.draw.report import Section, write_report
+from beit.files import replacing, write_text
+from beit.nn.confusion import map_figures, pixel_confusion
 from beit.nn.segmenter import SemanticSegmenter
-from beit.nn.sliding import MapPredictor, MapViewConfig
-from beit.run.device import DeviceConfig, launch, prepared, summed
+from beit.nn.sliding import MapViewConfig
+from beit.run.device import DeviceConfig, launch, summed
 from beit.run.directory import environment
 from beit.run.progress import Progress
 from beit.segmentation.batches import FIELDS, stacked, whole
-from beit.segmentation.evaluation_output import class_metrics, format_table, write
 from beit.segmentation.label_maps import LabelMaps, open_label_maps
+from beit.segmentation.pictures import Palette, example_picture, iou_table
+from beit.segmentation.predict import map_predictor
 from beit.segmentation.validation import Example
 from beit.weights.open import load_segmenter
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+FILE, CONFUSION_FILE = "evaluate.json", "confusion.npz"
+MAX_ROWS = 20  # classes in the table for the terminal
+METRICS = {
+    "miou": "mIoU, %",
+    "mean_accuracy": "Mean accuracy of the classes, %",
+    "pixel_accuracy": "Pixel accuracy, %",
+}
 
 
 @dataclass(frozen=True)
@@ -73,33 +88,23 @@ class Config:
     device: DeviceConfig = field(default_factory=DeviceConfig)
 
     def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers is {self.num_workers}; expected 0 or more")
-        if self.pictures < 0:
-            raise ValueError(f"pictures is {self.pictures}; expected 0 (none) or more")
+        for name, value in (("num_workers", self.num_workers), ("pictures", self.pictures)):
+            if value < 0:
+                raise ValueError(f"{name} is {value}; expected 0 (none) or more")
 
 
 class Result(NamedTuple):
-    """The contents of evaluate.json, and a table for the terminal.
-
-    Both are the same in all processes.
-    """
+    """The contents of evaluate.json, and a table for the terminal; the same in all processes."""
 
     record: dict[str, Any]
     table: str
 
 
 class Counts(NamedTuple):
-    """Counts of one process.
+    """Counts of one process, and examples for the report."""
 
-    Attributes:
-        confusion: (Y, Y) int64, labels by row, predictions by column
-        evaluated: (n,) int64, 1 for each image that was evaluated
-        examples: for the report
-    """
-
-    confusion: Tensor
-    evaluated: Tensor
+    confusion: Tensor  # (Y, Y) int64, labels by row, predictions by column
+    evaluated: Tensor  # (n,) int64, 1 for each image that was evaluated
     examples: list[Example]
 
 
@@ -133,7 +138,7 @@ def run(config: Config) -> Result:
         print(result.table)
         if output is not None:
             palette = segmenter.config.palette or source.palette
-            write(output, config, record, confusion, counts.examples, names, palette)
+            write(output, config, record, counts._replace(confusion=confusion), palette)
     return result
 
 
@@ -150,10 +155,8 @@ def open_maps(config: Config, segmenter: SemanticSegmenter) -> LabelMaps:
     )
     num_classes, expected = len(source.class_names), segmenter.config.num_classes
     if num_classes != expected:
-        raise ValueError(
-            f"data {config.data} has {num_classes} classes, but {config.model} has {expected}; "
-            "give the class list that belongs to the model (--classes)"
-        )
+        both = f"data {config.data} has {num_classes} classes, but {config.model} has {expected}"
+        raise ValueError(f"{both}; give the class list that belongs to the model (--classes)")
     return source
 
 
@@ -163,10 +166,7 @@ def count_pixels(
 ) -> Counts:
     """Segment this process's share of the images and count pixels by label and prediction."""
     Y, rank, world_size = segmenter.config.num_classes, fabric.global_rank, fabric.world_size
-    segmenter.to(fabric.device).eval()
-    model = prepared(segmenter, config.device)
-    vit = segmenter.backbone
-    predictor = MapPredictor(vit.config.image_size, config.views, vit.mean)
+    predict = map_predictor(fabric, segmenter, config.views, config.device)
     confusion = torch.zeros(Y, Y, dtype=torch.int64, device=fabric.device)
     evaluated = torch.zeros(len(source), dtype=torch.int64)
     unreadable, examples = Unreadable(len(source), config.max_unreadable), list[Example]()
@@ -174,16 +174,10 @@ def count_pixels(
     batches = EvalBatches(
         images, whole, 1, rank=rank, world_size=world_size, num_workers=workers, fields=FIELDS
     )
-
-    def classify(windows: Tensor) -> Tensor:
-        with fabric.autocast():
-            logits: Tensor = model(windows).logits  # (n, Y, h', w')
-        return logits
-
     loader = prefetch(batches, fabric.device)
     with Progress(len(batches), enabled=fabric.is_global_zero) as progress:
         for step, batch in enumerate(readable(loader, unreadable, progress.warn), start=1):
-            predicted = predictor(classify, batch.images)  # (1, H, W)
+            predicted = predict(batch.images)  # (1, H, W)
             confusion += pixel_confusion(batch.label_maps, predicted, Y)
             evaluated[batch.indices.cpu()] = 1
             if len(examples) < config.pictures:
@@ -191,3 +185,74 @@ def count_pixels(
                 examples.append(Example(batch.images[0].cpu(), *maps))
             progress.update(step, {}, world_size, loader.wait_seconds)
     return Counts(confusion, evaluated, examples)
+
+
+# ── output ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def class_metrics(confusion: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """Compute metrics over all pixels and of each class from confusion (Y, Y); nan as None."""
+    metrics, pixels = map_figures(confusion), confusion.sum(dim=1).tolist()
+    rows = zip(names, metrics.iou.tolist(), metrics.accuracy.tolist(), pixels, strict=True)
+    classes = [
+        {"name": name, "iou": _or_none(iou), "accuracy": _or_none(accuracy), "pixels": count}
+        for name, iou, accuracy, count in rows
+    ]
+    overall = {name: _or_none(getattr(metrics, name)) for name in METRICS}
+    return {"figures": overall, "classes": classes}
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def format_table(record: dict[str, Any]) -> str:
+    """Lay out the metrics for a terminal, in percent; of many classes only the worst."""
+    images = record["images"]
+    lines = [f"{'Images':<40}{images['evaluated']:>9}"]
+    if images["unreadable"]:
+        lines.append(f"{'Unreadable, left out':<40}{len(images['unreadable']):>9}")
+    for name, value in record["figures"].items():
+        lines.append(f"{METRICS[name]:<40}{_percent(value):>9}")
+    present = [row for row in record["classes"] if row["iou"] is not None]
+    present.sort(key=lambda row: row["iou"])
+    many = len(present) > MAX_ROWS
+    which = f"Class, the {MAX_ROWS} worst of {len(present)}" if many else "Class"
+    lines += ["", f"{which:<40}{'IoU, %':>9}{'acc., %':>9}{'pixels':>12}"]
+    for row in present[:MAX_ROWS]:
+        figures = f"{_percent(row['iou']):>9}{_percent(row['accuracy']):>9}{row['pixels']:>12}"
+        lines.append(f"{row['name'][:39]:<40}{figures}")
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
+
+
+def write(
+    output: Path, config: Config, record: dict[str, Any], counts: Counts, palette: Palette
+) -> None:
+    """Write evaluate.json, confusion.npz and report.html into the new directory `output`."""
+    confusion, names = counts.confusion, [row["name"] for row in record["classes"]]
+    output.mkdir(parents=True)
+    with replacing(output / CONFUSION_FILE) as path, path.open("wb") as file:
+        np.savez_compressed(file, confusion=confusion.numpy())
+    write_text(output / FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    views = config.views
+    view = "the whole image resized to one window"
+    if views.mode == "slide":
+        view = "windows, scales " + ", ".join(f"{scale:g}" for scale in views.scales)
+    facts = {
+        "Model": config.model,
+        "Images": f"{config.data} ({record['images']['evaluated']})",
+        "Window": " x ".join(map(str, record["window"])),
+        "Views": view + (", and mirrored" if views.flip else ""),
+    }
+    figures = {METRICS[name]: _percent(value) for name, value in record["figures"].items()}
+    table = iou_table(map_figures(confusion), confusion.sum(dim=1), names)
+    sections = [Section("Class by class", items=[table])]
+    if counts.examples:
+        picture = example_picture(counts.examples, names, palette)
+        sections.append(Section("Examples", items=[picture]))
+    title = f"Evaluation of {config.model}"
+    write_report(output / "report.html", title, sections, facts, figures=figures)

@@ -30,13 +30,12 @@ def decode_label_map(data: bytes, name: str, classes: LabelClasses) -> Tensor:
     Returns: (H, W) uint8, classes, 255 where ignored. Raises UnreadableImage (broken data) and
     ValueError (an unknown value or colour, three channels without colours, JPEG).
     """
-    image = open_label_map(data, name)
+    image = open_map(data, name)
     if image.mode in ("RGB", "RGBA") and classes.colours:
         return torch.from_numpy(_from_colours(np.asarray(image.convert("RGB")), name, classes))
-    values = _values(image, name)
-    table = np.array(classes.table)
+    values = map_values(image, name)
     clipped = values if values.dtype == np.uint8 else values.clip(0, IGNORED)
-    labels = table[clipped]  # (H, W)
+    labels = np.array(classes.table)[clipped]  # (H, W)
     wrong = (labels < 0) | (clipped != values)
     if wrong.any():
         row, column = np.argwhere(wrong)[0].tolist()
@@ -50,61 +49,31 @@ def decode_label_map(data: bytes, name: str, classes: LabelClasses) -> Tensor:
     return torch.from_numpy(labels.astype(np.uint8))
 
 
-def decode_values(data: bytes, name: str) -> Tensor:
-    """Decode the raw values of a map file. Returns: (H, W) uint8 or int32."""
-    return torch.from_numpy(np.array(_values(open_label_map(data, name), name)))
-
-
-def open_label_map(data: bytes, name: str) -> Image.Image:
+def open_map(data: bytes, name: str) -> Image.Image:
     """Open and load an encoded map. Raises UnreadableImage; ValueError for a lossy format."""
     try:
         image = Image.open(io.BytesIO(data))
-        width, height = image.size
-        if width * height > MAX_PIXELS:
-            reason = f"too large: {width} x {height} pixels, at most {MAX_PIXELS} are decoded"
-            raise UnreadableImage(name, reason)
-        lossy = image.format in _LOSSY
-        tiles = image.tile
-        if not lossy:
+        tiles, lossy = image.tile, image.format in _LOSSY
+        large = image.width * image.height > MAX_PIXELS
+        if not large and not lossy:
             image.load()
-    except UnreadableImage:
-        raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(name, f"too large: {error}") from error
     except UnidentifiedImageError as error:
         raise UnreadableImage(name, "not an image") from error
     except BROKEN as error:
         raise UnreadableImage(name, str(error) or type(error).__name__) from error
+    if large:
+        size = f"{image.width} x {image.height} pixels"
+        raise UnreadableImage(name, f"too large: {size}, at most {MAX_PIXELS} are decoded")
     if lossy:
         raise ValueError(f"{name}: a label map in {image.format}, which is lossy; save it as PNG")
     image.info["step"] = _GREY_STEPS.get(str(tiles[0].args), 1) if tiles else 1
     return image
 
 
-def encode_label_map(label_map: Tensor, palette: Sequence[Colour]) -> bytes:
-    """Encode classes, (H, W) uint8, as a palette PNG: indices are classes, shown in colours.
-
-    255 (ignored) is white unless the palette has a colour for it.
-    """
-    # Filled up to 256 colours, because Pillow changes values beyond the palette.
-    colours = [*palette, *[(0, 0, 0)] * (IGNORED - len(palette)), (255, 255, 255)][: IGNORED + 1]
-    image = Image.fromarray(label_map.to(torch.uint8).cpu().numpy())
-    image.putpalette([level for colour in colours for level in colour])  # makes it mode P
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", bits=8)
-    return buffer.getvalue()
-
-
-def file_palette(image: Image.Image) -> list[Colour] | None:
-    """Return the colours of a palette image, by index; None for other images."""
-    levels = image.getpalette() if image.mode == "P" else None
-    if levels is None:
-        return None
-    return [(levels[i], levels[i + 1], levels[i + 2]) for i in range(0, len(levels) - 2, 3)]
-
-
-def _values(image: Image.Image, name: str) -> Values:
-    """Return the integers of a map: grey levels or palette indices, (H, W)."""
+def map_values(image: Image.Image, name: str) -> Values:
+    """Return the integers of an open map, grey levels or indices: (H, W) uint8 or int32."""
     if image.mode in ("1", "L", "P"):
         return np.asarray(image).astype(np.uint8, copy=False) // np.uint8(image.info["step"])
     if image.mode.startswith("I"):  # 16 bits
@@ -114,6 +83,26 @@ def _values(image: Image.Image, name: str) -> Values:
         "channel of integers: a grey or palette PNG whose values are classes; convert it, or give "
         "a class list with colours (a .yaml of name: [red, green, blue])"
     )
+
+
+def encode_label_map(label_map: Tensor, palette: Sequence[Colour]) -> bytes:
+    """Encode classes, (H, W) uint8, as a palette PNG: indices are classes, shown in colours.
+
+    255 (ignored) is white unless the palette has a colour for it.
+    """
+    # Filled up to 256 colours, because Pillow changes values beyond the palette.
+    colours = [*palette, *[(0, 0, 0)] * (IGNORED - len(palette)), (255, 255, 255)][:256]
+    image = Image.fromarray(label_map.to(torch.uint8).cpu().numpy())
+    image.putpalette([level for colour in colours for level in colour])  # makes it mode P
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", bits=8)
+    return buffer.getvalue()
+
+
+def file_palette(image: Image.Image) -> list[Colour]:
+    """Return the colours of a palette image, by index; none for other images."""
+    levels = (image.getpalette() if image.mode == "P" else None) or []
+    return list(zip(levels[::3], levels[1::3], levels[2::3], strict=False))
 
 
 def _from_colours(pixels: Values, name: str, classes: LabelClasses) -> Values:
@@ -136,11 +125,10 @@ def _from_colours(pixels: Values, name: str, classes: LabelClasses) -> Values:
 
 def _check_palette(image: Image.Image, values: Values, name: str, classes: LabelClasses) -> None:
     """Raise ValueError if a file's palette shows a class in the colour of another."""
-    palette = file_palette(image) or []
+    palette = dict(enumerate(file_palette(image)))
     for value in np.unique(values).tolist():
-        colour = palette[value] if value < len(palette) else None
-        by_colour = classes.colours.get(colour, IGNORED) if colour is not None else IGNORED
         by_index = classes.table[value]
+        by_colour = classes.colours.get(palette.get(value, (-1, -1, -1)), IGNORED)
         if IGNORED not in (by_colour, by_index) and by_colour != by_index:
             raise ValueError(
                 f"{name}: index {value}, which means {classes.names[by_index]}, has the colour of "

@@ -1,72 +1,49 @@
-"""Image files below a folder, on disk or inside a zip file that is not unpacked."""
+"""Files of images and label maps, also inside a zip: ADE20K, Pascal VOC, or two folders."""
 
 from __future__ import annotations
 
+import logging
 import os
 import zipfile
 import zlib
+from collections.abc import Sequence
+from operator import attrgetter
 from pathlib import Path
-from threading import Lock
-from typing import Any, BinaryIO, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from beit.data.decoding import UnreadableImage
 from beit.data.folder import EXTENSIONS, MAX_FILE_BYTES, FileNames, FolderSource
+from beit.segmentation.label_classes import LabelClasses, ade20k_classes, read_label_classes
+
+_log = logging.getLogger(__name__)
 
 Place = Path | zipfile.Path  # a folder on disk or inside a zip
+Role = Literal["train", "validation"]
 
+LABEL_KINDS = (
+    "ADE20K (ADEChallengeData2016, a folder or the .zip), a Pascal VOC folder (VOC2012), a folder "
+    "that holds images and annotations, labels or masks, IMAGES?maps=MASKS for any two folders, or "
+    "shapes://COUNT?size=64&seed=0; ?split=NAME names a split, [:90%] at the end a part"
+)
+_SPLITS = {"train": ("training", "train"), "validation": ("validation", "val")}
+_MAP_FOLDERS = ("annotations", "labels", "masks")
+_NAMED = 3  # images named in an error
 _LOCAL_HEADER = 30  # bytes before a member's name (APPNOTE 4.3.7)
-_STORED, _DEFLATED = zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED
 _ENCRYPTED = 1  # a flag bit
+_PARTS = attrgetter(
+    *("header_offset", "compress_size", "file_size", "compress_type", "CRC", "flag_bits")
+)
 
 
-class Files(Protocol):
-    """The image files below a folder, sorted; any process may read them in any order."""
-
-    where: str
-
-    def __len__(self) -> int:
-        """Return the number of files."""
-
-    def name(self, index: int) -> str:
-        """Return a file's path below the folder."""
-
-    def read(self, index: int) -> bytes:
-        """Read one file. Raises UnreadableImage."""
-
-
-def open_place(spec: str) -> Place:
-    """Open a folder or zip file. Raises ValueError or FileNotFoundError naming it."""
-    path = Path(spec).expanduser()
-    if path.is_dir():
-        return path
-    if not path.exists():
-        raise FileNotFoundError(f"{spec}: no such file or folder; expected a folder or a .zip")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return zipfile.Path(archive)  # lists its members even after closing
-    except (zipfile.BadZipFile, OSError) as error:
-        raise ValueError(f"{spec}: neither a folder nor a readable zip file: {error}") from error
-
-
-def open_files(place: Place) -> Files:
-    """List the image files of a folder. Raises ValueError naming it if there are none."""
-    if isinstance(place, Path):
-        return FolderFiles(place)
-    return ZippedFiles(Path(str(place.root.filename)), place.at, place.root.infolist())
-
-
-def read_text(place: Place) -> str:
-    """Read a text file in UTF-8."""
-    if isinstance(place, Path):
-        return place.read_text(encoding="utf-8")
-    with zipfile.ZipFile(str(place.root.filename)) as archive:
-        return archive.read(place.at).decode("utf-8")
+# ── files ───────────────────────────────────────────────────────────────────────────────────────
 
 
 class FolderFiles:
-    """Files of a folder on disk."""
+    """The image files below a folder on disk, sorted; `read` raises UnreadableImage."""
 
     def __init__(self, root: Path) -> None:
         self.where = str(root)
@@ -91,35 +68,22 @@ class FolderFiles:
 
 
 class ZippedFiles:
-    """Members of a zip file, read without unpacking it.
+    """The same of a folder inside a zip, read without unpacking it; members are listed once."""
 
-    The list of members is read once. Every process opens the file itself, because forked workers
-    would share one file position.
-    """
-
-    def __init__(self, path: Path, folder: str, members: list[zipfile.ZipInfo]) -> None:
+    def __init__(self, place: zipfile.Path) -> None:
+        path, folder = Path(str(place.root.filename)), place.at
         self.where = f"{path}/{folder}".rstrip("/")
         self._path = path.resolve()
-        images = sorted(
-            (member.filename.removeprefix(folder), member)
-            for member in members
-            if member.filename.startswith(folder) and _is_image(member.filename)
-        )
+        members = (m for m in place.root.infolist() if m.filename.startswith(folder))
+        images = sorted((m for m in members if _is_image(m.filename)), key=attrgetter("filename"))
         if not images:
             raise ValueError(
                 f"{self.where}: no images in this folder of the zip or below it; expected "
                 "files named " + ", ".join(f"*{extension}" for extension in EXTENSIONS)
             )
-        self._names = FileNames([name for name, _ in images])
-        self._parts = np.array(  # numbers: forks would copy 40,000 objects
-            [
-                (m.header_offset, m.compress_size, m.file_size, m.compress_type, m.CRC, m.flag_bits)
-                for _, m in images
-            ],
-            dtype=np.int64,
-        )
-        self._process, self._reading = -1, Lock()
-        self._file: BinaryIO | None = None
+        self._names = FileNames([image.filename.removeprefix(folder) for image in images])
+        # Numbers, because forks would copy 40,000 objects.
+        self._parts = np.array([_PARTS(image) for image in images], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -130,19 +94,18 @@ class ZippedFiles:
     def read(self, index: int) -> bytes:
         start, packed, size, method, checksum, flags = map(int, self._parts[index])
         name = f"{self.where}/{self.name(index)}"
-        if method not in (_STORED, _DEFLATED) or flags & _ENCRYPTED:
+        if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or flags & _ENCRYPTED:
             raise UnreadableImage(name, "encrypted, or compressed by a method other than deflate")
         if max(size, packed) > MAX_FILE_BYTES:
             raise UnreadableImage(name, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
         try:
-            with self._reading:
-                file = self._own_file()
+            with open(self._path, "rb") as file:  # at each read: forks would share one position
                 file.seek(start)
                 header = file.read(_LOCAL_HEADER)
                 name_and_extra = header[26:28], header[28:30]
                 file.seek(sum(int.from_bytes(n, "little") for n in name_and_extra), os.SEEK_CUR)
                 data = file.read(packed)
-            if method == _DEFLATED:
+            if method == zipfile.ZIP_DEFLATED:
                 data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
         except (OSError, zlib.error) as error:
             raise UnreadableImage(name, str(error)) from error
@@ -150,30 +113,183 @@ class ZippedFiles:
             raise UnreadableImage(name, "damaged in the zip (its checksum differs)")
         return data
 
-    def _own_file(self) -> BinaryIO:
-        if self._process != os.getpid():
-            self._close()  # in this fork only; the parent keeps its own
-            self._process, self._file = os.getpid(), open(self._path, "rb")
-        assert self._file is not None
-        return self._file
 
-    def _close(self) -> None:
-        if self._file is not None:
-            self._file.close()
+Files = FolderFiles | ZippedFiles
 
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_process": -1, "_file": None, "_reading": None}
+def open_place(spec: str) -> Place:
+    """Open a folder or zip file. Raises ValueError or FileNotFoundError naming it."""
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        return path
+    if not path.exists():
+        raise FileNotFoundError(f"{spec}: no such file or folder; expected a folder or a .zip")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return zipfile.Path(archive)  # lists its members even after closing
+    except (zipfile.BadZipFile, OSError) as error:
+        raise ValueError(f"{spec}: neither a folder nor a readable zip file: {error}") from error
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state, _reading=Lock())
+
+def open_files(place: Place) -> Files:
+    """List the image files of a folder. Raises ValueError naming it if there are none."""
+    return FolderFiles(place) if isinstance(place, Path) else ZippedFiles(place)
+
+
+def read_text(place: Place) -> str:
+    """Read a text file in UTF-8."""
+    if isinstance(place, Path):
+        return place.read_text(encoding="utf-8")
+    with zipfile.ZipFile(str(place.root.filename)) as archive:
+        return archive.read(place.at).decode("utf-8")
 
 
 def _is_image(name: str) -> bool:
     """Tell whether a member is an image outside hidden folders and those that macOS adds."""
-    parts = name.split("/")
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in parts)
+    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
     return not hidden and os.path.splitext(name)[1].lower() in EXTENSIONS
+
+
+# ── layouts ─────────────────────────────────────────────────────────────────────────────────────
+
+
+class Pairs(NamedTuple):
+    """Images and their label maps."""
+
+    images: Files
+    maps: Files
+    places: Tensor  # (n, 2) int64: index of an image and of its map
+    classes: LabelClasses | None  # if the layout defines them
+
+    def map_file(self, index: int) -> tuple[bytes, str]:
+        """Read the map file of an image. Returns: its bytes and path. Raises UnreadableImage."""
+        place = int(self.places[index, 1])
+        return self.maps.read(place), f"{self.maps.where}/{self.maps.name(place)}"
+
+
+def find_pairs(path: str, split: str, role: Role, maps: str) -> Pairs:
+    """Find images and their maps.
+
+    The folder or zip `path` holds both in a known layout; or it holds the images, and `maps` their
+    maps. `split` is the name of a split; empty for that of the role, if there are splits.
+
+    Raises ValueError for an unknown layout and for a split, folder or map that is missing or empty,
+    FileNotFoundError for a path that does not exist.
+    """
+    place = open_place(path)
+    if maps:
+        images = open_files(_split(path, place, split, role) or place)
+        maps_place = open_place(maps)
+        return _matched(images, open_files(_split(maps, maps_place, split, role) or maps_place))
+    roots = [root for root in (place, *_folders(place)) if _is_voc(root) or _map_folder(root)]
+    if not roots:
+        below = ", ".join(sorted(folder.name for folder in _folders(place))[:8]) or "no folders"
+        raise ValueError(f"{path}: no images with label maps ({below}); expected {LABEL_KINDS}")
+    root = roots[0]
+    if len(roots) > 1 and root is not place:
+        raise ValueError(
+            f"{path}: holds several sets ({', '.join(sorted(each.name for each in roots))}); "
+            f"name one of them, as in {path}/{root.name}"
+        )
+    if _is_voc(root):
+        return _voc(path, root, split, role)
+    folder = _map_folder(root)
+    images_place = _split(path, root / "images", split, role)
+    labels_place = _split(path, root / folder, split, role)
+    if (images_place is None) != (labels_place is None):
+        raise ValueError(
+            f"{path}: only one of images and {folder} has a folder for the "
+            f"{split or role} split; expected it in both"
+        )
+    images = open_files(images_place or root / "images")
+    pairs = _matched(images, open_files(labels_place or root / folder))
+    ade20k = (
+        folder == "annotations" and images_place and images_place.name in ("training", "validation")
+    )
+    return pairs._replace(classes=ade20k_classes()) if ade20k else pairs
+
+
+def _split(path: str, place: Place, split: str, role: Role) -> Place | None:
+    """Find the folder of a split; None if there are no splits."""
+    folders = {folder.name: folder for folder in _folders(place)}
+    names = (split,) if split else _SPLITS[role]
+    for name in names:
+        if name in folders:
+            return folders[name]
+    if not split and folders.keys().isdisjoint(_SPLITS["train"] + _SPLITS["validation"]):
+        return None
+    raise ValueError(
+        f"{path}: the folder {place.name} has no split {' or '.join(names)} (it has "
+        f"{', '.join(sorted(folders)) or 'no folders'}); add it, or name another, as in "
+        f"{path}?split=NAME"
+    )
+
+
+def _voc(path: str, root: Place, split: str, role: Role) -> Pairs:
+    lists = root / "ImageSets" / "Segmentation"
+    files = [lists / f"{name}.txt" for name in ([split] if split else reversed(_SPLITS[role]))]
+    listed = next((file for file in files if file.is_file()), None)
+    if listed is None:
+        raise ValueError(
+            f"{path}: no ImageSets/Segmentation/{files[0].name}; expected the list of the images "
+            "of that split, one name a line"
+        )
+    stems = read_text(listed).split()
+    if not stems:
+        raise ValueError(f"{path}: {listed.name} lists no image; expected one name a line")
+    images, maps = open_files(root / "JPEGImages"), open_files(root / "SegmentationClass")
+    return _matched(images, maps, stems)._replace(classes=read_label_classes("voc"))
+
+
+def _matched(images: Files, maps: Files, listed: Sequence[str] | None = None) -> Pairs:
+    """Pair files by their names without extension: all images, or only those that are listed."""
+    map_of = _index_by_stem(maps)
+    if listed is None:
+        pairs = [(index, os.path.splitext(images.name(index))[0]) for index in range(len(images))]
+        if unused := map_of.keys() - {stem for _, stem in pairs}:
+            _log.warning("%s: %d label maps have no image", maps.where, len(unused))
+    else:
+        image_of = _index_by_stem(images)
+        if missing := [stem for stem in listed if stem not in image_of]:
+            raise ValueError(
+                f"{images.where}: {len(missing)} images of the list are missing: {_some(missing)}"
+            )
+        pairs = [(image_of[stem], stem) for stem in listed]
+    if missing := [images.name(index) for index, stem in pairs if stem not in map_of]:
+        raise ValueError(
+            f"{images.where}: {len(missing)} of {len(pairs)} images have no label map in "
+            f"{maps.where}: {_some(missing)}; a map has the name of its image with another "
+            f"extension ({os.path.splitext(missing[0])[0]}.png). Add the maps, or remove the images"
+        )
+    places = torch.tensor([[index, map_of[stem]] for index, stem in pairs])
+    return Pairs(images, maps, places, None)
+
+
+def _index_by_stem(files: Files) -> dict[str, int]:
+    places: dict[str, int] = {}
+    for index in range(len(files)):
+        stem = os.path.splitext(files.name(index))[0]
+        if stem in places:
+            both = f"{files.name(places[stem])} and {files.name(index)}"
+            raise ValueError(f"{files.where}: {both} differ only in their extension; keep one")
+        places[stem] = index
+    return places
+
+
+def _folders(place: Place) -> list[Place]:
+    visible = (entry for entry in place.iterdir() if not entry.name.startswith(("__MACOSX", ".")))
+    return [entry for entry in visible if entry.is_dir()]
+
+
+def _is_voc(place: Place) -> bool:
+    return (place / "JPEGImages").is_dir() and (place / "SegmentationClass").is_dir()
+
+
+def _map_folder(place: Place) -> str:
+    """Return the name of the maps folder beside a folder `images`; empty if there is none."""
+    names = [name for name in _MAP_FOLDERS if (place / name).is_dir()]
+    return names[0] if names and (place / "images").is_dir() else ""
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,20 +20,9 @@ from beit.data.shapes import KINDS as SHAPES
 from beit.data.shapes import ShapesSource, draw
 from beit.data.sources import PART, shuffled
 from beit.nn.segmenter import IGNORED
-from beit.segmentation.label_classes import (
-    MAX_CLASSES,
-    Colour,
-    LabelClasses,
-    label_classes,
-    read_label_classes,
-)
-from beit.segmentation.label_decoding import (
-    decode_label_map,
-    decode_values,
-    file_palette,
-    open_label_map,
-)
-from beit.segmentation.label_layouts import LABEL_KINDS, Pairs, Role, find_pairs
+from beit.segmentation.label_classes import Colour, LabelClasses, label_classes, read_label_classes
+from beit.segmentation.label_decoding import decode_label_map, file_palette, map_values, open_map
+from beit.segmentation.label_files import LABEL_KINDS, Pairs, Role, find_pairs
 
 _log = logging.getLogger(__name__)
 
@@ -48,14 +40,13 @@ class LabelMaps(Protocol):
 
     classes: LabelClasses
 
-    def __len__(self) -> int:
-        """Return the number of images."""
+    def __len__(self) -> int: ...
 
     def image(self, index: int) -> Tensor:
-        """Read one image. Returns: (3, H, W) uint8. Raises UnreadableImage."""
+        """Read one image: (3, H, W) uint8. Raises UnreadableImage."""
 
     def label_map(self, index: int) -> Tensor:
-        """Read one map. Returns: (H, W) uint8, classes, 255 where ignored.
+        """Read one map: (H, W) uint8, classes, 255 where ignored.
 
         Raises UnreadableImage if it is broken, ValueError if it holds a value that is no class.
         """
@@ -102,31 +93,27 @@ def open_label_maps(
         ValueError: the layout is unknown, an image has no map, a class is unknown, a folder is
             empty. FileNotFoundError: the path does not exist.
     """
-    if (part := PART.fullmatch(spec)) and not os.path.exists(spec):
-        whole: LabelMaps = open_label_maps(
-            part["whole"],
-            role=role,
-            maps=maps,
-            classes=classes,
-            reduce_zero_label=reduce_zero_label,
-            names=names,
-        )
-        first, end = int(part["first"] or 0), int(part["end"] or 100)
-        indices = shuffled(len(whole))[len(whole) * first // 100 : len(whole) * end // 100]
-        if not len(indices):
-            raise ValueError(f"{spec}: none of {len(whole)} images is in that part; widen it")
-        source: LabelMaps = PartMaps(whole, indices)
-    elif spec.startswith("shapes://"):
+    parts: list[re.Match[str]] = []
+    while (part := PART.fullmatch(spec)) and not os.path.exists(spec):
+        parts, spec = [part, *parts], part["whole"]
+    if spec.startswith("shapes://"):
         if classes or maps:
             raise ValueError(f"{spec}: drawn scenes have their own maps and classes; give none")
-        shapes = shapes_classes().renumbered(names or shapes_classes().names, spec)
-        source = ShapesMaps(ShapesSource.from_spec(spec), shapes)
+        shapes = label_classes(["ground", *SHAPES])
+        shapes = shapes.renumbered(names or shapes.names, spec)
+        source: LabelMaps = ShapesMaps(ShapesSource.from_spec(spec), shapes)
     else:
         path, options = _parsed(spec)
         pairs = find_pairs(path, options.get("split", ""), role, options.get("maps", maps))
         reduced = options.get("reduce_zero_label", str(reduce_zero_label)).lower() in ("1", "true")
         class_list = options.get("classes", classes)
         source = PairedMaps(pairs, _classes(spec, pairs, class_list, reduced, names))
+    for part in parts:
+        total, first, end = len(source), int(part["first"] or 0), int(part["end"] or 100)
+        indices = shuffled(total)[total * first // 100 : total * end // 100]
+        if not len(indices):
+            raise ValueError(f"{part[0]}: none of {total} images is in that part; widen it")
+        source = PartMaps(source, indices)
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 image, got {limit}")
     if limit is not None and limit < len(source):
@@ -164,8 +151,7 @@ class PairedMaps(LabelMaps):
         return decode(files.read(place), f"{files.where}/{files.name(place)}")
 
     def label_map(self, index: int) -> Tensor:
-        data, name = self._pairs.map_file(index)
-        return decode_label_map(data, name, self.classes)
+        return decode_label_map(*self._pairs.map_file(index), self.classes)
 
     def name(self, index: int) -> str:
         return self._pairs.images.name(int(self._pairs.places[index, 0]))
@@ -177,27 +163,24 @@ class ShapesMaps(LabelMaps):
     def __init__(self, scenes: ShapesSource, classes: LabelClasses) -> None:
         self.classes, self._scenes = classes, scenes
         self._table = torch.tensor(classes.table).to(torch.uint8)
-        self._last = -1, torch.empty(0), torch.empty(0)  # an image and its map are drawn together
 
     def __len__(self) -> int:
         return len(self._scenes)
 
     def image(self, index: int) -> Tensor:
-        return self._drawn(index)[0]
+        return _scene(self._scenes.seed, index, self._scenes.size)[0]
 
     def label_map(self, index: int) -> Tensor:
-        return self._table[self._drawn(index)[1].long()]
-
-    def _drawn(self, index: int) -> tuple[Tensor, Tensor]:
-        last, image, kinds = self._last
-        if last != index:
-            colours, drawn = draw(self._scenes.seed, index, self._scenes.size)
-            image, kinds = torch.from_numpy(colours), torch.from_numpy(drawn)
-            self._last = index, image, kinds
-        return image, kinds
+        return self._table[_scene(self._scenes.seed, index, self._scenes.size)[1].long()]
 
     def name(self, index: int) -> str:
         return self._scenes.name(index)
+
+
+@lru_cache(maxsize=1)  # an image and its map are drawn together
+def _scene(seed: int, index: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    colours, kinds = draw(seed, index, size)
+    return torch.from_numpy(colours), torch.from_numpy(kinds)
 
 
 class PartMaps(LabelMaps):
@@ -220,11 +203,6 @@ class PartMaps(LabelMaps):
         return self._source.name(int(self._indices[index]))
 
 
-def shapes_classes() -> LabelClasses:
-    """Return the classes of drawn scenes: the ground and the kinds of shapes."""
-    return label_classes(["ground", *SHAPES])
-
-
 def _parsed(spec: str) -> tuple[str, dict[str, str]]:
     """Split PATH?key=value&key=value. A spec that exists as a path has no options."""
     if not spec:
@@ -234,10 +212,8 @@ def _parsed(spec: str) -> tuple[str, dict[str, str]]:
     path, _, query = spec.partition("?")
     options = dict(item.partition("=")[::2] for item in query.split("&"))
     if unknown := sorted(set(options) - set(_OPTIONS)):
-        raise ValueError(
-            f"{spec}: unknown option {', '.join(unknown)}; expected "
-            + ", ".join(f"{option}=..." for option in _OPTIONS)
-        )
+        expected = ", ".join(f"{option}=..." for option in _OPTIONS)
+        raise ValueError(f"{spec}: unknown option {', '.join(unknown)}; expected {expected}")
     return path, options
 
 
@@ -254,10 +230,9 @@ def _classes(
         return own if names is None else own.renumbered(names, spec)
     if names is None:
         names = [str(number) for number in range(_count_classes(spec, pairs, reduced))]
-    classes = label_classes(names, reduce_zero_label=reduced)
-    palette = file_palette(open_label_map(*pairs.map_file(0))) or []
-    palette = palette[1:] if reduced else palette
-    return classes.with_palette(palette) if len(palette) >= len(names) else classes
+    colours = file_palette(open_map(*pairs.map_file(0)))[reduced:][: len(names)]
+    palette = colours if len(colours) == len(names) else None
+    return label_classes(names, palette, reduce_zero_label=reduced)
 
 
 def _warn_of_binary(spec: str, pairs: Pairs, classes: LabelClasses) -> None:
@@ -266,10 +241,11 @@ def _warn_of_binary(spec: str, pairs: Pairs, classes: LabelClasses) -> None:
         return
     values = set[int]()
     for index in range(min(_CHECKED, len(pairs.places))):
-        image = open_label_map(*pairs.map_file(index))
+        data, name = pairs.map_file(index)
+        image = open_map(data, name)
         if image.mode not in ("1", "L", "P"):
             return
-        values |= set(decode_values(*pairs.map_file(index)).unique().tolist())
+        values.update(np.unique(map_values(image, name)).tolist())
     if values == {0, IGNORED}:
         _log.warning(
             "%s: the first maps hold only 0 and 255, and 255 is ignored. %s", spec, _BINARY
@@ -280,22 +256,20 @@ def _count_classes(spec: str, pairs: Pairs, reduced: bool) -> int:
     """Count the classes: one more than the largest value of all maps, ignoring 255."""
 
     def largest(index: int) -> int:
-        values = decode_values(*pairs.map_file(index))
-        return max((int(value) for value in values.unique() if value != IGNORED), default=0)
+        data, name = pairs.map_file(index)
+        values = map_values(open_map(data, name), name)
+        value = int(values.max(initial=0, where=values != IGNORED))
+        if value > IGNORED:
+            raise ValueError(f"{name}: value {value}; expected classes from 0 to {IGNORED - 1}")
+        return value
 
     total, highest = len(pairs.places), 0
     message = "%s: reading %d label maps to count their classes; a class list avoids this"
     _log.info(message, spec, total)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for first in range(0, total, _CHUNK):
-            indices: Iterable[int] = range(first, min(first + _CHUNK, total))
-            for index, value in zip(indices, pool.map(largest, indices), strict=True):
-                if value >= MAX_CLASSES:
-                    raise ValueError(
-                        f"{pairs.map_name(index)}: value {value}; label maps have at most "
-                        f"{MAX_CLASSES} classes, from 0"
-                    )
-                highest = max(highest, value)
+            chunk = range(first, min(first + _CHUNK, total))
+            highest = max(highest, *pool.map(largest, chunk))
     count = highest if reduced else highest + 1
     if count < 2:
         raise ValueError(

@@ -16,7 +16,9 @@ from beit.nn.segmenter import IGNORED
 from beit.segmentation.validation import Example
 
 Palette = Sequence[tuple[int, int, int]]
+Shares = NDArray[np.float64]
 SHARE = 0.6  # of a class's colour over the image
+SIDE = 224  # of an example
 COVERED = 0.005  # a class below this share of an image is left out of the legend
 _LETTER, _LINE, _SWATCH, _MARGIN = 15, 24, 16, 12  # pixels
 
@@ -24,13 +26,8 @@ _LETTER, _LINE, _SWATCH, _MARGIN = 15, 24, 16, 12  # pixels
 def overlay(image: Tensor, labels: Tensor, palette: Palette, share: float = SHARE) -> Pixels:
     """Blend the colours of classes over an image; ignored pixels do not change.
 
-    Args:
-        image: (3, H, W) uint8
-        labels: (H, W) of any integer type, classes or IGNORED
-        palette: a colour for each class
-        share: weight of the colour, in [0, 1]
-
-    Returns: (H, W, 3)
+    Takes an image (3, H, W) uint8 and classes or IGNORED, (H, W) of any integer type; `share` in
+    [0, 1] is the weight of the colours. Returns: (H, W, 3)
     """
     if image.shape[1:] != labels.shape:
         raise ValueError(
@@ -46,31 +43,24 @@ def overlay(image: Tensor, labels: Tensor, palette: Palette, share: float = SHAR
     return mixed
 
 
-def shares(labels: Tensor, num_classes: int) -> NDArray[np.float64]:
+def shares(labels: Tensor, num_classes: int) -> Shares:
     """Return the share of a map (H, W) that each class covers: (Y,)."""
     flat = labels.flatten().long().cpu()
     counts = torch.bincount(flat[flat != IGNORED], minlength=num_classes)
-    covered: NDArray[np.float64] = (counts.double() / max(1, len(flat))).numpy()
-    return covered
+    return np.asarray(counts.double() / max(1, len(flat)))
 
 
-def legend(
-    names: Sequence[str], palette: Palette, covered: NDArray[np.float64] | None = None
-) -> Pixels:
+def legend(names: Sequence[str], palette: Palette, covered: Shares | None = None) -> Pixels:
     """Draw a line for each class with its colour and name: (h, w, 3).
 
-    covered: (Y,) the share of each class, which sorts them; those below COVERED are left out. None
-        lists all classes in order.
+    `covered` (Y,), the share of each class, sorts them and leaves out those below COVERED.
     """
     font = canvas.font(_LETTER)
-    order = list(range(len(names)))
+    order, lines = list(range(len(names))), [" ".join(name.split()) for name in names]
     if covered is not None:
         ordered = np.argsort(-covered, kind="stable").tolist()
         order = [number for number in ordered if covered[number] >= COVERED]
-    lines = []
-    for number in order:
-        part = "" if covered is None else f"  {100 * covered[number]:.0f}%"
-        lines.append(" ".join(names[number].split()) + part)
+        lines = [f"{lines[number]}  {100 * covered[number]:.0f}%" for number in order]
     left = _MARGIN + _SWATCH + 8
     width = int(max([font.getlength(line) for line in lines] or [0])) + left + _MARGIN
     sheet = Image.new("RGB", (width, _LINE * len(lines) + _MARGIN), "white")
@@ -85,35 +75,22 @@ def legend(
 
 def with_legend(pixels: Pixels, names: Sequence[str], palette: Palette, labels: Tensor) -> Pixels:
     """Put the legend of a map (H, W) beside a picture (h, w, 3)."""
-    beside = legend(names, palette, shares(labels, len(names)))
-    height = max(len(pixels), len(beside))
-    sheet = np.full((height, pixels.shape[1] + beside.shape[1], 3), 255, dtype=np.uint8)
-    sheet[: len(pixels), : pixels.shape[1]] = pixels
-    sheet[: len(beside), pixels.shape[1] :] = beside
-    return sheet
+    return _joined(pixels, legend(names, palette, shares(labels, len(names))), 255)
 
 
 def example_picture(examples: Sequence[Example], names: Sequence[str], palette: Palette) -> Picture:
     """Draw a row for each image, with true and predicted classes over it, and a legend."""
     if not examples:
         raise ValueError("examples are empty; expected at least one image")
-    side = 224
     rows, covered = [], np.zeros(len(names))
-    for image, truth, guess in examples:
-        drawn = (overlay(image, truth, palette), overlay(image, guess, palette))
-        panels = [canvas.panel(image, side)]
-        panels += [canvas.panel(torch.from_numpy(one).permute(2, 0, 1), side) for one in drawn]
-        rows.append([_squared(panel, side) for panel in panels])
-        covered += shares(truth, len(names)) + shares(guess, len(names))
-    sheet = canvas.mosaic(rows)
+    for image, *label_maps in examples:
+        drawn = [torch.from_numpy(overlay(image, labels, palette)) for labels in label_maps]
+        rows.append([_squared(each) for each in (image, *(d.permute(2, 0, 1) for d in drawn))])
+        covered += sum(shares(labels, len(names)) for labels in label_maps)
     beside = canvas.opaque(legend(names, palette, covered / max(covered.sum(), 1e-9)))
-    joined = np.zeros(
-        (max(len(sheet), len(beside)), sheet.shape[1] + 8 + beside.shape[1], 4), dtype=np.uint8
-    )
-    joined[: len(sheet), : sheet.shape[1]] = sheet
-    joined[: len(beside), sheet.shape[1] + 8 :] = beside
+    sheet = _joined(canvas.mosaic(rows), np.pad(beside, ((0, 0), (8, 0), (0, 0))), 0)
     words = f"{len(examples)} images of the validation set: image, truth, prediction"
-    return Picture(f"{words}.", words, canvas.png(joined), "image/png")
+    return Picture(f"{words}.", words, canvas.png(sheet), "image/png")
 
 
 def iou_table(figures: MapFigures, pixels: Tensor, names: Sequence[str]) -> Table:
@@ -121,26 +98,29 @@ def iou_table(figures: MapFigures, pixels: Tensor, names: Sequence[str]) -> Tabl
 
     pixels: (Y,) true pixels of each class
     """
-    total = max(1, int(pixels.sum()))
-    rows: list[tuple[str, float | None, float | None, float]] = []
-    for number, name in enumerate(names):
-        iou, accuracy = float(figures.iou[number]), float(figures.accuracy[number])
-        row = (
-            name,
-            None if np.isnan(iou) else 100 * iou,
-            None if np.isnan(accuracy) else 100 * accuracy,
-            100 * int(pixels[number]) / total,
-        )
-        rows.append(row)
+    part = 100 * pixels.double() / max(1, int(pixels.sum()))
+    percent = torch.stack([100 * figures.iou, 100 * figures.accuracy, part], dim=1)
+    rows = [
+        (name, *(None if np.isnan(value) else value for value in values))
+        for name, values in zip(names, percent.tolist(), strict=True)
+    ]
     rows.sort(key=lambda row: 1e9 if row[1] is None else row[1])
     columns = ["Class", "IoU, %", "Accuracy, %", "Share of pixels, %"]
     return Table("Metrics by class, worst first", columns, rows)
 
 
-def _squared(panel: Pixels, side: int) -> NDArray[np.uint8]:
-    """Centre a panel (h, w, 3) on a square of transparent pixels: (side, side, 4)."""
+def _squared(image: Tensor) -> Pixels:
+    """Scale an image (3, H, W) and centre it on transparent pixels: (SIDE, SIDE, 4)."""
+    panel = canvas.opaque(canvas.panel(image, SIDE))
     h, w = panel.shape[:2]
-    square = np.zeros((side, side, 4), dtype=np.uint8)
-    top, left = (side - h) // 2, (side - w) // 2
-    square[top : top + h, left : left + w] = canvas.opaque(panel)
-    return square
+    top, left = (SIDE - h) // 2, (SIDE - w) // 2
+    return np.pad(panel, ((top, SIDE - h - top), (left, SIDE - w - left), (0, 0)))
+
+
+def _joined(left: Pixels, right: Pixels, fill: int) -> Pixels:
+    """Put two pictures side by side; the lower one is filled up at the bottom."""
+    height, width = max(len(left), len(right)), left.shape[1] + right.shape[1]
+    sheet = np.full((height, width, left.shape[2]), fill, dtype=np.uint8)
+    sheet[: len(left), : left.shape[1]] = left
+    sheet[: len(right), left.shape[1] :] = right
+    return sheet

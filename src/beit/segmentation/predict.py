@@ -10,8 +10,9 @@ share of the missing images. The files are always the same.
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +25,7 @@ from beit.data.prefetch import prefetch
 from beit.data.sources import Source
 from beit.data.unreadable import Unreadable, readable
 from beit.draw import canvas
-from beit.files import replacing, write_text
+from beit.files import write_bytes, write_text
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapPredictor, MapViewConfig
 from beit.rows.about import fingerprint
@@ -33,7 +34,7 @@ from beit.run.device import DeviceConfig, launch, prepared
 from beit.run.progress import Progress
 from beit.segmentation.label_classes import default_palette
 from beit.segmentation.label_decoding import encode_label_map
-from beit.segmentation.pictures import legend, overlay, with_legend
+from beit.segmentation.pictures import Palette, legend, overlay, with_legend
 from beit.weights.open import load_segmenter
 
 if TYPE_CHECKING:
@@ -94,9 +95,7 @@ def run(config: Config) -> Result:
     segmenter = load_segmenter(config.model, config.image_size, num_heads=config.num_heads)
     Y = segmenter.config.num_classes
     if Y > MAX_CLASSES:
-        raise ValueError(
-            f"{config.model} has {Y} classes; a palette PNG holds at most {MAX_CLASSES}"
-        )
+        raise ValueError(f"{config.model} has {Y} classes; a palette PNG has {MAX_CLASSES} at most")
     names = segmenter.config.class_names or tuple(f"class {number}" for number in range(Y))
     palette = segmenter.config.palette or default_palette(Y)
     if fabric.is_global_zero:
@@ -105,13 +104,10 @@ def run(config: Config) -> Result:
     fabric.barrier()
     files = map_names([source.name(index) for index in range(len(source))])
     folders = (MAPS, OVERLAYS) if config.overlays else (MAPS,)
-    missing = [
-        index
-        for index, file in enumerate(files)
-        if not all((output / folder / file).is_file() for folder in folders)
-    ]
+    written = [all((output / folder / file).is_file() for folder in folders) for file in files]
+    todo = [index for index, done in enumerate(written) if not done]
     fabric.barrier()  # no process writes before all have looked
-    for index, image, labels in predict_maps(fabric, segmenter, source, missing, config):
+    for index, image, labels in predict_maps(fabric, segmenter, source, todo, config):
         if config.overlays:
             drawn = with_legend(overlay(image.cpu(), labels, palette), names, palette, labels)
             _write(output / OVERLAYS / files[index], canvas.png(drawn))
@@ -125,46 +121,48 @@ def run(config: Config) -> Result:
 
 @torch.no_grad()
 def predict_maps(
-    fabric: "Fabric",
-    segmenter: SemanticSegmenter,
-    source: Source,
-    missing: Sequence[int],
-    config: Config,
+    fabric: "Fabric", segmenter: SemanticSegmenter, source: Source, todo: list[int], config: Config
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """Label this process's share of the missing images, one by one.
+    """Label this process's share of the images `todo`, one by one.
 
     Yields: an index, the image (3, H, W) uint8, and its classes (H, W) uint8 on the CPU.
     """
-    mine = missing[fabric.global_rank :: fabric.world_size]
-    vit = segmenter.to(fabric.device).backbone
-    model = prepared(segmenter, config.device)
-    predictor = MapPredictor(vit.config.image_size, config.views, vit.mean)
+    mine = todo[fabric.global_rank :: fabric.world_size]
+    predict = map_predictor(fabric, segmenter, config.views, config.device)
+    workers, view = config.num_workers, Tensor.contiguous  # whole images
+    batches = EvalBatches(source, view, 1, num_workers=workers, batches=mine)
+    loader = prefetch(batches, fabric.device)
+    unreadable = Unreadable(len(source), config.max_unreadable)
+    with Progress(len(mine), enabled=fabric.is_global_zero) as progress:
+        progress.message(f"{len(todo)} of {len(source)} images to label")
+        for step, batch in enumerate(loader, start=1):
+            for filled in readable([batch], unreadable, progress.warn):
+                predicted = predict(filled.images)[0].to("cpu", torch.uint8)  # (H, W)
+                yield int(filled.indices), filled.images[0], predicted
+            progress.update(step, {}, len(batch.indices) * fabric.world_size, loader.wait_seconds)
+
+
+def map_predictor(
+    fabric: "Fabric", segmenter: SemanticSegmenter, views: MapViewConfig, device: DeviceConfig
+) -> Callable[[Tensor], Tensor]:
+    """Return a function from images (B, 3, H, W) uint8 to their classes (B, H, W) int64."""
+    vit = segmenter.to(fabric.device).eval().backbone
+    model = prepared(segmenter, device)
 
     def classify(windows: Tensor) -> Tensor:
         with fabric.autocast():
             logits: Tensor = model(windows).logits  # (n, Y, h', w')
         return logits
 
-    workers, view = config.num_workers, Tensor.contiguous  # whole images
-    batches = EvalBatches(source, view, 1, num_workers=workers, batches=mine)
-    loader = prefetch(batches, fabric.device)
-    unreadable = Unreadable(len(source), config.max_unreadable)
-    with Progress(len(mine), enabled=fabric.is_global_zero) as progress:
-        progress.message(f"{len(missing)} of {len(source)} images to label")
-        for step, batch in enumerate(loader, start=1):
-            for filled in readable([batch], unreadable, progress.warn):
-                predicted = predictor(classify, filled.images)[0].to("cpu", torch.uint8)  # (H, W)
-                yield int(filled.indices), filled.images[0], predicted
-            progress.update(step, {}, len(batch.indices) * fabric.world_size, loader.wait_seconds)
+    return partial(MapPredictor(vit.config.image_size, views, vit.mean), classify)
 
 
 def about_of(
-    config: Config,
-    segmenter: SemanticSegmenter,
-    names: Sequence[str],
-    palette: Sequence[tuple[int, int, int]],
+    config: Config, segmenter: SemanticSegmenter, names: Sequence[str], palette: Palette
 ) -> dict[str, Any]:
     """Describe what the files depend on."""
+    views = {name: value for name, value in asdict(config.views).items() if name != "batch_size"}
+    colours = enumerate(zip(names, map(list, palette), strict=True))
     return {
         "beit": beit.__version__,
         "model": config.model,
@@ -172,13 +170,9 @@ def about_of(
         "window": list(segmenter.backbone.config.image_size),
         "data": config.data,
         "limit": config.limit,
-        "views": {k: v for k, v in asdict(config.views).items() if k != "batch_size"}
-        | {"scales": list(config.views.scales)},
+        "views": views | {"scales": list(config.views.scales)},
         "precision": config.device.precision,
-        "classes": [
-            {"index": number, "name": name, "colour": list(colour)}
-            for number, (name, colour) in enumerate(zip(names, palette, strict=True))
-        ],
+        "classes": [{"index": c, "name": name, "colour": colour} for c, (name, colour) in colours],
     }
 
 
@@ -188,8 +182,7 @@ def begin(output: Path, about: dict[str, Any]) -> None:
     if not output.exists():
         output.mkdir(parents=True)
         write_text(file, json.dumps(about, indent=2, ensure_ascii=False) + "\n")
-        return
-    if not file.is_file():
+    elif not file.is_file():
         raise FileExistsError(f"{output} exists and is not overwritten; name another directory")
     try:
         before = json.loads(file.read_text(encoding="utf-8"))
@@ -198,11 +191,9 @@ def begin(output: Path, about: dict[str, Any]) -> None:
     if before != about:
         before = before if isinstance(before, dict) else {}
         keys = sorted(about.keys() | before.keys())
-        differing = [key for key in keys if before.get(key) != about.get(key)]
-        raise FileExistsError(
-            f"{output} was begun with another {', '.join(differing)}; name another directory, or "
-            "repeat the command that began it"
-        )
+        differing = ", ".join(key for key in keys if before.get(key) != about.get(key))
+        repeat = "name another directory, or repeat the command that began it"
+        raise FileExistsError(f"{output} was begun with another {differing}; {repeat}")
 
 
 def map_names(names: Sequence[str]) -> list[str]:
@@ -211,19 +202,12 @@ def map_names(names: Sequence[str]) -> list[str]:
     Two images that differ in the suffix only keep it: a.jpg.png. A name outside the folder, or not
     of a file, is replaced by the image's number and stem. If names still collide, all are replaced.
     """
-    paths = [PurePosixPath(name) for name in names]
-    plain = [
-        None
-        if path.is_absolute() or ".." in path.parts or not path.name or "://" in name
-        else str(path.with_suffix(""))
-        for name, path in zip(names, paths, strict=True)
-    ]
-    numbered = [
-        f"{number:06d}.png"
-        if "://" in name or not path.stem.strip(".")
-        else f"{number:06d}-{path.stem}.png"
-        for number, (name, path) in enumerate(zip(names, paths, strict=True))
-    ]
+    paths, plain, numbered = [PurePosixPath(name) for name in names], list[str | None](), []
+    for number, (name, path) in enumerate(zip(names, paths, strict=True)):
+        outside = path.is_absolute() or ".." in path.parts or not path.name or "://" in name
+        plain.append(None if outside else str(path.with_suffix("")))
+        stem = "" if "://" in name or not path.stem.strip(".") else f"-{path.stem}"
+        numbered.append(f"{number:06d}{stem}.png")
     counts = Counter(plain)
     files = [
         number_name if stem is None else f"{stem if counts[stem] == 1 else path}.png"
@@ -233,7 +217,5 @@ def map_names(names: Sequence[str]) -> list[str]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write a file, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
+    write_bytes(path, content)

@@ -18,6 +18,7 @@ from beit.nn.patches import IMAGENET_MEAN
 from beit.nn.segmenter import IGNORED
 from beit.nn.sliding import working_size
 
+Size = tuple[int, int]  # height, width
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 _CROP_TRIES = 10  # as published; then one last crop is taken unconditionally
@@ -55,43 +56,31 @@ class SegmentViewConfig:
 
     def __post_init__(self) -> None:
         if not 1 <= self.short_side <= self.long_side:
-            raise ValueError(
-                "sides must satisfy 1 <= short_side <= long_side, "
-                f"got short_side {self.short_side} and long_side {self.long_side}"
-            )
+            sides = f"short_side {self.short_side} and long_side {self.long_side}"
+            raise ValueError(f"expected 1 <= short_side <= long_side, got {sides}")
         if not 0 < self.min_ratio <= self.max_ratio:
-            raise ValueError(
-                "resize ratios must satisfy 0 < min_ratio <= max_ratio, "
-                f"got min_ratio {self.min_ratio} and max_ratio {self.max_ratio}"
-            )
+            ratios = f"min_ratio {self.min_ratio} and max_ratio {self.max_ratio}"
+            raise ValueError(f"expected 0 < min_ratio <= max_ratio, got {ratios}")
         if not 0 < self.max_share <= 1:
             raise ValueError(f"max_share is a share in (0, 1], got {self.max_share}")
         for name in ("flip", "contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be in [0, 1], got {getattr(self, name)}")
         if self.brightness < 0 or not 0 <= self.hue <= 180:
-            raise ValueError(
-                "brightness must be at least 0 and hue in [0, 180] degrees, "
-                f"got brightness {self.brightness} and hue {self.hue}"
-            )
+            got = f"got brightness {self.brightness} and hue {self.hue}"
+            raise ValueError(f"brightness must be at least 0 and hue in [0, 180] degrees, {got}")
 
 
 class SegmentViews:
     """The same random crop of an image and its label map."""
 
     def __init__(
-        self,
-        config: SegmentViewConfig,
-        size: tuple[int, int],
-        mean: tuple[float, ...] | None = None,
+        self, config: SegmentViewConfig, size: Size, mean: tuple[float, ...] | None = None
     ) -> None:
-        """Set the size and the padding.
+        """Set the size (height, width) of the crops and the colour of their padding.
 
-        Args:
-            config: of the random crops
-            size: (height, width) of the crop
-            mean: padding colour in [0, 1] for images smaller than the crop: the mean that the model
-                subtracts, so that its input is the published 0 there; None for ImageNet's
+        `mean` in [0, 1] is that which the model subtracts, so that its input is the published 0 in
+        the padding of images smaller than the crop; None for ImageNet's.
         """
         if min(size) < 1:
             raise ValueError(f"size must be (height, width), each at least 1, got {tuple(size)}")
@@ -110,33 +99,27 @@ class SegmentViews:
         count = 2 + 9 + 2 * (_CROP_TRIES + 1)  # for resizing and mirroring, colours, crops
         chances = torch.rand(count, generator=generator, dtype=torch.float64).tolist()
         ratio = config.min_ratio + chances[0] * (config.max_ratio - config.min_ratio)
-        height, width = label_map.shape
         sides = int(config.short_side * ratio), int(config.long_side * ratio)
-        resized_size = working_size((height, width), *sides)
-        image, label_map = resized(image, resized_size), resized_map(label_map, resized_size)
+        size = working_size((label_map.shape[0], label_map.shape[1]), *sides)
+        image, label_map = resized(image, size), resized_map(label_map, size)
         box = crop_box(label_map, self.size, config.max_share, chances[11:])
         image, label_map = _cut(image, box), _cut(label_map, box)
         if chances[1] < config.flip:
             image, label_map = image.flip(-1), label_map.flip(-1)
-        image = self._distorted(image, chances[2:11])
+        applied = [chance < 0.5 for chance in chances[2:6]]  # each change half of the time
+        spread = [(2 * chance - 1) * on for chance, on in zip(chances[6:10], applied, strict=True)]
+        image = distorted(
+            image,
+            brightness=config.brightness * spread[0],
+            contrast=1 + config.contrast * spread[1],
+            saturation=1 + config.saturation * spread[2],
+            hue=config.hue * spread[3],
+            contrast_last=chances[10] < 0.5,
+        )
         return _padded(image, label_map, self.size, self._colour)
 
-    def _distorted(self, image: Tensor, chances: list[float]) -> Tensor:
-        """Change the colours of (3, H, W) uint8; each change is applied half of the time."""
-        config = self.config
-        applied = [chance < 0.5 for chance in chances[:4]]
-        spread = [2 * chance - 1 for chance in chances[4:8]]
-        return distorted(
-            image,
-            brightness=config.brightness * spread[0] * applied[0],
-            contrast=1 + config.contrast * spread[1] * applied[1],
-            saturation=1 + config.saturation * spread[2] * applied[2],
-            hue=config.hue * spread[3] * applied[3],
-            contrast_last=chances[8] < 0.5,
-        )
 
-
-def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(image: Tensor, size: Size) -> Tensor:
     """Resize (3, H, W) or (B, 3, H, W) uint8 bilinearly, without antialiasing, as published.
 
     On the CPU in integers, elsewhere in floating point; results may differ by one level.
@@ -144,24 +127,20 @@ def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     images = image if image.ndim == 4 else image[None]
-    if image.device.type == "cpu":
-        images = functional.interpolate(images, size, mode="bilinear")
-    else:
-        images = functional.interpolate(images.float(), size, mode="bilinear")
-        images = images.add_(0.5).to(torch.uint8)
+    integer = image.device.type == "cpu"
+    images = functional.interpolate(images if integer else images.float(), size, mode="bilinear")
+    images = images if integer else images.add_(0.5).to(torch.uint8)
     return images if image.ndim == 4 else images[0]
 
 
-def resized_map(label_map: Tensor, size: tuple[int, int]) -> Tensor:
+def resized_map(label_map: Tensor, size: Size) -> Tensor:
     """Resize (H, W) uint8 by nearest neighbour about pixel centres."""
     if tuple(label_map.shape) == tuple(size):
         return label_map
     return functional.interpolate(label_map[None, None], size, mode="nearest-exact")[0, 0]
 
 
-def crop_box(
-    label_map: Tensor, size: tuple[int, int], max_share: float, chances: list[float]
-) -> Box:
+def crop_box(label_map: Tensor, size: Size, max_share: float, chances: list[float]) -> Box:
     """Choose a crop of `label_map`, (H, W) uint8, that no class dominates.
 
     Returns the first crop with two or more classes, each with less than `max_share` of the labelled
@@ -170,12 +149,10 @@ def crop_box(
     """
     height, width = label_map.shape
     crop_height, crop_width = min(size[0], height), min(size[1], width)
-    tries = len(chances) // 2
-    for attempt in range(tries):
-        top = int(chances[2 * attempt] * (height - crop_height + 1))
-        left = int(chances[2 * attempt + 1] * (width - crop_width + 1))
+    for down, right in zip(chances[::2], chances[1::2], strict=True):
+        top, left = int(down * (height - crop_height + 1)), int(right * (width - crop_width + 1))
         box = top, left, crop_height, crop_width
-        if max_share >= 1 or attempt == tries - 1:
+        if max_share >= 1:
             break
         counts = torch.bincount(_cut(label_map, box).flatten(), minlength=IGNORED + 1)[:IGNORED]
         largest, total = int(counts.max()), int(counts.sum())
@@ -195,14 +172,8 @@ def distorted(
 ) -> Tensor:
     """Change the colours of (3, H, W) uint8; each result is clamped before the next change.
 
-    Args:
-        brightness: added to each level, of 255
-        contrast: factor of each level
-        saturation: factor of the saturation (HSV)
-        hue: rotation in degrees
-        contrast_last: apply contrast after saturation and hue, not before
-
-    Returns: (3, H, W) uint8
+    `brightness` is added to each level of 255, `contrast` a factor of it; `saturation` is a factor
+    in HSV, `hue` a rotation in degrees; `contrast_last` applies contrast after these two.
     """
     if (brightness, contrast, saturation, hue) == (0, 1, 1, 0):
         return image
@@ -244,13 +215,9 @@ def _cut(pixels: Tensor, box: Box) -> Tensor:
     return pixels[..., top : top + height, left : left + width]
 
 
-def _padded(
-    image: Tensor, label_map: Tensor, size: tuple[int, int], colour: Tensor
-) -> tuple[Tensor, Tensor]:
+def _padded(image: Tensor, label_map: Tensor, size: Size, colour: Tensor) -> tuple[Tensor, Tensor]:
     """Pad on the right and below to `size`: the image with the colour, the map with 255."""
     height, width = label_map.shape
-    if (height, width) == tuple(size):
-        return image.contiguous(), label_map.contiguous()
     padded_image = colour[:, None, None].repeat(1, *size)
     padded_map = label_map.new_full(size, IGNORED)
     padded_image[:, :height, :width] = image
