@@ -264,9 +264,7 @@ def override(config: Any, overrides: Mapping[str, Any]) -> Any:
 
 
 def with_classes(
-    config: ImageClassifierConfig | SegmenterConfig,
-    num_classes: int | None,
-    names: Collection[str],
+    config: ImageClassifierConfig | SegmenterConfig, num_classes: int | None, names: Collection[str]
 ) -> tuple[ImageClassifierConfig | SegmenterConfig, list[str]]:
     """Change the number of classes, unless it is None or the same.
 

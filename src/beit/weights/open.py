@@ -1,9 +1,9 @@
 """Open any source of weights: a run, a weights file of ours, or a file in another layout."""
 
 import json
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
@@ -23,12 +23,20 @@ from beit.weights.file import (
     read_shapes,
     size_pair,
 )
+from beit.weights.formats import (
+    dalle,
+    dvae,
+    mmpretrain,
+    published,
+    published_segmentation,
+    timm_beit,
+    transformers_beit,
+)
 from beit.weights.formats.containers import named_tensors
 from beit.weights.safe_pickle.files import read_checkpoint
 
 WithHead = TypeVar("WithHead", ImageClassifier, SemanticSegmenter)
 
-FORMATS = "beit.weights.formats"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl")
 # Weights in a folder that is not a run: ours, and those of transformers and timm.
 FOLDER_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
@@ -39,17 +47,15 @@ class Layout(NamedTuple):
 
     Attributes:
         what: its contents, in words, and the beginnings of its tensor names
-        module: the module in `beit.weights.formats` that reads it; has `recognises(tensors)`, which
-            looks at names only, and the builder
-        builder: name of a function; `builder(tensors, *, origin, **overrides)` returns the model in
-            eval mode
-        whole: pass the whole checkpoint to the builder, not only its tensors
-        json_files: JSON files in the same folder that the builder takes, by parameter
+        module: its `recognises(tensors)` looks at names only
+        build: `build(tensors, *, origin, **overrides)` returns the model in eval mode
+        whole: pass the whole checkpoint to `build`, not only its tensors
+        json_files: JSON files in the same folder that `build` takes, by parameter
     """
 
     what: str
-    module: str
-    builder: str
+    module: ModuleType
+    build: Callable[..., nn.Module]
     whole: bool = False
     json_files: Mapping[str, str] = {}
 
@@ -59,30 +65,30 @@ class Layout(NamedTuple):
 LAYOUTS = (
     Layout(
         "transformers' BEiT (beit.embeddings.*, embeddings.*)",
-        "transformers_beit",
-        "from_transformers",
+        transformers_beit,
+        transformers_beit.from_transformers,
         json_files={"config": "config.json", "processor": "preprocessor_config.json"},
     ),
     Layout(
         "published BEiT segmentation (backbone.*, decode_head.*)",
-        "published_segmentation",
-        "from_published_segmentation",
+        published_segmentation,
+        published_segmentation.from_published_segmentation,
         whole=True,
     ),
-    Layout("mmpretrain's BEiT (backbone.layers.*)", "mmpretrain", "from_mmpretrain"),
-    Layout("DALL-E's tokenizer (blocks.input.w)", "dalle", "from_dalle"),
-    Layout("BEiT v1's discrete VAE (codebook.weight, encoder.*)", "dvae", "from_dvae"),
+    Layout("mmpretrain's BEiT (backbone.layers.*)", mmpretrain, mmpretrain.from_mmpretrain),
+    Layout("DALL-E's tokenizer (blocks.input.w)", dalle, dalle.from_dalle),
+    Layout("BEiT v1's discrete VAE (codebook.weight, encoder.*)", dvae, dvae.from_dvae),
     Layout(
         "timm's BEiT (blocks.*.attn.q_bias)",
-        "timm_beit",
-        "from_timm",
+        timm_beit,
+        timm_beit.from_timm,
         json_files={"config": "config.json"},
     ),
     Layout(
         "published BEiT v1 and v2: VQ-KD tokenizers (encoder.*, quantize.*), pretrained (lm_head.*)"
         " and fine-tuned models (blocks.*.attn.q_bias)",
-        "published",
-        "from_published",
+        published,
+        published.from_published,
     ),
 )
 
@@ -109,18 +115,17 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
         return model_of(content, metadata, str(path), **overrides)
     tensors = named_tensors(content, str(path))
     for layout in LAYOUTS:
-        module = import_module(f"{FORMATS}.{layout.module}")
-        if module.recognises(tensors):
-            if layout.module != "dalle":
-                _refuse_dalle_name(path, layout)
-            files = {
-                key: _read_json(path.with_name(name)) for key, name in layout.json_files.items()
-            }
-            settings = {key: value for key, value in files.items() if value is not None}
+        if layout.module.recognises(tensors):
+            is_dalle = path.name.removeprefix("dall_e_") in dalle.FILES  # prefix of downloads
+            if is_dalle and layout.module is not dalle:
+                raise ValueError(
+                    f"{path} has the name of DALL-E's tokenizer, but holds another model: "
+                    f"{layout.what}; to load it, rename the file"
+                )
+            files = {key: path.with_name(name) for key, name in layout.json_files.items()}
+            settings = {key: _read_json(file) for key, file in files.items() if file.is_file()}
             state = content if layout.whole else tensors
-            build = getattr(module, layout.builder)
-            model: nn.Module = build(state, origin=str(path), **settings, **overrides)
-            return model
+            return layout.build(state, origin=str(path), **settings, **overrides)
     raise ValueError(
         f"{path} is in no known layout: {first(list(tensors))}. Known are files of beit itself, "
         + "; ".join(layout.what for layout in LAYOUTS)
@@ -132,9 +137,8 @@ def load_tokenizer(source: str | Path, **overrides: Any) -> Tokenizer:
     """Load a model with `encode(images) -> codes`, `vocab_size` and `grid`, in eval mode."""
     model = load(source, **overrides)
     if not isinstance(model, Tokenizer):
-        raise ValueError(
-            f"{source} holds a {type(model).__name__}, which has no encode(); expected a tokenizer"
-        )
+        kind = type(model).__name__
+        raise ValueError(f"{source} holds a {kind}, which has no encode(); expected a tokenizer")
     return model
 
 
@@ -144,16 +148,13 @@ def load_backbone(
     """Load the vision Transformer of any model, in eval mode.
 
     Args:
-        image_size: input size, (height, width) or one side; positions are resized to its grid. If
-            the file does not determine its own size, it must be that size.
+        image_size: (height, width) or one side; positions are resized to its grid. If the file does
+            not determine its own size, it must be that size.
         overrides: as for `load`, and `relative_bias="per_block"`, which copies the shared bias into
             every block, as in fine-tuning
     """
     relative_bias = overrides.pop("relative_bias", None)
-    model = load_sized(source, image_size, **overrides)
-    backbone = backbone_of(model)
-    if backbone is None:
-        raise ValueError(f"{source} holds a {type(model).__name__}, which has no backbone")
+    backbone = required_backbone(load_sized(source, image_size, **overrides), str(source))
     if relative_bias not in (None, "per_block", backbone.config.relative_bias):
         raise ValueError(
             f"relative_bias={relative_bias!r} contradicts {source}, which says "
@@ -225,6 +226,14 @@ def backbone_of(model: nn.Module) -> VisionTransformer | None:
     return backbone if isinstance(backbone, VisionTransformer) else None
 
 
+def required_backbone(model: nn.Module, origin: str) -> VisionTransformer:
+    """Return the model's vision Transformer; ValueError if it has none."""
+    backbone = backbone_of(model)
+    if backbone is None:
+        raise ValueError(f"{origin} holds a {type(model).__name__}, which has no backbone")
+    return backbone
+
+
 def _load_with_head(
     model_class: type[WithHead],
     things: str,
@@ -290,30 +299,14 @@ def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.is_dir() or path.suffix == ".pkl":
-        from beit.weights.formats.dalle_files import read_dalle_folder, read_pickled_module
-
-        pickled = read_dalle_folder(path) if path.is_dir() else read_pickled_module(path)
+        read = dalle.read_dalle_folder if path.is_dir() else dalle.read_pickled_module
+        pickled = read(path)
         if pickled is not None:
             return pickled, {}
     return read_checkpoint(path), {}
 
 
-def _refuse_dalle_name(path: Path, layout: Layout) -> None:
-    """Raise ValueError if a file named like DALL-E's holds another model."""
-    if path.suffix == ".pkl":
-        from beit.weights.formats.dalle_files import FILES
-
-        if path.name.removeprefix("dall_e_") in FILES:  # the prefix of downloaded files
-            raise ValueError(
-                f"{path} has the name of DALL-E's tokenizer, but holds another model: "
-                f"{layout.what}; to load it, rename the file"
-            )
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object, or return None if there is no such file."""
-    if not path.is_file():
-        return None
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -84,11 +84,7 @@ def classifier_config(
 
 
 def backbone_config(
-    tensors: Mapping[str, Tensor],
-    prefix: str,
-    norm: str,
-    origin: str,
-    overrides: Mapping[str, Any],
+    tensors: Mapping[str, Tensor], prefix: str, norm: str, origin: str, overrides: Mapping[str, Any]
 ) -> ViTConfig:
     """Derive a ViT's configuration from its shapes.
 

@@ -81,10 +81,7 @@ def from_published_segmentation(
 
 
 def segmenter_and_summary(
-    tensors: Mapping[str, Tensor],
-    origin: str,
-    overrides: Mapping[str, Any],
-    meta: object = None,
+    tensors: Mapping[str, Tensor], origin: str, overrides: Mapping[str, Any], meta: object = None
 ) -> tuple[SemanticSegmenter, str]:
     """Build the segmenter; describe it and what was left out, for the log."""
     ignored = unused(tensors)
@@ -137,10 +134,7 @@ def published_meta(config: SegmenterConfig) -> dict[str, Any]:
 
 
 def segmenter_config(
-    tensors: Mapping[str, Tensor],
-    origin: str,
-    overrides: Mapping[str, Any],
-    meta: object = None,
+    tensors: Mapping[str, Tensor], origin: str, overrides: Mapping[str, Any], meta: object = None
 ) -> SegmenterConfig:
     """Derive the configuration from shapes, and names and colours of the classes from `meta`."""
     check_overrides(overrides, OVERRIDES, origin)
