@@ -14,6 +14,7 @@ from beit.nn.tokenizer import VQKD, Tokenizer
 from beit.nn.vit import VisionTransformer, resized, with_bias_per_block
 from beit.run.directory import RunDirectory
 from beit.run.settings import first
+from beit.weights import hub, manifest
 from beit.weights.file import (
     FORMAT,
     SizeUnknownError,
@@ -43,21 +44,13 @@ FOLDER_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
 
 
 class Layout(NamedTuple):
-    """A family of files written by other programs.
+    """A family of files written by other programs."""
 
-    Attributes:
-        what: its contents, in words, and the beginnings of its tensor names
-        module: its `recognises(tensors)` looks at names only
-        build: `build(tensors, *, origin, **overrides)` returns the model in eval mode
-        whole: pass the whole checkpoint to `build`, not only its tensors
-        json_files: JSON files in the same folder that `build` takes, by parameter
-    """
-
-    what: str
-    module: ModuleType
-    build: Callable[..., nn.Module]
-    whole: bool = False
-    json_files: Mapping[str, str] = {}
+    what: str  # contents, in words, and the beginnings of its tensor names
+    module: ModuleType  # its `recognises(tensors)` looks at names only
+    build: Callable[..., nn.Module]  # (tensors, *, origin, **overrides) -> model in eval mode
+    whole: bool = False  # pass the whole checkpoint to `build`, not only its tensors
+    json_files: Mapping[str, str] = {}  # in the same folder, by parameter of `build`
 
 
 # The first layout that recognises the names is used; layouts with distinctive names come first.
@@ -107,7 +100,7 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
 
     Raises:
         ValueError: the file is damaged, unsafe, in no known layout, or contradicts an override.
-        FileNotFoundError, OSError: it does not exist or cannot be downloaded.
+        OSError: it does not exist or cannot be downloaded.
     """
     path, overrides = _local_path(source, overrides)
     content, metadata = _read(path)
@@ -155,10 +148,11 @@ def load_backbone(
     """
     relative_bias = overrides.pop("relative_bias", None)
     backbone = required_backbone(load_sized(source, image_size, **overrides), str(source))
-    if relative_bias not in (None, "per_block", backbone.config.relative_bias):
+    own = backbone.config.relative_bias
+    if relative_bias not in (None, "per_block", own):
         raise ValueError(
-            f"relative_bias={relative_bias!r} contradicts {source}, which says "
-            f"{backbone.config.relative_bias}; it can only be changed to per_block"
+            f"relative_bias={relative_bias!r} contradicts {source}, which says {own}; it can only "
+            "be changed to per_block"
         )
     try:
         if relative_bias == "per_block":
@@ -185,10 +179,7 @@ def load_segmenter(
 def load_sized(
     source: str | Path, image_size: int | tuple[int, int] | None, **overrides: Any
 ) -> nn.Module:
-    """Load a model at its own image size, or at `image_size` if the file does not determine it.
-
-    Overrides that are None are ignored.
-    """
+    """Load a model at its own image size, or at `image_size` if the file does not determine it."""
     overrides = {name: value for name, value in overrides.items() if value is not None}
     try:
         return load(source, **overrides)
@@ -199,10 +190,7 @@ def load_sized(
 
 
 def holds_segmenter(source: str | Path) -> bool:
-    """Whether a file holds a segmenter, by its tensor names, without building the model.
-
-    False if it cannot be opened: `load` then says why.
-    """
+    """Whether a file holds a segmenter, by its tensor names; false if it cannot be opened."""
     try:
         path, _ = _local_path(source, {})
         if path.suffix == ".safetensors":
@@ -235,28 +223,22 @@ def required_backbone(model: nn.Module, origin: str) -> VisionTransformer:
 
 
 def _load_with_head(
-    model_class: type[WithHead],
-    things: str,
-    source: str | Path,
-    image_size: int | tuple[int, int] | None,
-    overrides: Mapping[str, Any],
+    model_class: type[WithHead], things: str, source: str | Path, size: Any, overrides: Any
 ) -> WithHead:
-    """Load a model that predicts classes of `things`, resized to `image_size`."""
-    model = load_sized(source, image_size, **overrides)
+    """Load a model that predicts classes of `things`, resized to `size`."""
+    model = load_sized(source, size, **overrides)
     if not isinstance(model, model_class):
         raise ValueError(
             f"{source} holds a {type(model).__name__}, which names no classes of {things}; "
             f"expected {model_class.__name__}"
         )
-    if image_size is not None:
-        model.backbone = resized(model.backbone, size_pair(image_size))
+    if size is not None:
+        model.backbone = resized(model.backbone, size_pair(size))
     return model
 
 
 def _local_path(source: str | Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Find the local file, or DALL-E's folder; add a published file's settings to the overrides."""
-    from beit.weights import hub, manifest
-
     if str(source).startswith((hub.HUB, hub.PUBLISHED)):
         path = hub.fetch(str(source))
         published = manifest.find(path.name) if str(source).startswith(hub.PUBLISHED) else None
@@ -282,15 +264,14 @@ def _find_file(path: Path) -> Path:
                 f"continue it with --resume {path}"
             )
         return run.weights_file
+    expected = ", ".join(SUFFIXES)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; expected a run directory, a file "
-            f"({', '.join(SUFFIXES)}), hf://OWNER/NAME or published:NAME"
+            f"{path} does not exist; expected a run directory, a file ({expected}), "
+            "hf://OWNER/NAME or published:NAME"
         )
     if path.suffix not in SUFFIXES:
-        raise ValueError(
-            f"{path} ends in {path.suffix or 'nothing'}; expected {', '.join(SUFFIXES)}"
-        )
+        raise ValueError(f"{path} ends in {path.suffix or 'nothing'}; expected {expected}")
     return path
 
 

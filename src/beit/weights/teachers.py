@@ -19,14 +19,7 @@ from beit.weights.formats.containers import read_tensors
 from beit.weights.formats.dino import DINO_NORM_EPS, from_dino
 from beit.weights.hub import HUB, PUBLISHED, fetch
 from beit.weights.safe_pickle.files import read_checkpoint
-from beit.weights.timm_networks import (
-    STRIDE,
-    clip_map,
-    map_reader,
-    plain_vit,
-    timm_network,
-    token_map,
-)
+from beit.weights.timm_networks import clip_map, map_reader, plain_vit, timm_network, token_map
 
 TIMM = "timm:"
 LITE0, LITE0_TIMM = "efficientnet-lite0", "tf_efficientnet_lite0"
@@ -185,9 +178,9 @@ def _split(source: str) -> tuple[str, int | None]:
     name, _, layer = source.partition("#")
     if "#" not in source or not (source.startswith(TIMM) or name == LITE0):
         return name, None
-    number = layer.removeprefix(STRIDE)
+    number = layer.removeprefix("stride")
     if number == layer or not number.isdecimal():
-        raise ValueError(f"{source}: the layer is {layer!r}, expected for instance {STRIDE}16")
+        raise ValueError(f"{source}: the layer is {layer!r}, expected for instance stride16")
     return name, int(number)
 
 

@@ -18,8 +18,6 @@ from beit.weights.formats.containers import read_tensors
 from beit.weights.formats.published_config import num_heads_of
 from beit.weights.hub import first_line, unreachable
 
-STRIDE = "stride"
-
 
 def timm_network(
     name: str, image_size: tuple[int, int] | None, pretrained: bool, file: Path | None = None
@@ -172,9 +170,9 @@ def map_reader(network: Any, stride: int | None, source: str) -> Callable[[Any, 
     strides = [info["reduction"] for info in getattr(network, "feature_info", ())]
     has_maps = hasattr(network, "forward_intermediates") and len(set(strides)) > 1
     if not has_maps or stride not in strides:
-        known = ", ".join(f"{STRIDE}{known}" for known in sorted(set(strides)))
+        known = ", ".join(f"stride{known}" for known in sorted(set(strides)))
         advice = f"expected one of {known}" if has_maps else "leave the layer out"
-        raise ValueError(f"{source} has no layer {STRIDE}{stride}; {advice}")
+        raise ValueError(f"{source} has no layer stride{stride}; {advice}")
     return partial(_inner_map, index=len(strides) - 1 - strides[::-1].index(stride))
 
 

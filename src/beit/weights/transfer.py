@@ -39,8 +39,8 @@ def carry_backbone(source: VisionTransformer, target: VisionTransformer, origin:
 def carry_norm(source: nn.Module, target: ImageClassifier) -> None:
     """Copy the norm before the head, if the classifier pools the mean and the source has this norm.
 
-    The source has it if it is a classifier with mean pooling or, as in the published code, a VQ-KD
-    tokenizer (the final norm of its encoder). The final norm of a pretrained model is not used
+    A classifier with mean pooling has it and, as in the published code, a VQ-KD tokenizer (the
+    final norm of its encoder). The final norm of a pretrained model is not used
     (docs/reference/tokenizer.md, "Architecture"; docs/reference/finetuning.md, "Checkpoint keys").
     """
     norm = source.fc_norm if isinstance(source, ImageClassifier) else None
@@ -80,9 +80,8 @@ def carry_head(
     count, source_names = source.config.num_classes, source.config.class_names
     if names is not None:
         if len(names) != count:
-            raise ValueError(
-                f"init_classes names {len(names)} classes, but the head of {origin} has {count}"
-            )
+            head = f"the head of {origin} has {count}"
+            raise ValueError(f"init_classes names {len(names)} classes, but {head}")
         if source_names not in (None, tuple(names)):
             raise ValueError(f"init_classes contradicts the class names in {origin}")
         source_names = tuple(names)
@@ -99,16 +98,13 @@ def carry_head(
         return f"its head for {count} classes was left out; that for {new} is new"
     if source_names is None or target_names is None:
         missing = f"{origin} (--init_classes FILE)" if source_names is None else "the data"
-        raise ValueError(
-            f"carry_classes needs both lists of class names; that of {missing} is unknown"
-        )
+        lists = "needs both lists of class names"
+        raise ValueError(f"carry_classes {lists}; that of {missing} is unknown")
     row_of = {name: row for row, name in enumerate(source_names)}
     shared = [row for row, name in enumerate(target_names) if name in row_of]
     if not shared:
-        raise ValueError(
-            f"carry_classes: no class of the data is one of those of {origin}, "
-            f"such as {source_names[0]}"
-        )
+        classes = f"those of {origin}, such as {source_names[0]}"
+        raise ValueError(f"carry_classes: no class of the data is one of {classes}")
     rows = [row_of[target_names[row]] for row in shared]
     target.head.weight[shared] = source.head.weight[rows]
     target.head.bias[shared] = source.head.bias[rows]

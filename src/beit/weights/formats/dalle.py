@@ -53,7 +53,6 @@ def from_dalle(
     Args:
         state: the encoder's tensors by published name, or those of both parts under `encoder.` and
             `decoder.`; without the decoder the tokenizer only encodes
-        origin: name of the file in errors and the log
         overrides: `image_size` (default: 112 x 112, as in BEiT v1; images of every size that fits
             can be encoded), and `decoder`, the path of the decoder if it is in another file
     """
