@@ -47,8 +47,9 @@ def architecture_of(model: nn.Module) -> Architecture:
             )
         channels, D = model.config.channels, model.config.backbone.width
         if channels != D:
+            sizes = f"{channels} channels over a backbone of width {D}"
             theirs = "transformers' is always as wide as its backbone"
-            raise ValueError(f"the decoder has {channels} channels, the backbone {D}; {theirs}")
+            raise ValueError(f"the decoder has {sizes}, and {theirs}")
     return ARCHITECTURES[type(model)]
 
 
