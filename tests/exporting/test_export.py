@@ -14,7 +14,7 @@ import transformers
 from torch import Tensor, nn
 
 import beit
-from beit.exporting import export, library_folders, verification, weight_files
+from beit.exporting import export, verification, weight_files
 from beit.exporting.export import Config
 from beit.exporting.verification import Difference, Reopened
 from beit.nn.dalle import DalleConfig, DalleTokenizer
@@ -304,13 +304,13 @@ def test_what_exists_is_not_overwritten(models: Callable[..., Path], tmp_path: P
 def test_an_export_that_differs_is_removed_and_refused_with_the_figure(
     wrong: float, models: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    to_timm = library_folders.to_timm
+    to_timm = weight_files.to_timm
 
     def careless(model: nn.Module) -> dict[str, Tensor]:
         state = to_timm(model)
         return state | {"head.bias": state["head.bias"] + wrong}
 
-    monkeypatch.setattr(library_folders, "to_timm", careless)
+    monkeypatch.setattr(weight_files, "to_timm", careless)
     source, output = models("classifier"), tmp_path / "new" / "folder"
     expected = r"folder is not kept: .* more than .*: batch 1: logits (2.0e-03|nan), in values up"
     with pytest.raises(ValueError, match=expected):

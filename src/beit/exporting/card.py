@@ -57,16 +57,14 @@ def model_card(
 
     Args:
         repository: OWNER/NAME in the hub
-        files: files to upload, by name in the repository
+        files: to upload, by name in the repository
         probe: the probe.json of a `beit probe` of the run
-        license: of the weights, by the hub's identifier; empty for none
+        license: by the hub's identifier; empty for none
     """
     weights, config = read_metadata(run.weights_file), run.config()
     environment = json.loads(run.environment_file.read_text(encoding="utf-8"))
-    head: dict[str, Any] = {
-        "library_name": "beit",
-        "pipeline_tag": TASKS.get(weights.kind, DEFAULT_TASK),
-    }
+    task = TASKS.get(weights.kind, DEFAULT_TASK)
+    head: dict[str, Any] = {"library_name": "beit", "pipeline_tag": task}
     head["tags"] = ["beit", run.verb(), weights.kind.lower()]
     if license:
         head["license"] = license
@@ -106,44 +104,37 @@ def _use(kind: str, repository: str, files: Mapping[str, Path]) -> str:
         lines += [f"```python\nimport beit\n\n{use}\n```"]
         lines += ["Images go in as they are: the model normalises them itself."]
     if "config.json" in files:
-        of_timm = "architecture" in json.loads(files["config.json"].read_text(encoding="utf-8"))
-        timm = f'timm opens it too: `timm.create_model("hf-hub:{repository}", pretrained=True)`.'
-        transformers = f'transformers opens it too: `AutoModel.from_pretrained("{repository}")`.'
-        lines += [timm if of_timm else transformers]
-    lines += [
-        f'`huggingface_hub.hf_hub_download("{repository}", "{name}")` fetches the graph, which '
-        "takes images as float in [0, 1], (B, 3, H, W)."
-        for name in files
-        if name.endswith(GRAPHS)
-    ]
+        if "architecture" in json.loads(files["config.json"].read_text(encoding="utf-8")):
+            call = f'timm opens it too: `timm.create_model("hf-hub:{repository}", pretrained=True)`'
+        else:
+            call = f'transformers opens it too: `AutoModel.from_pretrained("{repository}")`'
+        lines += [f"{call}."]
+    what = "fetches the graph, which takes images as float in [0, 1], (B, 3, H, W)"
+    for name in (name for name in files if name.endswith(GRAPHS)):
+        lines += [f'`huggingface_hub.hf_hub_download("{repository}", "{name}")` {what}.']
     return "\n\n".join(lines) or "See the files."
 
 
 def _recipe(weights: Weights, config: Mapping[str, Any]) -> str:
     """List the sections that define the result, then the whole configuration."""
     sections = {"model": weights.config} | {name: config.get(name) for name in SECTIONS}
-    lines = [
-        f"- {name}: {_line(value) if isinstance(value, Mapping) else f'`{value}`'}"
-        for name, value in sections.items()
-        if value
-    ]
+    lines = []
+    for name, value in sections.items():
+        if value:
+            lines += [f"- {name}: {_line(value) if isinstance(value, Mapping) else f'`{value}`'}"]
     whole = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True, width=100)
-    return (
-        "\n".join(lines) + "\n\n<details><summary>The whole configuration</summary>\n\n"
-        f"```yaml\n{whole}```\n\n</details>"
-    )
+    title = "<details><summary>The whole configuration</summary>"
+    return "\n".join(lines) + f"\n\n{title}\n\n```yaml\n{whole}```\n\n</details>"
 
 
 def _scores(metrics: Path) -> str:
     """Tabulate the last value of each metric in the log, validation metrics first."""
     last: dict[str, tuple[float, int]] = {}
     if metrics.is_file():
-        for line in metrics.read_text(encoding="utf-8").splitlines():
-            record = json.loads(line)
+        for record in map(json.loads, metrics.read_text(encoding="utf-8").splitlines()):
             for name, value in record.items():
-                if name not in BOOKKEEPING and isinstance(
-                    value, int | float
-                ):  # a warning is a text
+                number = isinstance(value, int | float)  # a warning is a text
+                if number and name not in BOOKKEEPING:
                     last[name] = (value, record["step"])
     if not last:
         return "None were logged.\n"
@@ -163,11 +154,9 @@ def _probe(path: Path) -> str:
         test, count = record["config"]["test"], record["sizes"]["test"]
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is not the record of a beit probe ({error!r})") from error
-    return (
-        f"\nOn frozen features, accuracy in percent on {count} images of `{test}`:\n\n"
-        + "\n".join(["| features | linear probe | k-NN |", "|---|---|---|", *rows])
-        + "\n"
-    )
+    table = "\n".join(["| features | linear probe | k-NN |", "|---|---|---|", *rows])
+    title = f"On frozen features, accuracy in percent on {count} images of `{test}`"
+    return f"\n{title}:\n\n{table}\n"
 
 
 def _environment(environment: Mapping[str, Any]) -> dict[str, Any]:

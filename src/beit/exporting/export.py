@@ -1,11 +1,9 @@
 """Export a model to files for other libraries; each export is checked before it is kept.
 
-1. Load the model in float32 on the CPU.
-2. Write the export to a hidden folder beside the output.
-3. Open it with the library it is for, and run it and the model on the same seeded images, 1, 3 and
-   8 at a time.
-4. If no value differs by more than `atol`, rename it to the output; otherwise delete it and report
-   the difference.
+The model is loaded in float32 on the CPU. The export is written to a hidden folder beside the
+output, opened with the library it is for, and run on the same seeded images as the model, 1, 3 and
+8 at a time. If no value differs by more than `atol`, it is renamed to the output; otherwise it is
+deleted and the difference is reported.
 
 Codes of a tokenizer must equal the model's except for near ties: a different code is accepted if
 the model rates it within `atol` of its own (VQ-KD by the cosine, the image tokenizers by the
@@ -22,9 +20,8 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from beit.exporting.graphs import onnx_file, torch_export_file
-from beit.exporting.library_folders import timm_folder, transformers_folder
 from beit.exporting.verification import Difference, Reopened, compare
-from beit.exporting.weight_files import own_file, published_file
+from beit.exporting.weight_files import own_file, published_file, timm_folder, transformers_folder
 from beit.files import replacing
 from beit.nn.heads import ImageClassifier
 from beit.nn.mim import MaskedImageModel
@@ -35,18 +32,11 @@ from beit.weights.open import load, load_backbone
 
 
 class Format(NamedTuple):
-    """An export format.
+    """An export format."""
 
-    Attributes:
-        write: `write(model, path, output)` writes the export to `path` and opens it again; `output`
-            is its final path, for messages
-        suffixes: of its files; empty for a folder
-        kinds: models that it supports; empty for all
-    """
-
-    write: Callable[..., Reopened]
-    suffixes: tuple[str, ...] = ()
-    kinds: tuple[type[nn.Module], ...] = ()
+    write: Callable[..., Reopened]  # (model, path, output): `output` is the final path, in messages
+    suffixes: tuple[str, ...] = ()  # of its files; empty for a folder
+    kinds: tuple[type[nn.Module], ...] = ()  # models that it supports; empty for all
 
 
 PUBLISHED = (VQKD, MaskedImageModel, ImageClassifier, SemanticSegmenter, VisionTransformer)
@@ -71,8 +61,7 @@ class Config:
         part: the whole model, or only its vision Transformer
         image_size: side, or height and width: a backbone is resized to it; for a whole model, its
             own size if the file does not determine it
-        num_heads: attention heads, if the file does not determine them (default: one per 64
-            channels)
+        num_heads: attention heads, if the file does not determine them; null: one per 64 channels
         opset: of the ONNX graph; null for PyTorch's default
         atol: largest difference allowed, relative to the largest value if that is above 1
     """
@@ -111,11 +100,7 @@ class Result(NamedTuple):
 
 
 def run(config: Config) -> Result:
-    """Write the export, compare it with the model, and keep it if they agree.
-
-    Raises:
-        ValueError: the output exists, the format does not support the model, or the export differs.
-    """
+    """Write the export, compare it with the model, and keep it if they agree."""
     output = Path(config.output).expanduser()
     _refuse_existing(output)
     model = open_model(config)
@@ -129,10 +114,8 @@ def run(config: Config) -> Result:
             print(f"  {difference}")
             allowed = config.atol * max(1.0, difference.scale)
             if not difference.largest <= allowed:  # true for NaN
-                raise ValueError(
-                    f"{output} is not kept: it differs from the model by more than {allowed:.1e}: "
-                    f"{difference}"
-                )
+                more = f"it differs from the model by more than {allowed:.1e}: {difference}"
+                raise ValueError(f"{output} is not kept: {more}")
     largest = max(difference.largest for difference in differences)
     print(f"{output}: kept, largest difference {largest:.1e}\n  {export.opened_by}")
     return Result(output, differences, export.opened_by)
@@ -140,8 +123,8 @@ def run(config: Config) -> Result:
 
 def open_model(config: Config) -> nn.Module:
     """Load the model, or its vision Transformer; refuse it if the format does not support it."""
-    settings = {"image_size": config.image_size, "num_heads": config.num_heads}
-    overrides: dict[str, Any] = {key: value for key, value in settings.items() if value is not None}
+    settings: dict[str, Any] = {"image_size": config.image_size, "num_heads": config.num_heads}
+    overrides = {key: value for key, value in settings.items() if value is not None}
     opened = load_backbone if config.part == "backbone" else load
     model = opened(config.source, **overrides).float()
     kinds = FORMATS[config.format].kinds

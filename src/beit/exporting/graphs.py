@@ -21,7 +21,7 @@ DYNAMIC_AXES = {"images": {0: "batch"}, "masked": {1: "hidden"}}  # both inputs 
 
 
 def onnx_file(model: nn.Module, path: Path, output: str, opset: int | None = None) -> Reopened:
-    """Write an ONNX graph for any batch size, and open it with ONNX Runtime."""
+    """Write an ONNX graph, and open it with ONNX Runtime."""
     inputs = inputs_of(model, *example(model, count=2))
     write_onnx(model, path, inputs, opset)
     run = open_onnx(path)
@@ -32,10 +32,7 @@ def onnx_file(model: nn.Module, path: Path, output: str, opset: int | None = Non
 
 
 def torch_export_file(model: nn.Module, path: Path, output: str) -> Reopened:
-    """Write a torch.export graph for any batch size, and open it with torch.
-
-    Its extra file `beit.json` describes the model.
-    """
+    """Write a torch.export graph; its extra file `beit.json` describes the model."""
     program = traced(model, inputs_of(model, *example(model, count=2)))
     torch.export.save(program, path, extra_files={f"{FORMAT}.json": description(model)})
     module = torch.export.load(path).module()
@@ -51,31 +48,24 @@ def inputs_of(model: nn.Module, images: Tensor, masked: Tensor) -> dict[str, Ten
 
 
 class Graph(nn.Module):
-    """A model as a function of tensors."""
+    """A model whose forward returns its `outputs`."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor, masked: Tensor | None = None) -> Mapping[str, Tensor]:
-        """Return the `outputs` of the model."""
         return outputs(self.model, images, masked)
 
 
 @torch.no_grad()
 def traced(model: nn.Module, inputs: Mapping[str, Tensor]) -> torch.export.ExportedProgram:
-    """Trace a model into a graph for any number of images.
-
-    Args:
-        inputs: by name, with at least 2 images and 2 masked patches: 1 would become a constant
-    """
+    """Trace a model with 2 or more images and masked patches: 1 would become a constant."""
     batch, hidden = torch.export.Dim("batch", min=1), torch.export.Dim("hidden", min=1)
     sizes = {"images": {0: batch}, "masked": {0: batch, 1: hidden}}
-    program = torch.export.export(
-        Graph(model).eval(),
-        tuple(inputs.values()),
-        dynamic_shapes={name: sizes[name] for name in inputs},
-    )
+    dynamic = {name: sizes[name] for name in inputs}
+    graph = Graph(model).eval()
+    program = torch.export.export(graph, tuple(inputs.values()), dynamic_shapes=dynamic)
     for node in program.graph.nodes:
         node.meta.pop("stack_trace", None)  # paths of this machine
     return program
@@ -106,16 +96,12 @@ def write_onnx(
 
 
 def open_onnx(path: Path) -> Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]:
-    """Open an ONNX graph with ONNX Runtime on the CPU, with as many threads as torch uses.
-
-    Returns:
-        Function from inputs to outputs, both tensors by name
-    """
+    """Open an ONNX graph on the CPU, as a function from inputs to outputs, tensors by name."""
     _check_packages()
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()  # as torch
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
 

@@ -1,7 +1,6 @@
 """Upload a finished run or an export to the Hugging Face hub, with a model card.
 
-This is a command of its own, not an option of training or export: you can look at the files before
-they are uploaded, and repeat a failed upload without computing anything again.
+A command of its own, so that you can look at the files first and repeat a failed upload.
 """
 
 import re
@@ -58,9 +57,9 @@ def run(config: Config) -> Result:
     if card.is_file():
         print(f"{card}: exists and is used; delete it to write a new one")
     else:
-        run_directory = RunDirectory.open(_run_of(config, source))
+        directory = RunDirectory.open(_run_of(config, source))
         probe = Path(config.probe).expanduser() / "probe.json" if config.probe else None
-        text = model_card(run_directory, config.repository, files, probe, config.license)
+        text = model_card(directory, config.repository, files, probe, config.license)
         write_text(card, text)
         print(f"{card}: written")
     for name, path in files.items():
@@ -68,38 +67,29 @@ def run(config: Config) -> Result:
     if config.dry_run:
         print(f"nothing was pushed; without --dry_run it goes to {config.repository}")
         return Result(card, files, None)
-    text = card.read_text(encoding="utf-8")
-    address = hub.push(config.repository, files, text, config.private)
+    address = hub.push(config.repository, files, card.read_text("utf-8"), config.private)
     print(f"pushed to {address}")
     return Result(card, files, address)
 
 
 def _files(source: Path) -> dict[str, Path]:
-    """List the files to upload: weights, configuration and log of a run, or all of an export.
-
-    Reports are left out because they contain images of the data set; checkpoints because they are
-    only for resuming.
-    """
+    """List the files to upload: weights, configuration and log of a run, or all of an export."""
     if source.is_file():
         return {source.name: source}
     if not source.is_dir():
-        raise FileNotFoundError(
-            f"{source} does not exist; expected a run directory, or what beit export wrote"
-        )
+        expected = "expected a run directory, or what beit export wrote"
+        raise FileNotFoundError(f"{source} does not exist; {expected}")
     directory = RunDirectory(source)
     if directory.config_file.is_file():
         if not directory.weights_file.is_file():
-            raise ValueError(
-                f"the run in {source} is not finished: it has no {directory.weights_file.name}"
-            )
+            missing = directory.weights_file.name
+            raise ValueError(f"the run in {source} is not finished: it has no {missing}")
+        # No reports, which contain images of the data set, and no checkpoints.
         candidates = [directory.weights_file, directory.config_file, directory.metrics_file]
     else:
         candidates = sorted(source.iterdir())
-    files = {
-        path.name: path
-        for path in candidates
-        if path.is_file() and path.name != hub.CARD and not path.name.startswith(".")
-    }
+    visible = (path for path in candidates if path.is_file() and not path.name.startswith("."))
+    files = {path.name: path for path in visible if path.name != hub.CARD}
     if not files:
         raise ValueError(f"{source} has no files to push")
     return files

@@ -24,8 +24,7 @@ class Reopened(NamedTuple):
     """An export, opened again by the library it is for.
 
     Attributes:
-        run: function of images (B, 3, H, W) float and masked (B, M) that returns tensors with the
-            names of `outputs`
+        run: function of images (B, 3, H, W) float and masked (B, M) that returns `outputs`
         opened_by: a line of Python that opens the export
     """
 
@@ -34,11 +33,9 @@ class Reopened(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """The difference between an export and its model in one output of one batch.
+    """The difference between an export and its model in one output of a batch of images.
 
     Attributes:
-        batch: number of images
-        name: of the output
         largest: difference between two values; of codes: how far the model rates the export's code
             below its own, at most
         scale: largest absolute value of the model's output; of codes: of its ratings
@@ -61,11 +58,7 @@ class Difference(NamedTuple):
 
 
 def outputs(model: nn.Module, images: Tensor, masked: Tensor | None = None) -> Mapping[str, Tensor]:
-    """Run a model of any kind; return its outputs by name.
-
-    Args:
-        images: (B, 3, H, W) uint8 in 0..255 or float in [0, 1]
-        masked: (B, M) int64, for a MaskedImageModel only
+    """Run a model of any kind on images (B, 3, H, W) and, if it takes them, masked (B, M) int64.
 
     Returns:
         `cls` (B, D) and `patches` (B, N, D) of a VisionTransformer; `logits` of a classifier (B, Y)
@@ -73,8 +66,8 @@ def outputs(model: nn.Module, images: Tensor, masked: Tensor | None = None) -> M
         of a MaskedImageModel; `codes` (B, N) int64 of a tokenizer and `vectors` (B, N, C) of VQ-KD
     """
     if isinstance(model, VisionTransformer):
-        features = model(images)
-        return {"cls": features.cls, "patches": features.patches}
+        cls, patches, *_ = model(images)
+        return {"cls": cls, "patches": patches}
     if isinstance(model, ImageClassifier):
         return {"logits": model(images)}
     if isinstance(model, SemanticSegmenter):
@@ -120,13 +113,13 @@ def compare(model: nn.Module, export: Reopened) -> list[Difference]:
                 )
             if name == "codes":
                 equal = (actual == target).float().mean().item()
-                ratings = scores(model, images)
-                below = 0.0 if equal == 1 else shortfall(ratings, actual)
-                scale = ratings.abs().max().item()
-                differences.append(Difference(batch, name, below, scale, equal))
+                values = scores(model, images)
+                largest = 0.0 if equal == 1 else shortfall(values, actual)
             else:
+                equal, values = None, target
                 largest = (actual - target).abs().max().item()
-                differences.append(Difference(batch, name, largest, target.abs().max().item()))
+            scale = values.abs().max().item()
+            differences.append(Difference(batch, name, largest, scale, equal))
     return differences
 
 

@@ -1,5 +1,6 @@
-"""Export files that beit.load opens: our own, and those of the published code."""
+"""Export weights: for beit.load (our own file, the published layout), timm and transformers."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from beit.exporting.verification import Reopened, outputs
-from beit.nn.mim import MaskedImageModel
+from beit.files import write_text
+from beit.nn.mim import MaskedImageModel, take
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
+from beit.nn.vit import VisionTransformer
+from beit.run.settings import first
 from beit.weights.file import config_of_vit, save_weights
 from beit.weights.formats.published import to_published
 from beit.weights.formats.published_segmentation import published_meta
+from beit.weights.formats.timm_beit import timm_config, to_timm
+from beit.weights.formats.transformers_beit import to_transformers
+from beit.weights.formats.transformers_config import image_processor_config, transformers_config
 from beit.weights.open import load
 
 # Settings that a published file may not determine. If it does not even determine the shapes, those
@@ -34,29 +41,92 @@ def published_file(model: nn.Module, path: Path, output: str) -> Reopened:
     """Write a state dict of the published code; a .pth file has it in the usual container."""
     state = to_published(model)
     if path.suffix == ".safetensors":
-        save_tensors(state, path)
+        _save_tensors(state, path)
     elif isinstance(model, SemanticSegmenter):
         torch.save({"state_dict": state, "meta": published_meta(model.config)}, path)
     else:
         torch.save({"model": state}, path)
-    settings = _settings(model)
+    config: Any = model.config
+    settings = {name: getattr(config_of_vit(config), name) for name in VIT_SETTINGS}
+    if type(model) in MODEL_SETTINGS:
+        name = MODEL_SETTINGS[type(model)]
+        settings[name] = getattr(config, name)
     needed = "".join(f", {name}={value!r}" for name, value in _needed(path, settings).items())
     return _reopened(model, path, settings, f"beit.load({output!r}{needed})")
 
 
-def save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
+def _save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     """Write tensors to a safetensors file, which does not allow shared memory."""
     copies = {name: tensor.detach().clone().contiguous() for name, tensor in state.items()}
     save_file(copies, path, {"format": "pt"})
 
 
-def _settings(model: nn.Module) -> dict[str, Any]:
-    """Return the settings that a published file may not determine, as overrides of beit.load."""
-    config: Any = model.config
-    vit = config_of_vit(config)
-    settings = {name: getattr(vit, name) for name in VIT_SETTINGS}
-    name = MODEL_SETTINGS.get(type(model))
-    return settings if name is None else settings | {name: getattr(config, name)}
+def timm_folder(model: nn.Module, path: Path, output: str) -> Reopened:
+    """Write a folder for timm.create_model: weights and configuration."""
+    import timm
+    from timm.data.config import resolve_model_data_config
+
+    _write_folder(path, to_timm(model), {"config": timm_config(model)})
+    network: Any = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
+    data = resolve_model_data_config(network)
+    mean, std = (torch.tensor(data[name]).view(-1, 1, 1) for name in ("mean", "std"))
+
+    def run(images: Tensor, masked: Tensor) -> Mapping[str, Tensor]:
+        pixels = (images - mean) / std
+        if isinstance(model, VisionTransformer):
+            return _features(network.forward_features(pixels))
+        return {"logits": network(pixels)}
+
+    return Reopened(run, f'timm.create_model("local-dir:{output}", pretrained=True)')
+
+
+def transformers_folder(model: nn.Module, path: Path, output: str) -> Reopened:
+    """Write a folder for from_pretrained: weights, configuration, image processor."""
+    try:
+        import transformers
+    except ImportError as error:
+        raise ValueError(
+            'format transformers needs that package, which is missing: pip install "beit[hf]"'
+        ) from error
+
+    if isinstance(model, MaskedImageModel) and model.aggregation:
+        print("  without the patch aggregation, which transformers does not have")
+    config = transformers_config(model)
+    settings = {"config": config, "preprocessor_config": image_processor_config(model)}
+    _write_folder(path, to_transformers(model), settings)
+    (kind,) = config["architectures"]
+    network, info = getattr(transformers, kind).from_pretrained(path, output_loading_info=True)
+    problems = [
+        f"{what}: {first(sorted(map(str, names)))}" for what, names in info.items() if names
+    ]
+    if problems:
+        raise ValueError(f"{output} is not kept: transformers reports {'; '.join(problems)}")
+    processor = transformers.AutoImageProcessor.from_pretrained(path)
+
+    def run(images: Tensor, masked: Tensor) -> Mapping[str, Tensor]:
+        pixels = processor(images=list((images * 255).round().byte()), return_tensors="pt")
+        if isinstance(model, VisionTransformer):
+            return _features(network(**pixels).last_hidden_state)
+        if isinstance(model, MaskedImageModel):
+            N = model.config.backbone.num_patches
+            hidden = torch.zeros(len(masked), N).scatter_(1, masked, 1).bool()  # (B, N)
+            return {"logits": take(network(**pixels, bool_masked_pos=hidden).logits, masked)}
+        return {"logits": network(**pixels).logits}
+
+    return Reopened(run, f"transformers.{kind}.from_pretrained({output!r})")
+
+
+def _features(tokens: Tensor) -> dict[str, Tensor]:
+    """Split tokens (B, 1+N, D) into the outputs of a VisionTransformer."""
+    return {"cls": tokens[:, 0], "patches": tokens[:, 1:]}
+
+
+def _write_folder(path: Path, state: Mapping[str, Tensor], settings: Mapping[str, Any]) -> None:
+    """Write model.safetensors and, by their names, JSON files."""
+    path.mkdir()
+    _save_tensors(state, path / "model.safetensors")
+    for name, content in settings.items():
+        write_text(path / f"{name}.json", json.dumps(content, indent=2) + "\n")
 
 
 def _needed(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -79,8 +149,7 @@ def _reopened(
 ) -> Reopened:
     """Open a file with beit.load; every tensor must equal the model's."""
     loaded = load(path, **overrides)
-    tensors = loaded.state_dict()
     for name, tensor in model.state_dict().items():
-        if not torch.equal(tensor, tensors[name]):
+        if not torch.equal(tensor, loaded.state_dict()[name]):
             raise ValueError(f"{path.name} is not kept: its {name} differs from the model's")
     return Reopened(lambda images, masked: outputs(loaded, images, masked), opened_by)

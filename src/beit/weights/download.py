@@ -5,7 +5,7 @@ import shutil
 import sys
 import urllib.error
 import urllib.request
-from http.client import HTTPException, HTTPResponse
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +20,12 @@ def download(url: str, path: Path, sha256: str | None = None) -> None:
     """Download `url` to `path`: the complete, checked file, or none.
 
     Data is appended to `NAME.partial` beside `path`. A broken connection is resumed as long as each
-    attempt brings new bytes; after that, the next call resumes. Processes that need the same file
-    wait for the first one.
+    attempt brings new bytes; after that OSError is raised, and the next call resumes. Processes
+    that need the same file wait for the first one. `sha256` has the first digits of the checksum;
+    a file with another one is deleted.
 
     (torch.hub does not resume. huggingface_hub's http_get is internal and does not notice that a
     file changed on the server between two attempts.)
-
-    Args:
-        sha256: first digits of the expected checksum
-
-    Raises:
-        OSError: the download failed; the partial file is kept.
-        ValueError: the checksum differs; the file is deleted.
     """
     from filelock import FileLock  # a dependency of torch
 
@@ -42,18 +36,16 @@ def download(url: str, path: Path, sha256: str | None = None) -> None:
             return
         print(f"fetching {url} into {path}", file=sys.stderr, flush=True)
         _retry(url, partial)
-        checksum = sha256_of(partial)
-        matches = sha256 is None or checksum.startswith(sha256)
-        if matches:
-            partial.replace(path)
-        else:
-            partial.unlink()
         _version_file(partial).unlink(missing_ok=True)
-    if not matches:
-        raise ValueError(
-            f"{url} does not give the published {path.name}: its sha256 begins with "
-            f"{checksum[: len(sha256 or '')]} instead of {sha256}; the file was deleted"
-        )
+        expected = sha256 or ""
+        checksum = sha256_of(partial)[: len(expected)]
+        if checksum != expected:
+            partial.unlink()
+            raise ValueError(
+                f"{url} does not give the published {path.name}: its sha256 begins with "
+                f"{checksum} instead of {expected}; the file was deleted"
+            )
+        partial.replace(path)
 
 
 def _retry(url: str, partial: Path) -> None:
@@ -93,7 +85,12 @@ def _resume(url: str, partial: Path) -> None:
         content_range = response.headers["Content-Range"] or "no Content-Range"
         if resumed and not content_range.startswith(f"bytes {start}-"):
             raise OSError(f"requested bytes from {start}, got {content_range}")
-        _save_version(response, version)
+        # The validator of this version, for If-Range, which does not accept weak ETags.
+        tag = response.headers["ETag"] or "W/"
+        validator = response.headers["Last-Modified"] if tag.startswith("W/") else tag
+        version.unlink(missing_ok=True)
+        if validator:
+            version.write_text(validator, encoding="latin-1")
         length, console = int(response.headers["Content-Length"] or 0), Console(stderr=True)
         progress = wrap_file(
             response, length, description=partial.stem, console=console, transient=True,
@@ -106,17 +103,6 @@ def _resume(url: str, partial: Path) -> None:
     total = length + (start if resumed else 0)
     if length and _size(partial) != total:
         raise OSError(f"the connection was cut after {_size(partial)} of {total} bytes")
-
-
-def _save_version(response: HTTPResponse, version: Path) -> None:
-    """Save the server's validator of this version of the file, for If-Range; delete an old one."""
-    tag = response.headers["ETag"] or "W/"
-    # If-Range does not accept weak ETags.
-    validator = response.headers["Last-Modified"] if tag.startswith("W/") else tag
-    if validator:
-        version.write_text(validator, encoding="latin-1")
-    else:
-        version.unlink(missing_ok=True)
 
 
 def _version_file(partial: Path) -> Path:

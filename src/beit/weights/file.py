@@ -57,12 +57,12 @@ def save_weights(path: str | Path, model: nn.Module) -> None:
     """Write the model's weights and configuration to a safetensors file, atomically."""
     kind = type(model).__name__
     if kind not in KINDS:
-        raise ValueError(f"a {kind} cannot be saved; expected the bare model, one of {_kinds()}")
+        known = ", ".join(KINDS)
+        raise ValueError(f"a {kind} cannot be saved; expected the bare model, one of {known}")
     # A single entry: safetensors writes several in an order that differs between runs.
     metadata = {FORMAT: description(model)}
-    tensors = {
-        name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()
-    }
+    state = model.state_dict()
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(Path(path)) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode
@@ -73,8 +73,8 @@ def save_weights(path: str | Path, model: nn.Module) -> None:
 def description(model: nn.Module) -> str:
     """Describe a model in JSON: version of the format, kind, configuration."""
     config: Any = model.config
-    kind = type(model).__name__
-    return json.dumps({"version": VERSION, "kind": kind, "config": dataclasses.asdict(config)})
+    about = {"version": VERSION, "kind": type(model).__name__, "config": dataclasses.asdict(config)}
+    return json.dumps(about)
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -119,20 +119,19 @@ def model_of(
 
     Args:
         origin: name of the file in errors and the log
-        overrides: `mean` and `std` replace those of the file; a different `num_classes` replaces
-            the head of a classifier or segmenter; all others must agree with the file
+        overrides: see `beit.weights.open.load`
     """
     try:
         about = json.loads(metadata[FORMAT])
         version, kind, plain = about["version"], about["kind"], about["config"]
-    except (KeyError, TypeError, ValueError) as error:  # json.JSONDecodeError is a ValueError
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{origin}: its {FORMAT} metadata cannot be read ({error!r})") from error
     if version != VERSION:
-        raise ValueError(
-            f"{origin} has format version {version!r}, expected {VERSION!r}; use a newer beit"
-        )
+        expected = f"expected {VERSION!r}; use a newer beit"
+        raise ValueError(f"{origin} has format version {version!r}, {expected}")
     if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"{origin} holds a {kind!r}; this version of beit knows {_kinds()}")
+        known = ", ".join(KINDS)
+        raise ValueError(f"{origin} holds a {kind!r}; this version of beit knows {known}")
     model_class, config_class = KINDS[kind]
     try:
         config = from_plain(config_class, plain, "config")
@@ -143,10 +142,8 @@ def model_of(
     except (ValueError, ArithmeticError) as error:
         raise ValueError(f"{origin}: {error}") from error
     if fresh:
-        logger.info(
-            "%s: left out %s (replaced by new ones for %d classes, near zero)",
-            *(origin, ", ".join(fresh), config.num_classes),
-        )
+        new = f"replaced by new ones for {config.num_classes} classes, near zero"
+        logger.info("%s: left out %s (%s)", origin, ", ".join(fresh), new)
         tensors = {name: tensor for name, tensor in tensors.items() if name not in fresh}
     return assemble(model_class, config, tensors, origin, fresh)
 
@@ -162,11 +159,7 @@ def assemble(
 
     Other floating-point dtypes become float32, which is logged. Nothing is allocated before names
     and shapes agree, so a forged configuration cannot allocate more memory than the file has. The
-    default random generator is unchanged.
-
-    Args:
-        origin: name of the file in errors and the log
-        fresh: names of tensors that keep their initial values
+    default random generator is unchanged. `fresh` names tensors that keep their initial values.
     """
     blocks = num_blocks(config)
     if blocks > len(tensors):
@@ -179,13 +172,12 @@ def assemble(
             expected = model_class(config).state_dict()
     except (RuntimeError, ArithmeticError) as error:
         raise ValueError(f"{origin} describes a model that cannot be built ({error})") from error
-    expected = {name: tensor for name, tensor in expected.items() if name not in fresh}
+    expected = {name: expected[name] for name in expected if name not in fresh}
     if problems := mismatches(tensors, expected):
         only_head = all(problem.split()[0].endswith(HEAD) for problem in problems)
         advice = "; give num_classes=… for a new head" if only_head else ""
-        raise ValueError(
-            f"{origin} does not fit a {model_class.__name__}: {first(problems)}{advice}"
-        )
+        kind = model_class.__name__
+        raise ValueError(f"{origin} does not fit a {kind}: {first(problems)}{advice}")
     floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if others := sorted(str(dtype) for dtype in floats - {torch.float32}):
         logger.info("%s: %s becomes torch.float32", origin, " and ".join(others))
@@ -218,9 +210,8 @@ def _check_grid(vit: ViTConfig, tensors: Mapping[str, Tensor], origin: str) -> N
     if not any(shape[:1] == (rows,) for shape in tables):
         raise ValueError(f"{origin} has no {TABLE} of {rows} rows, for a grid of {Gh} x {Gw}")
     if len(tables) * (1 + Gh * Gw) ** 2 > MAX_INDEX:
-        raise ValueError(
-            f"{origin} is for a grid of {Gh} x {Gw} patches, too many for a relative position bias"
-        )
+        limit = "too many for a relative position bias"
+        raise ValueError(f"{origin} is for a grid of {Gh} x {Gw} patches, {limit}")
 
 
 def config_of_vit(config: Any) -> ViTConfig | None:
@@ -231,14 +222,9 @@ def config_of_vit(config: Any) -> ViTConfig | None:
 
 def num_blocks(config: Any) -> int:
     """Count the blocks and layers of all parts of the model."""
-    total = 0
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value):
-            total += num_blocks(value)
-        elif field.name in DEPTH_FIELDS:
-            total += value
-    return total
+    values = vars(config).items()
+    total: int = sum(value for name, value in values if name in DEPTH_FIELDS)
+    return total + sum(num_blocks(value) for _, value in values if dataclasses.is_dataclass(value))
 
 
 def override(config: Any, overrides: Mapping[str, Any]) -> Any:
@@ -246,16 +232,15 @@ def override(config: Any, overrides: Mapping[str, Any]) -> Any:
     vit = config_of_vit(config)
     changed: dict[str, Any] = {}
     for name, value in overrides.items():
-        owner = next((part for part in (vit, config) if hasattr(part, name)), None)
-        if owner is None:
+        owner = vit if hasattr(vit, name) else config
+        if not hasattr(owner, name):
             raise ValueError(f"unknown override {name}")
-        if name in ("mean", "std"):
-            changed[name] = None if value is None else tuple(value)
-            continue
         current = getattr(owner, name)
         if name == "image_size":
             value = size_pair(value)
-        if value != current:
+        if name in ("mean", "std"):
+            changed[name] = None if value is None else tuple(value)
+        elif value != current:
             raise ValueError(f"{name}={value} contradicts the file, which says {current}")
     if vit is None or vit is config:
         return dataclasses.replace(config, **changed)
@@ -264,15 +249,9 @@ def override(config: Any, overrides: Mapping[str, Any]) -> Any:
 
 
 def with_classes(
-    config: ImageClassifierConfig | SegmenterConfig,
-    num_classes: int | None,
-    names: Collection[str],
+    config: ImageClassifierConfig | SegmenterConfig, num_classes: int | None, names: Collection[str]
 ) -> tuple[ImageClassifierConfig | SegmenterConfig, list[str]]:
-    """Change the number of classes, unless it is None or the same.
-
-    Returns:
-        The configuration, and the names among `names` that then keep their initial values.
-    """
+    """Change the number of classes; return also which `names` then keep their initial values."""
     if num_classes is None or num_classes == config.num_classes:
         return config, []
     changed: dict[str, Any] = {name: None for name in CLASS_FIELDS if hasattr(config, name)}
@@ -282,11 +261,5 @@ def with_classes(
 
 def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """Return (height, width) of an image size given as one side or as a pair."""
-    if isinstance(size, int):
-        return size, size
-    height, width = size
+    height, width = (size, size) if isinstance(size, int) else size
     return height, width
-
-
-def _kinds() -> str:
-    return ", ".join(KINDS)

@@ -9,7 +9,7 @@ import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import torch
@@ -29,14 +29,6 @@ SOURCE = re.compile(
 )
 
 
-class Location(NamedTuple):
-    """The parts of an hf:// source; revision and file are optional."""
-
-    repository: str
-    revision: str | None
-    file: str | None
-
-
 def fetch(source: str) -> Path:
     """Return the local path of a named file; download it if it is not in the cache.
 
@@ -45,8 +37,7 @@ def fetch(source: str) -> Path:
             weights.safetensors, then model.safetensors
 
     Raises:
-        OSError: the file is not in the cache and cannot be downloaded. The message says where to
-            put it by hand.
+        OSError: it is not in the cache and cannot be downloaded; says where to put it by hand.
         ValueError: the name is unknown, or the checksum differs from the published one.
     """
     if source.startswith(PUBLISHED):
@@ -54,20 +45,15 @@ def fetch(source: str) -> Path:
     return _from_hub(source)
 
 
-def cache() -> Path:
-    """Return the folder of published files: torch.hub's cache, set by TORCH_HOME."""
-    return Path(torch.hub.get_dir()) / "checkpoints"
-
-
-def location(source: str) -> Location:
-    """Parse an hf:// source."""
+def location(source: str) -> tuple[str, str | None, str | None]:
+    """Parse an hf:// source into repository, revision and file."""
     match = SOURCE.fullmatch(source)
     if match is None or match["repository"].startswith("datasets/"):
         raise ValueError(
             f"{source!r} does not name weights in the hub; "
             "expected hf://OWNER/NAME, hf://OWNER/NAME@REVISION or hf://OWNER/NAME/FILE"
         )
-    return Location(match["repository"], match["revision"], match["file"])
+    return match["repository"], match["revision"], match["file"]
 
 
 def push(repository: str, files: Mapping[str, Path], card: str, private: bool = False) -> str:
@@ -77,8 +63,7 @@ def push(repository: str, files: Mapping[str, Path], card: str, private: bool = 
         repository: OWNER/NAME; created if it does not exist
         files: local paths by name in the repository
         card: Markdown, uploaded as README.md
-        private: create a private repository, and refuse an existing public one; false: the
-            owner's default visibility
+        private: refuse an existing public repository; false: the owner's default visibility
     """
     from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
 
@@ -91,25 +76,19 @@ def push(repository: str, files: Mapping[str, Path], card: str, private: bool = 
     try:
         address = str(api.create_repo(repository, private=private or None, exist_ok=True))
         if private and not api.model_info(repository).private:
-            raise ValueError(
-                f"{address} exists and is public; push to another one, or leave private out"
-            )
-        api.create_commit(
-            repository,
-            [CommitOperationAdd(CARD, card.encode())]
-            + [CommitOperationAdd(name, str(path)) for name, path in files.items()],
-            commit_message=f"Push with beit {beit.__version__}",
-        )
+            advice = "push to another one, or leave private out"
+            raise ValueError(f"{address} exists and is public; {advice}")
+        content = {CARD: card.encode()} | {name: str(path) for name, path in files.items()}
+        operations = [CommitOperationAdd(name, source) for name, source in content.items()]
+        message = f"Push with beit {beit.__version__}"
+        api.create_commit(repository, operations, commit_message=message)
     except _hub_errors() as error:
         raise OSError(f"{repository} could not be pushed: {first_line(error)}") from error
     return address
 
 
 def unreachable(endpoint: str) -> str | None:
-    """Say why the hub cannot be reached, or return None if it can.
-
-    Checking first saves a minute of retries.
-    """
+    """Say why the hub cannot be reached, or None. Checking first saves a minute of retries."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -131,7 +110,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _published(file: manifest.PublishedFile) -> Path:
-    path = cache() / file.file
+    path = Path(torch.hub.get_dir()) / "checkpoints" / file.file  # set by TORCH_HOME
     if path.is_file():
         manifest.check(path)
         return path
@@ -154,16 +133,9 @@ def _from_hub(source: str) -> Path:
     reason = unreachable(constants.ENDPOINT)  # if set, only the cache is searched
 
     def get(name: str) -> Path:
-        return Path(
-            hf_hub_download(
-                repository,
-                name,
-                revision=revision,
-                local_files_only=reason is not None,
-                library_name="beit",
-                library_version=beit.__version__,
-            )
-        )
+        options: dict[str, Any] = {"revision": revision, "local_files_only": reason is not None}
+        options |= {"library_name": "beit", "library_version": beit.__version__}
+        return Path(hf_hub_download(repository, name, **options))
 
     candidates = {file: ()} if file is not None else REPOSITORY_FILES
     try:

@@ -23,7 +23,6 @@ class PublishedFile:
     Attributes:
         name: NAME in `published:NAME`
         file: file name on disk
-        url: address
         what: contents, in words
         model: class of the model that beit builds from it
         shapes: sizes by name, such as width, depth, image, patch, codes, classes
@@ -62,7 +61,7 @@ def published_files() -> Mapping[str, PublishedFile]:
 
 
 def names() -> list[str]:
-    """List the names of the published files."""
+    """List the published files by name."""
     return list(published_files())
 
 
@@ -80,13 +79,7 @@ def find(name: str) -> PublishedFile:
 
 
 def check(path: Path) -> PublishedFile | None:
-    """Return the published file whose file name `path` has, after checking the checksum.
-
-    Only a file that has such a name and a known checksum is read.
-
-    Raises:
-        ValueError: the checksum differs.
-    """
+    """Return the published file with the file name of `path`, or None; refuse another checksum."""
     file = next((file for file in published_files().values() if file.file == path.name), None)
     if file is not None and file.sha256 is not None:
         checksum = sha256_of(path)

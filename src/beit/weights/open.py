@@ -1,9 +1,9 @@
 """Open any source of weights: a run, a weights file of ours, or a file in another layout."""
 
 import json
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
 
 from torch import nn
@@ -14,6 +14,7 @@ from beit.nn.tokenizer import VQKD, Tokenizer
 from beit.nn.vit import VisionTransformer, resized, with_bias_per_block
 from beit.run.directory import RunDirectory
 from beit.run.settings import first
+from beit.weights import hub, manifest
 from beit.weights.file import (
     FORMAT,
     SizeUnknownError,
@@ -23,35 +24,33 @@ from beit.weights.file import (
     read_shapes,
     size_pair,
 )
+from beit.weights.formats import (
+    dalle,
+    dvae,
+    mmpretrain,
+    published,
+    published_segmentation,
+    timm_beit,
+    transformers_beit,
+)
 from beit.weights.formats.containers import named_tensors
 from beit.weights.safe_pickle.files import read_checkpoint
 
 WithHead = TypeVar("WithHead", ImageClassifier, SemanticSegmenter)
 
-FORMATS = "beit.weights.formats"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl")
 # Weights in a folder that is not a run: ours, and those of transformers and timm.
 FOLDER_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
 
 
 class Layout(NamedTuple):
-    """A family of files written by other programs.
+    """A family of files written by other programs."""
 
-    Attributes:
-        what: its contents, in words, and the beginnings of its tensor names
-        module: the module in `beit.weights.formats` that reads it; has `recognises(tensors)`, which
-            looks at names only, and the builder
-        builder: name of a function; `builder(tensors, *, origin, **overrides)` returns the model in
-            eval mode
-        whole: pass the whole checkpoint to the builder, not only its tensors
-        json_files: JSON files in the same folder that the builder takes, by parameter
-    """
-
-    what: str
-    module: str
-    builder: str
-    whole: bool = False
-    json_files: Mapping[str, str] = {}
+    what: str  # contents, in words, and the beginnings of its tensor names
+    module: ModuleType  # its `recognises(tensors)` looks at names only
+    build: Callable[..., nn.Module]  # (tensors, *, origin, **overrides) -> model in eval mode
+    whole: bool = False  # pass the whole checkpoint to `build`, not only its tensors
+    json_files: Mapping[str, str] = {}  # in the same folder, by parameter of `build`
 
 
 # The first layout that recognises the names is used; layouts with distinctive names come first.
@@ -59,30 +58,30 @@ class Layout(NamedTuple):
 LAYOUTS = (
     Layout(
         "transformers' BEiT (beit.embeddings.*, embeddings.*)",
-        "transformers_beit",
-        "from_transformers",
+        transformers_beit,
+        transformers_beit.from_transformers,
         json_files={"config": "config.json", "processor": "preprocessor_config.json"},
     ),
     Layout(
         "published BEiT segmentation (backbone.*, decode_head.*)",
-        "published_segmentation",
-        "from_published_segmentation",
+        published_segmentation,
+        published_segmentation.from_published_segmentation,
         whole=True,
     ),
-    Layout("mmpretrain's BEiT (backbone.layers.*)", "mmpretrain", "from_mmpretrain"),
-    Layout("DALL-E's tokenizer (blocks.input.w)", "dalle", "from_dalle"),
-    Layout("BEiT v1's discrete VAE (codebook.weight, encoder.*)", "dvae", "from_dvae"),
+    Layout("mmpretrain's BEiT (backbone.layers.*)", mmpretrain, mmpretrain.from_mmpretrain),
+    Layout("DALL-E's tokenizer (blocks.input.w)", dalle, dalle.from_dalle),
+    Layout("BEiT v1's discrete VAE (codebook.weight, encoder.*)", dvae, dvae.from_dvae),
     Layout(
         "timm's BEiT (blocks.*.attn.q_bias)",
-        "timm_beit",
-        "from_timm",
+        timm_beit,
+        timm_beit.from_timm,
         json_files={"config": "config.json"},
     ),
     Layout(
         "published BEiT v1 and v2: VQ-KD tokenizers (encoder.*, quantize.*), pretrained (lm_head.*)"
         " and fine-tuned models (blocks.*.attn.q_bias)",
-        "published",
-        "from_published",
+        published,
+        published.from_published,
     ),
 )
 
@@ -101,7 +100,7 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
 
     Raises:
         ValueError: the file is damaged, unsafe, in no known layout, or contradicts an override.
-        FileNotFoundError, OSError: it does not exist or cannot be downloaded.
+        OSError: it does not exist or cannot be downloaded.
     """
     path, overrides = _local_path(source, overrides)
     content, metadata = _read(path)
@@ -109,18 +108,17 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
         return model_of(content, metadata, str(path), **overrides)
     tensors = named_tensors(content, str(path))
     for layout in LAYOUTS:
-        module = import_module(f"{FORMATS}.{layout.module}")
-        if module.recognises(tensors):
-            if layout.module != "dalle":
-                _refuse_dalle_name(path, layout)
-            files = {
-                key: _read_json(path.with_name(name)) for key, name in layout.json_files.items()
-            }
-            settings = {key: value for key, value in files.items() if value is not None}
+        if layout.module.recognises(tensors):
+            is_dalle = path.name.removeprefix("dall_e_") in dalle.FILES  # prefix of downloads
+            if is_dalle and layout.module is not dalle:
+                raise ValueError(
+                    f"{path} has the name of DALL-E's tokenizer, but holds another model: "
+                    f"{layout.what}; to load it, rename the file"
+                )
+            files = {key: path.with_name(name) for key, name in layout.json_files.items()}
+            settings = {key: _read_json(file) for key, file in files.items() if file.is_file()}
             state = content if layout.whole else tensors
-            build = getattr(module, layout.builder)
-            model: nn.Module = build(state, origin=str(path), **settings, **overrides)
-            return model
+            return layout.build(state, origin=str(path), **settings, **overrides)
     raise ValueError(
         f"{path} is in no known layout: {first(list(tensors))}. Known are files of beit itself, "
         + "; ".join(layout.what for layout in LAYOUTS)
@@ -132,9 +130,8 @@ def load_tokenizer(source: str | Path, **overrides: Any) -> Tokenizer:
     """Load a model with `encode(images) -> codes`, `vocab_size` and `grid`, in eval mode."""
     model = load(source, **overrides)
     if not isinstance(model, Tokenizer):
-        raise ValueError(
-            f"{source} holds a {type(model).__name__}, which has no encode(); expected a tokenizer"
-        )
+        kind = type(model).__name__
+        raise ValueError(f"{source} holds a {kind}, which has no encode(); expected a tokenizer")
     return model
 
 
@@ -144,20 +141,18 @@ def load_backbone(
     """Load the vision Transformer of any model, in eval mode.
 
     Args:
-        image_size: input size, (height, width) or one side; positions are resized to its grid. If
-            the file does not determine its own size, it must be that size.
+        image_size: (height, width) or one side; positions are resized to its grid. If the file does
+            not determine its own size, it must be that size.
         overrides: as for `load`, and `relative_bias="per_block"`, which copies the shared bias into
             every block, as in fine-tuning
     """
     relative_bias = overrides.pop("relative_bias", None)
-    model = load_sized(source, image_size, **overrides)
-    backbone = backbone_of(model)
-    if backbone is None:
-        raise ValueError(f"{source} holds a {type(model).__name__}, which has no backbone")
-    if relative_bias not in (None, "per_block", backbone.config.relative_bias):
+    backbone = required_backbone(load_sized(source, image_size, **overrides), str(source))
+    own = backbone.config.relative_bias
+    if relative_bias not in (None, "per_block", own):
         raise ValueError(
-            f"relative_bias={relative_bias!r} contradicts {source}, which says "
-            f"{backbone.config.relative_bias}; it can only be changed to per_block"
+            f"relative_bias={relative_bias!r} contradicts {source}, which says {own}; it can only "
+            "be changed to per_block"
         )
     try:
         if relative_bias == "per_block":
@@ -184,10 +179,7 @@ def load_segmenter(
 def load_sized(
     source: str | Path, image_size: int | tuple[int, int] | None, **overrides: Any
 ) -> nn.Module:
-    """Load a model at its own image size, or at `image_size` if the file does not determine it.
-
-    Overrides that are None are ignored.
-    """
+    """Load a model at its own image size, or at `image_size` if the file does not determine it."""
     overrides = {name: value for name, value in overrides.items() if value is not None}
     try:
         return load(source, **overrides)
@@ -198,10 +190,7 @@ def load_sized(
 
 
 def holds_segmenter(source: str | Path) -> bool:
-    """Whether a file holds a segmenter, by its tensor names, without building the model.
-
-    False if it cannot be opened: `load` then says why.
-    """
+    """Whether a file holds a segmenter, by its tensor names; false if it cannot be opened."""
     try:
         path, _ = _local_path(source, {})
         if path.suffix == ".safetensors":
@@ -225,29 +214,31 @@ def backbone_of(model: nn.Module) -> VisionTransformer | None:
     return backbone if isinstance(backbone, VisionTransformer) else None
 
 
+def required_backbone(model: nn.Module, origin: str) -> VisionTransformer:
+    """Return the model's vision Transformer; ValueError if it has none."""
+    backbone = backbone_of(model)
+    if backbone is None:
+        raise ValueError(f"{origin} holds a {type(model).__name__}, which has no backbone")
+    return backbone
+
+
 def _load_with_head(
-    model_class: type[WithHead],
-    things: str,
-    source: str | Path,
-    image_size: int | tuple[int, int] | None,
-    overrides: Mapping[str, Any],
+    model_class: type[WithHead], things: str, source: str | Path, size: Any, overrides: Any
 ) -> WithHead:
-    """Load a model that predicts classes of `things`, resized to `image_size`."""
-    model = load_sized(source, image_size, **overrides)
+    """Load a model that predicts classes of `things`, resized to `size`."""
+    model = load_sized(source, size, **overrides)
     if not isinstance(model, model_class):
         raise ValueError(
             f"{source} holds a {type(model).__name__}, which names no classes of {things}; "
             f"expected {model_class.__name__}"
         )
-    if image_size is not None:
-        model.backbone = resized(model.backbone, size_pair(image_size))
+    if size is not None:
+        model.backbone = resized(model.backbone, size_pair(size))
     return model
 
 
 def _local_path(source: str | Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Find the local file, or DALL-E's folder; add a published file's settings to the overrides."""
-    from beit.weights import hub, manifest
-
     if str(source).startswith((hub.HUB, hub.PUBLISHED)):
         path = hub.fetch(str(source))
         published = manifest.find(path.name) if str(source).startswith(hub.PUBLISHED) else None
@@ -273,15 +264,14 @@ def _find_file(path: Path) -> Path:
                 f"continue it with --resume {path}"
             )
         return run.weights_file
+    expected = ", ".join(SUFFIXES)
     if not path.is_file():
         raise FileNotFoundError(
-            f"{path} does not exist; expected a run directory, a file "
-            f"({', '.join(SUFFIXES)}), hf://OWNER/NAME or published:NAME"
+            f"{path} does not exist; expected a run directory, a file ({expected}), "
+            "hf://OWNER/NAME or published:NAME"
         )
     if path.suffix not in SUFFIXES:
-        raise ValueError(
-            f"{path} ends in {path.suffix or 'nothing'}; expected {', '.join(SUFFIXES)}"
-        )
+        raise ValueError(f"{path} ends in {path.suffix or 'nothing'}; expected {expected}")
     return path
 
 
@@ -290,30 +280,14 @@ def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
     if path.is_dir() or path.suffix == ".pkl":
-        from beit.weights.formats.dalle_files import read_dalle_folder, read_pickled_module
-
-        pickled = read_dalle_folder(path) if path.is_dir() else read_pickled_module(path)
+        read = dalle.read_dalle_folder if path.is_dir() else dalle.read_pickled_module
+        pickled = read(path)
         if pickled is not None:
             return pickled, {}
     return read_checkpoint(path), {}
 
 
-def _refuse_dalle_name(path: Path, layout: Layout) -> None:
-    """Raise ValueError if a file named like DALL-E's holds another model."""
-    if path.suffix == ".pkl":
-        from beit.weights.formats.dalle_files import FILES
-
-        if path.name.removeprefix("dall_e_") in FILES:  # the prefix of downloaded files
-            raise ValueError(
-                f"{path} has the name of DALL-E's tokenizer, but holds another model: "
-                f"{layout.what}; to load it, rename the file"
-            )
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    """Read a JSON object, or return None if there is no such file."""
-    if not path.is_file():
-        return None
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:

@@ -13,15 +13,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, as_float, grid_of
-from beit.weights.feature_maps import STRIDE, clip_map, map_reader, token_map
 from beit.weights.file import size_pair
 from beit.weights.formats.clip import CLIP_MEAN, CLIP_NORM_EPS, CLIP_STD, from_clip
 from beit.weights.formats.containers import read_tensors
 from beit.weights.formats.dino import DINO_NORM_EPS, from_dino
-from beit.weights.formats.plain_vit import plain_vit
-from beit.weights.formats.timm_network import timm_network
 from beit.weights.hub import HUB, PUBLISHED, fetch
 from beit.weights.safe_pickle.files import read_checkpoint
+from beit.weights.timm_networks import clip_map, map_reader, plain_vit, timm_network, token_map
 
 TIMM = "timm:"
 LITE0, LITE0_TIMM = "efficientnet-lite0", "tf_efficientnet_lite0"
@@ -48,9 +46,7 @@ class TeacherConfig:
 
 
 class Teacher(nn.Module):
-    """A frozen network that returns one feature vector per cell of any grid.
-
-    It always stays in eval mode and never has gradients.
+    """A frozen network, always in eval mode, that returns one feature vector per cell of any grid.
 
     Attributes:
         width: T, channels of a feature vector
@@ -69,12 +65,7 @@ class Teacher(nn.Module):
         mean: tuple[float, ...],
         std: tuple[float, ...],
     ) -> None:
-        """Freeze the network.
-
-        Args:
-            feature_map: function of the network and normalised images (B, 3, H, W) that returns
-                (B, T, h, w)
-        """
+        """Freeze the network; `feature_map` returns its map (B, T, h, w) of normalised images."""
         super().__init__()
         self.feature_map = feature_map
         self.image_size = image_size
@@ -94,20 +85,15 @@ class Teacher(nn.Module):
         self.train(False)
 
     def train(self, mode: bool = True) -> "Teacher":
-        """Stay in eval mode."""
         return super().train(False)
 
     def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
-        """Return the features of each cell of a grid.
+        """Return the features (B, N, T) float32 of each cell of a grid (Gh, Gw), row by row.
 
         A map of another size is resized bilinearly, antialiased if a side shrinks.
 
         Args:
             images: (B, 3, H, W), uint8 or float in [0, 1], any size
-            grid: (Gh, Gw)
-
-        Returns:
-            (B, N, T) float32, row by row
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images are {tuple(images.shape)}, expected (B, 3, H, W)")
@@ -131,19 +117,15 @@ class Teacher(nn.Module):
             images = resized.clamp(0, 1)  # bicubic overshoots
         images = (images - self.mean) / self.std
         images = images.contiguous(memory_format=torch.channels_last)
-        maps: Tensor = self.feature_map(self.network, images)
-        return maps.float()
+        return self.feature_map(self.network, images).float()
 
 
 def with_folded_norms(network: nn.Module) -> nn.Module | None:
     """Copy a network in eval mode with each batch norm folded into the convolution before it.
 
     On a CPU an EfficientNet-Lite0 is 1.4 times as fast (docs/diary.md). A batch norm is assumed to
-    follow the convolution registered just before it in the same module. Networks are usually
-    written like this, but it is not guaranteed: compare the outputs.
-
-    Returns:
-        The copy, or None if there is nothing to fold
+    follow the convolution registered just before it in the same module; this is usual but not
+    guaranteed, so compare the outputs. None if there is nothing to fold.
     """
     pairs = [
         (parent_name, conv_name, norm_name)
@@ -173,8 +155,8 @@ def load_teacher(
     """Load a teacher; the arguments are those of `TeacherConfig`."""
     source = str(source)
     size = None if image_size is None else size_pair(image_size)
-    network, _, file = source.partition("@") if source.startswith(TIMM) else (source, "", "")
-    name, stride = _split(network)
+    whole, _, file = source.partition("@") if source.startswith(TIMM) else (source, "", "")
+    name, stride = _split(whole)
     if num_heads is not None and (source.startswith(TIMM) or name == LITE0):
         raise ValueError(f"{source} has its own number of heads; leave num_heads out")
     if name == LITE0:
@@ -183,7 +165,8 @@ def load_teacher(
         if file and not pretrained:
             raise ValueError(f"{source} names a file of weights; leave pretrained=False out")
         path = Path(file) if file else None
-        return _timm_teacher(name.removeprefix(TIMM), stride, path, size, pretrained)
+        network = timm_network(name.removeprefix(TIMM), size, pretrained, path)
+        return _timm_teacher(name, network, stride, size)
     if not pretrained:
         raise ValueError(f"{source} is a file of weights; leave pretrained=False out")
     weights = fetch(source) if source.startswith((HUB, PUBLISHED)) else Path(source)
@@ -195,9 +178,9 @@ def _split(source: str) -> tuple[str, int | None]:
     name, _, layer = source.partition("#")
     if "#" not in source or not (source.startswith(TIMM) or name == LITE0):
         return name, None
-    number = layer.removeprefix(STRIDE)
+    number = layer.removeprefix("stride")
     if number == layer or not number.isdecimal():
-        raise ValueError(f"{source}: the layer is {layer!r}, expected for instance {STRIDE}16")
+        raise ValueError(f"{source}: the layer is {layer!r}, expected for instance stride16")
     return name, int(number)
 
 
@@ -223,47 +206,38 @@ def _lite0(stride: int | None, image_size: tuple[int, int] | None, pretrained: b
 
 
 def _timm_teacher(
-    name: str,
-    stride: int | None,
-    file: Path | None,
-    image_size: tuple[int, int] | None,
-    pretrained: bool,
+    name: str, network: Any, stride: int | None, image_size: tuple[int, int] | None
 ) -> Teacher:
-    """Any timm model."""
-    network = timm_network(name, image_size, pretrained, file)
     cfg = network.pretrained_cfg
     size = image_size or tuple(cfg["input_size"][1:])
     if hasattr(network, "blocks") and hasattr(getattr(network, "patch_embed", None), "patch_size"):
         patch_size = network.patch_embed.patch_size
         grid_of(size, patch_size if isinstance(patch_size, int) else max(patch_size))
-    reader = map_reader(network, stride, f"{TIMM}{name}")
+    reader = map_reader(network, stride, name)
     try:
         return Teacher(network, reader, size, tuple(cfg["mean"]), tuple(cfg["std"]))
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"{TIMM}{name} does not give a feature map of images of {size}: {error}"
-        ) from error
+        raise ValueError(f"{name} gives no feature map of images of {size}: {error}") from error
 
 
 def _file_teacher(file: Path, image_size: tuple[int, int] | None, num_heads: int | None) -> Teacher:
     """A file in the published layout of CLIP or of DINO, recognised by its tensor names."""
     tensors = read_tensors(file)
-    clip = from_clip(tensors)
-    state = from_dino(tensors) if clip is None else clip
+    layout, reader, norm_eps, mean, std = "CLIP", clip_map, CLIP_NORM_EPS, CLIP_MEAN, CLIP_STD
+    state = from_clip(tensors)
+    if state is None:
+        layout, reader, norm_eps = "DINO", token_map, DINO_NORM_EPS
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        state = from_dino(tensors)
     if state is None:
         raise ValueError(
             f"{file} is in neither CLIP's nor DINO's published ViT layout (its first tensors are "
             f"{', '.join(list(tensors)[:3])}); for a timm model give {TIMM}NAME@{file}"
         )
-    is_clip = clip is not None
-    norm_eps = CLIP_NORM_EPS if is_clip else DINO_NORM_EPS
     try:
         if image_size is not None:
             grid_of(image_size, state["patch_embed.proj.weight"].shape[-1])
-        network: Any = plain_vit(state, image_size, num_heads, norm_eps, clip=is_clip)
+        network = plain_vit(state, image_size, num_heads, norm_eps, clip=layout == "CLIP")
     except ValueError as error:
-        layout = "CLIP" if is_clip else "DINO"
         raise ValueError(f"{file}, read in the layout of {layout}: {error}") from error
-    height, width = network.patch_embed.img_size
-    mean, std = (CLIP_MEAN, CLIP_STD) if is_clip else (IMAGENET_MEAN, IMAGENET_STD)
-    return Teacher(network, clip_map if is_clip else token_map, (height, width), mean, std)
+    return Teacher(network, reader, network.patch_embed.img_size, mean, std)

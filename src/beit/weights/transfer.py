@@ -11,7 +11,7 @@ from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer, resized, with_bias_per_block
 from beit.weights.file import HEAD
-from beit.weights.open import backbone_of
+from beit.weights.open import required_backbone
 
 logger = logging.getLogger(__name__)
 
@@ -19,14 +19,8 @@ logger = logging.getLogger(__name__)
 def backbone_for_finetuning(
     source: nn.Module, origin: str, image_size: tuple[int, int] | None
 ) -> VisionTransformer:
-    """Return the backbone of `source`, with a bias per block and positions for `image_size`.
-
-    Raises:
-        ValueError: the model has no backbone, or the size is not a multiple of its patch size.
-    """
-    backbone = backbone_of(source)
-    if backbone is None:
-        raise ValueError(f"{origin} holds a {type(source).__name__}, which has no backbone")
+    """Return the backbone of `source`, with a bias per block and positions for `image_size`."""
+    backbone = required_backbone(source, origin)
     if backbone.config.relative_bias == "shared":
         backbone = with_bias_per_block(backbone)
     return backbone if image_size is None else resized(backbone, image_size)
@@ -45,8 +39,8 @@ def carry_backbone(source: VisionTransformer, target: VisionTransformer, origin:
 def carry_norm(source: nn.Module, target: ImageClassifier) -> None:
     """Copy the norm before the head, if the classifier pools the mean and the source has this norm.
 
-    The source has it if it is a classifier with mean pooling or, as in the published code, a VQ-KD
-    tokenizer (the final norm of its encoder). The final norm of a pretrained model is not used
+    A classifier with mean pooling has it and, as in the published code, a VQ-KD tokenizer (the
+    final norm of its encoder). The final norm of a pretrained model is not used
     (docs/reference/tokenizer.md, "Architecture"; docs/reference/finetuning.md, "Checkpoint keys").
     """
     norm = source.fc_norm if isinstance(source, ImageClassifier) else None
@@ -75,9 +69,6 @@ def carry_head(
         by_name: if the classes differ, copy the rows of the shared ones; published: no
 
     Returns: what was copied, in words; empty if the source is not a classifier
-
-    Raises:
-        ValueError: `names` or `by_name` cannot be used.
     """
     if not isinstance(source, ImageClassifier):
         if by_name or names is not None:
@@ -89,9 +80,8 @@ def carry_head(
     count, source_names = source.config.num_classes, source.config.class_names
     if names is not None:
         if len(names) != count:
-            raise ValueError(
-                f"init_classes names {len(names)} classes, but the head of {origin} has {count}"
-            )
+            head = f"the head of {origin} has {count}"
+            raise ValueError(f"init_classes names {len(names)} classes, but {head}")
         if source_names not in (None, tuple(names)):
             raise ValueError(f"init_classes contradicts the class names in {origin}")
         source_names = tuple(names)
@@ -104,28 +94,22 @@ def carry_head(
         target.head.load_state_dict(source.head.state_dict())
         return f"its head for {count} classes was copied{note}"
     if not by_name:
-        return (
-            f"its head for {count} classes was left out; "
-            f"that for {target.config.num_classes} is new"
-        )
+        new = target.config.num_classes
+        return f"its head for {count} classes was left out; that for {new} is new"
     if source_names is None or target_names is None:
         missing = f"{origin} (--init_classes FILE)" if source_names is None else "the data"
-        raise ValueError(
-            f"carry_classes needs both lists of class names; that of {missing} is unknown"
-        )
+        lists = "needs both lists of class names"
+        raise ValueError(f"carry_classes {lists}; that of {missing} is unknown")
     row_of = {name: row for row, name in enumerate(source_names)}
     shared = [row for row, name in enumerate(target_names) if name in row_of]
     if not shared:
-        raise ValueError(
-            f"carry_classes: no class of the data is one of those of {origin}, "
-            f"such as {source_names[0]}"
-        )
+        classes = f"those of {origin}, such as {source_names[0]}"
+        raise ValueError(f"carry_classes: no class of the data is one of {classes}")
     rows = [row_of[target_names[row]] for row in shared]
     target.head.weight[shared] = source.head.weight[rows]
     target.head.bias[shared] = source.head.bias[rows]
-    return (
-        f"{len(shared)} of {len(target_names)} rows were copied from its head for {count} classes"
-    )
+    copied = f"{len(shared)} of {len(target_names)} rows were copied"
+    return f"{copied} from its head for {count} classes"
 
 
 def carry_decoder(source: nn.Module, target: SemanticSegmenter) -> str:
@@ -136,12 +120,9 @@ def carry_decoder(source: nn.Module, target: SemanticSegmenter) -> str:
     if not isinstance(source, SemanticSegmenter):
         return ""
     shapes = {name: tensor.shape for name, tensor in target.state_dict().items()}
-    decoder = {
-        name: tensor
-        for name, tensor in source.state_dict().items()
-        if not name.startswith("backbone.")
-        and (name in shapes or not name.startswith("auxiliary."))
-    }
+    left_out = ("backbone.",) if target.config.auxiliary else ("backbone.", "auxiliary.")
+    state = source.state_dict()
+    decoder = {name: state[name] for name in state if not name.startswith(left_out)}
     body = {name: tensor for name, tensor in decoder.items() if not name.endswith(HEAD)}
     if any(shapes.get(name) != tensor.shape for name, tensor in body.items()):
         return "its decoder is of another kind or size and was left out"

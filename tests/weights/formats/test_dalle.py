@@ -25,8 +25,13 @@ from torch import nn
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.tokenizer import VQKD, VQKDConfig, tokenizer_vit
 from beit.weights.file import read_safetensors, save_weights
-from beit.weights.formats.dalle import from_dalle, recognises, to_dalle
-from beit.weights.formats.dalle_files import read_dalle_folder, read_pickled_module
+from beit.weights.formats.dalle import (
+    from_dalle,
+    read_dalle_folder,
+    read_pickled_module,
+    recognises,
+    to_dalle,
+)
 from beit.weights.formats.published import to_published
 from beit.weights.open import load, load_tokenizer
 

@@ -44,7 +44,6 @@ TRANSFORMERS: Rows = (
     ("encoder.layers.#.mlp.fc1.*", "blocks.#.mlp.fc1.*"),
     ("encoder.layers.#.mlp.fc2.*", "blocks.#.mlp.fc2.*"),
 )
-POSITION_IDS = "embeddings.position_ids"  # 0, 1, 2, ... in older files
 
 
 def from_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
@@ -62,7 +61,7 @@ def from_clip(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
         tower = _tower(tensors, TRANSFORMERS_PREFIXES, *needed)
         if tower is None:
             return None
-        tower.pop(POSITION_IDS, None)
+        tower.pop("embeddings.position_ids", None)  # 0, 1, 2, ... in older files
         if PROJECTION in tensors:
             tower[PROJECTION] = tensors[PROJECTION]
         for kind in ("weight", "bias"):

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from beit.weights.formats.names import Rows, fused, renamed
+from beit.weights.formats.transformers_names import MODULES
 
 DINO_NORM_EPS = 1e-6
 
@@ -14,7 +15,7 @@ NEEDED = {"cls_token", "pos_embed", "patch_embed.proj.weight", "blocks.0.attn.qk
 
 TRANSFORMERS_PREFIX = "vit."  # in a model with a head
 POOLER = "pooler.dense."  # of ViTModel, not trained with the rest
-# (transformers', timm's), after `fused`: names in files, then names in memory since version 5.
+# (transformers' in files, timm's), after `fused`
 TRANSFORMERS: Rows = (
     ("embeddings.cls_token", "cls_token"),
     ("embeddings.position_embeddings", "pos_embed"),
@@ -26,16 +27,6 @@ TRANSFORMERS: Rows = (
     ("encoder.layer.#.attention.output.dense.*", "blocks.#.attn.proj.*"),
     ("encoder.layer.#.intermediate.dense.*", "blocks.#.mlp.fc1.*"),
     ("encoder.layer.#.output.dense.*", "blocks.#.mlp.fc2.*"),
-    ("layers.#.layernorm_before.*", "blocks.#.norm1.*"),
-    ("layers.#.layernorm_after.*", "blocks.#.norm2.*"),
-    ("layers.#.attention.qkv.*", "blocks.#.attn.qkv.*"),
-    ("layers.#.attention.o_proj.*", "blocks.#.attn.proj.*"),
-    ("layers.#.mlp.fc1.*", "blocks.#.mlp.fc1.*"),
-    ("layers.#.mlp.fc2.*", "blocks.#.mlp.fc2.*"),
-)
-QUERY_KEY_VALUE = (
-    ("attention.query.", "attention.key.", "attention.value."),
-    ("attention.q_proj.", "attention.k_proj.", "attention.v_proj."),
 )
 
 
@@ -54,14 +45,12 @@ def from_dino(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
 
 def _from_transformers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename the tensors of transformers' ViT to timm's names; unknown names are kept."""
-    state = {
-        name: tensor
-        for name, tensor in zip(map(_without_prefix, tensors), tensors.values(), strict=True)
-        if not name.startswith(POOLER)
-    }
-    for stems in QUERY_KEY_VALUE:
-        for kind in ("weight", "bias"):
-            state = fused(state, tuple(stem + kind for stem in stems), f"attention.qkv.{kind}")
+    state = {_without_prefix(name): tensor for name, tensor in tensors.items()}
+    state = {name: tensor for name, tensor in state.items() if not name.startswith(POOLER)}
+    state = renamed(state, MODULES)
+    for kind in ("weight", "bias"):
+        parts = tuple(f"attention.{part}.{kind}" for part in ("query", "key", "value"))
+        state = fused(state, parts, f"attention.qkv.{kind}")
     return renamed(state, TRANSFORMERS)
 
 

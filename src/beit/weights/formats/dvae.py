@@ -34,28 +34,21 @@ def from_dvae(
     Args:
         state: tensors by published name, or a checkpoint with them under `weights`, such as the
             pytorch_model.bin that BEiT v1's pretraining reads
-        origin: name of the file in errors and the log
-        overrides: settings that shapes do not determine. `image_size` (default: that of 14 x 14
-            codes; images of every size that fits can be encoded), `mean` and `std` (default: no
-            normalisation, as in the published class; BEiT v1's own script gave it images in
-            [-1, 1]: mean 0.5, std 0.5)
+        overrides: `image_size` (default: that of 14 x 14 codes; images of every size that fits can
+            be encoded), `mean` and `std` (default: no normalisation, as in the published class;
+            BEiT v1's own script gave it images in [-1, 1]: mean 0.5, std 0.5)
     """
     tensors = named_tensors(state, origin)
     if not recognises(tensors):
-        raise ValueError(
-            f"{origin} is not a discrete VAE: expected {', '.join(sorted(NEEDED))} among its "
-            f"names, got {first(list(tensors)) or 'nothing'}"
-        )
+        names, got = ", ".join(sorted(NEEDED)), first(list(tensors)) or "nothing"
+        raise ValueError(f"{origin} is not a discrete VAE: expected {names}, got {got}")
     check_overrides(overrides, OVERRIDES, origin)
     num_codes, code_width = shape_of(tensors, CODEBOOK, 2, origin)
     hidden_width = shape_of(tensors, STEM, 4, origin)[0]
     num_layers = sum(re.fullmatch(r"encoder\.\d+\.0\.weight", name) is not None for name in tensors)
     if "mean" not in overrides:
-        logger.info(
-            "%s: images in [0, 1] are not normalised; if it was trained on normalised images, "
-            "give mean and std",
-            origin,
-        )
+        advice = "if it was trained on normalised images, give mean and std"
+        logger.info("%s: images in [0, 1] are not normalised; %s", origin, advice)
     mean, std = overrides.get("mean"), overrides.get("std")
     try:
         config = DiscreteVAEConfig(
@@ -73,8 +66,5 @@ def from_dvae(
 
 
 def to_dvae(model: DiscreteVAE) -> dict[str, Tensor]:
-    """Return the model's tensors by published name: the inverse of `from_dvae`.
-
-    Save them as `{"weights": …}` for pytorch_model.bin. Tensors are shared with the model.
-    """
+    """Return the tensors by published name; pytorch_model.bin has them under `weights`."""
     return dict(model.state_dict())

@@ -41,38 +41,23 @@ BACKBONE: Rows = (
     (f"rel_pos_bias.{INDEX}", f"backbone.rel_pos_bias.{INDEX}"),
     *_block_rows("blocks.#.", "backbone.layers.#."),
 )
-CLASSIFIER: Rows = (
-    *BACKBONE,
-    ("norm.*", "backbone.ln1.*"),
-    ("fc_norm.*", "backbone.ln2.*"),
-    ("head.*", "head.fc.*"),
-)
-MASKED: Rows = (
-    *BACKBONE,
-    ("mask_token", "backbone.mask_token"),
-    ("norm.*", "backbone.ln1.*"),
-    ("lm_head.*", "head.cls_head.*"),
-)
+BARE: Rows = (*BACKBONE, ("norm.*", "backbone.ln1.*"))
+CLASSIFIER: Rows = (*BARE, ("fc_norm.*", "backbone.ln2.*"), ("head.*", "head.fc.*"))
+PRETRAINING = (("mask_token", "backbone.mask_token"), ("lm_head.*", "head.cls_head.*"))
+MASKED: Rows = (*BARE, *PRETRAINING)
 AGGREGATING: Rows = (  # version 2: the final norm is in the neck
     *BACKBONE,
-    ("mask_token", "backbone.mask_token"),
+    *PRETRAINING,
     ("norm.*", "neck.norm.*"),
     *_block_rows("cls_pt_layers.#.", "neck.patch_aggregation.#."),
-    ("lm_head.*", "head.cls_head.*"),
 )
-BARE: Rows = (*BACKBONE, ("norm.*", "backbone.ln1.*"))
-
-
 ARCHITECTURES = {  # by a name that only this one has
     "neck.norm.weight": Architecture("BEiT of version 2, for pretraining", AGGREGATING),
     "head.cls_head.weight": Architecture("BEiT of version 1, for pretraining", MASKED),
     "head.fc.weight": Architecture("classifier with a BEiT", CLASSIFIER),
 }
-BACKBONE_ALONE = Architecture(
-    "BEiT backbone",
-    BARE,
-    ("backbone.mask_token", "backbone.ln2."),  # ln2 norms the mean of the patches
-)
+IGNORED = ("backbone.mask_token", "backbone.ln2.")  # ln2 norms the mean of the patches
+BACKBONE_ALONE = Architecture("BEiT backbone", BARE, IGNORED)
 # The tokenizer of pretraining, and the normalisation of its input.
 TARGETS = ("target_generator.", "data_preprocessor.")
 FIRST_LAYER = "layers.0.ffn.layers.0.0.weight"
@@ -96,12 +81,8 @@ def from_mmpretrain(
     Args:
         tensors: by mmpretrain's names; the tokenizer in a pretraining checkpoint is left out, since
             it has no decoder
-        origin: name of the file in errors and the log
         overrides: as for the published layouts; mean and std default to ImageNet's (mmpretrain's
             classifiers of version 1 need 0.5 for both)
-
-    Raises:
-        ValueError: names or shapes do not fit, or it is the tokenizer alone.
     """
     if TOKENIZER in tensors:
         raise ValueError(
@@ -110,9 +91,8 @@ def from_mmpretrain(
         )
     if FIRST_LAYER in tensors:
         tensors = {f"backbone.{name}": tensor for name, tensor in tensors.items()}
-    architecture = next(
-        (known for name, known in ARCHITECTURES.items() if name in tensors), BACKBONE_ALONE
-    )
+    heads = (known for name, known in ARCHITECTURES.items() if name in tensors)
+    architecture = next(heads, BACKBONE_ALONE)
     left_out = [name for name in tensors if name.startswith((*TARGETS, *architecture.ignored))]
     rest = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     published = to_published_names(rest, architecture, "mmpretrain", origin)
@@ -130,9 +110,6 @@ def to_mmpretrain(model: nn.Module) -> dict[str, Tensor]:
     """Return the model's tensors by mmpretrain's names: the inverse of `from_mmpretrain`.
 
     The position indices that strict loading needs are included. Tensors are shared with the model.
-
-    Raises:
-        ValueError: mmpretrain has no such model.
     """
     if isinstance(model, MaskedImageModel):
         rows = AGGREGATING if model.config.head_layers else MASKED
@@ -141,10 +118,9 @@ def to_mmpretrain(model: nn.Module) -> dict[str, Tensor]:
     elif isinstance(model, VisionTransformer):
         rows = BARE
     else:
-        raise ValueError(
-            f"mmpretrain has no BEiT that is a {type(model).__name__}; expected a "
-            "MaskedImageModel, an ImageClassifier or a VisionTransformer"
-        )
+        known = "a MaskedImageModel, an ImageClassifier or a VisionTransformer"
+        kind = type(model).__name__
+        raise ValueError(f"mmpretrain has no BEiT that is a {kind}; expected {known}")
     published = to_published(model)
     names = translated(published, rows)
     missing = [name for name in published if name not in names]

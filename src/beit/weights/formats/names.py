@@ -15,24 +15,17 @@ Rows = tuple[tuple[str, str], ...]
 
 
 class Architecture(NamedTuple):
-    """A model class of another library.
+    """A model class of another library."""
 
-    Attributes:
-        name: of the library's class, or a description
-        rows: published names and the library's
-        ignored: beginnings of the library's names that have no counterpart here
-    """
-
-    name: str
-    rows: Rows
-    ignored: tuple[str, ...] = ()
+    name: str  # of the class, or a description
+    rows: Rows  # (published, the library's)
+    ignored: tuple[str, ...] = ()  # beginnings of the library's names without counterpart here
 
 
 def translated(names: Iterable[str], rows: Rows) -> dict[str, str]:
-    """Map each name that matches a left side to its right side, in the order of the names.
+    """Map each name to the right side of the first row whose left side matches the whole of it.
 
-    A pattern must match the whole name; the first matching row is used. Names that match no row
-    are not in the result.
+    Names that match no row are left out; the others keep their order.
     """
     translations = {}
     for name in names:
@@ -54,11 +47,7 @@ def renamed(tensors: Mapping[str, Tensor], rows: Rows, unknown: str = "{}") -> d
 def to_published_names(
     tensors: Mapping[str, Tensor], architecture: Architecture, library: str, origin: str
 ) -> dict[str, Tensor]:
-    """Rename the tensors of a library's model to the published names.
-
-    Raises:
-        ValueError: the architecture has no such tensor.
-    """
+    """Rename the tensors of a library's model to the published names; refuse unknown tensors."""
     names = translated(tensors, swapped(architecture.rows))
     unknown = [name for name in tensors if name not in names]
     if unknown:
@@ -77,8 +66,7 @@ def swapped(rows: Rows) -> Rows:
 def fused(state: Mapping[str, Tensor], parts: tuple[str, ...], whole: str) -> dict[str, Tensor]:
     """Concatenate tensors whose names differ only in their ends, such as queries, keys and values.
 
-    If one is missing, or shapes differ, the others are kept as they are; strict loading then
-    refuses their names.
+    If one is missing, or shapes differ, the others are kept; strict loading then refuses them.
 
     Args:
         parts: ends of the names, in the order of concatenation along the first axis
@@ -98,14 +86,14 @@ def fused(state: Mapping[str, Tensor], parts: tuple[str, ...], whole: str) -> di
 
 def split(state: Mapping[str, Tensor], parts: tuple[str, ...], whole: str) -> dict[str, Tensor]:
     """Split tensors into equal parts along the first axis: the inverse of `fused`."""
-    result = {}
+    result: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        if not name.endswith(whole):
+        if name.endswith(whole):
+            ends = (name.removesuffix(whole) + part for part in parts)
+            pieces = (piece.contiguous() for piece in tensor.chunk(len(parts)))
+            result.update(zip(ends, pieces, strict=True))
+        else:
             result[name] = tensor
-            continue
-        stem = name.removesuffix(whole)
-        for part, piece in zip(parts, tensor.chunk(len(parts)), strict=True):
-            result[stem + part] = piece.contiguous()
     return result
 
 

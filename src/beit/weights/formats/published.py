@@ -5,8 +5,8 @@ derives the sizes from the shapes.
 """
 
 import logging
-from collections.abc import Collection, Mapping
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,30 +18,15 @@ from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer
 from beit.run.settings import first
 from beit.weights.file import HEAD, assemble, config_of_vit
+from beit.weights.formats import published_names as names
 from beit.weights.formats.containers import named_tensors
+from beit.weights.formats.names import Rows
 from beit.weights.formats.published_config import (
-    BACKBONE_OVERRIDES,
-    IMAGENET,
-    backbone_config,
-    check_overrides,
     classifier_config,
     mim_config,
     summary,
+    vit_config,
     vqkd_config,
-)
-from beit.weights.formats.published_names import (
-    BACKBONE_ROWS,
-    CLASSIFIER_ROWS,
-    COUNTS,
-    INITTED,
-    MIM_ROWS,
-    STALE,
-    VQKD_ROWS,
-    add_indices,
-    counted,
-    to_ours,
-    to_theirs,
-    unused,
 )
 from beit.weights.formats.published_segmentation import to_published_segmentation
 
@@ -49,17 +34,28 @@ logger = logging.getLogger(__name__)
 
 Model = VQKD | MaskedImageModel | ImageClassifier | VisionTransformer
 
-# Names that identify the kinds; the first kind whose names are all there is used.
-VQKD_KEYS = {"encoder.patch_embed.proj.weight", "quantize.embedding.weight"}
+
+class Kind(NamedTuple):
+    """A kind of model in the published layouts, and how to read it."""
+
+    model: type[Any]
+    needed: set[str]  # names that identify it
+    config: Callable[[Mapping[str, Tensor], str, Mapping[str, Any]], Any]
+    rows: Rows
+    what: str  # in words, with the fields of its configuration
+
+
 BACKBONE_KEYS = {"patch_embed.proj.weight", "blocks.0.attn.qkv.weight", "blocks.0.attn.q_bias"}
-MIM_KEYS = BACKBONE_KEYS | {"lm_head.weight"}
-CLASSIFIER_KEYS = BACKBONE_KEYS | {"head.weight"}
-ROWS = {
-    VQKD: VQKD_ROWS,
-    MaskedImageModel: MIM_ROWS,
-    ImageClassifier: CLASSIFIER_ROWS,
-    VisionTransformer: BACKBONE_ROWS,
-}
+VQKD_KEYS = {"encoder.patch_embed.proj.weight", "quantize.embedding.weight"}
+MIM_KEYS, CLASSIFIER_KEYS = BACKBONE_KEYS | {"lm_head.weight"}, BACKBONE_KEYS | {"head.weight"}
+CLASSIFIER = "a classifier of {.num_classes} classes"
+MIM = "a pretraining model with {.head_layers} aggregation blocks"
+KINDS = (  # the first one whose names are all there is used
+    Kind(VQKD, VQKD_KEYS, vqkd_config, names.VQKD_ROWS, "a VQ-KD tokenizer of {.num_codes} codes"),
+    Kind(MaskedImageModel, MIM_KEYS, mim_config, names.MIM_ROWS, MIM),
+    Kind(ImageClassifier, CLASSIFIER_KEYS, classifier_config, names.CLASSIFIER_ROWS, CLASSIFIER),
+    Kind(VisionTransformer, BACKBONE_KEYS, vit_config, names.BACKBONE_ROWS, "a backbone"),
+)
 
 
 def recognises(tensors: Mapping[str, Any]) -> bool:
@@ -75,16 +71,13 @@ def from_published(
     Args:
         state: tensors by published name, or a checkpoint with them under `model`, `module` or
             `state_dict`
-        origin: name of the file in errors and the log
+        origin: name of the file in errors and the log, here and in the other layouts
         overrides: settings that shapes do not determine. `num_heads` (default: that of a position
             table, else one per 64 channels), `image_size` (default: square), `mean` and `std`
             (default: 0.5 for a tokenizer, ImageNet's for the others), `early_layers` of a
             pretraining model (default: 9 at depth 12, 21 at depth 24; else required), `decay` of a
             tokenizer's codebook, `class_names`. A different `num_classes` replaces a classifier's
             head.
-
-    Raises:
-        ValueError: names, shapes or overrides do not fit such a model.
     """
     model, about = model_and_summary(named_tensors(state, origin), origin, overrides)
     logger.info("%s: published layout, %s", origin, about)
@@ -95,42 +88,31 @@ def model_and_summary(
     tensors: Mapping[str, Tensor], origin: str, overrides: Mapping[str, Any]
 ) -> tuple[Model, str]:
     """Build the model of `from_published`; describe it and what was left out, for the log."""
-    ignored = unused(tensors)
+    ignored = names.unused(tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if name not in ignored}
-    left_out = counted(ignored.values())
-    if tensors.keys() >= VQKD_KEYS:
-        vqkd = vqkd_config(tensors, origin, overrides)
-        about = summary(f"a VQ-KD tokenizer of {vqkd.num_codes} codes", vqkd.encoder, left_out)
-        return assemble(VQKD, vqkd, _tokenizer_tensors(tensors), origin), about
-    if tensors.keys() >= MIM_KEYS:
-        mim = mim_config(tensors, origin, overrides)
-        what = f"a pretraining model with {mim.head_layers} aggregation blocks"
-        ours = to_ours(tensors, MIM_ROWS)
-        model = assemble(MaskedImageModel, mim, ours, origin)
-        return model, summary(what, mim.backbone, left_out)
-    if tensors.keys() >= CLASSIFIER_KEYS:
-        classifier = classifier_config(tensors, origin, overrides)
-        fresh: Collection[str] = ()
-        new, old = classifier.num_classes, len(tensors["head.weight"])
-        if new != old:
-            fresh = HEAD
-            left_out.append(
-                f"head.* (of {old} classes; replaced by a new one for {new}, near zero)"
-            )
-            tensors = {name: tensor for name, tensor in tensors.items() if name not in HEAD}
-        ours = to_ours(tensors, CLASSIFIER_ROWS)
-        head = assemble(ImageClassifier, classifier, ours, origin, fresh)
-        return head, summary(f"a classifier of {new} classes", classifier.backbone, left_out)
-    if tensors.keys() >= BACKBONE_KEYS:
-        check_overrides(overrides, BACKBONE_OVERRIDES, origin)
-        vit = backbone_config(tensors, "", "norm", origin, IMAGENET | dict(overrides))
-        ours = to_ours(tensors, BACKBONE_ROWS)
-        return assemble(VisionTransformer, vit, ours, origin), summary("a backbone", vit, left_out)
-    raise ValueError(
-        f"{origin} is in no known layout; expected a published VQ-KD tokenizer "
-        "(encoder.*, quantize.embedding.weight) or BEiT (patch_embed.*, blocks.*.attn.q_bias), "
-        f"got {first(list(tensors)) or 'nothing'}"
-    )
+    left_out = names.counted(ignored.values())
+    kind = next((kind for kind in KINDS if tensors.keys() >= kind.needed), None)
+    if kind is None:
+        raise ValueError(
+            f"{origin} is in no known layout; expected a published VQ-KD tokenizer "
+            "(encoder.*, quantize.embedding.weight) or BEiT (patch_embed.*, blocks.*.attn.q_bias), "
+            f"got {first(list(tensors)) or 'nothing'}"
+        )
+    config = kind.config(tensors, origin, overrides)
+    fresh: Collection[str] = ()
+    if kind.model is ImageClassifier and config.num_classes != len(tensors["head.weight"]):
+        old, new, fresh = len(tensors["head.weight"]), config.num_classes, HEAD
+        left_out.append(f"head.* (of {old} classes; replaced by a new one for {new}, near zero)")
+        tensors = {name: tensor for name, tensor in tensors.items() if name not in HEAD}
+    if kind.model is VQKD:  # files that were cleaned lack the counts, which only training reads
+        zeros = torch.zeros(len(tensors["quantize.embedding.weight"]))
+        tensors = {names.COUNTS: zeros, **tensors}
+        if names.INITTED in tensors:
+            tensors[names.INITTED] = tensors[names.INITTED].reshape(()) != 0
+    model: Model = assemble(kind.model, config, names.to_ours(tensors, kind.rows), origin, fresh)
+    vit = config_of_vit(config)
+    assert vit is not None
+    return model, summary(kind.what.format(config), vit, left_out)
 
 
 def to_published(model: nn.Module) -> dict[str, Tensor]:
@@ -138,13 +120,11 @@ def to_published(model: nn.Module) -> dict[str, Tensor]:
 
     The published code can load them strictly: the tensors that it never reads and the position
     indices are included. Tensors are shared with the model, not copied.
-
-    Raises:
-        ValueError: the published layouts have no such model.
     """
     if isinstance(model, SemanticSegmenter):
         return to_published_segmentation(model)
-    if type(model) not in ROWS:
+    kind = next((kind for kind in KINDS if kind.model is type(model)), None)
+    if kind is None:
         raise ValueError(
             f"a {type(model).__name__} has no published BEiT layout; expected a VQKD, a "
             "MaskedImageModel, an ImageClassifier, a SemanticSegmenter or a VisionTransformer"
@@ -162,22 +142,10 @@ def to_published(model: nn.Module) -> dict[str, Tensor]:
         )
     vit = config_of_vit(model.config)
     assert vit is not None
-    state = to_theirs(model.state_dict(), ROWS[type(model)])
-    add_indices(state, vit.grid)
+    state = names.to_theirs(model.state_dict(), kind.rows)
+    names.add_indices(state, vit.grid)
     if isinstance(model, VQKD):
         codebook = model.quantizer.codebook
-        state[INITTED] = state[INITTED].float().reshape(1)
-        state |= zip(STALE, (torch.zeros_like(codebook[:, 0]), codebook.clone()), strict=True)
+        state[names.INITTED] = state[names.INITTED].float().reshape(1)
+        state |= zip(names.STALE, (torch.zeros_like(codebook[:, 0]), codebook.clone()), strict=True)
     return state
-
-
-def _tokenizer_tensors(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename a tokenizer's tensors to our names.
-
-    Files that were cleaned lack the counts of codes, which do not change what the model computes.
-    """
-    num_codes = len(tensors["quantize.embedding.weight"])
-    ours = to_ours({COUNTS: torch.zeros(num_codes)} | dict(tensors), VQKD_ROWS)
-    if INITTED in tensors:
-        ours["quantizer.initialised"] = tensors[INITTED].reshape(()) != 0
-    return ours

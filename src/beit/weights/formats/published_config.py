@@ -29,9 +29,8 @@ def vqkd_config(
 ) -> VQKDConfig:
     """Derive a tokenizer's configuration from its shapes."""
     check_overrides(overrides, VQKD_OVERRIDES, origin)
-    encoder = backbone_config(
-        tensors, "encoder.", "fc_norm", origin, {"mean": (0.5,) * 3, "std": (0.5,) * 3, **overrides}
-    )
+    settings = {"mean": (0.5,) * 3, "std": (0.5,) * 3, **overrides}
+    encoder = backbone_config(tensors, "encoder.", "fc_norm", origin, settings)
     num_codes, code_width = shape_of(tensors, "quantize.embedding.weight", 2, origin)
     return VQKDConfig(
         encoder=encoder,
@@ -73,22 +72,26 @@ def classifier_config(
 ) -> ImageClassifierConfig:
     """Derive a classifier's configuration from its shapes."""
     check_overrides(overrides, CLASSIFIER_OVERRIDES, origin)
-    found = shape_of(tensors, "head.weight", 2, origin)[0]
+    num_rows = shape_of(tensors, "head.weight", 2, origin)[0]
     names = overrides.get("class_names")
     return ImageClassifierConfig(
         backbone=backbone_config(tensors, "", "norm", origin, IMAGENET | dict(overrides)),
-        num_classes=overrides.get("num_classes", found),
+        num_classes=overrides.get("num_classes", num_rows),
         pooling="mean" if "fc_norm.weight" in tensors else "cls",
         class_names=None if names is None else tuple(names),
     )
 
 
+def vit_config(
+    tensors: Mapping[str, Tensor], origin: str, overrides: Mapping[str, Any]
+) -> ViTConfig:
+    """Derive the configuration of a backbone without head from its shapes."""
+    check_overrides(overrides, BACKBONE_OVERRIDES, origin)
+    return backbone_config(tensors, "", "norm", origin, IMAGENET | dict(overrides))
+
+
 def backbone_config(
-    tensors: Mapping[str, Tensor],
-    prefix: str,
-    norm: str,
-    origin: str,
-    overrides: Mapping[str, Any],
+    tensors: Mapping[str, Tensor], prefix: str, norm: str, origin: str, overrides: Mapping[str, Any]
 ) -> ViTConfig:
     """Derive a ViT's configuration from its shapes.
 
@@ -97,9 +100,8 @@ def backbone_config(
         norm: name of its final norm, if it has one
         overrides: `mean` and `std`, and optionally `num_heads` and `image_size`
     """
-    width, in_channels, patch_size, _ = shape_of(
-        tensors, f"{prefix}patch_embed.proj.weight", 4, origin
-    )
+    projection = shape_of(tensors, f"{prefix}patch_embed.proj.weight", 4, origin)
+    width, in_channels, patch_size, _ = projection
     hidden = shape_of(tensors, f"{prefix}blocks.0.mlp.fc1.weight", 2, origin)[0]
     mlp_ratio = hidden / width
     if int(width * mlp_ratio) < hidden:  # the quotient was rounded down
@@ -142,19 +144,12 @@ def image_size_of(
     override: int | tuple[int, int] | None,
     origin: str,
 ) -> tuple[int, int]:
-    """Derive the image size from table rows or absolute positions: square, unless overridden.
-
-    Raises:
-        SizeUnknownError: an override is needed.
-        ValueError: the override contradicts the positions.
-    """
+    """Derive the image size from table rows or absolute positions: square, unless overridden."""
     if override is not None:
         size = size_pair(override)
         Gh, Gw = grid_of(size, patch_size)
-        if rows not in (None, (2 * Gh - 1) * (2 * Gw - 1) + CLS_ROWS) or positions not in (
-            None,
-            Gh * Gw,
-        ):
+        expected_rows = (2 * Gh - 1) * (2 * Gw - 1) + CLS_ROWS
+        if rows not in (None, expected_rows) or positions not in (None, Gh * Gw):
             raise ValueError(
                 f"image_size {size} is a grid of {Gh} x {Gw} patches of {patch_size}, and the "
                 f"positions in {origin} are for another; give the size it was trained at"
@@ -167,10 +162,8 @@ def image_size_of(
         side = math.isqrt(positions or 0)
         square = side > 0 and side**2 == positions
     if not square:
-        raise SizeUnknownError(
-            f"{origin} is not for square images, or has no positions; "
-            "give image_size=(height, width)"
-        )
+        advice = "give image_size=(height, width)"
+        raise SizeUnknownError(f"{origin} is not for square images, or has no positions; {advice}")
     return side * patch_size, side * patch_size
 
 
@@ -179,9 +172,8 @@ def num_heads_of(width: int, table_heads: int | None, override: int | None, orig
     if table_heads is not None:
         if override in (None, table_heads):
             return table_heads
-        raise ValueError(
-            f"num_heads={override}, but the position table in {origin} has {table_heads}"
-        )
+        table = f"the position table in {origin}"
+        raise ValueError(f"num_heads={override}, but {table} has {table_heads}")
     if override is None and width % CHANNELS_PER_HEAD:
         raise ValueError(
             f"{origin} has width {width}, not a multiple of {CHANNELS_PER_HEAD}, and shapes do not "
@@ -211,17 +203,14 @@ def count_blocks(tensors: Mapping[str, Tensor], prefix: str) -> int:
 
 def summary(what: str, vit: ViTConfig, left_out: list[str], more: str = "") -> str:
     """Describe a model and the tensors that were left out, for the log."""
-    height, width = vit.image_size
-    return (
-        f"{what} ({vit.width} wide, {vit.depth} blocks, {vit.num_heads} heads, images of "
-        f"{height} x {width}{more}){''.join(f'; left out {entry}' for entry in left_out)}"
-    )
+    sizes = f"{vit.width} wide, {vit.depth} blocks, {vit.num_heads} heads"
+    images = "images of {} x {}".format(*vit.image_size)
+    return "; left out ".join([f"{what} ({sizes}, {images}{more})", *left_out])
 
 
 def check_overrides(overrides: Mapping[str, Any], known: tuple[str, ...], origin: str) -> None:
     """Refuse overrides that a layout does not have."""
     unknown = [name for name in overrides if name not in known]
     if unknown:
-        raise ValueError(
-            f"{origin} takes no override {', '.join(unknown)}; expected {', '.join(known)}"
-        )
+        names = ", ".join(unknown)
+        raise ValueError(f"{origin} takes no override {names}; expected {', '.join(known)}")

@@ -1,5 +1,6 @@
 """Tensor names in published BEiT checkpoints: translation to ours, and which are left out."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
@@ -10,6 +11,11 @@ from beit.weights.formats.names import Rows, renamed, swapped, translated
 TABLE, INDEX = "relative_position_bias_table", "relative_position_index"
 COUNTS, INITTED = "quantize.cluster_size", "quantize.embedding.initted"
 STALE = ("quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
+UNUSED = {  # beginnings of names of training, and what they are
+    "teacher_model.": "teacher_model.*: the teacher",
+    "scaling_layer.": "scaling_layer.*: for the teacher's input",
+    "loss": "loss*: of the training loss",
+}
 
 BLOCK = (  # the same names in both
     "gamma_#",
@@ -90,24 +96,15 @@ def unused(names: Iterable[str]) -> dict[str, str]:
 
 
 def _reason(name: str) -> str:
-    if name.startswith("teacher_model."):
-        return "teacher_model.*: the teacher"
-    if name.startswith("scaling_layer."):
-        return "scaling_layer.*: for the teacher's input"
-    if name.startswith("loss"):
-        return "loss*: of the training loss"
+    for prefix, reason in UNUSED.items():
+        if name.startswith(prefix):
+            return reason
     if name in STALE:
         return f"{name}: never read"
-    if name.endswith(INDEX):
-        return f"{INDEX}: follows from the grid"
-    return ""
+    return f"{INDEX}: follows from the grid" if name.endswith(INDEX) else ""
 
 
 def counted(reasons: Iterable[str]) -> list[str]:
     """Combine equal reasons, since a teacher has hundreds of tensors: `x.*: reason (7 tensors)`."""
-    counts: dict[str, int] = {}
-    for reason in reasons:
-        counts[reason] = counts.get(reason, 0) + 1
-    return [
-        reason if count == 1 else f"{reason} ({count} tensors)" for reason, count in counts.items()
-    ]
+    counts = Counter(reasons).items()
+    return [reason if count == 1 else f"{reason} ({count} tensors)" for reason, count in counts]

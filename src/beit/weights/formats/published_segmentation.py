@@ -10,6 +10,7 @@ from torch import Tensor
 from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter
 from beit.run.settings import from_plain
 from beit.weights.file import assemble
+from beit.weights.formats import published_names as names
 from beit.weights.formats.containers import named_tensors
 from beit.weights.formats.names import Rows
 from beit.weights.formats.published_config import (
@@ -19,14 +20,6 @@ from beit.weights.formats.published_config import (
     check_overrides,
     shape_of,
     summary,
-)
-from beit.weights.formats.published_names import (
-    add_indices,
-    counted,
-    to_ours,
-    to_theirs,
-    unused,
-    vit_rows,
 )
 
 logger = logging.getLogger(__name__)
@@ -40,7 +33,7 @@ CONV_BLOCKS = (
     ("auxiliary.conv", "auxiliary_head.convs.0"),
 )
 ROWS: Rows = (  # (ours, published)
-    *vit_rows("backbone.", "backbone."),
+    *names.vit_rows("backbone.", "backbone."),
     ("pyramid.up4.#.*", "backbone.fpn1.#.*"),
     ("pyramid.up2.*", "backbone.fpn2.0.*"),
     *((f"{ours}.conv.weight", f"{theirs}.conv.weight") for ours, theirs in CONV_BLOCKS),
@@ -68,7 +61,6 @@ def from_published_segmentation(
     Args:
         state: tensors by published name, or a checkpoint with them under `state_dict`, and names
             and colours of the classes under `meta`
-        origin: name of the file in errors and the log
         overrides: settings that shapes do not determine. `layers`, numbers of four blocks from 1
             (default: 4, 6, 8, 12 at depth 12; 8, 12, 16, 24 at depth 24; else required),
             `num_heads`, `image_size` (default: square), `mean` and `std` (default: ImageNet's),
@@ -81,34 +73,28 @@ def from_published_segmentation(
 
 
 def segmenter_and_summary(
-    tensors: Mapping[str, Tensor],
-    origin: str,
-    overrides: Mapping[str, Any],
-    meta: object = None,
+    tensors: Mapping[str, Tensor], origin: str, overrides: Mapping[str, Any], meta: object = None
 ) -> tuple[SemanticSegmenter, str]:
     """Build the segmenter; describe it and what was left out, for the log."""
-    ignored = unused(tensors)
+    ignored = names.unused(tensors)
     tensors = {name: tensor for name, tensor in tensors.items() if name not in ignored}
     config = segmenter_config(tensors, origin, overrides, meta)
     left_out = list(ignored.values())
-    ours = to_ours(tensors, ROWS)
+    ours = names.to_ours(tensors, ROWS)
     # Files that were cleaned lack this count, which only training reads.
     for name in [name for name in ours if name.endswith(".running_mean")]:
         ours.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     fresh: list[str] = []
-    if config.num_classes != len(tensors[CLASSIFIER]):
+    old, new = len(tensors[CLASSIFIER]), config.num_classes
+    if old != new:
         fresh = [name for name in ours if name.startswith(HEADS)]
         ours = {name: tensor for name, tensor in ours.items() if name not in fresh}
         left_out.append(
-            f"*.conv_seg.* (of {len(tensors[CLASSIFIER])} classes; replaced by new ones for "
-            f"{config.num_classes}, near zero)"
+            f"*.conv_seg.* (of {old} classes; replaced by new ones for {new}, near zero)"
         )
-    about = summary(
-        f"a segmenter of {config.num_classes} classes",
-        config.backbone,
-        counted(left_out),
-        more=f"; the pyramid reads blocks {', '.join(map(str, config.layers))}",
-    )
+    what = f"a segmenter of {new} classes"
+    more = f"; the pyramid reads blocks {', '.join(map(str, config.layers))}"
+    about = summary(what, config.backbone, names.counted(left_out), more)
     return assemble(SemanticSegmenter, config, ours, origin, fresh), about
 
 
@@ -117,17 +103,14 @@ def to_published_segmentation(model: SemanticSegmenter) -> dict[str, Tensor]:
 
     mmsegmentation can load them strictly, under `state_dict`: the position indices are included.
     Tensors are shared with the model, not copied.
-
-    Raises:
-        ValueError: the model's head is not UPerNet.
     """
     if model.config.head != "upernet":
         raise ValueError(
             f"this segmenter has a {model.config.head} head, and the published layout has UPerNet "
             "only; export it as safetensors"
         )
-    state = to_theirs(model.state_dict(), ROWS)
-    add_indices(state, model.config.backbone.grid)
+    state = names.to_theirs(model.state_dict(), ROWS)
+    names.add_indices(state, model.config.backbone.grid)
     return state
 
 
@@ -137,10 +120,7 @@ def published_meta(config: SegmenterConfig) -> dict[str, Any]:
 
 
 def segmenter_config(
-    tensors: Mapping[str, Tensor],
-    origin: str,
-    overrides: Mapping[str, Any],
-    meta: object = None,
+    tensors: Mapping[str, Tensor], origin: str, overrides: Mapping[str, Any], meta: object = None
 ) -> SegmenterConfig:
     """Derive the configuration from shapes, and names and colours of the classes from `meta`."""
     check_overrides(overrides, OVERRIDES, origin)
@@ -152,17 +132,17 @@ def segmenter_config(
             "four blocks feed the pyramid; give layers=…"
         )
     num_rows, channels = shape_of(tensors, CLASSIFIER, 4, origin)[:2]
-    auxiliary = AUXILIARY_CLASSIFIER in tensors
+    auxiliary, auxiliary_channels = (
+        AUXILIARY_CLASSIFIER in tensors,
+        SegmenterConfig.auxiliary_channels,
+    )
     if auxiliary:
         auxiliary_channels = shape_of(tensors, AUXILIARY_CLASSIFIER, 4, origin)[1]
-    else:
-        auxiliary_channels = SegmenterConfig.auxiliary_channels
     num_classes = overrides.get("num_classes", num_rows)
     about = meta if isinstance(meta, Mapping) else {}
-    class_names = overrides.get("class_names", _per_class(str, about.get("CLASSES"), num_classes))
-    palette = overrides.get(
-        "palette", _per_class(tuple[int, int, int], about.get("PALETTE"), num_classes)
-    )
+    labels = _per_class(str, about.get("CLASSES"), num_classes)
+    colours = _per_class(tuple[int, int, int], about.get("PALETTE"), num_classes)
+    class_names, palette = overrides.get("class_names", labels), overrides.get("palette", colours)
     return SegmenterConfig(
         backbone=backbone,
         num_classes=num_classes,

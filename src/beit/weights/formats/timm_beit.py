@@ -1,7 +1,6 @@
 """timm's `beit` and `beitv2` models: classifiers and backbones.
 
-timm's tensor names are those of the published fine-tuned models, without the position indices, so
-there is no table here.
+Tensor names are those of the published fine-tuned models, without the position indices.
 """
 
 import logging
@@ -47,15 +46,10 @@ def from_timm(
 
     Args:
         tensors: by timm's names
-        origin: name of the file in errors and the log
         config: content of `config.json`, for mean, std and class names. Without it mean and std are
             ImageNet's, as for timm's `beitv2_*` models; its `beit_*` models (version 1) need 0.5
             for both as overrides.
-        overrides: as for the published layout (`num_heads`, `image_size`, `mean`, `std`,
-            `num_classes`, `class_names`); they take precedence over the file
-
-    Raises:
-        ValueError: names or shapes do not fit, or the configuration is of another architecture.
+        overrides: as for the published layout; they take precedence over the file
     """
     headless = HEAD not in tensors
     left_out = [name for name in POOLED_NORM if headless and name in tensors]
@@ -76,17 +70,12 @@ def from_timm(
 def to_timm(model: nn.Module) -> dict[str, Tensor]:
     """Return the tensors of a classifier or backbone by timm's names.
 
-    `timm_arguments` describes the model for them. A backbone without final norm gets a norm of 1
-    and 0 for the mean that timm pools, which `from_timm` leaves out again. Tensors are shared with
-    the model.
-
-    Raises:
-        ValueError: timm has no such model.
+    A backbone without final norm gets a norm of 1 and 0 for the mean that timm pools, which
+    `from_timm` leaves out again. Tensors are shared with the model.
     """
     vit = _vit_of(model)
-    state = {
-        name: tensor for name, tensor in to_published(model).items() if not name.endswith(INDEX)
-    }
+    published = to_published(model)
+    state = {name: published[name] for name in published if not name.endswith(INDEX)}
     if isinstance(model, VisionTransformer) and not vit.final_norm:
         values = (torch.ones(vit.width), torch.zeros(vit.width))
         state |= zip(POOLED_NORM, values, strict=True)
@@ -94,10 +83,9 @@ def to_timm(model: nn.Module) -> dict[str, Tensor]:
 
 
 def timm_arguments(model: nn.Module) -> dict[str, Any]:
-    """Return the arguments of timm's Beit for the tensors of `to_timm`.
+    """Return the arguments of ``timm.models.beit.Beit`` for the tensors of `to_timm`.
 
-    Use ``timm.models.beit.Beit(**arguments)``, or ``timm.create_model(NAME, **arguments)`` with the
-    name of any of its beit models.
+    They are also those of ``timm.create_model`` with the name of any of its beit models.
     """
     vit = _vit_of(model)
     return {
@@ -119,10 +107,7 @@ def timm_arguments(model: nn.Module) -> dict[str, Any]:
 
 
 def timm_config(model: nn.Module) -> dict[str, Any]:
-    """Return the content of `config.json` for ``timm.create_model("local-dir:FOLDER")``.
-
-    The tensors belong into `model.safetensors` in the same folder.
-    """
+    """Return the content of `config.json` beside `model.safetensors`, for timm's `local-dir:`."""
     vit, arguments = _vit_of(model), timm_arguments(model)
     pretrained: dict[str, Any] = {
         "input_size": [vit.in_channels, *vit.image_size],
@@ -176,7 +161,5 @@ def _vit_of(model: nn.Module) -> ViTConfig:
         return model.config
     if isinstance(model, ImageClassifier):
         return model.backbone.config
-    raise ValueError(
-        f"timm has no BEiT that is a {type(model).__name__}; expected an ImageClassifier or a "
-        "VisionTransformer (load_backbone returns that of any model)"
-    )
+    known = "an ImageClassifier or a VisionTransformer (load_backbone returns that of any model)"
+    raise ValueError(f"timm has no BEiT that is a {type(model).__name__}; expected {known}")

@@ -1,7 +1,7 @@
 """Hugging Face transformers' BEiT: masked image modelling, classification, segmentation, backbone.
 
-Names are translated to and from those of the published code by the tables in `transformers_names`;
-the readers of the published layouts do the rest. Facts are from transformers 5.23.
+`transformers_names` translates to and from the names of the published code; the readers of the
+published layouts do the rest. Facts are from transformers 5.23.
 """
 
 import logging
@@ -17,6 +17,7 @@ from beit.nn.mim import MaskedImageModel
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.vit import VisionTransformer
 from beit.run.settings import first
+from beit.weights.formats import transformers_names as names
 from beit.weights.formats.names import (
     Architecture,
     fused,
@@ -34,15 +35,6 @@ from beit.weights.formats.transformers_config import (
     needs_spare_block,
     normalisation_of,
     settings_of,
-)
-from beit.weights.formats.transformers_names import (
-    BARE,
-    CLASSIFIER,
-    FILES,
-    MASKED,
-    QKV,
-    QUERY_KEY_VALUE,
-    SEGMENTER,
 )
 
 logger = logging.getLogger(__name__)
@@ -71,12 +63,10 @@ def from_transformers(
 
     Args:
         tensors: by the names in files, or those of the modules in memory
-        origin: name of the file in errors and the log
         config: content of `config.json`; without it, what shapes do not determine is as in the
             published models, or overridden
         processor: content of `preprocessor_config.json`, for mean and std
-        overrides: as for the published layouts (`num_heads`, `image_size`, `mean`, `std`,
-            `num_classes`, `layers`, …); they take precedence over both files
+        overrides: as for the published layouts; they take precedence over both files
 
     Raises:
         ValueError: names or shapes do not fit, or the configuration is not supported: another
@@ -85,18 +75,18 @@ def from_transformers(
     """
     indices = [name for name in tensors if name.endswith(INDEX)]
     state = {name: tensor for name, tensor in tensors.items() if name not in indices}
-    state = fused(renamed(state, FILES), QUERY_KEY_VALUE, QKV)
+    state = fused(renamed(state, names.FILES), names.QUERY_KEY_VALUE, names.QKV)
     architecture = _recognised(state)
     settings = settings_of(config or {}, architecture, origin) | normalisation_of(processor, origin)
     if overrides.get("num_classes") not in (None, len(settings.get("class_names", ()))):
         settings.pop("class_names", None)
     settings |= overrides
-    if architecture is BARE:
+    if architecture is names.BARE:
         state = {name.removeprefix("beit."): tensor for name, tensor in state.items()}
     left_out = [name for name in architecture.ignored if state.pop(name, None) is not None]
     if indices:
         left_out.append(f"{INDEX} ({len(indices)} tensors)")
-    if architecture is SEGMENTER and (count := _remove_idle_blocks(state)):
+    if architecture is names.SEGMENTER and (count := _remove_idle_blocks(state)):
         left_out.append(f"idle blocks at the end ({count})")
     published = to_published_names(state, architecture, "transformers", origin)
 
@@ -110,7 +100,7 @@ def from_transformers(
         notes.append("mean and std are 0.5, the default of its processor, unless given")
 
     where = f"{origin} (transformers' {architecture.name}, by published names)"
-    build = segmenter_and_summary if architecture is SEGMENTER else model_and_summary
+    build = segmenter_and_summary if architecture is names.SEGMENTER else model_and_summary
     model, about = build(published, where, settings)
     logger.info("%s: transformers' %s, %s", origin, architecture.name, "; ".join([about, *notes]))
     assert isinstance(
@@ -122,15 +112,11 @@ def from_transformers(
 def to_transformers(model: nn.Module) -> dict[str, Tensor]:
     """Return the model's tensors by the names in transformers' files.
 
-    `transformers_config` describes the model for them. The patch aggregation of pretraining, which
-    transformers does not have, is left out and logged. What transformers needs besides is added,
-    and left out again by `from_transformers`: a norm of 1 and 0 for the pooled mean of a backbone
-    without final norm and, if the decoder of a segmenter reads the last block, an idle block after
-    it, since transformers' decoder cannot read the last one. Tensors may share memory with the
-    model's.
-
-    Raises:
-        ValueError: transformers has no such model; see `architecture_of`.
+    The patch aggregation of pretraining, which transformers does not have, is left out and logged.
+    What transformers needs besides is added, and left out again by `from_transformers`: a norm of 1
+    and 0 for the pooled mean of a backbone without final norm and, if the decoder of a segmenter
+    reads the last block, an idle block after it, since transformers' decoder cannot read the last
+    one. Tensors may share memory with the model's.
     """
     architecture = architecture_of(model)
     published = to_published(model)
@@ -138,39 +124,34 @@ def to_transformers(model: nn.Module) -> dict[str, Tensor]:
         assert isinstance(model, SemanticSegmenter)
         published |= _idle_block(published, model.config.backbone.depth)
     published = {name: tensor for name, tensor in published.items() if not name.endswith(INDEX)}
-    names = translated(published, architecture.rows)
-    left_out = [name for name in published if name not in names]
+    translations = translated(published, architecture.rows)
+    left_out = [name for name in published if name not in translations]
     if left_out:
         assert isinstance(model, MaskedImageModel)
-        logger.info(
-            "transformers' %s has no patch aggregation; left out %s",
-            *(architecture.name, first(left_out)),
-        )
-    state = {names[name]: published[name] for name in names}
+        why = f"transformers' {architecture.name} has no patch aggregation"
+        logger.info("%s; left out %s", why, first(left_out))
+    state = {theirs: published[name] for name, theirs in translations.items()}
     if isinstance(model, VisionTransformer) and not model.config.final_norm:
         state["pooler.layernorm.weight"] = torch.ones(model.config.width)
         state["pooler.layernorm.bias"] = torch.zeros(model.config.width)
-    return split(state, QUERY_KEY_VALUE, QKV)
+    return split(state, names.QUERY_KEY_VALUE, names.QKV)
 
 
 def _recognised(state: Mapping[str, Tensor]) -> Architecture:
     """Recognise the architecture by its head."""
     if "lm_head.weight" in state:
-        return MASKED
+        return names.MASKED
     if "decode_head.classifier.weight" in state:
-        return SEGMENTER
-    return CLASSIFIER if "classifier.weight" in state else BARE
+        return names.SEGMENTER
+    return names.CLASSIFIER if "classifier.weight" in state else names.BARE
 
 
 def _idle_block(published: Mapping[str, Tensor], number: int) -> dict[str, Tensor]:
     """Create a block that adds 0 to its tokens, with the shapes of the block before `number`."""
     before, prefix = f"backbone.blocks.{number - 1}.", f"backbone.blocks.{number}."
+    norms = ("norm1.weight", "norm2.weight")
     return {
-        name.replace(before, prefix): (
-            torch.ones_like(tensor)
-            if name.endswith(("norm1.weight", "norm2.weight"))
-            else torch.zeros_like(tensor)
-        )
+        name.replace(before, prefix): torch.full_like(tensor, name.endswith(norms))
         for name, tensor in published.items()
         if name.startswith(before)
     }

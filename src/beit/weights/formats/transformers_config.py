@@ -25,17 +25,11 @@ ARCHITECTURES = {
 
 
 def architecture_of(model: nn.Module) -> Architecture:
-    """Return the transformers class that computes the same as the model.
-
-    Raises:
-        ValueError: there is none. Images must be square, a segmentation head UPerNet, and as wide
-            as the backbone.
-    """
+    """Return the transformers class that computes the same as the model; refuse it if none does."""
     if type(model) not in ARCHITECTURES:
-        raise ValueError(
-            f"transformers has no BEiT that is a {type(model).__name__}; expected one of "
-            f"{', '.join(known.__name__ for known in ARCHITECTURES)}"
-        )
+        known = ", ".join(known.__name__ for known in ARCHITECTURES)
+        kind = type(model).__name__
+        raise ValueError(f"transformers has no BEiT that is a {kind}; expected one of {known}")
     height, width = _vit_of(model).image_size
     if height != width:
         raise ValueError(
@@ -43,9 +37,8 @@ def architecture_of(model: nn.Module) -> Architecture:
             "positions wrongly unless images are square; export it for a square image_size"
         )
     if isinstance(model, MaskedImageModel) and not model.config.backbone.final_norm:
-        raise ValueError(
-            "transformers' BeitForMaskedImageModeling has a final norm, and the model has none"
-        )
+        kind = MASKED.name
+        raise ValueError(f"transformers' {kind} has a final norm, and the model has none")
     if isinstance(model, SemanticSegmenter):
         if model.config.head != "upernet":
             raise ValueError(
@@ -54,19 +47,17 @@ def architecture_of(model: nn.Module) -> Architecture:
             )
         channels, D = model.config.channels, model.config.backbone.width
         if channels != D:
-            raise ValueError(
-                f"the decoder has {channels} channels over a backbone of width {D}, and "
-                "transformers' is always as wide as its backbone"
-            )
+            sizes = f"{channels} channels over a backbone of width {D}"
+            theirs = "transformers' is always as wide as its backbone"
+            raise ValueError(f"the decoder has {sizes}, and {theirs}")
     return ARCHITECTURES[type(model)]
 
 
 def needs_spare_block(model: nn.Module) -> bool:
     """Whether a segmenter needs one more block: transformers' decoder cannot read the last one."""
-    return (
-        isinstance(model, SemanticSegmenter)
-        and model.config.layers[-1] == model.config.backbone.depth
-    )
+    if not isinstance(model, SemanticSegmenter):
+        return False
+    return model.config.layers[-1] == model.config.backbone.depth
 
 
 def transformers_config(model: nn.Module) -> dict[str, Any]:
@@ -107,8 +98,7 @@ def transformers_config(model: nn.Module) -> dict[str, Any]:
         config["pool_scales"] = list(POOL_SIDES)
         config["use_auxiliary_head"] = model.config.auxiliary
         config["auxiliary_channels"] = model.config.auxiliary_channels
-        config["auxiliary_num_convs"] = 1
-        config["auxiliary_concat_input"] = False
+        config |= {"auxiliary_num_convs": 1, "auxiliary_concat_input": False}
     return config
 
 
@@ -136,20 +126,16 @@ def settings_of(
     config: Mapping[str, Any], architecture: Architecture, origin: str
 ) -> dict[str, Any]:
     """Read settings that shapes do not determine from `config.json`; refuse unsupported ones."""
-    for name, expected in (
-        ("model_type", "beit"),
-        ("hidden_act", "gelu"),
-        ("pool_scales", list(POOL_SIDES)),
-    ):
+    fixed = {"model_type": "beit", "hidden_act": "gelu", "pool_scales": list(POOL_SIDES)}
+    for name, expected in fixed.items():
         value = config.get(name, expected)
         if (list(value) if isinstance(value, tuple) else value) != expected:
             raise ValueError(f"{origin}: its {name} is {value!r}, expected {expected!r}")
     if "layer_norm_eps" in config:
         epsilon = _value(config, "layer_norm_eps", float, origin)
         if not 0 <= epsilon <= NORM_EPS:
-            raise ValueError(
-                f"{origin}: its layer_norm_eps is {epsilon}, expected {NORM_EPS} or less"
-            )
+            limit = f"expected {NORM_EPS} or less"
+            raise ValueError(f"{origin}: its layer_norm_eps is {epsilon}, {limit}")
     settings: dict[str, Any] = {}
     if "num_attention_heads" in config:
         settings["num_heads"] = _value(config, "num_attention_heads", int, origin)
@@ -164,8 +150,8 @@ def settings_of(
     labels = config.get("id2label")
     if architecture in (CLASSIFIER, SEGMENTER) and isinstance(labels, Mapping):
         by_number = {str(number): str(label) for number, label in labels.items()}
-        numbers = range(len(by_number))
-        names = tuple(by_number.get(str(number), "") for number in numbers)
+        numbers = list(map(str, range(len(by_number))))
+        names = tuple(by_number.get(number, "") for number in numbers)
         if names != tuple(f"LABEL_{number}" for number in numbers):  # its default names
             settings["class_names"] = names
     if architecture is SEGMENTER and "out_indices" in config:
@@ -181,9 +167,8 @@ def normalisation_of(processor: Mapping[str, Any] | None, origin: str) -> dict[s
     if not processor.get("do_normalize", True):
         return {"mean": None, "std": None}
     values = {"image_mean": HALVES, "image_std": HALVES} | dict(processor)
-    return {
-        name: _value(values, f"image_{name}", tuple[float, ...], origin) for name in ("mean", "std")
-    }
+    names, hint = ("mean", "std"), tuple[float, ...]
+    return {name: _value(values, f"image_{name}", hint, origin) for name in names}
 
 
 def _vit_of(model: nn.Module) -> ViTConfig:

@@ -1,60 +1,40 @@
 """Tensor names in Hugging Face transformers' BEiT (5.23): translation to the published ones."""
 
+from beit.weights.formats import published_segmentation
 from beit.weights.formats.names import Architecture, Rows
+from beit.weights.formats.published_names import TABLE
 
+ATTENTION = "encoder.layer.#.attention.attention"
 # (published, transformers'), after queries, keys and values were fused. The right side has the
 # names in files, which are the same in all versions; names in memory differ.
 BACKBONE: Rows = (
     ("cls_token", "embeddings.cls_token"),
     ("pos_embed", "embeddings.position_embeddings"),
     ("patch_embed.proj.*", "embeddings.patch_embeddings.projection.*"),
-    (
-        "rel_pos_bias.relative_position_bias_table",
-        "encoder.relative_position_bias.relative_position_bias_table",
-    ),
-    ("blocks.#.gamma_1", "encoder.layer.#.lambda_1"),
-    ("blocks.#.gamma_2", "encoder.layer.#.lambda_2"),
+    (f"rel_pos_bias.{TABLE}", f"encoder.relative_position_bias.{TABLE}"),
+    ("blocks.#.gamma_#", "encoder.layer.#.lambda_#"),
     ("blocks.#.norm1.*", "encoder.layer.#.layernorm_before.*"),
     ("blocks.#.norm2.*", "encoder.layer.#.layernorm_after.*"),
-    ("blocks.#.attn.q_bias", "encoder.layer.#.attention.attention.query.bias"),
-    ("blocks.#.attn.v_bias", "encoder.layer.#.attention.attention.value.bias"),
-    ("blocks.#.attn.qkv.weight", "encoder.layer.#.attention.attention.qkv.weight"),
+    ("blocks.#.attn.q_bias", f"{ATTENTION}.query.bias"),
+    ("blocks.#.attn.v_bias", f"{ATTENTION}.value.bias"),
+    ("blocks.#.attn.qkv.weight", f"{ATTENTION}.qkv.weight"),
     ("blocks.#.attn.proj.*", "encoder.layer.#.attention.output.dense.*"),
-    (
-        "blocks.#.attn.relative_position_bias_table",
-        "encoder.layer.#.attention.attention.relative_position_bias.relative_position_bias_table",
-    ),
+    (f"blocks.#.attn.{TABLE}", f"{ATTENTION}.relative_position_bias.{TABLE}"),
     ("blocks.#.mlp.fc1.*", "encoder.layer.#.intermediate.dense.*"),
     ("blocks.#.mlp.fc2.*", "encoder.layer.#.output.dense.*"),
 )
 QKV = "attention.attention.qkv.weight"
-QUERY_KEY_VALUE = (
-    "attention.attention.query.weight",
-    "attention.attention.key.weight",
-    "attention.attention.value.weight",
-)
-CONV_BLOCKS = (  # a convolution and its batch norm; the same names in both
-    "decode_head.psp_modules.#.1",
-    "decode_head.bottleneck",
-    "decode_head.lateral_convs.#",
-    "decode_head.fpn_convs.#",
-    "decode_head.fpn_bottleneck",
-    "auxiliary_head.convs.0",
-)
+QUERY_KEY_VALUE = tuple(QKV.replace("qkv", part) for part in ("query", "key", "value"))
+# A convolution and its batch norm, by the published names, which are the same.
+CONV_BLOCKS = tuple(published for _, published in published_segmentation.CONV_BLOCKS)
 # (in memory since transformers 5, in files)
 MODULES: Rows = (
-    (
-        "shared_position_bias.relative_position_bias_table",
-        "encoder.relative_position_bias.relative_position_bias_table",
-    ),
-    ("layers.#.attention.q_proj.*", "encoder.layer.#.attention.attention.query.*"),
-    ("layers.#.attention.k_proj.*", "encoder.layer.#.attention.attention.key.*"),
-    ("layers.#.attention.v_proj.*", "encoder.layer.#.attention.attention.value.*"),
+    (f"shared_position_bias.{TABLE}", f"encoder.relative_position_bias.{TABLE}"),
+    ("layers.#.attention.q_proj.*", f"{ATTENTION}.query.*"),
+    ("layers.#.attention.k_proj.*", f"{ATTENTION}.key.*"),
+    ("layers.#.attention.v_proj.*", f"{ATTENTION}.value.*"),
     ("layers.#.attention.o_proj.*", "encoder.layer.#.attention.output.dense.*"),
-    (
-        "layers.#.relative_position_bias.*",
-        "encoder.layer.#.attention.attention.relative_position_bias.*",
-    ),
+    ("layers.#.relative_position_bias.*", f"{ATTENTION}.relative_position_bias.*"),
     ("layers.#.mlp.fc1.*", "encoder.layer.#.intermediate.dense.*"),
     ("layers.#.mlp.fc2.*", "encoder.layer.#.output.dense.*"),
     ("layers.#.*", "encoder.layer.#.*"),
@@ -68,14 +48,8 @@ SEGMENTER_MODULES: Rows = (
     ("decode_head.psp_modules.blocks.#.conv.normalization.*", "decode_head.psp_modules.#.1.bn.*"),
     ("decode_head.psp_bottleneck.convolution.*", "decode_head.bottleneck.conv.*"),
     ("decode_head.psp_bottleneck.normalization.*", "decode_head.bottleneck.bn.*"),
-    *(
-        row
-        for block in CONV_BLOCKS[2:]
-        for row in (
-            (f"{block}.convolution.*", f"{block}.conv.*"),
-            (f"{block}.normalization.*", f"{block}.bn.*"),
-        )
-    ),
+    *((f"{block}.convolution.*", f"{block}.conv.*") for block in CONV_BLOCKS[2:]),
+    *((f"{block}.normalization.*", f"{block}.bn.*") for block in CONV_BLOCKS[2:]),
 )
 
 
@@ -84,7 +58,6 @@ def _prefixed(rows: Rows, left: str, right: str) -> Rows:
 
 
 FILES: Rows = (*_prefixed(MODULES, "beit.", "beit."), *MODULES, *SEGMENTER_MODULES)
-
 
 MASKED = Architecture(
     "BeitForMaskedImageModeling",

@@ -9,18 +9,9 @@ from typing import Any
 
 import torch
 
+from beit.weights.safe_pickle.records import UNSOUND
+
 ZIP, PICKLE = b"PK", b"\x80"  # first bytes of files of torch 1.6 and later, and of older ones
-# What torch.load(weights_only=True) raises on damaged files.
-UNREADABLE = (
-    RuntimeError,
-    EOFError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-    MemoryError,
-    zipfile.BadZipFile,
-)
 
 
 class Ignored:
@@ -35,27 +26,18 @@ class Ignored:
 
 # In training checkpoints of the published code, besides tensors: its options, and the optimiser's
 # learning rates, which are NumPy scalars. Module names depend on NumPy's release.
+MULTIARRAYS = ("numpy.core.multiarray", "numpy._core.multiarray")
 IGNORED_NAMES = (
-    "argparse.Namespace",
-    "numpy.dtype",
-    "numpy.ndarray",
-    *(
-        f"numpy.{core}.multiarray.{name}"
-        for core in ("core", "_core")
-        for name in ("scalar", "_reconstruct")
-    ),
+    *("argparse.Namespace", "numpy.dtype", "numpy.ndarray"),
+    *(f"{module}.{name}" for module in MULTIARRAYS for name in ("scalar", "_reconstruct")),
 )
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a `.pth`, `.pt` or `.bin` file onto the CPU.
 
-    Options and NumPy numbers of training checkpoints become `Ignored` objects.
-
-    Raises:
-        ValueError: the file is not a PyTorch checkpoint, is damaged, is a run's own checkpoint, or
-            names anything besides tensors, plain values and `IGNORED_NAMES`. Nothing in it was
-            executed.
+    Options and NumPy numbers of training checkpoints become `Ignored` objects. A file that names
+    anything besides tensors, plain values and `IGNORED_NAMES` is refused; nothing in it is run.
     """
     path = Path(path)
     with path.open("rb") as file:
@@ -77,7 +59,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             f"{path} is refused: it holds more than tensors and plain values, {reason}. "
             "Nothing of it was executed; save only the state_dict"
         ) from error
-    except UNREADABLE as error:
+    except (*UNSOUND, MemoryError) as error:
         raise ValueError(f"{path} is damaged, or not a PyTorch checkpoint ({error!r})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected tensors by name")
@@ -87,10 +69,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def _check_sizes(path: Path) -> None:
-    """Refuse an archive whose entries are larger than the file, before memory is allocated.
-
-    torch stores entries uncompressed.
-    """
+    """Refuse an archive whose entries, which torch does not compress, are larger than the file."""
     with zipfile.ZipFile(path) as archive:
         claimed = sum(entry.file_size for entry in archive.infolist())
     size = path.stat().st_size

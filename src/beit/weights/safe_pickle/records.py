@@ -29,17 +29,8 @@ STORAGE_DTYPES = {
 }
 # What reading raises on a file that is damaged, or forged to do more than hold tensors.
 UNSOUND = (
-    pickle.UnpicklingError,
-    zipfile.BadZipFile,
-    struct.error,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    RuntimeError,
-    StopIteration,
-    TypeError,
-    ValueError,
+    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, StopIteration),
+    *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
 )
 MAX_DEPTH, MAX_OBJECTS = 32, 100_000  # published modules: 6 deep, a few hundred objects
 
@@ -53,7 +44,6 @@ class Storage(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Size in the file."""
         return self.length * self.dtype.itemsize
 
 
@@ -85,12 +75,6 @@ class Record:
             vars(self).update(state)
 
 
-def _view(
-    storage: Storage, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: object
-) -> View:
-    return View(storage, offset, size, stride)
-
-
 def first_argument(value: object, *_: object) -> object:
     """Replace a function whose other arguments only annotate the first."""
     return value
@@ -98,7 +82,7 @@ def first_argument(value: object, *_: object) -> object:
 
 # Functions that a file may name, and their replacements.
 FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _view,
+    ("torch._utils", "_rebuild_tensor_v2"): lambda *arguments: View(*arguments[:4]),
     ("torch._utils", "_rebuild_parameter"): first_argument,
     ("collections", "OrderedDict"): dict,
     ("builtins", "set"): set,
@@ -106,15 +90,13 @@ FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
 }
 
 
+Functions = Mapping[tuple[str, str], Callable[..., Any]]
+
+
 class _Unpickler(pickle.Unpickler):
     """Creates plain values, `View`s and `Record`s; refuses every other name."""
 
-    def __init__(
-        self,
-        data: bytes,
-        classes: tuple[str, ...],
-        functions: Mapping[tuple[str, str], Callable[..., Any]],
-    ) -> None:
+    def __init__(self, data: bytes, classes: tuple[str, ...], functions: Functions) -> None:
         super().__init__(io.BytesIO(data))
         self.classes, self.functions = classes, functions
         self.storages: dict[str, Storage] = {}
@@ -144,20 +126,13 @@ class _Unpickler(pickle.Unpickler):
 
 
 def unpickle(
-    data: bytes,
-    start: int = 0,
-    classes: tuple[str, ...] = (),
-    functions: Mapping[tuple[str, str], Callable[..., Any]] = FUNCTIONS,
+    data: bytes, start: int = 0, classes: tuple[str, ...] = (), functions: Functions = FUNCTIONS
 ) -> Unpickled:
-    """Read the pickle that begins at `start`.
+    """Read the pickle that begins at `start`; raise one of `UNSOUND` if it names anything else.
 
     Args:
         classes: prefixes of the dotted names of classes whose objects become `Record`s
         functions: replacements by (module, name)
-
-    Raises:
-        pickle.UnpicklingError: it names anything else; nothing was created from that name. Damaged
-            data can raise the other errors in `UNSOUND`.
     """
     stream = io.BytesIO(data)
     stream.seek(start)
@@ -171,11 +146,7 @@ def unpickle(
 
 
 def views(root: Any, members: Callable[[Record], Mapping[str, Any]]) -> dict[str, View]:
-    """List the tensors in an object and in its members, by dotted name.
-
-    Args:
-        members: returns the tensors and inner objects of an object by name
-    """
+    """List the tensors in an object and in its `members`, by dotted name."""
     tensors: dict[str, View] = {}
     pending: list[tuple[tuple[str, ...], Any]] = [((), root)]
     visited = 0
@@ -194,26 +165,18 @@ def views(root: Any, members: Callable[[Record], Mapping[str, Any]]) -> dict[str
 def tensors_of(
     views: Mapping[str, View], read: Callable[[Storage], bytes | bytearray]
 ) -> dict[str, Tensor]:
-    """Create the tensors of views by name; each storage is read once.
-
-    Args:
-        read: returns exactly the bytes of a storage, and never allocates more than the file has
-    """
+    """Create the tensors of views by name; `read` returns a storage's bytes, and is called once."""
     storages: dict[str, Tensor] = {}
     tensors = {}
     for name, view in views.items():
         storage = view.storage
         if storage.key not in storages:
-            content = bytearray(read(storage))
-            storages[storage.key] = (
-                torch.frombuffer(content, dtype=storage.dtype)
-                if content
-                else torch.empty(0, dtype=storage.dtype)
-            )
+            content, dtype = bytearray(read(storage)), storage.dtype
+            empty = torch.empty(0, dtype=dtype)
+            storages[storage.key] = torch.frombuffer(content, dtype=dtype) if content else empty
         if math.prod(view.size) > storage.length:
-            raise pickle.UnpicklingError(
-                f"{name} of {view.size} does not fit {storage.length} elements"
-            )
+            misfit = f"{name} of {view.size} does not fit {storage.length} elements"
+            raise pickle.UnpicklingError(misfit)
         tensors[name] = storages[storage.key].as_strided(view.size, view.stride, view.offset)
     return tensors
 
