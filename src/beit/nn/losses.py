@@ -5,8 +5,6 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from beit.nn.mim import MaskedPrediction
-
 Loss = Literal["cross-entropy", "mse", "smooth-l1", "cosine"]
 
 
@@ -24,7 +22,7 @@ def cosine_distance(features: Tensor, targets: Tensor) -> Tensor:
 
 
 def masked_losses(
-    prediction: MaskedPrediction,
+    prediction: tuple[Tensor, Tensor | None],
     targets: Tensor,
     loss: Loss = "cross-entropy",
     weights: Tensor | None = None,
@@ -35,15 +33,16 @@ def masked_losses(
     nats. The second is 0 without patch aggregation.
 
     Args:
-        prediction: (B, M, K) logits of codes, or (B, M, T) values
+        prediction: of `MaskedImageModel`: two of (B, M, K) logits of codes, or (B, M, T) values
         targets: (B, M) int64 codes, or (B, M, T) values
         loss: loss of a patch; smooth L1 is quadratic below a distance of 1 and linear above
         weights: (B, M) of the patches; None for equal weights
     """
-    patch_loss = prediction_loss(prediction.logits, targets, loss, weights)
-    if prediction.cls_logits is None:
+    logits, cls_logits = prediction
+    patch_loss = prediction_loss(logits, targets, loss, weights)
+    if cls_logits is None:
         return patch_loss, patch_loss.new_zeros(())
-    return patch_loss, prediction_loss(prediction.cls_logits, targets, loss, weights)
+    return patch_loss, prediction_loss(cls_logits, targets, loss, weights)
 
 
 def prediction_loss(

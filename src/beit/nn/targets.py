@@ -4,7 +4,6 @@ Codes are BEiT's target. Pixels are an ablation of BEiT v1, regressed as in MAE 
 with `normalised`) or SimMIM (Xie et al. 2022). Features are regressed as in MVP and EVA.
 """
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -13,15 +12,13 @@ from torch.nn import functional as F
 
 from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
-from beit.nn.losses import Loss, weighted_mean
+from beit.nn.losses import Loss
 from beit.nn.mim import Predicts, take
 from beit.nn.patches import as_float, patchify
 from beit.nn.resample import lanczos
 from beit.nn.tokenizer import Tokenizer
 
 PATCH_EPS = 1e-6  # added to the variance of a patch (MAE's code)
-# The keys of `target_metrics` for each kind of target.
-TARGET_METRICS = {"tokens": ("accuracy",), "pixels": ("error", "spread"), "features": ("cosine",)}
 
 
 class FeatureSource(Protocol):
@@ -156,9 +153,6 @@ class FeatureTarget:
         return F.layer_norm(features, (self.width,)) if self.normalised else features
 
 
-Target = TokenTarget | PixelTarget | FeatureTarget
-
-
 def mean_and_std(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation (B, N, 1) of the values of each patch (B, N, 3PP)."""
     return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + PATCH_EPS).sqrt()
@@ -170,44 +164,3 @@ def unpatchify(patches: Tensor, image_size: tuple[int, int], patch_size: int) ->
     tiles: Tensor = patches.unflatten(1, (H // P, W // P))  # (B, Gh, Gw, P*P*c)
     tiles = tiles.unflatten(3, (P, P, -1))  # (B, Gh, Gw, P, P, c)
     return tiles.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, H, W)
-
-
-@torch.no_grad()
-def target_metrics(
-    kind: Predicts, predicted: Tensor, targets: Tensor, weights: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Return the metrics of a prediction, () each, averaged over patches.
-
-    Tokens: `accuracy`. Features: `cosine`. Pixels: `error`, the squared error, and `spread`, the
-    square of the target, which `explained_from_error` combines.
-
-    Args:
-        predicted: (B, M, K) or (B, M, T)
-        targets: (B, M) int64 or (B, M, T)
-        weights: (B, M) of the patches; None for equal weights
-    """
-    if kind == "tokens":
-        values = {"accuracy": (predicted.argmax(dim=2) == targets).float()}
-    elif kind == "features":
-        values = {"cosine": F.cosine_similarity(predicted.float(), targets, dim=-1)}
-    else:
-        error, spread = (predicted.float() - targets).square(), targets.square()
-        values = {"error": error.mean(dim=-1), "spread": spread.mean(dim=-1)}
-    return {name: weighted_mean(value, weights) for name, value in values.items()}
-
-
-def explained_from_error(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Replace each pair of `error` and `spread` by `explained` = 1 - error / spread.
-
-    1 is perfect. 0 is as good as predicting zeros: the mean colour of the data for raw pixels, the
-    mean of the patch for normalised ones. A spread of 0 gives 0.
-    """
-    result = {}
-    for name, value in metrics.items():
-        if name.endswith("error"):
-            prefix = name.removesuffix("error")
-            spread = metrics[prefix + "spread"]
-            result[prefix + "explained"] = 1 - value / spread if spread else 0.0
-        elif not name.endswith("spread"):
-            result[name] = value
-    return result
