@@ -9,14 +9,9 @@ Loss = Literal["cross-entropy", "mse", "smooth-l1", "cosine"]
 
 
 def cosine_distance(features: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean of 1 - cos(features, targets) over all vectors, () in [0, 2].
+    """Return the mean of 1 - cos(features, targets), (..., T) both: () in [0, 2].
 
-    First term of Eq. 2. A zero vector has distance 1 to every vector (the published code divides by
-    zero there).
-
-    Args:
-        features: (..., T)
-        targets: (..., T)
+    First term of Eq. 2. A zero vector has distance 1 (the published code divides by zero there).
     """
     return 1 - F.cosine_similarity(features.float(), targets.float(), dim=-1).mean()
 
@@ -29,8 +24,8 @@ def masked_losses(
 ) -> tuple[Tensor, Tensor]:
     """Return the losses of the predictions from patches and from [CLS], () float32 each.
 
-    Each is a mean over the masked patches. Their sum is the training loss: for codes Eq. 3, in
-    nats. The second is 0 without patch aggregation.
+    Means over the masked patches; their sum is the training loss, for codes Eq. 3, in nats. The
+    second is 0 without patch aggregation.
 
     Args:
         prediction: of `MaskedImageModel`: two of (B, M, K) logits of codes, or (B, M, T) values

@@ -36,10 +36,6 @@ class TokenTarget:
     Tokenizers with a fixed grid, such as VQ-KD, get images of their own size, resized bicubically.
     BEiT v1's convolutional tokenizers get the image size that gives the backbone's grid (112 x 112
     pixels for 14 x 14 codes), resized by Lanczos as published.
-
-    Attributes:
-        image_size: (height, width) to which `of` resizes images
-        lanczos: resize uint8 images by Lanczos instead of bicubically
     """
 
     kind: Predicts = "tokens"
@@ -73,8 +69,7 @@ class TokenTarget:
 class PixelTarget:
     """Pixels normalised as for the backbone, row by row, the channels of a pixel together.
 
-    With `normalised`, each patch is standardised over its pixels and channels, which leaves its
-    structure.
+    With `normalised`, each patch is standardised over its pixels and channels.
     """
 
     kind: Predicts = "pixels"
@@ -104,12 +99,10 @@ class PixelTarget:
         return (patches - mean) / std
 
     def paint(self, images: Tensor, masked: Tensor, predicted: Tensor) -> Tensor:
-        """Replace the masked (B, M) patches of images by the predicted (B, M, 3PP) ones.
+        """Replace the masked (B, M) patches of images by predicted ones (B, M, 3PP), in [0, 1].
 
         Normalised predictions get the mean and standard deviation of the true patch, which the
         model does not know: such a picture shows predicted structure at the true brightness.
-
-        Returns: (B, 3, H, W) in [0, 1]
         """
         patches, predicted = self._patches(images), predicted.float()
         if self.normalised:
@@ -126,10 +119,9 @@ class PixelTarget:
 
 
 class FeatureTarget:
-    """Features of a teacher for each patch.
+    """Features of a teacher for each patch; with `normalised`, vectors standardised over channels.
 
-    With `normalised`, each vector is standardised over its channels, so that channels with large
-    values do not dominate a smooth L1 or squared distance.
+    Then channels with large values do not dominate a smooth L1 or squared distance.
     """
 
     kind: Predicts = "features"

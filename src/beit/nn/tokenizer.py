@@ -24,7 +24,7 @@ class Tokenizer(Protocol):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Grid of the codes of an image (Gh, Gw); N = Gh * Gw."""
+        """Grid (Gh, Gw) of the codes of an image; N = Gh * Gw."""
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -65,7 +65,7 @@ class VQKDConfig:
         l2_normalised: vectors and codes have length 1, as published; false: the nearest code is
             that of the smallest Euclidean distance
         levels: levels of each channel for a fixed grid of codes (FSQ), for example 8, 8, 8, 4, 4
-            for 8,192 codes of 5 channels; empty for learned codes
+            for 8,192 codes; empty for learned codes
     """
 
     encoder: ViTConfig = field(default_factory=tokenizer_vit)
@@ -102,30 +102,20 @@ class VQKDConfig:
 class VQKDOutput(NamedTuple):
     """Output of a tokenizer in training.
 
-    Attributes:
-        vectors: (B, N, C) float32, encoder output; of length 1 with ``l2_normalised``
-        codes: (B, N) int64 in [0, K), the nearest codes
-        features: (B, N, T) decoder output, the reconstruction of the teacher's features
-        commitment: () mean squared distance of vectors to their codes (third term of Eq. 2)
-        attraction: () the same distance, with gradients for the codes instead of the vectors
-            (second term of Eq. 2); only for a codebook learned by gradients
+    The commitment () is the mean squared distance of vectors to their codes (third term of Eq. 2),
+    the attraction () the same with gradients for the codes instead (second term), for a codebook
+    learned by gradients.
     """
 
-    vectors: Tensor
-    codes: Tensor
-    features: Tensor
+    vectors: Tensor  # (B, N, C) float32, encoder output; of length 1 with ``l2_normalised``
+    codes: Tensor  # (B, N) int64 in [0, K), the nearest codes
+    features: Tensor  # (B, N, T) decoder output, the reconstruction of the teacher's features
     commitment: Tensor
     attraction: Tensor
 
 
 class VQKD(nn.Module):
-    """Encodes images as codes, and decodes codes to a teacher's features.
-
-    Attributes:
-        vocab_size: K
-        grid: (Gh, Gw) of the codes of an image
-        image_size: (height, width) of the input images
-    """
+    """A `Tokenizer` that encodes images as codes, and decodes codes to a teacher's features."""
 
     def __init__(self, config: VQKDConfig) -> None:
         super().__init__()
@@ -134,18 +124,14 @@ class VQKD(nn.Module):
         self.config = config
         self.vocab_size, self.grid = config.num_codes, config.encoder.grid
         self.image_size = config.encoder.image_size
-        D = config.encoder.width
+        D, C, T = config.encoder.width, config.code_width, config.teacher_width
         self.encoder = VisionTransformer(config.encoder)
-        self.encode_task = nn.Sequential(
-            nn.Linear(D, D), nn.Tanh(), nn.Linear(D, config.code_width)
-        )
+        self.encode_task = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, C))
         self.quantizer = Quantizer(
-            config.num_codes, config.code_width, config.decay, config.l2_normalised, config.levels
+            config.num_codes, C, config.decay, config.l2_normalised, config.levels
         )
         self.decoder = VisionTransformer(config.decoder)
-        self.decode_task = nn.Sequential(
-            nn.Linear(D, D), nn.Tanh(), nn.Linear(D, config.teacher_width)
-        )
+        self.decode_task = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, T))
         for task in (self.encode_task, self.decode_task):
             init_published(task, config.encoder.init_bound)
 
@@ -173,8 +159,7 @@ class VQKD(nn.Module):
         """Encode, quantize and decode images (B, 3, H, W), uint8 or float in [0, 1].
 
         Gradients pass the quantizer by the straight-through estimator, from decoder input to
-        encoder output. The codebook does not change: see ``Quantizer.statistics`` and
-        ``Quantizer.update``.
+        encoder output. The codebook does not change: see ``Quantizer.update``.
         """
         vectors = self.quantizer.project(self.embed(images))  # (B, N, C)
         codes = self.quantizer.nearest(vectors)  # (B, N)
