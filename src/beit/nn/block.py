@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from beit.nn.patches import Size
 from beit.nn.position import RelativePositionBias
 
 NORM_EPS = 1e-6  # of every LayerNorm in the published models
@@ -16,8 +17,8 @@ INIT_STD = 0.02  # standard deviation of initial weights (published code)
 class Attention(nn.Module):
     """Multi-head self-attention with a position bias; queries and values have biases, keys none."""
 
-    def __init__(self, width: int, num_heads: int, grid: tuple[int, int] | None = None) -> None:
-        """Build the layers, with ``grid`` also a relative position table of this block's own."""
+    def __init__(self, width: int, num_heads: int, grid: Size | None = None) -> None:
+        """Build the layers; with ``grid``, the block has its own relative position table."""
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -79,8 +80,8 @@ class Block(nn.Module):
     """x + gamma_1 * attention(norm x), then x + gamma_2 * mlp(norm x).
 
     Attributes:
-        gradient_checkpointing: recompute the activations in the backward pass, with the same
-            gradients (Chen et al. 2016)
+        gradient_checkpointing: keep only the block's input and recompute the rest in the backward
+            pass (Chen et al. 2016): less memory, more time, the same gradients
     """
 
     gradient_checkpointing = False
@@ -92,7 +93,7 @@ class Block(nn.Module):
         mlp_ratio: float = 4.0,
         layer_scale: float | None = None,
         drop_rate: float = 0.0,
-        bias_grid: tuple[int, int] | None = None,
+        bias_grid: Size | None = None,
     ) -> None:
         super().__init__()
         self.drop_rate = drop_rate
@@ -137,8 +138,8 @@ def trunc_normal_(tensor: Tensor, bound: float) -> None:
 def init_published(module: nn.Module, bound: float) -> None:
     """Draw linear and convolution weights by ``trunc_normal_``; their biases are 0.
 
-    The published bound is 0.02 for pretraining models, one standard deviation, and 2.0 for
-    tokenizers, in effect none.
+    The published bound is 0.02 for pretraining models, one standard deviation. For tokenizers it is
+    2.0, in effect none, because timm's bound is absolute.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):

@@ -16,7 +16,7 @@ from beit.nn import metrics
 from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.masking import not_repeated
-from beit.nn.patches import patchify
+from beit.nn.patches import Size, patchify
 from beit.nn.quantizer import unit
 from beit.nn.reservoir import STEP, in_steps
 from beit.nn.tokenizer import VQKD, Tokenizer
@@ -83,7 +83,7 @@ class CodeStatistics:
     def __init__(
         self,
         num_codes: int,
-        grid: tuple[int, int],
+        grid: Size,
         patch_size: int,
         num_labels: int = 0,
         device: torch.device | str | None = None,

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.nn.dvae import code_map
-from beit.nn.patches import as_float, grid_of
+from beit.nn.patches import Size, as_float, grid_of
 
 PATCH_SIZE = 8  # three halvings
 GROUPS = (1, 2, 4, 8)  # width of each group of blocks, as a multiple of the first
@@ -31,7 +31,7 @@ class DalleConfig:
         decoder: include the decoder, which decodes codes to images
     """
 
-    image_size: tuple[int, int] = (112, 112)
+    image_size: Size = (112, 112)
     num_codes: int = 8192
     width: int = 256
     blocks_per_group: int = 2
@@ -49,7 +49,7 @@ class DalleConfig:
         grid_of(self.image_size, PATCH_SIZE)
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> Size:
         """Grid of the codes (Gh, Gw)."""
         return grid_of(self.image_size, PATCH_SIZE)
 
@@ -141,7 +141,7 @@ class DalleTokenizer(nn.Module):
         """
         return self.logits(images).argmax(1).flatten(1)  # (B, N)
 
-    def decode_images(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    def decode_images(self, codes: Tensor, grid: Size | None = None) -> Tensor:
         """Decode codes (B, N) int64 on a grid (see `code_map`) to images (B, 3, H, W) in [0, 1]."""
         if self.decoder is None:
             raise ValueError(

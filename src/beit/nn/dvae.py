@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beit.nn.patches import as_float, grid_of
+from beit.nn.patches import Size, as_float, grid_of
 
 TEMPERATURE = 0.9  # default of the published code
 MAX_LAYERS = 16  # one code for 65,536 x 65,536 pixels
@@ -29,7 +29,7 @@ class DiscreteVAEConfig:
         std: per-channel standard deviation of images in [0, 1]; null for no normalisation
     """
 
-    image_size: tuple[int, int] = (112, 112)
+    image_size: Size = (112, 112)
     num_codes: int = 8192
     code_width: int = 512
     num_layers: int = 3
@@ -55,7 +55,7 @@ class DiscreteVAEConfig:
         return 1 << self.num_layers
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> Size:
         """Grid of the codes (Gh, Gw)."""
         return grid_of(self.image_size, self.patch_size)
 
@@ -64,7 +64,8 @@ class DiscreteVAEOutput(NamedTuple):
     """Output of a discrete VAE in training.
 
     The KL divergence of softmax(logits) from the uniform distribution, () float32 in nats, is
-    summed over grid and batch, as in the published code (its "batchmean" divides by 1).
+    summed over grid and batch, as in the published code (its "batchmean" divides by 1). Divide by
+    B * Gh * Gw for the mean.
     """
 
     logits: Tensor  # (B, K, Gh, Gw) float32, encoder output
@@ -137,7 +138,7 @@ class DiscreteVAE(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             return self.logits(images).argmax(1).flatten(1)  # (B, N)
 
-    def decode_images(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+    def decode_images(self, codes: Tensor, grid: Size | None = None) -> Tensor:
         """Decode codes (B, N) int64 on a grid (see `code_map`) to images (B, 3, H, W) in [0, 1]."""
         quantized = self.codebook(code_map(codes, self.grid, grid))  # (B, Gh, Gw, C)
         pixels = self.decode(quantized.permute(0, 3, 1, 2)).float()
@@ -176,7 +177,10 @@ class DiscreteVAE(nn.Module):
 
 
 def reconstruction_loss(output: DiscreteVAEOutput, smooth: bool = False) -> Tensor:
-    """Return the mean squared or smooth L1 distance () of decoded to normalised pixels."""
+    """Return the mean squared or smooth L1 distance () of decoded to normalised pixels.
+
+    The published loss adds a weight times `output.kl`.
+    """
     distance = F.smooth_l1_loss if smooth else F.mse_loss
     return distance(output.decoded.float(), output.pixels)
 
@@ -209,7 +213,7 @@ def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: float, hard: bool
     return one_hot + soft - soft.detach()
 
 
-def code_map(codes: Tensor, default: tuple[int, int], grid: tuple[int, int] | None) -> Tensor:
+def code_map(codes: Tensor, default: Size, grid: Size | None) -> Tensor:
     """Reshape codes (B, N) to a map (B, Gh, Gw).
 
     Without `grid`, this is the `default`, the tokenizer's grid, if it has N codes, else a square.

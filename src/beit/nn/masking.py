@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from beit.nn.patches import Size
+
 MIN_ASPECT = 0.3  # height over width of a block is log-uniform in (0.3, 1 / 0.3) (published code)
 ATTEMPTS = 10  # rectangles tried for one block before an image counts as full (published code)
 
@@ -46,9 +48,7 @@ class MaskConfig:
         return self.count if self.ratio is None else max(1, round(self.ratio * num_patches))
 
 
-def draw_masks(
-    mask: MaskConfig, batch: int, grid: tuple[int, int], generator: torch.Generator
-) -> Tensor:
+def draw_masks(mask: MaskConfig, batch: int, grid: Size, generator: torch.Generator) -> Tensor:
     """Draw masks (B, M) int64: sorted patch indices in [0, N), repeated only without `exact`."""
     count = mask.number(grid[0] * grid[1])
     if mask.kind == "random":
@@ -57,7 +57,7 @@ def draw_masks(
 
 
 def patches_to_predict(
-    masked: Tensor, grid: tuple[int, int], everywhere: bool, exact: bool
+    masked: Tensor, grid: Size, everywhere: bool, exact: bool
 ) -> tuple[Tensor, Tensor | None]:
     """Return the indices (B, M') int64 of the patches to predict, and their weights (B, M').
 
@@ -78,9 +78,7 @@ def not_repeated(masked: Tensor) -> Tensor:
     return F.pad(masked.diff(dim=1) > 0, (1, 0), value=True)
 
 
-def random_masks(
-    batch: int, grid: tuple[int, int], count: int, generator: torch.Generator
-) -> Tensor:
+def random_masks(batch: int, grid: Size, count: int, generator: torch.Generator) -> Tensor:
     """Draw masks of ``count`` independent patches, each equally likely; see `block_masks`."""
     _check(grid, count)
     N, device = grid[0] * grid[1], generator.device
@@ -89,7 +87,7 @@ def random_masks(
 
 def block_masks(
     batch: int,
-    grid: tuple[int, int],
+    grid: Size,
     count: int,
     generator: torch.Generator,
     min_block: int = 16,
@@ -155,7 +153,7 @@ def _largest(values: Tensor, count: int) -> Tensor:
 
 
 def _draw_blocks(
-    draws: Tensor, smallest: int, room: Tensor, grid: tuple[int, int]
+    draws: Tensor, smallest: int, room: Tensor, grid: Size
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Turn random numbers (4, A, n) in [0, 1) into blocks of `smallest` to `room` (A, 1) patches.
 
@@ -176,7 +174,7 @@ def _draw_blocks(
     return in_rows, in_columns, fits
 
 
-def _check(grid: tuple[int, int], count: int) -> None:
+def _check(grid: Size, count: int) -> None:
     (Gh, Gw), N = grid, grid[0] * grid[1]
     if not 1 <= count <= N:
         raise ValueError(

@@ -18,7 +18,7 @@ class MaskedImageModelConfig:
 
     Attributes:
         backbone: the ViT to pretrain
-        num_codes: codes of the tokenizer (K); 0 takes them from it; must be 0 for other targets
+        num_codes: number of codes (K); 0 takes it from the tokenizer, required for other targets
         early_layers: number of the block whose patches enter the patch aggregation (l)
         head_layers: number of patch aggregation blocks; 0 for none (BEiT v1)
         shared_head: use the same norm and linear layer for both predictions
@@ -43,10 +43,10 @@ class MaskedImageModelConfig:
         return self.num_codes if self.predicts == "tokens" else self.target_width
 
     def __post_init__(self) -> None:
-        if self.head_layers and not 1 <= self.early_layers <= self.backbone.depth:
+        early, depth = self.early_layers, self.backbone.depth
+        if self.head_layers and not 1 <= early <= depth:
             raise ValueError(
-                f"early_layers is the number of a backbone block, 1 to {self.backbone.depth}, "
-                f"got {self.early_layers}"
+                f"early_layers is the number of a backbone block, 1 to {depth}, got {early}"
             )
 
 
@@ -54,7 +54,7 @@ class MaskedPrediction(NamedTuple):
     """Predictions for masked patches: (B, M, K) logits of codes, (B, M, T) pixels or features."""
 
     logits: Tensor  # from the patches of the last block
-    cls_logits: Tensor | None  # from the patch aggregation of its [CLS] and early patches, if any
+    cls_logits: Tensor | None  # from the patch aggregation ([CLS], early patches); None without
 
 
 class MaskedImageModel(nn.Module):

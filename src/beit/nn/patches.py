@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor, nn
 
+Size = tuple[int, int]  # (height, width), of images in pixels or of grids in patches
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def grid_of(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
+def grid_of(image_size: Size, patch_size: int) -> Size:
     """Return the patch grid (Gh, Gw) of an image (height, width) in multiples of the patch."""
     height, width = image_size
     if height < patch_size or width < patch_size or height % patch_size or width % patch_size:

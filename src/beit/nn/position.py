@@ -7,12 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from beit.nn.patches import Size
+
 CLS_ROWS = 3  # last rows of a table: [CLS] to patch, patch to [CLS], [CLS] to itself
 MIN_RATIO, MAX_RATIO = 1.01, 1.5  # ratio of the geometric progression of offsets (published code)
 RATIO_ERROR = 1e-6
 
 
-def relative_position_index(grid: tuple[int, int]) -> Tensor:
+def relative_position_index(grid: Size) -> Tensor:
     """Return the table row for each query i and key j, [CLS] first: (1+N, 1+N) int64.
 
     The row of two patches is ``(dy + Gh - 1) * (2Gw - 1) + dx + Gw - 1``, where (dy, dx) is the
@@ -37,7 +39,7 @@ class RelativePositionBias(nn.Module):
 
     index: Tensor
 
-    def __init__(self, grid: tuple[int, int], num_heads: int) -> None:
+    def __init__(self, grid: Size, num_heads: int) -> None:
         super().__init__()
         Gh, Gw = grid
         self.table = nn.Parameter(torch.zeros((2 * Gh - 1) * (2 * Gw - 1) + CLS_ROWS, num_heads))
@@ -48,7 +50,7 @@ class RelativePositionBias(nn.Module):
         return self.table[self.index].permute(2, 0, 1)[None]  # (1, h, 1+N, 1+N)
 
     @torch.no_grad()
-    def resized(self, old: tuple[int, int], new: tuple[int, int]) -> "RelativePositionBias":
+    def resized(self, old: Size, new: Size) -> "RelativePositionBias":
         """Return a copy for another grid; see ``resize_relative_bias``."""
         resized = RelativePositionBias(new, self.table.shape[1]).to(self.table)
         resized.table.copy_(resize_relative_bias(self.table, old, new))
@@ -56,9 +58,7 @@ class RelativePositionBias(nn.Module):
 
 
 @torch.no_grad()
-def resize_relative_bias(
-    table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]
-) -> Tensor:
+def resize_relative_bias(table: Tensor, old_grid: Size, new_grid: Size) -> Tensor:
     """Resize a table of position biases to another grid, as the published fine-tuning code does.
 
     Along each axis, the old offsets are placed at the distances of a geometric progression, of a
@@ -87,9 +87,7 @@ def resize_relative_bias(
     return torch.cat([biases.flatten(0, 1).to(table), table[-CLS_ROWS:]])
 
 
-def resize_absolute(
-    pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]
-) -> Tensor:
+def resize_absolute(pos_embed: Tensor, old_grid: Size, new_grid: Size) -> Tensor:
     """Resize learned positions to another grid by bicubic interpolation; [CLS] keeps its own.
 
     pos_embed: (1, 1 + Gh*Gw, D) for ``old_grid``

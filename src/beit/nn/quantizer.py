@@ -84,10 +84,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
-        """Return the index of the code nearest to each vector (Eq. 1): (..., C) to (...) int64.
-
-        By cosine, or without ``l2_normalised`` by Euclidean distance.
-        """
+        """Return the index (...) int64 of the code nearest to each vector (..., C), Eq. 1."""
         rows = vectors.reshape(-1, vectors.shape[-1]).float()
         nearest = nearest_rows(rows, self.codebook, self.l2_normalised)
         return nearest.reshape(vectors.shape[:-1])

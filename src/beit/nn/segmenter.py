@@ -246,7 +246,8 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     logits: (B, Y, h, w), resized to (H, W)
     labels: (B, H, W) of any integer type, classes in [0, Y) or IGNORED
     """
-    # Full-size logits take gigabytes: computed for a few images at a time, again for the gradients.
+    # Full-size logits take gigabytes: compute them for a few images at a time, and again for the
+    # gradients.
     images = max(1, FINE_LOGITS // (logits.shape[1] * labels[0].numel()))
     sums = [
         checkpoint(_summed_cross_entropy, *part, use_reentrant=False)

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from beit.nn.patches import as_float
+from beit.nn.patches import Size, as_float
 from beit.nn.segmenter import resize_maps
 
 Classify = Callable[[Tensor], Tensor]  # (n, 3, h, w) float in [0, 1] to (n, Y, h', w') logits
@@ -34,8 +34,8 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 def sliding_logits(
     classify: Classify,
     images: Tensor,
-    window: tuple[int, int],
-    stride: tuple[int, int],
+    window: Size,
+    stride: Size,
     batch_size: int | None = None,
     padding: Tensor | None = None,
 ) -> Tensor:
@@ -82,7 +82,7 @@ def sliding_logits(
     return total.div_(counts)[:, :, :H, :W]
 
 
-def working_size(size: tuple[int, int], short: int, long: int | None = None) -> tuple[int, int]:
+def working_size(size: Size, short: int, long: int | None = None) -> Size:
     """Scale (height, width) to a shorter side of `short`, or less to keep both sides within `long`.
 
     Halves are rounded up, as in mmcv.
@@ -92,7 +92,7 @@ def working_size(size: tuple[int, int], short: int, long: int | None = None) -> 
     return height, width
 
 
-def rescaled(images: Tensor, size: tuple[int, int]) -> Tensor:
+def rescaled(images: Tensor, size: Size) -> Tensor:
     """Resize images (B, 3, H, W) uint8 bilinearly, without antialiasing as published, to uint8."""
     if tuple(images.shape[2:]) == tuple(size):
         return images
@@ -137,9 +137,7 @@ class MapPredictor:
     own size. With one view, logits are used: the result is the same.
     """
 
-    def __init__(
-        self, window: tuple[int, int], config: MapViewConfig, padding: Tensor | None = None
-    ) -> None:
+    def __init__(self, window: Size, config: MapViewConfig, padding: Tensor | None = None) -> None:
         """Set up views for a model whose input is (height, width); padding as `sliding_logits`."""
         self.window, self.config, self.padding = window, config, padding
         h, w = (2 * side // 3 if config.stride is None else config.stride for side in window)
@@ -147,7 +145,7 @@ class MapPredictor:
         for side, stride in zip(window, self.stride, strict=True):
             window_starts(side, side, stride)
 
-    def sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+    def sizes(self, size: Size) -> list[Size]:
         """Return the sizes of the views of an image of (height, width).
 
         With one scale, the shorter side becomes `short_side`, and the longer side at most four
@@ -173,8 +171,8 @@ class MapPredictor:
 
     def __call__(self, classify: Classify, images: Tensor) -> Tensor:
         """Predict the class of every pixel of images (B, 3, H, W) uint8: (B, H, W) int64."""
-        single_view = len(self.config.scales) == 1 and not self.config.flip
-        (B, _, H, W), total = images.shape, torch.empty(0)
+        B, _, H, W = images.shape
+        single_view, total = len(self.config.scales) == 1 and not self.config.flip, torch.empty(0)
         for view, mirrored in self.views(images):
             logits = sliding_logits(
                 classify, view, self.window, self.stride, self.config.batch_size, self.padding
@@ -192,9 +190,7 @@ class MapPredictor:
         return total.argmax(dim=1)
 
 
-def strips(
-    logits: Tensor, size: tuple[int, int], entries: int = STRIP
-) -> Iterator[tuple[int, Tensor]]:
+def strips(logits: Tensor, size: Size, entries: int = STRIP) -> Iterator[tuple[int, Tensor]]:
     """Resize logits (B, Y, h, w) as `resize_maps` does, a strip of rows at a time.
 
     The full-size logits of a photograph take gigabytes for 150 classes.

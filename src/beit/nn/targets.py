@@ -14,7 +14,7 @@ from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.losses import Loss
 from beit.nn.mim import Predicts, take
-from beit.nn.patches import as_float, patchify
+from beit.nn.patches import Size, as_float, patchify
 from beit.nn.resample import lanczos
 from beit.nn.tokenizer import Tokenizer
 
@@ -26,7 +26,7 @@ class FeatureSource(Protocol):
 
     width: int
 
-    def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+    def features(self, images: Tensor, grid: Size) -> Tensor:
         """Return the features (B, N, T) of the grid cells of images of any size."""
 
 
@@ -42,7 +42,7 @@ class TokenTarget:
     loss: Loss = "cross-entropy"
     normalised = False
 
-    def __init__(self, tokenizer: Tokenizer, grid: tuple[int, int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, grid: Size) -> None:
         self.tokenizer, self.width = tokenizer, tokenizer.vocab_size
         self.image_size, self.lanczos = tokenizer.image_size, False
         if isinstance(tokenizer, DiscreteVAE | DalleTokenizer):
@@ -77,7 +77,7 @@ class PixelTarget:
 
     def __init__(
         self,
-        image_size: tuple[int, int],
+        image_size: Size,
         patch_size: int,
         mean: tuple[float, ...] | None,
         std: tuple[float, ...] | None,
@@ -130,8 +130,8 @@ class FeatureTarget:
     def __init__(
         self,
         teacher: FeatureSource,
-        image_size: tuple[int, int],
-        grid: tuple[int, int],
+        image_size: Size,
+        grid: Size,
         normalised: bool = False,
         loss: Loss = "cosine",
     ) -> None:
@@ -150,7 +150,7 @@ def mean_and_std(patches: Tensor) -> tuple[Tensor, Tensor]:
     return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + PATCH_EPS).sqrt()
 
 
-def unpatchify(patches: Tensor, image_size: tuple[int, int], patch_size: int) -> Tensor:
+def unpatchify(patches: Tensor, image_size: Size, patch_size: int) -> Tensor:
     """Assemble images (B, c, H, W) from patches (B, N, P*P*c): the inverse of `patchify`."""
     (H, W), P = image_size, patch_size
     tiles: Tensor = patches.unflatten(1, (H // P, W // P))  # (B, Gh, Gw, P*P*c)

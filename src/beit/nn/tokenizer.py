@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.nn.block import init_published
+from beit.nn.patches import Size
 from beit.nn.quantizer import Quantizer, bounded, check_levels
 from beit.nn.vit import VisionTransformer, ViTConfig
 
@@ -23,11 +24,11 @@ class Tokenizer(Protocol):
         """Number of codes (K)."""
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> Size:
         """Grid (Gh, Gw) of the codes of an image; N = Gh * Gw."""
 
     @property
-    def image_size(self) -> tuple[int, int]:
+    def image_size(self) -> Size:
         """(height, width) of the input images."""
 
     def encode(self, images: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ class Tokenizer(Protocol):
         """Move the tokenizer to a device."""
 
 
-def tokenizer_vit(image_size: tuple[int, int] = (224, 224), patch_size: int = 16) -> ViTConfig:
+def tokenizer_vit(image_size: Size = (224, 224), patch_size: int = 16) -> ViTConfig:
     """Return the published encoder configuration: ViT-B, absolute positions, pixels in [-1, 1]."""
     return ViTConfig(
         image_size=image_size,

@@ -16,7 +16,7 @@ from beit.nn.block import (
     rescale_residual,
     trunc_normal_,
 )
-from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, as_float, grid_of
+from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, Size, as_float, grid_of
 from beit.nn.position import RelativePositionBias, resize_absolute
 
 SIZES = {  # width, depth, heads (Touvron et al. 2021 for Ti and S, Dosovitskiy et al. 2021)
@@ -50,7 +50,7 @@ class ViTConfig:
         init_bound: initial weights are normal with std 0.02, truncated at +- this bound
     """
 
-    image_size: tuple[int, int] = (224, 224)
+    image_size: Size = (224, 224)
     patch_size: int = 16
     in_channels: int = 3
     width: int = 768
@@ -76,7 +76,7 @@ class ViTConfig:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> Size:
         """Patch grid (Gh, Gw)."""
         return grid_of(self.image_size, self.patch_size)
 
@@ -87,10 +87,9 @@ class ViTConfig:
 
 
 def vit_config(size: Literal["Ti", "S", "B", "L", "H"], **options: Any) -> ViTConfig:
-    """Return the pretraining configuration of a named size; layer scale is 1e-5 for L and H.
+    """Return the pretraining configuration of a named size, with other options of `ViTConfig`.
 
-    Args:
-        options: other options of `ViTConfig`, such as image_size
+    The layer scale is 1e-5 for L and H.
     """
     if size not in SIZES:
         raise ValueError(f"no ViT size {size!r}; sizes are {', '.join(SIZES)}")
@@ -110,8 +109,8 @@ class Features(NamedTuple):
 
     cls: Tensor  # (B, D)
     patches: Tensor  # (B, N, D)
-    grid: tuple[int, int]  # (Gh, Gw), N = Gh * Gw
-    layers: dict[int, Tensor]  # {i: (B, 1+N, D)} raw output of block i, [CLS] first; 0: their input
+    grid: Size  # (Gh, Gw), N = Gh * Gw
+    layers: dict[int, Tensor]  # {i: (B, 1+N, D)} raw output of block i from 1; 0: the first's input
 
 
 class VisionTransformer(nn.Module):
@@ -191,7 +190,7 @@ class VisionTransformer(nn.Module):
         return Features(normed[:, 0], normed[:, 1:], self.config.grid, outputs)
 
 
-def resized(vit: VisionTransformer, image_size: tuple[int, int]) -> VisionTransformer:
+def resized(vit: VisionTransformer, image_size: Size) -> VisionTransformer:
     """Return a copy for another image size (height, width), with its positions resized.
 
     See ``resize_relative_bias`` and ``resize_absolute``. For the same grid, the model itself.
