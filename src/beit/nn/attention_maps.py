@@ -1,7 +1,6 @@
-"""Attention probabilities of a vision Transformer's blocks, and their rollout.
+"""Attention probabilities of a vision Transformer's blocks, with all its biases, and their rollout.
 
-They cover q and v biases and relative position bias, shared or per block, at the image size of the
-model; `nn.vit.resized` changes that size.
+Images have the size of the model; `nn.vit.resized` changes that size.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -19,7 +18,6 @@ def probabilities(attention: Attention, tokens: Tensor, bias: Tensor | None) -> 
     """Return how much each token attends to each other token: the block's softmax.
 
     Args:
-        attention: of one block
         tokens: (B, n, D), normalised by the block
         bias: (1, h, n, n) shared by all blocks, or None
 
@@ -28,10 +26,8 @@ def probabilities(attention: Attention, tokens: Tensor, bias: Tensor | None) -> 
     q, k, _, bias = attention.inputs(tokens, bias)
     with torch.autocast(tokens.device.type, enabled=False):
         logits = q.float() @ k.float().transpose(-2, -1) * q.shape[-1] ** -0.5  # (B, h, n, n)
-        if bias is not None:
-            logits = logits + bias.float()
-        weights: Tensor = logits.softmax(dim=-1)
-        return weights
+        logits = logits if bias is None else logits + bias.float()
+        return logits.softmax(dim=-1)  # type: ignore[no-any-return]
 
 
 def attention_maps(
@@ -41,14 +37,10 @@ def attention_maps(
 
     Args:
         vit: in eval mode
-        images: (B, 3, H, W) uint8 in 0..255 or float in [0, 1], of the size of `vit`
+        images: (B, 3, H, W) uint8 or float in [0, 1], of the size of `vit`
         layers: numbers of blocks, from 1; None for all
 
-    Yields: numbers in increasing order, with (B, h, 1+N, 1+N) float32, [CLS] first, from query to
-        key
-
-    Raises:
-        ValueError: a block does not exist.
+    Yields: numbers in increasing order, with (B, h, 1+N, 1+N), [CLS] first, see `probabilities`
     """
     depth = vit.config.depth
     chosen = sorted(range(1, depth + 1) if layers is None else set(layers))
@@ -74,11 +66,7 @@ def rollout(maps: Iterable[Tensor], residual: float = RESIDUAL) -> Tensor:
         maps: (B, h, n, n) of each block, the first block first
         residual: share of the skip connection, in [0, 1)
 
-    Returns: (B, n, n), from the tokens after the last block to the input tokens of the first; each
-        row sums to 1
-
-    Raises:
-        ValueError: `maps` is empty, or `residual` is out of range.
+    Returns: (B, n, n), from the last block's output tokens to input tokens; each row sums to 1
     """
     if not 0 <= residual < 1:
         raise ValueError(f"residual must be in [0, 1), got {residual}")
@@ -95,14 +83,9 @@ def rollout(maps: Iterable[Tensor], residual: float = RESIDUAL) -> Tensor:
 def top_mass(weights: Tensor, mass: float) -> Tensor:
     """Mark the patches that together hold the top share of attention, as the published tool does.
 
-    The weights of a row are divided by their sum and accumulated from the smallest; patches
-    whose cumulative sum exceeds 1 - mass are marked, so they hold `mass` or slightly more.
-
-    Args:
-        weights: (..., N), not negative, at least one positive in each row
-        mass: share in (0, 1]
-
-    Returns: (..., N) bool
+    The weights (..., N), not negative, are divided by their sum and accumulated from the smallest.
+    Patches whose cumulative sum exceeds 1 - mass are marked, so they hold `mass`, a share in
+    (0, 1], or slightly more. Returns: (..., N) bool
     """
     if not 0 < mass <= 1:
         raise ValueError(f"mass must be in (0, 1], got {mass}")

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from beit.nn.patches import Size
 from beit.nn.position import RelativePositionBias
 
 NORM_EPS = 1e-6  # of every LayerNorm in the published models
@@ -16,8 +17,8 @@ INIT_STD = 0.02  # standard deviation of initial weights (published code)
 class Attention(nn.Module):
     """Multi-head self-attention with a position bias; queries and values have biases, keys none."""
 
-    def __init__(self, width: int, num_heads: int, grid: tuple[int, int] | None = None) -> None:
-        """Build the layers, and with ``grid`` a relative position table of this block's own."""
+    def __init__(self, width: int, num_heads: int, grid: Size | None = None) -> None:
+        """Build the layers; with ``grid``, the block has its own relative position table."""
         super().__init__()
         self.num_heads = num_heads
         self.qkv = nn.Linear(width, 3 * width, bias=False)
@@ -30,23 +31,17 @@ class Attention(nn.Module):
         """Attend among tokens (B, n, D); ``bias`` (1, h, n, n) is added to the attention logits."""
         B, n, D = tokens.shape
         q, k, v, bias = self.inputs(tokens, bias)
-        if bias is not None:
-            bias = bias.to(q.dtype)
-        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)  # (B, h, n, D/h)
-        attended = attended.transpose(1, 2)  # (B, n, h, D/h)
+        mask = None if bias is None else bias.to(q.dtype)
+        attended = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2)  # (B, n, h, D/h)
         if torch.compiler.is_exporting():
             # The memory layout depends on the attention kernel, which a graph does not know.
             attended = attended.clone(memory_format=torch.contiguous_format)
-        attended = attended.reshape(B, n, D)  # (B, n, D)
-        return self.proj(attended)  # type: ignore[no-any-return]
+        return self.proj(attended.reshape(B, n, D))  # type: ignore[no-any-return]
 
     def inputs(
         self, tokens: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return queries, keys and values (B, h, n, D/h), and the bias of the attention logits.
-
-        The bias (1, h, n, n) is the sum of ``bias`` and this block's own; None without either.
-        """
+        """Return queries, keys, values (B, h, n, D/h); ``bias`` plus the block's own, or None."""
         B, n, _ = tokens.shape
         if self.rel_pos_bias is not None:
             own = self.rel_pos_bias()
@@ -66,7 +61,7 @@ class Mlp(nn.Module):
         self.fc2 = nn.Linear(hidden, width)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map each token of (B, n, D) on its own: (B, n, D)."""
+        """Map each token of (B, n, D) on its own."""
         return self.fc2(F.gelu(self.fc1(tokens)))  # type: ignore[no-any-return]
 
 
@@ -85,8 +80,8 @@ class Block(nn.Module):
     """x + gamma_1 * attention(norm x), then x + gamma_2 * mlp(norm x).
 
     Attributes:
-        gradient_checkpointing: keep only the block's input and recompute the activations in the
-            backward pass (Chen et al. 2016): less memory, more time, the same gradients
+        gradient_checkpointing: keep only the block's input and recompute the rest in the backward
+            pass (Chen et al. 2016): less memory, more time, the same gradients
     """
 
     gradient_checkpointing = False
@@ -98,7 +93,7 @@ class Block(nn.Module):
         mlp_ratio: float = 4.0,
         layer_scale: float | None = None,
         drop_rate: float = 0.0,
-        bias_grid: tuple[int, int] | None = None,
+        bias_grid: Size | None = None,
     ) -> None:
         super().__init__()
         self.drop_rate = drop_rate
@@ -130,8 +125,8 @@ class Block(nn.Module):
 def trunc_normal_(tensor: Tensor, bound: float) -> None:
     """Fill a tensor from a normal distribution of std 0.02 truncated at +-bound.
 
-    Inverts the cumulative distribution function. `nn.init.trunc_normal_` rejects draws until all
-    fit, which takes half a minute for a ViT-L.
+    Inverts the cumulative distribution function: for a ViT-L, `nn.init.trunc_normal_` takes half a
+    minute, because it rejects draws until all fit.
     """
     limit = math.erf(bound / INIT_STD / 2**0.5)
     if limit == 1.0:
@@ -143,8 +138,8 @@ def trunc_normal_(tensor: Tensor, bound: float) -> None:
 def init_published(module: nn.Module, bound: float) -> None:
     """Draw linear and convolution weights by ``trunc_normal_``; their biases are 0.
 
-    The published code truncates at one standard deviation (``bound=0.02``) for pretraining models.
-    For tokenizers its bound is 2.0, because timm's bound is absolute: in effect none.
+    The published bound is 0.02 for pretraining models, one standard deviation. For tokenizers it is
+    2.0, in effect none, because timm's bound is absolute.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -153,8 +148,9 @@ def init_published(module: nn.Module, bound: float) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def rescale_residual(block: Block, layer: int) -> None:
+@torch.no_grad()
+def rescale_residual(block: nn.Module, layer: int) -> None:
     """Divide the output weights of both branches of block ``layer`` (from 1) by sqrt(2 layer)."""
-    with torch.no_grad():
-        block.attn.proj.weight.div_((2.0 * layer) ** 0.5)
-        block.mlp.fc2.weight.div_((2.0 * layer) ** 0.5)
+    assert isinstance(block, Block)
+    for output in (block.attn.proj, block.mlp.fc2):
+        output.weight.div_((2.0 * layer) ** 0.5)

@@ -5,16 +5,18 @@ in any order to those of the whole set, bit-identically. Memory does not grow wi
 """
 
 import math
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from beit.nn import metrics
 from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
-from beit.nn.metrics import position_counts
-from beit.nn.patches import patchify
+from beit.nn.masking import not_repeated
+from beit.nn.patches import Size, patchify
 from beit.nn.quantizer import unit
 from beit.nn.reservoir import STEP, in_steps
 from beit.nn.tokenizer import VQKD, Tokenizer
@@ -28,9 +30,9 @@ CHUNK_ELEMENTS = 2**22  # temporary numbers at a time: 32 MiB of int64
 def rated(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
     """Tokenize images (B, 3, H, W) and rate how close each patch is to its code.
 
-    Returns: codes (B, N) int64, as from `encode`; scores (B, N) float32, larger is closer: the
-        cosine of a patch's vector and its code, or minus their Euclidean distance if codes are not
-        on the sphere; for a discrete VAE and DALL-E the code's logit
+    Returns: codes (B, N) int64, and scores (B, N) float32, larger for closer: the cosine of a
+        patch's vector and its code, or minus their Euclidean distance if codes are not on the
+        sphere; for a discrete VAE and DALL-E the code's logit
     """
     if isinstance(tokenizer, VQKD):
         vectors, quantizer = tokenizer.embed(images), tokenizer.quantizer
@@ -52,10 +54,7 @@ def rated(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def code_vectors(tokenizer: Tokenizer) -> Tensor:
-    """Return the vector of each code (K, C) float32, on the CPU.
-
-    These are the codebook; for DALL-E, which has none, the weights of its encoder's head.
-    """
+    """Return the codebook (K, C) float32 on the CPU; for DALL-E its encoder's last weights."""
     if isinstance(tokenizer, VQKD):
         vectors = tokenizer.quantizer.codebook
     elif isinstance(tokenizer, DiscreteVAE):
@@ -84,31 +83,25 @@ class CodeStatistics:
     def __init__(
         self,
         num_codes: int,
-        grid: tuple[int, int],
+        grid: Size,
         patch_size: int,
         num_labels: int = 0,
         device: torch.device | str | None = None,
     ) -> None:
-        def zeros(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        K, side = num_codes, min(patch_size, MEAN_SIDE)
+        K, side, zeros = num_codes, min(patch_size, MEAN_SIDE), partial(torch.zeros, device=device)
         num_paired = K if K <= MAX_PAIR_CODES else 0
         self.patch_size = patch_size
-        self.positions = zeros(grid[0] * grid[1], K)
-        self.labels = zeros(K, num_labels)
-        self.images = zeros(K)
+        self.positions = zeros(grid[0] * grid[1], K, dtype=torch.int64)
+        self.labels = zeros(K, num_labels, dtype=torch.int64)
+        self.images = zeros(K, dtype=torch.int64)
         self.pairs = zeros(num_paired, num_paired, dtype=torch.int32)
-        self.closeness = zeros(K)
-        self.pixels = zeros(K, side, side, 3)
-        self.total = zeros(1)
+        self.closeness = zeros(K, dtype=torch.int64)
+        self.pixels = zeros(K, side, side, 3, dtype=torch.int64)
+        self.total = zeros(1, dtype=torch.int64)
 
     def tensors(self) -> list[Tensor]:
         """Return all sums; add those of several processes in place to combine them."""
-        return [
-            *(self.positions, self.labels, self.images, self.pairs),
-            *(self.closeness, self.pixels, self.total),
-        ]
+        return [value for value in vars(self).values() if isinstance(value, Tensor)]
 
     @property
     def uses(self) -> Tensor:
@@ -125,11 +118,10 @@ class CodeStatistics:
             labels: (B,) int64, negative where unknown
         """
         K, N = len(self.images), len(self.positions)
-        B, num_patches = codes.shape
-        if num_patches != N:
+        if codes.shape[1] != N:
             raise ValueError(f"codes are {tuple(codes.shape)}, expected {N} per image")
-        self.total += B
-        self.positions += position_counts(codes, K)
+        self.total += len(codes)
+        self.positions += metrics.position_counts(codes, K)
         self.closeness.index_add_(0, codes.flatten(), in_steps(scores).flatten())
         Y = self.labels.shape[1]
         known = (labels >= 0) & (labels < Y)
@@ -145,8 +137,7 @@ class CodeStatistics:
         """Count each image of codes (b, N) once for every code and pair of codes in it."""
         K = len(self.images)
         ordered = codes.sort(dim=1).values
-        first = torch.ones_like(ordered, dtype=torch.bool)
-        first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+        first = not_repeated(ordered)
         distinct = ordered[first]
         self.images.index_add_(0, distinct, torch.ones_like(distinct))
         if len(self.pairs):
@@ -173,37 +164,25 @@ class CodeStatistics:
 
 
 class CodeMeasures(NamedTuple):
-    """Measures of each code, (K,) each; NaN or -1 where undefined.
+    """Measures of each code, (K,) each; NaN or -1 where undefined."""
 
-    Attributes:
-        uses: int64, number of patches
-        images: int64, number of images that contain it
-        closeness: float64, mean score of its patches
-        purity: float64 in (0, 1], share of its most frequent label among patches with a label
-        label: int64, that label, the smaller number of ties; -1 without labels
-        label_entropy: float64, bits, over its labels
-        position_entropy: float64, bits, over positions in the grid; log2 N if uniform
-    """
-
-    uses: Tensor
-    images: Tensor
-    closeness: Tensor
-    purity: Tensor
-    label: Tensor
-    label_entropy: Tensor
-    position_entropy: Tensor
+    uses: Tensor  # int64, number of patches
+    images: Tensor  # int64, number of images that contain it
+    closeness: Tensor  # float64, mean score of its patches
+    purity: Tensor  # float64 in (0, 1], share of its most frequent label among labelled patches
+    label: Tensor  # int64, that label, the smaller one of ties; -1 without labels
+    label_entropy: Tensor  # float64, bits, over its labels
+    position_entropy: Tensor  # float64, bits, over positions in the grid; log2 N if uniform
 
 
 def measures(statistics: CodeStatistics) -> CodeMeasures:
     """Compute the measures of every code, on the CPU."""
-    uses, labels = statistics.uses.cpu(), statistics.labels.cpu()
-    unused = uses == 0
-    labelled = labels.sum(1)  # (K,)
+    uses, labels, nan = statistics.uses.cpu(), statistics.labels.cpu(), float("nan")
+    unused, labelled = uses == 0, labels.sum(1)  # (K,)
     if labels.shape[1]:
         most, label = labels.max(1).values, labels.argmax(1)  # argmax: the first of ties
     else:
         most, label = torch.zeros_like(uses), torch.full_like(uses, -1)
-    nan = float("nan")
     closeness = statistics.closeness.cpu().double() * STEP / uses
     return CodeMeasures(
         uses=uses,
@@ -218,9 +197,7 @@ def measures(statistics: CodeStatistics) -> CodeMeasures:
 
 def entropy(counts: Tensor) -> Tensor:
     """Return the entropy in bits of counts (..., n) along the last dimension: (...) float64."""
-    share = counts.double() / counts.sum(-1, keepdim=True).clamp(min=1)
-    nats = 0.0 - torch.xlogy(share, share).sum(-1).clamp(max=0)  # 0 - x avoids -0
-    return nats / math.log(2)
+    return metrics.entropy(counts) / math.log(2)
 
 
 def lift(statistics: CodeStatistics, codes: Tensor, prior: float = 0.0) -> Tensor:
@@ -229,10 +206,9 @@ def lift(statistics: CodeStatistics, codes: Tensor, prior: float = 0.0) -> Tenso
     This is P(both) / (P(one) P(other)) over images: 1 for independent codes, NaN on the diagonal.
 
     Args:
-        statistics: of the codebook
         codes: (k,) int64, used codes
-        prior: number of images added to those with both codes and to those expected by chance, so
-            that rare pairs have little effect
+        prior: added to the numbers of images with both codes and expected by chance, so that rare
+            pairs have little effect
     """
     if not len(statistics.pairs):
         raise ValueError(
@@ -246,21 +222,15 @@ def lift(statistics: CodeStatistics, codes: Tensor, prior: float = 0.0) -> Tenso
 
 
 def nearest_codes(vectors: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the other codes nearest to each code by cosine, nearest first.
+    """Return the k = ``count`` other codes nearest to each vector (K, C) by cosine, nearest first.
 
-    Args:
-        vectors: (K, C)
-        count: number of nearest codes k, at most K - 1
-
-    Returns: codes (K, k) int64; cosines (K, k) float32
+    Returns: codes (K, k) int64; cosines (K, k) float32; k is at most K - 1
     """
-    rows = unit(vectors)
-    K = len(rows)
-    chunks = []
+    rows, K, codes, values = unit(vectors), len(vectors), [], []
     for chunk in torch.arange(K).split(max(1, CHUNK_ELEMENTS // K)):
         cosines = rows[chunk] @ rows.T
         cosines[torch.arange(len(chunk)), chunk] = -2.0  # itself: below any cosine
         order = cosines.sort(dim=1, descending=True, stable=True)
-        chunks.append((order.indices[:, : min(count, K - 1)], order.values[:, : min(count, K - 1)]))
-    codes, values = zip(*chunks, strict=True)
+        codes.append(order.indices[:, : min(count, K - 1)])
+        values.append(order.values[:, : min(count, K - 1)])
     return torch.cat(codes), torch.cat(values)

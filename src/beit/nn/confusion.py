@@ -13,23 +13,13 @@ from beit.nn.segmenter import IGNORED
 
 
 class MapFigures(NamedTuple):
-    """Shares in [0, 1], by class and overall.
+    """Shares in [0, 1], by class and overall."""
 
-    Attributes:
-        iou: (Y,) float64, intersection over union; nan for a class in neither labels nor
-            predictions
-        accuracy: (Y,) float64, share of its pixels that are correct; nan for a class not in the
-            labels
-        miou: mean of `iou` over the classes where it is defined; nan if there are none
-        mean_accuracy: mean of `accuracy` over the classes in the labels
-        pixel_accuracy: share of the labelled pixels that are correct
-    """
-
-    iou: Tensor
-    accuracy: Tensor
-    miou: float
-    mean_accuracy: float
-    pixel_accuracy: float
+    iou: Tensor  # (Y,) float64, intersection over union; nan for classes in no label or prediction
+    accuracy: Tensor  # (Y,) float64, share of a class's pixels that are correct; nan if it has none
+    miou: float  # mean of `iou` over the classes where it is defined; nan if there are none
+    mean_accuracy: float  # mean of `accuracy` over the classes in the labels
+    pixel_accuracy: float  # share of the labelled pixels that are correct
 
 
 def pixel_confusion(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:
@@ -37,26 +27,20 @@ def pixel_confusion(labels: Tensor, predicted: Tensor, num_classes: int) -> Tens
 
     The matrix of a whole data set is the sum of those of its batches and processes.
 
-    Args:
-        labels: (..., H, W) of any integer type, classes in [0, Y) or IGNORED
-        predicted: of the same shape, classes in [0, Y)
-        num_classes: Y
-
-    Raises:
-        ValueError: the shapes differ, or a label is neither a class nor IGNORED.
+    labels: (..., H, W) of any integer type, classes in [0, Y) or IGNORED
+    predicted: of the same shape, classes in [0, Y)
     """
     if labels.shape != predicted.shape:
-        raise ValueError(
-            f"labels are {tuple(labels.shape)} and predictions {tuple(predicted.shape)}; expected "
-            "one shape"
-        )
+        shapes = f"labels are {tuple(labels.shape)} and predictions {tuple(predicted.shape)}"
+        raise ValueError(f"{shapes}; expected one shape")
     counted = labels != IGNORED
     labels, predicted = labels[counted].long(), predicted[counted].long()  # (n,) each
     for name, classes in (("labels", labels), ("predicted", predicted)):
-        if len(classes) and not 0 <= int(classes.min()) <= int(classes.max()) < num_classes:
+        low, high = (int(end) for end in classes.aminmax()) if len(classes) else (0, 0)
+        if not 0 <= low <= high < num_classes:
             raise ValueError(
-                f"{name} has classes from {int(classes.min())} to {int(classes.max())}; expected 0 "
-                f"to {num_classes - 1}, or {IGNORED} in the labels for ignored pixels"
+                f"{name} has classes from {low} to {high}; expected 0 to {num_classes - 1}, or "
+                f"{IGNORED} in the labels for ignored pixels"
             )
     return confusion_matrix(labels, predicted, num_classes)
 
@@ -67,10 +51,5 @@ def map_figures(confusion: Tensor) -> MapFigures:
     correct, labelled = counts.diagonal(), counts.sum(dim=1)
     iou = correct / (labelled + counts.sum(dim=0) - correct)  # 0 / 0 is nan: class without pixels
     accuracy = correct / labelled
-    return MapFigures(
-        iou,
-        accuracy,
-        float(iou.nanmean()),
-        float(accuracy.nanmean()),
-        float(correct.sum() / labelled.sum()),
-    )
+    means = iou.nanmean(), accuracy.nanmean(), correct.sum() / labelled.sum()
+    return MapFigures(iou, accuracy, *(float(mean) for mean in means))

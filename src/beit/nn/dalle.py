@@ -3,13 +3,14 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.nn.dvae import code_map
-from beit.nn.patches import as_float, grid_of
+from beit.nn.patches import Size, as_float, grid_of
 
 PATCH_SIZE = 8  # three halvings
 GROUPS = (1, 2, 4, 8)  # width of each group of blocks, as a multiple of the first
@@ -30,7 +31,7 @@ class DalleConfig:
         decoder: include the decoder, which decodes codes to images
     """
 
-    image_size: tuple[int, int] = (112, 112)
+    image_size: Size = (112, 112)
     num_codes: int = 8192
     width: int = 256
     blocks_per_group: int = 2
@@ -48,7 +49,7 @@ class DalleConfig:
         grid_of(self.image_size, PATCH_SIZE)
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> Size:
         """Grid of the codes (Gh, Gw)."""
         return grid_of(self.image_size, PATCH_SIZE)
 
@@ -62,15 +63,10 @@ class DalleBlock(nn.Module):
         super().__init__()
         self.scale = scale
         self.shortcut = nn.Identity() if in_channels == width else nn.Conv2d(in_channels, width, 1)
-        hidden = width // 4
+        channels = pairwise((in_channels, *[width // 4] * 3, width))
         self.convs = nn.ModuleList(
-            nn.Conv2d(
-                hidden if number else in_channels,
-                hidden if number < 3 else width,
-                kernel,
-                padding=kernel // 2,
-            )
-            for number, kernel in enumerate(kernels)
+            nn.Conv2d(*pair, kernel, padding=kernel // 2)
+            for pair, kernel in zip(channels, kernels, strict=True)
         )
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -94,17 +90,13 @@ class DalleNetwork(nn.Module):
         resample: Callable[[Tensor], Tensor],
     ) -> None:
         super().__init__()
-        self.resample = resample
-        self.stem = stem
-        scale = 1 / (len(widths) * blocks) ** 2
-        self.groups = nn.ModuleList()
-        channels = stem.out_channels
+        self.resample, self.stem, self.groups = resample, stem, nn.ModuleList()
+        channels, scale = stem.out_channels, 1 / (len(widths) * blocks) ** 2
         for width in widths:
-            group = nn.Sequential()
-            for _ in range(blocks):
-                group.append(DalleBlock(channels, width, kernels, scale))
-                channels = width
-            self.groups.append(group)
+            inputs = [channels] + [width] * (blocks - 1)
+            group = (DalleBlock(channels, width, kernels, scale) for channels in inputs)
+            self.groups.append(nn.Sequential(*group))
+            channels = width
         self.head = nn.Conv2d(channels, out_channels, 1)
 
     def forward(self, maps: Tensor) -> Tensor:
@@ -115,48 +107,28 @@ class DalleNetwork(nn.Module):
 
 
 class DalleTokenizer(nn.Module):
-    """Encodes images as codes and, with the decoder, decodes codes to images; frozen, float32.
-
-    Attributes:
-        vocab_size: K
-        grid: (Gh, Gw) of the codes of an image
-        image_size: (height, width) of the input images
-    """
+    """A `Tokenizer` that with its decoder also decodes codes to images; frozen, float32."""
 
     def __init__(self, config: DalleConfig) -> None:
         super().__init__()
         self.config = config
         self.vocab_size, self.grid = config.num_codes, config.grid
         self.image_size = config.image_size
+        K, blocks = config.num_codes, config.blocks_per_group
         widths = [config.width * times for times in GROUPS]
-        self.encoder = DalleNetwork(
-            nn.Conv2d(3, config.width, 7, padding=3),
-            widths,
-            config.blocks_per_group,
-            (3, 3, 3, 1),
-            config.num_codes,
-            partial(F.max_pool2d, kernel_size=2),
-        )
-        self.decoder = (
-            DalleNetwork(
-                nn.Conv2d(config.num_codes, config.code_width, 1),
-                widths[::-1],
-                config.blocks_per_group,
-                (1, 3, 3, 3),
-                6,  # three means and three scales of a distribution of pixels
-                partial(F.interpolate, scale_factor=2.0),
-            )
-            if config.decoder
-            else None
-        )
+        halve = partial(F.max_pool2d, kernel_size=2)
+        double = partial(F.interpolate, scale_factor=2.0)
+        stem = nn.Conv2d(3, config.width, 7, padding=3)
+        self.encoder = DalleNetwork(stem, widths, blocks, (3, 3, 3, 1), K, halve)
+        self.decoder = None
+        if config.decoder:
+            stem = nn.Conv2d(K, config.code_width, 1)
+            # 6 outputs: three means and three scales of a distribution of pixels
+            self.decoder = DalleNetwork(stem, widths[::-1], blocks, (1, 3, 3, 3), 6, double)
         self.requires_grad_(False)
 
     def logits(self, images: Tensor) -> Tensor:
-        """Return the logits of the codes (B, K, Gh, Gw) of images (B, 3, H, W), in float32.
-
-        Raises:
-            ValueError: a side is not a multiple of 8.
-        """
+        """Return the logits of the codes (B, K, Gh, Gw) of images (B, 3, H, W), in float32."""
         grid_of((images.shape[2], images.shape[3]), PATCH_SIZE)
         with torch.autocast(images.device.type, enabled=False):
             pixels = as_float(images).float() * (1 - 2 * MARGIN) + MARGIN
@@ -169,19 +141,12 @@ class DalleTokenizer(nn.Module):
         """
         return self.logits(images).argmax(1).flatten(1)  # (B, N)
 
-    def decode_images(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Decode codes (B, N) int64 to images (B, 3, H, W), float32 in [0, 1].
-
-        Args:
-            grid: (Gh, Gw) of the codes, N = Gh * Gw; for None see `code_map`
-
-        Raises:
-            ValueError: the tokenizer has no decoder.
-        """
+    def decode_images(self, codes: Tensor, grid: Size | None = None) -> Tensor:
+        """Decode codes (B, N) int64 on a grid (see `code_map`) to images (B, 3, H, W) in [0, 1]."""
         if self.decoder is None:
             raise ValueError(
                 "this DALL-E tokenizer has an encoder only and cannot decode images; load it with "
-                "its decoder: decoder='decoder.pkl', or the folder that holds both"
+                "its decoder: decoder='decoder.pkl', or the folder of both"
             )
         codes = code_map(codes, self.grid, grid)  # (B, Gh, Gw)
         with torch.autocast(codes.device.type, enabled=False):

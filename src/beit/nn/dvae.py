@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beit.nn.patches import as_float, grid_of
+from beit.nn.patches import Size, as_float, grid_of
 
 TEMPERATURE = 0.9  # default of the published code
 MAX_LAYERS = 16  # one code for 65,536 x 65,536 pixels
@@ -20,17 +20,16 @@ class DiscreteVAEConfig:
     """Configuration of a discrete VAE; defaults are the sizes with which BEiT v1 loads its weights.
 
     Attributes:
-        image_size: height and width of the images, in pixels; other multiples of the patch side
-            work too
+        image_size: height and width of the images, in pixels; other multiples of a patch work too
         num_codes: number of codes in the codebook (K)
         code_width: channels of a code (C)
-        num_layers: number of times the encoder halves the resolution and the decoder doubles it
+        num_layers: times the encoder halves the resolution and the decoder doubles it
         hidden_width: channels of the hidden layers
         mean: per-channel mean of images in [0, 1]; null for no normalisation
         std: per-channel standard deviation of images in [0, 1]; null for no normalisation
     """
 
-    image_size: tuple[int, int] = (112, 112)
+    image_size: Size = (112, 112)
     num_codes: int = 8192
     code_width: int = 512
     num_layers: int = 3
@@ -56,7 +55,7 @@ class DiscreteVAEConfig:
         return 1 << self.num_layers
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> Size:
         """Grid of the codes (Gh, Gw)."""
         return grid_of(self.image_size, self.patch_size)
 
@@ -64,20 +63,15 @@ class DiscreteVAEConfig:
 class DiscreteVAEOutput(NamedTuple):
     """Output of a discrete VAE in training.
 
-    Attributes:
-        logits: (B, K, Gh, Gw) float32, encoder output
-        relaxed: (B, K, Gh, Gw) float32, Gumbel-softmax sample, sums to 1 over the codes
-        decoded: (B, 3, H, W) decoder output, normalised pixels
-        pixels: (B, 3, H, W) float32, the normalised images, the target of `decoded`
-        kl: () float32, nats: KL divergence of softmax(logits) from the uniform distribution,
-            summed over grid and batch as in the published code (its "batchmean" divides by 1);
-            divide by B * Gh * Gw for the mean
+    The KL divergence of softmax(logits) from the uniform distribution, () float32 in nats, is
+    summed over grid and batch, as in the published code (its "batchmean" divides by 1). Divide by
+    B * Gh * Gw for the mean.
     """
 
-    logits: Tensor
-    relaxed: Tensor
-    decoded: Tensor
-    pixels: Tensor
+    logits: Tensor  # (B, K, Gh, Gw) float32, encoder output
+    relaxed: Tensor  # (B, K, Gh, Gw) float32, Gumbel-softmax sample, sums to 1 over the codes
+    decoded: Tensor  # (B, 3, H, W) decoder output, normalised pixels
+    pixels: Tensor  # (B, 3, H, W) float32, the normalised images, the target of `decoded`
     kl: Tensor
 
 
@@ -100,13 +94,7 @@ class ResidualBlock(nn.Module):
 
 
 class DiscreteVAE(nn.Module):
-    """Encodes images as codes and decodes codes to images; normalises its images itself.
-
-    Attributes:
-        vocab_size: K
-        grid: (Gh, Gw) of the codes of an image
-        image_size: (height, width) of the input images
-    """
+    """A `Tokenizer` that also decodes codes to images; normalises its images itself."""
 
     mean: Tensor
     std: Tensor
@@ -116,28 +104,23 @@ class DiscreteVAE(nn.Module):
         self.config = config
         self.vocab_size, self.grid = config.num_codes, config.grid
         self.image_size = config.image_size
-        width, layers = config.hidden_width, range(config.num_layers)
+        width = config.hidden_width
         for name, values in (("mean", config.mean), ("std", config.std)):
             buffer = None if values is None else torch.tensor(values).view(-1, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
         self.codebook = nn.Embedding(config.num_codes, config.code_width)
-        down: list[nn.Module] = []
-        up: list[nn.Module] = []
-        for layer in layers:
-            halve = nn.Conv2d(width if layer else 3, width, 4, stride=2, padding=1)
-            channels = width if layer else config.code_width
-            double = nn.ConvTranspose2d(channels, width, 4, stride=2, padding=1)
-            down += [nn.Sequential(halve, nn.ReLU()), ResidualBlock(width)]
-            up += [nn.Sequential(double, nn.ReLU()), ResidualBlock(width)]
-        self.encoder = nn.Sequential(*down, nn.Conv2d(width, config.num_codes, 1))
-        self.decoder = nn.Sequential(*up, nn.Conv2d(width, 3, 1))
+        self.encoder, self.decoder = nn.Sequential(), nn.Sequential()
+        for layer in range(config.num_layers):
+            channels = (width, width) if layer else (3, config.code_width)
+            halve = nn.Conv2d(channels[0], width, 4, stride=2, padding=1)
+            double = nn.ConvTranspose2d(channels[1], width, 4, stride=2, padding=1)
+            self.encoder.extend([nn.Sequential(halve, nn.ReLU()), ResidualBlock(width)])
+            self.decoder.extend([nn.Sequential(double, nn.ReLU()), ResidualBlock(width)])
+        self.encoder.append(nn.Conv2d(width, config.num_codes, 1))
+        self.decoder.append(nn.Conv2d(width, 3, 1))
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Normalise images (B, 3, H, W), uint8 or float in [0, 1]: (B, 3, H, W) float32.
-
-        Raises:
-            ValueError: a side is not a multiple of the patch side.
-        """
+        """Normalise images (B, 3, H, W), uint8 or float in [0, 1], to float32."""
         grid_of((images.shape[2], images.shape[3]), self.config.patch_size)
         pixels = as_float(images).float()
         return pixels if self.config.mean is None else (pixels - self.mean) / self.std
@@ -155,12 +138,8 @@ class DiscreteVAE(nn.Module):
         with torch.autocast(images.device.type, enabled=False):
             return self.logits(images).argmax(1).flatten(1)  # (B, N)
 
-    def decode_images(self, codes: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Decode codes (B, N) int64 to images (B, 3, H, W), float32 in [0, 1].
-
-        Args:
-            grid: (Gh, Gw) of the codes, N = Gh * Gw; for None see `code_map`
-        """
+    def decode_images(self, codes: Tensor, grid: Size | None = None) -> Tensor:
+        """Decode codes (B, N) int64 on a grid (see `code_map`) to images (B, 3, H, W) in [0, 1]."""
         quantized = self.codebook(code_map(codes, self.grid, grid))  # (B, Gh, Gw, C)
         pixels = self.decode(quantized.permute(0, 3, 1, 2)).float()
         if self.config.mean is not None:
@@ -183,8 +162,7 @@ class DiscreteVAE(nn.Module):
 
         Args:
             generator: draws the Gumbel noise, on the images' device; None for the default generator
-            temperature: above 0; samples approach one-hot values as it approaches 0
-            hard: decode a single code, with the gradient of the relaxed sample (straight-through)
+            temperature, hard: see `gumbel_softmax`
             noise: (B, K, Gh, Gw) float32 from `gumbel_noise`, used instead of the generator
         """
         pixels = self.normalised(images)
@@ -201,7 +179,7 @@ class DiscreteVAE(nn.Module):
 def reconstruction_loss(output: DiscreteVAEOutput, smooth: bool = False) -> Tensor:
     """Return the mean squared or smooth L1 distance () of decoded to normalised pixels.
 
-    The loss of the published class adds a weight times `output.kl`.
+    The published loss adds a weight times `output.kl`.
     """
     distance = F.smooth_l1_loss if smooth else F.mse_loss
     return distance(output.decoded.float(), output.pixels)
@@ -216,23 +194,18 @@ def gumbel_noise(
 
 
 def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: float, hard: bool = False) -> Tensor:
-    """Draw a relaxed sample of softmax(logits) over dimension 1 (Jang et al. 2017, Eq. 2).
+    """Draw a relaxed sample (B, K, ...) float32 of softmax(logits) (Jang et al. 2017, Eq. 2).
 
     Args:
         logits: (B, K, ...) float32
         noise: of the same shape, from `gumbel_noise`
-        temperature: above 0
+        temperature: above 0; samples approach one-hot values as it approaches 0
         hard: return one-hot values with the gradient of the relaxed ones (straight-through)
-
-    Returns:
-        (B, K, ...) float32, sums to 1 over dimension 1.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be above 0, got {temperature}")
     if noise.shape != logits.shape:
-        raise ValueError(
-            f"noise is {tuple(noise.shape)}, expected {tuple(logits.shape)}, as the logits"
-        )
+        raise ValueError(f"noise is {tuple(noise.shape)}, expected {tuple(logits.shape)}")
     soft = ((logits + noise) / temperature).softmax(1)
     if not hard:
         return soft
@@ -240,26 +213,18 @@ def gumbel_softmax(logits: Tensor, noise: Tensor, temperature: float, hard: bool
     return one_hot + soft - soft.detach()
 
 
-def code_map(codes: Tensor, default: tuple[int, int], grid: tuple[int, int] | None) -> Tensor:
+def code_map(codes: Tensor, default: Size, grid: Size | None) -> Tensor:
     """Reshape codes (B, N) to a map (B, Gh, Gw).
 
-    Args:
-        default: the tokenizer's grid, used without `grid` if it has N codes; otherwise the grid is
-            square
-        grid: (Gh, Gw), N = Gh * Gw
-
-    Raises:
-        ValueError: N codes do not fill the grid.
+    Without `grid`, this is the `default`, the tokenizer's grid, if it has N codes, else a square.
     """
     if codes.ndim != 2:
         raise ValueError(f"codes are {tuple(codes.shape)}, expected (B, N)")
-    N = codes.shape[1]
-    side = math.isqrt(N)
+    N, side = codes.shape[1], math.isqrt(codes.shape[1])
     if grid is None:
-        square = side * side == N and default[0] * default[1] != N
-        grid = (side, side) if square else default
-    if grid[0] * grid[1] != N:
+        grid = (side, side) if side**2 == N != math.prod(default) else default
+    if math.prod(grid) != N:
         raise ValueError(
             f"{N} codes do not fill a grid of {grid[0]} x {grid[1]}; give grid=(Gh, Gw)"
         )
-    return codes.reshape(len(codes), *grid)  # (B, Gh, Gw)
+    return codes.reshape(len(codes), *grid)

@@ -37,8 +37,8 @@ class ImageClassifierConfig:
                 f"there are {len(self.class_names)} class_names for {self.num_classes} classes; "
                 "give one for each class, or none"
             )
-        backbone = replace(self.backbone, final_norm=self.pooling == "cls")
-        object.__setattr__(self, "backbone", backbone)
+        vit = replace(self.backbone, final_norm=self.pooling == "cls")
+        object.__setattr__(self, "backbone", vit)
 
 
 class ImageClassifier(nn.Module):
@@ -57,12 +57,8 @@ class ImageClassifier(nn.Module):
             self.head.weight.mul_(init_scale)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Classify images.
-
-        images: (B, 3, H, W) uint8 in 0..255 or float in [0, 1], of the configured size
-        Returns: (B, Y) logits
-        """
+        """Classify images (B, 3, H, W), uint8 or float in [0, 1]: (B, Y) logits."""
         features = self.backbone(images)
-        if self.fc_norm is None:
-            return self.head(features.cls)  # type: ignore[no-any-return]
-        return self.head(self.fc_norm(features.patches.mean(dim=1)))  # type: ignore[no-any-return]
+        norm = self.fc_norm
+        pooled = features.cls if norm is None else norm(features.patches.mean(dim=1))  # (B, D)
+        return self.head(pooled)  # type: ignore[no-any-return]

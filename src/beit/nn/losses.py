@@ -5,45 +5,39 @@ from typing import Literal
 from torch import Tensor
 from torch.nn import functional as F
 
-from beit.nn.mim import MaskedPrediction
-
 Loss = Literal["cross-entropy", "mse", "smooth-l1", "cosine"]
 
 
 def cosine_distance(features: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean of 1 - cos(features, targets) over all vectors, () in [0, 2].
+    """Return the mean of 1 - cos(features, targets), (..., T) both: () in [0, 2].
 
-    First term of Eq. 2. A zero vector has distance 1 to every vector (the published code divides by
-    zero there).
-
-    Args:
-        features: (..., T)
-        targets: (..., T)
+    First term of Eq. 2. A zero vector has distance 1 (the published code divides by zero there).
     """
     return 1 - F.cosine_similarity(features.float(), targets.float(), dim=-1).mean()
 
 
 def masked_losses(
-    prediction: MaskedPrediction,
+    prediction: tuple[Tensor, Tensor | None],
     targets: Tensor,
     loss: Loss = "cross-entropy",
     weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the losses of the predictions from patches and from [CLS], () float32 each.
 
-    Each is a mean over the masked patches. Their sum is the training loss: for codes Eq. 3, in
-    nats. The second is 0 without patch aggregation.
+    Means over the masked patches; their sum is the training loss, for codes Eq. 3, in nats. The
+    second is 0 without patch aggregation.
 
     Args:
-        prediction: (B, M, K) logits of codes, or (B, M, T) values
+        prediction: of `MaskedImageModel`: two of (B, M, K) logits of codes, or (B, M, T) values
         targets: (B, M) int64 codes, or (B, M, T) values
         loss: loss of a patch; smooth L1 is quadratic below a distance of 1 and linear above
         weights: (B, M) of the patches; None for equal weights
     """
-    patch_loss = prediction_loss(prediction.logits, targets, loss, weights)
-    if prediction.cls_logits is None:
+    logits, cls_logits = prediction
+    patch_loss = prediction_loss(logits, targets, loss, weights)
+    if cls_logits is None:
         return patch_loss, patch_loss.new_zeros(())
-    return patch_loss, prediction_loss(prediction.cls_logits, targets, loss, weights)
+    return patch_loss, prediction_loss(cls_logits, targets, loss, weights)
 
 
 def prediction_loss(

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from beit.nn.patches import Size
+
 MIN_ASPECT = 0.3  # height over width of a block is log-uniform in (0.3, 1 / 0.3) (published code)
 ATTEMPTS = 10  # rectangles tried for one block before an image counts as full (published code)
 
@@ -37,7 +39,7 @@ class MaskConfig:
             raise ValueError(f"mask.ratio is {self.ratio}; expected above 0, to 1 for all patches")
         if not self.exact and self.kind == "random":
             raise ValueError(
-                "mask.exact false is for blocks; random masks always have count patches: leave it "
+                "mask.exact false is for blocks, random masks always have count patches: leave it "
                 "out, or set mask.kind block"
             )
 
@@ -46,13 +48,8 @@ class MaskConfig:
         return self.count if self.ratio is None else max(1, round(self.ratio * num_patches))
 
 
-def draw_masks(
-    mask: MaskConfig, batch: int, grid: tuple[int, int], generator: torch.Generator
-) -> Tensor:
-    """Draw masks (B, M) int64, sorted patch indices in [0, N).
-
-    Indices repeat only without ``mask.exact``, see `block_masks`.
-    """
+def draw_masks(mask: MaskConfig, batch: int, grid: Size, generator: torch.Generator) -> Tensor:
+    """Draw masks (B, M) int64: sorted patch indices in [0, N), repeated only without `exact`."""
     count = mask.number(grid[0] * grid[1])
     if mask.kind == "random":
         return random_masks(batch, grid, count, generator)
@@ -60,17 +57,16 @@ def draw_masks(
 
 
 def patches_to_predict(
-    masked: Tensor, grid: tuple[int, int], everywhere: bool, exact: bool
+    masked: Tensor, grid: Size, everywhere: bool, exact: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Return the indices of the patches to predict, and their weights in losses and metrics.
+    """Return the indices (B, M') int64 of the patches to predict, and their weights (B, M').
+
+    Weights are for losses and metrics: 0 for repeated indices; None if all are equal.
 
     Args:
         masked: (B, M) int64, from `draw_masks`
         everywhere: predict all patches, visible or hidden
         exact: no index in ``masked`` is repeated
-
-    Returns: (B, M') int64, and (B, M') weights, or None for equal weights; repeated indices have
-        weight 0
     """
     if everywhere:
         return torch.arange(grid[0] * grid[1], device=masked.device).expand(len(masked), -1), None
@@ -82,28 +78,16 @@ def not_repeated(masked: Tensor) -> Tensor:
     return F.pad(masked.diff(dim=1) > 0, (1, 0), value=True)
 
 
-def random_masks(
-    batch: int, grid: tuple[int, int], count: int, generator: torch.Generator
-) -> Tensor:
-    """Draw masks of independent patches, each hidden with the same probability.
-
-    Args:
-        batch: number of masks (B)
-        grid: (Gh, Gw) patches
-        count: hidden patches M of each mask, 1 to Gh * Gw
-        generator: source of all randomness; its device is the masks' device
-
-    Returns: (B, M) int64, sorted patch indices in [0, N)
-    """
+def random_masks(batch: int, grid: Size, count: int, generator: torch.Generator) -> Tensor:
+    """Draw masks of ``count`` independent patches, each equally likely; see `block_masks`."""
     _check(grid, count)
     N, device = grid[0] * grid[1], generator.device
-    order = torch.rand(batch, N, generator=generator, device=device)  # (B, N)
-    return order.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+    return _largest(torch.rand(batch, N, generator=generator, device=device), count)
 
 
 def block_masks(
     batch: int,
-    grid: tuple[int, int],
+    grid: Size,
     count: int,
     generator: torch.Generator,
     min_block: int = 16,
@@ -115,12 +99,8 @@ def block_masks(
     An image gets one block after another, until ten tries in a row do not fit into the rest of M.
     Random single patches fill up the rest, as in the published BEiT v2 code. A block is smaller
     than the grid in both directions, so a grid of one row gets single patches only. All images of
-    a batch are drawn together, in a few dozen tensor operations. A mask depends on the generator,
-    the batch size and its place in the batch, but not on the other masks.
-
-    BEiT v1's code stops after the blocks. With ``exact`` False an image has M hidden patches or
-    fewer, at least one, and its last index is repeated to fill M columns. Use `not_repeated` to
-    count no patch twice in a loss.
+    a batch are drawn together. A mask depends on the generator, the batch size and its place in the
+    batch, but not on the other masks.
 
     Args:
         batch: number of masks (B)
@@ -129,7 +109,8 @@ def block_masks(
         generator: source of all randomness; its device is the masks' device
         min_block: smallest target area of a block, in patches; at most M is used
         max_block: largest area of a block, in patches; None for M
-        exact: fill up to M with single patches (BEiT v2); false: repeat the last one (BEiT v1)
+        exact: false: stop after the blocks, as BEiT v1's code, with 1 to M hidden patches; the last
+            index is repeated to fill M columns (see `not_repeated`)
 
     Returns: (B, M) int64, sorted patch indices in [0, N), all different with ``exact``
     """
@@ -159,26 +140,30 @@ def block_masks(
 
     order = single + hidden.flatten(1)  # hidden patches first, then single ones at random
     if exact:
-        return order.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+        return _largest(order, count)
     listed = hidden.flatten(1).scatter(1, order.argmax(dim=1, keepdim=True), True)  # at least one
     patches = torch.arange(Gh * Gw, device=device)
     indices = torch.where(listed, patches, Gh * Gw).sort(dim=1).values[:, :count]  # (B, M)
     return torch.minimum(indices, torch.where(listed, patches, -1).amax(dim=1, keepdim=True))
 
 
+def _largest(values: Tensor, count: int) -> Tensor:
+    """Return the sorted indices (B, M) of the ``count`` largest values of each row (B, N)."""
+    return values.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
+
+
 def _draw_blocks(
-    draws: Tensor, smallest: int, room: Tensor, grid: tuple[int, int]
+    draws: Tensor, smallest: int, room: Tensor, grid: Size
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Turn random numbers (4, A, n) in [0, 1) into blocks of `smallest` to `room` (A, 1) patches.
 
-    Returns: (A, n, Gh) bool and (A, n, Gw) bool, the rows and columns of each block; (A, n) bool,
-        False for blocks as high or as wide as the grid
+    Returns: (A, n, Gh), (A, n, Gw) bool, the rows and columns of each block; (A, n) bool, False
+        for blocks as high or as wide as the grid
     """
     Gh, Gw = grid
     area = smallest + draws[0] * (room - smallest)  # if room < smallest, the ends swap
     aspect = torch.exp(math.log(MIN_ASPECT) * (1 - 2 * draws[1]))
-    height = (area * aspect).sqrt().round().long()  # (A, n)
-    width = (area / aspect).sqrt().round().long()  # (A, n)
+    height, width = (x.sqrt().round().long() for x in (area * aspect, area / aspect))  # (A, n)
     fits = (height < Gh) & (width < Gw)
     height, width = height.clamp(max=Gh)[..., None], width.clamp(max=Gw)[..., None]  # (A, n, 1)
     top = (draws[2, ..., None] * (Gh - height + 1)).long()
@@ -189,10 +174,9 @@ def _draw_blocks(
     return in_rows, in_columns, fits
 
 
-def _check(grid: tuple[int, int], count: int) -> None:
-    num_patches = grid[0] * grid[1]
-    if not 1 <= count <= num_patches:
+def _check(grid: Size, count: int) -> None:
+    (Gh, Gw), N = grid, grid[0] * grid[1]
+    if not 1 <= count <= N:
         raise ValueError(
-            f"{count} masked patches do not fit a grid of {grid[0]} x {grid[1]}; "
-            f"expected 1 to {num_patches}"
+            f"{count} masked patches do not fit a grid of {Gh} x {Gw}; expected 1 to {N}"
         )

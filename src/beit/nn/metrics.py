@@ -9,29 +9,24 @@ from torch.nn import functional as F
 
 
 class CodebookHealth(NamedTuple):
-    """How evenly a codebook is used.
+    """How evenly a codebook is used."""
 
-    Attributes:
-        usage: share of the codes chosen at least once, in [0, 1]
-        perplexity: exp(entropy), the effective number of codes
-        entropy: of the distribution of codes, in nats
-        dead: codes never chosen
-    """
-
-    usage: float
-    perplexity: float
-    entropy: float
-    dead: int
+    usage: float  # share of the codes chosen at least once, in [0, 1]
+    perplexity: float  # exp(entropy), the effective number of codes
+    entropy: float  # of the distribution of codes, in nats
+    dead: int  # codes never chosen
 
 
 def codebook_health(counts: Tensor) -> CodebookHealth:
     """Compute metrics from counts (K,) of each code; counts of zero give usage and entropy 0."""
-    share = counts.double() / counts.sum().clamp(min=1)
-    entropy = 0.0 - float(torch.xlogy(share, share).sum().clamp(max=0))  # 0 - x is never -0
-    used = int((counts > 0).sum())
-    return CodebookHealth(
-        used / len(counts), float(torch.tensor(entropy).exp()), entropy, len(counts) - used
-    )
+    K, used, nats = len(counts), int((counts > 0).sum()), float(entropy(counts))
+    return CodebookHealth(used / K, float(torch.tensor(nats).exp()), nats, K - used)
+
+
+def entropy(counts: Tensor) -> Tensor:
+    """Return the entropy in nats of counts (..., n) along the last dimension: (...) float64."""
+    share = counts.double() / counts.sum(-1, keepdim=True).clamp(min=1)
+    return 0.0 - torch.xlogy(share, share).sum(-1).clamp(max=0)  # 0 - x is never -0
 
 
 def position_counts(codes: Tensor, num_codes: int) -> Tensor:
@@ -57,22 +52,18 @@ def knn_accuracy(
     temperature: float = 0.07,
     chunk: int = 1024,
 ) -> float:
-    """Return the accuracy of a k-NN classifier, a share of the test vectors.
+    """Return the accuracy in [0, 1] of a k-NN classifier on test vectors.
 
     Neighbours by cosine; each votes for its class with weight exp(cosine / temperature), as in DINO
     (Caron et al. 2021, after Wu et al. 2018).
 
     Args:
-        train_features: (n, D)
-        train_labels: (n,) int64
-        test_features: (m, D)
-        test_labels: (m,) int64
-        num_neighbours: how many vote; at most n
-        temperature: a smaller one gives the nearest more weight
+        train_features: (n, D), labels (n,) int64
+        test_features: (m, D), labels (m,) int64
+        num_neighbours: how many vote; n if there are fewer
         chunk: test vectors compared at a time
     """
-    train = F.normalize(train_features.float(), dim=1)
-    num_classes = int(train_labels.max()) + 1
+    train, num_classes = F.normalize(train_features.float(), dim=1), int(train_labels.max()) + 1
     hits = torch.zeros((), dtype=torch.int64, device=train.device)
     for features, labels in zip(test_features.split(chunk), test_labels.split(chunk), strict=True):
         similarity = F.normalize(features.float(), dim=1) @ train.T  # (chunk, n)
@@ -84,25 +75,17 @@ def knn_accuracy(
 
 
 class Reliability(NamedTuple):
-    """Predictions in bins of equal width by confidence; bin b of m covers (b/m, (b + 1)/m].
+    """Predictions in bins of equal width by confidence; bin b of m covers (b/m, (b + 1)/m]."""
 
-    Attributes:
-        number: (m,) int64, predictions per bin
-        confidence: (m,) float64, mean confidence of each bin; 0 if it is empty
-        accuracy: (m,) float64, share of correct predictions in each bin; 0 if it is empty
-    """
-
-    number: Tensor
-    confidence: Tensor
-    accuracy: Tensor
+    number: Tensor  # (m,) int64, predictions in each bin
+    confidence: Tensor  # (m,) float64, their mean confidence; 0 for empty bins
+    accuracy: Tensor  # (m,) float64, share of correct ones; 0 for empty bins
 
 
 def reliability(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> Reliability:
     """Sort predictions into bins (Guo et al. 2017, section 2).
 
-    Args:
-        confidence: (n,) probability of the predicted class, in [0, 1]
-        correct: (n,) bool, whether the prediction is correct
+    confidence: (n,) probability of the predicted class, in [0, 1]; correct: (n,) bool
     """
     if confidence.shape != correct.shape or confidence.ndim != 1:
         raise ValueError(
@@ -112,12 +95,8 @@ def reliability(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> Reli
     confidence = confidence.double()
     places = (confidence * num_bins).ceil().long().sub(1).clamp(0, num_bins - 1)
     number = torch.bincount(places, minlength=num_bins)
-    total = number.clamp(min=1)
-    return Reliability(
-        number,
-        torch.bincount(places, confidence, num_bins) / total,
-        torch.bincount(places, correct.double(), num_bins) / total,
-    )
+    sums = (torch.bincount(places, values, num_bins) for values in (confidence, correct.double()))
+    return Reliability(number, *(total / number.clamp(min=1) for total in sums))
 
 
 def expected_calibration_error(bins: Reliability) -> float:
@@ -129,9 +108,7 @@ def expected_calibration_error(bins: Reliability) -> float:
 def mcnemar(only_first: int, only_second: int) -> float:
     """Return the two-sided p-value of McNemar's exact test that two classifiers are equally good.
 
-    Args:
-        only_first: images that only the first classifier got right
-        only_second: images that only the second classifier got right
+    The counts are of images that only the first, or only the second, classified correctly.
     """
     if only_first < 0 or only_second < 0:
         raise ValueError(f"counts must not be negative, got {only_first} and {only_second}")

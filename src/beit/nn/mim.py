@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from beit.nn.block import NORM_EPS, Block, init_published, rescale_residual, trunc_normal_
-from beit.nn.vit import VisionTransformer, ViTConfig
+from beit.nn.block import NORM_EPS, init_published, rescale_residual, trunc_normal_
+from beit.nn.vit import VisionTransformer, ViTConfig, new_block
 
 Predicts = Literal["tokens", "pixels", "features"]
 
@@ -18,13 +18,12 @@ class MaskedImageModelConfig:
 
     Attributes:
         backbone: the ViT to pretrain
-        num_codes: number of codes of the tokenizer (K); 0 takes it from the tokenizer, and is
-            required for other targets
+        num_codes: number of codes (K); 0 takes it from the tokenizer, required for other targets
         early_layers: number of the block whose patches enter the patch aggregation (l)
         head_layers: number of patch aggregation blocks; 0 for none (BEiT v1)
         shared_head: use the same norm and linear layer for both predictions
-        predicts: output of the head for a patch: logits of codes, pixels, or features of a
-            teacher; `beit pretrain` sets it to target.kind
+        predicts: output of the head: logits of codes, pixels, or features of a teacher; `beit
+            pretrain` sets it to target.kind
         target_width: values of a patch's pixels (c * P * P) or features (T); 0 for tokens
         normalised: targets are standardised: pixels per patch, features per vector
     """
@@ -44,25 +43,18 @@ class MaskedImageModelConfig:
         return self.num_codes if self.predicts == "tokens" else self.target_width
 
     def __post_init__(self) -> None:
-        if self.head_layers and not 1 <= self.early_layers <= self.backbone.depth:
+        early, depth = self.early_layers, self.backbone.depth
+        if self.head_layers and not 1 <= early <= depth:
             raise ValueError(
-                f"early_layers is the number of a backbone block, 1 to {self.backbone.depth}, "
-                f"got {self.early_layers}"
+                f"early_layers is the number of a backbone block, 1 to {depth}, got {early}"
             )
 
 
 class MaskedPrediction(NamedTuple):
-    """Predictions for the masked patches.
+    """Predictions for masked patches: (B, M, K) logits of codes, (B, M, T) pixels or features."""
 
-    Attributes:
-        logits: (B, M, K) logits of codes, or (B, M, T) pixels or features, from the patches of the
-            last block
-        cls_logits: the same from the patch aggregation, which reads [CLS] of the last block and
-            the patches of an earlier one; None without patch aggregation
-    """
-
-    logits: Tensor
-    cls_logits: Tensor | None
+    logits: Tensor  # from the patches of the last block
+    cls_logits: Tensor | None  # from the patch aggregation ([CLS], early patches); None without
 
 
 class MaskedImageModel(nn.Module):
@@ -79,30 +71,19 @@ class MaskedImageModel(nn.Module):
         early, extra = config.early_layers, config.head_layers
         rate_step = vit.drop_path / max(max(vit.depth, early + extra) - 1, 1)
         self.aggregation = nn.ModuleList(
-            Block(
-                vit.width,
-                vit.num_heads,
-                vit.mlp_ratio,
-                vit.layer_scale,
-                rate_step * (early + i),
-                vit.grid if vit.relative_bias == "per_block" else None,
-            )
-            for i in range(extra)
+            new_block(vit, rate_step * (early + i)) for i in range(extra)
         )
         separate = extra > 0 and not config.shared_head
         self.cls_norm = nn.LayerNorm(vit.width, eps=NORM_EPS) if separate else None
         self.cls_head = nn.Linear(vit.width, K) if separate else None
 
-        bound = vit.init_bound
-        trunc_normal_(self.mask_token, bound)
+        trunc_normal_(self.mask_token, vit.init_bound)
         for head in (self.head, self.cls_head):
             if head is not None:
-                init_published(head, bound)
-        # The aggregation blocks keep PyTorch's default initialisation, because the published code
-        # creates them after initialising the rest (docs/reference/pretraining.md,
-        # "Initialisation").
+                init_published(head, vit.init_bound)
+        # The aggregation blocks keep PyTorch's default initialisation: the published code creates
+        # them after initialising the rest (docs/reference/pretraining.md, "Initialisation").
         for layer, block in enumerate(self.aggregation, early + 1):
-            assert isinstance(block, Block)
             rescale_residual(block, layer)
 
     def forward(
@@ -111,12 +92,11 @@ class MaskedImageModel(nn.Module):
         """Predict the targets of the masked patches, or of the patches at ``positions``.
 
         Args:
-            images: (B, 3, H, W) uint8 in 0..255 or float in [0, 1]
+            images: (B, 3, H, W) uint8 or float in [0, 1]
             masked: (B, M) int64, sorted indices in [0, N) of the patches hidden from the model
             positions: (B, M') int64, the patches to predict; None for the masked ones
         """
-        if positions is None:
-            positions = masked
+        positions = masked if positions is None else positions
         last, early = self.config.backbone.depth, self.config.early_layers
         layers = (early, last) if self.aggregation else ()
         features = self.backbone(images, masked, self.mask_token, layers)
@@ -148,15 +128,13 @@ def check_head(config: MaskedImageModelConfig) -> None:
         raise ValueError(f"num_codes is {config.num_codes}; expected 0 for {config.predicts}")
     if config.target_width < 1:
         raise ValueError(f"target_width must be 1 or more, got {config.target_width}")
-    pixels = config.backbone.in_channels * config.backbone.patch_size**2
-    if config.predicts == "pixels" and config.target_width != pixels:
-        raise ValueError(
-            f"target_width is {config.target_width}, but a patch has {pixels} pixel values"
-        )
+    pixels, width = config.backbone.in_channels * config.backbone.patch_size**2, config.target_width
+    if config.predicts == "pixels" and width != pixels:
+        raise ValueError(f"target_width is {width}, but a patch has {pixels} pixel values")
 
 
 def take(patches: Tensor, positions: Tensor) -> Tensor:
     """Gather patches (B, N, D) or codes (B, N) at positions (B, M): (B, M, D) or (B, M)."""
-    if patches.ndim == 2:
-        return patches.gather(1, positions)
-    return patches.gather(1, positions[..., None].expand(-1, -1, patches.shape[-1]))
+    if patches.ndim == 3:
+        positions = positions[..., None].expand(-1, -1, patches.shape[-1])
+    return patches.gather(1, positions)

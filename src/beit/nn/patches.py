@@ -3,16 +3,14 @@
 import torch
 from torch import Tensor, nn
 
+Size = tuple[int, int]  # (height, width), of images in pixels or of grids in patches
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def grid_of(image_size: tuple[int, int], patch_size: int) -> tuple[int, int]:
-    """Return the patch grid ``(Gh, Gw)`` of an image ``(height, width)``.
-
-    Raises:
-        ValueError: a side is not a multiple of the patch side.
-    """
+def grid_of(image_size: Size, patch_size: int) -> Size:
+    """Return the patch grid (Gh, Gw) of an image (height, width) in multiples of the patch."""
     height, width = image_size
     if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
         near = tuple(max(patch_size, side // patch_size * patch_size) for side in image_size)
@@ -47,8 +45,7 @@ class PatchEmbed(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Embed images (B, c, H, W) as patches (B, N, D).
 
-        One matrix product over patches computes the same sums as the convolution. On CPUs it is
-        several times as fast, because convolutions whose stride is the kernel size are slow there.
+        One matrix product gives the same sums as the convolution, several times as fast on CPUs.
         """
         if self.patch_size == 1:  # nothing to reorder: gradients keep the strides of the weight
             pixels = images.flatten(2).transpose(1, 2)  # (B, N, c)

@@ -15,12 +15,7 @@ Pooling = Literal["cls", "mean", "both", "attentive"]
 
 
 class Kind(NamedTuple):
-    """The features of one probe: a layer, and [CLS], mean patch, both, or (attentive) all patches.
-
-    Attributes:
-        layer: of the model
-        pooling: of its tokens
-    """
+    """The features of one probe: a layer's [CLS], mean patch, both, or (attentive) all patches."""
 
     layer: Layer
     pooling: Pooling
@@ -39,27 +34,22 @@ class Kind(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """Output tokens of a layer.
+    """Output tokens of a layer."""
 
-    Attributes:
-        cls: (B, D) the [CLS] token; None if the model has none
-        patches: (B, N, D)
-    """
-
-    cls: Tensor | None
-    patches: Tensor
+    cls: Tensor | None  # (B, D)
+    patches: Tensor  # (B, N, D)
 
 
 def pooled(tokens: Tokens, pooling: Pooling) -> Tensor:
     """Pool tokens in float32: (B, D); both is (B, 2D), [CLS] first; attentive is (B, N, D)."""
+    patches = tokens.patches.float()
     if pooling == "attentive":
-        return tokens.patches.float()
+        return patches
     if pooling == "mean":
-        return tokens.patches.float().mean(dim=1)
+        return patches.mean(dim=1)
     assert tokens.cls is not None  # checked by `kinds_of`
-    if pooling == "cls":
-        return tokens.cls.float()
-    return torch.cat([tokens.cls.float(), tokens.patches.float().mean(dim=1)], dim=1)
+    cls = tokens.cls.float()
+    return cls if pooling == "cls" else torch.cat([cls, patches.mean(dim=1)], dim=1)
 
 
 def kinds_of(
@@ -75,9 +65,6 @@ def kinds_of(
         pooling: of each layer; None for [CLS] (if the model has it) and the mean
         depth: blocks of the model; 0 if their outputs are not available
         has_cls: whether it has a [CLS] token
-
-    Raises:
-        ValueError: the model has no such block, or no [CLS].
     """
     available = f"has blocks 1 to {depth}" if depth else "gives its final features only"
     numbers: Sequence[Layer] = (None,)

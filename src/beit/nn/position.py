@@ -7,19 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from beit.nn.patches import Size
+
 CLS_ROWS = 3  # last rows of a table: [CLS] to patch, patch to [CLS], [CLS] to itself
 MIN_RATIO, MAX_RATIO = 1.01, 1.5  # ratio of the geometric progression of offsets (published code)
 RATIO_ERROR = 1e-6
 
 
-def relative_position_index(grid: tuple[int, int]) -> Tensor:
-    """Return the table row for each query i and key j, [CLS] first.
+def relative_position_index(grid: Size) -> Tensor:
+    """Return the table row for each query i and key j, [CLS] first: (1+N, 1+N) int64.
 
     The row of two patches is ``(dy + Gh - 1) * (2Gw - 1) + dx + Gw - 1``, where (dy, dx) is the
-    offset of query minus key. The last three rows are [CLS] to patch, patch to [CLS], and [CLS] to
-    [CLS].
-
-    Returns: (1+N, 1+N) int64.
+    offset of query minus key. The last three are [CLS] to patch, patch to [CLS], [CLS] to itself.
     """
     Gh, Gw = grid
     rows, columns = torch.meshgrid(torch.arange(Gh), torch.arange(Gw), indexing="ij")
@@ -40,7 +39,7 @@ class RelativePositionBias(nn.Module):
 
     index: Tensor
 
-    def __init__(self, grid: tuple[int, int], num_heads: int) -> None:
+    def __init__(self, grid: Size, num_heads: int) -> None:
         super().__init__()
         Gh, Gw = grid
         self.table = nn.Parameter(torch.zeros((2 * Gh - 1) * (2 * Gw - 1) + CLS_ROWS, num_heads))
@@ -50,43 +49,30 @@ class RelativePositionBias(nn.Module):
         """Return the bias (1, h, 1+N, 1+N) of the attention logits."""
         return self.table[self.index].permute(2, 0, 1)[None]  # (1, h, 1+N, 1+N)
 
-    def resized(
-        self, old_grid: tuple[int, int], new_grid: tuple[int, int]
-    ) -> "RelativePositionBias":
+    @torch.no_grad()
+    def resized(self, old: Size, new: Size) -> "RelativePositionBias":
         """Return a copy for another grid; see ``resize_relative_bias``."""
-        resized = RelativePositionBias(new_grid, self.table.shape[1]).to(self.table)
-        with torch.no_grad():
-            resized.table.copy_(resize_relative_bias(self.table, old_grid, new_grid))
+        resized = RelativePositionBias(new, self.table.shape[1]).to(self.table)
+        resized.table.copy_(resize_relative_bias(self.table, old, new))
         return resized
 
 
 @torch.no_grad()
-def resize_relative_bias(
-    table: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]
-) -> Tensor:
+def resize_relative_bias(table: Tensor, old_grid: Size, new_grid: Size) -> Tensor:
     """Resize a table of position biases to another grid, as the published fine-tuning code does.
 
-    Along each axis, the old offsets are placed at the distances of a geometric progression. Offsets
-    of one patch keep their bias, and the longest old offset becomes the longest new one. A bicubic
-    spline through these points gives the biases at the new offsets. The rows of [CLS] do not
-    change. The ratio of the progression is limited to 1.01 to 1.5, as in the published code. Beyond
-    the last point the outermost bias is repeated. For a smaller grid, far offsets are in effect cut
-    off. The published code supports square grids only. Here each axis has its own progression, and
-    an axis that keeps its length does not change.
+    Along each axis, the old offsets are placed at the distances of a geometric progression, of a
+    ratio from 1.01 to 1.5. Offsets of one patch keep their bias, and the longest old offset becomes
+    the longest new one. A bicubic spline through these points gives the biases at the new offsets;
+    beyond the last point the outermost bias is repeated. The rows of [CLS] do not change. For a
+    smaller grid, far offsets are in effect cut off. The published code supports square grids only:
+    here each axis has its own progression, and an axis that keeps its length does not change.
 
-    Args:
-        table: ((2Gh-1)(2Gw-1)+3, h) for ``old_grid``
-        old_grid: (Gh, Gw) of the table
-        new_grid: (Gh, Gw) of the result
-
-    Returns: the table for ``new_grid``, of the same dtype; the same tensor for the same grid.
-
-    Raises:
-        ValueError: the table does not fit the old grid.
+    table: ((2Gh-1)(2Gw-1)+3, h) for ``old_grid``
+    Returns: the table for ``new_grid``, of the same dtype; the same tensor for the same grid
     """
-    heights, widths = (
-        (2 * old - 1, 2 * new - 1) for old, new in zip(old_grid, new_grid, strict=True)
-    )
+    sides = zip(old_grid, new_grid, strict=True)
+    heights, widths = ((2 * old - 1, 2 * new - 1) for old, new in sides)
     rows = heights[0] * widths[0] + CLS_ROWS
     if table.ndim != 2 or len(table) != rows:
         raise ValueError(
@@ -101,16 +87,11 @@ def resize_relative_bias(
     return torch.cat([biases.flatten(0, 1).to(table), table[-CLS_ROWS:]])
 
 
-def resize_absolute(
-    pos_embed: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]
-) -> Tensor:
+def resize_absolute(pos_embed: Tensor, old_grid: Size, new_grid: Size) -> Tensor:
     """Resize learned positions to another grid by bicubic interpolation; [CLS] keeps its own.
 
     pos_embed: (1, 1 + Gh*Gw, D) for ``old_grid``
-    Returns: (1, 1 + Gh'*Gw', D); the same tensor for the same grid.
-
-    Raises:
-        ValueError: the positions do not fit the old grid.
+    Returns: (1, 1 + Gh'*Gw', D); the same tensor for the same grid
     """
     Gh, Gw = old_grid
     if pos_embed.ndim != 3 or pos_embed.shape[1] != 1 + Gh * Gw:
@@ -126,10 +107,7 @@ def resize_absolute(
 
 
 def resize_matrix(old: int, new: int) -> Tensor:
-    """Return the matrix that resizes the biases of one axis from ``old`` to ``new`` offsets.
-
-    Both numbers are odd. Returns: (new, old) float64.
-    """
+    """Return the matrix (new, old) float64 that resizes the biases of one axis; both are odd."""
     if old == new:
         return torch.eye(old, dtype=torch.float64)
     if old == 1:  # one patch per row: only offset 0 was learned
@@ -146,20 +124,18 @@ def geometric_distances(count: int, longest: int) -> Tensor:
 
     The ratio q is found by bisection within the bounds of the published code.
     """
-    low, high = MIN_RATIO, MAX_RATIO
-    ratio = low
+    ratio, low, high = MIN_RATIO, MIN_RATIO, MAX_RATIO
     while high - low > RATIO_ERROR:
         ratio = (low + high) / 2
         if (1 - ratio**count) / (1 - ratio) > longest:
             high = ratio
         else:
             low = ratio
-    powers = torch.arange(count, dtype=torch.float64)
-    return torch.pow(ratio, powers).cumsum(0)
+    return torch.pow(ratio, torch.arange(count, dtype=torch.float64)).cumsum(0)
 
 
 def cubic_spline(knots: Tensor, points: Tensor) -> Tensor:
-    """Return the matrix from values at the knots to values of their cubic spline at the points.
+    """Return the matrix (m, n) from values at the knots to their cubic spline at the points.
 
     The boundary condition is "not-a-knot": the two outer pieces on each side are one cubic. Three
     knots give a parabola.
@@ -167,15 +143,13 @@ def cubic_spline(knots: Tensor, points: Tensor) -> Tensor:
     Args:
         knots: (n,) float64, ascending, n >= 3
         points: (m,) float64, within the knots
-
-    Returns: (m, n) float64.
     """
     n = len(knots)
     steps: Tensor = knots.diff()
     values = torch.eye(n, dtype=knots.dtype)
     slopes = values.diff(dim=0) / steps[:, None]  # (n-1, n)
     # The unknowns are the second derivatives at the knots. First derivatives agree at inner knots,
-    system, right = torch.zeros(n, n, dtype=knots.dtype), torch.zeros(n, n, dtype=knots.dtype)
+    system, right = torch.zeros(2, n, n, dtype=knots.dtype)
     inner = torch.arange(1, n - 1)
     system[inner, inner - 1] = steps[:-1]
     system[inner, inner] = 2 * (steps[:-1] + steps[1:])

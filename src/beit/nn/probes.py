@@ -59,26 +59,20 @@ class BatchStandardise(nn.Module):
         """Standardise features (B, D)."""
         by_batch = self.training and len(features) > 1
         return F.batch_norm(
-            features,
-            self.mean,
-            self.variance,
-            training=by_batch,
-            momentum=_MOMENTUM,
-            eps=_BATCH_EPS,
+            features, self.mean, self.variance, None, None, by_batch, _MOMENTUM, _BATCH_EPS
         )
 
 
 class LinearProbes(nn.Module):
     """`R` linear classifiers on the same features, after one shared norm.
 
-    Weights are initialised to zero: logistic regression is convex, so random numbers are not
-    needed.
+    Weights are initialised to zero: logistic regression is convex and needs no random numbers.
     """
 
     def __init__(
         self, num_probes: int, width: int, num_classes: int, norm: nn.Module | None = None
     ) -> None:
-        """Build them; ``norm`` maps (B, D) to (B, D) and has no parameters, None leaves it out."""
+        """Build them; ``norm`` maps (B, D) to (B, D) and has no parameters; None for no norm."""
         super().__init__()
         _check_counts(num_probes=num_probes, width=width, num_classes=num_classes)
         self.norm = nn.Identity() if norm is None else norm
@@ -86,13 +80,8 @@ class LinearProbes(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_probes, num_classes))  # (R, Y)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Return the logits of every probe.
-
-        features: (B, D)
-        Returns: (R, B, Y) logits
-        """
-        R, Y, D = self.weight.shape
-        B = len(features)
+        """Return the logits (R, B, Y) of every probe for features (B, D)."""
+        (R, Y, D), B = self.weight.shape, len(features)
         logits = F.linear(self.norm(features), self.weight.view(R * Y, D), self.bias.view(R * Y))
         return logits.view(B, R, Y).transpose(0, 1)  # (R, B, Y)
 
@@ -104,34 +93,24 @@ class AttentiveProbes(nn.Module):
     softmax of query · token / sqrt(D), and projects the weighted mean to its D/h value channels. A
     linear layer reads all heads. A key projection would only transform the query, and a value bias
     or output projection only the linear layer, so they are left out: the functions are those of
-    multi-head cross-attention from one learned token, at less cost.
-
-    Queries and classifier are initialised to zero and values to the identity, which is the linear
-    probe of the mean patch. No random numbers are needed.
+    multi-head cross-attention from one learned token, at less cost. Queries and classifier are
+    initialised to zero, values to the identity: at first the linear probe of the mean patch.
     """
 
     def __init__(self, num_probes: int, width: int, num_classes: int, num_heads: int) -> None:
         super().__init__()
-        _check_counts(
-            num_probes=num_probes, width=width, num_classes=num_classes, num_heads=num_heads
-        )
-        if width % num_heads:
-            raise ValueError(f"width {width} is not a multiple of num_heads {num_heads}")
-        R, D, h = num_probes, width, num_heads
+        R, Y, D, h = num_probes, num_classes, width, num_heads
+        _check_counts(num_probes=R, width=D, num_classes=Y, num_heads=h)
+        if D % h:
+            raise ValueError(f"width {D} is not a multiple of num_heads {h}")
         self.query = nn.Parameter(torch.zeros(R, h, D))
-        values = torch.eye(D).view(1, h, D // h, D).repeat(R, 1, 1, 1)
-        self.value = nn.Parameter(values)  # (R, h, D/h, D)
-        self.weight = nn.Parameter(torch.zeros(R, num_classes, D))  # (R, Y, D)
-        self.bias = nn.Parameter(torch.zeros(R, num_classes))  # (R, Y)
+        self.value = nn.Parameter(torch.eye(D).view(1, h, D // h, D).repeat(R, 1, 1, 1))
+        self.weight = nn.Parameter(torch.zeros(R, Y, D))
+        self.bias = nn.Parameter(torch.zeros(R, Y))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits of every probe.
-
-        tokens: (B, N, D) of the patches
-        Returns: (R, B, Y) logits
-        """
-        R, h, D = self.query.shape
-        B = len(tokens)
+        """Return the logits (R, B, Y) of every probe for the tokens (B, N, D) of patches."""
+        (R, h, D), B = self.query.shape, len(tokens)
         tokens = F.layer_norm(tokens, (D,))
         scores = self.query.view(R * h, D) @ tokens.transpose(1, 2)  # (B, R*h, N)
         attention = (scores * D**-0.5).softmax(dim=2)

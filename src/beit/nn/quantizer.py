@@ -1,8 +1,8 @@
 """The codebook on the unit sphere: nearest code, moving average, k-means start, dead code revival.
 
-BEiT v2, section 2.2. Nothing here calls a collective. Training in several processes takes the
-``statistics`` of each process's vectors, sums them over all processes, and calls ``update``.
-Everything is float32 under any autocast, because bfloat16 distances can collapse a codebook.
+BEiT v2, section 2.2. Nothing here calls a collective: training sums the ``statistics`` of all
+processes, and calls ``update``. Everything is float32 under any autocast, because bfloat16
+distances can collapse a codebook.
 
 For ablations, codes need not have length 1 (Euclidean distances), can be learned by gradients, or
 are the points of a fixed grid, as in finite scalar quantization.
@@ -27,13 +27,10 @@ class Quantizer(nn.Module):
     """Codebook of K codes with C channels, learned by exponential moving averages by default.
 
     Args:
-        num_codes: K
-        code_width: C
         decay: decay of the moving averages, in [0, 1)
         l2_normalised: codes have length 1 and the nearest code has the largest cosine; false: the
             nearest code has the smallest Euclidean distance
-        levels: levels of each channel for a fixed grid of codes (`scalar_codes`); () for learned
-            codes
+        levels: of each channel, for a fixed grid of codes (`scalar_codes`); () for learned codes
 
     Buffers:
         codebook: (K, C), unit rows with ``l2_normalised``; a parameter after ``use_gradients``
@@ -61,9 +58,7 @@ class Quantizer(nn.Module):
         if not 0 <= decay < 1:
             raise ValueError(f"decay must be in [0, 1), got {decay}")
         check_levels(levels, num_codes, code_width, l2_normalised)
-        self.decay = decay
-        self.l2_normalised = l2_normalised
-        self.fixed = bool(levels)
+        self.decay, self.l2_normalised, self.fixed = decay, l2_normalised, bool(levels)
         if levels:
             codebook = scalar_codes(levels)
         elif l2_normalised:
@@ -89,11 +84,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor) -> Tensor:
-        """Return the index of the code nearest to each vector (Eq. 1): (..., C) to (...) int64.
-
-        By cosine, or without ``l2_normalised`` by Euclidean distance. Rows are looked up in
-        chunks, so that memory does not grow with rows x K.
-        """
+        """Return the index (...) int64 of the code nearest to each vector (..., C), Eq. 1."""
         rows = vectors.reshape(-1, vectors.shape[-1]).float()
         nearest = nearest_rows(rows, self.codebook, self.l2_normalised)
         return nearest.reshape(vectors.shape[:-1])
@@ -106,12 +97,9 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def statistics(self, vectors: Tensor, codes: Tensor) -> Tensor:
-        """Sum and count the vectors assigned to each code, after ``project``.
+        """Sum and count the vectors (..., C) assigned to each code, after ``project``.
 
-        Args:
-            vectors: (..., C)
-            codes: (...) int64, from ``nearest``
-
+        codes: (...) int64, from ``nearest``
         Returns: (K, C+1) float32: C columns of sums, then the counts. Add the statistics of all
             processes before ``update``.
         """
@@ -127,22 +115,20 @@ class Quantizer(nn.Module):
         ``l2_normalised``, means replace the unit vectors. A codebook learned by gradients is only
         rescaled to length 1. A fixed grid does not change.
         """
-        counts = statistics[:, -1]
         if isinstance(self.codebook, nn.Parameter):
             self.codebook.copy_(self.project(self.codebook))
         elif not self.fixed:
             centroids = self._centroids(statistics, self.codebook)
             moved = self.decay * self.codebook + (1 - self.decay) * centroids
             self.codebook.copy_(self.project(moved))
-        self.counts.mul_(self.decay).add_(counts, alpha=1 - self.decay)
+        self.counts.mul_(self.decay).add_(statistics[:, -1], alpha=1 - self.decay)
 
     @torch.no_grad()
     def start(self, vectors: Tensor, generator: torch.Generator) -> None:
         """Set the codebook to the k-means centroids of vectors (rows, C), gathered from all ranks.
 
-        Spherical k-means, or ordinary k-means without ``l2_normalised``. The initial centroids are
-        random rows, drawn with replacement if there are fewer than K. Runs ten iterations. A
-        centroid without vectors does not move.
+        Spherical k-means, ordinary without ``l2_normalised``, from random rows (with replacement if
+        there are fewer than K), ten iterations. A centroid without vectors does not move.
         """
         if self.fixed:
             raise ValueError("codes on a fixed grid of levels cannot be set from data")
@@ -156,11 +142,9 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def revive(self, vectors: Tensor, dead: Tensor, generator: torch.Generator) -> Tensor:
-        """Replace the dead codes (K,) bool by distinct random rows of vectors (rows, C).
+        """Replace dead codes (K,) bool by distinct random rows of vectors (rows, C).
 
-        With fewer rows than dead codes, only as many codes are replaced as there are rows.
-
-        Returns: (revived,) int64, indices of the replaced codes
+        Returns: (revived,) int64, indices of the replaced codes, at most as many as rows
         """
         if self.fixed:
             raise ValueError("codes on a fixed grid of levels cannot be revived")
@@ -186,20 +170,19 @@ def random_rows(num_rows: int, count: int, generator: torch.Generator) -> Tensor
 def closeness(rows: Tensor, means: Tensor, l2_normalised: bool = True) -> Tensor:
     """Score each row (..., C) against the means (K, C): (..., K), highest for the nearest mean.
 
-    With ``l2_normalised``, for means of length 1, ``row . mean``. Otherwise ``row . mean - |mean|^2
-    / 2``, half the negative squared distance up to a term that depends on the row alone.
+    ``row . mean`` for means of length 1; otherwise ``row . mean - |mean|^2 / 2``, half the negative
+    squared distance up to a term that depends on the row alone.
     """
     products = rows @ means.T
     return products if l2_normalised else products - means.square().sum(dim=1) / 2
 
 
 def nearest_rows(rows: Tensor, means: Tensor, l2_normalised: bool = True) -> Tensor:
-    """Return the index (n,) int64 of the mean (K, C) nearest to each row (n, C), by `closeness`."""
-    size = max(1, CHUNK_ELEMENTS // len(means))
+    """Return the index (n,) int64 of the mean (K, C) nearest to each row (n, C), in chunks."""
     with torch.autocast(rows.device.type, enabled=False):
         if torch.compiler.is_exporting():  # a loop over chunks would fix the batch size
             return closeness(rows, means, l2_normalised).argmax(dim=1)
-        chunks = rows.split(size)
+        chunks = rows.split(max(1, CHUNK_ELEMENTS // len(means)))
         return torch.cat([closeness(chunk, means, l2_normalised).argmax(dim=1) for chunk in chunks])
 
 
@@ -211,28 +194,21 @@ def grouped_sums(rows: Tensor, groups: Tensor, num_groups: int) -> Tensor:
     return sums
 
 
-# ── finite scalar quantization (Mentzer et al. 2024) ────────────────────────────────────────────
-
-
-def check_levels(
-    levels: tuple[int, ...], num_codes: int, code_width: int, l2_normalised: bool
-) -> None:
+def check_levels(levels: tuple[int, ...], num_codes: int, width: int, l2_normalised: bool) -> None:
     """Raise ValueError if levels contradict the other numbers of a codebook; () is valid."""
-    if not levels:
-        return
-    if min(levels) < 2:
+    if levels and min(levels) < 2:
         raise ValueError(f"levels are {levels}; expected 2 or more for each channel of a code")
-    if (math.prod(levels), len(levels)) != (num_codes, code_width):
+    if levels and (math.prod(levels), len(levels)) != (num_codes, width):
         raise ValueError(
             f"levels {levels} make {math.prod(levels)} codes of {len(levels)} channels, but "
-            f"num_codes is {num_codes} and code_width {code_width}; give those numbers"
+            f"num_codes is {num_codes} and code_width {width}; give those numbers"
         )
-    if l2_normalised:
+    if levels and l2_normalised:
         raise ValueError("a grid of levels does not lie on the sphere; set l2_normalised to false")
 
 
 def scalar_codes(levels: tuple[int, ...]) -> Tensor:
-    """Return all points of the grid: (K, C) in [-1, 1].
+    """Return all points of the grid (K, C) in [-1, 1] of FSQ (Mentzer et al. 2024).
 
     The L levels of a channel are ``i / (L // 2)`` for integers i from -(L // 2); the last channel
     changes fastest.
@@ -242,9 +218,9 @@ def scalar_codes(levels: tuple[int, ...]) -> Tensor:
 
 
 def bounded(vectors: Tensor, levels: tuple[int, ...]) -> Tensor:
-    """Squash each channel of vectors (..., C) to the range of `scalar_codes`.
+    """Squash each channel of vectors (..., C) to the range of `scalar_codes`; zero stays zero.
 
-    Zero stays zero. The range ends at the outer levels, whose cells are half as wide as the others.
+    The range ends at the outer levels, whose cells are half as wide as the others.
     """
     L = vectors.new_tensor(levels)
     half = (L - 1) * (1.001 / 2)  # as published; 1 / 2 would make the shift of two levels infinite

@@ -14,9 +14,6 @@ def lanczos(images: Tensor, size: tuple[int, int]) -> Tensor:
     start with the columns if that is less work, and can differ by rounding.) All sums are of
     integers below 2 ** 53, hence exact in float64 for any number of threads; MPS has no float64,
     so results can differ there.
-
-    Raises:
-        ValueError: the images are not uint8.
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype}, expected uint8")

@@ -11,17 +11,17 @@ STEP = 2**-16  # scores are stored and compared in multiples of it
 EMPTY = torch.iinfo(torch.int64).max  # the place of an empty entry
 _LOWEST = torch.iinfo(torch.int64).min
 _KEY, _PLACE, _SCORE = range(3)
-_WORD = 2**64
+# SplitMix64's increment and factors, as signed numbers
+_STEP, _FIRST, _SECOND = (
+    word - 2**64 for word in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
+)
 
 
 def in_steps(scores: Tensor) -> Tensor:
-    """Round scores to multiples of `STEP`: int64 of the same shape.
+    """Round finite scores to multiples of `STEP`: int64 of the same shape.
 
     The last bits of a float differ between batch sizes and devices; after rounding they seldom
     decide which of two patches is closer.
-
-    Raises:
-        ValueError: a score is not finite.
     """
     if not bool(scores.isfinite().all()):
         raise ValueError("scores contain NaN or infinity; the tokenizer cannot rate its patches")
@@ -31,9 +31,8 @@ def in_steps(scores: Tensor) -> Tensor:
 def random_keys(seed: int, places: Tensor) -> Tensor:
     """Return a random int64 number for every place int64, in the same shape.
 
-    These are the outputs of SplitMix64 (Steele, Lea and Flood 2014) at `places`, from a start that
-    depends on the seed. The patches with the largest numbers are a uniform sample without
-    replacement.
+    These are the outputs of SplitMix64 (Steele, Lea and Flood 2014) at `places`, from a start by
+    the seed. The patches with the largest numbers are a uniform sample without replacement.
     """
     start = _mixed(torch.tensor([seed % 2**63])).to(places.device)
     return _mixed(places + start)
@@ -41,14 +40,10 @@ def random_keys(seed: int, places: Tensor) -> Tensor:
 
 def _mixed(numbers: Tensor) -> Tensor:
     """Mix the bits of int64 numbers; their products wrap around like unsigned ones."""
-    z = (numbers + 1) * _signed(0x9E3779B97F4A7C15)
-    z = (z ^ _shifted(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shifted(z, 27)) * _signed(0x94D049BB133111EB)
+    z = (numbers + 1) * _STEP
+    z = (z ^ _shifted(z, 30)) * _FIRST
+    z = (z ^ _shifted(z, 27)) * _SECOND
     return z ^ _shifted(z, 31)
-
-
-def _signed(word: int) -> int:
-    return word - _WORD if word >= _WORD // 2 else word
 
 
 def _shifted(z: Tensor, bits: int) -> Tensor:
@@ -88,15 +83,13 @@ class Reservoir:
         """Add patches; all arguments are (m,) int64.
 
         Args:
-            codes: in [0, K)
             keys: larger is better; above the smallest int64
             places: distinct, below `EMPTY`
             scores: in `STEP`s
         """
         n = self.entries.shape[1]
-        worst = self.entries[codes, -1]  # (m, 3)
-        worst_key, worst_place = worst[:, _KEY], worst[:, _PLACE]
-        better = (keys > worst_key) | ((keys == worst_key) & (places < worst_place))
+        worst_keys, worst_places, _ = self.entries[codes, -1].unbind(dim=1)  # (m,) each
+        better = (keys > worst_keys) | ((keys == worst_keys) & (places < worst_places))
         codes = codes[better]
         entries = torch.stack([keys, places, scores], dim=-1)[better]  # (m', 3)
         if not len(codes):
@@ -131,5 +124,4 @@ def _order(entries: Tensor) -> Tensor:
 def _best(one: Tensor, other: Tensor) -> Tensor:
     """Return the better half of the entries of two reservoirs (k, n, 3)."""
     both = torch.cat([one, other], dim=1)  # (k, 2n, 3)
-    best = _order(both)[:, : one.shape[1], None]
-    return both.gather(1, best.expand(-1, -1, 3))
+    return both.gather(1, _order(both)[:, : one.shape[1], None].expand(-1, -1, 3))

@@ -28,13 +28,11 @@ class SegmenterConfig:
     """Configuration of a segmentation model; defaults are those of the published base model.
 
     Attributes:
-        backbone: the ViT that encodes the image; `final_norm` is set to true for a linear head and
-            to false for UPerNet, which does not use it
+        backbone: the ViT that encodes the image; `final_norm` is set: true for a linear head only
         num_classes: number of classes (Y)
         layers: numbers, from 1, of the four blocks whose raw outputs enter the pyramid; empty for a
             linear head, which uses the last block after the final norm
-        channels: channels of the decoder; 0 for the backbone's width, which a linear head always
-            uses
+        channels: channels of the decoder; 0, and with a linear head always, the backbone's width
         auxiliary: add an auxiliary head; never with a linear head
         auxiliary_channels: channels of the auxiliary head
         dropout: rate at which whole channels are dropped before a classification layer
@@ -59,13 +57,13 @@ class SegmenterConfig:
     def __post_init__(self) -> None:
         if self.head not in ("upernet", "linear"):
             raise ValueError(f"head must be upernet or linear, got {self.head!r}")
-        linear = self.head == "linear"
-        object.__setattr__(self, "backbone", replace(self.backbone, final_norm=linear))
-        object.__setattr__(self, "channels", self.channels or self.backbone.width)
+        linear, width = self.head == "linear", self.backbone.width
+        fixed: dict[str, object] = {"backbone": replace(self.backbone, final_norm=linear)}
+        fixed["channels"] = self.channels or width
         if linear:
-            object.__setattr__(self, "layers", ())
-            object.__setattr__(self, "channels", self.backbone.width)
-            object.__setattr__(self, "auxiliary", False)
+            fixed |= {"layers": (), "channels": width, "auxiliary": False}
+        for name, value in fixed.items():
+            object.__setattr__(self, name, value)
         if min(self.backbone.grid) < 2:
             raise ValueError(
                 f"a segmenter needs a grid of 2 x 2 patches or more, got {self.backbone.grid}; "
@@ -75,8 +73,7 @@ class SegmenterConfig:
         ascending = len(layers) == 4 and list(layers) == sorted(set(layers))
         if not linear and not (ascending and 1 <= layers[0] <= layers[-1] <= depth):
             raise ValueError(
-                "layers are the numbers of four backbone blocks in ascending order, 1 to "
-                f"{depth}, got {layers}"
+                f"layers are four backbone blocks in ascending order, 1 to {depth}, got {layers}"
             )
         if self.num_classes < 1 or self.channels < 1 or self.auxiliary_channels < 1:
             raise ValueError(
@@ -95,16 +92,10 @@ class SegmenterConfig:
 
 
 class SegmenterOutput(NamedTuple):
-    """Logits over the classes.
+    """Logits over the classes."""
 
-    Attributes:
-        logits: (B, Y, 4 Gh, 4 Gw), a quarter of the image size for patches of 16 pixels;
-            (B, Y, Gh, Gw) for a linear head
-        auxiliary: (B, Y, Gh, Gw) of the auxiliary head, None without it
-    """
-
-    logits: Tensor
-    auxiliary: Tensor | None
+    logits: Tensor  # (B, Y, 4 Gh, 4 Gw); (B, Y, Gh, Gw) for a linear head
+    auxiliary: Tensor | None  # (B, Y, Gh, Gw) of the auxiliary head, None without it
 
 
 def resize_maps(maps: Tensor, size: Sequence[int]) -> Tensor:
@@ -174,11 +165,7 @@ class UPerNetDecoder(nn.Module):
         self.head = pixel_head(channels, num_classes)
 
     def forward(self, levels: Sequence[Tensor]) -> Tensor:
-        """Classify the pixels of the finest level.
-
-        levels: four maps (B, D, h, w), finest first
-        Returns: (B, Y, h, w) logits of the size of the first map
-        """
+        """Classify four maps (B, D, h, w), finest first: (B, Y, h, w) logits of the finest size."""
         *fine, coarsest = levels
         size = coarsest.shape[2:]
         context = [
@@ -197,31 +184,19 @@ class UPerNetDecoder(nn.Module):
         return self.head(self.dropout(self.fuse(fused)))  # type: ignore[no-any-return]
 
 
-class AuxiliaryHead(nn.Module):
-    """One convolution and a classification layer, without the decoder."""
+class MapHead(nn.Module):
+    """Classifies a map alone, after a convolution (auxiliary head) or without (linear head)."""
 
     def __init__(self, width: int, channels: int, num_classes: int, dropout: float) -> None:
+        """Build the layers; ``channels`` 0 for no convolution."""
         super().__init__()
-        self.conv = ConvBlock(width, channels, 3)
+        self.conv = ConvBlock(width, channels, 3) if channels else nn.Identity()
         self.dropout = nn.Dropout2d(dropout)
-        self.head = pixel_head(channels, num_classes)
+        self.head = pixel_head(channels or width, num_classes)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Classify the pixels of a map (B, D, h, w): (B, Y, h, w) logits."""
+        """Classify a map (B, D, h, w): (B, Y, h, w) logits."""
         return self.head(self.dropout(self.conv(maps)))  # type: ignore[no-any-return]
-
-
-class LinearDecoder(nn.Module):
-    """One linear layer on each patch alone."""
-
-    def __init__(self, width: int, num_classes: int, dropout: float) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout2d(dropout)
-        self.head = pixel_head(width, num_classes)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """Classify the patches of a normalised map (B, D, Gh, Gw): (B, Y, Gh, Gw) logits."""
-        return self.head(self.dropout(maps))  # type: ignore[no-any-return]
 
 
 class SemanticSegmenter(nn.Module):
@@ -230,34 +205,26 @@ class SemanticSegmenter(nn.Module):
     def __init__(self, config: SegmenterConfig) -> None:
         super().__init__()
         self.config = config
-        D, Y = config.backbone.width, config.num_classes
+        D, Y, rate = config.backbone.width, config.num_classes, config.dropout
         self.backbone = VisionTransformer(config.backbone)
-        self.pyramid = Pyramid(D) if config.head == "upernet" else None
+        upernet = config.head == "upernet"
+        self.pyramid = Pyramid(D) if upernet else None
         self.decoder = (
-            UPerNetDecoder(D, config.channels, Y, config.dropout)
-            if config.head == "upernet"
-            else LinearDecoder(D, Y, config.dropout)
+            UPerNetDecoder(D, config.channels, Y, rate) if upernet else MapHead(D, 0, Y, rate)
         )
-        self.auxiliary = (
-            AuxiliaryHead(D, config.auxiliary_channels, Y, config.dropout)
-            if config.auxiliary
-            else None
-        )
+        extra = config.auxiliary_channels
+        self.auxiliary = MapHead(D, extra, Y, rate) if config.auxiliary else None
 
     def forward(self, images: Tensor) -> SegmenterOutput:
-        """Classify images (B, 3, H, W), uint8 or float in [0, 1], at the decoder's resolution.
-
-        Raises:
-            ValueError: the image size is not the configured one.
-        """
+        """Classify images (B, 3, H, W), uint8 or float in [0, 1], at the decoder's resolution."""
         features = self.backbone(images, layers=self.config.layers)
-        if self.pyramid is None:
-            patches = features.patches.transpose(1, 2).unflatten(2, features.grid)  # (B, D, Gh, Gw)
-            return SegmenterOutput(self.decoder(patches), None)
+        tokens = [features.layers[layer][:, 1:] for layer in self.config.layers]  # (B, N, D) each
         maps = [
-            features.layers[layer][:, 1:].transpose(1, 2).unflatten(2, features.grid)
-            for layer in self.config.layers
+            patches.transpose(1, 2).unflatten(2, features.grid)
+            for patches in tokens or [features.patches]
         ]  # (B, D, Gh, Gw) each
+        if self.pyramid is None:
+            return SegmenterOutput(self.decoder(maps[0]), None)
         levels = self.pyramid(maps)
         auxiliary = None if self.auxiliary is None else self.auxiliary(levels[AUXILIARY_LEVEL])
         return SegmenterOutput(self.decoder(levels), auxiliary)
@@ -276,12 +243,11 @@ def pixel_loss(logits: Tensor, labels: Tensor) -> Tensor:
     As published, the mean is over all pixels, with 0 for ignored ones: images with few labelled
     pixels have less weight.
 
-    Args:
-        logits: (B, Y, h, w), resized to (H, W)
-        labels: (B, H, W) of any integer type, classes in [0, Y) or IGNORED
+    logits: (B, Y, h, w), resized to (H, W)
+    labels: (B, H, W) of any integer type, classes in [0, Y) or IGNORED
     """
-    # Full-size logits take gigabytes: they are computed for a few images at a time, and recomputed
-    # for the gradients.
+    # Full-size logits take gigabytes: compute them for a few images at a time, and again for the
+    # gradients.
     images = max(1, FINE_LOGITS // (logits.shape[1] * labels[0].numel()))
     sums = [
         checkpoint(_summed_cross_entropy, *part, use_reentrant=False)

@@ -7,12 +7,13 @@ overlap. Or the whole image is resized to the model's input size. As published f
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import product
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from beit.nn.patches import as_float
+from beit.nn.patches import Size, as_float
 from beit.nn.segmenter import resize_maps
 
 Classify = Callable[[Tensor], Tensor]  # (n, 3, h, w) float in [0, 1] to (n, Y, h', w') logits
@@ -21,10 +22,7 @@ STRIP = 2**26  # logits computed at a time at the image's own size: 256 MB
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Return the starts of windows along one side, `stride` apart, the last one aligned to the end.
-
-    Returns: ascending from 0; only 0 if the window covers the whole length
-    """
+    """Return the starts of windows along one side, `stride` apart, the last aligned to the end."""
     if not 1 <= stride <= window:
         raise ValueError(
             f"stride is {stride}; expected 1 to {window}, the window's side, to cover all pixels"
@@ -36,16 +34,15 @@ def window_starts(length: int, window: int, stride: int) -> list[int]:
 def sliding_logits(
     classify: Classify,
     images: Tensor,
-    window: tuple[int, int],
-    stride: tuple[int, int],
+    window: Size,
+    stride: Size,
     batch_size: int | None = None,
     padding: Tensor | None = None,
 ) -> Tensor:
     """Average the logits of overlapping windows.
 
     Args:
-        classify: maps windows (n, 3, h, w) to logits (n, Y, h', w'), which are resized to the
-            window size
+        classify: maps windows (n, 3, h, w) to logits, which are resized to the window size
         images: (B, 3, H, W) uint8 or float in [0, 1]
         window: (height, width) of a window
         stride: pixels between windows, vertically and horizontally
@@ -53,14 +50,10 @@ def sliding_logits(
         padding: (3, 1, 1) in [0, 1], colour of the padding on the right and below images smaller
             than the window (published: the mean colour); None for black
 
-    Returns: (B, Y, H, W) float32
-
-    Raises:
-        ValueError: logits are not finite.
+    Returns: (B, Y, H, W) float32. ValueError: the logits are not finite.
     """
     images = as_float(images)
-    B, _, H, W = images.shape
-    h, w = window
+    (B, _, H, W), (h, w) = images.shape, window
     if H < h or W < w:
         colour = images.new_zeros(3, 1, 1) if padding is None else padding.to(images)
         padded = colour.expand(B, 3, max(H, h), max(W, w)).clone()
@@ -68,7 +61,7 @@ def sliding_logits(
         images = padded
     tops = window_starts(images.shape[2], h, stride[0])
     lefts = window_starts(images.shape[3], w, stride[1])
-    places = [(b, top, left) for top in tops for left in lefts for b in range(B)]
+    places = [(b, y, x) for y, x in product(tops, lefts) for b in range(B)]
     total, counts = torch.empty(0), images.new_zeros(images.shape[2:])
     batch_size = batch_size or max(1, WINDOW_PIXELS // (h * w))
     for first in range(0, len(places), batch_size):
@@ -79,9 +72,8 @@ def sliding_logits(
             total = counts.new_zeros(B, logits.shape[1], *images.shape[2:])  # (B, Y, H, W)
         for (b, y, x), coarse in zip(batch, logits.split(1), strict=True):
             total[b, :, y : y + h, x : x + w] += resize_maps(coarse.float(), window)[0]
-    for y in tops:
-        for x in lefts:
-            counts[y : y + h, x : x + w] += 1
+    for y, x in product(tops, lefts):
+        counts[y : y + h, x : x + w] += 1
     if not bool(total.isfinite().all()):
         raise ValueError(
             "the segmenter's logits are not finite; its weights may be damaged, or the precision "
@@ -90,23 +82,18 @@ def sliding_logits(
     return total.div_(counts)[:, :, :H, :W]
 
 
-def working_size(size: tuple[int, int], short: int, long: int | None = None) -> tuple[int, int]:
+def working_size(size: Size, short: int, long: int | None = None) -> Size:
     """Scale (height, width) to a shorter side of `short`, or less to keep both sides within `long`.
 
     Halves are rounded up, as in mmcv.
     """
-    scale = short / min(size)
-    if long is not None:
-        scale = min(scale, long / max(size))
+    scale = short / min(size) if long is None else min(short / min(size), long / max(size))
     height, width = (max(1, int(side * scale + 0.5)) for side in size)
     return height, width
 
 
-def rescaled(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize images (B, 3, H, W) uint8 bilinearly, without antialiasing as published.
-
-    Returns: (B, 3, h, w) uint8
-    """
+def rescaled(images: Tensor, size: Size) -> Tensor:
+    """Resize images (B, 3, H, W) uint8 bilinearly, without antialiasing as published, to uint8."""
     if tuple(images.shape[2:]) == tuple(size):
         return images
     return resize_maps(images.float(), size).round_().to(torch.uint8)
@@ -150,30 +137,20 @@ class MapPredictor:
     own size. With one view, logits are used: the result is the same.
     """
 
-    def __init__(
-        self, window: tuple[int, int], config: MapViewConfig, padding: Tensor | None = None
-    ) -> None:
-        """Set up the views.
-
-        Args:
-            window: (height, width) of the model's input
-            padding: as for `sliding_logits`
-        """
+    def __init__(self, window: Size, config: MapViewConfig, padding: Tensor | None = None) -> None:
+        """Set up views for a model whose input is (height, width); padding as `sliding_logits`."""
         self.window, self.config, self.padding = window, config, padding
-        height, width = (
-            2 * side // 3 if config.stride is None else config.stride for side in window
-        )
-        self.stride = height, width
+        h, w = (2 * side // 3 if config.stride is None else config.stride for side in window)
+        self.stride = h, w
         for side, stride in zip(window, self.stride, strict=True):
             window_starts(side, side, stride)
 
-    def sizes(self, size: tuple[int, int]) -> list[tuple[int, int]]:
+    def sizes(self, size: Size) -> list[Size]:
         """Return the sizes of the views of an image of (height, width).
 
         With one scale, the shorter side becomes `short_side`, and the longer side at most four
-        times that, as published (2048, 512). With several scales, the shorter side is scaled but
-        not below the window's, and the longer side has no limit, as in BEiT v1's `_ms`
-        configurations.
+        times that, as published (2048, 512). With several, the shorter side is not below the
+        window's, and the longer side has no limit, as in BEiT v1's `_ms` configurations.
         """
         if self.config.mode == "whole":
             return [self.window]
@@ -195,8 +172,7 @@ class MapPredictor:
     def __call__(self, classify: Classify, images: Tensor) -> Tensor:
         """Predict the class of every pixel of images (B, 3, H, W) uint8: (B, H, W) int64."""
         B, _, H, W = images.shape
-        single_view = len(self.config.scales) == 1 and not self.config.flip
-        total = torch.empty(0)
+        single_view, total = len(self.config.scales) == 1 and not self.config.flip, torch.empty(0)
         for view, mirrored in self.views(images):
             logits = sliding_logits(
                 classify, view, self.window, self.stride, self.config.batch_size, self.padding
@@ -214,17 +190,14 @@ class MapPredictor:
         return total.argmax(dim=1)
 
 
-def strips(
-    logits: Tensor, size: tuple[int, int], entries: int = STRIP
-) -> Iterator[tuple[int, Tensor]]:
+def strips(logits: Tensor, size: Size, entries: int = STRIP) -> Iterator[tuple[int, Tensor]]:
     """Resize logits (B, Y, h, w) as `resize_maps` does, a strip of rows at a time.
 
     The full-size logits of a photograph take gigabytes for 150 classes.
 
     Yields: number of the first row, from 0; (B, Y, rows, W)
     """
-    H, W = size
-    B, Y, h, _ = logits.shape
+    (B, Y, h, _), (H, W) = logits.shape, size
     rows = max(1, entries // (B * Y * W))
     if rows >= H:
         yield 0, resize_maps(logits, size)

@@ -4,7 +4,6 @@ Codes are BEiT's target. Pixels are an ablation of BEiT v1, regressed as in MAE 
 with `normalised`) or SimMIM (Xie et al. 2022). Features are regressed as in MVP and EVA.
 """
 
-from collections.abc import Mapping
 from typing import Protocol
 
 import torch
@@ -13,15 +12,13 @@ from torch.nn import functional as F
 
 from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
-from beit.nn.losses import Loss, weighted_mean
+from beit.nn.losses import Loss
 from beit.nn.mim import Predicts, take
-from beit.nn.patches import as_float, patchify
+from beit.nn.patches import Size, as_float, patchify
 from beit.nn.resample import lanczos
 from beit.nn.tokenizer import Tokenizer
 
 PATCH_EPS = 1e-6  # added to the variance of a patch (MAE's code)
-# The keys of `target_metrics` for each kind of target.
-TARGET_METRICS = {"tokens": ("accuracy",), "pixels": ("error", "spread"), "features": ("cosine",)}
 
 
 class FeatureSource(Protocol):
@@ -29,7 +26,7 @@ class FeatureSource(Protocol):
 
     width: int
 
-    def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor:
+    def features(self, images: Tensor, grid: Size) -> Tensor:
         """Return the features (B, N, T) of the grid cells of images of any size."""
 
 
@@ -39,17 +36,13 @@ class TokenTarget:
     Tokenizers with a fixed grid, such as VQ-KD, get images of their own size, resized bicubically.
     BEiT v1's convolutional tokenizers get the image size that gives the backbone's grid (112 x 112
     pixels for 14 x 14 codes), resized by Lanczos as published.
-
-    Attributes:
-        image_size: (height, width) to which `of` resizes images
-        lanczos: resize uint8 images by Lanczos instead of bicubically
     """
 
     kind: Predicts = "tokens"
     loss: Loss = "cross-entropy"
     normalised = False
 
-    def __init__(self, tokenizer: Tokenizer, grid: tuple[int, int]) -> None:
+    def __init__(self, tokenizer: Tokenizer, grid: Size) -> None:
         self.tokenizer, self.width = tokenizer, tokenizer.vocab_size
         self.image_size, self.lanczos = tokenizer.image_size, False
         if isinstance(tokenizer, DiscreteVAE | DalleTokenizer):
@@ -76,8 +69,7 @@ class TokenTarget:
 class PixelTarget:
     """Pixels normalised as for the backbone, row by row, the channels of a pixel together.
 
-    With `normalised`, each patch is standardised over its pixels and channels, which leaves its
-    structure.
+    With `normalised`, each patch is standardised over its pixels and channels.
     """
 
     kind: Predicts = "pixels"
@@ -85,7 +77,7 @@ class PixelTarget:
 
     def __init__(
         self,
-        image_size: tuple[int, int],
+        image_size: Size,
         patch_size: int,
         mean: tuple[float, ...] | None,
         std: tuple[float, ...] | None,
@@ -107,12 +99,10 @@ class PixelTarget:
         return (patches - mean) / std
 
     def paint(self, images: Tensor, masked: Tensor, predicted: Tensor) -> Tensor:
-        """Replace the masked (B, M) patches of images by the predicted (B, M, 3PP) ones.
+        """Replace the masked (B, M) patches of images by predicted ones (B, M, 3PP), in [0, 1].
 
         Normalised predictions get the mean and standard deviation of the true patch, which the
         model does not know: such a picture shows predicted structure at the true brightness.
-
-        Returns: (B, 3, H, W) in [0, 1]
         """
         patches, predicted = self._patches(images), predicted.float()
         if self.normalised:
@@ -129,10 +119,9 @@ class PixelTarget:
 
 
 class FeatureTarget:
-    """Features of a teacher for each patch.
+    """Features of a teacher for each patch; with `normalised`, vectors standardised over channels.
 
-    With `normalised`, each vector is standardised over its channels, so that channels with large
-    values do not dominate a smooth L1 or squared distance.
+    Then channels with large values do not dominate a smooth L1 or squared distance.
     """
 
     kind: Predicts = "features"
@@ -141,8 +130,8 @@ class FeatureTarget:
     def __init__(
         self,
         teacher: FeatureSource,
-        image_size: tuple[int, int],
-        grid: tuple[int, int],
+        image_size: Size,
+        grid: Size,
         normalised: bool = False,
         loss: Loss = "cosine",
     ) -> None:
@@ -156,58 +145,14 @@ class FeatureTarget:
         return F.layer_norm(features, (self.width,)) if self.normalised else features
 
 
-Target = TokenTarget | PixelTarget | FeatureTarget
-
-
 def mean_and_std(patches: Tensor) -> tuple[Tensor, Tensor]:
     """Return mean and standard deviation (B, N, 1) of the values of each patch (B, N, 3PP)."""
     return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + PATCH_EPS).sqrt()
 
 
-def unpatchify(patches: Tensor, image_size: tuple[int, int], patch_size: int) -> Tensor:
+def unpatchify(patches: Tensor, image_size: Size, patch_size: int) -> Tensor:
     """Assemble images (B, c, H, W) from patches (B, N, P*P*c): the inverse of `patchify`."""
     (H, W), P = image_size, patch_size
     tiles: Tensor = patches.unflatten(1, (H // P, W // P))  # (B, Gh, Gw, P*P*c)
     tiles = tiles.unflatten(3, (P, P, -1))  # (B, Gh, Gw, P, P, c)
     return tiles.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, H, W)
-
-
-@torch.no_grad()
-def target_metrics(
-    kind: Predicts, predicted: Tensor, targets: Tensor, weights: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Return the metrics of a prediction, () each, averaged over patches.
-
-    Tokens: `accuracy`. Features: `cosine`. Pixels: `error`, the squared error, and `spread`, the
-    square of the target, which `explained_from_error` combines.
-
-    Args:
-        predicted: (B, M, K) or (B, M, T)
-        targets: (B, M) int64 or (B, M, T)
-        weights: (B, M) of the patches; None for equal weights
-    """
-    if kind == "tokens":
-        values = {"accuracy": (predicted.argmax(dim=2) == targets).float()}
-    elif kind == "features":
-        values = {"cosine": F.cosine_similarity(predicted.float(), targets, dim=-1)}
-    else:
-        error, spread = (predicted.float() - targets).square(), targets.square()
-        values = {"error": error.mean(dim=-1), "spread": spread.mean(dim=-1)}
-    return {name: weighted_mean(value, weights) for name, value in values.items()}
-
-
-def explained_from_error(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Replace each pair of `error` and `spread` by `explained` = 1 - error / spread.
-
-    1 is perfect. 0 is as good as predicting zeros: the mean colour of the data for raw pixels, the
-    mean of the patch for normalised ones. A spread of 0 gives 0.
-    """
-    result = {}
-    for name, value in metrics.items():
-        if name.endswith("error"):
-            prefix = name.removesuffix("error")
-            spread = metrics[prefix + "spread"]
-            result[prefix + "explained"] = 1 - value / spread if spread else 0.0
-        elif not name.endswith("spread"):
-            result[name] = value
-    return result

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.nn.block import init_published
+from beit.nn.patches import Size
 from beit.nn.quantizer import Quantizer, bounded, check_levels
 from beit.nn.vit import VisionTransformer, ViTConfig
 
@@ -23,11 +24,11 @@ class Tokenizer(Protocol):
         """Number of codes (K)."""
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Grid of the codes of an image (Gh, Gw); N = Gh * Gw."""
+    def grid(self) -> Size:
+        """Grid (Gh, Gw) of the codes of an image; N = Gh * Gw."""
 
     @property
-    def image_size(self) -> tuple[int, int]:
+    def image_size(self) -> Size:
         """(height, width) of the input images."""
 
     def encode(self, images: Tensor) -> Tensor:
@@ -37,7 +38,7 @@ class Tokenizer(Protocol):
         """Move the tokenizer to a device."""
 
 
-def tokenizer_vit(image_size: tuple[int, int] = (224, 224), patch_size: int = 16) -> ViTConfig:
+def tokenizer_vit(image_size: Size = (224, 224), patch_size: int = 16) -> ViTConfig:
     """Return the published encoder configuration: ViT-B, absolute positions, pixels in [-1, 1]."""
     return ViTConfig(
         image_size=image_size,
@@ -65,7 +66,7 @@ class VQKDConfig:
         l2_normalised: vectors and codes have length 1, as published; false: the nearest code is
             that of the smallest Euclidean distance
         levels: levels of each channel for a fixed grid of codes (FSQ), for example 8, 8, 8, 4, 4
-            for 8,192 codes of 5 channels; empty for learned codes
+            for 8,192 codes; empty for learned codes
     """
 
     encoder: ViTConfig = field(default_factory=tokenizer_vit)
@@ -102,30 +103,20 @@ class VQKDConfig:
 class VQKDOutput(NamedTuple):
     """Output of a tokenizer in training.
 
-    Attributes:
-        vectors: (B, N, C) float32, encoder output; of length 1 with ``l2_normalised``
-        codes: (B, N) int64 in [0, K), the nearest codes
-        features: (B, N, T) decoder output, the reconstruction of the teacher's features
-        commitment: () mean squared distance of vectors to their codes (third term of Eq. 2)
-        attraction: () the same distance, with gradients for the codes instead of the vectors
-            (second term of Eq. 2); only for a codebook learned by gradients
+    The commitment () is the mean squared distance of vectors to their codes (third term of Eq. 2),
+    the attraction () the same with gradients for the codes instead (second term), for a codebook
+    learned by gradients.
     """
 
-    vectors: Tensor
-    codes: Tensor
-    features: Tensor
+    vectors: Tensor  # (B, N, C) float32, encoder output; of length 1 with ``l2_normalised``
+    codes: Tensor  # (B, N) int64 in [0, K), the nearest codes
+    features: Tensor  # (B, N, T) decoder output, the reconstruction of the teacher's features
     commitment: Tensor
     attraction: Tensor
 
 
 class VQKD(nn.Module):
-    """Encodes images as codes, and decodes codes to a teacher's features.
-
-    Attributes:
-        vocab_size: K
-        grid: (Gh, Gw) of the codes of an image
-        image_size: (height, width) of the input images
-    """
+    """A `Tokenizer` that encodes images as codes, and decodes codes to a teacher's features."""
 
     def __init__(self, config: VQKDConfig) -> None:
         super().__init__()
@@ -134,18 +125,14 @@ class VQKD(nn.Module):
         self.config = config
         self.vocab_size, self.grid = config.num_codes, config.encoder.grid
         self.image_size = config.encoder.image_size
-        D = config.encoder.width
+        D, C, T = config.encoder.width, config.code_width, config.teacher_width
         self.encoder = VisionTransformer(config.encoder)
-        self.encode_task = nn.Sequential(
-            nn.Linear(D, D), nn.Tanh(), nn.Linear(D, config.code_width)
-        )
+        self.encode_task = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, C))
         self.quantizer = Quantizer(
-            config.num_codes, config.code_width, config.decay, config.l2_normalised, config.levels
+            config.num_codes, C, config.decay, config.l2_normalised, config.levels
         )
         self.decoder = VisionTransformer(config.decoder)
-        self.decode_task = nn.Sequential(
-            nn.Linear(D, D), nn.Tanh(), nn.Linear(D, config.teacher_width)
-        )
+        self.decode_task = nn.Sequential(nn.Linear(D, D), nn.Tanh(), nn.Linear(D, T))
         for task in (self.encode_task, self.decode_task):
             init_published(task, config.encoder.init_bound)
 
@@ -173,8 +160,7 @@ class VQKD(nn.Module):
         """Encode, quantize and decode images (B, 3, H, W), uint8 or float in [0, 1].
 
         Gradients pass the quantizer by the straight-through estimator, from decoder input to
-        encoder output. The codebook does not change: see ``Quantizer.statistics`` and
-        ``Quantizer.update``.
+        encoder output. The codebook does not change: see ``Quantizer.update``.
         """
         vectors = self.quantizer.project(self.embed(images))  # (B, N, C)
         codes = self.quantizer.nearest(vectors)  # (B, N)

@@ -1,9 +1,9 @@
-"""The vision Transformer: backbone of every model, and encoder and decoder of the tokenizer."""
+"""The vision Transformer: every model's backbone, and the tokenizer's encoder and decoder."""
 
 import copy
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from beit.nn.block import (
     rescale_residual,
     trunc_normal_,
 )
-from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, as_float, grid_of
+from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, Size, as_float, grid_of
 from beit.nn.position import RelativePositionBias, resize_absolute
 
 SIZES = {  # width, depth, heads (Touvron et al. 2021 for Ti and S, Dosovitskiy et al. 2021)
@@ -41,18 +41,16 @@ class ViTConfig:
         num_heads: attention heads (h)
         mlp_ratio: hidden width of the MLP, as a multiple of D
         absolute_positions: add a learned position vector to every token
-        relative_bias: table of relative position biases: none, one shared by all blocks, or one
-            per_block
-        layer_scale: initial value of the per-channel scale of both branches; null for no scale
+        relative_bias: relative position biases: none, one table shared by all blocks, or per_block
+        layer_scale: initial per-channel scale of both branches; null for no scale
         drop_path: stochastic depth rate of the last block; rates grow linearly from 0
         final_norm: apply a LayerNorm after the last block
         mean: per-channel mean of images in [0, 1]; null for no normalisation
         std: per-channel standard deviation of images in [0, 1]; null for no normalisation
-        init_bound: initial weights are normal with standard deviation 0.02, truncated at this
-            bound on both sides
+        init_bound: initial weights are normal with std 0.02, truncated at +- this bound
     """
 
-    image_size: tuple[int, int] = (224, 224)
+    image_size: Size = (224, 224)
     patch_size: int = 16
     in_channels: int = 3
     width: int = 768
@@ -78,7 +76,7 @@ class ViTConfig:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
 
     @property
-    def grid(self) -> tuple[int, int]:
+    def grid(self) -> Size:
         """Patch grid (Gh, Gw)."""
         return grid_of(self.image_size, self.patch_size)
 
@@ -88,45 +86,31 @@ class ViTConfig:
         return self.grid[0] * self.grid[1]
 
 
-def vit_config(
-    size: Literal["Ti", "S", "B", "L", "H"],
-    *,
-    image_size: tuple[int, int] = (224, 224),
-    patch_size: int = 16,
-    relative_bias: Literal["none", "shared", "per_block"] = "shared",
-    drop_path: float = 0.0,
-) -> ViTConfig:
-    """Return the pretraining configuration of a named size; layer scale is 1e-5 for L and H."""
+def vit_config(size: Literal["Ti", "S", "B", "L", "H"], **options: Any) -> ViTConfig:
+    """Return the pretraining configuration of a named size, with other options of `ViTConfig`.
+
+    The layer scale is 1e-5 for L and H.
+    """
     if size not in SIZES:
         raise ValueError(f"no ViT size {size!r}; sizes are {', '.join(SIZES)}")
     width, depth, num_heads = SIZES[size]
-    return ViTConfig(
-        image_size=image_size,
-        patch_size=patch_size,
-        width=width,
-        depth=depth,
-        num_heads=num_heads,
-        relative_bias=relative_bias,
-        layer_scale=0.1 if depth < 24 else 1e-5,
-        drop_path=drop_path,
-    )
+    scale = 0.1 if depth < 24 else 1e-5
+    return ViTConfig(width=width, depth=depth, num_heads=num_heads, layer_scale=scale, **options)
+
+
+def new_block(vit: ViTConfig, drop_rate: float) -> Block:
+    """Build one block of a ViT, with its own rate of stochastic depth."""
+    grid = vit.grid if vit.relative_bias == "per_block" else None
+    return Block(vit.width, vit.num_heads, vit.mlp_ratio, vit.layer_scale, drop_rate, grid)
 
 
 class Features(NamedTuple):
-    """Output of a ViT.
+    """Output of a ViT, tokens after the final norm if there is one."""
 
-    Attributes:
-        cls: (B, D) the [CLS] token, after the final norm if there is one
-        patches: (B, N, D) the patch tokens, after the final norm if there is one
-        grid: (Gh, Gw), N = Gh * Gw
-        layers: {i: (B, 1+N, D)} raw output of block i, counted from 1, [CLS] first; layer 0 is the
-            input of the first block
-    """
-
-    cls: Tensor
-    patches: Tensor
-    grid: tuple[int, int]
-    layers: dict[int, Tensor]
+    cls: Tensor  # (B, D)
+    patches: Tensor  # (B, N, D)
+    grid: Size  # (Gh, Gw), N = Gh * Gw
+    layers: dict[int, Tensor]  # {i: (B, 1+N, D)} raw output of block i from 1; 0: the first's input
 
 
 class VisionTransformer(nn.Module):
@@ -138,42 +122,27 @@ class VisionTransformer(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
-        D, grid = config.width, config.grid
+        D = config.width
         for name, values in (("mean", config.mean), ("std", config.std)):
             buffer = None if values is None else torch.tensor(values).view(-1, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
         self.patch_embed = PatchEmbed(config.in_channels, D, config.patch_size)
         self.cls_token = nn.Parameter(torch.empty(1, 1, D))
-        self.pos_embed = (
-            nn.Parameter(torch.empty(1, 1 + config.num_patches, D))
-            if config.absolute_positions
-            else None
-        )
+        positions = torch.empty(1, 1 + config.num_patches, D) if config.absolute_positions else None
+        self.pos_embed = None if positions is None else nn.Parameter(positions)
         shared = config.relative_bias == "shared"
-        self.rel_pos_bias = RelativePositionBias(grid, config.num_heads) if shared else None
+        self.rel_pos_bias = RelativePositionBias(config.grid, config.num_heads) if shared else None
         self.blocks = nn.ModuleList(
-            Block(
-                D,
-                config.num_heads,
-                config.mlp_ratio,
-                config.layer_scale,
-                config.drop_path * i / max(config.depth - 1, 1),
-                grid if config.relative_bias == "per_block" else None,
-            )
+            new_block(config, config.drop_path * i / max(config.depth - 1, 1))
             for i in range(config.depth)
         )
         self.norm = nn.LayerNorm(D, eps=NORM_EPS) if config.final_norm else nn.Identity()
-        self.init_weights()
 
-    def init_weights(self) -> None:
-        """Initialise the weights as the published code does."""
-        bound = self.config.init_bound
-        init_published(self, bound)
+        init_published(self, config.init_bound)
         for token in (self.cls_token, self.pos_embed):
             if token is not None:
-                trunc_normal_(token, bound)
+                trunc_normal_(token, config.init_bound)
         for layer, block in enumerate(self.blocks, 1):
-            assert isinstance(block, Block)
             rescale_residual(block, layer)
 
     def bias(self) -> Tensor | None:
@@ -187,18 +156,13 @@ class VisionTransformer(nn.Module):
         mask_token: Tensor | None = None,
         layers: Collection[int] = (),
     ) -> Features:
-        """Encode images.
+        """Encode images (B, c, H, W), uint8 or float in [0, 1], of the configured size.
 
         Args:
-            images: (B, c, H, W) uint8 in 0..255 or float in [0, 1], of the configured size
             masked: (B, M) int64, indices in [0, N) of the patches hidden from the model; each is
                 replaced by ``mask_token`` before the first block (BEiT v2, section 2.3)
             mask_token: (1, 1, D), required with ``masked``
-            layers: numbers of the blocks, from 1, whose raw outputs to return; 0 for the input of
-                the first block
-
-        Raises:
-            ValueError: the image size is not the configured one.
+            layers: blocks, from 1, whose raw outputs to return; 0 for the input of the first block
         """
         B, _, H, W = images.shape
         if (H, W) != tuple(self.config.image_size):
@@ -217,8 +181,7 @@ class VisionTransformer(nn.Module):
         tokens = torch.cat([self.cls_token.expand(B, -1, -1), patches], dim=1)  # (B, 1+N, D)
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
-        bias = self.bias()
-        outputs = {0: tokens} if 0 in layers else {}
+        bias, outputs = self.bias(), {0: tokens} if 0 in layers else {}
         for layer, block in enumerate(self.blocks, 1):
             tokens = block(tokens, bias)  # (B, 1+N, D)
             if layer in layers:
@@ -227,14 +190,10 @@ class VisionTransformer(nn.Module):
         return Features(normed[:, 0], normed[:, 1:], self.config.grid, outputs)
 
 
-def resized(vit: VisionTransformer, image_size: tuple[int, int]) -> VisionTransformer:
-    """Return a copy for another image size, with its positions resized to the new grid.
+def resized(vit: VisionTransformer, image_size: Size) -> VisionTransformer:
+    """Return a copy for another image size (height, width), with its positions resized.
 
-    Relative biases are resized by ``resize_relative_bias``, absolute positions by
-    ``resize_absolute``. If the grid does not change, the model itself is returned.
-
-    Args:
-        image_size: (height, width), multiples of the patch side
+    See ``resize_relative_bias`` and ``resize_absolute``. For the same grid, the model itself.
     """
     config = replace(vit.config, image_size=image_size)
     old, new = vit.config.grid, config.grid
@@ -253,11 +212,8 @@ def resized(vit: VisionTransformer, image_size: tuple[int, int]) -> VisionTransf
 def with_bias_per_block(vit: VisionTransformer) -> VisionTransformer:
     """Return a copy in which every block has its own copy of the shared relative bias.
 
-    Fine-tuning uses such models (docs/reference/finetuning.md, "Model"). A model that has one bias
-    per block already is returned unchanged.
-
-    Raises:
-        ValueError: the model has no relative bias.
+    For fine-tuning (docs/reference/finetuning.md, "Model"). A model with one bias per block is
+    returned unchanged. ValueError: the model has no relative bias.
     """
     if vit.config.relative_bias == "per_block":
         return vit

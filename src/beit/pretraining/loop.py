@@ -17,7 +17,7 @@ from beit.data.order import seed_torch, step_generator
 from beit.nn.losses import masked_losses
 from beit.nn.masking import MaskConfig, draw_masks, patches_to_predict
 from beit.nn.mim import MaskedImageModel, take
-from beit.nn.targets import Target, explained_from_error, target_metrics
+from beit.nn.target_metrics import Target, explained_from_error, target_metrics
 from beit.pretraining.validation import Validation, knn_check, validate
 from beit.run.journal import Journal
 from beit.run.optim import OptimConfig, clip_gradients, set_learning_rate

@@ -9,7 +9,8 @@ from beit.draw.numbers import short_number
 from beit.draw.report import Gallery, Picture
 from beit.draw.tokens import masked_predictions
 from beit.nn.mim import take
-from beit.nn.targets import FeatureTarget, PixelTarget, Target
+from beit.nn.target_metrics import Target
+from beit.nn.targets import FeatureTarget, PixelTarget
 
 
 def predictions(

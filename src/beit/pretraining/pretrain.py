@@ -14,7 +14,7 @@ from beit.data.sources import open_source
 from beit.data.views import EvalView, TrainViews
 from beit.draw.report import Section
 from beit.nn.mim import MaskedImageModel
-from beit.nn.targets import Target
+from beit.nn.target_metrics import Target
 from beit.pretraining.config import Config
 from beit.pretraining.loop import Pretraining, train
 from beit.pretraining.report import report

@@ -12,7 +12,7 @@ from beit.draw.numbers import short_number
 from beit.draw.report import Gallery, Section, write_report
 from beit.nn.masking import draw_masks
 from beit.nn.mim import MaskedImageModel
-from beit.nn.targets import Target
+from beit.nn.target_metrics import Target
 from beit.pretraining.config import Config
 from beit.pretraining.pictures import predictions
 from beit.run.directory import RunDirectory

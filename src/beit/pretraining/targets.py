@@ -6,7 +6,8 @@ from typing import Literal
 import torch
 
 from beit.nn.mim import MaskedImageModelConfig
-from beit.nn.targets import FeatureTarget, PixelTarget, Target, TokenTarget
+from beit.nn.target_metrics import Target
+from beit.nn.targets import FeatureTarget, PixelTarget, TokenTarget
 from beit.nn.vit import ViTConfig
 from beit.weights.open import load_tokenizer
 from beit.weights.teachers import load_teacher

@@ -12,7 +12,7 @@ from beit.nn.losses import masked_losses
 from beit.nn.masking import MaskConfig, draw_masks, patches_to_predict
 from beit.nn.metrics import knn_accuracy
 from beit.nn.mim import MaskedImageModel, take
-from beit.nn.targets import TARGET_METRICS, Target, explained_from_error, target_metrics
+from beit.nn.target_metrics import TARGET_METRICS, Target, explained_from_error, target_metrics
 from beit.nn.vit import VisionTransformer
 from beit.run.device import summed
 from beit.run.meters import Means
