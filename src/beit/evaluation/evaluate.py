@@ -27,15 +27,11 @@ from torch import Tensor
 
 from beit.data.unreadable import Unreadable
 from beit.evaluation.classify import EVALUATED, classify, summed_outcomes
-from beit.evaluation.compare import METRICS, compare, read_evaluation, refuse_other_images
+from beit.evaluation.compare import compare, read_evaluation, refuse_other_images
 from beit.evaluation.corruptions.corrupt import KINDS, SEVERITIES, check_kind
 from beit.evaluation.imagenet import Dataset, open_task
-from beit.evaluation.metrics import (
-    classification_metrics,
-    reference_errors,
-    robustness_metrics,
-)
-from beit.evaluation.output import format_table, write
+from beit.evaluation.metrics import classification_metrics, reference_errors, robustness_metrics
+from beit.evaluation.output import METRICS, format_table, write
 from beit.evaluation.target_columns import Task
 from beit.run.device import DeviceConfig, launch
 from beit.run.directory import environment
@@ -101,9 +97,7 @@ class Config:
         for kind in self.kinds:
             check_kind(kind)
         if not self.severities or not set(self.severities) <= set(SEVERITIES):
-            raise ValueError(
-                f"severities must be one or more of 1 to 5, got {list(self.severities)}"
-            )
+            raise ValueError(f"severities must be one or more of 1 to 5, got {[*self.severities]}")
         if len(self.compare) == 1:
             raise ValueError("compare takes two results or more, got one")
         if self.present_only and self.dataset != "plain":
@@ -130,9 +124,9 @@ class Config:
 
 
 class Result(NamedTuple):
-    """The contents of evaluate.json, and a table for the terminal.
+    """The contents of evaluate.json (of a comparison: each result's metrics), and a table of them.
 
-    Both are the same in all processes. After a comparison, record maps each result to its metrics.
+    Both are the same in all processes.
     """
 
     record: dict[str, Any]
@@ -147,10 +141,9 @@ def run(config: Config) -> Result:
     if config.compare:
         return Result(*compare(config.compare, output))
     if not config.model or not config.data:
-        raise ValueError(
-            "give --model and --data to evaluate a classifier, or --compare to compare results"
-        )
-    reference = None if config.reference is None else read_evaluation(config.reference)
+        raise ValueError("give --model and --data to evaluate, or --compare to compare results")
+    path = config.reference
+    reference = None if path is None else read_evaluation(path)
     classifier = load_classifier(config.model, config.image_size, num_heads=config.num_heads)
     task = open_task(
         config.data,
@@ -161,14 +154,10 @@ def run(config: Config) -> Result:
         present_only=config.present_only,
         real_labels=config.real_labels,
     )
-    fingerprint = task.fingerprint()
-    baseline = None
-    if reference is not None:
-        assert config.reference is not None
-        fingerprints = {config.reference: reference["fingerprint"], "this evaluation": fingerprint}
-        refuse_other_images(fingerprints)
-        baseline = reference_errors(reference, config.reference, config.pairs)
-
+    fingerprint, baseline = task.fingerprint(), None
+    if path is not None and reference is not None:
+        refuse_other_images({path: reference["fingerprint"], "this evaluation": fingerprint})
+        baseline = reference_errors(reference, path, config.pairs)
     fabric = launch(config.device)
     outcomes = summed_outcomes(fabric, classify(fabric, classifier, task, config))
     unreadable = unreadable_names(outcomes, task, config)
