@@ -17,7 +17,7 @@ from beit.data.views import EvalView
 from beit.evaluation.corruptions.corrupt import corrupt
 from beit.evaluation.target_columns import Task
 from beit.nn.heads import ImageClassifier
-from beit.run.device import prepared, summed
+from beit.run.device import prepared
 from beit.run.progress import Progress
 
 if TYPE_CHECKING:
@@ -154,10 +154,3 @@ def corrupted_batches(
             yield pending.popleft().result().unflatten(0, (B, V))
     for future in pending:
         yield future.result().unflatten(0, (B, V))
-
-
-def summed_outcomes(fabric: "Fabric", outcomes: Tensor) -> Tensor:
-    """Merge the outcomes of all processes: a row is zero in all of them but one."""
-    if fabric.world_size == 1:
-        return outcomes
-    return summed(fabric, outcomes.to(fabric.device)).cpu()

@@ -20,20 +20,21 @@ Under torchrun each process takes every n-th batch, and the first process writes
 """
 
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from beit.data.unreadable import Unreadable
-from beit.evaluation.classify import EVALUATED, classify, summed_outcomes
+from beit.evaluation.classify import EVALUATED, classify
 from beit.evaluation.compare import compare, read_evaluation, refuse_other_images
 from beit.evaluation.corruptions.corrupt import KINDS, SEVERITIES, check_kind
 from beit.evaluation.imagenet import Dataset, open_task
 from beit.evaluation.metrics import classification_metrics, reference_errors, robustness_metrics
 from beit.evaluation.output import METRICS, format_table, write
 from beit.evaluation.target_columns import Task
-from beit.run.device import DeviceConfig, launch
+from beit.run.device import DeviceConfig, launch, summed
 from beit.run.directory import environment
 from beit.weights.open import load_classifier
 
@@ -119,8 +120,7 @@ class Config:
     @property
     def pairs(self) -> list[tuple[str, int]]:
         """The corruptions to measure: kind and severity."""
-        severities = sorted(set(self.severities))
-        return [(kind, severity) for kind in dict.fromkeys(self.kinds) for severity in severities]
+        return list(product(dict.fromkeys(self.kinds), sorted(set(self.severities))))
 
 
 class Result(NamedTuple):
@@ -159,7 +159,8 @@ def run(config: Config) -> Result:
         refuse_other_images({path: reference["fingerprint"], "this evaluation": fingerprint})
         baseline = reference_errors(reference, path, config.pairs)
     fabric = launch(config.device)
-    outcomes = summed_outcomes(fabric, classify(fabric, classifier, task, config))
+    outcomes = classify(fabric, classifier, task, config).to(fabric.device)
+    outcomes = summed(fabric, outcomes).cpu()  # a row is zero in all processes but one
     unreadable = unreadable_names(outcomes, task, config)
     record = classification_metrics(outcomes, task)
     record["corruptions"] = robustness = robustness_metrics(outcomes, config, baseline)

@@ -4,8 +4,6 @@ The logits of a classifier are found by WordNet id. 1000 classes without such na
 in the order of sorted ids, as in all published weights.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence
@@ -70,7 +68,6 @@ def open_task(
             imagenet-v2: folders named 0 to 999, numbers of the sorted ids (or the ids themselves);
             imagenet-real: the validation set, by the names of its files, in folders or not;
             objectnet: the unpacked archive, or its folder images; see `_objectnet_task`
-        num_classes: of the classifier
         class_names: of the classifier, if known
         limit: use this many images, a fixed random subset
         present_only: for plain data, compare only the logits of classes that have images

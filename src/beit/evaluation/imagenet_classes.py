@@ -4,8 +4,6 @@ The lists of ids and ReaL's labels are timm's: `ImageNetInfo`, and two lists and
 `timm/data/_info`, which timm reads itself without a public function.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence

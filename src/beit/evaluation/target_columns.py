@@ -1,7 +1,5 @@
 """The evaluation task: images, the logits that are compared, and the target columns among them."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -19,24 +17,18 @@ from beit.data.sources import Source
 class Task(NamedTuple):
     """Images to classify, the logits that are compared, and the correct answers.
 
-    Attributes:
-        columns: (C,) int64, the logits that are compared; all others are ignored
-        targets: (n, T) int64 in [0, C), the columns that are correct for each image; padded with
-            -1 for an image with fewer than T
-        labels: (n,) int64, the class of each image, for metrics by class: the target column, or a
-            class with several columns; None if an image may have several classes
-        class_names: of the labels; of the columns if there are no labels
-        notes: remarks for the reader of the metrics
-        border: pixels to cut off each side of an image
+    An image with fewer than T correct columns has -1 for the others. `labels`, for metrics by
+    class, are the target column or a class with several columns; None if an image may have several
+    classes.
     """
 
     source: Source
-    columns: Tensor
-    targets: Tensor
-    labels: Tensor | None
-    class_names: list[str]
-    notes: list[str]
-    border: int = 0
+    columns: Tensor  # (C,) int64, the logits that are compared; all others are ignored
+    targets: Tensor  # (n, T) int64 in [0, C), the columns that are correct for each image, or -1
+    labels: Tensor | None  # (n,) int64
+    class_names: list[str]  # of the labels; of the columns if there are no labels
+    notes: list[str]  # remarks for the reader of the metrics
+    border: int = 0  # pixels to cut off each side of an image
 
     def fingerprint(self) -> str:
         """Hash the names of the images and their targets: 16 hexadecimal digits."""

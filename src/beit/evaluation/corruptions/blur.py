@@ -5,8 +5,6 @@ The module `noise` describes the arguments of the functions and `PARAMETERS`. Fi
 depend on its batch.
 """
 
-from __future__ import annotations
-
 import math
 from functools import lru_cache
 from itertools import count
@@ -18,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from beit.evaluation.corruptions.noise import Generators, Parameters, integers, uniforms
+from beit.evaluation.corruptions.noise import Generators, Parameters, uniforms
 
 Kernel = npt.NDArray[np.float64]
 
@@ -63,8 +61,9 @@ def glass_blur(
     blurred = truncated(gaussian_blurred(images.transpose(0, 1).contiguous(), sigma))
     source = torch.arange(len(images) * height * width)
     for _ in range(rounds):
-        moves = integers(generators, -reach, reach, (2, height, width))  # columns, rows
-        source = source.index_select(0, _sources_of(moves, reach))
+        size = (2, height, width)  # columns, rows
+        moves = [torch.randint(-reach, reach, size, generator=each) for each in generators]
+        source = source.index_select(0, _sources_of(torch.stack(moves), reach))
     moved = blurred.flatten(1).index_select(1, source).view_as(blurred)
     return gaussian_blurred(moved, sigma).transpose(0, 1)
 
@@ -174,8 +173,7 @@ def zoomed(images: Tensor, factor: float) -> Tensor:
     """Enlarge the centre of (B, C, H, W) to full size: bilinear, corners aligned."""
     for axis in (-2, -1):
         below, share = map(torch.from_numpy, _zoom_places(images.shape[axis], factor))
-        share = share.to(images.dtype)
-        share = share[:, None] if axis == -2 else share
+        share = share.to(images.dtype)[:, None] if axis == -2 else share.to(images.dtype)
         lower, upper = (images.index_select(axis, below + i) for i in (0, 1))
         images = lower.lerp_(upper, share)
     return images
@@ -226,8 +224,8 @@ def _by_fourier(images: Tensor, kernel: Kernel) -> Tensor:
     height, width = images.shape[-2:]
     last = len(kernel) - 1
     sides = _fast_size(height + last), _fast_size(width + last)
-    left, top = last // 2, last // 2
-    margins = [left, sides[1] - width - left, top, sides[0] - height - top]
+    half = last // 2
+    margins = [half, sides[1] - width - half, half, sides[0] - height - half]
     spectrum = torch.fft.rfft2(torch.from_numpy(kernel), s=sides)
     result = torch.empty_like(images)
     for image, into in zip(images, result, strict=True):  # one at a time fits the CPU cache

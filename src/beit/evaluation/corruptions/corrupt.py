@@ -4,8 +4,6 @@ Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corrup
 Perturbations", ICLR 2019. docs/corruptions.md compares each kind with the published code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 

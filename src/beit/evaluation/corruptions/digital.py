@@ -3,8 +3,6 @@
 The module `noise` describes the arguments of the functions and `PARAMETERS`.
 """
 
-from __future__ import annotations
-
 import io
 from functools import lru_cache
 

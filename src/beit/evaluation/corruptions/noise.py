@@ -6,8 +6,6 @@ published numbers of the five severities by image size: `make_imagenet_c.py` (22
 `make_cifar_c.py` (32) of github.com/hendrycks/robustness.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -90,8 +88,3 @@ def normals(generators: Generators, shape: Sequence[int]) -> Tensor:
 def uniforms(generators: Generators, shape: Sequence[int]) -> Tensor:
     """Draw uniformly from [0, 1). Returns: (B, *shape)."""
     return torch.stack([torch.rand(*shape, generator=generator) for generator in generators])
-
-
-def integers(generators: Generators, low: int, high: int, shape: Sequence[int]) -> Tensor:
-    """Draw uniformly from low .. high - 1. Returns: (B, *shape) int64."""
-    return torch.stack([torch.randint(low, high, tuple(shape), generator=g) for g in generators])

@@ -4,8 +4,6 @@ Frost is not the published one: see `frost`. The module `noise` describes the ar
 functions and `PARAMETERS`.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional
