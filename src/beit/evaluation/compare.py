@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from beit.draw.report import Item, Section, Table, write_report
+from beit.draw.report import Section, Table, write_report
 from beit.evaluation.imagenet_classes import read_json
 from beit.evaluation.output import (
     FILE,
@@ -36,8 +36,11 @@ def compare(sources: Sequence[str], output: Path | None) -> tuple[dict[str, dict
     rows, kinds = _rows(list(records.values()))
     a, *rest = letters
     columns = ["", *letters, *(f"{b} - {a}" for b in rest)]
-    notes = _image_counts(letters, records)
-    notes += [note for b in rest for note in _significance(letters, a, b)]
+    notes = [note for b in rest for note in _significance(letters, a, b)]
+    counts = [record.get("images", {}).get("evaluated") for record in records.values()]
+    if len(set(counts)) > 1:  # unreadable images make them differ
+        pairs = zip(letters, counts, strict=True)
+        notes.insert(0, "Images evaluated: " + ", ".join(f"{x} {count}" for x, count in pairs))
     lines = [f"{letter}: {source}" for letter, source in letters.items()]
     heads: Row = [*columns]
     for name, *cells in (heads, *rows):
@@ -48,10 +51,10 @@ def compare(sources: Sequence[str], output: Path | None) -> tuple[dict[str, dict
     if output is not None:
         output.mkdir(parents=True)
         content = {"figures": metrics, "notes": notes, "environment": environment("evaluate")}
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        write_text(output / "compare.json", text + "\n")
-        items: list[Item] = [Table("Shares in percent", columns, rows)]
-        sections = [Section("Figures", "\n\n".join(notes), items)]
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_text(output / "compare.json", text)
+        figures = [Table("Shares in percent", columns, rows)]
+        sections = [Section("Figures", "\n\n".join(notes), figures)]
         if kinds:
             sections.append(robustness_section(records))
         write_report(output / "report.html", "Evaluations side by side", sections, letters)
@@ -107,14 +110,6 @@ def _row(label: str, name: str, values: list[float | None]) -> Row:
             sign = "+" if value >= first else "-"
             cells.append(sign + format_metric(name, abs(value - first)))
     return [label, *cells]
-
-
-def _image_counts(letters: Mapping[str, str], records: Mapping[str, Record]) -> list[str]:
-    """Note of how many images each result is, if unreadable ones make them differ."""
-    counts = {a: records[path].get("images", {}).get("evaluated") for a, path in letters.items()}
-    if len(set(counts.values())) == 1:
-        return []
-    return ["Images evaluated: " + ", ".join(f"{a} {count}" for a, count in counts.items())]
 
 
 def _significance(letters: Mapping[str, str], a: str, b: str) -> list[str]:

@@ -3,20 +3,17 @@
 Every readable image is classified once, by the logits that its set compares: all of them, or the
 set's own 200 for ImageNet-A and -R. Metrics are shares in [0, 1], except NLL:
 
-- top1, top5 (with six logits or more): the target class has the largest, or one of the five
-  largest, logits;
+- top1, top5 (of six logits or more): the target has the largest, one of the five largest logits;
 - mean_per_class: top-1 of each class, averaged over the classes that have images;
 - nll: mean of -log of the target's probability (summed over the targets, if there are several);
 - ece: expected calibration error, 15 equal bins of the largest probability (Guo et al. 2017).
 
 With crops or flips, an image's probabilities are the mean of the softmax over its views.
-
 Corruptions are applied after the crop, because ImageNet-C's files are crops. They depend on (seed,
 index, kind, severity) only. Each image is decoded once. `mean_corruption_error` averages top-1
 errors over severities, then kinds. `mce` first divides each kind's error by that of a reference:
-AlexNet on ImageNet, or another evaluation.
-
-Under torchrun each process takes every n-th batch, and the first process writes.
+AlexNet on ImageNet, or another evaluation. Under torchrun each process takes every n-th batch, and
+the first process writes.
 """
 
 from dataclasses import asdict, dataclass, field

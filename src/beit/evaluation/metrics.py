@@ -92,11 +92,9 @@ def robustness_metrics(
 def reference_errors(
     record: Mapping[str, Any], reference: str, pairs: Sequence[tuple[str, int]]
 ) -> dict[str, float]:
-    """Return the mean errors by kind of evaluate.json of a reference, whose path errors name.
+    """Return the mean errors by kind in `record`, the evaluate.json of a reference.
 
-    Raises:
-        ValueError: the reference lacks one of the measured pairs (kind, severity), or these leave
-            out a severity.
+    ValueError if it lacks a measured pair (kind, severity), or these leave out a severity.
     """
     accuracy: Mapping[str, Mapping[str, float]] = record["corruptions"].get("accuracy", {})
     for kind, severity in pairs:

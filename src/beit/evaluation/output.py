@@ -85,12 +85,10 @@ def write(output: Path, config: "Config", record: Record, outcomes: Tensor, task
 
 def _sections(record: Record, outcomes: Tensor, task: Task) -> list[Section]:
     """Draw calibration, classes and corruptions."""
-    bins = record["reliability"]
+    keys = ("confidence", "accuracy", "number")
     points = [
         {"confidence": confidence, "accuracy": accuracy, "perfectly calibrated": confidence}
-        for confidence, accuracy, count in zip(
-            bins["confidence"], bins["accuracy"], bins["number"], strict=True
-        )
+        for confidence, accuracy, count in zip(*map(record["reliability"].get, keys), strict=True)
         if count
     ]
     panel = {"Share of images that are right": ["accuracy", "perfectly calibrated"]}

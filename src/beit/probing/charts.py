@@ -18,6 +18,7 @@ NAMES = {
 }
 PAPER = " *"  # marks the row that follows the paper's protocol
 CURVES = 8  # in one chart, at most; the best ones
+Rates = tuple[Sequence[float], Sequence[float]]  # tried for the linear and the attentive probes
 
 
 class Figures(TypedDict):
@@ -83,12 +84,7 @@ def format_table(table: Table) -> str:
     return "\n".join(map("  ".join, zip(*columns, strict=True)))
 
 
-def notes(
-    rows: Sequence[Row],
-    attentive: Sequence[AttentiveRow],
-    rates: Sequence[float],
-    attentive_rates: Sequence[float],
-) -> list[str]:
+def notes(rows: Sequence[Row], attentive: Sequence[AttentiveRow], rates: Rates) -> list[str]:
     """Explain the paper's rows, and warn if the best rate is at an end of the grid."""
     lines = []
     for row in rows:
@@ -98,8 +94,8 @@ def notes(
                 f"{title(row)}{PAPER}: the features that the paper probes for a model pretrained "
                 f"{model} patch aggregation"
             )
-    groups = ("rates", rows, rates), ("attentive_rates", attentive, attentive_rates)
-    for option, group, grid in groups:
+    groups: tuple[Sequence[Figures], ...] = rows, attentive
+    for option, group, grid in zip(("rates", "attentive_rates"), groups, rates, strict=True):
         for end, rate in (("smallest", min(grid)), ("largest", max(grid))):
             at_end = [title(row) for row in group if len(grid) > 1 and row["rate"] == rate]
             if at_end:
@@ -110,19 +106,11 @@ def notes(
     return lines
 
 
-def drawings(
-    rows: Sequence[Row],
-    attentive: Sequence[AttentiveRow],
-    rates: Sequence[float],
-    attentive_rates: Sequence[float],
-) -> list[Gallery]:
+def drawings(rows: Sequence[Row], attentive: Sequence[AttentiveRow], rates: Rates) -> list[Gallery]:
     """Draw held-out accuracy by rate and, for several blocks, accuracy by depth."""
-    groups: list[tuple[str, Sequence[Figures], Sequence[float]]] = [
-        ("linear", rows, rates),
-        ("attentive", attentive, attentive_rates),
-    ]
+    groups: tuple[Sequence[Figures], ...] = rows, attentive
     charts = []
-    for name, group, grid in groups:
+    for name, group, grid in zip(("linear", "attentive"), groups, rates, strict=True):
         best = sorted(group, key=lambda row: -max(row["held_out"]))[:CURVES]
         if best:
             records = [

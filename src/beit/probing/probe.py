@@ -170,10 +170,8 @@ def run(config: Config) -> Result:
     num_classes = checked_classes(*labelled).number
     split(len(train), config.held_out, config.seed)  # raises before the features are computed
     fabric = launch(device)
-    untrained = config.seed if config.untrained else None
-    model = open_frozen_model(
-        config.model, config.image_size, config.num_heads, untrained, fabric.device
-    )
+    seed, size = config.seed if config.untrained else None, config.image_size
+    model = open_frozen_model(config.model, size, config.num_heads, seed, fabric.device)
     kinds = kinds_of(config.layers, config.pooling, model.depth, model.has_cls)
     if config.attentive and model.width % config.attentive_heads:
         raise ValueError(
@@ -199,7 +197,7 @@ def run(config: Config) -> Result:
     table = format_table(accuracy_table(rows, rows_attentive, config.votes))
     remarks = unreadable_note("training", train_set.unreadable, len(train))
     remarks += unreadable_note("test", test_set.unreadable, len(test))
-    remarks += notes(rows, rows_attentive, config.rates, config.attentive_rates)
+    remarks += notes(rows, rows_attentive, (config.rates, config.attentive_rates))
     print("\n".join([table, *remarks]))
     result = Result(rows, table, remarks, rows_attentive)
     if output is not None:
@@ -211,9 +209,9 @@ def run(config: Config) -> Result:
 
 def unreadable_note(set_name: str, names: list[str], total: int) -> list[str]:
     """Note how many images of a set were read, and name some of the others; empty without any."""
-    if not names:
+    if not (count := len(names)):
         return []
-    some, count = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else ""), len(names)
+    some = ", ".join(names[:NAMED]) + (", ..." if count > NAMED else "")
     return [f"{total - count} of {total} {set_name} images; {count} cannot be read: {some}"]
 
 
@@ -246,7 +244,7 @@ def _write(
     }
     write_text(output / "probe.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     table = accuracy_table(result.rows, result.attentive, config.votes)
-    pictures = drawings(result.rows, result.attentive, config.rates, config.attentive_rates)
+    pictures = drawings(result.rows, result.attentive, (config.rates, config.attentive_rates))
     model = config.model + (" (untrained)" if config.untrained else "")
     sections = [Section("Frozen features", "\n\n".join(result.notes), [table, *pictures])]
     facts = {

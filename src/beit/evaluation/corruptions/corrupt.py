@@ -94,10 +94,8 @@ def mean_corruption_error(
         raise ValueError(f"baseline must have an error above 0 for each kind; see {missing}")
     severities = sorted({severity for _, severity in errors})
     if severities != list(SEVERITIES):
-        raise ValueError(
-            f"errors have severities {severities}; a baseline is a mean over 1 to 5: measure "
-            "all five, or give no baseline"
-        )
+        message = f"errors have severities {severities}; a baseline is a mean over 1 to 5"
+        raise ValueError(f"{message}: measure all five, or give no baseline")
     return sum(mean / baseline[kind] for kind, mean in means.items()) / len(means)
 
 
