@@ -85,10 +85,10 @@ def write(output: Path, config: "Config", record: Record, outcomes: Tensor, task
 
 def _sections(record: Record, outcomes: Tensor, task: Task) -> list[Section]:
     """Draw calibration, classes and corruptions."""
-    keys = ("confidence", "accuracy", "number")
+    bins = [record["reliability"][name] for name in ("confidence", "accuracy", "number")]
     points = [
         {"confidence": confidence, "accuracy": accuracy, "perfectly calibrated": confidence}
-        for confidence, accuracy, count in zip(*map(record["reliability"].get, keys), strict=True)
+        for confidence, accuracy, count in zip(*bins, strict=True)
         if count
     ]
     panel = {"Share of images that are right": ["accuracy", "perfectly calibrated"]}
@@ -126,9 +126,8 @@ def robustness_table(accuracy: Accuracy) -> Table:
     severities = sorted({severity for by_severity in accuracy.values() for severity in by_severity})
     rows: list[list[Cell]] = []
     for kind, shares in accuracy.items():
-        error = 1 - sum(shares.values()) / len(shares)
-        percent = [f"{100 * share:.2f}" for share in (*map(shares.__getitem__, severities), error)]
-        rows.append([kind.replace("_", " "), *percent])
+        values = [*(shares[s] for s in severities), 1 - sum(shares.values()) / len(shares)]
+        rows.append([kind.replace("_", " "), *(f"{100 * value:.2f}" for value in values)])
     columns = ["Corruption", *(f"Severity {severity}" for severity in severities), "Mean error"]
     return Table("Accuracy on corrupted images, and mean error, in percent", columns, rows)
 
