@@ -25,10 +25,8 @@ from beit.data.classes import Labelled, checked_classes
 from beit.data.sources import open_source
 from beit.nn.pooling import kinds_of
 from beit.probing import probe
-from beit.probing.features import FeatureReader
-from beit.probing.frozen_model import open_frozen_model
-from beit.probing.grids import linear_grid, probe_features
-from beit.probing.training import fit, split, steps_per_epoch
+from beit.probing.features import FeatureReader, open_frozen_model
+from beit.probing.training import fit, linear_grid, probe_features, split, steps_per_epoch
 from beit.run.device import DeviceConfig, launch
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)  # values of C, the inverse regularisation
@@ -97,7 +95,7 @@ def on_images(config: probe.Config, fabric: Any) -> dict[str, Any]:
         for name, rates in (("one rate", ONE_RATE), ("ten rates", config.rates)):
             started = time.perf_counter()
             settings = replace(config, rates=rates)
-            row = probe_features(kind, *data, settings, num_classes)
+            row = probe_features(kind, data[:2], data[2:], settings, num_classes)
             seconds[name] += time.perf_counter() - started
         theirs, penalty = logistic_regression(*(tensor.cpu() for tensor in data), config)
         accuracy.append(

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from beit.data.order import step_generator
+from beit.evaluation.corruptions.blur import disk, truncated
 from beit.evaluation.corruptions.corrupt import (
     ALEXNET_ERRORS,
     KINDS,
@@ -17,7 +18,6 @@ from beit.evaluation.corruptions.corrupt import (
     mean_corruption_error,
     published_side,
 )
-from beit.evaluation.corruptions.filters import disk, truncated
 from beit.evaluation.corruptions.weather import frost_texture, plasma
 
 _spec = spec_from_file_location("reference", Path(__file__).with_name("corruption_reference.py"))

@@ -33,19 +33,19 @@ def test_the_table_on_a_terminal() -> None:
 
 
 def test_notes_name_the_paper_and_the_ends_of_the_grids() -> None:
-    lines = notes_of(ROWS, ATTENTIVE, RATES, RATES)
+    lines = notes_of(ROWS, ATTENTIVE, (RATES, RATES))
     assert lines[0].startswith("[CLS] *: the features that the paper probes")
     assert lines[0].endswith("a model pretrained with patch aggregation")
     assert lines[1].startswith("[CLS]: the best rate 0.01 is the smallest of the grid; a wider")
     assert lines[2].startswith("attentive, block 2: the best rate 0.1 is the largest")
     assert len(lines) == 3
-    assert notes_of([row(None, "cls", 0.5)], [], [0.01], RATES) == []  # nothing was chosen
+    assert notes_of([row(None, "cls", 0.5)], [], ([0.01], RATES)) == []  # nothing was chosen
 
 
 def test_depth_is_drawn_where_there_are_several_blocks() -> None:
-    assert len(drawings(ROWS, [], RATES, RATES)) == 1
+    assert len(drawings(ROWS, [], (RATES, RATES))) == 1
     deep = [row(block, "cls", block / 4) for block in (1, 2, 3)] + [row(None, "cls", 1.0)]
-    *_, gallery = drawings(deep, ATTENTIVE, RATES, RATES)
+    *_, gallery = drawings(deep, ATTENTIVE, (RATES, RATES))
     probes, neighbours = (picture.alt for picture in gallery.pictures)
     assert "[CLS] from 25 to 75" in probes  # the final features are no block
     assert "attentive from 100 to 100" in probes
@@ -54,7 +54,7 @@ def test_depth_is_drawn_where_there_are_several_blocks() -> None:
 
 def test_of_many_kinds_the_best_are_drawn() -> None:
     many = [row(block, "cls", block / 20) for block in range(1, 15)]
-    rates = drawings(many, [], RATES, RATES)[0].pictures[0].alt
+    rates = drawings(many, [], (RATES, RATES))[0].pictures[0].alt
     assert "block 14" in rates and "block 7 " in rates
     assert "block 6 " not in rates
 

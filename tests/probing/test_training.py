@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from beit.data.batch import Batch
 from beit.nn.pooling import Kind
 from beit.nn.probes import AttentiveProbes, LinearProbes, Standardise
 from beit.probing.training import (
@@ -12,12 +14,14 @@ from beit.probing.training import (
     choose,
     fit,
     fit_stream,
+    probe_features,
     score,
     score_stream,
     split,
     steps_per_epoch,
 )
 
+CLS = Kind(None, "cls")
 RATES = [1e-3, 0.05, 0.4]
 
 
@@ -166,8 +170,12 @@ def test_a_stream_trains_and_scores_as_features_in_memory_do() -> None:
     generator = torch.Generator().manual_seed(3)
     batches = [b for _ in range(2) for b in torch.randperm(24, generator=generator).split(8)]
 
-    def stream(order: list[Tensor]) -> list[tuple[dict[Kind, Tensor], Tensor]]:
-        return [({k: scales[k] * features[b] for k in kinds}, labels[b]) for b in order]
+    def stream(order: list[Tensor]) -> list[tuple[dict[Kind, Tensor], Batch]]:
+        images = torch.empty(0)  # not read
+        return [
+            ({k: scales[k] * features[b] for k in kinds}, Batch(images, images, labels[b], b, []))
+            for b in order
+        ]
 
     fit_stream(grids, stream(batches))
     scores = score_stream(grids, stream(list(torch.arange(24).split(7))))
@@ -203,3 +211,51 @@ def test_split_parts_all_images_by_chance() -> None:
 def test_a_split_without_held_out_images_is_refused() -> None:
     with pytest.raises(ValueError, match=r"held_out 0\.1 of 4 training images is 0"):
         split(4, 0.1, seed=0)
+
+
+# ── the steps of the protocol ───────────────────────────────────────────────────────────────────
+
+
+def test_separable_classes_are_told_apart(config: Any) -> None:
+    kind = Kind(2, "mean")
+    row = probe_features(kind, clusters(90, 0.05, seed=0), clusters(30, 0.05, seed=1), config(), 3)
+    assert (row["features"], row["layer"], row["pooling"]) == ("mean@2", 2, "mean")
+    assert row["linear"] == 1.0
+    assert row["knn"] == 1.0
+    assert len(row["held_out"]) == 3
+
+
+def test_test_images_have_no_say_in_the_choice(config: Any) -> None:
+    train = clusters(120, 1.0, seed=0)
+    test, test_labels = clusters(60, 1.0, seed=1)
+    row = probe_features(CLS, train, (test, test_labels), config(), 3)
+    other = probe_features(CLS, train, (100 * test, (test_labels + 1) % 3), config(), 3)
+    assert (row["rate"], row["held_out"]) == (other["rate"], other["held_out"])
+    # By rising rate, whatever the order they were given in.
+    assert row["rate"] == [0.003, 0.03, 0.3][row["held_out"].index(max(row["held_out"]))]
+
+
+def test_features_that_are_not_finite_are_refused(config: Any) -> None:
+    features, labels = clusters(40, 1.0, seed=0)
+    broken = features.clone()
+    broken[3, 1] = math.nan
+    with pytest.raises(ValueError, match="features of the test images are not finite"):
+        probe_features(CLS, (features, labels), (broken, labels), config(), 3)
+
+
+@pytest.mark.parametrize("standardise", ["whole", "batch", "none"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_every_way_tells_separable_classes_apart(
+    standardise: str, optimizer: str, config: Any
+) -> None:
+    settings = config(standardise=standardise, optimizer=optimizer, weight_decay=1e-4, epochs=8)
+    train, test = clusters(90, 0.05, seed=0), clusters(30, 0.05, seed=1)
+    assert probe_features(CLS, train, test, settings, 3)["linear"] == 1.0
+
+
+def test_several_numbers_of_neighbours_have_a_figure_each(config: Any) -> None:
+    data = clusters(90, 0.6, seed=0), clusters(30, 0.6, seed=1)
+    row = probe_features(CLS, *data, config(neighbours=(5, 1, 90)), 3)
+    alone = [probe_features(CLS, *data, config(neighbours=k), 3)["knn"] for k in (5, 1, 90)]
+    assert row["knn_each"] == alone
+    assert row["knn"] == alone[0]

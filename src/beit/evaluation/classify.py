@@ -1,10 +1,11 @@
-"""Classify the images of a task, clean and corrupted: one row of outcomes per image."""
+"""Classify crops of the images of a task, clean and corrupted: one row of outcomes per image."""
 
 import math
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.unreadable import Unreadable, readable
+from beit.data.views import EvalView
 from beit.evaluation.corruptions.corrupt import corrupt
-from beit.evaluation.crops import CropViews
 from beit.evaluation.target_columns import Task
 from beit.nn.heads import ImageClassifier
-from beit.run.device import prepared, summed
+from beit.run.device import prepared
 from beit.run.progress import Progress
 
 if TYPE_CHECKING:
@@ -28,6 +29,37 @@ if TYPE_CHECKING:
 EVALUATED, TOP1, TOP5, NLL, CONFIDENCE, PREDICTED, CORRUPTED = range(7)
 
 
+class CropViews:
+    """Crops of one size from an image resized as by `EvalView`; the first is its centre crop.
+
+    Five crops are the centre and the corners (Krizhevsky et al. 2012). With crop_ratio 1 they
+    differ along the longer side only. `border` pixels are cut off each side of an image first.
+    """
+
+    def __init__(
+        self,
+        size: tuple[int, int],
+        crop_ratio: float = 0.875,
+        crops: Literal[1, 5] = 1,
+        border: int = 0,
+    ) -> None:
+        if crops not in (1, 5):
+            raise ValueError(f"crops must be 1 (the centre) or 5 (corners too), got {crops}")
+        self.centre, self.crops, self.border = EvalView(size, crop_ratio), crops, border
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """Crop `image`, (3, H, W) uint8. Returns: (V, 3, H', W') uint8."""
+        border = self.border
+        if border and min(image.shape[-2:]) > 2 * border:
+            image = image[:, border:-border, border:-border]
+        if self.crops == 1:
+            return self.centre(image)[None]
+        scaled = self.centre.scaled(image)
+        H, W = self.centre.size
+        corners = [scaled[:, :H, :W], scaled[:, :H, -W:], scaled[:, -H:, :W], scaled[:, -H:, -W:]]
+        return torch.stack([self.centre(image), *corners])
+
+
 @torch.no_grad()
 def classify(fabric: "Fabric", classifier: ImageClassifier, task: Task, config: "Config") -> Tensor:
     """Classify this process's share of the images, clean and corrupted.
@@ -35,16 +67,14 @@ def classify(fabric: "Fabric", classifier: ImageClassifier, task: Task, config: 
     Returns: (n, 6 + corruptions) float32 on the CPU, one row per image, columns EVALUATED to
     PREDICTED, then the corruptions. Rows of unreadable images and of other processes are zero.
     """
-    world_size = fabric.world_size
-    view = CropViews(
-        classifier.backbone.config.image_size, config.crop_ratio, config.crops, task.border
-    )
+    image_size = classifier.backbone.config.image_size
+    view = CropViews(image_size, config.crop_ratio, config.crops, task.border)
     batches = EvalBatches(
         task.source,
         view,
         config.batch_size,
         rank=fabric.global_rank,
-        world_size=world_size,
+        world_size=fabric.world_size,
         num_workers=config.num_workers,
     )
     unreadable = Unreadable(len(task.source), config.max_unreadable)
@@ -52,31 +82,34 @@ def classify(fabric: "Fabric", classifier: ImageClassifier, task: Task, config: 
     columns = task.columns.to(fabric.device)
     outcomes = torch.zeros(len(task.source), CORRUPTED + len(config.pairs))
     loader = prefetch(batches, fabric.device)
+
+    def classified(images: Tensor, targets: Tensor) -> Tensor:
+        images = images.to(fabric.device)
+        log_probs = log_probabilities(fabric, model, images, columns, config.flip)
+        return outcomes_of(log_probs.cpu(), targets)
+
     progress_line = Progress(len(batches), enabled=fabric.is_global_zero)
     with progress_line as progress, ThreadPoolExecutor(max(1, config.num_workers)) as pool:
         for note in task.notes:
             progress.message(note)
         for step, batch in enumerate(readable(loader, unreadable, progress.warn), start=1):
-            indices, images = batch.indices.cpu(), batch.images
+            indices = batch.indices.cpu()
             targets = task.targets[indices]
-            log_probs = log_probabilities(fabric, model, images, columns, config.flip)
-            outcomes[indices, :CORRUPTED] = outcomes_of(log_probs.cpu(), targets)
-            corrupted = corrupted_batches(images.cpu(), indices, config, pool)
-            for column, views in enumerate(corrupted, start=CORRUPTED):
-                views = views.to(fabric.device)
-                log_probs = log_probabilities(fabric, model, views, columns, config.flip)
-                outcomes[indices, column] = outcomes_of(log_probs.cpu(), targets)[:, TOP1]
-            progress.update(step, {}, len(indices) * world_size, loader.wait_seconds)
+            outcomes[indices, :CORRUPTED] = classified(batch.images, targets)
+            corrupted = corrupted_batches(batch.images.cpu(), indices, config, pool)
+            for column, images in enumerate(corrupted, start=CORRUPTED):
+                outcomes[indices, column] = classified(images, targets)[:, TOP1]
+            progress.update(step, {}, len(indices) * fabric.world_size, loader.wait_seconds)
     return outcomes
 
 
 def log_probabilities(
     fabric: "Fabric", model: nn.Module, images: Tensor, columns: Tensor, flip: bool
 ) -> Tensor:
-    """Classify images (B, V, 3, H, W) by the logits `columns`, (C,) int64.
+    """Return the log (B, C) of the softmax over the logits `columns`, (C,) int64.
 
-    Returns: (B, C), the log of the softmax over these logits, averaged over an image's V views
-    (and their mirror images, with flip).
+    The softmax is averaged over the V views of images (B, V, 3, H, W), and with `flip` over their
+    mirror images too.
     """
     log_probs = []
     for view in images.unbind(1):  # (B, 3, H, W)
@@ -112,20 +145,12 @@ def corrupted_batches(
 ) -> Iterator[Tensor]:
     """Yield images (B, V, 3, H, W) uint8 in each corruption; `num_workers` are made ahead."""
     B, V = images.shape[:2]
-    flat, flat_indices = images.flatten(0, 1), indices.repeat_interleave(V)
+    indices = indices.repeat_interleave(V)
+    corrupted = partial(corrupt, images.flatten(0, 1), seed=config.seed, indices=indices)
     pending: deque[Future[Tensor]] = deque()
     for kind, severity in config.pairs:
-        pending.append(
-            pool.submit(corrupt, flat, kind, severity, seed=config.seed, indices=flat_indices)
-        )
+        pending.append(pool.submit(corrupted, kind, severity))
         if len(pending) > config.num_workers:
             yield pending.popleft().result().unflatten(0, (B, V))
-    while pending:
-        yield pending.popleft().result().unflatten(0, (B, V))
-
-
-def summed_outcomes(fabric: "Fabric", outcomes: Tensor) -> Tensor:
-    """Merge the outcomes of all processes: a row is zero in all of them but one."""
-    if fabric.world_size == 1:
-        return outcomes
-    return summed(fabric, outcomes.to(fabric.device)).cpu()
+    for future in pending:
+        yield future.result().unflatten(0, (B, V))

@@ -3,82 +3,68 @@
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from beit.draw.report import Item, Section, Table, write_report
-from beit.evaluation.robustness import robustness_plots, robustness_table
+from beit.draw.report import Section, Table, write_report
+from beit.evaluation.imagenet_classes import read_json
+from beit.evaluation.output import (
+    FILE,
+    IMAGES_FILE,
+    METRICS,
+    Record,
+    format_metric,
+    robustness_section,
+)
 from beit.files import write_text
 from beit.nn.metrics import mcnemar
 from beit.run.directory import environment
 
-FILE, IMAGES_FILE = "evaluate.json", "images.npz"
-METRICS = {
-    "top1": "Top-1, %",
-    "top5": "Top-5, %",
-    "mean_per_class": "Mean per class, %",
-    "nll": "NLL",
-    "ece": "ECE, %",
-    "mean_corruption_error": "Mean corruption error, %",
-    "mce": "mCE relative to the reference, %",
-}
-Records = Mapping[str, Mapping[str, Any]]  # contents of evaluate.json, by path
-
-
-class Comparison(NamedTuple):
-    """Results side by side.
-
-    Attributes:
-        letters: the path of each result by its letter in the table: A, B, ...
-        columns: heads of the table
-        rows: name of a metric, its value in each result, each result's difference from the first
-        kinds: corruptions that all results have, at the same severities
-        notes: different numbers of images; significance tests, if results kept images.npz
-    """
-
-    letters: dict[str, str]
-    columns: list[str]
-    rows: list[list[str | None]]
-    kinds: list[str]
-    notes: list[str]
+Row = list[str | None]
 
 
 def compare(sources: Sequence[str], output: Path | None) -> tuple[dict[str, dict[str, float]], str]:
     """Compare results on the same images; print the table, and write it into `output`.
 
+    The table shows each metric in each result, and each result's difference from the first.
     Returns: the metrics of each result by its path, and the table.
     """
     records = {source: read_evaluation(source) for source in sources}
-    comparison = side_by_side(records)
-    notes = comparison.notes
-    lines = [f"{letter}: {source}" for letter, source in comparison.letters.items()]
-    rows: list[list[str | None]] = [[*comparison.columns], *comparison.rows]
-    lines += [f"{row[0]:<38}" + "".join(f"{cell or '–':>10}" for cell in row[1:]) for row in rows]
+    refuse_other_images({source: record["fingerprint"] for source, record in records.items()})
+    letters = {chr(ord("A") + place): source for place, source in enumerate(records)}
+    rows, kinds = _rows(list(records.values()))
+    a, *rest = letters
+    columns = ["", *letters, *(f"{b} - {a}" for b in rest)]
+    notes = [note for b in rest for note in _significance(letters, a, b)]
+    counts = [record.get("images", {}).get("evaluated") for record in records.values()]
+    if len(set(counts)) > 1:  # unreadable images make them differ
+        pairs = zip(letters, counts, strict=True)
+        notes.insert(0, "Images evaluated: " + ", ".join(f"{x} {count}" for x, count in pairs))
+    lines = [f"{letter}: {source}" for letter, source in letters.items()]
+    heads: Row = [*columns]
+    for name, *cells in (heads, *rows):
+        lines.append(f"{name:<38}" + "".join(f"{cell or '–':>10}" for cell in cells))
     metrics = {source: record["figures"] for source, record in records.items()}
     table = "\n".join([*lines, *notes])
     print(table)
     if output is not None:
         output.mkdir(parents=True)
         content = {"figures": metrics, "notes": notes, "environment": environment("evaluate")}
-        text = json.dumps(content, indent=2, ensure_ascii=False)
-        write_text(output / "compare.json", text + "\n")
-        items: list[Item] = [Table("Shares in percent", comparison.columns, comparison.rows)]
-        sections = [Section("Figures", "\n\n".join(notes), items)]
-        if comparison.kinds:
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_text(output / "compare.json", text)
+        figures = [Table("Shares in percent", columns, rows)]
+        sections = [Section("Figures", "\n\n".join(notes), figures)]
+        if kinds:
             sections.append(robustness_section(records))
-        title = "Evaluations side by side"
-        write_report(output / "report.html", title, sections, comparison.letters)
+        write_report(output / "report.html", "Evaluations side by side", sections, letters)
     return metrics, table
 
 
 def read_evaluation(source: str) -> dict[str, Any]:
     """Read evaluate.json, given its path or its directory."""
     path = Path(source) / FILE if Path(source).is_dir() else Path(source)
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error})") from error
+    record = read_json(path)
     if not isinstance(record, dict) or not {"figures", "fingerprint", "corruptions"} <= set(record):
         raise ValueError(f"{path} is not a result of beit evaluate; expected an {FILE}")
     return record
@@ -95,56 +81,26 @@ def refuse_other_images(fingerprints: Mapping[str, str]) -> None:
             )
 
 
-def side_by_side(records: Records) -> Comparison:
-    """Tabulate results; ValueError if they are of other images."""
-    refuse_other_images({source: record["fingerprint"] for source, record in records.items()})
-    letters = {chr(ord("A") + place): source for place, source in enumerate(records)}
-    first = next(iter(records.values()))
-    names = [name for name in METRICS if name in first["figures"]]
+def _rows(records: Sequence[Record]) -> tuple[list[Row], list[str]]:
+    """Tabulate metrics, and errors on the corruptions that all have at the same severities."""
+    names = [name for name in METRICS if name in records[0]["figures"]]
     # Means over different corruptions, or relative to different references, do not compare.
-    corruptions = [record["corruptions"] for record in records.values()]
+    corruptions = [record["corruptions"] for record in records]
     accuracies = [entry.get("accuracy", {}) for entry in corruptions]
     measured = [{kind: list(shares) for kind, shares in entry.items()} for entry in accuracies]
     if any(pairs != measured[0] for pairs in measured):
         names = [name for name in names if name not in ("mean_corruption_error", "mce")]
     if len({entry.get("reference") for entry in corruptions}) > 1:
         names = [name for name in names if name != "mce"]
-    rows = [
-        _row(METRICS[name], name, [record["figures"].get(name) for record in records.values()])
-        for name in names
-    ]
+    rows = [_row(METRICS[n], n, [record["figures"].get(n) for record in records]) for n in names]
     kinds = [k for k in measured[0] if all(m.get(k) == measured[0][k] for m in measured)]
     for kind in kinds:
         errors = [entry["kind_errors"][kind] for entry in corruptions]
         rows.append(_row(f"Error on {kind}, %", kind, errors))
-    a, *rest = letters
-    notes = _image_counts(letters, records)
-    notes += [note for b in rest for note in _significance(letters, a, b)]
-    columns = ["", *letters, *(f"{b} - {a}" for b in rest)]
-    return Comparison(letters, columns, rows, kinds, notes)
+    return rows, kinds
 
 
-def format_metric(name: str, value: float) -> str:
-    """Format a metric for people: shares in percent."""
-    return f"{value:.4f}" if name == "nll" else f"{100 * value:.2f}"
-
-
-def robustness_section(records: Records) -> Section:
-    """Draw accuracies on corrupted images; of a single result list them too."""
-    accuracy = {
-        name: {
-            kind: {int(severity): share for severity, share in shares.items()}
-            for kind, shares in record["corruptions"]["accuracy"].items()
-        }
-        for name, record in records.items()
-    }
-    clean = {name: record["figures"]["top1"] for name, record in records.items()}
-    tables = [robustness_table(by_kind) for by_kind in accuracy.values()]
-    items: list[Item] = [robustness_plots(accuracy, clean)]
-    return Section("Corrupted images", items=[*items, *(tables if len(tables) == 1 else [])])
-
-
-def _row(label: str, name: str, values: list[float | None]) -> list[str | None]:
+def _row(label: str, name: str, values: list[float | None]) -> Row:
     first = values[0]
     cells = [None if value is None else format_metric(name, value) for value in values]
     for value in values[1:]:
@@ -154,17 +110,6 @@ def _row(label: str, name: str, values: list[float | None]) -> list[str | None]:
             sign = "+" if value >= first else "-"
             cells.append(sign + format_metric(name, abs(value - first)))
     return [label, *cells]
-
-
-def _image_counts(letters: Mapping[str, str], records: Records) -> list[str]:
-    """Note of how many images each result is, if unreadable ones make them differ."""
-    counts = {
-        letter: records[source].get("images", {}).get("evaluated")
-        for letter, source in letters.items()
-    }
-    if len(set(counts.values())) == 1:
-        return []
-    return ["Images evaluated: " + ", ".join(f"{a} {count}" for a, count in counts.items())]
 
 
 def _significance(letters: Mapping[str, str], a: str, b: str) -> list[str]:

@@ -3,41 +3,35 @@
 Every readable image is classified once, by the logits that its set compares: all of them, or the
 set's own 200 for ImageNet-A and -R. Metrics are shares in [0, 1], except NLL:
 
-- top1, top5 (with six logits or more): the target class has the largest, or one of the five
-  largest, logits;
+- top1, top5 (of six logits or more): the target has the largest, one of the five largest logits;
 - mean_per_class: top-1 of each class, averaged over the classes that have images;
 - nll: mean of -log of the target's probability (summed over the targets, if there are several);
 - ece: expected calibration error, 15 equal bins of the largest probability (Guo et al. 2017).
 
 With crops or flips, an image's probabilities are the mean of the softmax over its views.
-
 Corruptions are applied after the crop, because ImageNet-C's files are crops. They depend on (seed,
 index, kind, severity) only. Each image is decoded once. `mean_corruption_error` averages top-1
 errors over severities, then kinds. `mce` first divides each kind's error by that of a reference:
-AlexNet on ImageNet, or another evaluation.
-
-Under torchrun each process takes every n-th batch, and the first process writes.
+AlexNet on ImageNet, or another evaluation. Under torchrun each process takes every n-th batch, and
+the first process writes.
 """
 
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
 from beit.data.unreadable import Unreadable
-from beit.evaluation.classify import EVALUATED, classify, summed_outcomes
-from beit.evaluation.compare import METRICS, compare, read_evaluation, refuse_other_images
+from beit.evaluation.classify import EVALUATED, classify
+from beit.evaluation.compare import compare, read_evaluation, refuse_other_images
 from beit.evaluation.corruptions.corrupt import KINDS, SEVERITIES, check_kind
 from beit.evaluation.imagenet import Dataset, open_task
-from beit.evaluation.metrics import (
-    classification_metrics,
-    reference_errors,
-    robustness_metrics,
-)
-from beit.evaluation.output import format_table, write
+from beit.evaluation.metrics import classification_metrics, reference_errors, robustness_metrics
+from beit.evaluation.output import METRICS, format_table, write
 from beit.evaluation.target_columns import Task
-from beit.run.device import DeviceConfig, launch
+from beit.run.device import DeviceConfig, launch, summed
 from beit.run.directory import environment
 from beit.weights.open import load_classifier
 
@@ -101,9 +95,7 @@ class Config:
         for kind in self.kinds:
             check_kind(kind)
         if not self.severities or not set(self.severities) <= set(SEVERITIES):
-            raise ValueError(
-                f"severities must be one or more of 1 to 5, got {list(self.severities)}"
-            )
+            raise ValueError(f"severities must be one or more of 1 to 5, got {[*self.severities]}")
         if len(self.compare) == 1:
             raise ValueError("compare takes two results or more, got one")
         if self.present_only and self.dataset != "plain":
@@ -125,14 +117,13 @@ class Config:
     @property
     def pairs(self) -> list[tuple[str, int]]:
         """The corruptions to measure: kind and severity."""
-        severities = sorted(set(self.severities))
-        return [(kind, severity) for kind in dict.fromkeys(self.kinds) for severity in severities]
+        return list(product(dict.fromkeys(self.kinds), sorted(set(self.severities))))
 
 
 class Result(NamedTuple):
-    """The contents of evaluate.json, and a table for the terminal.
+    """The contents of evaluate.json (of a comparison: each result's metrics), and a table of them.
 
-    Both are the same in all processes. After a comparison, record maps each result to its metrics.
+    Both are the same in all processes.
     """
 
     record: dict[str, Any]
@@ -147,10 +138,9 @@ def run(config: Config) -> Result:
     if config.compare:
         return Result(*compare(config.compare, output))
     if not config.model or not config.data:
-        raise ValueError(
-            "give --model and --data to evaluate a classifier, or --compare to compare results"
-        )
-    reference = None if config.reference is None else read_evaluation(config.reference)
+        raise ValueError("give --model and --data to evaluate, or --compare to compare results")
+    path = config.reference
+    reference = None if path is None else read_evaluation(path)
     classifier = load_classifier(config.model, config.image_size, num_heads=config.num_heads)
     task = open_task(
         config.data,
@@ -161,16 +151,13 @@ def run(config: Config) -> Result:
         present_only=config.present_only,
         real_labels=config.real_labels,
     )
-    fingerprint = task.fingerprint()
-    baseline = None
-    if reference is not None:
-        assert config.reference is not None
-        fingerprints = {config.reference: reference["fingerprint"], "this evaluation": fingerprint}
-        refuse_other_images(fingerprints)
-        baseline = reference_errors(reference, config.reference, config.pairs)
-
+    fingerprint, baseline = task.fingerprint(), None
+    if path is not None and reference is not None:
+        refuse_other_images({path: reference["fingerprint"], "this evaluation": fingerprint})
+        baseline = reference_errors(reference, path, config.pairs)
     fabric = launch(config.device)
-    outcomes = summed_outcomes(fabric, classify(fabric, classifier, task, config))
+    outcomes = classify(fabric, classifier, task, config).to(fabric.device)
+    outcomes = summed(fabric, outcomes).cpu()  # a row is zero in all processes but one
     unreadable = unreadable_names(outcomes, task, config)
     record = classification_metrics(outcomes, task)
     record["corruptions"] = robustness = robustness_metrics(outcomes, config, baseline)

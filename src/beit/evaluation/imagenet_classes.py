@@ -4,8 +4,6 @@ The lists of ids and ReaL's labels are timm's: `ImageNetInfo`, and two lists and
 `timm/data/_info`, which timm reads itself without a public function.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Sequence
@@ -22,7 +20,7 @@ WORDNET_ID = re.compile(r"n\d{8}")
 
 def wordnet_ids() -> list[str]:
     """List the WordNet ids of ImageNet's 1000 classes, sorted: the order of published weights."""
-    return list(_imagenet()[0])
+    return [wordnet_id for wordnet_id, _ in _imagenet()]
 
 
 def compared_ids(dataset: str) -> list[str]:
@@ -52,8 +50,7 @@ def classifier_columns(num_classes: int, class_names: Sequence[str] | None) -> d
 
 def columns_of(ids: Sequence[str], columns: dict[str, int]) -> Tensor:
     """Look up the logits of WordNet ids: (C,) int64. ValueError if the classifier lacks one."""
-    missing = [wordnet_id for wordnet_id in ids if wordnet_id not in columns]
-    if missing:
+    if missing := [wordnet_id for wordnet_id in ids if wordnet_id not in columns]:
         raise ValueError(
             f"the classifier lacks {len(missing)} of the {len(ids)} classes that this set "
             f"compares, such as {missing[0]}; for a subset of ImageNet's classes use "
@@ -67,11 +64,10 @@ def are_imagenet_words(names: Sequence[str]) -> bool:
 
     "tench, Tinca tinca" and "tench" both match; spellings differ, so most must agree, not all.
     """
-    words = _imagenet()[1]
-    if len(names) != len(words):
+    if len(names) != len(_imagenet()):
         return False
-    same = [_first_word(name) == _first_word(word) for name, word in zip(names, words, strict=True)]
-    return sum(same) > len(words) * 0.8
+    pairs = zip(names, (words for _, words in _imagenet()), strict=True)
+    return sum(_first_word(a) == _first_word(b) for a, b in pairs) > 0.8 * len(names)
 
 
 def timm_file(name: str) -> str:
@@ -95,11 +91,11 @@ def _first_word(words: str) -> str:
 
 
 @cache
-def _imagenet() -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the sorted WordNet ids and the words for them."""
+def _imagenet() -> list[tuple[str, str]]:
+    """Return the sorted WordNet ids and the words for each."""
     from timm.data.imagenet_info import ImageNetInfo  # slow to import
 
     info = ImageNetInfo("imagenet-1k")
     pairs = sorted(zip(info.label_names(), info.label_descriptions(), strict=True))
     assert len(pairs) == 1000
-    return tuple(name for name, _ in pairs), tuple(words for _, words in pairs)
+    return pairs

@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
 
 def classification_metrics(outcomes: Tensor, task: Task) -> dict[str, Any]:
-    """Compute metrics of all images and of each class, and the calibration.
-
-    outcomes: (n, 6 or more) as of `classify`; images that were not evaluated do not count
-    """
+    """Compute metrics of all evaluated images and of each class, and the calibration."""
     rows = outcomes[outcomes[:, EVALUATED] > 0].double()
     bins = reliability(rows[:, CONFIDENCE], rows[:, TOP1] > 0)
     metrics = {"top1": float(rows[:, TOP1].mean())}
@@ -36,11 +33,10 @@ def classification_metrics(outcomes: Tensor, task: Task) -> dict[str, Any]:
         correct, total = by_class(outcomes, task)
         present = total > 0
         metrics["mean_per_class"] = float((correct[present].double() / total[present]).mean())
+        counts = zip(task.class_names, correct.tolist(), total.tolist(), strict=True)
         classes = [
             {"name": name, "images": count, "top1": hits / count}
-            for name, hits, count in zip(
-                task.class_names, correct.tolist(), total.tolist(), strict=True
-            )
+            for name, hits, count in counts
             if count
         ]
     metrics["nll"] = float(rows[:, NLL].mean())
@@ -72,7 +68,7 @@ def robustness_metrics(
 ) -> dict[str, Any]:
     """Compute accuracies and errors of the corruptions; {} if there are none.
 
-    baseline: mean errors by kind of `config.reference`
+    `baseline` has the mean errors, by kind, of `config.reference`.
     """
     if not config.pairs:
         return {}
@@ -85,9 +81,9 @@ def robustness_metrics(
     metrics: dict[str, Any] = {"accuracy": accuracy, "kind_errors": kind_errors(errors)}
     metrics["mean_corruption_error"] = mean_corruption_error(errors)
     reference = config.reference
-    if baseline is None and config.dataset == "imagenet":
-        if len(config.pairs) == len(KINDS) * len(SEVERITIES):
-            baseline, reference = ALEXNET_ERRORS, "AlexNet"
+    whole = len(config.pairs) == len(KINDS) * len(SEVERITIES)
+    if baseline is None and config.dataset == "imagenet" and whole:
+        baseline, reference = ALEXNET_ERRORS, "AlexNet"
     if baseline is not None:
         metrics |= {"mce": mean_corruption_error(errors, baseline), "reference": reference}
     return metrics
@@ -96,15 +92,9 @@ def robustness_metrics(
 def reference_errors(
     record: Mapping[str, Any], reference: str, pairs: Sequence[tuple[str, int]]
 ) -> dict[str, float]:
-    """Return a reference's mean errors by kind.
+    """Return the mean errors by kind in `record`, the evaluate.json of a reference.
 
-    Args:
-        record: evaluate.json of the reference
-        reference: its path, for errors
-        pairs: the corruptions, kind and severity, that are measured
-
-    Raises:
-        ValueError: the reference lacks one of them, or they leave out a severity.
+    ValueError if it lacks a measured pair (kind, severity), or these leave out a severity.
     """
     accuracy: Mapping[str, Mapping[str, float]] = record["corruptions"].get("accuracy", {})
     for kind, severity in pairs:

@@ -1,7 +1,5 @@
 """The evaluation task: images, the logits that are compared, and the target columns among them."""
 
-from __future__ import annotations
-
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from beit.data.classes import Labelled, check_range, known_labels
 from beit.data.sources import Source
@@ -18,25 +17,18 @@ from beit.data.sources import Source
 class Task(NamedTuple):
     """Images to classify, the logits that are compared, and the correct answers.
 
-    Attributes:
-        source: the images
-        columns: (C,) int64, the logits that are compared; all others are ignored
-        targets: (n, T) int64 in [0, C), the columns that are correct for each image; padded with
-            -1 for an image with fewer than T
-        labels: (n,) int64, the class of each image, for metrics by class: the target column, or a
-            class with several columns; None if an image may have several classes
-        class_names: of the labels; of the columns if there are no labels
-        notes: remarks for the reader of the metrics
-        border: pixels to cut off each side of an image
+    An image with fewer than T correct columns has -1 for the others. `labels`, for metrics by
+    class, are the target column or a class with several columns; None if an image may have several
+    classes.
     """
 
     source: Source
-    columns: Tensor
-    targets: Tensor
-    labels: Tensor | None
-    class_names: list[str]
-    notes: list[str]
-    border: int = 0
+    columns: Tensor  # (C,) int64, the logits that are compared; all others are ignored
+    targets: Tensor  # (n, T) int64 in [0, C), the columns that are correct for each image, or -1
+    labels: Tensor | None  # (n,) int64
+    class_names: list[str]  # of the labels; of the columns if there are no labels
+    notes: list[str]  # remarks for the reader of the metrics
+    border: int = 0  # pixels to cut off each side of an image
 
     def fingerprint(self) -> str:
         """Hash the names of the images and their targets: 16 hexadecimal digits."""
@@ -48,40 +40,34 @@ class Task(NamedTuple):
 
 
 def plain_task(
-    spec: str,
-    source: Source,
-    num_classes: int,
-    class_names: Sequence[str] | None,
-    present_only: bool = False,
+    data: Labelled, num_classes: int, class_names: Sequence[str] | None, present_only: bool = False
 ) -> Task:
     """Match the classes of any labelled source with those of a classifier.
 
     By name if both have names; the order may differ, and the data may lack classes. Else by number.
-
-    Args:
-        spec: what the source was opened from, for errors
-        num_classes: of the classifier
-        class_names: of the classifier, if known
-        present_only: compare only the logits of classes that have images
+    With `present_only`, only the logits of classes that have images are compared.
 
     Raises:
         ValueError: an image has no label or one out of range; a class has a name that the
             classifier does not know; class folders cannot be numbered like the classifier's.
     """
-    data = Labelled("data", spec, source)
-    labels = known_labels(data)
-    names = source.class_names
+    labels, names = known_labels(data), data.source.class_names
     notes: list[str] = []
     if names is None:
         check_range(data, labels, num_classes)
     elif class_names is None:
-        labels = torch.tensor(_by_order(spec, names, num_classes))[labels]
+        if len(names) != num_classes:
+            raise ValueError(
+                f"{data.where} has {len(names)} classes, the classifier has {num_classes} without "
+                "names, so they cannot be matched; give data with all its classes, or name the set "
+                "(--dataset imagenet, ...)"
+            )
         notes.append(
             "the classifier has no class names: the classes of the data are numbered in the order "
             "of their names"
         )
     else:
-        labels = torch.tensor(_by_name(spec, names, class_names))[labels]
+        labels = torch.tensor(_by_name(data.where, names, class_names))[labels]
     columns, present = torch.arange(num_classes), labels.unique()
     if present_only:
         columns, labels = present, torch.searchsorted(present, labels)
@@ -90,7 +76,7 @@ def plain_task(
         notes.append(f"the images have {len(present)} of {num_classes} classes; {which} compared")
     all_names = class_names or names or list(map(str, range(num_classes)))
     column_names = [all_names[number] for number in columns.tolist()]
-    return Task(source, columns, labels[:, None], labels, column_names, notes)
+    return Task(data.source, columns, labels[:, None], labels, column_names, notes)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -101,35 +87,25 @@ def nearest(name: str, known: Sequence[str]) -> str:
 
 def padded(rows: Sequence[Sequence[int]]) -> Tensor:
     """Stack rows of different lengths, padded with -1: (n, longest) int64."""
-    longest = max(map(len, rows), default=0)
-    return torch.tensor([[*row, *[-1] * (longest - len(row))] for row in rows])
+    tensors = [torch.tensor(row, dtype=torch.int64) for row in rows]
+    return pad_sequence(tensors, batch_first=True, padding_value=-1)
 
 
-def _by_name(spec: str, names: Sequence[str], class_names: Sequence[str]) -> list[int]:
+def _by_name(where: str, names: Sequence[str], class_names: Sequence[str]) -> list[int]:
     """Return the classifier's number of each class of the data."""
     if list(names) == list(class_names):
         return list(range(len(names)))
     numbers = {name: number for number, name in enumerate(class_names)}
     counts = Counter(class_names)
-    if twice := [name for name in counts if counts[name] > 1 and name in names]:
+    if twice := [name for name in names if counts[name] > 1]:
         raise ValueError(
-            f"data {spec}: the classifier has two classes named {twice[0]}, so that the data's "
+            f"{where}: the classifier has two classes named {twice[0]}, so that the data's "
             "cannot be matched by name; give data with the classifier's classes in their order"
         )
     for name in names:
         if name not in numbers:
             raise ValueError(
-                f"data {spec}: the classifier has no class {name}{nearest(name, class_names)} "
+                f"{where}: the classifier has no class {name}{nearest(name, class_names)} "
                 f"Its {len(class_names)} classes begin with {', '.join(class_names[:3])}"
             )
     return [numbers[name] for name in names]
-
-
-def _by_order(spec: str, names: Sequence[str], num_classes: int) -> list[int]:
-    if len(names) != num_classes:
-        raise ValueError(
-            f"data {spec} has {len(names)} classes, the classifier has {num_classes} without "
-            "names, so they cannot be matched; give data with all its classes, or name the set "
-            "(--dataset imagenet, ...)"
-        )
-    return list(range(num_classes))

@@ -18,34 +18,26 @@ NAMES = {
 }
 PAPER = " *"  # marks the row that follows the paper's protocol
 CURVES = 8  # in one chart, at most; the best ones
+Rates = tuple[Sequence[float], Sequence[float]]  # tried for the linear and the attentive probes
 
 
 class Figures(TypedDict):
-    """Results for one kind of features; accuracies are in [0, 1].
+    """Results for one kind of features; accuracies are in [0, 1]."""
 
-    features: "cls", "mean", "both" or "attentive", with "@3" for the raw output of block 3; layer:
-    that block, None for the final features; pooling: the kind without the layer; rate: the chosen
-    learning rate; held_out: accuracy of every rate on the held-out part, by rising rate.
-    """
-
-    features: str
-    layer: int | None
-    pooling: str
-    rate: float
-    held_out: list[float]
+    features: str  # "cls", "mean", "both" or "attentive", with "@3" for the raw output of block 3
+    layer: int | None  # that block; None for the final features
+    pooling: str  # the kind without the layer
+    rate: float  # the chosen learning rate
+    held_out: list[float]  # accuracy of every rate on the held-out part, by rising rate
 
 
 class Row(Figures):
-    """Linear probe and k-NN on the test images.
+    """Linear probe and k-NN on the test images."""
 
-    paper: whether the paper probes these features; knn: with the first number of neighbours;
-    knn_each: with every number of neighbours.
-    """
-
-    paper: bool
+    paper: bool  # whether the paper probes these features
     linear: float
-    knn: float
-    knn_each: list[float]
+    knn: float  # with the first number of neighbours
+    knn_each: list[float]  # with every number of neighbours
 
 
 class AttentiveRow(Figures):
@@ -56,13 +48,8 @@ class AttentiveRow(Figures):
 
 def figures(kind: Kind, rate: float, held_out: Tensor) -> Figures:
     """Start a row: kind, chosen rate, and accuracies (R,) on the held-out part."""
-    return Figures(
-        features=kind.name,
-        layer=kind.layer,
-        pooling=kind.pooling,
-        rate=rate,
-        held_out=held_out.tolist(),
-    )
+    name, (layer, pooling), accuracies = kind.name, kind, held_out.tolist()
+    return Figures(features=name, layer=layer, pooling=pooling, rate=rate, held_out=accuracies)
 
 
 def title(row: Figures) -> str:
@@ -76,43 +63,28 @@ def accuracy_table(
 ) -> Table:
     """List accuracies on the test images, in percent; a star marks the paper's protocol."""
     knn = ["k-NN"] if len(neighbours) == 1 else [f"{k}-NN" for k in neighbours]
-    lines = [
-        [
-            title(row) + PAPER * row["paper"],
-            f"{100 * row['linear']:.2f}",
-            *(f"{100 * accuracy:.2f}" for accuracy in row["knn_each"]),
-            f"{row['rate']:g}",
-        ]
-        for row in rows
-    ]
-    lines += [
-        [title(row), f"{100 * row['attentive']:.2f}", *["–"] * len(knn), f"{row['rate']:g}"]
-        for row in attentive
-    ]
-    caption = "Accuracy on the test images, in percent"
-    probe = "Probe" if attentive else "Linear probe"
-    return Table(caption, ["Features", probe, *knn, "Rate"], lines)
+    lines = []
+    for row in rows:
+        percent = [f"{100 * accuracy:.2f}" for accuracy in (row["linear"], *row["knn_each"])]
+        lines.append([title(row) + PAPER * row["paper"], *percent, f"{row['rate']:g}"])
+    for each in attentive:
+        percent = [f"{100 * each['attentive']:.2f}", *["–"] * len(knn)]
+        lines.append([title(each), *percent, f"{each['rate']:g}"])
+    columns = ["Features", "Probe" if attentive else "Linear probe", *knn, "Rate"]
+    return Table("Accuracy on the test images, in percent", columns, lines)
 
 
 def format_table(table: Table) -> str:
     """Format a table for a terminal, the first column left-aligned, the others right-aligned."""
-    lines = [[str(cell) for cell in line] for line in (table.columns, *table.rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            cell.rjust(width) if place else cell.ljust(width)
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        )
-        for line in lines
-    )
+    columns = []
+    for place, column in enumerate(zip(table.columns, *table.rows, strict=True)):
+        cells = list(map(str, column))
+        width = max(map(len, cells))
+        columns.append([cell.rjust(width) if place else cell.ljust(width) for cell in cells])
+    return "\n".join(map("  ".join, zip(*columns, strict=True)))
 
 
-def notes(
-    rows: Sequence[Row],
-    attentive: Sequence[AttentiveRow],
-    rates: Sequence[float],
-    attentive_rates: Sequence[float],
-) -> list[str]:
+def notes(rows: Sequence[Row], attentive: Sequence[AttentiveRow], rates: Rates) -> list[str]:
     """Explain the paper's rows, and warn if the best rate is at an end of the grid."""
     lines = []
     for row in rows:
@@ -122,10 +94,8 @@ def notes(
                 f"{title(row)}{PAPER}: the features that the paper probes for a model pretrained "
                 f"{model} patch aggregation"
             )
-    for option, group, grid in (
-        ("rates", rows, rates),
-        ("attentive_rates", attentive, attentive_rates),
-    ):
+    groups: tuple[Sequence[Figures], ...] = rows, attentive
+    for option, group, grid in zip(("rates", "attentive_rates"), groups, rates, strict=True):
         for end, rate in (("smallest", min(grid)), ("largest", max(grid))):
             at_end = [title(row) for row in group if len(grid) > 1 and row["rate"] == rate]
             if at_end:
@@ -136,19 +106,11 @@ def notes(
     return lines
 
 
-def drawings(
-    rows: Sequence[Row],
-    attentive: Sequence[AttentiveRow],
-    rates: Sequence[float],
-    attentive_rates: Sequence[float],
-) -> list[Gallery]:
+def drawings(rows: Sequence[Row], attentive: Sequence[AttentiveRow], rates: Rates) -> list[Gallery]:
     """Draw held-out accuracy by rate and, for several blocks, accuracy by depth."""
-    groups: list[tuple[str, Sequence[Figures], Sequence[float]]] = [
-        ("linear", rows, rates),
-        ("attentive", attentive, attentive_rates),
-    ]
+    groups: tuple[Sequence[Figures], ...] = rows, attentive
     charts = []
-    for name, group, grid in groups:
+    for name, group, grid in zip(("linear", "attentive"), groups, rates, strict=True):
         best = sorted(group, key=lambda row: -max(row["held_out"]))[:CURVES]
         if best:
             records = [
@@ -166,17 +128,13 @@ def drawings(
 
 def _by_depth(rows: Sequence[Row], attentive: Sequence[AttentiveRow]) -> Gallery:
     """Draw accuracies on the test images by block."""
-    probes: list[tuple[Figures, str, float]]
-    probes = [(row, NAMES[row["pooling"]], row["linear"]) for row in rows]
-    probes += [(row, NAMES[row["pooling"]], row["attentive"]) for row in attentive]
-    knn = [(row, f"k-NN, {NAMES[row['pooling']]}", row["knn"]) for row in rows]
-    records = [
-        {"block": row["layer"], key: 100 * accuracy}
-        for row, key, accuracy in [*probes, *knn]
-        if row["layer"] is not None
-    ]
+    probes = [(row["layer"], NAMES[row["pooling"]], row["linear"]) for row in rows]
+    probes += [(row["layer"], NAMES[row["pooling"]], row["attentive"]) for row in attentive]
+    knn = [(row["layer"], f"k-NN, {NAMES[row['pooling']]}", row["knn"]) for row in rows]
+    points = [point for point in probes + knn if point[0] is not None]
+    records = [{"block": block, key: 100 * accuracy} for block, key, accuracy in points]
+    groups = {"Probes, %": probes, "Nearest neighbours, %": knn}
     panels = {
-        "Probes, %": list(dict.fromkeys(key for _, key, _ in probes)),
-        "Nearest neighbours, %": list(dict.fromkeys(key for _, key, _ in knn)),
+        name: list(dict.fromkeys(key for _, key, _ in group)) for name, group in groups.items()
     }
     return curves(records, panels, "Accuracy on the test images, raw outputs of blocks", x="block")

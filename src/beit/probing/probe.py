@@ -28,7 +28,6 @@ rest of its probe is not published; BEiT v1's probe is different
 import json
 import math
 import os
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -41,10 +40,8 @@ from beit.files import write_text
 from beit.nn.pooling import kinds_of
 from beit.probing.charts import AttentiveRow, accuracy_table, drawings, format_table, notes
 from beit.probing.charts import Row as Row
-from beit.probing.features import FeatureReader
-from beit.probing.frozen_model import open_frozen_model
-from beit.probing.grids import attentive_rows, probe_features, train_on_stream
-from beit.probing.training import split
+from beit.probing.features import FeatureReader, open_frozen_model
+from beit.probing.training import attentive_rows, probe_features, split, train_on_stream
 from beit.run.device import DeviceConfig, launch
 from beit.run.directory import environment
 
@@ -59,8 +56,7 @@ class Config:
         model: a run directory, a weights file, or teacher:SOURCE
         train: labelled images to train on
         test: labelled images to report on
-        untrained: the same architecture with fresh weights drawn from the seed, as a baseline
-            (fixed weights for a teacher)
+        untrained: fresh weights drawn from the seed, as a baseline (fixed weights for a teacher)
         limit: use this many training images, a fixed subset; null for all
         test_limit: use this many test images, a fixed subset; null for all
         image_size: input side in pixels; null for the model's own
@@ -69,8 +65,7 @@ class Config:
         crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin
         layers: last for the final features; numbers of blocks, from 1, for their raw outputs; all
             for every block and the final features
-        pooling: any of cls, mean and both (concatenated); null for cls and mean, or for mean with a
-            teacher
+        pooling: any of cls, mean and both (concatenated); null for cls and mean (teacher: mean)
         standardise: whole for the statistics of the whole training part, batch for those of each
             batch (batch normalisation without scale and shift), or none
         optimizer: of the linear probe: SGD with momentum 0.9, or AdamW
@@ -175,13 +170,8 @@ def run(config: Config) -> Result:
     num_classes = checked_classes(*labelled).number
     split(len(train), config.held_out, config.seed)  # raises before the features are computed
     fabric = launch(device)
-    model = open_frozen_model(
-        config.model,
-        config.image_size,
-        config.num_heads,
-        untrained=config.seed if config.untrained else None,
-        device=fabric.device,
-    )
+    seed, size = config.seed if config.untrained else None, config.image_size
+    model = open_frozen_model(config.model, size, config.num_heads, seed, fabric.device)
     kinds = kinds_of(config.layers, config.pooling, model.depth, model.has_cls)
     if config.attentive and model.width % config.attentive_heads:
         raise ValueError(
@@ -192,31 +182,22 @@ def run(config: Config) -> Result:
     train_set = reader.cache(kinds, train, "training")
     test_set = reader.cache(kinds, test, "test")
     linear, attentive = train_on_stream(reader, kinds, train, train_set, num_classes)
-    rows = [
-        probe_features(
-            kind,
-            train_set.of(kind).to(fabric.device),
-            train_set.labels.to(fabric.device),
-            test_set.of(kind).to(fabric.device),
-            test_set.labels.to(fabric.device),
-            config,
-            num_classes,
-            grid=linear.get(kind),
-            paper=(kind.layer, kind.pooling) == (None, model.paper),
+    rows = []
+    for kind in kinds:
+        train_data, test_data = (
+            (cached.of(kind).to(fabric.device), cached.labels.to(fabric.device))
+            for cached in (train_set, test_set)
         )
-        for kind in kinds
-    ]
+        grid, paper = linear.get(kind), kind == (None, model.paper)
+        rows.append(probe_features(kind, train_data, test_data, config, num_classes, grid, paper))
     _, held_out = split(len(train_set.labels), config.held_out, config.seed)
-    rows_attentive = attentive_rows(
-        reader,
-        attentive,
-        PartSource(train, train_set.indices[held_out]),
-        PartSource(test, test_set.indices),
-    )
+    held_out_part = PartSource(train, train_set.indices[held_out])
+    test_part = PartSource(test, test_set.indices)
+    rows_attentive = attentive_rows(reader, attentive, held_out_part, test_part)
     table = format_table(accuracy_table(rows, rows_attentive, config.votes))
     remarks = unreadable_note("training", train_set.unreadable, len(train))
     remarks += unreadable_note("test", test_set.unreadable, len(test))
-    remarks += notes(rows, rows_attentive, config.rates, config.attentive_rates)
+    remarks += notes(rows, rows_attentive, (config.rates, config.attentive_rates))
     print("\n".join([table, *remarks]))
     result = Result(rows, table, remarks, rows_attentive)
     if output is not None:
@@ -228,11 +209,10 @@ def run(config: Config) -> Result:
 
 def unreadable_note(set_name: str, names: list[str], total: int) -> list[str]:
     """Note how many images of a set were read, and name some of the others; empty without any."""
-    if not names:
+    if not (count := len(names)):
         return []
-    some = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
-    readable = total - len(names)
-    return [f"{readable} of {total} {set_name} images; {len(names)} cannot be read: {some}"]
+    some = ", ".join(names[:NAMED]) + (", ..." if count > NAMED else "")
+    return [f"{total - count} of {total} {set_name} images; {count} cannot be read: {some}"]
 
 
 def _one_process(device: DeviceConfig) -> DeviceConfig:
@@ -248,11 +228,7 @@ def _one_process(device: DeviceConfig) -> DeviceConfig:
 
 
 def _write(
-    output: Path,
-    config: Config,
-    result: Result,
-    image_size: tuple[int, int],
-    sizes: Mapping[str, int],
+    output: Path, config: Config, result: Result, image_size: tuple[int, int], sizes: dict[str, int]
 ) -> None:
     """Write probe.json and report.html into the new directory `output`."""
     output.mkdir(parents=True)
@@ -268,18 +244,15 @@ def _write(
     }
     write_text(output / "probe.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     table = accuracy_table(result.rows, result.attentive, config.votes)
-    pictures = drawings(result.rows, result.attentive, config.rates, config.attentive_rates)
-    untrained = " (untrained)" if config.untrained else ""
-    write_report(
-        output / "report.html",
-        f"Probe of {config.model}{untrained}",
-        [Section("Frozen features", "\n\n".join(result.notes), [table, *pictures])],
-        {
-            "Model": config.model + untrained,
-            "Training images": f"{config.train} ({sizes['train']})",
-            "Test images": f"{config.test} ({sizes['test']})",
-            "Classes": str(sizes["classes"]),
-            "Image size": f"{image_size[0]} x {image_size[1]}",
-            "Seed": str(config.seed),
-        },
-    )
+    pictures = drawings(result.rows, result.attentive, (config.rates, config.attentive_rates))
+    model = config.model + (" (untrained)" if config.untrained else "")
+    sections = [Section("Frozen features", "\n\n".join(result.notes), [table, *pictures])]
+    facts = {
+        "Model": model,
+        "Training images": f"{config.train} ({sizes['train']})",
+        "Test images": f"{config.test} ({sizes['test']})",
+        "Classes": str(sizes["classes"]),
+        "Image size": f"{image_size[0]} x {image_size[1]}",
+        "Seed": str(config.seed),
+    }
+    write_report(output / "report.html", f"Probe of {model}", sections, facts)

@@ -1,26 +1,39 @@
-"""Train and evaluate a grid of probes: one head per learning rate, all on the same batches."""
+"""The probes of one model: trained at all rates at once, on cached or streamed features."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from beit.data.batch import Batch
+from beit.data.sources import PartSource, Source
+from beit.nn.metrics import knn_accuracy
 from beit.nn.pooling import Kind
+from beit.nn.probes import AttentiveProbes, BatchStandardise, LinearProbes, Standardise
+from beit.probing.charts import AttentiveRow, Row, figures
+from beit.probing.features import CachedFeatures, FeatureReader, FeaturesByKind
 from beit.run.schedules import warmup_cosine
 
-FeaturesByKind = Mapping[Kind, Tensor]
+if TYPE_CHECKING:
+    from beit.probing.probe import Config
+
 MOMENTUM = 0.9  # of SGD
 BETAS, EPS = (0.9, 0.999), 1e-8  # of AdamW
+
+
+# ── a grid of probes ────────────────────────────────────────────────────────────────────────────
 
 
 class Grid:
     """Heads (R, ...) that are trained together, head `r` at the learning rate `rates[r]`.
 
     Each head gives the result it would give alone: no step mixes heads, and one that overflows does
-    not affect the others. Rates decay to 0 by a cosine over `total_steps`.
+    not affect the others. Rates decay to 0 by a cosine over `total_steps`. SGD has momentum 0.9,
+    AdamW betas (0.9, 0.999). Weight decay, not of biases, is added to the gradient for SGD and
+    decoupled for AdamW.
     """
 
     def __init__(
@@ -31,16 +44,7 @@ class Grid:
         optimizer: Literal["sgd", "adamw"] = "sgd",
         weight_decay: float = 0.0,
     ) -> None:
-        """Create the optimiser state.
-
-        Args:
-            heads: returns logits (R, B, Y); R is the first dimension of every parameter
-            rates: initial learning rates
-            total_steps: of the whole training
-            optimizer: SGD with momentum 0.9, or AdamW (0.9, 0.999)
-            weight_decay: of all parameters except biases; added to the gradient for SGD, decoupled
-                for AdamW
-        """
+        """`heads` returns logits (R, B, Y); R is the first dimension of every parameter."""
         self.heads, self.rates = heads, list(rates)
         self._total_steps, self._step = total_steps, 0
         self._sgd, self._weight_decay = optimizer == "sgd", weight_decay
@@ -68,10 +72,7 @@ class Grid:
         self._step += 1
         with torch.no_grad():
             for index, gradient in enumerate(gradients):
-                if self._sgd:
-                    self._sgd_step(index, gradient, decay)
-                else:
-                    self._adamw_step(index, gradient, decay)
+                (self._sgd_step if self._sgd else self._adamw_step)(index, gradient, decay)
 
     def _sgd_step(self, index: int, gradient: Tensor, decay: float) -> None:
         """Update one parameter; its gradient is already multiplied by the rates."""
@@ -114,11 +115,11 @@ def fit(
             grid.step(features[batch].float(), labels[batch])
 
 
-def fit_stream(grids: Mapping[Kind, Grid], stream: Iterable[tuple[FeaturesByKind, Tensor]]) -> None:
-    """Train grids on batches of features by kind, (B, ...) each, with labels (B,) int64."""
-    for features, labels in stream:
+def fit_stream(grids: Mapping[Kind, Grid], stream: Iterable[tuple[FeaturesByKind, Batch]]) -> None:
+    """Train grids on batches and their features by kind, (B, ...) each."""
+    for features, batch in stream:
         for kind, grid in grids.items():
-            grid.step(features[kind], labels)
+            grid.step(features[kind], batch.labels)
 
 
 def score(heads: nn.Module, features: Tensor, labels: Tensor, chunk: int = 2048) -> Tensor:
@@ -129,15 +130,15 @@ def score(heads: nn.Module, features: Tensor, labels: Tensor, chunk: int = 2048)
 
 
 def score_stream(
-    grids: Mapping[Kind, Grid], stream: Iterable[tuple[FeaturesByKind, Tensor]]
+    grids: Mapping[Kind, Grid], stream: Iterable[tuple[FeaturesByKind, Batch]]
 ) -> dict[Kind, Tensor]:
     """Measure every head's accuracy on a stream like that of `fit_stream`: (R,) float64 each."""
     hits: dict[Kind, list[Tensor]] = {kind: [] for kind in grids}
     count = 0
-    for features, labels in stream:
+    for features, batch in stream:
         for kind, grid in grids.items():
-            hits[kind].append(_hits(grid.heads, features[kind], labels))
-        count += len(labels)
+            hits[kind].append(_hits(grid.heads, features[kind], batch.labels))
+        count += len(batch.labels)
     return {kind: torch.stack(counts).sum(dim=0).cpu() / count for kind, counts in hits.items()}
 
 
@@ -164,3 +165,98 @@ def split(count: int, held_out: float, seed: int) -> tuple[Tensor, Tensor]:
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
     return order[num_held_out:].sort().values, order[:num_held_out].sort().values
+
+
+# ── the steps of the protocol ───────────────────────────────────────────────────────────────────
+
+
+def probe_features(
+    kind: Kind,
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    config: "Config",
+    num_classes: int,
+    grid: Grid | None = None,
+    paper: bool = False,
+) -> Row:
+    """Carry out steps 2 to 6 of the protocol on pairs of features (n, D) and labels (n,) int64.
+
+    `grid` holds linear probes that are already trained; `paper` is noted in the row.
+    """
+    for name, (features, _) in (("training", train), ("test", test)):
+        if not bool(features.isfinite().all()):
+            raise ValueError(
+                f"features of the {name} images are not finite; the weights may be broken, or "
+                "the precision too low: try device.precision=32-true and dtype=float32"
+            )
+    features, labels = train
+    parts = split(len(features), config.held_out, config.seed)
+    fitted, held_out = (part.to(features.device) for part in parts)
+    if grid is None:
+        steps = config.epochs * steps_per_epoch(len(fitted), config.batch_size)
+        grid = linear_grid(features[fitted], num_classes, steps, config)
+        data = features[fitted], labels[fitted]
+        fit(grid, *data, config.epochs, config.batch_size, config.seed)
+    accuracies = score(grid.heads, features[held_out], labels[held_out])
+    best = choose(accuracies)
+    linear = float(score(grid.heads, *test)[best])
+    knn = [knn_accuracy(*train, *test, k) for k in config.votes]
+    row = figures(kind, grid.rates[best], accuracies)
+    return Row(**row, paper=paper, linear=linear, knn=knn[0], knn_each=knn)
+
+
+def train_on_stream(
+    reader: FeatureReader,
+    kinds: Sequence[Kind],
+    train: Source,
+    train_set: CachedFeatures,
+    num_classes: int,
+) -> tuple[dict[Kind, Grid], dict[Kind, Grid]]:
+    """Train the probes that need features of every pass: linear with `augment`, and attentive.
+
+    Attentive probes replace step 3; steps 2, 4 and 5 stay. Returns: linear and attentive grids by
+    kind; empty if the config has none.
+    """
+    config, device = reader.config, reader.fabric.device
+    fitted, _ = split(len(train_set.labels), config.held_out, config.seed)
+    images = PartSource(train, train_set.indices[fitted])
+    steps = config.epochs * (len(images) // min(config.batch_size, len(images)))
+    linear, attentive = dict[Kind, Grid](), dict[Kind, Grid]()
+    for kind in kinds if config.augment else ():
+        features = train_set.of(kind)[fitted].to(device)
+        linear[kind] = linear_grid(features, num_classes, steps, config)
+    for layer in dict.fromkeys(kind.layer for kind in kinds if config.attentive):
+        D, rates = reader.model.width, sorted(config.attentive_rates)
+        heads = AttentiveProbes(len(rates), D, num_classes, config.attentive_heads).to(device)
+        grid = Grid(heads, rates, steps, "adamw", config.weight_decay)
+        attentive[Kind(layer, "attentive")] = grid
+    if grids := linear | attentive:
+        fit_stream(grids, reader.read_epochs(list(grids), images, steps))
+    return linear, attentive
+
+
+def attentive_rows(
+    reader: FeatureReader, grids: dict[Kind, Grid], held_out: Source, test: Source
+) -> list[AttentiveRow]:
+    """Choose the rate of each attentive grid on held-out images; measure it on test images."""
+    if not grids:
+        return []
+    chosen_by = score_stream(grids, reader.read_once(list(grids), held_out, "held-out"))
+    tested = score_stream(grids, reader.read_once(list(grids), test, "test"))
+    rows = []
+    for kind, grid in grids.items():
+        best = choose(chosen_by[kind])
+        row = figures(kind, grid.rates[best], chosen_by[kind])
+        rows.append(AttentiveRow(**row, attentive=float(tested[kind][best])))
+    return rows
+
+
+def linear_grid(features: Tensor, num_classes: int, total_steps: int, config: "Config") -> Grid:
+    """Build the linear probes of step 3 for features (n, D), the part they are fitted to."""
+    D, rates = features.shape[1], sorted(config.rates)
+    norms: dict[str, type[nn.Module]] = {"whole": Standardise, "batch": BatchStandardise}
+    norm = norms[config.standardise](D) if config.standardise in norms else None
+    heads = LinearProbes(len(rates), D, num_classes, norm).to(features.device)
+    if isinstance(norm, Standardise):
+        norm.measure(features.float())
+    return Grid(heads, rates, total_steps, config.optimizer, config.weight_decay)

@@ -1,12 +1,13 @@
-"""Blur of ImageNet-C (Hendrycks & Dietterich 2019): defocus, frosted glass, motion, zoom.
+"""Blur of ImageNet-C (Hendrycks & Dietterich 2019): defocus, frosted glass, motion, zoom; filters.
 
-The module `noise` describes the arguments of the functions and `PARAMETERS`.
+The module `noise` describes the arguments of the functions and `PARAMETERS`. Filters take images
+(B, C, H, W) float in 0..255 and sum shifted images elementwise, so the result for an image does not
+depend on its batch.
 """
-
-from __future__ import annotations
 
 import math
 from functools import lru_cache
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from beit.evaluation.corruptions.filters import disk, filtered, gaussian_blurred, truncated
-from beit.evaluation.corruptions.noise import Generators, Parameters, integers, uniforms
+from beit.evaluation.corruptions.noise import Generators, Parameters, uniforms
+
+Kernel = npt.NDArray[np.float64]
+
+_MAX_SHIFTS = 40  # above this, Fourier transforms are faster than sums of shifted images
 
 PARAMETERS: dict[str, Parameters] = {
     "defocus_blur": {  # radius of the disk, sigma of its edge
@@ -57,16 +61,17 @@ def glass_blur(
     blurred = truncated(gaussian_blurred(images.transpose(0, 1).contiguous(), sigma))
     source = torch.arange(len(images) * height * width)
     for _ in range(rounds):
-        moves = integers(generators, -reach, reach, (2, height, width))  # columns, rows
-        source = source.index_select(0, _sources_of(moves, reach))
+        size = (2, height, width)  # columns, rows
+        moves = [torch.randint(-reach, reach, size, generator=each) for each in generators]
+        source = source.index_select(0, _sources_of(torch.stack(moves), reach))
     moved = blurred.flatten(1).index_select(1, source).view_as(blurred)
     return gaussian_blurred(moved, sigma).transpose(0, 1)
 
 
 def _sources_of(moves: Tensor, reach: int) -> Tensor:
-    """Return the flat index of the pixel whose value each pixel has after one round.
+    """Return the flat index of the pixel whose value each pixel has after one round: (B · H · W,).
 
-    moves: (B, 2, H, W) int64, columns and rows. Returns: (B · H · W,) int64.
+    moves: (B, 2, H, W) int64, columns and rows.
     """
     B, _, height, width = moves.shape
     own = torch.arange(B * height * width)
@@ -134,10 +139,8 @@ def zoom_blur(images: Tensor, generators: Generators, end: float, step: float) -
 def _zoom_taps(height: int, width: int, end: float, step: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the pixels that each pixel of `zoom_blur` averages: four per factor, and itself.
 
-    Cached, because it takes a quarter of a second at 224 pixels.
-
-    Returns: indices and weights of all taps, (T,) int32 and float32, and the position of each
-    pixel's first tap, (H·W,) int32.
+    Cached, because it takes a quarter of a second at 224 pixels. Returns: indices and weights of
+    all taps, (T,) int32 and float32; the position of each pixel's first tap, (H·W,) int32.
     """
     factors, across = np.arange(1, end, step).tolist(), np.arange(width)
     lines = [[_zoom_places(side, factor) for factor in factors] for side in (height, width)]
@@ -170,8 +173,7 @@ def zoomed(images: Tensor, factor: float) -> Tensor:
     """Enlarge the centre of (B, C, H, W) to full size: bilinear, corners aligned."""
     for axis in (-2, -1):
         below, share = map(torch.from_numpy, _zoom_places(images.shape[axis], factor))
-        share = share.to(images.dtype)
-        share = share[:, None] if axis == -2 else share
+        share = share.to(images.dtype)[:, None] if axis == -2 else share.to(images.dtype)
         lower, upper = (images.index_select(axis, below + i) for i in (0, 1))
         images = lower.lerp_(upper, share)
     return images
@@ -184,3 +186,89 @@ def _zoom_places(side: int, factor: float) -> tuple[npt.NDArray[Any], npt.NDArra
     places = (np.arange(side) + (large - side) // 2) * ((box - 1) / (large - 1))
     below = np.minimum(places.astype(np.int64), box - 2)
     return (side - box) // 2 + below, places - below
+
+
+# ── filters ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def disk(radius: float, sigma: float) -> Kernel:
+    """Return the published (n, n) kernel: a disk of sum 1, blurred over 3 × 3 (5 × 5 above 8).
+
+    n is 17 up to radius 8. The blur mirrors at the border of the array, which disks of radius 8 and
+    10 touch; their sum exceeds 1 by up to 2 %, as published.
+    """
+    reach = 8 if radius <= 8 else int(radius)
+    places = np.arange(-reach, reach + 1)
+    kernel: Kernel = (places[:, None] ** 2 + places**2 <= radius**2).astype(np.float64)
+    kernel /= kernel.sum()
+    half = 1 if radius <= 8 else 2
+    weights = gaussian(sigma, half)
+    for _ in range(2):  # columns, rows
+        padded = np.pad(kernel, ((half, half), (0, 0)), mode="reflect")
+        shifts = [weight * padded[i : i + len(kernel)] for i, weight in enumerate(weights)]
+        kernel = np.sum(shifts, axis=0).T
+    return kernel
+
+
+def filtered(images: Tensor, kernel: Kernel) -> Tensor:
+    """Filter images with a symmetric kernel, (n, n), n odd; the border is mirrored."""
+    kernel = np.where(kernel > 1e-12, kernel, 0)  # smaller weights vanish in float32
+    if np.count_nonzero(kernel) > _MAX_SHIFTS:
+        return _by_fourier(images, kernel)
+    padded = functional.pad(images, [len(kernel) // 2] * 4, mode="reflect")
+    return _shifted_sum(padded, kernel)
+
+
+def _by_fourier(images: Tensor, kernel: Kernel) -> Tensor:
+    # In float64: rounding that depends on the batch is far below one level.
+    height, width = images.shape[-2:]
+    last = len(kernel) - 1
+    sides = _fast_size(height + last), _fast_size(width + last)
+    half = last // 2
+    margins = [half, sides[1] - width - half, half, sides[0] - height - half]
+    spectrum = torch.fft.rfft2(torch.from_numpy(kernel), s=sides)
+    result = torch.empty_like(images)
+    for image, into in zip(images, result, strict=True):  # one at a time fits the CPU cache
+        padded = functional.pad(image[None], margins, mode="reflect").double()
+        sums = torch.fft.irfft2(torch.fft.rfft2(padded[0]).mul_(spectrum), s=sides)
+        into.copy_(sums[:, last : last + height, last : last + width])
+    return result
+
+
+def _fast_size(least: int) -> int:
+    """Return the next size without prime factors above 5, for which Fourier transforms are fast."""
+    return next(side for side in count(least) if pow(2 * 3 * 5, side.bit_length(), side) == 0)
+
+
+def gaussian_blurred(images: Tensor, sigma: float) -> Tensor:
+    """Filter with a Gaussian, cut off at 4 sigma; the border is repeated outside."""
+    half = int(4 * sigma + 0.5)
+    if half == 0:
+        return images
+    weights = gaussian(sigma, half)
+    padded = functional.pad(images, [half] * 4, mode="replicate")
+    return _shifted_sum(_shifted_sum(padded, weights[:, None]), weights[None])
+
+
+def _shifted_sum(padded: Tensor, kernel: Kernel) -> Tensor:
+    """Sum the shifts of images by the kernel's weights, without its size - 1 at the border."""
+    height, width = (side + 1 - n for side, n in zip(padded.shape[-2:], kernel.shape, strict=True))
+    total = padded.new_zeros((*padded.shape[:-2], height, width))
+    for row, column in np.argwhere(kernel).tolist():
+        shifted = padded[..., row : row + height, column : column + width]
+        total.add_(shifted, alpha=float(kernel[row, column]))
+    return total
+
+
+def truncated(values: Tensor) -> Tensor:
+    """Truncate values to integers in 0..255 in place, like a cast to uint8; the dtype stays.
+
+    0.0001 is added first, so that float32 rounding does not cost a whole number one level.
+    """
+    return values.clamp_(0, 255).add_(1e-4).floor_()
+
+
+def gaussian(sigma: float, half: int) -> Kernel:
+    """Return the 2 · half + 1 weights, of sum 1, of a Gaussian."""
+    weights = np.exp(-(np.arange(-half, half + 1) ** 2) / (2 * sigma**2))
+    return np.asarray(weights / weights.sum())

@@ -4,8 +4,6 @@ Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corrup
 Perturbations", ICLR 2019. docs/corruptions.md compares each kind with the published code.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 
@@ -14,51 +12,32 @@ from torch import Tensor
 
 from beit.data.order import step_generator
 from beit.evaluation.corruptions import blur, digital, noise, weather
-from beit.evaluation.corruptions.filters import truncated
 
-_CORRUPTIONS: dict[str, Callable[..., Tensor]] = {
-    "gaussian_noise": noise.gaussian_noise,
-    "shot_noise": noise.shot_noise,
-    "impulse_noise": noise.impulse_noise,
-    "defocus_blur": blur.defocus_blur,
-    "glass_blur": blur.glass_blur,
-    "motion_blur": blur.motion_blur,
-    "zoom_blur": blur.zoom_blur,
-    "snow": weather.snow,
-    "frost": weather.frost,
-    "fog": weather.fog,
-    "brightness": weather.brightness,
-    "contrast": digital.contrast,
-    "elastic_transform": digital.elastic_transform,
-    "pixelate": digital.pixelate,
-    "jpeg_compression": digital.jpeg_compression,
+# The function of each kind, and AlexNet's top-1 error on it in ImageNet-C, a mean of the five
+# severities. Table 1 of the paper rounds these errors; the digits are those of imagenet.py of
+# github.com/google-research/augmix, which took them from github.com/hendrycks/robustness.
+_CORRUPTIONS: dict[str, tuple[Callable[..., Tensor], float]] = {
+    "gaussian_noise": (noise.gaussian_noise, 0.886428),
+    "shot_noise": (noise.shot_noise, 0.894468),
+    "impulse_noise": (noise.impulse_noise, 0.922640),
+    "defocus_blur": (blur.defocus_blur, 0.819880),
+    "glass_blur": (blur.glass_blur, 0.826268),
+    "motion_blur": (blur.motion_blur, 0.785948),
+    "zoom_blur": (blur.zoom_blur, 0.798360),
+    "snow": (weather.snow, 0.866816),
+    "frost": (weather.frost, 0.826572),
+    "fog": (weather.fog, 0.819324),
+    "brightness": (weather.brightness, 0.564592),
+    "contrast": (digital.contrast, 0.853204),
+    "elastic_transform": (digital.elastic_transform, 0.646056),
+    "pixelate": (digital.pixelate, 0.717840),
+    "jpeg_compression": (digital.jpeg_compression, 0.606500),
 }
 KINDS = tuple(_CORRUPTIONS)
+ALEXNET_ERRORS = {kind: error for kind, (_, error) in _CORRUPTIONS.items()}  # of published mCE
 SEVERITIES = (1, 2, 3, 4, 5)
 PARAMETERS = noise.PARAMETERS | blur.PARAMETERS | weather.PARAMETERS | digital.PARAMETERS
 
-# AlexNet's top-1 errors on ImageNet-C, means of the five severities: the baseline of published mCE.
-# Table 1 of the paper rounds them; these digits come from github.com/google-research/augmix
-# (imagenet.py), which took them from github.com/hendrycks/robustness.
-ALEXNET_ERRORS = {
-    "gaussian_noise": 0.886428,
-    "shot_noise": 0.894468,
-    "impulse_noise": 0.922640,
-    "defocus_blur": 0.819880,
-    "glass_blur": 0.826268,
-    "motion_blur": 0.785948,
-    "zoom_blur": 0.798360,
-    "snow": 0.866816,
-    "frost": 0.826572,
-    "fog": 0.819324,
-    "brightness": 0.564592,
-    "contrast": 0.853204,
-    "elastic_transform": 0.646056,
-    "pixelate": 0.717840,
-    "jpeg_compression": 0.606500,
-}
-
-_SMALLEST_SIDE = 8
 _CHUNK = 2**19  # values processed at once, few enough for the CPU cache
 
 
@@ -74,7 +53,6 @@ def corrupt(
         images: (B, 3, H, W) uint8, on the CPU, each side 8 or more
         kind: one of `KINDS`
         severity: 1 to 5
-        seed: of the random numbers
         indices: (B,), the number of each image in its set
 
     Returns: (B, 3, H, W) uint8, a new tensor
@@ -82,21 +60,21 @@ def corrupt(
     indices = [int(index) for index in indices]
     _check(images, kind, severity, len(indices))
     values = PARAMETERS[kind][published_side(*images.shape[-2:])][severity - 1]
+    function, _ = _CORRUPTIONS[kind]
     count = max(1, _CHUNK // images[0].numel()) if len(images) else 1
     corrupted = torch.empty_like(images, memory_format=torch.contiguous_format)
     for start in range(0, len(images), count):
         part = slice(start, start + count)
         generators = [step_generator(seed, index, kind) for index in indices[part]]
         floats = images[part].to(torch.float32, memory_format=torch.contiguous_format)
-        corrupted[part] = truncated(_CORRUPTIONS[kind](floats, generators, *values))
+        corrupted[part] = blur.truncated(function(floats, generators, *values))
     return corrupted
 
 
 def published_side(height: int, width: int) -> int:
-    """Return which published list applies to images of this size: 32 (CIFAR-10-C) or 224.
+    """Return which published list applies: 32 (CIFAR-10-C) or 224 (ImageNet-C).
 
-    The one nearer in ratio to the shorter side: 32 up to 84 pixels, else 224 (ImageNet-C). The
-    numbers are in pixels and are not scaled to other sizes.
+    The one nearer in ratio to the shorter side: 32 up to 84 pixels. The lists are not scaled.
     """
     return 32 if min(height, width) ** 2 < 32 * 224 else 224
 
@@ -104,26 +82,20 @@ def published_side(height: int, width: int) -> int:
 def mean_corruption_error(
     errors: Mapping[tuple[str, int], float], baseline: Mapping[str, float] | None = None
 ) -> float:
-    """Average a classifier's errors over severities, then over kinds.
+    """Average top-1 errors in [0, 1] over severities (the same for each kind), then over kinds.
 
-    Args:
-        errors: top-1 errors in [0, 1] by (kind, severity), the same severities for each kind
-        baseline: another classifier's mean error by kind (`kind_errors` of its errors, or
-            `ALEXNET_ERRORS`), by which each kind's error is divided; published mCE does so over
-            all fifteen kinds and five severities
+    With `baseline`, each kind's mean is first divided by another classifier's (`kind_errors` of it,
+    or `ALEXNET_ERRORS`); published mCE does so over all fifteen kinds and five severities.
     """
     means = kind_errors(errors)
     if baseline is None:
         return sum(means.values()) / len(means)
-    missing = [kind for kind in means if not baseline.get(kind, 0) > 0]
-    if missing:
+    if missing := [kind for kind in means if not baseline.get(kind, 0) > 0]:
         raise ValueError(f"baseline must have an error above 0 for each kind; see {missing}")
     severities = sorted({severity for _, severity in errors})
     if severities != list(SEVERITIES):
-        raise ValueError(
-            f"errors have severities {severities}; a baseline is a mean over 1 to 5: measure "
-            "all five, or give no baseline"
-        )
+        message = f"errors have severities {severities}; a baseline is a mean over 1 to 5"
+        raise ValueError(f"{message}: measure all five, or give no baseline")
     return sum(mean / baseline[kind] for kind, mean in means.items()) / len(means)
 
 
@@ -140,10 +112,8 @@ def kind_errors(errors: Mapping[tuple[str, int], float]) -> dict[str, float]:
     severities = {severity for _, severity in errors}
     for kind, by_severity in by_kind.items():
         if missing := sorted(severities - set(by_severity)):
-            raise ValueError(
-                f"{kind} has no error for severities {missing}, which other kinds have; measure "
-                "the same severities for all"
-            )
+            message = f"{kind} has no error for severities {missing}, which other kinds have"
+            raise ValueError(f"{message}; measure the same severities for all")
     return {kind: sum(of_kind.values()) / len(of_kind) for kind, of_kind in by_kind.items()}
 
 
@@ -164,15 +134,11 @@ def _check(images: Tensor, kind: str, severity: int, num_indices: int) -> None:
         )
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-    if min(images.shape[-2:]) < _SMALLEST_SIDE:
-        raise ValueError(
-            f"images of {tuple(images.shape[-2:])} pixels are too small to corrupt; each side must "
-            f"be {_SMALLEST_SIDE} or more"
-        )
+    if min(images.shape[-2:]) < 8:
+        size = tuple(images.shape[-2:])
+        raise ValueError(f"images of {size} pixels are too small; expected 8 or more on each side")
     if num_indices != len(images):
-        raise ValueError(
-            f"expected one index per image, got {num_indices} for {len(images)} images"
-        )
+        raise ValueError(f"expected an index per image, got {num_indices} for {len(images)} images")
 
 
 def _check_severity(kind: str, severity: int) -> None:

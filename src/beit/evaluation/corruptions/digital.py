@@ -3,8 +3,6 @@
 The module `noise` describes the arguments of the functions and `PARAMETERS`.
 """
 
-from __future__ import annotations
-
 import io
 from functools import lru_cache
 
@@ -14,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from beit.evaluation.corruptions.blur import gaussian
 from beit.evaluation.corruptions.noise import Generators, Parameters, uniforms
 
 PARAMETERS: dict[str, Parameters] = {
@@ -77,9 +76,8 @@ def elastic_transform(
         by_column = (across * columns + start) * (2 / (side - 1)) - 1
         by_row = down * rows * (2 / (side - 1))
         torch.add(by_column.float()[:, None], by_row.float()[:, :, None], out=places[..., axis])
-    images = functional.grid_sample(
-        images, places, padding_mode="reflection", align_corners=True
-    )  # mirrored about the centres of the border pixels: c b | a b c
+    # Mirrored about the centres of the border pixels: c b | a b c.
+    images = functional.grid_sample(images, places, padding_mode="reflection", align_corners=True)
     if reach == 0:
         return images
     down, across = _reflecting_gaussian(height, sigma), _reflecting_gaussian(width, sigma).T
@@ -88,22 +86,18 @@ def elastic_transform(
     by_column, by_row = ((2 * line + 1) / len(line) - 1 for line in (columns, rows))
     torch.add(by_column.float(), smooth[:, 0], alpha=2 * reach / width, out=places[..., 0])
     torch.add(by_row.float()[:, None], smooth[:, 1], alpha=2 * reach / height, out=places[..., 1])
-    return functional.grid_sample(
-        images, places, padding_mode="reflection", align_corners=False
-    )  # mirrored about their outer edges: b a | a b c
+    # Mirrored about the outer edges: b a | a b c.
+    return functional.grid_sample(images, places, padding_mode="reflection", align_corners=False)
 
 
 @lru_cache(maxsize=2)  # height, width
 def _reflecting_gaussian(side: int, sigma: float) -> Tensor:
     """Return a Gaussian filter matrix, cut off at 3 sigma, mirrored outside: (side, side)."""
     half = int(3 * sigma + 0.5)
-    offsets = np.arange(-half, half + 1)
-    weights = np.exp(-(offsets**2) / (2 * sigma**2))
-    weights /= weights.sum()
+    mirrored = np.pad(np.arange(side), half, mode="symmetric")
     matrix = np.zeros((side, side))
     for row in range(side):
-        places = (row + offsets) % (2 * side)
-        np.add.at(matrix[row], np.minimum(places, 2 * side - 1 - places), weights)
+        np.add.at(matrix[row], mirrored[row : row + 2 * half + 1], gaussian(sigma, half))
     return torch.from_numpy(matrix).float()
 
 

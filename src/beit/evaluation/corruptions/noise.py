@@ -6,8 +6,6 @@ published numbers of the five severities by image size: `make_imagenet_c.py` (22
 `make_cifar_c.py` (32) of github.com/hendrycks/robustness.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -41,10 +39,9 @@ def gaussian_noise(images: Tensor, generators: Generators, deviation: float) -> 
 
 
 def shot_noise(images: Tensor, generators: Generators, photons: int) -> Tensor:
-    """Draw Poisson counts of photons; white has `photons` on average.
+    """Draw Poisson counts of photons; white (255) has `photons` on average.
 
-    The distribution function is inverted: one uniform number in [0, 1) per value. The images hold
-    whole numbers.
+    The distribution function is inverted: one uniform number per value. Images hold whole numbers.
     """
     table, thresholds = _poisson_table(photons)
     chances = uniforms(generators, images.shape[1:])
@@ -62,9 +59,8 @@ def shot_noise(images: Tensor, generators: Generators, photons: int) -> Tensor:
 def _poisson_table(photons: int) -> tuple[Tensor, Tensor]:
     """Invert the Poisson distribution functions of all 256 levels.
 
-    Returns: (256 · _CELLS,) int16, the count in each of the _CELLS equal cells of [0, 1) of a
-    level, -1 if it changes within the cell; and (256 · photons,) float64, the distribution
-    functions at 0, 1, ... photons, each plus its level.
+    Returns: (256 · _CELLS,) int16, the count in each of a level's equal cells of [0, 1), -1 if it
+    changes within the cell; (256 · photons,) float64, each level's functions at 0, 1, ... plus it.
     """
     levels = torch.arange(256, dtype=torch.float64)[:, None]
     rates, counts = levels * photons / 255, torch.arange(photons, dtype=torch.float64)
@@ -86,23 +82,9 @@ def impulse_noise(images: Tensor, generators: Generators, amount: float) -> Tens
 
 def normals(generators: Generators, shape: Sequence[int]) -> Tensor:
     """Draw from the standard normal distribution. Returns: (B, *shape)."""
-    values = torch.empty(len(generators), *shape)
-    for row, generator in zip(values, generators, strict=True):
-        row.normal_(generator=generator)
-    return values
+    return torch.stack([torch.randn(*shape, generator=generator) for generator in generators])
 
 
 def uniforms(generators: Generators, shape: Sequence[int]) -> Tensor:
     """Draw uniformly from [0, 1). Returns: (B, *shape)."""
-    values = torch.empty(len(generators), *shape)
-    for row, generator in zip(values, generators, strict=True):
-        row.uniform_(generator=generator)
-    return values
-
-
-def integers(generators: Generators, low: int, high: int, shape: Sequence[int]) -> Tensor:
-    """Draw uniformly from low .. high - 1. Returns: (B, *shape) int64."""
-    values = torch.empty(len(generators), *shape, dtype=torch.int64)
-    for row, generator in zip(values, generators, strict=True):
-        row.random_(low, high, generator=generator)
-    return values
+    return torch.stack([torch.rand(*shape, generator=generator) for generator in generators])

@@ -4,14 +4,11 @@ Frost is not the published one: see `frost`. The module `noise` describes the ar
 functions and `PARAMETERS`.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from beit.evaluation.corruptions.blur import motion_blurred, zoomed
-from beit.evaluation.corruptions.filters import truncated
+from beit.evaluation.corruptions.blur import motion_blurred, truncated, zoomed
 from beit.evaluation.corruptions.noise import Generators, Parameters, normals, uniforms
 
 PARAMETERS: dict[str, Parameters] = {
@@ -76,9 +73,9 @@ def snow(
 def frost(images: Tensor, generators: Generators, weight: float, frost_weight: float) -> Tensor:
     """Blend in a drawn frost texture with the published weights.
 
-    The published frost is cropped from six photographs of icy windows, which this package does not
-    have. Ours consists of two plasma fractals per image, bright veins on a cloudy ground. Its
-    scores cannot be compared with published ImageNet-C frost.
+    The published frost is cropped from six photographs of icy windows, which this package lacks.
+    Ours is two plasma fractals per image, bright veins on a cloudy ground. Its scores cannot be
+    compared with published ImageNet-C frost.
     """
     ice = frost_texture(generators, images.shape[-2:])
     return images.mul_(weight).add_(ice, alpha=frost_weight)
@@ -101,10 +98,7 @@ def fog(images: Tensor, generators: Generators, thickness: float, decay: float) 
 
 
 def brightness(images: Tensor, generators: Generators, amount: float) -> Tensor:
-    """Raise the value of HSV by `amount` · 255, up to 255.
-
-    All channels are scaled alike, which keeps hue and saturation; black becomes grey.
-    """
+    """Raise HSV's value by `amount` · 255, up to 255; hue and saturation stay, black turns grey."""
     value = images.amax(1, keepdim=True)
     raised = (value + 255 * amount).clamp_(max=255)
     return torch.where(value > 0, images * (raised / value.clamp(min=1)), raised)
@@ -118,13 +112,9 @@ def _plasma_of(generators: Generators, size: tuple[int, int] | torch.Size, decay
 
 
 def plasma(chances: Tensor, decay: float) -> Tensor:
-    """Draw height maps by the diamond-square algorithm on a torus.
+    """Draw height maps (B, S, S), each from 0 to 1, by the diamond-square algorithm on a torus.
 
-    Args:
-        chances: (B, S·S) in [0, 1), S a power of two
-        decay: of the noise from one level to the next
-
-    Returns: (B, S, S), each from 0 to 1
+    chances: (B, S·S) in [0, 1), S a power of two; decay: of the noise from one level to the next.
     """
     B, count = chances.shape
     side = round(count**0.5)

@@ -3,7 +3,7 @@ import re
 import pytest
 
 from beit.draw.charts import RIGHT, WIDTH
-from beit.evaluation.robustness import robustness_plots, robustness_table
+from beit.evaluation.output import robustness_plots, robustness_table
 
 FOG, SNOW = {1: 0.9, 3: 0.6}, {1: 0.5, 3: 0.25}
 
