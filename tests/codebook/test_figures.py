@@ -16,7 +16,7 @@ def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def words(drawn: SavedFigure) -> list[str]:
-    texts = (part.text or "" for part in ElementTree.fromstring(drawn.svg).iter())
+    texts = (part.text or "" for part in ElementTree.fromstring(drawn.drawing.svg).iter())
     return [text for text in texts if text.strip()]
 
 

@@ -19,10 +19,10 @@ def test_a_figure_is_png_and_svg_and_always_the_same_bytes() -> None:
     rows = [row("Code 5", 3, ("7 uses", "50% frog")), row("Code 6", 0)]
     drawn = gallery_figure(rows, "closest", "A title", "a subtitle")
     assert drawn == gallery_figure(rows, "closest", "A title", "a subtitle")
-    with Image.open(io.BytesIO(drawn.png)) as picture:
+    with Image.open(io.BytesIO(drawn.drawing.png)) as picture:
         assert picture.width == 2130  # 7.1 inches
         assert picture.info["dpi"][0] == pytest.approx(300, abs=0.1)
-    words = {part.text for part in ElementTree.fromstring(drawn.svg).iter() if part.text}
+    words = {part.text for part in ElementTree.fromstring(drawn.drawing.svg).iter() if part.text}
     assert {"A title", "a subtitle", "Code 5", "50% frog", "no patch has this code"} <= words
 
 
@@ -30,7 +30,7 @@ def test_names_are_shown_literally() -> None:
     """Markup, formulas, letters that the font lacks and long names are shown as text."""
     names = ("<script>alert('x')</script>", "$\\frac{1}{", "猫 \U0001f438", "x" * 99)
     drawn = gallery_figure([row("Code 5", 1, names)], "closest", "$t", "<b>")
-    words = [part.text or "" for part in ElementTree.fromstring(drawn.svg).iter()]
+    words = [part.text or "" for part in ElementTree.fromstring(drawn.drawing.svg).iter()]
     assert "<script>alert('x')</scr…" in words  # shortened
     assert {"$\\frac{1}{", "猫 \U0001f438", "$t", "<b>"} <= set(words)
 

@@ -71,7 +71,7 @@ def test_a_map_shows_every_patch(monkeypatch: pytest.MonkeyPatch) -> None:
     patches = np.broadcast_to(colours[:, None, None], (3, 2, 2, 3))
     places = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     drawn = map_figure(places, patches, "map", "Three codes", ("x", "y"))
-    sheet = np.asarray(Image.open(io.BytesIO(drawn.png)))[..., :3]
+    sheet = np.asarray(Image.open(io.BytesIO(drawn.drawing.png)))[..., :3]
     middles = []
     for colour in colours:
         found = np.argwhere((sheet == colour).all(axis=2))

@@ -7,7 +7,6 @@ from beit.draw.panels import heat
 from beit.pictures.attention_panels import (
     TINT,
     Query,
-    Row,
     attention_figure,
     flat_map,
     mass_mask,
@@ -57,8 +56,8 @@ def test_the_overlay_is_smooth_and_the_query_tinted() -> None:
 
 def test_figures_come_as_png_and_svg_and_the_same_every_time() -> None:
     query = Query(4, "patch (2, 2)", "row02-col02")
-    rows = [Row("head 1", WEIGHTS)]
-    first, second = (attention_figure(IMAGE, query, rows, GRID, "Title", 0.6) for _ in range(2))
+    heads = {"head 1": WEIGHTS}
+    first, second = (attention_figure(IMAGE, query, heads, GRID, "Title", 0.6) for _ in range(2))
     assert first == second
     assert first.png.startswith(b"\x89PNG")
     assert b"</svg>" in first.svg

@@ -86,7 +86,7 @@ def test_probabilities_are_the_models_softmax(files: Path, tmp_path: Path) -> No
     images = torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8)
     codes = models.tokenizer.encode(images)
     assert models.predictor is not None
-    for n, prediction in enumerate(predict_tokens(models.predictor, images, masked, codes)):
+    for n, prediction in enumerate(predict_tokens(models.predictor, images, masked, codes).each()):
         probabilities = models.predictor(images, masked).logits[n].softmax(-1)
         torch.testing.assert_close(prediction.probability, probabilities.amax(-1))
         assert prediction.codes.tolist() == probabilities.argmax(-1).tolist()

@@ -1,102 +1,116 @@
-"""The contents of a codebook: codes, their patches, whole images; used by all of its pages.
+"""The contents of a codebook: what is collected from images, codes, their patches, codes.json.
 
 A `Codebook` makes one `Code` at a time from its statistics, so that memory does not grow with the
 number of patches.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import isnan, prod
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beit.codebook.collected import Collected
 from beit.codebook.crops import Crop
+from beit.data.batch import Batch
 from beit.data.sources import Source
 from beit.draw.canvas import Pixels
-from beit.nn.code_statistics import CodeMeasures, measures, nearest_codes
-from beit.nn.reservoir import EMPTY
+from beit.nn.code_statistics import CodeStatistics, measures, nearest_codes
+from beit.nn.reservoir import EMPTY, Reservoir, in_steps, random_keys
+from beit.run.device import gathered, summed
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 NEAREST = 6  # codes nearest to each code
 LABELS = 5  # most frequent labels kept for each code
+_FIELDS = (  # of a code in codes.json
+    *("uses", "images", "closeness", "purity", "label", "label_entropy", "position_entropy"),
+    *("labels", "nearest"),
+)
+
+
+class Collected(NamedTuple):
+    """Sums over all patches, and the closest and random patches of each code."""
+
+    statistics: CodeStatistics
+    closest: Reservoir
+    random: Reservoir
+
+    def megabytes(self) -> float:
+        """Return the memory that it takes."""
+        tensors = [*self.statistics.tensors(), self.closest.entries, self.random.entries]
+        return sum(tensor.nbytes for tensor in tensors) / 1e6
+
+    def add(self, seed: int, batch: Batch, codes: Tensor, scores: Tensor) -> None:
+        """Add the images of a batch with their codes and scores (B, N)."""
+        device, N = self.statistics.total.device, codes.shape[1]
+        parts = (batch.images, codes, scores, batch.labels, batch.indices)
+        images, codes, scores, labels, indices = (part.to(device) for part in parts)
+        self.statistics.add(images, codes, scores, labels)
+        places = (indices[:, None] * N + torch.arange(N, device=device)).flatten()
+        codes, scores = codes.flatten(), in_steps(scores).flatten()
+        self.closest.add(codes, scores, places, scores)
+        self.random.add(codes, random_keys(seed, places), places, scores)
+
+    def reduce(self, fabric: "Fabric") -> None:
+        """Combine the statistics and patches of all processes, in place."""
+        if fabric.world_size == 1:
+            return
+        for tensor in self.statistics.tensors():
+            tensor.copy_(summed(fabric, tensor.to(fabric.device)))
+        for reservoir in (self.closest, self.random):
+            K, device = len(reservoir.entries), reservoir.entries.device
+            rows = gathered(fabric, reservoir.entries.to(fabric.device)).to(device)
+            reservoir.entries = rows[:K].clone()
+            for entries in rows[K:].split(K):
+                reservoir.merge(entries)
 
 
 @dataclass(frozen=True)
 class Patch:
-    """A patch of an image.
+    """A patch of an image."""
 
-    Attributes:
-        image: number of its image in the source
-        position: in [0, N)
-        closeness: how close it is to its code, larger is closer; None if unknown
-        name: of its image, "" for none
-        label: of its image, None if unknown
-        crop: its pixels and surroundings, None until the image is read again
-    """
-
-    image: int
-    position: int
-    closeness: float | None = None
-    name: str = ""
-    label: str | None = None
-    crop: Crop | None = None
+    image: int  # number of its image in the source
+    position: int  # in [0, N)
+    closeness: float | None = None  # to its code, larger is closer; None if unknown
+    name: str = ""  # of its image
+    label: str | None = None  # of its image, None if unknown
+    crop: Crop | None = None  # its pixels and surroundings, None until the image is read again
 
 
 @dataclass(frozen=True)
 class Code:
-    """A code and its statistics; None where a statistic is undefined, as for an unused code.
+    """A code and its statistics; None where a statistic is undefined, as for an unused code."""
 
-    Attributes:
-        index: in [0, K)
-        uses: number of patches with this code
-        positions: (Gh, Gw) int, uses at each position; they sum to `uses`
-        images: number of images that contain it
-        closeness: mean over its patches
-        purity: share of its most frequent label, in (0, 1]
-        label: name of that label
-        label_entropy: in bits
-        position_entropy: in bits, 0 to log2 N
-        labels: its most frequent labels with their shares, most frequent first
-        nearest: other codes with their cosines, nearest first
-        closest: its closest patches, closest first
-        random: a uniform sample of its patches, in random order
-    """
-
-    index: int
-    uses: int
-    positions: NDArray[np.integer]
-    images: int = 0
-    closeness: float | None = None
-    purity: float | None = None
-    label: str | None = None
-    label_entropy: float | None = None
-    position_entropy: float | None = None
-    labels: Sequence[tuple[str, float]] = ()
-    nearest: Sequence[tuple[int, float]] = ()
-    closest: Sequence[Patch] = ()
-    random: Sequence[Patch] = ()
+    index: int  # in [0, K)
+    uses: int  # number of patches with this code
+    positions: NDArray[np.integer]  # (Gh, Gw), uses at each position; they sum to `uses`
+    images: int = 0  # number of images that contain it
+    closeness: float | None = None  # mean over its patches
+    purity: float | None = None  # share of its most frequent label, in (0, 1]
+    label: str | None = None  # name of that label
+    label_entropy: float | None = None  # in bits
+    position_entropy: float | None = None  # in bits, 0 to log2 N
+    labels: Sequence[tuple[str, float]] = ()  # most frequent ones with their shares, in order
+    nearest: Sequence[tuple[int, float]] = ()  # other codes with their cosines, nearest first
+    closest: Sequence[Patch] = ()  # its closest patches, closest first
+    random: Sequence[Patch] = ()  # a uniform sample of its patches, in random order
 
 
 @dataclass(frozen=True)
 class WholeImage:
-    """An image with the codes of all its patches.
+    """An image with the codes of all its patches."""
 
-    Attributes:
-        index: its number in the source
-        name: shown as text
-        thumbnail: an encoded JPEG, PNG or WebP image (`crops.thumbnail` makes one)
-        codes: (N,) int, row by row
-        label: None if unknown
-    """
-
-    index: int
-    name: str
-    thumbnail: bytes
-    codes: NDArray[np.integer]
-    label: str | None = None
+    index: int  # its number in the source
+    name: str  # shown as text
+    thumbnail: bytes  # a JPEG, PNG or WebP image (`crops.thumbnail` makes one)
+    codes: NDArray[np.integer]  # (N,), row by row
+    label: str | None = None  # None if unknown
 
 
 def with_crops(code: Code, find: Callable[[Patch], Crop | None]) -> Code:
@@ -133,15 +147,13 @@ class Codebook:
         """
         self.statistics, self.vectors, self.grid = collected.statistics, vectors, grid
         self.source, self.label_names, self.on_sphere = source, label_names, on_sphere
-        self.measures: CodeMeasures = measures(self.statistics)
+        self.measures = measures(self.statistics)
         self.mean_patches: Pixels = self.statistics.mean_patches().cpu().numpy()
         self._nearest = nearest_codes(vectors, NEAREST)
         self._labels = self.statistics.labels.cpu()
         self._positions = self.statistics.positions.cpu()
-        self._kept = [
-            (reservoir.places.cpu(), reservoir.scores.cpu())
-            for reservoir in (collected.closest, collected.random)
-        ]
+        reservoirs = (collected.closest, collected.random)
+        self._kept = [(kept.places.cpu(), kept.scores.cpu()) for kept in reservoirs]
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -152,8 +164,7 @@ class Codebook:
 
     def label(self, image: int) -> str | None:
         """Return the name of an image's label, None if unknown."""
-        label = -1 if self.source.labels is None else int(self.source.labels[image])
-        return self.label_names[label] if label >= 0 else None
+        return None if self.source.labels is None else self._name(self.source.labels[image])
 
     def places(
         self, codes: Sequence[int], closest: int | None = None, random: bool = True
@@ -175,7 +186,6 @@ class Codebook:
         """Return one code; its patches have no crops yet."""
         measured = self.measures
         nearest = zip(*(part[index].tolist() for part in self._nearest), strict=True)
-        label = int(measured.label[index])
         closest, random = (self._patches(index, *kept) for kept in self._kept)
         return Code(
             index=index,
@@ -184,7 +194,7 @@ class Codebook:
             images=int(measured.images[index]),
             closeness=_defined(measured.closeness[index]),
             purity=_defined(measured.purity[index]),
-            label=self.label_names[label] if label >= 0 else None,
+            label=self._name(measured.label[index]),
             label_entropy=_defined(measured.label_entropy[index]),
             position_entropy=_defined(measured.position_entropy[index]),
             labels=self._frequent_labels(index),
@@ -192,6 +202,9 @@ class Codebook:
             closest=closest,
             random=random,
         )
+
+    def _name(self, label: Tensor) -> str | None:
+        return self.label_names[int(label)] if label >= 0 else None
 
     def _patches(self, code: int, places: Tensor, scores: Tensor) -> list[Patch]:
         N = prod(self.grid)
@@ -206,12 +219,38 @@ class Codebook:
         counts = self._labels[code]
         if not bool(counts.sum()):
             return []
-        sorted_counts = counts.sort(descending=True, stable=True)
-        shares = (sorted_counts.values / counts.sum()).tolist()
-        pairs = zip(sorted_counts.indices.tolist()[:LABELS], shares, strict=False)
+        values, labels = counts.sort(descending=True, stable=True)
+        pairs = zip(labels.tolist()[:LABELS], (values / counts.sum()).tolist(), strict=False)
         return [(self.label_names[label], round(share, 4)) for label, share in pairs if share]
 
 
 def _defined(value: Tensor) -> float | None:
     """Return None for NaN."""
     return None if isnan(value) else float(value)
+
+
+def codes_json(about: Mapping[str, Any], book: Codebook) -> str:
+    """Return the text of codes.json: a line for each code and image, named by number."""
+    codes = ",\n".join(_line(_record(book.code(index))) for index in range(len(book)))
+    numbers = (book.places(range(len(book))) // prod(book.grid)).unique().tolist()
+    images = ",\n".join(
+        f'"{number}": {_line({"name": book.source.name(number), "label": book.label(number)})}'
+        for number in numbers
+    )
+    return (
+        f'{{"about": {_line(about)},\n"patch": ["image", "position", "closeness"],\n'
+        f'"codes": [\n{codes}\n],\n"images": {{\n{images}\n}}}}\n'
+    )
+
+
+def _record(code: Code) -> dict[str, Any]:
+    patches = {
+        kind: [(patch.image, patch.position, patch.closeness) for patch in getattr(code, kind)]
+        for kind in ("closest", "random")
+    }
+    values = {name: getattr(code, name) for name in _FIELDS}
+    return {"code": code.index, **values, "patches": patches}
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)

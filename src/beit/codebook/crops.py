@@ -17,15 +17,10 @@ _FRAME = (213, 94, 0)  # vermilion, between white hairlines: visible on any back
 
 
 class Crop(NamedTuple):
-    """A patch and its surroundings.
+    """A patch and its surroundings."""
 
-    Attributes:
-        pixels: (h, w, 3) uint8
-        frame: top, left, bottom, right of the patch within `pixels`, as shares in [0, 1]
-    """
-
-    pixels: Pixels
-    frame: tuple[float, float, float, float]
+    pixels: Pixels  # (h, w, 3) uint8
+    frame: tuple[float, float, float, float]  # top, left, bottom, right of the patch, in [0, 1]
 
 
 def crop_patch(image: Tensor, position: int, grid: tuple[int, int], context: int) -> Crop:
@@ -66,16 +61,14 @@ def shrunk(pixels: Pixels, side: int) -> Pixels:
 
 
 def framed(crop: Crop, side: int) -> Pixels:
-    """Draw a crop at about `side` pixels, with a frame around the patch: (h, w, 3).
+    """Draw a crop at about `side` pixels, with a frame around the patch: (h, w, 3) uint8.
 
     Small crops are enlarged by a whole factor, so that each pixel stays a square.
     """
     factor = max(1, side // max(crop.pixels.shape[:2]))
     drawn = shrunk(crop.pixels, side).repeat(factor, axis=0).repeat(factor, axis=1)
     H, W = drawn.shape[:2]
-    top, left, bottom, right = (
-        round(edge * length) for edge, length in zip(crop.frame, (H, W, H, W), strict=True)
-    )
+    top, left, bottom, right = np.multiply(crop.frame, (H, W, H, W)).round().astype(int).tolist()
     line = max(1, side // 60)
     colours = [(255, 255, 255)] + [_FRAME] * (2 * line) + [(255, 255, 255)]
     first = -(len(colours) // 2)  # the line is centred on the patch's edge
@@ -90,10 +83,8 @@ def framed(crop: Crop, side: int) -> Pixels:
 def webp(pixels: Pixels, quality: int) -> bytes:
     """Encode (h, w, 3) as WebP, without loss at quality `LOSSLESS`."""
     file = io.BytesIO()
-    lossless = quality == LOSSLESS
-    Image.fromarray(pixels).save(
-        file, "WEBP", quality=quality, lossless=lossless, method=2, use_sharp_yuv=True
-    )
+    options = {"quality": quality, "lossless": quality == LOSSLESS, "method": 2}
+    Image.fromarray(pixels).save(file, "WEBP", use_sharp_yuv=True, **options)
     return file.getvalue()
 
 

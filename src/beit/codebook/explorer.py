@@ -6,10 +6,12 @@ little memory. A code's patches are one small WebP sheet, which the page decodes
 
 import base64
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
+from math import ceil, isfinite, prod, sqrt
 from pathlib import Path
 
 import jinja2
@@ -17,37 +19,29 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from beit.codebook.contents import Code, WholeImage
-from beit.codebook.explorer_lines import PageLines
+from beit.codebook.contents import Code, Patch, WholeImage
+from beit.codebook.crops import LOSSLESS, TINY, Crop, shrunk, webp
+from beit.draw.colours import code_colours
 from beit.files import replacing
 
 MAX_BYTES = 58_000_000
 _SCRIPTS = ("explorer_data.js", "explorer_grid.js", "explorer_panel.js", "explorer.js")
+_MEDIA = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"RIFF": "webp"}
+_QUALITIES = (LOSSLESS, 88, 80, 72, 64, 56, 48, 40, 32, 24, 16, 8, 2)  # lossless: tiny crops only
 
 
 @dataclass(frozen=True)
 class ExplorerPage:
-    """What the page shows. `codes` and `images` are each iterated over once.
+    """What the page shows. `codes` and `images` are each iterated over once."""
 
-    Attributes:
-        tokenizer: its name
-        data: name of the images that it was applied to
-        num_codes: K
-        grid: (Gh, Gw) of patches, N = Gh * Gw
-        codes: all K codes, in order; those of their `closest` patches that have a crop are shown
-        images: shown whole, each at the cost of its thumbnail's bytes
-        facts: further numbers and settings, listed under "About"
-        colours: (K, 3) uint8 sRGB of the token maps; `code_colours` if None
-    """
-
-    tokenizer: str
-    data: str
+    tokenizer: str  # its name
+    data: str  # name of the images that it was applied to
     num_codes: int
-    grid: tuple[int, int]
-    codes: Iterable[Code]
-    images: Iterable[WholeImage] = ()
-    facts: Mapping[str, str] = field(default_factory=dict)
-    colours: NDArray[np.uint8] | None = None
+    grid: tuple[int, int]  # (Gh, Gw) of patches, N = Gh * Gw
+    codes: Iterable[Code]  # all K, in order; the patches in `closest` that have a crop are shown
+    images: Iterable[WholeImage] = ()  # shown whole, each at the cost of its thumbnail's bytes
+    facts: Mapping[str, str] = field(default_factory=dict)  # listed under "About"
+    colours: NDArray[np.uint8] | None = None  # (K, 3) of the token maps; `code_colours` if None
 
 
 def crop_side(num_codes: int) -> int:
@@ -62,16 +56,11 @@ def write_explorer(
     side: int | None = None,
     max_bytes: int = MAX_BYTES,
 ) -> Path:
-    """Write the page; an existing one is replaced only when the new one is complete.
+    """Write the page atomically; ValueError if its contents are inconsistent or too large.
 
     Args:
-        path: of the HTML file
-        page: its contents
         side: of a patch's picture in pixels; `crop_side` if None
         max_bytes: limit of the file; the pictures are compressed until they fit
-
-    Raises:
-        ValueError: the contents are inconsistent, or do not fit into `max_bytes`.
     """
     K, (Gh, Gw) = page.num_codes, page.grid
     if min(K, Gh, Gw) < 1:
@@ -79,7 +68,7 @@ def write_explorer(
     script = "(() => {\n" + "\n".join(map(_part, _SCRIPTS)) + "})();"
     style = _part("explorer.css")
     room = max_bytes - len(script) - len(style) - 20_000
-    lines = PageLines(K, page.grid, side or crop_side(K), room)
+    lines = _Lines(K, page.grid, side or crop_side(K), room)
     stream = _template().stream(
         title=f"The codes of {page.tokenizer}",
         page=page,
@@ -105,7 +94,11 @@ def write_explorer(
 
 
 def _hash(source: str) -> str:
-    return base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+    return _base64(hashlib.sha256(source.encode()).digest())
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 def _part(name: str) -> str:
@@ -117,3 +110,165 @@ def _template() -> jinja2.Template:
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     return environment.from_string(_part("explorer.html.jinja"))
+
+
+class _Lines:
+    """The data of the page: a line for each image and code, read when it is shown, and a summary.
+
+    `side` pixels are for a patch's picture, `room` bytes for all lines and the summary.
+    """
+
+    def __init__(self, num_codes: int, grid: tuple[int, int], side: int, room: int) -> None:
+        self._num_codes, self._grid, self._side = num_codes, grid, side
+        self._room = room - 90 * num_codes  # bytes left for lines, without the summary's
+        self._quality = 0  # index into _QUALITIES of the last sheet
+        self._labels: dict[str, int] = {}
+        self._frames: dict[tuple[int, ...], int] = {}
+        self._rows: list[list[object]] = []
+        self._images: list[list[object]] = []
+        self._image_places: dict[int, int] = {}  # place on the page by number in the source
+
+    def images(self, images: Iterable[WholeImage]) -> Iterator[Markup]:
+        """Yield a line for each image: its thumbnail as a data URL."""
+        K, N = self._num_codes, prod(self._grid)
+        for image in images:
+            codes = np.asarray(image.codes)
+            low, high = codes.min(initial=0), codes.max(initial=0)
+            if codes.shape != (N,) or low < 0 or high >= K:
+                raise ValueError(
+                    f"image {image.name!r} needs {N} codes in [0, {K}) for grid {self._grid}, "
+                    f"got shape {codes.shape}, {low} to {high}"
+                )
+            if image.index in self._image_places:
+                raise ValueError(f"image {image.name!r} has index {image.index}, as another has")
+            row = [image.name, self._label(image.label), codes.tolist()]
+            self._image_places[image.index] = len(self._images)
+            self._images.append(row)
+            line = _data_url(image.thumbnail, f"the thumbnail of image {image.name!r}")
+            self._room -= len(line) + 1 + len(_json(row))
+            yield Markup(line)
+
+    def codes(self, codes: Iterable[Code]) -> Iterator[Markup]:
+        """Yield a line for each code: its positions, nearest codes, patches and their pictures."""
+        K = self._num_codes
+        for code in codes:
+            self._check(code)
+            labels = [[self._label(name), round(share, 4)] for name, share in code.labels]
+            purity = None if code.purity is None else round(code.purity, 4)
+            entropy = None if code.position_entropy is None else round(code.position_entropy, 3)
+            self._rows.append([int(code.uses), purity, entropy, labels])
+            most = int(code.positions.max())
+            levels = np.round(255 * (code.positions / max(most, 1))).astype(np.uint8)
+            crops = [(patch, patch.crop) for patch in code.closest if patch.crop is not None]
+            line = {
+                "most": most,
+                "positions": _base64(levels.tobytes()),
+                "neighbours": [[int(i), round(cosine, 3)] for i, cosine in code.nearest],
+                "patches": [self._patch(patch, crop, code.index) for patch, crop in crops],
+            }
+            if crops:
+                share = self._room / (K - code.index) - len(_json(line)) - 60
+                cell, sheet = self._sheet([crop for _, crop in crops], int(share * 3 / 4))
+                line |= {"cell": cell, "sheet": _base64(sheet)}
+            text = _json(line)
+            self._room -= len(text) + 1
+            yield Markup(text)
+        if len(self._rows) != K:
+            raise ValueError(f"the page has {len(self._rows)} codes, expected {K}")
+
+    def summary(self, colours: NDArray[np.uint8] | None = None) -> Markup:
+        """Return what the page reads when it is opened; call it after all lines."""
+        K = self._num_codes
+        colours = code_colours(K) if colours is None else colours
+        if colours.shape != (K, 3):
+            raise ValueError(f"colours must be ({K}, 3), got {colours.shape}")
+        summary = {
+            "grid": self._grid,
+            "labels": list(self._labels),
+            "frames": list(self._frames),
+            "codes": self._rows,
+            "images": self._images,
+            "colours": colours.astype(np.uint8).tobytes().hex(),
+        }
+        return Markup(_json(summary))
+
+    def _check(self, code: Code) -> None:
+        K, name, expected = self._num_codes, f"code {code.index}", len(self._rows)
+        if code.index != expected or code.index >= K:
+            raise ValueError(f"expected codes 0 to {K - 1} in order; got {name} for {expected}")
+        positions = code.positions
+        shape, low, total = positions.shape, positions.min(initial=0), positions.sum()
+        if shape != tuple(self._grid) or low < 0 or total != code.uses:
+            raise ValueError(
+                f"{name} needs positions of shape {self._grid}, none below 0, that sum to its "
+                f"{code.uses} uses; got {shape}, from {low}, sum {total}"
+            )
+        shares = [share for _, share in code.labels]
+        for share in [*shares, *([] if code.purity is None else [code.purity])]:
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} has a purity or label share of {share}, expected [0, 1]")
+        for other, cosine in code.nearest:
+            if not 0 <= other < K or not isfinite(cosine):
+                raise ValueError(
+                    f"{name} has nearest code {other} ({cosine}); expected a code in [0, {K}) and "
+                    "a finite cosine"
+                )
+
+    def _label(self, label: str | None) -> int | None:
+        return None if label is None else self._labels.setdefault(label, len(self._labels))
+
+    def _patch(self, patch: Patch, crop: Crop, code: int) -> list[object]:
+        """Return frame, position, name, label, image and closeness."""
+        N = prod(self._grid)
+        top, left, bottom, right = crop.frame
+        if not (0 <= top < bottom <= 1 and 0 <= left < right <= 1 and 0 <= patch.position < N):
+            raise ValueError(
+                f"a patch of code {code} has frame {crop.frame} and position {patch.position}; "
+                f"expected (top, left, bottom, right) in [0, 1] and a position in [0, {N})"
+            )
+        frame = tuple(round(1000 * edge) for edge in _letterboxed(crop))
+        number = self._frames.setdefault(frame, len(self._frames))
+        closeness = None if patch.closeness is None else round(patch.closeness, 3)
+        label, image = self._label(patch.label), self._image_places.get(patch.image)
+        return [number, int(patch.position), patch.name, label, image, closeness]
+
+    def _sheet(self, crops: Sequence[Crop], room: int) -> tuple[int, bytes]:
+        """Encode crops as a square sheet of at most `room` bytes, if any quality is that small."""
+        cell = min(self._side, max(max(crop.pixels.shape[:2]) for crop in crops))
+        across = ceil(sqrt(len(crops)))
+        down = ceil(len(crops) / across)
+        sheet = np.zeros((down * cell, across * cell, 3), np.uint8)
+        for i, crop in enumerate(crops):
+            pixels = shrunk(crop.pixels, cell)
+            y = i // across * cell + (cell - pixels.shape[0]) // 2
+            x = i % across * cell + (cell - pixels.shape[1]) // 2
+            sheet[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+        best = 0 if cell <= TINY else 1
+        self._quality = max(best, self._quality - 1)
+        while True:
+            data = webp(sheet, _QUALITIES[self._quality])
+            if len(data) <= room or self._quality == len(_QUALITIES) - 1:
+                return cell, data
+            self._quality += 1
+
+
+def _letterboxed(crop: Crop) -> tuple[float, float, float, float]:
+    """Return the frame within the square that the crop is fitted into."""
+    h, w = crop.pixels.shape[:2]
+    top, left, bottom, right = crop.frame
+    y, x = h / max(h, w), w / max(h, w)
+    above, before = (1 - y) / 2, (1 - x) / 2
+    return above + top * y, before + left * x, above + bottom * y, before + right * x
+
+
+def _data_url(data: bytes, what: str) -> str:
+    for start, kind in _MEDIA.items():
+        if data.startswith(start):
+            return f"data:image/{kind};base64,{_base64(data)}"
+    raise ValueError(f"{what} is not a JPEG, PNG or WebP image: it begins with {data[:8]!r}")
+
+
+def _json(value: object) -> str:
+    """Return ASCII JSON without `<`, `>` and `&`, so that it cannot end a script element."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

@@ -8,16 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.codebook.style import (
-    BLUE,
-    GREY,
-    ORANGE,
-    VERMILION,
-    SavedFigure,
-    new_figure,
-    saved,
-    styled,
-)
+from beit.codebook.style import BLUE, GREY, ORANGE, VERMILION, SavedFigure, new_figure, saved
 from beit.draw.canvas import Pixels
 from beit.nn.metrics import codebook_health
 
@@ -31,25 +22,19 @@ _MAPS = 12  # codes whose positions are drawn
 
 
 def usage_figure(uses: Tensor) -> SavedFigure:
-    """Draw the uses of each code, sorted, and a histogram of the uses.
-
-    uses: (K,) int64, not all zero
-    """
+    """Draw the uses (K,) int64 of each code, sorted, and a histogram of them; not all are zero."""
     _check_used(uses)
     K = len(uses)
     health = codebook_health(uses)
     ordered = uses.double().sort(descending=True).values.numpy()
-    used = K - health.dead
-    with styled():
+    used, uniform = K - health.dead, ordered.sum() / K
+    with new_figure(2.5) as figure:
         from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-        figure = new_figure(2.5)
         left, right = figure.subplots(1, 2)
         left.step(np.arange(1, used + 1), ordered[:used], where="mid", color=BLUE, linewidth=1.2)
-        left.axhline(ordered.sum() / K, color=ORANGE, linewidth=1, linestyle=(0, (4, 2)))
-        left.text(
-            *(K, ordered.sum() / K * 1.08, "uniform use"), ha="right", va="bottom", color=GREY
-        )
+        left.axhline(uniform, color=ORANGE, linewidth=1, linestyle=(0, (4, 2)))
+        left.text(K, uniform * 1.08, "uniform use", ha="right", va="bottom", color=GREY)
         if health.dead:
             left.axvspan(used + 0.5, K + 0.5, color=VERMILION, alpha=0.12, linewidth=0)
         left.set(yscale="log", xlim=(0, K + 1), xlabel="codes, most used first", ylabel="uses")
@@ -60,7 +45,7 @@ def usage_figure(uses: Tensor) -> SavedFigure:
         _usage_histogram(right, uses)
         alt = (
             f"{used} of {K} codes are used; perplexity {health.perplexity:.1f}; the most used code "
-            f"{int(ordered[0])} times; uniform use would be {ordered.sum() / K:.1f}"
+            f"{int(ordered[0])} times; uniform use would be {uniform:.1f}"
         )
         return saved(figure, "usage", alt)
 
@@ -69,15 +54,13 @@ def _usage_histogram(axes: "Axes", uses: Tensor) -> None:
     """Draw a histogram of codes by uses, in bins that double: none, 1, 2-3, 4-7, ..."""
     bins = torch.where(uses > 0, uses.double().clamp(min=1).log2().floor().long() + 1, 0)
     counts = torch.bincount(bins).tolist()
-    last = len(counts)
-    first = next((n for n in range(1, last) if counts[n]), 1)
-    shown = [0, *range(first, last)] if counts[0] else list(range(first, last))
+    first = next((n for n, count in enumerate(counts) if n and count), 1)
+    shown = [0] * bool(counts[0]) + list(range(first, len(counts)))
     colours = [VERMILION if number == 0 else BLUE for number in shown]
     bars = axes.bar(range(len(shown)), [counts[n] for n in shown], 0.86, color=colours)
     axes.bar_label(bars, padding=1.5, color=GREY)
-    names = [_span(number) for number in shown]
-    axes.set_xticks(range(len(shown)), names)
-    for label in axes.get_xticklabels() if len(names) > 7 else []:
+    axes.set_xticks(range(len(shown)), map(_span, shown))
+    for label in axes.get_xticklabels() if len(shown) > 7 else []:
         label.set(rotation=30, ha="right")
     axes.tick_params(axis="x", length=0)
     axes.set(xlabel="uses of a code", ylabel="codes")
@@ -88,8 +71,7 @@ def _usage_histogram(axes: "Axes", uses: Tensor) -> None:
 def _span(number: int) -> str:
     if number < 2:
         return ("never", "once")[number]
-    low, high = 2 ** (number - 1), 2**number - 1
-    return f"{_short(low)}–{_short(high)}"
+    return f"{_short(2 ** (number - 1))}–{_short(2**number - 1)}"
 
 
 def _short(count: int) -> str:
@@ -115,11 +97,8 @@ def position_figure(
     drawn = codes[:_MAPS].tolist()
     most = max(math.log2(Gh * Gw), 1e-9)
     low = min(math.floor(2 * known.min()) / 2, most - 1e-9)
-    with styled():
-        figure = new_figure(4.3 if drawn else 2.4)
-        parts: Any = [figure]
-        if drawn:
-            parts = figure.subfigures(2, 1, height_ratios=(1.25, 1))
+    with new_figure(4.3 if drawn else 2.4) as figure:
+        parts: Any = figure.subfigures(2, 1, height_ratios=(1.25, 1)) if drawn else [figure]
         left, right = parts[0].subplots(1, 2, width_ratios=(1, 1.5))
         image = left.imshow(perplexity, cmap=_SEQUENTIAL, interpolation="none")
         parts[0].colorbar(image, ax=left, label="codes (perplexity)", shrink=0.9)
@@ -127,15 +106,9 @@ def position_figure(
         left.set_title("Different codes at each position")
         right.hist(known, bins=np.linspace(low, most, 41).tolist(), color=BLUE)
         right.axvline(most, color=ORANGE, linewidth=1, linestyle=(0, (4, 2)))
-        right.annotate(
-            *(f"uniform ({most:.3g} bits)", (most, 0.97)),
-            xycoords=("data", "axes fraction"),
-            xytext=(-4, 0),
-            color=GREY,
-            textcoords="offset points",
-            ha="right",
-            va="top",
-        )
+        beside: Any = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "top"}
+        place: Any = {"xy": (most, 0.97), "xycoords": ("data", "axes fraction")}
+        right.annotate(f"uniform ({most:.3g} bits)", color=GREY, **place, **beside)
         right.margins(y=0.18)
         right.set(xlabel="entropy over positions, bits", ylabel="codes")
         right.set_title("How position-specific codes are")
@@ -167,11 +140,10 @@ def _position_maps(
 def pairs_figure(lifts: Tensor, codes: Tensor, patches: Pixels) -> SavedFigure:
     """Draw how much more or less often than by chance two codes share an image.
 
-    Codes that co-occur are placed next to each other. The scale names a prior of one image: pass
-    lifts with that prior.
+    Codes that co-occur are placed next to each other.
 
     Args:
-        lifts: (k, k), the diagonal NaN; k at least 2
+        lifts: (k, k) with a prior of one image, the diagonal NaN; k at least 2
         codes: (k,) int64
         patches: (k, p, p, 3), the mean patch of each code
     """
@@ -185,8 +157,7 @@ def pairs_figure(lifts: Tensor, codes: Tensor, patches: Pixels) -> SavedFigure:
     order = _similarity_order(logs)
     cells, shown = logs[order][:, order].numpy(), codes[order].tolist()
     bound = max(1.0, float(np.nanquantile(np.abs(cells), 0.99)))
-    with styled():
-        figure = new_figure(6.4)
+    with new_figure(6.4) as figure:
         axes = figure.subplots()
         picture = axes.imshow(cells, cmap=_DIVERGING, vmin=-bound, vmax=bound, interpolation="none")
         axes.set_facecolor("#dddddd")

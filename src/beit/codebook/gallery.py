@@ -1,13 +1,12 @@
 """What codes look like: rows of framed patches, by code (BEiT v2, figures 4 and 5)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from beit.codebook.crops import Crop, framed
-from beit.codebook.style import DPI, GREY, WIDTH, SavedFigure, saved, styled
+from beit.codebook.style import DPI, GREY, WIDTH, SavedFigure, new_figure, saved
 from beit.draw import canvas
 from beit.draw.report import Gallery, Picture
 
@@ -15,21 +14,13 @@ _COLUMNS = 4  # patches side by side in a report
 _NOTE_LENGTH = 24  # letters of a note in a figure
 
 
-@dataclass(frozen=True)
-class Row:
-    """The patches of one code.
+class Row(NamedTuple):
+    """The patches of one code."""
 
-    Attributes:
-        title: names the code
-        notes: lines below the title
-        crops: empty for an unused code
-        captions: under each crop; () for none
-    """
-
-    title: str
-    notes: Sequence[str]
-    crops: Sequence[Crop]
-    captions: Sequence[str] = ()
+    title: str  # names the code
+    notes: Sequence[str]  # lines below the title
+    crops: Sequence[Crop]  # empty for an unused code
+    captions: Sequence[str] = ()  # under each crop; () for none
 
 
 def strips(rows: Sequence[Row], caption: str, side: int = 128) -> Gallery:
@@ -40,38 +31,29 @@ def strips(rows: Sequence[Row], caption: str, side: int = 128) -> Gallery:
         patches = [framed(crop, side) for crop in row.crops]
         if patches:
             lines = [patches[i : i + _COLUMNS] for i in range(0, len(patches), _COLUMNS)]
-            data = canvas.png(canvas.mosaic(lines, gap=6))
+            below, pixels = text, canvas.mosaic(lines, gap=6)
             alt = f"{len(patches)} patches in their surroundings: {text}"
-            pictures.append(Picture(text, alt, data, "image/png"))
         else:
-            blank = canvas.png(np.full((side // 4, 4 * side, 3), 200, dtype=np.uint8))
-            pictures.append(Picture(f"{text}: no patch.", text, blank, "image/png"))
+            below, alt = f"{text}: no patch.", text
+            pixels = np.full((side // 4, 4 * side, 3), 200, dtype=np.uint8)
+        pictures.append(Picture(below, alt, canvas.png(pixels), "image/png"))
     return Gallery(caption, pictures)
 
 
 def gallery_figure(rows: Sequence[Row], name: str, title: str, subtitle: str) -> SavedFigure:
-    """Draw rows of patches for a printed page, with each code's title and notes beside them.
-
-    Raises:
-        ValueError: `rows` is empty.
-    """
+    """Draw rows of patches for a printed page, with each code's title and notes beside them."""
     if not rows:
         raise ValueError("a gallery needs at least one code")
     columns = max(1, max(len(row.crops) for row in rows))
     shapes = [crop.pixels.shape for row in rows for crop in row.crops] or [(1, 1, 3)]
     ratio = max(shape[0] / shape[1] for shape in shapes)  # height to width
-    margin, gap = 1.15, 0.05  # inches: for the titles, and between patches
+    margin, gap, head = 1.15, 0.05, 0.5  # inches: for titles, between patches, above them
     patch = min((WIDTH - margin) / columns - gap, 0.62)
     below = 0.15 if any(row.captions for row in rows) else 0.0
     step = max(patch * ratio + below + 0.09, 0.16 + 0.12 * max(1 + len(r.notes) for r in rows))
-    head = 0.5
     height = head + step * len(rows)
-    with styled():
-        from matplotlib.figure import Figure
-
-        figure = Figure(figsize=(WIDTH, height))
+    with new_figure(height, None) as figure:
         axes = figure.add_axes((0, 0, 1, 1))
-        axes.set(xlim=(0, WIDTH), ylim=(height, 0))
         axes.axis("off")
         axes.text(0.04, 0.17, title, weight="bold", size=9, va="center")
         axes.text(0.04, 0.35, subtitle, color=GREY, va="center")

@@ -50,10 +50,7 @@ def label_names(source: Source) -> list[str]:
 def read_again(
     source: Source, view: EvalView, batch_size: int, num_workers: int, indices: Tensor
 ) -> Iterator[tuple[Tensor, list[int]]]:
-    """Yield some images again, each once: (B, 3, H, W) and their numbers.
-
-    Unreadable images are skipped. `indices` are sorted numbers (n,) int64.
-    """
+    """Yield the readable ones of some images, sorted (n,) int64: (B, 3, H, W) and their numbers."""
     if not len(indices):
         return
     part = PartSource(source, indices)

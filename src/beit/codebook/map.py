@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from beit.codebook.style import DPI, WIDTH, SavedFigure, new_figure, saved, styled
+from beit.codebook.style import DPI, WIDTH, SavedFigure, new_figure, saved
 from beit.draw.canvas import Pixels
 from beit.nn.quantizer import unit
 
@@ -17,14 +17,10 @@ _SIDE = round(0.92 * WIDTH * DPI)  # pixels of the map
 
 
 def principal_components(vectors: Tensor, l2_normalised: bool = True) -> tuple[Tensor, Tensor]:
-    """Project vectors on their first two principal components.
+    """Project vectors (k, C) on their first two principal components, the largest weight positive.
 
-    The largest weight of each component is positive. Missing components, as with one vector, give
-    zeros.
-
-    Args:
-        vectors: (k, C), k at least 1
-        l2_normalised: normalise them first, as the tokenizer does to compare them
+    `l2_normalised`: normalise them first, as the tokenizer does to compare them. Missing
+    components, as with one vector, give zeros.
 
     Returns: (k, 2) float32; (2,) float32, their shares of the variance
     """
@@ -40,17 +36,14 @@ def principal_components(vectors: Tensor, l2_normalised: bool = True) -> tuple[T
 
 
 def tsne(vectors: Tensor, seed: int, l2_normalised: bool = True) -> Tensor:
-    """Embed vectors (k, C) in two dimensions by t-SNE (van der Maaten and Hinton 2008).
+    """Embed vectors (k, C) by t-SNE (van der Maaten and Hinton 2008): (k, 2) float32.
 
     It uses scikit-learn, which probing needs too. UMAP would need umap-learn and numba, which
     supports only some versions of Python and NumPy. The start is the principal components, so that
     the seed changes little.
 
-    Returns: (k, 2) float32
-
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
-        ValueError: there are fewer than `MIN_TSNE` vectors.
     """
     if len(vectors) < MIN_TSNE:
         raise ValueError(f"t-SNE needs {MIN_TSNE} codes or more, got {len(vectors)}")
@@ -68,24 +61,17 @@ def tsne(vectors: Tensor, seed: int, l2_normalised: bool = True) -> Tensor:
 def free_cells(points: NDArray[np.float64], side: int) -> NDArray[np.int64]:
     """Assign each point its own cell in a square of side x side cells: the nearest free one.
 
-    Args:
-        points: (k, 2) in [0, 1], k <= side * side, in order of priority
-
-    Returns: (k, 2), column and row
+    points: (k, 2) in [0, 1], in order of priority. Returns: (k, 2), column and row
     """
     if len(points) > side * side:
         raise ValueError(f"{len(points)} points do not fit into {side} x {side} cells")
-    axis = np.arange(side)
-    columns, rows = (part.ravel() for part in np.meshgrid(axis, axis))
-    taken = np.zeros(side * side, dtype=bool)
-    cells = np.empty((len(points), 2), dtype=np.int64)
-    for number, (x, y) in enumerate(points * (side - 1)):
+    rows, columns = np.divmod(np.arange(side * side), side)
+    cells: list[int] = []
+    for x, y in points * (side - 1):
         distance = (columns - x) ** 2 + (rows - y) ** 2
-        distance[taken] = np.inf
-        cell = int(distance.argmin())
-        taken[cell] = True
-        cells[number] = columns[cell], rows[cell]
-    return cells
+        distance[cells] = np.inf
+        cells.append(int(distance.argmin()))
+    return np.stack([columns[cells], rows[cells]], axis=1)
 
 
 def map_figure(
@@ -96,8 +82,6 @@ def map_figure(
     Args:
         places: (k, 2), in order of priority for their exact place
         patches: (k, p, p, 3)
-        name: of the figure
-        title: of the figure
         labels: of the axes
     """
     if not len(places) or len(places) != len(patches):
@@ -110,17 +94,15 @@ def map_figure(
     centred = (points - (low + high) / 2) / scale + 0.5  # one scale for both axes
     side = max(3, math.ceil(1.6 * math.sqrt(len(points))))
     cells = free_cells(np.stack([centred[:, 0], 1 - centred[:, 1]], axis=1), side)
-    rows_used = cells[:, 1].max() - cells[:, 1].min() + 1
     cells[:, 1] -= cells[:, 1].min()
     step = _SIDE // side
     inner = max(1, round(step * 0.92))
-    sheet = np.full((int(rows_used) * step, side * step, 3), 255, dtype=np.uint8)
+    sheet = np.full((int(cells[:, 1].max() + 1) * step, side * step, 3), 255, dtype=np.uint8)
     for (column, row), patch in zip(cells.tolist(), patches, strict=True):
         big = Image.fromarray(patch).resize((inner, inner), Image.Resampling.NEAREST)
         y, x = row * step, column * step
         sheet[y : y + inner, x : x + inner] = np.asarray(big)
-    with styled():
-        figure = new_figure(0.6 + 0.95 * WIDTH * len(sheet) / sheet.shape[1])
+    with new_figure(0.6 + 0.95 * WIDTH * len(sheet) / sheet.shape[1]) as figure:
         axes = figure.subplots()
         axes.imshow(sheet, interpolation="none")
         axes.set(xticks=[], yticks=[], xlabel=labels[0], ylabel=labels[1])

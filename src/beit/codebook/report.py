@@ -1,38 +1,42 @@
-"""The report of a codebook: chooses the codes, draws the figures and writes report.html."""
+"""The report of a codebook: figures, and report.html with rankings, tables and galleries."""
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from beit.codebook.contents import Code, Codebook, with_crops
+from beit.codebook.contents import Code, Codebook, Patch, with_crops
 from beit.codebook.crops import Crop
 from beit.codebook.figures import pairs_figure, position_figure, usage_figure
 from beit.codebook.gallery import Row, gallery_figure, strips
 from beit.codebook.map import MIN_TSNE, map_figure, principal_components, tsne
-from beit.codebook.sections import (
-    LISTED,
-    Rank,
-    code_row,
-    pairs_table,
-    ranked,
-    report_sections,
-    summary_figures,
-)
-from beit.codebook.style import SavedFigure
-from beit.draw.report import Table, write_report
-from beit.nn.code_statistics import lift
+from beit.draw.report import Cell, Section, Table, write_report
+from beit.nn.code_statistics import CodeMeasures, lift
+from beit.nn.metrics import codebook_health
 
 _log = logging.getLogger(__name__)
 
 COLUMNS, ROWS = 10, 12  # patches and codes of a figure: what fits on a page
 PAIRED = 32  # codes of the co-occurrence figure
+LISTED = 20  # codes of a ranked list
 Layout = Literal["tsne", "none"]
+Rank = Literal["use", "purity", "label_entropy", "position_entropy", "closeness"]
 ReadCrops = Callable[[Tensor], Iterable[tuple[int, Crop]]]
+_HEADS: dict[Rank, str] = {
+    "use": "Most used",
+    "purity": "Highest purity: most often in images of one label",
+    "label_entropy": "Lowest entropy over labels",
+    "position_entropy": "Lowest entropy over positions",
+    "closeness": "Highest mean closeness of patches",
+}
+_GALLERIES = {
+    "closest": "The patches closest to each code",
+    "random": "Patches of each code, drawn at random",
+    "neighbours": "The closest patch of each code and of its nearest codes",
+}
 
 
 def write_codebook_report(
@@ -47,138 +51,140 @@ def write_codebook_report(
     min_uses: int,
     layout: Layout,
 ) -> None:
-    """Write report.html, figures/*.png and figures/*.svg into a directory.
+    """Write report.html, figures/*.png and figures/*.svg into an existing directory.
 
     Args:
-        directory: exists
-        book: the codes
         read_crops: yields the crop of each readable place, for places (m,) int64 sorted
         about: model, kind, data, images and seed
         codes, num_codes, rank_by, min_uses, layout: as in `visualise.Config`
     """
-    labelled = bool(book.label_names)
-    measures: list[Rank] = ["use", "position_entropy", "closeness"]
-    measures[1:1] = ["purity", "label_entropy"] if labelled else []
-    orders = {by: ranked(book.measures, by, min_uses).tolist() for by in measures}
+    labelled, measures = bool(book.label_names), book.measures
     by: Rank = rank_by or ("purity" if labelled else "use")
+    kinds = [kind for kind in _HEADS if labelled or kind not in ("purity", "label_entropy")]
+    orders = {kind: ranked(measures, kind, min_uses).tolist() for kind in kinds}
     shown = list(dict.fromkeys(codes or orders[by][:num_codes]))
-    closest, random, neighbours = _gallery_rows(book, shown, read_crops)
-
+    rows = _gallery_rows(book, shown, read_crops)
     count = f"{min(ROWS, len(shown))} codes" + ("" if codes else f", by {by.replace('_', ' ')}")
     subtitle = f"{count}, on {about['images']:,} images. Framed: the patch; around it: the image"
-    positions, entropies = book.statistics.positions.cpu(), book.measures.position_entropy
-    specific = torch.tensor(orders["position_entropy"])
-    pair_figures, pairs, pairs_note = _pairs(book, orders["use"])
-    figures = [
-        usage_figure(book.measures.uses),
-        position_figure(positions, book.grid, entropies, specific),
-        *pair_figures,
-        *_gallery_figures(closest, random, neighbours, subtitle),
-    ]
-    maps, maps_note = _maps(book, layout, about["seed"])
-    figures += maps
-    (directory / "figures").mkdir()
-    for figure in figures:
-        figure.save(directory / "figures")
+    folder = directory / "figures"
+    folder.mkdir()
+    drawn = {}
+    for name, title in _GALLERIES.items():
+        part = [row._replace(crops=row.crops[:COLUMNS]) for row in rows[name][:ROWS]]
+        drawn[name] = gallery_figure(part, name, title, subtitle).save(folder)
 
-    rankings_note = (
+    patch_text = (
+        f"{'The codes named by --codes' if codes else _HEADS[by]}. A frame marks the patch; around "
+        "it is the image as the tokenizer saw it. The closest patches show a code at its best, the "
+        "random ones what it is used for."
+    )
+    galleries = [
+        strips(rows["closest"], "The patches closest to each code, closest first."),
+        strips(rows["random"], "Patches drawn at random from all patches with the code."),
+    ]
+    rank_text = (
         f"Codes with fewer than {min_uses} uses are left out: a few patches are pure by chance. "
         "Entropies are in bits."
     )
-    sections = report_sections(
-        shown=[book.code(code) for code in shown],
-        by=None if codes else by,
-        galleries=[
-            strips(closest, "The patches closest to each code, closest first."),
-            strips(random, "Patches drawn at random from all patches with the code."),
-        ],
-        rankings={by: [book.code(c) for c in order[:LISTED]] for by, order in orders.items()},
-        figures=figures,
-        pairs=pairs,
-        notes={"rankings": rankings_note, "pairs": pairs_note, "maps": maps_note},
-    )
+    listed = {kind: [book.code(code) for code in orders[kind][:LISTED]] for kind in kinds}
+    nearest = nearest_table([book.code(code) for code in shown])
+    specific, counts = torch.tensor(orders["position_entropy"]), book.statistics.positions.cpu()
+    positions = position_figure(counts, book.grid, measures.position_entropy, specific)
+    sections = [
+        Section("Codes and their patches", patch_text, galleries),
+        Section("Code usage", items=[usage_figure(measures.uses).save(folder)]),
+        Section("Ranked codes", rank_text, [ranked_table(c, kind) for kind, c in listed.items()]),
+        Section("Nearest codes", items=[drawn["neighbours"], nearest]),
+        Section("Positions in the image", items=[positions.save(folder)]),
+        _pairs_section(folder, book, orders["use"]),
+        _maps_section(folder, book, layout, about["seed"]),
+    ]
+    closeness = f"{'cosine' if book.on_sphere else 'minus the distance'} of patch and code"
+    facts = {
+        "Tokenizer": f"{about['model']} ({about['kind']})",
+        "Images": f"{about['images']:,} of {about['data']}",
+        "Grid": f"{book.grid[0]} by {book.grid[1]}",
+        "Seed": str(about["seed"]),
+        "Closeness": closeness if about["kind"] == "VQKD" else "the code's logit",
+    }
     labels = book.statistics.labels.sum(0).double().cpu()
-    write_report(
-        directory / "report.html",
-        f"What the codes of {Path(about['model']).name} stand for",
-        sections,
-        {
-            "Tokenizer": f"{about['model']} ({about['kind']})",
-            "Images": f"{about['images']:,} of {about['data']}",
-            "Grid": f"{book.grid[0]} by {book.grid[1]}",
-            "Seed": str(about["seed"]),
-            "Closeness": _closeness(about["kind"], book.on_sphere),
-        },
-        summary="Every figure is in `figures`, as PNG and SVG; every code is in `codes.json`.",
-        figures=summary_figures(book.measures, labels / labels.sum() if labelled else None),
-    )
+    title = f"What the codes of {Path(about['model']).name} stand for"
+    text = "Every figure is in `figures`, as PNG and SVG; every code is in `codes.json`."
+    main = summary_figures(measures, labels / labels.sum() if labelled else None)
+    write_report(directory / "report.html", title, sections, facts, summary=text, figures=main)
 
 
-def _closeness(kind: str, on_sphere: bool) -> str:
-    if kind != "VQKD":
-        return "the code's logit"
-    return "cosine of patch and code" if on_sphere else "minus the distance of patch and code"
+def ranked(measures: CodeMeasures, by: Rank, min_uses: int) -> Tensor:
+    """Rank the codes: most used, highest purity, lowest entropy or closest first: (k,) int64.
+
+    Codes for which the measure is undefined are left out, and those with fewer uses than
+    `min_uses` unless all have fewer. Ties: more uses first, then the smaller index.
+    """
+    values = measures.uses.double() if by == "use" else getattr(measures, by).double()
+    if by.endswith("entropy"):
+        values = -values
+    codes = measures.uses.argsort(descending=True, stable=True)
+    codes = codes[(measures.uses[codes] > 0) & ~values[codes].isnan()]
+    frequent = codes[measures.uses[codes] >= min_uses]
+    codes = frequent if len(frequent) else codes
+    return codes[values[codes].argsort(descending=True, stable=True)]
+
+
+# ── figures ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def _gallery_rows(
     book: Codebook, shown: Sequence[int], read_crops: ReadCrops
-) -> tuple[list[Row], list[Row], list[Row]]:
-    """Return rows of the closest patches, random patches, and the nearest codes' closest patch."""
+) -> dict[str, list[Row]]:
+    """Return a row for each shown code in each of `_GALLERIES`."""
     codes = {index: book.code(index) for index in shown}
     others = {other for code in codes.values() for other, _ in code.nearest}
     codes |= {other: book.code(other) for other in others - set(shown)}
     places = [book.places(shown), book.places(sorted(others), closest=1, random=False)]
     crops = dict(read_crops(torch.cat(places).unique()))
-    codes = {
-        index: with_crops(code, lambda patch: crops.get(book.place(patch)))
-        for index, code in codes.items()
+    for index, code in codes.items():
+        codes[index] = with_crops(code, lambda patch: crops.get(book.place(patch)))
+    return {
+        "closest": [code_row(codes[index], codes[index].closest) for index in shown],
+        "random": [code_row(codes[index], codes[index].random) for index in shown],
+        "neighbours": [_neighbours_row(codes[index], codes) for index in shown],
     }
-    closest = [code_row(codes[index], codes[index].closest) for index in shown]
-    random = [code_row(codes[index], codes[index].random) for index in shown]
-    return closest, random, [_neighbours_row(codes[index], codes) for index in shown]
+
+
+def code_row(code: Code, patches: Sequence[Patch], captions: Sequence[str] = ()) -> Row:
+    """Return a gallery row of patches, titled with the code's uses and purity."""
+    notes = [f"{code.uses:,} uses" if code.uses else "never used"]
+    if code.purity is not None and code.label is not None:
+        notes.append(f"{code.purity:.0%} {code.label}")
+    crops = [patch.crop for patch in patches if patch.crop is not None]
+    return Row(f"Code {code.index}", notes, crops, captions)
 
 
 def _neighbours_row(code: Code, codes: Mapping[int, Code]) -> Row:
     """Return the closest patch of a code, then that of each of its nearest codes."""
-    patches, captions = list(code.closest[:1]), ["itself"] * len(code.closest[:1])
-    for other, cosine in code.nearest:
-        patch = codes[other].closest[:1]
-        patches += patch
-        captions += [f"{other} · {cosine:.2f}"] * len(patch)
+    patches, captions = [], []
+    nearest = [(other, f"{other} · {cosine:.2f}") for other, cosine in code.nearest]
+    for index, caption in [(code.index, "itself"), *nearest]:
+        for patch in codes[index].closest[:1]:
+            patches.append(patch)
+            captions.append(caption)
     return code_row(code, patches, captions)
 
 
-def _gallery_figures(
-    closest: Sequence[Row], random: Sequence[Row], neighbours: Sequence[Row], subtitle: str
-) -> list[SavedFigure]:
-    galleries = (
-        (closest, "closest", "The patches closest to each code"),
-        (random, "random", "Patches of each code, drawn at random"),
-        (neighbours, "neighbours", "The closest patch of each code and of its nearest codes"),
-    )
-    return [
-        gallery_figure(
-            [replace(row, crops=row.crops[:COLUMNS]) for row in rows[:ROWS]], name, title, subtitle
-        )
-        for rows, name, title in galleries
-    ]
-
-
-def _pairs(book: Codebook, used: Sequence[int]) -> tuple[list[SavedFigure], Table | None, str]:
-    """Draw and list pairs of the most used codes. Returns: the figure and table, or why not."""
-    codes, pairs = torch.tensor(used[:PAIRED]), book.statistics.pairs
+def _pairs_section(folder: Path, book: Codebook, used: Sequence[int]) -> Section:
+    """Draw and list pairs of the most used codes, or say why not."""
+    title, codes, pairs = "Codes that co-occur", torch.tensor(used[:PAIRED]), book.statistics.pairs
     if not len(pairs):
-        return [], None, f"Not counted: the table for {len(book)} codes would be too large."
+        return Section(title, f"Not counted: the table for {len(book)} codes would be too large.")
     if len(codes) < 2:
-        return [], None, "Only one code is used often enough, so there are no pairs."
-    both = pairs.cpu()[codes][:, codes]
-    table = pairs_table(lift(book.statistics, codes), both, codes)
-    patches = book.mean_patches[codes.numpy()]
-    return [pairs_figure(lift(book.statistics, codes, prior=1), codes, patches)], table, ""
+        return Section(title, "Only one code is used often enough, so there are no pairs.")
+    table = pairs_table(lift(book.statistics, codes), pairs.cpu()[codes][:, codes], codes)
+    smoothed, patches = lift(book.statistics, codes, prior=1), book.mean_patches[codes.numpy()]
+    return Section(title, "", [pairs_figure(smoothed, codes, patches).save(folder), table])
 
 
-def _maps(book: Codebook, layout: Layout, seed: int) -> tuple[list[SavedFigure], str]:
-    """Draw the codebook in two dimensions. Returns: the figures, and a note about them."""
+def _maps_section(folder: Path, book: Codebook, layout: Layout, seed: int) -> Section:
+    """Draw the codebook in two dimensions."""
     uses = book.measures.uses
     codes = uses.argsort(descending=True, stable=True)[: int((uses > 0).sum())]
     vectors, patches = book.vectors[codes], book.mean_patches[codes.numpy()]
@@ -195,10 +201,77 @@ def _maps(book: Codebook, layout: Layout, seed: int) -> tuple[list[SavedFigure],
         try:
             places = tsne(vectors, seed, book.on_sphere)
         except ModuleNotFoundError as error:
-            missing = f"No t-SNE: {error.name} is not installed; pip install scikit-learn."
-            _log.warning(missing)
-            notes.append(missing)
+            notes.append(f"No t-SNE: {error.name} is not installed; pip install scikit-learn.")
+            _log.warning(notes[-1])
         else:
             title = f"{title}, by t-SNE: similar codes are near each other"
-            maps.append(map_figure(places, patches, "map-tsne", title, ("", "")))
-    return maps, " ".join(notes)
+            maps.insert(0, map_figure(places, patches, "map-tsne", title, ("", "")))
+    pictures = [figure.save(folder) for figure in maps]
+    return Section("The codebook in two dimensions", " ".join(notes), pictures)
+
+
+# ── tables ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def ranked_table(codes: Sequence[Code], by: Rank) -> Table:
+    """List ranked codes with their measures."""
+    columns = ["Code", "Uses", "Images", "Closeness", "Positions, bits"]
+    rows: list[list[Cell]] = [
+        [c.index, c.uses, c.images, _rounded(c.closeness, 3), _rounded(c.position_entropy, 2)]
+        for c in codes
+    ]
+    if any(code.purity is not None for code in codes):
+        columns[-1:-1] = ["Purity, %", "Label", "Labels, bits"]
+        for code, row in zip(codes, rows, strict=True):
+            purity = None if code.purity is None else f"{100 * code.purity:.1f}"
+            row[-1:-1] = [purity, code.label, _rounded(code.label_entropy, 2)]
+    return Table(_HEADS[by], columns, rows)
+
+
+def _rounded(value: float | None, digits: int) -> str | None:
+    return None if value is None else f"{value:.{digits}f}"
+
+
+def nearest_table(codes: Sequence[Code]) -> Table:
+    """List the nearest codes of some codes, with their cosines."""
+    count = max((len(code.nearest) for code in codes), default=0)
+    columns = ["Code", *(f"Nearest {place + 1}" for place in range(count))]
+    rows: list[list[Cell]] = [
+        [code.index, *(f"{other} ({cosine:.2f})" for other, cosine in code.nearest)]
+        for code in codes
+    ]
+    return Table("Nearest codes, with the cosine of their vectors", columns, rows)
+
+
+def pairs_table(lifts: Tensor, both: Tensor, codes: Tensor, min_images: int = 10) -> Table:
+    """List the pairs of codes (k,) that share images most often, relative to chance.
+
+    Args:
+        lifts: (k, k), symmetric
+        both: (k, k), images with both
+        min_images: pairs that share fewer images are left out
+    """
+    one, other = torch.triu_indices(len(codes), len(codes), offset=1)
+    enough = both[one, other] >= min_images
+    one, other = one[enough], other[enough]
+    order = lifts[one, other].argsort(descending=True, stable=True)[:LISTED]
+    rows: list[list[Cell]] = [
+        [int(codes[a]), int(codes[b]), int(both[a, b]), f"{float(lifts[a, b]):.2f}"]
+        for a, b in zip(one[order], other[order], strict=True)
+    ]
+    caption = f"Pairs that share images most often, of those that share {min_images} or more"
+    return Table(caption, ["Code", "With", "Images with both", "Times chance"], rows)
+
+
+def summary_figures(measures: CodeMeasures, label_shares: Tensor | None) -> dict[str, str]:
+    """Return the main numbers of the codebook; label_shares: (Y,) of the patches, or None."""
+    health, K = codebook_health(measures.uses), len(measures.uses)
+    figures = {f"of {K} codes are used": f"{K - health.dead}"}
+    figures["perplexity"] = f"{health.perplexity:.0f}"
+    if label_shares is not None:
+        labelled = ~measures.purity.isnan()
+        weights = measures.uses[labelled].double()
+        purity = float((measures.purity[labelled] * weights).sum() / weights.sum())
+        chance = float(label_shares.max())
+        figures[f"mean purity of a patch's code (chance {chance:.1%})"] = f"{purity:.1%}"
+    return figures

@@ -1,12 +1,12 @@
 """The style of a codebook's figures, and a finished figure as PNG and SVG."""
 
-import io
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from beit.draw.charts import styled
+from beit.draw.panels import Drawing, rendered
 from beit.draw.report import Picture
 
 if TYPE_CHECKING:
@@ -28,60 +28,40 @@ _STYLE: dict[Any, Any] = {
     "axes.edgecolor": GREY,
     "xtick.major.width": 0.6,
     "ytick.major.width": 0.6,
-    "text.parse_math": False,  # a `$` in a name does not start a formula
     "savefig.dpi": DPI,
     "svg.fonttype": "none",  # text stays text: it can be searched, and edited for a paper
-    "svg.hashsalt": "beit",  # the same figure gives the same bytes
 }
 
 
 class SavedFigure(NamedTuple):
-    """A finished figure: its name, a description in words, and its bytes."""
+    """A finished figure with its file name and a description in words."""
 
     name: str
     alt: str
-    png: bytes
-    svg: bytes
+    drawing: Drawing
 
-    def save(self, directory: Path) -> None:
-        """Write NAME.png and NAME.svg."""
-        (directory / f"{self.name}.png").write_bytes(self.png)
-        (directory / f"{self.name}.svg").write_bytes(self.svg)
-
-    def picture(self) -> Picture:
-        """Return a picture for a report."""
-        return Picture("", self.alt, self.png, "image/png")
+    def save(self, directory: Path) -> Picture:
+        """Write NAME.png and NAME.svg into a directory, and return a picture for a report."""
+        self.drawing.save(directory, self.name)
+        return Picture("", self.alt, self.drawing.png, "image/png")
 
 
 @contextmanager
-def styled() -> Iterator[None]:
-    """Draw in this style inside the block, independent of the user's matplotlib settings."""
-    import matplotlib
+def new_figure(
+    height: float, layout: Literal["constrained"] | None = "constrained"
+) -> Iterator["Figure"]:
+    """Yield an empty figure of the full width, `height` in inches; draw and save it in the block.
+
+    It has those of the style's fonts that are installed.
+    """
+    from matplotlib.figure import Figure
     from matplotlib.font_manager import fontManager
 
     known = set(fontManager.get_font_names())
-    fonts = [name for name in _FONTS if name in known]
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        # Letters that no installed font has are boxes in the PNG; the SVG keeps the text.
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE | {"font.family": fonts})
-        yield
-
-
-def new_figure(height: float) -> "Figure":
-    """Return an empty figure of the full width, `height` in inches; call it inside `styled`."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+    with styled(_STYLE | {"font.family": [font for font in _FONTS if font in known]}):
+        yield Figure(figsize=(WIDTH, height), layout=layout)
 
 
 def saved(figure: "Figure", name: str, alt: str) -> SavedFigure:
-    """Render a figure as PNG and SVG; call it inside `styled`."""
-    files = []
-    metadata: dict[str, dict[str, Any]] = {"png": {"Software": None}, "svg": {"Date": None}}
-    for kind in ("png", "svg"):
-        file = io.BytesIO()
-        figure.savefig(file, format=kind, metadata=metadata[kind])
-        files.append(file.getvalue())
-    return SavedFigure(name, alt, *files)
+    """Render a figure as PNG and SVG; inside the block of `new_figure`."""
+    return SavedFigure(name, alt, rendered(figure, omitted=("Date",)))

@@ -22,9 +22,7 @@ import torch
 from torch import nn
 
 import beit
-from beit.codebook.codes_json import codes_json
-from beit.codebook.collected import Collected
-from beit.codebook.contents import Codebook, WholeImage, with_crops
+from beit.codebook.contents import Codebook, Collected, WholeImage, codes_json, with_crops
 from beit.codebook.crops import CropFile
 from beit.codebook.explorer import ExplorerPage, crop_side, write_explorer
 from beit.codebook.images import (
@@ -34,8 +32,7 @@ from beit.codebook.images import (
     read_crops,
     read_whole_images,
 )
-from beit.codebook.report import Layout, ReadCrops, write_codebook_report
-from beit.codebook.sections import Rank
+from beit.codebook.report import Layout, Rank, ReadCrops, write_codebook_report
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.sources import open_source
@@ -111,14 +108,10 @@ class Config:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.context < 0 or self.explorer_images < 0:
-            raise ValueError(
-                "context and explorer_images must not be negative, got "
-                f"{self.context} and {self.explorer_images}"
-            )
+            both = f"{self.context} and {self.explorer_images}"
+            raise ValueError(f"context and explorer_images must not be negative, got {both}")
         if self.codes is not None and not self.codes:
-            raise ValueError(
-                "codes is empty; name some codes, as in --codes [3,14], or leave it out"
-            )
+            raise ValueError("codes is empty; name some, as in --codes [3,14], or leave it out")
 
 
 class Result(NamedTuple):
@@ -150,12 +143,9 @@ def run(config: Config) -> Result:
             "use, position_entropy or closeness, or use class folders or a column 'label'"
         )
     view = EvalView(tokenizer.image_size, config.crop_ratio)
-    workers, world_size = config.num_workers, fabric.world_size
+    size, workers, world_size = config.batch_size, config.num_workers, fabric.world_size
     batches = EvalBatches(
-        *(source, view, config.batch_size),
-        rank=fabric.global_rank,
-        world_size=world_size,
-        num_workers=workers,
+        *(source, view, size), rank=fabric.global_rank, world_size=world_size, num_workers=workers
     )
     unreadable = Unreadable(len(source), config.max_unreadable)
     tokenizer = tokenizer.to(fabric.device)
@@ -180,18 +170,22 @@ def run(config: Config) -> Result:
         collected.reduce(fabric)
         images = int(collected.statistics.total)
         left_out = len(source) - images
-        _check_left_out(left_out, len(source), config.max_unreadable)
+        if left_out > config.max_unreadable * len(source) or not images:  # of all processes
+            raise ValueError(
+                f"{left_out} of {len(source)} images are left out, more than the allowed "
+                f"{config.max_unreadable:.3%}; repair or remove them, or raise max_unreadable"
+            )
         if not first:
             return Result(output, None)
         with progress.aside("drawing"), fabric.autocast():
             on_sphere = not isinstance(tokenizer, VQKD) or tokenizer.quantizer.l2_normalised
-            vectors = code_vectors(tokenizer)
-            book = Codebook(collected, vectors, tokenizer.grid, source, names, on_sphere)
-            read = partial(read_again, source, view, config.batch_size, workers)
-            crops = partial(read_crops, read, tokenizer.grid, config.context)
+            vectors, grid = code_vectors(tokenizer), tokenizer.grid
+            book = Codebook(collected, vectors, grid, source, names, on_sphere)
+            read = partial(read_again, source, view, size, workers)
+            crops = partial(read_crops, read, grid, config.context)
             whole_images = read_whole_images(
                 *(read, book, config.explorer_images),
-                encode=lambda images: rate(images.to(fabric.device))[0],
+                lambda part: rate(part.to(fabric.device))[0],
             )
             _write(config, _about(config, tokenizer, images), book, crops, whole_images)
     seconds = time.perf_counter() - started
@@ -202,15 +196,6 @@ def run(config: Config) -> Result:
         f"process {_peak_megabytes():.0f} MB"
     )
     return Result(output, images)
-
-
-def _check_left_out(number: int, total: int, limit_share: float) -> None:
-    """Raise ValueError if too many images of all processes together are left out."""
-    if number > limit_share * total or number == total:
-        raise ValueError(
-            f"{number} of {total} images are left out, more than the allowed {limit_share:.3%}; "
-            "repair or remove them, or raise max_unreadable"
-        )
 
 
 def _peak_megabytes() -> float:
@@ -242,9 +227,6 @@ def _about(config: Config, tokenizer: Tokenizer, images: int) -> dict[str, Any]:
         "seed": config.seed,
         "precision": config.device.precision,
     }
-
-
-# ── what is written ─────────────────────────────────────────────────────────────────────────────
 
 
 def _write(

@@ -151,9 +151,9 @@ def _write_words(axes, panel: Panel, side: float) -> None:  # type: ignore[no-un
         axes.text(x, y, word, size=size, ha="center", va="center", color=colour)
 
 
-def rendered(figure) -> Drawing:  # type: ignore[no-untyped-def]
-    """Render a figure inside `styled(PRINTED)`; the same figure gives the same bytes."""
+def rendered(figure, omitted=("Date", "Creator")) -> Drawing:  # type: ignore[no-untyped-def]
+    """Render a figure inside `styled`, without metadata: the same figure gives the same bytes."""
     files = io.BytesIO(), io.BytesIO()
     figure.savefig(files[0], format="png", metadata={"Software": None})
-    figure.savefig(files[1], format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(files[1], format="svg", metadata=dict.fromkeys(omitted))
     return Drawing(files[0].getvalue(), files[1].getvalue())

@@ -6,8 +6,9 @@ as PNG and SVG, and as a page with all of them. Attention to [CLS] itself is lef
 published tool.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,6 @@ from beit.nn.attention_maps import attention_maps, rollout
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.pictures.attention_panels import (
     Query,
-    Row,
     attention_figure,
     flat_map,
     mass_mask,
@@ -81,9 +81,7 @@ class Config:
         if not 0 < self.mass <= 1:
             raise ValueError(f"mass is {self.mass}; expected a share in (0, 1], 1 for all patches")
         if self.grid is not None and min(self.grid) < 1:
-            raise ValueError(
-                f"grid is {list(self.grid)}; expected at least 1 point along each side"
-            )
+            raise ValueError(f"grid is {list(self.grid)}; expected 1 point or more along each side")
         if not self.points and self.grid is None and not self.cls:
             raise ValueError("nothing to draw: give points or grid, or keep cls true")
 
@@ -116,24 +114,23 @@ def run(config: Config) -> Result:
     output.mkdir(parents=True, exist_ok=True)
     sections, num_figures = [], 0
     for number, (name, image) in enumerate(zip(names, images, strict=True), 1):
+        inputs = image.to(fabric.device)
         with fabric.autocast():
-            maps, rolled = query_attention(
-                backbone, image.to(fabric.device), queries, layers, config.rollout
-            )
+            maps, rolled = query_attention(backbone, inputs, queries, layers, config.rollout)
         pictures = []
         for layer in layers:
-            for place, query in enumerate(queries):
-                rows = _head_rows(maps[layer][:, place], heads, vit.num_heads)
+            for query, attention in zip(queries, maps[layer].unbind(1), strict=True):
+                shown = _by_head(attention, heads)
                 title = f"Attention of {query.title}, layer {layer} of {vit.depth}"
-                drawing = attention_figure(image, query, rows, vit.grid, title, config.mass)
+                drawing = attention_figure(image, query, shown, vit.grid, title, config.mass)
                 file = f"image{number:02d}-layer{layer:02d}-{query.file}"
                 pictures.append(saved_picture(drawing, output, file, f"{title}, of image {number}"))
                 if config.panels:
-                    _write_panels(output / file, image, query, rows, vit.grid, config.mass)
+                    _write_panels(output / file, image, query, shown, vit.grid, config.mass)
         if rolled is not None:
             title = f"Attention rollout through {vit.depth} layers"
-            rollout_rows = list(zip(queries, rolled, strict=True))
-            drawing = rollout_figure(image, rollout_rows, vit.grid, title, config.mass)
+            rows = zip(queries, rolled, strict=True)
+            drawing = rollout_figure(image, rows, vit.grid, title, config.mass)
             file = f"image{number:02d}-rollout"
             pictures.append(saved_picture(drawing, output, file, f"{title}, of image {number}"))
         num_figures += len(pictures)
@@ -160,20 +157,14 @@ def run(config: Config) -> Result:
 
 
 def queries_of(config: Config, vit: ViTConfig) -> list[Query]:
-    """Return the queries: [CLS] first, then the points, then those of the grid.
-
-    Raises:
-        ValueError: a point is outside the image.
-    """
+    """Return [CLS], the points, and those of the grid; ValueError for one outside the image."""
     (H, W), P = vit.image_size, vit.patch_size
     points = list(config.points)
     if config.grid is not None:
         rows, columns = config.grid
-        points += [
-            ((2 * i + 1) * H // (2 * rows), (2 * j + 1) * W // (2 * columns))
-            for i in range(rows)
-            for j in range(columns)
-        ]
+        ys = [(2 * i + 1) * H // (2 * rows) for i in range(rows)]
+        xs = [(2 * j + 1) * W // (2 * columns) for j in range(columns)]
+        points += product(ys, xs)
     queries = [Query(None, "[CLS]", "cls")] if config.cls else []
     for y, x in dict.fromkeys(points):
         if not (0 <= y < H and 0 <= x < W):
@@ -184,8 +175,8 @@ def queries_of(config: Config, vit: ViTConfig) -> list[Query]:
         patch = y // P * vit.grid[1] + x // P
         if patch not in [query.patch for query in queries]:
             row, column = y // P + 1, x // P + 1
-            file = f"row{row:02d}-col{column:02d}"
-            queries.append(Query(patch, f"patch ({row}, {column})", file))
+            name = f"row{row:02d}-col{column:02d}"
+            queries.append(Query(patch, f"patch ({row}, {column})", name))
     return queries
 
 
@@ -199,7 +190,7 @@ def _existing(chosen: Sequence[int], most: int, option: str, what: str) -> list[
 
 
 def query_attention(
-    backbone: VisionTransformer,
+    vit: VisionTransformer,
     image: Tensor,
     queries: list[Query],
     layers: list[int],
@@ -207,39 +198,29 @@ def query_attention(
 ) -> tuple[dict[int, Tensor], Tensor | None]:
     """Return the attention of the queries to the patches of one image (3, H, W), on the CPU.
 
-    Returns: by layer (h, Q, N); and the rollout through all blocks (Q, N), or None
+    Returns: by layer (h, Q, N); and the rollout through all blocks (Q, N) if wanted
     """
     tokens = [0 if query.patch is None else 1 + query.patch for query in queries]
-    maps: dict[int, Tensor] = {}
-
-    def attention() -> Iterator[Tensor]:
-        for layer, weights in attention_maps(
-            backbone, image[None], None if with_rollout else layers
-        ):
-            if layer in layers:
-                maps[layer] = weights[0][:, tokens, 1:].cpu()
-            yield weights
-
-    if with_rollout:
-        return maps, rollout(attention())[0][tokens, 1:].cpu()
-    for _ in attention():
-        pass
-    return maps, None
+    chosen = attention_maps(vit, image[None], layers)
+    maps = {layer: weights[0][:, tokens, 1:].cpu() for layer, weights in chosen}
+    if not with_rollout:
+        return maps, None
+    rolled = rollout(weights for _, weights in attention_maps(vit, image[None]))
+    return maps, rolled[0][tokens, 1:].cpu()
 
 
-def _head_rows(attention: Tensor, heads: list[int], num_heads: int) -> list[Row]:
-    """Return a row for each chosen head of attention (h, N); all heads follow their mean."""
-    rows = [Row(f"head {head}", attention[head - 1]) for head in heads]
-    if len(heads) == num_heads > 1:
-        rows.insert(0, Row("mean of heads", attention.mean(dim=0)))
-    return rows
+def _by_head(attention: Tensor, heads: list[int]) -> dict[str, Tensor]:
+    """Return the attention (h, N) of the chosen heads by title; all heads follow their mean."""
+    every = len(heads) == len(attention) > 1
+    mean = {"mean of heads": attention.mean(dim=0)} if every else {}
+    return mean | {f"head {head}": attention[head - 1] for head in heads}
 
 
 def _write_panels(
     folder: Path,
     image: Tensor,
     query: Query,
-    rows: list[Row],
+    heads: dict[str, Tensor],
     grid: tuple[int, int],
     mass: float,
 ) -> None:
@@ -247,10 +228,10 @@ def _write_panels(
     folder.mkdir()
     pixels = canvas.panel(image)
     files = {"img": pixels, "select": with_query(image, query.patch, grid)}
-    for row in rows:
-        word, _, number = row.title.partition(" ")
+    for title, weights in heads.items():
+        word, _, number = title.partition(" ")
         name = f"head{int(number) - 1}" if word == "head" else "mean"
-        files[f"attn-{name}"] = flat_map(row.weights, grid, pixels)
-        files[f"mask_th{mass:g}_{name}"] = mass_mask(image, row.weights, grid, mass)
+        files[f"attn-{name}"] = flat_map(weights, grid, pixels)
+        files[f"mask_th{mass:g}_{name}"] = mass_mask(image, weights, grid, mass)
     for name, panel in files.items():
         (folder / f"{name}.png").write_bytes(canvas.png(panel))

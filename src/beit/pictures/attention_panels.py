@@ -1,7 +1,7 @@
 """Figures of attention: each head's map, the patches with most of its mass, a smooth overlay."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -34,17 +34,10 @@ class Query(NamedTuple):
     file: str
 
 
-class Row(NamedTuple):
-    """Attention of one query, of one head or the mean of several."""
-
-    title: str
-    weights: Tensor  # (N,), to the patches only
-
-
 def attention_figure(
     image: Tensor,
     query: Query,
-    rows: Sequence[Row],
+    heads: Mapping[str, Tensor],
     grid: tuple[int, int],
     title: str,
     mass: float,
@@ -52,19 +45,16 @@ def attention_figure(
     """Draw a query's attention: maps, patches with the top share of the mass, smooth overlays.
 
     Args:
-        image: (3, H, W) uint8 or [0, 1]
-        query: is marked in the image
-        rows: each gives a panel of each kind
-        grid: (Gh, Gw), N = Gh * Gw
-        title: of the figure
+        image: (3, H, W) uint8 or [0, 1]; the query is marked in it
+        heads: attention (N,) to the patches, by title; each gives a panel of each kind
         mass: share of the attention that the patches in the second kind of panel hold
     """
     lines: list[list[Panel | None]] = []
     shown = Panel(with_query(image, query.patch, grid), query.title)
-    chunk = math.ceil(len(rows) / math.ceil(len(rows) / MOST_COLUMNS))
-    for first in range(0, len(rows), chunk):
-        drawn = [_kinds(image, row, grid, mass) for row in rows[first : first + chunk]]
-        for number, panels in enumerate(zip(*drawn, strict=True)):
+    columns = [_kinds(image, name, weights, grid, mass) for name, weights in heads.items()]
+    chunk = math.ceil(len(columns) / math.ceil(len(columns) / MOST_COLUMNS))
+    for first in range(0, len(columns), chunk):
+        for number, panels in enumerate(zip(*columns[first : first + chunk], strict=True)):
             lines.append([shown if first == number == 0 else None, *panels])
     labels = ["attention", f"top {mass:.0%}", "overlay"] * (len(lines) // 3)
     return draw_panels(lines, title, labels=labels, bar=BAR)
@@ -72,30 +62,28 @@ def attention_figure(
 
 def rollout_figure(
     image: Tensor,
-    rows: Sequence[tuple[Query, Tensor]],
+    rows: Iterable[tuple[Query, Tensor]],
     grid: tuple[int, int],
     title: str,
     mass: float,
 ) -> Drawing:
-    """Draw the image and the attention rollout, a line for each query.
-
-    rows: queries with their weights (N,); other arguments as for `attention_figure`
-    """
-    lines: list[list[Panel | None]] = []
+    """Draw the image and the attention rollout (N,), a line for each query."""
+    lines: list[list[Panel]] = []
     for query, weights in rows:
         shown = Panel(with_query(image, query.patch, grid), query.title)
-        flat, top, smooth = _kinds(image, Row("rollout", weights), grid, mass)
+        flat, top, smooth = _kinds(image, "rollout", weights, grid, mass)
         top, smooth = top._replace(title=f"top {mass:.0%}"), smooth._replace(title="overlay")
         lines.append([shown, flat, top, smooth])
     return draw_panels(lines, title, bar=BAR)
 
 
-def _kinds(image: Tensor, row: Row, grid: tuple[int, int], mass: float) -> list[Panel]:
-    weights = row.weights
+def _kinds(
+    image: Tensor, title: str, weights: Tensor, grid: tuple[int, int], mass: float
+) -> list[Panel]:
     count = f"{int(top_mass(weights, mass).sum())} of {len(weights)} patches"
     peak = f"peak {float(weights.max()):.1%}"
     return [
-        Panel(flat_map(weights, grid, canvas.panel(image)), row.title, peak),
+        Panel(flat_map(weights, grid, canvas.panel(image)), title, peak),
         Panel(mass_mask(image, weights, grid, mass), "", count),
         Panel(overlay(image, weights, grid)),
     ]
@@ -107,10 +95,7 @@ def flat_map(weights: Tensor, grid: tuple[int, int], like: Pixels) -> Pixels:
 
 
 def mass_mask(image: Tensor, weights: Tensor, grid: tuple[int, int], mass: float) -> Pixels:
-    """Tint and outline the patches that hold the top share of the mass, and fade the rest.
-
-    Returns: (h, w, 3)
-    """
+    """Tint and outline the patches with the top share of the mass, fade the rest: (h, w, 3)."""
     pixels = canvas.panel(image)
     chosen = canvas.cells(top_mass(weights, mass).cpu().numpy(), grid, pixels)  # (h, w)
     faded = canvas.blend(pixels, np.full_like(pixels, 255), 0.55)
@@ -132,10 +117,7 @@ def overlay(image: Tensor, weights: Tensor, grid: tuple[int, int]) -> Pixels:
 
 
 def with_query(image: Tensor, patch: int | None, grid: tuple[int, int]) -> Pixels:
-    """Frame the query's patch and tint its inner half, as published; [CLS] has no patch.
-
-    Returns: (h, w, 3)
-    """
+    """Frame the query's patch, None for [CLS], and tint its inner half as published: (h, w, 3)."""
     pixels = canvas.panel(image).copy()
     if patch is None:
         return pixels
@@ -152,12 +134,11 @@ def with_query(image: Tensor, patch: int | None, grid: tuple[int, int]) -> Pixel
 def _outline(region: NDArray[np.bool_], thickness: int) -> NDArray[np.bool_]:
     """Return the pixels of a region (h, w) that lie within `thickness` pixels of its edge."""
     padded = np.pad(region, thickness)
-    core = region.copy()
-    h, w = region.shape
+    core = padded.copy()
     for shift in range(1, thickness + 1):
-        for dy, dx in ((shift, 0), (-shift, 0), (0, shift), (0, -shift)):
-            core &= padded[thickness + dy :, thickness + dx :][:h, :w]
-    return region & ~core
+        for axis in (0, 1):
+            core &= np.roll(padded, shift, axis) & np.roll(padded, -shift, axis)
+    return region & ~core[thickness:-thickness, thickness:-thickness]
 
 
 def _over_largest(weights: Tensor) -> NDArray[np.float64]:

@@ -12,7 +12,7 @@ from beit.data.order import step_generator
 from beit.nn.masking import MaskConfig, draw_masks
 from beit.nn.mim import MaskedImageModel, take
 from beit.nn.tokenizer import VQKD, Tokenizer
-from beit.pictures.token_panels import Predictions
+from beit.pictures.token_figures import Predictions
 from beit.run.directory import RunDirectory
 from beit.run.settings import from_plain
 from beit.weights.open import load, load_tokenizer
@@ -23,25 +23,19 @@ MASKED_SHARE = 0.4  # if neither the run nor an option says it (BEiT v2, section
 
 
 class Models(NamedTuple):
-    """A tokenizer, and the model that predicts its tokens.
-
-    Attributes:
-        tokenizer: makes the tokens
-        origin: where the tokenizer was loaded from
-        predictor: predicts tokens at hidden patches; None for a tokenizer alone
-        image_size: of the input of both
-        patch_size: (height, width)
-        grid: (Gh, Gw) of the tokens
-        device: of both
-    """
+    """A tokenizer, and the model that predicts its tokens at hidden patches, if there is one."""
 
     tokenizer: Tokenizer
-    origin: str
+    origin: str  # where the tokenizer was loaded from
     predictor: MaskedImageModel | None
-    image_size: tuple[int, int]
-    patch_size: tuple[int, int]
+    image_size: tuple[int, int]  # of the input of both
     grid: tuple[int, int]
     device: torch.device
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """(height, width)."""
+        return self.image_size[0] // self.grid[0], self.image_size[1] // self.grid[1]
 
 
 def open_models(
@@ -59,33 +53,30 @@ def open_models(
         ValueError: the model has no tokens, or the tokenizer does not match it.
     """
     model = load(source, **{name: value for name, value in sizes.items() if value is not None})
-    predictor: MaskedImageModel | None = None
     if isinstance(model, Tokenizer):
         if tokenizer_source:
             raise ValueError(f"{source} is a tokenizer itself; leave tokenizer out")
-        tokenizer: Tokenizer = model
-        origin, image_size, grid = source, tokenizer.image_size, tokenizer.grid
-    elif isinstance(model, MaskedImageModel):
-        if model.config.predicts != "tokens":
-            raise ValueError(
-                f"{source} predicts {model.config.predicts}, not tokens; expected a tokenizer, or "
-                "a model pretrained with target.kind tokens"
-            )
-        origin, predictor = tokenizer_source or _tokenizer_of_run(source), model.to(device)
-        tokenizer = load_tokenizer(origin)
-        if tokenizer.vocab_size != model.config.num_codes:
-            raise ValueError(
-                f"the tokenizer {origin} has {tokenizer.vocab_size} codes, {source} predicts "
-                f"{model.config.num_codes}; name the tokenizer that it was trained with"
-            )
-        image_size, grid = model.config.backbone.image_size, model.config.backbone.grid
-    else:
+        return Models(model.to(device), source, None, model.image_size, model.grid, device)
+    if not isinstance(model, MaskedImageModel):
         raise ValueError(
             f"{source} is a {type(model).__name__}, which neither makes tokens nor predicts them; "
             "expected a tokenizer or a run of beit pretrain"
         )
-    patch_size = (image_size[0] // grid[0], image_size[1] // grid[1])
-    return Models(tokenizer.to(device), origin, predictor, image_size, patch_size, grid, device)
+    backbone, predicts, K = model.config.backbone, model.config.predicts, model.config.num_codes
+    if predicts != "tokens":
+        raise ValueError(
+            f"{source} predicts {predicts}, not tokens; expected a tokenizer, or a model "
+            "pretrained with target.kind tokens"
+        )
+    origin = tokenizer_source or _tokenizer_of_run(source)
+    tokenizer = load_tokenizer(origin).to(device)
+    if tokenizer.vocab_size != K:
+        raise ValueError(
+            f"the tokenizer {origin} has {tokenizer.vocab_size} codes, {source} predicts {K}; "
+            "name the tokenizer that it was trained with"
+        )
+    predictor = model.to(device)
+    return Models(tokenizer, origin, predictor, backbone.image_size, backbone.grid, device)
 
 
 def _settings_of_run(source: str) -> dict[str, Any]:
@@ -113,18 +104,19 @@ def _tokenizer_of_run(source: str) -> str:
 
 def open_teacher(source: str, models: Models) -> Teacher:
     """Load a teacher; `run` stands for the one that the tokenizer's run names."""
-    if not isinstance(models.tokenizer, VQKD):
+    origin, tokenizer = models.origin, models.tokenizer
+    if not isinstance(tokenizer, VQKD):
         raise ValueError(
-            f"teacher is {source}, but {models.origin} is a {type(models.tokenizer).__name__}, "
-            "which decodes no features; leave teacher out"
+            f"teacher is {source}, but {origin} is a {type(tokenizer).__name__}, which decodes no "
+            "features; leave teacher out"
         )
     config = TeacherConfig(source)
     if source == OF_RUN:
-        settings = _settings_of_run(models.origin).get("teacher")
+        settings = _settings_of_run(origin).get("teacher")
         if settings is None:
             raise ValueError(
-                f"{models.origin} does not say which teacher it had; name one, as in "
-                "--teacher efficientnet-lite0"
+                f"{origin} does not say which teacher it had; name one, as in --teacher "
+                "efficientnet-lite0"
             )
         config = from_plain(TeacherConfig, settings, "teacher")
     teacher = load_teacher(config.source, config.image_size, config.pretrained, config.num_heads)
@@ -139,24 +131,21 @@ def sample_masks(
     settings = _settings_of_run(source)
     if mask is None and "mask" in settings:
         mask = from_plain(MaskConfig, settings["mask"], "mask")
-    if mask is None:
+    elif mask is None:
         num_masked = max(1, round(MASKED_SHARE * N))
         mask = MaskConfig(count=num_masked, min_block=min(16, num_masked))
     if not 1 <= mask.number(N) <= N:
-        raise ValueError(
-            f"mask.count is {mask.count}, but an image has {N} patches; expected 1..{N}"
-        )
+        raise ValueError(f"mask.count is {mask.count}, but an image has {N} patches; give 1..{N}")
     generator = step_generator(seed, 0, "visualised masks")
     return draw_masks(replace(mask, exact=True), count, grid, generator)
 
 
 def predict_tokens(
     predictor: MaskedImageModel, images: Tensor, masked: Tensor, codes: Tensor
-) -> list[Predictions]:
-    """Predict the tokens of the hidden patches: one entry per image, on the CPU."""
+) -> Predictions:
+    """Predict the tokens of the hidden patches (B, M), on the CPU."""
     logits = predictor(images, masked.to(images.device)).logits
     probabilities = logits.float().softmax(dim=-1).cpu()  # (B, M, K)
     probability, predicted = probabilities.max(dim=-1)
     true_probability = probabilities.gather(2, take(codes, masked)[..., None])[..., 0]
-    rows = zip(masked, predicted, probability, true_probability, strict=True)
-    return [Predictions(*row) for row in rows]
+    return Predictions(masked, predicted, probability, true_probability)

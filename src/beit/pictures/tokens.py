@@ -17,26 +17,27 @@ from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.draw.components import codebook_colours
 from beit.draw.report import Item, Section, write_report
+from beit.nn.code_statistics import code_vectors
 from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.masking import MaskConfig
 from beit.nn.targets import TokenTarget
-from beit.nn.tokenizer import VQKD, Tokenizer
+from beit.nn.tokenizer import VQKD
 from beit.pictures.images import check_output, left_out_tables, read_images
+from beit.pictures.token_figures import (
+    Predictions,
+    feature_section,
+    prediction_section,
+    summary_figures,
+    token_section,
+    token_table,
+)
 from beit.pictures.token_models import (
     Models,
     open_models,
     open_teacher,
     predict_tokens,
     sample_masks,
-)
-from beit.pictures.token_panels import Predictions, with_predictions
-from beit.pictures.token_sections import (
-    feature_section,
-    prediction_section,
-    summary_figures,
-    token_section,
-    token_table,
 )
 from beit.run.device import DeviceConfig, launch
 from beit.weights.teachers import Teacher
@@ -106,17 +107,16 @@ def run(config: Config) -> Result:
         if models.predictor is not None:
             masked = sample_masks(config.model, config.mask, models.grid, len(images), config.seed)
             predictions = predict_tokens(models.predictor, inputs, masked, codes)
-        painted = _painted(models, codes, predictions)
-        features = _features(models, inputs, codes, predictions, teacher)
+        painted, features = _decoded(models, inputs, codes, predictions, teacher)
     tokenizer = models.tokenizer
-    colours = codebook_colours(_codebook(tokenizer), tokenizer.vocab_size)
+    vectors = code_vectors(tokenizer) if isinstance(tokenizer, VQKD | DiscreteVAE) else None
+    colours = codebook_colours(vectors, tokenizer.vocab_size)
 
     output.mkdir(parents=True, exist_ok=True)
     sections = [token_section(output, images, codes, models.grid, colours, painted)]
     if predictions is not None:
-        sections.append(
-            prediction_section(output, images, codes, predictions, models.grid, colours)
-        )
+        row = (images, codes, predictions, models.grid, colours)
+        sections.append(prediction_section(output, *row))
     if features:
         sections.append(feature_section(output, images, features, models.grid))
     tables: list[Item] = [token_table(names, codes, predictions), *left_out_tables(left_out)]
@@ -134,55 +134,27 @@ def run(config: Config) -> Result:
     return Result(report, len(images))
 
 
-def _painted(
-    models: Models, codes: Tensor, predictions: list[Predictions] | None
-) -> dict[str, Tensor]:
-    """Decode images (B, 3, H, W) from the true and the predicted tokens, by title.
-
-    Empty for a tokenizer without an image decoder.
-    """
-    tokenizer = models.tokenizer
-    if not isinstance(tokenizer, DiscreteVAE | DalleTokenizer):
-        return {}
-    return {
-        title: tokenizer.decode_images(some.to(models.device), models.grid).cpu()
-        for title, some in _token_sets("from its tokens", "with predicted", codes, predictions)
-    }
-
-
-def _features(
+def _decoded(
     models: Models,
     images: Tensor,
     codes: Tensor,
-    predictions: list[Predictions] | None,
+    predictions: Predictions | None,
     teacher: Teacher | None,
-) -> dict[str, Tensor]:
-    """Return features (B, N, T) by title: of the teacher, and decoded from tokens.
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Decode the true codes (B, N), and those with predictions in place of hidden ones.
 
-    Empty for a tokenizer that decodes no features.
+    Returns: images (B, 3, H, W) by title, for a tokenizer with an image decoder; features (B, N, T)
+        by title, first the teacher's, for one that decodes features
     """
-    tokenizer = models.tokenizer
-    if not isinstance(tokenizer, VQKD):
-        return {}
-    features: dict[str, Tensor] = {}
-    if teacher is not None:
-        features["teacher"] = teacher.features(images, models.grid).float().cpu()
-    for title, some in _token_sets("decoder", "from predicted", codes, predictions):
-        features[title] = tokenizer.decode(some.to(models.device)).float().cpu()
-    return features
-
-
-def _token_sets(
-    title: str, predicted_title: str, codes: Tensor, predictions: list[Predictions] | None
-) -> list[tuple[str, Tensor]]:
-    """Return the true codes (B, N), and those with predictions in place of hidden ones."""
-    if predictions is None:
-        return [(title, codes)]
-    return [(title, codes), (predicted_title, with_predictions(codes, predictions))]
-
-
-def _codebook(tokenizer: Tokenizer) -> Tensor | None:
-    """Return the vectors (K, C) of the codes; None for a tokenizer without them."""
-    if isinstance(tokenizer, VQKD):
-        return tokenizer.quantizer.codebook.detach()
-    return tokenizer.codebook.weight.detach() if isinstance(tokenizer, DiscreteVAE) else None
+    tokenizer, painted, features = models.tokenizer, {}, {}
+    sets = [codes] if predictions is None else [codes, predictions.filled(codes)]
+    sets = [tokens.to(models.device) for tokens in sets]
+    if isinstance(tokenizer, DiscreteVAE | DalleTokenizer):
+        for title, tokens in zip(("from its tokens", "with predicted"), sets, strict=False):
+            painted[title] = tokenizer.decode_images(tokens, models.grid).cpu()
+    elif isinstance(tokenizer, VQKD):
+        if teacher is not None:
+            features["teacher"] = teacher.features(images, models.grid).float().cpu()
+        for title, tokens in zip(("decoder", "from predicted"), sets, strict=False):
+            features[title] = tokenizer.decode(tokens).float().cpu()
+    return painted, features

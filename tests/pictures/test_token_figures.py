@@ -5,15 +5,16 @@ import torch
 from beit.draw import canvas
 from beit.draw.components import components, directions, feature_colours
 from beit.draw.panels import heat
-from beit.pictures.token_panels import (
+from beit.pictures.token_figures import (
     HIDDEN,
     Predictions,
     feature_panels,
+    fitted_to,
     prediction_panels,
+    summary_figures,
     token_panels,
-    with_predictions,
+    token_table,
 )
-from beit.pictures.token_sections import fitted_to, summary_figures, token_table
 
 GRID = (2, 3)
 IMAGE = torch.full((3, 4, 6), 100, dtype=torch.uint8)
@@ -58,13 +59,13 @@ def test_correct_tokens_fill_their_patch_and_wrong_ones_do_not() -> None:
 
 
 def test_the_table_lists_the_metrics_of_each_image() -> None:
-    codes = CODES[None]
-    table = token_table(["<b>.png"], codes, [PREDICTIONS])
+    codes, predictions = CODES[None], Predictions(*(part[None] for part in PREDICTIONS))
+    table = token_table(["<b>.png"], codes, predictions)
     assert list(table.rows[0][:5]) == [1, "<b>.png", 4, 2, 1]
     assert list(table.rows[0][5:]) == pytest.approx([37.5, 30])
     figures = {"images": "1", "different codes": "4", "hidden tokens correct": "1 of 2"}
-    assert summary_figures(codes, [PREDICTIONS]) == figures
-    assert with_predictions(codes, [PREDICTIONS]).tolist() == [[0, 1, 2, 3, 0, 1]]
+    assert summary_figures(codes, predictions) == figures
+    assert predictions.filled(codes).tolist() == [[0, 1, 2, 3, 0, 1]]
     assert len(token_table(["a"], codes, None).columns) == 3
 
 

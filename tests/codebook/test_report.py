@@ -2,7 +2,7 @@ import numpy as np
 import torch
 
 from beit.codebook.contents import Code
-from beit.codebook.sections import code_row, pairs_table, ranked, ranked_table, summary_figures
+from beit.codebook.report import code_row, pairs_table, ranked, ranked_table, summary_figures
 from beit.nn.code_statistics import CodeMeasures
 
 NAN = float("nan")
