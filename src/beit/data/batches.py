@@ -202,6 +202,27 @@ class EvalBatches:
             yield Key(0, indices, [0] * len(indices))
 
 
+def first_images(source: Source, view: Callable[[Tensor], Tensor], count: int) -> Tensor:
+    """Return the first `count` readable images: (B, 3, H, W) uint8, 0 < B <= count.
+
+    Raises ValueError if no image can be read.
+    """
+    images, unreadable = list[Tensor](), list[str]()
+    for index in range(len(source)):
+        try:
+            images.append(view(source.image(index)))
+        except UnreadableImage as error:
+            unreadable.append(str(error))
+        if len(images) == count:
+            break
+    if not images:
+        raise ValueError(
+            f"none of {len(source)} images can be read, the first of them is {unreadable[0]}; "
+            "repair or replace them"
+        )
+    return torch.stack(images)
+
+
 class _Failure(NamedTuple):
     """Message of an error caused by the user, passed out of a worker without its traceback."""
 
