@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from beit.data import folder as folder_module
+from beit.data import image_files
 from beit.data.decoding import UnreadableImage
-from beit.data.folder import FolderSource
+from beit.data.image_files import open_folder
 from beit.data.parquet import ParquetSource
 from beit.data.sources import CachedSource, PartSource, open_source
 
@@ -86,25 +86,25 @@ def test_folder_list_is_kept_until_a_folder_changes(classes, cache_home, monkeyp
             os.utime(path, (1e9, 1e9))
 
     settle()
-    first = FolderSource(classes)
+    first = open_folder(classes)
     assert len(list(cache_home.rglob("*.npz"))) == 1
-    monkeypatch.setattr(folder_module, "_scan", lambda root: pytest.fail("scanned again"))
-    again = FolderSource(classes)
+    monkeypatch.setattr(image_files, "_scan", lambda root: pytest.fail("scanned again"))
+    again = open_folder(classes)
     assert [again.name(i) for i in range(3)] == [first.name(i) for i in range(3)]
     assert again.labels.tolist() == first.labels.tolist()
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
     save(classes / "dog" / "new.png", 1)
-    assert len(FolderSource(classes)) == 4
+    assert len(open_folder(classes)) == 4
     settle()
-    FolderSource(classes)
+    open_folder(classes)
     for file in cache_home.rglob("*.npz"):
         file.write_bytes(b"damaged")
-    assert len(FolderSource(classes)) == 4
+    assert len(open_folder(classes)) == 4
 
 
 def test_a_folder_that_changed_just_now_is_not_kept(classes, cache_home):
-    FolderSource(classes)
+    open_folder(classes)
     assert not list(cache_home.rglob("*.npz"))
 
 

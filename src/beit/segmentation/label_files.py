@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Protocol
 import numpy as np
 
 from beit.data.decoding import UnreadableImage
-from beit.data.folder import EXTENSIONS, MAX_FILE_BYTES, FileNames, FolderSource
+from beit.data.image_files import EXTENSIONS, MAX_FILE_BYTES, FileNames, open_folder
 
 Place = Path | zipfile.Path  # a folder on disk or inside a zip
 
@@ -70,7 +70,7 @@ class FolderFiles:
 
     def __init__(self, root: Path) -> None:
         self.where = str(root)
-        self._root, self._source = root, FolderSource(root)
+        self._root, self._source = root, open_folder(root)
 
     def __len__(self) -> int:
         return len(self._source)

@@ -21,14 +21,13 @@ from torch import Tensor
 import beit
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
-from beit.data.sources import Source
+from beit.data.sources import Source, open_images
 from beit.data.unreadable import Unreadable, readable
 from beit.draw import canvas
 from beit.files import replacing, write_text
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapPredictor, MapViewConfig
 from beit.rows.about import fingerprint
-from beit.rows.images import open_images
 from beit.run.device import DeviceConfig, launch, prepared
 from beit.run.progress import Progress
 from beit.segmentation.label_classes import default_palette

@@ -22,15 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from beit.data.decoding import UnreadableImage
-from beit.data.folder import EXTENSIONS
-from beit.data.sources import Source
+from beit.data.image_files import EXTENSIONS
+from beit.data.sources import STANDARD_INPUT, Source, open_images
 from beit.data.views import EvalView
 from beit.files import replacing
 from beit.nn.heads import ImageClassifierConfig
 from beit.rows.about import about_table
 from beit.rows.compute import TableResult, compute_table
 from beit.rows.files import Column
-from beit.rows.images import STANDARD_INPUT, open_images
 from beit.rows.lines import Line
 from beit.rows.stream import LineStream
 from beit.rows.table import RowTable, check_output, smallest_unsigned

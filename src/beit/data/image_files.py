@@ -1,4 +1,4 @@
-"""A folder of images, flat, nested or by class, with a cached list of its files."""
+"""Image files: a folder, flat, nested or by class, with a cached list of its files; or a list."""
 
 from __future__ import annotations
 
@@ -18,44 +18,40 @@ from beit.data.decoding import UnreadableImage, decode
 
 _log = logging.getLogger(__name__)
 
-EXTENSIONS = (
-    ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif".split()
-)  # case does not count
+# Case does not count.
+EXTENSIONS = ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif".split()
 MAX_FILE_BYTES = 1 << 29  # larger files are not read
 _INDEX_VERSION = 1
 _SETTLED_SECONDS = 2.0  # a folder changed later than this can change again with the same time
 
 
-class FolderSource:
-    """Images under `root`, sorted by path.
+class FileSource:
+    """Image files in the order of `names`, relative to `root`."""
 
-    If every image is in a sub-folder, the first folder level gives the labels. Otherwise there are
-    none. Names that start with a dot are skipped.
-    """
-
-    def __init__(self, root: Path, index_cache: bool = True) -> None:
-        self.root = root
-        cache = _index_file(root) if index_cache else None
-        files = _read_index(cache, root) if cache is not None else None
-        if files is None:
-            started = time.time()
-            files, folders = _scan(root)
-            if cache is not None:
-                _write_index(cache, files, folders, started)
-        if not files:
-            raise ValueError(
-                f"{root}: no images in this folder or those below it; expected files named "
-                + ", ".join(f"*{extension}" for extension in EXTENSIONS)
-            )
-        self._names = FileNames(files)
-        self.labels, self.class_names = _class_folders(files)
+    def __init__(
+        self,
+        root: Path,
+        names: Sequence[str],
+        labels: Tensor | None = None,
+        class_names: list[str] | None = None,
+    ) -> None:
+        self._root, self._names = root, FileNames(names)
+        self.labels, self.class_names = labels, class_names
 
     def __len__(self) -> int:
         return len(self._names)
 
     def image(self, index: int) -> Tensor:
         name = self.name(index)
-        return read_image(self.root / name, name)
+        try:
+            with open((self._root / name).expanduser(), "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                if size > MAX_FILE_BYTES:
+                    raise UnreadableImage(name, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
+                data = file.read()
+        except OSError as error:
+            raise UnreadableImage(name, error.strerror or str(error)) from error
+        return decode(data, name)
 
     def name(self, index: int) -> str:
         return self._names[index]
@@ -80,17 +76,65 @@ class FileNames:
         return os.fsdecode(self._text[start : int(self._ends[index])])
 
 
-def read_image(path: Path, name: str) -> Tensor:
-    """Read and decode a file: (3, H, W) uint8. Raises UnreadableImage with `name`."""
-    try:
-        with open(path, "rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_FILE_BYTES:
-                raise UnreadableImage(name, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
-            data = file.read()
-    except OSError as error:
-        raise UnreadableImage(name, error.strerror or str(error)) from error
-    return decode(data, name)
+# ── a list ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_list(data: bytes, name: str) -> FileSource:
+    """Read a list of image files, one a line or separated by zero bytes as by `find -print0`.
+
+    Order and repetitions are kept.
+
+    Args:
+        data: content of the list; blank lines are skipped, but counted in line numbers
+        name: name of the list in error messages
+
+    Raises ValueError if the list is empty or a line names a folder, FileNotFoundError if the file
+    of a line does not exist; the message gives the line number.
+    """
+    end, unit = (b"\0", "entry") if b"\0" in data else (b"\n", "line")
+    paths = []
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(end), start=1):  # no BOM
+        if line.strip():
+            path = os.fsdecode(line if end == b"\0" else line.removesuffix(b"\r"))
+            check_file(path, f"{name}, {unit} {number}: ")
+            paths.append(path)
+    if not paths:
+        raise ValueError(f"{name}: the list is empty; expected one image path a line")
+    return FileSource(Path(), paths)  # relative to the working directory
+
+
+def check_file(path: str, where: str = "") -> None:
+    """Raise FileNotFoundError or ValueError, starting with `where`, if the path is not a file."""
+    file = Path(path).expanduser()
+    if file.is_dir():
+        raise ValueError(f"{where}{path} is a folder; a list names image files")
+    if not file.exists():
+        advice = "paths are relative to the working directory"
+        raise FileNotFoundError(f"{where}{path}: no such file; {advice}")
+
+
+# ── a folder ────────────────────────────────────────────────────────────────────────────────────
+
+
+def open_folder(root: Path, index_cache: bool = True) -> FileSource:
+    """Open the images under `root`, sorted by path.
+
+    If every image is in a sub-folder, the first folder level gives the labels. Otherwise there are
+    none. Names that start with a dot are skipped.
+    """
+    cache = _index_file(root) if index_cache else None
+    files = _read_index(cache, root) if cache is not None else None
+    if files is None:
+        started = time.time()
+        files, folders = _scan(root)
+        if cache is not None:
+            _write_index(cache, files, folders, started)
+    if not files:
+        expected = ", ".join(f"*{extension}" for extension in EXTENSIONS)
+        raise ValueError(
+            f"{root}: no images in this folder or those below it; expected files named {expected}"
+        )
+    return FileSource(root, files, *_class_folders(files))
 
 
 def _class_folders(files: list[str]) -> tuple[Tensor | None, list[str] | None]:
@@ -106,8 +150,7 @@ def _class_folders(files: list[str]) -> tuple[Tensor | None, list[str] | None]:
 def _scan(root: Path) -> tuple[list[str], dict[str, int]]:
     """List the images below `root`, sorted, and the modification time (ns) of every folder."""
     folders: dict[str, int] = {}
-    files = sorted(_walk(root, "", folders, set()))
-    return files, folders
+    return sorted(_walk(root, "", folders, set())), folders
 
 
 def _walk(
@@ -154,17 +197,13 @@ def _read_index(cache: Path, root: Path) -> list[str] | None:
 def _write_index(cache: Path, files: list[str], folders: dict[str, int], started: float) -> None:
     if max(folders.values()) / 1e9 > started - _SETTLED_SECONDS:
         return
+    version, changed = np.int64(_INDEX_VERSION), np.array(list(folders.values()), dtype=np.int64)
+    parts, names = _joined(list(folders)), _joined(files)
     temporary = cache.with_suffix(f".{os.getpid()}.part")
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
-            np.savez(
-                file,
-                version=np.int64(_INDEX_VERSION),
-                folders=_joined(list(folders)),
-                changed=np.array(list(folders.values()), dtype=np.int64),
-                files=_joined(files),
-            )
+            np.savez(file, version=version, folders=parts, changed=changed, files=names)
         temporary.replace(cache)
     except OSError as error:  # the cache is optional: a full or read-only disk is no error
         _log.info("the list of files is not cached: %s", error)

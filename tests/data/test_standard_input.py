@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.rows.images import open_images
+from beit.data.sources import open_images
 
 
 @pytest.fixture
