@@ -17,7 +17,7 @@ from torch import Tensor
 from beit.data.decoding import UnreadableImage
 from beit.rows.compute import compute_table, summary
 from beit.rows.files import Column
-from beit.rows.stream import LineStream
+from beit.rows.lines import LineStream
 from beit.rows.table import RowTable
 
 NUM_IMAGES = 11  # batches of 2, 2, ... and 1; parts of 4, 4 and 3

@@ -12,7 +12,7 @@ from torch import Tensor
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.unreadable import Unreadable, readable
-from beit.rows.stream import LineStream
+from beit.rows.lines import LineStream
 from beit.rows.table import RowTable
 from beit.run.progress import Progress
 
@@ -32,7 +32,6 @@ def compute_table(
     table: RowTable | LineStream,
     view: Callable[[Tensor], Tensor],
     compute: Callable[[Tensor], Mapping[str, Tensor]],
-    *,
     num_workers: int,
     max_unreadable: float,
     show_progress: bool = True,
@@ -40,7 +39,6 @@ def compute_table(
     """Compute the missing parts of a table, each process its share, and merge all parts.
 
     Args:
-        fabric: this process
         table: where the rows go, with their images
         view: (3, H, W) uint8 -> (3, H', W') uint8, the model's input
         compute: (B, 3, H', W') uint8 -> (B, *shape) for each column; B > 0, under autocast
