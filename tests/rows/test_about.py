@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import beit
-from beit.rows.about import about_table, fingerprint
+from beit.rows.compute import about_table, fingerprint
 from beit.run.device import DeviceConfig, launch
 from beit.tables.tokenize import Config
 

@@ -68,7 +68,7 @@ def test_lines_hold_every_image_in_order(tmp_path) -> None:
     table = LineStream(stream, Named(), COLUMNS, batch_size=2)
     fill(table)
     assert stream.getvalue() == text
-    assert [table.num_images(number) for number in table.begin()] == [2, 2, 1]
+    assert [len(table.indices(number)) for number in table.begin()] == [2, 2, 1]
 
 
 def test_labels_and_another_form() -> None:
@@ -103,7 +103,7 @@ def test_lines_appear_when_their_batch_is_done() -> None:
 def test_a_part_is_a_batch() -> None:
     table = stream_to(io.StringIO(), 2)
     assert [[*table.batches(number)] for number in table.begin()] == [[0], [1], [2]]
-    assert [table.num_images(number) for number in table.begin()] == [2, 2, 1]
+    assert [len(table.indices(number)) for number in table.begin()] == [2, 2, 1]
     assert table.status(table.begin()) == "5 images"
 
 

@@ -1,7 +1,5 @@
 """Batches of views, the same for any number of workers and processes and after any restart."""
 
-from __future__ import annotations
-
 import multiprocessing
 import sys
 import warnings
@@ -18,6 +16,7 @@ from beit.data.decoding import UnreadableImage
 from beit.data.order import balanced_order, epoch_order, sample_generator
 from beit.data.sources import Source
 
+FIELDS = ("images", "target_images")  # fields of a batch that hold the views of an image
 _MAX_REPLACEMENTS = 100  # unreadable images in a row
 
 
@@ -42,10 +41,9 @@ class DataConfig:
     max_unreadable: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers must not be negative, got {self.num_workers}")
-        if self.cache_gigabytes < 0:
-            raise ValueError(f"cache_gigabytes must not be negative, got {self.cache_gigabytes}")
+        for name in ("num_workers", "cache_gigabytes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"max_unreadable is a share in [0, 1], got {self.max_unreadable}")
 
@@ -56,9 +54,6 @@ class Key(NamedTuple):
     epoch: int
     indices: list[int]
     repeats: list[int]  # number of each view among the epoch's views of its image, from 0
-
-
-FIELDS = ("images", "target_images")  # fields of a batch that hold the views of an image
 
 
 class TrainBatches:
@@ -121,11 +116,8 @@ class TrainBatches:
         self._repeats, self._balance = repeats, balance
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._reader, self._num_workers = _Reader(source, views, fields, seed), num_workers
-        self._seed, self._num_images, self._images_per_step = (
-            seed,
-            len(source),
-            step_size // repeats,
-        )
+        self._seed, self._num_images = seed, len(source)
+        self._images_per_step = step_size // repeats
 
     def __len__(self) -> int:
         return max(0, self.num_steps - self.start_step) * self.accumulate
@@ -134,12 +126,16 @@ class TrainBatches:
         return _batches(self._reader, self._keys(), self._num_workers)
 
     def _keys(self) -> Iterator[Key]:
-        order_epoch, order, repeats = -1, torch.empty(0), torch.empty(0)
+        order_epoch, order, repeats = -1, torch.empty(0), torch.empty(0)  # images; earlier draws
         distinct = self._images_per_step
         for step in range(self.start_step, self.num_steps):
             epoch, position = divmod(step, self.steps_per_epoch)
-            if epoch != order_epoch:
-                order_epoch, (order, repeats) = epoch, self._order(epoch)
+            if epoch != order_epoch and self._labels is not None:
+                order, repeats = balanced_order(self._labels, self._seed, epoch, self._balance)
+            elif epoch != order_epoch:
+                order = epoch_order(self._num_images, self._seed, epoch)
+                repeats = torch.zeros_like(order)
+            order_epoch = epoch
             step_slice = slice(position * distinct, (position + 1) * distinct)
             images, earlier = order[step_slice].tolist(), repeats[step_slice].tolist()
             for micro in range(self.accumulate):
@@ -147,13 +143,6 @@ class TrainBatches:
                 places = [divmod(first + offset, distinct) for offset in range(self._batch_size)]
                 views = [earlier[place] * self._repeats + view for view, place in places]
                 yield Key(epoch, [images[place] for _, place in places], views)
-
-    def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return the images of an epoch, and for each how often it came before in the epoch."""
-        if self._labels is not None:
-            return balanced_order(self._labels, self._seed, epoch, self._balance)
-        order = epoch_order(self._num_images, self._seed, epoch)
-        return order, torch.zeros_like(order)
 
 
 class EvalBatches:
@@ -185,7 +174,7 @@ class EvalBatches:
         if batches is not None:
             self._firsts = [number * batch_size for number in batches]
         self.num_images, self._batch_size = len(source), batch_size
-        self._reader, self._num_workers = _Reader(source, view, fields), num_workers
+        self._reader, self._num_workers = _Reader(source, view, fields, None), num_workers
 
     def __len__(self) -> int:
         return len(self._firsts)
@@ -200,10 +189,7 @@ class EvalBatches:
 
 
 def first_images(source: Source, view: Callable[[Tensor], Tensor], count: int) -> Tensor:
-    """Return the first `count` readable images: (B, 3, H, W) uint8, 0 < B <= count.
-
-    Raises ValueError if no image can be read.
-    """
+    """Return the first `count` readable images (B, 3, H, W) uint8; ValueError if there is none."""
     images, unreadable = list[Tensor](), list[str]()
     for index in range(len(source)):
         try:
@@ -213,10 +199,8 @@ def first_images(source: Source, view: Callable[[Tensor], Tensor], count: int) -
         if len(images) == count:
             break
     if not images:
-        raise ValueError(
-            f"none of {len(source)} images can be read, the first of them is {unreadable[0]}; "
-            "repair or replace them"
-        )
+        first = f"the first of them is {unreadable[0]}; repair or replace them"
+        raise ValueError(f"none of {len(source)} images can be read, {first}")
     return torch.stack(images)
 
 
@@ -227,11 +211,7 @@ class _Reader(Dataset[Batch | ValueError]):
     """
 
     def __init__(
-        self,
-        source: Source,
-        view: Callable[..., Any],
-        fields: Sequence[str],
-        seed: int | None = None,
+        self, source: Source, view: Callable[..., Any], fields: Sequence[str], seed: int | None
     ) -> None:
         self.source, self.view, self.fields, self.seed = source, view, fields, seed
         self.labels = source.labels
@@ -275,10 +255,8 @@ class _Reader(Dataset[Batch | ValueError]):
                 unreadable.append(str(error))
         if self.seed is None:
             return None, index
-        raise ValueError(
-            f"{tries} images in a row cannot be read, the first of them is {unreadable[-tries]}; "
-            "repair or remove them"
-        )
+        first = f"the first of them is {unreadable[-tries]}; repair or remove them"
+        raise ValueError(f"{tries} images in a row cannot be read, {first}")
 
 
 def _batches(reader: _Reader, keys: Iterator[Key], num_workers: int) -> Iterator[Batch]:

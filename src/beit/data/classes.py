@@ -1,7 +1,5 @@
 """Class names of labelled sets: read from a list, matched by name and checked."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections import Counter
@@ -55,9 +53,6 @@ class RenumberedSource:
         return self._source.name(index)
 
 
-# ── a list of classes ───────────────────────────────────────────────────────────────────────────
-
-
 def read_classes(spec: str) -> tuple[str, ...]:
     """Read a list of class names; their order gives the class numbers, from 0.
 
@@ -109,9 +104,6 @@ def renumbered(part: Labelled, names: tuple[str, ...]) -> Labelled:
         table = torch.tensor([numbers.get(name, -1) for name in source.class_names])
         labels = torch.where(labels < 0, -1, table[labels])  # -1: no label
     return part._replace(source=RenumberedSource(source, labels, names))
-
-
-# ── checks ──────────────────────────────────────────────────────────────────────────────────────
 
 
 def checked_classes(

@@ -1,7 +1,5 @@
 """Image files: a folder, flat, nested or by class, with a cached list of its files; or a list."""
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import os
@@ -26,17 +24,11 @@ _SETTLED_SECONDS = 2.0  # a folder changed later than this can change again with
 
 
 class FileSource:
-    """Image files in the order of `names`, relative to `root`."""
+    """Image files in the order of `names`, relative to `root`; their folders can be classes."""
 
-    def __init__(
-        self,
-        root: Path,
-        names: Sequence[str],
-        labels: Tensor | None = None,
-        class_names: list[str] | None = None,
-    ) -> None:
+    def __init__(self, root: Path, names: Sequence[str], class_folders: bool = False) -> None:
         self._root, self._names = root, FileNames(names)
-        self.labels, self.class_names = labels, class_names
+        self.labels, self.class_names = _class_folders(names) if class_folders else (None, None)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -82,14 +74,9 @@ class FileNames:
 def read_list(data: bytes, name: str) -> FileSource:
     """Read a list of image files, one a line or separated by zero bytes as by `find -print0`.
 
-    Order and repetitions are kept.
-
-    Args:
-        data: content of the list; blank lines are skipped, but counted in line numbers
-        name: name of the list in error messages
-
-    Raises ValueError if the list is empty or a line names a folder, FileNotFoundError if the file
-    of a line does not exist; the message gives the line number.
+    Order and repetitions are kept; blank lines are skipped, but counted in line numbers. An empty
+    list or a line that names a folder raises ValueError, a missing file FileNotFoundError; the
+    message gives the `name` of the list and the line number.
     """
     end, unit = (b"\0", "entry") if b"\0" in data else (b"\n", "line")
     paths = []
@@ -134,10 +121,10 @@ def open_folder(root: Path, index_cache: bool = True) -> FileSource:
         raise ValueError(
             f"{root}: no images in this folder or those below it; expected files named {expected}"
         )
-    return FileSource(root, files, *_class_folders(files))
+    return FileSource(root, files, class_folders=True)
 
 
-def _class_folders(files: list[str]) -> tuple[Tensor | None, list[str] | None]:
+def _class_folders(files: Sequence[str]) -> tuple[Tensor | None, list[str] | None]:
     """Return labels (n,) int64 and class names by the first folder level, or None for both."""
     if any(os.sep not in file for file in files):
         return None, None
@@ -149,28 +136,25 @@ def _class_folders(files: list[str]) -> tuple[Tensor | None, list[str] | None]:
 
 def _scan(root: Path) -> tuple[list[str], dict[str, int]]:
     """List the images below `root`, sorted, and the modification time (ns) of every folder."""
-    folders: dict[str, int] = {}
-    return sorted(_walk(root, "", folders, set())), folders
+    folders, visited = dict[str, int](), set[tuple[int, int]]()
 
+    def walk(folder: str) -> Iterator[str]:
+        status = os.stat(root / folder)
+        if (status.st_dev, status.st_ino) in visited:  # a link back to a parent folder
+            return
+        visited.add((status.st_dev, status.st_ino))
+        folders[folder] = status.st_mtime_ns
+        with os.scandir(root / folder) as entries:
+            for entry in entries:
+                name = os.path.join(folder, entry.name)
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    yield from walk(name)
+                elif os.path.splitext(name)[1].lower() in EXTENSIONS:
+                    yield name
 
-def _walk(
-    root: Path, folder: str, folders: dict[str, int], visited: set[tuple[int, int]]
-) -> Iterator[str]:
-    path = root / folder
-    status = path.stat()
-    if (status.st_dev, status.st_ino) in visited:  # a link back to a parent folder
-        return
-    visited.add((status.st_dev, status.st_ino))
-    folders[folder] = status.st_mtime_ns
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            name = os.path.join(folder, entry.name)
-            if entry.is_dir():
-                yield from _walk(root, name, folders, visited)
-            elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS:
-                yield name
+    return sorted(walk("")), folders
 
 
 def _index_file(root: Path) -> Path:

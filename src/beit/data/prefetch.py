@@ -1,13 +1,11 @@
 """Copy the next batches to the device while the current step runs."""
 
-from __future__ import annotations
-
 import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -17,21 +15,18 @@ from beit.data.batch import Batch
 _AHEAD = 2  # batches waiting on the device
 
 
-def prefetch(batches: Iterable[Batch], device: torch.device | str) -> Prefetch:
-    """Iterate over batches on a device; to a GPU a thread copies them ahead."""
-    return Prefetch(batches, torch.device(device))
-
-
 class Prefetch:
     """Iterator over batches on a device; `wait_seconds` is the total time waited for them."""
 
     def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
         self.wait_seconds = 0.0
-        self._batches: Iterator[Batch] = (_on_device(batch, device) for batch in batches)
+        self._batches: Iterator[Batch]
         if device.type == "cuda":
             self._batches = _ahead(batches, device)
+        else:
+            self._batches = (_on_device(batch, device) for batch in batches)
 
-    def __iter__(self) -> Prefetch:
+    def __iter__(self) -> Self:
         return self
 
     def begin(self) -> None:
@@ -44,6 +39,11 @@ class Prefetch:
             return next(self._batches)
         finally:
             self.wait_seconds += time.perf_counter() - started
+
+
+def prefetch(batches: Iterable[Batch], device: torch.device | str) -> Prefetch:
+    """Iterate over batches on a device; for CUDA a thread copies them ahead."""
+    return Prefetch(batches, torch.device(device))
 
 
 def _on_device(batch: Batch, device: torch.device) -> Batch:

@@ -1,7 +1,5 @@
 """Open a source of images by one string: a folder, Parquet files, a list, or drawn shapes."""
 
-from __future__ import annotations
-
 import glob
 import logging
 import os
@@ -162,14 +160,12 @@ class PartSource:
 
 
 class CachedSource:
-    """A source kept decoded in memory. Forked workers share the memory, which never changes."""
+    """A source decoded in memory, which forked workers share; with reasons by unreadable index."""
 
     def __init__(
         self, source: Source, images: Tensor | list[Tensor], unreadable: dict[int, str]
     ) -> None:
-        self._source = source
-        self._images = images  # (n, 3, H, W) uint8 if all sizes are equal, else a list
-        self._unreadable = unreadable  # reasons by index
+        self._source, self._images, self._unreadable = source, images, unreadable
         self.labels, self.class_names = source.labels, source.class_names
 
     def __len__(self) -> int:
@@ -193,26 +189,25 @@ def cached(source: Source, budget: int) -> Source:
         _log.info("%d images do not fit into the cache of %.1f GB", count, budget / 1e9)
         return source
     _log.info("decoding %d images into memory", count)
-    used, images, unreadable = 0, list[Tensor](), dict[int, str]()
-    block: Tensor | None = None  # (n, 3, H, W) while all images have the first one's size
+    used, unreadable = 0, dict[int, str]()
+    images: Tensor | list[Tensor] = []  # (n, 3, H, W) while all have the first one's size
     for index, (image, reason) in enumerate(_decoded(source, range(count))):
         if reason is not None:
             unreadable[index] = reason
-            image = image if block is None else block[0]  # a placeholder of the same size
+            image = image if isinstance(images, list) else images[0]  # a placeholder of that size
         used += image.numel()
         if used > budget:
             _log.info("%d images do not fit into the cache of %.1f GB", count, budget / 1e9)
             return source
         if index == 0 and reason is None and image.numel() * count <= budget:
-            block = torch.empty((count, *image.shape), dtype=torch.uint8)
-        if block is not None and image.shape != block.shape[1:]:
-            images = [earlier.clone() for earlier in block[:index]]
-            block = None
-        if block is None:
-            images.append(image)
+            images = torch.empty((count, *image.shape), dtype=torch.uint8)
+        if isinstance(images, Tensor) and image.shape != images.shape[1:]:
+            images = [earlier.clone() for earlier in images[:index]]
+        if isinstance(images, Tensor):
+            images[index] = image
         else:
-            block[index] = image
-    return CachedSource(source, images if block is None else block, unreadable)
+            images.append(image)
+    return CachedSource(source, images, unreadable)
 
 
 def _decoded(source: Source, indices: range) -> Iterator[tuple[Tensor, str | None]]:

@@ -3,8 +3,6 @@
 Training views follow docs/reference/pretraining.md, "Augmentation".
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -84,8 +82,8 @@ class TrainViews:
         if draws[0] < config.flip:
             crop = crop.flip(-1)
         view, same = _resized(crop, self.size), self.size == self.target_size
-        resized = lanczos if self.by_lanczos else _resized
-        target = view if same else resized(crop, self.target_size)
+        resize = lanczos if self.by_lanczos else _resized
+        target = view if same else resize(crop, self.target_size)
         if config.color_jitter > 0:
             factors = [1 + config.color_jitter * (2 * draw - 1) for draw in draws[1:4]]
             order, mean = _ORDERS[int(draws[4] * len(_ORDERS))], _grey_mean(image)
@@ -104,11 +102,9 @@ class EvalView:
 
     def __call__(self, image: Tensor) -> Tensor:
         """Return the view (3, H', W') uint8 of an image (3, H, W) uint8."""
-        image = self.scaled(image)
-        target_height, target_width = self.size
-        top = round((image.shape[-2] - target_height) / 2)
-        left = round((image.shape[-1] - target_width) / 2)
-        return image[:, top : top + target_height, left : left + target_width].contiguous()
+        image, (height, width) = self.scaled(image), self.size
+        top, left = round((image.shape[-2] - height) / 2), round((image.shape[-1] - width) / 2)
+        return image[:, top : top + height, left : left + width].contiguous()
 
     def scaled(self, image: Tensor) -> Tensor:
         """Resize `image`, (3, H, W) uint8, to `size / crop_ratio` or larger, without the crop."""

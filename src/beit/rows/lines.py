@@ -88,8 +88,8 @@ class LineStream:
     def batches(self, number: int) -> range:
         return range(number, number + 1)
 
-    def num_images(self, number: int) -> int:
-        return min(self.batch_size, len(self.images) - number * self.batch_size)
+    def indices(self, number: int) -> range:
+        return range(len(self.images))[number * self.batch_size :][: self.batch_size]
 
     def begin(self) -> list[int]:
         return list(range(-(-len(self.images) // self.batch_size)))
@@ -102,8 +102,7 @@ class LineStream:
         """Yield a part to fill with its batch; its lines are written when the block ends."""
         part = Part(self._columns, self.images)
         yield part
-        start, content = number * self.batch_size, part.content()
-        indices = range(start, start + self.num_images(number))
+        content, indices = part.content(), self.indices(number)
         lines = json_lines(self.images, indices, self._columns, content, self._compose)
         self._stream.writelines(lines)
         self._stream.flush()

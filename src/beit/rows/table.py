@@ -75,6 +75,7 @@ class RowTable:
             raise ValueError(f"batch_size and part_size must be at least 1, got {sizes}")
         self.output, self.batch_size = Path(output), batch_size
         self.directory = _parts_of(self.output)
+        self._settings_file = self.directory / "settings.json"
         self.images, self._columns, self._compose = images, tuple(columns), compose
         self._about = dict(about) | {"batch_size": batch_size}
         computed = [column for column in columns if column.dtype != TEXT]
@@ -89,19 +90,15 @@ class RowTable:
         start = number * self._part_batches
         return range(start, min(start + self._part_batches, self._num_batches))
 
-    def num_images(self, number: int) -> int:
-        """Count the images of a part."""
-        return len(self._indices(number))
-
-    def _indices(self, number: int) -> range:
+    def indices(self, number: int) -> range:
+        """Return the images of a part."""
         batches, size = self.batches(number), self.batch_size
         return range(batches.start * size, min(batches.stop * size, len(self.images)))
 
     def begin(self) -> list[int]:
         """Make the folder of parts, or resume from it. Returns: the parts to compute.
 
-        Raises FileExistsError if the output exists, ValueError if the folder has parts of another
-        table; the message names what differs.
+        Raises FileExistsError if the output exists, ValueError if the parts are of another table.
         """
         check_output(self.output)
         settings = self._about | {
@@ -133,7 +130,7 @@ class RowTable:
         """Yield a part to fill with its batches; written when the block ends without error."""
         part = Part(self._columns, self.images)
         yield part
-        assert part.num_images == self.num_images(number), "only a complete part is written"
+        assert part.num_images == len(self.indices(number)), "only a complete part is written"
         with replacing(self._file(number)) as temporary, temporary.open("wb") as file:
             np.savez(file, **part.content())  # type: ignore[arg-type]  # names that it reserves
 
@@ -176,8 +173,6 @@ class RowTable:
             self.directory.rmdir()
         return num_rows
 
-    # ── content of the file ─────────────────────────────────────────────────────────────────────
-
     def _values(self, number: int, column: Column) -> Array:
         """Return one part of a column of the file: (rows, *shape)."""
         file = self._file(number)
@@ -195,14 +190,8 @@ class RowTable:
         """Yield the JSON lines of all parts."""
         for number in range(self.num_parts):
             content = {name: read_array(self._file(number), name) for name in self._names}
-            indices = self._indices(number)
+            indices = self.indices(number)
             yield from json_lines(self.images, indices, self._columns, content, self._compose)
-
-    # ── the folder of parts ─────────────────────────────────────────────────────────────────────
-
-    @property
-    def _settings_file(self) -> Path:
-        return self.directory / "settings.json"
 
     def _file(self, number: int) -> Path:
         return self.directory / f"part-{number:06d}.npz"

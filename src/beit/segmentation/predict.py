@@ -27,7 +27,7 @@ from beit.draw import canvas
 from beit.files import replacing, write_text
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapPredictor, MapViewConfig
-from beit.rows.about import fingerprint
+from beit.rows.compute import fingerprint
 from beit.run.device import DeviceConfig, launch, prepared
 from beit.run.progress import Progress
 from beit.segmentation.label_classes import default_palette

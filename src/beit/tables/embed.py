@@ -17,8 +17,7 @@ from torch import Tensor
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.nn.vit import Features
-from beit.rows.about import about_table
-from beit.rows.compute import TableResult, compute_table
+from beit.rows.compute import TableResult, about_table, compute_table
 from beit.rows.files import Column
 from beit.rows.table import RowTable, check_output
 from beit.run.device import DeviceConfig, launch, prepared
@@ -80,13 +79,9 @@ def run(config: Config) -> TableResult:
         blocks = f"the blocks of {config.model} are 1 to {vit.depth}"
         raise ValueError(f"layer is {config.layer}; {blocks}")
     source = open_source(config.data, limit=config.limit)
-    details = {
-        "layer": config.layer,
-        "normed": config.layer is None and vit.final_norm,
-        "grid": vit.grid,
-        "image_size": vit.image_size,
-        "num_heads": vit.num_heads,
-    }
+    normed = config.layer is None and vit.final_norm
+    details = {"layer": config.layer, "normed": normed, "grid": vit.grid}
+    details |= {"image_size": vit.image_size, "num_heads": vit.num_heads}
     shapes = {"cls": (vit.width,), "mean": (vit.width,), "patches": (vit.num_patches, vit.width)}
     columns = [Column(name, config.dtype, shapes[name]) for name in config.features]
     about = about_table("embed", config, backbone, fabric, details)

@@ -27,8 +27,7 @@ from beit.data.sources import STANDARD_INPUT, Source, open_images
 from beit.data.views import EvalView
 from beit.files import write_bytes
 from beit.nn.heads import ImageClassifierConfig
-from beit.rows.about import about_table
-from beit.rows.compute import TableResult, compute_table
+from beit.rows.compute import TableResult, about_table, compute_table
 from beit.rows.files import Column
 from beit.rows.lines import Line, LineStream
 from beit.rows.table import RowTable, check_output, smallest_unsigned
@@ -106,13 +105,9 @@ def run(config: Config) -> TableResult:
     if config.output is None:
         table = LineStream(sys.stdout, source, columns, config.batch_size, _line)
     else:
-        details = {
-            "num_classes": classes.num_classes,
-            "class_names": classes.class_names,
-            "grid": vit.grid,
-            "image_size": vit.image_size,
-            "num_heads": vit.num_heads,
-        }
+        details: dict[str, object]
+        details = {"num_classes": classes.num_classes, "class_names": classes.class_names}
+        details |= {"grid": vit.grid, "image_size": vit.image_size, "num_heads": vit.num_heads}
         about = about_table("predict", config, classifier, fabric, details)
         sizes = (config.batch_size, config.part_size)
         table = RowTable(config.output, source, columns, about, *sizes, _line)
@@ -168,9 +163,6 @@ def _line(row: Line) -> Line:
     rows = zip(*columns.values(), strict=True)
     top = [dict(zip(columns, values, strict=True)) for values in rows]
     return row | {"top": top}
-
-
-# ── the picture ─────────────────────────────────────────────────────────────────────────────────
 
 
 def _check_picture(path: Path) -> None:

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from beit.data.sources import open_source
 from beit.data.views import EvalView
-from beit.rows.about import about_table
-from beit.rows.compute import TableResult, compute_table
+from beit.rows.compute import TableResult, about_table, compute_table
 from beit.rows.files import Column
 from beit.rows.table import RowTable, check_output, smallest_unsigned
 from beit.run.device import DeviceConfig, launch
@@ -66,12 +65,8 @@ def run(config: Config) -> TableResult:
     tokenizer = load_tokenizer(config.model, **settings)
     module = cast(nn.Module, tokenizer)  # every tokenizer is one
     source = open_source(config.data, limit=config.limit)
-    details = {
-        "grid": tokenizer.grid,
-        "vocab_size": tokenizer.vocab_size,
-        "image_size": tokenizer.image_size,
-        "num_heads": config.num_heads,
-    }
+    details = {"grid": tokenizer.grid, "vocab_size": tokenizer.vocab_size}
+    details |= {"image_size": tokenizer.image_size, "num_heads": config.num_heads}
     about = about_table("tokenize", config, module, fabric, details)
     codes = Column("codes", smallest_unsigned(tokenizer.vocab_size), (prod(tokenizer.grid),))
     table = RowTable(config.output, source, [codes], about, config.batch_size, config.part_size)
