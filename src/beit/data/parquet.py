@@ -94,9 +94,8 @@ class ParquetSource:
         number, part = self._groups[group]
         if number not in self._open:
             self._open[number] = _open_file(self._files[number])
-        values = (
-            self._open[number].read_row_group(part, [self._column], use_threads=False).column(0)
-        )
+        rows = self._open[number].read_row_group(part, [self._column], use_threads=False)
+        values = rows.column(0)
         if hasattr(values.type, "fields") and values.type.num_fields:
             values = compute.struct_field(values, "bytes")
         self._cache[group] = values

@@ -46,8 +46,7 @@ def write_table(
 ) -> None:
     """Write a table piece by piece to `path`, in the format of `suffix`: .parquet or .npz.
 
-    `values` is called several times for each piece and column. The text `about` says how the table
-    was made; it is kept in the file.
+    `values` is called several times for each piece and column; `about` is kept in the file.
     """
     assert suffix in SUFFIXES
     write = _write_parquet if suffix == ".parquet" else _write_npz
