@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from beit.data.batches import DataConfig, EvalBatches, TrainBatches
+from beit.data.batches import DataConfig, EvalBatches, TrainBatches, first_images
 from beit.data.decoding import UnreadableImage
 from beit.data.order import epoch_order
 from beit.data.sources import open_source
@@ -218,6 +218,17 @@ def test_views_fill_the_named_fields(workers):
         assert batch.target_images is batch.images
         assert batch.label_maps.shape == (len(batch.indices), 9, 11)
         assert torch.equal(batch.label_maps, batch.images[:, 0])
+
+
+def test_first_images_skips_unreadable_ones():
+    view = EvalView((8, 6))
+    images = first_images(Holed({0, 1, 2, 4}), view, 3)
+    assert images.shape == (3, 3, 8, 6)
+    assert images.dtype == torch.uint8
+    assert images[:, 0, 0, 0].tolist() == [3, 5, 6]
+    assert first_images(Holed({12}), view, 20)[:, 0, 0, 0].tolist() == list(range(12))
+    with pytest.raises(ValueError, match=r"none of 13 images .* first of them is 0\.png: broken;"):
+        first_images(Holed(range(13)), view, 3)
 
 
 def test_evaluation_can_be_repeated():

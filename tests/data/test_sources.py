@@ -2,6 +2,9 @@ import io
 import json
 import logging
 import os
+import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow
@@ -10,11 +13,11 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from beit.data import folder as folder_module
+from beit.data import image_files
 from beit.data.decoding import UnreadableImage
-from beit.data.folder import FolderSource
+from beit.data.image_files import open_folder
 from beit.data.parquet import ParquetSource
-from beit.data.sources import CachedSource, PartSource, open_source
+from beit.data.sources import CachedSource, PartSource, open_images, open_source
 
 
 @pytest.fixture(autouse=True)
@@ -86,25 +89,25 @@ def test_folder_list_is_kept_until_a_folder_changes(classes, cache_home, monkeyp
             os.utime(path, (1e9, 1e9))
 
     settle()
-    first = FolderSource(classes)
+    first = open_folder(classes)
     assert len(list(cache_home.rglob("*.npz"))) == 1
-    monkeypatch.setattr(folder_module, "_scan", lambda root: pytest.fail("scanned again"))
-    again = FolderSource(classes)
+    monkeypatch.setattr(image_files, "_scan", lambda root: pytest.fail("scanned again"))
+    again = open_folder(classes)
     assert [again.name(i) for i in range(3)] == [first.name(i) for i in range(3)]
     assert again.labels.tolist() == first.labels.tolist()
     monkeypatch.undo()
     monkeypatch.setenv("XDG_CACHE_HOME", str(cache_home))
     save(classes / "dog" / "new.png", 1)
-    assert len(FolderSource(classes)) == 4
+    assert len(open_folder(classes)) == 4
     settle()
-    FolderSource(classes)
+    open_folder(classes)
     for file in cache_home.rglob("*.npz"):
         file.write_bytes(b"damaged")
-    assert len(FolderSource(classes)) == 4
+    assert len(open_folder(classes)) == 4
 
 
 def test_a_folder_that_changed_just_now_is_not_kept(classes, cache_home):
-    FolderSource(classes)
+    open_folder(classes)
     assert not list(cache_home.rglob("*.npz"))
 
 
@@ -247,3 +250,39 @@ def test_the_parts_of_a_source_are_disjoint_and_make_up_the_whole() -> None:
 def test_an_empty_part_is_refused() -> None:
     with pytest.raises(ValueError, match=r"none of the 50 images is in this part"):
         open_source("shapes://50?size=8[40%:40%]")
+
+
+# ── standard input ──────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def image_paths(tmp_path: Path) -> list[str]:
+    names = [str(tmp_path / f"{number}.png") for number in range(3)]
+    for name in names:
+        Image.fromarray(np.zeros((4, 5, 3), dtype=np.uint8)).save(name)
+    return names
+
+
+@pytest.mark.parametrize("data", ["-", ["-"]])
+def test_a_dash_reads_a_list_from_standard_input(
+    data: str | list[str], image_paths: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [image_paths[2], image_paths[0], image_paths[2]]
+    for limit, count in ((None, 3), (2, 2)):
+        stdin = SimpleNamespace(buffer=io.BytesIO("\n".join(names).encode()))
+        monkeypatch.setattr(sys, "stdin", stdin)
+        source = open_images(data, limit)
+        assert len(source) == count
+        if limit is None:
+            assert [source.name(index) for index in range(count)] == names
+
+
+def test_other_data_are_opened_as_everywhere(image_paths: list[str]) -> None:
+    assert open_images(image_paths, None).name(1) == image_paths[1]
+    assert len(open_images("shapes://9?size=24", 4)) == 4
+
+
+def test_an_empty_list_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"\n")))
+    with pytest.raises(ValueError, match="standard input: the list is empty"):
+        open_images("-", None)

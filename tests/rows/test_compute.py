@@ -12,13 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import beit
 from beit.data.decoding import UnreadableImage
-from beit.rows.compute import compute_table, summary
+from beit.rows.compute import about_table, compute_table, fingerprint, summary
 from beit.rows.files import Column
-from beit.rows.stream import LineStream
+from beit.rows.lines import LineStream
 from beit.rows.table import RowTable
+from beit.run.device import DeviceConfig, launch
+from beit.tables.tokenize import Config
 
 NUM_IMAGES = 11  # batches of 2, 2, ... and 1; parts of 4, 4 and 3
 COLUMNS = [Column("total", "int64")]
@@ -242,3 +245,43 @@ def test_summary_counts_the_images_of_this_start(tmp_path: Path) -> None:
     assert summary(table, 11, [], 0.5) == f"11 rows in {output}"
     stream = LineStream(io.StringIO(), source, COLUMNS, batch_size=2)
     assert summary(stream, 11, stream.begin(), 2.0) == "11 rows, 6 images/s"
+
+
+# ── what the values depend on ───────────────────────────────────────────────────────────────────
+
+
+def test_facts_common_to_all_tables_frame_those_of_the_verb() -> None:
+    device = DeviceConfig(accelerator="cpu")
+    config = Config("m.safetensors", "images", "t.npz", limit=7, crop_ratio=0.9, device=device)
+    model = nn.Linear(3, 2)
+    about: dict[str, Any] = about_table(
+        "tokenize", config, model, launch(device), {"grid": (2, 3), "num_heads": None}
+    )
+    assert list(about.items()) == [
+        ("beit", beit.__version__),
+        ("verb", "tokenize"),
+        ("model", "m.safetensors"),
+        ("kind", "Linear"),
+        ("weights", fingerprint(model)),
+        ("grid", (2, 3)),
+        ("num_heads", None),
+        ("crop_ratio", 0.9),
+        ("data", "images"),
+        ("limit", 7),
+        ("device", "cpu"),
+        ("precision", "32-true"),
+        ("compile", False),
+    ]
+
+
+def test_fingerprint_depends_on_the_weights_only() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))  # with a counter of no dimension
+    twin = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    assert fingerprint(model) != fingerprint(twin)
+    twin.load_state_dict(model.state_dict())
+    assert fingerprint(model) == fingerprint(twin)
+    assert len(fingerprint(model)) == 16
+    with torch.no_grad():
+        twin[0].bias[1].add_(1e-7)
+    assert fingerprint(model) != fingerprint(twin)

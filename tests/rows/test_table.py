@@ -80,16 +80,16 @@ def whole(output: Path, holes: tuple[int, ...] = ()) -> Path:
 def test_parts_are_whole_batches(tmp_path: Path, part_size: int, sizes: list[int]) -> None:
     made = table(tmp_path / "t.npz", part_size=part_size)
     numbers = range(made.num_parts)
-    assert [made.num_images(number) for number in numbers] == sizes
+    assert [len(made.indices(number)) for number in numbers] == sizes
     assert [batch for number in numbers for batch in made.batches(number)] == list(range(6))
 
 
 def test_wide_rows_make_smaller_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     row = 4 * 2 + 6 * 2 + 4
     monkeypatch.setattr(tables, "PART_BYTES", 7 * row)
-    assert table(tmp_path / "t.npz", part_size=50).num_images(0) == 6
+    assert len(table(tmp_path / "t.npz", part_size=50).indices(0)) == 6
     monkeypatch.setattr(tables, "PART_BYTES", 1)  # a batch at least
-    assert table(tmp_path / "t.npz", part_size=50).num_images(0) == 3
+    assert len(table(tmp_path / "t.npz", part_size=50).indices(0)) == 3
 
 
 def test_an_interrupted_part_leaves_nothing(tmp_path: Path) -> None:

@@ -1,23 +1,22 @@
 """Batches of views, the same for any number of workers and processes and after any restart."""
 
-from __future__ import annotations
-
 import multiprocessing
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from beit.data.batch import Batch
 from beit.data.decoding import UnreadableImage
 from beit.data.order import balanced_order, epoch_order, sample_generator
 from beit.data.sources import Source
 
+FIELDS = ("images", "target_images")  # fields of a batch that hold the views of an image
 _MAX_REPLACEMENTS = 100  # unreadable images in a row
 
 
@@ -42,10 +41,9 @@ class DataConfig:
     max_unreadable: float = 0.01
 
     def __post_init__(self) -> None:
-        if self.num_workers < 0:
-            raise ValueError(f"num_workers must not be negative, got {self.num_workers}")
-        if self.cache_gigabytes < 0:
-            raise ValueError(f"cache_gigabytes must not be negative, got {self.cache_gigabytes}")
+        for name in ("num_workers", "cache_gigabytes"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.max_unreadable <= 1:
             raise ValueError(f"max_unreadable is a share in [0, 1], got {self.max_unreadable}")
 
@@ -56,9 +54,6 @@ class Key(NamedTuple):
     epoch: int
     indices: list[int]
     repeats: list[int]  # number of each view among the epoch's views of its image, from 0
-
-
-FIELDS = ("images", "target_images")  # fields of a batch that hold the views of an image
 
 
 class TrainBatches:
@@ -73,7 +68,7 @@ class TrainBatches:
     et al. 2020): first one view of every image, then the next of every image. The number of steps
     does not change, so an epoch shows 1/repeats of the images, as in the usual implementation.
 
-    With `balance`, rare classes are drawn more often, see `balanced_order`. Each repetition of an
+    With `balance`, rare classes are drawn more often, see `balanced_order`; each repetition of an
     image in an epoch has its own view. At 0 the order is `epoch_order`.
     """
 
@@ -119,42 +114,35 @@ class TrainBatches:
             raise ValueError("balance needs the class of every image; some images have no label")
         self.start_step, self.num_steps, self.accumulate = start_step, num_steps, accumulate
         self._repeats, self._balance = repeats, balance
-        self._length, self._seed = len(source), seed
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
-        self._loader = _loader(
-            _TrainReader(source, views, seed, fields), self._keys, len(self), num_workers
-        )
+        self._reader, self._num_workers = _Reader(source, views, fields, seed), num_workers
+        self._seed, self._num_images = seed, len(source)
+        self._images_per_step = step_size // repeats
 
     def __len__(self) -> int:
         return max(0, self.num_steps - self.start_step) * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        return _batches(self._loader)
+        return _batches(self._reader, self._keys(), self._num_workers)
 
     def _keys(self) -> Iterator[Key]:
-        order_epoch, order, repeats = -1, torch.empty(0), torch.empty(0)
-        distinct = self._batch_size * self.accumulate * self._world_size // self._repeats
+        order_epoch, order, repeats = -1, torch.empty(0), torch.empty(0)  # images; earlier draws
+        distinct = self._images_per_step
         for step in range(self.start_step, self.num_steps):
             epoch, position = divmod(step, self.steps_per_epoch)
-            if epoch != order_epoch:
-                order_epoch, (order, repeats) = epoch, self._order(epoch)
+            if epoch != order_epoch and self._labels is not None:
+                order, repeats = balanced_order(self._labels, self._seed, epoch, self._balance)
+            elif epoch != order_epoch:
+                order = epoch_order(self._num_images, self._seed, epoch)
+                repeats = torch.zeros_like(order)
+            order_epoch = epoch
             step_slice = slice(position * distinct, (position + 1) * distinct)
             images, earlier = order[step_slice].tolist(), repeats[step_slice].tolist()
             for micro in range(self.accumulate):
                 first = (micro * self._world_size + self._rank) * self._batch_size
                 places = [divmod(first + offset, distinct) for offset in range(self._batch_size)]
-                yield Key(
-                    epoch,
-                    [images[place] for _, place in places],
-                    [earlier[place] * self._repeats + view for view, place in places],
-                )
-
-    def _order(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Return the images of an epoch, and for each how often it came before in the epoch."""
-        if self._labels is not None:
-            return balanced_order(self._labels, self._seed, epoch, self._balance)
-        order = epoch_order(self._length, self._seed, epoch)
-        return order, torch.zeros_like(order)
+                views = [earlier[place] * self._repeats + view for view, place in places]
+                yield Key(epoch, [images[place] for _, place in places], views)
 
 
 class EvalBatches:
@@ -186,15 +174,13 @@ class EvalBatches:
         if batches is not None:
             self._firsts = [number * batch_size for number in batches]
         self.num_images, self._batch_size = len(source), batch_size
-        self._loader = _loader(
-            _EvalReader(source, view, fields), self._keys, len(self), num_workers
-        )
+        self._reader, self._num_workers = _Reader(source, view, fields, None), num_workers
 
     def __len__(self) -> int:
         return len(self._firsts)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _batches(self._loader)
+        return _batches(self._reader, self._keys(), self._num_workers)
 
     def _keys(self) -> Iterator[Key]:
         for first in self._firsts:
@@ -202,135 +188,101 @@ class EvalBatches:
             yield Key(0, indices, [0] * len(indices))
 
 
-class _Failure(NamedTuple):
-    """Message of an error caused by the user, passed out of a worker without its traceback."""
+def first_images(source: Source, view: Callable[[Tensor], Tensor], count: int) -> Tensor:
+    """Return the first `count` readable images (B, 3, H, W) uint8; ValueError if there is none."""
+    images, unreadable = list[Tensor](), list[str]()
+    for index in range(len(source)):
+        try:
+            images.append(view(source.image(index)))
+        except UnreadableImage as error:
+            unreadable.append(str(error))
+        if len(images) == count:
+            break
+    if not images:
+        first = f"the first of them is {unreadable[0]}; repair or replace them"
+        raise ValueError(f"none of {len(source)} images can be read, {first}")
+    return torch.stack(images)
 
-    message: str
 
+class _Reader(Dataset[Batch | ValueError]):
+    """Reads the batch of a key. With a seed, views are random and unreadable images are replaced.
 
-class _TrainReader(Dataset[Batch | _Failure]):
+    An error in the data is returned, so that it leaves a worker without its traceback.
+    """
+
     def __init__(
-        self, source: Source, views: Callable[..., Any], seed: int, fields: tuple[str, ...]
+        self, source: Source, view: Callable[..., Any], fields: Sequence[str], seed: int | None
     ) -> None:
-        self.source, self.views, self.seed, self.fields = source, views, seed, fields
+        self.source, self.view, self.fields, self.seed = source, view, fields, seed
         self.labels = source.labels
 
-    def __getitem__(self, key: Key) -> Batch | _Failure:
-        indices, unreadable, views = list[int](), list[str](), list[tuple[Tensor, ...]]()
+    def __getitem__(self, key: Key) -> Batch | ValueError:
+        shown, unreadable, views = list[int](), list[str](), list[tuple[Tensor, ...]]()
         try:
             for index, repeat in zip(key.indices, key.repeats, strict=True):
                 image, used = self._read(index, unreadable)
-                generator = sample_generator(self.seed, key.epoch, index, repeat)
-                views.append(self.views(image, generator))
-                indices.append(used)
+                if image is None:
+                    continue
+                if self.seed is None:
+                    view = self.view(image)
+                else:
+                    view = self.view(image, sample_generator(self.seed, key.epoch, index, repeat))
+                views.append(view if isinstance(view, tuple) else (view,))
+                shown.append(used)
         except ValueError as error:  # a label map with unknown classes, for example
-            return _Failure(str(error))
-        return _stacked(views, self.fields, self.labels, indices, unreadable)
+            return ValueError(str(error))
+        indices = torch.tensor(shown, dtype=torch.int64)
+        labels = torch.full_like(indices, -1) if self.labels is None else self.labels[indices]
+        if not views:
+            empty = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
+            return Batch(empty, empty, labels, indices, unreadable)
+        columns = list(zip(*views, strict=True))
+        images = torch.stack(columns[0])
+        tensors = {"target_images": images} | {
+            name: images if column[0] is columns[0][0] else torch.stack(column)  # one size: equal
+            for name, column in zip(self.fields, columns, strict=True)
+        }
+        return Batch(**tensors, labels=labels, indices=indices, unreadable=unreadable)
 
-    def _read(self, index: int, unreadable: list[str]) -> tuple[Tensor, int]:
-        """Read an image, or the next readable one in the source's order; return its index too."""
-        failures = list[str]()
-        for attempt in range(min(len(self.source), _MAX_REPLACEMENTS)):
+    def _read(self, index: int, unreadable: list[str]) -> tuple[Tensor | None, int]:
+        """Read an image, or with a seed the next readable one; return its index too."""
+        tries = 1 if self.seed is None else min(len(self.source), _MAX_REPLACEMENTS)
+        for attempt in range(tries):
             used = (index + attempt) % len(self.source)
             try:
                 return self.source.image(used), used
             except UnreadableImage as error:
                 unreadable.append(str(error))
-                failures.append(str(error))
-        raise ValueError(
-            f"{len(failures)} images in a row cannot be read, the first of them is {failures[0]}; "
-            "repair or remove them"
-        )
+        if self.seed is None:
+            return None, index
+        first = f"the first of them is {unreadable[-tries]}; repair or remove them"
+        raise ValueError(f"{tries} images in a row cannot be read, {first}")
 
 
-class _EvalReader(Dataset[Batch | _Failure]):
-    def __init__(
-        self, source: Source, view: Callable[[Tensor], Any], fields: tuple[str, ...]
-    ) -> None:
-        self.source, self.view, self.fields = source, view, fields
-        self.labels = source.labels
-
-    def __getitem__(self, key: Key) -> Batch | _Failure:
-        indices, unreadable, views = list[int](), list[str](), list[tuple[Tensor, ...]]()
-        for index in key.indices:
-            try:
-                view = self.view(self.source.image(index))
-            except UnreadableImage as error:
-                unreadable.append(str(error))
-                continue
-            except ValueError as error:  # a label map with unknown classes, for example
-                return _Failure(str(error))
-            views.append(view if isinstance(view, tuple) else (view,))
-            indices.append(index)
-        return _stacked(views, self.fields, self.labels, indices, unreadable)
-
-
-def _stacked(
-    views: list[tuple[Tensor, ...]],
-    fields: tuple[str, ...],
-    labels: Tensor | None,
-    shown: list[int],
-    unreadable: list[str],
-) -> Batch:
-    """Stack the views of all images, one tensor for each of the fields."""
-    indices = torch.tensor(shown, dtype=torch.int64)
-    known = torch.full_like(indices, -1) if labels is None else labels[indices]
-    if not views:
-        empty = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-        return Batch(empty, empty, known, indices, unreadable)
-    tensors: dict[str, Tensor] = {}
-    for place, name in enumerate(fields):
-        same = place > 0 and views[0][place] is views[0][0]  # both views have one size
-        tensors[name] = tensors[fields[0]] if same else torch.stack([view[place] for view in views])
-    tensors.setdefault("target_images", tensors["images"])
-    return Batch(**tensors, labels=known, indices=indices, unreadable=unreadable)
-
-
-class _Keys(Sampler[Key]):
-    def __init__(self, keys: Callable[[], Iterator[Key]], length: int) -> None:
-        self._keys, self._length = keys, length
-
-    def __iter__(self) -> Iterator[Key]:
-        return self._keys()
-
-    def __len__(self) -> int:
-        return self._length
-
-
-def _loader(
-    reader: Dataset[Batch | _Failure],
-    keys: Callable[[], Iterator[Key]],
-    length: int,
-    num_workers: int,
-) -> DataLoader[Batch | _Failure]:
-    """Build a loader that makes one batch per key; its workers live for the whole run."""
+def _batches(reader: _Reader, keys: Iterator[Key], num_workers: int) -> Iterator[Batch]:
+    """Yield one batch per key; the workers live for the whole run."""
     # Forked workers share the images cached in memory; spawned ones would copy them.
     fork = num_workers > 0 and sys.platform == "linux"
     with warnings.catch_warnings():
         # More workers than cores is the user's choice; the log shows the waiting time.
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        return DataLoader(
+        # Python 3.12 and later warn about a fork beside threads; the workers use no threads.
+        warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
+        loader = DataLoader(
             reader,
             batch_size=None,
-            sampler=cast(Any, _Keys(keys, length)),
+            sampler=keys,
             num_workers=num_workers,
-            collate_fn=cast(Any, _unchanged),
+            collate_fn=_unchanged,
             generator=torch.Generator(),  # the loader must not draw its seed from the global state
             multiprocessing_context=multiprocessing.get_context("fork") if fork else None,
         )
-
-
-def _unchanged(batch: Batch | _Failure) -> Batch | _Failure:
-    return batch
-
-
-def _batches(loader: DataLoader[Batch | _Failure]) -> Iterator[Batch]:
-    with warnings.catch_warnings():
-        # Python 3.12 and later warn about a fork beside threads; the workers use no threads.
-        warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
-        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
         batches = iter(loader)
     for batch in batches:
-        if isinstance(batch, _Failure):
-            raise ValueError(batch.message)
+        if isinstance(batch, ValueError):
+            raise batch
         yield batch
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch

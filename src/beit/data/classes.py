@@ -1,7 +1,5 @@
 """Class names of labelled sets: read from a list, matched by name and checked."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections import Counter
@@ -27,7 +25,7 @@ class Classes(NamedTuple):
 
 
 class Labelled(NamedTuple):
-    """A source with the option that named it and the option's value."""
+    """A source, the option that named it and the option's value."""
 
     option: str
     spec: str
@@ -35,7 +33,7 @@ class Labelled(NamedTuple):
 
     @property
     def where(self) -> str:
-        """Name of the set in error messages."""
+        """The set in error messages."""
         return f"{self.option} {self.spec}"
 
 
@@ -43,8 +41,7 @@ class RenumberedSource:
     """A source with the class numbers and names of a list."""
 
     def __init__(self, source: Source, labels: Tensor | None, names: tuple[str, ...]) -> None:
-        self._source = source
-        self.labels, self.class_names = labels, list(names)
+        self._source, self.labels, self.class_names = source, labels, list(names)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -56,20 +53,15 @@ class RenumberedSource:
         return self._source.name(index)
 
 
-# ── a list of classes ───────────────────────────────────────────────────────────────────────────
-
-
 def read_classes(spec: str) -> tuple[str, ...]:
     """Read a list of class names; their order gives the class numbers, from 0.
 
-    Args:
-        spec: a file with one name of a class folder a line (for ImageNet, WordNet ids); or
-            timm:NAME, a list known to timm: timm:imagenet-22k has the 21,841 classes of the
-            published intermediate fine-tuning, sorted as their folders
-
-    Raises:
-        ValueError: the list is empty or contains a class twice.
+    `spec` is a file with one name of a class folder a line (for ImageNet, WordNet ids), or
+    timm:NAME, a list known to timm: timm:imagenet-22k has the 21,841 classes of the published
+    intermediate fine-tuning, sorted as their folders. A list without names or with a name twice
+    raises ValueError.
     """
+    expected = "expected one class name a line"
     if spec.startswith(TIMM):
         from timm.data.imagenet_info import ImageNetInfo  # slow to import
 
@@ -84,12 +76,10 @@ def read_classes(spec: str) -> tuple[str, ...]:
         try:
             lines = Path(spec).expanduser().read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
-            raise ValueError(
-                f"{spec} is not a text file; expected one class name a line"
-            ) from error
+            raise ValueError(f"{spec} is not a text file; {expected}") from error
     names = [line.strip() for line in lines if line.strip()]
     if not names:
-        raise ValueError(f"{spec}: the list is empty; expected one class name a line")
+        raise ValueError(f"{spec}: the list is empty; {expected}")
     for name, count in Counter(names).items():
         if count > 1:
             raise ValueError(f"{spec} lists the class {name} twice; each class needs one number")
@@ -97,22 +87,15 @@ def read_classes(spec: str) -> tuple[str, ...]:
 
 
 def renumbered(part: Labelled, names: tuple[str, ...]) -> Labelled:
-    """Number the classes of a set as in a list.
+    """Number the classes of a set as in a list; labels without class names are such numbers.
 
-    Labels of a set without class names are used as numbers of the list.
-
-    Raises:
-        ValueError: the set has images of classes that are not in the list.
+    Raises ValueError if the set has images of classes that are not in the list.
     """
     source, labels = part.source, part.source.labels
     if labels is not None and source.class_names is not None:
         numbers = {name: number for number, name in enumerate(names)}
-        present = set(labels.unique().tolist())
-        unknown = [
-            name
-            for label, name in enumerate(source.class_names)
-            if label in present and name not in numbers
-        ]
+        present = [source.class_names[label] for label in labels.unique().tolist() if label >= 0]
+        unknown = [name for name in present if name not in numbers]
         if unknown:
             raise ValueError(
                 f"{part.where} has {len(unknown)} {_plural('class', unknown)} that the list of "
@@ -123,24 +106,16 @@ def renumbered(part: Labelled, names: tuple[str, ...]) -> Labelled:
     return part._replace(source=RenumberedSource(source, labels, names))
 
 
-# ── checks ──────────────────────────────────────────────────────────────────────────────────────
-
-
 def checked_classes(
     train: Labelled, validation: Labelled | None = None, count: int | None = None
 ) -> Classes:
     """Return the number and names of the classes of a training set.
 
-    Args:
-        count: expected number of classes; None counts those of the training set
-
-    Raises:
-        ValueError: an image has no label or one out of range; a class folder has no image, unless
-            a list gives the classes; there are fewer than two classes; the classes of the
-            validation set differ.
+    Raises ValueError if an image has no label or one out of range, a class folder has no image
+    (unless a list gives the classes), there are fewer than two classes or not the expected `count`,
+    or the classes of the validation set differ.
     """
-    labels = known_labels(train)
-    names = train.source.class_names
+    labels, names = known_labels(train), train.source.class_names
     _check_folders(train)
     if names is not None and count not in (None, len(names)):
         raise ValueError(f"num_classes is {count}, but {train.where} names {len(names)} classes")
@@ -154,29 +129,24 @@ def checked_classes(
         if names is not None and others is not None and names != others:
             raise ValueError(_difference(train, names, validation, others))
         check_range(validation, known_labels(validation), total)
-    empty = (torch.bincount(labels, minlength=total) == 0).nonzero().flatten().tolist()
-    if empty:
-        named = [str(number) if names is None else names[number] for number in empty]
-        logger.warning(
-            "%s: %d of %d classes have no image: %s", train.where, len(empty), total, _some(named)
-        )
+    numbers = (torch.bincount(labels, minlength=total) == 0).nonzero().flatten().tolist()
+    if numbers:
+        empty = _some([str(number) if names is None else names[number] for number in numbers])
+        text = "%s: %d of %d classes have no image: %s"
+        logger.warning(text, train.where, len(numbers), total, empty)
     return Classes(total, None if names is None else tuple(names))
 
 
-def empty_class_folders(spec: str, names: list[str]) -> list[str]:
-    """Return the class folders without images of a folder of class folders; [] for other data."""
-    folder = Path(re.sub(r"\[\d*%?:\d*%?\]$", "", spec)).expanduser()
-    if not folder.is_dir() or any(folder.glob("*.parquet")):
-        return []
-    folders = (entry.name for entry in folder.iterdir() if entry.is_dir())
-    return sorted(name for name in folders if not name.startswith(".") and name not in names)
-
-
 def _check_folders(part: Labelled) -> None:
+    """Raise ValueError if the set is a folder of class folders and one of them has no image."""
     names = part.source.class_names
     if names is None or isinstance(part.source, RenumberedSource):
         return
-    empty = empty_class_folders(part.spec, names)
+    folder = Path(re.sub(r"\[\d*%?:\d*%?\]$", "", part.spec)).expanduser()
+    if not folder.is_dir() or any(folder.glob("*.parquet")):
+        return
+    folders = sorted(entry.name for entry in folder.glob("[!.]*") if entry.is_dir())
+    empty = [name for name in folders if name not in names]
     if empty:
         raise ValueError(
             f"{part.where}: no image in the class {_plural('folder', empty)} {_some(empty)}; "
@@ -225,5 +195,4 @@ def _some(names: list[str]) -> str:
 
 
 def _plural(word: str, items: list[str]) -> str:
-    ending = "es" if word.endswith("s") else "s"
-    return word if len(items) == 1 else word + ending
+    return word if len(items) == 1 else f"{word}{'es' if word.endswith('s') else 's'}"

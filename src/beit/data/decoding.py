@@ -1,7 +1,5 @@
 """Decode images to RGB tensors; `UnreadableImage` names the image and the reason."""
 
-from __future__ import annotations
-
 import functools
 import importlib
 import io
@@ -28,8 +26,7 @@ class UnreadableImage(ValueError):  # noqa: N818 - reads as the object
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)  # both, so that the error can be pickled
-        self.name = name
-        self.reason = reason
+        self.name, self.reason = name, reason
 
     def __str__(self) -> str:
         return f"{self.name}: {self.reason}"
@@ -52,17 +49,17 @@ def _fast_decoders() -> dict[str, Callable[..., Tensor]]:
 def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
     """Decode an image to RGB, with its EXIF orientation applied and transparency over white.
 
-    The header is read first: images of more than `max_pixels` pixels are refused before memory is
-    allocated. 16-bit images are scaled to 8 bits; palettes, grey and CMYK are converted.
-
-    Returns: (3, H, W) uint8. Raises UnreadableImage.
+    Returns (3, H, W) uint8 or raises UnreadableImage. The header is read first: images of more than
+    `max_pixels` pixels are refused before memory is allocated. 16-bit images are scaled to 8 bits;
+    palettes, grey and CMYK are converted.
     """
     try:
         header = Image.open(io.BytesIO(data))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(name, f"too large: {error}") from error
     except UnidentifiedImageError as error:
-        raise UnreadableImage(name, f"not an image ({_first_bytes(data)})") from error
+        content = f"{len(data)} bytes, beginning {data[:8]!r}" if data else "empty"
+        raise UnreadableImage(name, f"not an image ({content})") from error
     except BROKEN as error:
         raise UnreadableImage(name, f"broken header: {error}") from error
     width, height = header.size
@@ -106,7 +103,3 @@ def _over_white(image: Tensor) -> Tensor:
     """Composite RGBA (4, H, W) uint8 over white: (3, H, W) uint8."""
     colour, alpha = image[:3].to(torch.int32), image[3:].to(torch.int32)
     return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
-
-
-def _first_bytes(data: bytes) -> str:
-    return f"{len(data)} bytes, beginning {data[:8]!r}" if data else "empty"

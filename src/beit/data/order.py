@@ -1,7 +1,5 @@
 """Stateless sampling: order and random numbers are pure functions of seed, epoch, index or step."""
 
-from __future__ import annotations
-
 import hashlib
 import random
 import threading
@@ -30,12 +28,8 @@ def balanced_order(
     sampling of the images, sorted by class and in random order within a class, draws each image and
     each class its expected number of times, rounded up or down.
 
-    Args:
-        labels: (n,) int64, 0 or more
-        balance: in [0, 1]
-
-    Returns: (n,) int64 indices in random order; (n,) int64, the number of each draw among the draws
-        of its image, from 0, which gives each draw its own view
+    From labels (n,) int64, 0 or more. Returns: (n,) int64 indices in random order; (n,) int64, the
+    number of each draw among the draws of its image, from 0, which gives each draw its own view.
     """
     n, generator = len(labels), _generator("balance", seed, epoch)
     shuffled = torch.randperm(n, generator=generator)

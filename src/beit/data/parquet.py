@@ -1,7 +1,5 @@
 """Parquet files with a column `image` {bytes, path} and, if known, `label`."""
 
-from __future__ import annotations
-
 import json
 import os
 from bisect import bisect_right
@@ -23,19 +21,15 @@ CACHED_BYTES = 1 << 28  # cache of row groups, per process; always holds the one
 class ParquetSource:
     """Rows of one or more Parquet files, in order.
 
-    A process opens a file when it first reads from it. Row groups are read whole and kept in a
-    small least-recently-used cache. For files larger than the cache, reading in random order is
-    fast only with small row groups, of about 100 rows.
+    Row groups are read whole and kept in a small least-recently-used cache. For files larger than
+    the cache, reading in random order is fast only with small row groups, of about 100 rows.
     """
 
     def __init__(self, files: Sequence[Path], cached_bytes: int = CACHED_BYTES) -> None:
-        self._files = list(files)
-        self._cached_bytes = cached_bytes
-        self._column = ""
+        self._files, self._cached_bytes, self._column = list(files), cached_bytes, ""
         self._groups: list[tuple[int, int]] = []  # (file, row group)
         self._starts: list[int] = []  # first row of each row group, counted over all files
-        self._file_starts: list[int] = []
-        self._count = 0
+        self._file_starts, self._count = list[int](), 0
         self.class_names: list[str] | None = None
         self.labels = _joined_labels([self._add(number) for number in range(len(self._files))])
         self._process = -1
@@ -47,14 +41,15 @@ class ParquetSource:
 
     def _add(self, number: int) -> Tensor | None:
         """Add the row groups of a file. Returns: its labels (rows,) int64, or None."""
+        from pyarrow import types
+
         path = self._files[number]
         file = _open_file(path)
         schema = file.schema_arrow
         column = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
         if column is None or self._column not in ("", column):
-            expected = self._column or "image"
-            names = ", ".join(schema.names)
-            raise ValueError(f"{path}: no column '{expected}' {{bytes, path}}; it has {names}")
+            expected = f"'{self._column or 'image'}' {{bytes, path}}"
+            raise ValueError(f"{path}: no column {expected}; it has {', '.join(schema.names)}")
         self._column = column
         self._file_starts.append(self._count)
         for group in range(file.metadata.num_row_groups):
@@ -68,7 +63,7 @@ class ParquetSource:
         if self.class_names is None:
             self.class_names = _class_names(schema.metadata)
         values = file.read(columns=["label"]).column(0)
-        if not _is_integer(values.type):
+        if not types.is_integer(values.type):
             raise ValueError(f"{path}: column 'label' must hold integers, got {values.type}")
         return torch.tensor(values.fill_null(-1).to_pylist(), dtype=torch.int64)
 
@@ -89,6 +84,8 @@ class ParquetSource:
 
     def _bytes(self, group: int) -> Any:
         """Return the encoded images of a row group, from the cache or the file."""
+        from pyarrow import compute
+
         if self._process != os.getpid():  # a forked worker must not share its parent's handles
             self._process, self._open, self._cache = os.getpid(), {}, OrderedDict()
         if group in self._cache:
@@ -100,14 +97,13 @@ class ParquetSource:
         rows = self._open[number].read_row_group(part, [self._column], use_threads=False)
         values = rows.column(0)
         if hasattr(values.type, "fields") and values.type.num_fields:
-            values = _field(values, "bytes")
+            values = compute.struct_field(values, "bytes")
         self._cache[group] = values
-        while len(self._cache) > 1 and self._cache_size() > self._cached_bytes:
+        sizes = [cached.nbytes for cached in self._cache.values()]
+        while len(self._cache) > 1 and sum(sizes) > self._cached_bytes:
             self._cache.popitem(last=False)
+            sizes.pop(0)
         return values
-
-    def _cache_size(self) -> int:
-        return sum(values.nbytes for values in self._cache.values())
 
     def __getstate__(self) -> dict[str, Any]:
         unshared = {"_process": -1, "_open": {}, "_cache": OrderedDict(), "_lock": None}
@@ -125,18 +121,6 @@ def _open_file(path: Path) -> Any:
         return parquet.ParquetFile(path)
     except pyarrow.ArrowException as error:
         raise ValueError(f"{path}: not a readable Parquet file: {error}") from error
-
-
-def _field(values: Any, name: str) -> Any:
-    from pyarrow import compute
-
-    return compute.struct_field(values, name)
-
-
-def _is_integer(kind: Any) -> bool:
-    from pyarrow import types
-
-    return bool(types.is_integer(kind))
 
 
 def _joined_labels(labels: list[Tensor | None]) -> Tensor | None:

@@ -1,13 +1,11 @@
 """Copy the next batches to the device while the current step runs."""
 
-from __future__ import annotations
-
 import queue
 import threading
 import time
 from collections.abc import Iterable, Iterator
 from itertools import chain, islice
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -17,21 +15,18 @@ from beit.data.batch import Batch
 _AHEAD = 2  # batches waiting on the device
 
 
-def prefetch(batches: Iterable[Batch], device: torch.device | str) -> Prefetch:
-    """Iterate over batches on a device; for CUDA a thread copies them ahead."""
-    return Prefetch(batches, torch.device(device))
-
-
 class Prefetch:
     """Iterator over batches on a device; `wait_seconds` is the total time waited for them."""
 
     def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
         self.wait_seconds = 0.0
-        self._batches: Iterator[Batch] = (
-            _ahead(batches, device) if device.type == "cuda" else _moved(batches, device)
-        )
+        self._batches: Iterator[Batch]
+        if device.type == "cuda":
+            self._batches = _ahead(batches, device)
+        else:
+            self._batches = (_on_device(batch, device) for batch in batches)
 
-    def __iter__(self) -> Prefetch:
+    def __iter__(self) -> Self:
         return self
 
     def begin(self) -> None:
@@ -46,18 +41,17 @@ class Prefetch:
             self.wait_seconds += time.perf_counter() - started
 
 
-def _moved(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
-    for batch in batches:
-        yield _on_device(batch, device)
+def prefetch(batches: Iterable[Batch], device: torch.device | str) -> Prefetch:
+    """Iterate over batches on a device; for CUDA a thread copies them ahead."""
+    return Prefetch(batches, torch.device(device))
 
 
 def _on_device(batch: Batch, device: torch.device) -> Batch:
     if device.type == "cpu":
         return batch
+    cuda = device.type == "cuda"
     moved: dict[str, Any] = {
-        name: tensor.pin_memory().to(device, non_blocking=True)
-        if device.type == "cuda"
-        else tensor.to(device)
+        name: (tensor.pin_memory() if cuda else tensor).to(device, non_blocking=cuda)
         for name, tensor in _tensors(batch).items()
         if name != "target_images" or tensor is not batch.images  # copied once
     }
@@ -86,8 +80,7 @@ def _ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         try:
             with torch.cuda.device(device), torch.cuda.stream(stream):
                 for batch in batches:
-                    moved = _on_device(batch, device)
-                    offer((moved, stream.record_event()))
+                    offer((_on_device(batch, device), stream.record_event()))
                     if stopped.is_set():
                         return
             offer(None)

@@ -4,20 +4,21 @@ A scene has a textured ground, one large shape, and a few small shapes that may 
 is the kind of the large shape; colour, texture, position and rotation are independent of the class.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 from urllib.parse import parse_qsl
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from numpy.random import Generator as Rng
 from torch import Tensor
 
 Array = npt.NDArray[np.floating[Any]]
+Pixels = npt.NDArray[np.uint8]
+Place = tuple[float, float]  # row, column
 
 _SIZE = re.compile(r"(\d+)(?:x(\d+))?")
 _MAX_SIDE = 4096
@@ -29,8 +30,8 @@ def _star(x: Array, y: Array) -> Array:
     sector = 2 * math.pi / 5
     angle = np.abs(np.mod(np.arctan2(x, -y), sector) - sector / 2)  # 0 in a notch, pi/5 at a tip
     radius = np.hypot(x, y)
-    tip_x, tip_y = math.cos(math.pi / 5), math.sin(math.pi / 5)
-    edge_x, edge_y = tip_x - 0.42, tip_y  # from the notch, at radius 0.42, to the tip
+    # The edge from the notch, at radius 0.42, to the tip.
+    edge_x, edge_y = math.cos(math.pi / 5) - 0.42, math.sin(math.pi / 5)
     across = (radius * np.cos(angle) - 0.42) * edge_y - radius * np.sin(angle) * edge_x
     return np.asarray(across / math.hypot(edge_x, edge_y), dtype=np.float32)
 
@@ -66,7 +67,7 @@ class ShapesSource:
         self.class_names = list(KINDS)
 
     @classmethod
-    def from_spec(cls, spec: str) -> ShapesSource:
+    def from_spec(cls, spec: str) -> Self:
         """Read `shapes://COUNT[?size=64&seed=0]`; size may be HEIGHTxWIDTH."""
         expected = "expected shapes://COUNT?size=64&seed=0 (size may be HEIGHTxWIDTH)"
         count, _, query = spec.removeprefix("shapes://").partition("?")
@@ -83,22 +84,18 @@ class ShapesSource:
         return self.count
 
     def image(self, index: int) -> Tensor:
-        colours, _ = draw(self.seed, index, self.size)
-        return torch.from_numpy(colours)
+        return torch.from_numpy(draw(self.seed, index, self.size)[0])
 
     def label_map(self, index: int) -> Tensor:
         """Return the kind of shape at each pixel: (H, W) uint8, 0 for ground, else 1 + class."""
-        _, kinds = draw(self.seed, index, self.size)
-        return torch.from_numpy(kinds)
+        return torch.from_numpy(draw(self.seed, index, self.size)[1])
 
     def name(self, index: int) -> str:
         height, width = self.size
         return f"shapes://{index}?size={height}x{width}&seed={self.seed}"
 
 
-def draw(
-    seed: int, index: int, size: tuple[int, int]
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+def draw(seed: int, index: int, size: tuple[int, int]) -> tuple[Pixels, Pixels]:
     """Draw scene `index`. Returns: colours (3, H, W) uint8; kinds (H, W) uint8, 0 for ground."""
     rng = np.random.default_rng([seed, index])
     height, width = size
@@ -109,11 +106,8 @@ def draw(
     kinds = np.zeros(size, dtype=np.uint8)
     side = min(height, width) / 2
     large = side * rng.uniform(0.55, 0.8)
-    place = (
-        height / 2 + rng.uniform(-1, 1) * (height / 2 - large),
-        width / 2 + rng.uniform(-1, 1) * (width / 2 - large),
-    )
-    _paint(rng, scene, kinds, index % len(KINDS), large, place, ground)
+    top, left = (half + rng.uniform(-1, 1) * (half - large) for half in (height / 2, width / 2))
+    _paint(rng, scene, kinds, index % len(KINDS), large, (top, left), ground)
     for _ in range(rng.integers(0, _MAX_SMALL + 1)):
         small = large * rng.uniform(0.2, 0.35)
         place = (rng.uniform(0, height), rng.uniform(0, width))
@@ -124,13 +118,7 @@ def draw(
 
 
 def _paint(
-    rng: np.random.Generator,
-    scene: Array,
-    kinds: npt.NDArray[np.uint8],
-    kind: int,
-    radius: float,
-    place: tuple[float, float],
-    ground: npt.NDArray[Any],
+    rng: Rng, scene: Array, kinds: Pixels, kind: int, radius: float, place: Place, ground: Array
 ) -> None:
     """Draw an antialiased shape into scene (3, H, W) and kinds (H, W), in place."""
     _, height, width = scene.shape
@@ -152,16 +140,13 @@ def _paint(
     kinds[top:bottom, left:right][cover > 0.5] = kind + 1
 
 
-def _textured(
-    rng: np.random.Generator, rows: Array, columns: Array, colours: npt.NDArray[Any], scale: float
-) -> Array:
+def _textured(rng: Rng, rows: Array, columns: Array, colours: Array, scale: float) -> Array:
     """Fill an area with two colours (2, 3): plain, gradient, stripes, checks or dots."""
     first, second = colours.astype(np.float32)[:, :, None, None]
     style = rng.integers(5)
     angle, period = rng.uniform(0, 2 * math.pi), scale * rng.uniform(0.2, 0.5)
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
-    along = columns * cos + rows * sin
-    across = rows * cos - columns * sin
+    along, across = columns * cos + rows * sin, rows * cos - columns * sin
     turn = np.float32(2 * math.pi / max(period, 4.0))
     if style == 0:
         share = np.zeros_like(along)

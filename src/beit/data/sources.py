@@ -1,12 +1,11 @@
 """Open a source of images by one string: a folder, Parquet files, a list, or drawn shapes."""
 
-from __future__ import annotations
-
 import glob
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Protocol
@@ -15,8 +14,7 @@ import torch
 from torch import Tensor
 
 from beit.data.decoding import UnreadableImage
-from beit.data.folder import EXTENSIONS, FolderSource
-from beit.data.listed import ListedSource, check_file, read_list
+from beit.data.image_files import EXTENSIONS, FileSource, check_file, open_folder, read_list
 from beit.data.parquet import ParquetSource
 from beit.data.shapes import ShapesSource
 
@@ -26,31 +24,29 @@ KINDS = (
     "a folder of images, *.parquet files or shapes://COUNT?size=64&seed=0, "
     "or a part of one, as in folder[:90%]; or image files, or @FILE that lists them"
 )
+STANDARD_INPUT = ("-", ["-"])  # as data of `open_images`
 # some/folder[:90%] and some/folder[90%:] split the images at random, always in the same way
 PART = re.compile(r"(?P<whole>.+)\[(?:(?P<first>\d+)%)?:(?:(?P<end>\d+)%)?\]")
 _SHUFFLE_SEED = 2022  # fixed: a part or limit has the same images in every run
 _SIZE_SAMPLE = 64  # images decoded to estimate the memory that all need
+_PIECE = 512  # decoded images waiting in memory at most
 
 
 class Source(Protocol):
-    """Images that any process can read in any order."""
+    """Images that any process can read in any order.
 
-    def __len__(self) -> int:
-        """Return the number of images."""
+    `image(index)` is (3, H, W) uint8 or raises UnreadableImage; by `name(index)` a person can find
+    it. `labels` are the classes (n,) int64, -1 where unknown; None without labels. `class_names`
+    are None if unknown.
+    """
 
-    def image(self, index: int) -> Tensor:
-        """Read an image: (3, H, W) uint8. Raises UnreadableImage."""
-
-    def name(self, index: int) -> str:
-        """Return a name by which a person can find the image."""
-
+    def __len__(self) -> int: ...
+    def image(self, index: int) -> Tensor: ...
+    def name(self, index: int) -> str: ...
     @property
-    def labels(self) -> Tensor | None:
-        """Classes (n,) int64, -1 where unknown; None without labels."""
-
+    def labels(self) -> Tensor | None: ...
     @property
-    def class_names(self) -> list[str] | None:
-        """Names of the classes, if known."""
+    def class_names(self) -> list[str] | None: ...
 
 
 def open_source(
@@ -65,15 +61,27 @@ def open_source(
     Args:
         spec: one string (see `KINDS`), or several paths of image files, whose order is kept
         cache_gigabytes: keep the images decoded in memory if they fit into this size
-        limit: number of images to use, a fixed random subset; smaller limits give subsets of
-            larger ones
+        limit: use this many images, a fixed random subset; smaller limits give subsets of larger
         index_cache: keep the list of a folder's files in the user's cache folder
     """
-    source = _open(spec, index_cache) if isinstance(spec, str) else _open_files(spec)
+    paths = [spec] if isinstance(spec, str) else spec or [""]
+    if len(paths) == 1:
+        source = _open(paths[0], index_cache)
+    else:
+        for path in paths:
+            check_file(path)
+        source = FileSource(Path(), paths)
     source = limited(source, limit)
     if cache_gigabytes < 0:
         raise ValueError(f"cache_gigabytes must not be negative, got {cache_gigabytes}")
     return cached(source, int(cache_gigabytes * 1e9)) if cache_gigabytes > 0 else source
+
+
+def open_images(data: str | Sequence[str], limit: int | None) -> Source:
+    """Open data like `open_source`; for "-" read a list of files from standard input."""
+    if data in STANDARD_INPUT:
+        return limited(read_list(sys.stdin.buffer.read(), "standard input"), limit)
+    return open_source(data, limit=limit)
 
 
 def limited(source: Source, limit: int | None) -> Source:
@@ -91,11 +99,10 @@ def _open(spec: str, index_cache: bool) -> Source:
     if (part := PART.fullmatch(spec)) and not os.path.exists(spec):
         first, end = int(part["first"] or 0), int(part["end"] or 100)
         whole = _open(part["whole"], index_cache)
-        indices = shuffled(len(whole))[len(whole) * first // 100 : len(whole) * end // 100]
+        total = len(whole)
+        indices = shuffled(total)[total * first // 100 : total * end // 100]
         if not len(indices):
-            raise ValueError(
-                f"{spec}: none of the {len(whole)} images is in this part; make it larger"
-            )
+            raise ValueError(f"{spec}: none of the {total} images is in this part; make it larger")
         return PartSource(whole, indices)
     if spec.startswith("shapes://"):
         return ShapesSource.from_spec(spec)
@@ -114,30 +121,19 @@ def _open(spec: str, index_cache: bool) -> Source:
     if path.suffix == ".parquet" and path.is_file():
         return ParquetSource([path])
     if path.suffix.lower() in EXTENSIONS and path.is_file():
-        return ListedSource([spec])
+        return FileSource(Path(), [spec])
     if not path.is_dir():
         raise ValueError(f"{spec}: neither a folder nor a .parquet file; expected {KINDS}")
     files = sorted(path.glob("*.parquet"))
     if not files:
-        return FolderSource(path, index_cache)
+        return open_folder(path, index_cache)
     splits = sorted({file.stem.split("-")[0] for file in files})
     if len(splits) > 1:
-        one = path / f"{splits[0]}*.parquet"
         raise ValueError(
             f"{spec}: contains Parquet files of several sets ({', '.join(splits)}); "
-            f"name one of them, as in '{one}'"
+            f"name one of them, as in '{path / splits[0]}*.parquet'"
         )
     return ParquetSource(files)
-
-
-def _open_files(paths: Sequence[str]) -> Source:
-    if not paths:
-        raise ValueError(f"no data given: expected {KINDS}")
-    if len(paths) == 1:
-        return _open(paths[0], index_cache=True)
-    for path in paths:
-        check_file(path)
-    return ListedSource(paths)
 
 
 def shuffled(length: int) -> Tensor:
@@ -164,14 +160,12 @@ class PartSource:
 
 
 class CachedSource:
-    """A source kept decoded in memory. Forked workers share the memory, which never changes."""
+    """A source decoded in memory, which forked workers share; with reasons by unreadable index."""
 
     def __init__(
         self, source: Source, images: Tensor | list[Tensor], unreadable: dict[int, str]
     ) -> None:
-        self._source = source
-        self._images = images  # (n, 3, H, W) uint8 if all sizes are equal, else a list
-        self._unreadable = unreadable  # reasons by index
+        self._source, self._images, self._unreadable = source, images, unreadable
         self.labels, self.class_names = source.labels, source.class_names
 
     def __len__(self) -> int:
@@ -195,31 +189,28 @@ def cached(source: Source, budget: int) -> Source:
         _log.info("%d images do not fit into the cache of %.1f GB", count, budget / 1e9)
         return source
     _log.info("decoding %d images into memory", count)
-    images: list[Tensor] = []
-    block: Tensor | None = None  # (n, 3, H, W) while all images have the first one's size
-    unreadable: dict[int, str] = {}
-    used = 0
+    used, unreadable = 0, dict[int, str]()
+    images: Tensor | list[Tensor] = []  # (n, 3, H, W) while all have the first one's size
     for index, (image, reason) in enumerate(_decoded(source, range(count))):
         if reason is not None:
             unreadable[index] = reason
-            image = image if block is None else block[0]  # a placeholder of the same size
+            image = image if isinstance(images, list) else images[0]  # a placeholder of that size
         used += image.numel()
         if used > budget:
             _log.info("%d images do not fit into the cache of %.1f GB", count, budget / 1e9)
             return source
         if index == 0 and reason is None and image.numel() * count <= budget:
-            block = torch.empty((count, *image.shape), dtype=torch.uint8)
-        if block is not None and image.shape != block.shape[1:]:
-            images = [earlier.clone() for earlier in block[:index]]
-            block = None
-        if block is None:
-            images.append(image)
+            images = torch.empty((count, *image.shape), dtype=torch.uint8)
+        if isinstance(images, Tensor) and image.shape != images.shape[1:]:
+            images = [earlier.clone() for earlier in images[:index]]
+        if isinstance(images, Tensor):
+            images[index] = image
         else:
-            block[index] = image
-    return CachedSource(source, images if block is None else block, unreadable)
+            images.append(image)
+    return CachedSource(source, images, unreadable)
 
 
-def _decoded(source: Source, indices: Iterable[int]) -> Iterable[tuple[Tensor, str | None]]:
+def _decoded(source: Source, indices: range) -> Iterator[tuple[Tensor, str | None]]:
     """Decode in order, by several threads. Yields (image, None), or (empty tensor, reason)."""
 
     def read(index: int) -> tuple[Tensor, str | None]:
@@ -228,12 +219,6 @@ def _decoded(source: Source, indices: Iterable[int]) -> Iterable[tuple[Tensor, s
         except UnreadableImage as error:
             return torch.empty((3, 0, 0), dtype=torch.uint8), error.reason
 
-    return _threaded(read, list(indices))
-
-
-def _threaded(
-    read: Callable[[int], tuple[Tensor, str | None]], indices: list[int], piece: int = 512
-) -> Iterable[tuple[Tensor, str | None]]:
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for first in range(0, len(indices), piece):  # pieces limit the images waiting in memory
-            yield from pool.map(read, indices[first : first + piece])
+        for first in range(0, len(indices), _PIECE):
+            yield from pool.map(read, indices[first : first + _PIECE])

@@ -6,27 +6,13 @@ from beit.data.batch import Batch
 
 
 class Unreadable:
-    """Counts unreadable images, and raises when their share exceeds a limit."""
+    """Counts unreadable images of `total`; too large a share, in [0, 1], raises ValueError."""
 
     def __init__(self, total: int, limit_share: float) -> None:
-        """Start a count of zero.
-
-        Args:
-            total: number of images of the set
-            limit_share: largest allowed share of unreadable images, in [0, 1]
-        """
-        self.total = total
-        self.limit_share = limit_share
-        self.names: set[str] = set()
+        self.total, self.limit_share, self.names = total, limit_share, set[str]()
 
     def note(self, names: Sequence[str]) -> list[str]:
-        """Count the images of `Batch.unreadable`.
-
-        Returns: those that are new, for the log
-
-        Raises:
-            ValueError: the share of unreadable images exceeds the limit.
-        """
+        """Count the images of `Batch.unreadable` and check. Returns: the new ones, for the log."""
         new = [name for name in dict.fromkeys(names) if name not in self.names]
         self.names.update(new)
         self.check(len(self.names))
@@ -42,24 +28,16 @@ class Unreadable:
             )
 
     def state_dict(self) -> dict[str, list[str]]:
-        """Return the state for a checkpoint."""
         return {"names": sorted(self.names)}
 
     def load_state_dict(self, state: dict[str, list[str]]) -> None:
-        """Restore the state returned by `state_dict`."""
         self.names = set(state["names"])
 
 
 def readable(
     batches: Iterable[Batch], unreadable: Unreadable, warn: Callable[[str], None]
 ) -> Iterator[Batch]:
-    """Yield the batches of an evaluation that have images, and report unreadable images.
-
-    Args:
-        batches: from `EvalBatches`, possibly prefetched
-        unreadable: counts the unreadable images
-        warn: shows a line to the user
-    """
+    """Yield the batches of `EvalBatches` that have images; count and report unreadable images."""
     for batch in batches:
         for name in unreadable.note(batch.unreadable):
             warn(f"unreadable, left out: {name}")

@@ -3,9 +3,8 @@
 Training views follow docs/reference/pretraining.md, "Augmentation".
 """
 
-from __future__ import annotations
-
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
 
@@ -15,6 +14,7 @@ from torch.nn import functional
 
 from beit.nn.resample import lanczos
 
+Size = tuple[int, int]  # height, width
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 _LUMA = (0.299, 0.587, 0.114)
@@ -44,15 +44,11 @@ class ViewConfig:
 
     def __post_init__(self) -> None:
         if not 0 < self.min_scale <= self.max_scale <= 1:
-            raise ValueError(
-                "crop scales must satisfy 0 < min_scale <= max_scale <= 1, "
-                f"got min_scale {self.min_scale} and max_scale {self.max_scale}"
-            )
+            scales = f"min_scale {self.min_scale} and max_scale {self.max_scale}"
+            raise ValueError(f"expected 0 < min_scale <= max_scale <= 1, got {scales}")
         if not 0 < self.min_ratio <= self.max_ratio:
-            raise ValueError(
-                "crop ratios must satisfy 0 < min_ratio <= max_ratio, "
-                f"got min_ratio {self.min_ratio} and max_ratio {self.max_ratio}"
-            )
+            ratios = f"min_ratio {self.min_ratio} and max_ratio {self.max_ratio}"
+            raise ValueError(f"expected 0 < min_ratio <= max_ratio, got {ratios}")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip must be a probability in [0, 1], got {self.flip}")
         if not 0 <= self.color_jitter <= 1:
@@ -71,42 +67,26 @@ class TrainViews:
     """
 
     def __init__(
-        self,
-        config: ViewConfig,
-        size: tuple[int, int],
-        target_size: tuple[int, int],
-        by_lanczos: bool = False,
+        self, config: ViewConfig, size: Size, target_size: Size, by_lanczos: bool = False
     ) -> None:
-        self.config = config
-        self.by_lanczos = by_lanczos
+        self.config, self.by_lanczos = config, by_lanczos
         self.size = _checked_size("size", size)
         self.target_size = _checked_size("target_size", target_size)
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw both views of `image`, (3, H, W) uint8. Returns: (3, H', W') uint8 each.
-
-        With equal sizes both are the same tensor.
-        """
-        config = self.config
-        height, width = image.shape[-2:]
+        """Return views (3, H', W') uint8 of (3, H, W) uint8; the same tensor if sizes are equal."""
+        config, (_, height, width) = self.config, image.shape
         draws = torch.rand(5 + 4 * _CROP_TRIES, generator=generator, dtype=torch.float64).tolist()
         top, left, box_height, box_width = crop_box(height, width, config, draws[5:])
         crop = image[:, top : top + box_height, left : left + box_width]
         if draws[0] < config.flip:
             crop = crop.flip(-1)
-        view = _resized(crop, self.size)
-        same = self.size == self.target_size
-        if same:
-            target = view
-        elif self.by_lanczos:
-            target = lanczos(crop, self.target_size)
-        else:
-            target = _resized(crop, self.target_size)
+        view, same = _resized(crop, self.size), self.size == self.target_size
+        resize = lanczos if self.by_lanczos else _resized
+        target = view if same else resize(crop, self.target_size)
         if config.color_jitter > 0:
-            strength = config.color_jitter
-            factors = [1 + strength * (2 * draw - 1) for draw in draws[1:4]]
-            order = _ORDERS[int(draws[4] * len(_ORDERS))]
-            mean = _grey_mean(image)
+            factors = [1 + config.color_jitter * (2 * draw - 1) for draw in draws[1:4]]
+            order, mean = _ORDERS[int(draws[4] * len(_ORDERS))], _grey_mean(image)
             view = jittered(view, factors, order, mean)
             target = view if same else jittered(target, factors, order, mean)
         return view, target
@@ -115,26 +95,21 @@ class TrainViews:
 class EvalView:
     """Centre crop: resize the shorter side to `size / crop_ratio`, then crop."""
 
-    def __init__(self, size: tuple[int, int], crop_ratio: float = 0.875) -> None:
+    def __init__(self, size: Size, crop_ratio: float = 0.875) -> None:
         if not 0 < crop_ratio <= 1:
             raise ValueError(f"crop_ratio must be in (0, 1], got {crop_ratio}")
-        self.size = _checked_size("size", size)
-        self.crop_ratio = crop_ratio
+        self.size, self.crop_ratio = _checked_size("size", size), crop_ratio
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Resize and crop `image`, (3, H, W) uint8. Returns: (3, H', W') uint8."""
-        image = self.scaled(image)
-        target_height, target_width = self.size
-        top = round((image.shape[-2] - target_height) / 2)
-        left = round((image.shape[-1] - target_width) / 2)
-        return image[:, top : top + target_height, left : left + target_width].contiguous()
+        """Return the view (3, H', W') uint8 of an image (3, H, W) uint8."""
+        image, (height, width) = self.scaled(image), self.size
+        top, left = round((image.shape[-2] - height) / 2), round((image.shape[-1] - width) / 2)
+        return image[:, top : top + height, left : left + width].contiguous()
 
     def scaled(self, image: Tensor) -> Tensor:
         """Resize `image`, (3, H, W) uint8, to `size / crop_ratio` or larger, without the crop."""
         height, width = image.shape[-2:]
-        target_height, target_width = self.size
-        least_height = int(target_height / self.crop_ratio)
-        least_width = int(target_width / self.crop_ratio)
+        least_height, least_width = (int(side / self.crop_ratio) for side in self.size)
         if least_height * width >= least_width * height:  # limited by the height
             resized = (least_height, max(least_width, least_height * width // height))
         else:
@@ -164,18 +139,10 @@ def crop_box(height: int, width: int, config: ViewConfig, draws: list[float]) ->
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def jittered(
-    image: Tensor, factors: list[float], order: tuple[str, ...], grey_mean: float
-) -> Tensor:
-    """Change brightness, contrast and saturation.
+def jittered(image: Tensor, factors: list[float], order: Sequence[str], grey_mean: float) -> Tensor:
+    """Change brightness, contrast and saturation of (3, H, W) uint8 in an order, by their factors.
 
-    Args:
-        image: (3, H, W) uint8
-        factors: of brightness, contrast and saturation
-        order: in which the three are applied
-        grey_mean: mean luma of the whole image, for contrast
-
-    Returns: (3, H, W) uint8
+    `grey_mean` is the mean luma of the whole image, for contrast.
     """
     brightness, contrast, saturation = factors
     colours = image.to(torch.float32, memory_format=torch.contiguous_format)
@@ -201,14 +168,14 @@ def _grey_mean(image: Tensor) -> float:
     return float(total / (image.shape[-2] * image.shape[-1]))
 
 
-def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+def _resized(image: Tensor, size: Size) -> Tensor:
     """Resize (3, H, W) uint8 by antialiased bicubic interpolation."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image.contiguous()
     return functional.interpolate(image[None], size, mode="bicubic", antialias=True)[0].contiguous()
 
 
-def _checked_size(name: str, size: tuple[int, int]) -> tuple[int, int]:
+def _checked_size(name: str, size: Size) -> tuple[int, int]:
     height, width = size
     if height < 1 or width < 1:
         raise ValueError(f"{name} must be (height, width), each at least 1, got {tuple(size)}")

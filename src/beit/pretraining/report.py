@@ -3,7 +3,7 @@
 import torch
 from lightning_fabric import Fabric
 
-from beit.data.batches import EvalBatches
+from beit.data.batches import first_images
 from beit.data.order import step_generator
 from beit.data.sources import open_source
 from beit.data.views import EvalView
@@ -77,7 +77,7 @@ def predicted_images(
     mim.eval()
     source, backbone = open_source(config.data.validation or config.data.train), mim.config.backbone
     view = EvalView(backbone.image_size, config.crop_ratio)
-    images = next(iter(EvalBatches(source, view, min(SHOWN, len(source))))).images
+    images = first_images(source, view, SHOWN)
     generator = step_generator(config.run.seed, 0, "validation masks")
     masked = draw_masks(config.mask, len(images), backbone.grid, generator)
     with fabric.autocast():

@@ -1,23 +1,70 @@
-"""The loop that computes a table: it reads batches, computes their rows and writes them."""
+"""How a table is computed: what its values depend on, and the loop over the batches."""
 
+import hashlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+import beit
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.unreadable import Unreadable, readable
-from beit.rows.stream import LineStream
+from beit.rows.lines import LineStream
 from beit.rows.table import RowTable
+from beit.run.device import DeviceConfig
 from beit.run.progress import Progress
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+
+class TableConfig(Protocol):
+    """Options of tokenize, embed and predict that change the values."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def data(self) -> str | list[str]: ...
+    @property
+    def limit(self) -> int | None: ...
+    @property
+    def crop_ratio(self) -> float: ...
+    @property
+    def device(self) -> DeviceConfig: ...
+
+
+def about_table(
+    verb: str, config: TableConfig, model: nn.Module, fabric: "Fabric", details: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Describe how a command makes a table, as plain values; `details` are of this verb only."""
+    return {
+        "beit": beit.__version__,
+        "verb": verb,
+        "model": config.model,
+        "kind": type(model).__name__,
+        "weights": fingerprint(model),
+        **details,
+        "crop_ratio": config.crop_ratio,
+        "data": config.data,
+        "limit": config.limit,
+        "device": fabric.device.type,
+        "precision": config.device.precision,
+        "compile": config.device.compile,
+    }
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Digest the weights of a model: 16 hex digits."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 class TableResult(NamedTuple):
@@ -32,7 +79,6 @@ def compute_table(
     table: RowTable | LineStream,
     view: Callable[[Tensor], Tensor],
     compute: Callable[[Tensor], Mapping[str, Tensor]],
-    *,
     num_workers: int,
     max_unreadable: float,
     show_progress: bool = True,
@@ -40,7 +86,6 @@ def compute_table(
     """Compute the missing parts of a table, each process its share, and merge all parts.
 
     Args:
-        fabric: this process
         table: where the rows go, with their images
         view: (3, H, W) uint8 -> (3, H', W') uint8, the model's input
         compute: (B, 3, H', W') uint8 -> (B, *shape) for each column; B > 0, under autocast
@@ -94,5 +139,6 @@ def summary(
     if num_rows < len(table.images):
         texts.append(f"{len(table.images) - num_rows} unreadable")
     if computed:
-        texts.append(f"{sum(map(table.num_images, computed)) / seconds:.0f} images/s")
+        num_images = sum(len(table.indices(number)) for number in computed)
+        texts.append(f"{num_images / seconds:.0f} images/s")
     return ", ".join(texts)

@@ -5,8 +5,7 @@ other readers as lists. NPZ files are not compressed and hold no pickles.
 """
 
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -25,21 +24,13 @@ _EPOCH = (1980, 1, 1, 0, 0, 0)  # first date of ZIP: the file holds no time of w
 
 @dataclass(frozen=True)
 class Column:
-    """A column whose values have the same shape in every row.
-
-    Attributes:
-        name: of the column
-        dtype: of a value, by its name in torch and NumPy: uint16, float32, ...; or str
-        shape: of the values of a row; () for a single value
-        texts: of a str column: it holds `texts[i]` for number i of another column
-        numbers: the name of that other column
-    """
+    """A column whose values have the same shape in every row."""
 
     name: str
-    dtype: str
-    shape: tuple[int, ...] = ()
-    texts: tuple[str, ...] = ()
-    numbers: str = ""
+    dtype: str  # of a value, by its name in torch and NumPy: uint16, float32, ...; or str
+    shape: tuple[int, ...] = ()  # of the values of a row; () for a single value
+    texts: tuple[str, ...] = ()  # of a str column: it holds `texts[i]` for number i of `numbers`
+    numbers: str = ""  # name of another column
 
     @property
     def size(self) -> int:
@@ -53,13 +44,9 @@ Values = Callable[[int, Column], Array]  # (piece, column) -> (rows of the piece
 def write_table(
     path: Path, suffix: str, columns: Sequence[Column], num_pieces: int, values: Values, about: str
 ) -> None:
-    """Write a table of `num_pieces` pieces, one after the other.
+    """Write a table piece by piece to `path`, in the format of `suffix`: .parquet or .npz.
 
-    Args:
-        path: the file; any name
-        suffix: the format, .parquet or .npz
-        values: (piece, column) -> (rows of the piece, *shape); called several times for each
-        about: how the table was made; kept in the file
+    `values` is called several times for each piece and column; `about` is kept in the file.
     """
     assert suffix in SUFFIXES
     write = _write_parquet if suffix == ".parquet" else _write_npz
@@ -88,8 +75,7 @@ def _arrow_type(column: Column) -> Any:
     import pyarrow
 
     if column.dtype == TEXT:
-        text = pyarrow.string()
-        return pyarrow.list_(text, column.size) if column.shape else text
+        return pyarrow.list_(pyarrow.string(), column.size) if column.shape else pyarrow.string()
     kind = pyarrow.from_numpy_dtype(column.dtype)
     return pyarrow.fixed_shape_tensor(kind, column.shape) if column.shape else kind
 
@@ -124,14 +110,11 @@ def _write_npz(
             with _member(archive, column.name) as file:
                 np.lib.format.write_array_header_1_0(file, header)
                 for piece in pieces:
-                    block = values(piece, column).astype(dtype, copy=False)
-                    file.write(np.ascontiguousarray(block).tobytes())
+                    file.write(values(piece, column).astype(dtype, copy=False).tobytes())
         with _member(archive, ABOUT) as file:
             np.lib.format.write_array(file, np.array(about), allow_pickle=False)
 
 
-@contextmanager
-def _member(archive: zipfile.ZipFile, name: str) -> Iterator[IO[bytes]]:
+def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     """Open an array of an NPZ file for writing."""
-    with archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH), "w", force_zip64=True) as file:
-        yield file
+    return archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH), "w", force_zip64=True)

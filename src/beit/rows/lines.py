@@ -1,13 +1,15 @@
-"""Rows of a table as JSON lines: one object per image, unreadable images included."""
+"""Rows as JSON lines, one object per image, unreadable images included; and a stream of them."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, TextIO
 
 import numpy as np
 
 from beit.data.sources import Source
 from beit.rows.files import TEXT, Array, Column
+from beit.rows.part import Part
 
 Line = dict[str, Any]
 
@@ -19,21 +21,18 @@ def json_lines(
     content: Mapping[str, Array],
     compose: Callable[[Line], Line] = dict,
 ) -> Iterator[str]:
-    """Write one line for each of some images, in order.
+    """Yield one line for each of the images `indices`, in order.
 
     Args:
         images: all images of the table
-        indices: the images to write
         columns: of the values, texts included
         content: (rows, *shape) for each column but the texts; `index` (rows,), the images that
             have a row; `unreadable`, a JSON list of "name: reason" for the others
         compose: makes the object of a line from a row's `path`, `index`, `label` (if the images
-            have labels) and columns. The line of an image without a row has `error` instead of the
-            columns.
+            have labels) and columns; without a row the line has `error` instead of the columns
     """
     rows = {int(index): row for row, index in enumerate(content["index"])}
-    unreadable = json.loads(str(content["unreadable"]))
-    labels = images.labels
+    unreadable, labels = json.loads(str(content["unreadable"])), images.labels
     values = {column.name: _plain_values(column, content) for column in columns}
     for index in indices:
         name = images.name(index)
@@ -49,18 +48,68 @@ def json_lines(
         yield json.dumps(line, allow_nan=False) + "\n"
 
 
-def _plain_values(column: Column, content: Mapping[str, Array]) -> list[Any]:
+def _plain_values(column: Column, content: Mapping[str, Array]) -> Any:
     """Return a column as lists; a float becomes the shortest number that rounds to it."""
     if column.dtype == TEXT:
-        texts: list[Any] = np.array(column.texts, dtype=object)[content[column.numbers]].tolist()
-        return texts
+        return np.array(column.texts, dtype=object)[content[column.numbers]].tolist()
     values = content[column.name]
     if np.issubdtype(values.dtype, np.floating):
         values = values.astype(np.str_).astype(np.float64)
-    plain: list[Any] = values.tolist()
-    return plain
+    return values.tolist()
 
 
 def printable(name: str) -> str:
     """Escape the bytes of a file name that are not UTF-8: Parquet and JSON hold text only."""
     return name.encode(errors="backslashreplace").decode()
+
+
+class LineStream:
+    """Writes rows to a stream, with the interface of `beit.rows.table.RowTable`.
+
+    Each part is one batch; nothing is kept to resume from.
+    """
+
+    output = None  # no file
+
+    def __init__(
+        self,
+        stream: TextIO,
+        images: Source,
+        columns: Sequence[Column],
+        batch_size: int,
+        compose: Callable[[Line], Line] = dict,
+    ) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.images, self.batch_size = images, batch_size
+        self._stream, self._columns, self._compose = stream, tuple(columns), compose
+        self._num_rows = 0
+
+    def batches(self, number: int) -> range:
+        return range(number, number + 1)
+
+    def indices(self, number: int) -> range:
+        return range(len(self.images))[number * self.batch_size :][: self.batch_size]
+
+    def begin(self) -> list[int]:
+        return list(range(-(-len(self.images) // self.batch_size)))
+
+    def status(self, missing: Sequence[int]) -> str:
+        return f"{len(self.images)} images"
+
+    @contextmanager
+    def part(self, number: int) -> Iterator[Part]:
+        """Yield a part to fill with its batch; its lines are written when the block ends."""
+        part = Part(self._columns, self.images)
+        yield part
+        content, indices = part.content(), self.indices(number)
+        lines = json_lines(self.images, indices, self._columns, content, self._compose)
+        self._stream.writelines(lines)
+        self._stream.flush()
+        self._num_rows += len(content["index"])
+
+    def unreadable(self) -> list[str]:
+        return []  # no part was computed before
+
+    def merge(self) -> int:
+        return self._num_rows

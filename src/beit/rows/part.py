@@ -10,19 +10,17 @@ import torch
 from torch import Tensor
 
 from beit.data.sources import Source
-from beit.rows.files import Array, Column
+from beit.rows.files import TEXT, Array, Column
 
 
 class Part:
-    """The rows of one part in memory."""
+    """The rows of one part in memory; str columns are not computed, so they are not kept."""
 
     def __init__(self, columns: Sequence[Column], images: Source) -> None:
-        """Begin without rows. `columns` are those that are computed, without texts."""
         self.num_images = 0  # so far, unreadable ones included
-        self._columns, self._images = columns, images
-        self._indices: list[Array] = []
-        self._values: dict[str, list[Array]] = {column.name: [] for column in columns}
-        self._unreadable: list[str] = []
+        self._images, self._columns = images, [c for c in columns if c.dtype != TEXT]
+        self._indices, self._unreadable = list[Array](), list[str]()
+        self._values = {c.name: [np.empty((0, *c.shape), c.dtype)] for c in self._columns}
 
     def add(
         self, indices: Tensor, values: Mapping[str, Tensor], unreadable: Sequence[str] = ()
@@ -34,45 +32,37 @@ class Part:
             values: (B, *shape) by column, of any dtype that holds the column's; unused for B = 0
             unreadable: "name: reason" of the batch's images that have no row
 
-        Raises:
-            ValueError: a number is not finite in its column's type.
+        Raises ValueError if a number is not finite in its column's type.
         """
-        image_indices = indices.cpu()
+        indices = indices.cpu()
         self.num_images += len(indices) + len(unreadable)
-        self._indices.append(image_indices.numpy())
+        self._indices.append(indices.numpy())
         self._unreadable += unreadable
         for column in self._columns if len(indices) else ():
-            dtype = getattr(torch, column.dtype)
-            rows = values[column.name].detach()
+            rows, dtype = values[column.name].detach(), getattr(torch, column.dtype)
             rows = rows.to(dtype) if rows.is_floating_point() else rows  # fewer bytes to copy
             rows = rows.cpu().to(dtype)
             assert rows.shape[1:] == column.shape, f"{column.name}: {tuple(rows.shape)}"
             if rows.is_floating_point() and not bool(rows.isfinite().all()):
                 bad = int((~rows.flatten(1).isfinite()).any(dim=1).nonzero()[0])
                 raise ValueError(
-                    f"{column.name} of {self._images.name(int(image_indices[bad]))} is not finite "
-                    f"in {column.dtype}; use a wider type or device.precision, or check the weights"
+                    f"{column.name} of {self._images.name(int(indices[bad]))} is not finite in "
+                    f"{column.dtype}; use a wider type or device.precision, or check the weights"
                 )
             self._values[column.name].append(rows.numpy())
 
     def content(self) -> dict[str, Array]:
         """Return the arrays to keep, by name."""
-        columns = {
-            column.name: np.concatenate(
-                [np.empty((0, *column.shape), column.dtype), *self._values[column.name]]
-            )
-            for column in self._columns
-        }
+        columns = {name: np.concatenate(batches) for name, batches in self._values.items()}
         unreadable = np.array(json.dumps(list(dict.fromkeys(self._unreadable))))
         return {"index": np.concatenate(self._indices), "unreadable": unreadable} | columns
 
 
 def read_array(file: Path, name: str) -> Array:
-    """Read one array of a part's file, and nothing else of it."""
+    """Read one array of a part's file only."""
     try:
         with file.open("rb") as opened, np.load(opened, allow_pickle=False) as part:
             return np.asarray(part[name])
     except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(
-            f"{file} is damaged ({error}); delete it and run the command again"
-        ) from error
+        advice = "delete it and run the command again"
+        raise ValueError(f"{file} is damaged ({error}); {advice}") from error

@@ -55,7 +55,6 @@ class RowTable:
         images: Source,
         columns: Sequence[Column],
         about: Mapping[str, Any],
-        *,
         batch_size: int,
         part_size: int,
         compose: Callable[[Line], Line] = dict,
@@ -72,37 +71,34 @@ class RowTable:
             compose: makes the object of a JSON line from a row's values, see `json_lines`
         """
         if batch_size < 1 or part_size < 1:
-            raise ValueError(
-                f"batch_size and part_size must be at least 1, got {batch_size} and {part_size}"
-            )
+            sizes = f"{batch_size} and {part_size}"
+            raise ValueError(f"batch_size and part_size must be at least 1, got {sizes}")
         self.output, self.batch_size = Path(output), batch_size
         self.directory = _parts_of(self.output)
-        self.images, self._columns = images, tuple(columns)
-        self._computed = [column for column in columns if column.dtype != TEXT]
+        self._settings_file = self.directory / "settings.json"
+        self.images, self._columns, self._compose = images, tuple(columns), compose
         self._about = dict(about) | {"batch_size": batch_size}
-        self._compose = compose
-        row_bytes = sum(c.size * np.dtype(c.dtype).itemsize for c in self._computed)
+        computed = [column for column in columns if column.dtype != TEXT]
+        self._names = ["index", "unreadable", *(column.name for column in computed)]  # of a part
+        row_bytes = sum(column.size * np.dtype(column.dtype).itemsize for column in computed)
         self._part_batches = max(1, min(part_size, PART_BYTES // row_bytes) // batch_size)
         self._num_batches = -(-len(images) // batch_size)
         self.num_parts = -(-self._num_batches // self._part_batches)
 
     def batches(self, number: int) -> range:
-        """Return the batches of a part; batch i begins at image i * batch_size."""
+        """Return the batches of a part."""
         start = number * self._part_batches
         return range(start, min(start + self._part_batches, self._num_batches))
 
-    def num_images(self, number: int) -> int:
-        """Count the images of a part."""
-        batches = self.batches(number)
-        end = min(batches.stop * self.batch_size, len(self.images))
-        return end - batches.start * self.batch_size
+    def indices(self, number: int) -> range:
+        """Return the images of a part."""
+        batches, size = self.batches(number), self.batch_size
+        return range(batches.start * size, min(batches.stop * size, len(self.images)))
 
     def begin(self) -> list[int]:
         """Make the folder of parts, or resume from it. Returns: the parts to compute.
 
-        Raises:
-            FileExistsError: the output exists.
-            ValueError: the folder has parts of another table; the message names what differs.
+        Raises FileExistsError if the output exists, ValueError if the parts are of another table.
         """
         check_output(self.output)
         settings = self._about | {
@@ -132,22 +128,22 @@ class RowTable:
     @contextmanager
     def part(self, number: int) -> Iterator[Part]:
         """Yield a part to fill with its batches; written when the block ends without error."""
-        part = Part(self._computed, self.images)
+        part = Part(self._columns, self.images)
         yield part
-        assert part.num_images == self.num_images(number), "only a complete part is written"
+        assert part.num_images == len(self.indices(number)), "only a complete part is written"
         with replacing(self._file(number)) as temporary, temporary.open("wb") as file:
             np.savez(file, **part.content())  # type: ignore[arg-type]  # names that it reserves
 
     def unreadable(self) -> list[str]:
         """Return the unreadable images of finished parts, "name: reason", each once."""
-        files = (self._file(number) for number in range(self.num_parts))
+        files = map(self._file, range(self.num_parts))
         lists = (json.loads(str(read_array(file, "unreadable"))) for file in files if file.exists())
         return list(dict.fromkeys(name for names in lists for name in names))
 
     def merge(self) -> int:
         """Write the output from all parts, then remove them. Returns: its number of rows."""
         check_output(self.output)
-        files = [self._file(number) for number in range(self.num_parts)]
+        files = list(map(self._file, range(self.num_parts)))
         missing = [file.name for file in files if not file.exists()]
         if missing:
             raise ValueError(
@@ -161,27 +157,21 @@ class RowTable:
             "unreadable": [printable(name) for name in self.unreadable()],
             "label_names": self.images.class_names,
         }
-        columns, suffix = self._file_columns(), self.output.suffix
+        labels = [] if self.images.labels is None else [Column("label", "int64")]
+        columns = [Column("index", "int64"), Column("path", TEXT), *labels, *self._columns]
+        suffix, text = self.output.suffix, json.dumps(about)
         with replacing(self.output) as temporary:
             if suffix == LINES:
-                with temporary.open("w", encoding="ascii") as text:
-                    text.writelines(self._lines())
+                with temporary.open("w", encoding="ascii") as file:
+                    file.writelines(self._lines())
             else:
-                about_text = json.dumps(about)
-                write_table(temporary, suffix, columns, self.num_parts, self._values, about_text)
+                write_table(temporary, suffix, columns, self.num_parts, self._values, text)
         left_over = self.directory.glob(f".*{PARTIAL_SUFFIX}")
-        for file in (*files, self._settings_file, *left_over):
-            file.unlink()
+        for path in (*files, self._settings_file, *left_over):
+            path.unlink()
         if not any(self.directory.iterdir()):
             self.directory.rmdir()
         return num_rows
-
-    # ── content of the file ─────────────────────────────────────────────────────────────────────
-
-    def _file_columns(self) -> list[Column]:
-        """Return the columns of the file: the image of each row, then the computed columns."""
-        labelled = [] if self.images.labels is None else [Column("label", "int64")]
-        return [Column("index", "int64"), Column("path", TEXT), *labelled, *self._columns]
 
     def _values(self, number: int, column: Column) -> Array:
         """Return one part of a column of the file: (rows, *shape)."""
@@ -198,18 +188,10 @@ class RowTable:
 
     def _lines(self) -> Iterator[str]:
         """Yield the JSON lines of all parts."""
-        names = ["index", "unreadable", *(column.name for column in self._computed)]
         for number in range(self.num_parts):
-            content = {name: read_array(self._file(number), name) for name in names}
-            start = self.batches(number).start * self.batch_size
-            indices = range(start, start + self.num_images(number))
+            content = {name: read_array(self._file(number), name) for name in self._names}
+            indices = self.indices(number)
             yield from json_lines(self.images, indices, self._columns, content, self._compose)
-
-    # ── the folder of parts ─────────────────────────────────────────────────────────────────────
-
-    @property
-    def _settings_file(self) -> Path:
-        return self.directory / "settings.json"
 
     def _file(self, number: int) -> Path:
         return self.directory / f"part-{number:06d}.npz"
@@ -225,24 +207,18 @@ class RowTable:
 
     def _compare(self, settings: Mapping[str, Any]) -> None:
         """Raise ValueError if the folder has parts of a table with other settings."""
-        advice = (
-            f"repeat the earlier command to finish that table, or delete {self.directory} to "
-            "start again"
-        )
+        finish = "repeat the earlier command to finish that table"
+        advice = f"{finish}, or delete {self.directory} to start again"
         try:
             before = dict(json.loads(self._settings_file.read_text(encoding="utf-8")))
         except (ValueError, TypeError) as error:
             raise ValueError(f"{self._settings_file} cannot be read ({error}); {advice}") from error
         now = json.loads(json.dumps(settings))  # lists instead of tuples, as in the file
-        differing = [
-            f"{name} was {_brief(before.get(name))}, is now {_brief(now.get(name))}"
-            for name in now | before
-            if before.get(name) != now.get(name)
-        ]
+        pairs = [(name, before.get(name), now.get(name)) for name in now | before]
+        differing = [f"{n} was {_brief(a)}, is now {_brief(b)}" for n, a, b in pairs if a != b]
         if differing:
-            raise ValueError(
-                f"{self.directory} holds parts of another table: {first(differing)}; {advice}"
-            )
+            parts = f"{self.directory} holds parts of another table"
+            raise ValueError(f"{parts}: {first(differing)}; {advice}")
 
 
 def _parts_of(output: Path) -> Path:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from beit.data.decoding import UnreadableImage
-from beit.data.folder import EXTENSIONS, MAX_FILE_BYTES, FileNames, FolderSource
+from beit.data.image_files import EXTENSIONS, MAX_FILE_BYTES, FileNames, open_folder
 from beit.segmentation.label_classes import LabelClasses, ade20k_classes, read_label_classes
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class FolderFiles:
 
     def __init__(self, root: Path) -> None:
         self.where = str(root)
-        self._root, self._source = root, FolderSource(root)
+        self._root, self._source = root, open_folder(root)
 
     def __len__(self) -> int:
         return len(self._source)

@@ -22,14 +22,13 @@ from torch import Tensor
 import beit
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
-from beit.data.sources import Source
+from beit.data.sources import Source, open_images
 from beit.data.unreadable import Unreadable, readable
 from beit.draw import canvas
 from beit.files import write_bytes, write_text
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapPredictor, MapViewConfig
-from beit.rows.about import fingerprint
-from beit.rows.images import open_images
+from beit.rows.compute import fingerprint
 from beit.run.device import DeviceConfig, launch, prepared
 from beit.run.progress import Progress
 from beit.segmentation.label_classes import default_palette

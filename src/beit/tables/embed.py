@@ -17,8 +17,7 @@ from torch import Tensor
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.nn.vit import Features
-from beit.rows.about import about_table
-from beit.rows.compute import TableResult, compute_table
+from beit.rows.compute import TableResult, about_table, compute_table
 from beit.rows.files import Column
 from beit.rows.table import RowTable, check_output
 from beit.run.device import DeviceConfig, launch, prepared
@@ -66,9 +65,8 @@ class Config:
 
     def __post_init__(self) -> None:
         if not self.features or len(set(self.features)) < len(self.features):
-            raise ValueError(
-                f"features must name one or more of cls, mean, patches, got {self.features}"
-            )
+            expected = "one or more of cls, mean, patches"
+            raise ValueError(f"features must name {expected}, got {self.features}")
 
 
 def run(config: Config) -> TableResult:
@@ -78,43 +76,30 @@ def run(config: Config) -> TableResult:
     backbone = load_backbone(config.model, config.image_size, num_heads=config.num_heads)
     vit = backbone.config
     if config.layer is not None and not 1 <= config.layer <= vit.depth:
-        raise ValueError(
-            f"layer is {config.layer}; the blocks of {config.model} are 1 to {vit.depth}"
-        )
+        blocks = f"the blocks of {config.model} are 1 to {vit.depth}"
+        raise ValueError(f"layer is {config.layer}; {blocks}")
     source = open_source(config.data, limit=config.limit)
-    details = {
-        "layer": config.layer,
-        "normed": config.layer is None and vit.final_norm,
-        "grid": vit.grid,
-        "image_size": vit.image_size,
-        "num_heads": vit.num_heads,
-    }
+    normed = config.layer is None and vit.final_norm
+    details = {"layer": config.layer, "normed": normed, "grid": vit.grid}
+    details |= {"image_size": vit.image_size, "num_heads": vit.num_heads}
     shapes = {"cls": (vit.width,), "mean": (vit.width,), "patches": (vit.num_patches, vit.width)}
-    table = RowTable(
-        config.output,
-        source,
-        [Column(name, config.dtype, shapes[name]) for name in config.features],
-        about_table("embed", config, backbone, fabric, details),
-        batch_size=config.batch_size,
-        part_size=config.part_size,
-    )
+    columns = [Column(name, config.dtype, shapes[name]) for name in config.features]
+    about = about_table("embed", config, backbone, fabric, details)
+    table = RowTable(config.output, source, columns, about, config.batch_size, config.part_size)
     model = prepared(backbone.to(fabric.device), config.device)
     layers = () if config.layer is None else (config.layer,)
 
     def compute(images: Tensor) -> dict[str, Tensor]:
         return columns_of(model(images, layers=layers), config.layer)
 
-    return compute_table(
-        *(fabric, table, EvalView(vit.image_size, config.crop_ratio), compute),
-        num_workers=config.num_workers,
-        max_unreadable=config.max_unreadable,
-    )
+    view = EvalView(vit.image_size, config.crop_ratio)
+    return compute_table(fabric, table, view, compute, config.num_workers, config.max_unreadable)
 
 
 def columns_of(features: Features, layer: int | None) -> dict[str, Tensor]:
     """Return the columns of features: cls and mean (B, D), patches (B, N, D)."""
-    cls, patches = features.cls, features.patches
-    if layer is not None:
-        tokens = features.layers[layer]  # (B, 1+N, D)
-        cls, patches = tokens[:, 0], tokens[:, 1:]
+    if layer is None:
+        cls, patches = features.cls, features.patches
+    else:  # (B, 1+N, D)
+        cls, patches = features.layers[layer][:, 0], features.layers[layer][:, 1:]
     return {"cls": cls, "mean": patches.float().mean(dim=1), "patches": patches}

@@ -22,17 +22,14 @@ import torch
 from torch import Tensor, nn
 
 from beit.data.decoding import UnreadableImage
-from beit.data.folder import EXTENSIONS
-from beit.data.sources import Source
+from beit.data.image_files import EXTENSIONS
+from beit.data.sources import STANDARD_INPUT, Source, open_images
 from beit.data.views import EvalView
-from beit.files import replacing
+from beit.files import write_bytes
 from beit.nn.heads import ImageClassifierConfig
-from beit.rows.about import about_table
-from beit.rows.compute import TableResult, compute_table
+from beit.rows.compute import TableResult, about_table, compute_table
 from beit.rows.files import Column
-from beit.rows.images import STANDARD_INPUT, open_images
-from beit.rows.lines import Line
-from beit.rows.stream import LineStream
+from beit.rows.lines import Line, LineStream
 from beit.rows.table import RowTable, check_output, smallest_unsigned
 from beit.run.device import DeviceConfig, launch, prepared
 from beit.tables.picture import Prediction, prediction_grid
@@ -46,8 +43,7 @@ class Config:
     """Compute the likeliest classes of images.
 
     Attributes:
-        model: an image classifier: a run directory, a weights file, published:NAME or
-            hf://OWNER/NAME
+        model: a classifier: a run directory, a weights file, published:NAME or hf://OWNER/NAME
         data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]; image files
             as [a.jpg,b.png]; @FILE that lists them, one per line, or - for a list on standard input
         output: a new .parquet, .npz or .jsonl file; finished parts are kept in OUTPUT.parts; null
@@ -84,10 +80,9 @@ class Config:
     device: DeviceConfig = field(default_factory=DeviceConfig)
 
     def __post_init__(self) -> None:
-        if self.top_k < 1:
-            raise ValueError(f"top_k must be at least 1, got {self.top_k}")
-        if self.picture_images < 1:
-            raise ValueError(f"picture_images must be at least 1, got {self.picture_images}")
+        for name, value in (("top_k", self.top_k), ("picture_images", self.picture_images)):
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
 
 
 def run(config: Config) -> TableResult:
@@ -98,9 +93,9 @@ def run(config: Config) -> TableResult:
         _check_picture(Path(config.picture))
     fabric = launch(config.device)
     if fabric.world_size > 1 and (config.output is None or config.data in STANDARD_INPUT):
+        advice = "name files: --data @list.txt, --output classes.jsonl"
         raise ValueError(
-            f"{fabric.world_size} processes cannot share standard input and output; name files: "
-            "--data @list.txt, --output classes.jsonl"
+            f"{fabric.world_size} processes cannot share standard input and output; {advice}"
         )
     source = open_images(config.data, config.limit)
     classifier = load_classifier(config.model, config.image_size, num_heads=config.num_heads)
@@ -108,44 +103,30 @@ def run(config: Config) -> TableResult:
     columns = columns_of(classes, config.top_k)
     table: RowTable | LineStream
     if config.output is None:
-        table = LineStream(sys.stdout, source, columns, batch_size=config.batch_size, compose=_line)
+        table = LineStream(sys.stdout, source, columns, config.batch_size, _line)
     else:
-        details = {
-            "num_classes": classes.num_classes,
-            "class_names": classes.class_names,
-            "grid": vit.grid,
-            "image_size": vit.image_size,
-            "num_heads": vit.num_heads,
-        }
-        table = RowTable(
-            config.output,
-            source,
-            columns,
-            about_table("predict", config, classifier, fabric, details),
-            batch_size=config.batch_size,
-            part_size=config.part_size,
-            compose=_line,
-        )
+        details: dict[str, object]
+        details = {"num_classes": classes.num_classes, "class_names": classes.class_names}
+        details |= {"grid": vit.grid, "image_size": vit.image_size, "num_heads": vit.num_heads}
+        about = about_table("predict", config, classifier, fabric, details)
+        sizes = (config.batch_size, config.part_size)
+        table = RowTable(config.output, source, columns, about, *sizes, _line)
     view = EvalView(vit.image_size, config.crop_ratio)
     model = prepared(classifier.to(fabric.device), config.device)
 
     def compute(images: Tensor) -> dict[str, Tensor]:
         return likeliest(model(images), config.top_k)
 
-    result = compute_table(
-        *(fabric, table, view, compute),
-        num_workers=config.num_workers,
-        max_unreadable=_max_unreadable(config),
-        # A live line and lines of results would mix on a terminal.
-        show_progress=config.output is not None or not sys.stdout.isatty(),
-    )
+    # A live line and lines of results would mix on a terminal.
+    show_progress = config.output is not None or not sys.stdout.isatty()
+    limits = (config.num_workers, _max_unreadable(config))
+    result = compute_table(fabric, table, view, compute, *limits, show_progress)
     if config.picture is not None and fabric.is_global_zero:
         _log.info("drawing %s", config.picture)
         names = classes.class_names or [f"class {number}" for number in range(classes.num_classes)]
         with fabric.autocast():
             predictions = _predictions(model, source, view, names, config.picture_images)
-        with replacing(Path(config.picture)) as temporary:
-            temporary.write_bytes(prediction_grid(predictions))
+        write_bytes(Path(config.picture), prediction_grid(predictions))
     return result
 
 
@@ -184,9 +165,6 @@ def _line(row: Line) -> Line:
     return row | {"top": top}
 
 
-# ── the picture ─────────────────────────────────────────────────────────────────────────────────
-
-
 def _check_picture(path: Path) -> None:
     if path.suffix != ".png":
         raise ValueError(f"picture is {str(path)!r}; expected a name that ends in .png")
@@ -217,15 +195,10 @@ def _predictions(
 
 
 def true_classes(source: Source, names: Sequence[str], count: int) -> list[int | None]:
-    """Return the true classes of the first images, in the model's numbers; None where unknown.
+    """Return the true classes of the first `count` images, in the model's numbers; None if unknown.
 
-    Labels are matched by class name if the model has all names of the source. Otherwise their
-    numbers are used, unless source and model have different numbers of classes.
-
-    Args:
-        source: of the images
-        names: the model's classes
-        count: of images at most
+    Labels are matched by class name if the model's `names` have all names of the source. Otherwise
+    their numbers are used, unless source and model have different numbers of classes.
     """
     labels, source_names = source.labels, source.class_names
     if labels is None:

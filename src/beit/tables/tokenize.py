@@ -16,8 +16,7 @@ from torch import Tensor, nn
 
 from beit.data.sources import open_source
 from beit.data.views import EvalView
-from beit.rows.about import about_table
-from beit.rows.compute import TableResult, compute_table
+from beit.rows.compute import TableResult, about_table, compute_table
 from beit.rows.files import Column
 from beit.rows.table import RowTable, check_output, smallest_unsigned
 from beit.run.device import DeviceConfig, launch
@@ -33,8 +32,7 @@ class Config:
         data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]
         output: a new .parquet, .npz or .jsonl file; finished parts are kept in OUTPUT.parts
         limit: use this many images, a fixed random subset; null for all
-        image_size: side or [height, width], for a tokenizer whose file does not record it or that
-            accepts other sizes; null for its own
+        image_size: side or [height, width], if not in the file or others work; null for its own
         num_heads: attention heads, if not recorded in the file and not the usual width / 64
         crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin
         batch_size: images per batch in each process
@@ -62,33 +60,21 @@ def run(config: Config) -> TableResult:
     """Write the codes of all images to one file, or resume."""
     check_output(config.output)
     fabric = launch(config.device)
-    overrides = {"image_size": config.image_size, "num_heads": config.num_heads}
-    overrides = {name: value for name, value in overrides.items() if value is not None}
-    tokenizer = load_tokenizer(config.model, **overrides)
+    settings = {"image_size": config.image_size, "num_heads": config.num_heads}
+    settings = {name: value for name, value in settings.items() if value is not None}
+    tokenizer = load_tokenizer(config.model, **settings)
     module = cast(nn.Module, tokenizer)  # every tokenizer is one
     source = open_source(config.data, limit=config.limit)
-    details = {
-        "grid": tokenizer.grid,
-        "vocab_size": tokenizer.vocab_size,
-        "image_size": tokenizer.image_size,
-        "num_heads": config.num_heads,
-    }
-    table = RowTable(
-        config.output,
-        source,
-        [Column("codes", smallest_unsigned(tokenizer.vocab_size), (prod(tokenizer.grid),))],
-        about_table("tokenize", config, module, fabric, details),
-        batch_size=config.batch_size,
-        part_size=config.part_size,
-    )
+    details = {"grid": tokenizer.grid, "vocab_size": tokenizer.vocab_size}
+    details |= {"image_size": tokenizer.image_size, "num_heads": config.num_heads}
+    about = about_table("tokenize", config, module, fabric, details)
+    codes = Column("codes", smallest_unsigned(tokenizer.vocab_size), (prod(tokenizer.grid),))
+    table = RowTable(config.output, source, [codes], about, config.batch_size, config.part_size)
     tokenizer = tokenizer.to(fabric.device)
     encode = torch.compile(tokenizer.encode) if config.device.compile else tokenizer.encode
 
     def compute(images: Tensor) -> dict[str, Tensor]:
         return {"codes": encode(images)}  # (B, N)
 
-    return compute_table(
-        *(fabric, table, EvalView(tokenizer.image_size, config.crop_ratio), compute),
-        num_workers=config.num_workers,
-        max_unreadable=config.max_unreadable,
-    )
+    view = EvalView(tokenizer.image_size, config.crop_ratio)
+    return compute_table(fabric, table, view, compute, config.num_workers, config.max_unreadable)

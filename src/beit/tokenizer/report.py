@@ -10,7 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from beit.data.batches import EvalBatches
+from beit.data import batches
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.draw.curves import curves
@@ -129,8 +129,7 @@ def last_validated(
 def first_images(config: Config, size: tuple[int, int], count: int) -> Tensor:
     """Read the first validation or, without a set, training images: (B, 3, H, W) uint8."""
     source = open_source(config.data.validation or config.data.train)
-    view = EvalView(size, config.crop_ratio)
-    return next(iter(EvalBatches(source, view, min(count, len(source))))).images
+    return batches.first_images(source, EvalView(size, config.crop_ratio), count)
 
 
 def training_sections(

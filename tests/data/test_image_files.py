@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from beit.data.decoding import UnreadableImage
-from beit.data.listed import read_list
+from beit.data.image_files import read_list
 from beit.data.sources import limited, open_source
 
 
