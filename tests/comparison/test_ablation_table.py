@@ -63,7 +63,7 @@ def test_csv_keeps_all_digits() -> None:
 
 def test_plots_have_a_mark_for_each_value(tmp_path: Path) -> None:
     gallery = ablation_plots([OFF, ON], [TOP1, LOSS])
-    drawn = [picture.data.decode().count("<circle") for picture in gallery.pictures]
+    drawn = [picture.data.decode().count("<use") for picture in gallery.pictures]
     assert drawn == [6, 3]  # three values and their mean, one and itself; two and their mean
     assert gallery.pictures[1].alt == "Loss: off 2; on not measured"
     write_report(tmp_path / "report.html", "t", [Section("s", items=[gallery])], {})

@@ -56,3 +56,14 @@ def test_masked_patches_are_grey() -> None:
     assert hidden.mean() == pytest.approx(2 / 6, abs=0.01)
     assert view[h // 4, w // 2].tolist() == [128, 128, 128, 90]
     assert view[h // 4, 0].tolist() == [*whole[h // 4, 0], 255]
+
+
+def test_colours_of_masked_patches_stand_over_the_faded_image() -> None:
+    whole = np.full((4, 6, 3), 7, np.uint8)
+    colours = np.arange(6, dtype=np.uint8)[:, None].repeat(3, axis=1)
+    view = canvas.over_masked(
+        colours, (2, 3), whole, canvas.cells(np.arange(6) == 4, (2, 3), whole)
+    )
+    assert view[3, 3].tolist() == [4, 4, 4, 255]
+    assert view[0, 0].tolist() == [7, 7, 7, 70]
+    assert (view[..., 3] == 255).sum() == 4

@@ -15,11 +15,12 @@ from beit.draw.charts import (
     new_chart,
     shortened,
     styled,
+    themed_svg,
     thinned,
 )
 from beit.draw.colours import SERIES, THEME
-from beit.draw.svg import themed_svg
 
+SVG, HREF = "{http://www.w3.org/2000/svg}", "{http://www.w3.org/1999/xlink}href"
 RISING = [(0.0, 1.0), (1.0, 2.0), (2.0, 4.0)]
 
 
@@ -71,19 +72,42 @@ def test_thinning_keeps_ends_spikes_and_gaps() -> None:
     assert len(thinned(points[:9])) == 9
 
 
-def test_a_drawing_has_no_names_or_links_and_takes_the_colours_of_the_page() -> None:
-    chart = line_chart("<Title> $x$ 字", [Line("_a & b", RISING), Line("c", RISING, 3.0)], "step")
-    assert chart == line_chart(
-        "<Title> $x$ 字", [Line("_a & b", RISING), Line("c", RISING, 3.0)], "step"
-    )
+def markers(chart: bytes) -> dict[str | None, str]:
+    """Return the outline of each marker by its id, after checking that each id is used."""
     root = ElementTree.fromstring(chart)
-    assert {part.tag.rpartition("}")[2] for part in root} == {"path", "circle", "text"}
-    assert not {"id", "clip-path", "class"} & {name for part in root for name in part.attrib}
-    assert b"url(" not in chart and b"href" not in chart
-    words = [part.text for part in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"<Title> $x$ 字", "_a & b", "c", "step"} <= set(words)
-    for colour in re.findall(rb"(?<!,)#[0-9a-f]{6}", chart):
-        raise AssertionError(f"{colour!r} is no colour of the page")
+    outlines = {
+        part.get("id"): ElementTree.tostring(part, encoding="unicode").strip()
+        for part in root.iter()
+        if "id" in part.attrib
+    }
+    links = {part.get(HREF) for part in root.iter(f"{SVG}use")}
+    assert links == {f"#{name}" for name in outlines}
+    return outlines
+
+
+def test_a_drawing_takes_font_and_colours_of_the_page_and_shares_only_markers() -> None:
+    title = '<Title> $x$ 字 id="x" #2867b2 1.23456'
+    lines = [Line("_a & b", RISING), Line("c", RISING, 3.0)]
+    chart = line_chart(title, lines, "step")
+    assert chart == line_chart(title, lines, "step")
+    root = ElementTree.fromstring(chart)
+    tags = {part.tag.rpartition("}")[2] for part in root.iter()}
+    assert tags == {"svg", "g", "defs", "path", "use", "text"}
+    assert not {"clip-path", "class"} & {name for part in root.iter() for name in part.attrib}
+    assert b"url(" not in chart
+    other = line_chart("Other", [Line("d", [(0.0, 3.0), (9.0, 4.0)])], "epoch")
+    shared = markers(chart).keys() & markers(other).keys()
+    assert len(shared) >= 2  # the tick and the dot of the first colour
+    assert all(markers(chart)[name] == markers(other)[name] for name in shared)
+    texts = list(root.iter(f"{SVG}text"))
+    assert {title, "_a & b", "c", "step"} <= {(part.text or "").strip() for part in texts}
+    assert all("var(--sans,system-ui,sans-serif)" in part.attrib["style"] for part in texts)
+    assert b"DejaVu" not in chart
+    for part in root.iter():
+        for value in part.attrib.values():
+            assert not re.search(r"\d\.\d{4}", value)
+            for colour in re.findall("(?<!,)#[0-9a-f]{6}", value):
+                raise AssertionError(f"{colour!r} is no colour of the page")
     for variable, colour in re.findall(r"var\((--[a-z0-9-]+),(#[0-9a-f]{6})\)", chart.decode()):
         assert THEME[colour] == variable
 
@@ -103,7 +127,7 @@ def test_settings_of_the_user_change_nothing_and_stay() -> None:
         assert matplotlib.rcParams["font.size"] == 33
 
 
-def test_markers_are_circles_and_other_shapes_keep_their_place() -> None:
+def test_markers_keep_their_place() -> None:
     with styled():
         figure = new_chart("", 100, 100)
         axes = figure.add_axes((0, 0, 1, 1))
@@ -112,5 +136,9 @@ def test_markers_are_circles_and_other_shapes_keep_their_place() -> None:
         axes.plot([0.25], [0.5], "o", color=SERIES[0], markersize=6)
         axes.scatter([0.25, 0.75] * 4, [0.5] * 8, s=64, marker="s", color=SERIES[1], linewidths=0)
         drawing = themed_svg(figure).decode()
-    assert 'cx="25" cy="50" r="3"' in drawing
-    assert 'd="M-4 4L4 4L4 -4L-4 -4z" transform="translate(75 50)"' in drawing
+    shapes = re.findall(r'<path id="(\w+)" d="([^"]*)"', drawing)
+    square, dot = sorted(shapes, key=lambda shape: "C" in shape[1])
+    assert dot[1].startswith("M 0 3 \nC ")  # curved, with radius 3
+    assert " ".join(square[1].split()) == "M -4 4 L 4 4 L 4 -4 L -4 -4 z"
+    assert f'<use xlink:href="#{dot[0]}" x="25" y="50"' in drawing
+    assert f'<use xlink:href="#{square[0]}" x="75" y="50"' in drawing

@@ -67,6 +67,7 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path: Path) -> None:
             assert not name.startswith("on")
             if name in {"src", "href"}:
                 assert (value or "").startswith(("data:image/png;base64,", "#section-"))
+            assert name != "xlink:href" or (value or "").startswith("#m")  # a marker
     assert "@import" not in page
     assert "url(" not in page
     images = re.findall(r'<img width="6" height="4" alt="plain" src="data:[^,]+,([^"]+)">', page)
@@ -130,6 +131,9 @@ def test_an_older_report_survives_a_failure(tmp_path: Path) -> None:
         ('<path ONLOAD="x()"/>', "ONLOAD="),
         ('<path style="fill:url(x)"/>', "style="),
         ('<path href="x"/>', "href="),
+        ('<use href=""/>', "href="),
+        ('<use xmlns:x="http://www.w3.org/1999/xlink" x:href="//host/a.svg#m"/>', "href="),
+        ("<style>*{}</style>", "<style>"),
         ("<!-- -->", "no declaration"),
     ],
 )

@@ -24,7 +24,7 @@ def test_a_panel_a_kind_all_on_one_scale():
     dots = []
     for picture in (fog, snow):
         drawing = picture.data.decode()
-        places = re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawing)
+        places = re.findall(r'x="([\d.]+)" y="([\d.]+)" style="fill: var\(--series', drawing)
         dots += [tuple(map(float, place)) for place in places]
         assert drawing.count("stroke-dasharray") == 1  # the level of the clean images
     (x1, y90), (x3, y60), (_, y50), (_, y25) = dots
@@ -36,7 +36,7 @@ def test_two_classifiers_share_a_panel_and_have_a_legend():
     gallery = robustness_plots({"a": {"fog": FOG}, "b": {"fog": SNOW}}, {"a": 1.0, "b": 0.6})
     (picture,) = gallery.pictures
     drawing = picture.data.decode()
-    assert drawing.count("stroke-width:1.6") == 2
+    assert drawing.count("stroke-width: 1.6") == 2
     assert "series-1" in drawing
     assert "series-2" in drawing
     assert ">a</text>" in drawing

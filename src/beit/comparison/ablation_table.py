@@ -18,11 +18,11 @@ from beit.draw.charts import (
     place_axes,
     shortened,
     styled,
+    themed_svg,
 )
 from beit.draw.colours import FAINT, INK, SERIES
 from beit.draw.numbers import aligned_numbers, short_number
 from beit.draw.report import Cell, Gallery, Picture, Table
-from beit.draw.svg import themed_svg
 
 WIDTH, ROW, RIGHT = 360, 22, 18  # pixels of a plot
 LONGEST = 22  # letters of a cell's name in a plot, at most

@@ -10,36 +10,32 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFont
 from torch import Tensor
 
+from beit.draw.report import Picture
+
 Pixels = NDArray[np.uint8]
 Value = TypeVar("Value", bound=np.generic)
 SIDE = 256  # approximate longest side of a panel
 
 
 def panel(image: Tensor, side: int = SIDE) -> Pixels:
-    """Scale an image (3, H, W), uint8 or float in [0, 1], to about `side` pixels.
+    """Scale an image (3, H, W), uint8 or float in [0, 1], to about `side` pixels: (h, w, 3).
 
     Small images are enlarged by an integer factor without smoothing; large ones are averaged down.
-    Returns: (h, w, 3)
     """
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"an image has shape (3, H, W), got {tuple(image.shape)}")
     if image.dtype != torch.uint8:
         image = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     pixels: Pixels = image.permute(1, 2, 0).cpu().numpy()
-    longest = max(pixels.shape[:2])
+    (H, W), longest = pixels.shape[:2], max(pixels.shape[:2])
     if longest > side:
-        H, W = pixels.shape[:2]
         size = (max(1, round(W * side / longest)), max(1, round(H * side / longest)))
         return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BOX))
-    factor = side // longest
-    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
+    return pixels.repeat(side // longest, axis=0).repeat(side // longest, axis=1)
 
 
 def cells(values: NDArray[Value], grid: tuple[int, int], like: Pixels) -> NDArray[Value]:
-    """Repeat values (N, ...) of the grid's patches over the pixels of a panel (h, w, 3).
-
-    Returns: (h, w, ...)
-    """
+    """Repeat values (N, ...) of the grid's patches over a panel's pixels (h, w, 3): (h, w, ...)."""
     h, w = like.shape[:2]
     rows, columns = np.arange(h) * grid[0] // h, np.arange(w) * grid[1] // w
     spread: NDArray[Value] = values.reshape(*grid, *values.shape[1:])[rows][:, columns]
@@ -47,10 +43,7 @@ def cells(values: NDArray[Value], grid: tuple[int, int], like: Pixels) -> NDArra
 
 
 def depth_in_cell(grid: tuple[int, int], like: Pixels) -> NDArray[np.float64]:
-    """Return the distance of each pixel from the edge of its cell: 0 at the edge, 1 in the middle.
-
-    Returns: (h, w)
-    """
+    """Return each pixel's distance (h, w) from the edge of its cell: 0 there, 1 in the middle."""
     h, w = like.shape[:2]
     across = 1 - np.abs((np.arange(w) + 0.5) * grid[1] / w % 1 * 2 - 1)
     down = 1 - np.abs((np.arange(h) + 0.5) * grid[0] / h % 1 * 2 - 1)
@@ -66,12 +59,7 @@ def opaque(pixels: Pixels) -> Pixels:
 def masked_view(
     image: Tensor, masked: Tensor, grid: tuple[int, int]
 ) -> tuple[Pixels, Pixels, NDArray[np.bool_]]:
-    """Show an image with its masked patches in grey.
-
-    Args:
-        image: (3, H, W) uint8 or [0, 1]
-        masked: (M,) int64, the masked patches
-        grid: (Gh, Gw)
+    """Show an image (3, H, W) uint8 or [0, 1] with its patches `masked` (M,) int64 in grey.
 
     Returns: the panel (h, w, 3), the same with grey patches (h, w, 4), and where those are (h, w)
     """
@@ -84,6 +72,15 @@ def masked_view(
     return whole, view, hidden
 
 
+def over_masked(
+    colours: Pixels, grid: tuple[int, int], whole: Pixels, hidden: NDArray[np.bool_]
+) -> Pixels:
+    """Show the colours (N, 3) of the `hidden` patches over the faded panel: (h, w, 4)."""
+    faded = opaque(whole)
+    faded[..., 3] = 70
+    return np.where(hidden[..., None], opaque(cells(colours, grid, whole)), faded)
+
+
 def blend(first: Pixels, second: Pixels, share: float) -> Pixels:
     """Mix two panels; `share` is the weight of the second."""
     mixed = first.astype(np.float32) * (1 - share) + second.astype(np.float32) * share
@@ -91,21 +88,15 @@ def blend(first: Pixels, second: Pixels, share: float) -> Pixels:
 
 
 def mosaic(rows: Sequence[Sequence[Pixels]], gap: int = 8) -> Pixels:
-    """Lay out panels of one size (h, w, 3 or 4) in rows; gaps and missing panels are transparent.
-
-    Returns: (H, W, 4)
-    """
+    """Lay out panels (h, w, 3 or 4) in rows: (H, W, 4). Gaps and missing panels are transparent."""
     h, w = rows[0][0].shape[:2]
     num_columns = max(map(len, rows))
-    sheet = np.zeros(
-        (len(rows) * (h + gap) - gap, num_columns * (w + gap) - gap, 4), dtype=np.uint8
-    )
+    size = (len(rows) * (h + gap) - gap, num_columns * (w + gap) - gap, 4)
+    sheet = np.zeros(size, dtype=np.uint8)
     for i, row in enumerate(rows):
         for j, pixels in enumerate(row):
-            top, left = i * (h + gap), j * (w + gap)
-            sheet[top : top + h, left : left + w] = (
-                opaque(pixels) if pixels.shape[2] == 3 else pixels
-            )
+            place = sheet[i * (h + gap) :, j * (w + gap) :]
+            place[:h, :w] = opaque(pixels) if pixels.shape[2] == 3 else pixels
     return sheet
 
 
@@ -114,6 +105,11 @@ def png(pixels: Pixels) -> bytes:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG", optimize=True)
     return file.getvalue()
+
+
+def picture(caption: str, alt: str, rows: Sequence[Sequence[Pixels]], gap: int = 8) -> Picture:
+    """Return panels laid out in rows by `mosaic` as a picture of the report."""
+    return Picture(caption, alt, png(mosaic(rows, gap)), "image/png")
 
 
 def font(size: int) -> ImageFont.FreeTypeFont:

@@ -1,10 +1,12 @@
 """Charts drawn by matplotlib, as SVG that takes its font and colours from the page.
 
-Create the figure and call `themed_svg` inside one `styled()` block. Use the colours of
-`beit.draw.colours`: each becomes a CSS variable of the page, with itself as the fallback, so that
-one drawing serves light and dark pages. Lengths are in pixels of the SVG.
+Create the figure and call `themed_svg` inside one `styled()` block. The colours of
+`beit.draw.colours` become CSS variables, so that one drawing serves light and dark pages. Lengths
+are in pixels of the SVG.
 """
 
+import io
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.draw.colours import FAINT, INK, RULE, SERIES
+from beit.draw.colours import FAINT, INK, RULE, SERIES, THEME
 from beit.draw.numbers import short_number, tick_labels
-from beit.draw.svg import themed_svg
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,37 +27,32 @@ LINE = 15.5  # height of a line of text
 LETTER = 6.6  # mean width of a letter
 COLUMNS = 200  # long curves keep the extremes of this many pieces
 MARKED = 30  # curves with at most this many points show a dot for each
+_FONT = "var(--sans,system-ui,sans-serif)"  # of the page; alone the browser's
+_FAINT = ("axes.edgecolor", "axes.labelcolor", "legend.labelcolor", "xtick.color", "ytick.color")
+_NONE = ("axes.xmargin", "axes.ymargin", "legend.borderaxespad", "legend.borderpad")
+_HIDDEN = ("axes.spines.left", "axes.spines.right", "axes.spines.top", "legend.frameon")
 _STYLE: Mapping[Any, Any] = {
+    **dict.fromkeys(_FAINT, FAINT),
+    **dict.fromkeys(_NONE, 0),
+    **dict.fromkeys(_HIDDEN, False),
     "figure.dpi": 72,  # a point is a pixel of the SVG
     "font.family": "DejaVu Sans",  # for measuring only: wider than the fonts of pages
     "font.size": 11.5,
     "text.color": INK,
     "axes.autolimit_mode": "round_numbers",
     "axes.axisbelow": True,
-    "axes.edgecolor": FAINT,
     "axes.grid": True,
     "axes.grid.axis": "y",
-    "axes.labelcolor": FAINT,
-    "axes.xmargin": 0,
-    "axes.ymargin": 0,
-    "axes.spines.left": False,
-    "axes.spines.right": False,
-    "axes.spines.top": False,
     "grid.color": RULE,
-    "legend.borderaxespad": 0,
-    "legend.borderpad": 0,
     "legend.columnspacing": 1.2,
-    "legend.frameon": False,
     "legend.handlelength": 1.2,
     "legend.handletextpad": 0.4,
-    "legend.labelcolor": FAINT,
     "legend.labelspacing": 0.3,
+    "lines.markersize": 4.5,
     "lines.scale_dashes": False,
     "path.simplify": False,  # `thinned` does it
     "svg.fonttype": "none",
-    "xtick.color": FAINT,
     "xtick.major.size": 4,
-    "ytick.color": FAINT,
     "ytick.major.pad": 6,
     "ytick.major.size": 0,
 }
@@ -126,6 +122,28 @@ def label_ticks(
     return labels
 
 
+def themed_svg(figure: "Figure") -> bytes:
+    """Render a figure as SVG that takes its font and colours from the page; deterministic.
+
+    The only ids are hashes of markers, so that any number of drawings can stand in one page.
+    """
+    file = io.StringIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(file, format="svg", metadata=metadata)
+    svg = '<svg stroke-linejoin="round"' + file.getvalue().partition("<svg")[2]
+    svg = re.sub(r"(?s)<(metadata|style|clipPath).*?</\1>|(?<=>)\s+|\s+(?=<)", "", svg)
+    return re.sub("<[^>]+>", _themed, svg).encode()
+
+
+def _themed(tag: re.Match[str]) -> str:
+    """Put CSS variables in place of font and colours, and round coordinates to one decimal."""
+    unused = r'(?<=<g) id="[^"]+"| clip-path="[^"]+"| transform="rotate\(-0 [^"]+"|(?<=\d)pt(?=")'
+    words = re.sub(unused, "", tag[0]).replace("'DejaVu Sans'", _FONT)
+    for colour, name in THEME.items():
+        words = words.replace(colour, f"var({name},{colour})")
+    return re.sub(r"\d+\.\d{4,}", lambda number: f"{float(number[0]):.1f}", words)
+
+
 def shortened(words: str, most: int) -> str:
     """Put words on one line, with an ellipsis in the middle if they have over `most` letters."""
     words = " ".join("".join(c if c.isprintable() else " " for c in words).split())
@@ -168,23 +186,23 @@ def line_chart(
         log: a logarithmic y axis; all values must be positive
         limits: of x and y; None for those of the data, y rounded
     """
-    labels = [shortened(line.label, int((WIDTH - 24) / LETTER)) for line in lines if line.label]
+    labels = [shortened(line.label, int((WIDTH - 24) / LETTER)) for line in lines]
     num_columns = max(1, int(WIDTH / (32 + LETTER * max(map(len, labels), default=0))))
-    num_rows = -(-len(labels) // num_columns)
+    num_rows = -(-sum(map(bool, labels)) // num_columns)
     top = 30 + LINE * (num_rows + len(notes))
+    height = top + plot_height + BOTTOM
     known = np.array([p for line in lines for p in line.points if not np.isnan(p[1])])
     with styled():
-        height = top + plot_height + BOTTOM
         figure = new_chart(title, height)
         axes = figure.add_axes((0, 0, 1, 1))
-        handles = [_draw(axes, line, number) for number, line in enumerate(lines)]
-        if labels:
-            # A space in front: matplotlib leaves out labels that begin with an underscore.
-            named = [h for h, line in zip(handles, lines, strict=True) if line.label]
+        for number, (line, label) in enumerate(zip(lines, labels, strict=True)):
+            _draw(axes, line, label, number)
+        if num_rows:
             place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (0, 1 - 22 / height)}
-            figure.legend(named, [f" {label}" for label in labels], ncols=num_columns, **place)
-        for row, note in enumerate(notes):
-            write(figure, 0, 34 + LINE * (num_rows + row), note, color=FAINT)
+            for handle in figure.legend(ncols=num_columns, **place).get_lines():
+                handle.set(linewidth=2.5, marker="", solid_capstyle="projecting")
+        for row, note in enumerate(notes, num_rows):
+            write(figure, 0, 34 + LINE * row, note, color=FAINT)
         if not len(known):
             axes.remove()
             middle = top + plot_height / 2
@@ -201,31 +219,19 @@ def line_chart(
         return themed_svg(figure)
 
 
-def _draw(axes: "Axes", line: Line, number: int) -> Any:
-    """Draw a line, its level, and dots on few points or between gaps. Returns: a legend handle."""
-    from matplotlib.lines import Line2D
-
+def _draw(axes: "Axes", line: Line, label: str, number: int) -> None:
+    """Draw a line, its level, and dots on few points or between gaps."""
     x, y = thinned(np.array(line.points, dtype=np.float64).reshape(-1, 2)).T
     missing = np.isnan(np.concatenate([[np.nan], y, [np.nan]]))
     alone = ~missing[1:-1] & missing[:-2] & missing[2:]
     marked = np.arange(len(y)) if len(line.points) <= MARKED else alone.nonzero()[0]
-    colour = SERIES[number % len(SERIES)]
-    dashes: Any = "-" if number < len(SERIES) else (0, (5, 3))
-    style: dict[str, Any] = {"color": colour, "linewidth": 1.6, "clip_on": False}
+    style: dict[str, Any] = {"color": SERIES[number % len(SERIES)], "clip_on": False}
     if line.level is not None:
-        axes.axhline(line.level, linestyle=(0, (4, 3)), **(style | {"linewidth": 1}))
-    axes.plot(
-        x,
-        y,
-        linestyle=dashes,
-        marker="o",
-        markersize=4.5,
-        markeredgewidth=0,
-        markevery=marked.tolist(),
-        solid_capstyle="round",
-        **style,
-    )
-    return Line2D([], [], color=colour, linewidth=2.5, linestyle=dashes)
+        axes.axhline(line.level, linestyle=(0, (4, 3)), linewidth=1, **style)
+    dots: dict[str, Any] = {"marker": "o", "markeredgewidth": 0, "markevery": marked.tolist()}
+    style |= {"linewidth": 1.6, "linestyle": "-" if number < len(SERIES) else (0, (5, 3))}
+    # A space in front: matplotlib leaves out labels that begin with an underscore.
+    axes.plot(x, y, label=label and f" {label}", solid_capstyle="round", **dots, **style)
 
 
 def thinned(points: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,10 +5,9 @@ from typing import Any
 
 from torch import Tensor
 
-from beit.draw.charts import LETTER, new_chart, place_axes, shortened, styled
+from beit.draw.charts import LETTER, new_chart, place_axes, shortened, styled, themed_svg
 from beit.draw.colours import SERIES
 from beit.draw.report import Item, Picture, Table
-from beit.draw.svg import themed_svg
 
 SHOWN = 50  # classes in a table, at most
 DRAWN = 40  # classes in a confusion matrix, at most
@@ -18,29 +17,20 @@ NUMBERED = 14  # classes in a matrix with numbers, at most
 def class_items(
     right: Tensor, total: Tensor, confusion: Tensor | None, names: Sequence[str]
 ) -> list[Item]:
-    """Return the report's items: right and total as for `class_table`, confusion (Y, Y) or None."""
-    items: list[Item] = [class_table(right, total, names)]
+    """Return the report's items of the arguments of the functions below; confusion may be None."""
+    items: list[Item | None] = [class_table(right, total, names)]
     if confusion is not None:
-        items.append(confusion_table(confusion, names))
-        picture = confusion_picture(confusion, names)
-        items += [] if picture is None else [picture]
-    return items
+        items += [confusion_table(confusion, names), confusion_picture(confusion, names)]
+    return [item for item in items if item is not None]
 
 
 def class_table(right: Tensor, total: Tensor, names: Sequence[str]) -> Table:
     """List the accuracy of each class, worst first; the `SHOWN` worst if there are more.
 
-    Args:
-        right: (Y,) correctly classified images of each class
-        total: (Y,) images of each class
-        names: of the classes
+    right, total: (Y,) correctly classified images and all images of each class
     """
-    shares = (right.double() / total.clamp(min=1)).tolist()
-    rows = [
-        (name, 100 * share, count)
-        for name, share, count in zip(names, shares, total.tolist(), strict=True)
-        if count
-    ]
+    shares = (100 * (right.double() / total.clamp(min=1))).tolist()
+    rows = [row for row in zip(names, shares, total.tolist(), strict=True) if row[2]]
     rows.sort(key=lambda row: row[1])
     which = f", the {SHOWN} worst of {len(rows)}" if len(rows) > SHOWN else ""
     return Table(f"Accuracy by class{which}", ["Class", "Accuracy, %", "Images"], rows[:SHOWN])
@@ -60,10 +50,7 @@ def confusion_table(confusion: Tensor, names: Sequence[str], count: int = 20) ->
 
 
 def confusion_picture(confusion: Tensor, names: Sequence[str]) -> Picture | None:
-    """Draw confusion (Y, Y), true class by row, predicted class by column, in percent of the row.
-
-    Returns: None if there are more than `DRAWN` classes
-    """
+    """Draw confusion (Y, Y) in percent of the row; None for more than `DRAWN` classes."""
     Y = len(names)
     if Y > DRAWN:
         return None
@@ -75,9 +62,8 @@ def confusion_picture(confusion: Tensor, names: Sequence[str]) -> Picture | None
     rows, columns = (shares > 0).nonzero(as_tuple=True)
     percents = (100 * shares[rows, columns]).tolist()
     with styled():
-        figure = new_chart(
-            "True class by row, predicted class by column", top + side + 6, left + side + 6
-        )
+        title = "True class by row, predicted class by column"
+        figure = new_chart(title, top + side + 6, left + side + 6)
         axes = figure.add_axes((0, 0, 1, 1))
         place_axes(axes, left, top, 6, 6)
         colours = [to_rgba(SERIES[0], round(0.08 + 0.0072 * percent, 3)) for percent in percents]
@@ -95,5 +81,4 @@ def confusion_picture(confusion: Tensor, names: Sequence[str]) -> Picture | None
         data = themed_svg(figure)
     mean = float(shares.diagonal()[confusion.sum(dim=1) > 0].mean())
     alt = f"Confusion matrix of {Y} classes; mean accuracy of a class {100 * mean:.1f}%"
-    caption = "Confusion matrix in percent of the row"
-    return Picture(caption, alt, data, "image/svg+xml")
+    return Picture("Confusion matrix in percent of the row", alt, data, "image/svg+xml")

@@ -10,6 +10,7 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
+Values = NDArray[np.float64]
 INK, FAINT, RULE = "#1d2127", "#626b79", "#e0e3e6"
 SERIES = ("#2867b2", "#c2571a", "#1f8a70", "#a0458f", "#8a7500", "#5b6472")
 # Each colour of a light page, and the CSS variable of the report that replaces it in a chart.
@@ -41,9 +42,9 @@ _ORDERED, _POOL = 1024, 4096
 
 @lru_cache(maxsize=8)
 def code_colours(vocab_size: int) -> NDArray[np.uint8]:
-    """Return the colour of every code; the array is shared and read-only.
+    """Return the colours (K, 3) uint8 sRGB of all codes; the array is shared and read-only.
 
-    Returns: (K, 3) uint8 sRGB, equal to the first K rows for any larger vocabulary
+    They equal the first K rows for any larger vocabulary.
     """
     if vocab_size < 1:
         raise ValueError(f"vocab_size {vocab_size} must be at least 1")
@@ -53,7 +54,7 @@ def code_colours(vocab_size: int) -> NDArray[np.uint8]:
     hue = 2 * np.pi * points[:, 0]
     lightness = 0.40 + 0.48 * points[:, 1]
     chroma = np.sqrt(0.2 + 0.8 * points[:, 2]) * _most_chroma(lightness, hue)  # even in area
-    lab = np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
+    lab = _lab(lightness, chroma, hue)
 
     ordered = [0]
     distance = np.full(_POOL, np.inf)
@@ -66,44 +67,41 @@ def code_colours(vocab_size: int) -> NDArray[np.uint8]:
     return colours
 
 
-def place_colours(places: NDArray[np.float64]) -> NDArray[np.uint8]:
-    """Colour points of the unit cube so that near points have similar colours.
+def place_colours(places: Values) -> NDArray[np.uint8]:
+    """Colour points (n, 3) of the unit cube; near points get similar colours (n, 3) uint8 sRGB.
 
     The first axis is lightness, which everybody sees. The second runs from blue to yellow, which
     people with red-green colour blindness tell apart. The third runs from green to red.
-
-    Args:
-        places: (n, 3) in [0, 1]
-
-    Returns: (n, 3) uint8 sRGB
     """
     lightness = 0.34 + 0.56 * places[:, 0]
     across, along = 2 * places[:, 2] - 1, 2 * places[:, 1] - 1  # green to red, blue to yellow
     hue = np.arctan2(along, across)
     strength = np.maximum(np.abs(across), np.abs(along))
-    chroma = strength * _most_chroma(lightness, hue)
-    return _srgb(np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1))
+    return _srgb(_lab(lightness, strength * _most_chroma(lightness, hue), hue))
 
 
-def _most_chroma(lightness: NDArray[np.float64], hue: NDArray[np.float64]) -> NDArray[np.float64]:
+def _most_chroma(lightness: Values, hue: Values) -> Values:
     """Find the largest chroma inside sRGB for each lightness and hue, by bisection."""
     low, high = np.zeros(len(hue)), np.full(len(hue), 0.4)
     for _ in range(16):
         middle = (low + high) / 2
-        lab = np.stack([lightness, middle * np.cos(hue), middle * np.sin(hue)], axis=1)
-        linear = _linear_rgb(lab)
+        linear = _linear_rgb(_lab(lightness, middle, hue))
         inside = ((linear >= 0) & (linear <= 1)).all(axis=1)
         low, high = np.where(inside, middle, low), np.where(inside, high, middle)
     return low
 
 
-def _srgb(lab: NDArray[np.float64]) -> NDArray[np.uint8]:
+def _lab(lightness: Values, chroma: Values, hue: Values) -> Values:
+    return np.stack([lightness, chroma * np.cos(hue), chroma * np.sin(hue)], axis=1)
+
+
+def _srgb(lab: Values) -> NDArray[np.uint8]:
     """Convert OKLab (n, 3) to sRGB, clipped to the gamut."""
     linear = _linear_rgb(lab).clip(0, 1)
     curved = np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return np.round(255 * curved).astype(np.uint8)
 
 
-def _linear_rgb(lab: NDArray[np.float64]) -> NDArray[np.float64]:
-    linear: NDArray[np.float64] = (lab @ _CONES.T) ** 3 @ _LINEAR.T
+def _linear_rgb(lab: Values) -> Values:
+    linear: Values = (lab @ _CONES.T) ** 3 @ _LINEAR.T
     return linear

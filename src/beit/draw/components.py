@@ -19,8 +19,7 @@ class Components(NamedTuple):
 
     Attributes:
         mean: (T,) float64
-        axes: (T, 3) float64, orthonormal; the largest entry of each is positive; zeros for
-            components without variance
+        axes: (T, 3) float64, orthonormal, the largest entry positive; zeros without variance
         shares: (3,) float64, of the variance
         low, high: (3,) float64, the quantiles `ENDS` of the projected vectors
     """
@@ -42,11 +41,7 @@ class Components(NamedTuple):
 
 
 def components(vectors: Tensor) -> Components:
-    """Find the first three principal components of vectors (n, T); deterministic.
-
-    Raises:
-        ValueError: there are no vectors, or some are not finite.
-    """
+    """Find the first three principal components of finite vectors (n, T); deterministic."""
     if vectors.ndim != 2 or not len(vectors) or not bool(vectors.isfinite().all()):
         got = f"got {tuple(vectors.shape)}, all finite: {bool(vectors.isfinite().all())}"
         raise ValueError(f"vectors must be (n, T), n at least 1, and finite; {got}")
@@ -71,16 +66,10 @@ def _ends(projected: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def codebook_colours(vectors: Tensor | None, vocab_size: int) -> NDArray[np.uint8]:
-    """Colour codes so that similar codebook vectors have similar colours.
+    """Colour codes (K, 3) uint8 sRGB so that similar codebook vectors (K, C) have similar colours.
 
     The codes are ranked along each of the first three principal components of their vectors, so
-    that colours are used evenly. The first component is lightness.
-
-    Args:
-        vectors: (K, C); None for a tokenizer without them, which gets `code_colours`
-        vocab_size: K
-
-    Returns: (K, 3) uint8 sRGB
+    that colours are used evenly. The first component is lightness. Without vectors: `code_colours`.
     """
     if vectors is None:
         return code_colours(vocab_size)
@@ -96,16 +85,10 @@ def codebook_colours(vectors: Tensor | None, vocab_size: int) -> NDArray[np.uint
 
 
 def feature_colours(features: Tensor, fitted: Components | None = None) -> NDArray[np.uint8]:
-    """Colour features by their first three principal components.
+    """Colour features (..., T) by their first three principal components: (..., 3) uint8 sRGB.
 
-    Each vector is first divided by its length, as in the tokenizer's loss.
-
-    Args:
-        features: (..., T)
-        fitted: components of other `directions`, so that colours mean the same in both pictures;
-            None for the features' own
-
-    Returns: (..., 3) uint8 sRGB
+    Each vector is first divided by its length, as in the tokenizer's loss. With `fitted` components
+    of other `directions`, colours mean the same in both pictures.
     """
     rows = directions(features)
     axes = components(rows) if fitted is None else fitted

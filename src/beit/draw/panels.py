@@ -6,13 +6,17 @@ They are black on white on every page.
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from beit.draw.canvas import Pixels
 from beit.draw.charts import styled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 COLUMN_INCHES, PAGE_INCHES = 0.86, 7.0  # widths of a panel and of a figure over both columns
 POINTS, DPI = 7.0, 220
@@ -26,8 +30,7 @@ class Panel(NamedTuple):
 
     Attributes:
         pixels: (h, w, 3 or 4)
-        title: text above the picture
-        below: text below the picture, in grey
+        title, below: text above the picture, and below it in grey
         words: a text for each cell of the grid, written inside the cell
         grid: (Gh, Gw) of the words
     """
@@ -93,8 +96,11 @@ def draw_panels(
         def write(x: float, y: float, words: str, **style: Any) -> None:
             figure.text(x / width, 1 - y / height, words, **style)
 
-        def axes(x: float, y: float, w: float, h: float):  # type: ignore[no-untyped-def]
-            return figure.add_axes((x / width, 1 - (y + h) / height, w / width, h / height))
+        def show(pixels: Pixels, x: float, y: float, w: float, h: float) -> "Axes":
+            axes = figure.add_axes((x / width, 1 - (y + h) / height, w / width, h / height))
+            axes.imshow(pixels, interpolation="none", aspect="auto")
+            axes.set_axis_off()
+            return axes
 
         write(_MARGIN, 0.15, title, size=POINTS + 1, weight="bold")
         top = 0.26
@@ -107,10 +113,7 @@ def draw_panels(
                 if panel is not None:
                     left = margin + column * (side + _GAP)
                     h, w = panel.pixels.shape[:2]
-                    place = axes(left, top, side, side * h / w)
-                    place.imshow(panel.pixels, interpolation="none", aspect="auto")
-                    place.set_axis_off()
-                    _write_words(place, panel, side)
+                    _write_words(show(panel.pixels, left, top, side, side * h / w), panel, side)
                     middle = left + side / 2
                     write(middle, top - 0.035, panel.title, ha="center")
                     under = top + side * h / w + 0.1
@@ -118,9 +121,7 @@ def draw_panels(
             top += tall + below
         if bar:
             length = min(2.4, width - 2 * margin)
-            place = axes(margin, top + 0.04, length, 0.08)
-            place.imshow(heat(np.linspace(0, 1, 256)[None]), aspect="auto", interpolation="none")
-            place.set_axis_off()
+            show(heat(np.linspace(0, 1, 256)[None]), margin, top + 0.04, length, 0.08)
             write(margin, top + 0.23, bar_ends[0], size=POINTS - 1)
             write(margin + length / 2, top + 0.23, bar, size=POINTS - 1, ha="center")
             write(margin + length, top + 0.23, bar_ends[1], size=POINTS - 1, ha="right")
@@ -136,7 +137,7 @@ def _row_height(row: Sequence[Panel | None], side: float) -> tuple[float, float,
     return above, tall, below + _GAP
 
 
-def _write_words(axes, panel: Panel, side: float) -> None:  # type: ignore[no-untyped-def]
+def _write_words(axes: "Axes", panel: Panel, side: float) -> None:
     """Write a word into each cell of a panel, black on light and white on dark."""
     if not panel.words:
         return
@@ -151,7 +152,7 @@ def _write_words(axes, panel: Panel, side: float) -> None:  # type: ignore[no-un
         axes.text(x, y, word, size=size, ha="center", va="center", color=colour)
 
 
-def rendered(figure, omitted=("Date", "Creator")) -> Drawing:  # type: ignore[no-untyped-def]
+def rendered(figure: "Figure", omitted: Sequence[str] = ("Date", "Creator")) -> Drawing:
     """Render a figure inside `styled`, without metadata: the same figure gives the same bytes."""
     files = io.BytesIO(), io.BytesIO()
     figure.savefig(files[0], format="png", metadata={"Software": None})

@@ -3,10 +3,10 @@
 import base64
 import os
 import re
+import struct
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Literal
 
@@ -30,10 +30,8 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise ValueError(
-                    f"table {self.caption!r}: a row has {len(row)} cells for "
-                    f"{len(self.columns)} columns: {list(row)}"
-                )
+                got = f"{len(row)} cells for {len(self.columns)} columns: {list(row)}"
+                raise ValueError(f"table {self.caption!r}: a row has {got}")
 
 
 @dataclass(frozen=True)
@@ -83,11 +81,7 @@ def write_report(
         figures: the main results, shown large above the facts
     """
     page = _template().render(
-        title=title,
-        sections=sections,
-        facts=facts,
-        figures=figures or {},
-        summary=summary,
+        title=title, sections=sections, facts=facts, figures=figures or {}, summary=summary
     )
     path = Path(path)
     write_text(path, page)
@@ -96,6 +90,7 @@ def write_report(
 
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("beit", "draw"),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -107,26 +102,20 @@ def _template() -> jinja2.Template:
     environment.tests.update(
         table=lambda item: isinstance(item, Table), gallery=lambda item: isinstance(item, Gallery)
     )
-    source = resources.files("beit.draw").joinpath("report.html.jinja").read_text("utf-8")
-    return environment.from_string(source)
+    return environment.get_template("report.html.jinja")
 
 
 def _paragraphs(text: str) -> Markup:
     blocks = []
     for block in re.split(r"\n\s*\n", text.strip("\n")):
-        if not block.strip():
-            continue
         lines = block.split("\n")
-        if all(line.startswith("    ") for line in lines):
+        if block.strip() and all(line.startswith("    ") for line in lines):
             code = "\n".join(line[4:] for line in lines)
             blocks.append(Markup("<pre><code>{}</code></pre>").format(code))
-        else:
-            blocks.append(Markup("<p>{}</p>").format(_words(" ".join(block.split()))))
+        elif block.strip():
+            words = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(" ".join(block.split()))))
+            blocks.append(Markup("<p>{}</p>").format(Markup(words)))
     return Markup("\n").join(blocks)
-
-
-def _words(text: str) -> Markup:
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _unbroken(title: str) -> Markup:
@@ -139,25 +128,21 @@ def _embedded(picture: Picture) -> Markup:
     """Embed an SVG as elements, so that it takes the page's colours, and a PNG as data."""
     if picture.media_type == "image/svg+xml":
         drawing = Markup(_plain_svg(picture.data))  # checked: shapes and text only
-        return Markup('<div class="drawing" role="img" aria-label="{}">{}</div>').format(
-            picture.alt, drawing
-        )
-    # The size is at a fixed place of a PNG; with it the page does not jump while it loads.
+        frame = Markup('<div class="drawing" role="img" aria-label="{}">{}</div>')
+        return frame.format(picture.alt, drawing)
     if picture.data[:8] != b"\x89PNG\r\n\x1a\n":
         raise ValueError(f"picture {picture.alt!r} is not the PNG that its media type says")
-    width = int.from_bytes(picture.data[16:20], "big")
-    height = int.from_bytes(picture.data[20:24], "big")
-    encoded = base64.b64encode(picture.data).decode()
-    return Markup('<img width="{}" height="{}" alt="{}" src="data:image/png;base64,{}">').format(
-        width, height, picture.alt, encoded
-    )
+    # The size is at a fixed place of a PNG; with it the page does not jump while it loads.
+    size = struct.unpack(">II", picture.data[16:24])
+    image = Markup('<img width="{}" height="{}" alt="{}" src="data:image/png;base64,{}">')
+    return image.format(*size, picture.alt, base64.b64encode(picture.data).decode())
 
 
-_DRAWING = {"svg", "g", "path", "line", "rect", "circle", "polyline", "polygon", "text", "title"}
+_DRAWING = {"svg", "g", "defs", "path", "use", "text"}
 
 
 def _plain_svg(data: bytes) -> str:
-    """Return the SVG's text after checking that it has no script, link or entity."""
+    """Return the SVG's text after checking that it has no script, outer link or entity."""
     source = data.decode()
     if "<!" in source or "<?" in source:
         raise ValueError("an SVG in a report has no declaration, comment or entity")
@@ -167,7 +152,8 @@ def _plain_svg(data: bytes) -> str:
             raise ValueError(f"an SVG in a report only draws: <{tag}> is not allowed")
         for attribute, value in element.attrib.items():
             name = attribute.lower()
-            if name.startswith("on") or "href" in name or "url(" in value.lower():
+            link = "href" in name and not value.startswith("#")
+            if link or name.startswith("on") or "url(" in value.lower():
                 raise ValueError(f"an SVG in a report only draws: {attribute}= is not allowed")
     return source
 
@@ -177,8 +163,7 @@ def _columns(table: Table) -> list[tuple[list[str], bool]]:
     columns = []
     for index in range(len(table.columns)):
         values = [row[index] for row in table.rows]
-        known = [value for value in values if isinstance(value, float)]
-        written = iter(aligned_numbers(known))
+        written = iter(aligned_numbers([value for value in values if isinstance(value, float)]))
         words = [
             "–" if value is None else next(written) if isinstance(value, float) else str(value)
             for value in values

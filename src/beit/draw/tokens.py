@@ -10,11 +10,10 @@ from torch import Tensor
 
 from beit.draw import canvas
 from beit.draw.canvas import Pixels
-from beit.draw.charts import BOTTOM, finish_axes, log_axis, new_chart, styled, write
+from beit.draw.charts import BOTTOM, finish_axes, log_axis, new_chart, styled, themed_svg, write
 from beit.draw.colours import FAINT, SERIES, code_colours
 from beit.draw.numbers import short_number
 from beit.draw.report import Gallery, Picture
-from beit.draw.svg import themed_svg
 from beit.nn.metrics import codebook_health
 
 
@@ -30,16 +29,16 @@ def token_maps(
         vocab_size: K
         caption: which images these are
     """
-    _check(images, grid, vocab_size, codes=codes)
+    _check(images, grid, vocab_size, codes)
     colours = code_colours(vocab_size)
     pictures = []
     for index, (image, row) in enumerate(zip(images, codes.cpu().numpy(), strict=True)):
         whole = canvas.panel(image)
         tokens = canvas.cells(colours[row], grid, whole)
-        alt = f"Image {index + 1}, its map of {grid[0]} by {grid[1]} tokens, and both blended"
-        pixels = canvas.mosaic([[whole, tokens, canvas.blend(whole, tokens, 0.5)]])
         words = f"{len(np.unique(row))} different codes on {len(row)} patches"
-        pictures.append(Picture(words, alt, canvas.png(pixels), "image/png"))
+        alt = f"Image {index + 1}, its map of {grid[0]} by {grid[1]} tokens, and both blended"
+        panels = [whole, tokens, canvas.blend(whole, tokens, 0.5)]
+        pictures.append(canvas.picture(words, alt, [panels]))
     legend = "Left to right: the image, its tokens (a colour for each code), both blended."
     return Gallery(f"{caption} {legend}".strip(), pictures)
 
@@ -55,46 +54,31 @@ def masked_predictions(
 ) -> Gallery:
     """Show image and masked image above the true and the predicted tokens of the masked patches.
 
-    Args:
-        images: (B, 3, H, W) uint8 or [0, 1]
-        masked: (B, M) int64, the masked patches
-        predicted: (B, M) int64, the code predicted for each of them
-        codes: (B, N) int64, the true codes of all patches
-        grid: (Gh, Gw), N = Gh * Gw
-        vocab_size: K
-        caption: which images these are
+    Args as for `token_maps`, and masked: (B, M) int64, the masked patches; predicted: (B, M) int64,
+    the code predicted for each of them.
     """
-    _check(images, grid, vocab_size, codes=codes)
+    _check(images, grid, vocab_size, codes)
     if predicted.shape != masked.shape or len(masked) != len(images):
-        raise ValueError(
-            f"masked {tuple(masked.shape)} and predicted {tuple(predicted.shape)} "
-            f"must both be (B, M) with B = {len(images)}"
-        )
-    _check_codes(predicted, "predicted", vocab_size)
+        got = f"masked {tuple(masked.shape)} and predicted {tuple(predicted.shape)}"
+        raise ValueError(f"{got} must both be (B, M) with B = {len(images)}")
+    _check_range(predicted, "predicted", vocab_size)
     colours = code_colours(vocab_size)
     pictures = []
     for index, image in enumerate(images):
-        places = masked[index].cpu().numpy()
-        true = codes[index].cpu().numpy()
+        places, true = masked[index].cpu().numpy(), codes[index].cpu().numpy()
         guesses = true.copy()
         guesses[places] = predicted[index].cpu().numpy()
         num_right = int((guesses == true)[places].sum())
         whole, view, hidden = canvas.masked_view(image, masked[index], grid)
-        faded = canvas.opaque(whole)
-        faded[..., 3] = 70
-        panels = []
-        for row in (true, guesses):
-            tokens = canvas.opaque(canvas.cells(colours[row], grid, whole))
-            panels.append(np.where(hidden[..., None], tokens, faded))
+        panels = [canvas.over_masked(colours[row], grid, whole, hidden) for row in (true, guesses)]
         wrong = canvas.cells(guesses != true, grid, whole)
         panels[1][wrong & (canvas.depth_in_cell(grid, whole) < 0.45)] = (128, 128, 128, 60)
+        words = f"{num_right} of {len(places)} masked tokens right"
         alt = (
             f"Image {index + 1}, the image with {len(places)} of {len(true)} patches masked, "
             f"their true tokens and the predicted ones, {num_right} of them right"
         )
-        pixels = canvas.mosaic([[whole, view], panels])
-        words = f"{num_right} of {len(places)} masked tokens right"
-        pictures.append(Picture(words, alt, canvas.png(pixels), "image/png"))
+        pictures.append(canvas.picture(words, alt, [[whole, view], panels]))
     legend = (
         "Top: the image, and the masked image that the model sees. Bottom: the true and the "
         "predicted tokens of the masked patches; wrong predictions are small squares."
@@ -116,19 +100,12 @@ def code_examples(
     Examples come from different images. Codes are spread evenly from the most to the least used
     of those with enough examples.
 
-    Args:
-        images: (B, 3, H, W) uint8 or [0, 1]
-        codes: (B, N) int64
-        grid: (Gh, Gw), N = Gh * Gw
-        num_codes_shown: codes to show, at most
-        caption: which images these are
-        num_examples: patches for each code
+    Args as for `token_maps`; at most `num_codes_shown` codes, each with `num_examples` patches.
     """
-    _check(images, grid, int(codes.max()) + 1, codes=codes)
+    _check(images, grid, int(codes.max()) + 1, codes)
     if num_codes_shown < 1 or num_examples < 1:
-        raise ValueError(
-            f"num_codes_shown {num_codes_shown} and num_examples {num_examples} must be at least 1"
-        )
+        got = f"num_codes_shown {num_codes_shown} and num_examples {num_examples}"
+        raise ValueError(f"{got} must be at least 1")
     tokens = codes.cpu().numpy()
     used, counts = np.unique(tokens, return_counts=True)
     num_images = np.array([(tokens == code).any(axis=1).sum() for code in used])
@@ -145,8 +122,7 @@ def code_examples(
             for i in np.unique(holders)
         ]
         alt = f"{len(patches)} patches from different images, all of code {code}"
-        data = canvas.png(canvas.mosaic([patches], gap=6))
-        pictures.append(Picture(f"Code {code}, used {count} times", alt, data, "image/png"))
+        pictures.append(canvas.picture(f"Code {code}, used {count} times", alt, [patches], gap=6))
     legend = "The frame marks the patch with this code; around it is the rest of the image."
     return Gallery(f"{caption} {legend}".strip(), pictures)
 
@@ -157,9 +133,8 @@ def _surroundings(image: Tensor, patch: int, grid: tuple[int, int]) -> Pixels:
     row, column = divmod(patch, Gw)
     rows, columns = min(3, Gh), min(3, Gw)
     top, left = min(max(row - 1, 0), Gh - rows), min(max(column - 1, 0), Gw - columns)
-    cut = image[
-        :, top * H // Gh : (top + rows) * H // Gh, left * W // Gw : (left + columns) * W // Gw
-    ]
+    cut = image[:, top * H // Gh : (top + rows) * H // Gh]
+    cut = cut[:, :, left * W // Gw : (left + columns) * W // Gw]
     pixels = canvas.panel(cut, side=108).copy()
     h, w = pixels.shape[:2]
     y, x = (row - top) * h // rows, (column - left) * w // columns
@@ -173,14 +148,11 @@ def _surroundings(image: Tensor, patch: int, grid: tuple[int, int]) -> Pixels:
 def usage_plot(counts: Tensor, caption: str) -> Picture:
     """Draw how often each code is used, in descending order, on a logarithmic axis.
 
-    Args:
-        counts: (K,) non-negative numbers, not all zero
-        caption: which images were counted
+    counts: (K,) non-negative numbers, not all zero; caption: which images were counted
     """
     if counts.ndim != 1 or not len(counts) or bool((counts < 0).any()) or not bool(counts.sum()):
-        raise ValueError(
-            f"counts must be (K,) non-negative numbers, not all zero; got {tuple(counts.shape)}"
-        )
+        expected = "(K,) non-negative numbers, not all zero"
+        raise ValueError(f"counts must be {expected}; got {tuple(counts.shape)}")
     K = len(counts)
     health = codebook_health(counts.cpu())
     ordered = counts.cpu().double().sort(descending=True).values.numpy()
@@ -213,18 +185,15 @@ def usage_plot(counts: Tensor, caption: str) -> Picture:
 
 
 def _check(images: Tensor, grid: tuple[int, int], vocab_size: int, codes: Tensor) -> None:
-    expected = (len(images), grid[0] * grid[1])
+    expected, got = (len(images), grid[0] * grid[1]), tuple(codes.shape)
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
-    if tuple(codes.shape) != expected:
-        raise ValueError(
-            f"codes must be (B, N) = {expected} for grid {grid}, got {tuple(codes.shape)}"
-        )
-    _check_codes(codes, "codes", vocab_size)
+    if got != expected:
+        raise ValueError(f"codes must be (B, N) = {expected} for grid {grid}, got {got}")
+    _check_range(codes, "codes", vocab_size)
 
 
-def _check_codes(codes: Tensor, name: str, vocab_size: int) -> None:
-    if codes.numel() and not 0 <= int(codes.min()) <= int(codes.max()) < vocab_size:
-        raise ValueError(
-            f"{name} must lie in [0, {vocab_size}), got {int(codes.min())} to {int(codes.max())}"
-        )
+def _check_range(codes: Tensor, name: str, vocab_size: int) -> None:
+    low, high = map(int, codes.aminmax()) if codes.numel() else (0, 0)
+    if low < 0 or high >= vocab_size:
+        raise ValueError(f"{name} must lie in [0, {vocab_size}), got {low} to {high}")

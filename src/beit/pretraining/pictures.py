@@ -6,11 +6,13 @@ from torch.nn import functional as F
 
 from beit.draw import canvas
 from beit.draw.numbers import short_number
-from beit.draw.report import Gallery, Picture
+from beit.draw.report import Gallery
 from beit.draw.tokens import masked_predictions
 from beit.nn.mim import take
 from beit.nn.target_metrics import Target
 from beit.nn.targets import FeatureTarget, PixelTarget
+
+_LEGEND = "Left to right: the image, the masked image that the model sees,"
 
 
 def predictions(
@@ -50,31 +52,21 @@ def painted_predictions(
 ) -> Gallery:
     """Show each image, its masked version, and the image with the predicted patches.
 
-    Args:
-        images: (B, 3, H, W) uint8 or [0, 1]
-        masked: (B, M) int64, the masked patches
-        painted: (B, 3, H, W) in [0, 1], the images with the predicted patches in place
-        grid: (Gh, Gw)
-        caption: which images these are
+    Args as for `predictions`; painted: (B, 3, H, W) in [0, 1], with the predicted patches in place.
     """
     if painted.shape != images.shape:
         raise ValueError(f"painted {tuple(painted.shape)} must be {tuple(images.shape)}")
-    pictures = []
+    M, pictures = masked.shape[1], []
     for index, (image, prediction) in enumerate(zip(images, painted, strict=True)):
         whole, view, hidden = canvas.masked_view(image, masked[index], grid)
         filled = np.where(hidden[..., None], canvas.panel(prediction), whole)
+        words = f"{M} of {grid[0] * grid[1]} patches predicted"
         alt = (
-            f"Image {index + 1}, the image with {masked.shape[1]} patches masked, and the image "
+            f"Image {index + 1}, the image with {M} patches masked, and the image "
             "with the predicted patches in their place"
         )
-        pixels = canvas.mosaic([[whole, view, filled]])
-        words = f"{masked.shape[1]} of {grid[0] * grid[1]} patches predicted"
-        pictures.append(Picture(words, alt, canvas.png(pixels), "image/png"))
-    legend = (
-        "Left to right: the image, the masked image that the model sees, the image with the "
-        "predicted patches."
-    )
-    return Gallery(f"{caption} {legend}".strip(), pictures)
+        pictures.append(canvas.picture(words, alt, [[whole, view, filled]]))
+    return Gallery(f"{caption} {_LEGEND} the image with the predicted patches.".strip(), pictures)
 
 
 def similarity_maps(
@@ -82,31 +74,22 @@ def similarity_maps(
 ) -> Gallery:
     """Show each image, its masked version, and the similarity of its predictions to the targets.
 
-    Args:
-        images: (B, 3, H, W) uint8 or [0, 1]
-        masked: (B, M) int64, the masked patches
-        similarity: (B, M) in [-1, 1], the cosine of prediction and target
-        grid: (Gh, Gw)
-        caption: which images these are
+    Args as for `predictions`; similarity: (B, M) in [-1, 1], the cosine of prediction and target.
     """
     if similarity.shape != masked.shape:
         raise ValueError(f"similarity {tuple(similarity.shape)} must be {tuple(masked.shape)}")
     pictures = []
-    for index, image in enumerate(images):
-        whole, view, hidden = canvas.masked_view(image, masked[index], grid)
+    for index, (image, places) in enumerate(zip(images, masked, strict=True)):
+        whole, view, hidden = canvas.masked_view(image, places, grid)
         cosines = similarity[index].detach().float().cpu()
-        grey = np.zeros((grid[0] * grid[1], 3), np.uint8)
-        shades = (cosines.clamp(0, 1) * 255).round().byte().numpy()
-        grey[masked[index].cpu().numpy()] = shades[:, None]
-        chart = canvas.opaque(whole)
-        chart[..., 3] = 70
-        chart[hidden] = canvas.opaque(canvas.cells(grey, grid, whole))[hidden]
+        greys = np.zeros((grid[0] * grid[1], 3), np.uint8)
+        greys[places.cpu().numpy()] = (cosines.clamp(0, 1)[:, None] * 255).round().byte().numpy()
+        chart = canvas.over_masked(greys, grid, whole, hidden)
         mean = short_number(float(cosines.mean()))
         alt = f"Image {index + 1}, the masked image, and the cosines there, {mean} on average"
-        pixels = canvas.mosaic([[whole, view, chart]])
-        pictures.append(Picture(f"mean cosine {mean}", alt, canvas.png(pixels), "image/png"))
+        pictures.append(canvas.picture(f"mean cosine {mean}", alt, [[whole, view, chart]]))
     legend = (
-        "Left to right: the image, the masked image that the model sees, and the cosine of "
-        "predicted and true features at masked patches: black for 0 or less, white for 1."
+        f"{_LEGEND} and the cosine of predicted and true features at masked patches: "
+        "black for 0 or less, white for 1."
     )
     return Gallery(f"{caption} {legend}".strip(), pictures)

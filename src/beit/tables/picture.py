@@ -21,8 +21,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         image: (3, H, W) uint8 or [0, 1]; None if it cannot be read
-        guess: the likeliest class
-        probability: of the guess, in [0, 1]
+        guess, probability: the likeliest class and its probability in [0, 1]
         truth: the true class; None if unknown
         right: whether the guess is right; meaningless if `truth` is None
     """
@@ -37,7 +36,7 @@ class Prediction(NamedTuple):
 def prediction_grid(predictions: Sequence[Prediction], num_columns: int | None = None) -> bytes:
     """Draw images with their likeliest classes, as PNG; frames tell right from wrong if known.
 
-    num_columns: None for about as many as rows, six at most
+    With `num_columns` None there are about as many columns as rows, six at most.
     """
     if not predictions:
         raise ValueError("predictions are empty; expected at least one image")
