@@ -1,5 +1,8 @@
 import base64
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import yaml
 from beit.comparison import report
 from beit.comparison.report import Config, sample_pictures
 from beit.draw import canvas
+from beit.pretraining import pretrain
 
 PNG = canvas.png(np.zeros((2, 3, 3), np.uint8))
 SAMPLE = (
@@ -102,3 +106,48 @@ def test_samples_are_whole_pngs_and_nothing_else(tmp_path: Path) -> None:
     assert [picture.data for picture in pictures] == [PNG, PNG]
     assert pictures[0].alt == 'a <b> "c'
     assert sample_pictures(tmp_path / "none.html", 2) == []
+
+
+def test_a_missing_report_of_a_finished_run_is_drawn_again(
+    tmp_path: Path,
+    trained_tokenizer: Path,
+    pretrain_config: Callable[..., pretrain.Config],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    images, tokenizer = tmp_path / "images", tmp_path / "tokenizer"
+    shutil.copytree(trained_tokenizer, tokenizer)
+    images.mkdir()
+    for number in range(9):
+        pixels = np.random.default_rng(number).integers(256, size=(16, 24, 3), dtype=np.uint8)
+        (images / f"{number}.png").write_bytes(canvas.png(pixels))
+    trained = pretrain_config(tmp_path / "run", tokenizer)
+    pretrain.run(replace(trained, data=replace(trained.data, train=str(images), validation="")))
+    own = tmp_path / "run/report.html"
+    before = own.read_bytes()
+
+    config = Config([str(tmp_path / "run")], str(tmp_path / "out"), samples=1)
+    own.unlink()
+    report.run(replace(config, samples=0))
+    assert not own.exists()  # nobody reads it
+    report.run(config)
+    assert own.read_bytes() == before
+    assert "samples/run1-1.png" in (tmp_path / "out/report.md").read_text()
+    for needed in (images, tokenizer):
+        own.unlink(missing_ok=True)
+        needed.rename(tmp_path / "elsewhere")
+        caplog.clear()
+        report.run(config)
+        assert "run: no samples, its report cannot be drawn again: " in caplog.text
+        assert needed.name in caplog.text
+        assert "## Samples" not in (tmp_path / "out/report.md").read_text()
+        (tmp_path / "elsewhere").rename(needed)
+
+
+def test_only_reports_of_trainings_are_drawn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Path(made(tmp_path / "run"))
+    (run / "report.html").unlink()
+    (run / "environment.json").write_text('{"verb": "walk"}')
+    report.run(Config([str(run)], str(tmp_path / "out")))
+    assert "run is a run of beit walk, expected a training" in caplog.text

@@ -29,7 +29,9 @@ def find_module(verb: str, arguments: Sequence[str]) -> str:
 
 
 def module_of_run(verb: str, run: Path) -> str:
-    """Name the module that resumes a run, by the kind in its config.yaml."""
+    """Name the module that made a run, by the kind in its config.yaml."""
+    if verb not in VERBS or not VERBS[verb].resumable:
+        raise ValueError(f"{run} is a run of beit {verb}, expected a training")
     file = run / "config.yaml"
     if not VERBS[verb].kinds or not file.is_file():
         return VERBS[verb].module

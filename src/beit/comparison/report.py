@@ -7,11 +7,15 @@ have come; a repeated command updates its report.
 import base64
 import binascii
 import json
-from dataclasses import dataclass
+import logging
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from beit.command.messages import one_line
+from beit.command.modules import module_of_run
 from beit.comparison.runs import (
     Run,
     curve_figure,
@@ -30,6 +34,9 @@ from beit.draw.report import Cell, Gallery, Picture, Section, write_report
 from beit.files import write_text
 from beit.run.directory import RunDirectory
 from beit.run.log import read_log
+from beit.run.resume import redraw
+
+_log = logging.getLogger(__name__)
 
 MARK = "<!-- written by beit report -->"
 MAX_REPORT_BYTES = 1 << 27  # larger reports of runs are not read for samples
@@ -78,8 +85,13 @@ def run(config: Config) -> Result:
     names = short_names(paths)
     if twice := [path for path in config.runs if config.runs.count(path) > 1]:
         raise ValueError(f"{twice[0]} is named twice; name each run once")
-    runs = [read_run(path, name, config.samples) for path, name in zip(paths, names, strict=True)]
+    runs = [read_run(path, name) for path, name in zip(paths, names, strict=True)]
     keys = _chosen_metrics(config, figure_keys(runs))
+    if config.samples:
+        runs = [
+            replace(run, pictures=own_pictures(path, config.samples))
+            for run, path in zip(runs, paths, strict=True)
+        ]
 
     (output / "figures").mkdir(parents=True, exist_ok=True)
     title = f"Run {names[0]}" if len(runs) == 1 else f"{len(runs)} runs side by side"
@@ -141,8 +153,8 @@ def _chosen_metrics(config: Config, logged: list[str]) -> list[str]:
     return list(config.metrics) or logged
 
 
-def read_run(path: Path, name: str, num_samples: int) -> Run:
-    """Read a run directory.
+def read_run(path: Path, name: str) -> Run:
+    """Read a run directory, without pictures.
 
     Raises:
         FileNotFoundError, ValueError: not a run directory, no metrics, or a damaged file, which is
@@ -161,10 +173,9 @@ def read_run(path: Path, name: str, num_samples: int) -> Run:
         records = read_log(directory.metrics_file)
     except UnicodeDecodeError as error:
         raise ValueError(f"{directory.metrics_file} is not text: {error}") from error
-    pictures = sample_pictures(directory.report_file, num_samples) if num_samples else []
     settings = flat_settings(directory.config())
     text = name.encode(errors="replace").decode()  # a path may hold bytes that are no text
-    return Run(text, records, settings, _run_facts(directory, records), pictures)
+    return Run(text, records, settings, _run_facts(directory, records), [])
 
 
 def _run_facts(directory: RunDirectory, records: list[dict[str, Any]]) -> dict[str, Cell]:
@@ -195,6 +206,19 @@ def _environment(directory: RunDirectory) -> dict[str, Any]:
     if not isinstance(environment, dict) or "verb" not in environment:
         raise ValueError(f"{file} is damaged: it does not name the verb that made the run")
     return environment
+
+
+def own_pictures(path: Path, most: int) -> list[Picture]:
+    """Read samples from a run's own report; draw that of a finished run first if it is missing."""
+    directory = RunDirectory(path)
+    if directory.weights_file.is_file() and not directory.report_file.exists():
+        try:
+            redraw(import_module(module_of_run(directory.verb(), path)), path)
+        except (ValueError, OSError) as error:
+            _log.warning(
+                "%s: no samples, its report cannot be drawn again: %s", path, one_line(error)
+            )
+    return sample_pictures(directory.report_file, most)
 
 
 def sample_pictures(report: Path, most: int) -> list[Picture]:
