@@ -85,7 +85,7 @@ def run(config: Config) -> Result:
         print("\n3 of 3 · probes measure how well frozen features separate the classes")
         table = probe_all(sets, tokenizer, pretrained, tokenizer_config.teacher)
 
-    minutes = (time.monotonic() - started) / 60
+    minutes = f"{(time.monotonic() - started) / 60:.1f}"
     summary = "The images have no class folders, so there is no probe and no score."
     if table:
         summary = (
@@ -95,16 +95,11 @@ def run(config: Config) -> Result:
     sections = [Section("What was learned", items=[table])] if table else []
     sections += [*tokenizer.sections, *pretrained.sections]
     teacher = tokenizer_config.teacher.source
-    facts = {
-        "images": sets.train,
-        "teacher": teacher,
-        "preset": PRESET,
-        "minutes": f"{minutes:.1f}",
-    }
+    facts = {"images": sets.train, "teacher": teacher, "preset": PRESET, "minutes": minutes}
     title = "beit: from images to a backbone"
     report = write_report(output / "report.html", title, sections, facts, summary=summary)
     print("\n" + (format_table(table) if table else summary))
-    print(f"\n{minutes:.1f} minutes · report: {report}")
+    print(f"\n{minutes} minutes · report: {report}")
     return Result(report, table)
 
 
@@ -149,12 +144,11 @@ def find_sets(config: Config) -> Sets:
             print(f"{error}\nCIFAR-10 cannot be fetched; using drawn scenes instead, {SHAPES}")
             return Sets(f"{SHAPES}[:80%]", f"{SHAPES}[80%:]")
         return Sets(str(files.train), str(files.test), ())
-    train, test = (
-        next((str(path) for name in names if (path := Path(config.data, name)).is_dir()), "")
-        for names in (TRAIN_NAMES, TEST_NAMES)
-    )
+    folder = Path(config.data)
+    train = next((folder / name for name in TRAIN_NAMES if (folder / name).is_dir()), None)
+    test = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
     if train and test:
-        return Sets(train, test)
+        return Sets(str(train), str(test))
     return Sets(f"{config.data}[:80%]", f"{config.data}[80%:]")
 
 
