@@ -3,14 +3,13 @@
 A verb's module is imported only to run that verb, so that `beit --help` imports no torch.
 """
 
-import importlib
 import logging
 import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from importlib import import_module
 
 import beit
 from beit.command.messages import did_you_mean, one_line
@@ -72,13 +71,13 @@ def _dispatch(arguments: list[str]) -> int:
 
 def _run(verb: str, options: Sequence[str]) -> None:
     directory = run_to_resume(options) if VERBS[verb].resumable else None
-    if directory is None:
-        module: Any = importlib.import_module(find_module(verb, options))
-        module.run(parse(verb, module.Config, options))
-    else:
+    if directory is not None:
         from beit.run.resume import resume  # imports torch
 
-        resume(importlib.import_module(module_of_run(verb, directory)), directory)
+        resume(import_module(module_of_run(verb, directory)), directory)
+    else:
+        module = import_module(find_module(verb, options))
+        module.run(parse(verb, module.Config, options))
 
 
 def _split_verb(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
@@ -87,15 +86,12 @@ def _split_verb(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
     if second_words := [v.partition(" ")[2] for v in VERBS if v.startswith(f"{name} ")]:
         word = options[0] if options else ""
         if word not in second_words:
-            raise ValueError(
-                f"beit {name} what? Expected {', '.join(second_words)}, got "
-                f"{word or 'nothing'}{did_you_mean(word, second_words)}"
-            )
+            got = f"{word or 'nothing'}{did_you_mean(word, second_words)}"
+            raise ValueError(f"beit {name} what? Expected {', '.join(second_words)}, got {got}")
         return f"{name} {word}", options[1:]
     if name not in VERBS:
-        kind, known = "verb", list(VERBS)
-        if name.startswith("-"):
-            kind, known = "option", ["--help", "--version"]
+        is_option = name.startswith("-")
+        kind, known = ("option", ["--help", "--version"]) if is_option else ("verb", list(VERBS))
         raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, known)} See beit --help")
     return name, options
 

@@ -47,7 +47,7 @@ class Sets(NamedTuple):
 
     train: str
     test: str
-    vit: tuple[str, ...]
+    vit: tuple[str, ...] = LARGER
 
 
 class Result(NamedTuple):
@@ -85,27 +85,21 @@ def run(config: Config) -> Result:
         print("\n3 of 3 · probes measure how well frozen features separate the classes")
         table = probe_all(sets, tokenizer, pretrained, tokenizer_config.teacher)
 
-    minutes = (time.monotonic() - started) / 60
-    summary = (
-        "A tokenizer learnt a codebook from a teacher's features of image patches; a backbone "
-        "learnt to predict the codes of masked patches. Neither used labels of these images."
-        if table
-        else "The images have no class folders, so there is no probe and no score."
-    )
-    report = write_report(
-        output / "report.html",
-        "beit: from images to a backbone",
-        [
-            *([Section("What was learned", items=[table])] if table else []),
-            *tokenizer.sections,
-            *pretrained.sections,
-        ],
-        {"images": sets.train, "teacher": tokenizer_config.teacher.source, "preset": PRESET}
-        | {"minutes": f"{minutes:.1f}"},
-        summary=summary,
-    )
+    minutes = f"{(time.monotonic() - started) / 60:.1f}"
+    summary = "The images have no class folders, so there is no probe and no score."
+    if table:
+        summary = (
+            "A tokenizer learnt a codebook from a teacher's features of image patches; a backbone "
+            "learnt to predict the codes of masked patches. Neither used labels of these images."
+        )
+    sections = [Section("What was learned", items=[table])] if table else []
+    sections += [*tokenizer.sections, *pretrained.sections]
+    teacher = tokenizer_config.teacher.source
+    facts = {"images": sets.train, "teacher": teacher, "preset": PRESET, "minutes": minutes}
+    title = "beit: from images to a backbone"
+    report = write_report(output / "report.html", title, sections, facts, summary=summary)
     print("\n" + (format_table(table) if table else summary))
-    print(f"\n{minutes:.1f} minutes · report: {report}")
+    print(f"\n{minutes} minutes · report: {report}")
     return Result(report, table)
 
 
@@ -117,12 +111,9 @@ def from_preset(verb: str, config_class: type, options: Sequence[str]) -> Any:
 def fitted(config: Any, num_images: int) -> Any:
     """Fit a training to the number of images: it takes about as many samples as the preset's."""
     optim, share = config.optim, config.data.limit / num_images
-    optim = replace(
-        optim,
-        epochs=max(1, round(optim.epochs * share)),
-        warmup_epochs=optim.warmup_epochs * share,
-        batch_size=min(optim.batch_size, max(1, num_images // 4)),
-    )
+    epochs, warmup = max(1, round(optim.epochs * share)), optim.warmup_epochs * share
+    size = min(optim.batch_size, max(1, num_images // 4))
+    optim = replace(optim, epochs=epochs, warmup_epochs=warmup, batch_size=size)
     return replace(config, optim=optim)
 
 
@@ -151,14 +142,14 @@ def find_sets(config: Config) -> Sets:
             files = fetch.run(fetch.Config(name="cifar10", directory=config.cache))
         except OSError as error:
             print(f"{error}\nCIFAR-10 cannot be fetched; using drawn scenes instead, {SHAPES}")
-            return Sets(f"{SHAPES}[:80%]", f"{SHAPES}[80%:]", LARGER)
+            return Sets(f"{SHAPES}[:80%]", f"{SHAPES}[80%:]")
         return Sets(str(files.train), str(files.test), ())
     folder = Path(config.data)
     train = next((folder / name for name in TRAIN_NAMES if (folder / name).is_dir()), None)
     test = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
     if train and test:
-        return Sets(str(train), str(test), LARGER)
-    return Sets(f"{config.data}[:80%]", f"{config.data}[80%:]", LARGER)
+        return Sets(str(train), str(test))
+    return Sets(f"{config.data}[:80%]", f"{config.data}[80%:]")
 
 
 def first_free(path: Path) -> Path:
@@ -169,10 +160,6 @@ def first_free(path: Path) -> Path:
 
 def table_row(name: str, rows: list[probe.Row]) -> list[str]:
     """Format one model's accuracies: linear of [CLS] and mean, then k-NN of both."""
-    by_features = {row["features"]: row for row in rows}
-    cells = [name]
-    for score in ("linear", "knn"):
-        for features in ("cls", "mean"):
-            row: Any = by_features.get(features)
-            cells.append(f"{100 * row[score]:.1f}" if row else "–")
-    return cells
+    by_features: dict[str, Any] = {row["features"]: row for row in rows}
+    found = [(by_features.get(f), score) for score in ("linear", "knn") for f in ("cls", "mean")]
+    return [name, *(f"{100 * row[score]:.1f}" if row else "–" for row, score in found)]

@@ -18,7 +18,7 @@ import pytest
 from beit.command import presets
 from beit.comparison import ablate, execution
 from beit.comparison.plan import unfold
-from beit.comparison.planned_runs import STAGE_VERBS, Chain, PlannedRun, planned_chains
+from beit.comparison.planned_runs import Chain, PlannedRun, planned_chains
 
 # Writes the files of a finished run; fails if one of its arguments is `failing`.
 STAND_IN = """
@@ -58,8 +58,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, failing: str = "nothing") -> list[
 
 
 def chains_of(file: Path) -> list[Chain]:
-    plan = unfold(presets.read_yaml(file), str(file), STAGE_VERBS)
-    return planned_chains(plan, str(file))
+    return planned_chains(unfold(presets.read_yaml(file), str(file), {}))
 
 
 def mtimes(folder: Path) -> dict[str, int]:
@@ -166,6 +165,39 @@ def test_a_metric_that_no_run_has_is_named(
     result = ablate.ablate(ablate.Config(str(plan), str(tmp_path / "out"), jobs=3))
     assert list(result.failures) == ["Loss"]
     assert "has no metric val_los; did you mean val_loss" in result.failures["Loss"]
+
+
+# ── metrics of runs ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_metrics_of_a_training_are_the_last_or_the_best(tmp_path: Path) -> None:
+    lines = [{"step": 1, "val_top1": 0.4, "loss": 2}, {"step": 2, "val_top1": 0.6, "val_loss": 1}]
+    lines += [{"step": 3, "val_top1": 0.5, "val_loss": 3, "loss": None}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    (tmp_path / "config.yaml").write_text("keep: last")
+    last = ablate.read_metrics(tmp_path)
+    assert (last["val_top1"], last["val_loss"]) == (0.5, 3)
+    (tmp_path / "config.yaml").write_text("keep: best")
+    best = ablate.read_metrics(tmp_path)
+    assert (best["val_top1"], best["val_loss"]) == (0.6, 1)
+
+
+def test_metrics_of_a_probe_have_the_score_and_the_features_in_their_names(tmp_path: Path) -> None:
+    rows = [
+        {"features": "cls", "paper": False, "linear": 0.5, "knn": 0.25},
+        {"features": "mean", "paper": True, "linear": 0.75, "knn": None},
+    ]
+    attentive = [{"features": "attentive", "attentive": 0.8}]
+    record = {"rows": rows, "attentive": attentive, "environment": {}}
+    (tmp_path / "probe.json").write_text(json.dumps(record))
+    assert ablate.read_metrics(tmp_path) == {
+        "linear.cls": 0.5,
+        "knn.cls": 0.25,
+        "linear.mean": 0.75,
+        "linear.paper": 0.75,
+        "attentive": 0.8,
+    }
 
 
 # ── with training ───────────────────────────────────────────────────────────────────────────────

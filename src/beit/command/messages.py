@@ -6,11 +6,7 @@ from difflib import get_close_matches
 
 
 def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
-    """Suggest the nearest name: first by its last part (`--epochs`) or its initials (`--lr`).
-
-    Args:
-        cutoff: least similarity, from 0 to 1; see `difflib.get_close_matches`
-    """
+    """Suggest the nearest name: first by its last part (`--epochs`) or its initials (`--lr`)."""
 
     def tail(dotted: str) -> str:
         return dotted.lstrip("-").rpartition(".")[2]
@@ -29,25 +25,25 @@ def did_you_mean(name: str, known: Iterable[str], cutoff: float = 0.6) -> str:
 
 def in_plain_words(message: str) -> str:
     """Rewrite an error of jsonargparse for users of the command, in one line."""
-    message = re.sub(
-        r"Does not validate against any of the Union subtypes\s+Subtypes: \[.*?\]\s+Errors:\s+- "
-        r"(.*?)(?:\s+- Expected a <class 'NoneType'>)?\s+Given value type:.*?Given value: (.*)",
-        r"\1 (got \2)",
-        message,
-        flags=re.DOTALL,
+    union = (
+        r"(?s)Does not validate against any of the Union subtypes\s+Subtypes: \[.*?\]\s+Errors:"
+        r"\s+- (.*?)(?:\s+- Expected a <class 'NoneType'>)?\s+Given value type:.*?Given value: (.*)"
     )
-    message = re.sub(r"Problem with given class_path '[^']*':\s*", "", message)
-    message = re.sub(r"NestedArg\(key='(\w+)', val='(.*?)'\)", r"\1=\2", message)
-    message = re.sub(r'Parser key "([^"]+)":', r"\1:", message)
-    message = re.sub(r"an? <class '(?:\w+\.)*(\w+)'>", r"\1", message)
-    message = re.sub(r"an? typing\.Literal", "one of ", message)
+    for pattern, replacement in (
+        (union, r"\1 (got \2)"),
+        (r"Problem with given class_path '[^']*':\s*", ""),
+        (r"NestedArg\(key='(\w+)', val='(.*?)'\)", r"\1=\2"),
+        (r'Parser key "([^"]+)":', r"\1:"),
+        (r"an? <class '(?:\w+\.)*(\w+)'>", r"\1"),
+        (r"an? typing\.Literal", "one of "),
+    ):
+        message = re.sub(pattern, replacement, message)
     return " ".join(message.replace("typing.", "").split())
 
 
 def one_line(error: Exception) -> str:
     """Return an error's message in one line; for system errors the file and the reason."""
+    message = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         message = f"{error.filename}: {error.strerror}"
-    else:
-        message = str(error) or type(error).__name__
     return " ".join(message.split())

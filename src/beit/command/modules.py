@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from beit.command import presets
-from beit.command.layers import Layer, name_positionals, read_layers, take
 from beit.command.messages import did_you_mean
+from beit.command.options import Layer, name_positionals, read_layers, take
 from beit.command.verbs import VERBS
 
 
@@ -15,21 +15,27 @@ def find_module(verb: str, arguments: Sequence[str]) -> str:
     The kind is that of `--kind`, else of the files, else of the preset. If none of them has one,
     some verbs look at the model: a segmenter or not.
     """
-    if not VERBS[verb].kinds:
-        return VERBS[verb].module
+    entry = VERBS[verb]
+    if not entry.kinds:
+        return entry.module
     layers, options = read_layers(verb, arguments)
     kinds, options = take(options, "--kind")
     layers += [Layer("--kind", {"kind": kind}) for kind in kinds]
-    if VERBS[verb].segmenter_kind and not any("kind" in layer.values for layer in layers):
+    if entry.segmenter_kind and not any("kind" in layer.values for layer in layers):
         models = [layer.values["model"] for layer in layers if "model" in layer.values]
         models += take(name_positionals(verb, options), "--model")[0]
-        if models and _is_segmenter(str(models[-1])):
-            return VERBS[verb].kinds[VERBS[verb].segmenter_kind]
+        if models:
+            from beit.weights.open import holds_segmenter  # imports torch
+
+            if holds_segmenter(str(models[-1])):
+                return entry.kinds[entry.segmenter_kind]
     return _module_of_kind(verb, layers)
 
 
 def module_of_run(verb: str, run: Path) -> str:
-    """Name the module that resumes a run, by the kind in its config.yaml."""
+    """Name the module that made a run, by the kind in its config.yaml."""
+    if verb not in VERBS or not VERBS[verb].resumable:
+        raise ValueError(f"{run} is a run of beit {verb}, expected a training")
     file = run / "config.yaml"
     if not VERBS[verb].kinds or not file.is_file():
         return VERBS[verb].module
@@ -42,26 +48,20 @@ def run_to_resume(arguments: Iterable[str]) -> Path | None:
     if not runs or "--help" in rest or "-h" in rest:
         return None
     if rest or len(runs) > 1:
-        other = " ".join(rest) if rest else "a second --resume"
         raise ValueError(
-            f"--resume takes no other option, got {other}: a run resumes with the config.yaml in "
-            "its directory; start a new run to change settings"
+            f"--resume takes no other option, got {' '.join(rest) or 'a second --resume'}: a run "
+            "resumes with the config.yaml in its directory; start a new run to change settings"
         )
     return Path(runs[0])
 
 
 def _module_of_kind(verb: str, layers: Iterable[Layer]) -> str:
     kinds, module = VERBS[verb].kinds, VERBS[verb].module
-    chosen = [(source, values["kind"]) for source, values in layers if "kind" in values]
-    for source, kind in chosen:  # the last one decides
-        if not isinstance(kind, str) or kind not in kinds:
-            known, hint = ", ".join(kinds), did_you_mean(str(kind), kinds)
-            raise ValueError(f"{source}: unknown kind {kind!r}, expected one of {known}{hint}")
-        module = kinds[kind]
+    for source, values in layers:  # the last one decides
+        if "kind" in values:
+            kind, known = values["kind"], ", ".join(kinds)
+            if not isinstance(kind, str) or kind not in kinds:
+                hint = did_you_mean(str(kind), kinds)
+                raise ValueError(f"{source}: unknown kind {kind!r}, expected one of {known}{hint}")
+            module = kinds[kind]
     return module
-
-
-def _is_segmenter(model: str) -> bool:
-    from beit.weights.open import holds_segmenter  # imports torch
-
-    return holds_segmenter(model)

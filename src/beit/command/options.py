@@ -5,11 +5,12 @@ Presets, then configuration files, then options: later values override earlier o
 
 import json
 from argparse import SUPPRESS, ArgumentError
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from beit.command.layers import Layer, metavar, name_positionals, read_layers, take
+from beit.command import presets
 from beit.command.messages import did_you_mean, in_plain_words
 from beit.command.verbs import VERBS
 
@@ -17,6 +18,13 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 C = TypeVar("C")
+
+
+class Layer(NamedTuple):
+    """Values for a Config from one source, which errors name."""
+
+    source: str
+    values: Mapping[str, Any]
 
 
 def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
@@ -32,8 +40,7 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
     if _kind_is_no_field(verb, names):
         options = take(options, "--kind")[1]
         layers = [
-            Layer(source, {name: value for name, value in values.items() if name != "kind"})
-            for source, values in layers
+            Layer(s, {n: v for n, v in values.items() if n != "kind"}) for s, values in layers
         ]
     parser = _parser(verb, config_class, names)
     _check_names(parser, verb, layers, options)
@@ -45,6 +52,84 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
     return config_class(**{name: built[name] for name in names})
 
 
+# ── splitting a command line ────────────────────────────────────────────────────────────────────
+
+
+def read_layers(
+    verb: str, arguments: Iterable[str], fields: Iterable[str] = ()
+) -> tuple[list[Layer], list[str]]:
+    """Read the presets, then the configuration files; return them and the other options.
+
+    A file has verbs at its top level, like a preset, or holds a Config, as in a run directory; it
+    holds a Config if all its names are `fields`.
+    """
+    preset_names, options = take(arguments, "--preset")
+    files, options = take(options, "--config")
+    layers = []
+    for name in preset_names:
+        content = presets.read_yaml(presets.path_of(name))
+        if unknown := [key for key in content if key not in VERBS]:
+            where = f"preset {name} has {unknown[0]!r} at its top level"
+            raise ValueError(f"{where}; expected verbs: see beit --help")
+        layers.append(_part(f"preset {name}", content, verb))
+    for file in files:
+        content = presets.read_yaml(Path(file))
+        is_preset = VERBS.keys() >= content.keys() and not set(fields) >= content.keys()
+        layers.append(_part(file, content, verb) if is_preset else Layer(file, content))
+    return layers, options
+
+
+def _part(source: str, content: Mapping[str, Any], verb: str) -> Layer:
+    if verb not in content:
+        parts = ", ".join(content) or "none"
+        raise ValueError(f"{source} has no part for {verb}; it has: {parts}")
+    if not isinstance(content[verb], dict | None):
+        raise ValueError(f"{source}: expected fields under {verb}, got {content[verb]!r}")
+    return Layer(source, content[verb] or {})
+
+
+def take(arguments: Iterable[str], option: str) -> tuple[list[str], list[str]]:
+    """Split off every `option VALUE` and `option=VALUE`: return the values, and the rest."""
+    values, rest = [], []
+    remaining = iter(arguments)
+    for argument in remaining:
+        if argument == option:
+            value = next(remaining, None)
+            if value is None or value.startswith("--"):
+                raise ValueError(f"{option} needs a value")
+            values.append(value)
+        elif argument.startswith(f"{option}="):
+            values.append(argument.partition("=")[2])
+        else:
+            rest.append(argument)
+    return values, rest
+
+
+def name_positionals(verb: str, arguments: Iterable[str]) -> list[str]:
+    """Turn leading values into options: `fetch cifar10 DIR` → `--name=cifar10 --directory=DIR`."""
+    values, options = [], list(arguments)
+    while options and (options[0] == "-" or not options[0].startswith("-")):
+        values.append(options.pop(0))
+    names = VERBS[verb].positional
+    if names and names[-1].endswith("+"):  # a list: each value is appended
+        names += names[-1:] * (len(values) - len(names))
+    if len(values) > len(names):
+        takes = " ".join(map(_metavar, names)) or "only options"
+        raise ValueError(
+            f"unexpected argument {values[len(names)]!r}: beit {verb} takes {takes}; see beit "
+            f"{verb} --help"
+        )
+    return [f"--{name}={value}" for name, value in zip(names, values, strict=False)] + options
+
+
+def _metavar(positional: str) -> str:
+    """Write a positional argument for the usage line: DATA, or DATA ... for a list."""
+    return positional.upper().replace("+", " ...")
+
+
+# ── the parser ──────────────────────────────────────────────────────────────────────────────────
+
+
 def _kind_is_no_field(verb: str, names: set[str]) -> bool:
     """Tell whether `--kind` only chooses the Config, and is no field of it."""
     return bool(VERBS[verb].kinds) and "kind" not in names
@@ -54,7 +139,7 @@ def _parser(verb: str, config_class: type, names: set[str]) -> "ArgumentParser":
     from jsonargparse import ArgumentParser  # 0.3 s, too slow for `beit --help`
 
     entry = VERBS[verb]
-    positional = "".join(f" [{metavar(name)}]" for name in entry.positional)
+    positional = "".join(f" [{_metavar(name)}]" for name in entry.positional)
     parser = ArgumentParser(
         prog=f"beit {verb}",
         usage=f"beit {verb}{positional} [--preset NAME] [--config FILE] [--field.sub VALUE ...]",
@@ -87,32 +172,25 @@ def _parser(verb: str, config_class: type, names: set[str]) -> "ArgumentParser":
     return parser
 
 
-# ── unknown names ───────────────────────────────────────────────────────────────────────────────
-
-
 def _check_names(
-    parser: "ArgumentParser", verb: str, layers: Sequence[Layer], options: Sequence[str]
+    parser: "ArgumentParser", verb: str, layers: Iterable[Layer], options: Iterable[str]
 ) -> None:
     """Refuse an option or field that the parser does not know, and suggest the nearest."""
     known = [option for action in parser._actions for option in action.option_strings]
+    # The parser itself checks the fields of a group that may be null.
+    nullable = tuple(name.removesuffix("help") for name in known if name.endswith(".help"))
     groups = {option.rpartition(".")[0] for option in known if not option.endswith(".help")}
     suggested = [option for option in known if option not in groups]
     for option in options:
         name = option.partition("=")[0]
-        if name.startswith("--") and not _is_known(name, known):
+        if name.startswith("--") and name not in known and not name.startswith(nullable):
             hint = did_you_mean(name, suggested)
             raise ValueError(f"unknown option {name}{hint} See beit {verb} --help")
     for source, values in layers:
         for name in _dotted_names(values, known):
-            if not _is_known(f"--{name}", known):
+            if f"--{name}" not in known and not f"--{name}".startswith(nullable):
                 hint = did_you_mean(name, [option.removeprefix("--") for option in suggested])
                 raise ValueError(f"{source} has an unknown field {name}{hint}")
-
-
-def _is_known(option: str, known: Sequence[str]) -> bool:
-    """Tell whether an option exists; the parser itself checks those of a group that may be null."""
-    nullable = [name.removesuffix("help") for name in known if name.endswith(".help")]
-    return option in known or option.startswith(tuple(nullable))
 
 
 def _dotted_names(values: Mapping[str, Any], known: Sequence[str], prefix: str = "") -> list[str]:

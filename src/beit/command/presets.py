@@ -52,12 +52,9 @@ def path_of(name: str) -> Path:
 
 def headline(name: str) -> str:
     """Return the first line of a preset's head comment."""
-    for line in path_of(name).read_text(encoding="utf-8").splitlines():
-        if line.startswith("#") and line.strip("# "):
-            return line.strip("# ")
-        if line.strip("# "):
-            break
-    return ""
+    lines = path_of(name).read_text(encoding="utf-8").splitlines()
+    first = next((line for line in lines if line.strip("# ")), "")
+    return first.strip("# ") if first.startswith("#") else ""
 
 
 def read_yaml(path: Path) -> dict[str, object]:
@@ -69,9 +66,7 @@ def read_yaml(path: Path) -> dict[str, object]:
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        raise ValueError(
-            f"{path} does not hold a configuration; expected lines such as `key: value`"
-        )
+        raise ValueError(f"{path} does not hold a configuration; expected lines of `key: value`")
     return content
 
 

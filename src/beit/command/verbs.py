@@ -6,24 +6,17 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Verb:
-    """One verb: the module with its Config and run, and how it is called.
-
-    Attributes:
-        positional: names of the options that may be given by position; a + after the last name
-            lets it take all remaining values
-        resumable: it trains, and takes `--resume RUN`
-        options: put before the options of the caller
-        kinds: modules by the value of `--kind`; `module` is the first of them
-        segmenter_kind: the kind for a segmenter if no `--kind` is given
-    """
+    """One verb: the module with its Config and run, and how it is called."""
 
     module: str
     help: str
-    positional: tuple[str, ...] = ()
-    resumable: bool = False
-    options: tuple[str, ...] = ()
-    kinds: Mapping[str, str] = field(default_factory=dict)
-    segmenter_kind: str = ""
+    positional: tuple[
+        str, ...
+    ] = ()  # options that may be given by position; a last NAME+ is a list
+    resumable: bool = False  # it trains, and takes `--resume RUN`
+    options: tuple[str, ...] = ()  # put before the options of the caller
+    kinds: Mapping[str, str] = field(default_factory=dict)  # modules by `--kind`; `module` is first
+    segmenter_kind: str = ""  # the kind for a segmenter if no `--kind` is given
 
 
 VERBS = {
@@ -31,7 +24,7 @@ VERBS = {
     "fetch": Verb(
         "beit.fetching.fetch",
         "download a public data set: beit fetch cifar10 DIR",
-        positional=("name", "directory"),
+        ("name", "directory"),
     ),
     "train-tokenizer": Verb(
         "beit.tokenizer.vqkd",

@@ -5,22 +5,33 @@ run is skipped, an interrupted one resumes, and cells with the same settings of 
 run. The command can be killed at any time and started again.
 """
 
+import json
 import os
 import shlex
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import yaml
+
 from beit.command import presets
 from beit.command.messages import did_you_mean
-from beit.comparison.ablation_table import ablation_table, as_markdown
+from beit.comparison.ablation_table import (
+    Measured,
+    ablation_table,
+    as_markdown,
+    complete_runs,
+    write_results,
+)
 from beit.comparison.execution import locked, run_all
 from beit.comparison.plan import Plan, unfold
-from beit.comparison.planned_runs import STAGE_VERBS, Chain, PlannedRun, planned_chains
-from beit.comparison.results import measure, write_results
+from beit.comparison.planned_runs import Chain, planned_chains, seed_option, word
 from beit.draw.report import Table
 from beit.files import write_text
+from beit.run.log import read_log
 
 PLANS = Path(__file__).parents[1] / "plans"
 
@@ -78,8 +89,8 @@ def ablate(config: Config) -> Result:
             "name the launcher of its runs, as in --launcher 'torchrun --nproc_per_node 8 -m beit'"
         )
     file = plan_file(config.plan)
-    plan = unfold(presets.read_yaml(file), str(file), STAGE_VERBS, config.set)
-    chains = planned_chains(plan, str(file))
+    plan = unfold(presets.read_yaml(file), str(file), config.set)
+    chains = planned_chains(plan)
     runs = list({run.name: run for chain in chains for run in chain.runs.values()}.values())
     output = Path(config.output or f"runs/{file.stem}")
     marker = output / "plan.yaml"
@@ -88,7 +99,13 @@ def ablate(config: Config) -> Result:
     missing = [run for run in runs if not run.is_complete(output)]
     print(f"{plan.title}: {len(chains)} rows, {len(runs)} runs, {len(missing)} of them to do")
     if config.dry_run:
-        return _preview(plan, chains, runs, output)
+        for run in runs:
+            state = "to do" if run in missing else "done "
+            print(f"{state}  {run.name}  beit {run.stage.verb} {shlex.join(run.arguments)}")
+        cells, errors = measure(plan, chains, output)
+        table = ablation_table(cells, list(plan.columns), len(plan.seeds))
+        print(f"\n{as_markdown(table)}")
+        return Result(output, table, errors)
 
     output.mkdir(parents=True, exist_ok=True)
     with locked(output) as lock:
@@ -106,29 +123,93 @@ def ablate(config: Config) -> Result:
     return Result(output, table, failures)
 
 
-def _preview(
-    plan: Plan, chains: Sequence[Chain], runs: Sequence[PlannedRun], output: Path
-) -> Result:
-    """Print the commands of all runs, and the table of the complete ones."""
-    for run in runs:
-        state = "done " if run.is_complete(output) else "to do"
-        print(f"{state}  {run.name}  beit {run.stage.verb} {shlex.join(run.arguments)}")
-    cells, errors = measure(plan, chains, output)
-    table = ablation_table(cells, list(plan.columns), len(plan.seeds))
-    print(f"\n{as_markdown(table)}")
-    return Result(output, table, errors)
-
-
 def plan_file(plan: str) -> Path:
     """Find a plan: a file, or one shipped with beit, such as table5-small or plans/NAME.yaml."""
     path = Path(plan)
     if path.is_file():
         return path
     shipped = sorted(file.stem for file in PLANS.glob("*.yaml"))
-    name = path.stem if path in (Path("plans") / f"{path.stem}.yaml", Path(path.stem)) else ""
-    if name in shipped:
-        return PLANS / f"{name}.yaml"
+    if path in (Path(f"plans/{path.stem}.yaml"), Path(path.stem)) and path.stem in shipped:
+        return PLANS / f"{path.stem}.yaml"
     hint = did_you_mean(path.stem, shipped, cutoff=0.4)
     raise FileNotFoundError(
         f"there is no plan {plan}{hint} Plans shipped with beit: {', '.join(shipped) or 'none'}"
     )
+
+
+# ── results ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def measure(
+    plan: Plan, chains: Sequence[Chain], output: Path
+) -> tuple[list[Measured], dict[str, str]]:
+    """Collect the metrics of complete runs by cell.
+
+    Returns: the cells, and for each column whose metric a run does not have an error message.
+    """
+    stages = {stage for stage, _ in plan.columns.values()}
+    metrics = {
+        name: read_metrics(run.directory(output))
+        for name, run in complete_runs(chains, output).items()
+        if run.stage.name in stages
+    }
+    values: dict[str, dict[str, dict[int, float]]] = {
+        cell.name: {column: {} for column in plan.columns} for cell in plan.cells
+    }
+    errors: dict[str, str] = {}
+    for chain, (column, (stage, metric)) in product(chains, plan.columns.items()):
+        run = chain.runs.get(stage)
+        if run is None or run.name not in metrics:
+            continue
+        if metric in metrics[run.name]:
+            values[chain.cell][column][chain.seed] = metrics[run.name][metric]
+        else:
+            hint = did_you_mean(metric, metrics[run.name], cutoff=0.0)
+            errors[column] = f"{run.name} has no metric {metric}{hint}"
+    settings = differing_settings(chains[: len(plan.cells)])  # those of the first seed
+    cells = [
+        Measured(name, values[name], settings[name], plan.paper.get(name, {})) for name in values
+    ]
+    return cells, errors
+
+
+def read_metrics(directory: Path) -> dict[str, float]:
+    """Read the metrics of a complete run.
+
+    A probe has linear.cls, knn.mean and so on, linear.paper for the row of the paper's protocol,
+    and attentive. A training has the last value of each name in metrics.jsonl; if it kept the best
+    weights, the values of the best validation.
+    """
+    metrics: dict[str, Any] = {}
+    if (directory / "probe.json").is_file():
+        record = json.loads((directory / "probe.json").read_text(encoding="utf-8"))
+        for row, score in product(record["rows"], ("linear", "knn")):
+            metrics[f"{score}.{row['features']}"] = row[score]
+            if row["paper"]:
+                metrics[f"{score}.paper"] = row[score]
+        metrics |= {row["features"]: row["attentive"] for row in record["attentive"]}
+    else:
+        records = read_log(directory / "metrics.jsonl")
+        for line in records:
+            metrics |= line
+        settings = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+        if settings.get("keep") == "best" and "val_top1" in metrics:
+            validations = [line for line in records if "val_top1" in line]
+            metrics |= max(validations, key=lambda line: line["val_top1"])
+    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+
+
+def differing_settings(chains: Sequence[Chain]) -> dict[str, dict[str, str]]:
+    """Return by cell the settings in which cells with the same stage differ, except seeds."""
+    by_cell, found = dict[str, dict[str, str]](), defaultdict[str, set[str]](set)
+    for chain in chains:
+        by_cell[chain.cell] = settings = {"stages": ", ".join(chain.runs)}
+        for stage, run in chain.runs.items():
+            own = {n: v for n, v in run.settings.items() if n != seed_option(run.stage.verb)}
+            settings |= {f"{stage}.{name}": word(value) for name, value in own.items()}
+        for name, value in settings.items():
+            found[name].add(value)
+    return {
+        cell: {name: value for name, value in settings.items() if len(found[name]) > 1}
+        for cell, settings in by_cell.items()
+    }

@@ -1,16 +1,20 @@
-"""Results of an ablation: a table of means and deviations over seeds, and a plot of each column.
+"""Results of an ablation: means and deviations over seeds as tables, plots, CSV and a report.
 
 A column whose title ends in % holds shares, which are shown multiplied by 100.
 """
 
 import csv
 import io
+import json
 import math
 import re
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from beit.comparison.plan import Plan
+from beit.comparison.planned_runs import Chain, PlannedRun
 from beit.draw.charts import (
     LETTER,
     label_ticks,
@@ -22,26 +26,20 @@ from beit.draw.charts import (
 )
 from beit.draw.colours import FAINT, INK, SERIES
 from beit.draw.numbers import aligned_numbers, short_number
-from beit.draw.report import Cell, Gallery, Picture, Table
+from beit.draw.report import Cell, Gallery, Picture, Section, Table, write_report
+from beit.files import write_text
 
-WIDTH, ROW, RIGHT = 360, 22, 18  # pixels of a plot
+WIDTH, TOP, ROW, BOTTOM, RIGHT = 360, 26, 22, 24, 18  # pixels of a plot
 LONGEST = 22  # letters of a cell's name in a plot, at most
 
 
 class Measured(NamedTuple):
-    """The results of one cell of the plan, from its complete runs.
+    """The results of one cell of the plan, from its complete runs."""
 
-    Attributes:
-        name: of the cell
-        values: by column and seed
-        settings: those that differ between cells, by dotted name; "–" if the cell lacks it
-        paper: published results, by column or by another name
-    """
-
-    name: str
-    values: Mapping[str, Mapping[int, float]]
-    settings: Mapping[str, str]
-    paper: Mapping[str, str]
+    name: str  # of the cell
+    values: Mapping[str, Mapping[int, float]]  # by column and seed
+    settings: Mapping[str, str]  # those that differ between cells, by dotted name
+    paper: Mapping[str, str]  # published results, by column or by another name
 
 
 class Spread(NamedTuple):
@@ -55,8 +53,7 @@ def spread(values: Sequence[float]) -> Spread | None:
     """Return mean and deviation of values; None if there are none."""
     if not values:
         return None
-    deviation = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(statistics.fmean(values), deviation)
+    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def shown(cell: Measured, column: str) -> list[float]:
@@ -65,71 +62,104 @@ def shown(cell: Measured, column: str) -> list[float]:
     return [factor * value for _, value in sorted(cell.values.get(column, {}).items())]
 
 
+# ── tables ──────────────────────────────────────────────────────────────────────────────────────
+
+
 def ablation_table(cells: Sequence[Measured], columns: Sequence[str], seeds: int) -> Table:
     """List mean ± deviation over seeds of each column, beside published results.
 
     The last column counts the seeds that a cell has results for.
     """
-    names, written = ["Cell"], [[cell.name for cell in cells]]
+    table = [("Cell", [cell.name for cell in cells])]
     for column in columns:
-        names.append(column)
-        written.append(_formatted(column, [spread(shown(cell, column)) for cell in cells]))
-        reported = [cell.paper.get(column) for cell in cells]
-        if any(reported):
-            names.append(f"{column}: paper")
-            written.append([value or "–" for value in reported])
+        table.append((column, _formatted(column, [spread(shown(cell, column)) for cell in cells])))
+        if any(cell.paper.get(column) for cell in cells):
+            table.append((f"{column}: paper", [cell.paper.get(column) or "–" for cell in cells]))
     others = dict.fromkeys(name for cell in cells for name in cell.paper if name not in columns)
     for name in others:
-        names.append(f"Paper: {name}")
-        written.append([cell.paper.get(name, "–") for cell in cells])
-    names.append("Seeds")
-    counts = [min((len(shown(cell, c)) for c in _measured(cell)), default=0) for cell in cells]
-    written.append([str(n) if n == seeds else f"{n} of {seeds}" for n in counts])
+        table.append((f"Paper: {name}", [cell.paper.get(name, "–") for cell in cells]))
+    counts = [min((len(v) for v in cell.values.values() if v), default=0) for cell in cells]
+    table.append(("Seeds", [str(n) if n == seeds else f"{n} of {seeds}" for n in counts]))
     caption = "Mean ± standard deviation over seeds" if seeds > 1 else "One seed, no deviation"
-    rows: list[list[Cell]] = [list(row) for row in zip(*written, strict=True)]
-    return Table(caption, names, rows)
+    rows: list[list[Cell]] = [list(row) for row in zip(*(words for _, words in table), strict=True)]
+    return Table(caption, [name for name, _ in table], rows)
+
+
+def _formatted(column: str, spreads: Sequence[Spread | None]) -> list[str]:
+    """Format one column, with decimals such that its largest deviation has two digits."""
+    known = [one for one in spreads if one is not None]
+    largest = max((one.deviation or 0.0 for one in known), default=0.0)
+    means = aligned_numbers([one.mean for one in known])
+    deviations = [short_number(one.deviation or 0.0) for one in known]
+    plain = all(re.fullmatch(r"-?\d+(\.\d+)?", mean) for mean in means)
+    if column.endswith("%") or (plain and largest > 0):
+        digits = 2 if column.endswith("%") else max(0, 1 - math.floor(math.log10(largest)))
+        means = [f"{one.mean:.{digits}f}" for one in known]
+        deviations = [f"{one.deviation or 0.0:.{digits}f}" for one in known]
+    words = iter(
+        mean if one.deviation is None else f"{mean} ± {deviation}"
+        for mean, deviation, one in zip(means, deviations, known, strict=True)
+    )
+    return ["–" if one is None else next(words) for one in spreads]
 
 
 def settings_table(cells: Sequence[Measured]) -> Table:
     """List the settings that differ between cells, defaults of presets included."""
-    names = list(dict.fromkeys(name for cell in cells for name in cell.settings))
-    rows: list[list[Cell]] = [
-        [cell.name, *(cell.settings.get(name, "–") for name in names)] for cell in cells
-    ]
+    names = _setting_names(cells)
+    rows = [[cell.name, *(cell.settings.get(name, "–") for name in names)] for cell in cells]
     return Table("Settings that differ between cells", ["Cell", *names], rows)
+
+
+def _setting_names(cells: Iterable[Measured]) -> list[str]:
+    return list(dict.fromkeys(name for cell in cells for name in cell.settings))
+
+
+def as_markdown(table: Table) -> str:
+    """Format a table as Markdown, with its caption below."""
+    lines = [
+        [str(word).replace("|", "\\|") for word in row] for row in (table.columns, *table.rows)
+    ]
+    lines.insert(1, ["---"] + ["---:"] * (len(table.columns) - 1))
+    return "\n".join([*(f"| {' | '.join(words)} |" for words in lines), "", f"{table.caption}."])
 
 
 def ablation_csv(cells: Sequence[Measured], columns: Sequence[str]) -> str:
     """Write a line for each cell: unrounded results, then the settings that differ."""
-    names = list(dict.fromkeys(name for cell in cells for name in cell.settings))
-    head = ["cell"]
-    for column in columns:
-        head += [column, f"{column} sd", f"{column} n"]
-    lines: list[list[str]] = [[*head, *names]]
+    names = _setting_names(cells)
+    results = [f"{column}{part}" for column in columns for part in ("", " sd", " n")]
+    lines = [["cell", *results, *names]]
     for cell in cells:
         words = [cell.name]
         for column in columns:
             values = shown(cell, column)
-            mean, deviation = spread(values) or (None, None)
-            words += ["" if value is None else repr(value) for value in (mean, deviation)]
-            words.append(str(len(values)))
+            words += [*map(_exact, spread(values) or (None, None)), str(len(values))]
         lines.append([*words, *(cell.settings.get(name, "") for name in names)])
-    return as_csv(lines)
+    return _as_csv(lines)
 
 
-def as_csv(lines: Sequence[Sequence[str]]) -> str:
-    """Format lines of words as CSV."""
+def runs_csv(plan: Plan, chains: Sequence[Chain], cells: Sequence[Measured]) -> str:
+    """List cells and seeds, each with its unscaled metrics and the names of its runs."""
+    stages = list(dict.fromkeys(name for chain in chains for name in chain.runs))
+    values = {cell.name: cell.values for cell in cells}
+    lines = [["cell", "seed", *plan.columns, *stages]]
+    for chain in chains:
+        metrics = [_exact(values[chain.cell][column].get(chain.seed)) for column in plan.columns]
+        names = [chain.runs[stage].name if stage in chain.runs else "" for stage in stages]
+        lines.append([chain.cell, str(chain.seed), *metrics, *names])
+    return _as_csv(lines)
+
+
+def _exact(value: float | None) -> str:
+    return "" if value is None else repr(value)
+
+
+def _as_csv(lines: Iterable[Iterable[str]]) -> str:
     file = io.StringIO()
     csv.writer(file, lineterminator="\n").writerows(lines)
     return file.getvalue()
 
 
-def as_markdown(table: Table) -> str:
-    """Format a table as Markdown, with its caption below."""
-    lines = [list(map(_escaped, row)) for row in (table.columns, *table.rows)]
-    lines.insert(1, ["---"] + ["---:"] * (len(table.columns) - 1))
-    rows = [f"| {' | '.join(words)} |" for words in lines]
-    return "\n".join([*rows, "", f"{table.caption}."])
+# ── plots ───────────────────────────────────────────────────────────────────────────────────────
 
 
 def ablation_plots(cells: Sequence[Measured], columns: Sequence[str]) -> Gallery:
@@ -141,9 +171,10 @@ def ablation_plots(cells: Sequence[Measured], columns: Sequence[str]) -> Gallery
 def _chart(cells: Sequence[Measured], column: str) -> Picture:
     descriptions = []
     labels = [shortened(cell.name, LONGEST) for cell in cells]
-    top = 26
+    rings: dict[str, Any] = {"markersize": 6, "markerfacecolor": "none", "clip_on": False}
+    dot: dict[str, Any] = {"markersize": 8, "markeredgewidth": 0, "elinewidth": 1.4}
     with styled():
-        figure = new_chart(column, top + ROW * len(cells) + 24, WIDTH)
+        figure = new_chart(column, TOP + ROW * len(cells) + BOTTOM, WIDTH)
         axes = figure.add_axes((0, 0, 1, 1))
         for row, cell in enumerate(cells):
             values = shown(cell, column)
@@ -151,21 +182,11 @@ def _chart(cells: Sequence[Measured], column: str) -> Picture:
             if result is None:
                 descriptions.append(f"{cell.name} not measured")
                 continue
-            seeds: dict[str, Any] = {"markersize": 6, "markerfacecolor": "none"}
-            axes.plot(values, [row] * len(values), "o", color=FAINT, clip_on=False, **seeds)
-            axes.errorbar(
-                result.mean,
-                row,
-                xerr=result.deviation,
-                fmt="o",
-                color=SERIES[0],
-                markersize=8,
-                markeredgewidth=0,
-                elinewidth=1.4,
-            )
-            descriptions.append(f"{cell.name} {short_number(result.mean)}")
-        left = 18 + LETTER * max(map(len, labels))
-        place_axes(axes, left, top, RIGHT, 24)
+            axes.plot(values, [row] * len(values), "o", color=FAINT, **rings)
+            mean, deviation = result
+            axes.errorbar(mean, row, xerr=deviation, fmt="o", color=SERIES[0], **dot)
+            descriptions.append(f"{cell.name} {short_number(mean)}")
+        place_axes(axes, 18 + LETTER * max(map(len, labels)), TOP, RIGHT, BOTTOM)
         axes.set_ylim(len(cells) - 0.5, -0.5)
         axes.set_yticks(range(len(cells)), labels, color=INK)
         label_ticks(axes, "x", 4)
@@ -178,29 +199,64 @@ def _chart(cells: Sequence[Measured], column: str) -> Picture:
     return Picture("", f"{column}: {'; '.join(descriptions)}", data, "image/svg+xml")
 
 
-def _measured(cell: Measured) -> list[str]:
-    """List the columns for which a cell has results."""
-    return [column for column, values in cell.values.items() if values]
+# ── files ───────────────────────────────────────────────────────────────────────────────────────
 
 
-def _formatted(column: str, spreads: Sequence[Spread | None]) -> list[str]:
-    """Format one column, with decimals such that its largest deviation has two digits."""
-    known = [one for one in spreads if one is not None]
-    largest = max((one.deviation or 0.0 for one in known), default=0.0)
-    means = aligned_numbers([one.mean for one in known])
-    plain = all(re.fullmatch(r"-?\d+(\.\d+)?", mean) for mean in means)
-    if column.endswith("%") or (plain and largest > 0):
-        digits = 2 if column.endswith("%") else max(0, 1 - math.floor(math.log10(largest)))
-        means = [f"{one.mean:.{digits}f}" for one in known]
-        deviations = [f"{one.deviation or 0.0:.{digits}f}" for one in known]
-    else:
-        deviations = [short_number(one.deviation or 0.0) for one in known]
-    words = iter(
-        mean if one.deviation is None else f"{mean} ± {deviation}"
-        for mean, deviation, one in zip(means, deviations, known, strict=True)
-    )
-    return ["–" if one is None else next(words) for one in spreads]
+def write_results(
+    plan: Plan,
+    chains: Sequence[Chain],
+    output: Path,
+    cells: Sequence[Measured],
+    failures: Mapping[str, str],
+) -> Table:
+    """Write table.md, table.csv, runs.csv, the plots and report.html; return the table."""
+    table = ablation_table(cells, list(plan.columns), len(plan.seeds))
+    settings = [settings_table(cells)] if any(cell.settings for cell in cells) else []
+    plots = ablation_plots(cells, list(plan.columns))
+    facts = _facts(plan, chains, output)
+    reasons = "\n\n".join(f"`{name}`: {reason}" for name, reason in failures.items())
+    parts = [f"# {plan.title}", plan.text.strip(), as_markdown(table)]
+    for number, plot in enumerate(plots.pictures, start=1):
+        write_text(output / f"plot-{number}.svg", plot.data.decode())
+        parts.append(f"![{plot.alt}](plot-{number}.svg)")
+    parts += map(as_markdown, settings)
+    parts += [f"## What failed\n\n{reasons}"] if reasons else []
+    parts.append("\n".join(f"- {name}: {value}" for name, value in facts.items()))
+    write_text(output / "table.csv", ablation_csv(cells, list(plan.columns)))
+    write_text(output / "runs.csv", runs_csv(plan, chains, cells))
+    write_text(output / "table.md", "\n\n".join(part for part in parts if part) + "\n")
+    sections = [Section("Results", items=[table, plots])]
+    sections += [Section("Settings", items=settings)] if settings else []
+    sections += [Section("What failed", reasons)] if reasons else []
+    write_report(output / "report.html", plan.title, sections, facts, summary=plan.text)
+    return table
 
 
-def _escaped(word: Cell) -> str:
-    return str(word).replace("|", "\\|")
+def _facts(plan: Plan, chains: Sequence[Chain], output: Path) -> dict[str, str]:
+    """Describe the complete runs: seeds, number, and every environment among them."""
+    runs = complete_runs(chains, output).values()
+    environments = [_environment(run.directory(output)) for run in runs]
+    facts = {"Seeds": ", ".join(map(str, plan.seeds)), "Runs": f"{len(environments)} complete"}
+    for name in ("commit", "torch", "python", "machine", "cpus", "gpus"):
+        values = dict.fromkeys(_one_line(environment.get(name)) for environment in environments)
+        facts[name.capitalize()] = ", ".join(values) or "unknown"
+    return facts
+
+
+def _environment(directory: Path) -> dict[str, Any]:
+    probe = directory / "probe.json"
+    file = probe if probe.is_file() else directory / "environment.json"
+    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    return record["environment"] if file == probe else record
+
+
+def _one_line(value: Any) -> str:
+    if isinstance(value, list):
+        return " + ".join(map(str, value)) or "none"
+    return "unknown" if value is None else str(value)
+
+
+def complete_runs(chains: Iterable[Chain], output: Path) -> dict[str, PlannedRun]:
+    """Return the complete runs by name."""
+    runs = {run.name: run for chain in chains for run in chain.runs.values()}
+    return {name: run for name, run in runs.items() if run.is_complete(output)}

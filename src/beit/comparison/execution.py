@@ -1,21 +1,27 @@
-"""Running an ablation: a lock on its directory, the command of each run, GPUs or threads."""
+"""Running an ablation: the lock on its directory, and parallel runs that end with this process."""
 
+import ctypes
 import fcntl
 import os
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
 from beit.comparison.planned_runs import Chain, PlannedRun, output_option
-from beit.comparison.processes import Job, run_jobs
 
 LOCK_SECONDS = 30.0  # for processes of a killed ablation to end and release the lock
+POLL_SECONDS = 0.1
+TERMINATE_SECONDS = 10.0  # for a process to end before it is killed
+DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 
 @contextmanager
@@ -49,11 +55,10 @@ def run_all(
     launcher: str,
     lock: int,
 ) -> dict[str, str]:
-    """Start or resume runs, and print their progress.
+    """Start or resume runs, at most `jobs` at a time, and print their progress.
 
     Args:
         chains: of the plan, to print which rows a run is for
-        jobs: runs at a time
         launcher: replaces `python -m beit` for training
         lock: file descriptor that the runs hold open
 
@@ -62,25 +67,11 @@ def run_all(
     queue = []
     for run in runs:
         log, needs = output / "logs" / f"{run.name}.log", set(run.references.values())
-        queue.append(Job(run.name, command(run, output, launcher), needs, log))
-    start_times: dict[str, float] = {}
-
-    def started(job: Job) -> None:
-        start_times[job.name] = time.monotonic()
-        rows = [
-            f"{chain.cell} (seed {chain.seed})"
-            for chain in chains
-            if any(run.name == job.name for run in chain.runs.values())
-        ]
-        more = f" and {len(rows) - 1} more rows" if len(rows) > 1 else ""
-        print(f"{len(start_times)} of {len(queue)} · {job.name} · {rows[0]}{more}", flush=True)
-
-    def ended(job: Job, failure: str | None) -> None:
-        minutes = (time.monotonic() - start_times.get(job.name, time.monotonic())) / 60
-        outcome = "done" if failure is None else f"failed ({failure})"
-        print(f"{job.name} {outcome} after {minutes:.1f} minutes", flush=True)
-
-    return run_jobs(queue, environments(jobs, launcher), started, ended, keep_open=[lock])
+        users = [c for c in chains if run.name in {other.name for other in c.runs.values()}]
+        more = f" and {len(users) - 1} more rows" if len(users) > 1 else ""
+        rows = f"{users[0].cell} (seed {users[0].seed}){more}"
+        queue.append(Job(run.name, command(run, output, launcher), needs, log, rows))
+    return run_jobs(queue, environments(jobs, launcher), keep_open=[lock])
 
 
 def command(run: PlannedRun, output: Path, launcher: str) -> list[str]:
@@ -106,3 +97,124 @@ def environments(jobs: int, launcher: str) -> list[dict[str, str]]:
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else list(map(str, range(num_gpus)))
     return [{"CUDA_VISIBLE_DEVICES": gpus[job % num_gpus]} for job in range(jobs)]
+
+
+# ── processes ───────────────────────────────────────────────────────────────────────────────────
+
+
+class Job(NamedTuple):
+    """A command."""
+
+    name: str
+    command: Sequence[str]
+    needs: Collection[str]  # names of the jobs it depends on
+    log: Path  # for its output
+    purpose: str = ""  # for the line that says that it starts
+
+
+class Running(NamedTuple):
+    """A started job."""
+
+    job: Job
+    process: subprocess.Popen[bytes]
+    slot: int  # index of its environment
+    start: float  # monotonic seconds
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    environments: Sequence[Mapping[str, str]],
+    keep_open: Collection[int] = (),
+) -> dict[str, str]:
+    """Run jobs in order, at most one per environment at a time, and print their progress.
+
+    A job is not started if one that it needs has failed; needs that are no jobs count as met. The
+    processes end with this one: on Ctrl-C and errors they are terminated, on Linux they are killed
+    even if this process is killed.
+
+    Args:
+        environments: variables added to the environment of each simultaneous process
+        keep_open: file descriptors that the processes inherit
+
+    Returns: the reasons of failures, by the name of the job.
+    """
+    failures: dict[str, str] = {}
+    waiting, running = list(jobs), list[Running]()
+    unfinished, num_started = {job.name for job in jobs}, 0
+    try:
+        while waiting or running:
+            for item in list(running):
+                name, status = item.job.name, item.process.poll()
+                if status is not None:
+                    running.remove(item)
+                    unfinished.remove(name)
+                    outcome = "done"
+                    if status:
+                        failures[name] = _reason(item.job.log, status)
+                        outcome = f"failed ({failures[name]})"
+                    minutes = (time.monotonic() - item.start) / 60
+                    print(f"{name} {outcome} after {minutes:.1f} minutes", flush=True)
+            busy = {item.slot for item in running}
+            free = [slot for slot in range(len(environments)) if slot not in busy]
+            for job in list(waiting):
+                if failed := [name for name in job.needs if name in failures]:
+                    waiting.remove(job)
+                    failures[job.name] = f"needs {failed[0]}, which failed"
+                    print(f"{job.name} failed ({failures[job.name]}) after 0.0 minutes", flush=True)
+                elif free and unfinished.isdisjoint(job.needs):
+                    waiting.remove(job)
+                    num_started += 1
+                    print(f"{num_started} of {len(jobs)} · {job.name} · {job.purpose}", flush=True)
+                    slot, start = free.pop(0), time.monotonic()
+                    process = _start(job, environments[slot], keep_open)
+                    running.append(Running(job, process, slot, start))
+            if running:
+                time.sleep(POLL_SECONDS)
+    finally:
+        for item in running:
+            item.process.terminate()
+        for item in running:
+            with suppress(subprocess.TimeoutExpired):
+                item.process.wait(TERMINATE_SECONDS)
+            item.process.kill()
+            item.process.wait()
+    return failures
+
+
+def _start(
+    job: Job, environment: Mapping[str, str], keep_open: Collection[int]
+) -> subprocess.Popen[bytes]:
+    with job.log.open("ab") as log:
+        return subprocess.Popen(
+            job.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **environment},
+            pass_fds=tuple(keep_open),
+            preexec_fn=_bound_to(os.getpid()),
+        )
+
+
+def _bound_to(parent: int) -> Callable[[], None] | None:
+    """Return a function that makes a new process die with its parent; None if not on Linux."""
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)
+
+    def bind() -> None:
+        libc.prctl(DEATH_SIGNAL, signal.SIGKILL)
+        if os.getppid() != parent:  # the parent died before the call
+            os._exit(1)
+
+    return bind
+
+
+def _reason(log: Path, status: int) -> str:
+    """Return the exit status of a failed process and its last line of output."""
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 4096))
+        lines = file.read().decode(errors="replace").split("\n")
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
+    exit_status = f"killed by signal {-status}" if status < 0 else f"exit code {status}"
+    return f"{exit_status}: {last.removeprefix('beit: error: ')}"

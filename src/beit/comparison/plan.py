@@ -9,26 +9,22 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from beit.command.messages import did_you_mean
+from beit.command.verbs import VERBS
 
+PROBE = "probe"
+STAGE_VERBS = [name for name, verb in VERBS.items() if verb.resumable or name == PROBE]
 FIELDS = ("title", "text", "seeds", "stages", "cells", "grid", "figures", "paper")
 REFERENCE = "$"  # $NAME stands for the run directory of an earlier stage
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One command of the chain.
+    """One command of the chain."""
 
-    Attributes:
-        name: in the plan
-        verb: the command, `beit VERB`
-        preset: to start from; None for the verb's defaults
-        fields: values of the verb's options, by dotted name
-    """
-
-    name: str
-    verb: str
-    preset: str | None
-    fields: Mapping[str, Any]
+    name: str  # in the plan
+    verb: str  # `beit VERB`
+    preset: str | None  # to start from; None for the verb's defaults
+    fields: Mapping[str, Any]  # values of the verb's options, by dotted name
 
     @property
     def references(self) -> dict[str, str]:
@@ -48,37 +44,23 @@ class Cell(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The content of a plan.
+    """The content of a plan."""
 
-    Attributes:
-        title: of the table
-        text: paragraphs under the title
-        seeds: of the runs of every cell
-        cells: rows of the table
-        columns: stage and metric of each column, by the column's title
-        paper: published results by cell, then by column or a name that is no column
-    """
-
-    title: str
-    text: str
-    seeds: tuple[int, ...]
-    cells: tuple[Cell, ...]
-    columns: Mapping[str, tuple[str, str]]
-    paper: Mapping[str, Mapping[str, str]]
+    source: str  # its file, for errors
+    title: str  # of the table
+    text: str  # paragraphs under the title
+    seeds: tuple[int, ...]  # of the runs of every cell
+    cells: tuple[Cell, ...]  # rows of the table
+    columns: Mapping[str, tuple[str, str]]  # stage and metric of each column, by its title
+    paper: Mapping[str, Mapping[str, str]]  # published results by cell, then by column or any name
 
 
-def unfold(
-    content: Mapping[str, Any],
-    source: str,
-    verbs: Sequence[str],
-    changes: Mapping[str, Any] | None = None,
-) -> Plan:
+def unfold(content: Mapping[str, Any], source: str, changes: Mapping[str, Any]) -> Plan:
     """Check a plan's structure and unfold its cells.
 
     Args:
         content: of its YAML file
         source: the file, for errors
-        verbs: allowed for a stage
         changes: values that replace those of the plan's stages, by `stage.field`; fields that a
             cell sets keep the cell's values
 
@@ -88,9 +70,7 @@ def unfold(
     _refuse_unknown(content, FIELDS, source)
     if not isinstance(content.get("stages"), dict) or not content["stages"]:
         raise ValueError(f"{source} has no stages; expected a mapping of names to settings")
-    stages = {
-        name: _stage(name, settings, source, verbs) for name, settings in content["stages"].items()
-    }
+    stages = {name: _stage(name, values, source) for name, values in content["stages"].items()}
     if changes:
         stages = {stage.name: stage for stage in _changed(stages, changes, f"{source}, --set")}
     cells = []
@@ -98,34 +78,17 @@ def unfold(
         where = f"{source}, cell {name!r}"
         if not isinstance(parts, dict | None):
             raise ValueError(f"{where}: expected fields of stages, got {parts!r}")
-        cell = Cell(name, tuple(_changed(stages, parts or {}, where)))
-        _check_references(cell, stages, where)
-        cells.append(cell)
+        cells.append(Cell(name, tuple(_changed(stages, parts or {}, where))))
+        _check_references(cells[-1], stages, where)
     return Plan(
+        source,
         str(content.get("title", source)),
         str(content.get("text", "")),
         _seeds(content.get("seeds", [0]), source),
         tuple(cells),
         _columns(content, stages, source),
-        _paper(_mapping(content, "paper", source), [cell.name for cell in cells], source),
+        _paper(content, [cell.name for cell in cells], source),
     )
-
-
-def _columns(
-    content: Mapping[str, Any], stages: Iterable[str], source: str
-) -> dict[str, tuple[str, str]]:
-    columns = {}
-    for title, place in _mapping(content, "figures", source).items():
-        stage, _, metric = str(place).partition(".")
-        if stage not in stages or not metric:
-            raise ValueError(
-                f"{source}, figure {title!r}: expected STAGE.FIGURE, got {place!r}"
-                f"{did_you_mean(stage, stages)}"
-            )
-        columns[str(title)] = (stage, metric)
-    if not columns:
-        raise ValueError(f"{source} has no figures; expected a mapping of titles to STAGE.FIGURE")
-    return columns
 
 
 def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -135,6 +98,21 @@ def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         is_group = isinstance(value, Mapping)
         settings |= flat(value, f"{prefix}{name}.") if is_group else {f"{prefix}{name}": value}
     return settings
+
+
+def _columns(
+    content: Mapping[str, Any], stages: Iterable[str], source: str
+) -> dict[str, tuple[str, str]]:
+    columns = {}
+    for title, place in _mapping(content, "figures", source).items():
+        stage, _, metric = str(place).partition(".")
+        if stage not in stages or not metric:
+            got = f"{place!r}{did_you_mean(stage, stages)}"
+            raise ValueError(f"{source}, figure {title!r}: expected STAGE.FIGURE, got {got}")
+        columns[str(title)] = (stage, metric)
+    if not columns:
+        raise ValueError(f"{source} has no figures; expected a mapping of titles to STAGE.FIGURE")
+    return columns
 
 
 def _rows(content: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -149,66 +127,53 @@ def _rows(content: Mapping[str, Any], source: str) -> dict[str, Any]:
         return {str(name): parts for name, parts in cells.items()}
     axes: list[list[tuple[str, Mapping[str, Any]]]] = []
     for axis, values in _mapping(content, "grid", source).items():
+        if not isinstance(values, list | dict) or not values:
+            expected = "expected a list of values or a mapping of names to fields"
+            raise ValueError(f"{source}, grid axis {axis!r}: {expected}, got {values!r}")
         if isinstance(values, list):  # of one field, which names the axis
             short = axis.rpartition(".")[2]
             axes.append([(f"{short} {value}", {axis: value}) for value in values])
-        elif isinstance(values, dict):
+        else:
             _refuse_words(values, f"{source}, grid axis {axis!r}")
             axes.append([(str(name), flat(parts or {})) for name, parts in values.items()])
-        if not isinstance(values, list | dict) or not values:
-            raise ValueError(
-                f"{source}, grid axis {axis!r}: expected a list of values or a mapping of names to "
-                f"fields, got {values!r}"
-            )
     rows: dict[str, Any] = {}
     for chosen in product(*axes):
-        parts: dict[str, Any] = {}
-        for _, fields in chosen:
-            parts |= fields
-        rows[", ".join(name for name, _ in chosen)] = parts
+        name = ", ".join(name for name, _ in chosen)
+        rows[name] = {field: value for _, fields in chosen for field, value in fields.items()}
     return rows
 
 
-def _stage(name: str, settings: Any, source: str, verbs: Sequence[str]) -> Stage:
+def _stage(name: str, settings: Any, source: str) -> Stage:
     where = f"{source}, stage {name!r}"
     if not isinstance(settings, dict | None) or "." in name:
         raise ValueError(f"{where}: expected a name without a dot, and fields, got {settings!r}")
     fields = flat(settings or {})
     verb = fields.pop("verb", name)
-    if verb not in verbs:
-        raise ValueError(
-            f"{where}: unknown verb {verb!r}{did_you_mean(str(verb), verbs)} "
-            f"A stage is one of: {', '.join(verbs)}"
-        )
+    if verb not in STAGE_VERBS:
+        hint = f"{did_you_mean(str(verb), STAGE_VERBS)} A stage is one of: {', '.join(STAGE_VERBS)}"
+        raise ValueError(f"{where}: unknown verb {verb!r}{hint}")
     return Stage(name, verb, fields.pop("preset", None), fields)
 
 
 def _changed(stages: Mapping[str, Stage], changes: Mapping[str, Any], where: str) -> list[Stage]:
     """Return the stages with changed fields; a stage set to null is left out."""
-    by_stage: dict[str, dict[str, Any]] = {name: {} for name in stages}
-    left_out = set()
+    changed = dict(stages)
     for place, value in flat(changes).items():
         name, _, field = place.partition(".")
         if name not in stages:
             raise ValueError(f"{where}: unknown stage {name!r}{did_you_mean(name, stages)}")
-        if field:
-            by_stage[name][field] = value
-        elif value is None:
-            left_out.add(name)
-        else:
-            raise ValueError(
-                f"{where}: expected fields of stage {name!r}, or null to leave it out, "
-                f"got {value!r}"
-            )
-    changed = []
-    for stage in stages.values():
-        fields = by_stage[stage.name]
-        if "verb" in fields:
-            raise ValueError(f"{where}: the verb of stage {stage.name!r} cannot be changed")
-        preset = fields.pop("preset", stage.preset)
-        if stage.name not in left_out:
-            changed.append(replace(stage, preset=preset, fields={**stage.fields, **fields}))
-    return changed
+        if not field and value is not None:
+            expected = f"expected fields of stage {name!r}, or null to leave it out"
+            raise ValueError(f"{where}: {expected}, got {value!r}")
+        if field == "verb":
+            raise ValueError(f"{where}: the verb of stage {name!r} cannot be changed")
+        stage = changed[name]
+        if field == "preset":
+            changed[name] = replace(stage, preset=value)
+        elif field:
+            changed[name] = replace(stage, fields={**stage.fields, field: value})
+    left_out = {name for name, value in flat(changes).items() if value is None}
+    return [stage for name, stage in changed.items() if name not in left_out]
 
 
 def _check_references(cell: Cell, stages: Iterable[str], where: str) -> None:
@@ -219,10 +184,8 @@ def _check_references(cell: Cell, stages: Iterable[str], where: str) -> None:
                 hint = did_you_mean(target, earlier)
                 if target in stages:
                     hint = "; this cell leaves it out, or it comes later."
-                raise ValueError(
-                    f"{where}, stage {stage.name!r}: {option} is {REFERENCE}{target}, "
-                    f"expected an earlier stage{hint}"
-                )
+                got = f"{option} is {REFERENCE}{target}, expected an earlier stage{hint}"
+                raise ValueError(f"{where}, stage {stage.name!r}: {got}")
         earlier.append(stage.name)
 
 
@@ -234,16 +197,16 @@ def _seeds(seeds: Any, source: str) -> tuple[int, ...]:
 
 
 def _paper(
-    results: Mapping[str, Any], cells: Sequence[str], source: str
+    content: Mapping[str, Any], cells: Sequence[str], source: str
 ) -> dict[str, dict[str, str]]:
+    results = _mapping(content, "paper", source)
     _refuse_unknown(results, cells, f"{source}, paper", "cell")
+    paper = {}
     for cell, columns in results.items():
         if not isinstance(columns, dict):
             raise ValueError(f"{source}, paper, {cell!r}: expected columns, got {columns!r}")
-    return {
-        str(cell): {str(column): str(value) for column, value in columns.items()}
-        for cell, columns in results.items()
-    }
+        paper[str(cell)] = {str(column): str(value) for column, value in columns.items()}
+    return paper
 
 
 def _mapping(content: Mapping[str, Any], field: str, source: str) -> dict[str, Any]:

@@ -12,31 +12,19 @@ from typing import Any, NamedTuple
 from beit.command.modules import find_module
 from beit.command.options import parse
 from beit.command.verbs import VERBS
-from beit.comparison.plan import Plan, Stage, flat
+from beit.comparison.plan import PROBE, Plan, Stage, flat
 
-PROBE = "probe"
-STAGE_VERBS = [name for name, verb in VERBS.items() if verb.resumable or name == PROBE]
 DVAE = VERBS["train-tokenizer"].kinds["dvae"]
 
 
 class PlannedRun(NamedTuple):
-    """One command.
+    """One command."""
 
-    Attributes:
-        name: of its directory, made from everything that the run depends on
-        stage: of the plan
-        seed: of its cells, even if the stage sets its own
-        arguments: of the command, without `references` and the output
-        references: options that take the directory of another run, and that run's name
-        settings: the resolved configuration, by dotted name
-    """
-
-    name: str
-    stage: Stage
-    seed: int
-    arguments: tuple[str, ...]
-    references: Mapping[str, str]
-    settings: Mapping[str, Any]
+    name: str  # of its directory, made from everything that the run depends on
+    stage: Stage  # of the plan
+    arguments: tuple[str, ...]  # of the command, without `references` and the output
+    references: Mapping[str, str]  # options that take a run's directory, and that run's name
+    settings: Mapping[str, Any]  # the resolved configuration, by dotted name
 
     @property
     def trains(self) -> bool:
@@ -61,13 +49,10 @@ class Chain(NamedTuple):
     runs: Mapping[str, PlannedRun]
 
 
-def planned_chains(plan: Plan, source: str) -> list[Chain]:
+def planned_chains(plan: Plan) -> list[Chain]:
     """Build the configuration of every run as the command would, and name the runs.
 
     The chains are sorted by seed, so that early results fill every row of the table.
-
-    Args:
-        source: the plan's file, for errors
 
     Raises:
         ValueError: a configuration is refused; names the plan, the cell and the stage.
@@ -85,7 +70,7 @@ def planned_chains(plan: Plan, source: str) -> list[Chain]:
                     try:
                         settings[command] = _settings(stage, arguments)
                     except ValueError as error:
-                        where = f"{source}, cell {cell.name!r}, stage {stage.name!r}"
+                        where = f"{plan.source}, cell {cell.name!r}, stage {stage.name!r}"
                         raise ValueError(f"{where}: {error}") from error
                 runs[stage.name] = _planned_run(stage, arguments, settings[command], seed, runs)
             chains.append(Chain(cell.name, seed, runs))
@@ -125,7 +110,7 @@ def _planned_run(
     identity = [f"beit.recipes.{recipe}", {**chosen, option: settings[option], **references}]
     content = json.dumps(identity, sort_keys=True, default=str)
     digest = hashlib.sha256(content.encode()).hexdigest()[:10]
-    return PlannedRun(f"{stage.name}-{digest}", stage, seed, own, references, settings)
+    return PlannedRun(f"{stage.name}-{digest}", stage, own, references, settings)
 
 
 @cache
@@ -133,9 +118,7 @@ def _defaults(config_class: Any) -> dict[str, Any]:
     """Return the defaults of a configuration by dotted name, of the fields that have one."""
     defaults: dict[str, Any] = {}
     for field in fields(config_class):
-        value = field.default
-        if field.default_factory is not MISSING:
-            value = field.default_factory()
+        value = field.default if field.default_factory is MISSING else field.default_factory()
         if value is not MISSING:
             nested = is_dataclass(value) and not isinstance(value, type)
             defaults[field.name] = asdict(value) if nested else value

@@ -4,36 +4,28 @@ One HTML file, and Markdown with its figures beside it. Unfinished runs are show
 have come; a repeated command updates its report.
 """
 
-import base64
-import binascii
-import json
+import html
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from beit.comparison.runs import (
-    Run,
-    curve_figure,
-    facts_table,
-    figure_keys,
-    file_name,
-    flat_settings,
-    last_table,
-    markdown_table,
-    markdown_text,
-    settings_table,
-    short_names,
-)
-from beit.draw.numbers import short_number
-from beit.draw.report import Cell, Gallery, Picture, Section, write_report
+from beit.comparison.ablation_table import as_markdown
+from beit.comparison.runs import Run, figure_keys, own_pictures, points, read_run, short_names
+from beit.draw.charts import MARKED, shortened, styled
+from beit.draw.numbers import aligned_numbers, short_number
+from beit.draw.panels import DPI, POINTS, PRINTED, Drawing, rendered
+from beit.draw.report import Cell, Gallery, Picture, Section, Table, write_report
 from beit.files import write_text
-from beit.run.directory import RunDirectory
-from beit.run.log import read_log
 
 MARK = "<!-- written by beit report -->"
-MAX_REPORT_BYTES = 1 << 27  # larger reports of runs are not read for samples
-SAMPLE_PREFIX, PNG_START = "data:image/png;base64,", b"\x89PNG\r\n\x1a\n"
+# Okabe and Ito's colours, which suit colour blindness; the dashes differ in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES = ("-", "--", "-.", ":")
+WIDTH, HEIGHT, LEGEND_LINE = 3.4, 2.1, 0.14  # inches: one column of a page
+LONGEST = 46  # letters of a run's name in a figure, at most
+IGNORED = ("run.output",)  # settings that always differ
 
 
 @dataclass(frozen=True)
@@ -72,36 +64,37 @@ class Result(NamedTuple):
 
 def run(config: Config) -> Result:
     """Read the runs, and write or update their report."""
-    output = Path(config.output)
+    output, paths = Path(config.output), list(map(Path, config.runs))
     _check_output(output)
-    paths = [Path(path) for path in config.runs]
-    names = short_names(paths)
     if twice := [path for path in config.runs if config.runs.count(path) > 1]:
         raise ValueError(f"{twice[0]} is named twice; name each run once")
-    runs = [read_run(path, name, config.samples) for path, name in zip(paths, names, strict=True)]
+    names = short_names(paths)
+    runs = [read_run(path, name) for path, name in zip(paths, names, strict=True)]
     keys = _chosen_metrics(config, figure_keys(runs))
+    samples = [own_pictures(path, config.samples) if config.samples else [] for path in paths]
+    galleries = [
+        Gallery(f"Out of the report of {run.name}", pictures)
+        for run, pictures in zip(runs, samples, strict=True)
+        if pictures
+    ]
 
     (output / "figures").mkdir(parents=True, exist_ok=True)
     title = f"Run {names[0]}" if len(runs) == 1 else f"{len(runs)} runs side by side"
     about, settings, last = facts_table(runs), settings_table(runs), last_table(runs, keys)
-    curves = [_draw_curve(runs, key, config, output / "figures") for key in keys]
-    sampled = [run for run in runs if run.pictures]
     no_difference = "All settings are alike." if len(runs) > 1 and not settings.rows else ""
+    curves, images = [], []
+    for key in keys:
+        drawing, file = curve_figure(runs, key, config.x, config.log), f"figures/{file_name(key)}"
+        drawing.save(output, file)
+        alt = f"{key} over {config.x}s, a curve for each of {len(runs)} runs"
+        curves.append(Picture(f"{file}.png, .svg", alt, drawing.png, "image/png"))
+        images.append(f"![{markdown_text(alt)}]({file}.png)")
 
     sections = [
         Section("The runs", items=[about]),
         Section("Curves", items=[Gallery("A run has the same colour in each.", curves)]),
         Section("Last figures", items=[last]),
         Section("Settings", no_difference, [] if no_difference else [settings]),
-    ]
-    if sampled:
-        galleries = [Gallery(f"Out of the report of {run.name}", run.pictures) for run in sampled]
-        sections.append(Section("Samples", items=galleries))
-    report = write_report(output / "report.html", title, sections, _facts(config, runs))
-
-    images = [
-        f"![{markdown_text(curve.alt)}](figures/{file_name(key)}.png)"
-        for key, curve in zip(keys, curves, strict=True)
     ]
     parts = [
         f"{MARK}\n# {markdown_text(title)}",
@@ -110,142 +103,19 @@ def run(config: Config) -> Result:
         f"## Last figures\n\n{markdown_table(last)}",
         f"## Settings\n\n{no_difference or markdown_table(settings)}",
     ]
-    if sampled:
-        parts.append("## Samples\n\n" + "\n\n".join(_write_samples(sampled, output)))
+    if galleries:
+        sections.append(Section("Samples", items=galleries))
+        parts.append("## Samples\n\n" + "\n\n".join(_write_samples(galleries, output)))
+    facts = {
+        "runs": ", ".join(config.runs).encode(errors="replace").decode(),
+        "not finished": str(sum(run.facts["state"] != "finished" for run in runs)),
+        "curves over": f"{config.x}s",
+    }
+    report = write_report(output / "report.html", title, sections, facts)
     markdown = output / "report.md"
     write_text(markdown, "\n\n".join(parts) + "\n")
     print(f"{len(runs)} runs, {len(keys)} curves; open {report} or {markdown}")
     return Result(report, markdown)
-
-
-def _draw_curve(runs: list[Run], key: str, config: Config, folder: Path) -> Picture:
-    drawing, file = curve_figure(runs, key, config.x, config.log), file_name(key)
-    drawing.save(folder, file)
-    alt = f"{key} over {config.x}s, a curve for each of {len(runs)} runs"
-    return Picture(f"figures/{file}.png, .svg", alt, drawing.png, "image/png")
-
-
-def _chosen_metrics(config: Config, logged: list[str]) -> list[str]:
-    """Return the metrics to draw; refuse names that no run has logged."""
-    if not logged:
-        raise ValueError(
-            f"{', '.join(config.runs)}: nothing is logged yet in metrics.jsonl; wait for the first "
-            "line, after run.log_every steps"
-        )
-    for option, names in (("metrics", config.metrics), ("log", config.log)):
-        if unknown := [name for name in names if name not in logged]:
-            raise ValueError(
-                f"{option} names {unknown[0]}, which no run has logged; expected names among "
-                + ", ".join(logged)
-            )
-    return list(config.metrics) or logged
-
-
-def read_run(path: Path, name: str, num_samples: int) -> Run:
-    """Read a run directory.
-
-    Raises:
-        FileNotFoundError, ValueError: not a run directory, no metrics, or a damaged file, which is
-            named.
-    """
-    directory = RunDirectory(path)
-    if directory.environment_file.is_file():
-        _environment(directory)  # refuses a damaged file by name
-    directory = RunDirectory.open(path)
-    if not directory.metrics_file.is_file():
-        raise ValueError(
-            f"{path} has no {directory.metrics_file.name}, so it has no curves to draw; expected "
-            "a run of train-tokenizer, pretrain, finetune or segment"
-        )
-    try:
-        records = read_log(directory.metrics_file)
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{directory.metrics_file} is not text: {error}") from error
-    pictures = sample_pictures(directory.report_file, num_samples) if num_samples else []
-    settings = flat_settings(directory.config())
-    text = name.encode(errors="replace").decode()  # a path may hold bytes that are no text
-    return Run(text, records, settings, _run_facts(directory, records), pictures)
-
-
-def _run_facts(directory: RunDirectory, records: list[dict[str, Any]]) -> dict[str, Cell]:
-    """Describe a run's progress and environment."""
-    last = records[-1] if records else {}
-    epoch = last.get("epoch")
-    facts: dict[str, Cell] = {
-        "state": "finished" if directory.weights_file.is_file() else "not finished",
-        "step": last.get("step"),
-        "epoch": None if epoch is None else short_number(float(epoch)),
-    }
-    environment = _environment(directory)
-    for key in ("verb", "started", "commit", "torch"):
-        value = environment.get(key)
-        facts[key] = None if value is None else str(value)[:19]
-    gpus = ", ".join(map(str, environment.get("gpus") or []))
-    facts["machine"] = gpus or f"{environment.get('cpus')} CPU cores"
-    return facts
-
-
-def _environment(directory: RunDirectory) -> dict[str, Any]:
-    """Read a run's environment.json; refuse a damaged one."""
-    file = directory.environment_file
-    try:
-        environment = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    if not isinstance(environment, dict) or "verb" not in environment:
-        raise ValueError(f"{file} is damaged: it does not name the verb that made the run")
-    return environment
-
-
-def sample_pictures(report: Path, most: int) -> list[Picture]:
-    """Read the first PNG images of a run's own report, with their alt texts; none if no report."""
-    if not report.is_file() or report.stat().st_size > MAX_REPORT_BYTES:
-        return []
-    reader = _Pictures(most)
-    reader.feed(report.read_text(encoding="utf-8", errors="replace"))
-    return reader.pictures
-
-
-class _Pictures(HTMLParser):
-    """Collects embedded PNGs and ignores everything else in the page."""
-
-    def __init__(self, most: int) -> None:
-        super().__init__()
-        self.most, self.pictures = most, list[Picture]()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        attributes = dict(attrs)
-        source = attributes.get("src") or ""
-        full = len(self.pictures) >= self.most
-        if tag != "img" or full or not source.startswith(SAMPLE_PREFIX):
-            return
-        try:
-            data = base64.b64decode(source.removeprefix(SAMPLE_PREFIX), validate=True)
-        except binascii.Error:
-            return
-        if data.startswith(PNG_START) and len(data) >= 24:
-            alt = attributes.get("alt") or "a picture of the run"
-            self.pictures.append(Picture(alt, alt, data, "image/png"))
-
-
-def _write_samples(runs: list[Run], output: Path) -> list[str]:
-    """Write the samples beside the Markdown file; return its lines."""
-    folder = output / "samples"
-    folder.mkdir(exist_ok=True)
-    lines = []
-    for number, run in enumerate(runs, 1):
-        lines.append(f"Out of the report of {markdown_text(run.name)}:")
-        for index, picture in enumerate(run.pictures, 1):
-            file = f"run{number}-{index}.png"
-            (folder / file).write_bytes(picture.data)
-            lines.append(f"![{markdown_text(picture.alt)}](samples/{file})")
-    return lines
-
-
-def _facts(config: Config, runs: list[Run]) -> dict[str, str]:
-    paths = ", ".join(config.runs).encode(errors="replace").decode()
-    unfinished = sum(run.facts["state"] != "finished" for run in runs)
-    return {"runs": paths, "not finished": str(unfinished), "curves over": f"{config.x}s"}
 
 
 def _check_output(output: Path) -> None:
@@ -256,7 +126,124 @@ def _check_output(output: Path) -> None:
         return
     page = output / "report.md"
     if not page.is_file() or not page.read_text("utf-8", errors="replace").startswith(MARK):
-        raise FileExistsError(
-            f"{output} exists and is no earlier report of runs; it is not overwritten, name "
-            "another folder"
-        )
+        advice = "it is not overwritten, name another folder"
+        raise FileExistsError(f"{output} exists and is no earlier report of runs; {advice}")
+
+
+def _chosen_metrics(config: Config, logged: list[str]) -> list[str]:
+    """Return the metrics to draw; refuse names that no run has logged."""
+    if not logged:
+        where = f"{', '.join(config.runs)}: nothing is logged yet in metrics.jsonl"
+        raise ValueError(f"{where}; wait for the first line, after run.log_every steps")
+    for option, names in (("metrics", config.metrics), ("log", config.log)):
+        if unknown := [name for name in names if name not in logged]:
+            expected = f"expected names among {', '.join(logged)}"
+            raise ValueError(f"{option} names {unknown[0]}, which no run has logged; {expected}")
+    return list(config.metrics) or logged
+
+
+def _write_samples(galleries: Sequence[Gallery], output: Path) -> list[str]:
+    """Write the samples beside the Markdown file; return its lines."""
+    (output / "samples").mkdir(exist_ok=True)
+    lines = []
+    for number, gallery in enumerate(galleries, 1):
+        lines.append(f"{markdown_text(gallery.caption)}:")
+        for index, picture in enumerate(gallery.pictures, 1):
+            file = f"samples/run{number}-{index}.png"
+            (output / file).write_bytes(picture.data)
+            lines.append(f"![{markdown_text(picture.alt)}]({file})")
+    return lines
+
+
+# ── tables ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def settings_table(runs: Sequence[Run]) -> Table:
+    """List the settings that differ between runs; all settings of a single run."""
+    names = dict.fromkeys(name for run in runs for name in run.settings if name not in IGNORED)
+    rows: list[list[Cell]] = [[name, *(run.settings.get(name) for run in runs)] for name in names]
+    caption = "Settings of the run"
+    if len(runs) > 1:
+        caption, rows = "Settings that differ", [row for row in rows if len(set(row[1:])) > 1]
+    return Table(caption, ["Setting", *(run.name for run in runs)], rows)
+
+
+def facts_table(runs: Sequence[Run]) -> Table:
+    """List the facts of each run."""
+    names = list(dict.fromkeys(name for run in runs for name in run.facts))
+    rows = [[run.name, *(run.facts.get(name) for name in names)] for run in runs]
+    return Table("Runs and their progress", ["Run", *names], rows)
+
+
+def last_table(runs: Sequence[Run], keys: Sequence[str]) -> Table:
+    """List the last value of each metric in each run."""
+    rows: list[list[Cell]] = []
+    for key in keys:
+        ends = [curve[-1][1] if (curve := points(run, key, "step")) else None for run in runs]
+        words = iter(aligned_numbers([end for end in ends if end is not None]))
+        rows.append([key, *(None if end is None else next(words) for end in ends)])
+    return Table("The last value of each metric", ["Metric", *(run.name for run in runs)], rows)
+
+
+def markdown_table(table: Table) -> str:
+    """Format a table as Markdown, with every name escaped."""
+    rows = [["–" if cell is None else markdown_text(str(cell)) for cell in r] for r in table.rows]
+    columns = [markdown_text(name) for name in table.columns]
+    return as_markdown(Table(markdown_text(table.caption), columns, rows))
+
+
+def markdown_text(words: str) -> str:
+    """Escape the special characters of Markdown and HTML, except |, and join lines."""
+    escaped = re.sub(r"([\\`*_\[\]#~$!])", r"\\\1", " ".join(words.split()))
+    return html.escape(escaped, quote=False)
+
+
+# ── curves ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def curve_figure(runs: Sequence[Run], key: str, x: str, log: Collection[str] = ()) -> Drawing:
+    """Draw one metric over the steps or epochs, a curve for each run; a run keeps its colour.
+
+    Args:
+        x: step or epoch
+        log: metrics with a logarithmic axis; values that are not positive are left out
+    """
+    from matplotlib.figure import Figure
+
+    curves = [[(a, b) for a, b in points(r, key, x) if b > 0 or key not in log] for r in runs]
+    height = HEIGHT + LEGEND_LINE * sum(map(bool, curves))
+    with styled(PRINTED):
+        chart = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
+        axes = chart.add_axes((0.15, 0.36 / height, 0.82, (HEIGHT - 0.62) / height))
+        for index, (run, curve) in enumerate(zip(runs, curves, strict=True)):
+            if curve:
+                last = f"last {short_number(curve[-1][1])}"
+                axes.plot(
+                    *zip(*curve, strict=True),
+                    color=COLOURS[index % len(COLOURS)],
+                    linestyle=DASHES[index % len(DASHES)],
+                    linewidth=1.2,
+                    marker="o" if len(curve) <= MARKED else None,
+                    markersize=2.4,
+                    label=f"{index + 1}: {shortened(run.name, LONGEST)}, {last}",
+                )
+        if key in log:
+            axes.set_yscale("log")
+        axes.set_xlabel(f"{x}s")
+        axes.grid(color="0.88", linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.spines[["top", "right"]].set_visible(False)
+        title = shortened(key.replace("_", " "), LONGEST) + (" (log)" if key in log else "")
+        chart.text(0.03, 1 - 0.14 / height, title, size=POINTS + 1, weight="bold")
+        if any(curves):
+            bare: dict[str, Any] = {"frameon": False, "borderaxespad": 0, "borderpad": 0}
+            place = (0.015, 1 - 0.19 / height)
+            chart.legend(loc="upper left", bbox_to_anchor=place, labelspacing=0.25, **bare)
+        else:
+            axes.text(0.5, 0.5, "nothing logged", ha="center", transform=axes.transAxes)
+        return rendered(chart)
+
+
+def file_name(key: str) -> str:
+    """Turn a metric's name into a file name of letters, digits, - and _."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", key).strip("-") or "figure"

