@@ -198,6 +198,7 @@ def readable(path: Path) -> str:
     if path.suffix == ".json":
         content = json.loads(path.read_text())
         content.pop("environment", None)
+        content.pop("notes", None)  # sentences: their words may change
         return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
     head = f"sha256 {sha256(path.read_bytes())}\n"
     if path.suffix == ".parquet":
@@ -274,7 +275,8 @@ def options_of(text: str) -> str:
         name = re.match(r"(?:-\w, )?(--[\w.-]+)", part)
         assert name is not None, part
         default = re.search(r"default: (.*)\)$", part, re.MULTILINE)
-        lines.append(f"{name[1]} {'' if default is None else default[1]}".rstrip() + "\n")
+        value = "" if default is None else default[1].rpartition("default: ")[2]  # words have some
+        lines.append(f"{name[1]} {value}".rstrip() + "\n")
     return "".join(lines)
 
 
