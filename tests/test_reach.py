@@ -64,6 +64,20 @@ def test_loops_know_no_formats_no_hub_and_no_drawing() -> None:
         assert not wings & {"weights", "draw", "rows", "command"}
 
 
+CORE = {"nn", "data", "run", "weights", "rows", "draw", "command"}
+
+
+def test_capabilities_stand_alone() -> None:
+    """No folder imports a capability but itself: also one that no contract lists yet."""
+    folders = {path.parent.name for path in (ROOT / "beit").glob("*/__init__.py")}
+    capabilities = folders - CORE
+    assert len(capabilities) >= 12
+    for folder in folders:
+        for path in (ROOT / "beit" / folder).rglob("*.py"):
+            wings = {name.split(".")[1] for name in imports(path)}
+            assert not wings & (capabilities | {"cli", "demo"}) - {folder}, path
+
+
 if __name__ == "__main__":
     for module in sys.argv[1:] or [
         "beit.pretraining.loop",
