@@ -19,7 +19,8 @@ def fields(content: dict[str, Any], changes: dict[str, Any] | None = None) -> li
     """Return the name of every cell and the fields of its stages."""
     cells = unfold(content, "plan.yaml", changes or {}).cells
     return [
-        (cell.name, {stage.name: dict(stage.fields) for stage in cell.stages}) for cell in cells
+        (name, {stage.name: dict(stage.fields) for stage in stages})
+        for name, stages in cells.items()
     ]
 
 
