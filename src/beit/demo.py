@@ -130,7 +130,10 @@ def probe_all(sets: Sets, tokenizer: Trained, pretrained: Trained, teacher: Any)
     for name, options in models.items():
         options = [f"--train={sets.train}", f"--test={sets.test}", *options]
         result = probe.run(from_preset("probe", probe.Config, options))
-        rows.append(table_row(name, result.rows))
+        by_features: dict[str, Any] = {row["features"]: row for row in result.rows}
+        places = [(score, features) for score in ("linear", "knn") for features in ("cls", "mean")]
+        found = [by_features[f][score] if f in by_features else None for score, f in places]
+        rows.append([name, *("–" if share is None else f"{100 * share:.1f}" for share in found)])
     columns = ["features of", "linear, [CLS]", "linear, mean", "k-NN, [CLS]", "k-NN, mean"]
     return Table("Accuracy on images never trained on, in percent.", columns, rows)
 
@@ -156,10 +159,3 @@ def first_free(path: Path) -> Path:
     """Return the first of path, path-2, path-3, ... that does not exist."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
     return next(candidate for candidate in chain([path], numbered) if not candidate.exists())
-
-
-def table_row(name: str, rows: list[probe.Row]) -> list[str]:
-    """Format one model's accuracies: linear of [CLS] and mean, then k-NN of both."""
-    by_features: dict[str, Any] = {row["features"]: row for row in rows}
-    found = [(by_features.get(f), score) for score in ("linear", "knn") for f in ("cls", "mean")]
-    return [name, *(f"{100 * row[score]:.1f}" if row else "–" for row, score in found)]

@@ -19,7 +19,8 @@ def fields(content: dict[str, Any], changes: dict[str, Any] | None = None) -> li
     """Return the name of every cell and the fields of its stages."""
     cells = unfold(content, "plan.yaml", changes or {}).cells
     return [
-        (cell.name, {stage.name: dict(stage.fields) for stage in cell.stages}) for cell in cells
+        (name, {stage.name: dict(stage.fields) for stage in stages})
+        for name, stages in cells.items()
     ]
 
 
@@ -69,7 +70,7 @@ def test_changes_apply_to_stages_but_not_to_fields_a_cell_sets() -> None:
 def test_verbs_presets_seeds_and_references() -> None:
     cells = {"a": {"pretrain.preset": "q"}}
     unfolded = unfold(plan(cells=cells, seeds=[3, 5]), "plan.yaml", {})
-    tokenizer, pretrain = unfolded.cells[0].stages
+    tokenizer, pretrain = unfolded.cells["a"]
     assert (tokenizer.verb, tokenizer.preset, tokenizer.references) == ("train-tokenizer", "p", {})
     assert (pretrain.verb, pretrain.preset) == ("pretrain", "q")
     assert pretrain.references == {"tokenizer": "tokenizer"}

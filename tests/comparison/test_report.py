@@ -87,7 +87,7 @@ def test_runs_that_cannot_be_reported_are_named(tmp_path: Path) -> None:
         ([str(tmp_path / "none")], FileNotFoundError, "none is not a directory"),
         ([str(tmp_path)], FileNotFoundError, "not a run directory: it has no config.yaml"),
         ([good, str(bare)], ValueError, "bare has no metrics.jsonl, so it has no curves"),
-        ([str(bad)], ValueError, "environment.json is damaged"),
+        ([str(bad)], ValueError, "environment.json does not name the command of the run"),
         ([empty], ValueError, "empty: nothing is logged yet"),
         ([good, good], ValueError, "good is named twice"),
     ):
@@ -95,9 +95,10 @@ def test_runs_that_cannot_be_reported_are_named(tmp_path: Path) -> None:
             report.run(Config(runs, str(output)))
     with pytest.raises(ValueError, match=r"metrics names los, which no run has logged; .* loss"):
         report.run(Config([good], str(output), metrics=("los",)))
-    (bare / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
-    with pytest.raises(ValueError, match=r"bare/metrics.jsonl is not text"):
-        report.run(Config([str(bare)], str(output)))
+    for file in ("metrics.jsonl", "environment.json"):
+        (bare / file).write_bytes(b"\xff\xfe\n")
+        with pytest.raises(ValueError, match=f"bare/{file} is not text"):
+            report.run(Config([str(bare)], str(output)))
     assert not output.exists()
     with pytest.raises(FileExistsError, match="good exists and is no earlier report"):
         report.run(Config([good], good))

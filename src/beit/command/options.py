@@ -37,12 +37,13 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
     names = {field.name for field in fields(config_class)}  # type: ignore[arg-type]
     arguments = [*VERBS[verb].options, *name_positionals(verb, arguments)]
     layers, options = read_layers(verb, arguments, names)
-    if _kind_is_no_field(verb, names):
+    kind_is_no_field = bool(VERBS[verb].kinds) and "kind" not in names  # it only chose the Config
+    if kind_is_no_field:
         options = take(options, "--kind")[1]
         layers = [
             Layer(s, {n: v for n, v in values.items() if n != "kind"}) for s, values in layers
         ]
-    parser = _parser(verb, config_class, names)
+    parser = _parser(verb, config_class, kind_is_no_field)
     _check_names(parser, verb, layers, options)
     settings = [f"--config={json.dumps(values, default=str)}" for _, values in layers if values]
     try:
@@ -130,12 +131,7 @@ def _metavar(positional: str) -> str:
 # ── the parser ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _kind_is_no_field(verb: str, names: set[str]) -> bool:
-    """Tell whether `--kind` only chooses the Config, and is no field of it."""
-    return bool(VERBS[verb].kinds) and "kind" not in names
-
-
-def _parser(verb: str, config_class: type, names: set[str]) -> "ArgumentParser":
+def _parser(verb: str, config_class: type, kind_is_no_field: bool) -> "ArgumentParser":
     from jsonargparse import ArgumentParser  # 0.3 s, too slow for `beit --help`
 
     entry = VERBS[verb]
@@ -157,9 +153,10 @@ def _parser(verb: str, config_class: type, names: set[str]) -> "ArgumentParser":
     for_help("--preset", "NAME", "start from a preset")
     parser.add_argument("--config", metavar="FILE", action="config", help="values from a YAML file")
     if entry.resumable:
-        text = "resume this run from its last checkpoint; takes no other option"
-        for_help("--resume", "RUN", text)
-    if _kind_is_no_field(verb, names):
+        for_help(
+            "--resume", "RUN", "resume this run from its last checkpoint; takes no other option"
+        )
+    if kind_is_no_field:
         text = f"one of {', '.join(entry.kinds)}; each has its own options, see --kind NAME --help"
         text += ". The model decides by default" if entry.segmenter_kind else ""
         for_help("--kind", "NAME", text)

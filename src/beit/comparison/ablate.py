@@ -28,7 +28,7 @@ from beit.comparison.ablation_table import (
 )
 from beit.comparison.execution import locked, run_all
 from beit.comparison.plan import Plan, unfold
-from beit.comparison.planned_runs import Chain, planned_chains, seed_option, word
+from beit.comparison.planned_runs import Chain, planned_chains, run_option, word
 from beit.draw.report import Table
 from beit.files import write_text
 from beit.run.log import read_log
@@ -42,14 +42,10 @@ class Config:
 
     Attributes:
         plan: a YAML file, or the name of a plan shipped with beit, such as table5-small
-        output: directory for the runs and the table; empty for runs/NAME of the plan. An existing
-            output of the same command is resumed
-        jobs: number of simultaneous runs. Two or more share the GPUs; without GPUs each uses one
-            thread
-        set: values for the plan's stages, such as '{pretrain.optim.epochs: 1}'; fields that a cell
-            sets keep the cell's values
-        launcher: replaces `python -m beit` for training runs, such as
-            'torchrun --nproc_per_node 8 -m beit'
+        output: directory for runs and table, resumed if it exists; empty for runs/NAME of the plan
+        jobs: number of simultaneous runs; two or more share the GPUs, or use one thread each
+        set: values for stages, such as '{pretrain.optim.epochs: 1}'; a cell's own values stay
+        launcher: replaces `python -m beit` for trainings: 'torchrun --nproc_per_node 8 -m beit'
         dry_run: check the plan, list its runs and the results so far, and run nothing
     """
 
@@ -140,9 +136,7 @@ def plan_file(plan: str) -> Path:
 # ── results ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def measure(
-    plan: Plan, chains: Sequence[Chain], output: Path
-) -> tuple[list[Measured], dict[str, str]]:
+def measure(plan: Plan, chains: list[Chain], output: Path) -> tuple[list[Measured], dict[str, str]]:
     """Collect the metrics of complete runs by cell.
 
     Returns: the cells, and for each column whose metric a run does not have an error message.
@@ -154,7 +148,7 @@ def measure(
         if run.stage.name in stages
     }
     values: dict[str, dict[str, dict[int, float]]] = {
-        cell.name: {column: {} for column in plan.columns} for cell in plan.cells
+        cell: {column: {} for column in plan.columns} for cell in plan.cells
     }
     errors: dict[str, str] = {}
     for chain, (column, (stage, metric)) in product(chains, plan.columns.items()):
@@ -205,7 +199,7 @@ def differing_settings(chains: Sequence[Chain]) -> dict[str, dict[str, str]]:
     for chain in chains:
         by_cell[chain.cell] = settings = {"stages": ", ".join(chain.runs)}
         for stage, run in chain.runs.items():
-            own = {n: v for n, v in run.settings.items() if n != seed_option(run.stage.verb)}
+            own = {n: v for n, v in run.settings.items() if n != run_option(run.stage.verb, "seed")}
             settings |= {f"{stage}.{name}": word(value) for name, value in own.items()}
         for name, value in settings.items():
             found[name].add(value)

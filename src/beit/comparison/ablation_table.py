@@ -31,6 +31,7 @@ from beit.files import write_text
 
 WIDTH, TOP, ROW, BOTTOM, RIGHT = 360, 26, 22, 24, 18  # pixels of a plot
 LONGEST = 22  # letters of a cell's name in a plot, at most
+Spread = tuple[float, float | None]  # mean and standard deviation
 
 
 class Measured(NamedTuple):
@@ -42,18 +43,11 @@ class Measured(NamedTuple):
     paper: Mapping[str, str]  # published results, by column or by another name
 
 
-class Spread(NamedTuple):
-    """Mean over seeds, and the sample standard deviation (n - 1), None for a single value."""
-
-    mean: float
-    deviation: float | None
-
-
 def spread(values: Sequence[float]) -> Spread | None:
-    """Return mean and deviation of values; None if there are none."""
+    """Return mean and sample standard deviation (n - 1; None for one value); None for no values."""
     if not values:
         return None
-    return Spread(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None)
+    return statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None
 
 
 def shown(cell: Measured, column: str) -> list[float]:
@@ -88,17 +82,17 @@ def ablation_table(cells: Sequence[Measured], columns: Sequence[str], seeds: int
 def _formatted(column: str, spreads: Sequence[Spread | None]) -> list[str]:
     """Format one column, with decimals such that its largest deviation has two digits."""
     known = [one for one in spreads if one is not None]
-    largest = max((one.deviation or 0.0 for one in known), default=0.0)
-    means = aligned_numbers([one.mean for one in known])
-    deviations = [short_number(one.deviation or 0.0) for one in known]
+    largest = max((deviation or 0.0 for _, deviation in known), default=0.0)
+    means = aligned_numbers([mean for mean, _ in known])
+    deviations = [short_number(deviation or 0.0) for _, deviation in known]
     plain = all(re.fullmatch(r"-?\d+(\.\d+)?", mean) for mean in means)
     if column.endswith("%") or (plain and largest > 0):
         digits = 2 if column.endswith("%") else max(0, 1 - math.floor(math.log10(largest)))
-        means = [f"{one.mean:.{digits}f}" for one in known]
-        deviations = [f"{one.deviation or 0.0:.{digits}f}" for one in known]
+        means = [f"{mean:.{digits}f}" for mean, _ in known]
+        deviations = [f"{deviation or 0.0:.{digits}f}" for _, deviation in known]
     words = iter(
-        mean if one.deviation is None else f"{mean} ± {deviation}"
-        for mean, deviation, one in zip(means, deviations, known, strict=True)
+        mean if exact is None else f"{mean} ± {deviation}"
+        for mean, deviation, (_, exact) in zip(means, deviations, known, strict=True)
     )
     return ["–" if one is None else next(words) for one in spreads]
 
@@ -203,11 +197,7 @@ def _chart(cells: Sequence[Measured], column: str) -> Picture:
 
 
 def write_results(
-    plan: Plan,
-    chains: Sequence[Chain],
-    output: Path,
-    cells: Sequence[Measured],
-    failures: Mapping[str, str],
+    plan: Plan, chains: list[Chain], output: Path, cells: list[Measured], failures: dict[str, str]
 ) -> Table:
     """Write table.md, table.csv, runs.csv, the plots and report.html; return the table."""
     table = ablation_table(cells, list(plan.columns), len(plan.seeds))

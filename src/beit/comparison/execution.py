@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from beit.comparison.planned_runs import Chain, PlannedRun, output_option
+from beit.comparison.planned_runs import Chain, PlannedRun, run_option
 
 LOCK_SECONDS = 30.0  # for processes of a killed ablation to end and release the lock
 POLL_SECONDS = 0.1
@@ -48,12 +48,7 @@ def locked(output: Path) -> Iterator[int]:
 
 
 def run_all(
-    runs: Sequence[PlannedRun],
-    chains: Sequence[Chain],
-    output: Path,
-    jobs: int,
-    launcher: str,
-    lock: int,
+    runs: list[PlannedRun], chains: list[Chain], output: Path, jobs: int, launcher: str, lock: int
 ) -> dict[str, str]:
     """Start or resume runs, at most `jobs` at a time, and print their progress.
 
@@ -83,7 +78,7 @@ def command(run: PlannedRun, output: Path, launcher: str) -> list[str]:
     if directory.exists():
         shutil.rmtree(directory)
     references = [f"--{option}={output / 'runs' / name}" for option, name in run.references.items()]
-    target = f"--{output_option(run.stage.verb)}={directory}"
+    target = f"--{run_option(run.stage.verb, 'output')}={directory}"
     return [*start, run.stage.verb, *run.arguments, *references, target]
 
 
@@ -122,9 +117,7 @@ class Running(NamedTuple):
 
 
 def run_jobs(
-    jobs: Sequence[Job],
-    environments: Sequence[Mapping[str, str]],
-    keep_open: Collection[int] = (),
+    jobs: Sequence[Job], environments: Sequence[Mapping[str, str]], keep_open: Collection[int] = ()
 ) -> dict[str, str]:
     """Run jobs in order, at most one per environment at a time, and print their progress.
 
@@ -212,9 +205,7 @@ def _bound_to(parent: int) -> Callable[[], None] | None:
 
 def _reason(log: Path, status: int) -> str:
     """Return the exit status of a failed process and its last line of output."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - 4096))
-        lines = file.read().decode(errors="replace").split("\n")
+    lines = log.read_bytes().decode(errors="replace").split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "no output")
     exit_status = f"killed by signal {-status}" if status < 0 else f"exit code {status}"
     return f"{exit_status}: {last.removeprefix('beit: error: ')}"

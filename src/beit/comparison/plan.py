@@ -36,13 +36,6 @@ class Stage:
         }
 
 
-class Cell(NamedTuple):
-    """One row of the table: a name, and its stages in order."""
-
-    name: str
-    stages: tuple[Stage, ...]
-
-
 class Plan(NamedTuple):
     """The content of a plan."""
 
@@ -50,17 +43,15 @@ class Plan(NamedTuple):
     title: str  # of the table
     text: str  # paragraphs under the title
     seeds: tuple[int, ...]  # of the runs of every cell
-    cells: tuple[Cell, ...]  # rows of the table
+    cells: Mapping[str, Sequence[Stage]]  # rows of the table by name: their stages in order
     columns: Mapping[str, tuple[str, str]]  # stage and metric of each column, by its title
     paper: Mapping[str, Mapping[str, str]]  # published results by cell, then by column or any name
 
 
 def unfold(content: Mapping[str, Any], source: str, changes: Mapping[str, Any]) -> Plan:
-    """Check a plan's structure and unfold its cells.
+    """Check the structure of a plan, the content of the file `source`, and unfold its cells.
 
     Args:
-        content: of its YAML file
-        source: the file, for errors
         changes: values that replace those of the plan's stages, by `stage.field`; fields that a
             cell sets keep the cell's values
 
@@ -73,21 +64,21 @@ def unfold(content: Mapping[str, Any], source: str, changes: Mapping[str, Any]) 
     stages = {name: _stage(name, values, source) for name, values in content["stages"].items()}
     if changes:
         stages = {stage.name: stage for stage in _changed(stages, changes, f"{source}, --set")}
-    cells = []
+    cells = {}
     for name, parts in _rows(content, source).items():
         where = f"{source}, cell {name!r}"
         if not isinstance(parts, dict | None):
             raise ValueError(f"{where}: expected fields of stages, got {parts!r}")
-        cells.append(Cell(name, tuple(_changed(stages, parts or {}, where))))
-        _check_references(cells[-1], stages, where)
+        cells[name] = _changed(stages, parts or {}, where)
+        _check_references(cells[name], stages, where)
     return Plan(
         source,
         str(content.get("title", source)),
         str(content.get("text", "")),
         _seeds(content.get("seeds", [0]), source),
-        tuple(cells),
+        cells,
         _columns(content, stages, source),
-        _paper(content, [cell.name for cell in cells], source),
+        _paper(content, list(cells), source),
     )
 
 
@@ -176,9 +167,9 @@ def _changed(stages: Mapping[str, Stage], changes: Mapping[str, Any], where: str
     return [stage for name, stage in changed.items() if name not in left_out]
 
 
-def _check_references(cell: Cell, stages: Iterable[str], where: str) -> None:
+def _check_references(cell: Iterable[Stage], stages: Iterable[str], where: str) -> None:
     earlier: list[str] = []
-    for stage in cell.stages:
+    for stage in cell:
         for option, target in stage.references.items():
             if target not in earlier:
                 hint = did_you_mean(target, earlier)

@@ -7,13 +7,14 @@ from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from beit.command.modules import find_module
 from beit.command.options import parse
 from beit.command.verbs import VERBS
 from beit.comparison.plan import PROBE, Plan, Stage, flat
 
+Settings = Mapping[str, Any]
 DVAE = VERBS["train-tokenizer"].kinds["dvae"]
 
 
@@ -24,7 +25,7 @@ class PlannedRun(NamedTuple):
     stage: Stage  # of the plan
     arguments: tuple[str, ...]  # of the command, without `references` and the output
     references: Mapping[str, str]  # options that take a run's directory, and that run's name
-    settings: Mapping[str, Any]  # the resolved configuration, by dotted name
+    settings: Settings  # the resolved configuration, by dotted name
 
     @property
     def trains(self) -> bool:
@@ -60,9 +61,9 @@ def planned_chains(plan: Plan) -> list[Chain]:
     settings: dict[tuple[str, ...], dict[str, Any]] = {}
     chains = []
     for seed in plan.seeds:
-        for cell in plan.cells:
+        for cell, stages in plan.cells.items():
             runs: dict[str, PlannedRun] = {}
-            for stage in cell.stages:
+            for stage in stages:
                 arguments = [f"--{option}={word(value)}" for option, value in stage.fields.items()]
                 arguments[:0] = [] if stage.preset is None else [f"--preset={stage.preset}"]
                 command = (stage.verb, *arguments)
@@ -70,16 +71,16 @@ def planned_chains(plan: Plan) -> list[Chain]:
                     try:
                         settings[command] = _settings(stage, arguments)
                     except ValueError as error:
-                        where = f"{plan.source}, cell {cell.name!r}, stage {stage.name!r}"
+                        where = f"{plan.source}, cell {cell!r}, stage {stage.name!r}"
                         raise ValueError(f"{where}: {error}") from error
                 runs[stage.name] = _planned_run(stage, arguments, settings[command], seed, runs)
-            chains.append(Chain(cell.name, seed, runs))
+            chains.append(Chain(cell, seed, runs))
     return chains
 
 
 def _settings(stage: Stage, arguments: Sequence[str]) -> dict[str, Any]:
     """Return the resolved configuration of a stage, without its output."""
-    output = output_option(stage.verb)
+    output = run_option(stage.verb, "output")
     if output in stage.fields:
         raise ValueError(f"{output} cannot be set in a plan: beit ablate names the runs")
     config_class = import_module(find_module(stage.verb, arguments)).Config
@@ -90,13 +91,13 @@ def _settings(stage: Stage, arguments: Sequence[str]) -> dict[str, Any]:
 
 def _planned_run(
     stage: Stage,
-    arguments: Sequence[str],
-    settings: Mapping[str, Any],
+    arguments: list[str],
+    settings: Settings,
     seed: int,
-    earlier: Mapping[str, PlannedRun],
+    earlier: dict[str, PlannedRun],
 ) -> PlannedRun:
     """Set the seed, unless the stage sets its own, and name the run by a digest."""
-    option = seed_option(stage.verb)
+    option = run_option(stage.verb, "seed")
     references = {name: earlier[target].name for name, target in stage.references.items()}
     own = tuple(word for word in arguments if word[2:].partition("=")[0] not in references)
     if option not in stage.fields:
@@ -130,11 +131,6 @@ def word(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def output_option(verb: str) -> str:
-    """Name the option for a run's directory."""
-    return "output" if verb == PROBE else "run.output"
-
-
-def seed_option(verb: str) -> str:
-    """Name the option for a run's seed."""
-    return "seed" if verb == PROBE else "run.seed"
+def run_option(verb: str, name: Literal["output", "seed"]) -> str:
+    """Name the option for a run's directory or seed."""
+    return name if verb == PROBE else f"run.{name}"

@@ -58,18 +58,17 @@ def read_run(path: Path, name: str) -> Run:
             named.
     """
     directory = RunDirectory(path)
-    environment = _environment(directory.environment_file)
-    RunDirectory.open(path)  # refuses a directory without the files of a run
-    log = directory.metrics_file
-    if not log.is_file():
-        raise ValueError(
-            f"{path} has no {log.name}, so it has no curves to draw; expected a run of "
-            "train-tokenizer, pretrain, finetune or segment"
-        )
+    file = directory.environment_file
     try:
-        records = read_log(log)
+        RunDirectory.open(path)  # refuses a directory without the files of a run
+        environment = json.loads(file.read_text(encoding="utf-8"))
+        file = directory.metrics_file
+        if not file.is_file():
+            expected = "expected a run of train-tokenizer, pretrain, finetune or segment"
+            raise ValueError(f"{path} has no {file.name}, so it has no curves to draw; {expected}")
+        records = read_log(file)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{log} is not text: {error}") from error
+        raise ValueError(f"{file} is not text: {error}") from error
     last = records[-1] if records else {}
     facts: dict[str, Cell] = {
         "state": "finished" if directory.weights_file.is_file() else "not finished",
@@ -90,19 +89,6 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, str]:
         name: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         for name, value in flat(settings).items()
     }
-
-
-def _environment(file: Path) -> dict[str, Any]:
-    """Read environment.json; refuse a damaged one. Empty if it is missing."""
-    if not file.is_file():
-        return {}
-    try:
-        environment = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error
-    if not isinstance(environment, dict) or "verb" not in environment:
-        raise ValueError(f"{file} is damaged: it does not name the verb that made the run")
-    return environment
 
 
 def own_pictures(path: Path, most: int) -> list[Picture]:
@@ -134,9 +120,6 @@ def sample_pictures(report: Path, most: int) -> list[Picture]:
             alt = html.unescape(described[1]) if described else "a picture of the run"
             pictures.append(Picture(alt, alt, data, "image/png"))
     return pictures
-
-
-# ── metrics ─────────────────────────────────────────────────────────────────────────────────────
 
 
 def figure_keys(runs: Sequence[Run]) -> list[str]:
