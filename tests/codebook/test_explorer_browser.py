@@ -275,6 +275,7 @@ def test_an_image_shows_its_tokens_and_they_lead_to_codes(visit: Visit) -> None:
     cells.nth(6).click()
     shows(page, "Code 18")
     page.click(".places a[href='#image=3&with=18']")
+    page.wait_for_selector(".tokens .same")  # the address changes first, the panel after it
     assert page.locator(".tokens .same").count() == 1
     page.locator(".tokens [tabindex='0']").focus()
     page.keyboard.press("ArrowDown")
