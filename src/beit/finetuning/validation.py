@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from beit.nn.heads import ImageClassifier
 from beit.nn.metrics import confusion_matrix
 from beit.run.device import summed
-from beit.run.meters import Means
+from beit.run.means import Means
 from beit.run.reading import Reading
 
 MATRIX = 1024  # the largest number of classes with a confusion matrix: 8 MB

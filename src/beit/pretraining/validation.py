@@ -15,7 +15,7 @@ from beit.nn.mim import MaskedImageModel, take
 from beit.nn.target_metrics import TARGET_METRICS, Target, explained_from_error, target_metrics
 from beit.nn.vit import VisionTransformer
 from beit.run.device import summed
-from beit.run.meters import Means
+from beit.run.means import Means
 from beit.run.reading import ImageBatches, Reading
 
 

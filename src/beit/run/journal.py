@@ -32,7 +32,7 @@ from beit.run import checkpoint
 from beit.run.device import DeviceConfig, LossScaling, launch, summed
 from beit.run.directory import RunConfig, RunDirectory
 from beit.run.log import MetricsLog
-from beit.run.meters import Means
+from beit.run.means import Means
 from beit.run.optim import OptimConfig, Schedule, StepOptimConfig
 from beit.run.progress import Progress
 from beit.run.reading import ImageBatches, Reading

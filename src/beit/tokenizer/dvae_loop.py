@@ -19,7 +19,7 @@ from beit.data.order import step_generator
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEOutput, gumbel_noise, reconstruction_loss
 from beit.run.device import summed
 from beit.run.journal import Journal
-from beit.run.meters import Means
+from beit.run.means import Means
 from beit.run.optim import OptimConfig, clip_gradients, set_learning_rate
 from beit.run.reading import ImageBatches, Reading
 from beit.tokenizer.codebook_log import CodeCounts, Validated, code_metrics, warn_of_collapse

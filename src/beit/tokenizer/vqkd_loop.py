@@ -21,7 +21,7 @@ from beit.nn.quantizer import Quantizer
 from beit.nn.tokenizer import VQKD
 from beit.run.device import gathered, summed
 from beit.run.journal import Journal
-from beit.run.meters import Means
+from beit.run.means import Means
 from beit.run.optim import OptimConfig, clip_gradients, set_learning_rate
 from beit.run.reading import ImageBatches, Reading
 from beit.tokenizer.codebook_log import (

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from beit.run.meters import Means
+from beit.run.means import Means
 
 
 def test_weighted_means_by_hand() -> None:
