@@ -144,6 +144,8 @@ def test_validation(name, tmp_path, monkeypatch, scattered, last, capsys):
             assert [f"{n:02}.png: not an image" in said for n in broken] == [True] * 3
     counts = {"val_images": 17, "val_unreadable": 3}
     assert {key: metrics["holed"].pop(key) for key in counts} == counts
+    if name == "pretrain":
+        assert metrics["holed"].pop("knn_images") == 17
     assert close(metrics["holed"], metrics["sound"])
     too_few = {**options, "data.validation": str(sets.holed), "data.max_unreadable": 0.1}
     assert main([name.split()[0], *words(too_few), f"--run.output={tmp_path / 'few'}"]) == 2

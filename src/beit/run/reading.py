@@ -43,6 +43,11 @@ class Reading:
         stream = prefetch(self._batches, self._fabric.device)
         return readable(stream, self._unreadable, self._warn)
 
+    @property
+    def unreadable(self) -> int:
+        """The number of images that this process could not read."""
+        return len(self._unreadable.names)
+
     def counts(self) -> dict[str, float]:
         """Count the images over all processes, if any could not be read.
 
