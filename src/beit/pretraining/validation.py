@@ -84,7 +84,7 @@ def knn_check(
 ) -> dict[str, float]:
     """Classify test images by their nearest training images, by [CLS] and by the mean patch.
 
-    Returns: `knn_cls` and `knn_mean`; `knn_images`, the number of test images, if some cannot be read
+    Returns: `knn_cls`, `knn_mean`, and `knn_images`, the number read, if some cannot be read
     """
     backbone.eval()
     features = []
