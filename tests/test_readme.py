@@ -53,3 +53,21 @@ def test_every_part_of_a_preset_is_a_configuration(
     for verb in presets.read_yaml(presets.path_of(name)):
         required = ["--model", "runs/x"] if verb == "probe" else []
         check([verb, "--preset", name, *required], capsys)
+
+
+CITATION = re.compile(r"docs/reference/([\w-]+\.md)(?:,\s*\"?([A-Z][^\").;:]*))?")
+
+
+def test_pages_and_headings_that_the_code_cites_exist() -> None:
+    """`docs/reference/PAGE.md, Heading`, also where it is broken over lines."""
+    pages = {
+        page.name: re.findall(r"^#+ (.+)$", page.read_text().replace("`", ""), re.MULTILINE)
+        for page in (ROOT / "docs" / "reference").glob("*.md")
+    }
+    cited = 0
+    for file in sorted((ROOT / "src").rglob("*.py")):
+        for page, heading in CITATION.findall(re.sub(r"\s*\n\s*#?\s*", " ", file.read_text())):
+            cited += 1
+            assert page in pages, f"{file.name} cites {page}"
+            assert any(h.startswith(heading.strip()) for h in pages[page]), (file.name, heading)
+    assert cited > 20

@@ -33,8 +33,7 @@ from beit.run.progress import Progress
 from beit.segmentation.batches import FIELDS, stacked, whole
 from beit.segmentation.label_maps import LabelMaps, open_label_maps
 from beit.segmentation.pictures import Palette, example_picture, iou_table
-from beit.segmentation.predict import map_predictor
-from beit.segmentation.validation import Example
+from beit.segmentation.validation import Example, map_predictor
 from beit.weights.open import load_segmenter
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ share of the missing images. The files are always the same.
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,13 +26,14 @@ from beit.data.unreadable import Unreadable, readable
 from beit.draw import canvas
 from beit.files import write_bytes, write_text
 from beit.nn.segmenter import SemanticSegmenter
-from beit.nn.sliding import MapPredictor, MapViewConfig
+from beit.nn.sliding import MapViewConfig
 from beit.rows.compute import fingerprint
-from beit.run.device import DeviceConfig, launch, prepared
+from beit.run.device import DeviceConfig, launch
 from beit.run.progress import Progress
 from beit.segmentation.label_classes import default_palette
 from beit.segmentation.label_decoding import encode_label_map
 from beit.segmentation.pictures import Palette, legend, overlay, with_legend
+from beit.segmentation.validation import map_predictor
 from beit.weights.open import load_segmenter
 
 if TYPE_CHECKING:
@@ -139,21 +139,6 @@ def predict_maps(
                 predicted = predict(filled.images)[0].to("cpu", torch.uint8)  # (H, W)
                 yield int(filled.indices), filled.images[0], predicted
             progress.update(step, {}, len(batch.indices) * fabric.world_size, loader.wait_seconds)
-
-
-def map_predictor(
-    fabric: "Fabric", segmenter: SemanticSegmenter, views: MapViewConfig, device: DeviceConfig
-) -> Callable[[Tensor], Tensor]:
-    """Return a function from images (B, 3, H, W) uint8 to their classes (B, H, W) int64."""
-    vit = segmenter.to(fabric.device).eval().backbone
-    model = prepared(segmenter, device)
-
-    def classify(windows: Tensor) -> Tensor:
-        with fabric.autocast():
-            logits: Tensor = model(windows).logits  # (n, Y, h', w')
-        return logits
-
-    return partial(MapPredictor(vit.config.image_size, views, vit.mean), classify)
 
 
 def about_of(

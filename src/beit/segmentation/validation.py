@@ -1,5 +1,7 @@
 """Validation of a segmenter during training."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 from beit.nn.confusion import map_figures, pixel_confusion
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapPredictor, MapViewConfig
-from beit.run.device import summed
+from beit.run.device import DeviceConfig, prepared, summed
 from beit.run.reading import Reading
 
 EXAMPLES = 6  # images kept for the report
@@ -37,24 +39,38 @@ class Validated(NamedTuple):
     examples: list[Example]
 
 
+def map_predictor(
+    fabric: Fabric,
+    segmenter: SemanticSegmenter,
+    views: MapViewConfig,
+    device: DeviceConfig | None = None,
+) -> Callable[[Tensor], Tensor]:
+    """Return a function from images (B, 3, H, W) uint8 to their classes (B, H, W) int64.
+
+    Args:
+        device: how to prepare the segmenter; None for a segmenter that is being trained
+    """
+    vit = segmenter.to(fabric.device).eval().backbone
+    model = segmenter if device is None else prepared(segmenter, device)
+
+    def classify(windows: Tensor) -> Tensor:
+        with fabric.autocast():
+            logits: Tensor = model(windows).logits  # (n, Y, h', w')
+        return logits
+
+    return partial(MapPredictor(vit.config.image_size, views, vit.mean), classify)
+
+
 @torch.no_grad()
 def validate(
     fabric: Fabric, segmenter: SemanticSegmenter, views: MapViewConfig, reading: Reading
 ) -> Validated:
     """Predict the label maps of the validation images and count their pixels."""
-    segmenter.eval()
-    Y, vit = segmenter.config.num_classes, segmenter.backbone
-    predictor = MapPredictor(vit.config.image_size, views, vit.mean)
+    Y, predict = segmenter.config.num_classes, map_predictor(fabric, segmenter, views)
     confusion = torch.zeros(Y, Y, dtype=torch.int64, device=fabric.device)
     examples: list[Example] = []
-
-    def classify(windows: Tensor) -> Tensor:
-        with fabric.autocast():
-            logits: Tensor = segmenter(windows).logits  # (n, Y, h', w')
-        return logits
-
     for batch in reading:
-        predicted = predictor(classify, batch.images)  # (B, H, W)
+        predicted = predict(batch.images)  # (B, H, W)
         confusion += pixel_confusion(batch.label_maps, predicted, Y)
         maps = zip(batch.images, batch.label_maps, predicted, strict=True)
         for image, label_map, labels in maps if len(examples) < EXAMPLES else ():
