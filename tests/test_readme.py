@@ -70,4 +70,4 @@ def test_pages_and_headings_that_the_code_cites_exist() -> None:
             cited += 1
             assert page in pages, f"{file.name} cites {page}"
             assert any(h.startswith(heading.strip()) for h in pages[page]), (file.name, heading)
-    assert cited > 20
+    assert cited >= 10
