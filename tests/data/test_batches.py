@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from beit.data.batches import DataConfig, EvalBatches, TrainBatches, first_images
-from beit.data.decoding import UnreadableImage
 from beit.data.order import epoch_order
+from beit.data.source import UnreadableImage
 from beit.data.sources import open_source
 from beit.data.views import EvalView, TrainViews, ViewConfig
 
@@ -14,6 +14,7 @@ class Holed:
     """Thirteen flat images, index as colour; those in `holes` cannot be read."""
 
     class_names = None
+    why_unlabelled = ""
 
     def __init__(self, holes=(), length=13):
         self.holes, self.length = set(holes), length

@@ -10,6 +10,7 @@ class Named:
     def __init__(self, labels, class_names=None):
         self.labels = None if labels is None else torch.tensor(labels)
         self.class_names = class_names
+        self.why_unlabelled = ""
 
     def name(self, index):
         return f"{index}.png"

@@ -9,7 +9,8 @@ import torch
 from PIL import Image, ImageOps
 
 from beit.data import decoding
-from beit.data.decoding import UnreadableImage, decode
+from beit.data.decoding import decode
+from beit.data.source import UnreadableImage
 
 
 @pytest.fixture(params=["torchcodec", "Pillow"])

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.data.decoding import UnreadableImage
-from beit.data.image_files import read_list
-from beit.data.sources import limited, open_source
+from beit.data.lists import read_list
+from beit.data.source import UnreadableImage, limited
+from beit.data.sources import open_source
 
 
 @pytest.fixture

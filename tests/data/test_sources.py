@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from beit.data import image_files
-from beit.data.decoding import UnreadableImage
-from beit.data.image_files import open_folder
+from beit.data import folders
+from beit.data.folders import open_folder
 from beit.data.parquet import ParquetSource
-from beit.data.sources import CachedSource, PartSource, open_images, open_source
+from beit.data.source import PartSource, UnreadableImage
+from beit.data.sources import CachedSource, open_images, open_source
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +91,7 @@ def test_folder_list_is_kept_until_a_folder_changes(classes, cache_home, monkeyp
     settle()
     first = open_folder(classes)
     assert len(list(cache_home.rglob("*.npz"))) == 1
-    monkeypatch.setattr(image_files, "_scan", lambda root: pytest.fail("scanned again"))
+    monkeypatch.setattr(folders, "_scan", lambda root: pytest.fail("scanned again"))
     again = open_folder(classes)
     assert [again.name(i) for i in range(3)] == [first.name(i) for i in range(3)]
     assert again.labels.tolist() == first.labels.tolist()

@@ -11,6 +11,7 @@ class Labels:
     def __init__(self, labels, names=None):
         self.labels = None if labels is None else torch.tensor(labels)
         self.class_names = names
+        self.why_unlabelled = ""
 
     def __len__(self):
         return len(self.labels)

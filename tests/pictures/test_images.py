@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from beit.data.decoding import UnreadableImage
+from beit.data.source import UnreadableImage
 from beit.pictures.images import read_images
 
 
@@ -9,6 +9,7 @@ class Album:
     """Images of these sizes; None cannot be read."""
 
     labels = class_names = None
+    why_unlabelled = ""
 
     def __init__(self, *sizes):
         self.sizes = sizes

@@ -6,7 +6,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from beit.data.decoding import UnreadableImage
+from beit.data.source import UnreadableImage
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
@@ -25,6 +25,7 @@ class Grey:
 
     labels = torch.arange(7) % 2
     class_names = None
+    why_unlabelled = ""
 
     def __len__(self) -> int:
         return 7

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import beit
-from beit.data.decoding import UnreadableImage
+from beit.data.source import UnreadableImage
 from beit.rows.compute import about_table, compute_table, fingerprint, summary
 from beit.rows.files import Column
 from beit.rows.lines import LineStream
@@ -32,6 +32,7 @@ class Pictures:
 
     labels: Tensor | None = None
     class_names = None
+    why_unlabelled = ""
 
     def __init__(self, *holes: int) -> None:
         self.holes = holes

@@ -25,6 +25,7 @@ class Named:
 
     labels: torch.Tensor | None = None
     class_names = None
+    why_unlabelled = ""
 
     def __len__(self) -> int:
         return 5

@@ -15,6 +15,7 @@ class Named:
 
     labels = None
     class_names = None
+    why_unlabelled = ""
 
     def __len__(self) -> int:
         return 9

@@ -29,6 +29,7 @@ class Named:
     def __init__(self, labels: bool = True, first_name: str = "a/été.png") -> None:
         self.labels = torch.arange(NUM_IMAGES) % 5 if labels else None
         self.class_names = ["v", "w", "x", "y", "z"] if labels else None
+        self.why_unlabelled = ""
         self.first_name = first_name
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from beit.data.batches import DataConfig, EvalBatches
-from beit.data.decoding import UnreadableImage
+from beit.data.source import UnreadableImage
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.run.batches import train_batches
@@ -151,6 +151,7 @@ class Damaged:
 
     labels = None
     class_names = None
+    why_unlabelled = ""
 
     def __len__(self):
         return 3

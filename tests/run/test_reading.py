@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from beit.data.batches import EvalBatches
-from beit.data.decoding import UnreadableImage
+from beit.data.source import UnreadableImage
 from beit.data.views import EvalView
 from beit.run.device import DeviceConfig, launch
 from beit.run.reading import Reading
@@ -13,6 +13,7 @@ class Holed:
 
     labels = None
     class_names = None
+    why_unlabelled = ""
 
     def __init__(self, holes):
         self.holes = holes

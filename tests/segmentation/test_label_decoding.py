@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.data.decoding import UnreadableImage
+from beit.data.source import UnreadableImage
 from beit.segmentation.label_classes import ade20k_classes, label_classes, read_label_classes
 from beit.segmentation.label_decoding import decode_label_map, encode_label_map, file_palette
 

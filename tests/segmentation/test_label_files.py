@@ -4,7 +4,7 @@ import zipfile
 
 import pytest
 
-from beit.data.decoding import UnreadableImage
+from beit.data.source import UnreadableImage
 from beit.segmentation.label_files import open_files, open_place, read_text
 
 MEMBERS = {"set/a/1.png": b"one" * 50, "set/a/b/2.JPG": b"two", "set/c/3.png": b"three"}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from beit.data.decoding import UnreadableImage
 from beit.data.shapes import KINDS, ShapesSource
+from beit.data.source import UnreadableImage
 from beit.segmentation.label_classes import default_palette
 from beit.segmentation.label_decoding import encode_label_map
 from beit.segmentation.label_maps import open_label_maps, read_pair

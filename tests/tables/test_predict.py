@@ -308,6 +308,7 @@ class Labelled:
 
     def __init__(self, class_names: list[str] | None) -> None:
         self.labels, self.class_names = torch.tensor([0, 1, 2, -1]), class_names
+        self.why_unlabelled = ""
 
     def __len__(self) -> int:
         return 4

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from beit.codebook.crops import Crop
 from beit.data.batch import Batch
-from beit.data.sources import Source
+from beit.data.source import Source
 from beit.draw.canvas import Pixels
 from beit.nn.code_statistics import CodeStatistics, measures, nearest_codes
 from beit.nn.reservoir import EMPTY, Reservoir, in_steps, random_keys

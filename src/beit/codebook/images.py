@@ -9,8 +9,7 @@ from torch import Tensor
 from beit.codebook.contents import Codebook, WholeImage
 from beit.codebook.crops import Crop, crop_patch, thumbnail
 from beit.data.batches import EvalBatches
-from beit.data.decoding import UnreadableImage
-from beit.data.sources import PartSource, Source
+from beit.data.source import PartSource, Source, UnreadableImage
 from beit.data.views import EvalView
 from beit.rows.lines import printable
 
@@ -23,6 +22,7 @@ class CodebookSource:
     def __init__(self, source: Source, patch_size: int) -> None:
         self._source, self._patch_size = source, patch_size
         self.labels, self.class_names = source.labels, source.class_names
+        self.why_unlabelled = source.why_unlabelled
 
     def __len__(self) -> int:
         return len(self._source)

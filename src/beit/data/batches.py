@@ -12,9 +12,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from beit.data.batch import Batch
-from beit.data.decoding import UnreadableImage
 from beit.data.order import balanced_order, epoch_order, sample_generator
-from beit.data.sources import Source
+from beit.data.source import Source, UnreadableImage
 
 FIELDS = ("images", "target_images")  # fields of a batch that hold the views of an image
 _MAX_REPLACEMENTS = 100  # unreadable images in a row

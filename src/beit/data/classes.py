@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from beit.data.sources import Source
+from beit.data.source import Source
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +42,7 @@ class RenumberedSource:
 
     def __init__(self, source: Source, labels: Tensor | None, names: tuple[str, ...]) -> None:
         self._source, self.labels, self.class_names = source, labels, list(names)
+        self.why_unlabelled = source.why_unlabelled
 
     def __len__(self) -> int:
         return len(self._source)

@@ -1,4 +1,4 @@
-"""Decode images to RGB tensors; `UnreadableImage` names the image and the reason."""
+"""Decode images to RGB tensors."""
 
 import functools
 import importlib
@@ -12,6 +12,9 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+from beit.data.source import UnreadableImage
+from beit.data.spec import AS_IT_IS, Reading
+
 MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB decoded
 
 # What the decoders of Pillow and torchcodec (RuntimeError) raise on broken data.
@@ -19,17 +22,6 @@ BROKEN = (
     *(OSError, ValueError, RuntimeError, SyntaxError, EOFError, IndexError, KeyError),
     *(TypeError, OverflowError, struct.error, zlib.error),
 )
-
-
-class UnreadableImage(ValueError):  # noqa: N818 - reads as the object
-    """An image that cannot be decoded: its `name` and the `reason`."""
-
-    def __init__(self, name: str, reason: str) -> None:
-        super().__init__(name, reason)  # both, so that the error can be pickled
-        self.name, self.reason = name, reason
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
 
 
 @functools.cache
@@ -46,7 +38,9 @@ def _fast_decoders() -> dict[str, Callable[..., Tensor]]:
         return {}
 
 
-def decode(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> Tensor:
+def decode(
+    data: bytes, name: str, reading: Reading = AS_IT_IS, max_pixels: int = MAX_PIXELS
+) -> Tensor:
     """Decode an image to RGB, with its EXIF orientation applied and transparency over white.
 
     Returns (3, H, W) uint8 or raises UnreadableImage. The header is read first: images of more than

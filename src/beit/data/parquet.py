@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from beit.data.decoding import UnreadableImage, decode
+from beit.data.decoding import decode
+from beit.data.source import UnreadableImage
+from beit.data.spec import AS_IT_IS, Reading
 
 _IMAGE_COLUMNS = ("image", "img")
 CACHED_BYTES = 1 << 28  # cache of row groups, per process; always holds the one in use
@@ -25,13 +27,20 @@ class ParquetSource:
     the cache, reading in random order is fast only with small row groups, of about 100 rows.
     """
 
-    def __init__(self, files: Sequence[Path], cached_bytes: int = CACHED_BYTES) -> None:
+    def __init__(
+        self,
+        files: Sequence[Path],
+        reading: Reading = AS_IT_IS,
+        cached_bytes: int = CACHED_BYTES,
+    ) -> None:
         self._files, self._cached_bytes, self._column = list(files), cached_bytes, ""
+        self._reading = reading
         self._groups: list[tuple[int, int]] = []  # (file, row group)
         self._starts: list[int] = []  # first row of each row group, counted over all files
         self._file_starts, self._count = list[int](), 0
         self.class_names: list[str] | None = None
         self.labels = _joined_labels([self._add(number) for number in range(len(self._files))])
+        self.why_unlabelled = "" if self.labels is not None else "there is no column 'label'"
         self._process = -1
         self._open: dict[int, Any] = {}
         self._cache: OrderedDict[int, Any] = OrderedDict()  # row group -> its column of bytes
@@ -76,7 +85,7 @@ class ParquetSource:
             data = self._bytes(group)[index - self._starts[group]].as_py()
         if not data:
             raise UnreadableImage(self.name(index), "the row holds no bytes")
-        return decode(data, self.name(index))
+        return decode(data, self.name(index), self._reading)
 
     def name(self, index: int) -> str:
         number = bisect_right(self._file_starts, index) - 1
@@ -111,6 +120,18 @@ class ParquetSource:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=Lock())
+
+
+def parquet_files(folder: Path) -> list[Path]:
+    """List the Parquet files of a folder, sorted; ValueError if they belong to several sets."""
+    files = sorted(folder.glob("*.parquet"))
+    splits = sorted({file.stem.split("-")[0] for file in files})
+    if len(splits) > 1:
+        raise ValueError(
+            f"{folder}: contains Parquet files of several sets ({', '.join(splits)}); "
+            f"name one of them, as in '{folder / splits[0]}*.parquet'"
+        )
+    return files
 
 
 def _open_file(path: Path) -> Any:

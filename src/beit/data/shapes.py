@@ -64,7 +64,7 @@ class ShapesSource:
             raise ValueError(f"shapes://: size must be from 8 to {_MAX_SIDE} pixels, got {size}")
         self.count, self.size, self.seed = count, size, seed
         self.labels = torch.arange(count) % len(KINDS)
-        self.class_names = list(KINDS)
+        self.class_names, self.why_unlabelled = list(KINDS), ""
 
     @classmethod
     def from_spec(cls, spec: str) -> Self:

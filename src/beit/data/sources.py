@@ -3,20 +3,22 @@
 import glob
 import logging
 import os
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from beit.data.decoding import UnreadableImage
-from beit.data.image_files import EXTENSIONS, FileSource, check_file, open_folder, read_list
-from beit.data.parquet import ParquetSource
+from beit.data.folders import open_folder
+from beit.data.image_files import EXTENSIONS, FileSource
+from beit.data.lists import check_file, read_list
+from beit.data.parquet import ParquetSource, parquet_files
 from beit.data.shapes import ShapesSource
+from beit.data.source import Source, UnreadableImage, limited
+from beit.data.spec import cut, split_part, split_query
+from beit.data.splits import Split
 
 _log = logging.getLogger(__name__)
 
@@ -25,33 +27,14 @@ KINDS = (
     "or a part of one, as in folder[:90%]; or image files, or @FILE that lists them"
 )
 STANDARD_INPUT = ("-", ["-"])  # as data of `open_images`
-# some/folder[:90%] and some/folder[90%:] split the images at random, always in the same way
-PART = re.compile(r"(?P<whole>.+)\[(?:(?P<first>\d+)%)?:(?:(?P<end>\d+)%)?\]")
-_SHUFFLE_SEED = 2022  # fixed: a part or limit has the same images in every run
 _SIZE_SAMPLE = 64  # images decoded to estimate the memory that all need
 _PIECE = 512  # decoded images waiting in memory at most
-
-
-class Source(Protocol):
-    """Images that any process can read in any order.
-
-    `image(index)` is (3, H, W) uint8 or raises UnreadableImage; by `name(index)` a person can find
-    it. `labels` are the classes (n,) int64, -1 where unknown; None without labels. `class_names`
-    are None if unknown.
-    """
-
-    def __len__(self) -> int: ...
-    def image(self, index: int) -> Tensor: ...
-    def name(self, index: int) -> str: ...
-    @property
-    def labels(self) -> Tensor | None: ...
-    @property
-    def class_names(self) -> list[str] | None: ...
 
 
 def open_source(
     spec: str | Sequence[str],
     *,
+    split: Split | None = None,
     cache_gigabytes: float = 0.0,
     limit: int | None = None,
     index_cache: bool = True,
@@ -60,13 +43,14 @@ def open_source(
 
     Args:
         spec: one string (see `KINDS`), or several paths of image files, whose order is kept
+        split: what the set is for, if the data hold several splits; None for all images
         cache_gigabytes: keep the images decoded in memory if they fit into this size
         limit: use this many images, a fixed random subset; smaller limits give subsets of larger
         index_cache: keep the list of a folder's files in the user's cache folder
     """
     paths = [spec] if isinstance(spec, str) else spec or [""]
     if len(paths) == 1:
-        source = _open(paths[0], index_cache)
+        source = _open(paths[0], split, index_cache)
     else:
         for path in paths:
             check_file(path)
@@ -84,79 +68,35 @@ def open_images(data: str | Sequence[str], limit: int | None) -> Source:
     return open_source(data, limit=limit)
 
 
-def limited(source: Source, limit: int | None) -> Source:
-    """Return a fixed random subset of `limit` images, or all if there are no more than that."""
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1 image, got {limit}")
-    if limit is None or limit >= len(source):
-        return source
-    return PartSource(source, shuffled(len(source))[:limit])
-
-
-def _open(spec: str, index_cache: bool) -> Source:
+def _open(spec: str, split: Split | None, index_cache: bool) -> Source:
     if not spec:
         raise ValueError(f"no data given: expected {KINDS}")
-    if (part := PART.fullmatch(spec)) and not os.path.exists(spec):
-        first, end = int(part["first"] or 0), int(part["end"] or 100)
-        whole = _open(part["whole"], index_cache)
-        total = len(whole)
-        indices = shuffled(total)[total * first // 100 : total * end // 100]
-        if not len(indices):
-            raise ValueError(f"{spec}: none of the {total} images is in this part; make it larger")
-        return PartSource(whole, indices)
+    whole, part = split_part(spec)
+    if part is not None:
+        return cut(_open(whole, split, index_cache), part)
     if spec.startswith("shapes://"):
         return ShapesSource.from_spec(spec)
     if "://" in spec:
         raise ValueError(f"{spec}: unknown kind of data; expected {KINDS}")
-    if spec.startswith("@") and not os.path.exists(spec):
-        return read_list(Path(spec[1:]).expanduser().read_bytes(), spec)
-    if glob.has_magic(spec) and not os.path.exists(spec):
-        files = sorted(Path(path) for path in glob.glob(spec) if path.endswith(".parquet"))
+    name, reading = split_query(spec)
+    if name.startswith("@") and not os.path.exists(name):
+        return read_list(Path(name[1:]).expanduser().read_bytes(), name, reading)
+    if glob.has_magic(name) and not os.path.exists(name):
+        files = sorted(Path(path) for path in glob.glob(name) if path.endswith(".parquet"))
         if not files:
-            raise FileNotFoundError(f"{spec}: no Parquet file matches; expected {KINDS}")
-        return ParquetSource(files)
-    path = Path(spec).expanduser()
+            raise FileNotFoundError(f"{name}: no Parquet file matches; expected {KINDS}")
+        return ParquetSource(files, reading)
+    path = Path(name).expanduser()
     if not path.exists():
-        raise FileNotFoundError(f"{spec}: no such file or folder; expected {KINDS}")
+        raise FileNotFoundError(f"{name}: no such file or folder; expected {KINDS}")
     if path.suffix == ".parquet" and path.is_file():
-        return ParquetSource([path])
+        return ParquetSource([path], reading)
     if path.suffix.lower() in EXTENSIONS and path.is_file():
-        return FileSource(Path(), [spec])
+        return FileSource(Path(), [name], reading)
     if not path.is_dir():
-        raise ValueError(f"{spec}: neither a folder nor a .parquet file; expected {KINDS}")
-    files = sorted(path.glob("*.parquet"))
-    if not files:
-        return open_folder(path, index_cache)
-    splits = sorted({file.stem.split("-")[0] for file in files})
-    if len(splits) > 1:
-        raise ValueError(
-            f"{spec}: contains Parquet files of several sets ({', '.join(splits)}); "
-            f"name one of them, as in '{path / splits[0]}*.parquet'"
-        )
-    return ParquetSource(files)
-
-
-def shuffled(length: int) -> Tensor:
-    """Return the fixed random order of indices from which parts and limits are cut."""
-    return torch.randperm(length, generator=torch.Generator().manual_seed(_SHUFFLE_SEED))
-
-
-class PartSource:
-    """A subset of a source, in the source's order."""
-
-    def __init__(self, source: Source, indices: Tensor) -> None:
-        self._source, self._indices = source, indices.sort().values
-        self.labels = None if source.labels is None else source.labels[self._indices]
-        self.class_names = source.class_names
-
-    def __len__(self) -> int:
-        return len(self._indices)
-
-    def image(self, index: int) -> Tensor:
-        return self._source.image(int(self._indices[index]))
-
-    def name(self, index: int) -> str:
-        return self._source.name(int(self._indices[index]))
+        raise ValueError(f"{name}: neither a folder nor a .parquet file; expected {KINDS}")
+    files = parquet_files(path)
+    return ParquetSource(files, reading) if files else open_folder(path, reading, index_cache)
 
 
 class CachedSource:
@@ -167,6 +107,7 @@ class CachedSource:
     ) -> None:
         self._source, self._images, self._unreadable = source, images, unreadable
         self.labels, self.class_names = source.labels, source.class_names
+        self.why_unlabelled = source.why_unlabelled
 
     def __len__(self) -> int:
         return len(self._source)

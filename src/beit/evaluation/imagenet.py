@@ -13,7 +13,8 @@ from typing import Any, Literal
 import torch
 
 from beit.data.classes import Labelled, check_range, known_labels
-from beit.data.sources import PartSource, open_source
+from beit.data.source import PartSource
+from beit.data.sources import open_source
 from beit.evaluation.imagenet_classes import (
     WORDNET_ID,
     are_imagenet_words,
@@ -79,12 +80,12 @@ def open_task(
             that is not in the list. FileNotFoundError: data or ObjectNet's mappings are missing.
     """
     if dataset == "plain":
-        data = Labelled("data", spec, open_source(spec, limit=limit))
+        data = Labelled("data", spec, open_source(spec, split="test", limit=limit))
         return plain_task(data, num_classes, class_names, present_only)
     columns = classifier_columns(num_classes, class_names)
     if dataset == "objectnet":
         return _objectnet_task(spec, columns, limit)
-    data = Labelled("data", spec, open_source(spec, limit=limit))
+    data = Labelled("data", spec, open_source(spec, split="test", limit=limit))
     if dataset == "imagenet-real":
         return _real_task(data, columns, real_labels)
     compared = compared_ids(dataset)
@@ -197,7 +198,7 @@ def _objectnet_task(spec: str, columns: dict[str, int], limit: int | None) -> Ta
     else:
         root = Path(re.sub(r"\[\d*%?:\d*%?\]$", "", spec)).expanduser().parent
     label_of, targets_of = _read_objectnet_mappings(root / "mappings")
-    data = Labelled("data", spec, open_source(spec, limit=limit))
+    data = Labelled("data", spec, open_source(spec, split="test", limit=limit))
     labels, folders = known_labels(data), data.source.class_names or []
     for folder in folders:
         if folder not in label_of:

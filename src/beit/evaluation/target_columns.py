@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from beit.data.classes import Labelled, check_range, known_labels
-from beit.data.sources import Source
+from beit.data.source import Source
 
 
 class Task(NamedTuple):

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from beit.data.decoding import UnreadableImage, decode
+from beit.data.decoding import decode
+from beit.data.source import UnreadableImage
 from beit.files import replacing
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

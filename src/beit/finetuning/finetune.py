@@ -12,7 +12,9 @@ from lightning_fabric import Fabric
 
 from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.classes import Classes, Labelled, checked_classes, read_classes, renumbered
-from beit.data.sources import Source, open_source
+from beit.data.source import Source
+from beit.data.sources import open_source
+from beit.data.splits import Split
 from beit.data.views import EvalView
 from beit.draw.report import Section
 from beit.finetuning.config import Config
@@ -113,14 +115,15 @@ def open_data(config: Config) -> tuple[Source, Source | None, Classes]:
         raise ValueError("no training images given; give them, as in --data.train FOLDER")
     names = None if config.classes is None else read_classes(config.classes)
 
-    def labelled(option: str, spec: str, limit: int | None = None) -> Labelled:
-        source = open_source(spec, cache_gigabytes=data.cache_gigabytes, limit=limit)
+    def labelled(option: str, spec: str, split: Split, limit: int | None = None) -> Labelled:
+        cache = data.cache_gigabytes
+        source = open_source(spec, split=split, cache_gigabytes=cache, limit=limit)
         part = Labelled(option, spec, source)
         return part if names is None else renumbered(part, names)
 
-    train, validation = labelled("data.train", data.train, data.limit), None
+    train, validation = labelled("data.train", data.train, "train", data.limit), None
     if data.validation:
-        validation = labelled("data.validation", data.validation)
+        validation = labelled("data.validation", data.validation, "test")
     classes = checked_classes(train, validation, config.num_classes)
     return train.source, None if validation is None else validation.source, classes
 

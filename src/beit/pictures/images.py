@@ -6,8 +6,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from beit.data.decoding import UnreadableImage
-from beit.data.sources import Source
+from beit.data.source import Source, UnreadableImage
 from beit.draw.panels import Drawing
 from beit.draw.report import Picture, Table
 

@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 
 from beit.data.batches import EvalBatches
 from beit.data.sources import open_source
+from beit.data.splits import Split
 from beit.data.views import EvalView, TrainViews
 from beit.draw.report import Section
 from beit.nn.mim import MaskedImageModel
@@ -98,18 +99,18 @@ def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatc
     size = config.optim.micro_batch_size(fabric.world_size)
     view = EvalView(config.model.backbone.image_size, config.crop_ratio)
     sets = []
-    for option, spec in (
-        ("check.train", config.check.train or config.data.train),
-        ("check.test", config.check.test or config.data.validation),
-    ):
+    splits: tuple[tuple[str, str, Split], ...] = (
+        ("check.train", config.check.train or config.data.train, "train"),
+        ("check.test", config.check.test or config.data.validation, "test"),
+    )
+    for option, spec, split in splits:
         if not spec:
             raise ValueError(
                 f"the k-NN check needs labelled images; give --{option}, or turn "
                 "it off with --check.every 0"
             )
-        source = open_source(
-            spec, limit=config.check.limit, cache_gigabytes=config.data.cache_gigabytes
-        )
+        cache = config.data.cache_gigabytes
+        source = open_source(spec, split=split, cache_gigabytes=cache, limit=config.check.limit)
         if source.labels is None:
             raise ValueError(
                 f"{option}: {spec} has no labels, which the k-NN check needs; "

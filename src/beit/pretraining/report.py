@@ -5,7 +5,6 @@ from lightning_fabric import Fabric
 
 from beit.data.batches import first_images
 from beit.data.order import step_generator
-from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.draw.curves import curves
 from beit.draw.numbers import short_number
@@ -15,6 +14,7 @@ from beit.nn.mim import MaskedImageModel
 from beit.nn.target_metrics import Target
 from beit.pretraining.config import Config
 from beit.pretraining.pictures import predictions
+from beit.run.batches import open_shown
 from beit.run.directory import RunDirectory
 from beit.run.log import read_log
 
@@ -75,7 +75,7 @@ def predicted_images(
 ) -> Gallery:
     """Draw the first validation images, masked, with the model's predictions."""
     mim.eval()
-    source, backbone = open_source(config.data.validation or config.data.train), mim.config.backbone
+    source, backbone = open_shown(config.data), mim.config.backbone
     view = EvalView(backbone.image_size, config.crop_ratio)
     images = first_images(source, view, SHOWN)
     generator = step_generator(config.run.seed, 0, "validation masks")

@@ -13,7 +13,7 @@ from torch import Tensor
 from beit.data.batch import Batch
 from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.prefetch import prefetch
-from beit.data.sources import Source
+from beit.data.source import Source
 from beit.data.unreadable import Unreadable, readable
 from beit.data.views import EvalView, TrainViews
 from beit.nn.mim import MaskedImageModel

@@ -33,7 +33,8 @@ from pathlib import Path
 from typing import Literal
 
 from beit.data.classes import Labelled, checked_classes
-from beit.data.sources import PartSource, open_source
+from beit.data.source import PartSource
+from beit.data.sources import open_source
 from beit.data.views import ViewConfig
 from beit.draw.report import Section, write_report
 from beit.files import write_text
@@ -164,8 +165,9 @@ def run(config: Config) -> Result:
     output = None if config.output is None else Path(config.output)
     if output is not None and output.exists():
         raise FileExistsError(f"{output} exists and is not overwritten; name another directory")
-    train = open_source(config.train, cache_gigabytes=config.cache_gigabytes, limit=config.limit)
-    test = open_source(config.test, cache_gigabytes=config.cache_gigabytes, limit=config.test_limit)
+    cache = config.cache_gigabytes
+    train = open_source(config.train, split="train", cache_gigabytes=cache, limit=config.limit)
+    test = open_source(config.test, split="test", cache_gigabytes=cache, limit=config.test_limit)
     labelled = Labelled("train", config.train, train), Labelled("test", config.test, test)
     num_classes = checked_classes(*labelled).number
     split(len(train), config.held_out, config.seed)  # raises before the features are computed

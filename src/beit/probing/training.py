@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.data.batch import Batch
-from beit.data.sources import PartSource, Source
+from beit.data.source import PartSource, Source
 from beit.nn.metrics import knn_accuracy
 from beit.nn.pooling import Kind
 from beit.nn.probes import AttentiveProbes, BatchStandardise, LinearProbes, Standardise

@@ -7,7 +7,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from beit.data.sources import Source
+from beit.data.source import Source
 from beit.rows.files import TEXT, Array, Column
 from beit.rows.part import Part
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.data.sources import Source
+from beit.data.source import Source
 from beit.rows.files import TEXT, Array, Column
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from beit.data.sources import Source
+from beit.data.source import Source
 from beit.files import PARTIAL_SUFFIX, replacing, write_text
 from beit.rows.files import SUFFIXES, TEXT, Array, Column, write_table
 from beit.rows.lines import Line, json_lines, printable

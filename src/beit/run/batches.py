@@ -8,7 +8,8 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from beit.data.batches import DataConfig, EvalBatches, TrainBatches
-from beit.data.sources import Source, open_source
+from beit.data.source import Source
+from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.run.journal import Journal, TrainingConfig
 
@@ -24,7 +25,9 @@ class ImageSetConfig(TrainingConfig, Protocol):
 
 def open_train(data: DataConfig) -> Source:
     """Open the training images."""
-    return open_source(data.train, cache_gigabytes=data.cache_gigabytes, limit=data.limit)
+    return open_source(
+        data.train, split="train", cache_gigabytes=data.cache_gigabytes, limit=data.limit
+    )
 
 
 def train_batches(
@@ -87,5 +90,12 @@ def open_validation(
     data = config.data
     if not data.validation:
         return None
-    source = open_source(data.validation, cache_gigabytes=data.cache_gigabytes)
+    source = open_source(data.validation, split="test", cache_gigabytes=data.cache_gigabytes)
     return eval_batches(config, source, EvalView(size, config.crop_ratio), fabric)
+
+
+def open_shown(data: DataConfig) -> Source:
+    """Open the images that a report shows: for validation or, without a set, for training."""
+    if data.validation:
+        return open_source(data.validation, split="test")
+    return open_source(data.train, split="train")

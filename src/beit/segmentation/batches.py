@@ -7,7 +7,8 @@ views fill `Batch.images` and `Batch.label_maps`.
 import torch
 from torch import Tensor
 
-from beit.data.sources import Source, cached
+from beit.data.source import Source
+from beit.data.sources import cached
 from beit.segmentation.label_maps import LabelMaps, read_pair
 from beit.segmentation.views import SegmentViews
 
@@ -19,6 +20,7 @@ class _StackedSource:
 
     labels: Tensor | None = None
     class_names: list[str] | None = None
+    why_unlabelled = "label maps have none"
 
     def __init__(self, source: LabelMaps) -> None:
         self._source = source

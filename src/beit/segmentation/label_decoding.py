@@ -12,7 +12,8 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from beit.data.decoding import BROKEN, MAX_PIXELS, UnreadableImage
+from beit.data.decoding import BROKEN, MAX_PIXELS
+from beit.data.source import UnreadableImage
 from beit.nn.segmenter import IGNORED
 from beit.segmentation.label_classes import Colour, LabelClasses
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.data.decoding import UnreadableImage
-from beit.data.image_files import EXTENSIONS, MAX_FILE_BYTES, FileNames, open_folder
+from beit.data.folders import open_folder
+from beit.data.image_files import EXTENSIONS, MAX_FILE_BYTES, FileNames
+from beit.data.source import UnreadableImage
 from beit.segmentation.label_classes import LabelClasses, ade20k_classes, read_label_classes
 
 _log = logging.getLogger(__name__)

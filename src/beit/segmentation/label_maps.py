@@ -18,7 +18,8 @@ from torch import Tensor
 from beit.data.decoding import decode
 from beit.data.shapes import KINDS as SHAPES
 from beit.data.shapes import ShapesSource, draw
-from beit.data.sources import PART, shuffled
+from beit.data.source import shuffled
+from beit.data.spec import PART
 from beit.nn.segmenter import IGNORED
 from beit.segmentation.label_classes import Colour, LabelClasses, label_classes, read_label_classes
 from beit.segmentation.label_decoding import decode_label_map, file_palette, map_values, open_map

@@ -21,7 +21,8 @@ from torch import Tensor
 import beit
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
-from beit.data.sources import Source, open_images
+from beit.data.source import Source
+from beit.data.sources import open_images
 from beit.data.unreadable import Unreadable, readable
 from beit.draw import canvas
 from beit.files import write_bytes, write_text

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from beit.data.decoding import UnreadableImage
 from beit.data.image_files import EXTENSIONS
-from beit.data.sources import STANDARD_INPUT, Source, open_images
+from beit.data.source import Source, UnreadableImage
+from beit.data.sources import STANDARD_INPUT, open_images
 from beit.data.views import EvalView
 from beit.files import write_bytes
 from beit.nn.heads import ImageClassifierConfig

@@ -11,7 +11,6 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from beit.data import batches
-from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.draw.curves import curves
 from beit.draw.numbers import short_number
@@ -19,7 +18,7 @@ from beit.draw.report import Item, Section, Table, write_report
 from beit.draw.tokens import code_examples, token_maps, usage_plot
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.tokenizer import VQKD
-from beit.run.batches import open_validation
+from beit.run.batches import open_shown, open_validation
 from beit.run.directory import RunDirectory
 from beit.run.log import last_validation, read_log
 from beit.run.reading import Reading
@@ -128,7 +127,7 @@ def last_validated(
 
 def first_images(config: Config, size: tuple[int, int], count: int) -> Tensor:
     """Read the first validation or, without a set, training images: (B, 3, H, W) uint8."""
-    source = open_source(config.data.validation or config.data.train)
+    source = open_shown(config.data)
     return batches.first_images(source, EvalView(size, config.crop_ratio), count)
 
 

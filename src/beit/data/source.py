@@ -1,0 +1,71 @@
+"""The contract of a source of images, and parts of a source."""
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+_SHUFFLE_SEED = 2022  # fixed: a part or limit has the same images in every run
+
+
+class UnreadableImage(ValueError):  # noqa: N818 - reads as the object
+    """An image that cannot be decoded: its `name` and the `reason`."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)  # both, so that the error can be pickled
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.reason}"
+
+
+class Source(Protocol):
+    """Images that any process can read in any order.
+
+    `image(index)` is (3, H, W) uint8 or raises UnreadableImage; by `name(index)` a person can find
+    it. `labels` are the classes (n,) int64, -1 where unknown; None without labels, and
+    `why_unlabelled` then completes "images without a label: ..." for the user (else it is empty).
+    `class_names` are None if unknown.
+    """
+
+    def __len__(self) -> int: ...
+    def image(self, index: int) -> Tensor: ...
+    def name(self, index: int) -> str: ...
+    @property
+    def labels(self) -> Tensor | None: ...
+    @property
+    def class_names(self) -> list[str] | None: ...
+    @property
+    def why_unlabelled(self) -> str: ...
+
+
+class PartSource:
+    """A subset of a source, in the source's order."""
+
+    def __init__(self, source: Source, indices: Tensor) -> None:
+        self._source, self._indices = source, indices.sort().values
+        self.labels = None if source.labels is None else source.labels[self._indices]
+        self.class_names, self.why_unlabelled = source.class_names, source.why_unlabelled
+
+    def __len__(self) -> int:
+        return len(self._indices)
+
+    def image(self, index: int) -> Tensor:
+        return self._source.image(int(self._indices[index]))
+
+    def name(self, index: int) -> str:
+        return self._source.name(int(self._indices[index]))
+
+
+def shuffled(length: int) -> Tensor:
+    """Return the fixed random order of indices from which parts and limits are cut."""
+    return torch.randperm(length, generator=torch.Generator().manual_seed(_SHUFFLE_SEED))
+
+
+def limited(source: Source, limit: int | None) -> Source:
+    """Return a fixed random subset of `limit` images, or all if there are no more than that."""
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1 image, got {limit}")
+    if limit is None or limit >= len(source):
+        return source
+    return PartSource(source, shuffled(len(source))[:limit])

@@ -1,0 +1,93 @@
+"""The string that names a set of images: SOURCE?option=value&...[first%:end%]."""
+
+import os
+import re
+from typing import NamedTuple, Self
+from urllib.parse import parse_qsl
+
+from beit.data.source import PartSource, Source, shuffled
+
+# some/folder[:90%] and some/folder[90%:] split the images at random, always in the same way
+PART = re.compile(r"(?P<whole>.+)\[(?:(?P<first>\d+)%)?:(?:(?P<end>\d+)%)?\]")
+_EXPECTED = "label=COLUMN, image=COLUMN, range=LOW:HIGH or bands=1,2,3, joined by &"
+_QUERY = re.compile(r"(?P<path>.+?)\?(?P<query>[a-z]+=.*)")
+
+
+class Reading(NamedTuple):
+    """How the rows and pixels of a source are read; None where the source says it itself.
+
+    Attributes:
+        label: column of the labels in a table
+        image: column of the images in a table
+        range: values that become 0 and 255
+        bands: numbers of the bands, from 1, that become red, green and blue; one for grey
+    """
+
+    label: str | None = None
+    image: str | None = None
+    range: tuple[float, float] | None = None
+    bands: tuple[int, ...] | None = None
+
+    @classmethod
+    def parse(cls, query: str, spec: str) -> Self:
+        """Read `label=COLUMN&range=0:4095`. Raises ValueError that names `spec`."""
+        options = dict(parse_qsl(query, keep_blank_values=True))
+        if unknown := sorted(set(options) - set(cls._fields)):
+            raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected {_EXPECTED}")
+        if empty := [name for name, value in options.items() if not value]:
+            raise ValueError(f"{spec}: {empty[0]} has no value; expected {_EXPECTED}")
+        return cls(
+            options.get("label"),
+            options.get("image"),
+            _range(options["range"], spec) if "range" in options else None,
+            _bands(options["bands"], spec) if "bands" in options else None,
+        )
+
+
+AS_IT_IS = Reading()
+
+
+def _range(text: str, spec: str) -> tuple[float, float]:
+    low, _, high = text.partition(":")
+    try:
+        values = float(low), float(high)
+    except ValueError:
+        values = 0.0, 0.0
+    if not -float("inf") < values[0] < values[1] < float("inf"):
+        raise ValueError(f"{spec}: range is {text!r}; expected LOW:HIGH, as in range=0:4095")
+    return values
+
+
+def _bands(text: str, spec: str) -> tuple[int, ...]:
+    numbers = tuple(int(part) if part.isdecimal() else 0 for part in text.split(","))
+    if len(numbers) not in (1, 3) or min(numbers) < 1:
+        raise ValueError(
+            f"{spec}: bands is {text!r}; expected three numbers from 1 for red, green and blue, as "
+            "in bands=4,3,2, or one for grey"
+        )
+    return numbers
+
+
+def split_part(spec: str) -> tuple[str, re.Match[str] | None]:
+    """Split `SOURCE[:90%]` into SOURCE and the match of `PART`; None if there is no part."""
+    part = PART.fullmatch(spec)
+    if part is None or os.path.exists(spec):
+        return spec, None
+    return part["whole"], part
+
+
+def cut(source: Source, part: re.Match[str]) -> Source:
+    """Return a part of a source. Raises ValueError if no image is in it."""
+    total, first, end = len(source), int(part["first"] or 0), int(part["end"] or 100)
+    indices = shuffled(total)[total * first // 100 : total * end // 100]
+    if not len(indices):
+        raise ValueError(f"{part[0]}: none of the {total} images is in this part; make it larger")
+    return PartSource(source, indices)
+
+
+def split_query(spec: str) -> tuple[str, Reading]:
+    """Split `SOURCE?label=COLUMN` into SOURCE and how to read it."""
+    match = _QUERY.fullmatch(spec)
+    if match is None or os.path.exists(spec):
+        return spec, AS_IT_IS
+    return match["path"], Reading.parse(match["query"], spec)
