@@ -26,8 +26,8 @@ from beit.weights.formats.published import to_published
 from beit.weights.formats.timm_beit import to_timm
 from beit.weights.formats.transformers_beit import to_transformers
 from beit.weights.formats.transformers_config import transformers_config
+from beit.weights.layouts import LAYOUTS
 from beit.weights.open import (
-    LAYOUTS,
     holds_segmenter,
     load,
     load_backbone,
@@ -386,6 +386,7 @@ def test_another_architecture_is_refused_with_what_is_known(tmp_path, name):
     for known in ("transformers' BEiT", "decode_head", "mmpretrain", "DALL-E", "timm", "VQ-KD"):
         assert known in message
     assert "beit.load_teacher" in message
+    assert f"timm:NAME@{path}" in message
 
 
 def test_a_head_of_another_size_needs_the_number_of_classes(tmp_path, classifier, caplog):
@@ -434,6 +435,9 @@ def test_other_sources_are_refused_with_advice(tmp_path):
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
     with pytest.raises(ValueError, match="holds a list"):
         load(tmp_path / "list.pt")
+    torch.save({0: torch.zeros(2)}, tmp_path / "numbers.pt")
+    with pytest.raises(ValueError, match=r"numbers\.pt does not hold tensors by name.*got 0"):
+        load(tmp_path / "numbers.pt")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other\.pt is in no known layout: weight\. Known are"):
         load(tmp_path / "other.pt")

@@ -334,6 +334,9 @@ def test_wrong_files_are_refused_by_name(tmp_path: Path) -> None:
     del state["proj"]
     with pytest.raises(ValueError, match=r"layout of CLIP: head.weight is missing"):
         load_teacher(write(tmp_path / "d.safetensors", state))
+    del state["positional_embedding"]
+    with pytest.raises(ValueError, match=r"layout of CLIP: the file has no pos_embed"):
+        load_teacher(write(tmp_path / "d.safetensors", state))
 
 
 @pytest.mark.filterwarnings("ignore")  # TorchScript itself is deprecated; its files remain

@@ -8,7 +8,7 @@ import socket
 import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -17,12 +17,17 @@ import torch
 import beit
 from beit.weights import manifest
 from beit.weights.download import download
+from beit.weights.shards import INDEX, refuse_shard, weight_map
 
 PUBLISHED, HUB = "published:", "hf://"
 CARD, WEIGHTS = "README.md", "weights.safetensors"
-# Weights in a repository, in order of preference (ours; those of transformers and timm), and the
-# files beside them with settings that shapes do not determine.
-REPOSITORY_FILES = {WEIGHTS: (), "model.safetensors": ("config.json", "preprocessor_config.json")}
+# Weights in a repository or a folder, in order of preference (ours; those of transformers and
+# timm, whole or in several files), and the files beside them with settings that shapes lack.
+SETTINGS = ("config.json", "preprocessor_config.json")
+THEIRS = ("model.safetensors", "pytorch_model.bin")
+REPOSITORY_FILES: dict[str, tuple[str, ...]] = {WEIGHTS: ()} | {
+    name: SETTINGS for file in THEIRS for name in (file, file + INDEX)
+}
 TIMEOUT_SECONDS = 5  # to connect to the hub
 SOURCE = re.compile(
     r"hf://(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(/(?P<file>.+))?"
@@ -33,8 +38,8 @@ def fetch(source: str) -> Path:
     """Return the local path of a named file; download it if it is not in the cache.
 
     Args:
-        source: `published:NAME`, or `hf://OWNER/NAME[@REVISION][/FILE]`; FILE defaults to
-            weights.safetensors, then model.safetensors
+        source: `published:NAME`, or `hf://OWNER/NAME[@REVISION][/FILE]`; FILE defaults to the first
+            of `REPOSITORY_FILES`; if it is an index, all files that it names are fetched too
 
     Raises:
         OSError: it is not in the cache and cannot be downloaded; says where to put it by hand.
@@ -43,6 +48,11 @@ def fetch(source: str) -> Path:
     if source.startswith(PUBLISHED):
         return _published(manifest.find(source.removeprefix(PUBLISHED)))
     return _from_hub(source)
+
+
+def weights_in(folder: Path) -> Path | None:
+    """Return the weights in a folder with the files of a repository; None if it has none."""
+    return next((folder / name for name in REPOSITORY_FILES if (folder / name).is_file()), None)
 
 
 def location(source: str) -> tuple[str, str | None, str | None]:
@@ -130,6 +140,7 @@ def _from_hub(source: str) -> Path:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repository, revision, file = location(source)
+    refuse_shard(PurePosixPath(file or ""))
     reason = unreachable(constants.ENDPOINT)  # if set, only the cache is searched
 
     def get(name: str) -> Path:
@@ -150,6 +161,12 @@ def _from_hub(source: str) -> Path:
             for companion in companions:
                 with suppress(EntryNotFoundError):
                     get(companion)
+            for shard in sorted(set(weight_map(path).values())) if name.endswith(INDEX) else ():
+                try:
+                    get(str(PurePosixPath(name).with_name(shard)))
+                except EntryNotFoundError as error:
+                    why = reason or first_line(error)
+                    raise OSError(f"{name} names {shard}, which is missing ({why})") from error
             return path
     except _hub_errors() as error:
         raise OSError(
@@ -157,9 +174,10 @@ def _from_hub(source: str) -> Path:
             "run `hf auth login`, or set HF_TOKEN"
         ) from error
     if reason is not None:
+        usual = " or ".join(list(candidates)[:2])
         raise OSError(
             f"{source} is not in the hub's cache, and the hub cannot be reached ({reason}); "
-            f"without a network, download {' or '.join(candidates)} elsewhere and give its path"
+            f"without a network, download {usual} elsewhere and give its path"
         )
     raise FileNotFoundError(
         f"{source}: there is no {' nor '.join(candidates)}; "

@@ -1,10 +1,8 @@
 """Open any source of weights: a run, a weights file of ours, or a file in another layout."""
 
-import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -15,84 +13,25 @@ from beit.nn.vit import VisionTransformer, resized, with_bias_per_block
 from beit.run.directory import RunDirectory
 from beit.run.settings import first
 from beit.weights import hub, manifest
-from beit.weights.file import (
-    FORMAT,
-    SizeUnknownError,
-    kind_of,
-    model_of,
-    read_safetensors,
-    read_shapes,
-    size_pair,
-)
-from beit.weights.formats import (
-    dalle,
-    dvae,
-    mmpretrain,
-    published,
-    published_segmentation,
-    timm_beit,
-    transformers_beit,
-)
+from beit.weights.file import FORMAT, SizeUnknownError, kind_of, model_of, read_shapes, size_pair
+from beit.weights.formats import dalle
 from beit.weights.formats.containers import named_tensors
-from beit.weights.safe_pickle.files import read_checkpoint
+from beit.weights.formats.prefixes import without_prefix
+from beit.weights.layouts import LAYOUTS, layout_of
+from beit.weights.shards import INDEX, read_file, read_json, refuse_shard, weight_map
 
 WithHead = TypeVar("WithHead", ImageClassifier, SemanticSegmenter)
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl")
-# Weights in a folder that is not a run: ours, and those of transformers and timm.
-FOLDER_FILES = ("weights.safetensors", "model.safetensors", "pytorch_model.bin")
-
-
-class Layout(NamedTuple):
-    """A family of files written by other programs."""
-
-    what: str  # contents, in words, and the beginnings of its tensor names
-    module: ModuleType  # its `recognises(tensors)` looks at names only
-    build: Callable[..., nn.Module]  # (tensors, *, origin, **overrides) -> model in eval mode
-    whole: bool = False  # pass the whole checkpoint to `build`, not only its tensors
-    json_files: Mapping[str, str] = {}  # in the same folder, by parameter of `build`
-
-
-# The first layout that recognises the names is used; layouts with distinctive names come first.
-# timm's names are those of the published code, which also saves a relative_position_index.
-LAYOUTS = (
-    Layout(
-        "transformers' BEiT (beit.embeddings.*, embeddings.*)",
-        transformers_beit,
-        transformers_beit.from_transformers,
-        json_files={"config": "config.json", "processor": "preprocessor_config.json"},
-    ),
-    Layout(
-        "published BEiT segmentation (backbone.*, decode_head.*)",
-        published_segmentation,
-        published_segmentation.from_published_segmentation,
-        whole=True,
-    ),
-    Layout("mmpretrain's BEiT (backbone.layers.*)", mmpretrain, mmpretrain.from_mmpretrain),
-    Layout("DALL-E's tokenizer (blocks.input.w)", dalle, dalle.from_dalle),
-    Layout("BEiT v1's discrete VAE (codebook.weight, encoder.*)", dvae, dvae.from_dvae),
-    Layout(
-        "timm's BEiT (blocks.*.attn.q_bias)",
-        timm_beit,
-        timm_beit.from_timm,
-        json_files={"config": "config.json"},
-    ),
-    Layout(
-        "published BEiT v1 and v2: VQ-KD tokenizers (encoder.*, quantize.*), pretrained (lm_head.*)"
-        " and fine-tuned models (blocks.*.attn.q_bias)",
-        published,
-        published.from_published,
-    ),
-)
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".ckpt", INDEX)
 
 
 def load(source: str | Path, **overrides: Any) -> nn.Module:
     """Load the model in `source`, of any kind, in eval mode and in float32.
 
     Args:
-        source: a run directory; a `.safetensors`, `.pth`, `.pt`, `.bin` or `.pkl` file, ours or in
-            one of `LAYOUTS`; a folder of transformers, timm or DALL-E; `hf://OWNER/NAME`;
-            `published:NAME`. Only tensors and plain values are ever unpickled.
+        source: a run directory; a file with an ending of `SUFFIXES`, ours or in one of `LAYOUTS`,
+            also with names that have a prefix; a folder of transformers, timm or DALL-E;
+            `hf://OWNER/NAME`; `published:NAME`. Only tensors and plain values are ever unpickled.
         overrides: settings that shapes do not determine, such as `num_heads=4`,
             `image_size=(224, 320)`, `early_layers=3`, `mean=…`, `std=…`; a different `num_classes`
             replaces the head of a classifier or segmenter. Our own files have all settings: there
@@ -106,24 +45,24 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     content, metadata = _read(path)
     if FORMAT in metadata:
         return model_of(content, metadata, str(path), **overrides)
-    tensors = named_tensors(content, str(path))
-    for layout in LAYOUTS:
-        if layout.module.recognises(tensors):
-            is_dalle = path.name.removeprefix("dall_e_") in dalle.FILES  # prefix of downloads
-            if is_dalle and layout.module is not dalle:
-                raise ValueError(
-                    f"{path} has the name of DALL-E's tokenizer, but holds another model: "
-                    f"{layout.what}; to load it, rename the file"
-                )
-            files = {key: path.with_name(name) for key, name in layout.json_files.items()}
-            settings = {key: _read_json(file) for key, file in files.items() if file.is_file()}
-            state = content if layout.whole else tensors
-            return layout.build(state, origin=str(path), **settings, **overrides)
-    raise ValueError(
-        f"{path} is in no known layout: {first(list(tensors))}. Known are files of beit itself, "
-        + "; ".join(layout.what for layout in LAYOUTS)
-        + ". Other vision models can serve as a teacher (beit.load_teacher)"
-    )
+    tensors = without_prefix(named_tensors(content, str(path)), layout_of, str(path))
+    layout = layout_of(tensors)
+    if layout is None:
+        raise ValueError(
+            f"{path} is in no known layout: {first(list(tensors))}. Known are files of beit "
+            f"itself, {'; '.join(layout.what for layout in LAYOUTS)}. Other vision models can "
+            f"serve as a teacher (beit.load_teacher), those of timm as timm:NAME@{path}"
+        )
+    is_dalle = path.name.removeprefix("dall_e_") in dalle.FILES  # prefix of downloads
+    if is_dalle and layout.module is not dalle:
+        raise ValueError(
+            f"{path} has the name of DALL-E's tokenizer, but holds another model: "
+            f"{layout.what}; to load it, rename the file"
+        )
+    files = {key: path.with_name(name) for key, name in layout.json_files.items()}
+    settings = {key: read_json(file) for key, file in files.items() if file.is_file()}
+    state = {"state_dict": tensors, "meta": content.get("meta")} if layout.whole else tensors
+    return layout.build(state, origin=str(path), **settings, **overrides)
 
 
 def load_tokenizer(source: str | Path, **overrides: Any) -> Tokenizer:
@@ -193,9 +132,12 @@ def holds_segmenter(source: str | Path) -> bool:
     """Whether a file holds a segmenter, by its tensor names; false if it cannot be opened."""
     try:
         path, _ = _local_path(source, {})
+        metadata: Mapping[str, str] = {}
         if path.suffix == ".safetensors":
             shapes, metadata = read_shapes(path)
             names = list(shapes)
+        elif path.name.endswith(INDEX):
+            names = list(weight_map(path))
         else:
             content, metadata = _read(path)
             names = list(named_tensors(content, str(path)))
@@ -203,7 +145,7 @@ def holds_segmenter(source: str | Path) -> bool:
         return False
     if FORMAT in metadata:
         return kind_of(metadata) == SemanticSegmenter.__name__
-    return any(name.startswith("decode_head.") for name in names)  # published, transformers
+    return any("decode_head." in name for name in names)  # of others, also under a prefix
 
 
 def backbone_of(model: nn.Module) -> VisionTransformer | None:
@@ -249,14 +191,14 @@ def _local_path(source: str | Path, overrides: dict[str, Any]) -> tuple[Path, di
 
 
 def _find_file(path: Path) -> Path:
-    """Find the weights in a folder: those of a finished run, or a file of `FOLDER_FILES`."""
+    """Find the weights in a folder: those of a finished run, or of a repository."""
     if path.is_dir():
         if not RunDirectory(path).config_file.is_file():
-            for file in (path / name for name in FOLDER_FILES):
-                if file.is_file():
-                    return file
-            if (path / "encoder.pkl").is_file():
-                return path
+            file = hub.weights_in(path)
+            if file is not None or (path / "encoder.pkl").is_file():
+                return file or path
+            for shard in sorted(path.glob("*-of-*")):  # without their index
+                refuse_shard(shard)
         run = RunDirectory.open(path)
         if not run.weights_file.is_file():
             raise ValueError(
@@ -270,28 +212,17 @@ def _find_file(path: Path) -> Path:
             f"{path} does not exist; expected a run directory, a file ({expected}), "
             "hf://OWNER/NAME or published:NAME"
         )
-    if path.suffix not in SUFFIXES:
+    if not path.name.endswith(SUFFIXES):
         raise ValueError(f"{path} ends in {path.suffix or 'nothing'}; expected {expected}")
+    refuse_shard(path)
     return path
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:
     """Read the contents of a file or folder, and the metadata of a safetensors file."""
-    if path.suffix == ".safetensors":
-        return read_safetensors(path)
     if path.is_dir() or path.suffix == ".pkl":
         read = dalle.read_dalle_folder if path.is_dir() else dalle.read_pickled_module
         pickled = read(path)
         if pickled is not None:
             return pickled, {}
-    return read_checkpoint(path), {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read as JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object")
-    return content
+    return read_file(path)

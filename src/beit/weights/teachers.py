@@ -17,7 +17,8 @@ from beit.weights.file import size_pair
 from beit.weights.formats.clip import CLIP_MEAN, CLIP_NORM_EPS, CLIP_STD, from_clip
 from beit.weights.formats.containers import read_tensors
 from beit.weights.formats.dino import DINO_NORM_EPS, from_dino
-from beit.weights.hub import HUB, PUBLISHED, fetch
+from beit.weights.formats.prefixes import without_prefix
+from beit.weights.hub import HUB, PUBLISHED, fetch, weights_in
 from beit.weights.safe_pickle.files import read_checkpoint
 from beit.weights.timm_networks import clip_map, map_reader, plain_vit, timm_network, token_map
 
@@ -31,9 +32,10 @@ class TeacherConfig:
     """The network used as teacher.
 
     Attributes:
-        source: efficientnet-lite0, timm:NAME, timm:NAME@FILE, or a file in CLIP's or DINO's
-            published layout, also as published:NAME or hf://OWNER/NAME; #stride16 after the name
-            of a convolutional network selects its last feature map of that stride
+        source: efficientnet-lite0, timm:NAME, timm:NAME@FILE, or a file in the layout of CLIP,
+            DINO or DINOv2, published or of transformers, also as published:NAME or hf://OWNER/NAME;
+            #stride16 after the name of a convolutional network selects its last feature map of that
+            stride
         image_size: size to which the teacher's images are resized; null: that of its training
         pretrained: false: random weights, for comparison (not for files)
         num_heads: attention heads of a CLIP or DINO file; null: one per 64 channels
@@ -170,7 +172,7 @@ def load_teacher(
     if not pretrained:
         raise ValueError(f"{source} is a file of weights; leave pretrained=False out")
     weights = fetch(source) if source.startswith((HUB, PUBLISHED)) else Path(source)
-    return _file_teacher(weights, size, num_heads)
+    return _file_teacher(weights_in(weights) or weights, size, num_heads)
 
 
 def _split(source: str) -> tuple[str, int | None]:
@@ -221,8 +223,9 @@ def _timm_teacher(
 
 
 def _file_teacher(file: Path, image_size: tuple[int, int] | None, num_heads: int | None) -> Teacher:
-    """A file in the published layout of CLIP or of DINO, recognised by its tensor names."""
+    """A file in the layout of CLIP, DINO or DINOv2, recognised by its tensor names."""
     tensors = read_tensors(file)
+    tensors = without_prefix(tensors, lambda t: from_clip(t) or from_dino(t), str(file))
     layout, reader, norm_eps, mean, std = "CLIP", clip_map, CLIP_NORM_EPS, CLIP_MEAN, CLIP_STD
     state = from_clip(tensors)
     if state is None:
@@ -231,7 +234,7 @@ def _file_teacher(file: Path, image_size: tuple[int, int] | None, num_heads: int
         state = from_dino(tensors)
     if state is None:
         raise ValueError(
-            f"{file} is in neither CLIP's nor DINO's published ViT layout (its first tensors are "
+            f"{file} is not in the layout of a ViT of CLIP, DINO or DINOv2 (its first tensors are "
             f"{', '.join(list(tensors)[:3])}); for a timm model give {TIMM}NAME@{file}"
         )
     try:

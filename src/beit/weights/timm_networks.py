@@ -15,7 +15,7 @@ from beit.run.settings import first
 from beit.weights.file import mismatches
 from beit.weights.formats.clip import from_clip
 from beit.weights.formats.containers import read_tensors
-from beit.weights.formats.published_config import num_heads_of
+from beit.weights.formats.published_config import num_heads_of, shape_of
 from beit.weights.hub import first_line, unreachable
 
 
@@ -117,20 +117,26 @@ def plain_vit(
     Sizes are derived from shapes. No other memory is allocated and no random number is drawn.
 
     Args:
-        state: tensors of CLIP's tower or DINO's backbone, by timm's names
+        state: tensors of CLIP's tower or DINO's backbone, by timm's names; with registers, there
+            are positions of patches only
         image_size: (height, width), to which positions are resized; None: that of its training
         num_heads: None: one per 64 channels
         clip: use QuickGELU, a norm before the blocks, and a projection `head` without bias
     """
+    from timm.layers.mlp import SwiGLUPacked
     from timm.layers.pos_embed import resample_abs_pos_embed
     from timm.models.vision_transformer import VisionTransformer
 
     tensors = {name: tensor.float() for name, tensor in state.items()}
-    for name, num_axes in {"patch_embed.proj.weight": 4, "pos_embed": 3}.items():
-        if tensors[name].ndim != num_axes:
-            raise ValueError(f"{name} is {tuple(tensors[name].shape)}, expected {num_axes} axes")
-    width, _, patch_size, _ = tensors["patch_embed.proj.weight"].shape
-    num_patches = tensors["pos_embed"].shape[1] - 1
+    width, _, patch_size, _ = shape_of(tensors, "patch_embed.proj.weight", 4, "the file")
+    registers = "reg_token" in tensors
+    num_registers = shape_of(tensors, "reg_token", 3, "the file")[1] if registers else 0
+    num_prefix = 0 if registers else 1  # of the positions
+    num_patches = shape_of(tensors, "pos_embed", 3, "the file")[1] - num_prefix
+    hidden = shape_of(tensors, "blocks.0.mlp.fc1.weight", 2, "the file")[0]
+    mlp: dict[str, Any] = {"act_layer": "quick_gelu" if clip else "gelu"}
+    if hidden == 2 * shape_of(tensors, "blocks.0.mlp.fc2.weight", 2, "the file")[1]:
+        mlp = {"mlp_layer": SwiGLUPacked, "act_layer": "silu"}  # of DINOv2's giant
     side = math.isqrt(max(num_patches, 0))
     if side < 1 or side**2 != num_patches:
         raise ValueError(f"its {num_patches} patch positions are not a square grid")
@@ -144,16 +150,21 @@ def plain_vit(
             num_heads=num_heads_of(width, None, num_heads, "the file"),
             norm_layer=partial(nn.LayerNorm, eps=norm_eps),
             pre_norm=clip,
-            act_layer="quick_gelu" if clip else "gelu",
+            init_values=1e-5 if "blocks.0.ls1.gamma" in tensors else None,
+            reg_tokens=num_registers,
+            no_embed_class=registers,
+            mlp_ratio=(hidden + 0.5) / width,  # timm rounds down
+            **mlp,
         )
         if clip:
             # Any shape if the file has none: the check below then says that it is missing.
             network.head = nn.Linear(width, len(tensors.get("head.weight", [0])), bias=False)
     grid = network.patch_embed.grid_size
     if grid != (side, side):  # bicubic, antialiased where it shrinks
-        tensors["pos_embed"] = resample_abs_pos_embed(tensors["pos_embed"], grid, (side, side))
+        positions = tensors["pos_embed"]
+        tensors["pos_embed"] = resample_abs_pos_embed(positions, grid, (side, side), num_prefix)
     if problems := mismatches(tensors, network.state_dict()):
-        raise ValueError(first(problems))
+        raise ValueError(f"{first(problems)}; for another model of timm give timm:NAME@FILE")
     network.load_state_dict(tensors, assign=True)
     return network
 

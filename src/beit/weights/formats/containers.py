@@ -1,5 +1,6 @@
 """Find the tensors in checkpoints of other programs, and read those of teachers."""
 
+import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,15 +9,17 @@ from typing import Any
 from torch import Tensor
 
 from beit.run.settings import first
-from beit.weights.file import read_safetensors
 from beit.weights.safe_pickle import records
-from beit.weights.safe_pickle.files import read_checkpoint
+from beit.weights.shards import read_file, refuse_shard
+
+logger = logging.getLogger(__name__)
 
 # Entries with a model's tensors: of the published code; of DeepSpeed; timm's averaged ones; of
-# OpenMMLab and timm; of BEiT v1's discrete VAE.
-CONTAINERS = ("model", "module", "state_dict_ema", "state_dict", "weights")
-# Of teachers: timm's averaged and plain ones, DINO's training checkpoints.
-TEACHER_CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher")
+# OpenMMLab, timm and Lightning; of BEiT v1's discrete VAE; of PyTorch's tutorials; averaged ones.
+OTHERS = ("model_state_dict", "net")
+CONTAINERS = ("model", "module", "state_dict_ema", "state_dict", "weights", *OTHERS, "model_ema")
+# Of teachers: timm's averaged and plain ones, DINO's training checkpoints, and others as above.
+TEACHER_CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model", "teacher", *OTHERS)
 # In TorchScript: build_intlist([...]) and the like, restore_type_tag(value, "...").
 TYPED = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist")
 TORCHSCRIPT_FUNCTIONS = records.FUNCTIONS | {
@@ -24,16 +27,20 @@ TORCHSCRIPT_FUNCTIONS = records.FUNCTIONS | {
 }
 
 
-def unwrapped(content: Mapping[str, Any], containers: tuple[str, ...]) -> Mapping[str, Any]:
+def unwrapped(
+    content: Mapping[str, Any], containers: tuple[str, ...], origin: str
+) -> Mapping[str, Any]:
     """Return the first container in `content`, or `content` itself if it has none."""
-    inner = (content[name] for name in containers if isinstance(content.get(name), Mapping))
-    return next(inner, content)
+    held = [name for name in containers if isinstance(content.get(name), Mapping)]
+    if len(held) > 1:
+        logger.info("%s: has weights in %s; those in %s are used", origin, ", ".join(held), held[0])
+    return content[held[0]] if held else content
 
 
 def named_tensors(content: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
     """Return a model's tensors without their container; other entries beside it are ignored."""
-    state = unwrapped(content, CONTAINERS)
-    others = [str(name) for name, value in state.items() if not isinstance(value, Tensor)]
+    state = unwrapped(content, CONTAINERS, origin)
+    others = [str(name) for name, value in state.items() if not _is_named_tensor(name, value)]
     if others or not state:
         raise ValueError(
             f"{origin} does not hold tensors by name, nor does one of its entries "
@@ -49,18 +56,17 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
             f"{file} is not a file; expected weights in .safetensors, .pth or .pt, or the name of "
             "a teacher: efficientnet-lite0, timm:NAME, timm:NAME@FILE"
         )
-    content: Mapping[str, Any]
-    if file.suffix == ".safetensors":
-        content, _ = read_safetensors(file)
-    elif _is_torchscript(file):
-        content = _read_torchscript(file)
-    else:
-        content = read_checkpoint(file)
-    content = unwrapped(content, TEACHER_CONTAINERS)
-    tensors = {name: value for name, value in content.items() if isinstance(value, Tensor)}
+    refuse_shard(file)
+    content = _read_torchscript(file) if _is_torchscript(file) else read_file(file)[0]
+    content = unwrapped(content, TEACHER_CONTAINERS, str(file))
+    tensors = {name: value for name, value in content.items() if _is_named_tensor(name, value)}
     if not tensors:
         raise ValueError(f"{file} holds no tensors by name")
     return tensors
+
+
+def _is_named_tensor(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor)
 
 
 def _is_torchscript(path: Path) -> bool:

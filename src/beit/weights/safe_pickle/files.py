@@ -29,6 +29,7 @@ class Ignored:
 MULTIARRAYS = ("numpy.core.multiarray", "numpy._core.multiarray")
 IGNORED_NAMES = (
     *("argparse.Namespace", "numpy.dtype", "numpy.ndarray"),
+    "mmengine.logging.history_buffer.HistoryBuffer",  # of losses
     *(f"{module}.{name}" for module in MULTIARRAYS for name in ("scalar", "_reconstruct")),
 )
 
