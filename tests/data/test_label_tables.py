@@ -123,11 +123,11 @@ def test_paths_may_be_relative_to_a_folder_beside_or_to_the_working_directory(ph
             "?label=lable",
             "no column 'lable'; .*did you mean label=label",
         ),
-        (("file,label", "0.png,a", "1.png"), "", r"line 3: 1 fields, but 2 in the first line"),
+        (("file,label", "0.png,a", "1.png"), "", "cannot read row 2: 1 fields, but 2 in the"),
         (("file,label", "0.png,a", ",b"), "", "row 2 names no file in column 'file'"),
         (("file,label",), "", "no rows in this table"),
         ((), "", "no rows in this table"),
-        (("file,label,label", "0.png,a,b"), "", "two columns have one name"),
+        (("file,label,label", "0.png,a,b"), "", "two columns have the same name"),
     ],
 )
 def test_tables_that_cannot_be_are_refused(lines, query, message, photos):
@@ -137,9 +137,9 @@ def test_tables_that_cannot_be_are_refused(lines, query, message, photos):
 
 
 def test_other_tables_that_cannot_be_are_refused(photos):
-    with pytest.raises(ValueError, match=r"labels\.csv: not UTF-8 text; save the table as UTF-8"):
+    with pytest.raises(ValueError, match=r"labels\.csv: .* not text in UTF-8; save it"):
         open_table(pathlib.Path(write("labels.csv", "file,label", "ä,b", encoding="latin-1")))
-    with pytest.raises(ValueError, match=r"a\.jsonl, line 2: expected a JSON object"):
+    with pytest.raises(ValueError, match=r"a\.jsonl: cannot read row 2"):
         open_table(pathlib.Path(write("a.jsonl", '{"file": "0.png"}', "[1]")))
 
 
@@ -170,10 +170,9 @@ def test_a_table_labels_the_images_beside_it(name, photos, caplog):
     caplog.set_level(logging.INFO, "beit")
     write(photos / name, "file_name,label", "2.png,fig", "0.png,plum", "7.png,pear")
     assert classes(open_source("photos")) == FRUIT
-    message = (
-        f"photos: labels of 2 of 3 images from photos/{name}, column 'label'; it names 1 other"
+    assert caplog.messages[-1] == (
+        f"photos: labels of 2 of 3 images from photos/{name}, column 'label', which names 1 others"
     )
-    assert any(message in line for line in caplog.messages)
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "parquet"])
@@ -205,7 +204,7 @@ def test_tables_of_other_things_leave_the_images_as_they_are(photos):
     assert source.labels is None
     assert "people.csv names none of the images; its first is 'Ann'" in source.why_unlabelled
     assert "sizes.csv has no column of labels" in source.why_unlabelled
-    assert "line 2: 1 fields" in source.why_unlabelled
+    assert "row 1: 1 fields" in source.why_unlabelled
     with pytest.raises(ValueError, match="no column 'kind'"):
         open_source("photos?label=kind")
     for path in photos.glob("*.csv"):

@@ -6,7 +6,8 @@ import json
 import logging
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ _SNIFFED = 50  # lines by which the delimiter is found
 
 
 class Table(NamedTuple):
-    """Image files as a table names them, with labels (n,) int64 and class names, if known."""
+    """Image files as a table names them, with their labels as of a source."""
 
     files: list[str]
     labels: Tensor | None
@@ -52,12 +53,12 @@ def open_table(path: Path, reading: Reading = AS_IT_IS) -> FileSource:
     if missing:
         raise FileNotFoundError(
             f"{path}: {len(missing)} of the {len(table.files)} image files that it names do not "
-            f"exist; the first is {missing[0][:80]!r} in {root}. Paths are relative to the folder "
-            "of the table, to one folder in it, or to the working directory"
+            f"exist; the first is {missing[0][:80]!r} in {root}; expected paths relative to the "
+            "folder of the table, to one folder in it, or to the working directory"
         )
-    text = "%s: %d images in %s, labels from column %r"
-    _log.info(text, path, len(table.files), root, table.label)
     why = table.why_unlabelled
+    said = why or f"labels from column {table.label!r}"
+    _log.info("%s: %d images in %s; %s", path, len(table.files), root, said)
     return FileSource(root, table.files, reading, table.labels, table.class_names, why)
 
 
@@ -70,15 +71,14 @@ def labelled_folder(root: Path, source: FileSource, reading: Reading = AS_IT_IS)
     a table, unless `reading` names a column. Then ValueError is raised if no table has it.
     """
     asked = reading.label or reading.image
-    names = [source.name(index) for index in range(len(source))]
     usable, reasons = list[tuple[Path, Table, list[int]]](), list[str]()
-    for path in _tables(root, names):
+    for path in _tables(root, source):
         try:
             table = _read(path, reading)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             reasons.append(str(error))
             continue
-        rows = _rows(root, names, path, table)
+        rows = _rows(root, source, path, table)
         if table.labels is None:
             reasons.append(table.why_unlabelled)
         elif max(rows) < 0:
@@ -103,15 +103,16 @@ def labelled_folder(root: Path, source: FileSource, reading: Reading = AS_IT_IS)
     source.labels = torch.cat([table.labels, torch.tensor([-1])])[torch.tensor(rows)]
     source.class_names, source.why_unlabelled = table.class_names, ""
     labelled = sum(row >= 0 for row in rows)
-    also = f"; it names {len(set(table.files)) - labelled} other files"
-    text = "%s: labels of %d of %d images from %s, column %r%s"
-    _log.info(text, root, labelled, len(rows), path, table.label, also)
+    text = "%s: labels of %d of %d images from %s, column %r, which names %d others"
+    others = len(set(table.files)) - labelled
+    _log.info(text, root, labelled, len(rows), path, table.label, others)
     return source
 
 
-def _tables(root: Path, names: Sequence[str]) -> list[Path]:
+def _tables(root: Path, source: FileSource) -> list[Path]:
     """List the tables in the lowest folder with any that holds all images; metadata.* first."""
-    folder = root / os.path.commonpath([os.path.dirname(names[0]), os.path.dirname(names[-1])])
+    first, last = (os.path.dirname(source.name(index)) for index in (0, len(source) - 1))
+    folder = root / os.path.commonpath([first, last])  # images are sorted
     endings = (*ENDINGS, f"{_METADATA}.parquet")
     while True:
         tables = [path for path in folder.iterdir() if path.name.lower().endswith(endings)]
@@ -120,20 +121,20 @@ def _tables(root: Path, names: Sequence[str]) -> list[Path]:
         folder = folder.parent
 
 
-def _rows(root: Path, names: list[str], path: Path, table: Table) -> list[int]:
+def _rows(root: Path, source: FileSource, path: Path, table: Table) -> list[int]:
     """Find the row of each image of a folder in a table, -1 if there is none.
 
-    Paths are compared; if none agrees, the names of files, unless two images have the same.
+    If no path agrees, names of files without folders are compared, unless two images have the same.
     """
 
     def key(*parts: str | Path) -> str:
         return unicodedata.normalize("NFC", os.path.abspath(os.path.join(*parts)))
 
     places = {key(path.parent, file): row for row, file in enumerate(table.files)}
-    images = [key(root, name) for name in names]
+    images = [key(root, source.name(index)) for index in range(len(source))]
     bases = list(map(os.path.basename, images))
     if not any(image in places for image in images) and len(set(bases)) == len(bases):
-        places, images = {os.path.basename(k): row for k, row in places.items()}, bases
+        places, images = {file: row for row, file in enumerate(table.files)}, bases
     return [places.get(image, -1) for image in images]
 
 
@@ -181,74 +182,57 @@ def _columns(path: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
     import pyarrow
 
     if path.suffix.lower() not in ENDINGS:
-        rows = open_rows(path)
-        groups = range(len(rows.counts))
-        return {name: rows.column(groups, name) for name in rows.schema.names}, rows.class_names
-    read = _json_lines if path.suffix.lower() == ".jsonl" else _delimited
+        file = open_rows(path)
+        groups = range(len(file.counts))
+        return {name: file.column(groups, name) for name in file.schema.names}, file.class_names
+    rows = list[dict[str, Any]]()
+    try:
+        for row in _rows_of_text(path):
+            rows.append(row)
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot read row {len(rows) + 1}: {error}") from error
+    if not rows:
+        raise ValueError(f"{path}: no rows in this table")
     columns = dict[str, Any]()
-    for name, values in read(path, _text(path)).items():
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
         try:
             array = pyarrow.array(values)
-        except (pyarrow.ArrowException, OverflowError):  # of several types, or huge numbers
+        except (pyarrow.ArrowException, OverflowError):  # several types, or huge numbers
             array = pyarrow.array([None if value is None else str(value) for value in values])
         columns[name] = pyarrow.chunked_array([array])
     return columns, {}
 
 
-def _text(path: Path) -> str:
+def _rows_of_text(path: Path) -> Iterator[dict[str, Any]]:
+    """Read JSON lines, or values separated by commas, semicolons or tabs; a BOM tells UTF-16."""
     data = path.read_bytes()
-    encoding = "utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig"
     try:
-        return data.decode(encoding)
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not UTF-8 text; save the table as UTF-8") from error
-
-
-def _json_lines(path: Path, text: str) -> dict[str, list[Any]]:
-    rows = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            try:
-                rows.append(dict(json.loads(line)))
-            except (ValueError, TypeError) as error:
-                raise ValueError(
-                    f"{path}, line {number}: expected one JSON object a line"
-                ) from error
-    if not rows:
-        raise ValueError(f"{path}: no rows in this table")
-    return {
-        key: [row.get(key) for row in rows] for key in dict.fromkeys(k for r in rows for k in r)
-    }
-
-
-def _delimited(path: Path, text: str) -> dict[str, list[Any]]:
-    """Read values separated by commas, semicolons or tabs, with a line of names."""
+        raise ValueError("the table is not text in UTF-8; save it as such") from error
+    if path.suffix.lower() == ".jsonl":
+        yield from (dict(json.loads(line)) for line in text.split("\n") if line.strip())
+        return
     delimiter, lines = _delimiter(text.splitlines()), io.StringIO(text, newline="")
-    reader = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
-    rows = list[list[str]]()
-    try:
-        for row in reader:
-            if rows and row and len(row) != len(rows[0]):
-                raise csv.Error(f"{len(row)} fields, but {len(rows[0])} in the first line")
-            rows += [row] if row else []
-    except csv.Error as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from error
-    header = [name.strip() for name in rows[0]] if rows else []
-    if len(header) == 2 and (_root(path, header[0]) / header[0]).is_file():
-        header, rows = ["image", "label"], [header, *rows]
+    rows: Iterator[list[str]] = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    rows = filter(None, rows)
+    names = [name.strip() for name in next(rows, [])]
+    if len(names) == 2 and (_root(path, names[0]) / names[0]).is_file():
         _log.info("%s has no line of names: its columns are taken as image and label", path)
-    if len(rows) < 2:
-        raise ValueError(f"{path}: no rows in this table")
-    if len(set(header)) < len(header):
-        raise ValueError(f"{path}: two columns have one name; it has {', '.join(header)}")
-    return dict(zip(header, map(list, zip(*rows[1:], strict=True)), strict=True))
+        rows, names = chain([names], rows), ["image", "label"]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two columns have the same name; it has {', '.join(names)}")
+    for row in rows:
+        if len(row) != len(names):
+            raise ValueError(f"{len(row)} fields, but {len(names)} in the first line")
+        yield dict(zip(names, row, strict=True))
 
 
 def _delimiter(lines: list[str]) -> str:
     """Return the delimiter that gives each of the first lines the same number of fields."""
-    lines = lines[:_SNIFFED]
     for delimiter in ",;\t":
-        rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+        rows = csv.reader(lines[:_SNIFFED], delimiter=delimiter, skipinitialspace=True)
         widths = {len(row) for row in rows if row}
         if len(widths) == 1 and widths != {1}:
             return delimiter
