@@ -24,7 +24,8 @@ def relative(files, root):
     [
         ("0.parquet 1.parquet", None, "0.parquet 1.parquet"),
         ("a.parquet b.parquet metadata.parquet", "test", "a.parquet b.parquet"),
-        ("train-0.parquet train-1.parquet", "test", "train-0.parquet train-1.parquet"),
+        ("train-0.parquet train-1.parquet", "train", "train-0.parquet train-1.parquet"),
+        ("test-0.parquet test-1.parquet", "train", "test-0.parquet test-1.parquet"),
         ("README.md data/train-00000-of-00001.parquet", None, "data/train-00000-of-00001.parquet"),
         ("train_0.parquet train_1.parquet test_0.parquet", "train",
          "train_0.parquet train_1.parquet"),
@@ -47,6 +48,9 @@ def test_several_splits_are_refused_without_a_purpose(tmp_path):
     touch(tmp_path, "data/train-0.parquet", "data/test-0.parquet")
     with pytest.raises(ValueError, match=r"several sets \(test, train\); name .*data/test\*\.parq"):
         row_files(tmp_path, None)
+    touch(tmp_path / "one", "train-0.parquet")
+    with pytest.raises(ValueError, match="has the splits train, none of them for validation"):
+        row_files(tmp_path / "one", "test")
     touch(tmp_path / "other", "train.parquet", "extra.parquet")
     with pytest.raises(ValueError, match=r"has the splits others, train, none of them for valid"):
         row_files(tmp_path / "other", "test")

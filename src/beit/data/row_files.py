@@ -134,19 +134,19 @@ def nested_row_files(folder: Path, split: Split | None) -> list[Path]:
 
 
 def _one_split(files: list[Path], split: Split | None, folder: Path) -> list[Path]:
-    """Return the files of one split; all if none or a single one is named."""
+    """Return the files of one split, which names of files or folders tell; all if none do."""
     splits = dict[str, list[Path]]()
     for file in files:
         words = [*re.split(r"[-_.\d]+", file.stem), *file.relative_to(folder).parent.parts]
-        splits.setdefault(next((w.lower() for w in words if is_split(w)), "others"), []).append(
-            file
-        )
+        name = next((word.lower() for word in words if is_split(word)), "others")
+        splits.setdefault(name, []).append(file)
     example = f"{files[0].parent / files[0].stem.split('-')[0]}*{files[0].suffix}"
     return splits[_chosen([*splits], split, folder, example)]
 
 
 def _chosen(names: list[str], split: Split | None, folder: Path, example: str) -> str:
-    if len(names) == 1:
+    """Choose one of the splits of a folder; images for training are never taken for testing."""
+    if len(names) == 1 and not (split == "test" and names[0].startswith("train")):
         return names[0]
     if split is None:
         raise ValueError(
