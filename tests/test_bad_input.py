@@ -73,7 +73,7 @@ def test_a_missing_folder(train, output, tmp_path, capsys):
     assert train(tmp_path / "absent") == 2
     message = error_line(capsys)
     assert f"{tmp_path / 'absent'}: no such file or folder" in message
-    assert "expected a folder of images, *.parquet files or shapes://" in message
+    assert "expected a folder of images, *.parquet or *.arrow files" in message
     assert not output.exists()
 
 

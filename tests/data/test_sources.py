@@ -15,7 +15,7 @@ from pyarrow import parquet
 
 from beit.data import folders
 from beit.data.folders import open_folder
-from beit.data.parquet import ParquetSource
+from beit.data.rows import RowSource
 from beit.data.source import PartSource, UnreadableImage
 from beit.data.sources import CachedSource, open_images, open_source
 
@@ -124,7 +124,7 @@ def test_missing_and_empty_folders_are_named(tmp_path):
     (empty / "notes.txt").write_text("no image")
     with pytest.raises(ValueError, match=r"empty: no images .* expected files named \*\.jpg"):
         open_source(str(empty))
-    with pytest.raises(ValueError, match=r"neither a folder nor a \.parquet file"):
+    with pytest.raises(ValueError, match=r"neither a folder nor a table of images"):
         open_source(str(empty / "notes.txt"))
     with pytest.raises(ValueError, match="no data given"):
         open_source("")
@@ -144,14 +144,16 @@ def test_unreadable_files_are_named(classes):
 
 
 def test_parquet_rows_in_any_order_over_files(tmp_path):
-    write_parquet(tmp_path / "train-0.parquet", [0, 1, 2, 3, 4], [5, 6, 7, 8, 9], names=list("ab"))
+    write_parquet(
+        tmp_path / "train-0.parquet", [0, 1, 2, 3, 4], [5, 6, 7, 8, 9], names=list("abcdefghij")
+    )
     write_parquet(tmp_path / "train-1.parquet", [5, 6], [1, None])
     source = open_source(str(tmp_path))
     assert len(source) == 7
     assert first_pixels(source) == list(range(7))
     assert [int(source.image(i)[0, 0, 0]) for i in (6, 0, 4, 1)] == [6, 0, 4, 1]
     assert source.labels.tolist() == [5, 6, 7, 8, 9, 1, -1]
-    assert source.class_names == ["a", "b"]
+    assert source.class_names == list("abcdefghij")
     assert source.name(6) == "train-1.parquet[1]"
     assert len(open_source(str(tmp_path / "train-*.parquet"))) == 7
     assert len(open_source(str(tmp_path / "train-1.parquet"))) == 2
@@ -159,7 +161,7 @@ def test_parquet_rows_in_any_order_over_files(tmp_path):
 
 def test_parquet_holds_few_row_groups(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", list(range(20)))
-    source = ParquetSource([path], cached_bytes=3 * 2 * len(png(0)))
+    source = RowSource([path], cached_bytes=3 * 2 * len(png(0)))
     assert first_pixels(source) == list(range(20))
     assert 1 <= len(source._cache) <= 3
     assert source.labels is None
@@ -172,12 +174,12 @@ def test_parquet_faults_are_named(tmp_path):
         open_source(str(broken))
     other = tmp_path / "other.parquet"
     parquet.write_table(pyarrow.table({"text": ["a"]}), other)
-    with pytest.raises(ValueError, match=r"other\.parquet: no column 'image' .* it has text"):
+    with pytest.raises(ValueError, match=r"other\.parquet: no column 'image'; it has text"):
         open_source(str(other))
-    source = ParquetSource([write_parquet(tmp_path / "hole.parquet", [1, None, 3])])
-    with pytest.raises(UnreadableImage, match=r"hole\.parquet\[1\]: the row holds no bytes"):
+    source = RowSource([write_parquet(tmp_path / "hole.parquet", [1, None, 3])])
+    with pytest.raises(UnreadableImage, match=r"hole\.parquet\[1\], None\.png: No such file"):
         source.image(1)
-    with pytest.raises(FileNotFoundError, match="no Parquet file matches"):
+    with pytest.raises(FileNotFoundError, match="no Parquet or Arrow file matches"):
         open_source(str(tmp_path / "none-*.parquet"))
 
 

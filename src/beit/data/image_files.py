@@ -19,6 +19,19 @@ EXTENSIONS = ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .a
 MAX_FILE_BYTES = 1 << 29  # larger files are not read
 
 
+def read_image(path: Path, name: str, reading: Reading = AS_IT_IS) -> Tensor:
+    """Read an image file: (3, H, W) uint8. Raises UnreadableImage with the `name`."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MAX_FILE_BYTES:
+                raise UnreadableImage(name, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
+            data = file.read()
+    except OSError as error:
+        raise UnreadableImage(name, error.strerror or str(error)) from error
+    return decode(data, name, reading)
+
+
 class FileSource:
     """Image files in the order of `names`, relative to `root`; their folders can be classes."""
 
@@ -40,15 +53,7 @@ class FileSource:
 
     def image(self, index: int) -> Tensor:
         name = self.name(index)
-        try:
-            with open((self._root / name).expanduser(), "rb") as file:
-                size = os.fstat(file.fileno()).st_size
-                if size > MAX_FILE_BYTES:
-                    raise UnreadableImage(name, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
-                data = file.read()
-        except OSError as error:
-            raise UnreadableImage(name, error.strerror or str(error)) from error
-        return decode(data, name, self._reading)
+        return read_image((self._root / name).expanduser(), name, self._reading)
 
     def name(self, index: int) -> str:
         return self._names[index]

@@ -1,4 +1,4 @@
-"""Open a source of images by one string: a folder, Parquet files, a list, or drawn shapes."""
+"""Open a source of images by one string: a folder, a table, a list, or drawn shapes."""
 
 import glob
 import logging
@@ -13,8 +13,12 @@ from torch import Tensor
 
 from beit.data.folders import open_folder
 from beit.data.image_files import EXTENSIONS, FileSource
+from beit.data.label_tables import ENDINGS as TABLES
+from beit.data.label_tables import labelled_folder, open_table
 from beit.data.lists import check_file, read_list
-from beit.data.parquet import ParquetSource, parquet_files
+from beit.data.row_files import ENDINGS as ROWS
+from beit.data.row_files import nested_row_files, row_files
+from beit.data.rows import RowSource
 from beit.data.shapes import ShapesSource
 from beit.data.source import Source, UnreadableImage, limited
 from beit.data.spec import cut, split_part, split_query
@@ -23,8 +27,9 @@ from beit.data.splits import Split
 _log = logging.getLogger(__name__)
 
 KINDS = (
-    "a folder of images, *.parquet files or shapes://COUNT?size=64&seed=0, "
-    "or a part of one, as in folder[:90%]; or image files, or @FILE that lists them"
+    "a folder of images, *.parquet or *.arrow files, a .csv, .tsv or .jsonl table of files or "
+    "shapes://COUNT?size=64&seed=0, or a part of one, as in folder[:90%]; or image files, or @FILE "
+    "that lists them"
 )
 STANDARD_INPUT = ("-", ["-"])  # as data of `open_images`
 _SIZE_SAMPLE = 64  # images decoded to estimate the memory that all need
@@ -82,21 +87,30 @@ def _open(spec: str, split: Split | None, index_cache: bool) -> Source:
     if name.startswith("@") and not os.path.exists(name):
         return read_list(Path(name[1:]).expanduser().read_bytes(), name, reading)
     if glob.has_magic(name) and not os.path.exists(name):
-        files = sorted(Path(path) for path in glob.glob(name) if path.endswith(".parquet"))
+        files = sorted(Path(path) for path in glob.glob(name) if path.endswith(ROWS))
         if not files:
-            raise FileNotFoundError(f"{name}: no Parquet file matches; expected {KINDS}")
-        return ParquetSource(files, reading)
+            raise FileNotFoundError(f"{name}: no Parquet or Arrow file matches; expected {KINDS}")
+        return RowSource(files, reading)
     path = Path(name).expanduser()
     if not path.exists():
         raise FileNotFoundError(f"{name}: no such file or folder; expected {KINDS}")
-    if path.suffix == ".parquet" and path.is_file():
-        return ParquetSource([path], reading)
+    if path.suffix in ROWS and path.is_file():
+        return RowSource([path], reading)
+    if path.suffix.lower() in TABLES and path.is_file():
+        return open_table(path, reading)
     if path.suffix.lower() in EXTENSIONS and path.is_file():
         return FileSource(Path(), [name], reading)
     if not path.is_dir():
-        raise ValueError(f"{name}: neither a folder nor a .parquet file; expected {KINDS}")
-    files = parquet_files(path)
-    return ParquetSource(files, reading) if files else open_folder(path, reading, index_cache)
+        raise ValueError(f"{name}: neither a folder nor a table of images; expected {KINDS}")
+    if files := row_files(path, split):
+        return RowSource(files, reading)
+    try:
+        folder = open_folder(path, reading, index_cache)
+    except ValueError:  # without images
+        if files := nested_row_files(path, split):
+            return RowSource(files, reading)
+        raise
+    return labelled_folder(path, folder, reading)
 
 
 class CachedSource:

@@ -1,0 +1,83 @@
+"""Columns of a table: which holds the images or the names of their files, and which the labels."""
+
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from beit.data.labels import is_text
+
+# Usual names; case does not count. The first one of images, or of files, is taken.
+_IMAGES = "image img picture photo jpg jpeg png webp".split()
+_FILES = (
+    "file_name filename file file_path filepath path image_path image_file image_name name".split()
+)
+_LABELS = (
+    "label labels fine_label coarse_label class classes class_label class_name class_id "
+    "label_name label_id category category_name category_id target species"
+).split()
+ENCODED, FILE = "encoded images", "names of files"
+
+
+def content(kind: Any) -> str:
+    """Return ENCODED or FILE if a column of a pyarrow type can hold images, else the type."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        return ENCODED if {field.name for field in kind} & {"bytes", "path"} else str(kind)
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
+        return ENCODED
+    return FILE if is_text(kind.value_type if types.is_dictionary(kind) else kind) else str(kind)
+
+
+def image_column(contents: Mapping[str, str], where: str, wanted: str | None = None) -> str:
+    """Choose the column of images, or of the names of their files, by the content of each.
+
+    It is the `wanted` one; else one with a usual name of images; else the only one of encoded
+    images; else one with a usual name of files. Raises ValueError if there is none, several are
+    possible, or it cannot hold images.
+    """
+    names = [_existing(contents, where, "image", wanted)] if wanted else []
+    names = names or _named(_IMAGES, contents)[:1]
+    names = names or [name for name, what in contents.items() if what == ENCODED]
+    names = names or [name for name in _named(_FILES, contents) if contents[name] == FILE][:1]
+    advice = f"it has {', '.join(contents)}; name the right one with ?image=COLUMN"
+    if len(names) != 1:
+        what = "several columns hold images" if names else "no column 'image'"
+        raise ValueError(f"{where}: {what}; {advice}")
+    if contents[names[0]] not in (ENCODED, FILE):
+        raise ValueError(
+            f"{where}: column {names[0]!r} holds {contents[names[0]]}; expected one image a row, "
+            f"as {{bytes, path}}, bytes, or the path of a file; {advice}"
+        )
+    return names[0]
+
+
+def label_column(
+    columns: Collection[str], where: str, wanted: str | None = None, declared: Iterable[str] = ()
+) -> tuple[str | None, str]:
+    """Choose the column of labels: the `wanted` one, `label`, or the only one that can be it.
+
+    That is one with a usual name of labels, or whose class names are `declared`. Returns the column
+    and "", or None and a clause that says why. Raises ValueError if the `wanted` one is missing.
+    """
+    if wanted:
+        return _existing(columns, where, "label", wanted), ""
+    possible = list(dict.fromkeys([*_named(_LABELS, columns), *declared]))
+    if len(possible) == 1 or possible[:1] == ["label"]:
+        return possible[0], ""
+    number, of = ("several columns", possible) if possible else ("no column", columns)
+    return None, f"{where} has {number} of labels: choose one with ?label=COLUMN of {', '.join(of)}"
+
+
+def _existing(columns: Collection[str], where: str, option: str, wanted: str) -> str:
+    if wanted in columns:
+        return wanted
+    close = get_close_matches(wanted, columns, n=1)
+    hint = f"; did you mean {option}={close[0]}?" if close else ""
+    raise ValueError(f"{where}: no column {wanted!r}; it has {', '.join(columns)}{hint}")
+
+
+def _named(known: list[str], columns: Iterable[str]) -> list[str]:
+    """Return the columns with known names, in the order of these."""
+    found = [column for column in columns if column.lower() in known]
+    return sorted(found, key=lambda column: known.index(column.lower()))

@@ -1,0 +1,180 @@
+"""Files of rows, Parquet and Arrow: where a folder has them, and how one is read."""
+
+import json
+import logging
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from beit.data.splits import Split, choose_split, is_split
+
+_log = logging.getLogger(__name__)
+
+ENDINGS = (".parquet", ".arrow")
+
+
+class Rows(NamedTuple):
+    """An open file of rows, which are read by groups.
+
+    Attributes:
+        schema: pyarrow schema of the columns
+        counts: rows of each group
+        sizes: bytes that are read and kept for a row of each group; 0 if mapped into memory
+        column: returns a column of some groups, by their numbers and its name
+        class_names: of the numbers in a column of labels, by column
+    """
+
+    schema: Any
+    counts: list[int]
+    sizes: list[int]
+    column: Callable[[Sequence[int], str], Any]
+    class_names: dict[str, list[str]]
+
+
+def open_rows(path: Path) -> Rows:
+    """Open a Parquet file, or an Arrow file (stream or random access), mapped into memory."""
+    import pyarrow
+
+    try:
+        return _open_parquet(path) if path.suffix == ".parquet" else _open_arrow(path)
+    except pyarrow.ArrowException as error:
+        with path.open("rb") as file:
+            pointer = file.read(20).startswith(b"version https://git")
+        reason = "a pointer of Git LFS; run git lfs pull" if pointer else str(error)
+        kind = path.suffix[1:].capitalize()
+        raise ValueError(f"{path}: not a readable {kind} file: {reason}") from error
+
+
+def _open_parquet(path: Path) -> Rows:
+    from pyarrow import parquet
+
+    file = parquet.ParquetFile(path)
+    groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
+    return Rows(
+        file.schema_arrow,
+        [group.num_rows for group in groups],
+        [group.total_byte_size for group in groups],
+        lambda groups, name: file.read_row_groups(groups, [name], use_threads=False).column(0),
+        _class_names(file.schema_arrow, path),
+    )
+
+
+def _open_arrow(path: Path) -> Rows:
+    import pyarrow
+    from pyarrow import ipc
+
+    mapped = pyarrow.memory_map(str(path))
+    if mapped.read(6) == b"ARROW1":
+        file = ipc.open_file(mapped)
+        schema, batch, number = file.schema, file.get_batch, file.num_record_batches
+    else:
+        mapped.seek(0)
+        stream = ipc.open_stream(mapped)
+        batches = list(stream)
+        schema, batch, number = stream.schema, batches.__getitem__, len(batches)
+
+    def column(groups: Sequence[int], name: str) -> Any:
+        parts = [batch(group).column(name) for group in groups]
+        return pyarrow.chunked_array(parts, schema.field(name).type)
+
+    counts = [batch(group).num_rows for group in range(number)]
+    return Rows(schema, counts, [0] * number, column, _class_names(schema, path))
+
+
+def _class_names(schema: Any, path: Path) -> dict[str, list[str]]:
+    """Read the class names that the `datasets` library writes to the schema, or beside the file."""
+    beside = path.with_name("dataset_info.json")
+    try:
+        about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
+        features = about.get("features") or (_read(beside, "features") if beside.is_file() else {})
+        found = {column: feature.get("names") for column, feature in features.items()}
+    except (AttributeError, TypeError, ValueError):
+        return {}
+    return {column: list(map(str, names)) for column, names in found.items() if names}
+
+
+def row_files(folder: Path, split: Split | None) -> list[Path]:
+    """List the files of rows of a folder; none if it has something else.
+
+    They lie in the folder, in `data` (a repository of the hub), or were written by save_to_disk of
+    `datasets`. Of several splits, which names of files and folders tell, one is chosen.
+
+    Raises:
+        ValueError: the files belong to several splits, and `split` is None or not among them.
+    """
+    if (folder / "dataset_dict.json").is_file():
+        splits = _read(folder / "dataset_dict.json", "splits")
+        folder = folder / _chosen(splits, split, folder, str(folder / splits[0]))
+    if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
+        return _saved_files(folder)
+    for pattern in ("*.parquet", "data/*.parquet", "*.arrow"):
+        files = sorted(folder.glob(pattern))
+        # Tables beside images (beit.data.label_tables), and what `datasets` keeps for itself.
+        files = [f for f in files if not re.match(r"metadata\.|cache-|tmp|indices\.", f.name)]
+        if files:
+            return _one_split(files, split, folder)
+    return []
+
+
+def nested_row_files(folder: Path, split: Split | None) -> list[Path]:
+    """List the Parquet files one and two levels below a folder, as converted by the hub.
+
+    Raises ValueError as `row_files`, and if they belong to several sets.
+    """
+    files = sorted([*folder.glob("*/*.parquet"), *folder.glob("*/*/*.parquet")])
+    above = [file.relative_to(folder).parent.parts for file in files]
+    sets = {"/".join(part for part in parts if not is_split(part)) for parts in above}
+    if len(sets) > 1:
+        raise ValueError(
+            f"{folder} has Parquet files of several sets, {', '.join(sorted(sets))}; give one of "
+            f"them, as in '{folder / min(sets)}'"
+        )
+    return _one_split(files, split, folder) if files else []
+
+
+def _one_split(files: list[Path], split: Split | None, folder: Path) -> list[Path]:
+    """Return the files of one split, which names of files or folders tell; all if none do."""
+    splits = dict[str, list[Path]]()
+    for file in files:
+        words = [*re.split(r"[-_.\d]+", file.stem), *file.relative_to(folder).parent.parts]
+        name = next((word.lower() for word in words if is_split(word)), "others")
+        splits.setdefault(name, []).append(file)
+    example = f"{files[0].parent / files[0].stem.split('-')[0]}*{files[0].suffix}"
+    return splits[_chosen([*splits], split, folder, example)]
+
+
+def _chosen(names: list[str], split: Split | None, folder: Path, example: str) -> str:
+    """Choose one of the splits of a folder; images for training are never taken for testing."""
+    if len(names) == 1 and not (split == "test" and names[0].startswith("train")):
+        return names[0]
+    if split is None:
+        raise ValueError(
+            f"{folder}: contains files of several sets ({', '.join(sorted(names))}); name one of "
+            f"them, as in '{example}'"
+        )
+    name = choose_split(names, split, str(folder))
+    _log.info("%s: images of the split %s; it has %s", folder, name, ", ".join(names))
+    return name
+
+
+def _saved_files(folder: Path) -> list[Path]:
+    """List the files of a data set that `datasets` saved to a folder."""
+    state = folder / "state.json"
+    if any(_read(state, key, []) for key in ("_indices_files", "_indices_data_files")):
+        raise ValueError(
+            f"{folder} holds a selection of its rows, which is not read; load it with `datasets` "
+            "and save what flatten_indices() returns"
+        )
+    return [folder / file["filename"] for file in _read(state, "_data_files")]
+
+
+def _read(path: Path, key: str, default: Any = None) -> Any:
+    """Read a value from a file of `datasets`."""
+    try:
+        value = json.loads(path.read_text("utf-8")).get(key, default)
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path}: not readable as JSON: {error}") from error
+    if value is None:
+        raise ValueError(f"{path}: has no {key!r}; expected a folder that `datasets` saved")
+    return value

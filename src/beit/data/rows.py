@@ -1,0 +1,144 @@
+"""Rows of Parquet and Arrow files, with a column of images and, if known, one of labels."""
+
+import logging
+import os
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from torch import Tensor
+
+from beit.data.columns import content, image_column, label_column
+from beit.data.decoding import decode
+from beit.data.image_files import read_image
+from beit.data.labels import joined
+from beit.data.row_files import Rows, open_rows
+from beit.data.source import UnreadableImage
+from beit.data.spec import AS_IT_IS, Reading
+
+_log = logging.getLogger(__name__)
+
+CACHED_BYTES = 1 << 28  # cache of row groups, per process; always holds the one in use
+_LARGE_GROUP = 1 << 23  # takes longer to read than an image to decode
+_ADVICE = (
+    "%s: a row group of %.0f MB is read for nearly every image in random order, as in training; "
+    "an Arrow copy is read image by image: python -c 'import pyarrow.dataset as d; "
+    'd.write_dataset(d.dataset(FILES), "NEW_FOLDER", format="arrow")\' with the list of files'
+)
+
+
+class RowSource:
+    """Rows of one or more Parquet or Arrow files, in order.
+
+    A row holds an encoded image, as {bytes, path} or bytes, or the path of an image file: in the
+    folder of the rows, else in the working directory. Row groups of Parquet files are read whole
+    and kept in a small least-recently-used cache; Arrow files are mapped into memory.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        reading: Reading = AS_IT_IS,
+        cached_bytes: int = CACHED_BYTES,
+    ) -> None:
+        self._files, self._reading, self._cached_bytes = list(files), reading, cached_bytes
+        self._groups: list[tuple[int, int]] = []  # (file, group in it)
+        self._starts: list[int] = []  # first row of each group, counted over all files
+        self._file_starts, self._count, self._column = list[int](), 0, ""
+        self._process = -1
+        self._open: dict[int, Rows] = {}
+        self._cache: OrderedDict[int, Any] = OrderedDict()  # group -> its column of images
+        self._lock = Lock()
+        label, why, sizes = None, "", list[int]()
+        parts: list[tuple[Any, list[str] | None]] = []  # labels and the names of their numbers
+        for number, path in enumerate(self._files):
+            file = open_rows(path)
+            self._add(number, file)
+            sizes += file.sizes
+            if label is None:
+                names = file.schema.names
+                label, why = label_column(names, str(path), reading.label, file.class_names)
+            parts.append(_labels(file, label))
+        if not self._count:
+            raise ValueError(f"{self._files[0]}: no rows in this file; expected images")
+        where = f"{self._files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}"
+        self.labels, self.class_names, self.why_unlabelled = None, None, why
+        if label is not None:
+            of = f"column {label!r} of {where}"
+            self.labels, self.class_names, self.why_unlabelled = joined(parts, of)
+            if label != "label":
+                _log.info("labels from %s", of)
+        if sum(sizes) > cached_bytes and max(sizes) > _LARGE_GROUP:
+            _log.info(_ADVICE, where, max(sizes) / 1e6)
+
+    def _add(self, number: int, file: Rows) -> None:
+        """Add the row groups of a file, and check its column of images."""
+        path = self._files[number]
+        contents = {field.name: content(field.type) for field in file.schema}
+        if not self._column:
+            self._column = image_column(contents, str(path), self._reading.image)
+        image_column(contents, str(path), self._column)
+        self._file_starts.append(self._count)
+        for group, rows in enumerate(file.counts):
+            if rows:
+                self._groups.append((number, group))
+                self._starts.append(self._count)
+                self._count += rows
+
+    def __len__(self) -> int:
+        return self._count
+
+    def image(self, index: int) -> Tensor:
+        group = bisect_right(self._starts, index) - 1
+        with self._lock:  # a file handle serves one thread at a time
+            value = self._values(group)[index - self._starts[group]].as_py()
+        if isinstance(value, dict):
+            value = value.get("bytes") or value.get("path")
+        if not value:
+            raise UnreadableImage(self.name(index), "the row holds no bytes")
+        if not isinstance(value, str):
+            return decode(value, self.name(index), self._reading)
+        beside = self._files[self._groups[group][0]].parent / value
+        path = beside if beside.is_file() else Path(value)
+        return read_image(path, f"{self.name(index)}, {value}", self._reading)
+
+    def name(self, index: int) -> str:
+        number = bisect_right(self._file_starts, index) - 1
+        return f"{self._files[number].name}[{index - self._file_starts[number]}]"
+
+    def _values(self, group: int) -> Any:
+        """Return the column of images of a group, from the cache or the file."""
+        if self._process != os.getpid():  # a forked worker must not share its parent's handles
+            self._process, self._open, self._cache = os.getpid(), {}, OrderedDict()
+        if group in self._cache:
+            self._cache.move_to_end(group)
+            return self._cache[group]
+        number, part = self._groups[group]
+        if number not in self._open:
+            self._open[number] = open_rows(self._files[number])
+        self._cache[group] = self._open[number].column([part], self._column)
+        sizes = [cached.nbytes for cached in self._cache.values()]
+        while len(self._cache) > 1 and sum(sizes) > self._cached_bytes:
+            self._cache.popitem(last=False)
+            sizes.pop(0)
+        return self._cache[group]
+
+    def __getstate__(self) -> dict[str, Any]:
+        unshared = {"_process": -1, "_open": {}, "_cache": OrderedDict(), "_lock": None}
+        return self.__dict__ | unshared
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _lock=Lock())
+
+
+def _labels(file: Rows, column: str | None) -> tuple[Any, list[str] | None]:
+    """Read a column of labels, null where the file has none, and the names of its numbers."""
+    import pyarrow
+
+    if column is None or column not in file.schema.names:
+        return pyarrow.chunked_array([pyarrow.nulls(sum(file.counts))]), None
+    values = file.column(range(len(file.counts)), column)
+    return values, file.class_names.get(column)

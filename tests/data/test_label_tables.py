@@ -1,0 +1,233 @@
+import logging
+import pathlib
+
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import parquet
+
+from beit.data.label_tables import open_table
+from beit.data.sources import open_source
+
+NAMES = ["0.png", "1.png", "2.png"]
+
+
+@pytest.fixture(autouse=True)
+def photos(tmp_path, monkeypatch):
+    """Three images without class folders."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    return save("photos", NAMES)
+
+
+def save(folder, names):
+    for number, name in enumerate(names):
+        path = pathlib.Path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3), (number, 2, 3)).save(path)
+    return pathlib.Path(folder)
+
+
+def write(path, *lines, encoding="utf-8"):
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(path).write_bytes("\n".join(lines).encode(encoding))
+    return str(path)
+
+
+def classes(source):
+    """The class of each image by its name; its number without names, None if unknown."""
+    names = source.class_names
+    labels = [int(n) if names is None or n < 0 else names[n] for n in source.labels]
+    return {source.name(i): None if n == -1 else n for i, n in enumerate(labels)}
+
+
+FRUIT = {"0.png": "plum", "1.png": None, "2.png": "fig"}
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("filename,label", "0.png,plum", "1.png,", "2.png,fig"),
+        ("label;path;note", "plum;0.png;a,b", ";1.png;c", "", "fig;2.png;d"),
+        ("Image\tClass", "0.png\tplum", "1.png\t", '2.png\t"fig"', ""),
+        ('"file_name" , "category"', '"0.png","plum"', '"./1.png",""', '"2.png"," fig"'),
+        ("0.png,plum", "1.png,", "2.png,fig"),  # no line of names
+        (",file,target", "0,0.png,plum", "1,1.png,", "2,2.png,fig"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_of_files_and_labels(lines, encoding, photos):
+    """csv_of_labels_as_data"""
+    source = open_source(write(photos / "labels.csv", *lines, encoding=encoding))
+    assert {name.removeprefix("./"): fruit for name, fruit in classes(source).items()} == FRUIT
+    assert [int(source.image(index)[0, 0, 0]) for index in range(3)] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (("10", "2", ""), [10, 2, None]),
+        (("1.0", "", "0.0"), [1, None, 0]),
+        (("007", "7", "7"), ["007", "7", "7"]),
+        (("40000001", "7", "-1"), ["40000001", "7", None]),
+    ],
+)
+def test_numbers_written_as_text_are_numbers(values, expected, photos):
+    lines = [f"{name},{value}" for name, value in zip(NAMES, values, strict=True)]
+    source = open_source(write(photos / "labels.csv", "file,label", *lines))
+    assert list(classes(source).values()) == expected
+
+
+def test_json_lines_order_repetitions_and_columns(photos):
+    rows = [
+        '{"file_name": "2.png", "label": "fig", "text": "a", "kind": 1}',
+        '{"file_name": "0.png", "kind": 0}',
+        "",
+        '{"file_name": "2.png", "label": "fig", "text": "a", "kind": 1}',
+    ]
+    path = write(photos / "rows.jsonl", *rows)
+    source = open_source(path)
+    assert [source.name(i) for i in range(3)] == ["2.png", "0.png", "2.png"]
+    assert (source.labels.tolist(), source.class_names) == ([0, -1, 0], ["fig"])
+    assert open_source(f"{path}?label=kind").labels.tolist() == [1, 0, 1]
+    mixed = write(photos / "mixed.jsonl", '{"file": "0.png", "label": 3}',
+                  '{"file": "1.png", "label": "b"}')  # fmt: skip
+    assert list(classes(open_source(mixed)).values()) == ["3", "b"]
+
+
+def test_paths_may_be_relative_to_a_folder_beside_or_to_the_working_directory(photos):
+    save("set/train", NAMES)
+    rows = ("file,label", *(f"{name},a" for name in NAMES))
+    assert open_source(write("set/train.csv", *rows)).image(1).shape == (3, 3, 4)
+    save("set/test", NAMES)  # no longer the only folder with these files
+    with pytest.raises(
+        FileNotFoundError, match=r"3 of the 3 image files .*first is '0\.png' in se"
+    ):
+        open_source("set/train.csv")
+    rows = ("file,label", *(rf"photos\{name},a" for name in NAMES))
+    assert open_source(write("lists/train.csv", *rows)).name(1) == "photos/1.png"
+
+
+@pytest.mark.parametrize(
+    ("lines", "query", "message"),
+    [
+        (("id,label", "0,a"), "", r"no column 'image'; it has id, label; name .*\?image=COLUMN"),
+        (
+            ("id,label", "0,a"),
+            "?image=id",
+            r"1 of the 1 image files .*; the first is '0' in photos",
+        ),
+        (("file,label", "0.png,a", "9.png,b"), "", r"1 of the 2 .* the first is '9\.png'"),
+        (
+            ("file,label", "0.png,a"),
+            "?label=lable",
+            "no column 'lable'; .*did you mean label=label",
+        ),
+        (("file,label", "0.png,a", "1.png"), "", "cannot read row 2: 1 fields, but 2 in the"),
+        (("file,label", "0.png,a", ",b"), "", "row 2 names no file in column 'file'"),
+        (("file,label",), "", "no rows in this table"),
+        ((), "", "no rows in this table"),
+        (("file,label,label", "0.png,a,b"), "", "two columns have the same name"),
+    ],
+)
+def test_tables_that_cannot_be_are_refused(lines, query, message, photos):
+    path = write(photos / "labels.csv", *lines)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        open_source(f"{path}{query}")
+
+
+def test_other_tables_that_cannot_be_are_refused(photos):
+    with pytest.raises(ValueError, match=r"labels\.csv: .* not text in UTF-8; save it"):
+        open_table(pathlib.Path(write("labels.csv", "file,label", "ä,b", encoding="latin-1")))
+    with pytest.raises(ValueError, match=r"a\.jsonl: cannot read row 2"):
+        open_table(pathlib.Path(write("a.jsonl", '{"file": "0.png"}', "[1]")))
+
+
+@pytest.mark.parametrize(
+    ("lines", "why"),
+    [
+        (
+            ("file,size", "0.png,3"),
+            "has no column of labels: choose one with ?label=COLUMN of file",
+        ),
+        (("file,label", "0.png,"), "column 'label' of photos/labels.csv is empty"),
+        (("file,label", "0.png,a", "0.png,b"), "has several labels for 0.png"),
+        (("file,class,target", "0.png,a,b"), "has several columns of labels: choose one with"),
+    ],
+)
+def test_tables_without_labels_say_why(lines, why, photos):
+    source = open_source(write(photos / "labels.csv", *lines))
+    assert source.labels is source.class_names is None
+    assert why in source.why_unlabelled
+
+
+# ── beside the images of a folder ───────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["labels.csv", "metadata.csv", "list.tsv"])
+def test_a_table_labels_the_images_beside_it(name, photos, caplog):
+    """csv_of_labels_beside_images, metadata_csv_of_an_image_folder"""
+    caplog.set_level(logging.INFO, "beit")
+    write(photos / name, "file_name,label", "2.png,fig", "0.png,plum", "7.png,pear")
+    assert classes(open_source("photos")) == FRUIT
+    assert caplog.messages[-1] == (
+        f"photos: labels of 2 of 3 images from photos/{name}, column 'label', which names 1 others"
+    )
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+def test_metadata_comes_before_other_tables(ending, photos):
+    path = photos / f"metadata.{ending}"
+    if ending == "parquet":
+        parquet.write_table(pa.table({"file_name": NAMES, "class": ["plum", None, "fig"]}), path)
+    else:
+        write(
+            path,
+            '{"file_name": "0.png", "class": "plum"}',
+            '{"file_name": "2.png", "class": "fig"}',
+        )
+    write(photos / "a.csv", "file,label", "0.png,x", "1.png,y")
+    assert classes(open_source("photos")) == FRUIT
+    assert classes(open_source("photos?label=label"))["1.png"] == "y"
+    path.unlink()
+    write(photos / "b.csv", "file,label", "0.png,x", "1.png,y")
+    source = open_source("photos")
+    assert source.labels is None
+    assert "several tables have labels (a.csv, b.csv); give one" in source.why_unlabelled
+
+
+def test_tables_of_other_things_leave_the_images_as_they_are(photos):
+    write(photos / "people.csv", "name,label", "Ann,a")
+    write(photos / "torn.csv", "file,label", "0.png")
+    write(photos / "sizes.csv", "file,size", "0.png,3")
+    source = open_source("photos")
+    assert source.labels is None
+    assert "people.csv names none of the images; its first is 'Ann'" in source.why_unlabelled
+    assert "sizes.csv has no column of labels" in source.why_unlabelled
+    assert "row 1: 1 fields" in source.why_unlabelled
+    with pytest.raises(ValueError, match="no column 'kind'"):
+        open_source("photos?label=kind")
+    for path in photos.glob("*.csv"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"photos\?label=: there is no table beside the images"):
+        open_source("photos?label=kind")
+
+
+def test_class_folders_count_more_than_a_table(caplog):
+    caplog.set_level(logging.INFO, "beit")
+    save("fruit", ["fig/0.png", "plum/1.png"])
+    write("fruit/metadata.csv", "file_name,label", "fig/0.png,ripe", "plum/1.png,raw")
+    assert classes(open_source("fruit")) == {"fig/0.png": "fig", "plum/1.png": "plum"}
+    assert any("labels from the class folders, not from fruit/meta" in m for m in caplog.messages)
+    source = open_source("fruit?label=label")
+    assert classes(source) == {"fig/0.png": "ripe", "plum/1.png": "raw"}
+
+
+@pytest.mark.parametrize("first", ["pictures/0.png", "0.png", "fruit/pictures/0.png"])
+def test_images_in_a_single_folder_below_the_table(first, tmp_path):
+    save("fruit", [f"pictures/{name}" for name in NAMES])
+    first = str(tmp_path / first) if first.startswith("fruit") else first
+    write("fruit/labels.csv", "file,label", f"{first},fig")
+    assert classes(open_source("fruit")) == {
+        "pictures/0.png": "fig", "pictures/1.png": None, "pictures/2.png": None
+    }  # fmt: skip
