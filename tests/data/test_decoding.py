@@ -176,6 +176,12 @@ def test_16_bit_colours_are_not_cut_without_torchcodec(monkeypatch):
         decode(data, "a.png")
 
 
+def test_truncated_16_bit_colours_are_named(decoder):
+    values = np.random.default_rng(0).integers(0, 65536, (40, 40, 3)).astype(np.uint16)
+    with pytest.raises(UnreadableImage, match=r"^a\.png: .*truncated"):
+        decode(png(values)[:5000], "a.png")
+
+
 def test_twelve_bits_in_sixteen_are_as_in_eight_once_the_range_is_given(decoder):
     scene = np.linspace(0, 1, 48 * 48).reshape(48, 48)
     levels = encoded(Image.fromarray((scene * 4095).round().astype(np.uint16)))
@@ -194,13 +200,12 @@ def test_twelve_bits_in_sixteen_are_as_in_eight_once_the_range_is_given(decoder)
         *(("TIFF", mode) for mode in ("1", "L", "P", "RGB", "CMYK", "LA", "RGBA")),
         *(("WEBP", mode) for mode in ("RGB", "RGBA")),
         *(("JPEG2000", mode) for mode in ("L", "LA", "RGB", "RGBA")),
-        ("GIF", "P"),
-        ("BMP", "RGB"),
+        *(("GIF", "P"), ("BMP", "RGB"), ("TIFF", "LAB")),
     ],
 )
 def test_the_whole_range_of_8_bits_changes_nothing(decoder, kind, mode):
     picture = Image.fromarray(smooth(24, 40)).convert(mode)
-    if "A" in mode:
+    if mode in ("LA", "RGBA"):
         picture.putalpha(Image.fromarray(smooth(24, 40)[..., 1]))
     data = encoded(picture, kind)
     assert torch.equal(decode(data, "a"), decode(data, "a", Reading(range=(0, 255))))

@@ -191,7 +191,7 @@ def _pixels(header: Image.Image, data: bytes, reading: Reading) -> Tensor:
     if not deep and reading.range is None and reading.bands is None:
         image = _decoded(header, data, "RGBA" if transparent else "RGB")
         return over_white(image[:3], image[3]) if transparent else image
-    mode = "L" if header.mode[0] in "1LIF" else "RGB"
+    mode = "L" if header.mode in ("1", "L", "LA", "La", "F") or header.mode[0] == "I" else "RGB"
     values = _decoded(header, data, mode + "A" * transparent, deep).permute(1, 2, 0).numpy()
     bands = values.shape[-1]
     colours, alpha = (1,) if bands < 3 else (1, 2, 3), bands if bands % 2 == 0 else None
