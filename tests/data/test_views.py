@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torchvision.transforms.v2 import InterpolationMode
@@ -25,7 +27,7 @@ PLAIN = ViewConfig(
 
 
 def test_whole_image_without_chance_is_a_plain_resize():
-    image = picture(30, 30)
+    image = picture(30, 45)
     student, tokenizer = TrainViews(PLAIN, (16, 24), (8, 12))(image, sample_generator(0, 0, 0))
     assert torch.equal(student, bicubic(image, (16, 24)))
     assert torch.equal(tokenizer, bicubic(image, (8, 12)))
@@ -54,7 +56,7 @@ def test_the_tokenizers_view_by_lanczos_is_of_the_same_crop():
     )
     height, width = picture().shape[-2:]
     chances = torch.rand(45, generator=sample_generator(0, 1, 2), dtype=torch.float64).tolist()
-    top, left, box_height, box_width = crop_box(height, width, config, chances[5:])
+    top, left, box_height, box_width = crop_box(height, width, config, chances[5:], 24 / 16)
     crop = picture()[:, top : top + box_height, left : left + box_width]
     assert torch.equal(small, lanczos(crop, (8, 12)))
     assert torch.equal(student, bicubic(crop, (16, 24)))
@@ -111,6 +113,34 @@ def test_crop_boxes_lie_inside_and_keep_to_the_config():
         assert 0.7 <= width / height <= 1.42
 
 
+def test_at_an_aspect_of_one_the_boxes_are_those_of_the_config_alone():
+    config = ViewConfig(min_scale=0.1)
+    for index in range(50):
+        chances = torch.rand(40, generator=sample_generator(0, 0, index)).tolist()
+        assert crop_box(37, 53, config, chances) == crop_box(37, 53, config, chances, 1.0)
+
+
+@pytest.mark.parametrize("size", [(24, 24), (24, 48), (60, 20)])
+def test_a_circle_is_round_on_average(size):
+    """In views of any shape, a circle's width over its height has a logarithm of mean 0."""
+    image = torch.zeros(3, 250, 250, dtype=torch.uint8)
+    image[0], image[1] = torch.arange(250), torch.arange(250)[:, None]  # the column and the row
+    config = ViewConfig(min_scale=0.1, max_scale=0.15, flip=0, color_jitter=0)
+    shapes = []
+    for index in range(200):
+        columns, rows, _ = TrainViews(config, size, size)(image, sample_generator(0, 0, index))[0]
+        across = float(columns[:, -1].float().mean() - columns[:, 0].float().mean()) / size[1]
+        down = float(rows[-1].float().mean() - rows[0].float().mean()) / size[0]
+        shapes.append(math.log(down / across))
+    assert abs(sum(shapes) / len(shapes)) < 0.05  # the deviation of a mean of 200 is 0.012
+    assert max(map(abs, shapes)) < math.log(4 / 3) + 0.08  # sides are whole pixels
+
+
+def test_crop_of_a_needle_in_a_wide_view_falls_back_to_a_wide_box():
+    assert crop_box(3, 100, ViewConfig(min_scale=0.9), [0.5] * 40, 2.0) == (0, 46, 3, 8)
+    assert crop_box(100, 6, ViewConfig(min_scale=0.9), [0.5] * 40, 2.0) == (48, 0, 4, 6)
+
+
 def test_crop_of_a_needle_falls_back_to_its_centre():
     chances = [0.5] * 40
     assert crop_box(100, 3, ViewConfig(min_scale=0.9), chances) == (48, 0, 4, 3)
@@ -153,6 +183,27 @@ def test_eval_view_of_another_shape_covers_it():
     view = EvalView((10, 40), crop_ratio=1.0)(image)
     assert torch.equal(view, bicubic(image, (27, 40))[:, 8:18])
     assert torch.equal(EvalView((37, 53), crop_ratio=1.0)(image), image)
+
+
+@pytest.mark.parametrize("shape", [(55_000, 1), (1, 55_000)])
+def test_a_line_of_one_pixel_is_not_scaled_whole(shape):
+    """At its full length, the scaled image would have 12 GB."""
+    line = torch.full((3, *shape), 90, dtype=torch.uint8)
+    middle = slice(shape[0] // 2, shape[0] // 2 + 1), slice(shape[1] // 2, shape[1] // 2 + 1)
+    line[:, *middle] = 91
+    view = EvalView((224, 224))
+    assert view.scaled(line).numel() == 3 * 32 * 256 * 256
+    assert view(line).unique().tolist() == [90, 91]
+
+
+def test_a_panorama_is_scaled_whole_and_of_a_longer_one_the_middle():
+    panorama = picture(4, 128)
+    view = EvalView((8, 8), crop_ratio=1.0)
+    assert torch.equal(view.scaled(panorama), bicubic(panorama, (8, 256)))
+    longer = torch.cat([panorama[:, :, :10], panorama, panorama[:, :, -10:]], dim=2)
+    assert torch.equal(view(longer), view(panorama))
+    wide = EvalView((8, 16), crop_ratio=1.0).scaled(picture(2, 300))
+    assert wide.shape == (3, 8, 512)
 
 
 @pytest.mark.parametrize(

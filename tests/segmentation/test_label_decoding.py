@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from beit.data.source import UnreadableImage
 from beit.segmentation.label_classes import ade20k_classes, label_classes, read_label_classes
@@ -51,6 +51,12 @@ def test_indices_of_grey_palette_bilevel_and_16_bit_pngs():
     bilevel = decode_label_map(encoded(two, "1"), "a.png", CLASSES)
     assert bilevel.tolist() == [[0, 1], [1, 0]]
     assert bilevel.dtype == torch.uint8
+
+
+def test_a_map_with_a_long_text_is_read():
+    text = PngImagePlugin.PngInfo()
+    text.add_itxt("XML:com.adobe.xmp", "<rdf:li>brush</rdf:li>" * 95_000, zip=True)
+    assert torch.equal(decode_label_map(encoded(MAP, pnginfo=text), "a.png", CLASSES), MAP)
 
 
 def grey_png(rows, bits):

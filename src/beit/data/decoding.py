@@ -1,35 +1,74 @@
-"""Decode images to RGB tensors."""
+"""Decode images to RGB tensors, and say which formats can be decoded here."""
 
+import contextlib
 import functools
 import importlib
 import io
 import struct
 import zlib
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
+from beit.data.rasters import read_raster
+from beit.data.samples import Samples, over_white, to_rgb
 from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
 
 MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB decoded
 
-# What the decoders of Pillow and torchcodec (RuntimeError) raise on broken data.
+# What decoders raise on broken data.
 BROKEN = (
     *(OSError, ValueError, RuntimeError, SyntaxError, EOFError, IndexError, KeyError),
     *(TypeError, OverflowError, struct.error, zlib.error),
 )
+
+# Endings that need a plugin of Pillow, and its package.
+PLUGINS = dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif") | {".jxl": "pillow-jxl-plugin"}
+_ALWAYS = ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm"
+_OPTIONAL = {"jpg_2000": ".jp2 .j2k .j2c .jpc .jpf .jpx", "avif": ".avif"}
+
+_JPEG_XL = b"\xff\x0a"  # how its codestream begins
+_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG
+_SMALL = 1000  # bytes: no smaller chunk inflates to 1 MB, the most that Pillow accepts
+_TORCHCODEC_MODES = {"L": "GRAY", "LA": "GRAY_ALPHA", "RGB": "RGB", "RGBA": "RGB_ALPHA"}
+
+
+@functools.cache
+def extensions() -> frozenset[str]:
+    """Return the endings of files that can be decoded here, in lower case and with their dot."""
+    optional = [endings for name, endings in _OPTIONAL.items() if features.check(name)]
+    plugins = [ending for ending, package in PLUGINS.items() if package in _plugins()]
+    return frozenset(" ".join([_ALWAYS, *optional, *plugins]).split())
+
+
+@functools.cache
+def _plugins() -> frozenset[str]:
+    """Register the plugins of Pillow that are installed. Returns: their packages.
+
+    They decode in one thread, because there are several workers.
+    """
+    packages = set()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_heif").register_heif_opener(decode_threads=1)
+        packages.add("pillow-heif")
+    with contextlib.suppress(ImportError):
+        jpeg_xl: Any = importlib.import_module("pillow_jxl.JpegXLImagePlugin")
+        jpeg_xl.DECODE_THREADS = 0
+        packages.add("pillow-jxl-plugin")
+    return frozenset(packages)
 
 
 @functools.cache
 def _fast_decoders() -> dict[str, Callable[..., Tensor]]:
     """Return torchcodec's decoders by Pillow's format names; none if it cannot be loaded.
 
-    JPEG and PNG only: these need no FFmpeg, apply the EXIF orientation and scale 16 bits to 8. The
-    other formats are rare and can hold several frames, so Pillow reads them.
+    JPEG and PNG only: these need no FFmpeg, apply the EXIF orientation and keep 16 bits. The other
+    formats are rare and can hold several frames, so Pillow reads them.
     """
     try:
         decoders = importlib.import_module("torchcodec.decoders")
@@ -41,59 +80,139 @@ def _fast_decoders() -> dict[str, Callable[..., Tensor]]:
 def decode(
     data: bytes, name: str, reading: Reading = AS_IT_IS, max_pixels: int = MAX_PIXELS
 ) -> Tensor:
-    """Decode an image to RGB, with its EXIF orientation applied and transparency over white.
+    """Decode an image to RGB, with its orientation applied and transparency over white.
 
     Returns (3, H, W) uint8 or raises UnreadableImage. The header is read first: images of more than
-    `max_pixels` pixels are refused before memory is allocated. 16-bit images are scaled to 8 bits;
-    palettes, grey and CMYK are converted.
+    `max_pixels` pixels are refused before memory is allocated. Palettes, grey and CMYK are
+    converted; of animations, the first frame is decoded. `beit.data.samples` says how more than
+    8 bits and other bands become RGB, and what `reading` changes.
     """
     try:
-        header = Image.open(io.BytesIO(data))
+        samples = read_raster(data, reading, max_pixels)
+        if samples is not None:
+            return to_rgb(samples, reading)
+    except (ImportError, *BROKEN) as error:
+        absent = isinstance(error, ImportError) or "'imagecodecs' package" in str(error)
+        hint = ': pip install "beit[formats]"' * absent
+        raise UnreadableImage(name, reason_of(error) + hint) from error
+    header = open_image(data, name, max_pixels)
+    try:
+        return _pixels(header, data, reading)
+    except BROKEN as error:
+        raise UnreadableImage(name, reason_of(error)) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Say in one line why a decoder raised an error of `BROKEN`."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"broken or truncated: {reason}" if isinstance(error, struct.error) else reason
+
+
+def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
+    """Read the header of an image. Raises UnreadableImage also if it has too many pixels."""
+    try:
+        width, height = _jpeg_xl_size(data) or (0, 0)  # decoded by opening it
+        if width * height <= max_pixels:
+            image = _opened(_without_text(data))
+            width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(name, f"too large: {error}") from error
     except UnidentifiedImageError as error:
         content = f"{len(data)} bytes, beginning {data[:8]!r}" if data else "empty"
+        absent = " and ".join(sorted(set(PLUGINS.values()) - _plugins()))
+        if absent and (data[4:7] in (b"fty", b"JXL") or data.startswith(_JPEG_XL)):
+            content += f'; HEIC and JPEG XL need {absent}: pip install "beit[formats]"'
         raise UnreadableImage(name, f"not an image ({content})") from error
     except BROKEN as error:
-        raise UnreadableImage(name, f"broken header: {error}") from error
-    width, height = header.size
+        raise UnreadableImage(name, f"broken header: {reason_of(error)}") from error
     if width * height > max_pixels:
         reason = f"too large: {width} x {height} pixels, at most {max_pixels} are decoded"
         raise UnreadableImage(name, reason)
+    return image
+
+
+def _opened(data: bytes) -> ImageFile.ImageFile:
     try:
-        return _pixels(header, data)
-    except BROKEN as error:
-        raise UnreadableImage(name, str(error) or type(error).__name__) from error
+        return Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        _plugins()  # only now, because importing them takes time
+        return Image.open(io.BytesIO(data))
 
 
-def _pixels(header: Image.Image, data: bytes) -> Tensor:
+def _without_text(data: bytes) -> bytes:
+    """Remove large texts and colour profiles from a PNG: Pillow would inflate or refuse them."""
+    if not data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return data
+    kept, start, place = list[bytes](), 0, 8
+    while place + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, place)
+        end = place + 12 + length
+        if kind in _TEXT and length >= _SMALL:
+            kept.append(data[start:place])
+            start = end
+        place = end
+    return b"".join([*kept, data[start:]]) if start else data
+
+
+def _jpeg_xl_size(data: bytes) -> tuple[int, int] | None:
+    """Return the width and height of a JPEG XL image; None for other data."""
+    start = 0
+    if data.startswith(b"\0\0\0\x0cJXL \r\n\x87\n"):  # boxes, of which one begins the codestream
+        length, kind = 0, b""
+        while kind not in (b"jxlc", b"jxlp"):
+            start += length
+            length, kind = struct.unpack_from(">I4s", data, start)
+            length = length or len(data)
+        start += 8 if kind == b"jxlc" else 12
+    if not data.startswith(_JPEG_XL, start):
+        return None
+    bits = int.from_bytes(data[start + 2 : start + 14], "little")
+    small, bits = bits & 1, bits >> 1
+    height, bits = _side(small, bits)
+    ratio, bits = bits & 7, bits >> 3
+    if ratio:
+        over, under = ((1, 1), (12, 10), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))[ratio - 1]
+        return height * over // under, height
+    return _side(small, bits)[0], height
+
+
+def _side(small: int, bits: int) -> tuple[int, int]:
+    """Read a side of a JPEG XL image. Returns: pixels, and the bits that follow."""
+    if small:
+        return 8 * (bits & 31) + 8, bits >> 5
+    count = (9, 13, 18, 30)[bits & 3]
+    return (bits >> 2) % (1 << count) + 1, bits >> (2 + count)
+
+
+def _pixels(header: Image.Image, data: bytes, reading: Reading) -> Tensor:
     transparent = header.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in header.info
+    deep = header.mode.startswith("I") or header.mode == "F"
+    deep = deep or (header.format == "PNG" and data[24] == 16)  # its bits; Pillow says RGB
+    if not deep and reading.range is None and reading.bands is None:
+        image = _decoded(header, data, "RGBA" if transparent else "RGB")
+        return over_white(image[:3], image[3]) if transparent else image
+    mode = "L" if header.mode in ("1", "L", "LA", "La", "F") or header.mode[0] == "I" else "RGB"
+    values = _decoded(header, data, mode + "A" * transparent, deep).permute(1, 2, 0).numpy()
+    bands = values.shape[-1]
+    colours, alpha = (1,) if bands < 3 else (1, 2, 3), bands if bands % 2 == 0 else None
+    scaled = (0, 65535) if deep and header.format == "PPM" else None  # by Pillow
+    return to_rgb(Samples(values, colours, alpha, range=scaled), reading)
+
+
+def _decoded(header: Image.Image, data: bytes, mode: str, deep: bool = False) -> Tensor:
+    """Decode to L, LA, RGB or RGBA, upright: (C, H, W) uint8; if deep, all the bits there are."""
     fast = _fast_decoders().get(header.format or "")
     if fast is not None:
-        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
         try:
-            if not transparent:
-                return fast(encoded, mode="RGB")
-            return _over_white(fast(encoded, mode="RGB_ALPHA"))
+            encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+            depth = {"output_dtype": torch.uint16} if deep else {}
+            return fast(encoded, mode=_TORCHCODEC_MODES[mode], **depth)
         except RuntimeError:
             pass  # Pillow reads some files that torchcodec does not, or gives the reason
-    image = ImageOps.exif_transpose(header)
-    if transparent:
-        return _over_white(_tensor(image.convert("RGBA")))
-    if image.mode == "F":
-        raise ValueError("pixels are 32-bit floats of unknown range")
-    if image.mode.startswith("I"):  # I;16, I;16B, and I: 16 bits in 32
-        values = np.asarray(image).astype(np.int64).clip(0, 65535)
-        grey = torch.from_numpy(((values + 128) // 257).astype(np.uint8))
-        return grey.expand(3, -1, -1).contiguous()
-    return _tensor(image.convert("RGB"))
-
-
-def _tensor(image: Image.Image) -> Tensor:
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()  # (channels, H, W)
-
-
-def _over_white(image: Tensor) -> Tensor:
-    """Composite RGBA (4, H, W) uint8 over white: (3, H, W) uint8."""
-    colour, alpha = image[:3].to(torch.int32), image[3:].to(torch.int32)
-    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
+    # JPEG XL's decoder turns the image; only a JPEG in such a file is as its EXIF says.
+    turned = header.format == "JXL" and not getattr(header, "jpeg", False)
+    image = header if turned else ImageOps.exif_transpose(header)
+    if deep and (mode != "L" or image.mode.startswith("RGB")):
+        raise ValueError("colours of 16 bits need torchcodec 0.16, which cannot be loaded here")
+    pixels = np.array(image if deep else image.convert(mode))
+    return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()

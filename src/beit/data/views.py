@@ -20,6 +20,7 @@ Box = tuple[int, int, int, int]  # top, left, height, width
 _LUMA = (0.299, 0.587, 0.114)
 _ORDERS = list(permutations(("brightness", "contrast", "saturation")))
 _CROP_TRIES = 10  # as published; then the largest central box of an allowed ratio is used
+_LONGEST = 32  # of an image longer than so many views, such as a line, the ends are cut off
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ class ViewConfig:
     Args:
         min_scale: smallest area of the crop, as a share of the image
         max_scale: largest area of the crop, as a share of the image
-        min_ratio: smallest aspect ratio of the crop, width over height
-        max_ratio: largest aspect ratio of the crop
+        min_ratio: smallest aspect ratio of the crop, width over height, divided by the view's
+        max_ratio: largest such ratio
         flip: probability of a horizontal flip
         color_jitter: strength of random brightness, contrast and saturation; 0 for none
     """
@@ -77,7 +78,8 @@ class TrainViews:
         """Return views (3, H', W') uint8 of (3, H, W) uint8; the same tensor if sizes are equal."""
         config, (_, height, width) = self.config, image.shape
         draws = torch.rand(5 + 4 * _CROP_TRIES, generator=generator, dtype=torch.float64).tolist()
-        top, left, box_height, box_width = crop_box(height, width, config, draws[5:])
+        aspect = self.size[1] / self.size[0]
+        top, left, box_height, box_width = crop_box(height, width, config, draws[5:], aspect)
         crop = image[:, top : top + box_height, left : left + box_width]
         if draws[0] < config.flip:
             crop = crop.flip(-1)
@@ -107,9 +109,17 @@ class EvalView:
         return image[:, top : top + height, left : left + width].contiguous()
 
     def scaled(self, image: Tensor) -> Tensor:
-        """Resize `image`, (3, H, W) uint8, to `size / crop_ratio` or larger, without the crop."""
-        height, width = image.shape[-2:]
+        """Resize `image`, (3, H, W) uint8, to `size / crop_ratio` or larger, without the crop.
+
+        If it is more than 32 times longer than the view's shape, its middle is taken.
+        """
         least_height, least_width = (int(side / self.crop_ratio) for side in self.size)
+        height, width = image.shape[-2:]
+        longest_height = _LONGEST * -(-width * least_height // least_width)
+        longest_width = _LONGEST * -(-height * least_width // least_height)
+        top, left = max(0, height - longest_height) // 2, max(0, width - longest_width) // 2
+        image = image[:, top : top + longest_height, left : left + longest_width]
+        height, width = image.shape[-2:]
         if least_height * width >= least_width * height:  # limited by the height
             resized = (least_height, max(least_width, least_height * width // height))
         else:
@@ -117,9 +127,16 @@ class EvalView:
         return _resized(image, resized)
 
 
-def crop_box(height: int, width: int, config: ViewConfig, draws: list[float]) -> Box:
-    """Return the box of a random resized crop from random numbers in [0, 1), four per attempt."""
-    log_ratios = (math.log(config.min_ratio), math.log(config.max_ratio))
+def crop_box(
+    height: int, width: int, config: ViewConfig, draws: list[float], aspect: float = 1.0
+) -> Box:
+    """Return the box of a random resized crop from random numbers in [0, 1), four per attempt.
+
+    Its ratios are relative to `aspect`, width over height of the view, so that shapes keep theirs
+    on average.
+    """
+    min_ratio, max_ratio = config.min_ratio * aspect, config.max_ratio * aspect
+    log_ratios = (math.log(min_ratio), math.log(max_ratio))
     for attempt in range(len(draws) // 4):
         scale_draw, ratio_draw, top_draw, left_draw = draws[4 * attempt : 4 * attempt + 4]
         scale = config.min_scale + scale_draw * (config.max_scale - config.min_scale)
@@ -130,10 +147,10 @@ def crop_box(height: int, width: int, config: ViewConfig, draws: list[float]) ->
             top = int(top_draw * (height - box_height + 1))
             left = int(left_draw * (width - box_width + 1))
             return top, left, box_height, box_width
-    if width < config.min_ratio * height:
-        box_height, box_width = max(1, round(width / config.min_ratio)), width
-    elif width > config.max_ratio * height:
-        box_height, box_width = height, max(1, round(height * config.max_ratio))
+    if width < min_ratio * height:
+        box_height, box_width = max(1, round(width / min_ratio)), width
+    elif width > max_ratio * height:
+        box_height, box_width = height, max(1, round(height * max_ratio))
     else:
         box_height, box_width = height, width
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width

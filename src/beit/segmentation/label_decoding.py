@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from beit.data.decoding import BROKEN, MAX_PIXELS
+from beit.data.decoding import BROKEN, open_image, reason_of
 from beit.data.source import UnreadableImage
 from beit.nn.segmenter import IGNORED
 from beit.segmentation.label_classes import Colour, LabelClasses
 
 Values = npt.NDArray[Any]
 
-_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF")
+_LOSSY = ("JPEG", "MPO", "JPEG2000", "WEBP", "AVIF", "HEIF")
 _GREY_STEPS = {"L;2": 85, "L;4": 17}  # Pillow spreads greys of 2 and 4 bits over 0..255
 
 
@@ -52,23 +52,14 @@ def decode_label_map(data: bytes, name: str, classes: LabelClasses) -> Tensor:
 
 def open_map(data: bytes, name: str) -> Image.Image:
     """Open and load an encoded map. Raises UnreadableImage; ValueError for a lossy format."""
-    try:
-        image = Image.open(io.BytesIO(data))
-        tiles, lossy = image.tile, image.format in _LOSSY
-        large = image.width * image.height > MAX_PIXELS
-        if not large and not lossy:
-            image.load()
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnreadableImage(name, f"too large: {error}") from error
-    except UnidentifiedImageError as error:
-        raise UnreadableImage(name, "not an image") from error
-    except BROKEN as error:
-        raise UnreadableImage(name, str(error) or type(error).__name__) from error
-    if large:
-        size = f"{image.width} x {image.height} pixels"
-        raise UnreadableImage(name, f"too large: {size}, at most {MAX_PIXELS} are decoded")
-    if lossy:
+    image = open_image(data, name)
+    if image.format in _LOSSY:
         raise ValueError(f"{name}: a label map in {image.format}, which is lossy; save it as PNG")
+    tiles = image.tile
+    try:
+        image.load()
+    except BROKEN as error:
+        raise UnreadableImage(name, reason_of(error)) from error
     image.info["step"] = _GREY_STEPS.get(str(tiles[0].args), 1) if tiles else 1
     return image
 

@@ -1,0 +1,104 @@
+"""Turn samples of any depth and number of bands into RGB of 8 bits.
+
+Nothing is stretched image by image: a value means the same in every image of a set. Where a file
+does not say what its samples are, the rules below assume it or ask for `SOURCE?range=LOW:HIGH` and
+`SOURCE?bands=3,2,1`.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from beit.data.spec import Reading
+
+Values = npt.NDArray[Any]
+
+
+class Samples(NamedTuple):
+    """Samples as a file holds them. Bands are numbered from 1."""
+
+    values: Values  # (H, W, C) of any real dtype
+    colours: tuple[int, ...]  # bands that are grey or red, green and blue; none if unknown
+    alpha: int | None = None  # band that is the opacity
+    premultiplied: bool = False  # colours are multiplied by the opacity
+    inverted: bool = False  # the lowest value is white
+    range: tuple[float, float] | None = None  # values of black and white, if the file says them
+
+
+def to_rgb(samples: Samples, reading: Reading) -> Tensor:
+    """Choose the bands, scale them to 8 bits and show transparency over white.
+
+    The range of values is the reading's, else the file's, else that of the dtype: all of it for 8
+    and 16 bits, [0, 1] for floats. Values beyond it are clipped, NaN is black; others are rounded
+    to the nearest level. With bands from the reading, there is no transparency.
+
+    Returns: (3, H, W) uint8. Raises ValueError if bands or range have to be given.
+    """
+    values, count = samples.values, samples.values.shape[-1]
+    numbers = reading.bands or samples.colours
+    if not numbers:
+        raise ValueError(
+            f"{count} bands or pages; say which are red, green and blue, as in SOURCE?bands=3,2,1, "
+            "or which one is grey, as in SOURCE?bands=1"
+        )
+    if max(numbers) > count:
+        raise ValueError(f"bands={','.join(map(str, numbers))}, but there are {count}")
+    bands = [values[..., number - 1] for number in numbers]
+    if values.dtype == np.uint8 and reading.range and reading.range[1] > 255:
+        given = "range={:g}:{:g}".format(*reading.range)
+        raise ValueError(f"8 bits a sample, too few for {given}; keep such images in another set")
+    low, high = reading.range or samples.range or _assumed_range(bands)
+    colours = torch.from_numpy(np.stack([_levels(band, low, high) for band in bands]))
+    if samples.inverted:
+        colours = 255 - colours
+    if samples.alpha is not None and not reading.bands:
+        opacity = values[..., samples.alpha - 1]
+        levels = _levels(opacity, *(samples.range or _full_range(opacity.dtype)))
+        colours = over_white(colours, torch.from_numpy(levels), samples.premultiplied)
+    return colours.expand(3, -1, -1).contiguous()
+
+
+def over_white(colours: Tensor, opacity: Tensor, premultiplied: bool = False) -> Tensor:
+    """Show colours (C, H, W) uint8 of an opacity (H, W) uint8 over white: (C, H, W) uint8."""
+    colour, alpha = colours.to(torch.int32), opacity.to(torch.int32)
+    if premultiplied:
+        return (colour + 255 - alpha).clamp(max=255).to(torch.uint8)
+    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
+
+
+def _full_range(dtype: np.dtype[Any]) -> tuple[float, float]:
+    return (0, np.iinfo(dtype).max) if dtype.kind in "iu" else (0, 1)
+
+
+def _assumed_range(bands: list[Values]) -> tuple[float, float]:
+    """Return the range of values that the dtype stands for. Raises ValueError if that is unsure."""
+    dtype = bands[0].dtype
+    low, high = _full_range(dtype)
+    if dtype.kind == "b" or (dtype.kind == "u" and dtype.itemsize == 1):
+        return low, high
+    least = min(np.fmin.reduce(band, axis=None) for band in bands)  # without NaN
+    most = max(np.fmax.reduce(band, axis=None) for band in bands)
+    known = (dtype.kind == "u" and dtype.itemsize == 2) or dtype.kind == "f"
+    if not (known and low <= least and most <= high):
+        raise ValueError(
+            f"{dtype} values from {least:g} to {most:g}; say which values are black and white in "
+            "this set, as in SOURCE?range=0:3000"
+        )
+    if 0 < most < high / 4:
+        example = "0:0.1" if dtype.kind == "f" else "0:4095 for a camera of 12 bits"
+        raise ValueError(
+            f"{dtype} values up to {most:g} only, nearly black between 0 and {high:g}; say which "
+            f"values are black and white in this set, as in SOURCE?range={example}, or "
+            f"SOURCE?range=0:{high:g} if the image is dark"
+        )
+    return low, high
+
+
+def _levels(band: Values, low: float, high: float) -> npt.NDArray[np.uint8]:
+    """Map (H, W) from [low, high] to 0..255."""
+    levels = ((band.astype(np.float64) - low) * 255 / (high - low)).clip(0, 255)
+    rounded: npt.NDArray[np.uint8] = (np.nan_to_num(levels) + 0.5).astype(np.uint8)
+    return rounded
