@@ -17,11 +17,23 @@ from beit.data.spec import AS_IT_IS, Reading
 
 MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB decoded
 
+# Endings of images, and the packages that some need; case does not count.
+_ENDINGS = (
+    ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif .jp2 .j2k .jpx .jpf .j2c"
+)
+PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".jxl": "pillow-jxl-plugin"}
+
 # What the decoders of Pillow and torchcodec (RuntimeError) raise on broken data.
 BROKEN = (
     *(OSError, ValueError, RuntimeError, SyntaxError, EOFError, IndexError, KeyError),
     *(TypeError, OverflowError, struct.error, zlib.error),
 )
+
+
+@functools.cache
+def extensions() -> frozenset[str]:
+    """Return the endings of files that can be decoded here, in lower case and with their dots."""
+    return frozenset({*_ENDINGS.split(), *PLUGINS} & Image.registered_extensions().keys())
 
 
 @functools.cache

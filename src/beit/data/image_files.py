@@ -11,11 +11,10 @@ from torch import Tensor
 from beit.data.decoding import decode
 from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
+from beit.files import user_path
 
 _log = logging.getLogger(__name__)
 
-# Case does not count.
-EXTENSIONS = ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif".split()
 MAX_FILE_BYTES = 1 << 29  # larger files are not read
 
 
@@ -41,7 +40,7 @@ class FileSource:
     def image(self, index: int) -> Tensor:
         name = self.name(index)
         try:
-            with open((self._root / name).expanduser(), "rb") as file:
+            with open(user_path(self._root / name), "rb") as file:
                 size = os.fstat(file.fileno()).st_size
                 if size > MAX_FILE_BYTES:
                     raise UnreadableImage(name, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
