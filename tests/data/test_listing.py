@@ -2,6 +2,7 @@
 
 import os
 import random
+import subprocess
 
 import pytest
 
@@ -82,18 +83,21 @@ def test_a_tidy_folder_says_the_number_of_its_images(tmp_path):
 
 def test_many_endings_are_summed_up(tmp_path):
     make(tmp_path, "a.jpg", *(f"a.e{number}" for number in range(11)))
-    assert str(list_folder(tmp_path)).endswith(" and 3 other endings")
+    assert str(list_folder(tmp_path)).endswith(" and 3 others")
 
 
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        ((), r"p: no images .*; found no files; expected files that end in \.jpg"),
-        (("a.txt", "b.txt", "c.mp4"), r"found 2 \.txt, 1 \.mp4 \(videos are not read\);"),
+        ((), r"p: no images .*; found 0 images; expected files that end in \.jpg"),
+        (
+            ("a.txt", "b.txt", "c.mp4"),
+            r"3 files, 0 images; not read: 2 \.txt, 1 \.mp4 \(vid",
+        ),
         (("data/train-0.parquet",), r"as in '.*p/data/\*\.parquet'"),
-        (("saved/data-0.arrow", "saved/state.json"), r"the folder of the Arrow files, .*p/saved;"),
-        (("fruit.zip",), r"unpack the archive in .*p;"),
-        (("@eaDir/a.jpg", "@eaDir/b.jpg"), r"found 2 images in @eaDir;"),
+        (("saved/data-0.arrow", "saved/state.json"), r"the folder of the Arrow files, .*p/saved$"),
+        (("fruit.zip",), r"unpack the archive in .*p$"),
+        (("@eaDir/a.jpg", "@eaDir/b.jpg"), r"found 0 images; skipped 2 images in @eaDir;"),
     ],
 )
 def test_a_folder_without_images_says_what_is_there(tmp_path, paths, message):
@@ -153,5 +157,4 @@ def test_a_very_deep_folder_is_read(tmp_path):
         os.mkdir(deep)
     make(tmp_path, f"{deep}/a.png")
     assert list_folder(tmp_path).images == [f"{deep}/a.png".removeprefix(f"{tmp_path}/")]
-    os.remove(f"{deep}/a.png")
-    os.removedirs(deep)  # before pytest's own recursion
+    subprocess.run(["rm", "-r", tmp_path / "d"], check=True)  # before pytest's own recursion

@@ -86,7 +86,7 @@ def test_missing_and_empty_folders_are_named(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "notes.txt").write_text("no image")
-    with pytest.raises(ValueError, match=r"empty: no images .* found 1 .txt; expected files that"):
+    with pytest.raises(ValueError, match=r"empty: no images .* not read: 1 .txt; expected"):
         open_source(str(empty))
     with pytest.raises(ValueError, match=r"neither a folder nor a \.parquet file"):
         open_source(str(empty / "notes.txt"))

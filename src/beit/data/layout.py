@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from beit.data.splits import Split, choose_split, is_for_training, is_split, split_word
+from beit.data.splits import Split, choose_split, is_split, split_word
 
 _IMAGES = frozenset("images image imgs img jpegimages leftimg8bit".split())
 _MASKS = frozenset(
@@ -89,13 +89,13 @@ def _of_splits(level: _Level) -> Layout | None:
     splits = [name for name in folders if is_split(name)]
     masks = [name for name in folders if _is_mask(name)]
     others = [name for name in folders if name not in splits + masks]
-    several = len({split_word(name) for name in splits}) > 1
+    words = {split_word(name) for name in splits}
     if not splits:
         return None
     listed = ", ".join(splits)
     if others:
         nested = any(os.sep in path for name in splits for path in folders[name])
-        if not (several or masks or nested):
+        if not (len(words) > 1 or masks or nested):
             return _of_classes(level)._replace(notes=(f"takes {listed} as a class",))
         mixed = (
             f"{where} holds splits ({listed}) and other folders of images "
@@ -104,7 +104,7 @@ def _of_splits(level: _Level) -> Layout | None:
         if level.split is None:
             return Layout(level.images, why_unlabelled=mixed)
         raise ValueError(mixed)
-    if not (several or any(map(is_for_training, splits))) and (len(folders) > 1 or level.loose):
+    if not (len(words) > 1 or words & {"train", "training"}) and (len(folders) > 1 or level.loose):
         return None
     what = f"has the splits {listed}: takes"
     if level.split is not None:

@@ -26,10 +26,12 @@ _SIDE_FILES = set(
 )
 _RAW = set(".3fr .arw .cr2 .cr3 .dng .nef .orf .pef .raf .raw .rw2 .srw .x3f".split())
 _VIDEOS = set(".3gp .avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm .wmv".split())
-_ADVICE = {".parquet": "name the Parquet files, as in '{}/*.parquet'"}
-_ADVICE |= {".arrow": "name the folder of the Arrow files, {}"}
-_ADVICE |= dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack the archive in {}")
-_NAMED = 8  # endings named in a message
+_ADVICE = {
+    ".parquet": "name the Parquet files, as in '{}/*.parquet'",
+    ".arrow": "name the folder of the Arrow files, {}",
+    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack the archive in {}"),
+}
+_NAMED = 8  # endings or folders named in a message
 
 
 class Listing(NamedTuple):
@@ -38,7 +40,7 @@ class Listing(NamedTuple):
     Attributes:
         images: paths of the images, relative to the folder, sorted
         others: number of the other files by ending
-        hidden: number of images by the hidden or system folder that holds them
+        hidden: number of images by the hidden or system folder or file that holds them
         ignored: number of other hidden or system files
         folders: the folder of a first file by ending
     """
@@ -49,23 +51,15 @@ class Listing(NamedTuple):
     ignored: int
     folders: dict[str, str]
 
-    def passed_over(self) -> str:
-        """Say which files are no images and why, as in "44 .heic (install pillow-heif), 4 .txt"."""
-        named = self.others.most_common(_NAMED)
-        rest = len(self.others) - len(named)
-        counts = [f"{count} {ending}{_reason(ending)}" for ending, count in named]
-        return ", ".join(counts) + (f" and {rest} other endings" if rest else "")
-
-    def hidden_images(self) -> str:
-        """Say which images are skipped, as in "12 images in @eaDir, .thumbnails"; maybe empty."""
-        return f"{self.hidden.total()} images in {', '.join(self.hidden)}" if self.hidden else ""
-
     def __str__(self) -> str:
         parts = [f"{len(self.images)} images"]
-        if not self.others.keys() <= _SIDE_FILES:
+        if not self.others.keys() <= (_SIDE_FILES if self.images else set()):
+            counts = [f"{n} {ending}{_reason(ending)}" for ending, n in self.others.most_common()]
             parts = [f"{len(self.images) + self.others.total()} files, {parts[0]}"]
-            parts.append(f"not read: {self.passed_over()}")
-        return "; ".join(parts + ([f"skipped {self.hidden_images()}"] if self.hidden else []))
+            parts.append(f"not read: {_some(counts)}")
+        if self.hidden:
+            parts.append(f"skipped {self.hidden.total()} images in {_some([*self.hidden])}")
+        return "; ".join(parts)
 
 
 def is_system(name: str) -> bool:
@@ -73,49 +67,39 @@ def is_system(name: str) -> bool:
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
-def system_part(path: str) -> str:
-    """Return the first part of a path with / that is hidden or that systems add; maybe empty."""
-    return next((part for part in path.split("/") if is_system(part)), "")
-
-
 def list_folder(root: Path) -> Listing:
     """List the files below a folder. Raises ValueError that says what is there without images."""
-    return checked(listed(_files(root)), str(root))
+    return listed(_files(root), str(root))
 
 
-def listed(files: Iterable[tuple[str, str]]) -> Listing:
-    """Sort out files: pairs of a path and the hidden or system folder it is in, if any."""
+def listed(paths: Iterable[str], where: str) -> Listing:
+    """Sort out the files of a folder `where`, by their paths relative to it.
+
+    Raises ValueError that says what is there if there is no image.
+    """
     images, others, hidden, ignored = list[str](), Counter[str](), Counter[str](), 0
     folders, readable = dict[str, str](), extensions()
-    for path, system in files:
+    for path in paths:
         ending = os.path.splitext(path)[1].lower()
-        if system:
-            # ._NAME holds what a Mac knows about NAME
-            image = ending in readable and not os.path.basename(path).startswith("._")
-            hidden.update([system] if image else [])
-            ignored += not image
+        system = next((part for part in path.split(os.sep) if is_system(part)), "")
+        if system and ending in readable and not os.path.basename(path).startswith("._"):
+            hidden[system] += 1  # but not ._NAME, which holds what a Mac knows about NAME
+        elif system:
+            ignored += 1
         elif ending in readable:
             images.append(path)
         else:
             ending = ending if re.fullmatch(r"\.(?!\d+$)\w{1,9}", ending) else "(none)"
             others[ending] += 1
-            folders.setdefault(ending, os.path.dirname(path))
-    images.sort()
-    return Listing(images, others, hidden, ignored, folders)
-
-
-def checked(listing: Listing, where: str) -> Listing:
-    """Return a listing that has images. Raises ValueError that says what is there instead."""
-    if listing.images:
+            folders.setdefault(ending, os.path.join(where, os.path.dirname(path)).rstrip(os.sep))
+    listing = Listing(sorted(images), others, hidden, ignored, folders)
+    if images:
         return listing
-    parts = [part for part in (listing.passed_over(), listing.hidden_images()) if part]
-    parts = parts or ["no files"]
-    for ending, advice in _ADVICE.items():
-        if ending in listing.folders:
-            parts.append(advice.format(os.path.join(where, listing.folders[ending]).rstrip(os.sep)))
+    advice = [advice.format(folders[end]) for end, advice in _ADVICE.items() if end in folders]
+    expected = "expected files that end in .jpg, .png, .tif or another ending of an image"
     raise ValueError(
-        f"{where}: no images in this folder or those below it; found {'; '.join(parts)}; expected "
-        "files that end in .jpg, .png, .tif or another ending of an image"
+        f"{where}: no images in this folder or those below it; found "
+        f"{'; '.join([str(listing), *(advice or [expected])])}"
     )
 
 
@@ -125,25 +109,24 @@ def say_once(message: str) -> None:
     _log.info("%s", message)
 
 
-def _files(root: Path) -> Iterator[tuple[str, str]]:
-    """Yield every file below a folder: relative path, and hidden or system folder it is in."""
-    waiting = [("", "")]
+def _files(root: Path) -> Iterator[str]:
+    """Yield the relative path of every file below a folder, except in snapshots of a disk."""
+    waiting = [""]
     while waiting:
-        folder, system = waiting.pop()
+        folder = waiting.pop()
         try:
-            entries = os.scandir(root / folder)
+            entries = os.scandir(os.path.join(root, folder))
         except PermissionError:
-            if system:  # lost+found is closed to most users
+            if any(map(is_system, folder.split(os.sep))):  # lost+found is closed to most users
                 continue
             raise
         with entries:
             for entry in entries:
                 path, link = os.path.join(folder, entry.name), entry.is_symlink()
-                inside = system or (entry.name if is_system(entry.name) else "")
-                if not (os.path.isdir(root / path) if link else entry.is_dir()):
-                    yield path, inside
-                elif inside.lower() not in _SNAPSHOTS and not (link and _leads_back(root, path)):
-                    waiting.append((path, inside))
+                if not (os.path.isdir(entry.path) if link else entry.is_dir()):
+                    yield path
+                elif not (link and _leads_back(root, path)):
+                    waiting += [path] * (entry.name.lower() not in _SNAPSHOTS)
 
 
 def _leads_back(root: Path, path: str) -> bool:
@@ -159,3 +142,8 @@ def _reason(ending: str) -> str:
     if ending in _RAW:
         return " (raw camera files are not read)"
     return " (videos are not read)" if ending in _VIDEOS else ""
+
+
+def _some(items: list[str]) -> str:
+    more = f" and {len(items) - _NAMED} others" if len(items) > _NAMED else ""
+    return ", ".join(items[:_NAMED]) + more

@@ -27,11 +27,6 @@ def is_split(name: str) -> bool:
     return bool(split_word(name))
 
 
-def is_for_training(name: str) -> bool:
-    """Tell whether a folder or file has the name of a training split."""
-    return split_word(name) in _NAMES["train"]
-
-
 def choose_split(names: Iterable[str], split: Split, where: str) -> str:
     """Choose the split of a data set for training, or for validation and testing.
 

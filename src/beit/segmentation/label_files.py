@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from beit.data.image_files import MAX_FILE_BYTES, FileNames
-from beit.data.listing import checked, is_system, list_folder, listed, say_once, system_part
+from beit.data.listing import is_system, list_folder, listed, say_once
 from beit.data.source import UnreadableImage
 from beit.files import user_path
 from beit.segmentation.label_classes import LabelClasses, ade20k_classes, read_label_classes
@@ -82,7 +82,7 @@ class ZippedFiles:
         inside = {
             m.filename.removeprefix(folder): m for m in files if m.filename.startswith(folder)
         }
-        listing = checked(listed((name, system_part(name)) for name in inside), self.where)
+        listing = listed(inside, self.where)
         say_once(f"{self.where}: {listing}")
         self._names = FileNames(listing.images)
         # Numbers, because forks would copy 40,000 objects.
