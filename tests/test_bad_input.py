@@ -20,11 +20,6 @@ TINY = [  # one short step
 ]
 
 
-@pytest.fixture(autouse=True)
-def _no_folder_index(monkeypatch, tmp_path_factory):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
 @pytest.fixture
 def output(tmp_path) -> Path:
     return tmp_path / "run"
@@ -89,7 +84,7 @@ def test_a_folder_without_images(train, output, tmp_path, capsys):
     assert train(tmp_path / "empty") == 2
     message = error_line(capsys)
     assert f"{tmp_path / 'empty'}: no images in this folder" in message
-    assert "expected files named *.jpg" in message
+    assert "found 1 files, 0 images; not read: 1 .txt; expected files that end in .jpg" in message
     assert not output.exists()
 
 

@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from beit.files import PARTIAL_SUFFIX, replacing, write_bytes, write_text
+from beit.files import PARTIAL_SUFFIX, replacing, user_path, write_bytes, write_text
 
 
 def test_text_and_bytes_replace_the_old_file(tmp_path):
@@ -29,3 +31,20 @@ def test_the_next_writer_overwrites_what_a_killed_one_left(tmp_path):
     write_text(tmp_path / "a.txt", "new")
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_a_tilde_is_a_home_folder_unless_a_file_has_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/ann")
+    assert user_path("~/photos") == Path("/home/ann/photos")
+    assert user_path("~nobody-here/a") == Path("~nobody-here/a")
+    assert user_path("a/~b") == Path("a/~b")
+    (tmp_path / "~").mkdir()
+    assert user_path("~") == Path("~")
+
+
+def test_an_unknown_home_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("os.path.expanduser", lambda name: name)  # a user without a name
+    with pytest.raises(ValueError, match="~/a: the home folder is not known; set HOME"):
+        user_path("~/a")

@@ -1,4 +1,4 @@
-"""Write files atomically: a reader finds the old file or the new one, never a part of it."""
+"""Paths as users write them, and files that are replaced whole or not at all."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +6,20 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL_SUFFIX = ".partial"
+
+
+def user_path(name: str | Path) -> Path:
+    """Return the path that a user means: ~ is a home folder, unless something has that very name.
+
+    ~name stays as it is if there is no user of that name. Raises ValueError if the home folder is
+    not known.
+    """
+    if not str(name).startswith("~") or os.path.lexists(name):
+        return Path(name)
+    path = Path(os.path.expanduser(name))
+    if path.parts[0] == "~":
+        raise ValueError(f"{name}: the home folder is not known; set HOME, or give the whole path")
+    return path
 
 
 @contextmanager

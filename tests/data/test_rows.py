@@ -99,7 +99,8 @@ def test_the_only_column_with_class_names_is_that_of_labels(tmp_path, caplog):
     path = write(tmp_path / "a.parquet", {"image": encoded([7]), "sort": [1]}, [("sort", FRUIT)])
     source = open_source(str(path))
     assert (source.labels.tolist(), source.class_names) == ([1], FRUIT)
-    assert caplog.messages == [f"labels from column 'sort' of {path}"]
+    said = f"{path}: 1 images from column 'image'; labels from column 'sort'"
+    assert caplog.messages == [said]
 
 
 @pytest.mark.parametrize(
@@ -223,9 +224,9 @@ def test_large_row_groups_are_told_with_the_remedy(tmp_path, caplog):
     noise = np.random.default_rng(0).bytes(9 << 20)
     files = [write(tmp_path / f"{n}.parquet", {"image": [noise, png(n)]}) for n in range(2)]
     assert int(RowSource(files, cached_bytes=30 << 20).image(3)[0, 0, 0]) == 1
-    assert not caplog.messages
+    assert caplog.messages == [f"{files[0]} and 1 more: 4 images from column 'image'; no labels"]
     RowSource(files, cached_bytes=1 << 20)
-    (message,) = caplog.messages
+    _, message = caplog.messages
     assert message.startswith(f"{files[0]} and 1 more: a row group of 9 MB is read for nearly ")
     code = message.partition("python -c '")[2].partition("'")[0]
     copy = tmp_path / "copy"

@@ -18,13 +18,6 @@ from beit.weights.file import save_weights
 Vit = Callable[..., ViTConfig]
 
 
-@pytest.fixture(autouse=True)
-def _no_folder_index(
-    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-
-
 @pytest.fixture(scope="session")
 def classifier(vit: Vit) -> ImageClassifier:
     with torch.random.fork_rng(devices=[]):

@@ -14,11 +14,6 @@ from beit.segmentation.label_decoding import encode_label_map
 from beit.segmentation.label_maps import open_label_maps, read_pair
 
 
-@pytest.fixture(autouse=True)
-def cache_home(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
 def save_image(path, value, size=(4, 6)):
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", size[::-1], (value, 2, 3)).save(path)

@@ -3,13 +3,13 @@
 import logging
 import re
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from beit.data.source import Source
+from beit.files import user_path
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def read_classes(spec: str) -> tuple[str, ...]:
             ) from error
     else:
         try:
-            lines = Path(spec).expanduser().read_text(encoding="utf-8-sig").splitlines()
+            lines = user_path(spec).read_text(encoding="utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ValueError(f"{spec} is not a text file; {expected}") from error
     names = [line.strip() for line in lines if line.strip()]
@@ -143,7 +143,7 @@ def _check_folders(part: Labelled) -> None:
     names = part.source.class_names
     if names is None or isinstance(part.source, RenumberedSource):
         return
-    folder = Path(re.sub(r"\[\d*%?:\d*%?\]$", "", part.spec)).expanduser()
+    folder = user_path(re.sub(r"\[\d*%?:\d*%?\]$", "", part.spec))
     if not folder.is_dir() or any(folder.glob("*.parquet")):
         return
     folders = sorted(entry.name for entry in folder.glob("[!.]*") if entry.is_dir())

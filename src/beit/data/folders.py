@@ -1,121 +1,61 @@
-"""A folder of images, flat, nested or by class, with a cached list of its files."""
+"""A folder of images: flat, nested, by class, or with splits."""
 
-import hashlib
-import logging
 import os
-import time
-import zipfile
-from collections.abc import Iterator, Sequence
 from pathlib import Path
+from unicodedata import normalize
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from beit.data.image_files import EXTENSIONS, FileSource
+from beit.data.image_files import FileSource
+from beit.data.layout import find_layout
+from beit.data.listing import is_system, list_folder, say_once
 from beit.data.spec import AS_IT_IS, Reading
+from beit.data.splits import Split
 
-_log = logging.getLogger(__name__)
-
-_INDEX_VERSION = 1
-_SETTLED_SECONDS = 2.0  # a folder changed later than this can change again with the same time
+_NAMED = 5  # classes named in the log
 
 
-def open_folder(root: Path, reading: Reading = AS_IT_IS, index_cache: bool = True) -> FileSource:
-    """Open the images under `root`, sorted by path.
+def open_folder(root: Path, reading: Reading = AS_IT_IS, split: Split | None = None) -> FileSource:
+    """Open the images below `root`, sorted by path. The log says what was taken and what was not.
 
-    If every image is in a sub-folder, the first folder level gives the labels. Otherwise there are
-    none. Names that start with a dot are skipped.
+    Hidden files and those that systems add are skipped. If `root` holds splits, the one for `split`
+    is taken; for None all are, without labels. If every image is in a folder, the first folder
+    level gives the labels.
+
+    Raises:
+        ValueError: there is no image or no split for this purpose, or splits and classes are mixed
     """
-    cache = _index_file(root) if index_cache else None
-    files = _read_index(cache, root) if cache is not None else None
-    if files is None:
-        started = time.time()
-        files, folders = _scan(root)
-        if cache is not None:
-            _write_index(cache, files, folders, started)
-    if not files:
-        expected = ", ".join(f"*{extension}" for extension in EXTENSIONS)
-        raise ValueError(
-            f"{root}: no images in this folder or those below it; expected files named {expected}"
-        )
-    labels, names = _class_folders(files)
-    return FileSource(root, files, reading, labels, names, "some lie outside of class folders")
+    listing = list_folder(root)
+    layout = find_layout(listing.images, split, str(root))
+    said = [str(listing), *layout.notes]
+    labels: Tensor | None = None
+    names: list[str] | None = None
+    if not layout.why_unlabelled:
+        folders = [image[len(layout.base) :].partition(os.sep)[0] for image in layout.images]
+        spellings = dict.fromkeys(folders)
+        names = sorted({normalize("NFC", folder) for folder in spellings})
+        numbers = {name: number for number, name in enumerate(names)}
+        number_of = {folder: numbers[normalize("NFC", folder)] for folder in spellings}
+        labels = torch.tensor([number_of[folder] for folder in folders], dtype=torch.int64)
+        more = ", ..." if len(names) > _NAMED else ""
+        said.append(f"classes: {len(names)} ({', '.join(names[:_NAMED])}{more})")
+        if len(spellings) > len(names):
+            said.append("folders whose names differ only in their Unicode form are one class")
+    elif any(os.sep in image for image in layout.images) and not layout.notes:
+        said.append(f"no labels: {layout.why_unlabelled}")
+    say_once(f"{root}: {'; '.join(said)}")
+    return FileSource(root, layout.images, reading, labels, names, layout.why_unlabelled)
 
 
-def _class_folders(files: Sequence[str]) -> tuple[Tensor | None, list[str] | None]:
-    """Return labels (n,) int64 and class names by the first folder level, or None for both."""
-    if any(os.sep not in file for file in files):
-        return None, None
-    folders = [file.split(os.sep, 1)[0] for file in files]
-    names = sorted(set(folders))
-    numbers = {name: number for number, name in enumerate(names)}
-    return torch.tensor([numbers[folder] for folder in folders], dtype=torch.int64), names
+def class_folders(root: Path, split: Split | None = None) -> list[str]:
+    """List the class folders that `open_folder` finds, also those without images; maybe none.
 
-
-def _scan(root: Path) -> tuple[list[str], dict[str, int]]:
-    """List the images below `root`, sorted, and the modification time (ns) of every folder."""
-    folders, visited = dict[str, int](), set[tuple[int, int]]()
-
-    def walk(folder: str) -> Iterator[str]:
-        status = os.stat(root / folder)
-        if (status.st_dev, status.st_ino) in visited:  # a link back to a parent folder
-            return
-        visited.add((status.st_dev, status.st_ino))
-        folders[folder] = status.st_mtime_ns
-        with os.scandir(root / folder) as entries:
-            for entry in entries:
-                name = os.path.join(folder, entry.name)
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    yield from walk(name)
-                elif os.path.splitext(name)[1].lower() in EXTENSIONS:
-                    yield name
-
-    return sorted(walk("")), folders
-
-
-def _index_file(root: Path) -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    digest = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
-    return Path(base) / "beit" / "folders" / f"{digest}.npz"
-
-
-def _read_index(cache: Path, root: Path) -> list[str] | None:
-    """Return the cached list, or None if there is none or a folder has changed since."""
-    try:
-        with np.load(cache, allow_pickle=False) as index:
-            if int(index["version"]) != _INDEX_VERSION:
-                return None
-            folders = _split(index["folders"])
-            for folder, changed in zip(folders, index["changed"].tolist(), strict=True):
-                if os.stat(root / folder).st_mtime_ns != changed:
-                    return None
-            return _split(index["files"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None  # no list, a damaged one, or a folder was removed: scan again
-
-
-def _write_index(cache: Path, files: list[str], folders: dict[str, int], started: float) -> None:
-    if max(folders.values()) / 1e9 > started - _SETTLED_SECONDS:
-        return
-    version, changed = np.int64(_INDEX_VERSION), np.array(list(folders.values()), dtype=np.int64)
-    parts, names = _joined(list(folders)), _joined(files)
-    temporary = cache.with_suffix(f".{os.getpid()}.part")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.savez(file, version=version, folders=parts, changed=changed, files=names)
-        temporary.replace(cache)
-    except OSError as error:  # the cache is optional: a full or read-only disk is no error
-        _log.info("the list of files is not cached: %s", error)
-
-
-def _joined(names: list[str]) -> np.ndarray:
-    """Pack names into bytes, separated by zero bytes, which file names cannot contain."""
-    return np.frombuffer(b"\0".join(os.fsencode(name) for name in names), dtype=np.uint8)
-
-
-def _split(packed: np.ndarray) -> list[str]:
-    return [os.fsdecode(name) for name in packed.tobytes().split(b"\0")]
+    Names are sorted and in Unicode's composed form (NFC), like those of the classes.
+    """
+    layout = find_layout(list_folder(root).images, split, str(root))
+    if layout.why_unlabelled:
+        return []
+    entries = (root / layout.base).iterdir()
+    names = {entry.name for entry in entries if entry.is_dir() and not is_system(entry.name)}
+    return sorted({normalize("NFC", name) for name in names})

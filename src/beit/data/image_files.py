@@ -11,11 +11,10 @@ from torch import Tensor
 from beit.data.decoding import decode
 from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
+from beit.files import user_path
 
 _log = logging.getLogger(__name__)
 
-# Case does not count.
-EXTENSIONS = ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm .avif".split()
 MAX_FILE_BYTES = 1 << 29  # larger files are not read
 
 
@@ -53,7 +52,7 @@ class FileSource:
 
     def image(self, index: int) -> Tensor:
         name = self.name(index)
-        return read_image((self._root / name).expanduser(), name, self._reading)
+        return read_image(user_path(self._root / name), name, self._reading)
 
     def name(self, index: int) -> str:
         return self._names[index]

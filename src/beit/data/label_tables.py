@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import logging
 import os
 import unicodedata
 from collections.abc import Iterator
@@ -17,10 +16,9 @@ from torch import Tensor
 from beit.data.columns import FILE, content, image_column, label_column
 from beit.data.image_files import FileSource
 from beit.data.labels import joined
+from beit.data.listing import say_once
 from beit.data.row_files import open_rows
 from beit.data.spec import AS_IT_IS, Reading
-
-_log = logging.getLogger(__name__)
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
 _METADATA = "metadata"  # the name of such tables in `datasets`
@@ -58,7 +56,7 @@ def open_table(path: Path, reading: Reading = AS_IT_IS) -> FileSource:
         )
     why = table.why_unlabelled
     said = why or f"labels from column {table.label!r}"
-    _log.info("%s: %d images in %s; %s", path, len(table.files), root, said)
+    say_once(f"{path}: {len(table.files)} images in {root}; {said}")
     return FileSource(root, table.files, reading, table.labels, table.class_names, why)
 
 
@@ -97,15 +95,17 @@ def labelled_folder(root: Path, source: FileSource, reading: Reading = AS_IT_IS)
         return source
     path, table, rows = usable[0]
     if len(source.class_names or ()) > 1 and not asked:
-        _log.info("%s: labels from the class folders, not from %s", root, path)
+        say_once(f"{root}: labels from the class folders, not from {path}")
         return source
     assert table.labels is not None
     source.labels = torch.cat([table.labels, torch.tensor([-1])])[torch.tensor(rows)]
     source.class_names, source.why_unlabelled = table.class_names, ""
     labelled = sum(row >= 0 for row in rows)
-    text = "%s: labels of %d of %d images from %s, column %r, which names %d others"
     others = len(set(table.files)) - labelled
-    _log.info(text, root, labelled, len(rows), path, table.label, others)
+    say_once(
+        f"{root}: labels of {labelled} of {len(rows)} images from {path}, column {table.label!r}"
+        + (f", which names {others} others" if others else "")
+    )
     return source
 
 
@@ -219,7 +219,7 @@ def _rows_of_text(path: Path) -> Iterator[dict[str, Any]]:
     rows = filter(None, rows)
     names = [name.strip() for name in next(rows, [])]
     if len(names) == 2 and (_root(path, names[0]) / names[0]).is_file():
-        _log.info("%s has no line of names: its columns are taken as image and label", path)
+        say_once(f"{path} has no line of names: its columns are taken as image and label")
         rows, names = chain([names], rows), ["image", "label"]
     if len(set(names)) < len(names):
         raise ValueError(f"two columns have the same name; it has {', '.join(names)}")

@@ -1,15 +1,13 @@
 """Files of rows, Parquet and Arrow: where a folder has them, and how one is read."""
 
 import json
-import logging
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from beit.data.listing import say_once
 from beit.data.splits import Split, choose_split, is_split
-
-_log = logging.getLogger(__name__)
 
 ENDINGS = (".parquet", ".arrow")
 
@@ -154,7 +152,7 @@ def _chosen(names: list[str], split: Split | None, folder: Path, example: str) -
             f"them, as in '{example}'"
         )
     name = choose_split(names, split, str(folder))
-    _log.info("%s: images of the split %s; it has %s", folder, name, ", ".join(names))
+    say_once(f"{folder}: images of the split {name}; it has {', '.join(names)}")
     return name
 
 

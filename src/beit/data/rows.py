@@ -1,6 +1,5 @@
 """Rows of Parquet and Arrow files, with a column of images and, if known, one of labels."""
 
-import logging
 import os
 from bisect import bisect_right
 from collections import OrderedDict
@@ -15,16 +14,15 @@ from beit.data.columns import content, image_column, label_column
 from beit.data.decoding import decode
 from beit.data.image_files import read_image
 from beit.data.labels import joined
+from beit.data.listing import say_once
 from beit.data.row_files import Rows, open_rows
 from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
 
-_log = logging.getLogger(__name__)
-
 CACHED_BYTES = 1 << 28  # cache of row groups, per process; always holds the one in use
 _LARGE_GROUP = 1 << 23  # takes longer to read than an image to decode
 _ADVICE = (
-    "%s: a row group of %.0f MB is read for nearly every image in random order, as in training; "
+    "{}: a row group of {:.0f} MB is read for nearly every image in random order, as in training; "
     "an Arrow copy is read image by image: python -c 'import pyarrow.dataset as d; "
     'd.write_dataset(d.dataset(FILES), "NEW_FOLDER", format="arrow")\' with the list of files'
 )
@@ -69,10 +67,10 @@ class RowSource:
         if label is not None:
             of = f"column {label!r} of {where}"
             self.labels, self.class_names, self.why_unlabelled = joined(parts, of)
-            if label != "label":
-                _log.info("labels from %s", of)
+        said = "no labels" if self.labels is None else f"labels from column {label!r}"
+        say_once(f"{where}: {self._count} images from column {self._column!r}; {said}")
         if sum(sizes) > cached_bytes and max(sizes) > _LARGE_GROUP:
-            _log.info(_ADVICE, where, max(sizes) / 1e6)
+            say_once(_ADVICE.format(where, max(sizes) / 1e6))
 
     def _add(self, number: int, file: Rows) -> None:
         """Add the row groups of a file, and check its column of images."""

@@ -11,8 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from beit.data.decoding import PLUGINS, extensions
 from beit.data.folders import open_folder
-from beit.data.image_files import EXTENSIONS, FileSource
+from beit.data.image_files import FileSource
 from beit.data.label_tables import ENDINGS as TABLES
 from beit.data.label_tables import labelled_folder, open_table
 from beit.data.lists import check_file, read_list
@@ -23,6 +24,7 @@ from beit.data.shapes import ShapesSource
 from beit.data.source import Source, UnreadableImage, limited
 from beit.data.spec import cut, split_part, split_query
 from beit.data.splits import Split
+from beit.files import user_path
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +44,6 @@ def open_source(
     split: Split | None = None,
     cache_gigabytes: float = 0.0,
     limit: int | None = None,
-    index_cache: bool = True,
 ) -> Source:
     """Open a source of images.
 
@@ -51,11 +52,10 @@ def open_source(
         split: what the set is for, if the data hold several splits; None for all images
         cache_gigabytes: keep the images decoded in memory if they fit into this size
         limit: use this many images, a fixed random subset; smaller limits give subsets of larger
-        index_cache: keep the list of a folder's files in the user's cache folder
     """
     paths = [spec] if isinstance(spec, str) else spec or [""]
     if len(paths) == 1:
-        source = _open(paths[0], split, index_cache)
+        source = _open(paths[0], split)
     else:
         for path in paths:
             check_file(path)
@@ -73,39 +73,43 @@ def open_images(data: str | Sequence[str], limit: int | None) -> Source:
     return open_source(data, limit=limit)
 
 
-def _open(spec: str, split: Split | None, index_cache: bool) -> Source:
+def _open(spec: str, split: Split | None) -> Source:
     if not spec:
         raise ValueError(f"no data given: expected {KINDS}")
     whole, part = split_part(spec)
     if part is not None:
-        return cut(_open(whole, split, index_cache), part)
+        return cut(_open(whole, split), part)
     if spec.startswith("shapes://"):
         return ShapesSource.from_spec(spec)
     if "://" in spec:
         raise ValueError(f"{spec}: unknown kind of data; expected {KINDS}")
     name, reading = split_query(spec)
     if name.startswith("@") and not os.path.exists(name):
-        return read_list(Path(name[1:]).expanduser().read_bytes(), name, reading)
+        return read_list(user_path(name[1:]).read_bytes(), name, reading)
     if glob.has_magic(name) and not os.path.exists(name):
-        files = sorted(Path(path) for path in glob.glob(name) if path.endswith(ROWS))
+        files = sorted(
+            Path(path) for path in glob.glob(str(user_path(name))) if path.endswith(ROWS)
+        )
         if not files:
             raise FileNotFoundError(f"{name}: no Parquet or Arrow file matches; expected {KINDS}")
         return RowSource(files, reading)
-    path = Path(name).expanduser()
+    path = user_path(name)
     if not path.exists():
         raise FileNotFoundError(f"{name}: no such file or folder; expected {KINDS}")
     if path.suffix in ROWS and path.is_file():
         return RowSource([path], reading)
     if path.suffix.lower() in TABLES and path.is_file():
         return open_table(path, reading)
-    if path.suffix.lower() in EXTENSIONS and path.is_file():
+    if path.suffix.lower() in extensions() and path.is_file():
         return FileSource(Path(), [name], reading)
+    if path.suffix.lower() in PLUGINS and path.is_file():
+        raise ValueError(f"{name}: install {PLUGINS[path.suffix.lower()]} to read this image")
     if not path.is_dir():
         raise ValueError(f"{name}: neither a folder nor a table of images; expected {KINDS}")
     if files := row_files(path, split):
         return RowSource(files, reading)
     try:
-        folder = open_folder(path, reading, index_cache)
+        folder = open_folder(path, reading, split)
     except ValueError:  # without images
         if files := nested_row_files(path, split):
             return RowSource(files, reading)

@@ -1,5 +1,6 @@
 """Splits of a data set by their usual names: train, val, test."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Literal
 
@@ -12,9 +13,18 @@ _NAMES: dict[Split, tuple[str, ...]] = {
 }
 
 
+def split_word(name: str) -> str:
+    """Return the word of a split that a folder or file is named by: train for Train and train2017.
+
+    Empty if the name is not that of a split.
+    """
+    word = name.lower().rstrip("0123456789_-")
+    return word if any(word in words for words in _NAMES.values()) else ""
+
+
 def is_split(name: str) -> bool:
-    """Tell whether a folder or file has the name of a split; case does not count."""
-    return any(name.lower() in names for names in _NAMES.values())
+    """Tell whether a folder or file has the name of a split; case and numbers do not count."""
+    return bool(split_word(name))
 
 
 def choose_split(names: Iterable[str], split: Split, where: str) -> str:
@@ -23,14 +33,19 @@ def choose_split(names: Iterable[str], split: Split, where: str) -> str:
     Of several for the latter, validation comes before test.
 
     Raises:
-        ValueError: there is none; the message begins with `where`.
+        ValueError: there is none, or two have the same word; the message begins with `where`.
     """
-    by_name = {name.lower(): name for name in names}
-    for name in _NAMES[split]:
-        if name in by_name:
-            return by_name[name]
+    all_names, by_word = sorted(names), defaultdict[str, list[str]](list)
+    for name in all_names:
+        by_word[split_word(name)].append(name)
+    fitting = next((by_word[word] for word in _NAMES[split] if word in by_word), [])
+    if len(fitting) == 1:
+        return fitting[0]
     purpose = "training" if split == "train" else "validation or testing"
+    has = f"{where} has the splits {', '.join(all_names)}"
+    if fitting:
+        raise ValueError(f"{has}, several of them for {purpose}; name one by its path")
     raise ValueError(
-        f"{where} has the splits {', '.join(sorted(by_name.values()))}, none of them for "
-        f"{purpose}; expected one named {', '.join(_NAMES[split])}, or the path of the split itself"
+        f"{has}, none of them for {purpose}; expected one named {', '.join(_NAMES[split])}, or the "
+        "path of the split itself"
     )

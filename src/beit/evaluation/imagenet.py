@@ -26,6 +26,7 @@ from beit.evaluation.imagenet_classes import (
     wordnet_ids,
 )
 from beit.evaluation.target_columns import Task, nearest, padded, plain_task
+from beit.files import user_path
 
 Dataset = Literal[
     "plain",
@@ -192,11 +193,11 @@ def _objectnet_task(spec: str, columns: dict[str, int], limit: int | None) -> Ta
     The four files of `mappings` were read in wise-ft's copy, whose line numbers begin at 0. Neither
     the images nor the archive itself were available.
     """
-    root = Path(spec).expanduser()
+    root = user_path(spec)
     if (root / "images").is_dir():
         spec = str(root / "images")
     else:
-        root = Path(re.sub(r"\[\d*%?:\d*%?\]$", "", spec)).expanduser().parent
+        root = user_path(re.sub(r"\[\d*%?:\d*%?\]$", "", spec)).parent
     label_of, targets_of = _read_objectnet_mappings(root / "mappings")
     data = Labelled("data", spec, open_source(spec, split="test", limit=limit))
     labels, folders = known_labels(data), data.source.class_names or []

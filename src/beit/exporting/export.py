@@ -22,7 +22,7 @@ from torch import nn
 from beit.exporting.graphs import onnx_file, torch_export_file
 from beit.exporting.verification import Difference, Reopened, compare
 from beit.exporting.weight_files import own_file, published_file, timm_folder, transformers_folder
-from beit.files import replacing
+from beit.files import replacing, user_path
 from beit.nn.heads import ImageClassifier
 from beit.nn.mim import MaskedImageModel
 from beit.nn.segmenter import SemanticSegmenter
@@ -101,7 +101,7 @@ class Result(NamedTuple):
 
 def run(config: Config) -> Result:
     """Write the export, compare it with the model, and keep it if they agree."""
-    output = Path(config.output).expanduser()
+    output = user_path(config.output)
     _refuse_existing(output)
     model = open_model(config)
     print(f"{config.source}: {type(model).__name__} as {config.format} ...", flush=True)

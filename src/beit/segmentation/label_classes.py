@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from beit.data.classes import read_classes
+from beit.files import user_path
 from beit.nn.segmenter import IGNORED
 
 MAX_CLASSES = 255
@@ -135,7 +136,7 @@ def read_label_classes(spec: str, reduce_zero_label: bool = False) -> LabelClass
     if spec.isdecimal():
         names = [str(number) for number in range(int(spec))]
         return label_classes(names, reduce_zero_label=reduce_zero_label)
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     if not path.is_file():
         raise FileNotFoundError(
             f"classes {spec}: no such file; expected a .yaml or text file of names, one of "

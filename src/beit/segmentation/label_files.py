@@ -15,9 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.data.folders import open_folder
-from beit.data.image_files import EXTENSIONS, MAX_FILE_BYTES, FileNames
+from beit.data.image_files import MAX_FILE_BYTES, FileNames
+from beit.data.listing import is_system, list_folder, listed, say_once
 from beit.data.source import UnreadableImage
+from beit.files import user_path
 from beit.segmentation.label_classes import LabelClasses, ade20k_classes, read_label_classes
 
 _log = logging.getLogger(__name__)
@@ -48,13 +49,15 @@ class FolderFiles:
 
     def __init__(self, root: Path) -> None:
         self.where = str(root)
-        self._root, self._source = root, open_folder(root)
+        listing = list_folder(root)
+        say_once(f"{root}: {listing}")
+        self._root, self._names = root, FileNames(listing.images)
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self._names)
 
     def name(self, index: int) -> str:
-        return self._source.name(index)
+        return self._names[index]
 
     def read(self, index: int) -> bytes:
         path = self._root / self.name(index)
@@ -75,16 +78,15 @@ class ZippedFiles:
         path, folder = Path(str(place.root.filename)), place.at
         self.where = f"{path}/{folder}".rstrip("/")
         self._path = path.resolve()
-        members = (m for m in place.root.infolist() if m.filename.startswith(folder))
-        images = sorted((m for m in members if _is_image(m.filename)), key=attrgetter("filename"))
-        if not images:
-            raise ValueError(
-                f"{self.where}: no images in this folder of the zip or below it; expected "
-                "files named " + ", ".join(f"*{extension}" for extension in EXTENSIONS)
-            )
-        self._names = FileNames([image.filename.removeprefix(folder) for image in images])
+        files = [member for member in place.root.infolist() if not member.is_dir()]
+        inside = {
+            m.filename.removeprefix(folder): m for m in files if m.filename.startswith(folder)
+        }
+        listing = listed(inside, self.where)
+        say_once(f"{self.where}: {listing}")
+        self._names = FileNames(listing.images)
         # Numbers, because forks would copy 40,000 objects.
-        self._parts = np.array([_PARTS(image) for image in images], dtype=np.int64)
+        self._parts = np.array([_PARTS(inside[name]) for name in listing.images], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -120,7 +122,7 @@ Files = FolderFiles | ZippedFiles
 
 def open_place(spec: str) -> Place:
     """Open a folder or zip file. Raises ValueError or FileNotFoundError naming it."""
-    path = Path(spec).expanduser()
+    path = user_path(spec)
     if path.is_dir():
         return path
     if not path.exists():
@@ -143,12 +145,6 @@ def read_text(place: Place) -> str:
         return place.read_text(encoding="utf-8")
     with zipfile.ZipFile(str(place.root.filename)) as archive:
         return archive.read(place.at).decode("utf-8")
-
-
-def _is_image(name: str) -> bool:
-    """Tell whether a member is an image outside hidden folders and those that macOS adds."""
-    hidden = any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-    return not hidden and os.path.splitext(name)[1].lower() in EXTENSIONS
 
 
 # ── layouts ─────────────────────────────────────────────────────────────────────────────────────
@@ -278,8 +274,7 @@ def _index_by_stem(files: Files) -> dict[str, int]:
 
 
 def _folders(place: Place) -> list[Place]:
-    visible = (entry for entry in place.iterdir() if not entry.name.startswith(("__MACOSX", ".")))
-    return [entry for entry in visible if entry.is_dir()]
+    return [entry for entry in place.iterdir() if entry.is_dir() and not is_system(entry.name)]
 
 
 def _is_voc(place: Place) -> bool:

@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +19,7 @@ from beit.data.shapes import KINDS as SHAPES
 from beit.data.shapes import ShapesSource, draw
 from beit.data.source import shuffled
 from beit.data.spec import PART
+from beit.files import user_path
 from beit.nn.segmenter import IGNORED
 from beit.segmentation.label_classes import Colour, LabelClasses, label_classes, read_label_classes
 from beit.segmentation.label_decoding import decode_label_map, file_palette, map_values, open_map
@@ -208,7 +208,7 @@ def _parsed(spec: str) -> tuple[str, dict[str, str]]:
     """Split PATH?key=value&key=value. A spec that exists as a path has no options."""
     if not spec:
         raise ValueError(f"no data given: expected {LABEL_KINDS}")
-    if "?" not in spec or Path(spec).expanduser().exists():
+    if "?" not in spec or user_path(spec).exists():
         return spec, {}
     path, _, query = spec.partition("?")
     options = dict(item.partition("=")[::2] for item in query.split("&"))

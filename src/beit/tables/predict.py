@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from beit.data.image_files import EXTENSIONS
+from beit.data.decoding import extensions
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import STANDARD_INPUT, open_images
 from beit.data.views import EvalView
@@ -150,7 +150,7 @@ def _max_unreadable(config: Config) -> float:
     if config.max_unreadable is not None:
         return config.max_unreadable
     first = config.data if isinstance(config.data, str) else config.data[0]
-    named = first.startswith(("-", "@")) or Path(first).suffix.lower() in EXTENSIONS
+    named = first.startswith(("-", "@")) or Path(first).suffix.lower() in extensions()
     return 1.0 if named else 0.01
 
 
