@@ -14,6 +14,7 @@ from torch import Tensor
 
 from beit.data.image_files import EXTENSIONS, FileSource
 from beit.data.spec import AS_IT_IS, Reading
+from beit.data.splits import Split
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,11 @@ def open_folder(root: Path, reading: Reading = AS_IT_IS, index_cache: bool = Tru
         )
     labels, names = _class_folders(files)
     return FileSource(root, files, reading, labels, names, "some lie outside of class folders")
+
+
+def class_folders(root: Path, split: Split | None = None) -> list[str]:
+    """List the first level of folders, each of which is a class; also those without an image."""
+    return sorted(entry.name for entry in root.glob("[!.]*") if entry.is_dir())
 
 
 def _class_folders(files: Sequence[str]) -> tuple[Tensor | None, list[str] | None]:

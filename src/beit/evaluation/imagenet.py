@@ -5,6 +5,7 @@ in the order of sorted ids, as in all published weights.
 """
 
 import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any, Literal
 
 import torch
 
+from beit.data.class_names import nearest
 from beit.data.classes import Labelled, check_range, known_labels
 from beit.data.source import PartSource
 from beit.data.sources import open_source
+from beit.data.spec import split_part
 from beit.evaluation.imagenet_classes import (
     WORDNET_ID,
     are_imagenet_words,
@@ -25,7 +28,7 @@ from beit.evaluation.imagenet_classes import (
     timm_file,
     wordnet_ids,
 )
-from beit.evaluation.target_columns import Task, nearest, padded, plain_task
+from beit.evaluation.target_columns import Task, padded, plain_task
 
 Dataset = Literal[
     "plain",
@@ -93,6 +96,11 @@ def open_task(
     places = {wordnet_id: place for place, wordnet_id in enumerate(compared)}
     labels = torch.tensor([places[wordnet_id] for wordnet_id in ids])[known_labels(data)]
     notes = []
+    if data.source.class_names is None:
+        notes.append(
+            f"{data.where} has no class names: its labels are taken as the numbers of "
+            "the sorted WordNet ids"
+        )
     if missing := sorted(set(compared) - set(ids)):
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         notes.append(
@@ -192,11 +200,11 @@ def _objectnet_task(spec: str, columns: dict[str, int], limit: int | None) -> Ta
     The four files of `mappings` were read in wise-ft's copy, whose line numbers begin at 0. Neither
     the images nor the archive itself were available.
     """
-    root = Path(spec).expanduser()
+    root = Path(os.path.expanduser(spec))
     if (root / "images").is_dir():
         spec = str(root / "images")
     else:
-        root = Path(re.sub(r"\[\d*%?:\d*%?\]$", "", spec)).expanduser().parent
+        root = Path(os.path.expanduser(split_part(spec)[0])).parent
     label_of, targets_of = _read_objectnet_mappings(root / "mappings")
     data = Labelled("data", spec, open_source(spec, split="test", limit=limit))
     labels, folders = known_labels(data), data.source.class_names or []

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from beit.data.class_names import match_classes
 from beit.data.image_files import EXTENSIONS
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import STANDARD_INPUT, open_images
@@ -123,9 +124,10 @@ def run(config: Config) -> TableResult:
     result = compute_table(fabric, table, view, compute, *limits, show_progress)
     if config.picture is not None and fabric.is_global_zero:
         _log.info("drawing %s", config.picture)
+        truths = true_classes(source, classes, config.picture_images)
         names = classes.class_names or [f"class {number}" for number in range(classes.num_classes)]
         with fabric.autocast():
-            predictions = _predictions(model, source, view, names, config.picture_images)
+            predictions = _predictions(model, source, view, names, truths)
         write_bytes(Path(config.picture), prediction_grid(predictions))
     return result
 
@@ -176,12 +178,16 @@ def _check_picture(path: Path) -> None:
 
 @torch.no_grad()
 def _predictions(
-    model: nn.Module, source: Source, view: EvalView, names: Sequence[str], count: int
+    model: nn.Module,
+    source: Source,
+    view: EvalView,
+    names: Sequence[str],
+    truths: Sequence[int | None],
 ) -> list[Prediction]:
-    """Classify the first images again for the picture, as the model sees them."""
+    """Classify the first images, whose classes are `truths`, again as the model sees them."""
     device = next(model.parameters()).device
     predictions = []
-    for index, truth in enumerate(true_classes(source, names, count)):
+    for index, truth in enumerate(truths):
         try:
             image = view(source.image(index))
         except UnreadableImage:
@@ -194,19 +200,21 @@ def _predictions(
     return predictions
 
 
-def true_classes(source: Source, names: Sequence[str], count: int) -> list[int | None]:
+def true_classes(source: Source, classes: ImageClassifierConfig, count: int) -> list[int | None]:
     """Return the true classes of the first `count` images, in the model's numbers; None if unknown.
 
-    Labels are matched by class name if the model's `names` have all names of the source. Otherwise
-    their numbers are used, unless source and model have different numbers of classes.
+    They are matched as in `match_classes`. Classes that the model lacks are unknown.
     """
-    labels, source_names = source.labels, source.class_names
-    if labels is None:
+    if source.labels is None:
         return [None] * min(count, len(source))
-    number_of = dict(enumerate(range(len(names))))
-    if source_names is not None and source_names != list(names):
-        if set(source_names) <= set(names):
-            number_of = {number: names.index(name) for number, name in enumerate(source_names)}
-        elif len(source_names) != len(names):
-            number_of = {}
-    return [number_of.get(label) for label in labels[:count].tolist()]
+    labels, names = source.labels[:count].tolist(), source.class_names
+    present = {label for label in labels if 0 <= label < (len(names) if names else 1 + label)}
+    known, total = classes.class_names, classes.num_classes
+    try:
+        match = match_classes(present, names, known, total, "the data", "the model")
+    except ValueError as error:
+        _log.warning("no image is marked as right or wrong: %s", error)
+        return [None] * len(labels)
+    if match.note:
+        _log.info("%s", match.note)
+    return [match.numbers.get(label) for label in labels]
