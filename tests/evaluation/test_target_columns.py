@@ -52,9 +52,7 @@ def test_numbers_where_a_name_is_missing():
     assert task.targets.tolist() == [[1], [0]]
     assert task.class_names == ["x", "y"]
     assert task.notes[0].startswith("the classifier has no class names: numbers are taken as those")
-    with pytest.raises(
-        ValueError, match="the classifier has 3 classes without names, data set has"
-    ):
+    with pytest.raises(ValueError, match=r"and data set has 2 classes, the classifier 3, so that"):
         plain_task(labelled([1, 0], ["x", "y"]), 3, None)
 
 

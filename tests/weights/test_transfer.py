@@ -29,7 +29,7 @@ def test_the_head_of_the_same_classes_is_copied():
     message, rows = carried(classifier("a", "b", "c"), classifier("a", "b", "c"))
     assert (message, rows) == ("its head for 3 classes was copied", [0, 1, 2])
     message, rows = carried(classifier("a", "b", "c"), classifier(count=3))
-    said = "the data has no class names: numbers are taken as those of the classes of here"
+    said = "the data has no class names: numbers are taken as those of here"
     assert message.startswith(f"its head for 3 classes was copied, {said} (0 is a, 1 is b, ")
     assert rows == [0, 1, 2]
     message, rows = carried(classifier(count=3), classifier("a", "b", "c"))

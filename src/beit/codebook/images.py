@@ -40,10 +40,7 @@ class CodebookSource:
 
 
 def _known_labels(source: Source) -> tuple[Tensor | None, list[str] | None]:
-    """Return the labels and a name for each; those without a name are numbered as they occur.
-
-    So there is no name for each of a million numbers if few of them occur.
-    """
+    """Return the labels and their names; of labels without a name, only those that occur."""
     labels = source.labels
     if labels is None or not bool((labels >= 0).any()):
         return None, None

@@ -1,9 +1,9 @@
 """Names of classes: the same ones in two sets, and how messages show them."""
 
 import unicodedata
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 _SHOWN = 5  # names in a message
 _MAX_DIGITS = 18  # a longer number does not fit into int64; such a name is text
@@ -24,55 +24,40 @@ def match_classes(
     here: str,
     there: str,
 ) -> Match:
-    """Find classes of one set among those of a reference.
+    """Find classes, by their numbers, among those of a reference with `count` classes.
 
-    Names are matched with names as in `match_names`, and with the numbers of a side without names
-    if all of them are whole numbers. Otherwise the numbers are taken as they are, and a note says
-    so.
-
-    Args:
-        labels: numbers of the classes to find, 0 or more
-        names: of the set's numbers, or None
-        reference: names of the reference's numbers, or None
-        count: number of classes of the reference
-        here: the set in the note
-        there: the reference in the note
+    Names are matched with names as in `match_names`. A side without names is matched by number:
+    with the names of the other side if all of these are whole numbers, else with its numbers as
+    they are, and a note says so. `here` and `there` are the set and the reference in messages.
 
     Raises:
-        ValueError: one side has no names and numbers cannot be taken as they are: the sides have
-            different numbers of classes, or names such as 1, 2, none contradict the numbers.
+        ValueError: numbers cannot be taken as they are, because the set with names has more or
+            fewer classes, or because some of the names are other numbers, as in 1, 2, none.
     """
     if names is not None and reference is not None:
         found = match_names(names, reference)
         return Match({label: found[label] for label in labels if found[label] >= 0})
-    named = reference if names is None else names
-    if named is None:
+    if (named := reference if names is None else names) is None:
         return Match({label: label for label in labels if label < count})
-    values, places = list(map(whole_number, named)), _places(map(whole_number, named))
     side, other = (there, here) if names is None else (here, there)
+    values, reason = list(map(whole_number, named)), ""
     if None not in values:
-        if names is None:
-            numbers = {label: places.get(label, -1) for label in labels}
-        else:
-            pairs = ((label, values[label]) for label in labels)
-            numbers = {k: n for k, n in pairs if n is not None and n < count and places[n] == k}
-        numbers = {label: number for label, number in numbers.items() if number >= 0}
+        pairs = {value: place for value, place in _places(values).items() if place >= 0}
+        if names is not None:
+            pairs = {place: value for value, place in pairs.items() if value < count}
+        numbers = {label: pairs[label] for label in labels if label in pairs}
         return Match(numbers, f"{side} names its classes by the numbers of {other}")
-    without = f"{other} has no class names"
-    for place, value in enumerate(values):
-        if value not in (None, place):
-            raise ValueError(
-                f"{without}, and {side} has the class {named[place]} as its number {place}, so the "
-                "numbers may mean either; give both sides names"
-            )
-    if names is not None and len(names) != count:
+    if wrong := [n for n, value in enumerate(values) if value is not None and value != n]:
+        reason = f"{side} has the class {named[wrong[0]]} as its number {wrong[0]}"
+    elif names is not None and len(names) != count:
+        reason = f"{here} has {len(names)} classes, {there} {count}"
+    if reason:
         raise ValueError(
-            f"{there} has {count} classes without names, {here} has {len(names)}, so they cannot "
-            "be matched; give data with all its classes, or both sides names (beit evaluate also "
-            "knows those of ImageNet's sets: --dataset)"
+            f"{other} has no class names, and {reason}, so that classes cannot be matched; use two "
+            "sets with names, or name the set (beit evaluate --dataset imagenet, ...)"
         )
     first = ", ".join(f"{number} is {name}" for number, name in enumerate(named[:3]))
-    note = f"{without}: numbers are taken as those of the classes of {side} ({first}, ...)"
+    note = f"{other} has no class names: numbers are taken as those of {side} ({first}, ...)"
     return Match({label: label for label in labels if label < count}, note)
 
 
@@ -108,16 +93,14 @@ def whole_number(name: str) -> int | None:
 
 def check_names(names: Sequence[str], where: str) -> None:
     """Raise ValueError if a name is not UTF-8, or two names are the same in two spellings."""
-    earlier: dict[str, str] = {}
+    earlier = dict[str, str]()
     for name in names:
-        text = name.encode(errors="backslashreplace").decode()
-        if text != name:
+        if (text := name.encode(errors="backslashreplace").decode()) != name:
             raise ValueError(
                 f"{where}: the name of the class {text} is not UTF-8, so that weights and reports "
                 "cannot hold it; rename its folder"
             )
-        other = earlier.get(spelled(name))
-        if other is not None:
+        if (other := earlier.get(spelled(name))) is not None:
             raise ValueError(
                 f"{where}: two classes are named {name.strip()}: {other!a} and {name!a} (composed "
                 "and decomposed letters and blanks at the ends are the same); merge or rename them"
@@ -143,9 +126,9 @@ def plural(word: str, items: Sequence[object]) -> str:
     return word if len(items) == 1 else f"{word}{'es' if word.endswith('s') else 's'}"
 
 
-def _places(keys: Iterable[Hashable]) -> dict[Hashable, int]:
+def _places(keys: Iterable[Any]) -> dict[Any, int]:
     """Number the keys by their places; -1 for those that occur twice. None is no key."""
-    places: dict[Hashable, int] = {}
+    places = dict[Any, int]()
     for place, key in enumerate(keys):
         if key is not None:
             places[key] = -1 if key in places else place

@@ -43,17 +43,11 @@ class Labelled(NamedTuple):
 
 
 class Aligned(NamedTuple):
-    """The labels of a set in the numbers of a reference.
+    """The labels of a set in the numbers of a reference."""
 
-    Attributes:
-        labels: (n,) int64, -1 without a label
-        names: of the reference's classes; those that only the set has; or numbers
-        notes: remarks for the log on how classes were matched
-    """
-
-    labels: Tensor
-    names: list[str]
-    notes: list[str]
+    labels: Tensor  # (n,) int64, -1 without a label
+    names: list[str]  # of the reference's classes: its own, else the set's, else numbers
+    notes: list[str]  # how classes were matched, for the log
 
 
 class RenumberedSource:
@@ -110,17 +104,11 @@ def read_classes(spec: str) -> tuple[str, ...]:
 def align(part: Labelled, names: Sequence[str] | None, count: int, where: str) -> Aligned:
     """Number the labels of a set like a reference: another set, a list or a model.
 
-    Classes are matched by name, or as `match_classes` says if one side has no names. The set may
-    lack classes.
+    The reference is `where` in messages, and has `count` classes and maybe their names. They are
+    matched as in `match_classes`. The set may lack classes.
 
-    Args:
-        names: class names of the reference, if it has any
-        count: its number of classes
-        where: the reference in messages
-
-    Raises:
-        ValueError: the set has images of classes that the reference lacks, has a class twice, or
-            the classes cannot be matched.
+    Raises ValueError if the set has images of classes that the reference lacks or a class twice,
+    or if the classes cannot be matched.
     """
     labels, own = part.source.labels, part.source.class_names
     assert labels is not None, "the caller checks that there are labels"
@@ -154,11 +142,8 @@ def _unknown(
     here: str, lacking: list[str], present: int, known: list[str], there: str, note: str
 ) -> str:
     """Say which classes with images the reference lacks, and what it has."""
-    name, spellings = lacking[0], list(map(spelled, known))
-    if spellings.count(spelled(name)) > 1:
-        hint = f"; {there} has two classes named {name}, which only the same list can match"
-    else:
-        hint = nearest(name, known)
+    name, twice = lacking[0], list(map(spelled, known)).count(spelled(lacking[0])) > 1
+    hint = f"; {there} has two classes named {name}" if twice else nearest(name, known)
     what = f"has {len(lacking)} {plural('class', lacking)} that {there} lacks"
     if len(lacking) == present:
         what = f"and {there} have no class in common"
@@ -185,7 +170,7 @@ def renumbered(part: Labelled, classes: Classes, where: str) -> Labelled:
 def checked_classes(train: Labelled, count: int | None = None) -> Classes:
     """Return the number and names of the classes of a training set.
 
-    Raises ValueError as `known_classes` does, and if there are fewer than two classes or a class
+    Raises ValueError like `known_classes`, and if there are fewer than two classes or a class
     folder has no image (unless a list gives the classes).
     """
     classes = known_classes(train, count)
@@ -239,12 +224,8 @@ def without_images(part: Labelled, labels: Tensor, names: Sequence[str]) -> str:
 def _empty_folders(part: Labelled) -> list[str]:
     """List the class folders without an image; none if the classes are not the set's folders."""
     names, whole = set(part.source.class_names or []), split_part(part.spec)[0]
-    if not names or "://" in whole:
-        return []
-    root = Path(os.path.expanduser(split_query(whole)[0]))
-    if not root.is_dir():
-        return []
-    folders = class_folders(root, "train")
+    root = Path() if "://" in whole else Path(os.path.expanduser(split_query(whole)[0]))
+    folders = class_folders(root, "train") if names and root.is_dir() else []
     return [name for name in folders if name not in names] if names <= set(folders) else []
 
 

@@ -95,12 +95,8 @@ def open_task(
     ids = _class_ids(data, dataset, compared)
     places = {wordnet_id: place for place, wordnet_id in enumerate(compared)}
     labels = torch.tensor([places[wordnet_id] for wordnet_id in ids])[known_labels(data)]
-    notes = []
-    if data.source.class_names is None:
-        notes.append(
-            f"{data.where} has no class names: its labels are taken as the numbers of "
-            "the sorted WordNet ids"
-        )
+    numbers = f"{data.where} has no class names: its labels are numbers of the sorted WordNet ids"
+    notes = [numbers] if data.source.class_names is None else []
     if missing := sorted(set(compared) - set(ids)):
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         notes.append(

@@ -118,8 +118,5 @@ def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatc
         test = renumbered(test, known_classes(train), train.where)
     except ValueError as error:
         raise ValueError(f"{error}; or turn the k-NN check off with --check.every 0") from error
-    workers = config.data.num_workers
-    return (
-        EvalBatches(train.source, view, size, num_workers=workers),
-        EvalBatches(test.source, view, size, num_workers=workers),
-    )
+    batches = partial(EvalBatches, num_workers=config.data.num_workers)
+    return batches(train.source, view, size), batches(test.source, view, size)

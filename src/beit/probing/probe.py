@@ -169,8 +169,7 @@ def run(config: Config) -> Result:
     train = open_source(config.train, split="train", cache_gigabytes=cache, limit=config.limit)
     test = open_source(config.test, split="test", cache_gigabytes=cache, limit=config.test_limit)
     labelled = Labelled("train", config.train, train)
-    classes = checked_classes(labelled)
-    num_classes = classes.number
+    num_classes, _ = classes = checked_classes(labelled)
     test = renumbered(Labelled("test", config.test, test), classes, labelled.where).source
     split(len(train), config.held_out, config.seed)  # raises before the features are computed
     fabric = launch(device)

@@ -14,7 +14,6 @@ standard output appear as they are computed.
 
 import logging
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -124,10 +123,8 @@ def run(config: Config) -> TableResult:
     result = compute_table(fabric, table, view, compute, *limits, show_progress)
     if config.picture is not None and fabric.is_global_zero:
         _log.info("drawing %s", config.picture)
-        truths = true_classes(source, classes, config.picture_images)
-        names = classes.class_names or [f"class {number}" for number in range(classes.num_classes)]
         with fabric.autocast():
-            predictions = _predictions(model, source, view, names, truths)
+            predictions = _predictions(model, source, view, classes, config.picture_images)
         write_bytes(Path(config.picture), prediction_grid(predictions))
     return result
 
@@ -178,16 +175,13 @@ def _check_picture(path: Path) -> None:
 
 @torch.no_grad()
 def _predictions(
-    model: nn.Module,
-    source: Source,
-    view: EvalView,
-    names: Sequence[str],
-    truths: Sequence[int | None],
+    model: nn.Module, source: Source, view: EvalView, classes: ImageClassifierConfig, count: int
 ) -> list[Prediction]:
-    """Classify the first images, whose classes are `truths`, again as the model sees them."""
+    """Classify the first images again for the picture, as the model sees them."""
+    names = classes.class_names or [f"class {number}" for number in range(classes.num_classes)]
     device = next(model.parameters()).device
     predictions = []
-    for index, truth in enumerate(truths):
+    for index, truth in enumerate(true_classes(source, classes, count)):
         try:
             image = view(source.image(index))
         except UnreadableImage:
@@ -208,10 +202,10 @@ def true_classes(source: Source, classes: ImageClassifierConfig, count: int) -> 
     if source.labels is None:
         return [None] * min(count, len(source))
     labels, names = source.labels[:count].tolist(), source.class_names
-    present = {label for label in labels if 0 <= label < (len(names) if names else 1 + label)}
-    known, total = classes.class_names, classes.num_classes
+    present = [label for label in labels if label >= 0 and (names is None or label < len(names))]
+    known = (classes.class_names, classes.num_classes)
     try:
-        match = match_classes(present, names, known, total, "the data", "the model")
+        match = match_classes(present, names, *known, "the data", "the model")
     except ValueError as error:
         _log.warning("no image is marked as right or wrong: %s", error)
         return [None] * len(labels)
