@@ -382,12 +382,34 @@ def test_a_neighbour_check_without_labels_is_refused(tmp_path, trained_tokenizer
         Image.new("RGB", (24, 24), (place, 0, 0)).save(tmp_path / "flat" / f"{place}.png")
     config = pretrain_config(tmp_path / "run", trained_tokenizer, check=CHECK)
     data = replace(config.data, train=str(tmp_path / "flat"))
-    with pytest.raises(ValueError, match=r"check\.train: .*flat has no labels"):
+    with pytest.raises(ValueError, match=r"check\.train .*flat: images without a label: .*k-NN"):
         pretrain.run(replace(config, data=data))
     data = replace(config.data, validation="")
     with pytest.raises(ValueError, match=r"needs labelled images; give --check\.test"):
         pretrain.run(replace(config, data=data))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_neighbour_check_matches_classes_by_name(tmp_path, trained_tokenizer, pretrain_config):
+    for folder, colours in (
+        ("train", "red lime blue"),
+        ("test", "blue red"),
+        ("other", "red pink"),
+    ):
+        for colour in colours.split():
+            (tmp_path / folder / colour).mkdir(parents=True)
+            Image.new("RGB", (24, 24), colour).save(tmp_path / folder / colour / "0.png")
+    check = CheckConfig(every=1, train=str(tmp_path / "train"), test=str(tmp_path / "test"))
+    config = pretrain_config(tmp_path / "run", trained_tokenizer, check=check)
+    fabric = launch(config.device)
+    train, test = pretrain.check_batches(config, fabric)
+    pairs = [batch for batches in (train, test) for batch in batches]
+    colours = {int(n): image for n, image in zip(pairs[0].labels, pairs[0].images, strict=True)}
+    for label, image in zip(pairs[1].labels, pairs[1].images, strict=True):
+        assert torch.equal(image, colours[int(label)])
+    check = replace(check, test=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match=r"1 class .* lacks: pink; .* --check\.every 0"):
+        pretrain.check_batches(replace(config, check=check), fabric)
 
 
 def test_a_file_that_is_no_tokenizer_is_refused(tmp_path, finished, pretrain_config):

@@ -202,7 +202,7 @@ def test_other_classes_in_the_test_set_are_refused(
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "pets" / name / "0.png")
-    with pytest.raises(ValueError, match="the classes of train and test differ"):
+    with pytest.raises(ValueError, match=r"test .*pets and train .* have no class in common"):
         probe.run(config(model=weights, train=SHAPES["train"], test=str(tmp_path / "pets")))
 
 

@@ -320,12 +320,23 @@ class Labelled:
         (None, [0, 1, 2, None]),
         ([*CLASSES], [0, 1, 2, None]),
         (["dog", "ant", "cat"], [3, 0, 2, None]),  # by name
-        (["n01", "n02", "n03", "n04"], [0, 1, 2, None]),  # other names for as many classes
-        (["dog", "ant", "wolf"], [None] * 4),
+        (["n01", "n02", "n03", "n04"], [None] * 4),  # other names, though as many
+        (["dog", "ant", "wolf"], [3, 0, None, None]),
+        (["dog"], [3, None, None, None]),  # labels without a name
     ],
 )
 def test_true_classes_have_the_numbers_of_the_model(
-    class_names: list[str] | None, expected: list[int | None]
+    class_names: list[str] | None, expected: list[int | None], vit: Callable[..., ViTConfig]
 ) -> None:
-    assert true_classes(Labelled(class_names), CLASSES, 9) == expected
-    assert true_classes(Labelled(class_names), CLASSES, 2) == expected[:2]
+    classes = ImageClassifierConfig(vit(), 4, class_names=CLASSES)
+    assert true_classes(Labelled(class_names), classes, 9) == expected
+    assert true_classes(Labelled(class_names), classes, 2) == expected[:2]
+
+
+def test_true_classes_of_a_model_without_names(
+    vit: Callable[..., ViTConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    classes = ImageClassifierConfig(vit(), 4)
+    assert true_classes(Labelled(["3", "0", "1"]), classes, 9) == [3, 0, 1, None]
+    assert true_classes(Labelled(["a", "b", "c"]), classes, 9) == [None] * 4
+    assert "no image is marked as right or wrong: the model has no class names" in caplog.text

@@ -29,9 +29,25 @@ def test_the_head_of_the_same_classes_is_copied():
     message, rows = carried(classifier("a", "b", "c"), classifier("a", "b", "c"))
     assert (message, rows) == ("its head for 3 classes was copied", [0, 1, 2])
     message, rows = carried(classifier("a", "b", "c"), classifier(count=3))
-    assert (message, rows) == ("its head for 3 classes was copied, class names unknown", [0, 1, 2])
+    said = "the data has no class names: numbers are taken as those of here"
+    assert message.startswith(f"its head for 3 classes was copied, {said} (0 is a, 1 is b, ")
+    assert rows == [0, 1, 2]
     message, rows = carried(classifier(count=3), classifier("a", "b", "c"))
     assert rows == [0, 1, 2]  # as published: whatever has as many
+    message, rows = carried(classifier(count=3), classifier(count=3))
+    assert (message, rows) == ("its head for 3 classes was copied, class names unknown", [0, 1, 2])
+
+
+def test_a_head_of_the_same_classes_is_copied_by_name():
+    message, rows = carried(classifier("a", "e\u0301", "c"), classifier("c", "a", "\xe9"))
+    assert (message, rows) == ("its head for 3 classes was copied", [2, 0, 1])
+    folders = sorted(map(str, range(11)))  # 0, 1, 10, 2, ...
+    message, rows = carried(classifier(*folders), classifier(count=11))
+    assert [folders[row] for row in rows] == [*map(str, range(11))]
+    assert "here names its classes by the numbers of the data" in message
+    message, rows = carried(classifier("1", "2", "none"), classifier(count=3))
+    assert rows == [None] * 3
+    assert "here has the class 1 as its number 0" in message
 
 
 def test_other_heads_are_left_out_unless_rows_are_copied_by_name():

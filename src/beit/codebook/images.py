@@ -21,7 +21,7 @@ class CodebookSource:
 
     def __init__(self, source: Source, patch_size: int) -> None:
         self._source, self._patch_size = source, patch_size
-        self.labels, self.class_names = source.labels, source.class_names
+        self.labels, self.class_names = _known_labels(source)
         self.why_unlabelled = source.why_unlabelled
 
     def __len__(self) -> int:
@@ -39,12 +39,17 @@ class CodebookSource:
         return printable(self._source.name(index))
 
 
-def label_names(source: Source) -> list[str]:
-    """Return the names of the labels, numbers for those without one; empty without labels."""
-    if source.labels is None or not bool((source.labels >= 0).any()):
-        return []
+def _known_labels(source: Source) -> tuple[Tensor | None, list[str] | None]:
+    """Return the labels and their names; of labels without a name, only those that occur."""
+    labels = source.labels
+    if labels is None or not bool((labels >= 0).any()):
+        return None, None
     names = [printable(name) for name in source.class_names or []]
-    return names + [f"label {number}" for number in range(len(names), int(source.labels.max()) + 1)]
+    nameless = labels >= len(names)
+    values, places = labels[nameless].unique(return_inverse=True)
+    labels = labels.clone()
+    labels[nameless] = len(names) + places
+    return labels, names + [f"label {value}" for value in values.tolist()]
 
 
 def read_again(

@@ -27,7 +27,6 @@ from beit.codebook.crops import CropFile
 from beit.codebook.explorer import ExplorerPage, crop_side, write_explorer
 from beit.codebook.images import (
     CodebookSource,
-    label_names,
     read_again,
     read_crops,
     read_whole_images,
@@ -136,7 +135,7 @@ def run(config: Config) -> Result:
         raise ValueError(f"codes names {invalid[0]}; {config.model} has the codes 0 to {K - 1}")
     patch_size = tokenizer.image_size[0] // tokenizer.grid[0]
     source = CodebookSource(open_source(config.data, limit=config.limit), patch_size)
-    names = label_names(source)
+    names = source.class_names or []
     if config.rank_by in ("purity", "label_entropy") and not names:
         raise ValueError(
             f"rank_by is {config.rank_by}, which needs labels, and {config.data} has none; rank by "

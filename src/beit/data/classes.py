@@ -1,20 +1,25 @@
 """Class names of labelled sets: read from a list, matched by name and checked."""
 
 import logging
-import re
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from beit.data.class_names import check_names, match_classes, nearest, plural, some, spelled
+from beit.data.folders import class_folders
 from beit.data.source import Source
+from beit.data.spec import split_part, split_query
 from beit.files import user_path
 
 logger = logging.getLogger(__name__)
 
 TIMM = "timm:"
-_NAMED = 5  # classes listed in an error message
+# More classes than the largest labelled sets have are numbered by mistake if few have an image.
+_MANY, _SHARE = 100_000, 0.01
 
 
 class Classes(NamedTuple):
@@ -33,15 +38,24 @@ class Labelled(NamedTuple):
 
     @property
     def where(self) -> str:
-        """The set in error messages."""
+        """The set in messages."""
         return f"{self.option} {self.spec}"
 
 
-class RenumberedSource:
-    """A source with the class numbers and names of a list."""
+class Aligned(NamedTuple):
+    """The labels of a set in the numbers of a reference."""
 
-    def __init__(self, source: Source, labels: Tensor | None, names: tuple[str, ...]) -> None:
-        self._source, self.labels, self.class_names = source, labels, list(names)
+    labels: Tensor  # (n,) int64, -1 without a label
+    names: list[str]  # of the reference's classes: its own, else the set's, else numbers
+    notes: list[str]  # how classes were matched, for the log
+
+
+class RenumberedSource:
+    """A source with the class numbers and names of another set or of a list."""
+
+    def __init__(self, source: Source, labels: Tensor, names: Sequence[str] | None) -> None:
+        self._source, self.labels = source, labels
+        self.class_names = None if names is None else list(names)
         self.why_unlabelled = source.why_unlabelled
 
     def __len__(self) -> int:
@@ -81,90 +95,149 @@ def read_classes(spec: str) -> tuple[str, ...]:
     names = [line.strip() for line in lines if line.strip()]
     if not names:
         raise ValueError(f"{spec}: the list is empty; {expected}")
-    for name, count in Counter(names).items():
+    for name, count in Counter(map(spelled, names)).items():
         if count > 1:
             raise ValueError(f"{spec} lists the class {name} twice; each class needs one number")
     return tuple(names)
 
 
-def renumbered(part: Labelled, names: tuple[str, ...]) -> Labelled:
-    """Number the classes of a set as in a list; labels without class names are such numbers.
+def align(part: Labelled, names: Sequence[str] | None, count: int, where: str) -> Aligned:
+    """Number the labels of a set like a reference: another set, a list or a model.
 
-    Raises ValueError if the set has images of classes that are not in the list.
+    The reference is `where` in messages, and has `count` classes and maybe their names. They are
+    matched as in `match_classes`. The set may lack classes.
+
+    Raises ValueError if the set has images of classes that the reference lacks or a class twice,
+    or if the classes cannot be matched.
     """
-    source, labels = part.source, part.source.labels
-    if labels is not None and source.class_names is not None:
-        numbers = {name: number for number, name in enumerate(names)}
-        present = [source.class_names[label] for label in labels.unique().tolist() if label >= 0]
-        unknown = [name for name in present if name not in numbers]
-        if unknown:
-            raise ValueError(
-                f"{part.where} has {len(unknown)} {_plural('class', unknown)} that the list of "
-                f"{len(names)} lacks: {_some(unknown)}; add them to the list, or remove the images"
-            )
-        table = torch.tensor([numbers.get(name, -1) for name in source.class_names])
-        labels = torch.where(labels < 0, -1, table[labels])  # -1: no label
-    return part._replace(source=RenumberedSource(source, labels, names))
+    labels, own = part.source.labels, part.source.class_names
+    assert labels is not None, "the caller checks that there are labels"
+    if own is not None:
+        check_range(part, labels, len(own))
+        if names is None or list(names) != own:
+            check_names(own, part.where)
+    elif names is None:
+        check_range(part, labels, count)
+    present, places = labels.unique(return_inverse=True)
+    seen = [label for label in present.tolist() if label >= 0]
+    own_names = {label: str(label) for label in seen} if own is None else dict(enumerate(own))
+    match = match_classes(own_names, own, names, count, part.where, where)
+    known = list(map(str, range(count))) if names is None else list(names)
+    if unknown := [own_names[label] for label in seen if label not in match.numbers]:
+        raise ValueError(_unknown(part.where, unknown, len(seen), known, where, match.note))
+    notes = [match.note] if match.note else []
+    if absent := [name for label, name in own_names.items() if label not in match.numbers]:
+        notes.append(
+            f"{part.where} names {len(absent)} {plural('class', absent)} without an image that "
+            f"{where} lacks: {some(absent)}"
+        )
+    if names is None and own is not None:
+        for label, number in match.numbers.items():
+            known[number] = own[label]
+    numbers = torch.tensor([match.numbers.get(label, -1) for label in present.tolist()])
+    return Aligned(numbers[places], known, notes)
 
 
-def checked_classes(
-    train: Labelled, validation: Labelled | None = None, count: int | None = None
-) -> Classes:
+def _unknown(
+    here: str, lacking: list[str], present: int, known: list[str], there: str, note: str
+) -> str:
+    """Say which classes with images the reference lacks, and what it has."""
+    name, twice = lacking[0], list(map(spelled, known)).count(spelled(lacking[0])) > 1
+    hint = f"; {there} has two classes named {name}" if twice else nearest(name, known)
+    what = f"has {len(lacking)} {plural('class', lacking)} that {there} lacks"
+    if len(lacking) == present:
+        what = f"and {there} have no class in common"
+    return (
+        f"{here} {what}: {some(lacking)}{hint}; the {len(known)} classes of {there} are "
+        f"{some(known)}{f'; {note}' if note else ''}; make the names agree, or remove the images"
+    )
+
+
+def renumbered(part: Labelled, classes: Classes, where: str) -> Labelled:
+    """Return a labelled set with the class numbers of a reference, and log how they were matched.
+
+    Raises ValueError like `known_labels` and `align`.
+    """
+    known_labels(part)
+    labels, names, notes = align(part, classes.names, classes.number, where)
+    for note in notes:
+        logger.info("%s", note)
+    if note := without_images(part, labels, names):
+        logger.warning("%s", note)
+    return part._replace(source=RenumberedSource(part.source, labels, classes.names))
+
+
+def checked_classes(train: Labelled, count: int | None = None) -> Classes:
     """Return the number and names of the classes of a training set.
 
-    Raises ValueError if an image has no label or one out of range, a class folder has no image
-    (unless a list gives the classes), there are fewer than two classes or not the expected `count`,
-    or the classes of the validation set differ.
+    Raises ValueError like `known_classes`, and if there are fewer than two classes or a class
+    folder has no image (unless a list gives the classes).
     """
-    labels, names = known_labels(train), train.source.class_names
-    _check_folders(train)
-    if names is not None and count not in (None, len(names)):
-        raise ValueError(f"num_classes is {count}, but {train.where} names {len(names)} classes")
-    total = count or (int(labels.max()) + 1 if names is None else len(names))
-    check_range(train, labels, total)
-    if total < 2:
+    classes = known_classes(train, count)
+    if classes.number < 2:
         raise ValueError(f"{train.where} has one class; a classifier needs at least two")
-    if validation is not None:
-        _check_folders(validation)
-        others = validation.source.class_names
-        if names is not None and others is not None and names != others:
-            raise ValueError(_difference(train, names, validation, others))
-        check_range(validation, known_labels(validation), total)
-    numbers = (torch.bincount(labels, minlength=total) == 0).nonzero().flatten().tolist()
-    if numbers:
-        empty = _some([str(number) if names is None else names[number] for number in numbers])
-        text = "%s: %d of %d classes have no image: %s"
-        logger.warning(text, train.where, len(numbers), total, empty)
-    return Classes(total, None if names is None else tuple(names))
-
-
-def _check_folders(part: Labelled) -> None:
-    """Raise ValueError if the set is a folder of class folders and one of them has no image."""
-    names = part.source.class_names
-    if names is None or isinstance(part.source, RenumberedSource):
-        return
-    folder = user_path(re.sub(r"\[\d*%?:\d*%?\]$", "", part.spec))
-    if not folder.is_dir() or any(folder.glob("*.parquet")):
-        return
-    folders = sorted(entry.name for entry in folder.glob("[!.]*") if entry.is_dir())
-    empty = [name for name in folders if name not in names]
-    if empty:
+    if isinstance(train.source, RenumberedSource):
+        return classes
+    if empty := _empty_folders(train):
         raise ValueError(
-            f"{part.where}: no image in the class {_plural('folder', empty)} {_some(empty)}; "
+            f"{train.where}: no image in the class {plural('folder', empty)} {some(empty)}; "
             "add images, or remove folders that are not classes (beit finetune also takes a list "
             "of the classes: --classes FILE)"
         )
+    return classes
+
+
+def known_classes(part: Labelled, count: int | None = None) -> Classes:
+    """Return the number and names of the classes of a set, and log those without an image.
+
+    Raises ValueError if an image has no label or one out of range, a class occurs twice or has an
+    unusable name, there are not `count` classes, or almost all of very many numbers have no image.
+    """
+    labels, names = known_labels(part), part.source.class_names
+    if names is not None:
+        check_names(names, part.where)
+        if count not in (None, len(names)):
+            raise ValueError(f"num_classes is {count}, but {part.where} names {len(names)} classes")
+    total = count or (int(labels.max()) + 1 if names is None else len(names))
+    check_range(part, labels, total)
+    present = len(labels.unique())
+    if names is None and count is None and total > _MANY and present < _SHARE * total:
+        raise ValueError(
+            f"{part.where}: the largest label is {total - 1}, but only {present} of the {total} "
+            "classes from 0 have an image; number the classes without gaps, or give their names "
+            "as labels"
+        )
+    note = without_images(part, labels, names or list(map(str, range(total))))
+    if note and not isinstance(part.source, RenumberedSource):
+        logger.warning("%s", note)
+    return Classes(total, None if names is None else tuple(names))
+
+
+def without_images(part: Labelled, labels: Tensor, names: Sequence[str]) -> str:
+    """Say which classes have no image among labels (n,) int64; nothing if all have one."""
+    counts = torch.bincount(labels[labels >= 0], minlength=len(names))
+    empty = [names[number] for number in (counts == 0).nonzero().flatten().tolist()]
+    text = f"{part.where}: {len(empty)} of {len(names)} classes have no image: {some(empty)}"
+    return text if empty else ""
+
+
+def _empty_folders(part: Labelled) -> list[str]:
+    """List the class folders without an image; none if the classes are not the set's folders."""
+    names, whole = set(part.source.class_names or []), split_part(part.spec)[0]
+    root = Path() if "://" in whole else user_path(split_query(whole)[0])
+    folders = class_folders(root, "train") if names and root.is_dir() else []
+    return [name for name in folders if name not in names] if names <= set(folders) else []
 
 
 def known_labels(part: Labelled) -> Tensor:
     """Return the labels of a set (n,) int64; ValueError if an image has none."""
-    labels = part.source.labels
-    unknown = None if labels is None else (labels < 0).nonzero().flatten()
-    if labels is None or unknown is None or len(unknown):
-        first = "" if unknown is None else f", the first is {part.source.name(int(unknown[0]))}"
+    labels, why = part.source.labels, part.source.why_unlabelled
+    unknown = [] if labels is None else (labels < 0).nonzero().flatten().tolist()
+    if labels is None or unknown:
+        first = f" ({len(unknown)}, the first is {part.source.name(unknown[0])})" if unknown else ""
+        advice = why or "use class folders, or a column of labels in a table"
         raise ValueError(
-            f"{part.where}: images without a label{first}; the class of every image is needed: "
-            "use class folders, or a label column in Parquet files"
+            f"{part.where}: images without a label{first}: {advice}; every image needs its class"
         )
     return labels
 
@@ -177,23 +250,3 @@ def check_range(part: Labelled, labels: Tensor, count: int) -> None:
             f"{part.where}: {part.source.name(place)} has the label {int(labels[place])}, but "
             f"there are {count} classes; expected 0 to {count - 1}"
         )
-
-
-def _difference(train: Labelled, names: list[str], validation: Labelled, others: list[str]) -> str:
-    sets = ((train, names, others), (validation, others, names))
-    only = [(part, [name for name in own if name not in other]) for part, own, other in sets]
-    parts = [f"only in {part.where}: {_some(extra)}" for part, extra in only if extra]
-    differences = "; ".join(parts) or f"in their order: {_some(names)} and {_some(others)}"
-    return (
-        f"the classes of {train.option} and {validation.option} differ, {differences}; give both "
-        "the same class folders (beit finetune also takes one list for both: --classes FILE)"
-    )
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more
-
-
-def _plural(word: str, items: list[str]) -> str:
-    return word if len(items) == 1 else f"{word}{'es' if word.endswith('s') else 's'}"

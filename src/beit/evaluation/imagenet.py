@@ -12,9 +12,11 @@ from typing import Any, Literal
 
 import torch
 
+from beit.data.class_names import nearest
 from beit.data.classes import Labelled, check_range, known_labels
 from beit.data.source import PartSource
 from beit.data.sources import open_source
+from beit.data.spec import split_part
 from beit.evaluation.imagenet_classes import (
     WORDNET_ID,
     are_imagenet_words,
@@ -25,7 +27,7 @@ from beit.evaluation.imagenet_classes import (
     timm_file,
     wordnet_ids,
 )
-from beit.evaluation.target_columns import Task, nearest, padded, plain_task
+from beit.evaluation.target_columns import Task, padded, plain_task
 from beit.files import user_path
 
 Dataset = Literal[
@@ -93,7 +95,8 @@ def open_task(
     ids = _class_ids(data, dataset, compared)
     places = {wordnet_id: place for place, wordnet_id in enumerate(compared)}
     labels = torch.tensor([places[wordnet_id] for wordnet_id in ids])[known_labels(data)]
-    notes = []
+    numbers = f"{data.where} has no class names: its labels are numbers of the sorted WordNet ids"
+    notes = [numbers] if data.source.class_names is None else []
     if missing := sorted(set(compared) - set(ids)):
         some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         notes.append(
@@ -197,7 +200,7 @@ def _objectnet_task(spec: str, columns: dict[str, int], limit: int | None) -> Ta
     if (root / "images").is_dir():
         spec = str(root / "images")
     else:
-        root = user_path(re.sub(r"\[\d*%?:\d*%?\]$", "", spec)).parent
+        root = user_path(split_part(spec)[0]).parent
     label_of, targets_of = _read_objectnet_mappings(root / "mappings")
     data = Labelled("data", spec, open_source(spec, split="test", limit=limit))
     labels, folders = known_labels(data), data.source.class_names or []

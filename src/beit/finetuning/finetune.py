@@ -113,19 +113,23 @@ def open_data(config: Config) -> tuple[Source, Source | None, Classes]:
     data = config.data
     if not data.train:
         raise ValueError("no training images given; give them, as in --data.train FOLDER")
-    names = None if config.classes is None else read_classes(config.classes)
 
     def labelled(option: str, spec: str, split: Split, limit: int | None = None) -> Labelled:
         cache = data.cache_gigabytes
         source = open_source(spec, split=split, cache_gigabytes=cache, limit=limit)
-        part = Labelled(option, spec, source)
-        return part if names is None else renumbered(part, names)
+        return Labelled(option, spec, source)
 
-    train, validation = labelled("data.train", data.train, "train", data.limit), None
-    if data.validation:
-        validation = labelled("data.validation", data.validation, "test")
-    classes = checked_classes(train, validation, config.num_classes)
-    return train.source, None if validation is None else validation.source, classes
+    train = labelled("data.train", data.train, "train", data.limit)
+    where = train.where
+    if config.classes is not None:
+        names = read_classes(config.classes)
+        where = f"the list of {len(names)}"
+        train = renumbered(train, Classes(len(names), names), where)
+    classes = checked_classes(train, config.num_classes)
+    if not data.validation:
+        return train.source, None, classes
+    validation = labelled("data.validation", data.validation, "test")
+    return train.source, renumbered(validation, classes, where).source, classes
 
 
 def training_batches(

@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 
 from beit.data.batches import EvalBatches
+from beit.data.classes import Labelled, known_classes, renumbered
 from beit.data.sources import open_source
 from beit.data.splits import Split
 from beit.data.views import EvalView, TrainViews
@@ -92,13 +93,13 @@ def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatc
     """Open the labelled images of the k-NN check, all of them in each process; None without one.
 
     Raises:
-        ValueError: a set is not given or has no labels.
+        ValueError: a set is not given or has no labels, or their classes cannot be matched.
     """
     if config.check.every == 0:
         return None
     size = config.optim.micro_batch_size(fabric.world_size)
     view = EvalView(config.model.backbone.image_size, config.crop_ratio)
-    sets = []
+    sets = list[Labelled]()
     splits: tuple[tuple[str, str, Split], ...] = (
         ("check.train", config.check.train or config.data.train, "train"),
         ("check.test", config.check.test or config.data.validation, "test"),
@@ -111,10 +112,11 @@ def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatc
             )
         cache = config.data.cache_gigabytes
         source = open_source(spec, split=split, cache_gigabytes=cache, limit=config.check.limit)
-        if source.labels is None:
-            raise ValueError(
-                f"{option}: {spec} has no labels, which the k-NN check needs; "
-                "give a labelled set, or turn it off with --check.every 0"
-            )
-        sets.append(EvalBatches(source, view, size, num_workers=config.data.num_workers))
-    return sets[0], sets[1]
+        sets.append(Labelled(option, spec, source))
+    train, test = sets
+    try:
+        test = renumbered(test, known_classes(train), train.where)
+    except ValueError as error:
+        raise ValueError(f"{error}; or turn the k-NN check off with --check.every 0") from error
+    batches = partial(EvalBatches, num_workers=config.data.num_workers)
+    return batches(train.source, view, size), batches(test.source, view, size)

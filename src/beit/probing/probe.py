@@ -32,7 +32,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from beit.data.classes import Labelled, checked_classes
+from beit.data.classes import Labelled, checked_classes, renumbered
 from beit.data.source import PartSource
 from beit.data.sources import open_source
 from beit.data.views import ViewConfig
@@ -168,8 +168,9 @@ def run(config: Config) -> Result:
     cache = config.cache_gigabytes
     train = open_source(config.train, split="train", cache_gigabytes=cache, limit=config.limit)
     test = open_source(config.test, split="test", cache_gigabytes=cache, limit=config.test_limit)
-    labelled = Labelled("train", config.train, train), Labelled("test", config.test, test)
-    num_classes = checked_classes(*labelled).number
+    labelled = Labelled("train", config.train, train)
+    num_classes, _ = classes = checked_classes(labelled)
+    test = renumbered(Labelled("test", config.test, test), classes, labelled.where).source
     split(len(train), config.held_out, config.seed)  # raises before the features are computed
     fabric = launch(device)
     seed, size = config.seed if config.untrained else None, config.image_size

@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from beit.data.class_names import match_names
 from beit.data.classes import read_classes
 from beit.files import user_path
 from beit.nn.segmenter import IGNORED
@@ -50,19 +51,17 @@ class LabelClasses:
     def renumbered(self, names: Sequence[str], where: str = "classes") -> LabelClasses:
         """Return the classes numbered as in a list, for example that of a model.
 
-        Blanks around names are ignored. Raises ValueError, with a message that begins with `where`,
-        if the list lacks one of the classes.
+        Names are compared as in `match_names`. Raises ValueError, with a message that begins with
+        `where`, if the list lacks one of the classes.
         """
-        numbers = {name.strip(): number for number, name in enumerate(names)}
-        unknown = [name for name in self.names if name.strip() not in numbers]
-        if unknown:
+        moved = match_names(self.names, names)
+        if unknown := [name for name, place in zip(self.names, moved, strict=True) if place < 0]:
             some = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
             raise ValueError(
                 f"{where}: {len(unknown)} of the {len(self.names)} classes of the label maps are "
                 f"unknown to the {len(names)} expected ({', '.join(list(names)[:3])} ...): {some}; "
                 "give a class list whose names are among them"
             )
-        moved = [numbers[name.strip()] for name in self.names]
         palette = dict(enumerate(default_palette(len(names))))
         palette |= zip(moved, self.palette, strict=True)
         new_number = {IGNORED: IGNORED, _NO_CLASS: _NO_CLASS, **dict(enumerate(moved))}

@@ -14,13 +14,13 @@ standard output appear as they are computed.
 
 import logging
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from beit.data.class_names import match_classes
 from beit.data.decoding import extensions
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import STANDARD_INPUT, open_images
@@ -123,9 +123,8 @@ def run(config: Config) -> TableResult:
     result = compute_table(fabric, table, view, compute, *limits, show_progress)
     if config.picture is not None and fabric.is_global_zero:
         _log.info("drawing %s", config.picture)
-        names = classes.class_names or [f"class {number}" for number in range(classes.num_classes)]
         with fabric.autocast():
-            predictions = _predictions(model, source, view, names, config.picture_images)
+            predictions = _predictions(model, source, view, classes, config.picture_images)
         write_bytes(Path(config.picture), prediction_grid(predictions))
     return result
 
@@ -176,12 +175,13 @@ def _check_picture(path: Path) -> None:
 
 @torch.no_grad()
 def _predictions(
-    model: nn.Module, source: Source, view: EvalView, names: Sequence[str], count: int
+    model: nn.Module, source: Source, view: EvalView, classes: ImageClassifierConfig, count: int
 ) -> list[Prediction]:
     """Classify the first images again for the picture, as the model sees them."""
+    names = classes.class_names or [f"class {number}" for number in range(classes.num_classes)]
     device = next(model.parameters()).device
     predictions = []
-    for index, truth in enumerate(true_classes(source, names, count)):
+    for index, truth in enumerate(true_classes(source, classes, count)):
         try:
             image = view(source.image(index))
         except UnreadableImage:
@@ -194,19 +194,21 @@ def _predictions(
     return predictions
 
 
-def true_classes(source: Source, names: Sequence[str], count: int) -> list[int | None]:
+def true_classes(source: Source, classes: ImageClassifierConfig, count: int) -> list[int | None]:
     """Return the true classes of the first `count` images, in the model's numbers; None if unknown.
 
-    Labels are matched by class name if the model's `names` have all names of the source. Otherwise
-    their numbers are used, unless source and model have different numbers of classes.
+    They are matched as in `match_classes`. Classes that the model lacks are unknown.
     """
-    labels, source_names = source.labels, source.class_names
-    if labels is None:
+    if source.labels is None:
         return [None] * min(count, len(source))
-    number_of = dict(enumerate(range(len(names))))
-    if source_names is not None and source_names != list(names):
-        if set(source_names) <= set(names):
-            number_of = {number: names.index(name) for number, name in enumerate(source_names)}
-        elif len(source_names) != len(names):
-            number_of = {}
-    return [number_of.get(label) for label in labels[:count].tolist()]
+    labels, names = source.labels[:count].tolist(), source.class_names
+    present = [label for label in labels if label >= 0 and (names is None or label < len(names))]
+    known = (classes.class_names, classes.num_classes)
+    try:
+        match = match_classes(present, names, *known, "the data", "the model")
+    except ValueError as error:
+        _log.warning("no image is marked as right or wrong: %s", error)
+        return [None] * len(labels)
+    if match.note:
+        _log.info("%s", match.note)
+    return [match.numbers.get(label) for label in labels]

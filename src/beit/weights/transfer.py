@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from beit.data.class_names import Match, match_classes, spelled
 from beit.nn.heads import ImageClassifier
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
@@ -60,9 +61,9 @@ def carry_head(
 ) -> str:
     """Copy the head of a classifier with the same classes, or its rows of shared classes.
 
-    The whole head is copied if the class names are the same, or if the names of one side are
-    unknown and the number of classes is the same. A head of another shape is left out
-    (docs/reference/finetuning.md, "Checkpoint keys").
+    The whole head is copied if the classes are the same: by name, in any order, or by number if
+    the names of one side are unknown. Another head is left out (docs/reference/finetuning.md,
+    "Checkpoint keys"). Names are compared as in `match_classes`.
 
     Args:
         names: class names of the source, if its file does not have them
@@ -82,30 +83,31 @@ def carry_head(
         if len(names) != count:
             head = f"the head of {origin} has {count}"
             raise ValueError(f"init_classes names {len(names)} classes, but {head}")
-        if source_names not in (None, tuple(names)):
+        if source_names is not None and [*map(spelled, source_names)] != [*map(spelled, names)]:
             raise ValueError(f"init_classes contradicts the class names in {origin}")
         source_names = tuple(names)
-    target_names = target.config.class_names
-    if source_names is None or target_names is None:
-        same, note = count == target.config.num_classes, ", class names unknown"
-    else:
-        same, note = source_names == target_names, ""
-    if same:
-        target.head.load_state_dict(source.head.state_dict())
+    target_names, new = target.config.class_names, target.config.num_classes
+    try:
+        match = match_classes(range(new), target_names, source_names, count, "the data", origin)
+    except ValueError as error:  # without names the numbers are not the same classes
+        match = Match({}, str(error))
+    shared, rows = list(match.numbers), list(match.numbers.values())
+    nameless = source_names is None or target_names is None
+    if len(shared) == new == count:
+        note = f", {match.note or 'class names unknown'}" if nameless else ""
+        target.head.weight[shared] = source.head.weight[rows]
+        target.head.bias[shared] = source.head.bias[rows]
         return f"its head for {count} classes was copied{note}"
     if not by_name:
-        new = target.config.num_classes
-        return f"its head for {count} classes was left out; that for {new} is new"
+        why = f" ({match.note})" if match.note else ""
+        return f"its head for {count} classes was left out; that for {new} is new{why}"
     if source_names is None or target_names is None:
         missing = f"{origin} (--init_classes FILE)" if source_names is None else "the data"
         lists = "needs both lists of class names"
         raise ValueError(f"carry_classes {lists}; that of {missing} is unknown")
-    row_of = {name: row for row, name in enumerate(source_names)}
-    shared = [row for row, name in enumerate(target_names) if name in row_of]
     if not shared:
         classes = f"those of {origin}, such as {source_names[0]}"
         raise ValueError(f"carry_classes: no class of the data is one of {classes}")
-    rows = [row_of[target_names[row]] for row in shared]
     target.head.weight[shared] = source.head.weight[rows]
     target.head.bias[shared] = source.head.bias[rows]
     copied = f"{len(shared)} of {len(target_names)} rows were copied"
@@ -128,7 +130,7 @@ def carry_decoder(source: nn.Module, target: SemanticSegmenter) -> str:
         return "its decoder is of another kind or size and was left out"
     # Published class names have blanks around them.
     source_names, target_names = (
-        [name.strip() for name in model.config.class_names or ()] for model in (source, target)
+        [spelled(name) for name in model.config.class_names or ()] for model in (source, target)
     )
     old, new = source.config.num_classes, target.config.num_classes
     same = source_names == target_names and old == new
