@@ -1,4 +1,10 @@
-"""Images, patches and the grid between them (BEiT v2, section 2.1)."""
+"""Images, patches, codes and the grid between them (BEiT v2, section 2.1)."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -7,6 +13,11 @@ Size = tuple[int, int]  # (height, width), of images in pixels or of grids in pa
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601, Pillow's mode L)
+OVERSHOOT = 0.5  # of values outside [0, 1]: a bicubic filter gives -0.45 to 1.45 at sharp edges
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_values_unchecked: ContextVar[bool] = ContextVar("_values_unchecked", default=False)
 
 
 def grid_of(image_size: Size, patch_size: int) -> Size:
@@ -24,6 +35,116 @@ def grid_of(image_size: Size, patch_size: int) -> Size:
 def as_float(images: Tensor) -> Tensor:
     """Convert uint8 images in 0..255 to float in [0, 1]; float images are returned as they are."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def pixels_of(images: Tensor, normalised: bool = False) -> Tensor:
+    """Check what a caller gives as images, and convert it to float in [0, 1].
+
+    Every model calls this first. Values of floats may be outside by up to `OVERSHOOT`. Reading
+    them waits for a GPU; bytes need no reading. float64 becomes float32.
+
+    Args:
+        images: (B, 3, H, W), uint8 in 0..255 or float in [0, 1]
+        normalised: the caller normalises floats, to any finite values
+
+    Raises:
+        TypeError: not a tensor
+        ValueError: another shape, dtype or range of values
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"images are of type {type(images).__name__}, expected a tensor (B, 3, H, W), uint8 or "
+            "float in [0, 1]; for a NumPy array (B, H, W, 3) of bytes give "
+            "torch.from_numpy(images).permute(0, 3, 1, 2)"
+        )
+    if images.ndim != 4 or images.shape[1] != 3:
+        advice = _advice(images.shape)
+        raise ValueError(f"images are {tuple(images.shape)}, expected (B, 3, H, W){advice}")
+    if images.dtype not in (torch.uint8, *FLOATS):
+        raise ValueError(
+            f"images are {images.dtype}, expected uint8 or float in [0, 1]; if they hold 0 to 255, "
+            "give images.to(torch.uint8)"
+        )
+    if images.is_floating_point() and _readable(images):
+        low, high = _range(images)
+        if not math.isfinite(high - low):
+            raise ValueError("images hold values that are NaN or infinite")
+        if not normalised and (low < -OVERSHOOT or high > 1 + OVERSHOOT):
+            raise ValueError(
+                f"images are float with values from {low:.4g} to {high:.4g}; models normalise "
+                "themselves: pass values in [0, 1], or 0 to 255 as uint8"
+            )
+    return images.float() if images.dtype == torch.float64 else as_float(images)
+
+
+def _advice(shape: torch.Size) -> str:
+    """Say how tensors that are often taken for images become (B, 3, H, W)."""
+    match tuple(shape):
+        case (3, _, _):
+            return "; for one image give images[None]"
+        case (_, _, 3):
+            return "; for one image with its channels last give images.permute(2, 0, 1)[None]"
+        case (_, _, _, 3):
+            return "; the channels are last: give images.permute(0, 3, 1, 2)"
+        case (_, 1, _, _):
+            return "; for grey images give images.expand(-1, 3, -1, -1)"
+        case (_, 4, _, _):
+            return "; images[:, :3] leaves out a fourth channel"
+        case (_, _, 3, _, _):
+            return "; give images.flatten(0, 1)"
+    return ""
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Leave out the check of values, for loops whose images are our own: it waits for a GPU."""
+    token = _values_unchecked.set(True)
+    try:
+        yield
+    finally:
+        _values_unchecked.reset(token)
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether there are values to check: not while a graph is traced, nor inside torch.func.vmap."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return False
+    transformed = torch._C._functorch.maybe_current_level() is not None
+    unread = transformed or tensor.is_meta or _values_unchecked.get()
+    return not unread and tensor.numel() > 0
+
+
+def _range(tensor: Tensor) -> tuple[Any, Any]:
+    low, high = torch.stack(tensor.detach().aminmax()).tolist()  # one transfer from a GPU
+    return low, high
+
+
+def grey(images: Tensor) -> Tensor:
+    """Return the luma (B, 1, H, W) of float images (B, 3, H, W)."""
+    red, green, blue = images.split(1, dim=1)
+    luma: Tensor = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+    return luma
+
+
+def checked_codes(codes: Tensor, num_codes: int) -> Tensor:
+    """Check codes (B, N) of any integer type in [0, num_codes), and return them as int64.
+
+    Raises:
+        TypeError: not a tensor
+        ValueError: another shape or dtype, or a code outside the range
+    """
+    if not isinstance(codes, Tensor):
+        raise TypeError(f"codes are of type {type(codes).__name__}, expected a tensor (B, N)")
+    if codes.ndim != 2:
+        raise ValueError(f"codes are {tuple(codes.shape)}, expected (B, N)")
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise ValueError(f"codes are {codes.dtype}, expected integers in [0, {num_codes})")
+    codes = codes.long()
+    if _readable(codes):
+        low, high = _range(codes)
+        if low < 0 or high >= num_codes:
+            raise ValueError(f"codes are {low} to {high}, expected integers in [0, {num_codes})")
+    return codes
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
