@@ -80,7 +80,7 @@ def test_codes_and_features_of_the_three_ways_agree(shaken: Shaken) -> None:
 @torch.no_grad()
 def test_the_decoder_sees_codes_where_their_patches_were() -> None:
     vqkd, inputs = VQKD(CONFIG), []
-    vqkd.decoder.patch_embed.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    vqkd.decoder.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
     codes = torch.randint(11, (2, 15), generator=seeded())
     vqkd.decode(codes)
     assert inputs[0].shape == (2, 4, 3, 5)

@@ -106,7 +106,9 @@ def transformers_folder(model: nn.Module, path: Path, output: str) -> Reopened:
 
     def run(images: Tensor, masked: Tensor) -> Mapping[str, Tensor]:
         levels = _channels(model, images) * 255
-        pixels = processor(images=list(levels), return_tensors="pt", input_data_format="channels_first")
+        pixels = processor(
+            images=list(levels), return_tensors="pt", input_data_format="channels_first"
+        )
         if isinstance(model, VisionTransformer):
             return _features(network(**pixels).last_hidden_state)
         if isinstance(model, MaskedImageModel):

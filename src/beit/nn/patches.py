@@ -17,7 +17,13 @@ LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601, Pi
 OVERSHOOT = 0.5  # of values outside [0, 1]: a bicubic filter gives -0.45 to 1.45 at sharp edges
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-_values_unchecked: ContextVar[bool] = ContextVar("_values_unchecked", default=False)
+WAYS = {  # to (B, 3, H, W), by the number of axes and whether the last has three entries
+    (3, False): "; for one image give images[None]",
+    (3, True): "; for one image with channels last give images.permute(2, 0, 1)[None]",
+    (4, True): "; channels are last: give images.permute(0, 3, 1, 2)",
+}
+
+_unchecked: ContextVar[bool] = ContextVar("unchecked", default=False)
 
 
 def grid_of(image_size: Size, patch_size: int) -> Size:
@@ -37,39 +43,33 @@ def as_float(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
-def pixels_of(images: Tensor, normalised: bool = False) -> Tensor:
-    """Check what a caller gives as images, and convert it to float in [0, 1].
+def pixels_of(images: Tensor, any_values: bool = False) -> Tensor:
+    """Check images (B, 3, H, W), uint8 or float in [0, 1], and convert them to float in [0, 1].
 
-    Every model calls this first. Values of floats may be outside by up to `OVERSHOOT`. Reading
-    them waits for a GPU; bytes need no reading. float64 becomes float32.
-
-    Args:
-        images: (B, 3, H, W), uint8 in 0..255 or float in [0, 1]
-        normalised: the caller normalises floats, to any finite values
+    Every model calls this first. The values of floats are read, which waits for a GPU, and may be
+    outside by up to `OVERSHOOT`, or anything finite with `any_values`. float64 becomes float32.
 
     Raises:
-        TypeError: not a tensor
-        ValueError: another shape, dtype or range of values
+        TypeError, ValueError: not such images; says what was found and what to give
     """
     if not isinstance(images, Tensor):
         raise TypeError(
-            f"images are of type {type(images).__name__}, expected a tensor (B, 3, H, W), uint8 or "
-            "float in [0, 1]; for a NumPy array (B, H, W, 3) of bytes give "
-            "torch.from_numpy(images).permute(0, 3, 1, 2)"
+            f"images are of type {type(images).__name__}, expected a tensor (B, 3, H, W); for a "
+            "NumPy array (B, H, W, 3) give torch.from_numpy(images).permute(0, 3, 1, 2)"
         )
     if images.ndim != 4 or images.shape[1] != 3:
-        advice = _advice(images.shape)
-        raise ValueError(f"images are {tuple(images.shape)}, expected (B, 3, H, W){advice}")
+        way = WAYS.get((images.ndim, images.shape[-1:] == (3,)), "")
+        raise ValueError(f"images are {tuple(images.shape)}, expected RGB (B, 3, H, W){way}")
     if images.dtype not in (torch.uint8, *FLOATS):
         raise ValueError(
             f"images are {images.dtype}, expected uint8 or float in [0, 1]; if they hold 0 to 255, "
             "give images.to(torch.uint8)"
         )
-    if images.is_floating_point() and _readable(images):
-        low, high = _range(images)
+    if images.is_floating_point() and (limits := _range(images)):
+        low, high = limits
         if not math.isfinite(high - low):
             raise ValueError("images hold values that are NaN or infinite")
-        if not normalised and (low < -OVERSHOOT or high > 1 + OVERSHOOT):
+        if not any_values and (low < -OVERSHOOT or high > 1 + OVERSHOOT):
             raise ValueError(
                 f"images are float with values from {low:.4g} to {high:.4g}; models normalise "
                 "themselves: pass values in [0, 1], or 0 to 255 as uint8"
@@ -77,73 +77,41 @@ def pixels_of(images: Tensor, normalised: bool = False) -> Tensor:
     return images.float() if images.dtype == torch.float64 else as_float(images)
 
 
-def _advice(shape: torch.Size) -> str:
-    """Say how tensors that are often taken for images become (B, 3, H, W)."""
-    match tuple(shape):
-        case (3, _, _):
-            return "; for one image give images[None]"
-        case (_, _, 3):
-            return "; for one image with its channels last give images.permute(2, 0, 1)[None]"
-        case (_, _, _, 3):
-            return "; the channels are last: give images.permute(0, 3, 1, 2)"
-        case (_, 1, _, _):
-            return "; for grey images give images.expand(-1, 3, -1, -1)"
-        case (_, 4, _, _):
-            return "; images[:, :3] leaves out a fourth channel"
-        case (_, _, 3, _, _):
-            return "; give images.flatten(0, 1)"
-    return ""
-
-
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Leave out the check of values, for loops whose images are our own: it waits for a GPU."""
-    token = _values_unchecked.set(True)
+    """Leave out the check of values: for training loops, which know theirs and do not wait."""
+    token = _unchecked.set(True)
     try:
         yield
     finally:
-        _values_unchecked.reset(token)
+        _unchecked.reset(token)
 
 
-def _readable(tensor: Tensor) -> bool:
-    """Whether there are values to check: not while a graph is traced, nor inside torch.func.vmap."""
+def _range(tensor: Tensor) -> list[Any] | None:
+    """Return the least and the greatest value; None without values, in traced graphs and vmap."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        return False
+        return None
     transformed = torch._C._functorch.maybe_current_level() is not None
-    unread = transformed or tensor.is_meta or _values_unchecked.get()
-    return not unread and tensor.numel() > 0
-
-
-def _range(tensor: Tensor) -> tuple[Any, Any]:
-    low, high = torch.stack(tensor.detach().aminmax()).tolist()  # one transfer from a GPU
-    return low, high
+    if transformed or tensor.is_meta or not tensor.numel() or _unchecked.get():
+        return None
+    return torch.stack(tensor.detach().aminmax()).tolist()  # one copy from a GPU, not two
 
 
 def grey(images: Tensor) -> Tensor:
     """Return the luma (B, 1, H, W) of float images (B, 3, H, W)."""
-    red, green, blue = images.split(1, dim=1)
-    luma: Tensor = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
-    return luma
+    return LUMA[0] * images[:, :1] + LUMA[1] * images[:, 1:2] + LUMA[2] * images[:, 2:]
 
 
 def checked_codes(codes: Tensor, num_codes: int) -> Tensor:
-    """Check codes (B, N) of any integer type in [0, num_codes), and return them as int64.
-
-    Raises:
-        TypeError: not a tensor
-        ValueError: another shape or dtype, or a code outside the range
-    """
+    """Return codes (B, N), of any integer type in [0, num_codes), as int64; ValueError if not."""
+    expected = f"expected a tensor (B, N) of integers in [0, {num_codes})"
     if not isinstance(codes, Tensor):
-        raise TypeError(f"codes are of type {type(codes).__name__}, expected a tensor (B, N)")
-    if codes.ndim != 2:
-        raise ValueError(f"codes are {tuple(codes.shape)}, expected (B, N)")
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
-        raise ValueError(f"codes are {codes.dtype}, expected integers in [0, {num_codes})")
+        raise ValueError(f"codes are of type {type(codes).__name__}, {expected}")
+    if codes.ndim != 2 or codes.dtype in (torch.bool, *FLOATS):
+        raise ValueError(f"codes are {tuple(codes.shape)} {codes.dtype}, {expected}")
     codes = codes.long()
-    if _readable(codes):
-        low, high = _range(codes)
-        if low < 0 or high >= num_codes:
-            raise ValueError(f"codes are {low} to {high}, expected integers in [0, {num_codes})")
+    if (limits := _range(codes)) and not 0 <= limits[0] <= limits[1] < num_codes:
+        raise ValueError(f"codes are {limits[0]} to {limits[1]}, {expected}")
     return codes
 
 

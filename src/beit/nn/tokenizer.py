@@ -152,15 +152,13 @@ class VQKD(nn.Module):
         codes = checked_codes(codes, self.vocab_size)
         if codes.shape[1] != self.config.encoder.num_patches:
             Gh, Gw = self.grid
-            raise ValueError(
-                f"codes are {tuple(codes.shape)}, expected (B, {Gh * Gw}): {Gh} x {Gw}"
-            )
+            raise ValueError(f"codes are {tuple(codes.shape)}, expected (B, N), N = {Gh} x {Gw}")
         return self.rebuild(self.quantizer.codebook[codes])
 
     def rebuild(self, quantized: Tensor) -> Tensor:
         """Decode code vectors (B, N, C) to teacher features (B, N, T)."""
         code_map = quantized.transpose(1, 2).unflatten(2, self.grid)  # (B, C, Gh, Gw)
-        return self.decode_task(self.decoder.transform(code_map).patches)  # type: ignore[no-any-return]
+        return self.decode_task(self.decoder(code_map).patches)  # type: ignore[no-any-return]
 
     def forward(self, images: Tensor) -> VQKDOutput:
         """Encode, quantize and decode images (B, 3, H, W), uint8 or float in [0, 1].

@@ -17,7 +17,16 @@ from beit.nn.block import (
     rescale_residual,
     trunc_normal_,
 )
-from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, Size, grey, grid_of, pixels_of
+from beit.nn.patches import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PatchEmbed,
+    Size,
+    as_float,
+    grey,
+    grid_of,
+    pixels_of,
+)
 from beit.nn.position import RelativePositionBias, resize_absolute
 
 SIZES = {  # width, depth, heads (Touvron et al. 2021 for Ti and S, Dosovitskiy et al. 2021)
@@ -74,15 +83,18 @@ class ViTConfig:
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together: give both or neither")
-        of_codes = self.patch_size == 1 and self.mean is None  # a tokenizer's decoder
-        if self.in_channels < 1 or (self.in_channels not in (1, 3) and not of_codes):
+        if self.in_channels not in (1, 3) and not self.of_codes:
             raise ValueError(
                 f"in_channels is {self.in_channels}; expected 3, or 1 for a model that reduces its "
                 "RGB images to grey"
             )
         for name in ("mean", "std"):
-            values = _per_channel(name, getattr(self, name), self.in_channels)
-            object.__setattr__(self, name, values)
+            values = getattr(self, name)
+            if values is not None and len(values) != self.in_channels:
+                if len(values) not in (1, 3):
+                    got = f"{name} has {len(values)} values"
+                    raise ValueError(f"{got}, expected {self.in_channels}, one for each channel")
+                object.__setattr__(self, name, (fmean(values),) * self.in_channels)
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
 
@@ -92,29 +104,19 @@ class ViTConfig:
         return grid_of(self.image_size, self.patch_size)
 
     @property
+    def of_codes(self) -> bool:
+        """Whether a patch is a code, not a part of an image: in a tokenizer's decoder."""
+        return self.patch_size == 1 and self.mean is None
+
+    @property
     def normalises(self) -> bool:
-        """Whether the model normalises its images; not if that would leave them as they are."""
+        """Whether mean and std change the images; if not, the caller may have normalised them."""
         return self.mean is not None and (any(self.mean) or set(self.std or ()) != {1})
 
     @property
     def num_patches(self) -> int:
         """Number of patches, N = Gh * Gw."""
         return self.grid[0] * self.grid[1]
-
-
-def _per_channel(
-    name: str, values: tuple[float, ...] | None, channels: int
-) -> tuple[float, ...] | None:
-    """Return a value for each channel; one of three is their average, as in timm."""
-    if values is None or len(values) == channels:
-        return values
-    if len(values) == 1:
-        return tuple(values) * channels
-    if channels == 1 and len(values) == 3:
-        return (fmean(values),)
-    raise ValueError(
-        f"{name} has {len(values)} values, expected one for each of {channels} channels"
-    )
 
 
 def vit_config(size: Literal["Ti", "S", "B", "L", "H"], **options: Any) -> ViTConfig:
@@ -189,40 +191,26 @@ class VisionTransformer(nn.Module):
     ) -> Features:
         """Encode images (B, 3, H, W), uint8 or float in [0, 1], of the configured size.
 
-        With `in_channels` 1 they are reduced to grey.
-
         Args:
             masked: (B, M) int64, indices in [0, N) of the patches hidden from the model; each is
                 replaced by ``mask_token`` before the first block (BEiT v2, section 2.3)
             mask_token: (1, 1, D), required with ``masked``
             layers: blocks, from 1, whose raw outputs to return; 0 for the input of the first block
         """
-        pixels = pixels_of(images, normalised=not self.config.normalises)
-        size, expected = tuple(images.shape[2:]), tuple(self.config.image_size)
-        if size != expected:
+        config = self.config
+        of_codes, any_values = config.of_codes, not config.normalises
+        pixels = as_float(images) if of_codes else pixels_of(images, any_values)
+        B, _, H, W = images.shape
+        if (H, W) != tuple(config.image_size):
             raise ValueError(
-                f"images are {size[0]} x {size[1]}, the model takes {expected[0]} x {expected[1]}; "
-                "resize the images, or build the model for their size"
+                f"images are {H} x {W}, the model takes {config.image_size[0]} x "
+                f"{config.image_size[1]}; resize the images, or build the model for their size"
             )
-        if self.config.in_channels == 1:
+        if config.in_channels == 1 and not of_codes:
             pixels = grey(pixels)
-        if self.config.mean is not None:
+        if config.mean is not None:
             pixels = (pixels - self.mean) / self.std
-        return self.transform(pixels, masked, mask_token, layers)
-
-    def transform(
-        self,
-        maps: Tensor,
-        masked: Tensor | None = None,
-        mask_token: Tensor | None = None,
-        layers: Collection[int] = (),
-    ) -> Features:
-        """Encode maps (B, c, H, W) of `in_channels` as they are: `forward` without its first steps.
-
-        They are normalised images, or the codes that a tokenizer's decoder takes.
-        """
-        patches = self.patch_embed(maps)  # (B, N, D)
-        B, _, _ = patches.shape
+        patches = self.patch_embed(pixels)  # (B, N, D)
         if masked is not None:
             assert mask_token is not None
             hidden = masked.new_zeros(patches.shape[:2]).scatter_(1, masked, 1).bool()  # (B, N)
