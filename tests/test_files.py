@@ -1,4 +1,8 @@
+import sys
+
+import numpy as np
 import pytest
+import torch
 
 from beit.files import PARTIAL_SUFFIX, replacing, write_bytes, write_text
 
@@ -29,3 +33,42 @@ def test_the_next_writer_overwrites_what_a_killed_one_left(tmp_path):
     write_text(tmp_path / "a.txt", "new")
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "new"
+
+
+def plain(file):
+    file.write_text("a" * 99_999)
+
+
+def with_numpy(file):
+    with file.open("wb") as opened:
+        np.save(opened, np.zeros(99_999))
+
+
+def with_torch(file):
+    torch.save({"weight": torch.zeros(99_999)}, file)
+
+
+def with_words_alone(file):
+    raise RuntimeError("I/O error: No space left on device (os error 28)")  # as safetensors does
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a device that is always full")
+@pytest.mark.parametrize("write", [plain, with_numpy, with_torch, with_words_alone])
+def test_a_full_disk_is_an_error_with_the_file_whatever_library_writes(tmp_path, write):
+    path = tmp_path / "step-000000002.pt"
+    write_text(path, "old")
+    with (
+        pytest.raises(OSError, match="no space left on the disk") as caught,
+        replacing(path) as file,
+    ):
+        file.symlink_to("/dev/full")
+        write(file)
+    assert (caught.value.errno, caught.value.filename) == (28, str(path))
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_other_errors_stay_as_they_are(tmp_path):
+    for error in (MemoryError("no"), RuntimeError("shape"), OSError(13, "Permission denied")):
+        with pytest.raises(type(error)) as caught, replacing(tmp_path / "a"):
+            raise error
+        assert caught.value is error
