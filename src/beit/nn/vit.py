@@ -17,16 +17,7 @@ from beit.nn.block import (
     rescale_residual,
     trunc_normal_,
 )
-from beit.nn.patches import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    PatchEmbed,
-    Size,
-    as_float,
-    grey,
-    grid_of,
-    pixels_of,
-)
+from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, Size, grey, grid_of, pixels_of
 from beit.nn.position import RelativePositionBias, resize_absolute
 
 SIZES = {  # width, depth, heads (Touvron et al. 2021 for Ti and S, Dosovitskiy et al. 2021)
@@ -92,8 +83,8 @@ class ViTConfig:
             values = getattr(self, name)
             if values is not None and len(values) != self.in_channels:
                 if len(values) not in (1, 3):
-                    got = f"{name} has {len(values)} values"
-                    raise ValueError(f"{got}, expected {self.in_channels}, one for each channel")
+                    got = len(values)
+                    raise ValueError(f"{name} has {got} values, expected {self.in_channels}")
                 object.__setattr__(self, name, (fmean(values),) * self.in_channels)
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
@@ -105,7 +96,7 @@ class ViTConfig:
 
     @property
     def of_codes(self) -> bool:
-        """Whether a patch is a code, not a part of an image: in a tokenizer's decoder."""
+        """Whether patches are vectors of codes, not of images: in a tokenizer's decoder."""
         return self.patch_size == 1 and self.mean is None
 
     @property
@@ -198,15 +189,14 @@ class VisionTransformer(nn.Module):
             layers: blocks, from 1, whose raw outputs to return; 0 for the input of the first block
         """
         config = self.config
-        of_codes, any_values = config.of_codes, not config.normalises
-        pixels = as_float(images) if of_codes else pixels_of(images, any_values)
+        pixels = images if config.of_codes else pixels_of(images, not config.normalises)
         B, _, H, W = images.shape
         if (H, W) != tuple(config.image_size):
             raise ValueError(
                 f"images are {H} x {W}, the model takes {config.image_size[0]} x "
                 f"{config.image_size[1]}; resize the images, or build the model for their size"
             )
-        if config.in_channels == 1 and not of_codes:
+        if config.in_channels == 1 and not config.of_codes:
             pixels = grey(pixels)
         if config.mean is not None:
             pixels = (pixels - self.mean) / self.std
