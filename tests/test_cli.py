@@ -101,6 +101,16 @@ def test_log_messages_reach_standard_error(toy, capsys, monkeypatch):
     assert capsys.readouterr().err == ""
 
 
+def test_a_task_of_srun_is_a_process_of_several(toy, capsys, monkeypatch):
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    task = {"STEP_ID": "0", "NTASKS": "2", "PROCID": "1", "LOCALID": "1", "NODEID": "0"}
+    os.environ.update({f"SLURM_{name}": value for name, value in task.items()})
+    found = {}
+    toy.run = lambda config: found.update(os.environ)
+    assert cli.main(["toy"]) == 0
+    assert (found["RANK"], found["WORLD_SIZE"], found["LOCAL_WORLD_SIZE"]) == ("1", "2", "2")
+
+
 def test_errors_of_a_recipe(toy, capsys, monkeypatch):
     def failing(error):
         def run(config):

@@ -1,6 +1,9 @@
+import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from beit.files import PARTIAL_SUFFIX, replacing, user_path, write_bytes, write_text
 
@@ -48,3 +51,42 @@ def test_an_unknown_home_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr("os.path.expanduser", lambda name: name)  # a user without a name
     with pytest.raises(ValueError, match="~/a: the home folder is not known; set HOME"):
         user_path("~/a")
+
+
+def plain(file):
+    file.write_text("a" * 99_999)
+
+
+def with_numpy(file):
+    with file.open("wb") as opened:
+        np.save(opened, np.zeros(99_999))
+
+
+def with_torch(file):
+    torch.save({"weight": torch.zeros(99_999)}, file)
+
+
+def with_words_alone(file):
+    raise RuntimeError("I/O error: No space left on device (os error 28)")  # as safetensors does
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a device that is always full")
+@pytest.mark.parametrize("write", [plain, with_numpy, with_torch, with_words_alone])
+def test_a_full_disk_is_an_error_with_the_file_whatever_library_writes(tmp_path, write):
+    path = tmp_path / "step-000000002.pt"
+    write_text(path, "old")
+    with (
+        pytest.raises(OSError, match="no space left on the disk") as caught,
+        replacing(path) as file,
+    ):
+        file.symlink_to("/dev/full")
+        write(file)
+    assert (caught.value.errno, caught.value.filename) == (28, str(path))
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_other_errors_stay_as_they_are(tmp_path):
+    for error in (MemoryError("no"), RuntimeError("shape"), OSError(13, "Permission denied")):
+        with pytest.raises(type(error)) as caught, replacing(tmp_path / "a"):
+            raise error
+        assert caught.value is error

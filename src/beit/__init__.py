@@ -1,6 +1,9 @@
 """Self-supervised visual pretraining with semantic tokens; the public names, resolved at first use.
 
 `import beit` imports no torch: the modules behind the names are imported when a name is used.
+
+Models take images (B, 3, H, W), RGB: uint8 in 0..255 or float in [0, 1], and normalise them. They
+refuse anything else with an error that says what to give.
 """
 
 from importlib import import_module

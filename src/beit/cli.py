@@ -15,6 +15,7 @@ import beit
 from beit.command.messages import did_you_mean, one_line
 from beit.command.modules import find_module, module_of_run, run_to_resume
 from beit.command.options import parse
+from beit.command.slurm import as_torchrun
 from beit.command.verbs import VERBS
 
 
@@ -24,6 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     0: done; 2: a mistake of the caller, explained in one line; 130: stopped by Ctrl-C.
     """
     try:
+        os.environ.update(as_torchrun(os.environ))
         with _log_shown():
             code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -43,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _log_shown() -> Iterator[None]:
-    """Show log messages of beit on standard error; under torchrun only those of rank 0."""
+    """Show log messages of beit on standard error; of several processes only those of rank 0."""
     log, handler = logging.getLogger("beit"), logging.StreamHandler()
     before = log.level
     log.addHandler(handler)

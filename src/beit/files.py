@@ -1,11 +1,15 @@
 """Paths as users write them, and files that are replaced whole or not at all."""
 
+import errno
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL_SUFFIX = ".partial"
+# What torch, NumPy and safetensors say instead of an OSError with its number.
+NO_SPACE = re.compile(r"unexpected pos \d|\d requested and \d|No space left|quota exceeded")
 
 
 def user_path(name: str | Path) -> Path:
@@ -29,15 +33,20 @@ def replacing(path: Path) -> Iterator[Path]:
     The file is flushed to disk before it is renamed, so `path` is complete even after a kill or a
     power cut. If the block raises, the temporary file is deleted and `path` is unchanged. One
     writer at a time: the temporary name is fixed, so the next writer overwrites what a killed one
-    left.
+    left. OSError naming `path`: the disk is full, whatever library wrote to it.
     """
     temporary = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
     try:
         yield temporary
         _flush_to_disk(temporary)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
+        size = temporary.stat().st_size if temporary.exists() else 0
         temporary.unlink(missing_ok=True)
+        number = getattr(error, "errno", None)
+        if number in (errno.ENOSPC, errno.EDQUOT) or NO_SPACE.search(str(error)):
+            words = f"no space left on the disk or in its quota, after {size / 1e6:.1f} MB of it"
+            raise OSError(number or errno.ENOSPC, words, str(path)) from error
         raise
     _flush_to_disk(path.parent)
 

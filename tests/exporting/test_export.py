@@ -247,6 +247,24 @@ def test_timm_opens_a_classifier(
         close(theirs.eval()((images / 255 - mean) / std), model(images))
 
 
+@pytest.mark.parametrize("format", ["published", "timm", "transformers", "torch-export"])
+def test_a_grey_model_is_exported(format: Any, models: Callable[..., Path], tmp_path: Path) -> None:
+    source = models("classifier", image_size=(24, 24), in_channels=1)
+    suffix = {"published": ".pth", "torch-export": ".pt2"}.get(format, "")
+    _, theirs = written(Config(str(source), str(tmp_path / f"grey{suffix}"), format))
+    model = beit.load(source)
+    images = images_of(model, 2)[:, :1].expand(-1, 3, -1, -1)
+    with torch.no_grad():
+        expected = model(images)
+        if format == "published":
+            close(theirs(images), expected)
+        elif format == "torch-export":
+            close(theirs(images / 255)["logits"], expected)
+        else:  # they take one channel, and their caller normalises it
+            found = theirs.eval()((images[:, :1] / 255 - model.backbone.mean) / model.backbone.std)
+            close(found if format == "timm" else found.logits, expected)
+
+
 def test_timm_opens_the_backbone_of_a_pretrained_model(
     models: Callable[..., Path], tmp_path: Path
 ) -> None:

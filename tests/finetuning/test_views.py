@@ -111,6 +111,16 @@ def test_erasing_puts_noise_of_the_given_mean_into_one_rectangle():
         assert noise.std(dim=1).tolist() == pytest.approx([0.02] * 3, abs=0.006)
 
 
+def test_a_grey_model_gives_one_mean_for_all_channels():
+    image = torch.full((3, 32, 32), 90, dtype=torch.uint8)
+    given = [
+        FinetuneViews(VIEW, AugmentConfig(erase=1.0), (32, 32), (0.4,) * count, (0.02,) * count)
+        for count in (1, 3)
+    ]
+    one, three = (views(image, sample_generator(0, 0, 5))[0] for views in given)
+    assert torch.equal(one, three)
+
+
 def test_erasing_happens_as_often_as_asked():
     grey = torch.full((3, 16, 16), 90, dtype=torch.uint8)
     views = FinetuneViews(VIEW, AugmentConfig("", 0.25), (16, 16))

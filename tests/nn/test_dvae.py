@@ -15,6 +15,7 @@ from beit.nn.dvae import (
     gumbel_softmax,
     reconstruction_loss,
 )
+from beit.nn.patches import unchecked
 from beit.nn.tokenizer import Tokenizer
 
 Shaken = Callable[[nn.Module], nn.Module]
@@ -67,7 +68,9 @@ def test_images_are_normalised_inside(shaken: Shaken) -> None:
     bare.load_state_dict(model.state_dict())
     mean, std = torch.tensor([[0.1, 0.2, 0.3], [0.5, 0.6, 0.7]]).view(2, 3, 1, 1)
     images = some_images()
-    torch.testing.assert_close(model.logits(images), bare.logits((images - mean) / std))
+    with unchecked():
+        expected = bare.logits((images - mean) / std)
+    torch.testing.assert_close(model.logits(images), expected)
     codes = model.encode(images)
     painted = model.decoder(model.codebook(codes).transpose(1, 2).unflatten(2, (3, 5)))
     assert torch.equal(model.decode_images(codes), (painted * std + mean).clamp(0, 1))
@@ -127,8 +130,6 @@ def test_code_maps() -> None:
         code_map(codes[:, :14], (3, 5), None)
     with pytest.raises(ValueError, match=r"15 codes do not fill a grid of 4 x 4"):
         code_map(codes, (3, 5), (4, 4))
-    with pytest.raises(ValueError, match=r"codes are \(30,\), expected \(B, N\)"):
-        code_map(codes.flatten(), (3, 5), None)
 
 
 def test_training_output_by_hand(shaken: Shaken) -> None:

@@ -69,6 +69,14 @@ def test_one_process_trains_without_a_warning(
     assert capfd.readouterr() == ("", "")
 
 
+def test_a_batch_script_of_slurm_is_one_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    job = {"JOB_ID": "81", "NTASKS": "4", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in job.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    fabric = launch(on_cpu())
+    assert (fabric.world_size, fabric.global_rank) == (1, 0)
+
+
 def test_loss_scaling_goes_on_where_it_was() -> None:
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.precision.amp import MixedPrecision

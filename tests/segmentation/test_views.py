@@ -96,6 +96,11 @@ def test_a_small_image_is_padded_with_the_mean_and_ignored():
     assert int((label_map == 255).sum()) == 12 * 10 - 3 * 8
     assert image[:, :3, :8].unique().tolist() == [7]
     assert image[:, 3, 0].tolist() == image[:, 0, 9].tolist() == [124, 116, 104]  # ImageNet's
+    alike = [
+        SegmentViews(config, (12, 10), mean=mean)(*pair, sample_generator(0, 0, 0))[0]
+        for mean in ((0.4,), (0.4,) * 3)  # of a grey model, of any other
+    ]
+    assert torch.equal(*alike)
     other = SegmentViews(config, (12, 10), mean=(0.5, 0.0, 1.0))(*pair, sample_generator(0, 0, 0))
     assert other[0][:, 11, 9].tolist() == [128, 0, 255]
 

@@ -284,6 +284,16 @@ def test_codes_of_any_length_are_learned(tmp_path, tokenizer_config):
     assert result.metrics["val_usage"] > 0.2
 
 
+def test_a_tokenizer_of_grey_images_is_trained(tmp_path, tokenizer_config):
+    config = tokenizer_config(tmp_path / "run")
+    grey = replace(config.model.encoder, in_channels=1)
+    train_tokenizer.run(replace(config, model=replace(config.model, encoder=grey)))
+    tokenizer = load_tokenizer(tmp_path / "run")
+    images = torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8)
+    assert tokenizer.encoder.patch_embed.proj.weight.shape[1] == 1
+    assert tokenizer.encode(images).shape == (2, 6)
+
+
 def test_a_grid_of_levels_is_trained_around(tmp_path, tokenizer_config, records):
     config = tokenizer_config(tmp_path / "run", codebook=CodebookConfig())
     sizes = {"levels": (3, 2, 4), "num_codes": 24, "code_width": 3, "l2_normalised": False}

@@ -356,7 +356,13 @@ def test_an_archive_that_names_anything_but_tensors_is_refused(tmp_path: Path) -
 
 
 def test_images_of_a_wrong_shape_or_type_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"\(3, 4, 6\), expected \(B, 3, H, W\)"):
+    with pytest.raises(ValueError, match=r"\(3, 4, 6\), expected RGB \(B, 3, H, W\)"):
         squares().features(torch.rand(3, 4, 6), (2, 3))
     with pytest.raises(ValueError, match=r"int64, expected uint8 or float"):
         squares().features(torch.zeros(1, 3, 4, 6, dtype=torch.int64), (2, 3))
+    with pytest.raises(ValueError, match=r"values from 255 to 255; models normalise themselves"):
+        squares().features(torch.full((1, 3, 4, 6), 255.0), (2, 3))
+    with pytest.raises(TypeError, match="of type list, expected a tensor"):
+        squares().features([], (2, 3))  # type: ignore[arg-type]
+    empty = squares().features(torch.zeros(0, 3, 4, 6, dtype=torch.uint8), (2, 3))
+    assert (empty.shape, empty.dtype) == ((0, 6, squares().width), torch.float32)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from beit.exporting.verification import Reopened, outputs
 from beit.files import write_text
 from beit.nn.mim import MaskedImageModel, take
+from beit.nn.patches import grey
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer
@@ -72,7 +73,7 @@ def timm_folder(model: nn.Module, path: Path, output: str) -> Reopened:
     mean, std = (torch.tensor(data[name]).view(-1, 1, 1) for name in ("mean", "std"))
 
     def run(images: Tensor, masked: Tensor) -> Mapping[str, Tensor]:
-        pixels = (images - mean) / std
+        pixels = (_channels(model, images) - mean) / std
         if isinstance(model, VisionTransformer):
             return _features(network.forward_features(pixels))
         return {"logits": network(pixels)}
@@ -104,7 +105,10 @@ def transformers_folder(model: nn.Module, path: Path, output: str) -> Reopened:
     processor = transformers.AutoImageProcessor.from_pretrained(path)
 
     def run(images: Tensor, masked: Tensor) -> Mapping[str, Tensor]:
-        pixels = processor(images=list((images * 255).round().byte()), return_tensors="pt")
+        levels = _channels(model, images) * 255
+        pixels = processor(
+            images=list(levels), return_tensors="pt", input_data_format="channels_first"
+        )
         if isinstance(model, VisionTransformer):
             return _features(network(**pixels).last_hidden_state)
         if isinstance(model, MaskedImageModel):
@@ -114,6 +118,12 @@ def transformers_folder(model: nn.Module, path: Path, output: str) -> Reopened:
         return {"logits": network(**pixels).logits}
 
     return Reopened(run, f"transformers.{kind}.from_pretrained({output!r})")
+
+
+def _channels(model: nn.Module, images: Tensor) -> Tensor:
+    """Return images (B, 3, H, W) as other libraries take them: grey for a model of one channel."""
+    vit = config_of_vit(model.config)
+    return grey(images) if vit is not None and vit.in_channels == 1 else images
 
 
 def _features(tokens: Tensor) -> dict[str, Tensor]:

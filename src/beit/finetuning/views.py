@@ -77,7 +77,7 @@ class FinetuneViews:
         from timm.data.random_erasing import RandomErasing
 
         self._views = TrainViews(view, size, size)
-        self._mean = torch.tensor(mean or IMAGENET_MEAN).view(-1, 1, 1)
+        self._mean = torch.tensor(mean or IMAGENET_MEAN).view(-1, 1, 1).expand(3, 1, 1)
         self._std = torch.tensor(std or IMAGENET_STD).view(-1, 1, 1)
         self._policy = None
         if augment.policy:

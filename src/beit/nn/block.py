@@ -42,13 +42,14 @@ class Attention(nn.Module):
         self, tokens: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return queries, keys, values (B, h, n, D/h); ``bias`` plus the block's own, or None."""
-        B, n, _ = tokens.shape
+        B, n, D = tokens.shape
         if self.rel_pos_bias is not None:
             own = self.rel_pos_bias()
             bias = own if bias is None else bias + own
         qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
         qkv = F.linear(tokens, self.qkv.weight, qkv_bias)  # (B, n, 3D)
-        q, k, v = qkv.reshape(B, n, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)  # (B, h, n, D/h)
+        heads = qkv.reshape(B, n, 3, self.num_heads, D // self.num_heads)
+        q, k, v = heads.permute(2, 0, 3, 1, 4)  # (B, h, n, D/h)
         return q, k, v, bias
 
 

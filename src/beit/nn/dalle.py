@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.nn.dvae import code_map
-from beit.nn.patches import Size, as_float, grid_of
+from beit.nn.patches import Size, checked_codes, grid_of, pixels_of
 
 PATCH_SIZE = 8  # three halvings
 GROUPS = (1, 2, 4, 8)  # width of each group of blocks, as a multiple of the first
@@ -129,9 +129,9 @@ class DalleTokenizer(nn.Module):
 
     def logits(self, images: Tensor) -> Tensor:
         """Return the logits of the codes (B, K, Gh, Gw) of images (B, 3, H, W), in float32."""
+        pixels = pixels_of(images).float() * (1 - 2 * MARGIN) + MARGIN
         grid_of((images.shape[2], images.shape[3]), PATCH_SIZE)
         with torch.autocast(images.device.type, enabled=False):
-            pixels = as_float(images).float() * (1 - 2 * MARGIN) + MARGIN
             return self.encoder(self.encoder.stem(pixels))  # type: ignore[no-any-return]
 
     def encode(self, images: Tensor) -> Tensor:
@@ -142,13 +142,16 @@ class DalleTokenizer(nn.Module):
         return self.logits(images).argmax(1).flatten(1)  # (B, N)
 
     def decode_images(self, codes: Tensor, grid: Size | None = None) -> Tensor:
-        """Decode codes (B, N) int64 on a grid (see `code_map`) to images (B, 3, H, W) in [0, 1]."""
+        """Decode codes (B, N) on a grid (see `code_map`) to images (B, 3, H, W) in [0, 1].
+
+        The codes are in [0, K), of any integer type.
+        """
         if self.decoder is None:
             raise ValueError(
                 "this DALL-E tokenizer has an encoder only and cannot decode images; load it with "
                 "its decoder: decoder='decoder.pkl', or the folder of both"
             )
-        codes = code_map(codes, self.grid, grid)  # (B, Gh, Gw)
+        codes = code_map(checked_codes(codes, self.vocab_size), self.grid, grid)  # (B, Gh, Gw)
         with torch.autocast(codes.device.type, enabled=False):
             # The stem is a 1x1 convolution of one-hot codes: it selects columns of its weight.
             stem = self.decoder.stem

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beit.nn.patches import Size, as_float, grid_of
+from beit.nn.patches import Size, checked_codes, grid_of, pixels_of
 
 TEMPERATURE = 0.9  # default of the published code
 MAX_LAYERS = 16  # one code for 65,536 x 65,536 pixels
@@ -121,8 +121,8 @@ class DiscreteVAE(nn.Module):
 
     def normalised(self, images: Tensor) -> Tensor:
         """Normalise images (B, 3, H, W), uint8 or float in [0, 1], to float32."""
+        pixels = pixels_of(images).float()
         grid_of((images.shape[2], images.shape[3]), self.config.patch_size)
-        pixels = as_float(images).float()
         return pixels if self.config.mean is None else (pixels - self.mean) / self.std
 
     def logits(self, images: Tensor) -> Tensor:
@@ -135,11 +135,16 @@ class DiscreteVAE(nn.Module):
 
         Runs in float32 under any autocast. H and W can be any multiples of the patch side.
         """
-        with torch.autocast(images.device.type, enabled=False):
-            return self.logits(images).argmax(1).flatten(1)  # (B, N)
+        pixels = self.normalised(images)
+        with torch.autocast(pixels.device.type, enabled=False):
+            return self.encoder(pixels).argmax(1).flatten(1)  # type: ignore[no-any-return]  # (B, N)
 
     def decode_images(self, codes: Tensor, grid: Size | None = None) -> Tensor:
-        """Decode codes (B, N) int64 on a grid (see `code_map`) to images (B, 3, H, W) in [0, 1]."""
+        """Decode codes (B, N) on a grid (see `code_map`) to images (B, 3, H, W) in [0, 1].
+
+        The codes are in [0, K), of any integer type.
+        """
+        codes = checked_codes(codes, self.vocab_size)
         quantized = self.codebook(code_map(codes, self.grid, grid))  # (B, Gh, Gw, C)
         pixels = self.decode(quantized.permute(0, 3, 1, 2)).float()
         if self.config.mean is not None:
@@ -218,8 +223,6 @@ def code_map(codes: Tensor, default: Size, grid: Size | None) -> Tensor:
 
     Without `grid`, this is the `default`, the tokenizer's grid, if it has N codes, else a square.
     """
-    if codes.ndim != 2:
-        raise ValueError(f"codes are {tuple(codes.shape)}, expected (B, N)")
     N, side = codes.shape[1], math.isqrt(codes.shape[1])
     if grid is None:
         grid = (side, side) if side**2 == N != math.prod(default) else default

@@ -1,4 +1,10 @@
-"""Images, patches and the grid between them (BEiT v2, section 2.1)."""
+"""Images, patches, codes and the grid between them (BEiT v2, section 2.1)."""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -7,6 +13,17 @@ Size = tuple[int, int]  # (height, width), of images in pixels or of grids in pa
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601, Pillow's mode L)
+OVERSHOOT = 0.5  # of values outside [0, 1]: a bicubic filter gives -0.45 to 1.45 at sharp edges
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+WAYS = {  # to (B, 3, H, W), by the number of axes and whether the last has three entries
+    (3, False): "; for one image give images[None]",
+    (3, True): "; for one image with channels last give images.permute(2, 0, 1)[None]",
+    (4, True): "; channels are last: give images.permute(0, 3, 1, 2)",
+}
+
+_unchecked: ContextVar[bool] = ContextVar("unchecked", default=False)
 
 
 def grid_of(image_size: Size, patch_size: int) -> Size:
@@ -24,6 +41,78 @@ def grid_of(image_size: Size, patch_size: int) -> Size:
 def as_float(images: Tensor) -> Tensor:
     """Convert uint8 images in 0..255 to float in [0, 1]; float images are returned as they are."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def pixels_of(images: Tensor, any_values: bool = False) -> Tensor:
+    """Check images (B, 3, H, W), uint8 or float in [0, 1], and convert them to float in [0, 1].
+
+    Every model calls this first. The values of floats are read, which waits for a GPU, and may be
+    outside by up to `OVERSHOOT`, or anything finite with `any_values`. float64 becomes float32.
+
+    Raises:
+        TypeError, ValueError: not such images; says what was found and what to give
+    """
+    if not isinstance(images, Tensor):
+        raise TypeError(
+            f"images are of type {type(images).__name__}, expected a tensor (B, 3, H, W); for a "
+            "NumPy array (B, H, W, 3) give torch.from_numpy(images).permute(0, 3, 1, 2)"
+        )
+    if images.ndim != 4 or images.shape[1] != 3:
+        way = WAYS.get((images.ndim, images.shape[-1:] == (3,)), "")
+        raise ValueError(f"images are {tuple(images.shape)}, expected RGB (B, 3, H, W){way}")
+    if images.dtype not in (torch.uint8, *FLOATS):
+        raise ValueError(
+            f"images are {images.dtype}, expected uint8 or float in [0, 1]; if they hold 0 to 255, "
+            "give images.to(torch.uint8)"
+        )
+    if images.is_floating_point() and (limits := _range(images)):
+        low, high = limits
+        if not math.isfinite(high - low):
+            raise ValueError("images hold values that are NaN or infinite")
+        if not any_values and (low < -OVERSHOOT or high > 1 + OVERSHOOT):
+            raise ValueError(
+                f"images are float with values from {low:.4g} to {high:.4g}; models normalise "
+                "themselves: pass values in [0, 1], or 0 to 255 as uint8"
+            )
+    return images.float() if images.dtype == torch.float64 else as_float(images)
+
+
+@contextmanager
+def unchecked() -> Iterator[None]:
+    """Leave out the check of values: for training loops, which know theirs and do not wait."""
+    token = _unchecked.set(True)
+    try:
+        yield
+    finally:
+        _unchecked.reset(token)
+
+
+def _range(tensor: Tensor) -> list[Any] | None:
+    """Return the least and the greatest value; None without values, in traced graphs and vmap."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return None
+    transformed = torch._C._functorch.maybe_current_level() is not None
+    if transformed or tensor.is_meta or not tensor.numel() or _unchecked.get():
+        return None
+    return torch.stack(tensor.detach().aminmax()).tolist()  # one copy from a GPU, not two
+
+
+def grey(images: Tensor) -> Tensor:
+    """Return the luma (B, 1, H, W) of float images (B, 3, H, W)."""
+    return LUMA[0] * images[:, :1] + LUMA[1] * images[:, 1:2] + LUMA[2] * images[:, 2:]
+
+
+def checked_codes(codes: Tensor, num_codes: int) -> Tensor:
+    """Return codes (B, N), of any integer type in [0, num_codes), as int64; ValueError if not."""
+    expected = f"expected a tensor (B, N) of integers in [0, {num_codes})"
+    if not isinstance(codes, Tensor):
+        raise ValueError(f"codes are of type {type(codes).__name__}, {expected}")
+    if codes.ndim != 2 or codes.dtype in (torch.bool, *FLOATS):
+        raise ValueError(f"codes are {tuple(codes.shape)} {codes.dtype}, {expected}")
+    codes = codes.long()
+    if (limits := _range(codes)) and not 0 <= limits[0] <= limits[1] < num_codes:
+        raise ValueError(f"codes are {limits[0]} to {limits[1]}, {expected}")
+    return codes
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from beit.nn.patches import Size, as_float
+from beit.nn.patches import Size, pixels_of, unchecked
 from beit.nn.segmenter import resize_maps
 
 Classify = Callable[[Tensor], Tensor]  # (n, 3, h, w) float in [0, 1] to (n, Y, h', w') logits
@@ -52,7 +52,7 @@ def sliding_logits(
 
     Returns: (B, Y, H, W) float32. ValueError: the logits are not finite.
     """
-    images = as_float(images)
+    images = pixels_of(images)
     (B, _, H, W), (h, w) = images.shape, window
     if H < h or W < w:
         colour = images.new_zeros(3, 1, 1) if padding is None else padding.to(images)
@@ -67,7 +67,8 @@ def sliding_logits(
     for first in range(0, len(places), batch_size):
         batch = places[first : first + batch_size]
         views = torch.stack([images[b, :, y : y + h, x : x + w] for b, y, x in batch])
-        logits = classify(views)  # (n, Y, h', w')
+        with unchecked():
+            logits = classify(views)  # (n, Y, h', w')
         if not first:
             total = counts.new_zeros(B, logits.shape[1], *images.shape[2:])  # (B, Y, H, W)
         for (b, y, x), coarse in zip(batch, logits.split(1), strict=True):

@@ -14,7 +14,7 @@ from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.losses import Loss
 from beit.nn.mim import Predicts, take
-from beit.nn.patches import Size, as_float, patchify
+from beit.nn.patches import Size, as_float, patchify, unchecked
 from beit.nn.resample import lanczos
 from beit.nn.tokenizer import Tokenizer
 
@@ -63,7 +63,8 @@ class TokenTarget:
                 images = F.interpolate(
                     as_float(images), self.image_size, mode="bicubic", antialias=True
                 ).clamp(0, 1)
-        return self.tokenizer.encode(images)
+        with unchecked():
+            return self.tokenizer.encode(images)
 
 
 class PixelTarget:

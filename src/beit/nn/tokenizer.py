@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.nn.block import init_published
-from beit.nn.patches import Size
+from beit.nn.patches import Size, checked_codes
 from beit.nn.quantizer import Quantizer, bounded, check_levels
 from beit.nn.vit import VisionTransformer, ViTConfig
 
@@ -148,7 +148,11 @@ class VQKD(nn.Module):
         return self.quantizer.nearest(self.embed(images))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """Decode codes (B, N) int64 to teacher features (B, N, T)."""
+        """Decode codes (B, N) of any integer type, in [0, K), to teacher features (B, N, T)."""
+        codes = checked_codes(codes, self.vocab_size)
+        if codes.shape[1] != self.config.encoder.num_patches:
+            Gh, Gw = self.grid
+            raise ValueError(f"codes are {tuple(codes.shape)}, expected (B, N), N = {Gh} x {Gw}")
         return self.rebuild(self.quantizer.codebook[codes])
 
     def rebuild(self, quantized: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Collection
 from dataclasses import dataclass, replace
+from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from beit.nn.block import (
     rescale_residual,
     trunc_normal_,
 )
-from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, Size, as_float, grid_of
+from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, Size, grey, grid_of, pixels_of
 from beit.nn.position import RelativePositionBias, resize_absolute
 
 SIZES = {  # width, depth, heads (Touvron et al. 2021 for Ti and S, Dosovitskiy et al. 2021)
@@ -35,7 +36,7 @@ class ViTConfig:
     Attributes:
         image_size: height and width of the images, in pixels
         patch_size: side of a patch, in pixels
-        in_channels: channels of the images
+        in_channels: 3, or 1 for a model that reduces its RGB images to grey
         width: channels of a token (D)
         depth: number of blocks
         num_heads: attention heads (h)
@@ -45,8 +46,9 @@ class ViTConfig:
         layer_scale: initial per-channel scale of both branches; null for no scale
         drop_path: stochastic depth rate of the last block; rates grow linearly from 0
         final_norm: apply a LayerNorm after the last block
-        mean: per-channel mean of images in [0, 1]; null for no normalisation
-        std: per-channel standard deviation of images in [0, 1]; null for no normalisation
+        mean: per-channel mean of images in [0, 1]; null for no normalisation. One value is for all
+            channels, and a grey model takes the average of three
+        std: per-channel standard deviation of images in [0, 1], likewise
         init_bound: initial weights are normal with std 0.02, truncated at +- this bound
     """
 
@@ -72,6 +74,18 @@ class ViTConfig:
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together: give both or neither")
+        if self.in_channels not in (1, 3) and not self.of_codes:
+            raise ValueError(
+                f"in_channels is {self.in_channels}; expected 3, or 1 for a model that reduces its "
+                "RGB images to grey"
+            )
+        for name in ("mean", "std"):
+            values = getattr(self, name)
+            if values is not None and len(values) != self.in_channels:
+                if len(values) not in (1, 3):
+                    got = len(values)
+                    raise ValueError(f"{name} has {got} values, expected {self.in_channels}")
+                object.__setattr__(self, name, (fmean(values),) * self.in_channels)
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
 
@@ -79,6 +93,16 @@ class ViTConfig:
     def grid(self) -> Size:
         """Patch grid (Gh, Gw)."""
         return grid_of(self.image_size, self.patch_size)
+
+    @property
+    def of_codes(self) -> bool:
+        """Whether patches are vectors of codes, not of images: in a tokenizer's decoder."""
+        return self.patch_size == 1 and self.mean is None
+
+    @property
+    def normalises(self) -> bool:
+        """Whether mean and std change the images; if not, the caller may have normalised them."""
+        return self.mean is not None and (any(self.mean) or set(self.std or ()) != {1})
 
     @property
     def num_patches(self) -> int:
@@ -156,7 +180,7 @@ class VisionTransformer(nn.Module):
         mask_token: Tensor | None = None,
         layers: Collection[int] = (),
     ) -> Features:
-        """Encode images (B, c, H, W), uint8 or float in [0, 1], of the configured size.
+        """Encode images (B, 3, H, W), uint8 or float in [0, 1], of the configured size.
 
         Args:
             masked: (B, M) int64, indices in [0, N) of the patches hidden from the model; each is
@@ -164,14 +188,17 @@ class VisionTransformer(nn.Module):
             mask_token: (1, 1, D), required with ``masked``
             layers: blocks, from 1, whose raw outputs to return; 0 for the input of the first block
         """
+        config = self.config
+        pixels = images if config.of_codes else pixels_of(images, not config.normalises)
         B, _, H, W = images.shape
-        if (H, W) != tuple(self.config.image_size):
+        if (H, W) != tuple(config.image_size):
             raise ValueError(
-                f"images are {H} x {W}, the model takes {self.config.image_size[0]} x "
-                f"{self.config.image_size[1]}; resize the images, or build the model for their size"
+                f"images are {H} x {W}, the model takes {config.image_size[0]} x "
+                f"{config.image_size[1]}; resize the images, or build the model for their size"
             )
-        pixels = as_float(images)
-        if self.config.mean is not None:
+        if config.in_channels == 1 and not config.of_codes:
+            pixels = grey(pixels)
+        if config.mean is not None:
             pixels = (pixels - self.mean) / self.std
         patches = self.patch_embed(pixels)  # (B, N, D)
         if masked is not None:

@@ -26,8 +26,9 @@ class DeviceConfig:
 
     Args:
         accelerator: auto takes CUDA, else MPS, else the CPU.
-        devices: number of devices per node; auto takes all. torchrun's own number takes precedence.
-        num_nodes: number of nodes when Slurm starts the processes; torchrun sets it itself.
+        devices: number of devices per node; auto takes all. The number of torchrun or srun takes
+            precedence.
+        num_nodes: number of nodes; torchrun and srun set it themselves.
         precision: 32-true, or autocast to bfloat16 or (on a GPU) float16 with loss scaling.
         compile: run the model through torch.compile.
         gradient_checkpointing: in training, store only the input of each Transformer block and
@@ -99,6 +100,7 @@ def launch(config: DeviceConfig) -> Fabric:
     step. Buffers are not synchronised: whatever updates them must be reduced first.
     """
     from lightning_fabric import Fabric  # slow to import
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
     from lightning_fabric.strategies.ddp import DDPStrategy
     from torch.nn.parallel import DistributedDataParallel
 
@@ -111,7 +113,11 @@ def launch(config: DeviceConfig) -> Fabric:
     switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     settings: dict[str, Any] = {"find_unused_parameters": False, switch: False}
     ddp = DDPStrategy(gradient_as_bucket_view=True, **settings)
+    # Fabric takes any process of a Slurm job for one of several. Those that srun started have got
+    # torchrun's variables from the command; others are alone, such as a batch script.
+    alone = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     fabric = Fabric(
+        plugins=[LightningEnvironment()] if alone else None,
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,

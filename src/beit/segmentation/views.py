@@ -86,7 +86,7 @@ class SegmentViews:
             raise ValueError(f"size must be (height, width), each at least 1, got {tuple(size)}")
         self.config, self.size = config, size
         colour = [round(255 * level) for level in mean or IMAGENET_MEAN]
-        self._colour = torch.tensor(colour, dtype=torch.uint8)
+        self._colour = torch.tensor(colour, dtype=torch.uint8).expand(3)
 
     def __call__(
         self, image: Tensor, label_map: Tensor, generator: torch.Generator

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, as_float, grid_of
+from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, grid_of, pixels_of
 from beit.weights.file import size_pair
 from beit.weights.formats.clip import CLIP_MEAN, CLIP_NORM_EPS, CLIP_STD, from_clip
 from beit.weights.formats.containers import read_tensors
@@ -97,11 +97,10 @@ class Teacher(nn.Module):
         Args:
             images: (B, 3, H, W), uint8 or float in [0, 1], any size
         """
-        if images.ndim != 4 or images.shape[1] != 3:
-            raise ValueError(f"images are {tuple(images.shape)}, expected (B, 3, H, W)")
-        if images.dtype != torch.uint8 and not images.is_floating_point():
-            raise ValueError(f"images are {images.dtype}, expected uint8 or float in [0, 1]")
-        maps = self._map(images)
+        pixels = pixels_of(images).float()
+        if not len(images):  # not every network takes an empty batch
+            return pixels.new_empty(0, grid[0] * grid[1], self.width)
+        maps = self._map(pixels)
         h, w = maps.shape[-2:]
         if (h, w) != tuple(grid):
             # If both sides grow, antialiasing changes nothing and is eight times as slow.
@@ -112,8 +111,7 @@ class Teacher(nn.Module):
     # Not inference_mode: its tensors cannot be saved for the backward pass of a loss.
     @torch.no_grad()
     def _map(self, images: Tensor) -> Tensor:
-        """Compute the feature map (B, T, h, w), float32, of images of any size."""
-        images = as_float(images).float()
+        """Compute the feature map (B, T, h, w), float32, of float images of any size."""
         if tuple(images.shape[-2:]) != self.image_size:
             resized = F.interpolate(images, self.image_size, mode="bicubic", antialias=True)
             images = resized.clamp(0, 1)  # bicubic overshoots

@@ -114,6 +114,23 @@ def test_a_backbone_of_ours_opens_in_timm_and_can_be_read_back(final_norm, fille
 
 
 @torch.no_grad()
+def test_a_grey_model_of_timm_scores_grey_images_given_as_rgb(filled, images):
+    model = theirs(filled, in_chans=1, use_rel_pos_bias=True)
+    half = {"mean": (0.5,), "std": (0.25,)}
+    read = from_timm(model.state_dict(), image_size=SIZE, num_heads=2, **half)
+    grey = images[:, :1]
+    found = read(grey.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(found, model((grey - 0.5) / 0.25), atol=1e-5, rtol=1e-5)
+    # Three values of a mean, as of most configurations, are averaged as timm's loader does.
+    assert from_timm(model.state_dict(), image_size=SIZE, num_heads=2).config.backbone.mean == (
+        pytest.approx((0.449,))
+    )
+    state = theirs(filled, in_chans=4, use_rel_pos_bias=True).state_dict()
+    with pytest.raises(ValueError, match="in_channels is 4; expected 3, or 1"):
+        from_timm(state, image_size=SIZE, num_heads=2)
+
+
+@torch.no_grad()
 def test_timm_opens_a_folder_by_its_config(filled, images, tmp_path):
     """Weights beside `config.json`: the right size, normalisation and names of classes."""
     import timm
