@@ -11,22 +11,28 @@ from PIL import Image
 from pyarrow import parquet
 
 from beit.data.sources import open_source
+from beit.nn.tokenizer import VQKD, VQKDConfig
+from beit.tables import tokenize
+from beit.weights.file import save_weights
 
 CLASSES = ["fig", "lime", "plum"]
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Class folders of 20 noisy images; returns their folder and (path, class), sorted by path."""
-    root, random = tmp_path_factory.mktemp("fruit"), np.random.default_rng(0)
-    images = []
-    for number in range(20):
+def class_folders(root, count):
+    """Class folders of noisy images; returns their folder and (path, class), sorted by path."""
+    random, images = np.random.default_rng(0), []
+    for number in range(count):
         name = CLASSES[number * 7 % 3]
-        path = root / name / f"{number:02d}.{('png', 'jpg')[number % 2]}"
+        path = root / name / f"{number:04d}.{('png', 'jpg')[number % 2]}"
         path.parent.mkdir(exist_ok=True)
         Image.fromarray(random.integers(0, 255, (5 + number % 3, 6, 3), np.uint8)).save(path)
         images.append((path, name))
     return root, sorted(images)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    return class_folders(tmp_path_factory.mktemp("fruit"), 20)
 
 
 def rows(images, order=CLASSES, whole=True):
@@ -48,8 +54,8 @@ def write_csv(path, images):
 def folder_with_metadata(root, images):
     """The images side by side, with metadata.csv in another order."""
     for number, (path, _) in enumerate(images):
-        (root / f"{number:02d}{path.suffix}").write_bytes(path.read_bytes())
-    names = [(f"{n:02d}{p.suffix}", name) for n, (p, name) in enumerate(images)]
+        (root / f"{number:04d}{path.suffix}").write_bytes(path.read_bytes())
+    names = [(f"{n:04d}{p.suffix}", name) for n, (p, name) in enumerate(images)]
     with (root / "metadata.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("file_name", "label"), *reversed(names)])
     return str(root)
@@ -86,6 +92,23 @@ def paths_only(root, images):
     return str(root)
 
 
+def split_folders(root, images):
+    for path, name in images:
+        copy = root / "train" / name / path.name
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    other = root / "val" / "fig" / "0.png"
+    other.parent.mkdir(parents=True)
+    Image.new("RGB", (6, 6)).save(other)
+    return str(root)
+
+
+def write_list(root, images):
+    (root / "list.txt").write_text("\n".join(str(path) for path, _ in images))
+    return f"@{root / 'list.txt'}"
+
+
+UNLABELLED = {"list": write_list}
 LAYOUTS = {
     "csv": lambda root, images: write_csv(root / "labels.csv", images),
     "json lines": json_lines,
@@ -94,17 +117,43 @@ LAYOUTS = {
     "parquet of paths": paths_only,
     "parquet of bytes and text": text_labels,
     "arrow": arrow,
+    "splits": split_folders,
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_layout_has_the_same_images_and_classes(layout, files, tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path.parent / "cache"))
+def test_every_layout_has_the_same_images_and_classes(layout, files, tmp_path):
     folder, images = files
     first = open_source(str(folder))
-    source = open_source(LAYOUTS[layout](tmp_path, images))
+    source = open_source(LAYOUTS[layout](tmp_path, images), split="train")
     assert len(source) == len(first) == 20
     assert source.class_names == first.class_names == CLASSES
     assert source.labels.tolist() == first.labels.tolist()
     for index in torch.randperm(20, generator=torch.Generator().manual_seed(0)).tolist():
         assert torch.equal(source.image(index), first.image(index))
+
+
+@pytest.mark.slow
+def test_every_layout_gives_the_same_codes_byte_for_byte(tmp_path, vit, monkeypatch):
+    torch.manual_seed(0)
+    encoder = vit(image_size=(16, 16))
+    tokenizer = VQKD(VQKDConfig(encoder, decoder_depth=1, num_codes=300, code_width=5))
+    torch.nn.init.normal_(tokenizer.quantizer.codebook)
+    save_weights(tmp_path / "tokenizer.safetensors", tokenizer)
+    (tmp_path / "folder").mkdir()
+    folder, images = class_folders(tmp_path / "folder", 2000)
+
+    def codes(data):
+        output = f"{data.replace('/', '_')}.parquet"
+        config = tokenize.Config(str(tmp_path / "tokenizer.safetensors"), data, output)
+        tokenize.run(config)
+        return np.stack(parquet.read_table(output)["codes"].to_numpy()).tobytes()
+
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    expected = codes(str(folder))
+    assert len(expected) == 2000 * 4 * 2  # 4 patches, uint16
+    for name, make in (LAYOUTS | UNLABELLED).items():
+        (tmp_path / name).mkdir()
+        data = make(tmp_path / name, images)
+        assert codes(f"{data}/train" if name == "splits" else data) == expected, name
