@@ -37,8 +37,8 @@ def save(
     _check_loadable(state, "state")
     path = run.checkpoints / f"step-{step:09d}.pt"
     try:
-        with replacing(path) as temporary, temporary.open("wb") as file:
-            torch.save({"step": step, "state": state}, file)
+        with replacing(path) as temporary, temporary.open("wb") as opened:
+            torch.save({"step": step, "state": state}, opened)
     except RuntimeError as error:  # of torch, as it ends a file on a full disk
         raise OSError(f"{path} cannot be written: {error.__context__ or error}") from error
     for leftover in run.checkpoints.glob(f".*{PARTIAL_SUFFIX}"):  # left by a killed process

@@ -167,9 +167,9 @@ class Journal:
                 self._save()
                 run = self.directory
                 raise ValueError(
-                    f"{error} in {run.config_file}. The run then goes on after step {self.step}: "
-                    f"beit {self._verb} --resume {run.path} (with --accept_changed_data true if "
-                    "images were removed)"
+                    f"{error}. The run then goes on after step {self.step}: beit {self._verb} "
+                    f"--resume {run.path} (max_unreadable is in {run.config_file.name}; if images "
+                    "were removed, add --accept_changed_data true)"
                 ) from error
 
     def finish(
