@@ -155,8 +155,18 @@ def test_as_a_process():
 def test_resume_needs_only_the_run(toy, tmp_path, option):
     run = RunDirectory.create(tmp_path / "run", asdict(Config(5)), "toy")
     assert cli.main(["toy", *option.replace("RUN", str(run.path)).split()]) == 0
-    ((config, directory),) = toy.calls
-    assert (config, directory.path) == (Config(5), run.path)
+    ((config, directory, changed_ok),) = toy.calls
+    assert (config, directory.path, changed_ok) == (Config(5), run.path, False)
+
+
+@pytest.mark.parametrize(("value", "expected"), [("true", True), ("false", False)])
+def test_resume_with_changed_data(toy, tmp_path, capsys, value, expected):
+    run = RunDirectory.create(tmp_path / "run", asdict(Config(5)), "toy")
+    assert cli.main(["toy", f"--accept_changed_data={value}", "--resume", str(run.path)]) == 0
+    assert toy.calls[0][2] is expected
+    message = refused(capsys, "toy", "--resume", str(run.path), "--accept_changed_data", "maybe")
+    assert "--accept_changed_data is 'maybe'; expected true or false" in message
+    assert "unknown option --accept" in refused(capsys, "toy", f"--accept_changed_data={value}")
 
 
 def test_resume_refuses_other_options_and_other_runs(toy, capsys, tmp_path):

@@ -72,11 +72,11 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _run(verb: str, options: Sequence[str]) -> None:
-    directory = run_to_resume(options) if VERBS[verb].resumable else None
-    if directory is not None:
+    resumed = run_to_resume(options) if VERBS[verb].resumable else None
+    if resumed is not None:
         from beit.run.resume import resume  # imports torch
 
-        resume(import_module(module_of_run(verb, directory)), directory)
+        resume(import_module(module_of_run(verb, resumed[0])), *resumed)
     else:
         module = import_module(find_module(verb, options))
         module.run(parse(verb, module.Config, options))

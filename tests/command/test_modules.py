@@ -52,7 +52,7 @@ def ran(monkeypatch, tmp_path) -> list[tuple[str, Any]]:
     calls: list[tuple[str, Any]] = []
     for name, config in (("plain", Plain), ("fancy", Fancy)):
 
-        def run(settings: Any, directory: RunDirectory | None = None, name: str = name) -> None:
+        def run(settings: Any, *directory: Any, name: str = name) -> None:
             calls.append((name, settings))
 
         module = SimpleNamespace(VERB="toy", Config=config, run=run)

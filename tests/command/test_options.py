@@ -12,6 +12,8 @@ from beit.command.options import parse
 from beit.command.verbs import VERBS, Verb
 from beit.tables import predict
 
+DEEP = "[" * 3000 + "]" * 3000
+
 
 @dataclass(frozen=True)
 class Optim:
@@ -194,6 +196,7 @@ def test_help_of_a_verb(ran, capsys):
         ("toy --optim.epochs", "--optim.epochs: expected one argument"),
         ("toy --kind odd", "kind: Expected one of ['plain', 'fancy']. Got value: odd"),
         ("toy --size [3]", "size: Expected a tuple with 2 elements (got [3])"),
+        (f"toy --size {DEEP}", "a value is nested too deep in one of: the options"),
         ("toy --erase.shar 1", "erase: Option 'shar' is not accepted (got shar=1)"),
         ("toy --optim.learning_rate -1", "error: learning_rate is -1.0 - expected above 0"),
         ("toy --kind fancy", "error: kind fancy needs a size"),
@@ -218,6 +221,7 @@ def test_mistakes_are_explained_in_one_line(ran, capsys, monkeypatch, arguments,
         ("erase: {shar: 3}", "erase: Option 'shar' is not accepted"),
         ("optim: 3", "optim is a group of fields, got 3"),
         ("optim: [", "is not valid YAML"),
+        (f"optim: {DEEP}", "mine.yml is not valid YAML"),
         ("- 1", "does not hold a configuration"),
         ("optim: {learning_rate: fast}", "optim.learning_rate: Expected float. Got value: fast"),
         ("probe: {model: here}", "has no part for toy; it has: probe"),

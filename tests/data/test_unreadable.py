@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from beit.data.batches import Batch
-from beit.data.unreadable import Unreadable, readable
+from beit.data.unreadable import TooManyUnreadable, Unreadable, readable
 
 
 def batch(size, *unreadable):
@@ -30,3 +30,13 @@ def test_empty_batches_are_skipped_and_reported():
     assert warnings == [f"unreadable, left out: {name}" for name in ("a: x", "b: y", "c: z")]
     with pytest.raises(ValueError, match=r"3 of 10 images cannot be read.*raise max_unreadable"):
         list(readable(batches, Unreadable(10, 0.2), warnings.append))
+
+
+def test_names_that_stopped_a_run_are_forgotten_since_they_were_repaired():
+    count = Unreadable(total=10, limit_share=0.1)
+    assert count.add(["a: x", "b: y"]) == ["a: x", "b: y"]
+    with pytest.raises(TooManyUnreadable):
+        count.check()
+    restored = Unreadable(total=10, limit_share=0.1)
+    restored.load_state_dict(count.state_dict())
+    assert restored.names == set()

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import pytest
 import torch
 
-from beit.run.checkpoint import latest, save
+from beit.run.checkpoint import latest, restore, save
 from beit.run.directory import RunDirectory
 
 
@@ -99,3 +99,42 @@ def test_leftovers_of_a_killed_writer_go(run):
     assert latest(run) is None
     save(run, 2, state_of(2))
     assert kept(run) == [2]
+
+
+def test_a_run_restarts_by_itself_only_before_its_first_checkpoint(run, caplog):
+    assert latest(run) is None
+    assert "has no checkpoint yet: the run starts again at step 0" in caplog.text
+    run.weights_file.touch()  # it is finished
+    with pytest.raises(FileNotFoundError, match=r"checkpoints holds no checkpoint to resume from"):
+        latest(run)
+    run.weights_file.unlink()
+    run.checkpoints.rmdir()
+    with pytest.raises(FileNotFoundError, match=r"put those of the run back, or start a new run"):
+        latest(run)
+
+
+def test_a_checkpoint_of_other_settings_is_refused(run):
+    small, large = torch.nn.Linear(2, 3), torch.nn.Linear(2, 5)
+    state = {"model": small.state_dict()}
+    restore(run, 7, {"model": torch.nn.Linear(2, 3)}, state)
+    expected = (
+        r"checkpoint of step 7 in .*run does not fit the model that its config\.yaml describes: "
+        r"size mismatch for weight: .*\[3, 2\].* from checkpoint, .*\[5, 2\]\)\. If that file was"
+    )
+    with pytest.raises(ValueError, match=expected):
+        restore(run, 7, {"model": large}, state)
+    with pytest.raises(ValueError, match="does not fit the average that"):
+        restore(run, 7, {"model": small, "average": small}, state)
+
+
+def test_a_full_disk_is_a_system_error(run, monkeypatch):
+    def full(content, file):
+        try:
+            raise OSError(28, "No space left on device")
+        finally:
+            raise RuntimeError("unexpected pos 768 vs 662")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(OSError, match=r"000000003\.pt cannot be written: .*No space left"):
+        save(run, 3, state_of(3))
+    assert kept(run) == []

@@ -62,3 +62,24 @@ def test_environment_without_a_command_is_refused(tmp_path, text):
     run.environment_file.write_text(text)
     with pytest.raises(ValueError, match=r"environment\.json does not name the command"):
         RunDirectory.open(run.path, "pretrain")
+
+
+DEEP = "[" * 3000 + "]" * 3000
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[1, 2]", b"\xff\xfe", f"a: {DEEP}".encode(), b"a: 2020-13-45", b"a: [", b"a"]
+)
+def test_a_configuration_that_is_none_is_refused_by_name(tmp_path, content):
+    run = RunDirectory.create(tmp_path / "a", {"seed": 1}, "pretrain")
+    run.config_file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"config\.yaml (is not valid YAML|does not hold)"):
+        run.config()
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{", b"[" * 100_000])
+def test_an_environment_that_is_no_json_is_refused_by_name(tmp_path, content):
+    run = RunDirectory.create(tmp_path / "a", {"seed": 1}, "pretrain")
+    run.environment_file.write_bytes(content)
+    with pytest.raises(ValueError, match=r"environment\.json is not valid JSON"):
+        run.verb()

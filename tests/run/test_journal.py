@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from beit.data.batches import DataConfig, EvalBatches
+from beit.data.shapes import ShapesSource
 from beit.data.source import UnreadableImage
 from beit.data.sources import open_source
 from beit.data.views import EvalView
@@ -194,3 +195,22 @@ def test_the_schedule_of_epochs_and_of_steps():
     assert OPTIM.schedule(1) == (1, 2, 1)
     short = replace(config(Path("unused")).run, stop_after=5)
     assert partial(min, 8)(short.stop_after) == 5
+
+
+def test_too_many_unreadable_training_images_stop_the_run_and_lose_no_step(tmp_path, monkeypatch):
+    read = ShapesSource.image
+
+    def image(source, index):
+        if index == 1:
+            raise UnreadableImage("1.png", "broken")
+        return read(source, index)
+
+    monkeypatch.setattr(ShapesSource, "image", image)
+    made = config(tmp_path / "run", log_every=1)
+    with pytest.raises(ValueError, match=r"1 of 9 images .*The run then goes on after step (\d)"):
+        train(made)
+    directory = RunDirectory.open(tmp_path / "run")
+    step, _ = latest(directory)
+    assert records(tmp_path / "run")[-1]["step"] == step
+    monkeypatch.undo()
+    assert train(made, directory).start_step == step

@@ -70,3 +70,12 @@ def test_a_record_without_a_step_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="needs an integer 'step', got None"):
         log.write({"loss": 1.0})
     log.close()
+
+
+def test_a_log_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl is not text"):
+        read_log(tmp_path / "metrics.jsonl")
+    (tmp_path / "metrics.jsonl").write_text("[" * 100_000 + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl line 1 is not JSON"):
+        read_log(tmp_path / "metrics.jsonl")

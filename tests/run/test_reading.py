@@ -3,6 +3,7 @@ import torch
 
 from beit.data.batches import EvalBatches
 from beit.data.source import UnreadableImage
+from beit.data.unreadable import TooManyUnreadable
 from beit.data.views import EvalView
 from beit.run.device import DeviceConfig, launch
 from beit.run.reading import Reading
@@ -57,3 +58,19 @@ def test_too_many_and_all_are_refused():
     assert list(nothing) == []
     with pytest.raises(ValueError, match=r"none of 7 validation images can be read: 0\.png"):
         nothing.counts()
+
+
+def test_what_another_process_cannot_read_counts_here_too(monkeypatch):
+    """All processes raise together; one that raised alone would leave the others waiting."""
+    some = reading({1}, share=0.3)
+    monkeypatch.setattr(type(some._fabric), "world_size", 2)
+
+    def gather(everyone, names):
+        everyone[:] = [names, {"5.png: broken"}]
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    assert [batch.indices.tolist() for batch in some] == [[0, 2], [3, 4, 5], [6]]
+    assert some.counts() == {"val_images": 5, "val_unreadable": 2}
+    strict = reading({1}, share=0.2)
+    with pytest.raises(TooManyUnreadable, match=r"2 of 7 images .*1\.png: broken; 5\.png: broken"):
+        list(strict)

@@ -65,7 +65,7 @@ def finished(tmp_path_factory, config):
 def test_a_run_leaves_everything(finished, records):
     names = {file.name for file in finished.iterdir()}
     assert names == {
-        *("config.yaml", "environment.json", "metrics.jsonl", "speed.jsonl"),
+        *("config.yaml", "environment.json", "images.json.gz", "metrics.jsonl", "speed.jsonl"),
         *("weights.safetensors", "report.html", "checkpoints"),
     }
     report = (finished / "report.html").read_text()

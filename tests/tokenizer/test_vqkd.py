@@ -24,7 +24,7 @@ from beit.weights.open import load, load_backbone, load_tokenizer
 def test_a_run_leaves_everything(trained_tokenizer, records):
     names = {file.name for file in trained_tokenizer.iterdir()}
     assert names == {
-        *("config.yaml", "environment.json", "metrics.jsonl", "speed.jsonl"),
+        *("config.yaml", "environment.json", "images.json.gz", "metrics.jsonl", "speed.jsonl"),
         *("weights.safetensors", "report.html", "checkpoints"),
     }
     kept = sorted(file.name for file in (trained_tokenizer / "checkpoints").iterdir())

@@ -103,6 +103,11 @@ def close(first: object, second: object) -> bool:
     return first == (pytest.approx(second, rel=1e-4) if isinstance(first, float) else second)
 
 
+def metrics_of(run: Path) -> dict[str, object]:
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {k: v for r in lines for k, v in r.items() if k.startswith(("val", "knn"))}
+
+
 # ── trainings: the validation of their last step ────────────────────────────────────────────────
 
 TEACHER = {f"teacher.{name}": value for name, value in TEACHER_OPTIONS.items()}
@@ -137,8 +142,7 @@ def test_validation(name, tmp_path, monkeypatch, scattered, last, capsys):
         given = {**options, "data.validation": str(folder), "data.max_unreadable": 0.15}
         assert main([name.split()[0], *words(given), f"--run.output={run}"]) == 0
         said = capsys.readouterr().err
-        lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-        metrics[kind] = {k: v for r in lines for k, v in r.items() if k.startswith(("val", "knn"))}
+        metrics[kind] = metrics_of(run)
         if kind == "holed":
             broken = LAST if sets is last else SCATTERED
             assert [f"{n:02}.png: not an image" in said for n in broken] == [True] * 3
@@ -148,8 +152,21 @@ def test_validation(name, tmp_path, monkeypatch, scattered, last, capsys):
         assert metrics["holed"].pop("knn_images") == 17
     assert close(metrics["holed"], metrics["sound"])
     too_few = {**options, "data.validation": str(sets.holed), "data.max_unreadable": 0.1}
-    assert main([name.split()[0], *words(too_few), f"--run.output={tmp_path / 'few'}"]) == 2
-    assert "3 of 20 images cannot be read" in capsys.readouterr().err
+    few, resume = tmp_path / "few", [name.split()[0], "--resume", str(tmp_path / "few")]
+    assert main([name.split()[0], *words(too_few), f"--run.output={few}"]) == 2
+    said = capsys.readouterr().err
+    assert "3 of 20 images cannot be read" in said
+    assert f"goes on after step 1: beit {' '.join(resume)} (" in said
+    # The step was not lost: with another limit the run goes on, unless the images have changed.
+    settings = (few / "config.yaml").read_text()
+    (few / "config.yaml").write_text(settings.replace("_unreadable: 0.1\n", "_unreadable: 0.15\n"))
+    broken = next(sets.holed.rglob("19.png"))
+    broken.rename(tmp_path / "19.png")
+    assert main(resume) == 2
+    assert "data.validation: 20 images then, 19 now, 1 gone" in capsys.readouterr().err
+    (tmp_path / "19.png").rename(broken)
+    assert main(resume) == 0
+    assert metrics_of(few) == metrics_of(tmp_path / "holed")
 
 
 # ── verbs that evaluate and verbs that write rows ───────────────────────────────────────────────

@@ -44,12 +44,15 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
             Layer(s, {n: v for n, v in values.items() if n != "kind"}) for s, values in layers
         ]
     parser = _parser(verb, config_class, kind_is_no_field)
-    _check_names(parser, verb, layers, options)
-    settings = [f"--config={json.dumps(values, default=str)}" for _, values in layers if values]
     try:
+        _check_names(parser, verb, layers, options)
+        settings = [f"--config={json.dumps(values, default=str)}" for _, values in layers if values]
         built = parser.instantiate(parser.parse_args([*settings, *options]))
     except (ArgumentError, ValueError) as error:  # of the parser; of a Config's own checks
         raise ValueError(in_plain_words(str(error))) from error
+    except RecursionError as error:
+        sources = ", ".join([*(source for source, _ in layers), "the options"])
+        raise ValueError(f"a value is nested too deep in one of: {sources}") from error
     return config_class(**{name: built[name] for name in names})
 
 
@@ -153,9 +156,9 @@ def _parser(verb: str, config_class: type, kind_is_no_field: bool) -> "ArgumentP
     for_help("--preset", "NAME", "start from a preset")
     parser.add_argument("--config", metavar="FILE", action="config", help="values from a YAML file")
     if entry.resumable:
-        for_help(
-            "--resume", "RUN", "resume this run from its last checkpoint; takes no other option"
-        )
+        text = "resume this run from its last checkpoint, with its own settings; if its images "
+        text += "have changed, only with --accept_changed_data true"
+        for_help("--resume", "RUN", text)
     if kind_is_no_field:
         text = f"one of {', '.join(entry.kinds)}; each has its own options, see --kind NAME --help"
         text += ". The model decides by default" if entry.segmenter_kind else ""

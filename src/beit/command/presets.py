@@ -61,7 +61,7 @@ def read_yaml(path: Path) -> dict[str, object]:
     """Read a mapping of plain values from a YAML file; 1e-3 is a number."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
     if content is None:
         return {}

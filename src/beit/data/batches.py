@@ -172,7 +172,7 @@ class EvalBatches:
         self._firsts: Sequence[int] = range(rank * batch_size, len(source), world_size * batch_size)
         if batches is not None:
             self._firsts = [number * batch_size for number in batches]
-        self.num_images, self._batch_size = len(source), batch_size
+        self.source, self.num_images, self._batch_size = source, len(source), batch_size
         self._reader, self._num_workers = _Reader(source, view, fields, None), num_workers
 
     def __len__(self) -> int:

@@ -1,28 +1,38 @@
 """Unreadable images: each is reported once and counted; too many of them stop the run."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 
 from beit.data.batch import Batch
 
 
+class TooManyUnreadable(ValueError):  # noqa: N818 - reads as the state of a set
+    """A larger share of a set cannot be read than `max_unreadable` allows."""
+
+
 class Unreadable:
-    """Counts unreadable images of `total`; too large a share, in [0, 1], raises ValueError."""
+    """Counts unreadable images of `total`; too large a share, in [0, 1], is an error."""
 
     def __init__(self, total: int, limit_share: float) -> None:
         self.total, self.limit_share, self.names = total, limit_share, set[str]()
 
-    def note(self, names: Sequence[str]) -> list[str]:
-        """Count the images of `Batch.unreadable` and check. Returns: the new ones, for the log."""
+    def add(self, names: Iterable[str]) -> list[str]:
+        """Count the images of `Batch.unreadable`. Returns: the new ones, for the log."""
         new = [name for name in dict.fromkeys(names) if name not in self.names]
         self.names.update(new)
-        self.check(len(self.names))
         return new
 
-    def check(self, count: int) -> None:
-        """Raise ValueError if so many unreadable images are more than the limit."""
+    def note(self, names: Iterable[str]) -> list[str]:
+        """Count images, and `check`. Returns: the new ones."""
+        new = self.add(names)
+        self.check()
+        return new
+
+    def check(self) -> None:
+        """Raise TooManyUnreadable if they are more than the limit."""
+        count = len(self.names)
         if count > self.limit_share * self.total:
             first = "; ".join(sorted(self.names)[:5])
-            raise ValueError(
+            raise TooManyUnreadable(
                 f"{count} of {self.total} images cannot be read, more than the allowed "
                 f"{self.limit_share:.3%}: {first}. Repair or remove them, or raise max_unreadable"
             )
@@ -31,7 +41,9 @@ class Unreadable:
         return {"names": sorted(self.names)}
 
     def load_state_dict(self, state: dict[str, list[str]]) -> None:
-        self.names = set(state["names"])
+        """Restore the names; none if they were too many and have stopped the run for repair."""
+        many = len(state["names"]) > self.limit_share * self.total
+        self.names = set() if many else set(state["names"])
 
 
 def readable(

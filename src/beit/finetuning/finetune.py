@@ -29,6 +29,7 @@ from beit.run.averaging import BestWeights, WeightAverage
 from beit.run.batches import eval_batches, train_batches
 from beit.run.device import DeviceConfig, can_fuse, launch, prepared
 from beit.run.directory import RunDirectory
+from beit.run.images import check_images, keep_images, warn_of_changes
 from beit.run.journal import Journal, Result, launch_run
 from beit.run.log import kept_step
 from beit.run.parameters import build_optimizer, parameter_groups
@@ -49,11 +50,13 @@ VERB = "finetune"
 WHOLE_FROM = 384
 
 
-def run(config: Config, directory: RunDirectory | None = None) -> Result:
+def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Fine-tune a new classifier, or resume the run in `directory` from its last checkpoint."""
     fabric = launch_run(config, directory)
     optim = config.optim
     source, held_out, classes = open_data(config)
+    sets = {"data.train": source, "data.validation": held_out}
+    images = check_images(directory, sets, changed_ok, labelled=True)
     torch.manual_seed(config.run.seed)
     classifier, head = build_classifier(config, classes)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
@@ -81,6 +84,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     stateful = {"model": classifier, "optimizer": optimizer, "best": parts.best}
     stateful |= {} if average is None else {"average": average}
     journal.begin(batches, **stateful)
+    keep_images(journal, images)
     if head:
         journal.message(f"{config.init}: {head}")
     validated = train(parts, journal)
@@ -98,7 +102,9 @@ def redraw(config: Config, directory: RunDirectory) -> list[Section]:
     fabric = launch(DeviceConfig())
     classifier = load(directory.path).to(fabric.device)
     assert isinstance(classifier, ImageClassifier)
-    _, held_out, classes = open_data(config)
+    source, held_out, classes = open_data(config)
+    sets = {"data.train": source, "data.validation": held_out}
+    warn_of_changes(directory, sets, labelled=True)
     batches = validation_batches(config, held_out, classifier.config.backbone, fabric)
     validated = None
     if batches is not None:

@@ -22,9 +22,10 @@ from beit.pretraining.loop import Pretraining, train
 from beit.pretraining.report import report
 from beit.pretraining.targets import load_target, match_target
 from beit.pretraining.validation import Validation
-from beit.run.batches import open_train, open_validation, train_batches
+from beit.run.batches import image_sets, open_train, open_validation, train_batches
 from beit.run.device import DeviceConfig, can_fuse, launch, prepared
 from beit.run.directory import RunDirectory
+from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result, launch_run
 from beit.run.log import last_validation
 from beit.run.parameters import build_optimizer, parameter_groups
@@ -34,13 +35,17 @@ from beit.weights.open import load
 VERB = "pretrain"
 
 
-def run(config: Config, directory: RunDirectory | None = None) -> Result:
+def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Pretrain a new model, or resume the run in `directory` from its last checkpoint."""
     fabric = launch_run(config, directory)
     target, mim = build(config, fabric)
     vit, optim = config.model.backbone, config.optim
     source = open_train(config.data)
     validation, check = build_validation(config, fabric), check_batches(config, fabric)
+    sets = image_sets(source, validation and validation.batches)
+    if check is not None:
+        sets |= {"check.train": check[0].source, "check.test": check[1].source}
+    images = check_images(directory, sets, changed_ok)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
     views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
     batches = train_batches(journal, source, views)
@@ -58,6 +63,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         check_every=config.check.every * journal.steps_per_epoch,
     )
     journal.begin(batches, model=mim, optimizer=optimizer)
+    keep_images(journal, images)
     draw = partial(report, journal.directory, config, fabric, mim, target)
     metrics = train(parts, journal, draw)
     return journal.finish(metrics, partial(save_weights, model=mim.eval()), partial(draw, metrics))

@@ -12,6 +12,7 @@ from beit.data.source import Source
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.run.journal import Journal, TrainingConfig
+from beit.run.reading import ImageBatches
 
 
 class ImageSetConfig(TrainingConfig, Protocol):
@@ -92,6 +93,12 @@ def open_validation(
         return None
     source = open_source(data.validation, split="test", cache_gigabytes=data.cache_gigabytes)
     return eval_batches(config, source, EvalView(size, config.crop_ratio), fabric)
+
+
+def image_sets(source: Source, validation: ImageBatches | None) -> dict[str, Any]:
+    """Name the images of a training by its options, for `beit.run.images`."""
+    held_out = None if validation is None else validation.source
+    return {"data.train": source, "data.validation": held_out}
 
 
 def open_shown(data: DataConfig) -> Source:

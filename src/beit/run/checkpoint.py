@@ -8,6 +8,7 @@ import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -35,8 +36,11 @@ def save(
         raise ValueError(f"keep_last is {keep_last}; expected 1 or more")
     _check_loadable(state, "state")
     path = run.checkpoints / f"step-{step:09d}.pt"
-    with replacing(path) as temporary:
-        torch.save({"step": step, "state": state}, temporary)
+    try:
+        with replacing(path) as temporary, temporary.open("wb") as opened:
+            torch.save({"step": step, "state": state}, opened)
+    except RuntimeError as error:  # of torch, as it ends a file on a full disk
+        raise OSError(f"{path} cannot be written: {error.__context__ or error}") from error
     for leftover in run.checkpoints.glob(f".*{PARTIAL_SUFFIX}"):  # left by a killed process
         leftover.unlink(missing_ok=True)
     saved = _steps(run)
@@ -52,14 +56,22 @@ def save(
 
 
 def latest(run: RunDirectory) -> tuple[int, dict[str, Any]] | None:
-    """Read the newest undamaged checkpoint onto the CPU: (step, state); None if there are none.
+    """Read the newest undamaged checkpoint onto the CPU: (step, state); None before the first.
 
     A damaged checkpoint is logged and skipped.
 
     Raises:
-        ValueError: all checkpoints are damaged; a run never restarts from step 0 by itself.
+        ValueError: all checkpoints are damaged, or FileNotFoundError: they or their folder are
+            gone; such a run never restarts from step 0 by itself.
     """
     saved = _steps(run)
+    if not saved and (run.weights_file.exists() or not run.checkpoints.is_dir()):
+        raise FileNotFoundError(
+            f"{run.checkpoints} holds no checkpoint to resume from; put those of the run back, or "
+            "start a new run"
+        )
+    if not saved:
+        logger.warning("%s has no checkpoint yet: the run starts again at step 0", run.path)
     for step in sorted(saved, reverse=True):
         try:
             return step, _read(saved[step], step)
@@ -68,6 +80,22 @@ def latest(run: RunDirectory) -> tuple[int, dict[str, Any]] | None:
     if saved:
         raise ValueError(f"every checkpoint in {run.checkpoints} is damaged; start a new run")
     return None
+
+
+def restore(
+    run: RunDirectory, step: int, parts: Mapping[str, Any], state: Mapping[str, Any]
+) -> None:
+    """Load the state of a checkpoint; ValueError if it does not fit the parts of the run."""
+    for name, part in parts.items():
+        try:
+            part.load_state_dict(state[name])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[:2][-1].strip(" \t.")  # torch goes on to all tensors
+            raise ValueError(
+                f"the checkpoint of step {step} in {run.path} does not fit the {name} that its "
+                f"config.yaml describes: {shorten(reason, 200, placeholder=' ...')}. If that file "
+                "was edited, undo it, or start a new run with the new settings"
+            ) from error
 
 
 def refuse_non_finite(

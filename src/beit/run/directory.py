@@ -58,6 +58,7 @@ class RunDirectory:
         self.environment_file = path / "environment.json"
         self.metrics_file = path / "metrics.jsonl"
         self.speed_file = path / "speed.jsonl"
+        self.images_file = path / "images.json.gz"
         self.weights_file = path / "weights.safetensors"
         self.report_file = path / "report.html"
         self.checkpoints = path / "checkpoints"
@@ -110,9 +111,9 @@ class RunDirectory:
         """Read the resolved configuration: nested dicts of plain values, tuples as lists."""
         try:
             settings = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ValueError(f"{self.config_file} is not valid YAML: {error}") from error
-        if not isinstance(settings, dict):
+        if not isinstance(settings, dict) or not settings:
             raise ValueError(f"{self.config_file} does not hold a configuration")
         return settings
 
@@ -120,7 +121,7 @@ class RunDirectory:
         """Read the command of this run."""
         try:
             recorded = json.loads(self.environment_file.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{self.environment_file} is not valid JSON: {error}") from error
         if not isinstance(recorded, dict) or "verb" not in recorded:
             raise ValueError(

@@ -27,7 +27,7 @@ from lightning_fabric import Fabric
 
 from beit.data.batch import Batch
 from beit.data.prefetch import prefetch
-from beit.data.unreadable import Unreadable
+from beit.data.unreadable import TooManyUnreadable, Unreadable
 from beit.run import checkpoint
 from beit.run.device import DeviceConfig, LossScaling, launch, summed
 from beit.run.directory import RunConfig, RunDirectory
@@ -35,7 +35,7 @@ from beit.run.log import MetricsLog
 from beit.run.means import Means
 from beit.run.optim import OptimConfig, Schedule, StepOptimConfig
 from beit.run.progress import Progress
-from beit.run.reading import ImageBatches, Reading
+from beit.run.reading import ImageBatches, Reading, shared_names
 
 
 class ReadConfig(Protocol):
@@ -140,8 +140,7 @@ class Journal:
         scaling = LossScaling(self.fabric)
         self._parts = {**parts, "scaling": scaling, "unreadable": self._unreadable}
         if self._state:
-            for name, part in self._parts.items():
-                part.load_state_dict(self._state[name])
+            checkpoint.restore(self.directory, self.start_step, self._parts, self._state)
             self._state = {}
         self._stream = prefetch(batches, self.fabric.device)
         self._stream.begin()
@@ -157,9 +156,21 @@ class Journal:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Show progress while the loop runs, and close the logs after it."""
+        """Show progress while the loop runs, and close the logs after it.
+
+        If too many images cannot be read, a checkpoint is written first: no step is lost.
+        """
         with closing(self._log), closing(self._speed), self._progress:
-            yield
+            try:
+                yield
+            except TooManyUnreadable as error:  # between two steps
+                self._save()
+                run = self.directory
+                raise ValueError(
+                    f"{error}. The run then goes on after step {self.step}: beit {self._verb} "
+                    f"--resume {run.path} (max_unreadable is in {run.config_file.name}; if images "
+                    "were removed, add --accept_changed_data true)"
+                ) from error
 
     def finish(
         self,
@@ -192,7 +203,7 @@ class Journal:
     def micro_batches(self) -> Iterator[Batch]:
         """Yield this process's micro-batches of the step; warn of unreadable images."""
         for batch in islice(self._stream, self.config.optim.accumulate):
-            for name in self._unreadable.note(batch.unreadable):
+            for name in self._unreadable.add(batch.unreadable):
                 self._progress.warn(f"unreadable, replaced by the next image: {name}")
             yield batch
 
@@ -245,17 +256,19 @@ class Journal:
         metrics: Mapping[str, float],
         shown: tuple[str, ...] = (),
     ) -> None:
-        """Write a line of the metrics log.
+        """Write a line of the metrics log; raise TooManyUnreadable if they are, in all processes.
 
         Args:
             settings: of the step, such as its learning rate
             metrics: means since the last line
             shown: names of the metrics on the progress line; empty for all
         """
+        self._unreadable.add(shared_names(self.fabric, self._unreadable.names))
         if count := len(self._unreadable.names):
             metrics = {**metrics, "unreadable": count}
         self._write({**settings, **metrics})
         self._shown = {name: metrics[name] for name in metrics if not shown or name in shown}
+        self._unreadable.check()
 
     def log_result(self, metrics: Mapping[str, float]) -> None:
         """Log and show the metrics of a validation or check."""
@@ -286,6 +299,10 @@ class Journal:
         self._shown = {}
         if self.logs:
             self._speed.write({"step": self.step} | speed._asdict())
-        if self.saves and self._first:
+        if self.saves:
+            self._save()
+
+    def _save(self) -> None:
+        if self._first:
             run, state = self._run, {name: part.state_dict() for name, part in self._parts.items()}
             checkpoint.save(self.directory, self.step, state, run.keep_last, run.keep_every)

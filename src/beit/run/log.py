@@ -81,12 +81,15 @@ def kept_step(path: Path, metric: str | None) -> int:
 
 def _lines(path: Path) -> list[tuple[str, dict[str, Any]]]:
     """Read the complete lines and their records."""
-    *lines, _incomplete = path.read_text(encoding="utf-8").split("\n")
+    try:
+        *lines, _incomplete = path.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not text: {error}") from error
     records = []
     for number, line in enumerate(lines, 1):
         try:
             record = json.loads(line)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{path} line {number} is not JSON: {error}") from error
         if not isinstance(record, dict) or not isinstance(record.get("step"), int):
             raise ValueError(f"{path} line {number} is not a record with an integer 'step'")

@@ -1,27 +1,32 @@
 """One pass over a validation set; unreadable images are skipped and counted."""
 
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from contextlib import suppress
+from typing import Any, Protocol
 
-import torch
 from lightning_fabric import Fabric
+from torch import distributed
 
 from beit.data.batch import Batch
 from beit.data.prefetch import prefetch
-from beit.data.unreadable import Unreadable, readable
-from beit.run.device import summed
+from beit.data.unreadable import TooManyUnreadable, Unreadable, readable
 
 
 class ImageBatches(Protocol):
     """This process's batches of an image set: `beit.data.batches.EvalBatches`."""
 
     num_images: int  # of the whole set
+    source: Any  # beit.data.source.Source
 
     def __iter__(self) -> Iterator[Batch]: ...
 
 
 class Reading:
-    """Iterates over batches on the device, and warns of images that cannot be read."""
+    """Iterates over batches on the device, and warns of images that cannot be read.
+
+    If too many cannot be read, all processes raise TooManyUnreadable at the end of the pass: one
+    that raised alone would leave the others waiting.
+    """
 
     def __init__(
         self,
@@ -41,25 +46,33 @@ class Reading:
 
     def __iter__(self) -> Iterator[Batch]:
         stream = prefetch(self._batches, self._fabric.device)
-        return readable(stream, self._unreadable, self._warn)
+        with suppress(TooManyUnreadable):  # raised below
+            yield from readable(stream, self._unreadable, self._warn)
+        self._unreadable.note(shared_names(self._fabric, self._unreadable.names))
 
     @property
     def unreadable(self) -> int:
-        """The number of images that this process could not read."""
+        """The number of images that could not be read, by any process after a whole pass."""
         return len(self._unreadable.names)
 
     def counts(self) -> dict[str, float]:
-        """Count the images over all processes, if any could not be read.
+        """Count the images over all processes after a pass, if any could not be read.
 
         Returns: `val_images`, the number read, and `val_unreadable`; empty if all were read
 
         Raises:
-            ValueError: too many images, or all, cannot be read.
+            TooManyUnreadable: none can be read.
         """
-        total, names = self._unreadable.total, self._unreadable.names
-        count = int(summed(self._fabric, torch.tensor(len(names), device=self._fabric.device)))
-        self._unreadable.check(count)
+        total, count = self._unreadable.total, self.unreadable
         if count == total:
-            first = min(names, default="see the other processes")
-            raise ValueError(f"none of {total} validation images can be read: {first}")
+            first = min(self._unreadable.names)
+            raise TooManyUnreadable(f"none of {total} validation images can be read: {first}")
         return {"val_images": total - count, "val_unreadable": count} if count else {}
+
+
+def shared_names(fabric: Fabric, names: set[str]) -> set[str]:
+    """Return the union of the names that each process gives."""
+    everyone = [names] * fabric.world_size
+    if fabric.world_size > 1:
+        distributed.all_gather_object(everyone, names)
+    return set().union(*everyone)

@@ -14,7 +14,9 @@ class Training(Protocol):
     VERB: str
     Config: type
 
-    def run(self, config: Any, directory: RunDirectory | None = None) -> Result: ...
+    def run(
+        self, config: Any, directory: RunDirectory | None = None, changed_ok: bool = False
+    ) -> Result: ...
 
     def redraw(self, config: Any, directory: RunDirectory) -> list[Any]: ...
 
@@ -30,9 +32,9 @@ def open_run(training: Training, path: str | Path) -> tuple[Any, RunDirectory]:
     return config, directory
 
 
-def resume(training: Training, path: str | Path) -> Result:
-    """Resume a run from its last checkpoint."""
-    return training.run(*open_run(training, path))
+def resume(training: Training, path: str | Path, changed_ok: bool = False) -> Result:
+    """Resume a run from its last checkpoint; if its images have changed, only with `changed_ok`."""
+    return training.run(*open_run(training, path), changed_ok)
 
 
 def redraw(training: Training, path: str | Path) -> list[Any]:

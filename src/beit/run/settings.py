@@ -8,10 +8,10 @@ from typing import Any, Literal
 MAX_LISTED = 5  # items named in an error message
 
 
-def first(items: list[str]) -> str:
+def first(items: list[Any]) -> str:
     """Join the first items and count the others: `a; b; c; d; e and 2 more`."""
     more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
-    return "; ".join(items[:MAX_LISTED]) + more
+    return "; ".join(map(str, items[:MAX_LISTED])) + more
 
 
 def from_plain(hint: Any, value: Any, name: str) -> Any:

@@ -20,6 +20,7 @@ from beit.run.averaging import BestWeights
 from beit.run.batches import eval_batches, train_batches
 from beit.run.device import DeviceConfig, can_fuse, launch, prepared
 from beit.run.directory import RunDirectory
+from beit.run.images import check_images, keep_images, warn_of_changes
 from beit.run.journal import Journal, Result, launch_run
 from beit.run.log import kept_step
 from beit.run.parameters import build_optimizer, parameter_groups
@@ -40,11 +41,13 @@ logger = logging.getLogger(__name__)
 VERB = "segment"
 
 
-def run(config: Config, directory: RunDirectory | None = None) -> Result:
+def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Train a new segmenter, or resume the run in `directory` from its last checkpoint."""
     fabric = launch_run(config, directory)
     optim = config.optim
     source, held_out = open_data(config)
+    sets = {"data.train": source, "data.validation": held_out}
+    images = check_images(directory, sets, changed_ok, labelled=True)
     torch.manual_seed(config.run.seed)
     segmenter, transferred = build_segmenter(config, source)
     segmenter = synchronised(segmenter, fabric, optim.micro_batch_size(fabric.world_size))
@@ -67,6 +70,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         validate_every=config.validate_every,
     )
     journal.begin(batches, model=segmenter, optimizer=optimizer, best=parts.best)
+    keep_images(journal, images)
     if transferred:
         journal.message(f"{config.init}: {transferred}")
     validated = train(parts, journal)
@@ -85,6 +89,8 @@ def redraw(config: Config, directory: RunDirectory) -> list[Section]:
     segmenter = load(directory.path).to(fabric.device)
     assert isinstance(segmenter, SemanticSegmenter)
     source, held_out = open_data(config)
+    sets = {"data.train": source, "data.validation": held_out}
+    warn_of_changes(directory, sets, labelled=True)
     batches, validated = validation_batches(config, held_out, fabric), None
     if batches is not None:
         reading = Reading(batches, fabric, config.data.max_unreadable, logger.warning)

@@ -16,9 +16,10 @@ from beit.data.batches import DataConfig
 from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
-from beit.run.batches import open_train, open_validation, train_batches
+from beit.run.batches import image_sets, open_train, open_validation, train_batches
 from beit.run.device import DeviceConfig, can_fuse, launch, prepared
 from beit.run.directory import RunConfig, RunDirectory
+from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result, launch_run
 from beit.run.optim import OptimConfig
 from beit.run.parameters import build_optimizer, parameter_groups
@@ -136,7 +137,7 @@ class Config:
             )
 
 
-def run(config: Config, directory: RunDirectory | None = None) -> Result:
+def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Train a new tokenizer, or resume the run in `directory` from its last checkpoint."""
     fabric = launch_run(config, directory)
     optim, size = config.optim, config.model.image_size
@@ -144,6 +145,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     vae = DiscreteVAE(config.model)
     source = open_train(config.data)
     validation = open_validation(config, size, fabric)
+    images = check_images(directory, image_sets(source, validation), changed_ok)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
     views = TrainViews(config.view, size, size)
     batches = train_batches(journal, source, views)
@@ -165,6 +167,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         frechet_images=config.frechet_images,
     )
     journal.begin(batches, model=vae, optimizer=optimizer)
+    keep_images(journal, images)
     draw = partial(report_dvae, journal.directory, config, fabric, vae)
     validated = train(parts, journal, draw)
     metrics, save = validated.metrics if validated else {}, partial(save_weights, model=vae.eval())

@@ -20,6 +20,7 @@ from beit.nn.dvae import DiscreteVAE
 from beit.nn.tokenizer import VQKD
 from beit.run.batches import open_shown, open_validation
 from beit.run.directory import RunDirectory
+from beit.run.images import warn_of_changes
 from beit.run.log import last_validation, read_log
 from beit.run.reading import Reading
 from beit.tokenizer.codebook_log import Validated, count_codes
@@ -120,6 +121,7 @@ def last_validated(
     batches = open_validation(config, tokenizer.image_size, fabric)
     if batches is None:
         return None
+    warn_of_changes(directory, {"data.validation": batches.source})
     reading = Reading(batches, fabric, config.data.max_unreadable, logger.warning)
     counts = count_codes(tokenizer, reading, fabric)
     return Validated(last_validation(directory.metrics_file), counts)

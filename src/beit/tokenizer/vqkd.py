@@ -13,9 +13,10 @@ from beit.data.batches import DataConfig
 from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
 from beit.nn.tokenizer import VQKD, VQKDConfig
-from beit.run.batches import open_train, open_validation, train_batches
+from beit.run.batches import image_sets, open_train, open_validation, train_batches
 from beit.run.device import DeviceConfig, can_fuse, launch, prepared
 from beit.run.directory import RunConfig, RunDirectory
+from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result, launch_run
 from beit.run.optim import OptimConfig
 from beit.run.parameters import build_optimizer, parameter_groups
@@ -109,7 +110,7 @@ class Config:
         return self.model.code_width if self.codebook.commitment == "sum" else 1
 
 
-def run(config: Config, directory: RunDirectory | None = None) -> Result:
+def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Train a new tokenizer, or resume the run in `directory` from its last checkpoint."""
     fabric = launch_run(config, directory)
     optim, codebook = config.optim, config.codebook
@@ -120,6 +121,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
     teacher, size = teacher.to(fabric.device), vqkd.config.encoder.image_size
     source = open_train(config.data)
     validation = open_validation(config, size, fabric)
+    images = check_images(directory, image_sets(source, validation), changed_ok)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
     views = TrainViews(config.view, size, size)
     batches = train_batches(journal, source, views)
@@ -144,6 +146,7 @@ def run(config: Config, directory: RunDirectory | None = None) -> Result:
         validate_every=config.validate_every * journal.steps_per_epoch,
     )
     journal.begin(batches, model=vqkd, optimizer=optimizer, use=use)
+    keep_images(journal, images)
     draw = partial(report_vqkd, journal.directory, config, fabric, vqkd)
     validated = train(parts, journal, draw)
     metrics, save = validated.metrics if validated else {}, partial(save_weights, model=vqkd.eval())

@@ -1,0 +1,112 @@
+"""The lists of a run's images: kept in its directory, compared when the run is resumed.
+
+Order, views and masks of images are functions of their numbers in these lists, so other images
+lead to other weights. A list has the names and, for a training with labels, labels and classes. It
+does not cover pixels: an image that was replaced under its name is not noticed.
+"""
+
+import gzip
+import json
+import logging
+import zlib
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from beit.files import write_bytes
+from beit.run.directory import RunDirectory
+from beit.run.journal import Journal
+
+logger = logging.getLogger(__name__)
+
+Sets = Mapping[str, Any]  # by option, such as data.train: a Source, LabelMaps or, if not used, None
+Lists = dict[str, dict[str, Any]]  # by option
+
+
+def check_images(
+    directory: RunDirectory | None, sets: Sets, changed_ok: bool, labelled: bool = False
+) -> Lists:
+    """List the images of a run; compare them with those that a resumed run was started with.
+
+    Args:
+        directory: of a resumed run; None for a new one
+        changed_ok: do not compare
+        labelled: list labels and class names too
+
+    Raises:
+        ValueError: images have changed, or the kept lists are damaged.
+    """
+    lists = _listed(sets, labelled)
+    if directory is not None and not directory.images_file.exists():
+        text = "%s has no %s; whether its images have changed is not known"
+        logger.info(text, directory.path, directory.images_file.name)
+    elif directory is not None and not changed_ok and (changed := _changes(directory, lists)):
+        raise ValueError(
+            f"the images of {directory.path} have changed since the run started: {changed}. Put "
+            "them back, or resume with the images as they are now: "
+            f"beit {directory.verb()} --resume {directory.path} --accept_changed_data true"
+        )
+    return lists
+
+
+def keep_images(journal: Journal, lists: Lists) -> None:
+    """Write the lists unless the run has the same; log what has changed."""
+    directory = journal.directory
+    if changed := _changes(directory, lists):
+        journal.log_warning(f"resumed with images that have changed: {changed}")
+    if journal.fabric.is_global_zero and (changed or not directory.images_file.exists()):
+        write_bytes(directory.images_file, gzip.compress(json.dumps(lists).encode()))
+
+
+def warn_of_changes(directory: RunDirectory, sets: Sets, labelled: bool = False) -> None:
+    """Warn that a report is drawn from other images than those of the run."""
+    if changed := _changes(directory, _listed(sets, labelled)):
+        text = "%s: figures may differ from the log, since the images have changed: %s"
+        logger.warning(text, directory.path, changed)
+
+
+def _listed(sets: Sets, labelled: bool) -> Lists:
+    """List the images, a line each, and the names of the classes."""
+    lists = Lists()
+    for option, source in sets.items():
+        if source is None:
+            continue
+        lines = [source.name(index) for index in range(len(source))]
+        labels = getattr(source, "labels", None)  # images with label maps have none
+        if labelled and labels is not None:
+            pairs = zip(lines, labels.tolist(), strict=True)
+            lines = [f"{name} with label {label}" for name, label in pairs]
+        classes = list(source.class_names or ()) if labelled else []
+        lists[option] = {"images": "\n".join(lines), "classes": classes}
+    return lists
+
+
+def _changes(directory: RunDirectory, lists: Lists) -> str:
+    """Describe how lists differ from the kept ones; empty if they do not, or none were kept."""
+    file = directory.images_file
+    if not file.exists():
+        return ""
+    try:
+        kept = json.loads(gzip.decompress(file.read_bytes()))
+        pairs = {option: (kept.get(option, {}), now) for option, now in lists.items()}
+    except (OSError, EOFError, zlib.error, ValueError, AttributeError) as error:
+        advice = "delete it to go on with the images as they are now"
+        raise ValueError(f"{file} is damaged ({error}); {advice}") from error
+    different = {option: pair for option, pair in pairs.items() if pair[0] != pair[1]}
+    return "; ".join(f"{option}: {_difference(*pair)}" for option, pair in different.items())
+
+
+def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    before, after = (Counter(each["images"].split("\n") if each else ()) for each in (then, now))
+    parts = [f"{before.total()} images then, {after.total()} now"]
+    for images, what in ((before - after, "gone"), (after - before, "new")):
+        if images:
+            parts.append(f"{images.total()} {what} ({_some(list(images))})")
+    old, new = then.get("classes", []), now["classes"]
+    if old != new:
+        parts.append(f"classes {_some(old)} then, {_some(new)} now")
+    return ", ".join(parts if len(parts) > 1 else [*parts, "in another order"])
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)
