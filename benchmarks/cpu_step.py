@@ -53,7 +53,7 @@ def measure(way: str, steps: int) -> dict[str, float]:
 
     from beit.nn.losses import cosine_distance
     from beit.nn.tokenizer import VQKD, VQKDConfig, tokenizer_vit
-    from beit.run.device import keep_freed_memory
+    from beit.run.launch import keep_freed_memory
     from beit.weights.teachers import with_folded_norms
 
     folded, kept = WAYS[way]

@@ -27,7 +27,8 @@ from beit.nn.pooling import kinds_of
 from beit.probing import probe
 from beit.probing.features import FeatureReader, open_frozen_model
 from beit.probing.training import fit, linear_grid, probe_features, split, steps_per_epoch
-from beit.run.device import DeviceConfig, launch
+from beit.run.device import DeviceConfig
+from beit.run.launch import launch
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)  # values of C, the inverse regularisation
 SIZES = ((5000, 192, 10, 3), (5000, 768, 100, 1), (2048, 768, 1000, 1))  # n, D, Y, epochs

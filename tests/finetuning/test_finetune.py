@@ -27,9 +27,10 @@ from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.position import resize_relative_bias
 from beit.nn.vit import ViTConfig, vit_config
-from beit.run.device import DeviceConfig, launch
+from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig
 from beit.run.journal import Journal
+from beit.run.launch import launch
 from beit.run.reading import Reading
 from beit.run.resume import redraw, resume
 from beit.weights.file import save_weights

@@ -16,7 +16,7 @@ from beit.pretraining import loop, pretrain
 from beit.pretraining.config import CheckConfig
 from beit.pretraining.targets import TargetConfig
 from beit.pretraining.validation import validation_masks
-from beit.run.device import launch
+from beit.run.launch import launch
 from beit.run.resume import redraw, resume
 from beit.weights.file import save_weights
 from beit.weights.formats.dalle import to_dalle

@@ -20,7 +20,8 @@ from beit.rows.compute import about_table, compute_table, fingerprint, summary
 from beit.rows.files import Column
 from beit.rows.lines import LineStream
 from beit.rows.table import RowTable
-from beit.run.device import DeviceConfig, launch
+from beit.run.device import DeviceConfig
+from beit.run.launch import launch
 from beit.tables.tokenize import Config
 
 NUM_IMAGES = 11  # batches of 2, 2, ... and 1; parts of 4, 4 and 3

@@ -9,14 +9,8 @@ import torch
 from torch import nn
 
 from beit.nn.block import Block
-from beit.run.device import (
-    DeviceConfig,
-    LossScaling,
-    can_fuse,
-    launch,
-    layout,
-    prepared,
-)
+from beit.run.device import DeviceConfig, LossScaling, can_fuse, prepared
+from beit.run.launch import launch, layout
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6"}
 
@@ -110,7 +104,8 @@ def test_gradient_checkpointing_is_for_blocks() -> None:
 PAGES = """
 import resource, sys, torch
 torch.set_num_threads(1)
-from beit.run.device import DeviceConfig, keep_freed_memory, launch
+from beit.run.device import DeviceConfig
+from beit.run.launch import keep_freed_memory, launch
 checkpointing, megabytes = sys.argv[1] == "checkpointing", int(sys.argv[2])
 assert keep_freed_memory(checkpointing)  # the other way, which launch changes
 launch(DeviceConfig(accelerator="cpu", gradient_checkpointing=checkpointing))

@@ -18,7 +18,8 @@ from beit.run.batches import train_batches
 from beit.run.checkpoint import latest
 from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig, RunDirectory
-from beit.run.journal import Journal, launch_run
+from beit.run.journal import Journal
+from beit.run.launch import launch_run
 from beit.run.optim import OptimConfig, clip_gradients
 
 OPTIM = OptimConfig(

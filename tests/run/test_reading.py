@@ -5,7 +5,8 @@ from beit.data.batches import EvalBatches
 from beit.data.source import UnreadableImage
 from beit.data.unreadable import TooManyUnreadable
 from beit.data.views import EvalView
-from beit.run.device import DeviceConfig, launch
+from beit.run.device import DeviceConfig
+from beit.run.launch import launch
 from beit.run.reading import Reading
 
 

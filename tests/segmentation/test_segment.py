@@ -14,9 +14,10 @@ from beit.data.shapes import KINDS
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.sliding import MapViewConfig
-from beit.run.device import DeviceConfig, launch
+from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig
 from beit.run.journal import Journal
+from beit.run.launch import launch
 from beit.run.optim import StepOptimConfig
 from beit.run.resume import redraw, resume
 from beit.segmentation import evaluate as evaluate_segments

@@ -136,6 +136,8 @@ def test_validation(name, tmp_path, monkeypatch, scattered, last, capsys):
     if name == "segment":
         sets = Sets(*map(pairs, sets))
         options["data.train"] = str(sets.sound)
+    if name == "pretrain":  # the classes of the k-NN check
+        options["check.train"] = str(sets.sound)
     metrics = {}
     for kind, folder in sets._asdict().items():
         run = tmp_path / kind

@@ -43,7 +43,8 @@ from beit.nn.code_statistics import CodeStatistics, code_vectors, rated
 from beit.nn.reservoir import Reservoir
 from beit.nn.tokenizer import VQKD, Tokenizer
 from beit.rows.compute import fingerprint
-from beit.run.device import DeviceConfig, launch
+from beit.run.device import DeviceConfig
+from beit.run.launch import launch
 from beit.run.progress import Progress
 from beit.weights.open import load_tokenizer
 

@@ -3,7 +3,6 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -224,7 +223,9 @@ def without_images(part: Labelled, labels: Tensor, names: Sequence[str]) -> str:
 def _empty_folders(part: Labelled) -> list[str]:
     """List the class folders without an image; none if the classes are not the set's folders."""
     names, whole = set(part.source.class_names or []), split_part(part.spec)[0]
-    root = Path() if "://" in whole else user_path(split_query(whole)[0])
+    if "://" in whole:
+        return []
+    root = user_path(split_query(whole)[0])
     folders = class_folders(root, "train") if names and root.is_dir() else []
     return [name for name in folders if name not in names] if names <= set(folders) else []
 

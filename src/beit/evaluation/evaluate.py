@@ -31,8 +31,9 @@ from beit.evaluation.imagenet import Dataset, open_task
 from beit.evaluation.metrics import classification_metrics, reference_errors, robustness_metrics
 from beit.evaluation.output import METRICS, format_table, write
 from beit.evaluation.target_columns import Task
-from beit.run.device import DeviceConfig, launch, summed
+from beit.run.device import DeviceConfig, summed
 from beit.run.directory import environment
+from beit.run.launch import launch
 from beit.weights.open import load_classifier
 
 

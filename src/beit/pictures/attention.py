@@ -29,7 +29,8 @@ from beit.pictures.attention_panels import (
     with_query,
 )
 from beit.pictures.images import check_output, left_out_tables, read_images, saved_picture
-from beit.run.device import DeviceConfig, launch
+from beit.run.device import DeviceConfig
+from beit.run.launch import launch
 from beit.weights.open import load_backbone
 
 

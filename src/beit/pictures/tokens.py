@@ -39,7 +39,8 @@ from beit.pictures.token_models import (
     predict_tokens,
     sample_masks,
 )
-from beit.run.device import DeviceConfig, launch
+from beit.run.device import DeviceConfig
+from beit.run.launch import launch
 from beit.weights.teachers import Teacher
 
 

@@ -43,8 +43,9 @@ from beit.probing.charts import AttentiveRow, accuracy_table, drawings, format_t
 from beit.probing.charts import Row as Row
 from beit.probing.features import FeatureReader, open_frozen_model
 from beit.probing.training import attentive_rows, probe_features, split, train_on_stream
-from beit.run.device import DeviceConfig, launch
+from beit.run.device import DeviceConfig
 from beit.run.directory import environment
+from beit.run.launch import launch
 
 NAMED = 5  # unreadable images named in a note; the log names all
 

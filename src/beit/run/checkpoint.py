@@ -36,11 +36,8 @@ def save(
         raise ValueError(f"keep_last is {keep_last}; expected 1 or more")
     _check_loadable(state, "state")
     path = run.checkpoints / f"step-{step:09d}.pt"
-    try:
-        with replacing(path) as temporary, temporary.open("wb") as opened:
-            torch.save({"step": step, "state": state}, opened)
-    except RuntimeError as error:  # of torch, as it ends a file on a full disk
-        raise OSError(f"{path} cannot be written: {error.__context__ or error}") from error
+    with replacing(path) as temporary, temporary.open("wb") as opened:
+        torch.save({"step": step, "state": state}, opened)
     for leftover in run.checkpoints.glob(f".*{PARTIAL_SUFFIX}"):  # left by a killed process
         leftover.unlink(missing_ok=True)
     saved = _steps(run)

@@ -29,7 +29,7 @@ from beit.data.batch import Batch
 from beit.data.prefetch import prefetch
 from beit.data.unreadable import TooManyUnreadable, Unreadable
 from beit.run import checkpoint
-from beit.run.device import DeviceConfig, LossScaling, launch, summed
+from beit.run.device import DeviceConfig, LossScaling, summed
 from beit.run.directory import RunConfig, RunDirectory
 from beit.run.log import MetricsLog
 from beit.run.means import Means
@@ -72,13 +72,6 @@ class Result(NamedTuple):
     directory: Path
     metrics: dict[str, float]
     sections: list[Any]
-
-
-def launch_run(config: TrainingConfig, directory: RunDirectory | None) -> Fabric:
-    """Launch the processes of a run; a new run must not have an existing directory."""
-    if directory is None:
-        RunDirectory.check_new(config.run.output)
-    return launch(config.device)
 
 
 class Journal:

@@ -27,8 +27,9 @@ from beit.files import replacing, write_text
 from beit.nn.confusion import map_figures, pixel_confusion
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapViewConfig
-from beit.run.device import DeviceConfig, launch, summed
+from beit.run.device import DeviceConfig, summed
 from beit.run.directory import environment
+from beit.run.launch import launch
 from beit.run.progress import Progress
 from beit.segmentation.batches import FIELDS, stacked, whole
 from beit.segmentation.label_maps import LabelMaps, open_label_maps

@@ -29,7 +29,8 @@ from beit.files import write_bytes, write_text
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapViewConfig
 from beit.rows.compute import fingerprint
-from beit.run.device import DeviceConfig, launch
+from beit.run.device import DeviceConfig
+from beit.run.launch import launch
 from beit.run.progress import Progress
 from beit.segmentation.label_classes import default_palette
 from beit.segmentation.label_decoding import encode_label_map

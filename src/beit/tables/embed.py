@@ -20,7 +20,8 @@ from beit.nn.vit import Features
 from beit.rows.compute import TableResult, about_table, compute_table
 from beit.rows.files import Column
 from beit.rows.table import RowTable, check_output
-from beit.run.device import DeviceConfig, launch, prepared
+from beit.run.device import DeviceConfig, prepared
+from beit.run.launch import launch
 from beit.weights.open import load_backbone
 
 

@@ -19,7 +19,8 @@ from beit.data.views import EvalView
 from beit.rows.compute import TableResult, about_table, compute_table
 from beit.rows.files import Column
 from beit.rows.table import RowTable, check_output, smallest_unsigned
-from beit.run.device import DeviceConfig, launch
+from beit.run.device import DeviceConfig
+from beit.run.launch import launch
 from beit.weights.open import load_tokenizer
 
 

@@ -1,0 +1,129 @@
+"""Launch the processes of a command on their devices, by lightning-fabric."""
+
+from __future__ import annotations
+
+import ctypes
+import inspect
+import logging
+import os
+import sys
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from beit.run.device import DeviceConfig
+from beit.run.directory import RunDirectory
+from beit.run.journal import TrainingConfig
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+
+class Layout(NamedTuple):
+    """The processes of a run: `devices` on each of `num_nodes` nodes, one device per process."""
+
+    accelerator: str
+    devices: int
+    num_nodes: int
+
+
+def layout(config: DeviceConfig, environment: Mapping[str, str]) -> Layout:
+    """Choose the devices of a run, from its configuration and torchrun's environment variables."""
+    available = {"cpu": 1}
+    if torch.backends.mps.is_available():
+        available = {"mps": 1, **available}
+    if torch.cuda.is_available():
+        available = {"cuda": torch.cuda.device_count(), **available}
+    accelerator = next(iter(available)) if config.accelerator == "auto" else config.accelerator
+    if accelerator not in available:
+        raise ValueError(
+            f"device.accelerator is {accelerator}, which this machine does not have; "
+            f"it has {', '.join(available)}"
+        )
+    if config.precision == "16-mixed" and accelerator == "cpu":
+        raise ValueError(
+            "device.precision 16-mixed needs a GPU; use bf16-mixed or 32-true on the CPU"
+        )
+
+    devices = available[accelerator] if config.devices == "auto" else config.devices
+    num_nodes = config.num_nodes
+    if "TORCHELASTIC_RUN_ID" in environment:
+        started = int(environment["LOCAL_WORLD_SIZE"])
+        if config.devices not in ("auto", 1, started):
+            raise ValueError(
+                f"device.devices is {config.devices}, but torchrun started {started} processes "
+                "on this node; leave device.devices out"
+            )
+        devices, num_nodes = started, int(environment["WORLD_SIZE"]) // started
+    if accelerator != "cpu" and devices > available[accelerator]:
+        raise ValueError(
+            f"device.devices is {devices}, but this machine has {available[accelerator]} "
+            f"{accelerator} device{'s' * (available[accelerator] > 1)}"
+        )
+    return Layout(accelerator, devices, num_nodes)
+
+
+def launch(config: DeviceConfig) -> Fabric:
+    """Start the run's processes, or join those that torchrun started, and return their Fabric.
+
+    With several processes DDP averages the gradients. Every parameter must have a gradient in each
+    step. Buffers are not synchronised: whatever updates them must be reduced first.
+    """
+    from lightning_fabric import Fabric  # slow to import
+    from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from torch.nn.parallel import DistributedDataParallel
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs each choice
+    accelerator, devices, num_nodes = layout(config, os.environ)
+    if accelerator == "cpu":
+        keep_freed_memory(not config.gradient_checkpointing)
+    # torch 2.15 renamed the option that synchronises buffers in each forward pass.
+    known = inspect.signature(DistributedDataParallel).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    settings: dict[str, Any] = {"find_unused_parameters": False, switch: False}
+    ddp = DDPStrategy(gradient_as_bucket_view=True, **settings)
+    # Fabric takes any process of a Slurm job for one of several. Those that srun started have got
+    # torchrun's variables from the command; others are alone, such as a batch script.
+    alone = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+    fabric = Fabric(
+        plugins=[LightningEnvironment()] if alone else None,
+        accelerator=accelerator,
+        devices=devices,
+        num_nodes=num_nodes,
+        precision=config.precision,
+        strategy=ddp if devices * num_nodes > 1 else "auto",
+    )
+    fabric.launch()
+    return fabric
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h
+
+
+def keep_freed_memory(keep: bool) -> bool:
+    """Set whether malloc keeps freed memory or returns it to the system.
+
+    Each step allocates the same hundreds of megabytes. If they are returned, their pages are mapped
+    and zeroed again in the next step: a sixth of a step's time on a CPU. If they are kept, memory
+    is fragmented and its use grows (docs/diary.md).
+
+    Returns: False if the C library cannot do it
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:  # not glibc
+        return False
+    settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1}
+    if not keep:  # map each block of 1 MiB or more on its own
+        settings = {M_MMAP_MAX: 2**16, M_MMAP_THRESHOLD: 2**20, M_TRIM_THRESHOLD: 2**20}
+    return all(mallopt(name, value) for name, value in settings.items())
+
+
+def launch_run(config: TrainingConfig, directory: RunDirectory | None) -> Fabric:
+    """Launch the processes of a run; a new run must not have an existing directory."""
+    if directory is None:
+        RunDirectory.check_new(config.run.output)
+    return launch(config.device)
