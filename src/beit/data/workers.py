@@ -13,10 +13,12 @@ import signal
 import sys
 import traceback
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 import torch
@@ -26,9 +28,9 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 _AHEAD = 2  # results per worker, computed before they are asked for
 _LIKELY = {
-    "SIGKILL": "memory probably ran out: use fewer workers (num_workers) or smaller batches",
-    "SIGSEGV": "one of these images probably crashed its decoder",
-    "SIGBUS": "one of these files probably changed, or its disk failed",
+    "SIGKILL": "if memory ran out, use fewer workers (num_workers) or smaller batches",
+    "SIGSEGV": "one of these images may have crashed its decoder",
+    "SIGBUS": "one of these files may have changed, or its disk may have failed",
 }
 
 
@@ -77,9 +79,7 @@ def computed(
                 yield result
     finally:
         for worker in workers:
-            worker.process.kill()
-        for worker in workers:
-            worker.process.join()
+            worker.end()
 
 
 class _Worker:
@@ -97,6 +97,7 @@ class _Worker:
             warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
             self.process.start()
         other.close()  # the worker alone holds it now: its death ends the stream
+        self.end = weakref.finalize(self, _end, self.process)  # at the exit at the latest
         self._name, self._named = name, named
         self.number, self.task = -1, None
 
@@ -130,6 +131,11 @@ class _Worker:
         likely = _LIKELY.get(name, "it may have said more above")
         process = f"data worker {self._name} (process {self.process.pid})"
         return ChildProcessError(f"{process} died ({name}){reading}; {likely}")
+
+
+def _end(process: BaseProcess) -> None:
+    process.kill()  # it holds nothing that others wait for
+    process.join()
 
 
 def _work(connection: Connection, other: Connection, compute: Callable[[Any], Any]) -> None:
