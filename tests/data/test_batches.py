@@ -201,8 +201,9 @@ def test_other_errors_of_the_data_end_the_run(workers):
         train(source, num_steps=6, num_workers=workers),
         EvalBatches(source, EvalView((8, 8)), 5, num_workers=workers),
     ):
-        with pytest.raises(ValueError, match=r"^1\.png: class 9 is unknown$"):
+        with pytest.raises(ValueError) as caught:
             list(batches)
+        assert str(caught.value) == "1.png: class 9 is unknown"
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -1,19 +1,16 @@
 """Batches of views, the same for any number of workers and processes and after any restart."""
 
-import multiprocessing
-import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from beit.data.batch import Batch
 from beit.data.order import balanced_order, epoch_order, sample_generator
 from beit.data.source import Source, UnreadableImage
+from beit.data.workers import computed
 
 FIELDS = ("images", "target_images")  # fields of a batch that hold the views of an image
 _MAX_REPLACEMENTS = 100  # unreadable images in a row
@@ -122,7 +119,7 @@ class TrainBatches:
         return max(0, self.num_steps - self.start_step) * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        return _batches(self._reader, self._keys(), self._num_workers)
+        return computed(self._reader, self._keys(), self._num_workers, self._reader.named)
 
     def _keys(self) -> Iterator[Key]:
         order_epoch, order, repeats = -1, torch.empty(0), torch.empty(0)  # images; earlier draws
@@ -179,7 +176,7 @@ class EvalBatches:
         return len(self._firsts)
 
     def __iter__(self) -> Iterator[Batch]:
-        return _batches(self._reader, self._keys(), self._num_workers)
+        return computed(self._reader, self._keys(), self._num_workers, self._reader.named)
 
     def _keys(self) -> Iterator[Key]:
         for first in self._firsts:
@@ -203,11 +200,8 @@ def first_images(source: Source, view: Callable[[Tensor], Tensor], count: int) -
     return torch.stack(images)
 
 
-class _Reader(Dataset[Batch | ValueError]):
-    """Reads the batch of a key. With a seed, views are random and unreadable images are replaced.
-
-    An error in the data is returned, so that it leaves a worker without its traceback.
-    """
+class _Reader:
+    """Reads the batch of a key; with a seed, views are random and unreadable images replaced."""
 
     def __init__(
         self, source: Source, view: Callable[..., Any], fields: Sequence[str], seed: int | None
@@ -215,21 +209,18 @@ class _Reader(Dataset[Batch | ValueError]):
         self.source, self.view, self.fields, self.seed = source, view, fields, seed
         self.labels = source.labels
 
-    def __getitem__(self, key: Key) -> Batch | ValueError:
+    def __call__(self, key: Key) -> Batch:
         shown, unreadable, views = list[int](), list[str](), list[tuple[Tensor, ...]]()
-        try:
-            for index, repeat in zip(key.indices, key.repeats, strict=True):
-                image, used = self._read(index, unreadable)
-                if image is None:
-                    continue
-                if self.seed is None:
-                    view = self.view(image)
-                else:
-                    view = self.view(image, sample_generator(self.seed, key.epoch, index, repeat))
-                views.append(view if isinstance(view, tuple) else (view,))
-                shown.append(used)
-        except ValueError as error:  # a label map with unknown classes, for example
-            return ValueError(str(error))
+        for index, repeat in zip(key.indices, key.repeats, strict=True):
+            image, used = self._read(index, unreadable)
+            if image is None:
+                continue
+            if self.seed is None:
+                view = self.view(image)
+            else:
+                view = self.view(image, sample_generator(self.seed, key.epoch, index, repeat))
+            views.append(view if isinstance(view, tuple) else (view,))
+            shown.append(used)
         indices = torch.tensor(shown, dtype=torch.int64)
         labels = torch.full_like(indices, -1) if self.labels is None else self.labels[indices]
         if not views:
@@ -257,31 +248,8 @@ class _Reader(Dataset[Batch | ValueError]):
         first = f"the first of them is {unreadable[-tries]}; repair or remove them"
         raise ValueError(f"{tries} images in a row cannot be read, {first}")
 
-
-def _batches(reader: _Reader, keys: Iterator[Key], num_workers: int) -> Iterator[Batch]:
-    """Yield one batch per key; the workers live for the whole run."""
-    # Forked workers share the images cached in memory; spawned ones would copy them.
-    fork = num_workers > 0 and sys.platform == "linux"
-    with warnings.catch_warnings():
-        # More workers than cores is the user's choice; the log shows the waiting time.
-        warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)
-        # Python 3.12 and later warn about a fork beside threads; the workers use no threads.
-        warnings.filterwarnings("ignore", ".*multi-threaded", DeprecationWarning)
-        loader = DataLoader(
-            reader,
-            batch_size=None,
-            sampler=keys,
-            num_workers=num_workers,
-            collate_fn=_unchanged,
-            generator=torch.Generator(),  # the loader must not draw its seed from the global state
-            multiprocessing_context=multiprocessing.get_context("fork") if fork else None,
-        )
-        batches = iter(loader)
-    for batch in batches:
-        if isinstance(batch, ValueError):
-            raise batch
-        yield batch
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
+    def named(self, key: Key) -> str:
+        """Name the images of a key, a few of them if there are many."""
+        names = [self.source.name(index) for index in key.indices[:3]]
+        more = len(key.indices) - len(names)
+        return ", ".join(names) + (f" and {more} more" if more else "")
