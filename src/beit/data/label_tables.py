@@ -55,7 +55,8 @@ def open_table(path: Path, reading: Reading = AS_IT_IS) -> FileSource:
             "folder of the table, to one folder in it, or to the working directory"
         )
     why = table.why_unlabelled
-    said = why or f"labels from column {table.label!r}"
+    labelled = 0 if table.labels is None else int((table.labels >= 0).sum())
+    said = why or f"labels of {labelled} from column {table.label!r}"
     say_once(f"{path}: {len(table.files)} images in {root}; {said}")
     return FileSource(root, table.files, reading, table.labels, table.class_names, why)
 
@@ -100,8 +101,7 @@ def labelled_folder(root: Path, source: FileSource, reading: Reading = AS_IT_IS)
     assert table.labels is not None
     source.labels = torch.cat([table.labels, torch.tensor([-1])])[torch.tensor(rows)]
     source.class_names, source.why_unlabelled = table.class_names, ""
-    labelled = sum(row >= 0 for row in rows)
-    others = len(set(table.files)) - labelled
+    labelled, others = int((source.labels >= 0).sum()), len({*table.files}) - len({*rows} - {-1})
     say_once(
         f"{root}: labels of {labelled} of {len(rows)} images from {path}, column {table.label!r}"
         + (f", which names {others} others" if others else "")

@@ -48,7 +48,9 @@ class _Level(NamedTuple):
         where = os.path.join(self.where, folder)
         part = find_layout(self.folders[folder], self.split, where, self.levels - 1)
         images = [f"{folder}{os.sep}{image}" for image in part.images]
-        notes = (f"{what} ({len(images)} images)", *part.notes) if what else part.notes
+        if len(images) < len(self.images):
+            what = f"{what} ({len(images)} images)" if what else ""
+        notes = (what, *part.notes) if what else part.notes
         return Layout(images, os.path.join(folder, part.base), part.why_unlabelled, notes)
 
 
