@@ -49,8 +49,8 @@ def test_names_count_the_classes_and_else_the_largest_label(caplog):
 @pytest.mark.parametrize(
     ("part", "count", "message"),
     [
-        (train(None), None, "data.train here: images without a label: use class folders"),
-        (train([0, 1, -1, -1]), None, r"without a label \(2, the first is 2.png\): use"),
+        (train(None), None, "data.train here: images without a label: .*; all need a class"),
+        (train([0, 1, -1, -1]), None, r"without a label: 2 of 4, the first is 2.png; label or"),
         (train([0, 3], ["a", "b"]), None, "1.png has the label 3, but there are 2 classes"),
         (train([0, 3]), 3, "has the label 3, but there are 3 classes; expected 0 to 2"),
         (train([0, 1], ["a", "b"]), 3, "num_classes is 3, but data.train here names 2"),
@@ -209,7 +209,7 @@ def test_classes_that_one_side_lacks_are_said(caplog):
     assert (len(part.source), part.source.name(1)) == (2, "1.png")
     assert "there names 1 class without an image that data.train lacks: x" in caplog.text
     assert "there: 2 of 3 classes have no image: a, b" in caplog.text
-    with pytest.raises(ValueError, match=r"without a label \(1, the first is 0.png\)"):
+    with pytest.raises(ValueError, match=r"without a label: 1 of 2, the first is 0.png"):
         renumbered(validation([-1, 0]), Classes(3, None), "data.train")
 
 

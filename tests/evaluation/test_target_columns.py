@@ -82,9 +82,9 @@ def test_two_classes_of_one_name_match_in_their_order_only():
 def test_a_label_out_of_range_or_missing_is_refused_and_named():
     with pytest.raises(ValueError, match=r"1\.png has the label 7, .* 4 classes; expected 0"):
         plain_task(labelled([0, 7]), 4, None)
-    with pytest.raises(ValueError, match=r"without a label \(1, the first is 1\.png"):
+    with pytest.raises(ValueError, match=r"without a label: 1 of 2, the first is 1\.png"):
         plain_task(labelled([0, -1]), 4, None)
-    with pytest.raises(ValueError, match=r"images without a label: .*; every image needs"):
+    with pytest.raises(ValueError, match=r"images without a label: .*; all need a class"):
         plain_task(labelled(None), 4, None)
 
 

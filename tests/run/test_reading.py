@@ -73,5 +73,5 @@ def test_what_another_process_cannot_read_counts_here_too(monkeypatch):
     assert [batch.indices.tolist() for batch in some] == [[0, 2], [3, 4, 5], [6]]
     assert some.counts() == {"val_images": 5, "val_unreadable": 2}
     strict = reading({1}, share=0.2)
-    with pytest.raises(TooManyUnreadable, match=r"2 of 7 images .*1\.png: broken; 5\.png: broken"):
+    with pytest.raises(TooManyUnreadable, match=r"2 of 7 images .*1\.png: broken\. Also 5\.png"):
         list(strict)

@@ -235,11 +235,10 @@ def known_labels(part: Labelled) -> Tensor:
     labels, why = part.source.labels, part.source.why_unlabelled
     unknown = [] if labels is None else (labels < 0).nonzero().flatten().tolist()
     if labels is None or unknown:
-        first = f" ({len(unknown)}, the first is {part.source.name(unknown[0])})" if unknown else ""
-        advice = why or "use class folders, or a column of labels in a table"
-        raise ValueError(
-            f"{part.where}: images without a label{first}: {advice}; every image needs its class"
-        )
+        if labels is not None:
+            first = part.source.name(unknown[0])
+            why = f"{len(unknown)} of {len(labels)}, the first is {first}; label or remove them"
+        raise ValueError(f"{part.where}: images without a label: {why}; all need a class here")
     return labels
 
 

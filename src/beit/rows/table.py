@@ -123,7 +123,9 @@ class RowTable:
         """Describe what is to be computed."""
         num_done = self.num_parts - len(missing)
         done = f", {num_done} of them done before" if num_done else ""
-        return f"{len(self.images)} images in {self.num_parts} part{'s' * (self.num_parts > 1)}{done}"
+        return (
+            f"{len(self.images)} images in {self.num_parts} part{'s' * (self.num_parts > 1)}{done}"
+        )
 
     @contextmanager
     def part(self, number: int) -> Iterator[Part]:
