@@ -19,7 +19,14 @@ import torch
 from PIL import Image, features
 from pyarrow import ipc, parquet
 
-from beit.data.classes import Labelled, known_labels
+from beit.data.classes import (
+    Classes,
+    Labelled,
+    RenumberedSource,
+    known_classes,
+    known_labels,
+    renumbered,
+)
 from beit.data.decoding import MAX_PIXELS, decode, extensions
 from beit.data.listing import say_once
 from beit.data.source import Source, UnreadableImage
@@ -28,7 +35,8 @@ from beit.data.spec import Reading
 from beit.data.views import EvalView
 
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
-TABLES = ("Layouts", "Labels", "Pixels")
+TABLES = ("Layouts", "Labels", "Pixels", "Classes of two sets")
+HEADERS = ("what it is", "the sets have")
 RULES: dict[tuple[str, str], Callable[..., None]] = {}
 CLASSES = ("apple", "lime")
 
@@ -55,8 +63,10 @@ def rows_of_page() -> list[tuple[str, str]]:
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):
             table = line[3:]
-        elif line.startswith("| ") and table in TABLES and not line.startswith("| what it is"):
-            found.append((table, line.split("|")[1].strip()))
+        elif line.startswith("| ") and table in TABLES:
+            first_cell = line.split("|")[1].strip()
+            if first_cell not in HEADERS:
+                found.append((table, first_cell))
     return found
 
 
@@ -569,3 +579,85 @@ def _(place):
     image[:, 20_000:30_000] = 200
     view = EvalView((224, 224))(image)
     assert view.shape == (3, 224, 224) and int(view.min()) == 200
+
+
+# ── classes of two sets ─────────────────────────────────────────────────────────────────────────
+
+
+def set_of(place: Place, labels: list[Any], class_names: list[str] | None = None) -> Labelled:
+    """Open a labelled set of as many images."""
+    count = len(list(place.path.glob("*.parquet")))
+    path = place.path / f"{count}.parquet"
+    write(path, {"image": [encoded(0)] * len(labels), "label": labels}, class_names)
+    return Labelled("data", path.name, open_source(str(path)))
+
+
+def aligned(place: Place, ours: list[Any], theirs: list[Any]) -> list[int]:
+    """Number the labels of our set as in theirs, as validation does in training."""
+    reference = known_classes(set_of(place, theirs))
+    return known_labels(renumbered(set_of(place, ours), reference, "train")).tolist()
+
+
+@rule("Classes of two sets", "names, both")
+def _(place):
+    composed, decomposed = (unicodedata.normalize(form, "é") for form in ("NFC", "NFD"))
+    reference = Classes(3, ("b", decomposed, "07"))
+    part = set_of(place, [composed, " b", "007"])
+    assert known_labels(renumbered(part, reference, "train")).tolist() == [1, 0, 2]
+    with pytest.raises(ValueError, match=r"a.*did you mean A"):
+        aligned(place, ["a", "b"], ["A", "b"])
+
+
+@rule("Classes of two sets", "names that are whole numbers, and numbers")
+def _(place):
+    for number in range(12):
+        place.image(f"folders/{number}/0.png")
+    folders = place.open("folders")
+    assert (folders.class_names or [])[:4] == ["0", "1", "10", "11"]
+    part = Labelled("data", "folders", folders)
+    labels = known_labels(renumbered(part, Classes(12, None), "train"))
+    assert labels.tolist() == [int(name) for name in folders.class_names or []]
+
+
+@rule("Classes of two sets", "other names, and numbers")
+def _(place):
+    assert aligned(place, [1, 0], ["a", "b"]) == [1, 0]
+    assert "0 is a, 1 is b" in place.said()
+    with pytest.raises(ValueError):
+        aligned(place, ["a", "b"], [0, 1, 2])
+    with pytest.raises(ValueError):
+        aligned(place, [0, 1, 2], ["1", "2", "none"])
+
+
+@rule("Classes of two sets", "a class less")
+def _(place):
+    assert aligned(place, ["c", "a"], ["a", "b", "c"]) == [2, 0]
+    assert "1 of 3 classes have no image: b" in place.said()
+
+
+@rule(
+    "Classes of two sets", "images of a class that the other does not know, or no class in common"
+)
+def _(place):
+    with pytest.raises(ValueError, match=r"appel; did you mean apple\?"):
+        aligned(place, ["lime", "appel"], [*CLASSES])
+    with pytest.raises(ValueError, match="no class in common"):
+        aligned(place, ["x", "y"], [*CLASSES])
+
+
+@rule("Classes of two sets", "one class twice, or a name that is not UTF-8")
+def _(place):
+    twice = [unicodedata.normalize(form, "é") for form in ("NFC", "NFD")]
+    for names in (twice, ["a", "pfl\udce4ume"]):
+        part = set_of(place, [0, 1])
+        source = RenumberedSource(part.source, part.source.labels, tuple(names))
+        with pytest.raises(ValueError, match=r"\\u0301|\\udce4"):
+            known_classes(Labelled("data", "set", source))
+
+
+@rule("Classes of two sets", "labels above 100,000 of which under 1% occur")
+def _(place):
+    part = set_of(place, [0, 150_000])
+    with pytest.raises(ValueError, match="the largest label is 150000"):
+        known_classes(part)
+    assert known_classes(part, 200_000).number == 200_000
