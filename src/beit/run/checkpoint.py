@@ -58,8 +58,9 @@ def latest(run: RunDirectory) -> tuple[int, dict[str, Any]] | None:
     A damaged checkpoint is logged and skipped.
 
     Raises:
-        ValueError: all checkpoints are damaged, or FileNotFoundError: they or their folder are
-            gone; such a run never restarts from step 0 by itself.
+        ValueError: all checkpoints are damaged.
+        FileNotFoundError: they, or their folder, are gone. A run that had a checkpoint never
+            restarts from step 0 by itself.
     """
     saved = _steps(run)
     if not saved and (run.weights_file.exists() or not run.checkpoints.is_dir()):
