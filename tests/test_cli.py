@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+import torch
 import yaml
 
 import beit
@@ -133,6 +135,28 @@ def test_errors_of_a_recipe(toy, capsys, monkeypatch):
     printed = capsys.readouterr().err
     assert "Traceback" in printed
     assert printed.endswith("beit: error: seen\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "MemoryError"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried 9 GiB."), "CUDA out of memory. Tried 9"),
+        (lambda: torch.empty(2**50), "can't allocate memory"),
+        (lambda: np.empty(2**50), "Unable to allocate 8.00 PiB"),
+    ],
+)
+def test_too_little_memory_is_one_line(toy, capsys, error, said):
+    def run(config):
+        if callable(error):
+            error()
+        raise error
+
+    toy.run = run
+    message = refused(capsys, "toy")
+    assert message.startswith("beit: error: out of memory: ")
+    assert said in message
+    assert message.endswith("(smaller batches need less; BEIT_DEBUG=1 says where)\n")
 
 
 def test_as_a_process():

@@ -17,12 +17,14 @@ from beit.command.modules import find_module, module_of_run, run_to_resume
 from beit.command.options import parse
 from beit.command.slurm import as_torchrun
 from beit.command.verbs import VERBS
+from beit.files import out_of_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `beit` with these arguments and return its exit code.
 
-    0: done; 2: a mistake of the caller, explained in one line; 130: stopped by Ctrl-C.
+    0: done; 2: a mistake of the caller or too little memory, explained in one line; 130: stopped by
+    Ctrl-C.
     """
     try:
         os.environ.update(as_torchrun(os.environ))
@@ -36,10 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `beit presets | head`: the reader has closed the pipe, no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        reason = one_line(error)
+        if out_of_memory(error):
+            reason = f"out of memory: {reason} (smaller batches need less; BEIT_DEBUG=1 says where)"
+        elif isinstance(error, RuntimeError):  # a bug
+            raise
         if os.environ.get("BEIT_DEBUG") == "1":
             traceback.print_exc()
-        print(f"beit: error: {one_line(error)}", file=sys.stderr)
+        print(f"beit: error: {reason}", file=sys.stderr)
         return 2
 
 

@@ -1,4 +1,4 @@
-"""Paths as users write them, and files that are replaced whole or not at all."""
+"""Paths as users write them, files replaced whole or not at all, errors of disks and memory."""
 
 import errno
 import os
@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 PARTIAL_SUFFIX = ".partial"
+# What torch says instead of a MemoryError: of GPUs; of the CPU.
+NO_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory")
 # What torch, NumPy and safetensors say instead of an OSError with its number.
 NO_SPACE = re.compile(r"unexpected pos \d|\d requested and \d|No space left|quota exceeded")
 
@@ -24,6 +26,12 @@ def user_path(name: str | Path) -> Path:
     if path.parts[0] == "~":
         raise ValueError(f"{name}: the home folder is not known; set HOME, or give the whole path")
     return path
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Tell whether the memory of the machine or of a GPU was too small."""
+    of_torch = isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))
+    return bool(of_torch) or isinstance(error, MemoryError)
 
 
 @contextmanager
@@ -45,7 +53,7 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
         number = getattr(error, "errno", None)
         if number in (errno.ENOSPC, errno.EDQUOT) or NO_SPACE.search(str(error)):
-            words = f"no space left on the disk or in its quota, after {size / 1e6:.1f} MB of it"
+            words = f"no space left on the disk or in its quota, after writing {size / 1e6:.1f} MB"
             raise OSError(number or errno.ENOSPC, words, str(path)) from error
         raise
     _flush_to_disk(path.parent)

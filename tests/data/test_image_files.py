@@ -1,3 +1,7 @@
+import errno
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -81,3 +85,19 @@ def test_bad_files_are_refused(files):
         open_source([])
     with pytest.raises(FileNotFoundError, match=r"absent\.txt"):
         open_source("@absent.txt")
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(errno.EMFILE, OSError), (errno.ENOMEM, OSError), (errno.EIO, UnreadableImage)],
+)
+def test_a_machine_that_is_short_of_something_is_not_the_fault_of_the_image(
+    files, monkeypatch, number, expected
+):
+    def opened(*arguments, **options):
+        raise OSError(number, os.strerror(number), "a.png")
+
+    source = open_source("a.png")
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(expected, match=os.strerror(number)):
+        source.image(0)

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
-from beit.nn.patches import PatchEmbed, as_float, grid_of, patchify
+from beit.nn.patches import PatchEmbed, as_float, grid_of, patchify, pixels_of
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -56,3 +57,20 @@ def test_patch_embedding_is_the_strided_convolution() -> None:
     images = torch.randn(2, 4, 6, 10, generator=seeded(), dtype=torch.float64)
     expected = F.conv2d(images, embed.proj.weight, embed.proj.bias, stride=2)  # (B, D, Gh, Gw)
     torch.testing.assert_close(embed(images), expected.flatten(2).transpose(1, 2))
+
+
+def test_values_that_cannot_be_read_are_not_checked() -> None:
+    images = torch.full((2, 3, 4, 6), 7.0)
+    with FakeTensorMode() as mode:
+        assert pixels_of(mode.from_tensor(images)).shape == (2, 3, 4, 6)
+    with pytest.raises(ValueError, match="values from 7 to 7"):
+        pixels_of(images)
+
+
+@pytest.mark.gpu
+def test_a_cuda_graph_is_captured() -> None:
+    images, graph = torch.full((2, 3, 4, 6), 7.0, device="cuda"), torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        doubled = pixels_of(images) * 2
+    graph.replay()
+    assert torch.equal(doubled, images * 2)

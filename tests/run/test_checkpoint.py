@@ -1,6 +1,7 @@
 import logging
 import os
 from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -138,3 +139,18 @@ def test_a_full_disk_is_a_system_error(run, monkeypatch):
     with pytest.raises(OSError, match=r"no space left on the disk.*000000003\.pt"):
         save(run, 3, state_of(3))
     assert kept(run) == []
+
+
+def test_too_little_memory_is_not_damage(run, monkeypatch):
+    """An older checkpoint would be used, and the good one removed by the next save."""
+    save(run, 3, state_of(3))
+    save(run, 5, state_of(5))
+
+    def short(*arguments, **options):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9")
+
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        restore(run, 5, {"model": SimpleNamespace(load_state_dict=short)}, {"model": {}})
+    monkeypatch.setattr(torch, "load", short)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        latest(run)

@@ -24,7 +24,7 @@ def test_torchrun_settles_processes_and_nodes() -> None:
     assert layout(on_cpu(devices=3), {}) == ("cpu", 3, 1)
     assert layout(on_cpu(), TORCHRUN) == ("cpu", 2, 3)
     assert layout(on_cpu(devices="auto"), TORCHRUN) == ("cpu", 2, 3)
-    with pytest.raises(ValueError, match=r"devices is 4, but torchrun started 2 processes"):
+    with pytest.raises(ValueError, match=r"devices is 4, but torchrun or srun started 2 processes"):
         layout(on_cpu(devices=4), TORCHRUN)
 
 

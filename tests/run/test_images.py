@@ -109,7 +109,7 @@ def test_a_run_without_a_list_says_so_and_gets_one(directory, caplog):
 @pytest.mark.parametrize("content", [b"", b"words", gzip.compress(b"[]"), gzip.compress(b"{")[:-9]])
 def test_a_damaged_list_is_refused(directory, content):
     directory.images_file.write_bytes(content)
-    with pytest.raises(ValueError, match=r"images\.json\.gz is damaged .*; delete it to go on"):
+    with pytest.raises(ValueError, match=r"images\.json\.gz is damaged .*; delete it to resume"):
         check_images(directory, {"data.train": numbered(1)}, False)
 
 

@@ -13,6 +13,7 @@ from beit.data.batches import DataConfig, EvalBatches
 from beit.data.shapes import ShapesSource
 from beit.data.source import UnreadableImage
 from beit.data.sources import open_source
+from beit.data.unreadable import TooManyUnreadable
 from beit.data.views import EvalView
 from beit.run.batches import train_batches
 from beit.run.checkpoint import latest
@@ -208,10 +209,29 @@ def test_too_many_unreadable_training_images_stop_the_run_and_lose_no_step(tmp_p
 
     monkeypatch.setattr(ShapesSource, "image", image)
     made = config(tmp_path / "run", log_every=1)
-    with pytest.raises(ValueError, match=r"1 of 9 images .*The run then goes on after step (\d)"):
+    with pytest.raises(ValueError, match=r"1 of 9 images .*Then resume after step (\d)"):
         train(made)
     directory = RunDirectory.open(tmp_path / "run")
     step, _ = latest(directory)
     assert records(tmp_path / "run")[-1]["step"] == step
     monkeypatch.undo()
     assert train(made, directory).start_step == step
+
+
+@pytest.mark.parametrize(("step", "ends"), [(3, False), (8, True)])
+def test_a_checkpoint_for_unreadable_images_is_of_the_step(step, ends, tmp_path, monkeypatch):
+    """Other processes wait for it, and it does not replace one that the step already has."""
+    made, model, seen = config(tmp_path / "run"), nn.Linear(1, 1), []
+    fabric = launch_run(made, None)
+    journal = Journal("toy", made, fabric, OPTIM.schedule(9), None)
+    journal.begin([], model=model)
+    directory, weight = RunDirectory(tmp_path / "run"), model.weight.item()
+    monkeypatch.setattr(fabric, "barrier", lambda: seen.append(latest(directory)))
+    with pytest.raises(ValueError, match=f"Then resume after step {step}"), journal.recording():
+        journal.step = step
+        if ends:
+            journal.end_step()
+            nn.init.zeros_(model.weight)  # as if the best weights were validated
+        raise TooManyUnreadable("too many")
+    [(saved, state)] = seen
+    assert (saved, state["model"]["weight"].item()) == (step, weight)

@@ -1,3 +1,4 @@
+import errno
 import os
 import pickle
 import zipfile
@@ -69,3 +70,16 @@ def test_what_is_no_zip_or_empty_is_named(archive, tmp_path):
         open_place(str(tmp_path / "bad.zip"))
     with pytest.raises(ValueError, match=r"set\.zip/none: no images in this .*found 0 images"):
         open_files(open_place(str(archive)) / "none")
+
+
+def test_too_many_open_files_are_not_the_fault_of_a_file(archive, tmp_path, monkeypatch):
+    def opened(*arguments, **options):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "a.png")
+
+    with zipfile.ZipFile(archive) as file:
+        file.extractall(tmp_path / "out")
+    sources = [open_files(open_place(str(place))) for place in (archive, tmp_path / "out")]
+    monkeypatch.setattr("builtins.open", opened)
+    for files in sources:
+        with pytest.raises(OSError, match="Too many open files"):
+            files.read(0)

@@ -158,7 +158,7 @@ def test_validation(name, tmp_path, monkeypatch, scattered, last, capsys):
     assert main([name.split()[0], *words(too_few), f"--run.output={few}"]) == 2
     said = capsys.readouterr().err
     assert "3 of 20 images cannot be read" in said
-    assert f"goes on after step 1: beit {' '.join(resume)} (" in said
+    assert f"Then resume after step 1: beit {' '.join(resume)} (" in said
     # The step was not lost: with another limit the run goes on, unless the images have changed.
     settings = (few / "config.yaml").read_text()
     (few / "config.yaml").write_text(settings.replace("_unreadable: 0.1\n", "_unreadable: 0.15\n"))

@@ -1,4 +1,4 @@
-"""Processes that Slurm's srun starts: its variables in the words of torchrun."""
+"""Processes started by Slurm's srun: its environment variables as those of torchrun."""
 
 import re
 from collections.abc import Mapping
@@ -7,9 +7,9 @@ RESERVED_STEP = 2**31  # higher numbers are of batch scripts and shells, not of 
 
 
 def as_torchrun(environment: Mapping[str, str]) -> dict[str, str]:
-    """Translate the variables of a process that srun started with others; empty for any other.
+    """Translate the variables of one of several tasks of srun; empty for any other process.
 
-    A batch script and a shell have Slurm's variables for the tasks of the whole job, too, but are
+    A batch script and a shell also have Slurm's variables for the tasks of the whole job, but are
     one process. Only srun numbers its step; with --pty it starts a shell.
 
     Raises:
@@ -24,8 +24,8 @@ def as_torchrun(environment: Mapping[str, str]) -> dict[str, str]:
     equal = re.fullmatch(r"(\d+)(\(x\d+\))?", by_node)  # 4(x2): 4 on each of 2 nodes
     if equal is None:
         raise ValueError(
-            f"srun started {by_node} tasks on its nodes (SLURM_STEP_TASKS_PER_NODE); start as many "
-            "on each, by srun --ntasks-per-node"
+            f"srun started {by_node} tasks on its nodes (SLURM_STEP_TASKS_PER_NODE); start "
+            "the same number on each with srun --ntasks-per-node"
         )
     job, nodes = environment.get("SLURM_JOB_ID", "0"), environment.get("SLURM_STEP_NODELIST", "")
     first_node = re.sub(r"\[(\w+).*", r"\1", nodes).split(",")[0]  # gpu[03-05,9]: gpu03

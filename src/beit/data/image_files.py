@@ -1,5 +1,6 @@
 """Image files on disk."""
 
+import errno
 import logging
 import os
 from collections.abc import Sequence
@@ -16,10 +17,14 @@ from beit.files import user_path
 _log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 1 << 29  # larger files are not read
+NO_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the machine is short of something
 
 
 def read_image(path: Path, name: str, reading: Reading = AS_IT_IS) -> Tensor:
-    """Read an image file: (3, H, W) uint8. Raises UnreadableImage with the `name`."""
+    """Read an image file: (3, H, W) uint8. Raises UnreadableImage with the `name`.
+
+    OSError: not the file's fault, such as too many open files.
+    """
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -27,6 +32,8 @@ def read_image(path: Path, name: str, reading: Reading = AS_IT_IS) -> Tensor:
                 raise UnreadableImage(name, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
             data = file.read()
     except OSError as error:
+        if error.errno in NO_FAULT:
+            raise
         raise UnreadableImage(name, error.strerror or str(error)) from error
     return decode(data, name, reading)
 

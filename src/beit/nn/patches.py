@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import is_fake
 
 Size = tuple[int, int]  # (height, width), of images in pixels or of grids in patches
 
@@ -46,8 +47,9 @@ def as_float(images: Tensor) -> Tensor:
 def pixels_of(images: Tensor, any_values: bool = False) -> Tensor:
     """Check images (B, 3, H, W), uint8 or float in [0, 1], and convert them to float in [0, 1].
 
-    Every model calls this first. The values of floats are read, which waits for a GPU, and may be
-    outside by up to `OVERSHOOT`, or anything finite with `any_values`. float64 becomes float32.
+    Every model calls this first. Values of floats may be outside by up to `OVERSHOOT`, or anything
+    finite with `any_values`; reading them waits for a GPU (see `unchecked`). float64 becomes
+    float32.
 
     Raises:
         TypeError, ValueError: not such images; says what was found and what to give
@@ -79,7 +81,7 @@ def pixels_of(images: Tensor, any_values: bool = False) -> Tensor:
 
 @contextmanager
 def unchecked() -> Iterator[None]:
-    """Leave out the check of values: for training loops, which know theirs and do not wait."""
+    """Skip the check of values, which waits for a GPU; for loops that have made the values."""
     token = _unchecked.set(True)
     try:
         yield
@@ -88,11 +90,16 @@ def unchecked() -> Iterator[None]:
 
 
 def _range(tensor: Tensor) -> list[Any] | None:
-    """Return the least and the greatest value; None without values, in traced graphs and vmap."""
+    """Return the least and the greatest value; None if there are none or they cannot be read.
+
+    They cannot be read in traced graphs, under vmap and while a CUDA graph is captured.
+    """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
         return None
     transformed = torch._C._functorch.maybe_current_level() is not None
-    if transformed or tensor.is_meta or not tensor.numel() or _unchecked.get():
+    captured = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+    absent = tensor.is_meta or is_fake(tensor) or not tensor.numel()
+    if transformed or captured or absent or _unchecked.get():
         return None
     return torch.stack(tensor.detach().aminmax()).tolist()  # one copy from a GPU, not two
 

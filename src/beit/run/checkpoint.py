@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from beit.files import PARTIAL_SUFFIX, replacing
+from beit.files import PARTIAL_SUFFIX, out_of_memory, replacing
 from beit.run.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -58,8 +58,9 @@ def latest(run: RunDirectory) -> tuple[int, dict[str, Any]] | None:
     A damaged checkpoint is logged and skipped.
 
     Raises:
-        ValueError: all checkpoints are damaged, or FileNotFoundError: they or their folder are
-            gone; such a run never restarts from step 0 by itself.
+        ValueError: all checkpoints are damaged.
+        FileNotFoundError: they, or their folder, are gone. A run that had a checkpoint never
+            restarts from step 0 by itself.
     """
     saved = _steps(run)
     if not saved and (run.weights_file.exists() or not run.checkpoints.is_dir()):
@@ -87,7 +88,9 @@ def restore(
         try:
             part.load_state_dict(state[name])
         except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[:2][-1].strip(" \t.")  # torch goes on to all tensors
+            if out_of_memory(error):
+                raise
+            reason = str(error).splitlines()[:2][-1].strip(" \t.")  # torch lists every tensor
             raise ValueError(
                 f"the checkpoint of step {step} in {run.path} does not fit the {name} that its "
                 f"config.yaml describes: {shorten(reason, 200, placeholder=' ...')}. If that file "
@@ -131,6 +134,8 @@ def _read(path: Path, step: int) -> dict[str, Any]:
     except pickle.UnpicklingError as error:  # torch's message suggests weights_only=False
         raise ValueError(f"checkpoint {path} holds more than tensors and plain values") from error
     except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
+        if out_of_memory(error):
+            raise
         raise ValueError(f"checkpoint {path} is damaged ({error})") from error
     if not isinstance(content, dict) or content.get("step") != step or "state" not in content:
         raise ValueError(f"checkpoint {path} does not hold the state of step {step}")

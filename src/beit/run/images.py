@@ -90,7 +90,7 @@ def _changes(directory: RunDirectory, lists: Lists) -> str:
         kept = json.loads(gzip.decompress(file.read_bytes()))
         pairs = {option: (kept.get(option, {}), now) for option, now in lists.items()}
     except (OSError, EOFError, zlib.error, ValueError, AttributeError) as error:
-        advice = "delete it to go on with the images as they are now"
+        advice = "delete it to resume with the images as they are now"
         raise ValueError(f"{file} is damaged ({error}); {advice}") from error
     different = {option: pair for option, pair in pairs.items() if pair[0] != pair[1]}
     return "; ".join(f"{option}: {_difference(*pair)}" for option, pair in different.items())

@@ -102,7 +102,7 @@ class Journal:
         self.steps_per_epoch = schedule.steps_per_epoch
         self.total_steps = schedule.total_steps
         self.last_step = min(self.total_steps, config.run.stop_after or self.total_steps)
-        self.step = self.start_step
+        self.step = self._saved_step = self.start_step
         self.means = Means()
         self._unreadable = Unreadable(schedule.num_images, config.data.max_unreadable)
         self._parts: dict[str, Any] = {}
@@ -151,16 +151,18 @@ class Journal:
     def recording(self) -> Iterator[None]:
         """Show progress while the loop runs, and close the logs after it.
 
-        If too many images cannot be read, a checkpoint is written first: no step is lost.
+        If too many images cannot be read, all processes raise, after the first has written a
+        checkpoint of the step: no step is lost.
         """
         with closing(self._log), closing(self._speed), self._progress:
             try:
                 yield
             except TooManyUnreadable as error:  # between two steps
                 self._save()
+                self.fabric.barrier()  # when one process ends, torchrun kills the others
                 run = self.directory
                 raise ValueError(
-                    f"{error}. The run then goes on after step {self.step}: beit {self._verb} "
+                    f"{error}. Then resume after step {self.step}: beit {self._verb} "
                     f"--resume {run.path} (max_unreadable is in {run.config_file.name}; if images "
                     "were removed, add --accept_changed_data true)"
                 ) from error
@@ -249,7 +251,9 @@ class Journal:
         metrics: Mapping[str, float],
         shown: tuple[str, ...] = (),
     ) -> None:
-        """Write a line of the metrics log; raise TooManyUnreadable if they are, in all processes.
+        """Write a line of the metrics log.
+
+        If too many images are unreadable, all processes raise TooManyUnreadable.
 
         Args:
             settings: of the step, such as its learning rate
@@ -296,6 +300,8 @@ class Journal:
             self._save()
 
     def _save(self) -> None:
-        if self._first:
+        """Write a checkpoint of the step, once: a later validation may load other weights."""
+        if self._first and self.step != self._saved_step:
             run, state = self._run, {name: part.state_dict() for name, part in self._parts.items()}
             checkpoint.save(self.directory, self.step, state, run.keep_last, run.keep_every)
+            self._saved_step = self.step

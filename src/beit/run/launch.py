@@ -29,7 +29,10 @@ class Layout(NamedTuple):
 
 
 def layout(config: DeviceConfig, environment: Mapping[str, str]) -> Layout:
-    """Choose the devices of a run, from its configuration and torchrun's environment variables."""
+    """Choose the devices of a run, from its configuration and torchrun's environment variables.
+
+    The command gives the tasks of srun the same variables (`beit.command.slurm`).
+    """
     available = {"cpu": 1}
     if torch.backends.mps.is_available():
         available = {"mps": 1, **available}
@@ -52,8 +55,8 @@ def layout(config: DeviceConfig, environment: Mapping[str, str]) -> Layout:
         started = int(environment["LOCAL_WORLD_SIZE"])
         if config.devices not in ("auto", 1, started):
             raise ValueError(
-                f"device.devices is {config.devices}, but torchrun started {started} processes "
-                "on this node; leave device.devices out"
+                f"device.devices is {config.devices}, but torchrun or srun started {started} "
+                "processes on this node; leave device.devices out"
             )
         devices, num_nodes = started, int(environment["WORLD_SIZE"]) // started
     if accelerator != "cpu" and devices > available[accelerator]:
@@ -84,8 +87,8 @@ def launch(config: DeviceConfig) -> Fabric:
     switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     settings: dict[str, Any] = {"find_unused_parameters": False, switch: False}
     ddp = DDPStrategy(gradient_as_bucket_view=True, **settings)
-    # Fabric takes any process of a Slurm job for one of several. Those that srun started have got
-    # torchrun's variables from the command; others are alone, such as a batch script.
+    # Fabric takes any process of a Slurm job for one of several, also a batch script, which is one
+    # alone. The command has given torchrun's variables to those that srun started.
     alone = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     fabric = Fabric(
         plugins=[LightningEnvironment()] if alone else None,

@@ -106,10 +106,7 @@ class Progress:
             wait_seconds: total time spent waiting for data, `Prefetch.wait_seconds`
         """
         self._step = step
-        self._metrics = {
-            **self._metrics,
-            **metrics,
-        }  # a new dict: the live line may be reading the old one
+        self._metrics = {**self._metrics, **metrics}  # new: the live line may be reading the old
         last = self._marks[-1]
         self._marks.append(_Mark(self._now(), step, last.images + images, wait_seconds))
         self._speed = self._measure()

@@ -66,7 +66,9 @@ class Reading:
         total, count = self._unreadable.total, self.unreadable
         if count == total:
             first = min(self._unreadable.names)
-            raise TooManyUnreadable(f"none of {total} validation images can be read: {first}")
+            raise TooManyUnreadable(
+                f"none of {total} validation images can be read: {first}. Repair or replace them"
+            )
         return {"val_images": total - count, "val_unreadable": count} if count else {}
 
 

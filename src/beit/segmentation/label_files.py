@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.data.image_files import MAX_FILE_BYTES, FileNames
+from beit.data.image_files import MAX_FILE_BYTES, NO_FAULT, FileNames
 from beit.data.listing import is_system, list_folder, listed, say_once
 from beit.data.source import UnreadableImage
 from beit.files import user_path
@@ -65,6 +65,8 @@ class FolderFiles:
             with open(path, "rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
         except OSError as error:
+            if error.errno in NO_FAULT:
+                raise
             raise UnreadableImage(str(path), error.strerror or str(error)) from error
         if len(data) > MAX_FILE_BYTES:
             raise UnreadableImage(str(path), f"more than {MAX_FILE_BYTES} bytes")
@@ -111,6 +113,8 @@ class ZippedFiles:
             if method == zipfile.ZIP_DEFLATED:
                 data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
         except (OSError, zlib.error) as error:
+            if getattr(error, "errno", None) in NO_FAULT:
+                raise
             raise UnreadableImage(name, str(error)) from error
         if header[:4] != b"PK\3\4" or len(data) != size or zlib.crc32(data) != checksum:
             raise UnreadableImage(name, "damaged in the zip (its checksum differs)")
