@@ -339,3 +339,15 @@ def test_without_its_plugin_heic_is_refused_with_the_extra(monkeypatch):
 def test_error_survives_pickling():
     error = pickle.loads(pickle.dumps(UnreadableImage("a.png", "broken")))
     assert (error.name, error.reason, str(error)) == ("a.png", "broken", "a.png: broken")
+
+
+def test_lack_of_memory_is_not_the_fault_of_an_image(monkeypatch):
+    buffer = io.BytesIO()
+    Image.new("RGB", (4, 3)).save(buffer, "BMP")
+
+    def full(*_):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(decoding, "_pixels", full)
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        decode(buffer.getvalue(), "a.bmp")

@@ -18,6 +18,7 @@ from beit.data.rasters import read_raster
 from beit.data.samples import Samples, over_white, to_rgb
 from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
+from beit.files import out_of_memory
 
 MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB decoded
 
@@ -92,6 +93,8 @@ def decode(
         if samples is not None:
             return to_rgb(samples, reading)
     except (ImportError, *BROKEN) as error:
+        if out_of_memory(error):
+            raise
         absent = isinstance(error, ImportError) or "'imagecodecs' package" in str(error)
         hint = ': pip install "beit[formats]"' * absent
         raise UnreadableImage(name, reason_of(error) + hint) from error
@@ -99,6 +102,8 @@ def decode(
     try:
         return _pixels(header, data, reading)
     except BROKEN as error:
+        if out_of_memory(error):
+            raise
         raise UnreadableImage(name, reason_of(error)) from error
 
 
