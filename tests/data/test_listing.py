@@ -83,7 +83,7 @@ def test_a_tidy_folder_says_the_number_of_its_images(tmp_path):
 
 def test_many_endings_are_summed_up(tmp_path):
     make(tmp_path, "a.jpg", *(f"a.e{number}" for number in range(11)))
-    assert str(list_folder(tmp_path)).endswith(" and 3 others")
+    assert str(list_folder(tmp_path)).endswith(" and 3 more")
 
 
 @pytest.mark.parametrize(

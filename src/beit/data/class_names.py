@@ -5,7 +5,6 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-_SHOWN = 5  # names in a message
 _MAX_DIGITS = 18  # a longer number does not fit into int64; such a name is text
 
 
@@ -115,10 +114,10 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {names[close[0]]}?" if close else ""
 
 
-def some(names: Sequence[str]) -> str:
+def some(names: Sequence[str], count: int = 5) -> str:
     """List the first names for a message: `a, b, c, d, e and 3 more`."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def plural(word: str, items: Sequence[object]) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from beit.data.class_names import some
 from beit.data.decoding import PLUGINS, extensions
 
 _log = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ _ADVICE = {
     ".arrow": "name the folder of the Arrow files, {}",
     **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack the archive in {}"),
 }
-_NAMED = 8  # endings or folders named in a message
+_NAMED = 8  # endings named in a message
 
 
 class Listing(NamedTuple):
@@ -56,9 +57,9 @@ class Listing(NamedTuple):
         if not self.others.keys() <= (_SIDE_FILES if self.images else set()):
             counts = [f"{n} {ending}{_reason(ending)}" for ending, n in self.others.most_common()]
             parts = [f"{len(self.images) + self.others.total()} files, {parts[0]}"]
-            parts.append(f"not read: {_some(counts)}")
+            parts.append(f"not read: {some(counts, _NAMED)}")
         if self.hidden:
-            parts.append(f"skipped {self.hidden.total()} images in {_some([*self.hidden])}")
+            parts.append(f"skipped {self.hidden.total()} images in {some([*self.hidden])}")
         return "; ".join(parts)
 
 
@@ -142,8 +143,3 @@ def _reason(ending: str) -> str:
     if ending in _RAW:
         return " (raw camera files are not read)"
     return " (videos are not read)" if ending in _VIDEOS else ""
-
-
-def _some(items: list[str]) -> str:
-    more = f" and {len(items) - _NAMED} others" if len(items) > _NAMED else ""
-    return ", ".join(items[:_NAMED]) + more
