@@ -24,7 +24,8 @@ _LARGE_GROUP = 1 << 23  # takes longer to read than an image to decode
 _ADVICE = (
     "{}: a row group of {:.0f} MB is read for nearly every image in random order, as in training; "
     "an Arrow copy is read image by image: python -c 'import pyarrow.dataset as d; "
-    'd.write_dataset(d.dataset(FILES), "NEW_FOLDER", format="arrow")\' with the list of files'
+    's = d.dataset(FILES); d.write_dataset(s.to_batches(), "NEW_FOLDER", schema=s.schema, '
+    'format="arrow", use_threads=False)\' with the list of files'  # threads change the order
 )
 
 
