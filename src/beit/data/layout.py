@@ -1,4 +1,4 @@
-"""What the folders of a set of images are: classes, splits, or images beside their masks."""
+"""Recognise the folders of an image set: classes, splits, or images beside their masks."""
 
 import os
 import re

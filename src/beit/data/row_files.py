@@ -1,4 +1,4 @@
-"""Files of rows, Parquet and Arrow: where a folder has them, and how one is read."""
+"""Files of rows, Parquet and Arrow: find those of a folder, and open one."""
 
 import json
 import re
