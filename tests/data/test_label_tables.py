@@ -119,6 +119,7 @@ def test_paths_may_be_relative_to_a_folder_beside_or_to_the_working_directory(ph
             r"1 of the 1 image files .*; the first is '0' in photos",
         ),
         (("file,label", "0.png,a", "9.png,b"), "", r"1 of the 2 .* the first is '9\.png'"),
+        (("file,label", f"{'x' * 300},a"), "", r"1 of the 1 .* the first is 'x{80}' in photos"),
         (
             ("file,label", "0.png,a"),
             "?label=lable",

@@ -173,6 +173,12 @@ def test_rows_that_hold_paths_are_read_from_files(tmp_path, monkeypatch):
         open_source(str(path)).image(2)
 
 
+def test_encoded_bytes_as_text_are_no_path(tmp_path):
+    source = RowSource([write(tmp_path / "a.parquet", {"image": ["iVBO" * 1000]})])
+    with pytest.raises(UnreadableImage, match=r"^a\.parquet\[0\], (iVBO){50}: File name too long$"):
+        source.image(0)
+
+
 @pytest.mark.parametrize(
     ("columns", "query", "message"),
     [

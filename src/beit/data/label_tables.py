@@ -47,7 +47,7 @@ def open_table(path: Path, reading: Reading = AS_IT_IS) -> FileSource:
     """
     table = _read(path, reading)
     root = _root(path, table.files[0])
-    missing = [name for name in table.files if not (root / name).is_file()]
+    missing = [name for name in table.files if not os.path.isfile(root / name)]
     if missing:
         raise FileNotFoundError(
             f"{path}: {len(missing)} of the {len(table.files)} image files that it names do not "
@@ -142,14 +142,14 @@ def _rows(root: Path, source: FileSource, path: Path, table: Table) -> list[int]
 def _root(table: Path, first: str) -> Path:
     """Return the folder to which the paths of a table are relative."""
     folder = table.parent
-    if (folder / first).is_file():
+    if os.path.isfile(folder / first):
         return folder
     with os.scandir(folder) as entries:
         inside = [Path(entry) for entry in entries if entry.is_dir()]
-    inside = [entry for entry in inside if (entry / first).is_file()]
+    inside = [entry for entry in inside if os.path.isfile(entry / first)]
     if len(inside) == 1:
         return inside[0]
-    return Path() if Path(first).is_file() else folder
+    return Path() if os.path.isfile(first) else folder
 
 
 def _read(path: Path, reading: Reading) -> Table:
@@ -164,7 +164,7 @@ def _read(path: Path, reading: Reading) -> Table:
     files = [(value or "").strip() for value in columns[file].to_pylist()]
     if not all(files):
         raise ValueError(f"{path}: row {files.index('') + 1} names no file in column {file!r}")
-    if "\\" in files[0] and not (path.parent / files[0]).exists():  # written on Windows
+    if "\\" in files[0] and not os.path.exists(path.parent / files[0]):  # written on Windows
         files = [name.replace("\\", "/") for name in files]
     label, why = label_column(columns, str(path), reading.label, declared)
     labels = names = None
@@ -219,7 +219,7 @@ def _rows_of_text(path: Path) -> Iterator[dict[str, Any]]:
     rows: Iterator[list[str]] = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
     rows = filter(None, rows)
     names = [name.strip() for name in next(rows, [])]
-    if len(names) == 2 and (_root(path, names[0]) / names[0]).is_file():
+    if len(names) == 2 and os.path.isfile(_root(path, names[0]) / names[0]):
         say_once(f"{path} has no line of names: its columns are taken as image and label")
         rows, names = chain([names], rows), ["image", "label"]
     if len(set(names)) < len(names):

@@ -20,6 +20,7 @@ from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
 
 CACHED_BYTES = 1 << 28  # cache of row groups, per process; always holds the one in use
+_SHOWN = 200  # characters of a path in a message; of encoded bytes as text, not all
 _LARGE_GROUP = 1 << 23  # takes longer to read than an image to decode
 _ADVICE = (  # threads would change the order of the rows
     "{}: a row group of {:.0f} MB is read for nearly every image in random order, as in training; "
@@ -101,8 +102,8 @@ class RowSource:
         if not isinstance(value, str):
             return decode(value, self.name(index), self._reading)
         beside = self._files[self._groups[group][0]].parent / value
-        path = beside if beside.is_file() else Path(value)
-        return read_image(path, f"{self.name(index)}, {value}", self._reading)
+        path = beside if os.path.isfile(beside) else Path(value)
+        return read_image(path, f"{self.name(index)}, {value[:_SHOWN]}", self._reading)
 
     def name(self, index: int) -> str:
         number = bisect_right(self._file_starts, index) - 1
