@@ -91,6 +91,8 @@ def test_json_lines_order_repetitions_and_columns(photos):
     assert [source.name(i) for i in range(3)] == ["2.png", "0.png", "2.png"]
     assert (source.labels.tolist(), source.class_names) == ([0, -1, 0], ["fig"])
     assert open_source(f"{path}?label=kind").labels.tolist() == [1, 0, 1]
+    sums = write(photos / "sums.csv", "file,a+b&c", "0.png,1")
+    assert open_source(f"{sums}?label=a+b%26c").labels.tolist() == [1]
     mixed = write(photos / "mixed.jsonl", '{"file": "0.png", "label": 3}',
                   '{"file": "1.png", "label": "b"}')  # fmt: skip
     assert list(classes(open_source(mixed)).values()) == ["3", "b"]
