@@ -69,6 +69,7 @@ def test_a_file_that_is_no_image_is_unreadable(files, tmp_path):
         (b"", ValueError, "the list: the list is empty; expected one image path"),
         (b"\n \n", ValueError, "the list is empty"),
         (b"a.png\n\nno.png\n", FileNotFoundError, r"the list, line 3: no\.png: no such file"),
+        (b"x" * 300, FileNotFoundError, "the list, line 1: x{300}: no such file"),
         (b"a.png\0no.png\0", FileNotFoundError, r"the list, entry 2: no\.png: no such file"),
         (b"sub\n", ValueError, "line 1: sub is a folder; a list names image files"),
     ],

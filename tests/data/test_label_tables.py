@@ -1,5 +1,6 @@
 import logging
 import pathlib
+import unicodedata
 
 import pyarrow as pa
 import pytest
@@ -90,6 +91,8 @@ def test_json_lines_order_repetitions_and_columns(photos):
     assert [source.name(i) for i in range(3)] == ["2.png", "0.png", "2.png"]
     assert (source.labels.tolist(), source.class_names) == ([0, -1, 0], ["fig"])
     assert open_source(f"{path}?label=kind").labels.tolist() == [1, 0, 1]
+    sums = write(photos / "sums.csv", "file,a+b&c", "0.png,1")
+    assert open_source(f"{sums}?label=a+b%26c").labels.tolist() == [1]
     mixed = write(photos / "mixed.jsonl", '{"file": "0.png", "label": 3}',
                   '{"file": "1.png", "label": "b"}')  # fmt: skip
     assert list(classes(open_source(mixed)).values()) == ["3", "b"]
@@ -118,10 +121,11 @@ def test_paths_may_be_relative_to_a_folder_beside_or_to_the_working_directory(ph
             r"1 of the 1 image files .*; the first is '0' in photos",
         ),
         (("file,label", "0.png,a", "9.png,b"), "", r"1 of the 2 .* the first is '9\.png'"),
+        (("file,label", f"{'x' * 300},a"), "", r"1 of the 1 .* the first is 'x{80}' in photos"),
         (
             ("file,label", "0.png,a"),
             "?label=lable",
-            "no column 'lable'; .*did you mean label=label",
+            r"no column 'lable'; .*did you mean label\?",
         ),
         (("file,label", "0.png,a", "1.png"), "", "cannot read row 2: 1 fields, but 2 in the"),
         (("file,label", "0.png,a", ",b"), "", "row 2 names no file in column 'file'"),
@@ -205,6 +209,10 @@ def test_tables_of_other_things_leave_the_images_as_they_are(photos):
     assert "people.csv names none of the images; its first is 'Ann'" in source.why_unlabelled
     assert "sizes.csv has no column of labels" in source.why_unlabelled
     assert "row 1: 1 fields" in source.why_unlabelled
+    empty = photos / "metadata.parquet"
+    parquet.write_table(pa.table({"file_name": pa.array([], pa.string())}), empty)
+    assert "metadata.parquet: no rows in this table" in open_source("photos").why_unlabelled
+    empty.unlink()
     with pytest.raises(ValueError, match="no column 'kind'"):
         open_source("photos?label=kind")
     for path in photos.glob("*.csv"):
@@ -231,3 +239,10 @@ def test_images_in_a_single_folder_below_the_table(first, tmp_path):
     assert classes(open_source("fruit")) == {
         "pictures/0.png": "fig", "pictures/1.png": None, "pictures/2.png": None
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD"])
+def test_names_in_another_unicode_form_are_matched(form):
+    save("fruit", ["pictures/\xe9.png", "pictures/1.png"])
+    write("fruit/labels.csv", "file,label", unicodedata.normalize(form, "\xe9.png") + ",fig")
+    assert classes(open_source("fruit"))["pictures/\xe9.png"] == "fig"

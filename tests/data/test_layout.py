@@ -125,9 +125,9 @@ def test_what_is_ambiguous_or_missing_is_refused(images, split, message):
 def test_images_outside_of_class_folders_are_named():
     why = find_layout([*FRUIT, "cover.jpg"], "train", "root").why_unlabelled
     assert why.startswith("cover.jpg lies outside of the class folders of root; move")
-    loose = [f"{number}.jpg" for number in range(5)]
+    loose = [f"{number}.jpg" for number in range(7)]
     layout = find_layout([*loose, *FRUIT], "train", "root")
-    assert layout.why_unlabelled.startswith("0.jpg, 1.jpg, 2.jpg and 2 more lie outside")
+    assert layout.why_unlabelled.startswith("0.jpg, 1.jpg, 2.jpg, 3.jpg, 4.jpg and 2 more lie")
     assert layout.images == [*loose, *FRUIT]
     assert find_layout(loose, "train", "root").why_unlabelled == "root has no class folders"
     flat = find_layout(under("train", "val", of=FLAT), "test", "root")

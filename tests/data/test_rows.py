@@ -94,6 +94,15 @@ def test_the_column_of_labels(columns, query, labels, tmp_path):
     assert pixels(source) == [7, 8]
 
 
+def test_class_names_are_read_beside_a_column_of_lists(tmp_path):
+    """The `datasets` library describes a column of lists by a list."""
+    features = {"boxes": [{"dtype": "float32", "_type": "Value"}], "label": {"names": FRUIT}}
+    about = {"huggingface": json.dumps({"info": {"features": features}})}
+    table = pa.table({"image": encoded([0]), "boxes": [[0.5]], "label": [1]})
+    parquet.write_table(table.replace_schema_metadata(about), tmp_path / "A.PARQUET")
+    assert open_source(str(tmp_path / "A.PARQUET")).class_names == FRUIT
+
+
 def test_the_only_column_with_class_names_is_that_of_labels(tmp_path, caplog):
     caplog.set_level(logging.INFO, "beit")
     path = write(tmp_path / "a.parquet", {"image": encoded([7]), "sort": [1]}, [("sort", FRUIT)])
@@ -164,6 +173,12 @@ def test_rows_that_hold_paths_are_read_from_files(tmp_path, monkeypatch):
         open_source(str(path)).image(2)
 
 
+def test_encoded_bytes_as_text_are_no_path(tmp_path):
+    source = RowSource([write(tmp_path / "a.parquet", {"image": ["iVBO" * 1000]})])
+    with pytest.raises(UnreadableImage, match=r"^a\.parquet\[0\], (iVBO){50}: File name too long$"):
+        source.image(0)
+
+
 @pytest.mark.parametrize(
     ("columns", "query", "message"),
     [
@@ -172,8 +187,8 @@ def test_rows_that_hold_paths_are_read_from_files(tmp_path, monkeypatch):
         ({"image": [[1, 2]], "thumb": [b""]}, "", "column 'image' holds list"),
         ({"left": [b""], "right": [b""]}, "", "several columns hold images; it has left, right"),
         ({"number": [1], "text": ["a"]}, "", r"no column 'image'; it has number, text; name"),
-        ({"image": [b""]}, "?image=imag", r"no column 'imag'; it has image; did you mean image=im"),
-        ({"image": [b""], "kind": [1]}, "?label=knd", "did you mean label=kind"),
+        ({"image": [b""]}, "?image=imag", r"no column 'imag'; it has image; did you mean image"),
+        ({"image": [b""], "kind": [1]}, "?label=knd", "did you mean kind"),
         ({"image": [b""], "kind": [1]}, "?image=kind", "column 'kind' holds int64; expected one"),
         ({"image": encoded([])}, "", "no rows in this file"),
     ],

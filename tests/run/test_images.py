@@ -56,8 +56,9 @@ def test_images_gone_and_new_are_counted_and_named(directory):
     now = {"data.train": numbered(*range(9, 41), *range(60, 65))}
     message = refused(directory, now)
     assert (
-        "data.train: 41 images then, 37 now, 9 gone (000.png, 001.png, 002.png, ...), "
-        "5 new (060.png, 061.png, 062.png, ...). Put them back" in message
+        "data.train: 41 images then, 37 now, "
+        "9 gone (000.png, 001.png, 002.png, 003.png, 004.png and 4 more), "
+        "5 new (060.png, 061.png, 062.png, 063.png, 064.png). Put them back" in message
     )
     assert f"beit pretrain --resume {directory.path} --accept_changed_data true" in message
     (warning,) = keep(directory, now)

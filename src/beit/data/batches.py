@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from beit.data.batch import Batch
+from beit.data.class_names import some
 from beit.data.order import balanced_order, epoch_order, sample_generator
 from beit.data.source import Source, UnreadableImage
 from beit.data.workers import computed
@@ -250,6 +251,4 @@ class _Reader:
 
     def named(self, key: Key) -> str:
         """Name the images of a key, a few of them if there are many."""
-        names = [self.source.name(index) for index in key.indices[:3]]
-        more = len(key.indices) - len(names)
-        return ", ".join(names) + (f" and {more} more" if more else "")
+        return some([self.source.name(index) for index in key.indices], 3)

@@ -5,14 +5,13 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
-_SHOWN = 5  # names in a message
 _MAX_DIGITS = 18  # a longer number does not fit into int64; such a name is text
 
 
 class Match(NamedTuple):
-    """Classes found in a reference, as {number: number there}; and how, unless simply by name."""
+    """Classes that a reference has too, and a note on how they were matched, unless by name."""
 
-    numbers: dict[int, int]
+    numbers: dict[int, int]  # in the reference, by the set's own number
     note: str = ""
 
 
@@ -40,14 +39,15 @@ def match_classes(
     if (named := reference if names is None else names) is None:
         return Match({label: label for label in labels if label < count})
     side, other = (there, here) if names is None else (here, there)
-    values, reason = list(map(whole_number, named)), ""
+    values = list(map(whole_number, named))
     if None not in values:
         pairs = {value: place for value, place in _places(values).items() if place >= 0}
         if names is not None:
             pairs = {place: value for value, place in pairs.items() if value < count}
         numbers = {label: pairs[label] for label in labels if label in pairs}
         return Match(numbers, f"{side} names its classes by the numbers of {other}")
-    if wrong := [n for n, value in enumerate(values) if value is not None and value != n]:
+    reason = ""
+    if wrong := [n for n, value in enumerate(values) if value not in (None, n)]:
         reason = f"{side} has the class {named[wrong[0]]} as its number {wrong[0]}"
     elif names is not None and len(names) != count:
         reason = f"{here} has {len(names)} classes, {there} {count}"
@@ -115,10 +115,10 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"; did you mean {names[close[0]]}?" if close else ""
 
 
-def some(names: Sequence[str]) -> str:
+def some(names: Sequence[str], count: int = 5) -> str:
     """List the first names for a message: `a, b, c, d, e and 3 more`."""
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return ", ".join(names[:_SHOWN]) + more
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
 
 
 def plural(word: str, items: Sequence[object]) -> str:

@@ -17,7 +17,7 @@ from beit.files import user_path
 logger = logging.getLogger(__name__)
 
 TIMM = "timm:"
-# More classes than the largest labelled sets have are numbered by mistake if few have an image.
+# More classes than the largest labelled sets have, with images of few, are numbered by mistake.
 _MANY, _SHARE = 100_000, 0.01
 
 
@@ -215,9 +215,10 @@ def known_classes(part: Labelled, count: int | None = None) -> Classes:
 def without_images(part: Labelled, labels: Tensor, names: Sequence[str]) -> str:
     """Say which classes have no image among labels (n,) int64; nothing if all have one."""
     counts = torch.bincount(labels[labels >= 0], minlength=len(names))
-    empty = [names[number] for number in (counts == 0).nonzero().flatten().tolist()]
-    text = f"{part.where}: {len(empty)} of {len(names)} classes have no image: {some(empty)}"
-    return text if empty else ""
+    empty = [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
+    if not empty:
+        return ""
+    return f"{part.where}: {len(empty)} of {len(names)} classes have no image: {some(empty)}"
 
 
 def _empty_folders(part: Labelled) -> list[str]:
@@ -233,13 +234,13 @@ def _empty_folders(part: Labelled) -> list[str]:
 def known_labels(part: Labelled) -> Tensor:
     """Return the labels of a set (n,) int64; ValueError if an image has none."""
     labels, why = part.source.labels, part.source.why_unlabelled
-    unknown = [] if labels is None else (labels < 0).nonzero().flatten().tolist()
-    if labels is None or unknown:
-        if labels is not None:
-            first = part.source.name(unknown[0])
-            why = f"{len(unknown)} of {len(labels)}, the first is {first}; label or remove them"
-        raise ValueError(f"{part.where}: images without a label: {why}; all need a class here")
-    return labels
+    if labels is not None:
+        unknown = (labels < 0).nonzero().flatten().tolist()
+        if not unknown:
+            return labels
+        first = part.source.name(unknown[0])
+        why = f"{len(unknown)} of {len(labels)}, the first is {first}; label or remove them"
+    raise ValueError(f"{part.where}: images without a label: {why}; all need a class here")
 
 
 def check_range(part: Labelled, labels: Tensor, count: int) -> None:

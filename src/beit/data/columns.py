@@ -1,9 +1,9 @@
 """Columns of a table: which holds the images or the names of their files, and which the labels."""
 
 from collections.abc import Collection, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any
 
+from beit.data.class_names import nearest
 from beit.data.labels import is_text
 
 # Usual names; case does not count. The first one of images, or of files, is taken.
@@ -36,7 +36,7 @@ def image_column(contents: Mapping[str, str], where: str, wanted: str | None = N
     images; else one with a usual name of files. Raises ValueError if there is none, several are
     possible, or it cannot hold images.
     """
-    names = [_existing(contents, where, "image", wanted)] if wanted else []
+    names = [_existing(contents, where, wanted)] if wanted else []
     names = names or _named(_IMAGES, contents)[:1]
     names = names or [name for name, what in contents.items() if what == ENCODED]
     names = names or [name for name in _named(_FILES, contents) if contents[name] == FILE][:1]
@@ -61,19 +61,19 @@ def label_column(
     and "", or None and a clause that says why. Raises ValueError if the `wanted` one is missing.
     """
     if wanted:
-        return _existing(columns, where, "label", wanted), ""
+        return _existing(columns, where, wanted), ""
     possible = list(dict.fromkeys([*_named(_LABELS, columns), *declared]))
     if len(possible) == 1 or possible[:1] == ["label"]:
         return possible[0], ""
-    number, of = ("several columns", possible) if possible else ("no column", columns)
-    return None, f"{where} has {number} of labels: choose one with ?label=COLUMN of {', '.join(of)}"
+    what, names = ("several columns", possible) if possible else ("no column", columns)
+    choice = f"choose one with ?label=COLUMN of {', '.join(names)}"
+    return None, f"{where} has {what} of labels: {choice}"
 
 
-def _existing(columns: Collection[str], where: str, option: str, wanted: str) -> str:
+def _existing(columns: Collection[str], where: str, wanted: str) -> str:
     if wanted in columns:
         return wanted
-    close = get_close_matches(wanted, columns, n=1)
-    hint = f"; did you mean {option}={close[0]}?" if close else ""
+    hint = nearest(wanted, list(columns))
     raise ValueError(f"{where}: no column {wanted!r}; it has {', '.join(columns)}{hint}")
 
 

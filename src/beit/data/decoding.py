@@ -118,7 +118,8 @@ def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> ImageFil
     try:
         width, height = _jpeg_xl_size(data) or (0, 0)  # decoded by opening it
         if width * height <= max_pixels:
-            image = _opened(_without_text(data))
+            _plugins()
+            image = Image.open(io.BytesIO(_without_text(data)))
             width, height = image.size
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise UnreadableImage(name, f"too large: {error}") from error
@@ -134,14 +135,6 @@ def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> ImageFil
         reason = f"too large: {width} x {height} pixels, at most {max_pixels} are decoded"
         raise UnreadableImage(name, reason)
     return image
-
-
-def _opened(data: bytes) -> ImageFile.ImageFile:
-    try:
-        return Image.open(io.BytesIO(data))
-    except UnidentifiedImageError:
-        _plugins()  # only now, because importing them takes time
-        return Image.open(io.BytesIO(data))
 
 
 def _without_text(data: bytes) -> bytes:

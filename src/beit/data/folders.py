@@ -7,13 +7,12 @@ from unicodedata import normalize
 import torch
 from torch import Tensor
 
+from beit.data.class_names import some
 from beit.data.image_files import FileSource
 from beit.data.layout import find_layout
 from beit.data.listing import is_system, list_folder, say_once
 from beit.data.spec import AS_IT_IS, Reading
 from beit.data.splits import Split
-
-_NAMED = 5  # classes named in the log
 
 
 def open_folder(root: Path, reading: Reading = AS_IT_IS, split: Split | None = None) -> FileSource:
@@ -33,14 +32,12 @@ def open_folder(root: Path, reading: Reading = AS_IT_IS, split: Split | None = N
     names: list[str] | None = None
     if not layout.why_unlabelled:
         folders = [image[len(layout.base) :].partition(os.sep)[0] for image in layout.images]
-        spellings = dict.fromkeys(folders)
-        names = sorted({normalize("NFC", folder) for folder in spellings})
-        numbers = {name: number for number, name in enumerate(names)}
-        number_of = {folder: numbers[normalize("NFC", folder)] for folder in spellings}
-        labels = torch.tensor([number_of[folder] for folder in folders], dtype=torch.int64)
-        more = ", ..." if len(names) > _NAMED else ""
-        said.append(f"classes: {len(names)} ({', '.join(names[:_NAMED])}{more})")
-        if len(spellings) > len(names):
+        composed = {folder: normalize("NFC", folder) for folder in set(folders)}
+        names = sorted(set(composed.values()))
+        number_of = {name: number for number, name in enumerate(names)}
+        labels = torch.tensor([number_of[composed[folder]] for folder in folders])
+        said.append(f"classes: {len(names)} ({some(names)})")
+        if len(composed) > len(names):
             said.append("folders whose names differ only in their Unicode form are one class")
     elif any(os.sep in image for image in layout.images) and not layout.notes:
         said.append(f"no labels: {layout.why_unlabelled}")

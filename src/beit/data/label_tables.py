@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import os
-import unicodedata
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from beit.data.class_names import spelled
 from beit.data.columns import FILE, content, image_column, label_column
 from beit.data.image_files import FileSource
 from beit.data.labels import joined
@@ -47,7 +47,7 @@ def open_table(path: Path, reading: Reading = AS_IT_IS) -> FileSource:
     """
     table = _read(path, reading)
     root = _root(path, table.files[0])
-    missing = [name for name in table.files if not (root / name).is_file()]
+    missing = [name for name in table.files if not os.path.isfile(root / name)]
     if missing:
         raise FileNotFoundError(
             f"{path}: {len(missing)} of the {len(table.files)} image files that it names do not "
@@ -69,7 +69,7 @@ def labelled_folder(root: Path, source: FileSource, reading: Reading = AS_IT_IS)
     stay; those that the table does not name have no label. Several class folders count more than
     a table, unless `reading` names a column. Then ValueError is raised if no table has it.
     """
-    asked = reading.label or reading.image
+    wanted = reading.label or reading.image
     usable, reasons = list[tuple[Path, Table, list[int]]](), list[str]()
     for path in _tables(root, source):
         try:
@@ -87,7 +87,7 @@ def labelled_folder(root: Path, source: FileSource, reading: Reading = AS_IT_IS)
     if len(usable) > 1 and usable[0][0].stem != _METADATA:
         several = ", ".join(path.name for path, _, _ in usable)
         usable, reasons = [], [f"several tables have labels ({several}); give one of them as data"]
-    if asked and not usable:
+    if wanted and not usable:
         reasons = reasons or ["there is no table beside the images, such as metadata.csv"]
         raise ValueError(f"{root}?{'label' if reading.label else 'image'}=: {'; '.join(reasons)}")
     if not usable:
@@ -95,7 +95,7 @@ def labelled_folder(root: Path, source: FileSource, reading: Reading = AS_IT_IS)
             source.why_unlabelled = "; ".join(reasons)
         return source
     path, table, rows = usable[0]
-    if len(source.class_names or ()) > 1 and not asked:
+    if len(source.class_names or ()) > 1 and not wanted:
         say_once(f"{root}: labels from the class folders, not from {path}")
         return source
     assert table.labels is not None
@@ -124,36 +124,39 @@ def _tables(root: Path, source: FileSource) -> list[Path]:
 def _rows(root: Path, source: FileSource, path: Path, table: Table) -> list[int]:
     """Find the row of each image of a folder in a table, -1 if there is none.
 
-    If no path agrees, names of files without folders are compared, unless two images have the same.
+    If no path agrees, the table's names are compared with those of the images without their
+    folders, unless two images have the same name.
     """
 
     def key(*parts: str | Path) -> str:
-        return unicodedata.normalize("NFC", os.path.abspath(os.path.join(*parts)))
+        return spelled(os.path.abspath(os.path.join(*parts)))
 
     places = {key(path.parent, file): row for row, file in enumerate(table.files)}
     images = [key(root, source.name(index)) for index in range(len(source))]
     bases = list(map(os.path.basename, images))
     if not any(image in places for image in images) and len(set(bases)) == len(bases):
-        places, images = {file: row for row, file in enumerate(table.files)}, bases
+        places, images = {spelled(file): row for row, file in enumerate(table.files)}, bases
     return [places.get(image, -1) for image in images]
 
 
 def _root(table: Path, first: str) -> Path:
     """Return the folder to which the paths of a table are relative."""
     folder = table.parent
-    if (folder / first).is_file():
+    if os.path.isfile(folder / first):
         return folder
     with os.scandir(folder) as entries:
         inside = [Path(entry) for entry in entries if entry.is_dir()]
-    inside = [entry for entry in inside if (entry / first).is_file()]
+    inside = [entry for entry in inside if os.path.isfile(entry / first)]
     if len(inside) == 1:
         return inside[0]
-    return Path() if Path(first).is_file() else folder
+    return Path() if os.path.isfile(first) else folder
 
 
 def _read(path: Path, reading: Reading) -> Table:
     """Read the columns of files and labels of a table. Raises ValueError if it has no files."""
     columns, declared = _columns(path)
+    if not any(map(len, columns.values())):
+        raise ValueError(f"{path}: no rows in this table")
     contents = {name: content(values.type) for name, values in columns.items()}
     file = image_column(contents, str(path), reading.image)
     if contents[file] != FILE:
@@ -161,7 +164,7 @@ def _read(path: Path, reading: Reading) -> Table:
     files = [(value or "").strip() for value in columns[file].to_pylist()]
     if not all(files):
         raise ValueError(f"{path}: row {files.index('') + 1} names no file in column {file!r}")
-    if "\\" in files[0] and not (path.parent / files[0]).exists():  # written on Windows
+    if "\\" in files[0] and not os.path.exists(path.parent / files[0]):  # written on Windows
         files = [name.replace("\\", "/") for name in files]
     label, why = label_column(columns, str(path), reading.label, declared)
     labels = names = None
@@ -191,8 +194,6 @@ def _columns(path: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
             rows.append(row)
     except (ValueError, TypeError, csv.Error) as error:
         raise ValueError(f"{path}: cannot read row {len(rows) + 1}: {error}") from error
-    if not rows:
-        raise ValueError(f"{path}: no rows in this table")
     columns = dict[str, Any]()
     for name in dict.fromkeys(name for row in rows for name in row):
         values = [row.get(name) for row in rows]
@@ -218,7 +219,7 @@ def _rows_of_text(path: Path) -> Iterator[dict[str, Any]]:
     rows: Iterator[list[str]] = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
     rows = filter(None, rows)
     names = [name.strip() for name in next(rows, [])]
-    if len(names) == 2 and (_root(path, names[0]) / names[0]).is_file():
+    if len(names) == 2 and os.path.isfile(_root(path, names[0]) / names[0]):
         say_once(f"{path} has no line of names: its columns are taken as image and label")
         rows, names = chain([names], rows), ["image", "label"]
     if len(set(names)) < len(names):

@@ -1,12 +1,13 @@
 """Labels from the values of a column: whole numbers as they are, text as names of classes."""
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from beit.data.class_names import spelled
 
 MAX_NUMBER = 1_000_000  # larger numbers are not numbers of classes, but of some catalogue
 _WHOLE = re.compile(r"(0|-?[1-9][0-9]*)(\.0*)?")  # not 007, which is a name
@@ -60,7 +61,7 @@ def numbered(values: Any, column: str = "the column of labels") -> Labels:
 def _plain(value: Any) -> Any:
     """Return a label in its plain form: composed text, ints for whole floats, None if unknown."""
     if isinstance(value, str):
-        return unicodedata.normalize("NFC", value.strip()) or None
+        return spelled(value) or None
     if isinstance(value, float):
         return None if value != value else int(value) if value.is_integer() else value
     return value

@@ -1,4 +1,4 @@
-"""What the folders of a set of images are: classes, splits, or images beside their masks."""
+"""Recognise the folders of an image set: classes, splits, or images beside their masks."""
 
 import os
 import re
@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
+from beit.data.class_names import some
 from beit.data.splits import Split, choose_split, is_split, split_word
 
 _IMAGES = frozenset("images image imgs img jpegimages leftimg8bit".split())
@@ -14,7 +15,6 @@ _MASKS = frozenset(
     "segmentation segmentations segmentationclass segmentationobject truth".split()
 )
 _LEVELS = 4  # of folders that are looked into for splits and masks
-_NAMED = 3  # files or folders named in a message
 
 
 class Layout(NamedTuple):
@@ -101,7 +101,7 @@ def _of_splits(level: _Level) -> Layout | None:
             return _of_classes(level)._replace(notes=(f"takes {listed} as a class",))
         mixed = (
             f"{where} holds splits ({listed}) and other folders of images "
-            f"({_some(others + masks)}); name the folder to take, as in {where}/{splits[0]}"
+            f"({some(others + masks)}); name the folder to take, as in {where}/{splits[0]}"
         )
         if level.split is None:
             return Layout(level.images, why_unlabelled=mixed)
@@ -149,7 +149,7 @@ def _of_classes(level: _Level) -> Layout:
     elif level.loose:
         lie = "lies" if len(level.loose) == 1 else "lie"
         why = (
-            f"{_some(level.loose)} {lie} outside of the class folders of {level.where}; move what "
+            f"{some(level.loose)} {lie} outside of the class folders of {level.where}; move what "
             "lies there into one of them, or to another place"
         )
     return Layout(level.images, why_unlabelled=why)
@@ -170,8 +170,3 @@ def _is_mask(name: str) -> bool:
 
 def _but(names: list[str]) -> str:
     return f", not {', '.join(names)}" if names else ""
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(names[:_NAMED]) + more

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from beit.data.class_names import some
 from beit.data.decoding import PLUGINS, extensions
 
 _log = logging.getLogger(__name__)
@@ -19,7 +20,7 @@ _SYSTEM = {"system volume information", "icon\r"} | set(
     "lost+found thumbs.db ehthumbs.db desktop.ini".split()
 )
 _SNAPSHOTS = {"#snapshot", "@recently-snapshot", ".snapshot", ".zfs"}  # copies of a whole disk
-# Files that usually lie beside images; not worth a word.
+# Files that usually lie beside images; not reported.
 _SIDE_FILES = set(
     ".cfg .csv .css .html .ini .js .json .jsonl .log .mat .md .names .npy .pkl .py .rst .sh .toml "
     ".tsv .txt .xml .yaml .yml".split()
@@ -31,34 +32,30 @@ _ADVICE = {
     ".arrow": "name the folder of the Arrow files, {}",
     **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack the archive in {}"),
 }
-_NAMED = 8  # endings or folders named in a message
+_NAMED = 8  # endings named in a message
 
 
 class Listing(NamedTuple):
-    """Files below a folder; each file is counted once.
+    """Files below a folder.
 
     Attributes:
         images: paths of the images, relative to the folder, sorted
         others: number of the other files by ending
         hidden: number of images by the hidden or system folder or file that holds them
-        ignored: number of other hidden or system files
-        folders: the folder of a first file by ending
     """
 
     images: list[str]
     others: Counter[str]
     hidden: Counter[str]
-    ignored: int
-    folders: dict[str, str]
 
     def __str__(self) -> str:
         parts = [f"{len(self.images)} images"]
         if not self.others.keys() <= (_SIDE_FILES if self.images else set()):
             counts = [f"{n} {ending}{_reason(ending)}" for ending, n in self.others.most_common()]
             parts = [f"{len(self.images) + self.others.total()} files, {parts[0]}"]
-            parts.append(f"not read: {_some(counts)}")
+            parts.append(f"not read: {some(counts, _NAMED)}")
         if self.hidden:
-            parts.append(f"skipped {self.hidden.total()} images in {_some([*self.hidden])}")
+            parts.append(f"skipped {self.hidden.total()} images in {some([*self.hidden])}")
         return "; ".join(parts)
 
 
@@ -73,29 +70,28 @@ def list_folder(root: Path) -> Listing:
 
 
 def listed(paths: Iterable[str], where: str) -> Listing:
-    """Sort out the files of a folder `where`, by their paths relative to it.
+    """Find the images among the files of a folder `where`, given by their paths relative to it.
 
     Raises ValueError that says what is there if there is no image.
     """
-    images, others, hidden, ignored = list[str](), Counter[str](), Counter[str](), 0
-    folders, readable = dict[str, str](), extensions()
+    images, others, hidden = list[str](), Counter[str](), Counter[str]()
+    folder_of, readable = dict[str, str](), extensions()  # the folder of a first file by ending
     for path in paths:
         ending = os.path.splitext(path)[1].lower()
         system = next((part for part in path.split(os.sep) if is_system(part)), "")
-        if system and ending in readable and not os.path.basename(path).startswith("._"):
-            hidden[system] += 1  # but not ._NAME, which holds what a Mac knows about NAME
-        elif system:
-            ignored += 1
+        if system:
+            if ending in readable and not os.path.basename(path).startswith("._"):
+                hidden[system] += 1  # but not ._NAME, which holds what a Mac knows about NAME
         elif ending in readable:
             images.append(path)
         else:
             ending = ending if re.fullmatch(r"\.(?!\d+$)\w{1,9}", ending) else "(none)"
             others[ending] += 1
-            folders.setdefault(ending, os.path.join(where, os.path.dirname(path)).rstrip(os.sep))
-    listing = Listing(sorted(images), others, hidden, ignored, folders)
+            folder_of.setdefault(ending, os.path.join(where, os.path.dirname(path)).rstrip(os.sep))
+    listing = Listing(sorted(images), others, hidden)
     if images:
         return listing
-    advice = [advice.format(folders[end]) for end, advice in _ADVICE.items() if end in folders]
+    advice = [advice.format(folder_of[end]) for end, advice in _ADVICE.items() if end in others]
     expected = "expected files that end in .jpg, .png, .tif or another ending of an image"
     raise ValueError(
         f"{where}: no images in this folder or those below it; found "
@@ -142,8 +138,3 @@ def _reason(ending: str) -> str:
     if ending in _RAW:
         return " (raw camera files are not read)"
     return " (videos are not read)" if ending in _VIDEOS else ""
-
-
-def _some(items: list[str]) -> str:
-    more = f" and {len(items) - _NAMED} others" if len(items) > _NAMED else ""
-    return ", ".join(items[:_NAMED]) + more

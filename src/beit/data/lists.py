@@ -37,9 +37,9 @@ def read_list(data: bytes, name: str, reading: Reading = AS_IT_IS) -> FileSource
 def check_file(path: str, where: str = "") -> None:
     """Raise FileNotFoundError or ValueError, starting with `where`, if the path is not a file."""
     file = user_path(path)
-    if file.is_dir():
+    if os.path.isdir(file):
         raise ValueError(f"{where}{path} is a folder; a list names image files")
-    if not file.exists():
+    if not os.path.exists(file):  # False for a name that is too long
         advice = "paths are relative to the working directory"
         raise FileNotFoundError(f"{where}{path}: no such file; {advice}")
 

@@ -1,4 +1,4 @@
-"""Files of rows, Parquet and Arrow: where a folder has them, and how one is read."""
+"""Files of rows, Parquet and Arrow: find those of a folder, and open one."""
 
 import json
 import re
@@ -18,7 +18,7 @@ class Rows(NamedTuple):
     Attributes:
         schema: pyarrow schema of the columns
         counts: rows of each group
-        sizes: bytes that are read and kept for a row of each group; 0 if mapped into memory
+        sizes: bytes of each group, which is read whole for any of its rows; 0 if mapped into memory
         column: returns a column of some groups, by their numbers and its name
         class_names: of the numbers in a column of labels, by column
     """
@@ -35,7 +35,7 @@ def open_rows(path: Path) -> Rows:
     import pyarrow
 
     try:
-        return _open_parquet(path) if path.suffix == ".parquet" else _open_arrow(path)
+        return _open_parquet(path) if path.suffix.lower() == ".parquet" else _open_arrow(path)
     except pyarrow.ArrowException as error:
         with path.open("rb") as file:
             pointer = file.read(20).startswith(b"version https://git")
@@ -86,8 +86,8 @@ def _class_names(schema: Any, path: Path) -> dict[str, list[str]]:
     try:
         about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
         features = about.get("features") or (_read(beside, "features") if beside.is_file() else {})
-        found = {column: feature.get("names") for column, feature in features.items()}
-    except (AttributeError, TypeError, ValueError):
+        found = {column: f.get("names") for column, f in features.items() if isinstance(f, dict)}
+    except (AttributeError, ValueError):
         return {}
     return {column: list(map(str, names)) for column, names in found.items() if names}
 

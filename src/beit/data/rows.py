@@ -20,11 +20,13 @@ from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
 
 CACHED_BYTES = 1 << 28  # cache of row groups, per process; always holds the one in use
+_SHOWN = 200  # characters of a path in a message; of encoded bytes as text, not all
 _LARGE_GROUP = 1 << 23  # takes longer to read than an image to decode
-_ADVICE = (
+_ADVICE = (  # threads would change the order of the rows
     "{}: a row group of {:.0f} MB is read for nearly every image in random order, as in training; "
     "an Arrow copy is read image by image: python -c 'import pyarrow.dataset as d; "
-    'd.write_dataset(d.dataset(FILES), "NEW_FOLDER", format="arrow")\' with the list of files'
+    's = d.dataset(FILES); d.write_dataset(s.to_batches(), "NEW_FOLDER", schema=s.schema, '
+    'format="arrow", use_threads=False)\' where FILES is the list of files'
 )
 
 
@@ -65,8 +67,8 @@ class RowSource:
         where = f"{self._files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}"
         self.labels, self.class_names, self.why_unlabelled = None, None, why
         if label is not None:
-            of = f"column {label!r} of {where}"
-            self.labels, self.class_names, self.why_unlabelled = joined(parts, of)
+            column = f"column {label!r} of {where}"
+            self.labels, self.class_names, self.why_unlabelled = joined(parts, column)
         said = "no labels" if self.labels is None else f"labels from column {label!r}"
         say_once(f"{where}: {self._count} images from column {self._column!r}; {said}")
         if sum(sizes) > cached_bytes and max(sizes) > _LARGE_GROUP:
@@ -100,8 +102,8 @@ class RowSource:
         if not isinstance(value, str):
             return decode(value, self.name(index), self._reading)
         beside = self._files[self._groups[group][0]].parent / value
-        path = beside if beside.is_file() else Path(value)
-        return read_image(path, f"{self.name(index)}, {value}", self._reading)
+        path = beside if os.path.isfile(beside) else Path(value)
+        return read_image(path, f"{self.name(index)}, {value[:_SHOWN]}", self._reading)
 
     def name(self, index: int) -> str:
         number = bisect_right(self._file_starts, index) - 1
@@ -133,7 +135,7 @@ class RowSource:
 
 
 def _labels(file: Rows, column: str | None) -> tuple[Any, list[str] | None]:
-    """Read a column of labels, null where the file has none, and the names of its numbers."""
+    """Read a column of labels (nulls if the file lacks it), and the names of its numbers."""
     import pyarrow
 
     if column is None or column not in file.schema.names:

@@ -22,10 +22,10 @@ class UnreadableImage(ValueError):  # noqa: N818 - reads as the object
 class Source(Protocol):
     """Images that any process can read in any order.
 
-    `image(index)` is (3, H, W) uint8 or raises UnreadableImage; by `name(index)` a person can find
-    it. `labels` are the classes (n,) int64, -1 where unknown; None without labels, and
-    `why_unlabelled` then completes "images without a label: ..." for the user (else it is empty).
-    `class_names` are None if unknown.
+    `image(index)` is (3, H, W) uint8 or raises UnreadableImage; `name(index)` names it to users.
+    `labels` are the classes (n,) int64, -1 where unknown; None without labels, and `why_unlabelled`
+    then completes "images without a label: ..." for the user (else it is empty). `class_names` are
+    None if unknown.
     """
 
     def __len__(self) -> int: ...

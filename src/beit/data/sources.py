@@ -22,7 +22,7 @@ from beit.data.row_files import nested_row_files, row_files
 from beit.data.rows import RowSource
 from beit.data.shapes import ShapesSource
 from beit.data.source import Source, UnreadableImage, limited
-from beit.data.spec import cut, split_part, split_query
+from beit.data.spec import Reading, cut, split_part, split_query
 from beit.data.splits import Split
 from beit.files import user_path
 
@@ -96,16 +96,21 @@ def _open(spec: str, split: Split | None) -> Source:
     path = user_path(name)
     if not path.exists():
         raise FileNotFoundError(f"{name}: no such file or folder; expected {KINDS}")
-    if path.suffix in ROWS and path.is_file():
+    if path.is_dir():
+        return _open_folder(path, reading, split)
+    ending = path.suffix.lower()
+    if ending in ROWS:
         return RowSource([path], reading)
-    if path.suffix.lower() in TABLES and path.is_file():
+    if ending in TABLES:
         return open_table(path, reading)
-    if path.suffix.lower() in extensions() and path.is_file():
+    if ending in extensions():
         return FileSource(Path(), [name], reading)
-    if path.suffix.lower() in PLUGINS and path.is_file():
-        raise ValueError(f"{name}: install {PLUGINS[path.suffix.lower()]} to read this image")
-    if not path.is_dir():
-        raise ValueError(f"{name}: neither a folder nor a table of images; expected {KINDS}")
+    if ending in PLUGINS:
+        raise ValueError(f"{name}: install {PLUGINS[ending]} to read this image")
+    raise ValueError(f"{name}: neither a folder nor a table of images; expected {KINDS}")
+
+
+def _open_folder(path: Path, reading: Reading, split: Split | None) -> Source:
     if files := row_files(path, split):
         return RowSource(files, reading)
     try:

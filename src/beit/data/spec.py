@@ -3,7 +3,7 @@
 import os
 import re
 from typing import NamedTuple, Self
-from urllib.parse import parse_qsl
+from urllib.parse import unquote
 
 from beit.data.source import PartSource, Source, shuffled
 
@@ -31,7 +31,8 @@ class Reading(NamedTuple):
     @classmethod
     def parse(cls, query: str, spec: str) -> Self:
         """Read `label=COLUMN&range=0:4095`. Raises ValueError that names `spec`."""
-        options = dict(parse_qsl(query, keep_blank_values=True))
+        pairs = (part.partition("=") for part in query.split("&"))
+        options = {name: unquote(value) for name, _, value in pairs}  # a column may be named a+b
         if unknown := sorted(set(options) - set(cls._fields)):
             raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected {_EXPECTED}")
         if empty := [name for name, value in options.items() if not value]:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from beit.data.class_names import nearest
+from beit.data.class_names import nearest, some
 from beit.data.classes import Labelled, check_range, known_labels
 from beit.data.source import PartSource
 from beit.data.sources import open_source
@@ -98,9 +98,8 @@ def open_task(
     numbers = f"{data.where} has no class names: its labels are numbers of the sorted WordNet ids"
     notes = [numbers] if data.source.class_names is None else []
     if missing := sorted(set(compared) - set(ids)):
-        some = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         notes.append(
-            f"{len(missing)} of the {len(compared)} class folders are missing ({some}); "
+            f"{len(missing)} of the {len(compared)} class folders are missing ({some(missing)}); "
             f"all {len(compared)} logits are compared"
         )
     return Task(

@@ -32,6 +32,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from beit.data.class_names import some
 from beit.data.classes import Labelled, checked_classes, renumbered
 from beit.data.source import PartSource
 from beit.data.sources import open_source
@@ -46,8 +47,6 @@ from beit.probing.training import attentive_rows, probe_features, split, train_o
 from beit.run.device import DeviceConfig
 from beit.run.directory import environment
 from beit.run.launch import launch
-
-NAMED = 5  # unreadable images named in a note; the log names all
 
 
 @dataclass(frozen=True)
@@ -215,8 +214,7 @@ def unreadable_note(set_name: str, names: list[str], total: int) -> list[str]:
     """Note how many images of a set were read, and name some of the others; empty without any."""
     if not (count := len(names)):
         return []
-    some = ", ".join(names[:NAMED]) + (", ..." if count > NAMED else "")
-    return [f"{total - count} of {total} {set_name} images; {count} cannot be read: {some}"]
+    return [f"{total - count} of {total} {set_name} images; {count} cannot be read: {some(names)}"]
 
 
 def _one_process(device: DeviceConfig) -> DeviceConfig:

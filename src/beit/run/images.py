@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from beit.data.class_names import some
 from beit.files import write_bytes
 from beit.run.directory import RunDirectory
 from beit.run.journal import Journal
@@ -101,12 +102,8 @@ def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     parts = [f"{before.total()} images then, {after.total()} now"]
     for images, what in ((before - after, "gone"), (after - before, "new")):
         if images:
-            parts.append(f"{images.total()} {what} ({_some(list(images))})")
+            parts.append(f"{images.total()} {what} ({some(list(images))})")
     old, new = then.get("classes", []), now["classes"]
     if old != new:
-        parts.append(f"classes {_some(old)} then, {_some(new)} now")
+        parts.append(f"classes {some(old)} then, {some(new)} now")
     return ", ".join(parts if len(parts) > 1 else [*parts, "in another order"])
-
-
-def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + ", ..." * (len(names) > 3)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from beit.data.class_names import match_names
+from beit.data.class_names import match_names, some
 from beit.data.classes import read_classes
 from beit.files import user_path
 from beit.nn.segmenter import IGNORED
@@ -56,10 +56,9 @@ class LabelClasses:
         """
         moved = match_names(self.names, names)
         if unknown := [name for name, place in zip(self.names, moved, strict=True) if place < 0]:
-            some = ", ".join(unknown[:5]) + (" ..." if len(unknown) > 5 else "")
             raise ValueError(
                 f"{where}: {len(unknown)} of the {len(self.names)} classes of the label maps are "
-                f"unknown to the {len(names)} expected ({', '.join(list(names)[:3])} ...): {some}; "
+                f"unknown to the {len(names)} expected ({some(names, 3)}): {some(unknown)}; "
                 "give a class list whose names are among them"
             )
         palette = dict(enumerate(default_palette(len(names))))

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from beit.data.class_names import some
 from beit.data.image_files import MAX_FILE_BYTES, NO_FAULT, FileNames
 from beit.data.listing import is_system, list_folder, listed, say_once
 from beit.data.source import UnreadableImage
@@ -33,7 +34,6 @@ LABEL_KINDS = (
 )
 _SPLITS = {"train": ("training", "train"), "validation": ("validation", "val")}
 _MAP_FOLDERS = ("annotations", "labels", "masks")
-_NAMED = 3  # images named in an error
 _LOCAL_HEADER = 30  # bytes before a member's name (APPNOTE 4.3.7)
 _ENCRYPTED = 1  # a flag bit
 _PARTS = attrgetter(
@@ -253,13 +253,13 @@ def _matched(images: Files, maps: Files, listed: Sequence[str] | None = None) ->
         image_of = _index_by_stem(images)
         if missing := [stem for stem in listed if stem not in image_of]:
             raise ValueError(
-                f"{images.where}: {len(missing)} images of the list are missing: {_some(missing)}"
+                f"{images.where}: {len(missing)} images of the list are missing: {some(missing)}"
             )
         pairs = [(image_of[stem], stem) for stem in listed]
     if missing := [images.name(index) for index, stem in pairs if stem not in map_of]:
         raise ValueError(
             f"{images.where}: {len(missing)} of {len(pairs)} images have no label map in "
-            f"{maps.where}: {_some(missing)}; a map has the name of its image with another "
+            f"{maps.where}: {some(missing)}; a map has the name of its image with another "
             f"extension ({os.path.splitext(missing[0])[0]}.png). Add the maps, or remove the images"
         )
     places = torch.tensor([[index, map_of[stem]] for index, stem in pairs])
@@ -289,7 +289,3 @@ def _map_folder(place: Place) -> str:
     """Return the name of the maps folder beside a folder `images`; empty if there is none."""
     names = [name for name in _MAP_FOLDERS if (place / name).is_dir()]
     return names[0] if names and (place / "images").is_dir() else ""
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", ..." if len(names) > _NAMED else "")
