@@ -3,7 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from beit.data.batch import Batch
-from beit.data.class_names import some
+
+_NAMED = 4  # further images named in an error
 
 
 class TooManyUnreadable(ValueError):  # noqa: N818 - reads as the state of a set
@@ -33,7 +34,7 @@ class Unreadable:
         count = len(self.names)
         if count > self.limit_share * self.total:
             first, *others = sorted(self.names)
-            also = f". Also {some([name.split(': ')[0] for name in others])}" if others else ""
+            also = f". Also {_listed(others)}" if others else ""
             raise TooManyUnreadable(
                 f"{count} of {self.total} images cannot be read, more than the allowed "
                 f"{self.limit_share:.3%}: {first}{also}. Repair or remove them, or raise "
@@ -47,6 +48,12 @@ class Unreadable:
         """Restore the names; none if they were too many and have stopped the run for repair."""
         many = len(state["names"]) > self.limit_share * self.total
         self.names = set() if many else set(state["names"])
+
+
+def _listed(names: list[str]) -> str:
+    """Name the first few images, without their reasons."""
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(name.split(": ")[0] for name in names[:_NAMED]) + more
 
 
 def readable(
