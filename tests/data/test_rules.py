@@ -153,7 +153,9 @@ def _(place):
             for name in CLASSES:
                 place.image(f"fruit/{split}/{name}/{number}.png")
                 place.image(f"more/images/{split}2017/{name}/{number}.png")
-    for root in ("fruit", "more"):
+                place.image(f"sets/{split}_set/{name}/{number}.png")
+                place.image(f"words/fruit_{split}/{name}/{number}.png")
+    for root in ("fruit", "more", "sets", "words"):
         lengths = [len(place.open(root, split)) for split in ("train", "test", None)]
         assert lengths == [6, 4, 12]
         assert place.open(root, "train").class_names == [*CLASSES]
@@ -165,7 +167,16 @@ def _(place):
     for name in CLASSES:
         place.image(f"parts/{name}/train/0.png")
         place.image(f"parts/{name}/test/1.png")
+        place.image(f"deeper/red/{name}/train/0.png")
+        place.image(f"deeper/red/{name}/test/1.png")
     assert classes(place.open("parts", "train")) == [*CLASSES]
+    place.image("parts/apple/extra.png")
+    place.image("deeper/green/fig/2.png")
+    for root in ("parts", "deeper"):
+        for split in ("train", "test"):
+            with pytest.raises(ValueError, match="holds splits"):
+                place.open(root, split)
+        assert place.open(root).labels is None
 
 
 @rule("Layouts", "splits beside other folders of images")
@@ -185,6 +196,15 @@ def _(place):
         place.image(f"{other}-set/{other}/0.png")
         assert names(place.open(f"{other}-set", "train")) == ["images/0.png"]
         assert f"not {other}" in place.said()
+    for name in CLASSES:
+        place.image(f"fruit/{name}/images/0.png")
+        place.image(f"fruit/{name}/masks/0.png")
+        place.image(f"named/{name}/0.png")
+        place.image(f"named/{name}/0_mask.png")
+        place.image(f"faces/{'no_' * (name == 'lime')}mask/0.png")
+    for root in ("fruit", "named"):
+        assert classes(place.open(root)) == [*CLASSES]
+    assert classes(place.open("faces")) == ["mask", "no_mask"]
 
 
 @rule("Layouts", "hidden files, `@eaDir`, `__MACOSX`, `lost+found`, `Thumbs.db` …")
