@@ -2,7 +2,7 @@
 
 import pytest
 
-from beit.data.masks import masks_among, some, without_masks
+from beit.data.masks import masks_among, without_masks
 
 
 def test_masks_are_left_out_at_any_depth():
@@ -28,8 +28,3 @@ def test_masks_are_left_out_at_any_depth():
 )
 def test_folders_of_masks_are_known_by_their_names(names, masks):
     assert masks_among(names) == masks
-
-
-def test_a_message_names_the_first_three():
-    assert some(["a", "b", "c"]) == "a, b, c"
-    assert some(["a", "b", "c", "d", "e"]) == "a, b, c and 2 more"
