@@ -106,8 +106,11 @@ def test_files_are_matched_by_the_names_of_classes(parts, labels, names):
         ([(column([-1]), FRUIT)], "column 'x' is empty"),
         ([(column([0.5]), FRUIT)], "column 'x' holds 0.5; expected whole numbers or names"),
         ([(column([True]), None), (column([3]), None)], "holds True and 3; expected one kind"),
-        ([(column([True]), None), (column([3]), FRUIT + ["kiwi"])], "holds True; expected whole"),
-        ([(column([[1]]), None), (column([1]), None)], "holds list<.*>; expected one number or name"),
+        ([(column([True]), None), (column([3]), [*FRUIT, "kiwi"])], "holds True; expected whole"),
+        (
+            [(column([[1]]), None), (column([1]), None)],
+            "holds list<.*>; expected one number",
+        ),
     ],
 )
 def test_files_that_cannot_be_joined_say_why(parts, why):
