@@ -22,15 +22,11 @@ def content(kind: Any) -> str:
     """Return ENCODED or FILE if a column of a pyarrow type can hold images, else the type."""
     from pyarrow import types
 
-    def is_bytes(kind: Any) -> bool:
-        views = types.is_large_binary(kind) or types.is_binary_view(kind)
-        return bool(types.is_binary(kind) or views or types.is_null(kind))
-
     if types.is_struct(kind):
-        fits = {"bytes": is_bytes, "path": lambda kind: is_text(kind) or types.is_null(kind)}
-        fields = [fits[field.name](field.type) for field in kind if field.name in fits]
-        return ENCODED if fields and all(fields) else str(kind)
-    if is_bytes(kind) and not types.is_null(kind):
+        usable = {"bytes": (ENCODED, "null"), "path": (FILE, "null")}
+        fits = [content(f.type) in usable[f.name] for f in kind if f.name in usable]
+        return ENCODED if fits and all(fits) else str(kind)
+    if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
         return ENCODED
     return FILE if is_text(kind.value_type if types.is_dictionary(kind) else kind) else str(kind)
 

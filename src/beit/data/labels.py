@@ -102,10 +102,10 @@ def _whole(values: list[Any], names: Sequence[str] = ()) -> list[Any]:
 
 def _named(value: Any, names: Sequence[str], column: str) -> str | None:
     """Return the name of a class by its number or name; None if unknown."""
+    if value is None or isinstance(value, str):
+        return value
     if isinstance(value, bool | float):
         raise ValueError(f"{column} holds {value}; expected whole numbers or names")
-    if not isinstance(value, int):
-        return value  # type: ignore[no-any-return] - text or None
     if value >= len(names):
         raise ValueError(f"{column} has the number {value}, which has no name")
     return names[value] if value >= 0 else None

@@ -36,17 +36,17 @@ def open_rows(path: Path) -> Rows:
 
     try:
         is_parquet = path.suffix.lower() == ".parquet"
-        file = _open_parquet(path) if is_parquet else _open_arrow(path)
+        rows = _open_parquet(path) if is_parquet else _open_arrow(path)
     except pyarrow.ArrowException as error:
         with path.open("rb") as file:
             pointer = file.read(20).startswith(b"version https://git")
         reason = "a pointer of Git LFS; run git lfs pull" if pointer else str(error)
         kind = path.suffix[1:].capitalize()
         raise ValueError(f"{path}: not a readable {kind} file: {reason}") from error
-    names = file.schema.names
+    names = rows.schema.names
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ValueError(f"{path}: several columns are named {twice[0]!r}; rename all but one")
-    return file
+    return rows
 
 
 def _open_parquet(path: Path) -> Rows:

@@ -23,7 +23,7 @@ from beit.data.row_files import nested_row_files, row_files
 from beit.data.rows import images_of_rows, open_row_files
 from beit.data.shapes import ShapesSource
 from beit.data.source import Source, UnreadableImage, limited
-from beit.data.spec import Reading, cut, split_part, split_query
+from beit.data.spec import Reading, cut, expected, split_part, split_query
 from beit.data.splits import Split
 from beit.data.text_tables import ENDINGS as TABLES
 from beit.data.text_tables import splits_in
@@ -87,6 +87,7 @@ def _open(spec: str, split: Split | None) -> Source:
     if "://" in spec:
         raise ValueError(f"{spec}: unknown kind of data; expected {KINDS}")
     name, reading = split_query(spec)
+    right = expected(name, KINDS)
     if name.startswith("@") and not os.path.exists(name):
         return read_list(user_path(name[1:]).read_bytes(), name, reading)
     if glob.has_magic(name) and not os.path.exists(name):
@@ -96,11 +97,11 @@ def _open(spec: str, split: Split | None) -> Source:
         found = map(Path, glob.glob(os.path.join(folder, pattern)))
         files = sorted(path for path in found if path.suffix.lower() in ROWS)
         if not files:
-            raise FileNotFoundError(f"{name}: no Parquet or Arrow file matches; expected {KINDS}")
+            raise FileNotFoundError(f"{name}: no Parquet or Arrow file matches; expected {right}")
         return open_row_files(files, reading, split)
     path = user_path(name)
     if not path.exists():
-        raise FileNotFoundError(f"{name}: no such file or folder; expected {KINDS}")
+        raise FileNotFoundError(f"{name}: no such file or folder; expected {right}")
     if path.suffix.lower() in ROWS and path.is_file():
         return open_row_files([path], reading, split)
     if path.suffix.lower() in TABLES and path.is_file():
