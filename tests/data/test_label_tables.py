@@ -181,6 +181,11 @@ def test_tables_without_labels_say_why(lines, why, photos):
     assert why in source.why_unlabelled
 
 
+def test_spaces_around_quotes_and_line_breaks_in_other_columns(photos):
+    rows = ('"file" ; "label" ; note', '"0.png" ; "a" ; "one\ntwo ; "" ; three" ', '1.png;b;5" x')
+    assert [*classes(open_source(write(photos / "a.csv", *rows))).values()] == ["a", "b"]
+
+
 def test_values_of_several_types_in_json_lines(photos):
     rows = ('{"file": "0.png", "label": 2}', '{"file": "1.png", "label": 2.0}',
             '{"file": "2.png", "label": "a"}')  # fmt: skip

@@ -27,6 +27,7 @@ from beit.data.labels import joined, numbered
         (pa.array(["none", "None"]), [1, 0], ["None", "none"]),
         (pa.array(["1", "NA", "0"]), [1, -1, 0], None),
         (pa.array(["0.5", "big"]), [0, 1], ["0.5", "big"]),
+        (pa.array(["2.0", "a", "2"]), [0, 1, 0], ["2", "a"]),
         (pa.array(["99999999999999999999", "3"]), [1, 0], ["3", "99999999999999999999"]),
     ],
 )
@@ -106,6 +107,7 @@ def test_files_are_matched_by_the_names_of_classes(parts, labels, names):
         ([(column([-1]), FRUIT)], "column 'x' is empty"),
         ([(column([0.5]), FRUIT)], "column 'x' holds 0.5; expected whole numbers or names"),
         ([(column([True]), None), (column([3]), None)], "holds True and 3; expected one kind"),
+        ([(column([True]), None), (column([1]), None), (column(["a"]), None)], "holds True and 1;"),
         ([(column([True]), None), (column([3]), [*FRUIT, "kiwi"])], "holds True; expected whole"),
         (
             [(column([[1]]), None), (column([1]), None)],

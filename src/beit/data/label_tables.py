@@ -4,7 +4,7 @@ import os
 import reprlib
 import unicodedata
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,7 +96,10 @@ def labelled_folder(
             continue
         rows = _rows(root, source, path, table)
         if max(rows) < 0:
-            reasons.append(_names_none(path, table))
+            reasons.append(
+                f"{path} names none of the images; its first is {_quoted.repr(table.files[0])}; "
+                "expected paths, or names without folders if it is named as the split it is for"
+            )
         else:
             usable.append((path, table, rows))
     reasons += [table.why_unlabelled for _, table, _ in usable if table.labels is None]
@@ -182,25 +185,17 @@ def _rows(root: Path, source: FileSource, path: Path, table: Table) -> list[int]
     if any(image in places for image in images):
         return [places.get(image, -1) for image in images]
     bare = {unicodedata.normalize("NFC", file): row for row, file in enumerate(table.files)}
-    above, own = len(_key(path.parent)), splits_in(path.stem)
 
-    def base(image: str) -> str:
-        folders = {split_word(part) for part in image[above:].split(os.sep)[:-1]} - {""}
-        return "" if folders and folders != own else os.path.basename(image)
+    @cache
+    def fits(folder: str) -> bool:
+        parts = os.path.relpath(folder, _key(path.parent)).split(os.sep)
+        return {split_word(part) for part in parts} - {""} in (set(), splits_in(path.stem))
 
-    bases = list(map(base, images))
+    bases = [base if fits(folder) else "" for folder, base in map(os.path.split, images)]
     named = [name for name in bases if name]
     if len(set(named)) < len(named):
         return [-1] * len(bases)
     return [bare.get(name, -1) for name in bases]
-
-
-def _names_none(path: Path, table: Table) -> str:
-    return (
-        f"{path} names none of the images; its first is {_quoted.repr(table.files[0])}; expected "
-        "paths relative to the table, or names of files, above folders of splits in a table named "
-        "as the split"
-    )
 
 
 def _key(*parts: str | Path) -> str:

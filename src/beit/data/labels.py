@@ -122,7 +122,8 @@ def _known(values: Iterable[Any], column: str) -> tuple[dict[Any, int], list[str
     if fractions or (of_text and len(of_text) + len(numbers) == len(present)):
         found = (fractions or of_text)[0]
         raise ValueError(f"{column} holds {found}; expected whole numbers or names")
-    if words and numbers and len(words) + len(numbers) == len(present):
+    only = len(words) + len(numbers) == len(present) or any(isinstance(v, bool) for v in words)
+    if words and numbers and only:
         raise ValueError(f"{column} holds {words[0]} and {numbers[0]}; expected one kind of labels")
     if text and all(value.startswith("[") and value.endswith("]") for value in text):
         raise ValueError(f"{column} holds lists, {text[0]}; expected one number or name")
@@ -130,9 +131,10 @@ def _known(values: Iterable[Any], column: str) -> tuple[dict[Any, int], list[str
         return {False: 0, True: 1}, ["False", "True"]
     if not text and not words and present and 0 <= min(present) and max(present) <= MAX_NUMBER:
         return {value: value for value in present}, []
-    order = sorted({*present}) if not text and not words else sorted({*map(str, present)})
-    number = {str(value): place for place, value in enumerate(order)}
-    return {value: number[str(value)] for value in present}, list(number)
+    spelled = {value: str(*_whole([str(value)])) for value in present}  # 2 for 2.0
+    order = sorted({*spelled.values()}, key=None if text or words else int)
+    number = {name: place for place, name in enumerate(order)}
+    return {value: number[name] for value, name in spelled.items()}, order
 
 
 def is_text(kind: Any) -> bool:
