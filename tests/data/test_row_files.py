@@ -128,9 +128,12 @@ def test_a_parquet_file_beside_images(place, tmp_path, caplog):
     source = open_source(f"{tmp_path / 'set'}?label=label")
     assert (source.labels.tolist(), source.class_names) == ([0, 1, -1], ["a", "b"])
     # Of something else: not read, with a word.
+    parquet.write_table(pa.table({"name": ["Ann"], "label": ["a"]}), path)
+    assert open_source(str(tmp_path / "set")).class_names == ["cats", "dogs"]
+    assert any("names none of the images; its first is 'Ann'" in m for m in caplog.messages)
     parquet.write_table(pa.table({"vector": [0.5, 0.25]}), path)
     assert open_source(str(tmp_path / "set")).class_names == ["cats", "dogs"]
-    assert any(m.startswith("not read: ") and "no column 'image'" in m for m in caplog.messages)
+    assert any(": not read: " in m and "no column 'image'" in m for m in caplog.messages)
     # Of images: taken, with a word.
     parquet.write_table(pa.table({"image": [b"x"], "label": ["a"]}), path)
     assert open_source(str(tmp_path / "set")).class_names == ["a"]

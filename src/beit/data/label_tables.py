@@ -38,6 +38,9 @@ class Table(NamedTuple):
     rows_of: Callable[[Split | None], Tensor | None]  # numbers of the rows of a split
 
 
+_Found = tuple[Path, Table, list[int]]  # a table, and the row of each image of a folder
+
+
 def open_table(path: Path, reading: Reading = AS_IT_IS, split: Split | None = None) -> FileSource:
     """Open the image files that a table names, in its order.
 
@@ -86,7 +89,7 @@ def labelled_folder(
     Raises:
         ValueError: no table has the column that `reading` names, or no image is of the split
     """
-    usable, reasons = list[tuple[Path, Table, list[int]]](), list[str]()
+    usable, reasons = list[_Found](), list[str]()
     tables = _tables(root, source)
     for path in [*tables, *(path for path in others if path not in tables)]:
         try:
@@ -100,6 +103,8 @@ def labelled_folder(
                 f"{path} names none of the images; its first is {_quoted.repr(table.files[0])}; "
                 "expected paths, or names without folders if it is named as the split it is for"
             )
+            if path in others:
+                say_once(f"{root}: not read: {reasons[-1]}")
         else:
             usable.append((path, table, rows))
     reasons += [table.why_unlabelled for _, table, _ in usable if table.labels is None]
@@ -109,11 +114,7 @@ def labelled_folder(
 
 
 def _label(
-    root: Path,
-    source: FileSource,
-    reading: Reading,
-    usable: Sequence[tuple[Path, Table, list[int]]],
-    reasons: list[str],
+    root: Path, source: FileSource, reading: Reading, usable: list[_Found], reasons: list[str]
 ) -> None:
     """Give a folder the labels of one of the tables that name its images, or say why not."""
     asked = reading.label or reading.image
@@ -142,19 +143,16 @@ def _label(
     )
 
 
-def _of_split(
-    root: Path, usable: Sequence[tuple[Path, Table, list[int]]], split: Split | None
-) -> Tensor | None:
+def _of_split(root: Path, usable: list[_Found], split: Split | None) -> Tensor | None:
     """Return the images that no table puts into another split; None if no table names splits."""
-    telling = [(path, rows, table.rows_of(split)) for path, table, rows in usable]
-    telling = [found for found in telling if found[2] is not None]
+    every = [(path, rows, table.rows_of(split)) for path, table, rows in usable]
+    telling = [(path, rows, taken) for path, rows, taken in every if taken is not None]
     if not telling:
         return None
     path, rows, taken = telling[0]
     if len(telling) > 1 and path.stem != _METADATA:
         several = ", ".join(path.name for path, _, _ in telling)
         raise ValueError(f"{root}: several tables name splits ({several}); give one as data")
-    assert taken is not None
     keep = {-1, *taken.tolist()}
     left = [image for image, row in enumerate(rows) if row in keep]
     if not left:
@@ -166,8 +164,8 @@ def _tables(root: Path, source: FileSource) -> list[Path]:
     """List the tables in the lowest folder with any that holds all images; metadata.* first."""
     first, last = (os.path.dirname(source.name(index)) for index in (0, len(source) - 1))
     folder = root / os.path.commonpath([first, last])  # images are sorted
+    endings = (*ENDINGS, ".parquet")
     while True:
-        endings = (*ENDINGS, ".parquet")
         tables = [path for path in folder.iterdir() if path.name.lower().endswith(endings)]
         if tables or folder == root:
             return sorted(tables, key=lambda path: (path.stem != _METADATA, path.name))

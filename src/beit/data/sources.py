@@ -130,10 +130,9 @@ def _open_folder(path: Path, reading: Reading, split: Split | None) -> Source:
                 what = f"{path}: takes the rows of {files[0].name}, not the {count} image files"
                 say_once(f"{what}; to take those, move *{files[0].suffix} elsewhere")
             return open_row_files(files, reading, split)
-        if holds == FILE:
-            tables = files
-        else:
-            say_once(f"not read: {holds}")
+        tables = files if holds == FILE else []
+        if not tables:
+            say_once(f"{path}: not read: {holds}")
     try:
         folder = open_folder(path, reading, split)
     except ValueError:  # without images
