@@ -313,6 +313,9 @@ def test_a_column_of_splits_leaves_images_of_others_out(folders):
     )
     assert names[1] in classes(open_source("fruit", split="test"))
     assert len(open_source("fruit")) == len(open_source("fruit", split="train")) + 1
+    write("fruit/a.csv", "file_name,kind", f"{names[0]},x", f"{names[1]},y")
+    known = classes(open_source("fruit?label=kind", split="train"))
+    assert known[names[0]] == "x" and names[1] not in known
     write("fruit/other.csv", "file_name,subset", f"{names[0]},train", f"{names[1]},train")
     assert names[1] not in classes(open_source("fruit", split="train"))  # metadata comes first
     (pathlib.Path("fruit") / "metadata.csv").rename("fruit/more.csv")

@@ -52,6 +52,8 @@ def open_table(path: Path, reading: Reading = AS_IT_IS, split: Split | None = No
         FileNotFoundError: files do not exist; the message says how many, and names the first.
     """
     table = _read(path, reading)
+    if reading.label and table.label is None:
+        raise ValueError(table.why_unlabelled)
     files, labels, rows = table.files, table.labels, table.rows_of(split)
     if rows is not None:
         files = [files[row] for row in rows.tolist()]
@@ -214,8 +216,11 @@ def _read(path: Path, reading: Reading) -> Table:
     _check_lines(path, file, files)
     if "\\" in files[0] and not os.path.exists(path.parent / files[0]):  # written on Windows
         files = [name.replace("\\", "/") for name in files]
-    label, why = label_column(kinds, str(path), reading.label, declared)
-    labels = names = None
+    labels = names = label = None
+    try:
+        label, why = label_column(kinds, str(path), reading.label, declared)
+    except ValueError as error:  # it has not the column that `reading` names
+        why = str(error)
     if label is not None:
         values = read(label)
         if content(values.type) == FILE:
