@@ -102,11 +102,18 @@ def test_paths_may_be_relative_to_a_folder_beside_or_to_the_working_directory(ph
     save("set/train", NAMES)
     rows = ("file,label", *(f"{name},a" for name in NAMES))
     assert open_source(write("set/train.csv", *rows)).image(1).shape == (3, 3, 4)
-    save("set/test", NAMES)  # no longer the only folder with these files
+    save("set/test", ["3.png", *NAMES])  # no longer the only folder with these files
+    assert int(open_source("set/train.csv").image(0)[0, 0, 0]) == 0
+    assert int(open_source(write("set/test_labels.csv", *rows)).image(0)[0, 0, 0]) == 1
     with pytest.raises(
         FileNotFoundError, match=r"3 of the 3 image files .*first is '0\.png' in se"
     ):
-        open_source("set/train.csv")
+        open_source(write("set/all.csv", *rows))
+    (pathlib.Path("set/test") / "2.png").unlink()  # its own folder, although another has the file
+    with pytest.raises(FileNotFoundError, match=r"1 of the 3 .*first is '2\.png' in set/test"):
+        open_source("set/test_labels.csv")
+    with pytest.raises(FileNotFoundError, match=r"1 of the 1 .*first is '2\.png' in set;"):
+        open_source(write("set/val.csv", "file,label", "2.png,a"))
     rows = ("file,label", *(rf"photos\{name},a" for name in NAMES))
     assert open_source(write("lists/train.csv", *rows)).name(1) == "photos/1.png"
 
@@ -121,7 +128,7 @@ def test_paths_may_be_relative_to_a_folder_beside_or_to_the_working_directory(ph
             r"1 of the 1 image files .*; the first is '0' in photos",
         ),
         (("file,label", "0.png,a", "9.png,b"), "", r"1 of the 2 .* the first is '9\.png'"),
-        (("file,label", f"{'x' * 300},a"), "", r"1 of the 1 .* the first is 'x{80}' in photos"),
+        (("file,label", f"{'x' * 300},a"), "", r"1 of the 1 .* the first is 'x+...x+' in photos"),
         (
             ("file,label", "0.png,a"),
             "?label=lable",
@@ -131,6 +138,16 @@ def test_paths_may_be_relative_to_a_folder_beside_or_to_the_working_directory(ph
         (("file,label", "0.png,a", ",b"), "", "row 2 names no file in column 'file'"),
         (("file,label",), "", "no rows in this table"),
         ((), "", "no rows in this table"),
+        (("file,label", '"0.png,a', "1.png,b"), "", "cannot read row 1: unexpected end of data"),
+        (("file,label", '"0.png,a', '"1.png,b'), "", "cannot read row 1: "),
+        (
+            ("file,label", "0.png,a", '1.png,"b', '2.png,c"'),
+            "",
+            "row 2 has a line break in .*'label'",
+        ),
+        (("file,label", '"0.png', '1.png",b'), "", "row 1 has a line break in column 'file'"),
+        (("file,label", "0\0.png,a"), "", r"1 of the 1 image files .*'0\\x00\.png'"),
+        (("file,label", "0" * 999 + ",a"), "", r"1 of the 1 image files .* '0+\.\.\.0+'"),
         (("file,label,label", "0.png,a,b"), "", "two columns have the same name"),
     ],
 )
@@ -156,6 +173,9 @@ def test_other_tables_that_cannot_be_are_refused(photos):
         ),
         (("file,label", "0.png,"), "column 'label' of photos/labels.csv is empty"),
         (("file,label", "0.png,a", "0.png,b"), "has several labels for 0.png"),
+        (("file,label", "./0.png,a", ".//0.png,b"), "has several labels for .//0.png"),
+        (("file;label", "0.png;0,5", "1.png;1,0"), "holds 0,5; expected whole numbers or names"),
+        (("file,label", "0.png,0.5", "1.png,2"), "holds 0.5; expected whole numbers or names"),
         (("file,class,target", "0.png,a,b"), "has several columns of labels: choose one with"),
     ],
 )
@@ -163,6 +183,50 @@ def test_tables_without_labels_say_why(lines, why, photos):
     source = open_source(write(photos / "labels.csv", *lines))
     assert source.labels is source.class_names is None
     assert why in source.why_unlabelled
+
+
+def test_spaces_around_quotes_and_line_breaks_in_other_columns(photos):
+    rows = ('"file" ; "label" ; note', '"0.png" ; "a" ; "one\ntwo ; "" ; three" ', '1.png;b;5" x')
+    assert [*classes(open_source(write(photos / "a.csv", *rows))).values()] == ["a", "b"]
+
+
+def test_values_of_several_types_in_json_lines(photos):
+    rows = ('{"file": "0.png", "label": 2}', '{"file": "1.png", "label": 2.0}',
+            '{"file": "2.png", "label": "a"}')  # fmt: skip
+    assert [*classes(open_source(write(photos / "a.jsonl", *rows))).values()] == ["2", "2", "a"]
+    rows = ('{"file": "0.png", "label": [1]}', '{"file": "1.png", "label": "[2]"}')
+    assert "holds lists, [1]" in open_source(write(photos / "b.jsonl", *rows)).why_unlabelled
+
+
+SPLITS = ("path,label,Data Set", "0.png,b,train", "1.png,a,val", "2.png,c,Train")
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_column_of_splits_is_honoured(ending, photos, caplog):
+    caplog.set_level(logging.INFO, "beit")
+    path = f"photos/a.{ending}"
+    if ending == "csv":
+        write(path, *(line.replace("Train", "train") for line in SPLITS))
+    else:
+        splits = pa.array(["train", "val", "train"]).dictionary_encode()
+        image = pa.array(NAMES)
+        parquet.write_table(pa.table({"image": image, "label": [*"bac"], "fold": splits}), path)
+    train, test, every = (open_source(path, split=split) for split in ("train", "test", None))
+    assert [int(train.image(index)[0, 0, 0]) for index in range(len(train))] == [0, 2]
+    assert (train.labels.tolist(), train.class_names) == ([1, 2], ["a", "b", "c"])
+    assert [int(test.image(index)[0, 0, 0]) for index in range(len(test))] == [1]
+    assert (test.labels.tolist(), len(every)) == ([0], 3)
+    assert any("2 of 3 rows, those of the split train in column" in m for m in caplog.messages)
+
+
+def test_columns_that_are_not_of_splits(photos):
+    for values in (("train", "odd", "val"), ("val", "test", "val"), ("1", "2", "3"), ("", "", "")):
+        lines = [f"{name},a,{value}" for name, value in zip(NAMES, values, strict=True)]
+        path = write(photos / "a.csv", "file,label,set", *lines)
+        assert len(open_source(path, split="train")) == 3
+    path = write(photos / "a.csv", "file,label,set", "0.png,a,train")
+    with pytest.raises(ValueError, match=r"a\.csv, column 'set', has the splits train, none of"):
+        open_source(path, split="test")
 
 
 # ── beside the images of a folder ───────────────────────────────────────────────────────────────
@@ -246,3 +310,49 @@ def test_names_in_another_unicode_form_are_matched(form):
     save("fruit", ["pictures/\xe9.png", "pictures/1.png"])
     write("fruit/labels.csv", "file,label", unicodedata.normalize(form, "\xe9.png") + ",fig")
     assert classes(open_source("fruit"))["pictures/\xe9.png"] == "fig"
+
+
+@pytest.mark.parametrize("folders", [(), ("fig/", "plum/", "fig/")])
+def test_a_column_of_splits_leaves_images_of_others_out(folders):
+    names = [folder + name for folder, name in zip(folders or [""] * 3, NAMES, strict=True)]
+    save("fruit", [*names, "fig/3.png"] if folders else names)
+    rows = (
+        f"{name},a,{split}" for name, split in zip(names, ("train", "val", "train"), strict=True)
+    )
+    write("fruit/metadata.csv", "file_name,label,split", *rows)
+    known = classes(open_source("fruit", split="train"))
+    unlisted = {"fig/3.png": "fig"} if folders else {}
+    assert (
+        known
+        == {names[0]: "fig" if folders else "a", names[2]: "fig" if folders else "a"} | unlisted
+    )
+    assert names[1] in classes(open_source("fruit", split="test"))
+    assert len(open_source("fruit")) == len(open_source("fruit", split="train")) + 1
+    write("fruit/a.csv", "file_name,kind", f"{names[0]},x", f"{names[1]},y")
+    known = classes(open_source("fruit?label=kind", split="train"))
+    assert known[names[0]] == "x" and names[1] not in known
+    write("fruit/other.csv", "file_name,subset", f"{names[0]},train", f"{names[1]},train")
+    assert names[1] not in classes(open_source("fruit", split="train"))  # metadata comes first
+    (pathlib.Path("fruit") / "metadata.csv").rename("fruit/more.csv")
+    with pytest.raises(ValueError, match=r"several tables name splits \(more\.csv, other\.csv\)"):
+        open_source("fruit", split="train")
+
+
+def test_a_table_above_folders_of_splits_labels_no_other_split_by_bare_names():
+    for split in ("train", "test"):
+        save("kg", [f"{split}/{name}" for name in NAMES])
+    write("kg/train.csv", "image,label", *(f"{name},a" for name in NAMES))
+    source = open_source("kg", split="test")
+    assert source.labels is None and "train.csv names none of the images" in source.why_unlabelled
+    assert set(classes(open_source("kg", split="train")).values()) == {"a"}
+    assert [*classes(open_source("kg")).values()] == [None] * 3 + ["a"] * 3
+    write("kg/test.csv", "image,label", *(f"{name},b" for name in NAMES))
+    assert set(classes(open_source("kg", split="test")).values()) == {"b"}
+    assert set(classes(open_source("kg", split="train")).values()) == {"a"}
+    assert "several tables" in open_source("kg").why_unlabelled
+    for name in ("train.csv", "test.csv"):
+        (pathlib.Path("kg") / name).unlink()
+    write("kg/all.csv", "image,label", *(f"{name},c" for name in NAMES))
+    assert open_source("kg", split="train").labels is None
+    write("kg/all.csv", "image,label", *(f"test/{name},c" for name in NAMES))
+    assert set(classes(open_source("kg", split="test")).values()) == {"c"}

@@ -23,6 +23,11 @@ from beit.data.labels import joined, numbered
         (pa.array([True, None]), [1, -1], ["False", "True"]),
         (pa.array([30_000_017, 5, -1, 5]), [1, 0, -1, 0], ["5", "30000017"]),
         (pa.array([3, -5]), [1, 0], ["-5", "3"]),
+        (pa.array(["a", "NA", "N/A", "nan", "NaN", "null", "NULL"]), [0, *[-1] * 6], ["a"]),
+        (pa.array(["none", "None"]), [1, 0], ["None", "none"]),
+        (pa.array(["1", "NA", "0"]), [1, -1, 0], None),
+        (pa.array(["0.5", "big"]), [0, 1], ["0.5", "big"]),
+        (pa.array(["2.0", "a", "2"]), [0, 1, 0], ["2", "a"]),
         (pa.array(["99999999999999999999", "3"]), [1, 0], ["3", "99999999999999999999"]),
     ],
 )
@@ -40,6 +45,12 @@ def test_labels_are_numbers_or_names(values, labels, names):
         (pa.array([b"a"]), "column 'x' holds binary"),
         (pa.array([0.5, 1.0]), "column 'x' holds 0.5; expected whole numbers or names"),
         (pa.array([1.0, float("inf")]), "column 'x' holds inf"),
+        (pa.array(["1.0", "0.5", None]), "column 'x' holds 0.5; expected whole"),
+        (pa.array(["1,0", "0,25"]), "column 'x' holds 0,25; expected whole"),
+        (pa.array(["1,000", "2"]), "column 'x' holds 1,000; expected whole"),
+        (pa.array(["1e-3", "2"]), "column 'x' holds 1e-3; expected whole"),
+        (pa.array(["[0, 1]", "[2]"]), r"column 'x' holds lists, \[0, 1\]; expected one"),
+        (pa.array(["True", "1"]), "column 'x' holds True and 1; expected one kind"),
         (pa.array([None, -1], pa.int64()), "column 'x' is empty"),
         (pa.nulls(2), "column 'x' is empty"),
         (pa.array([], pa.string()), "column 'x' is empty"),
@@ -70,6 +81,17 @@ FRUIT, OTHER = ["fig", "lime", "plum"], ["plum", "fig"]
         ([(column(["b"]), None), (column(["a"]).dictionary_encode(), None)], [1, 0], ["a", "b"]),
         ([(column(["b"]), None), (column([3]), None)], [1, 0], ["3", "b"]),
         ([(column([3]), None), (column([2_000_000]), None)], [0, 1], ["3", "2000000"]),
+        # Whole floats and text of whole numbers are numbers of the declared names.
+        ([(column([0, 2]), FRUIT), (column([1.0, None]), OTHER)], [0, 2, 0, -1], FRUIT),
+        ([(column([0]), FRUIT), (column([1.0, float("nan")]), None)], [0, 1, -1], FRUIT),
+        ([(column(["0", "2", ""]), FRUIT)], [0, 2, -1], FRUIT),
+        ([(column(["1", "0"]), ["1", "0"])], [0, 1], ["1", "0"]),  # names of the classes
+        # Numbers are joined with text by their names.
+        ([(column([0, 2]), FRUIT), (column(["plum", "fig", "lime"]), None)], [0, 2, 2, 0, 1],
+         FRUIT),
+        ([(column([1]), OTHER), (column(["kiwi", "plum"]), None)], [1, 2, 0],
+         ["plum", "fig", "kiwi"]),
+        ([(column([2.0]), None), (column(["a"]), None)], [0, 1], ["2", "a"]),
     ],
 )  # fmt: skip
 def test_files_are_matched_by_the_names_of_classes(parts, labels, names):
@@ -83,7 +105,14 @@ def test_files_are_matched_by_the_names_of_classes(parts, labels, names):
         ([(column([3]), FRUIT)], "column 'x' has the number 3, which has no name"),
         ([(column([0]), FRUIT), (column([0]), OTHER), (column([1]), None)], "number 1, which has"),
         ([(column([-1]), FRUIT)], "column 'x' is empty"),
-        ([(column([[1]]), None), (column([1]), None)], "holds list<.*> and int64 in different"),
+        ([(column([0.5]), FRUIT)], "column 'x' holds 0.5; expected whole numbers or names"),
+        ([(column([True]), None), (column([3]), None)], "holds True and 3; expected one kind"),
+        ([(column([True]), None), (column([1]), None), (column(["a"]), None)], "holds True and 1;"),
+        ([(column([True]), None), (column([3]), [*FRUIT, "kiwi"])], "holds True; expected whole"),
+        (
+            [(column([[1]]), None), (column([1]), None)],
+            "holds list<.*>; expected one number",
+        ),
     ],
 )
 def test_files_that_cannot_be_joined_say_why(parts, why):

@@ -3,6 +3,7 @@ import logging
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 from pyarrow import parquet
 
 from beit.data.row_files import nested_row_files, row_files
@@ -109,3 +110,46 @@ def test_a_selection_of_saved_rows_is_refused(tmp_path):
     (tmp_path / "a" / "state.json").write_text("{")
     with pytest.raises(ValueError, match=r"state\.json: not readable as JSON"):
         open_source(str(tmp_path / "a"))
+
+
+@pytest.mark.parametrize("place", ["x.parquet", "data/X.PARQUET"])
+def test_a_parquet_file_beside_images(place, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "beit")
+    for number, name in enumerate(("cats/0.png", "dogs/1.png", "dogs/2.png")):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3), (number, 0, 0)).save(tmp_path / "set" / name)
+    path = tmp_path / "set" / place
+    path.parent.mkdir(exist_ok=True)
+    # Of names of files: a table beside the images.
+    parquet.write_table(pa.table({"file": ["0.png", "1.png"], "label": ["a", "b"]}), path)
+    source = open_source(str(tmp_path / "set"))
+    assert (source.labels.tolist(), source.class_names) == ([0, 1, 1], ["cats", "dogs"])
+    assert "labels from the class folders, not from" in caplog.messages[-1]
+    source = open_source(f"{tmp_path / 'set'}?label=label")
+    assert (source.labels.tolist(), source.class_names) == ([0, 1, -1], ["a", "b"])
+    # Of something else: not read, with a word.
+    parquet.write_table(pa.table({"name": ["Ann"], "label": ["a"]}), path)
+    assert open_source(str(tmp_path / "set")).class_names == ["cats", "dogs"]
+    assert any("names none of the images; its first is 'Ann'" in m for m in caplog.messages)
+    parquet.write_table(pa.table({"vector": [0.5, 0.25]}), path)
+    assert open_source(str(tmp_path / "set")).class_names == ["cats", "dogs"]
+    assert any(": not read: " in m and "no column 'image'" in m for m in caplog.messages)
+    # Of images: taken, with a word.
+    parquet.write_table(pa.table({"image": [b"x"], "label": ["a"]}), path)
+    assert open_source(str(tmp_path / "set")).class_names == ["a"]
+    assert any("takes the rows of" in m and "not the 3 image files" in m for m in caplog.messages)
+
+
+def test_splits_that_nobody_named(tmp_path):
+    for splits in ("[]", "[1]", '"train"'):
+        (tmp_path / "dataset_dict.json").write_text(f'{{"splits": {splits}}}')
+        with pytest.raises(ValueError, match=r"dataset_dict\.json: 'splits' is .*; expected a"):
+            open_source(str(tmp_path), split="train")
+
+
+def test_endings_in_capitals_and_folders_with_brackets(tmp_path):
+    (tmp_path / "[p]").mkdir()
+    path = tmp_path / "[p]" / "A.PARQUET"
+    parquet.write_table(pa.table({"image": [b"x", b"y"]}), path)
+    for name in (path, path.parent, path.parent / "*.PARQUET", path.parent / "A*"):
+        assert len(open_source(str(name))) == 2

@@ -108,7 +108,7 @@ def test_the_only_column_with_class_names_is_that_of_labels(tmp_path, caplog):
     path = write(tmp_path / "a.parquet", {"image": encoded([7]), "sort": [1]}, [("sort", FRUIT)])
     source = open_source(str(path))
     assert (source.labels.tolist(), source.class_names) == ([1], FRUIT)
-    said = f"{path}: 1 images from column 'image'; labels from column 'sort'"
+    said = f"{path}: 1 images from column 'image'; labels of 1 from column 'sort'"
     assert caplog.messages == [said]
 
 
@@ -175,7 +175,7 @@ def test_rows_that_hold_paths_are_read_from_files(tmp_path, monkeypatch):
 
 def test_encoded_bytes_as_text_are_no_path(tmp_path):
     source = RowSource([write(tmp_path / "a.parquet", {"image": ["iVBO" * 1000]})])
-    with pytest.raises(UnreadableImage, match=r"^a\.parquet\[0\], (iVBO){50}: File name too long$"):
+    with pytest.raises(UnreadableImage, match=r"^a\.parquet\[0\], (iVBO){50}...: File name too long$"):
         source.image(0)
 
 
@@ -191,6 +191,8 @@ def test_encoded_bytes_as_text_are_no_path(tmp_path):
         ({"image": [b""], "kind": [1]}, "?label=knd", "did you mean kind"),
         ({"image": [b""], "kind": [1]}, "?image=kind", "column 'kind' holds int64; expected one"),
         ({"image": encoded([])}, "", "no rows in this file"),
+        ({"image": [{"bytes": [1, 2], "path": "a"}]}, "", "'image' holds struct<bytes: list"),
+        ({"image": [{"bytes": b"a", "path": 3}]}, "", "holds struct<bytes: binary, path: int64"),
     ],
 )  # fmt: skip
 def test_tables_without_usable_images_are_refused(columns, query, message, tmp_path):
@@ -249,3 +251,34 @@ def test_large_row_groups_are_told_with_the_remedy(tmp_path, caplog):
     source = open_source(str(copy))
     assert [int(source.image(index)[0, 0, 0]) for index in (1, 3)] == [0, 1]
     assert os.listdir(copy) == ["part-0.arrow"]
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_two_columns_of_one_name_are_refused(ending, tmp_path):
+    table = pa.table([encoded([1]), pa.array([1]), pa.array([2])], ["image", "label", "label"])
+    path = tmp_path / f"a.{ending}"
+    parquet.write_table(table, path) if ending == "parquet" else write_arrow(path, table)
+    with pytest.raises(ValueError, match=rf"a\.{ending}: several columns are named 'label'"):
+        open_source(str(path))
+
+
+def test_paths_that_cannot_be_are_unreadable_rows(tmp_path):
+    path = write(tmp_path / "a.parquet", {"image": ["a\0b.png", "x" * 5000, "y/" * 5000]})
+    source = RowSource([path])
+    for index in range(3):
+        with pytest.raises(UnreadableImage, match=rf"a\.parquet\[{index}\], ") as caught:
+            source.image(index)
+        assert len(str(caught.value)) < 300
+
+
+def test_a_column_of_splits_over_several_files(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "beit")
+    names = [("split", ["train", "validation"]), ("label", FRUIT)]
+    for number in range(2):
+        rows = {"image": encoded([number, number + 2]), "label": [number, 2], "split": [number, 0]}
+        write(tmp_path / f"{number}.parquet", rows, names)
+    train, test = (open_source(str(tmp_path), split=split) for split in ("train", "test"))
+    assert (pixels(train), train.labels.tolist()) == ([0, 2, 3], [0, 2, 2])
+    assert (pixels(test), test.labels.tolist(), test.name(0)) == ([1], [1], "1.parquet[0]")
+    assert pixels(open_source(str(tmp_path))) == [0, 2, 1, 3]
+    assert any("1 of 4 rows, those of the split validation" in m for m in caplog.messages)

@@ -271,6 +271,13 @@ def _(place):
     (place.path / "t.csv").write_text("file,label\nb.png,lime\nc.png,lime\n")
     with pytest.raises(FileNotFoundError, match=r"t\.csv: 1 of the 2 .* 'c\.png'"):
         place.open("t.csv")
+    (place.path / "t.csv").write_text('file,label\nb.png,"lime\na.png,lime\n')
+    with pytest.raises(ValueError, match=r"t\.csv: cannot read row 1"):
+        place.open("t.csv")
+    place.image("both/train/b.png", 7)
+    place.image("both/test/b.png", 8)
+    (place.path / "both" / "test.csv").write_text("file,label\nb.png,lime\n")
+    assert levels(place.open("both/test.csv")) == [8]
 
 
 @rule("Layouts", "table beside images")
@@ -288,6 +295,30 @@ def _(place):
     (place.path / "fruit" / "metadata.csv").write_text(text)
     assert classes(place.open("fruit")) == [*CLASSES]
     assert "not from" in place.said()
+    for split in ("train", "test"):
+        place.image(f"both/{split}/0.png")
+    (place.path / "both" / "train.csv").write_text("file,label\n0.png,lime\n")
+    assert classes(place.open("both", "train")) == ["lime"]
+    assert place.open("both", "test").labels is None
+    write(place.path / "named" / "x.parquet", {"file": ["0.png"], "label": ["lime"]})
+    for level in range(2):
+        place.image(f"named/{level}.png")
+    assert classes(place.open("named")) == ["lime", None]
+
+
+@rule("Layouts", "column `split`, `fold`, `subset`, `set`, `partition` … in a table or rows")
+def _(place):
+    for level in range(3):
+        place.image(f"photos/{level}.png", level)
+    files, splits = [f"{level}.png" for level in range(3)], ["train", "val", "test"]
+    for name in ("split", "fold", "subset", "set", "partition"):
+        write(place.path / "photos" / "x.parquet", {"file": files, name: splits})
+        for source in ("photos", "photos/x.parquet"):
+            assert levels(place.open(source, "train")) == [0]
+            assert levels(place.open(source, "test")) == [1]
+            assert levels(place.open(source)) == [0, 1, 2]
+    write(place.path / "photos" / "x.parquet", {"file": files, "set": ["train", "val", "other"]})
+    assert levels(place.open("photos/x.parquet", "train")) == [0, 1, 2]
 
 
 def encoded(level: int) -> bytes:
@@ -318,6 +349,7 @@ def _(place):
     write(place.path / "rows" / "0.parquet", {"image": [{"bytes": encoded(0), "path": None}]})
     write(place.path / "rows" / "1.parquet", {"image": [encoded(1), encoded(3)]})
     assert levels(open_source("rows/*.parquet")) == levels(open_source("rows")) == [0, 1, 3]
+    assert "not the 1 image files" in place.said()
     write(place.path / "rows" / "2.parquet", {"image": ["2.png"]})
     assert levels(open_source("rows/2.parquet")) == [2]
     write(place.path / "5.arrow", {"image": [encoded(5)]})
@@ -411,16 +443,18 @@ def _(place):
     assert classes(labelled(place, {"label": numbers})) == [*map(str, numbers)]
 
 
-@rule("Labels", "empty, null, -1")
+@rule("Labels", "empty, null, -1, `NA`, `N/A`, `nan`, `NaN`")
 def _(place):
     assert classes(labelled(place, {"label": ["a", "", None]})) == ["a", None, None]
+    unknown = ["NA", "N/A", "nan", "NaN"]
+    assert classes(labelled(place, {"label": ["none", *unknown]})) == ["none", *[None] * 4]
     source = labelled(place, {"label": [3, -1, None]})
     assert source.labels is not None and source.labels.tolist() == [3, -1, -1]
 
 
-@rule("Labels", "lists, fractions")
+@rule("Labels", "lists, fractions, also as text")
 def _(place):
-    for values in ([[1], [2]], [0.5, 1.0]):
+    for values in ([[1], [2]], [0.5, 1.0], ["[1]", "[2]"], ["0.5", "1"]):
         source = labelled(place, {"label": values})
         assert levels(source) == [0, 0] and "column 'label'" in refusal(source)
 
@@ -430,7 +464,8 @@ def _(place):
     for number, order in enumerate((["a", "b"], ["b", "a"])):
         columns = {"image": [encoded(0)] * 2, "label": [0, 1]}
         write(place.path / "set" / f"{number}.parquet", columns, order)
-    assert classes(place.open("set")) == ["a", "b", "b", "a"]
+    write(place.path / "set" / "2.parquet", {"image": [encoded(0)], "label": ["b"]})
+    assert classes(place.open("set")) == ["a", "b", "b", "a", "b"]
 
 
 # ── pixels ──────────────────────────────────────────────────────────────────────────────────────

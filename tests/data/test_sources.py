@@ -252,3 +252,26 @@ def test_an_empty_list_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"\n")))
     with pytest.raises(ValueError, match="standard input: the list is empty"):
         open_images("-", None)
+
+
+@pytest.mark.parametrize(
+    "end",
+    "[:50%]?range=0:255 [:5%]?label=x ?Range=0:1 ?label [:50] [:0.5%] [-10%:] ?A=1[:5%]".split(),
+)
+def test_options_in_another_spelling_are_told_how_to_write_them(end, tmp_path):
+    Image.new("RGB", (4, 3)).save(tmp_path / "0.png")
+    with pytest.raises(FileNotFoundError, match=r"SOURCE\?option=value\[:90%\], the part last"):
+        open_source(f"{tmp_path}{end}")
+
+
+@pytest.mark.parametrize(
+    ("end", "message"),
+    [
+        ("?range=0:1&range=0:2", "an option is given twice; expected label=COLUMN"),
+        ("[:200%]", r"\[:200%\]: expected a part of at most 100%"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(end, message, tmp_path):
+    Image.new("RGB", (4, 3)).save(tmp_path / "0.png")
+    with pytest.raises(ValueError, match=message):
+        open_source(f"{tmp_path}{end}")

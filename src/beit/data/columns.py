@@ -23,7 +23,9 @@ def content(kind: Any) -> str:
     from pyarrow import types
 
     if types.is_struct(kind):
-        return ENCODED if {field.name for field in kind} & {"bytes", "path"} else str(kind)
+        usable = {"bytes": (ENCODED, "null"), "path": (FILE, "null")}
+        fits = [content(f.type) in usable[f.name] for f in kind if f.name in usable]
+        return ENCODED if fits and all(fits) else str(kind)
     if types.is_binary(kind) or types.is_large_binary(kind) or types.is_binary_view(kind):
         return ENCODED
     return FILE if is_text(kind.value_type if types.is_dictionary(kind) else kind) else str(kind)

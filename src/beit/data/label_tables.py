@@ -1,11 +1,9 @@
 """Tables of image files and their classes, as data or beside the images: CSV, TSV, JSON lines."""
 
-import csv
-import io
-import json
 import os
-from collections.abc import Iterator
-from itertools import chain
+import reprlib
+from collections.abc import Callable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,11 +16,15 @@ from beit.data.image_files import FileSource
 from beit.data.labels import joined
 from beit.data.listing import say_once
 from beit.data.row_files import open_rows
+from beit.data.source import PartSource, Source
 from beit.data.spec import AS_IT_IS, Reading
+from beit.data.split_columns import rows_of_split
+from beit.data.splits import Split, split_word
+from beit.data.text_tables import ENDINGS, folder_of, read_columns, splits_in
 
-ENDINGS = (".csv", ".tsv", ".jsonl")
 _METADATA = "metadata"  # the name of such tables in `datasets`
-_SNIFFED = 50  # lines by which the delimiter is found
+_quoted = reprlib.Repr()  # of names of files in messages
+_quoted.maxstring = 120
 
 
 class Table(NamedTuple):
@@ -33,71 +35,106 @@ class Table(NamedTuple):
     class_names: list[str] | None
     why_unlabelled: str
     label: str | None  # column of labels
+    rows_of: Callable[[Split | None], Tensor | None]  # numbers of the rows of a split
 
 
-def open_table(path: Path, reading: Reading = AS_IT_IS) -> FileSource:
+_Found = tuple[Path, Table, list[int]]  # a table, and the row of each image of a folder
+
+
+def open_table(path: Path, reading: Reading = AS_IT_IS, split: Split | None = None) -> FileSource:
     """Open the image files that a table names, in its order.
 
-    Their paths are relative to the folder of the table; if the first file is not there, to the
-    only folder in it that has the file, or to the working directory.
+    Their paths are relative to the folder that `folder_of` finds by the first one. If a column
+    names the splits, the rows for `split` are taken; for None all are.
 
     Raises:
-        ValueError: the table cannot be read, or has no column of files.
+        ValueError: the table cannot be read, or has no column of files, or no row for `split`.
         FileNotFoundError: files do not exist; the message says how many, and names the first.
     """
     table = _read(path, reading)
-    root = _root(path, table.files[0])
-    missing = [name for name in table.files if not os.path.isfile(root / name)]
+    if reading.label and table.label is None:
+        raise ValueError(table.why_unlabelled)
+    files, labels, rows = table.files, table.labels, table.rows_of(split)
+    if rows is not None:
+        files = [files[row] for row in rows.tolist()]
+        labels = None if labels is None else labels[rows]
+    root = folder_of(path, files[0])
+    missing = [name for name in files if not os.path.isfile(root / name)]
     if missing:
         raise FileNotFoundError(
-            f"{path}: {len(missing)} of the {len(table.files)} image files that it names do not "
-            f"exist; the first is {missing[0][:80]!r} in {root}; expected paths relative to the "
-            "folder of the table, to one folder in it, or to the working directory"
+            f"{path}: {len(missing)} of the {len(files)} image files that it names do not "
+            f"exist; the first is {_quoted.repr(missing[0])} in {root}; expected paths relative to "
+            "the folder of the table, to one folder in it, or to the working directory"
         )
     why = table.why_unlabelled
-    labelled = 0 if table.labels is None else int((table.labels >= 0).sum())
+    labelled = 0 if labels is None else int((labels >= 0).sum())
     said = why or f"labels of {labelled} from column {table.label!r}"
-    say_once(f"{path}: {len(table.files)} images in {root}; {said}")
-    return FileSource(root, table.files, reading, table.labels, table.class_names, why)
+    say_once(f"{path}: {len(files)} images in {root}; {said}")
+    return FileSource(root, files, reading, labels, table.class_names, why)
 
 
-def labelled_folder(root: Path, source: FileSource, reading: Reading = AS_IT_IS) -> FileSource:
+def labelled_folder(
+    root: Path,
+    source: FileSource,
+    reading: Reading = AS_IT_IS,
+    split: Split | None = None,
+    others: Sequence[Path] = (),
+) -> Source:
     """Return the images of a folder with the labels of the table beside them, if there is one.
 
     That is metadata.csv, .jsonl or .parquet, or else the only table that has files and labels of
-    these images. It lies in the folder that holds all images, or above it up to `root`. All images
-    stay; those that the table does not name have no label. Several class folders count more than
-    a table, unless `reading` names a column. Then ValueError is raised if no table has it.
+    these images. It lies in the folder that holds all images, or above it up to `root`, or is one
+    of the `others`. Images that the table does not name stay, without a label. Several class
+    folders count more than a table, unless `reading` names a column. If a table names the splits
+    of images, those of other splits than that for `split` are left out.
+
+    Raises:
+        ValueError: no table has the column that `reading` names, or no image is of the split
     """
-    wanted = reading.label or reading.image
-    usable, reasons = list[tuple[Path, Table, list[int]]](), list[str]()
-    for path in _tables(root, source):
+    usable, reasons = list[_Found](), list[str]()
+    tables = _tables(root, source)
+    for path in [*tables, *(path for path in others if path not in tables)]:
         try:
             table = _read(path, reading)
         except (ValueError, OSError) as error:
             reasons.append(str(error))
             continue
         rows = _rows(root, source, path, table)
-        if table.labels is None:
-            reasons.append(table.why_unlabelled)
-        elif max(rows) < 0:
-            reasons.append(f"{path} names none of the images; its first is {table.files[0][:80]!r}")
+        if max(rows) < 0:
+            reasons.append(
+                f"{path} names none of the images; its first is {_quoted.repr(table.files[0])}; "
+                "expected paths, or names without folders if it is named as the split it is for"
+            )
+            if path in others:
+                say_once(f"{root}: not read: {reasons[-1]}")
         else:
             usable.append((path, table, rows))
+    reasons += [table.why_unlabelled for _, table, _ in usable if table.labels is None]
+    left = _of_split(root, usable, split)
+    _label(root, source, reading, usable, reasons)
+    return source if left is None else PartSource(source, left)
+
+
+def _label(
+    root: Path, source: FileSource, reading: Reading, usable: list[_Found], reasons: list[str]
+) -> None:
+    """Give a folder the labels of one of the tables that name its images, or say why not."""
+    asked = reading.label or reading.image
+    usable = [found for found in usable if found[1].labels is not None]
     if len(usable) > 1 and usable[0][0].stem != _METADATA:
         several = ", ".join(path.name for path, _, _ in usable)
         usable, reasons = [], [f"several tables have labels ({several}); give one of them as data"]
-    if wanted and not usable:
+    if asked and not usable:
         reasons = reasons or ["there is no table beside the images, such as metadata.csv"]
         raise ValueError(f"{root}?{'label' if reading.label else 'image'}=: {'; '.join(reasons)}")
     if not usable:
         if source.labels is None and reasons:
             source.why_unlabelled = "; ".join(reasons)
-        return source
+        return
     path, table, rows = usable[0]
-    if len(source.class_names or ()) > 1 and not wanted:
+    if len(source.class_names or ()) > 1 and not asked:
         say_once(f"{root}: labels from the class folders, not from {path}")
-        return source
+        return
     assert table.labels is not None
     source.labels = torch.cat([table.labels, torch.tensor([-1])])[torch.tensor(rows)]
     source.class_names, source.why_unlabelled = table.class_names, ""
@@ -106,14 +143,30 @@ def labelled_folder(root: Path, source: FileSource, reading: Reading = AS_IT_IS)
         f"{root}: labels of {labelled} of {len(rows)} images from {path}, column {table.label!r}"
         + (f", which names {others} others" if others else "")
     )
-    return source
+
+
+def _of_split(root: Path, usable: list[_Found], split: Split | None) -> Tensor | None:
+    """Return the images that no table puts into another split; None if no table names splits."""
+    every = [(path, rows, table.rows_of(split)) for path, table, rows in usable]
+    telling = [(path, rows, taken) for path, rows, taken in every if taken is not None]
+    if not telling:
+        return None
+    path, rows, taken = telling[0]
+    if len(telling) > 1 and path.stem != _METADATA:
+        several = ", ".join(path.name for path, _, _ in telling)
+        raise ValueError(f"{root}: several tables name splits ({several}); give one as data")
+    keep = {-1, *taken.tolist()}
+    left = [image for image, row in enumerate(rows) if row in keep]
+    if not left:
+        raise ValueError(f"{root}: {path} puts none of its images into a split for {split}")
+    return torch.tensor(left)
 
 
 def _tables(root: Path, source: FileSource) -> list[Path]:
     """List the tables in the lowest folder with any that holds all images; metadata.* first."""
     first, last = (os.path.dirname(source.name(index)) for index in (0, len(source) - 1))
     folder = root / os.path.commonpath([first, last])  # images are sorted
-    endings = (*ENDINGS, f"{_METADATA}.parquet")
+    endings = (*ENDINGS, ".parquet")
     while True:
         tables = [path for path in folder.iterdir() if path.name.lower().endswith(endings)]
         if tables or folder == root:
@@ -124,117 +177,89 @@ def _tables(root: Path, source: FileSource) -> list[Path]:
 def _rows(root: Path, source: FileSource, path: Path, table: Table) -> list[int]:
     """Find the row of each image of a folder in a table, -1 if there is none.
 
-    If no path agrees, the table's names are compared with those of the images without their
-    folders, unless two images have the same name.
+    If no path agrees, names of files without folders are compared, unless two images have the same.
+    A table above the folders of splits is compared so only with the split that it is named by.
     """
+    places = {_key(path.parent, file): row for row, file in enumerate(table.files)}
+    images = [_key(root, source.name(index)) for index in range(len(source))]
+    if any(image in places for image in images):
+        return [places.get(image, -1) for image in images]
+    bare = {spelled(file): row for row, file in enumerate(table.files)}
 
-    def key(*parts: str | Path) -> str:
-        return spelled(os.path.abspath(os.path.join(*parts)))
+    @cache
+    def fits(folder: str) -> bool:
+        parts = os.path.relpath(folder, _key(path.parent)).split(os.sep)
+        return {split_word(part) for part in parts} - {""} in (set(), splits_in(path.stem))
 
-    places = {key(path.parent, file): row for row, file in enumerate(table.files)}
-    images = [key(root, source.name(index)) for index in range(len(source))]
-    bases = list(map(os.path.basename, images))
-    if not any(image in places for image in images) and len(set(bases)) == len(bases):
-        places, images = {spelled(file): row for row, file in enumerate(table.files)}, bases
-    return [places.get(image, -1) for image in images]
+    bases = [base if fits(folder) else "" for folder, base in map(os.path.split, images)]
+    named = [name for name in bases if name]
+    if len(set(named)) < len(named):
+        return [-1] * len(bases)
+    return [bare.get(name, -1) for name in bases]
 
 
-def _root(table: Path, first: str) -> Path:
-    """Return the folder to which the paths of a table are relative."""
-    folder = table.parent
-    if os.path.isfile(folder / first):
-        return folder
-    with os.scandir(folder) as entries:
-        inside = [Path(entry) for entry in entries if entry.is_dir()]
-    inside = [entry for entry in inside if os.path.isfile(entry / first)]
-    if len(inside) == 1:
-        return inside[0]
-    return Path() if os.path.isfile(first) else folder
+def _key(*parts: str | Path) -> str:
+    """Return one spelling of a path."""
+    return spelled(os.path.abspath(os.path.join(*parts)))
 
 
 def _read(path: Path, reading: Reading) -> Table:
     """Read the columns of files and labels of a table. Raises ValueError if it has no files."""
-    columns, declared = _columns(path)
-    if not any(map(len, columns.values())):
-        raise ValueError(f"{path}: no rows in this table")
-    contents = {name: content(values.type) for name, values in columns.items()}
+    kinds, read, declared = _columns(path)
+    contents = {name: content(kind) for name, kind in kinds.items()}
     file = image_column(contents, str(path), reading.image)
     if contents[file] != FILE:
         raise ValueError(f"{path}: column {file!r} holds {contents[file]}; expected {FILE}")
-    files = [(value or "").strip() for value in columns[file].to_pylist()]
+    files = [(value or "").strip() for value in read(file).to_pylist()]
+    if not files:
+        raise ValueError(f"{path}: no rows in this table")
     if not all(files):
         raise ValueError(f"{path}: row {files.index('') + 1} names no file in column {file!r}")
+    _check_lines(path, file, files)
     if "\\" in files[0] and not os.path.exists(path.parent / files[0]):  # written on Windows
         files = [name.replace("\\", "/") for name in files]
-    label, why = label_column(columns, str(path), reading.label, declared)
-    labels = names = None
+    labels = names = label = None
+    try:
+        label, why = label_column(kinds, str(path), reading.label, declared)
+    except ValueError as error:  # it has not the column that `reading` names
+        why = str(error)
     if label is not None:
-        parts = [(columns[label], declared.get(label))]
-        labels, names, why = joined(parts, f"column {label!r} of {path}")
+        values = read(label)
+        if content(values.type) == FILE:
+            _check_lines(path, label, values.to_pylist())
+        labels, names, why = joined([(values, declared.get(label))], f"column {label!r} of {path}")
     known = dict[str, int]()
     for name, number in zip(files, labels.tolist() if labels is not None else (), strict=False):
-        if known.setdefault(name, number) != number:
+        if known.setdefault(_key(path.parent, name), number) != number:
             labels = names = None
             why = f"{path} has several labels for {name}, the first file that is named twice"
             break
-    return Table(files, labels, names, why, label)
+    rows_of = partial(
+        rows_of_split,
+        [column for column in kinds if column != reading.label],
+        lambda column: [(read(column), declared.get(column))],
+        str(path),
+    )
+    return Table(files, labels, names, why, label, rows_of)
 
 
-def _columns(path: Path) -> tuple[dict[str, Any], dict[str, list[str]]]:
-    """Read a table: its columns, chunked arrays, and the class names of their numbers."""
-    import pyarrow
-
-    if path.suffix.lower() not in ENDINGS:
-        file = open_rows(path)
-        groups = range(len(file.counts))
-        return {name: file.column(groups, name) for name in file.schema.names}, file.class_names
-    rows = list[dict[str, Any]]()
-    try:
-        for row in _rows_of_text(path):
-            rows.append(row)
-    except (ValueError, TypeError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot read row {len(rows) + 1}: {error}") from error
-    columns = dict[str, Any]()
-    for name in dict.fromkeys(name for row in rows for name in row):
-        values = [row.get(name) for row in rows]
-        try:
-            array = pyarrow.array(values)
-        except (pyarrow.ArrowException, OverflowError):  # several types, or huge numbers
-            array = pyarrow.array([None if value is None else str(value) for value in values])
-        columns[name] = pyarrow.chunked_array([array])
-    return columns, {}
+def _check_lines(path: Path, column: str, values: Sequence[str | None]) -> None:
+    """Refuse names with a line break: a quotation mark that is not closed swallows rows."""
+    for row, value in enumerate(values, 1):
+        if value and len(value.strip().splitlines()) > 1:
+            raise ValueError(
+                f"{path}: row {row} has a line break in column {column!r}, "
+                f"{_quoted.repr(value)}; is a quotation mark missing?"
+            )
 
 
-def _rows_of_text(path: Path) -> Iterator[dict[str, Any]]:
-    """Read JSON lines, or values separated by commas, semicolons or tabs; a BOM tells UTF-16."""
-    data = path.read_bytes()
-    try:
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError("the table is not text in UTF-8; save it as such") from error
-    if path.suffix.lower() == ".jsonl":
-        yield from (dict(json.loads(line)) for line in text.split("\n") if line.strip())
-        return
-    delimiter, lines = _delimiter(text.splitlines()), io.StringIO(text, newline="")
-    rows: Iterator[list[str]] = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
-    rows = filter(None, rows)
-    names = [name.strip() for name in next(rows, [])]
-    if len(names) == 2 and os.path.isfile(_root(path, names[0]) / names[0]):
-        say_once(f"{path} has no line of names: its columns are taken as image and label")
-        rows, names = chain([names], rows), ["image", "label"]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two columns have the same name; it has {', '.join(names)}")
-    for row in rows:
-        if len(row) != len(names):
-            raise ValueError(f"{len(row)} fields, but {len(names)} in the first line")
-        yield dict(zip(names, row, strict=True))
-
-
-def _delimiter(lines: list[str]) -> str:
-    """Return the delimiter that gives each of the first lines the same number of fields."""
-    for delimiter in ",;\t":
-        rows = csv.reader(lines[:_SNIFFED], delimiter=delimiter, skipinitialspace=True)
-        widths = {len(row) for row in rows if row}
-        if len(widths) == 1 and widths != {1}:
-            return delimiter
-    return max(",;\t", key=lines[0].count) if lines else ","
+def _columns(
+    path: Path,
+) -> tuple[dict[str, Any], Callable[[str], Any], dict[str, list[str]]]:
+    """Open a table: pyarrow types of its columns, what reads one, and names of their numbers."""
+    if path.suffix.lower() in ENDINGS:
+        columns = read_columns(path)
+        return {name: values.type for name, values in columns.items()}, columns.__getitem__, {}
+    file = open_rows(path)
+    kinds = {field.name: field.type for field in file.schema}
+    return kinds, partial(file.column, range(len(file.counts))), file.class_names

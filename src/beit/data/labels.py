@@ -1,7 +1,7 @@
 """Labels from the values of a column: whole numbers as they are, text as names of classes."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor
 from beit.data.class_names import spelled
 
 MAX_NUMBER = 1_000_000  # larger numbers are not numbers of classes, but of some catalogue
-_WHOLE = re.compile(r"(0|-?[1-9][0-9]*)(\.0*)?")  # not 007, which is a name
+_WHOLE = re.compile(r"(0|-?[1-9][0-9]*)(\.0*|,0)?")  # not 007, which is a name
+_FRACTION = re.compile(r"[-+]?([0-9]+[.,][0-9]*|[.,][0-9]+|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
+_UNKNOWN = frozenset(["", "NA", "N/A", "nan", "NaN", "null", "NULL"])  # as R and pandas write
 
 Labels = tuple[Tensor | None, list[str] | None, str]
 
@@ -21,12 +23,53 @@ def numbered(values: Any, column: str = "the column of labels") -> Labels:
     Whole numbers, also as floats or text, stay as they are, without names; but if one is above
     `MAX_NUMBER` or negative, each distinct number is a class of that name. Text is a class name, in
     Unicode form NFC and without spaces around it; classes are numbered in the order of their names.
-    Booleans are the classes False and True. Null, NaN, empty text and -1 are unknown.
+    Booleans are the classes False and True. Null, NaN, NA, empty text and -1 are unknown.
 
     Returns:
-        labels (n,) int64, -1 where unknown; class names or None; and "". For other types, and if
-        no label is known, None twice, and a clause about `column` that says why.
+        labels (n,) int64, -1 where unknown; class names or None; and "". For other types, for
+        fractions, and if no label is known, None twice, and a clause about `column` that says why.
     """
+    return joined([(values, None)], column)
+
+
+def joined(parts: Sequence[tuple[Any, Sequence[str] | None]], column: str) -> Labels:
+    """Join the labels of several files: arrays, and what their numbers are named, if known.
+
+    Files that number their classes differently are matched by name, also with names in text; a file
+    without names has those of the others. Returns what `numbered` does.
+    """
+    declared = list(dict.fromkeys(tuple(names) for _, names in parts if names))
+    only = declared[0] if len(declared) == 1 else ()
+    places, rows = dict[tuple[bool, Any], int](), list[Tensor]()  # True is not 1
+    try:
+        for values, names in parts:
+            encoded = _encoded(values, column)  # many rows, few distinct values
+            distinct = list(map(plain, encoded.dictionary.to_pylist()))
+            if declared:
+                own = names or only
+                distinct = [_named(v, own, column) for v in _whole(distinct, own)]
+            keys = [(isinstance(value, bool), value) for value in (*distinct, None)]  # null: last
+            table = torch.tensor([places.setdefault(key, len(places)) for key in keys])
+            indices = encoded.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)
+            rows.append(table[torch.tensor(indices, dtype=torch.int64)])
+        present = [value for _, value in places]
+        if declared:
+            union = dict.fromkeys(name for own in declared for name in own)
+            class_names = [*union, *sorted({*present} - {*union, None})]
+            known = {name: number for number, name in enumerate(class_names)}
+        else:
+            present = [None if value == -1 else value for value in _whole(present)]
+            known, class_names = _known(present, column)
+        if not known or present.count(None) == len(present):
+            raise ValueError(f"{column} is empty")
+    except ValueError as error:
+        return None, None, str(error)
+    numbers = torch.tensor([-1 if value is None else known[value] for value in present])
+    return numbers[torch.cat(rows)], class_names or None, ""
+
+
+def _encoded(values: Any, column: str) -> Any:
+    """Return a column as indices of its distinct values. Raises ValueError for other types."""
     import pyarrow
     from pyarrow import types
 
@@ -36,35 +79,63 @@ def numbered(values: Any, column: str = "the column of labels") -> Labels:
         values = values.cast(values.type.value_type)
     usable = (types.is_integer, types.is_floating, types.is_boolean, types.is_null, is_text)
     if not any(of_kind(values.type) for of_kind in usable):
-        expected = "expected one number or name for each image"
-        return None, None, f"{column} holds {values.type}; {expected}"
-    encoded = values.dictionary_encode()  # many rows, few distinct values
-    distinct = list(map(_plain, encoded.dictionary.to_pylist()))
-    if all(v is None or (isinstance(v, str) and _WHOLE.fullmatch(v)) for v in distinct):
-        distinct = [None if v is None else int(v.split(".")[0]) for v in distinct]
-    distinct = [None if v == -1 else v for v in distinct]
-    present = sorted({v for v in distinct if v is not None})
-    if not present:
-        return None, None, f"{column} is empty"
-    if fractions := [v for v in present if isinstance(v, float)]:
-        return None, None, f"{column} holds {fractions[0]}; expected whole numbers or names"
-    if isinstance(present[0], bool):
-        present = [False, True]
-    as_is = type(present[0]) is int and present[0] >= 0 and present[-1] <= MAX_NUMBER
-    number = {v: v if as_is else place for place, v in enumerate(present)}
-    table = torch.tensor([*(-1 if v is None else number[v] for v in distinct), -1])  # null: last
-    indices = encoded.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)
-    names = None if as_is else list(map(str, present))
-    return table[torch.tensor(indices)], names, ""
+        raise ValueError(f"{column} holds {values.type}; expected one number or name")
+    return values.dictionary_encode()
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """Return a label in its plain form: composed text, ints for whole floats, None if unknown."""
     if isinstance(value, str):
-        return spelled(value) or None
+        text = spelled(value)
+        return None if text in _UNKNOWN else text
     if isinstance(value, float):
         return None if value != value else int(value) if value.is_integer() else value
     return value
+
+
+def _whole(values: list[Any], names: Sequence[str] = ()) -> list[Any]:
+    """Return text as whole numbers if all of it is; not if it is among the `names` of classes."""
+    text = [value for value in values if isinstance(value, str)]
+    if not all(map(_WHOLE.fullmatch, text)) or (names and {*text} <= {*names}):
+        return values
+    return [int(re.split("[.,]", v)[0]) if isinstance(v, str) else v for v in values]
+
+
+def _named(value: Any, names: Sequence[str], column: str) -> str | None:
+    """Return the name of a class by its number or name; None if unknown."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool | float):
+        raise ValueError(f"{column} holds {value}; expected whole numbers or names")
+    if value >= len(names):
+        raise ValueError(f"{column} has the number {value}, which has no name")
+    return names[value] if value >= 0 else None
+
+
+def _known(values: Iterable[Any], column: str) -> tuple[dict[Any, int], list[str]]:
+    """Number distinct values; with the names of the classes, none if they are numbers."""
+    present = [value for value in values if value is not None]
+    text = [value for value in present if isinstance(value, str)]
+    words = [v for v in present if isinstance(v, bool) or str(v).lower() in ("true", "false")]
+    numbers = [v for v in present if not isinstance(v, bool) and _WHOLE.fullmatch(str(v))]
+    fractions = [v for v in present if isinstance(v, float)]
+    of_text = [v for v in text if _FRACTION.fullmatch(v) and not _WHOLE.fullmatch(v)]
+    if fractions or (of_text and len(of_text) + len(numbers) == len(present)):
+        found = (fractions or of_text)[0]
+        raise ValueError(f"{column} holds {found}; expected whole numbers or names")
+    only = len(words) + len(numbers) == len(present) or any(isinstance(v, bool) for v in words)
+    if words and numbers and only:
+        raise ValueError(f"{column} holds {words[0]} and {numbers[0]}; expected one kind of labels")
+    if text and all(value.startswith("[") and value.endswith("]") for value in text):
+        raise ValueError(f"{column} holds lists, {text[0]}; expected one number or name")
+    if present and all(isinstance(value, bool) for value in present):
+        return {False: 0, True: 1}, ["False", "True"]
+    if not text and not words and present and 0 <= min(present) and max(present) <= MAX_NUMBER:
+        return {value: value for value in present}, []
+    spelled = {value: str(*_whole([str(value)])) for value in present}  # 2 for 2.0
+    order = sorted({*spelled.values()}, key=None if text or words else int)
+    number = {name: place for place, name in enumerate(order)}
+    return {value: number[name] for value, name in spelled.items()}, order
 
 
 def is_text(kind: Any) -> bool:
@@ -72,38 +143,3 @@ def is_text(kind: Any) -> bool:
     from pyarrow import types
 
     return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
-
-
-def joined(parts: Sequence[tuple[Any, list[str] | None]], column: str) -> Labels:
-    """Join the labels of several files: chunked arrays, and what their numbers are named, if known.
-
-    Files that number their classes differently are matched by name; a file without names has those
-    of the others. Returns what `numbered` does.
-    """
-    import pyarrow
-    from pyarrow import types
-
-    kinds = list(dict.fromkeys(v.type for v, _ in parts if not types.is_null(v.type)))
-    declared = list(dict.fromkeys(tuple(names) for _, names in parts if names))
-    if not declared or not all(map(types.is_integer, kinds)):
-        kind = kinds[0] if len(kinds) == 1 else pyarrow.string()
-        try:
-            chunks = [chunk for values, _ in parts for chunk in values.cast(kind).chunks]
-        except pyarrow.ArrowException:
-            kinds_found = " and ".join(map(str, kinds))
-            return None, None, f"{column} holds {kinds_found} in different files"
-        return numbered(pyarrow.chunked_array(chunks, kind), column)
-    union = dict.fromkeys(name for names in declared for name in names)
-    numbers = {name: number for number, name in enumerate(union)}
-    labels = []
-    for values, names in parts:
-        own = names or (declared[0] if len(declared) == 1 else ())
-        found = torch.tensor(values.cast(pyarrow.int64()).fill_null(-1).to_numpy())
-        if len(found) and int(found.max()) >= len(own):
-            return None, None, f"{column} has the number {int(found.max())}, which has no name"
-        table = torch.tensor([*(numbers[name] for name in own), -1])
-        labels.append(table[found.clamp(min=-1)])
-    known = torch.cat(labels)
-    if not bool((known >= 0).any()):
-        return None, None, f"{column} is empty"
-    return known, list(union), ""

@@ -35,13 +35,18 @@ def open_rows(path: Path) -> Rows:
     import pyarrow
 
     try:
-        return _open_parquet(path) if path.suffix.lower() == ".parquet" else _open_arrow(path)
+        is_parquet = path.suffix.lower() == ".parquet"
+        rows = _open_parquet(path) if is_parquet else _open_arrow(path)
     except pyarrow.ArrowException as error:
         with path.open("rb") as file:
             pointer = file.read(20).startswith(b"version https://git")
         reason = "a pointer of Git LFS; run git lfs pull" if pointer else str(error)
         kind = path.suffix[1:].capitalize()
         raise ValueError(f"{path}: not a readable {kind} file: {reason}") from error
+    names = rows.schema.names
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"{path}: several columns are named {twice[0]!r}; rename all but one")
+    return rows
 
 
 def _open_parquet(path: Path) -> Rows:
@@ -102,12 +107,16 @@ def row_files(folder: Path, split: Split | None) -> list[Path]:
         ValueError: the files belong to several splits, and `split` is None or not among them.
     """
     if (folder / "dataset_dict.json").is_file():
-        splits = _read(folder / "dataset_dict.json", "splits")
+        about = folder / "dataset_dict.json"
+        splits = _read(about, "splits")
+        if not (isinstance(splits, list) and splits and all(isinstance(s, str) for s in splits)):
+            raise ValueError(f"{about}: 'splits' is {splits!r}; expected a list of names")
         folder = folder / _chosen(splits, split, folder, str(folder / splits[0]))
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
         return _saved_files(folder)
-    for pattern in ("*.parquet", "data/*.parquet", "*.arrow"):
-        files = sorted(folder.glob(pattern))
+    for place, ending in ((folder, ".parquet"), (folder / "data", ".parquet"), (folder, ".arrow")):
+        found = place.iterdir() if place.is_dir() else ()
+        files = sorted(file for file in found if file.name.lower().endswith(ending))
         # Tables beside images (beit.data.label_tables), and what `datasets` keeps for itself.
         files = [f for f in files if not re.match(r"metadata\.|cache-|tmp|indices\.", f.name)]
         if files:
@@ -120,7 +129,8 @@ def nested_row_files(folder: Path, split: Split | None) -> list[Path]:
 
     Raises ValueError as `row_files`, and if they belong to several sets.
     """
-    files = sorted([*folder.glob("*/*.parquet"), *folder.glob("*/*/*.parquet")])
+    files = sorted(file for depth in ("*/*", "*/*/*") for file in folder.glob(depth))
+    files = [file for file in files if file.suffix.lower() == ".parquet"]
     above = [file.relative_to(folder).parent.parts for file in files]
     sets = {"/".join(part for part in parts if not is_split(part)) for parts in above}
     if len(sets) > 1:

@@ -16,8 +16,10 @@ from beit.data.image_files import read_image
 from beit.data.labels import joined
 from beit.data.listing import say_once
 from beit.data.row_files import Rows, open_rows
-from beit.data.source import UnreadableImage
+from beit.data.source import PartSource, Source, UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
+from beit.data.split_columns import rows_of_split
+from beit.data.splits import Split
 
 CACHED_BYTES = 1 << 28  # cache of row groups, per process; always holds the one in use
 _SHOWN = 200  # characters of a path in a message; of encoded bytes as text, not all
@@ -67,9 +69,11 @@ class RowSource:
         where = f"{self._files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}"
         self.labels, self.class_names, self.why_unlabelled = None, None, why
         if label is not None:
-            column = f"column {label!r} of {where}"
-            self.labels, self.class_names, self.why_unlabelled = joined(parts, column)
-        said = "no labels" if self.labels is None else f"labels from column {label!r}"
+            of = f"column {label!r} of {where}"
+            self.labels, self.class_names, self.why_unlabelled = joined(parts, of)
+        said = "no labels"
+        if self.labels is not None:
+            said = f"labels of {int((self.labels >= 0).sum())} from column {label!r}"
         say_once(f"{where}: {self._count} images from column {self._column!r}; {said}")
         if sum(sizes) > cached_bytes and max(sizes) > _LARGE_GROUP:
             say_once(_ADVICE.format(where, max(sizes) / 1e6))
@@ -101,9 +105,11 @@ class RowSource:
             raise UnreadableImage(self.name(index), "the row holds no bytes")
         if not isinstance(value, str):
             return decode(value, self.name(index), self._reading)
+        name = f"{self.name(index)}, {value if len(value) < _SHOWN else value[:_SHOWN] + '...'}"
+        if "\0" in value:
+            raise UnreadableImage(name, "a zero byte in the path of a file")
         beside = self._files[self._groups[group][0]].parent / value
-        path = beside if os.path.isfile(beside) else Path(value)
-        return read_image(path, f"{self.name(index)}, {value[:_SHOWN]}", self._reading)
+        return read_image(beside if os.path.isfile(beside) else Path(value), name, self._reading)
 
     def name(self, index: int) -> str:
         number = bisect_right(self._file_starts, index) - 1
@@ -132,6 +138,25 @@ class RowSource:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=Lock())
+
+
+def open_row_files(files: Sequence[Path], reading: Reading, split: Split | None) -> Source:
+    """Open rows of files; if a column names their splits, those for `split`, or all for None."""
+    source = RowSource(files, reading)
+    opened = [open_rows(path) for path in files] if split is not None else []
+    names = dict.fromkeys(name for file in opened for name in file.schema.names)
+    names.pop(reading.label or "", None)
+    rows = rows_of_split(names, lambda c: [_labels(f, c) for f in opened], str(files[0]), split)
+    return source if rows is None else PartSource(source, rows)
+
+
+def images_of_rows(path: Path, reading: Reading) -> str:
+    """Tell how a file of rows holds images, ENCODED or FILE of `columns`, or why it has none."""
+    contents = {field.name: content(field.type) for field in open_rows(path).schema}
+    try:
+        return contents[image_column(contents, str(path), reading.image)]
+    except ValueError as error:
+        return str(error)
 
 
 def _labels(file: Rows, column: str | None) -> tuple[Any, list[str] | None]:

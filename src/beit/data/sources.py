@@ -11,19 +11,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from beit.data.columns import ENCODED, FILE
 from beit.data.decoding import PLUGINS, extensions
 from beit.data.folders import open_folder
 from beit.data.image_files import FileSource
-from beit.data.label_tables import ENDINGS as TABLES
 from beit.data.label_tables import labelled_folder, open_table
+from beit.data.listing import list_folder, say_once
 from beit.data.lists import check_file, read_list
 from beit.data.row_files import ENDINGS as ROWS
 from beit.data.row_files import nested_row_files, row_files
-from beit.data.rows import RowSource
+from beit.data.rows import images_of_rows, open_row_files
 from beit.data.shapes import ShapesSource
 from beit.data.source import Source, UnreadableImage, limited
-from beit.data.spec import Reading, cut, split_part, split_query
+from beit.data.spec import Reading, cut, expected, split_part, split_query
 from beit.data.splits import Split
+from beit.data.text_tables import ENDINGS as TABLES
+from beit.data.text_tables import splits_in
 from beit.files import user_path
 
 _log = logging.getLogger(__name__)
@@ -84,25 +87,28 @@ def _open(spec: str, split: Split | None) -> Source:
     if "://" in spec:
         raise ValueError(f"{spec}: unknown kind of data; expected {KINDS}")
     name, reading = split_query(spec)
+    right = expected(name, KINDS)
     if name.startswith("@") and not os.path.exists(name):
         return read_list(user_path(name[1:]).read_bytes(), name, reading)
     if glob.has_magic(name) and not os.path.exists(name):
-        files = sorted(
-            Path(path) for path in glob.glob(str(user_path(name))) if path.endswith(ROWS)
-        )
+        folder, pattern = os.path.split(user_path(name))
+        if os.path.isdir(folder):  # whose name may have brackets
+            folder = glob.escape(folder)
+        found = map(Path, glob.glob(os.path.join(folder, pattern)))
+        files = sorted(path for path in found if path.suffix.lower() in ROWS)
         if not files:
-            raise FileNotFoundError(f"{name}: no Parquet or Arrow file matches; expected {KINDS}")
-        return RowSource(files, reading)
+            raise FileNotFoundError(f"{name}: no Parquet or Arrow file matches; expected {right}")
+        return open_row_files(files, reading, split)
     path = user_path(name)
     if not path.exists():
-        raise FileNotFoundError(f"{name}: no such file or folder; expected {KINDS}")
+        raise FileNotFoundError(f"{name}: no such file or folder; expected {right}")
     if path.is_dir():
         return _open_folder(path, reading, split)
     ending = path.suffix.lower()
     if ending in ROWS:
-        return RowSource([path], reading)
+        return open_row_files([path], reading, split)
     if ending in TABLES:
-        return open_table(path, reading)
+        return open_table(path, reading, split)
     if ending in extensions():
         return FileSource(Path(), [name], reading)
     if ending in PLUGINS:
@@ -111,15 +117,37 @@ def _open(spec: str, split: Split | None) -> Source:
 
 
 def _open_folder(path: Path, reading: Reading, split: Split | None) -> Source:
+    """Open the rows of Parquet or Arrow files in a folder, or its images, with a table of labels.
+
+    Encoded images in rows count more than image files. One file of rows that only names files is a
+    table beside the images, if there are any; one without either is not read then.
+    """
+    tables = list[Path]()
     if files := row_files(path, split):
-        return RowSource(files, reading)
+        count, holds = _count_images(path), images_of_rows(files[0], reading)
+        several = len(files) > 1 or any(splits_in(file.stem) for file in files)
+        if not count or holds == ENCODED or (holds == FILE and several):
+            if count:
+                what = f"{path}: takes the rows of {files[0].name}, not the {count} image files"
+                say_once(f"{what}; to take those, move *{files[0].suffix} elsewhere")
+            return open_row_files(files, reading, split)
+        tables = files if holds == FILE else []
+        if not tables:
+            say_once(f"{path}: not read: {holds}")
     try:
         folder = open_folder(path, reading, split)
     except ValueError:  # without images
         if files := nested_row_files(path, split):
-            return RowSource(files, reading)
+            return open_row_files(files, reading, split)
         raise
-    return labelled_folder(path, folder, reading)
+    return labelled_folder(path, folder, reading, split, tables)
+
+
+def _count_images(folder: Path) -> int:
+    try:
+        return len(list_folder(folder).images)
+    except ValueError:  # none
+        return 0
 
 
 class CachedSource:

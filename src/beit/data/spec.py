@@ -10,6 +10,7 @@ from beit.data.source import PartSource, Source, shuffled
 # some/folder[:90%] and some/folder[90%:] split the images at random, always in the same way
 PART = re.compile(r"(?P<whole>.+)\[(?:(?P<first>\d+)%)?:(?:(?P<end>\d+)%)?\]")
 _EXPECTED = "label=COLUMN, image=COLUMN, range=LOW:HIGH or bands=1,2,3, joined by &"
+_NEARLY = re.compile(r"\?\w+(=|$)|\[[^]]*[:%][^]]*\]")  # options or a part, in other spellings
 _QUERY = re.compile(r"(?P<path>.+?)\?(?P<query>[a-z]+=.*)")
 
 
@@ -31,8 +32,10 @@ class Reading(NamedTuple):
     @classmethod
     def parse(cls, query: str, spec: str) -> Self:
         """Read `label=COLUMN&range=0:4095`. Raises ValueError that names `spec`."""
-        pairs = (part.partition("=") for part in query.split("&"))
+        pairs = [part.partition("=") for part in query.split("&")]
         options = {name: unquote(value) for name, _, value in pairs}  # a column may be named a+b
+        if len(options) < len(pairs):
+            raise ValueError(f"{spec}: an option is given twice; expected {_EXPECTED}")
         if unknown := sorted(set(options) - set(cls._fields)):
             raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected {_EXPECTED}")
         if empty := [name for name, value in options.items() if not value]:
@@ -80,10 +83,19 @@ def split_part(spec: str) -> tuple[str, re.Match[str] | None]:
 def cut(source: Source, part: re.Match[str]) -> Source:
     """Return a part of a source. Raises ValueError if no image is in it."""
     total, first, end = len(source), int(part["first"] or 0), int(part["end"] or 100)
+    if max(first, end) > 100:
+        raise ValueError(f"{part[0]}: expected a part of at most 100%, as in [:90%] or [90%:]")
     indices = shuffled(total)[total * first // 100 : total * end // 100]
     if not len(indices):
         raise ValueError(f"{part[0]}: none of the {total} images is in this part; make it larger")
     return PartSource(source, indices)
+
+
+def expected(spec: str, kinds: str) -> str:
+    """Complete "no such file; expected ...": the `kinds` of data, or how to write options."""
+    if not _NEARLY.search(spec):
+        return kinds
+    return f"SOURCE?option=value[:90%], the part last and in whole percent, with {_EXPECTED}"
 
 
 def split_query(spec: str) -> tuple[str, Reading]:

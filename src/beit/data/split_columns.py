@@ -1,0 +1,44 @@
+"""A column of a table that names the split of each row: train, val, test."""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import Tensor
+
+from beit.data.labels import joined
+from beit.data.listing import say_once
+from beit.data.splits import Split, choose_split, is_split, split_word
+
+_USUAL = frozenset("split datasplit fold subset set dataset partition".split())
+
+
+def rows_of_split(
+    columns: Iterable[str],
+    read: Callable[[str], list[tuple[Any, list[str] | None]]],
+    where: str,
+    split: Split | None,
+) -> Tensor | None:
+    """Find the rows for `split` by a column whose values are all names of splits, train among them.
+
+    `read` returns a column as `beit.data.labels.joined` takes it. Returns the numbers of the rows;
+    None if `split` is, or if there is no such column: then all rows are taken.
+
+    Raises:
+        ValueError: there is no row for this purpose; the message begins with `where`.
+    """
+    usual = [name for name in columns if re.sub(r"[\W_]", "", name.lower()) in _USUAL]
+    for column in usual if split is not None else ():
+        labels, names, _ = joined(read(column), column)
+        if labels is None or names is None:
+            continue
+        present = [names[number] for number in labels.unique().tolist() if number >= 0]
+        words = [split_word(name) for name in present]
+        if all(map(is_split, present)) and any(word.startswith("train") for word in words):
+            assert split is not None
+            chosen = choose_split(present, split, f"{where}, column {column!r},")
+            rows = (labels == names.index(chosen)).nonzero().flatten()
+            found = f"{len(rows)} of {len(labels)} rows, those of the split {chosen}"
+            say_once(f"{where}: {found} in column {column!r}; it has {', '.join(present)}")
+            return rows
+    return None

@@ -1,0 +1,106 @@
+"""Tables as text: CSV, TSV, JSON lines; and the folder of the files that a table names."""
+
+import csv
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from beit.data.labels import plain
+from beit.data.listing import say_once
+from beit.data.splits import split_word
+
+ENDINGS = (".csv", ".tsv", ".jsonl")
+_SNIFFED = 50  # lines by which the delimiter is found
+
+
+def read_columns(path: Path) -> dict[str, Any]:
+    """Read a table of text: pyarrow arrays by the names of the columns, null where empty.
+
+    Values of several types are text. Raises ValueError that names the row that cannot be read.
+    """
+    import pyarrow
+
+    rows = list[dict[str, Any]]()
+    try:
+        for row in _rows(path):
+            rows.append(row)
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(f"{path}: cannot read row {len(rows) + 1}: {error}") from error
+    if not rows:
+        raise ValueError(f"{path}: no rows in this table")
+    columns = dict[str, Any]()
+    for name in dict.fromkeys(name for row in rows for name in row):
+        values = [row.get(name) for row in rows]
+        try:
+            columns[name] = pyarrow.array(values)
+        except (pyarrow.ArrowException, OverflowError):  # several types, or huge numbers
+            text = [None if value is None else str(plain(value)) for value in values]
+            columns[name] = pyarrow.array(text)
+    return columns
+
+
+def splits_in(name: str) -> set[str]:
+    """Return the words of splits in the name of a table: train for train_labels."""
+    return {split_word(word) for word in re.split(r"[\W_\d]+", name)} - {""}
+
+
+def folder_of(table: Path, first: str) -> Path:
+    """Return the folder to which the paths in a table are relative, by its first one.
+
+    That is the folder of the split by which the table is named, the folder of the table, the only
+    folder in it that has the file and is not one of another split, or the working directory.
+    """
+    folder, words = table.parent, splits_in(table.stem)
+    with os.scandir(folder) as entries:
+        inside = [Path(entry) for entry in entries if entry.is_dir()]
+    own = [entry for entry in inside if {split_word(entry.name)} == words]
+    others = [entry for entry in inside if not (words and split_word(entry.name))]
+    for folders in (own, [folder], [] if own else others):
+        having = [entry for entry in folders if os.path.isfile(entry / first)]
+        if len(having) == 1:
+            return having[0]
+    return Path() if os.path.isfile(first) else min(own, default=folder)
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Read JSON lines, or values separated by commas, semicolons or tabs; a BOM tells UTF-16."""
+    data = path.read_bytes()
+    try:
+        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError("the table is not text in UTF-8; save it as such") from error
+    if path.suffix.lower() == ".jsonl":
+        yield from (dict(json.loads(line)) for line in text.split("\n") if line.strip())
+        return
+    delimiter = _delimiter(text.splitlines())
+    text = re.sub(rf'" +(?={delimiter}|[\r\n]|\Z)', '"', text)  # spaces behind a quoted value
+    lines = io.StringIO(text, newline="")
+    rows: Iterator[list[str]] = csv.reader(
+        lines, delimiter=delimiter, skipinitialspace=True, strict=True
+    )
+    rows = filter(None, rows)
+    names = [name.strip() for name in next(rows, [])]
+    if len(names) == 2 and os.path.isfile(folder_of(path, names[0]) / names[0]):
+        say_once(f"{path} has no line of names: its columns are taken as image and label")
+        rows, names = chain([names], rows), ["image", "label"]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two columns have the same name; it has {', '.join(names)}")
+    for row in rows:
+        if len(row) != len(names):
+            raise ValueError(f"{len(row)} fields, but {len(names)} in the first line")
+        yield dict(zip(names, row, strict=True))
+
+
+def _delimiter(lines: list[str]) -> str:
+    """Return the delimiter that gives each of the first lines the same number of fields."""
+    for delimiter in ",;\t":
+        rows = csv.reader(lines[:_SNIFFED], delimiter=delimiter, skipinitialspace=True)
+        widths = {len(row) for row in rows if row}
+        if len(widths) == 1 and widths != {1}:
+            return delimiter
+    return max(",;\t", key=lines[0].count) if lines else ","
