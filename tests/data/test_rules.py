@@ -27,8 +27,8 @@ from beit.data.classes import (
     known_labels,
     renumbered,
 )
-from beit.data.decoding import MAX_PIXELS, decode, extensions
-from beit.data.listing import say_once
+from beit.data.folders.listing import say_once
+from beit.data.pixels.decoding import MAX_PIXELS, decode, extensions
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import open_source
 from beit.data.spec import Reading

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
-from beit.data.rows import RowSource
 from beit.data.source import PartSource, UnreadableImage
 from beit.data.sources import CachedSource, open_images, open_source
+from beit.data.tabular.rows import RowSource
 
 
 def save(path, value, size=(5, 7)):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from beit.data.class_names import check_names, match_classes, nearest, plural, some, spelled
-from beit.data.folders import class_folders
+from beit.data.folders.folder import class_folders
 from beit.data.source import Source
 from beit.data.spec import split_part, split_query
 from beit.files import user_path

@@ -11,22 +11,22 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from beit.data.columns import ENCODED, FILE
-from beit.data.decoding import PLUGINS, extensions
-from beit.data.folders import open_folder
-from beit.data.image_files import FileSource
-from beit.data.label_tables import labelled_folder, open_table
-from beit.data.listing import list_folder, say_once
-from beit.data.lists import check_file, read_list
-from beit.data.row_files import ENDINGS as ROWS
-from beit.data.row_files import nested_row_files, row_files
-from beit.data.rows import images_of_rows, open_row_files
+from beit.data.folders.folder import open_folder
+from beit.data.folders.image_files import FileSource
+from beit.data.folders.listing import list_folder, say_once
+from beit.data.folders.lists import check_file, read_list
+from beit.data.pixels.decoding import PLUGINS, extensions
 from beit.data.shapes import ShapesSource
 from beit.data.source import Source, UnreadableImage, limited
 from beit.data.spec import Reading, cut, expected, split_part, split_query
 from beit.data.splits import Split
-from beit.data.text_tables import ENDINGS as TABLES
-from beit.data.text_tables import splits_in
+from beit.data.tabular.columns import ENCODED, FILE
+from beit.data.tabular.label_tables import labelled_folder, open_table
+from beit.data.tabular.row_files import ENDINGS as ROWS
+from beit.data.tabular.row_files import nested_row_files, row_files
+from beit.data.tabular.rows import images_of_rows, open_row_files
+from beit.data.tabular.text_tables import ENDINGS as TABLES
+from beit.data.tabular.text_tables import splits_in
 from beit.files import user_path
 
 _log = logging.getLogger(__name__)

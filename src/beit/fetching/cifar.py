@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from beit.data.decoding import decode
+from beit.data.pixels.decoding import decode
 from beit.data.source import UnreadableImage
 from beit.files import replacing
 

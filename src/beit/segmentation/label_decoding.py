@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from beit.data.decoding import BROKEN, open_image, reason_of
+from beit.data.pixels.decoding import BROKEN, open_image, reason_of
 from beit.data.source import UnreadableImage
 from beit.nn.segmenter import IGNORED
 from beit.segmentation.label_classes import Colour, LabelClasses

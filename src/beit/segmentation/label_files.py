@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from beit.data.class_names import some
-from beit.data.image_files import MAX_FILE_BYTES, NO_FAULT, FileNames
-from beit.data.listing import is_system, list_folder, listed, say_once
+from beit.data.folders.image_files import MAX_FILE_BYTES, NO_FAULT, FileNames
+from beit.data.folders.listing import is_system, list_folder, listed, say_once
 from beit.data.source import UnreadableImage
 from beit.files import user_path
 from beit.segmentation.label_classes import LabelClasses, ade20k_classes, read_label_classes

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.data.decoding import decode
+from beit.data.pixels.decoding import decode
 from beit.data.shapes import KINDS as SHAPES
 from beit.data.shapes import ShapesSource, draw
 from beit.data.source import shuffled

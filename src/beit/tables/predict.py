@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.data.class_names import match_classes
-from beit.data.decoding import extensions
+from beit.data.pixels.decoding import extensions
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import STANDARD_INPUT, open_images
 from beit.data.views import EvalView

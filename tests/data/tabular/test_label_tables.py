@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from beit.data.label_tables import open_table
 from beit.data.sources import open_source
+from beit.data.tabular.label_tables import open_table
 
 NAMES = ["0.png", "1.png", "2.png"]
 

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from beit.data.class_names import nearest
-from beit.data.labels import is_text
+from beit.data.tabular.labels import is_text
 
 # Usual names; case does not count. The first one of images, or of files, is taken.
 _IMAGES = "image img picture photo jpg jpeg png webp".split()

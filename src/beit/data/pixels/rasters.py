@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from beit.data.samples import Samples
+from beit.data.pixels.samples import Samples
 from beit.data.spec import Reading
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

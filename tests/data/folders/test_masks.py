@@ -2,7 +2,7 @@
 
 import pytest
 
-from beit.data.masks import masks_among, without_masks
+from beit.data.folders.masks import masks_among, without_masks
 
 
 def test_masks_are_left_out_at_any_depth():

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from beit.data.class_names import some
-from beit.data.image_files import FileSource
-from beit.data.layout import find_layout
-from beit.data.listing import is_system, list_folder, say_once
+from beit.data.folders.image_files import FileSource
+from beit.data.folders.layout import find_layout
+from beit.data.folders.listing import is_system, list_folder, say_once
 from beit.data.spec import AS_IT_IS, Reading
 from beit.data.splits import Split
 

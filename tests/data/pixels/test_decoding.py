@@ -11,8 +11,8 @@ import pytest
 import torch
 from PIL import Image, ImageOps, PngImagePlugin
 
-from beit.data import decoding
-from beit.data.decoding import PLUGINS, decode, extensions
+from beit.data.pixels import decoding
+from beit.data.pixels.decoding import PLUGINS, decode, extensions
 from beit.data.source import UnreadableImage
 from beit.data.spec import Reading
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from beit.data.lists import read_list
+from beit.data.folders.lists import read_list
 from beit.data.source import UnreadableImage, limited
 from beit.data.sources import open_source
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
-from beit.data.labels import joined
-from beit.data.listing import say_once
+from beit.data.folders.listing import say_once
 from beit.data.splits import Split, choose_split, is_split, split_word
+from beit.data.tabular.labels import joined
 
 _USUAL = frozenset("split datasplit fold subset set dataset partition".split())
 
@@ -21,8 +21,8 @@ def rows_of_split(
 ) -> Tensor | None:
     """Find the rows for `split` by a column whose values are all names of splits, train among them.
 
-    `read` returns a column as `beit.data.labels.joined` takes it. Returns the numbers of the rows;
-    None if `split` is, or if there is no such column: then all rows are taken.
+    `read` returns a column as `joined` of `beit.data.tabular.labels` takes it. Returns the rows'
+    numbers; None if `split` is, or if there is no such column: then all rows are taken.
 
     Raises:
         ValueError: there is no row for this purpose; the message begins with `where`.

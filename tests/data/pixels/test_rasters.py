@@ -11,7 +11,7 @@ import tifffile
 import torch
 from PIL import Image, ImageOps
 
-from beit.data.decoding import decode
+from beit.data.pixels.decoding import decode
 from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from beit.data.class_names import some
-from beit.data.decoding import PLUGINS, extensions
+from beit.data.pixels.decoding import PLUGINS, extensions
 
 _log = logging.getLogger(__name__)
 

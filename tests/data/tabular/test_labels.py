@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from beit.data.labels import joined, numbered
+from beit.data.tabular.labels import joined, numbered
 
 
 @pytest.mark.parametrize(

@@ -10,16 +10,16 @@ from typing import Any
 
 from torch import Tensor
 
-from beit.data.columns import content, image_column, label_column
-from beit.data.decoding import decode
-from beit.data.image_files import read_image
-from beit.data.labels import joined
-from beit.data.listing import say_once
-from beit.data.row_files import Rows, open_rows
+from beit.data.folders.image_files import read_image
+from beit.data.folders.listing import say_once
+from beit.data.pixels.decoding import decode
 from beit.data.source import PartSource, Source, UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
-from beit.data.split_columns import rows_of_split
 from beit.data.splits import Split
+from beit.data.tabular.columns import content, image_column, label_column
+from beit.data.tabular.labels import joined
+from beit.data.tabular.row_files import Rows, open_rows
+from beit.data.tabular.split_columns import rows_of_split
 
 CACHED_BYTES = 1 << 28  # cache of row groups, per process; always holds the one in use
 _SHOWN = 200  # characters of a path in a message; of encoded bytes as text, not all

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from beit.data.decoding import decode
+from beit.data.pixels.decoding import decode
 from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
 from beit.files import user_path

@@ -3,8 +3,8 @@
 import os
 from pathlib import Path
 
-from beit.data.image_files import FileSource
-from beit.data.listing import say_once
+from beit.data.folders.image_files import FileSource
+from beit.data.folders.listing import say_once
 from beit.data.spec import AS_IT_IS, Reading
 from beit.files import user_path
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from beit.data.samples import Samples, to_rgb
+from beit.data.pixels.samples import Samples, to_rgb
 from beit.data.spec import AS_IT_IS, Reading
 
 

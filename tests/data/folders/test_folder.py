@@ -7,8 +7,8 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from beit.data.folders import class_folders, open_folder
-from beit.data.lists import read_list
+from beit.data.folders.folder import class_folders, open_folder
+from beit.data.folders.lists import read_list
 from beit.data.sources import open_source
 
 

@@ -6,8 +6,8 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from beit.data.row_files import nested_row_files, row_files
 from beit.data.sources import open_source
+from beit.data.tabular.row_files import nested_row_files, row_files
 
 
 def touch(root, *names):

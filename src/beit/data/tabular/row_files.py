@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from beit.data.listing import say_once
+from beit.data.folders.listing import say_once
 from beit.data.splits import Split, choose_split, is_split
 
 ENDINGS = (".parquet", ".arrow")
@@ -117,7 +117,7 @@ def row_files(folder: Path, split: Split | None) -> list[Path]:
     for place, ending in ((folder, ".parquet"), (folder / "data", ".parquet"), (folder, ".arrow")):
         found = place.iterdir() if place.is_dir() else ()
         files = sorted(file for file in found if file.name.lower().endswith(ending))
-        # Tables beside images (beit.data.label_tables), and what `datasets` keeps for itself.
+        # Tables beside images, see `label_tables`, and what `datasets` keeps for itself.
         files = [f for f in files if not re.match(r"metadata\.|cache-|tmp|indices\.", f.name)]
         if files:
             return _one_split(files, split, folder)

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 
 from beit.data.class_names import spelled
-from beit.data.columns import FILE, content, image_column, label_column
-from beit.data.image_files import FileSource
-from beit.data.labels import joined
-from beit.data.listing import say_once
-from beit.data.row_files import open_rows
+from beit.data.folders.image_files import FileSource
+from beit.data.folders.listing import say_once
 from beit.data.source import PartSource, Source
 from beit.data.spec import AS_IT_IS, Reading
-from beit.data.split_columns import rows_of_split
 from beit.data.splits import Split, split_word
-from beit.data.text_tables import ENDINGS, folder_of, read_columns, splits_in
+from beit.data.tabular.columns import FILE, content, image_column, label_column
+from beit.data.tabular.labels import joined
+from beit.data.tabular.row_files import open_rows
+from beit.data.tabular.split_columns import rows_of_split
+from beit.data.tabular.text_tables import ENDINGS, folder_of, read_columns, splits_in
 
 _METADATA = "metadata"  # the name of such tables in `datasets`
 _quoted = reprlib.Repr()  # of names of files in messages

@@ -6,8 +6,8 @@ import subprocess
 
 import pytest
 
-from beit.data.decoding import extensions
-from beit.data.listing import is_system, list_folder
+from beit.data.folders.listing import is_system, list_folder
+from beit.data.pixels.decoding import extensions
 
 IMAGES = ("a.jpg", "b.PNG", "c é.tiff", "new\nline.png")
 OTHERS = ("a.txt", "IMG_1.MOV", "b.cr2", "0001", "scan.0002", "x.parquet")
@@ -70,7 +70,7 @@ def test_the_files_of_a_phone_and_a_network_disk_are_named(tmp_path):
 
 
 def test_a_plugin_that_is_not_installed_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("beit.data.listing.extensions", lambda: frozenset({".jpg"}))
+    monkeypatch.setattr("beit.data.folders.listing.extensions", lambda: frozenset({".jpg"}))
     make(tmp_path, "a.jpg", "b.HEIC", "c.heic")
     assert str(list_folder(tmp_path)) == (
         "3 files, 1 images; not read: 2 .heic (install pillow-heif)"

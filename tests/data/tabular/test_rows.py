@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from beit.data.rows import RowSource
 from beit.data.source import UnreadableImage
 from beit.data.sources import open_source
+from beit.data.tabular.rows import RowSource
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 FRUIT = ["fig", "lime", "plum"]
@@ -175,7 +175,9 @@ def test_rows_that_hold_paths_are_read_from_files(tmp_path, monkeypatch):
 
 def test_encoded_bytes_as_text_are_no_path(tmp_path):
     source = RowSource([write(tmp_path / "a.parquet", {"image": ["iVBO" * 1000]})])
-    with pytest.raises(UnreadableImage, match=r"^a\.parquet\[0\], (iVBO){50}...: File name too long$"):
+    with pytest.raises(
+        UnreadableImage, match=r"^a\.parquet\[0\], (iVBO){50}...: File name too long$"
+    ):
         source.image(0)
 
 

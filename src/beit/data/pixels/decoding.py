@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
-from beit.data.rasters import read_raster
-from beit.data.samples import Samples, over_white, to_rgb
+from beit.data.pixels.rasters import read_raster
+from beit.data.pixels.samples import Samples, over_white, to_rgb
 from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
 from beit.files import out_of_memory
@@ -85,8 +85,8 @@ def decode(
 
     Returns (3, H, W) uint8 or raises UnreadableImage. The header is read first: images of more than
     `max_pixels` pixels are refused before memory is allocated. Palettes, grey and CMYK are
-    converted; of animations, the first frame is decoded. `beit.data.samples` says how more than
-    8 bits and other bands become RGB, and what `reading` changes.
+    converted; of animations, the first frame is decoded. `beit.data.pixels.samples` says how more
+    than 8 bits and other bands become RGB, and what `reading` changes.
     """
     try:
         samples = read_raster(data, reading, max_pixels)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from beit.data.layout import find_layout
+from beit.data.folders.layout import find_layout
 
 FRUIT = ("apple/0.png", "lime/1.png")
 

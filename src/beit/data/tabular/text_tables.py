@@ -10,9 +10,9 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from beit.data.labels import plain
-from beit.data.listing import say_once
+from beit.data.folders.listing import say_once
 from beit.data.splits import split_word
+from beit.data.tabular.labels import plain
 
 ENDINGS = (".csv", ".tsv", ".jsonl")
 _SNIFFED = 50  # lines by which the delimiter is found
