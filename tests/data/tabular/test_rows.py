@@ -284,3 +284,10 @@ def test_a_column_of_splits_over_several_files(tmp_path, caplog):
     assert (pixels(test), test.labels.tolist(), test.name(0)) == ([1], [1], "1.parquet[0]")
     assert pixels(open_source(str(tmp_path))) == [0, 2, 1, 3]
     assert any("1 of 4 rows, those of the split validation" in m for m in caplog.messages)
+
+
+def test_files_of_one_name_in_several_folders_have_different_names(tmp_path):
+    files = [write(tmp_path / part / "0.parquet", {"image": encoded([1])}) for part in "ab"]
+    source = RowSource(files)
+    assert [source.name(index) for index in range(2)] == ["a/0.parquet[0]", "b/0.parquet[0]"]
+    assert RowSource(files[1:]).name(0) == "0.parquet[0]"

@@ -47,6 +47,8 @@ class RowSource:
         cached_bytes: int = CACHED_BYTES,
     ) -> None:
         self._files, self._reading, self._cached_bytes = list(files), reading, cached_bytes
+        folder = os.path.commonpath([path.absolute().parent for path in files])
+        self._names = [os.path.relpath(path, folder) for path in files]
         self._groups: list[tuple[int, int]] = []  # (file, group in it)
         self._starts: list[int] = []  # first row of each group, counted over all files
         self._file_starts, self._count, self._column = list[int](), 0, ""
@@ -113,7 +115,7 @@ class RowSource:
 
     def name(self, index: int) -> str:
         number = bisect_right(self._file_starts, index) - 1
-        return f"{self._files[number].name}[{index - self._file_starts[number]}]"
+        return f"{self._names[number]}[{index - self._file_starts[number]}]"
 
     def _values(self, group: int) -> Any:
         """Return the column of images of a group, from the cache or the file."""
