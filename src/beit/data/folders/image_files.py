@@ -1,7 +1,6 @@
 """Image files on disk."""
 
 import errno
-import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,8 +12,6 @@ from beit.data.pixels.decoding import decode
 from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
 from beit.files import user_path
-
-_log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES = 1 << 29  # larger files are not read
 NO_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the machine is short of something

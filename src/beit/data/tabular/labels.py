@@ -132,10 +132,10 @@ def _known(values: Iterable[Any], column: str) -> tuple[dict[Any, int], list[str
         return {False: 0, True: 1}, ["False", "True"]
     if not text and not words and present and 0 <= min(present) and max(present) <= MAX_NUMBER:
         return {value: value for value in present}, []
-    spelled = {value: str(*_whole([str(value)])) for value in present}  # 2 for 2.0
-    order = sorted({*spelled.values()}, key=None if text or words else int)
+    written = {value: str(*_whole([str(value)])) for value in present}  # 2 for 2.0
+    order = sorted({*written.values()}, key=None if text or words else int)
     number = {name: place for place, name in enumerate(order)}
-    return {value: number[name] for value, name in spelled.items()}, order
+    return {value: number[name] for value, name in written.items()}, order
 
 
 def is_text(kind: Any) -> bool:

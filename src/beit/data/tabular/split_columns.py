@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from beit.data.folders.listing import say_once
-from beit.data.splits import Split, choose_split, is_split, split_word
+from beit.data.splits import TRAINING, Split, choose_split, split_word
 from beit.data.tabular.labels import joined
 
 _USUAL = frozenset("split datasplit fold subset set dataset partition".split())
@@ -27,15 +27,17 @@ def rows_of_split(
     Raises:
         ValueError: there is no row for this purpose; the message begins with `where`.
     """
-    usual = [name for name in columns if re.sub(r"[\W_]", "", name.lower()) in _USUAL]
-    for column in usual if split is not None else ():
+    if split is None:
+        return None
+    for column in columns:
+        if re.sub(r"[\W_]", "", column.lower()) not in _USUAL:
+            continue
         labels, names, _ = joined(read(column), column)
         if labels is None or names is None:
             continue
         present = [names[number] for number in labels.unique().tolist() if number >= 0]
-        words = [split_word(name) for name in present]
-        if all(map(is_split, present)) and any(word.startswith("train") for word in words):
-            assert split is not None
+        words = {split_word(name) for name in present}
+        if "" not in words and words & TRAINING:
             chosen = choose_split(present, split, f"{where}, column {column!r},")
             rows = (labels == names.index(chosen)).nonzero().flatten()
             found = f"{len(rows)} of {len(labels)} rows, those of the split {chosen}"
