@@ -56,7 +56,7 @@ def keep_images(journal: Journal, lists: Lists) -> None:
     if changed := _changes(directory, lists):
         journal.log_warning(f"resumed with images that have changed: {changed}")
     if journal.fabric.is_global_zero and (changed or not directory.images_file.exists()):
-        write_bytes(directory.images_file, gzip.compress(json.dumps(lists).encode()))
+        write_bytes(directory.images_file, gzip.compress(json.dumps(lists).encode(), mtime=0))
 
 
 def warn_of_changes(directory: RunDirectory, sets: Sets, labelled: bool = False) -> None:
