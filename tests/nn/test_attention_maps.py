@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.nn.attention_maps import attention_maps, probabilities, rollout, top_mass
-from beit.nn.vit import VisionTransformer, ViTConfig, resized
+from beit.nn.position import resized
+from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.weights.formats.published import from_published
 from beit.weights.open import backbone_of
 

@@ -4,7 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from beit.nn.losses import cosine_distance, masked_losses, weighted_mean
+from beit.nn.losses import (
+    cosine_distance,
+    masked_losses,
+    weighted_mean,
+)
 from beit.nn.mim import MaskedPrediction
 
 

@@ -4,10 +4,13 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from beit.nn import mim
 from beit.nn.block import INIT_STD
-from beit.nn.losses import masked_losses
-from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig, take
+from beit.nn.losses import masked_losses, prediction_loss, weighted_mean
+from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig, linear_cross_entropy
+from beit.nn.patches import take
 from beit.nn.vit import ViTConfig, vit_config
 
 Shaken = Callable[[nn.Module], nn.Module]
@@ -239,3 +242,61 @@ def test_a_head_that_contradicts_its_target_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         MaskedImageModel(replace(PIXELS, **changes))
+
+
+@pytest.mark.parametrize(
+    "config", [{}, {"shared_head": False}, {"head_layers": 0}, {"early_layers": 4}]
+)
+def test_losses_of_codes_are_those_of_the_logits(shaken: Shaken, config: dict[str, int]) -> None:
+    model = shaken(MaskedImageModel(replace(CONFIG, **config))).train()
+    codes = torch.randint(11, (2, 4), generator=seeded())
+    weights = torch.rand(2, 4, generator=seeded(1))
+    prediction = model(some_images(), MASKED)
+    expected = masked_losses(prediction, codes, weights=weights)
+    output = model(some_images(), MASKED, codes=codes, weights=weights)
+    torch.testing.assert_close((output.patch_loss, output.cls_loss), expected)
+    right = (prediction.logits.argmax(2) == codes).float()
+    torch.testing.assert_close(output.accuracy, (right * weights).sum() / weights.sum())
+    gradients = [
+        torch.autograd.grad(sum(losses), list(model.parameters()), materialize_grads=True)
+        for losses in (expected, (output.patch_loss, output.cls_loss))
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [2, 100])  # in chunks of two rows, and at once
+@pytest.mark.parametrize("weighted", [True, False])
+def test_the_loss_without_logits_equals_that_of_the_logits(
+    rows: int, weighted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mim, "CHUNK_ELEMENTS", rows * 11)
+    head = nn.Linear(6, 11)
+    codes = torch.randint(11, (3, 5), generator=seeded(1))
+    weights = torch.rand(3, 5, generator=seeded(2)) if weighted else None
+    results = []
+    for chunked in (False, True):
+        features = torch.randn(3, 5, 6, generator=seeded()).requires_grad_()
+        if chunked:
+            loss, accuracy = linear_cross_entropy(head, features, codes, weights)
+        else:
+            logits = head(features)
+            loss = prediction_loss(logits, codes, "cross-entropy", weights)
+            accuracy = weighted_mean((logits.argmax(2) == codes).float(), weights)
+        inputs = (features, head.weight, head.bias)
+        results.append([loss, accuracy, *torch.autograd.grad(3 * loss, inputs)])
+    torch.testing.assert_close(results[0], results[1])
+    with torch.no_grad():
+        assert torch.equal(linear_cross_entropy(head, features, codes, weights)[0], results[1][0])
+
+
+def test_the_loss_without_logits_is_float32_under_autocast() -> None:
+    head, features = nn.Linear(6, 11), torch.randn(3, 5, 6, generator=seeded(), requires_grad=True)
+    codes = torch.randint(11, (3, 5), generator=seeded(1))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = linear_cross_entropy(head, features.bfloat16(), codes)
+    (gradient,) = torch.autograd.grad(loss, head.weight)
+    expected = F.cross_entropy(head(features).flatten(0, 1), codes.flatten())
+    assert loss.dtype == gradient.dtype == torch.float32
+    torch.testing.assert_close(loss, expected, rtol=0.01, atol=0.01)
+    (exact,) = torch.autograd.grad(expected, head.weight)
+    torch.testing.assert_close(gradient, exact, rtol=0.02, atol=0.01)

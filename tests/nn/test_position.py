@@ -6,13 +6,12 @@ from safetensors.torch import load_file
 
 from beit.nn.position import (
     CLS_ROWS,
-    RelativePositionBias,
     cubic_spline,
     geometric_distances,
-    relative_position_index,
     resize_absolute,
     resize_relative_bias,
 )
+from beit.nn.relative_bias import RelativePositionBias, relative_position_index
 
 GOLDEN = Path(__file__).parents[1] / "goldens/rel_pos_resize.safetensors"
 

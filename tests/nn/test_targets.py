@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
-from beit.nn.patches import patchify
+from beit.nn.patches import patchify, take
 from beit.nn.targets import (
     PATCH_EPS,
     FeatureTarget,
@@ -73,6 +73,20 @@ def test_published_sizes_of_v1():
 def test_another_grid_of_a_tokenizer_that_is_bound_to_its_own_is_refused():
     with pytest.raises(ValueError, match=r"grid is \(2, 3\), the backbone's \(3, 3\)"):
         TokenTarget(vqkd(), (3, 3))
+
+
+@torch.no_grad()
+def test_targets_at_positions_are_those_of_all_patches():
+    images = torch.randint(256, (2, 3, 16, 24), dtype=torch.uint8)
+    dvae = DiscreteVAE(DiscreteVAEConfig((8, 8), 7, 5, num_layers=2, hidden_width=6))
+    targets = (
+        TokenTarget(vqkd(), (2, 3)),
+        TokenTarget(dvae, (2, 3)),
+        PixelTarget((16, 24), 8, MEAN, STD),
+        FeatureTarget(ToyTeacher(), (16, 24), (2, 3)),
+    )
+    for target in targets:
+        torch.testing.assert_close(target.of(images, MASKED), take(target.of(images), MASKED))
 
 
 # ── pixels ──────────────────────────────────────────────────────────────────────────────────────

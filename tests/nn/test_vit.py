@@ -7,8 +7,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.nn.block import INIT_STD
-from beit.nn.position import resize_absolute, resize_relative_bias
-from beit.nn.vit import VisionTransformer, ViTConfig, resized, vit_config, with_bias_per_block
+from beit.nn.position import (
+    resize_absolute,
+    resize_relative_bias,
+    resized,
+    with_bias_per_block,
+)
+from beit.nn.vit import VisionTransformer, ViTConfig, vit_config
 
 Shaken = Callable[[nn.Module], nn.Module]
 CONFIG = ViTConfig(image_size=(6, 10), patch_size=2, width=12, depth=4, num_heads=3)  # grid 3 x 5

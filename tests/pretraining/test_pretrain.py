@@ -273,9 +273,9 @@ def test_all_patches_are_predicted(tmp_path, trained_tokenizer, pretrain_config,
     shapes = []
     forward = MaskedImageModel.forward
 
-    def noted(self, images, masked, patches=None):
+    def noted(self, images, masked, patches=None, *codes):
         shapes.append((masked.shape[1], patches.shape[1]) if patches is not None else None)
-        return forward(self, images, masked, patches)
+        return forward(self, images, masked, patches, *codes)
 
     monkeypatch.setattr(MaskedImageModel, "forward", noted)
     for predict in ("masked", "all"):
@@ -315,14 +315,14 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     tmp_path, trained_tokenizer, pretrain_config, monkeypatch
 ):
     calls = iter(range(1, 100))
-    losses = loop.masked_losses
+    losses = loop.losses
 
-    def broken(*arguments: object) -> tuple[Tensor, Tensor]:
-        patch_loss, cls_loss = losses(*arguments)  # type: ignore[arg-type]
-        return patch_loss * (float("inf") if next(calls) >= 5 else 1.0), cls_loss
+    def broken(*arguments: object) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        patch_loss, *others = losses(*arguments)  # type: ignore[arg-type]
+        return patch_loss * (float("inf") if next(calls) >= 5 else 1.0), *others
 
     config = pretrain_config(tmp_path / "run", trained_tokenizer)
-    monkeypatch.setattr(loop, "masked_losses", broken)
+    monkeypatch.setattr(loop, "losses", broken)
     with pytest.raises(ValueError, match=r"loss is (nan|inf) at step 6, .*step-000000004\.pt"):
         pretrain.run(replace(config, data=replace(config.data, validation="")))
     assert not (tmp_path / "run" / "weights.safetensors").exists()

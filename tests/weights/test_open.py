@@ -14,9 +14,10 @@ from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel
+from beit.nn.position import resized, with_bias_per_block
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.tokenizer import VQKD
-from beit.nn.vit import VisionTransformer, ViTConfig, resized, with_bias_per_block
+from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.run.directory import RunDirectory
 from beit.weights.file import SizeUnknownError, read_safetensors, save_weights
 from beit.weights.formats.dalle import to_dalle

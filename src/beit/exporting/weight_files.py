@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from beit.exporting.verification import Reopened, outputs
 from beit.files import write_text
-from beit.nn.mim import MaskedImageModel, take
-from beit.nn.patches import grey
+from beit.nn.mim import MaskedImageModel
+from beit.nn.patches import grey, take
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer

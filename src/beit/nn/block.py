@@ -1,16 +1,20 @@
 """BEiT's pre-norm Transformer block: no key bias, layer scale, stochastic depth."""
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from beit.nn.patches import Size
-from beit.nn.position import RelativePositionBias
+from beit.nn.patches import Size, take
+from beit.nn.relative_bias import RelativePositionBias
 
 NORM_EPS = 1e-6  # of every LayerNorm in the published models
+PLAIN_UP_TO = 256  # tokens; for more, the attention probabilities take too much memory
+View = tuple[torch.Size, tuple[int, ...]]  # shape and strides
 INIT_STD = 0.02  # standard deviation of initial weights (published code)
 
 
@@ -27,30 +31,60 @@ class Attention(nn.Module):
         self.rel_pos_bias = RelativePositionBias(grid, num_heads) if grid else None
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
-        """Attend among tokens (B, n, D); ``bias`` (1, h, n, n) is added to the attention logits."""
-        B, n, D = tokens.shape
-        q, k, v, bias = self.inputs(tokens, bias)
-        mask = None if bias is None else bias.to(q.dtype)
-        attended = F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2)  # (B, n, h, D/h)
+    def forward(self, tokens: Tensor, bias: Tensor | None, asked: Tensor | None = None) -> Tensor:
+        """Attend among tokens (B, n, D); ``bias`` (1, h, n, n) is added to the attention logits.
+
+        Returns: (B, n, D), or (B, m, D) for the tokens at ``asked`` (B, m) int64 alone
+        """
+        q, k, v, bias = self.inputs(tokens, bias, asked)
+        attended = attention(q, k, v, bias).transpose(1, 2)  # (B, m, h, D/h)
         if torch.compiler.is_exporting():
             # The memory layout depends on the attention kernel, which a graph does not know.
             attended = attended.clone(memory_format=torch.contiguous_format)
-        return self.proj(attended.reshape(B, n, D))  # type: ignore[no-any-return]
+        return self.proj(attended.flatten(2))  # type: ignore[no-any-return]
 
     def inputs(
-        self, tokens: Tensor, bias: Tensor | None
+        self, tokens: Tensor, bias: Tensor | None, asked: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """Return queries, keys, values (B, h, n, D/h); ``bias`` plus the block's own, or None."""
-        B, n, D = tokens.shape
+        """Return queries (B, h, m, D/h), keys and values (B, h, n, D/h), and the whole bias.
+
+        The bias is ``bias`` plus the block's own, (1, h, n, n) or with ``asked`` (B, h, m, n); None
+        if there is neither.
+        """
+        D = tokens.shape[2]
         if self.rel_pos_bias is not None:
             own = self.rel_pos_bias()
             bias = own if bias is None else bias + own
-        qkv_bias = torch.cat([self.q_bias, torch.zeros_like(self.v_bias), self.v_bias])
-        qkv = F.linear(tokens, self.qkv.weight, qkv_bias)  # (B, n, 3D)
-        heads = qkv.reshape(B, n, 3, self.num_heads, D // self.num_heads)
-        q, k, v = heads.permute(2, 0, 3, 1, 4)  # (B, h, n, D/h)
-        return q, k, v, bias
+        weight, zeros = self.qkv.weight, torch.zeros_like(self.v_bias)
+        if asked is None:
+            qkv_bias = torch.cat([self.q_bias, zeros, self.v_bias])
+            qkv = F.linear(tokens, weight, qkv_bias)  # (B, n, 3D)
+        else:
+            queries = F.linear(take(tokens, asked), weight[:D], self.q_bias)  # (B, m, D)
+            qkv = F.linear(tokens, weight[D:], torch.cat([zeros, self.v_bias]))  # (B, n, 2D)
+            if bias is not None:
+                rows = bias[0].transpose(0, 1).index_select(0, asked.flatten())  # (B * m, h, n)
+                bias = rows.unflatten(0, asked.shape).transpose(1, 2)  # (B, h, m, n)
+        heads = qkv.unflatten(2, (-1, self.num_heads, D // self.num_heads))  # (B, n, 3 or 2, h, ·)
+        *q, k, v = heads.permute(2, 0, 3, 1, 4)  # (B, h, n, D/h)
+        if asked is not None:
+            q = [queries.unflatten(2, (self.num_heads, -1)).transpose(1, 2)]
+        return q[0], k, v, bias
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
+    """Return softmax(q k^T / sqrt(d) + bias) v, (B, h, m, d); keys and values are (B, h, n, d).
+
+    PyTorch's kernels, except in training on a CPU: there they have no gradient of a bias, and for
+    short sequences in bfloat16 they take nine times as long backward (docs/performance.md).
+    """
+    trains = torch.is_grad_enabled() and q.requires_grad
+    if trains and q.is_cpu and (bias is not None or k.shape[2] <= PLAIN_UP_TO):
+        logits = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)  # (B, h, m, n)
+        weights = (logits if bias is None else logits + bias).softmax(3, torch.float32)
+        attended: Tensor = weights.to(v.dtype) @ v
+        return attended
+    return F.scaled_dot_product_attention(q, k, v, None if bias is None else bias.to(q.dtype))
 
 
 class Mlp(nn.Module):
@@ -61,9 +95,35 @@ class Mlp(nn.Module):
         self.fc1 = nn.Linear(width, hidden)
         self.fc2 = nn.Linear(hidden, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map each token of (B, n, D) on its own."""
-        return self.fc2(F.gelu(self.fc1(tokens)))  # type: ignore[no-any-return]
+    def forward(self, tokens: Tensor, again: bool = False) -> Tensor:
+        """Map each token of (B, n, D) on its own; see ``computed``."""
+        with computed(F.gelu, self.fc1(tokens), again) as hidden:  # (B, n, 4D)
+            return self.fc2(hidden)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def computed(
+    function: Callable[[Tensor], Tensor], argument: Tensor, again: bool
+) -> Iterator[Tensor]:
+    """Yield function(argument); with ``again``, the backward pass of the context computes it again.
+
+    So nothing in the context keeps it: for functions that cost less than their memory. Compiled
+    graphs choose themselves what to keep.
+    """
+    value = function(argument)
+    if not again or torch.compiler.is_compiling() or not value.requires_grad:
+        yield value
+        return
+    place, kept = value.data_ptr(), argument.detach()
+
+    def pack(saved: Tensor) -> Tensor | View:
+        return (saved.shape, saved.stride()) if saved.data_ptr() == place else saved
+
+    def unpack(packed: Tensor | View) -> Tensor:
+        return packed if isinstance(packed, Tensor) else function(kept).as_strided(*packed)
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        yield value
 
 
 def drop_path(branch: Tensor, rate: float, training: bool) -> Tensor:
@@ -106,20 +166,33 @@ class Block(nn.Module):
         self.gamma_1 = None if scale is None else nn.Parameter(scale)
         self.gamma_2 = None if scale is None else nn.Parameter(scale.clone())
 
-    def forward(self, tokens: Tensor, bias: Tensor | None = None) -> Tensor:
-        """Transform tokens (B, n, D); ``bias`` (1, h, n, n) is the shared position bias."""
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            output: Tensor = checkpoint(self._forward, tokens, bias, use_reentrant=False)
-            return output
-        return self._forward(tokens, bias)
+    def forward(
+        self, tokens: Tensor, bias: Tensor | None = None, asked: Tensor | None = None
+    ) -> Tensor:
+        """Transform tokens (B, n, D); ``bias`` (1, h, n, n) is the shared position bias.
 
-    def _forward(self, tokens: Tensor, bias: Tensor | None) -> Tensor:
-        branch = self.attn(self.norm1(tokens), bias)
-        branch = branch if self.gamma_1 is None else self.gamma_1 * branch
-        tokens = tokens + drop_path(branch, self.drop_rate, self.training)
-        branch = self.mlp(self.norm2(tokens))
-        branch = branch if self.gamma_2 is None else self.gamma_2 * branch
-        return tokens + drop_path(branch, self.drop_rate, self.training)
+        Returns: (B, n, D), or (B, m, D) for the tokens at ``asked`` (B, m) int64 alone, without
+            computing the others
+        """
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            output: Tensor = checkpoint(self._forward, tokens, bias, asked, use_reentrant=False)
+            return output
+        return self._forward(tokens, bias, asked)
+
+    def _forward(self, tokens: Tensor, bias: Tensor | None, asked: Tensor | None) -> Tensor:
+        again = not self.gradient_checkpointing  # which computes the whole block again
+        with computed(self.norm1, tokens, again) as normed:
+            branch = self.attn(normed, bias, asked)
+        tokens = tokens if asked is None else take(tokens, asked)
+        tokens = self._added(tokens, branch, self.gamma_1)
+        with computed(self.norm2, tokens, again) as normed:
+            branch = self.mlp(normed, again)
+        return self._added(tokens, branch, self.gamma_2)
+
+    def _added(self, tokens: Tensor, branch: Tensor, scale: Tensor | None) -> Tensor:
+        """Return tokens + scale * branch, with stochastic depth."""
+        branch = drop_path(branch, self.drop_rate, self.training)
+        return tokens + branch if scale is None else torch.addcmul(tokens, branch, scale)
 
 
 @torch.no_grad()

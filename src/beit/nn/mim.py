@@ -1,14 +1,18 @@
 """Masked image modelling with patch aggregation (BEiT v2, section 2.3 and figure 3)."""
 
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from beit.nn.block import NORM_EPS, init_published, rescale_residual, trunc_normal_
+from beit.nn.patches import take
 from beit.nn.vit import VisionTransformer, ViTConfig, new_block
 
+CHUNK_ELEMENTS = 2**22  # logits in memory in a linear cross-entropy: 16 MiB
 Predicts = Literal["tokens", "pixels", "features"]
 
 
@@ -57,6 +61,14 @@ class MaskedPrediction(NamedTuple):
     cls_logits: Tensor | None  # from the patch aggregation ([CLS], early patches); None without
 
 
+class MaskedLosses(NamedTuple):
+    """Losses () of the predictions of codes from patches and from [CLS], 0 without aggregation."""
+
+    patch_loss: Tensor
+    cls_loss: Tensor
+    accuracy: Tensor  # () of the predictions from patches
+
+
 class MaskedImageModel(nn.Module):
     """Predicts the codes, pixels or features of masked patches, twice: from patches and [CLS]."""
 
@@ -87,33 +99,54 @@ class MaskedImageModel(nn.Module):
             rescale_residual(block, layer)
 
     def forward(
-        self, images: Tensor, masked: Tensor, positions: Tensor | None = None
-    ) -> MaskedPrediction:
+        self,
+        images: Tensor,
+        masked: Tensor,
+        positions: Tensor | None = None,
+        codes: Tensor | None = None,
+        weights: Tensor | None = None,
+    ) -> MaskedPrediction | MaskedLosses:
         """Predict the targets of the masked patches, or of the patches at ``positions``.
 
         Args:
             images: (B, 3, H, W) uint8 or float in [0, 1]
             masked: (B, M) int64, sorted indices in [0, N) of the patches hidden from the model
             positions: (B, M') int64, the patches to predict; None for the masked ones
+            codes: (B, M') int64, the codes to predict; given, the losses are returned, of logits
+                that are never in memory together (see `linear_cross_entropy`)
+            weights: (B, M') of the patches in the losses; None for equal weights
         """
         positions = masked if positions is None else positions
+        patches, early = self.features(images, masked, positions)  # (B, M', D) each
+        cls_head = self.head if self.cls_head is None else self.cls_head
+        if codes is None:
+            return MaskedPrediction(self.head(patches), None if early is None else cls_head(early))
+        loss, accuracy = linear_cross_entropy(self.head, patches, codes, weights)
+        if early is None:
+            return MaskedLosses(loss, torch.zeros_like(loss), accuracy)
+        cls_loss, _ = linear_cross_entropy(cls_head, early, codes, weights)
+        return MaskedLosses(loss, cls_loss, accuracy)
+
+    def features(
+        self, images: Tensor, masked: Tensor, positions: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return the normed patches (B, M', D) of the last block, and of the aggregation if any."""
         last, early = self.config.backbone.depth, self.config.early_layers
         layers = (early, last) if self.aggregation else ()
-        features = self.backbone(images, masked, self.mask_token, layers)
-        logits = self.head(take(features.patches, positions))  # (B, M, K)
+        asked = None if len(set(layers)) == 1 else positions  # if l = L, all patches go on
+        features = self.backbone(images, masked, self.mask_token, layers, asked)
+        patches = take(features.patches, positions) if asked is None else features.patches
         if not self.aggregation:
-            return MaskedPrediction(logits, None)
-
+            return patches, None
         last_cls = features.layers[last][:, :1]  # (B, 1, D)
         early_patches = features.layers[early][:, 1:]  # (B, N, D)
         tokens = torch.cat([last_cls, early_patches], dim=1)  # (B, 1+N, D)
         bias = self.backbone.bias()
-        for block in self.aggregation:
-            tokens = block(tokens, bias)  # (B, 1+N, D)
+        for number, block in enumerate(self.aggregation, 1):
+            asked = 1 + positions if number == len(self.aggregation) else None
+            tokens = block(tokens, bias, asked)  # (B, 1+N, D); of the last block, (B, M', D)
         norm = self.backbone.norm if self.cls_norm is None else self.cls_norm
-        head = self.head if self.cls_head is None else self.cls_head
-        cls_logits = head(norm(take(tokens[:, 1:], positions)))  # (B, M, K)
-        return MaskedPrediction(logits, cls_logits)
+        return patches, norm(tokens)
 
 
 def check_head(config: MaskedImageModelConfig) -> None:
@@ -133,8 +166,58 @@ def check_head(config: MaskedImageModelConfig) -> None:
         raise ValueError(f"target_width is {width}, but a patch has {pixels} pixel values")
 
 
-def take(patches: Tensor, positions: Tensor) -> Tensor:
-    """Gather patches (B, N, D) or codes (B, N) at positions (B, M): (B, M, D) or (B, M)."""
-    if patches.ndim == 3:
-        positions = positions[..., None].expand(-1, -1, patches.shape[-1])
-    return patches.gather(1, positions)
+def linear_cross_entropy(
+    head: nn.Linear, features: Tensor, codes: Tensor, weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return the mean cross-entropy () of head(features), and the accuracy (), float32 both.
+
+    The same as `masked_losses` of the logits, in chunks, without keeping logits for the backward
+    pass: gradients are computed together with the loss. PyTorch's own function of this name gives
+    no accuracy.
+
+    Args:
+        features: (B, M, D)
+        codes: (B, M) int64
+        weights: (B, M) of the patches; None for equal weights
+    """
+    shares = torch.ones_like(codes, dtype=torch.float32) if weights is None else weights
+    shares = (shares / shares.mean()).flatten()  # 1 on average: in float16, less would vanish
+    rows = features.flatten(0, 1)  # (BM, D)
+    outputs: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(
+        rows, head.weight, head.bias, codes.flatten(), shares
+    )
+    return outputs
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor, codes: Tensor, shares: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        loss, accuracy = shares.new_zeros(()), shares.new_zeros(())
+        learns = any(ctx.needs_input_grad)
+        gradients = [torch.zeros_like(part) for part in (rows, weight, bias)] if learns else []
+        size = max(1, CHUNK_ELEMENTS // len(weight))
+        for start in range(0, len(rows), size):
+            chunk = slice(start, start + size)
+            code, share = codes[chunk, None], shares[chunk, None]  # (n, 1)
+            logits = F.linear(rows[chunk], weight, bias).float()  # (n, K)
+            accuracy += ((logits.argmax(dim=1, keepdim=True) == code) * share).sum()
+            total = logits.logsumexp(dim=1, keepdim=True)
+            loss += ((total - logits.gather(1, code)) * share).sum()
+            if learns:  # of each logit: share * (probability - 1 for the code)
+                slopes = logits.sub_(total).exp_()
+                slopes = slopes.scatter_add_(1, code, -torch.ones_like(share)).mul_(share)
+                gradients[0][chunk] = slopes @ weight
+                gradients[1] += slopes.T @ rows[chunk]
+                gradients[2] += slopes.sum(dim=0)
+        ctx.save_for_backward(*gradients)
+        loss, accuracy = loss / len(rows), accuracy / len(rows)
+        ctx.mark_non_differentiable(accuracy)
+        return loss, accuracy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients = ctx.saved_tensors
+        return *(gradient * (slope / len(gradients[0])) for gradient in gradients), None, None

@@ -122,6 +122,13 @@ def checked_codes(codes: Tensor, num_codes: int) -> Tensor:
     return codes
 
 
+def take(patches: Tensor, positions: Tensor) -> Tensor:
+    """Gather patches (B, N, D) or codes (B, N) at positions (B, M): (B, M, D) or (B, M)."""
+    if patches.ndim == 3:
+        positions = positions[..., None].expand(-1, -1, patches.shape[-1])
+    return patches.gather(1, positions)
+
+
 def patchify(images: Tensor, patch_size: int) -> Tensor:
     """Cut images (B, c, H, W) into patches (B, N, P*P*c), row by row."""
     B, c, H, W = images.shape

@@ -1,60 +1,60 @@
-"""Relative position bias of attention (Swin's table with BEiT's [CLS] rows).
+"""Positions for other image sizes: bias tables and absolute positions on another grid."""
 
-Bias tables and absolute positions can be resized to another grid, for other image sizes.
-"""
+import copy
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from beit.nn.block import Attention
 from beit.nn.patches import Size
+from beit.nn.relative_bias import CLS_ROWS, RelativePositionBias
+from beit.nn.vit import VisionTransformer
 
-CLS_ROWS = 3  # last rows of a table: [CLS] to patch, patch to [CLS], [CLS] to itself
 MIN_RATIO, MAX_RATIO = 1.01, 1.5  # ratio of the geometric progression of offsets (published code)
 RATIO_ERROR = 1e-6
 
 
-def relative_position_index(grid: Size) -> Tensor:
-    """Return the table row for each query i and key j, [CLS] first: (1+N, 1+N) int64.
+def resized(vit: VisionTransformer, image_size: Size) -> VisionTransformer:
+    """Return a copy for another image size (height, width), with its positions resized.
 
-    The row of two patches is ``(dy + Gh - 1) * (2Gw - 1) + dx + Gw - 1``, where (dy, dx) is the
-    offset of query minus key. The last three are [CLS] to patch, patch to [CLS], [CLS] to itself.
+    See ``resize_relative_bias`` and ``resize_absolute``. For the same grid, the model itself.
     """
-    Gh, Gw = grid
-    rows, columns = torch.meshgrid(torch.arange(Gh), torch.arange(Gw), indexing="ij")
-    rows, columns = rows.flatten(), columns.flatten()
-    dy = rows[:, None] - rows[None, :] + Gh - 1  # (N, N)
-    dx = columns[:, None] - columns[None, :] + Gw - 1  # (N, N)
-    offsets = (2 * Gh - 1) * (2 * Gw - 1)
-    index = torch.empty(1 + Gh * Gw, 1 + Gh * Gw, dtype=torch.int64)
-    index[1:, 1:] = dy * (2 * Gw - 1) + dx
-    index[0, :] = offsets
-    index[:, 0] = offsets + 1
-    index[0, 0] = offsets + 2
-    return index
+    config = replace(vit.config, image_size=image_size)
+    old, new = vit.config.grid, config.grid
+    if old == new:
+        return vit
+    vit = copy.deepcopy(vit)
+    vit.config = config
+    if vit.pos_embed is not None:
+        vit.pos_embed = nn.Parameter(resize_absolute(vit.pos_embed.detach(), old, new))
+    for module in vit.modules():
+        if isinstance(module, VisionTransformer | Attention) and module.rel_pos_bias is not None:
+            bias = module.rel_pos_bias
+            module.rel_pos_bias = RelativePositionBias(new, bias.table.shape[1]).to(bias.table)
+            table = resize_relative_bias(bias.table, old, new)
+            module.rel_pos_bias.table = nn.Parameter(table.detach())
+    return vit
 
 
-class RelativePositionBias(nn.Module):
-    """Learned bias for each head and each offset between two patches, initialised to zero."""
+def with_bias_per_block(vit: VisionTransformer) -> VisionTransformer:
+    """Return a copy in which every block has its own copy of the shared relative bias.
 
-    index: Tensor
-
-    def __init__(self, grid: Size, num_heads: int) -> None:
-        super().__init__()
-        Gh, Gw = grid
-        self.table = nn.Parameter(torch.zeros((2 * Gh - 1) * (2 * Gw - 1) + CLS_ROWS, num_heads))
-        self.register_buffer("index", relative_position_index(grid), persistent=False)
-
-    def forward(self) -> Tensor:
-        """Return the bias (1, h, 1+N, 1+N) of the attention logits."""
-        return self.table[self.index].permute(2, 0, 1)[None]  # (1, h, 1+N, 1+N)
-
-    @torch.no_grad()
-    def resized(self, old: Size, new: Size) -> "RelativePositionBias":
-        """Return a copy for another grid; see ``resize_relative_bias``."""
-        resized = RelativePositionBias(new, self.table.shape[1]).to(self.table)
-        resized.table.copy_(resize_relative_bias(self.table, old, new))
-        return resized
+    For fine-tuning (docs/reference/finetuning.md, "Model"). A model with one bias per block is
+    returned unchanged. ValueError: the model has no relative bias.
+    """
+    if vit.config.relative_bias == "per_block":
+        return vit
+    if vit.rel_pos_bias is None:
+        raise ValueError("the model has no shared relative position bias to copy to its blocks")
+    vit = copy.deepcopy(vit)
+    vit.config = replace(vit.config, relative_bias="per_block")
+    for module in vit.modules():
+        if isinstance(module, Attention):
+            module.rel_pos_bias = copy.deepcopy(vit.rel_pos_bias)
+    vit.rel_pos_bias = None
+    return vit
 
 
 @torch.no_grad()

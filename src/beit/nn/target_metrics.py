@@ -31,8 +31,11 @@ class Target(Protocol):
     image_size: tuple[int, int]
     lanczos: bool
 
-    def of(self, images: Tensor, /) -> Tensor:
-        """Return the codes (B, N) int64, or values (B, N, T), of images (B, 3, H, W)."""
+    def of(self, images: Tensor, /, positions: Tensor | None = None) -> Tensor:
+        """Return the codes (B, N) int64, or values (B, N, T), of images (B, 3, H, W).
+
+        positions: (B, M) int64, the patches to return, M instead of N; None for all
+        """
 
 
 @torch.no_grad()

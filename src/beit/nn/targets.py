@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.losses import Loss
-from beit.nn.mim import Predicts, take
-from beit.nn.patches import Size, as_float, patchify, unchecked
+from beit.nn.mim import Predicts
+from beit.nn.patches import Size, as_float, patchify, take, unchecked
 from beit.nn.resample import lanczos
-from beit.nn.tokenizer import Tokenizer
+from beit.nn.tokenizer import VQKD, Tokenizer
 
 PATCH_EPS = 1e-6  # added to the variance of a patch (MAE's code)
 
@@ -54,8 +54,8 @@ class TokenTarget:
                 "model.backbone.image_size and patch_size so that both grids are equal"
             )
 
-    def of(self, images: Tensor) -> Tensor:
-        """Return the codes (B, N) int64 of images (B, 3, H, W), uint8 or float in [0, 1]."""
+    def of(self, images: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return the codes (B, N) int64 of images (B, 3, H, W), or (B, M) at positions (B, M)."""
         if images.shape[-2:] != torch.Size(self.image_size):
             if self.lanczos and images.dtype == torch.uint8:
                 images = lanczos(images, self.image_size)
@@ -64,7 +64,9 @@ class TokenTarget:
                     as_float(images), self.image_size, mode="bicubic", antialias=True
                 ).clamp(0, 1)
         with unchecked():
-            return self.tokenizer.encode(images)
+            if isinstance(self.tokenizer, VQKD):
+                return self.tokenizer.encode(images, positions)
+            return at(self.tokenizer.encode(images), positions)
 
 
 class PixelTarget:
@@ -91,9 +93,9 @@ class PixelTarget:
         self.mean = torch.tensor(mean or (0.0,) * 3).view(-1, 1, 1)
         self.std = torch.tensor(std or (1.0,) * 3).view(-1, 1, 1)
 
-    def of(self, images: Tensor) -> Tensor:
-        """Return the targets (B, N, 3PP) of images (B, 3, H, W), uint8 or float in [0, 1]."""
-        patches = self._patches(images)
+    def of(self, images: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return the targets (B, N, 3PP) of images (B, 3, H, W), or (B, M, 3PP) at positions."""
+        patches = at(self._patches(images), positions)
         if not self.normalised:
             return patches
         mean, std = mean_and_std(patches)
@@ -140,10 +142,15 @@ class FeatureTarget:
         self.image_size, self.grid = image_size, grid
         self.normalised, self.loss = normalised, loss
 
-    def of(self, images: Tensor) -> Tensor:
-        """Return the features (B, N, T) float32 of images (B, 3, H, W), uint8 or in [0, 1]."""
-        features = self.teacher.features(images, self.grid).float()
+    def of(self, images: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Return the features (B, N, T) float32 of images, or (B, M, T) at positions (B, M)."""
+        features = at(self.teacher.features(images, self.grid).float(), positions)
         return F.layer_norm(features, (self.width,)) if self.normalised else features
+
+
+def at(targets: Tensor, positions: Tensor | None) -> Tensor:
+    """Return the targets (B, N, ...) of the patches at positions (B, M); of all with None."""
+    return targets if positions is None else take(targets, positions)
 
 
 def mean_and_std(patches: Tensor) -> tuple[Tensor, Tensor]:

@@ -136,16 +136,22 @@ class VQKD(nn.Module):
         for task in (self.encode_task, self.decode_task):
             init_published(task, config.encoder.init_bound)
 
-    def embed(self, images: Tensor) -> Tensor:
-        """Encode images (B, 3, H, W), uint8 or float in [0, 1], as vectors (B, N, C) float32."""
-        patches = self.encoder(images).patches  # (B, N, D)
+    def embed(self, images: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Encode images (B, 3, H, W), uint8 or float in [0, 1], as vectors (B, N, C) float32.
+
+        positions: (B, M) int64, the patches to encode, M instead of N; None for all
+        """
+        patches = self.encoder(images, positions=positions).patches  # (B, N, D)
         with torch.autocast(patches.device.type, enabled=False):
             vectors: Tensor = self.encode_task(patches.float())  # (B, N, C)
             return bounded(vectors, self.config.levels) if self.config.levels else vectors
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Tokenize images (B, 3, H, W), uint8 or float in [0, 1]: codes (B, N) int64 in [0, K)."""
-        return self.quantizer.nearest(self.embed(images))
+    def encode(self, images: Tensor, positions: Tensor | None = None) -> Tensor:
+        """Tokenize images (B, 3, H, W), uint8 or float in [0, 1]: codes (B, N) int64 in [0, K).
+
+        positions: (B, M) int64, the patches to tokenize, M instead of N; None for all
+        """
+        return self.quantizer.nearest(self.embed(images, positions))
 
     def decode(self, codes: Tensor) -> Tensor:
         """Decode codes (B, N) of any integer type, in [0, K), to teacher features (B, N, T)."""

@@ -1,24 +1,23 @@
 """The vision Transformer: every model's backbone, and the tokenizer's encoder and decoder."""
 
-import copy
 from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from beit.nn.block import (
     NORM_EPS,
-    Attention,
     Block,
     init_published,
     rescale_residual,
     trunc_normal_,
 )
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, Size, grey, grid_of, pixels_of
-from beit.nn.position import RelativePositionBias, resize_absolute
+from beit.nn.relative_bias import RelativePositionBias
 
 SIZES = {  # width, depth, heads (Touvron et al. 2021 for Ti and S, Dosovitskiy et al. 2021)
     "Ti": (192, 12, 3),
@@ -179,6 +178,7 @@ class VisionTransformer(nn.Module):
         masked: Tensor | None = None,
         mask_token: Tensor | None = None,
         layers: Collection[int] = (),
+        positions: Tensor | None = None,
     ) -> Features:
         """Encode images (B, 3, H, W), uint8 or float in [0, 1], of the configured size.
 
@@ -187,6 +187,8 @@ class VisionTransformer(nn.Module):
                 replaced by ``mask_token`` before the first block (BEiT v2, section 2.3)
             mask_token: (1, 1, D), required with ``masked``
             layers: blocks, from 1, whose raw outputs to return; 0 for the input of the first block
+            positions: (B, M) int64, the patches to return, also of the last block in ``layers``,
+                M instead of N; the last block computes only these and [CLS]. None for all
         """
         config = self.config
         pixels = images if config.of_codes else pixels_of(images, not config.normalises)
@@ -208,48 +210,11 @@ class VisionTransformer(nn.Module):
         tokens = torch.cat([self.cls_token.expand(B, -1, -1), patches], dim=1)  # (B, 1+N, D)
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
+        asked = None if positions is None else F.pad(1 + positions, (1, 0))  # (B, 1+M)
         bias, outputs = self.bias(), {0: tokens} if 0 in layers else {}
         for layer, block in enumerate(self.blocks, 1):
-            tokens = block(tokens, bias)  # (B, 1+N, D)
+            tokens = block(tokens, bias, asked if layer == len(self.blocks) else None)
             if layer in layers:
                 outputs[layer] = tokens
-        normed = self.norm(tokens)  # (B, 1+N, D)
+        normed = self.norm(tokens)  # (B, 1+N, D), or (B, 1+M, D)
         return Features(normed[:, 0], normed[:, 1:], self.config.grid, outputs)
-
-
-def resized(vit: VisionTransformer, image_size: Size) -> VisionTransformer:
-    """Return a copy for another image size (height, width), with its positions resized.
-
-    See ``resize_relative_bias`` and ``resize_absolute``. For the same grid, the model itself.
-    """
-    config = replace(vit.config, image_size=image_size)
-    old, new = vit.config.grid, config.grid
-    if old == new:
-        return vit
-    vit = copy.deepcopy(vit)
-    vit.config = config
-    if vit.pos_embed is not None:
-        vit.pos_embed = nn.Parameter(resize_absolute(vit.pos_embed.detach(), old, new))
-    for module in vit.modules():
-        if isinstance(module, VisionTransformer | Attention) and module.rel_pos_bias is not None:
-            module.rel_pos_bias = module.rel_pos_bias.resized(old, new)
-    return vit
-
-
-def with_bias_per_block(vit: VisionTransformer) -> VisionTransformer:
-    """Return a copy in which every block has its own copy of the shared relative bias.
-
-    For fine-tuning (docs/reference/finetuning.md, "Model"). A model with one bias per block is
-    returned unchanged. ValueError: the model has no relative bias.
-    """
-    if vit.config.relative_bias == "per_block":
-        return vit
-    if vit.rel_pos_bias is None:
-        raise ValueError("the model has no shared relative position bias to copy to its blocks")
-    vit = copy.deepcopy(vit)
-    vit.config = replace(vit.config, relative_bias="per_block")
-    for module in vit.modules():
-        if isinstance(module, Attention):
-            module.rel_pos_bias = copy.deepcopy(vit.rel_pos_bias)
-    vit.rel_pos_bias = None
-    return vit

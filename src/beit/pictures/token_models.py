@@ -10,7 +10,8 @@ from torch import Tensor
 
 from beit.data.order import step_generator
 from beit.nn.masking import MaskConfig, draw_masks
-from beit.nn.mim import MaskedImageModel, take
+from beit.nn.mim import MaskedImageModel
+from beit.nn.patches import take
 from beit.nn.tokenizer import VQKD, Tokenizer
 from beit.pictures.token_figures import Predictions
 from beit.run.directory import RunDirectory

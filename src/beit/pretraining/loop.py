@@ -11,12 +11,13 @@ from typing import NamedTuple
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
+from torch import Tensor
 from torch.optim import Optimizer
 
 from beit.data.order import seed_torch, step_generator
 from beit.nn.losses import masked_losses
 from beit.nn.masking import MaskConfig, draw_masks, patches_to_predict
-from beit.nn.mim import MaskedImageModel, take
+from beit.nn.mim import MaskedImageModel
 from beit.nn.target_metrics import Target, explained_from_error, target_metrics
 from beit.pretraining.validation import Validation, knn_check, validate
 from beit.run.journal import Journal
@@ -68,10 +69,10 @@ def train(
     model, grid, exact = parts.model, parts.mim.config.backbone.grid, parts.mask.exact
     rank, world_size = fabric.global_rank, fabric.world_size
     shape = (optim.accumulate, world_size, optim.micro_batch_size(world_size), -1)
-    metrics: dict[str, float] = {}
+    validated: dict[str, float] = {}
     with journal.recording():
         if journal.resumed:  # repeat the validation that follows the checkpoint
-            metrics = evaluate(parts, journal, metrics, report)
+            validated = evaluate(parts, journal, validated, report)
         for step in journal.steps():
             rate = optim.rate(step, journal.steps_per_epoch)
             set_learning_rate(optimizer, rate)
@@ -86,19 +87,15 @@ def train(
                     masked, grid, parts.everywhere, exact
                 )  # (B, M')
                 with torch.no_grad(), fabric.autocast():
-                    targets = parts.target.of(batch.target_images)  # (B, N) codes, or (B, N, T)
-                targets = take(targets, predicted)  # (B, M') or (B, M', T)
+                    targets = parts.target.of(batch.target_images, predicted)  # (B, M'), or values
                 with fabric.no_backward_sync(model, enabled=micro + 1 < optim.accumulate):
-                    prediction = model(batch.images, masked, predicted)
-                    patch_loss, cls_loss = masked_losses(
-                        prediction, targets, parts.target.loss, weights
+                    patch_loss, cls_loss, metrics = losses(
+                        parts, batch.images, masked, predicted, targets, weights
                     )
                     loss = patch_loss + cls_loss  # section 2.3: the sum of both
                     fabric.backward(loss / optim.accumulate)
-                losses = {"loss": loss, "patch_loss": patch_loss, "cls_loss": cls_loss}
-                journal.means.add(losses)
-                kind = parts.target.kind
-                journal.means.add(target_metrics(kind, prediction.logits, targets, weights))
+                journal.means.add({"loss": loss, "patch_loss": patch_loss, "cls_loss": cls_loss})
+                journal.means.add(metrics)
             journal.means.add(clip_gradients(fabric, model, optimizer, optim.clip))
             optimizer.step()
             optimizer.zero_grad()
@@ -107,8 +104,26 @@ def train(
                 means = explained_from_error(journal.read_means(rate))
                 journal.log({"rate": rate}, means)
             journal.end_step()
-            metrics = evaluate(parts, journal, metrics, report)
-    return metrics
+            validated = evaluate(parts, journal, validated, report)
+    return validated
+
+
+def losses(
+    parts: Pretraining,
+    images: Tensor,
+    masked: Tensor,
+    predicted: Tensor,
+    targets: Tensor,
+    weights: Tensor | None,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Return the losses () of the predictions from patches and from [CLS], and their metrics."""
+    kind = parts.target.kind
+    if kind == "tokens":
+        output = parts.model(images, masked, predicted, targets, weights)
+        return output.patch_loss, output.cls_loss, {"accuracy": output.accuracy}
+    prediction = parts.model(images, masked, predicted)
+    patch_loss, cls_loss = masked_losses(prediction, targets, parts.target.loss, weights)
+    return patch_loss, cls_loss, target_metrics(kind, prediction.logits, targets, weights)
 
 
 def evaluate(

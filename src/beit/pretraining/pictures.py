@@ -8,7 +8,7 @@ from beit.draw import canvas
 from beit.draw.numbers import short_number
 from beit.draw.report import Gallery
 from beit.draw.tokens import masked_predictions
-from beit.nn.mim import take
+from beit.nn.patches import take
 from beit.nn.target_metrics import Target
 from beit.nn.targets import FeatureTarget, PixelTarget
 

@@ -11,7 +11,7 @@ from beit.data.order import step_generator
 from beit.nn.losses import masked_losses
 from beit.nn.masking import MaskConfig, draw_masks, patches_to_predict
 from beit.nn.metrics import knn_accuracy
-from beit.nn.mim import MaskedImageModel, take
+from beit.nn.mim import MaskedImageModel
 from beit.nn.target_metrics import TARGET_METRICS, Target, explained_from_error, target_metrics
 from beit.nn.vit import VisionTransformer
 from beit.run.device import summed
@@ -66,7 +66,7 @@ def validate(
             masked, grid, validation.everywhere, validation.mask.exact
         )
         with fabric.autocast():
-            targets = take(target.of(batch.images), predicted)
+            targets = target.of(batch.images, predicted)
             prediction = mim(batch.images, masked, predicted)
         patch_loss, cls_loss = masked_losses(prediction, targets, target.loss, weights)
         metrics = {"val_loss": patch_loss + cls_loss}

@@ -18,7 +18,8 @@ from beit.data.unreadable import Unreadable, readable
 from beit.data.views import EvalView, TrainViews
 from beit.nn.mim import MaskedImageModel
 from beit.nn.pooling import Kind, Layer, Tokens, pooled
-from beit.nn.vit import VisionTransformer, resized
+from beit.nn.position import resized
+from beit.nn.vit import VisionTransformer
 from beit.run.progress import Progress
 from beit.weights.file import size_pair
 from beit.weights.open import backbone_of, load_sized

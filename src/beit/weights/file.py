@@ -18,7 +18,7 @@ from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
-from beit.nn.position import CLS_ROWS
+from beit.nn.relative_bias import CLS_ROWS
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import VisionTransformer, ViTConfig

@@ -7,9 +7,10 @@ from typing import Any, TypeVar
 from torch import nn
 
 from beit.nn.heads import ImageClassifier
+from beit.nn.position import resized, with_bias_per_block
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD, Tokenizer
-from beit.nn.vit import VisionTransformer, resized, with_bias_per_block
+from beit.nn.vit import VisionTransformer
 from beit.run.directory import RunDirectory
 from beit.run.settings import first
 from beit.weights import hub, manifest

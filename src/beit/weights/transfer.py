@@ -8,9 +8,10 @@ from torch import nn
 
 from beit.data.class_names import Match, match_classes, spelled
 from beit.nn.heads import ImageClassifier
+from beit.nn.position import resized, with_bias_per_block
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
-from beit.nn.vit import VisionTransformer, resized, with_bias_per_block
+from beit.nn.vit import VisionTransformer
 from beit.weights.file import HEAD
 from beit.weights.open import required_backbone
 

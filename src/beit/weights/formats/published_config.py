@@ -9,7 +9,7 @@ from torch import Tensor
 from beit.nn.heads import ImageClassifierConfig
 from beit.nn.mim import MaskedImageModelConfig
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, grid_of
-from beit.nn.position import CLS_ROWS
+from beit.nn.relative_bias import CLS_ROWS
 from beit.nn.tokenizer import NO_CUT, VQKDConfig
 from beit.nn.vit import ViTConfig
 from beit.weights.file import SizeUnknownError, size_pair

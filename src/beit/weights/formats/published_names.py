@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from beit.nn.position import relative_position_index
+from beit.nn.relative_bias import relative_position_index
 from beit.weights.formats.names import Rows, renamed, swapped, translated
 
 TABLE, INDEX = "relative_position_bias_table", "relative_position_index"
