@@ -77,17 +77,25 @@ class RunDirectory:
             )
 
     @classmethod
-    def create(cls, path: str | Path, config: Mapping[str, Any], verb: str) -> "RunDirectory":
+    def create(
+        cls,
+        path: str | Path,
+        config: Mapping[str, Any],
+        verb: str,
+        precision: dict[str, str] | None = None,
+    ) -> "RunDirectory":
         """Make the directory of a new run and write its configuration and environment.
 
         Args:
             config: the resolved configuration, nested mappings of plain values
             verb: the command, as in `beit VERB --config config.yaml`
+            precision: entries for the environment (`beit.run.device.precision_of`)
         """
         cls.check_new(path)
         run = cls(Path(path))
         run.checkpoints.mkdir(parents=True)
-        write_text(run.environment_file, json.dumps(environment(verb), indent=2) + "\n")
+        about = environment(verb) | (precision or {})
+        write_text(run.environment_file, json.dumps(about, indent=2) + "\n")
         settings = yaml.safe_dump(
             _yaml_values(config), sort_keys=False, allow_unicode=True, width=100
         )
