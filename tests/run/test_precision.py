@@ -87,9 +87,9 @@ def test_a_run_names_its_precision_and_another_one_when_it_resumes(
     with caplog.at_level(logging.INFO, "beit"):
         resume(pretrain, config.run.output)
     messages = [r.getMessage() for r in caplog.records if r.name == "beit.run.launch"]
+    advice = "set device.precision in its config.yaml to keep that"
     assert messages == [
         "precision 32-true: this processor has no fast bfloat16",
-        f"{tmp_path / 'run'} began in precision bf16-mixed; "
-        + "set device.precision in its config.yaml to keep that",
+        f"{tmp_path / 'run'} began in precision bf16-mixed; {advice}",
     ]
     assert (tmp_path / "run" / "weights.safetensors").is_file()
