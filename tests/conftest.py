@@ -95,6 +95,14 @@ def pretrain_config(output: Path, tokenizer: Path, **changes: Any) -> pretrain.C
     return pretrain.Config(**(settings | changes))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _no_bfloat16_unit() -> Iterator[None]:
+    """Lets precision auto be float32 in this process, so that tests see the same everywhere."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("beit.run.launch.bfloat16_unit", lambda accelerator: "")
+        yield
+
+
 @pytest.fixture(name="vit", scope="session")
 def _vit() -> Callable[..., ViTConfig]:
     return vit

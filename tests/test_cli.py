@@ -177,7 +177,7 @@ def test_as_a_process():
 
 @pytest.mark.parametrize("option", ["--resume RUN", "--resume=RUN"])
 def test_resume_needs_only_the_run(toy, tmp_path, option):
-    run = RunDirectory.create(tmp_path / "run", asdict(Config(5)), "toy")
+    run = RunDirectory.create(tmp_path / "run", asdict(Config(5)), {"verb": "toy"})
     assert cli.main(["toy", *option.replace("RUN", str(run.path)).split()]) == 0
     ((config, directory, changed_ok),) = toy.calls
     assert (config, directory.path, changed_ok) == (Config(5), run.path, False)
@@ -185,7 +185,7 @@ def test_resume_needs_only_the_run(toy, tmp_path, option):
 
 @pytest.mark.parametrize(("value", "expected"), [("true", True), ("false", False)])
 def test_resume_with_changed_data(toy, tmp_path, capsys, value, expected):
-    run = RunDirectory.create(tmp_path / "run", asdict(Config(5)), "toy")
+    run = RunDirectory.create(tmp_path / "run", asdict(Config(5)), {"verb": "toy"})
     assert cli.main(["toy", f"--accept_changed_data={value}", "--resume", str(run.path)]) == 0
     assert toy.calls[0][2] is expected
     message = refused(capsys, "toy", "--resume", str(run.path), "--accept_changed_data", "maybe")
@@ -199,7 +199,7 @@ def test_resume_refuses_other_options_and_other_runs(toy, capsys, tmp_path):
     assert "got a second --resume" in refused(capsys, "toy", "--resume=a", "--resume=b")
     assert "needs a value" in refused(capsys, "toy", "--resume")
     assert "nowhere is not a directory" in refused(capsys, "toy", "--resume", "nowhere")
-    other = RunDirectory.create(tmp_path / "run", {}, "other")
+    other = RunDirectory.create(tmp_path / "run", {}, {"verb": "other"})
     message = refused(capsys, "toy", "--resume", str(other.path))
     assert "is a run of beit other, not of beit toy" in message
     assert toy.calls == []

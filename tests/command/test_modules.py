@@ -92,7 +92,7 @@ def test_any_source_may_set_the_kind(ran, tmp_path, arguments, expected) -> None
 
 @pytest.mark.parametrize(("config", "kind"), [(Plain(3), "plain"), (Fancy(), "fancy")])
 def test_a_run_is_resumed_by_the_module_of_its_kind(ran, tmp_path, config, kind) -> None:
-    RunDirectory.create(tmp_path / "run", asdict(config), "toy")
+    RunDirectory.create(tmp_path / "run", asdict(config), {"verb": "toy"})
     assert cli.main(["toy", "--resume", str(tmp_path / "run")]) == 0
     assert ran == [(kind, config)]
     assert module_of_run("toy", Path("nowhere")) == "toy_plain"

@@ -7,7 +7,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from beit.exporting.card import model_card, read_metadata
-from beit.run.directory import RunDirectory
+from beit.run.directory import RunDirectory, environment
 from beit.weights.file import save_weights
 
 CONFIG = {
@@ -25,7 +25,7 @@ LOG = [
 
 @pytest.fixture
 def run(tmp_path, tokenizer):
-    run = RunDirectory.create(tmp_path / "run", CONFIG, "train-tokenizer")
+    run = RunDirectory.create(tmp_path / "run", CONFIG, environment("train-tokenizer"))
     save_weights(run.weights_file, tokenizer)
     run.metrics_file.write_text("".join(f"{json.dumps(record)}\n" for record in LOG))
     return run

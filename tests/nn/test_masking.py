@@ -69,6 +69,15 @@ def test_block_masks_equal_those_of_a_naive_loop() -> None:
     assert torch.equal(masked, naive_block_masks(29, (7, 9), 25, seeded(3), min_block=6))
 
 
+def test_block_masks_are_the_same_in_small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    generators = seeded(4), seeded(4)
+    whole = block_masks(23, (7, 9), 25, generators[0], min_block=6)
+    monkeypatch.setattr("beit.nn.masking.ONE_THREAD", 50)  # 5 images, then one by one
+    assert torch.equal(whole, block_masks(23, (7, 9), 25, generators[1], min_block=6))
+    assert torch.equal(generators[0].get_state(), generators[1].get_state())
+    assert block_masks(0, (7, 9), 25, seeded()).shape == (0, 25)
+
+
 def test_block_masks_are_spread_as_the_published_ones() -> None:
     golden = json.loads((GOLDENS / "mask_statistics.json").read_text())
     grid = tuple(golden["window"])

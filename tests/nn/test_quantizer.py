@@ -8,9 +8,11 @@ from torch.nn import functional as F
 
 from beit.nn import quantizer as quantizer_module
 from beit.nn.quantizer import (
+    GROUP,
     KMEANS_ITERATIONS,
     Quantizer,
     bounded,
+    first_largest,
     grouped_sums,
     nearest_rows,
     random_rows,
@@ -62,8 +64,19 @@ def test_lookup_in_chunks_equals_lookup_at_once(monkeypatch: pytest.MonkeyPatch)
     rows, means = torch.randn(20, C, generator=seeded()), unit(torch.randn(K, C))
     at_once = nearest_rows(rows, means)
     for elements in (3 * K, 1):  # chunks of 3 rows, the last of 2; at least a row at a time
-        monkeypatch.setattr(quantizer_module, "CHUNK_ELEMENTS", elements)
+        monkeypatch.setattr(quantizer_module, "CACHED_ELEMENTS", elements)
         assert torch.equal(nearest_rows(rows, means), at_once)
+
+
+@pytest.mark.parametrize("levels", [2**24, 3])  # 3: nearly all scores are ties
+def test_the_first_of_the_largest_scores(levels: int) -> None:
+    scores = torch.randint(levels, (50, 3 * GROUP), generator=seeded()).float()
+    first = [row.index(max(row)) for row in scores.tolist()]
+    assert first_largest(scores).tolist() == first
+    assert first_largest(scores[:, 1:]).tolist() == [
+        row.index(max(row)) for row in scores[:, 1:].tolist()
+    ]
+    assert first_largest(scores[:0]).shape == (0,)
 
 
 def close_quarters() -> tuple[Quantizer, Tensor]:
@@ -318,7 +331,7 @@ def test_without_l2_nearest_is_the_smallest_distance(monkeypatch: pytest.MonkeyP
     assert codes.tolist() == [[closest(v, quantizer.codebook) for v in image] for image in vectors]
     assert not torch.equal(codes, quantizer.nearest(0.01 * vectors))  # lengths count
     assert torch.equal(quantizer.scores(vectors).argmax(dim=-1), codes)
-    monkeypatch.setattr(quantizer_module, "CHUNK_ELEMENTS", 4 * K)
+    monkeypatch.setattr(quantizer_module, "CACHED_ELEMENTS", 4 * K)
     assert torch.equal(quantizer.nearest(vectors), codes)
 
 

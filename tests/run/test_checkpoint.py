@@ -12,7 +12,7 @@ from beit.run.directory import RunDirectory
 
 @pytest.fixture
 def run(tmp_path):
-    return RunDirectory.create(tmp_path / "run", {}, "pretrain")
+    return RunDirectory.create(tmp_path / "run", {}, {"verb": "pretrain"})
 
 
 def state_of(step):

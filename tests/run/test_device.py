@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from beit.nn.block import Block
-from beit.run.device import DeviceConfig, LossScaling, can_fuse, prepared
+from beit.run.device import DeviceConfig, LossScaling, precision_of, prepared
 from beit.run.launch import launch, layout
+from beit.run.parameters import can_fuse
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6"}
 
@@ -57,7 +58,9 @@ def test_one_process_trains_without_a_warning(
     assert fabric.world_size == 1
     assert dtypes == [inside]
     assert model.weight.dtype == model.weight.grad.dtype == torch.float32  # type: ignore[union-attr]
-    assert not can_fuse(fabric)
+    given = {"precision": precision, "precision_reason": "given by device.precision"}
+    assert precision_of(fabric) == given
+    assert can_fuse(fabric)
     assert LossScaling(fabric).state_dict() == {}
     LossScaling(fabric).load_state_dict({})
     assert capfd.readouterr() == ("", "")
@@ -79,6 +82,7 @@ def test_loss_scaling_goes_on_where_it_was() -> None:
         scaler = torch.amp.GradScaler("cpu", init_scale=scale)
         return Fabric(accelerator="cpu", plugins=MixedPrecision("16-mixed", "cpu", scaler))
 
+    assert not can_fuse(scaled(8.0))
     state = LossScaling(scaled(8.0)).state_dict()
     assert state["scale"] == 8.0
     fresh = scaled(2.0)

@@ -8,7 +8,7 @@ from beit.run.directory import RunConfig, RunDirectory
 
 def test_config_comes_back_and_tuples_as_lists(tmp_path):
     config = {"data": {"train": Path("images"), "limit": None}, "betas": (0.9, 0.98), "rate": 1e-5}
-    RunDirectory.create(tmp_path / "runs" / "a", config, "pretrain")
+    RunDirectory.create(tmp_path / "runs" / "a", config, {"verb": "pretrain"})
     run = RunDirectory.open(tmp_path / "runs" / "a")
     assert run.config() == {
         "data": {"train": "images", "limit": None},
@@ -27,13 +27,13 @@ def test_config_comes_back_and_tuples_as_lists(tmp_path):
 def test_existing_directory_is_not_touched(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(FileExistsError, match=r"not overwritten.*--resume"):
-        RunDirectory.create(tmp_path, {}, "pretrain")
+        RunDirectory.create(tmp_path, {}, {"verb": "pretrain"})
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_refuses_what_is_no_run_directory(tmp_path):
     with pytest.raises(ValueError, match=r"--run\.output"):
-        RunDirectory.create("", {}, "pretrain")
+        RunDirectory.create("", {}, {"verb": "pretrain"})
     with pytest.raises(FileNotFoundError, match=r"no config\.yaml"):
         RunDirectory.open(tmp_path)
     with pytest.raises(FileNotFoundError, match="absent"):
@@ -58,7 +58,7 @@ def test_interrupted_writing_leaves_the_old_file_alone(tmp_path):
 
 @pytest.mark.parametrize("text", ["[]", "{}", '"pretrain"'])
 def test_environment_without_a_command_is_refused(tmp_path, text):
-    run = RunDirectory.create(tmp_path / "a", {}, "pretrain")
+    run = RunDirectory.create(tmp_path / "a", {}, {"verb": "pretrain"})
     run.environment_file.write_text(text)
     with pytest.raises(ValueError, match=r"environment\.json does not name the command"):
         RunDirectory.open(run.path, "pretrain")
@@ -71,7 +71,7 @@ DEEP = "[" * 3000 + "]" * 3000
     "content", [b"", b"[1, 2]", b"\xff\xfe", f"a: {DEEP}".encode(), b"a: 2020-13-45", b"a: [", b"a"]
 )
 def test_a_configuration_that_is_none_is_refused_by_name(tmp_path, content):
-    run = RunDirectory.create(tmp_path / "a", {"seed": 1}, "pretrain")
+    run = RunDirectory.create(tmp_path / "a", {"seed": 1}, {"verb": "pretrain"})
     run.config_file.write_bytes(content)
     with pytest.raises(ValueError, match=r"config\.yaml (is not valid YAML|does not hold)"):
         run.config()
@@ -79,7 +79,7 @@ def test_a_configuration_that_is_none_is_refused_by_name(tmp_path, content):
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"{", b"[" * 100_000])
 def test_an_environment_that_is_no_json_is_refused_by_name(tmp_path, content):
-    run = RunDirectory.create(tmp_path / "a", {"seed": 1}, "pretrain")
+    run = RunDirectory.create(tmp_path / "a", {"seed": 1}, {"verb": "pretrain"})
     run.environment_file.write_bytes(content)
     with pytest.raises(ValueError, match=r"environment\.json is not valid JSON"):
         run.verb()

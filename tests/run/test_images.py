@@ -33,7 +33,7 @@ def numbered(*numbers):
 
 @pytest.fixture
 def directory(tmp_path):
-    return RunDirectory.create(tmp_path / "run", {"a": 1}, "pretrain")
+    return RunDirectory.create(tmp_path / "run", {"a": 1}, {"verb": "pretrain"})
 
 
 def keep(directory, sets, labelled=False, first=True):

@@ -1,7 +1,7 @@
 """Half-finished trainings, kept in `assets` with what they end in, go on with today's code.
 
 `record.py --assets SRC` wrote them; assets/machine.json names the commit and the machine. On that
-kind of machine figures and weights must be the same to the bit, on any other they must be close.
+kind of machine figures and weights must be the same to 1e-5, on any other they must be close.
 """
 
 import json
@@ -34,6 +34,9 @@ class Tolerance(NamedTuple):
 # Other processors add float32 up in another order. With AVX2 in place of AVX-512 losses and weights
 # differed by 4e-6 at most after ten steps; this leaves room for other libraries as well.
 ROUNDING = Tolerance(1e-3, 1e-4)
+# On the machine of the assets the same formulas may round in another order, as the fused AdamW does
+# (5e-6 after ten steps). Recorded runs had AdamW weight by weight.
+REORDERED = Tolerance(1e-5, 1e-6)
 # Of 20 images or a few hundred codes some lie between two answers: here one more or less may.
 COUNTED = Tolerance(0.05, 0.06)
 COUNTED_WORDS = (
@@ -91,31 +94,34 @@ def assert_as_recorded(name: str, metrics: str, weights: str) -> None:
     expected_metrics = (folder / "metrics.jsonl").read_text()
     expected_weights = (folder / "weights.json").read_text()
     found, expected = parsed(metrics), parsed(expected_metrics)
+    rounding = REORDERED if is_machine_of_assets() else ROUNDING
     assert [record["step"] for record in found] == [record["step"] for record in expected]
     for one, other in zip(found, expected, strict=True):
-        assert_figures(one, other, f"{name}, step {other['step']}:")
-    assert_tensors(json.loads(weights)["each"], json.loads(expected_weights)["each"], name)
-    if is_machine_of_assets():
-        assert metrics == expected_metrics
-        assert weights == expected_weights
+        assert_figures(one, other, rounding, f"{name}, step {other['step']}:")
+    each = (json.loads(record)["each"] for record in (weights, expected_weights))
+    assert_tensors(*each, rounding, name)
 
 
 def parsed(metrics: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in metrics.splitlines()]
 
 
-def assert_figures(found: dict[str, Any], expected: dict[str, Any], where: str) -> None:
+def assert_figures(
+    found: dict[str, Any], expected: dict[str, Any], rounding: Tolerance, where: str
+) -> None:
     assert list(found) == list(expected), where
     for name, value in expected.items():
         counted = any(word in name for word in COUNTED_WORDS)
-        assert_close(found[name], value, COUNTED if counted else ROUNDING, f"{where} {name}")
+        assert_close(found[name], value, COUNTED if counted else rounding, f"{where} {name}")
 
 
-def assert_tensors(found: dict[str, Any], expected: dict[str, Any], where: str) -> None:
+def assert_tensors(
+    found: dict[str, Any], expected: dict[str, Any], rounding: Tolerance, where: str
+) -> None:
     assert list(found) == list(expected), where
     for name, numbers in expected.items():
         for what, value in numbers.items():
-            tolerance = AIMLESS if AIMLESS_NAMES.fullmatch(name) else ROUNDING
+            tolerance = AIMLESS if AIMLESS_NAMES.fullmatch(name) else rounding
             assert_close(found[name][what], value, tolerance, f"{where}: {what} of {name}")
 
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import nn
@@ -43,10 +43,13 @@ from beit.nn.code_statistics import CodeStatistics, code_vectors, rated
 from beit.nn.reservoir import Reservoir
 from beit.nn.tokenizer import VQKD, Tokenizer
 from beit.rows.compute import fingerprint
-from beit.run.device import DeviceConfig
+from beit.run.device import DeviceConfig, precision_of
 from beit.run.launch import launch
 from beit.run.progress import Progress
 from beit.weights.open import load_tokenizer
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 
 @dataclass(frozen=True)
@@ -187,7 +190,7 @@ def run(config: Config) -> Result:
                 *(read, book, config.explorer_images),
                 lambda part: rate(part.to(fabric.device))[0],
             )
-            _write(config, _about(config, tokenizer, images), book, crops, whole_images)
+            _write(config, _about(config, fabric, tokenizer, images), book, crops, whole_images)
     seconds = time.perf_counter() - started
     left_out_note = f" ({left_out} left out)" if left_out else ""
     print(
@@ -208,7 +211,7 @@ def _peak_megabytes() -> float:
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def _about(config: Config, tokenizer: Tokenizer, images: int) -> dict[str, Any]:
+def _about(config: Config, fabric: "Fabric", tokenizer: Tokenizer, images: int) -> dict[str, Any]:
     """Return everything that the result depends on, as plain values."""
     return {
         "beit": beit.__version__,
@@ -225,7 +228,7 @@ def _about(config: Config, tokenizer: Tokenizer, images: int) -> dict[str, Any]:
         "per_code": config.per_code,
         "crop_ratio": config.crop_ratio,
         "seed": config.seed,
-        "precision": config.device.precision,
+        "precision": precision_of(fabric)["precision"],
     }
 
 

@@ -31,7 +31,7 @@ from beit.evaluation.imagenet import Dataset, open_task
 from beit.evaluation.metrics import classification_metrics, reference_errors, robustness_metrics
 from beit.evaluation.output import METRICS, format_table, write
 from beit.evaluation.target_columns import Task
-from beit.run.device import DeviceConfig, summed
+from beit.run.device import DeviceConfig, precision_of, summed
 from beit.run.directory import environment
 from beit.run.launch import launch
 from beit.weights.open import load_classifier
@@ -172,7 +172,7 @@ def run(config: Config) -> Result:
         "fingerprint": fingerprint,
         "notes": task.notes,
         "config": asdict(config),
-        "environment": environment("evaluate"),
+        "environment": environment("evaluate") | precision_of(fabric),
     }
     result = Result(record, format_table(record))
     if fabric.is_global_zero:

@@ -27,13 +27,13 @@ from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.vit import ViTConfig
 from beit.run.averaging import BestWeights, WeightAverage
 from beit.run.batches import eval_batches, train_batches
-from beit.run.device import DeviceConfig, can_fuse, prepared
+from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunDirectory
 from beit.run.images import check_images, keep_images, warn_of_changes
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.log import kept_step
-from beit.run.parameters import build_optimizer, parameter_groups
+from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.run.reading import Reading
 from beit.weights.file import save_weights
 from beit.weights.open import load, load_sized

@@ -1,7 +1,9 @@
 """Which patches are hidden: blocks as BEiT draws them, or random patches; M in each image."""
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -12,6 +14,9 @@ from beit.nn.patches import Size
 
 MIN_ASPECT = 0.3  # height over width of a block is log-uniform in (0.3, 1 / 0.3) (published code)
 ATTEMPTS = 10  # rectangles tried for one block before an image counts as full (published code)
+# Elements of a tensor up to which PyTorch uses one thread. With several, each of many small
+# operations waits for all threads, on a busy machine for a time slice of the system.
+ONE_THREAD = 32_767
 
 
 @dataclass(frozen=True)
@@ -122,28 +127,122 @@ def block_masks(
             f"blocks of {min_block} to {max_block} patches cannot be drawn; "
             "expected 1 <= min_block <= max_block"
         )
-    device, (Gh, Gw) = generator.device, grid
-    single = torch.rand(batch, Gh * Gw, generator=generator, device=device)  # (B, N)
-    hidden = torch.zeros(batch, Gh, Gw, dtype=torch.bool, device=device)
-    growing = torch.arange(batch, device=device)  # (A,) images that are not full yet
-    while len(growing):
-        draws = torch.rand(4, batch, ATTEMPTS, generator=generator, device=device)[:, growing]
-        room = (count - hidden[growing].sum(dim=(1, 2)))[:, None].clamp(max=largest)  # (A, 1)
-        rows, columns, fits = _draw_blocks(draws, smallest, room, grid)
-        visible = (~hidden[growing]).float()  # (A, Gh, Gw)
-        added = ((rows.float() @ visible).float() * columns).sum(dim=2)  # (A, ATTEMPTS)
-        accepted = fits & (added > 0) & (added <= room)
-        grown = accepted.any(dim=1)  # (A,)
-        first = accepted.int().argmax(dim=1)[grown]  # (A',) first accepted attempt
-        growing = growing[grown]
-        hidden[growing] |= rows[grown, first][:, :, None] & columns[grown, first][:, None, :]
+    (Gh, Gw), N, device = grid, grid[0] * grid[1], generator.device
+    single = torch.rand(batch, N, generator=generator, device=device)  # (B, N)
+    rounds: list[Tensor] = []  # (4, B, ATTEMPTS) random numbers for the next block of each image
 
-    order = single + hidden.flatten(1)  # hidden patches first, then single ones at random
+    def draw(number: int) -> Tensor:
+        if number == len(rounds):
+            rounds.append(torch.rand(4, batch, ATTEMPTS, generator=generator, device=device))
+        return rounds[number]
+
+    hidden = torch.empty(Gh, Gw, batch, dtype=torch.int32, device=device)
+    for images in _parts(torch.arange(batch, device=device), max(ATTEMPTS, Gh + 1, Gw + 1)):
+        _grow_blocks(hidden, images, draw, count, smallest, largest)
+    rows = zip(_parts(hidden.view(N, batch).T, N), _parts(single, N), strict=True)
+    return torch.cat([_listed(blocks.bool(), others, count, exact) for blocks, others in rows])
+
+
+def _parts(rows: Tensor, elements: int) -> tuple[Tensor, ...]:
+    """Split rows so that operations on `elements` for each take one thread."""
+    most = ONE_THREAD // elements if rows.device.type == "cpu" else len(rows)
+    parts: tuple[Tensor, ...] = rows.split(max(1, most))
+    return parts
+
+
+def _grow_blocks(
+    hidden: Tensor,
+    images: Tensor,
+    draw: Callable[[int], Tensor],
+    count: int,
+    smallest: int,
+    largest: int,
+) -> None:
+    """Hide one block after another until no further one fits.
+
+    Images are the last dimension, and each row of patches is a tensor: whole grids of many images
+    would exceed `ONE_THREAD`.
+
+    Args:
+        hidden: (Gh, Gw, B) int32, to fill with 0 for visible and 1 for hidden patches
+        images: (b,) int64, the images to fill
+        draw: returns the random numbers (4, B, ATTEMPTS) in [0, 1) of a round, counted from 0
+    """
+    Gh, Gw, _ = hidden.shape
+    rows, columns = (
+        torch.arange(n, dtype=torch.int32, device=images.device)[:, None] for n in (Gh, Gw)
+    )
+    growing, number = torch.ones_like(images, dtype=torch.bool), 0  # images that are not full yet
+    patches = [hidden.new_zeros(Gw, len(images)) for _ in range(Gh)]  # (Gw, b) of each row
+    while num_growing := int(growing.sum()):
+        if 2 * num_growing <= len(images):  # leave the full ones out
+            _write_rows(hidden, images, patches)
+            kept = growing.nonzero().squeeze(1)
+            images, growing = images[kept], growing[kept]
+            patches = [row.index_select(1, kept) for row in patches]
+        sums = _sums(patches)
+        room = (count - sums[-1, -1]).clamp(max=largest)  # (b,)
+        draws = [d.index_select(0, images).T.contiguous() for d in draw(number)]  # (ATTEMPTS, b)
+        top, bottom, left, right, fits = _draw_blocks(draws, smallest, room, (Gh, Gw))
+        covered = _sums_of_blocks(sums, top, bottom, left, right)
+        added = (bottom - top) * (right - left) - covered  # (ATTEMPTS, b)
+        accepted, first = (fits & (added > 0) & (added <= room)).max(dim=0, keepdim=True)  # (1, b)
+        growing &= accepted[0]
+        top, bottom, left, right = (side.gather(0, first) for side in (top, bottom, left, right))
+        in_rows = ((rows >= top) & (rows < bottom) & growing).int()  # (Gh, b)
+        in_columns = ((columns >= left) & (columns < right)).int()  # (Gw, b)
+        for row, inside in zip(patches, in_rows, strict=True):
+            row.bitwise_or_(in_columns & inside)
+        number += 1
+    _write_rows(hidden, images, patches)
+
+
+def _write_rows(hidden: Tensor, images: Tensor, patches: list[Tensor]) -> None:
+    for target, row in zip(hidden, patches, strict=True):
+        target.index_copy_(1, images, row)
+
+
+def _sums(patches: list[Tensor]) -> Tensor:
+    """Sum all patches above and to the left of each: rows (Gw, b) to (Gh+1, Gw+1, b)."""
+    Gw, b = patches[0].shape
+    sums = patches[0].new_empty(len(patches) + 1, Gw + 1, b)
+    sums[0].zero_()
+    sums[:, 0].zero_()
+    for row, (above, below) in zip(patches, pairwise(sums[:, 1:]), strict=True):
+        torch.add(above, row, out=below)
+    for left, column in pairwise(sums.unbind(1)):
+        column.add_(left)
+    return sums
+
+
+def _sums_of_blocks(
+    sums: Tensor, top: Tensor, bottom: Tensor, left: Tensor, right: Tensor
+) -> Tensor:
+    """Sum the patches of blocks (n, b), from the sums (Gh+1, Gw+1, b) above and to the left."""
+    _, width, b = sums.shape
+    top, bottom = top * (width * b), bottom * (width * b)
+    left, right = (
+        side * b + torch.arange(b, dtype=torch.int32, device=sums.device) for side in (left, right)
+    )
+    corners = [
+        sums.view(-1).index_select(0, (row + column).view(-1))
+        for row, column in ((bottom, right), (top, left), (top, right), (bottom, left))
+    ]
+    return (corners[0] + corners[1] - corners[2] - corners[3]).view_as(top)
+
+
+def _listed(hidden: Tensor, single: Tensor, count: int, exact: bool) -> Tensor:
+    """List hidden patches (b, N) as (b, M) sorted indices; `single` (b, N) orders the others."""
     if exact:
-        return _largest(order, count)
-    listed = hidden.flatten(1).scatter(1, order.argmax(dim=1, keepdim=True), True)  # at least one
-    patches = torch.arange(Gh * Gw, device=device)
-    indices = torch.where(listed, patches, Gh * Gw).sort(dim=1).values[:, :count]  # (B, M)
+        short = (hidden.sum(dim=1) < count).nonzero().squeeze(1)
+        order = single[short] + hidden[short]  # hidden patches first, then single ones at random
+        filled = order.topk(count, dim=1, sorted=False).indices
+        hidden[short] = hidden[short].scatter(1, filled, True)
+        return hidden.nonzero()[:, 1].view(len(hidden), count)
+    N, first = hidden.shape[1], (single + hidden).argmax(dim=1, keepdim=True)
+    listed = hidden.scatter(1, first, True)  # at least one
+    patches = torch.arange(N, device=hidden.device)
+    indices = torch.where(listed, patches, N).sort(dim=1).values[:, :count]  # (b, M)
     return torch.minimum(indices, torch.where(listed, patches, -1).amax(dim=1, keepdim=True))
 
 
@@ -153,25 +252,22 @@ def _largest(values: Tensor, count: int) -> Tensor:
 
 
 def _draw_blocks(
-    draws: Tensor, smallest: int, room: Tensor, grid: Size
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Turn random numbers (4, A, n) in [0, 1) into blocks of `smallest` to `room` (A, 1) patches.
+    draws: Sequence[Tensor], smallest: int, room: Tensor, grid: Size
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Turn four random numbers (n, b) in [0, 1) into blocks of `smallest` to `room` (b,) patches.
 
-    Returns: (A, n, Gh), (A, n, Gw) bool, the rows and columns of each block; (A, n) bool, False
-        for blocks as high or as wide as the grid
+    Returns: (n, b) int32 top, bottom, left and right of each block, bottom and right outside;
+        (n, b) bool, False for blocks as high or as wide as the grid
     """
     Gh, Gw = grid
     area = smallest + draws[0] * (room - smallest)  # if room < smallest, the ends swap
     aspect = torch.exp(math.log(MIN_ASPECT) * (1 - 2 * draws[1]))
-    height, width = (x.sqrt().round().long() for x in (area * aspect, area / aspect))  # (A, n)
+    height, width = (x.sqrt().round().int() for x in (area * aspect, area / aspect))  # (n, b)
     fits = (height < Gh) & (width < Gw)
-    height, width = height.clamp(max=Gh)[..., None], width.clamp(max=Gw)[..., None]  # (A, n, 1)
-    top = (draws[2, ..., None] * (Gh - height + 1)).long()
-    left = (draws[3, ..., None] * (Gw - width + 1)).long()
-    rows, columns = (torch.arange(side, device=draws.device) for side in grid)
-    in_rows = (rows >= top) & (rows < top + height)  # (A, n, Gh)
-    in_columns = (columns >= left) & (columns < left + width)  # (A, n, Gw)
-    return in_rows, in_columns, fits
+    height, width = height.clamp(max=Gh), width.clamp(max=Gw)
+    top = (draws[2] * (Gh - height + 1)).int()
+    left = (draws[3] * (Gw - width + 1)).int()
+    return top, top + height, left, left + width, fits
 
 
 def _check(grid: Size, count: int) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 CHUNK_ELEMENTS = 2**23  # similarities held in memory by a lookup: 32 MiB
+CACHED_ELEMENTS = 2**19  # the same on a CPU, where 2 MiB stay in its cache
+GROUP = 128  # similarities whose largest is looked up first
 KMEANS_ITERATIONS = 10  # as published
 
 
@@ -182,8 +184,18 @@ def nearest_rows(rows: Tensor, means: Tensor, l2_normalised: bool = True) -> Ten
     with torch.autocast(rows.device.type, enabled=False):
         if torch.compiler.is_exporting():  # a loop over chunks would fix the batch size
             return closeness(rows, means, l2_normalised).argmax(dim=1)
-        chunks = rows.split(max(1, CHUNK_ELEMENTS // len(means)))
-        return torch.cat([closeness(chunk, means, l2_normalised).argmax(dim=1) for chunk in chunks])
+        cached = rows.device.type == "cpu" and not torch.compiler.is_compiling()
+        chunks = rows.split(max(1, (CACHED_ELEMENTS if cached else CHUNK_ELEMENTS) // len(means)))
+        return torch.cat([first_largest(closeness(part, means, l2_normalised)) for part in chunks])
+
+
+def first_largest(scores: Tensor) -> Tensor:
+    """Return ``scores.argmax(dim=1)`` (n,) of (n, K), on a CPU by `amax`, many times as fast."""
+    if scores.device.type != "cpu" or scores.shape[1] % GROUP:
+        return scores.argmax(dim=1)
+    groups = scores.view(-1, scores.shape[1] // GROUP, GROUP)  # (n, K / GROUP, GROUP)
+    group = groups.amax(dim=2).argmax(dim=1)
+    return group * GROUP + groups[torch.arange(len(group)), group].argmax(dim=1)
 
 
 def grouped_sums(rows: Tensor, groups: Tensor, num_groups: int) -> Tensor:

@@ -23,13 +23,13 @@ from beit.pretraining.report import report
 from beit.pretraining.targets import load_target, match_target
 from beit.pretraining.validation import Validation
 from beit.run.batches import image_sets, open_train, open_validation, train_batches
-from beit.run.device import DeviceConfig, can_fuse, prepared
+from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunDirectory
 from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.log import last_validation
-from beit.run.parameters import build_optimizer, parameter_groups
+from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.weights.file import save_weights
 from beit.weights.open import load
 

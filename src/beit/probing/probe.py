@@ -44,7 +44,7 @@ from beit.probing.charts import AttentiveRow, accuracy_table, drawings, format_t
 from beit.probing.charts import Row as Row
 from beit.probing.features import FeatureReader, open_frozen_model
 from beit.probing.training import attentive_rows, probe_features, split, train_on_stream
-from beit.run.device import DeviceConfig
+from beit.run.device import DeviceConfig, precision_of
 from beit.run.directory import environment
 from beit.run.launch import launch
 
@@ -206,7 +206,7 @@ def run(config: Config) -> Result:
     if output is not None:
         sizes = {"train": len(train_set.labels), "test": len(test_set.labels)}
         sizes |= {"classes": num_classes, "width": model.width}
-        _write(output, config, result, model.image_size, sizes)
+        _write(output, config, result, model.image_size, sizes, precision_of(fabric))
     return result
 
 
@@ -230,7 +230,12 @@ def _one_process(device: DeviceConfig) -> DeviceConfig:
 
 
 def _write(
-    output: Path, config: Config, result: Result, image_size: tuple[int, int], sizes: dict[str, int]
+    output: Path,
+    config: Config,
+    result: Result,
+    image_size: tuple[int, int],
+    sizes: dict[str, int],
+    precision: dict[str, str],
 ) -> None:
     """Write probe.json and report.html into the new directory `output`."""
     output.mkdir(parents=True)
@@ -242,7 +247,7 @@ def _write(
         "image_size": image_size,
         "sizes": sizes,
         "config": asdict(config),
-        "environment": environment("probe"),
+        "environment": environment("probe") | precision,
     }
     write_text(output / "probe.json", json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     table = accuracy_table(result.rows, result.attentive, config.votes)

@@ -16,7 +16,7 @@ from beit.data.prefetch import prefetch
 from beit.data.unreadable import Unreadable, readable
 from beit.rows.lines import LineStream
 from beit.rows.table import RowTable
-from beit.run.device import DeviceConfig
+from beit.run.device import DeviceConfig, precision_of
 from beit.run.progress import Progress
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def about_table(
         "data": config.data,
         "limit": config.limit,
         "device": fabric.device.type,
-        "precision": config.device.precision,
+        "precision": precision_of(fabric)["precision"],
         "compile": config.device.compile,
     }
 

@@ -24,7 +24,9 @@ class DeviceConfig:
         devices: number of devices per node; auto takes all. The number of torchrun or srun takes
             precedence.
         num_nodes: number of nodes; torchrun and srun set it themselves.
-        precision: 32-true, or autocast to bfloat16 or (on a GPU) float16 with loss scaling.
+        precision: 32-true, or autocast to bfloat16 or (on a GPU) float16 with loss scaling. auto
+            trains in bfloat16 where GPU or processor compute it natively, else in float32, and
+            reads finished models in float32 everywhere, for the same numbers on every machine.
         compile: run the model through torch.compile.
         gradient_checkpointing: in training, store only the input of each Transformer block and
             recompute the rest in the backward pass: less memory, more time, the same weights.
@@ -33,7 +35,7 @@ class DeviceConfig:
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int | Literal["auto"] = 1
     num_nodes: int = 1
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     compile: bool = False
     gradient_checkpointing: bool = False
 
@@ -72,13 +74,10 @@ def gathered(fabric: Fabric, rows: torch.Tensor) -> torch.Tensor:
     return cast(torch.Tensor, fabric.all_gather(rows)).reshape(-1, *rows.shape[1:])
 
 
-def can_fuse(fabric: Fabric) -> bool:
-    """Tell whether to use the fused optimiser, which updates all weights in one kernel.
-
-    It runs on CUDA. With float16 loss scaling it would unscale the gradients itself, after they
-    are clipped.
-    """
-    return fabric.device.type == "cuda" and _scaler(fabric) is None
+def precision_of(fabric: Fabric) -> dict[str, str]:
+    """Return the precision of a launched run and the reason for it, for its records."""
+    precision: Any = fabric.strategy.precision
+    return {"precision": precision.precision, "precision_reason": precision.reason}
 
 
 class LossScaling:

@@ -77,22 +77,23 @@ class RunDirectory:
             )
 
     @classmethod
-    def create(cls, path: str | Path, config: Mapping[str, Any], verb: str) -> "RunDirectory":
+    def create(
+        cls, path: str | Path, config: Mapping[str, Any], about: Mapping[str, Any]
+    ) -> "RunDirectory":
         """Make the directory of a new run and write its configuration and environment.
 
         Args:
             config: the resolved configuration, nested mappings of plain values
-            verb: the command, as in `beit VERB --config config.yaml`
+            about: the environment, see `environment`
         """
         cls.check_new(path)
         run = cls(Path(path))
         run.checkpoints.mkdir(parents=True)
-        write_text(run.environment_file, json.dumps(environment(verb), indent=2) + "\n")
-        settings = yaml.safe_dump(
-            _yaml_values(config), sort_keys=False, allow_unicode=True, width=100
-        )
+        write_text(run.environment_file, json.dumps(about, indent=2) + "\n")
+        values, comment = _yaml_values(config), f"# beit {about['verb']} --config config.yaml\n"
+        settings = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
         # The configuration is written last: it marks the directory as complete.
-        write_text(run.config_file, f"# beit {verb} --config {run.config_file.name}\n{settings}")
+        write_text(run.config_file, comment + settings)
         return run
 
     @classmethod

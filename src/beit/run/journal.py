@@ -29,8 +29,8 @@ from beit.data.batch import Batch
 from beit.data.prefetch import prefetch
 from beit.data.unreadable import TooManyUnreadable, Unreadable
 from beit.run import checkpoint
-from beit.run.device import DeviceConfig, LossScaling, summed
-from beit.run.directory import RunConfig, RunDirectory
+from beit.run.device import DeviceConfig, LossScaling, precision_of, summed
+from beit.run.directory import RunConfig, RunDirectory, environment
 from beit.run.log import MetricsLog
 from beit.run.means import Means
 from beit.run.optim import OptimConfig, Schedule, StepOptimConfig
@@ -141,7 +141,8 @@ class Journal:
         log_step = None if self._directory is None else self.start_step
         if self._directory is None and self._first:
             settings = asdict(self.config)  # type: ignore[call-overload]  # a dataclass
-            self._directory = RunDirectory.create(self._run.output, settings, self._verb)
+            about = environment(self._verb) | precision_of(self.fabric)
+            self._directory = RunDirectory.create(self._run.output, settings, about)
         self._directory = directory = self._directory or RunDirectory(Path(self._run.output))
         self._log = MetricsLog(directory.metrics_file if self._first else None, log_step)
         self._speed = MetricsLog(directory.speed_file if self._first else None, log_step)

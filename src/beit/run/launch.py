@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import ctypes
 import inspect
+import json
 import logging
 import os
 import sys
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 
-from beit.run.device import DeviceConfig
+from beit.run.device import DeviceConfig, precision_of
 from beit.run.directory import RunDirectory
 from beit.run.journal import TrainingConfig
+from beit.run.precision import bfloat16_unit, choose_precision
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+logger = logging.getLogger(__name__)
 
 
 class Layout(NamedTuple):
@@ -67,8 +71,10 @@ def layout(config: DeviceConfig, environment: Mapping[str, str]) -> Layout:
     return Layout(accelerator, devices, num_nodes)
 
 
-def launch(config: DeviceConfig) -> Fabric:
+def launch(config: DeviceConfig, training: bool = False) -> Fabric:
     """Start the run's processes, or join those that torchrun started, and return their Fabric.
+
+    Without `training`, precision auto is float32 (`choose_precision`).
 
     With several processes DDP averages the gradients. Every parameter must have a gradient in each
     step. Buffers are not synchronised: whatever updates them must be reduced first.
@@ -82,6 +88,8 @@ def launch(config: DeviceConfig) -> Fabric:
     accelerator, devices, num_nodes = layout(config, os.environ)
     if accelerator == "cpu":
         keep_freed_memory(not config.gradient_checkpointing)
+    unit = bfloat16_unit(accelerator)
+    precision, reason = choose_precision(config.precision, accelerator, unit, training)
     # torch 2.15 renamed the option that synchronises buffers in each forward pass.
     known = inspect.signature(DistributedDataParallel).parameters
     switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
@@ -95,9 +103,10 @@ def launch(config: DeviceConfig) -> Fabric:
         accelerator=accelerator,
         devices=devices,
         num_nodes=num_nodes,
-        precision=config.precision,
+        precision=cast(Any, precision),
         strategy=ddp if devices * num_nodes > 1 else "auto",
     )
+    cast(Any, fabric.strategy.precision).reason = reason  # see `precision_of`
     fabric.launch()
     return fabric
 
@@ -126,7 +135,21 @@ def keep_freed_memory(keep: bool) -> bool:
 
 
 def launch_run(config: TrainingConfig, directory: RunDirectory | None) -> Fabric:
-    """Launch the processes of a run; a new run must not have an existing directory."""
+    """Launch the processes of a training and log its precision; warn if it resumes in another one.
+
+    A new run must not have an existing directory.
+    """
     if directory is None:
         RunDirectory.check_new(config.run.output)
-    return launch(config.device)
+    fabric = launch(config.device, training=True)
+    precision, reason = precision_of(fabric).values()
+    if not fabric.is_global_zero:
+        return fabric
+    logger.info("precision %s: %s", precision, reason)
+    if directory is not None:
+        file = directory.environment_file
+        before = json.loads(file.read_text(encoding="utf-8")).get("precision", precision)
+        if before != precision:
+            text = "%s began in precision %s; set device.precision in its config.yaml to keep that"
+            logger.warning(text, directory.path, before)
+    return fabric

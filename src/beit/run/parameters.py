@@ -2,12 +2,15 @@
 
 import re
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 from torch.optim import AdamW
 
 from beit.run.optim import OptimConfig, StepOptimConfig, set_learning_rate
+
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
 
 # Mask token and bias tables do decay (docs/reference/pretraining.md, "Recipe").
 UNDECAYED = ("bias", "pos_embed", "cls_token")
@@ -48,6 +51,15 @@ def parameter_groups(
         group["params"].append(parameter)
         group["names"].append(name)
     return list(groups.values())
+
+
+def can_fuse(fabric: "Fabric") -> bool:
+    """Tell whether to use the fused optimiser, which updates all weights in one kernel.
+
+    With float16 loss scaling it would unscale the gradients itself, after they are clipped.
+    """
+    scaled = fabric.strategy.precision.precision == "16-mixed"
+    return fabric.device.type in ("cpu", "cuda") and not scaled
 
 
 def build_optimizer(

@@ -27,7 +27,7 @@ from beit.files import replacing, write_text
 from beit.nn.confusion import map_figures, pixel_confusion
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapViewConfig
-from beit.run.device import DeviceConfig, summed
+from beit.run.device import DeviceConfig, precision_of, summed
 from beit.run.directory import environment
 from beit.run.launch import launch
 from beit.run.progress import Progress
@@ -131,7 +131,7 @@ def run(config: Config) -> Result:
         "num_classes": segmenter.config.num_classes,
         "window": segmenter.backbone.config.image_size,
         "config": asdict(config),
-        "environment": environment("evaluate"),
+        "environment": environment("evaluate") | precision_of(fabric),
     }
     result = Result(record, format_table(record))
     if fabric.is_global_zero:

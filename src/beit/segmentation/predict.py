@@ -29,7 +29,7 @@ from beit.files import write_bytes, write_text
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapViewConfig
 from beit.rows.compute import fingerprint
-from beit.run.device import DeviceConfig
+from beit.run.device import DeviceConfig, precision_of
 from beit.run.launch import launch
 from beit.run.progress import Progress
 from beit.segmentation.label_classes import default_palette
@@ -100,7 +100,7 @@ def run(config: Config) -> Result:
     names = segmenter.config.class_names or tuple(f"class {number}" for number in range(Y))
     palette = segmenter.config.palette or default_palette(Y)
     if fabric.is_global_zero:
-        begin(output, about_of(config, segmenter, names, palette))
+        begin(output, about_of(config, fabric, segmenter, names, palette))
         _write(output / LEGEND, canvas.png(legend(names, palette)))
     fabric.barrier()
     files = map_names([source.name(index) for index in range(len(source))])
@@ -144,7 +144,11 @@ def predict_maps(
 
 
 def about_of(
-    config: Config, segmenter: SemanticSegmenter, names: Sequence[str], palette: Palette
+    config: Config,
+    fabric: "Fabric",
+    segmenter: SemanticSegmenter,
+    names: Sequence[str],
+    palette: Palette,
 ) -> dict[str, Any]:
     """Describe what the files depend on."""
     views = {name: value for name, value in asdict(config.views).items() if name != "batch_size"}
@@ -157,7 +161,7 @@ def about_of(
         "data": config.data,
         "limit": config.limit,
         "views": views | {"scales": list(config.views.scales)},
-        "precision": config.device.precision,
+        "precision": precision_of(fabric)["precision"],
         "classes": [{"index": c, "name": name, "colour": colour} for c, (name, colour) in colours],
     }
 

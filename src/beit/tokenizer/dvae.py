@@ -17,13 +17,13 @@ from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.run.batches import image_sets, open_train, open_validation, train_batches
-from beit.run.device import DeviceConfig, can_fuse, prepared
+from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunConfig, RunDirectory
 from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.optim import OptimConfig
-from beit.run.parameters import build_optimizer, parameter_groups
+from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.tokenizer.dvae_loop import VAETraining, num_places, train
 from beit.tokenizer.image_metrics import FrechetSums
 from beit.tokenizer.report import last_validated, report_dvae
