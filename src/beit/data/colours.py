@@ -43,7 +43,7 @@ def recoloured(views: Tensor, changes: Tensor) -> Tensor:
     All arithmetic is element-wise, so an image's result depends neither on the others nor on the
     number of threads. Devices differ by one level at most.
 
-    Returns: (B, 3, H, W) uint8; `views` themselves without changes, (B, 0, 3)
+    Returns: (B, 3, H, W) uint8; `views` themselves if `changes` are empty
     """
     if not changes.numel():
         return views

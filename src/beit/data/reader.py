@@ -14,7 +14,7 @@ from beit.data.source import Source, UnreadableImage
 from beit.data.views import Sample, TrainViews
 
 _MAX_REPLACEMENTS = 100  # unreadable images in a row
-_NO_CHANGES = torch.empty(0, 0, 3)
+_NO_CHANGES = torch.empty(0)
 
 
 class Key(NamedTuple):
@@ -47,7 +47,7 @@ class Reader:
 
     def read(self, key: Key) -> tuple[Batch, Tensor]:
         """Read a batch, and the changes of its colours that `with_colours` is to make."""
-        shown, unreadable, views = list[int](), list[str](), list[tuple[Tensor, ...]]()
+        shown, unreadable, views = list[int](), list[str](), list[tuple[Any, ...]]()
         generators = None if self.seed is None else key.generators(self.seed)
         for place, index in enumerate(key.indices):
             image, used = self._read(index, unreadable)
@@ -63,10 +63,13 @@ class Reader:
             return Batch(empty, empty, labels, indices, unreadable), _NO_CHANGES
         columns = list(zip(*views, strict=True))
         images = torch.stack(columns[0])
-        tensors = {"target_images": images} | {
-            name: images if column[0] is columns[0][0] else torch.stack(column)  # one size: equal
-            for name, column in zip(self.fields, columns, strict=True)
-        }
+        tensors = {"target_images": images}
+        for name, column in zip(self.fields, columns, strict=True):
+            if isinstance(column[0], Tensor):
+                same = column[0] is columns[0][0]  # of one size
+                tensors[name] = images if same else torch.stack(column)
+            else:
+                tensors[name] = torch.tensor(column)
         changes = tensors.pop("changes", _NO_CHANGES)
         return Batch(**tensors, labels=labels, indices=indices, unreadable=unreadable), changes
 

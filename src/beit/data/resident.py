@@ -4,9 +4,9 @@ The batches are those of `Reader`. Resampling is a matrix product with all pixel
 on a CPU it is faster than image by image only for small ones.
 """
 
-from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,10 +15,10 @@ from beit.data.colours import grey_mean
 from beit.data.reader import Key, with_colours
 from beit.data.source import Source
 from beit.data.sources import CachedSource
-from beit.data.views import TrainViews
+from beit.data.views import NUM_DRAWS, TrainViews
 from beit.nn.resample import bicubic_crops
 
-_LONGEST = {"cpu": 40, "cuda": 256}  # sides of images and views
+_LONGEST = {"cpu": 48, "cuda": 256}  # sides of images and views
 
 
 class Drawn(NamedTuple):
@@ -28,7 +28,7 @@ class Drawn(NamedTuple):
     boxes: Tensor  # (B, 4) int64: top, left, height, width
     mirrored: Tensor  # (B,) bool
     crops: Tensor  # (B, 5), see `Batch.crops`
-    changes: Tensor  # (B, 3, 3) for `recoloured`, (B, 0, 3) without jitter
+    changes: Tensor  # (B, 3, 3) for `recoloured`; empty without jitter
 
 
 class ResidentReader:
@@ -37,7 +37,9 @@ class ResidentReader:
     def __init__(self, images: Tensor, source: Source, views: TrainViews, seed: int) -> None:
         self.images, self._views, self._seed = images, views, seed
         self._labels = torch.full((len(images),), -1) if source.labels is None else source.labels
-        self._grey_means = grey_mean(images) if views.config.color_jitter > 0 else None
+        self._grey_means = np.zeros(len(images))
+        if views.config.color_jitter > 0:
+            self._grey_means = grey_mean(images)
 
     def __call__(self, key: Key) -> Batch:
         """Read a batch whole, on the device of the images."""
@@ -45,23 +47,17 @@ class ResidentReader:
 
     def draw(self, key: Key) -> Drawn:
         """Draw the crops of a batch and the changes of its colours."""
+        draws = torch.empty(len(key.indices), NUM_DRAWS, dtype=torch.float64)
+        for row, generator in zip(draws.unbind(), key.generators(self._seed), strict=True):
+            row.uniform_(generator=generator)
         height, width = self.images.shape[-2:]
-        plans = [
-            self._views.plan(height, width, generator, partial(self._grey_mean, index))
-            for index, generator in zip(key.indices, key.generators(self._seed), strict=True)
-        ]
-        boxes, mirrored, changes = zip(*plans, strict=True)
-        return Drawn(
-            torch.tensor(key.indices),
-            torch.tensor(boxes),
-            torch.tensor(mirrored),
-            torch.tensor([plan.crop(height, width) for plan in plans]),
-            torch.tensor(changes).view(len(plans), -1, 3),
-        )
-
-    def _grey_mean(self, index: int) -> float:
-        assert self._grey_means is not None
-        return float(self._grey_means[index])
+        pairs = zip(draws.tolist(), self._grey_means[key.indices].tolist(), strict=True)
+        plans = [self._views.plan(height, width, row, mean) for row, mean in pairs]
+        boxes, mirrored, changes = (torch.tensor(column) for column in zip(*plans, strict=True))
+        shares = boxes.double() / torch.tensor([height, width, height, width])
+        crops = torch.cat([shares, mirrored[:, None]], dim=1).float()
+        indices = torch.tensor(key.indices)
+        return Drawn(indices, boxes, mirrored, crops, changes)
 
     def cut(self, drawn: Drawn, images: Tensor) -> Batch:
         """Cut the views of a batch out of all images, on their device."""

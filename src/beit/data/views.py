@@ -4,9 +4,7 @@ Training views follow docs/reference/pretraining.md, "Augmentation".
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -20,6 +18,7 @@ Size = tuple[int, int]  # height, width
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 _CROP_TRIES = 10  # as published; then the largest central box of an allowed ratio is used
+NUM_DRAWS = 5 + 4 * _CROP_TRIES  # random numbers of a view: flip, four of the colours, crop
 _LONGEST = 32  # of an image longer than so many views, such as a line, the ends are cut off
 
 
@@ -61,8 +60,8 @@ class Sample(NamedTuple):
 
     images: Tensor  # (3, H, W) uint8
     target_images: Tensor  # (3, H', W') uint8; the same tensor if sizes are equal
-    crops: Tensor  # (5,), see `Batch.crops`
-    changes: Tensor  # (3, 3) for `recoloured`, (0, 3) without jitter
+    crops: list[float]  # see `Batch.crops`
+    changes: list[list[float]]  # of `draw_changes`; none without jitter
 
 
 class Plan(NamedTuple):
@@ -71,11 +70,6 @@ class Plan(NamedTuple):
     box: Box  # of the crop
     mirrored: bool
     changes: list[list[float]]  # of `draw_changes`; none without jitter
-
-    def crop(self, height: int, width: int) -> list[float]:
-        """Return `Batch.crops` of this image."""
-        top, left, box_height, box_width = self.box
-        return [top / height, left / width, box_height / height, box_width / width, self.mirrored]
 
 
 class TrainViews:
@@ -99,7 +93,7 @@ class TrainViews:
     def __call__(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return views (3, H', W') uint8 of (3, H, W) uint8; the same tensor if sizes are equal."""
         sample = self.sample(image, generator)
-        changes = sample.changes[None]
+        changes = torch.tensor([sample.changes])
         view = recoloured(sample.images[None], changes)[0]
         if self.size == self.target_size:
             return view, view
@@ -108,35 +102,31 @@ class TrainViews:
     def sample(self, image: Tensor, generator: torch.Generator) -> Sample:
         """Return the views of (3, H, W) uint8, their crop and the changes of their colours."""
         _, height, width = image.shape
-        plan = self.plan(height, width, generator, partial(grey_mean, image))
-        top, left, box_height, box_width = plan.box
+        draws = torch.rand(NUM_DRAWS, generator=generator, dtype=torch.float64).tolist()
+        mean = float(grey_mean(image)) if self.config.color_jitter > 0 else 0.0
+        box, mirrored, changes = self.plan(height, width, draws, mean)
+        top, left, box_height, box_width = box
         crop = image[None, :, top : top + box_height, left : left + box_width]
-        crop = crop.contiguous(memory_format=torch.channels_last)
-        if plan.mirrored:
+        if mirrored:
             crop = crop.flip(-1)
+        crop = crop.contiguous(memory_format=torch.channels_last)
         view = target = resized(crop, self.size)[0]
         if self.size != self.target_size:
             target = (lanczos if self.by_lanczos else resized)(crop, self.target_size)[0]
-        changes = torch.tensor(plan.changes).view(-1, 3)
-        return Sample(view, target, torch.tensor(plan.crop(height, width)), changes)
+        shares = [top / height, left / width, box_height / height, box_width / width, mirrored]
+        return Sample(view, target, shares, changes)
 
-    def plan(
-        self,
-        height: int,
-        width: int,
-        generator: torch.Generator,
-        grey_mean: Callable[[], float],
-    ) -> Plan:
-        """Draw the crop of an image and the changes of its colours.
+    def plan(self, height: int, width: int, draws: list[float], grey_mean: float) -> Plan:
+        """Return the crop of an image and the changes of its colours.
 
         Args:
-            grey_mean: returns its mean luma, for jitter
+            draws: `NUM_DRAWS` random numbers in [0, 1)
+            grey_mean: mean luma of the image, for jitter
         """
         config, aspect = self.config, self.size[1] / self.size[0]
-        draws = torch.rand(5 + 4 * _CROP_TRIES, generator=generator, dtype=torch.float64).tolist()
         box, changes = crop_box(height, width, config, draws[5:], aspect), list[list[float]]()
         if config.color_jitter > 0:
-            changes = draw_changes(config.color_jitter, draws[1:5], grey_mean())
+            changes = draw_changes(config.color_jitter, draws[1:5], grey_mean)
         return Plan(box, draws[0] < config.flip, changes)
 
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 LOBES = 3  # lobes of the kernel on each side
+_AT_ONCE = 64  # crops on a CPU: their floats fit into its cache
 UNIT = 1 << 22  # weights are multiples of 1 / UNIT, as Pillow rounds them for 8-bit images
 
 
@@ -55,7 +56,7 @@ def bicubic_crops(images: Tensor, boxes: Tensor, mirrored: Tensor, size: tuple[i
 
     Bit-identical to torch's antialiased bicubic interpolation of uint8 on a CPU, crop by crop:
     weights are integers times a power of two, so sums in float32 are exact, unless a crop shrinks
-    by more than 4 or TF32 is allowed; then pixels can differ by one level.
+    by more than 4 or TF32 is allowed; then some pixels differ by a level.
 
     Args:
         images: (B, C, H, W) uint8
@@ -63,17 +64,23 @@ def bicubic_crops(images: Tensor, boxes: Tensor, mirrored: Tensor, size: tuple[i
         mirrored: (B,) bool
         size: H', W'
     """
-    B, C, H, W = images.shape
-    tops, lefts, heights, widths = boxes.to(images.device).unbind(1)
-    columns = _box_weights(lefts, widths, mirrored.to(images.device), W, size[1])  # (B, W, W')
-    rows = _box_weights(
-        tops, heights, torch.zeros_like(tops, dtype=torch.bool), H, size[0]
-    )  # (B, H, H')
+    count = _AT_ONCE if images.is_cpu else len(images)
+    pieces = zip(images.split(count), boxes.split(count), mirrored.split(count), strict=True)
+    return torch.cat([_bicubic_crops(part, box, flips, size) for part, box, flips in pieces])
+
+
+def _bicubic_crops(
+    images: Tensor, boxes: Tensor, mirrored: Tensor, size: tuple[int, int]
+) -> Tensor:
+    (B, C, H, W), device = images.shape, images.device
+    tops, lefts, heights, widths = boxes.to(device).unbind(1)
+    columns = _box_weights(lefts, widths, mirrored.to(device), W, size[1])  # (B, W, W')
+    rows = _box_weights(tops, heights, torch.zeros_like(tops, dtype=torch.bool), H, size[0])
     lines = images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     wide = _levels(torch.bmm(lines.view(B, H * C, W), columns))  # (B, H * C, W')
     pixels = _levels(torch.bmm(rows.mT, wide.view(B, H, C * size[1])))  # (B, H', C * W')
     pixels = pixels.to(torch.int16).view(B, size[0], C, size[1]).transpose(1, 2)
-    return torch.empty(pixels.shape, dtype=torch.uint8, device=pixels.device).copy_(pixels)
+    return pixels.to(torch.uint8, memory_format=torch.contiguous_format)
 
 
 def _levels(sums: Tensor) -> Tensor:
@@ -83,7 +90,8 @@ def _levels(sums: Tensor) -> Tensor:
 def _box_weights(firsts: Tensor, counts: Tensor, mirrored: Tensor, old: int, new: int) -> Tensor:
     """Return the weights of `old` pixels in the new ones, 0 outside of the box: (B, old, new)."""
     places = torch.arange(old, device=firsts.device) - firsts[:, None]  # (B, old), in the box
-    places = torch.where(mirrored[:, None], counts[:, None] - 1 - places, places) % old
+    places = torch.where(mirrored[:, None], counts[:, None] - 1 - places, places)
+    # Of a count, or of one less, the rows outside of the box are zeros.
     table = _bicubic_weights(old, new, firsts.device).view(-1, new)
     return table.index_select(0, (counts[:, None] * old + places).flatten()).view(-1, old, new)
 
