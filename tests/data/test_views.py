@@ -1,12 +1,14 @@
 import math
+from itertools import permutations
 
 import pytest
 import torch
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as transforms
 
+from beit.data.colours import draw_changes, recoloured
 from beit.data.order import sample_generator
-from beit.data.views import EvalView, TrainViews, ViewConfig, crop_box, jittered
+from beit.data.views import EvalView, TrainViews, ViewConfig, crop_box
 from beit.nn.resample import lanczos
 
 
@@ -81,23 +83,21 @@ def test_jitter_last_equals_the_published_order():
     The published order: docs/reference/pretraining.md, "Augmentation".
     """
     image = picture(low=90, high=140)
-    factors = [1.2, 0.8, 1.3]
+    factors, draws = [1.2, 0.8, 1.3], [0.75, 0.25, 0.875]
     change = {
         "brightness": lambda x: transforms.adjust_brightness(x, factors[0]),
         "contrast": lambda x: transforms.adjust_contrast(x, factors[1]),
         "saturation": lambda x: transforms.adjust_saturation(x, factors[2]),
     }
     mean = transforms.rgb_to_grayscale(image).float().mean().item()
-    for order in (
-        ("brightness", "contrast", "saturation"),
-        ("contrast", "saturation", "brightness"),
-        ("saturation", "brightness", "contrast"),
-    ):
+    for number, order in enumerate(permutations(change)):
         naive = image
         for name in order:
             naive = change[name](naive)
         naive = bicubic(naive.flip(-1)[:, 5:31, 8:40], (16, 24))
-        ours = jittered(bicubic(image.flip(-1)[:, 5:31, 8:40], (16, 24)), factors, order, mean)
+        changes = torch.tensor([draw_changes(0.4, [*draws, number / 6 + 0.01], mean)])
+        view = bicubic(image.flip(-1)[:, 5:31, 8:40], (16, 24))
+        ours = recoloured(view[None], changes)[0]
         # three roundings down in the naive way, one to the nearest in ours
         assert (naive.int() - ours.int()).abs().max() <= 4
 

@@ -4,22 +4,21 @@ Training views follow docs/reference/pretraining.md, "Augmentation".
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from beit.data.colours import draw_changes, grey_mean, recoloured
 from beit.nn.resample import lanczos
 
 Size = tuple[int, int]  # height, width
 Box = tuple[int, int, int, int]  # top, left, height, width
 
-_LUMA = (0.299, 0.587, 0.114)
-_ORDERS = list(permutations(("brightness", "contrast", "saturation")))
 _CROP_TRIES = 10  # as published; then the largest central box of an allowed ratio is used
+NUM_DRAWS = 5 + 4 * _CROP_TRIES  # random numbers of a view: flip, four of the colours, crop
 _LONGEST = 32  # of an image longer than so many views, such as a line, the ends are cut off
 
 
@@ -56,6 +55,23 @@ class ViewConfig:
             raise ValueError(f"color_jitter must be in [0, 1], got {self.color_jitter}")
 
 
+class Sample(NamedTuple):
+    """What a batch holds of one image, by the names of its fields; its colours not yet changed."""
+
+    images: Tensor  # (3, H, W) uint8
+    target_images: Tensor  # (3, H', W') uint8; the same tensor if sizes are equal
+    crops: list[float]  # see `Batch.crops`
+    changes: list[list[float]]  # of `draw_changes`; none without jitter
+
+
+class Plan(NamedTuple):
+    """All that is random in the views of an image."""
+
+    box: Box  # of the crop
+    mirrored: bool
+    changes: list[list[float]]  # of `draw_changes`; none without jitter
+
+
 class TrainViews:
     """Two views of one random crop that differ in size only: for the model and for its target.
 
@@ -76,22 +92,42 @@ class TrainViews:
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return views (3, H', W') uint8 of (3, H, W) uint8; the same tensor if sizes are equal."""
-        config, (_, height, width) = self.config, image.shape
-        draws = torch.rand(5 + 4 * _CROP_TRIES, generator=generator, dtype=torch.float64).tolist()
-        aspect = self.size[1] / self.size[0]
-        top, left, box_height, box_width = crop_box(height, width, config, draws[5:], aspect)
-        crop = image[:, top : top + box_height, left : left + box_width]
-        if draws[0] < config.flip:
+        sample = self.sample(image, generator)
+        changes = torch.tensor([sample.changes])
+        view = recoloured(sample.images[None], changes)[0]
+        if self.size == self.target_size:
+            return view, view
+        return view, recoloured(sample.target_images[None], changes)[0]
+
+    def sample(self, image: Tensor, generator: torch.Generator) -> Sample:
+        """Return the views of (3, H, W) uint8, their crop and the changes of their colours."""
+        _, height, width = image.shape
+        draws = torch.rand(NUM_DRAWS, generator=generator, dtype=torch.float64).tolist()
+        mean = float(grey_mean(image)) if self.config.color_jitter > 0 else 0.0
+        box, mirrored, changes = self.plan(height, width, draws, mean)
+        top, left, box_height, box_width = box
+        crop = image[None, :, top : top + box_height, left : left + box_width]
+        if mirrored:
             crop = crop.flip(-1)
-        view, same = _resized(crop, self.size), self.size == self.target_size
-        resize = lanczos if self.by_lanczos else _resized
-        target = view if same else resize(crop, self.target_size)
+        crop = crop.contiguous(memory_format=torch.channels_last)
+        view = target = resized(crop, self.size)[0]
+        if self.size != self.target_size:
+            target = (lanczos if self.by_lanczos else resized)(crop, self.target_size)[0]
+        shares = [top / height, left / width, box_height / height, box_width / width, mirrored]
+        return Sample(view, target, shares, changes)
+
+    def plan(self, height: int, width: int, draws: list[float], grey_mean: float) -> Plan:
+        """Return the crop of an image and the changes of its colours.
+
+        Args:
+            draws: `NUM_DRAWS` random numbers in [0, 1)
+            grey_mean: mean luma of the image, for jitter
+        """
+        config, aspect = self.config, self.size[1] / self.size[0]
+        box, changes = crop_box(height, width, config, draws[5:], aspect), list[list[float]]()
         if config.color_jitter > 0:
-            factors = [1 + config.color_jitter * (2 * draw - 1) for draw in draws[1:4]]
-            order, mean = _ORDERS[int(draws[4] * len(_ORDERS))], _grey_mean(image)
-            view = jittered(view, factors, order, mean)
-            target = view if same else jittered(target, factors, order, mean)
-        return view, target
+            changes = draw_changes(config.color_jitter, draws[1:5], grey_mean)
+        return Plan(box, draws[0] < config.flip, changes)
 
 
 class EvalView:
@@ -121,10 +157,10 @@ class EvalView:
         image = image[:, top : top + longest_height, left : left + longest_width]
         height, width = image.shape[-2:]
         if least_height * width >= least_width * height:  # limited by the height
-            resized = (least_height, max(least_width, least_height * width // height))
+            size = (least_height, max(least_width, least_height * width // height))
         else:
-            resized = (max(least_height, least_width * height // width), least_width)
-        return _resized(image, resized)
+            size = (max(least_height, least_width * height // width), least_width)
+        return resized(image[None], size)[0]
 
 
 def crop_box(
@@ -156,40 +192,15 @@ def crop_box(
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def jittered(image: Tensor, factors: list[float], order: Sequence[str], grey_mean: float) -> Tensor:
-    """Change brightness, contrast and saturation of (3, H, W) uint8 in an order, by their factors.
+def resized(images: Tensor, size: Size) -> Tensor:
+    """Resize (B, 3, H, W) uint8 by antialiased bicubic interpolation.
 
-    `grey_mean` is the mean luma of the whole image, for contrast.
+    With the channels last, as decoders give them, torch is faster; pixels are the same.
     """
-    brightness, contrast, saturation = factors
-    colours = image.to(torch.float32, memory_format=torch.contiguous_format)
-    for change in order:
-        if change == "brightness":
-            colours.mul_(brightness)
-            grey_mean = min(grey_mean * brightness, 255.0)
-        elif change == "contrast":
-            colours.mul_(contrast).add_(grey_mean * (1 - contrast))
-        else:
-            red, green, blue = colours
-            luma = red * _LUMA[0]
-            luma.add_(green * _LUMA[1]).add_(blue * _LUMA[2]).mul_(1 - saturation)
-            colours.mul_(saturation).add_(luma)
-        colours.clamp_(0, 255)
-    return colours.add_(0.5).to(torch.uint8)
-
-
-def _grey_mean(image: Tensor) -> float:
-    """Return the mean luma of (3, H, W) uint8, from exact integer sums."""
-    red, green, blue = image.flatten(1).sum(1).tolist()
-    total = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
-    return float(total / (image.shape[-2] * image.shape[-1]))
-
-
-def _resized(image: Tensor, size: Size) -> Tensor:
-    """Resize (3, H, W) uint8 by antialiased bicubic interpolation."""
-    if tuple(image.shape[-2:]) == tuple(size):
-        return image.contiguous()
-    return functional.interpolate(image[None], size, mode="bicubic", antialias=True)[0].contiguous()
+    if tuple(images.shape[-2:]) != tuple(size):
+        images = images.contiguous(memory_format=torch.channels_last)
+        images = functional.interpolate(images, size, mode="bicubic", antialias=True)
+    return images.contiguous()
 
 
 def _checked_size(name: str, size: Size) -> tuple[int, int]:
