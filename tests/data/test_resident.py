@@ -1,10 +1,12 @@
 import pytest
 import torch
 
-from beit.data.batches import TrainBatches
+from beit.data.batches import FIELDS, TrainBatches
+from beit.data.reader import Key, Reader, with_colours
 from beit.data.resident import resident_reader
 from beit.data.sources import open_source
 from beit.data.views import TrainViews, ViewConfig
+from beit.data.workers import computed
 
 CPU = torch.device("cpu")
 SPEC = "shapes://40?size=23"
@@ -41,6 +43,24 @@ def test_other_sets_and_views_are_read_image_by_image():
     assert resident_reader(cached, lanczos, 0, CPU) is None
     assert resident_reader(cached, TrainViews(config, small, (224, 224)), 0, CPU) is None
     assert resident_reader(cached, lambda image, generator: (image,), 0, CPU) is None
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_draw_and_read_for_a_device_that_does_the_rest(workers):
+    """The way of a CUDA device, taken on the CPU."""
+    views = TrainViews(ViewConfig(), (16, 24), (9, 40))
+    cached = open_source(SPEC, cache_gigabytes=0.001)
+    keys = [Key(0, [3, 7, 3], [0, 0, 1]), Key(1, [0, 39], [0, 0])]
+    reader, resident = Reader(cached, views, FIELDS, 3), resident_reader(cached, views, 3, CPU)
+    whole = [reader(key) for key in keys]
+    read = [with_colours(*parts) for parts in computed(reader.read, keys, workers, str)]
+    drawn = computed(resident.draw, keys, workers, str)
+    cut = [resident.cut(each, resident.images) for each in drawn]
+    for expected, *batches_of_key in zip(whole, read, cut, strict=True):
+        for batch in batches_of_key:
+            for name in ("images", "target_images", "labels", "indices", "crops"):
+                assert torch.equal(getattr(batch, name), getattr(expected, name))
+    assert not torch.equal(whole[0].images[0], whole[0].images[2])  # two views of one image
 
 
 @pytest.mark.gpu

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NUM_DRAWS = 4
 _LUMA = (0.299, 0.587, 0.114)
 _ORDERS = list(permutations(("brightness", "contrast", "saturation")))
 _EXACT = 256  # rows of uint8 whose sum fits into uint16
@@ -55,7 +54,7 @@ def recoloured(views: Tensor, changes: Tensor) -> Tensor:
         if count == 1:
             colours = _changed(piece, change[0].tolist())
         else:
-            columns = change.to(views.device)[..., None, None, None].unbind(1)  # (b, 3, 1, 1, 1)
+            columns = change.to(views.device, non_blocking=True)[..., None, None, None].unbind(1)
             colours = _changed(piece, [column.unbind(1) for column in columns])
         out.copy_(colours.to(torch.int16))  # faster than to uint8 at once
     return result

@@ -62,7 +62,7 @@ class ResidentReader:
     def cut(self, drawn: Drawn, images: Tensor) -> Batch:
         """Cut the views of a batch out of all images, on their device."""
         indices, boxes, mirrored, crops, changes = drawn
-        chosen = images.index_select(0, indices.to(images.device))
+        chosen = images.index_select(0, indices.to(images.device, non_blocking=True))
         sizes = dict.fromkeys((self._views.size, self._views.target_size))
         views = [bicubic_crops(chosen, boxes, mirrored, size) for size in sizes]
         batch = Batch(views[0], views[-1], self._labels[indices], indices, [], crops=crops)

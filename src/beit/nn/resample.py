@@ -73,8 +73,9 @@ def _bicubic_crops(
     images: Tensor, boxes: Tensor, mirrored: Tensor, size: tuple[int, int]
 ) -> Tensor:
     (B, C, H, W), device = images.shape, images.device
-    tops, lefts, heights, widths = boxes.to(device).unbind(1)
-    columns = _box_weights(lefts, widths, mirrored.to(device), W, size[1])  # (B, W, W')
+    tops, lefts, heights, widths = boxes.to(device, non_blocking=True).unbind(1)
+    mirrored = mirrored.to(device, non_blocking=True)
+    columns = _box_weights(lefts, widths, mirrored, W, size[1])  # (B, W, W')
     rows = _box_weights(tops, heights, torch.zeros_like(tops, dtype=torch.bool), H, size[0])
     lines = images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
     wide = _levels(torch.bmm(lines.view(B, H * C, W), columns))  # (B, H * C, W')
