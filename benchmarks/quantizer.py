@@ -2,8 +2,8 @@
 
 25,088 vectors (128 images of 196 patches) x 8192 codes x 32 channels: look up codes, sum, update.
 Each method runs in its own process. Memory is the peak above the memory after the inputs were
-created and the libraries loaded. Fails if the two methods disagree; on a CPU also if ours takes over
-60 MB or is not 5 times as fast.
+created and the libraries loaded. Fails if the two methods disagree; on a CPU also if ours takes
+over 60 MB or is not 5 times as fast.
 
     python benchmarks/quantizer.py [--device cuda]
 """

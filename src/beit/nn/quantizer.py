@@ -185,8 +185,11 @@ def nearest_rows(rows: Tensor, means: Tensor, l2_normalised: bool = True) -> Ten
         if torch.compiler.is_exporting():  # a loop over chunks would fix the batch size
             return closeness(rows, means, l2_normalised).argmax(dim=1)
         cached = rows.device.type == "cpu" and not torch.compiler.is_compiling()
-        chunks = rows.split(max(1, (CACHED_ELEMENTS if cached else CHUNK_ELEMENTS) // len(means)))
-        return torch.cat([first_largest(closeness(part, means, l2_normalised)) for part in chunks])
+        size = max(1, (CACHED_ELEMENTS if cached else CHUNK_ELEMENTS) // len(means))
+        nearest = rows.new_empty(len(rows), dtype=torch.int64)  # kept parts would split up memory
+        for part, target in zip(rows.split(size), nearest.split(size), strict=True):
+            target.copy_(first_largest(closeness(part, means, l2_normalised)))
+        return nearest
 
 
 def first_largest(scores: Tensor) -> Tensor:

@@ -24,9 +24,8 @@ class DeviceConfig:
         devices: number of devices per node; auto takes all. The number of torchrun or srun takes
             precedence.
         num_nodes: number of nodes; torchrun and srun set it themselves.
-        precision: 32-true, or autocast to bfloat16 or (on a GPU) float16 with loss scaling. auto
-            trains in bfloat16 where GPU or processor compute it natively, else in float32, and
-            reads finished models in float32 everywhere, for the same numbers on every machine.
+        precision: 32-true, or autocast to bfloat16 or (on a GPU) float16 with loss scaling. auto:
+            training in bfloat16 if the machine computes it natively; all else in float32.
         compile: run the model through torch.compile.
         gradient_checkpointing: in training, store only the input of each Transformer block and
             recompute the rest in the backward pass: less memory, more time, the same weights.
