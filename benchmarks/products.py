@@ -14,7 +14,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import record
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -142,6 +141,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     options = parser.parse_args()
+    import steps
     import trainings
 
     device = trainings.device_config(options.device)
@@ -149,20 +149,12 @@ def main() -> None:
         arguments = (options.size, options.image_size, options.batch, device)
         with trainings.pretraining(Path(folder), *arguments) as training:
             training.advance()
-            products = Products()
-            training.advance(within=products)
-            ways = {"step": training.advance, "its products": products.replay()}
-            timings = record.in_turn(ways, options.rounds, device=options.device)
-    record.print_table(
-        record.timing_rows(timings, options.batch),
-        ["way", "seconds", "cpu_s", "images_per_s"],
-    )
-    ratio = timings["its products"].against(timings["step"])
-    flops = products.flops()
-    speed = flops / timings["its products"].seconds / 1e9
+            measured = steps.products_of(training, options)
+    speed = measured["flops"] / measured["seconds"] / 1e9
     print(
-        f"step / products {ratio:.2f}; {len(products.products)} products, {flops / 1e9:,.0f} GFLOP, "
-        f"{speed:,.0f} GFLOP/s alone"
+        f"step {measured['step_s']:.3g} s, its {measured['count']} products alone "
+        f"{measured['seconds']:.3g} s: {measured['step_over_products']:.2f} times; "
+        f"{measured['flops'] / 1e9:,.0f} GFLOP, {speed:,.0f} GFLOP/s"
     )
 
 

@@ -175,6 +175,16 @@ def memory(device: str) -> Memory:
     return Memory(peak, peak)
 
 
+def restart_peak(device: str) -> int:
+    """Let the peak start from the memory in use now, on a CUDA device; return that memory."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    return memory(device).now
+
+
 def in_fresh_process(script: str, **options: object) -> dict[str, Any]:
     """Run a script with ``--worker`` and options; return the JSON of its last output line.
 

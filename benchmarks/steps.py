@@ -15,9 +15,11 @@ of the tokenizer's step the teacher, too: both are the same in both.
 import argparse
 import json
 import tempfile
+import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,10 @@ SEED = 0
 # Relative difference of loss and gradient norm over the measured steps in float32. Rounding of
 # near zero gradients decides the sign of AdamW's first steps, so it grows with the steps.
 AGREEMENT = 1e-4
-COLUMNS = ["task", "way", "batch", "seconds", "cpu_s", "images_per_s", "ours_is_faster", "peak_mb"]
+COLUMNS = [
+    *("task", "way", "batch", "seconds", "cpu_s", "images_per_s", "ours_is_faster"),
+    *("start_s", "peak_mb"),
+]
 
 
 def main() -> None:
@@ -85,22 +90,25 @@ def begin(options: argparse.Namespace, folder: Path, compiled: bool = False) -> 
 def measure(options: argparse.Namespace, with_products: bool = False) -> dict[str, Any]:
     """Time ours, ours compiled if asked for, and the published method for one task and batch.
 
+    `start_s` is the time of a way's first steps, with compilation.
+
     Args:
         with_products: time the matrix products of our step as well
     """
     import trainings
-    from products import Products
     from torch.utils.flop_counter import FlopCounterMode
 
+    losses: dict[str, list[dict[str, float]]] = {"ours": [], "published": []}
+    steps, device = options.steps, options.device
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         teacher = trainings.FixedTeacher()
         stack.enter_context(trainings.without_teacher(teacher))
+        resting = [record.memory(device).now]
         ours = stack.enter_context(begin(options, folder))
-        compiled = stack.enter_context(begin(options, folder, True)) if options.compile else None
+        resting.append(record.memory(device).now)
         published = published_step(options, ours, folder, teacher)
-        losses: dict[str, list[dict[str, float]]] = {"ours": [], "published": []}
-        steps = options.steps
+        resting.append(record.memory(device).now)
 
         def published_steps() -> None:
             losses["published"] += [published() for _ in range(steps)]
@@ -109,40 +117,64 @@ def measure(options: argparse.Namespace, with_products: bool = False) -> dict[st
             losses["ours"].append(ours.advance(steps))
 
         ways: dict[str, Callable[[], object]] = {"ours": our_steps, "published": published_steps}
-        if compiled is not None:
+        if options.compile:
+            compiled = stack.enter_context(begin(options, folder, compiled=True))
+            resting.append(record.memory(device).now)
             ways["ours, compiled"] = partial(compiled.advance, steps)
-        timings = record.in_turn(ways, options.rounds, device=options.device)
+        built = zip(ways, pairwise(resting), strict=True)
+        first = {way: first_round(ways[way], after - before, device) for way, (before, after) in built}
+        timings = record.in_turn(ways, options.rounds, warm_up=0, device=device)
         agreement = agree(losses["ours"], losses["published"], steps)
-        products, counted = Products(), FlopCounterMode(display=False)
+        counted = FlopCounterMode(display=False)
         ours.advance(within=counted)
-        flops = counted.get_total_flops()
+        result: dict[str, Any] = {"agreement": agreement, "flops": counted.get_total_flops()}
         if with_products:
-            ours.advance(within=products)
-            replay = products.replay()
-            bound = {"ours": ours.advance, "matrix products": replay}
-            bounds = record.in_turn(bound, options.rounds, device=options.device)
+            result["products"] = products_of(ours, options)
     if options.precision == "32" and max(agreement.values()) > AGREEMENT:
         raise SystemExit(f"ours and the published method differ: {agreement}")
     rows = record.timing_rows(timings, options.batch * steps)
     for row in rows:
         row["seconds"] /= steps
         row["cpu_s"] /= steps
-        if row["way"] in ("ours", "published"):
+        row |= first[row["way"]]
+        if device == "cpu" and "compiled" not in row["way"]:
             row["peak_mb"] = record.in_fresh_process(__file__, **worker(options, row["way"]))["mb"]
         if options.peak_tflops and row["way"] != "published":
-            share = flops / row["seconds"] / (options.peak_tflops * 1e12)
+            share = result["flops"] / row["seconds"] / (options.peak_tflops * 1e12)
             row["share_of_peak"] = share
-    result: dict[str, Any] = {"ways": rows, "agreement": agreement, "flops": flops}
-    if with_products:
-        products_row = {
-            "seconds": bounds["matrix products"].seconds,
-            "cpu_s": bounds["matrix products"].cpu_seconds,
-            "count": len(products.products),
-            "flops": products.flops(),
-            "step_over_products": bounds["matrix products"].against(bounds["ours"]),
-        }
-        result["products"] = products_row
-    return result
+    return {"ways": rows} | result
+
+
+def first_round(way: Callable[[], object], resting: int, device: str) -> dict[str, float]:
+    """Take the first steps of a way: their time, with compilation, and on a GPU their memory.
+
+    Args:
+        resting: bytes of the way when it was built
+    """
+    before, start = record.restart_peak(device), time.perf_counter()
+    way()
+    first = {"start_s": time.perf_counter() - start}
+    if device == "cuda":
+        first["peak_mb"] = (record.memory(device).peak - before + resting) / 1e6
+    return first
+
+
+def products_of(training: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """Time the matrix products of a training's step, in turn with the step."""
+    from products import Products
+
+    products = Products()
+    training.advance(within=products)
+    ways = {"step": training.advance, "products": products.replay()}
+    timings = record.in_turn(ways, options.rounds, device=options.device)
+    return {
+        "count": len(products.products),
+        "flops": products.flops(),
+        "step_s": timings["step"].seconds,
+        "seconds": timings["products"].seconds,
+        "cpu_s": timings["products"].cpu_seconds,
+        "step_over_products": timings["products"].against(timings["step"]),
+    }
 
 
 def worker(options: argparse.Namespace, way: str) -> dict[str, Any]:
