@@ -15,6 +15,7 @@ import torch
 from beit.run.device import DeviceConfig
 from beit.run.directory import RunDirectory
 from beit.run.journal import TrainingConfig
+from beit.run.profile import callbacks
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -67,10 +68,10 @@ def layout(config: DeviceConfig, environment: Mapping[str, str]) -> Layout:
     return Layout(accelerator, devices, num_nodes)
 
 
-def launch(config: DeviceConfig) -> Fabric:
+def launch(config: DeviceConfig, profile: int = 0) -> Fabric:
     """Start the run's processes, or join those that torchrun started, and return their Fabric.
 
-    With several processes DDP averages the gradients. Every parameter must have a gradient in each
+    `profile` is `run.profile`. With several processes DDP averages the gradients. Every parameter must have a gradient in each
     step. Buffers are not synchronised: whatever updates them must be reduced first.
     """
     from lightning_fabric import Fabric  # slow to import
@@ -91,6 +92,7 @@ def launch(config: DeviceConfig) -> Fabric:
     # alone. The command has given torchrun's variables to those that srun started.
     alone = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     fabric = Fabric(
+        callbacks=callbacks(profile),
         plugins=[LightningEnvironment()] if alone else None,
         accelerator=accelerator,
         devices=devices,
@@ -129,4 +131,4 @@ def launch_run(config: TrainingConfig, directory: RunDirectory | None) -> Fabric
     """Launch the processes of a run; a new run must not have an existing directory."""
     if directory is None:
         RunDirectory.check_new(config.run.output)
-    return launch(config.device)
+    return launch(config.device, config.run.profile)
