@@ -26,9 +26,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     measured = {precision: measure(options, precision) for precision in options.precision}
-    rows = [
-        {"precision": precision} | row for precision, rows in measured.items() for row in rows
-    ]
+    rows = [{"precision": precision} | row for precision, rows in measured.items() for row in rows]
     record.print_table(
         rows, ["precision", "way", "seconds", "cpu_s", "images_per_s", "ours_is_faster"]
     )

@@ -70,7 +70,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         )
     finally:
         torch.set_num_threads(threads)
-    counts = {way: options.images for way in timings} | {way: options.small for way in small}
+    counts = dict.fromkeys(timings, options.images) | dict.fromkeys(small, options.small)
     rows = []
     for way, timing in (timings | small).items():
         row = {

@@ -92,9 +92,7 @@ class Products(TorchDispatchMode):
             pairs = [(queries, swapped)] * 2 + [(transposed, queries), (weights, keys)]
             pairs += [(transposed, queries)]
         for pair in pairs:
-            operands = tuple(
-                Layout(shape, contiguous(shape), q.dtype, q.device) for shape in pair
-            )
+            operands = tuple(Layout(shape, contiguous(shape), q.dtype, q.device) for shape in pair)
             self.products.append(Product(torch.bmm, operands))
 
     def flops(self) -> int:

@@ -52,7 +52,9 @@ def main() -> None:
     for result in measured:
         print(f"{result['task']}, batch {result['batch']}: {result['agreement']}")
     result = record.provenance(options.device, [SEED])
-    result["settings"] = {n: v for n, v in vars(options).items() if n not in ("worker", "way", "return_memory")}
+    result["settings"] = {
+        n: v for n, v in vars(options).items() if n not in ("worker", "way", "return_memory")
+    }
     record.write_results(f"steps-{options.device}", result | {"measured": measured})
 
 
@@ -123,7 +125,9 @@ def measure(options: argparse.Namespace, with_products: bool = False) -> dict[st
             resting.append(record.memory(device).now)
             ways["ours, compiled"] = partial(compiled.advance, steps)
         built = zip(ways, pairwise(resting), strict=True)
-        first = {way: first_round(ways[way], after - before, device) for way, (before, after) in built}
+        first = {
+            way: first_round(ways[way], after - before, device) for way, (before, after) in built
+        }
         timings = record.in_turn(ways, options.rounds, warm_up=0, device=device)
         agreement = agree(losses["ours"], losses["published"], steps)
         counted = FlopCounterMode(display=False)

@@ -100,9 +100,10 @@ def heading(result: dict[str, Any]) -> str:
     machine = result["machine"]
     bf16 = {True: "with", False: "without", None: "perhaps with"}[machine["bf16_instructions"]]
     versions = ", ".join(f"{name} {machine[name]}" for name in record.PACKAGES)
+    commit, _, dirty = result["commit"].partition("-")
     return (
         f"\n{machine['cpu']}, {machine['threads']} threads, {bf16} bfloat16 instructions; commit "
-        f"{result['commit'][:7]}{result['commit'].removeprefix(result['commit'][:40])}; {versions}\n"
+        f"{commit[:7]}{'-dirty' * bool(dirty)}; {versions}\n"
     )
 
 

@@ -71,8 +71,11 @@ def layout(config: DeviceConfig, environment: Mapping[str, str]) -> Layout:
 def launch(config: DeviceConfig, profile: int = 0) -> Fabric:
     """Start the run's processes, or join those that torchrun started, and return their Fabric.
 
-    `profile` is `run.profile`. With several processes DDP averages the gradients. Every parameter must have a gradient in each
+    With several processes DDP averages the gradients. Every parameter must have a gradient in each
     step. Buffers are not synchronised: whatever updates them must be reduced first.
+
+    Args:
+        profile: steps to profile, `run.profile`
     """
     from lightning_fabric import Fabric  # slow to import
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
