@@ -18,7 +18,8 @@ And our batches of 32-pixel images that lie decoded in memory, as CIFAR's do.
 import argparse
 import io
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -130,23 +131,35 @@ def epoch_after_epoch(
     cache_gigabytes: float = 0.0,
 ) -> Callable[[], None]:
     """Return a function that draws the views of the next epoch of a source."""
-    from beit.data.batches import TrainBatches
-    from beit.data.prefetch import prefetch
+    from beit.data.batches import DataConfig
     from beit.data.sources import open_source
     from beit.data.views import TrainViews, ViewConfig
+    from beit.run.batches import train_batches
+    from beit.run.device import DeviceConfig
+    from beit.run.directory import RunConfig
+    from beit.run.launch import launch
+    from beit.run.optim import OptimConfig
 
     source = open_source(spec, cache_gigabytes=cache_gigabytes)
-    config = ViewConfig(min_scale=MIN_SCALE, color_jitter=JITTER)
+    views = TrainViews(ViewConfig(min_scale=MIN_SCALE, color_jitter=JITTER), size, size)
     steps, epochs = count // options.batch, options.rounds + 1
-    views = TrainViews(config, size, size)
-    batches = TrainBatches(
-        source, views, batch_size=options.batch, seed=SEED, start_step=0, num_steps=epochs * steps
+    optim = OptimConfig(
+        batch_size=options.batch, epochs=epochs, learning_rate=0.0, warmup_epochs=0,
+        betas=(0.9, 0.9), weight_decay=0.0,
+    )  # fmt: skip
+    config = argparse.Namespace(
+        optim=optim, data=DataConfig(num_workers=0), run=RunConfig(seed=SEED)
     )
-    stream: Iterator[Any] = iter(prefetch(batches, options.device))
+    fabric = launch(DeviceConfig(accelerator=options.device))
+    journal: Any = argparse.Namespace(
+        config=config, fabric=fabric, start_step=0, last_step=epochs * steps
+    )
+    # Not prefetched: a thread would read on while the other ways are timed.
+    stream = iter(train_batches(journal, source, views))
 
     def run() -> None:
-        for _ in range(steps):
-            next(stream)
+        for batch in islice(stream, steps):
+            batch.images.to(fabric.device), batch.target_images.to(fabric.device)
 
     return run
 

@@ -346,11 +346,12 @@ PARTS: dict[str, Callable[[Namespace], Part]] = {
     "backbone": backbone_part,
     "peers": peers_part,
     "loader": loader_part,
+    "masks": masks_part,
     "quantizer": quantizer_part,
     "chain": chain_part,
 }
-if Path(__file__).with_name("masks.py").exists():
-    PARTS["masks"] = masks_part
+if not Path(__file__).with_name("masks.py").exists():
+    del PARTS["masks"]
 
 
 if __name__ == "__main__":
