@@ -39,9 +39,8 @@ format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(STAMP)  ## the codebook at full size and a short look at the steps; results are kept
-	$(BIN)/python benchmarks/quantizer.py
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/steps.py --size Ti --image-size 64 --batch 4 --steps 2
+bench: $(STAMP)  ## the table of docs/performance.md, about 12 minutes on two cores; results are kept
+	$(BIN)/python -W ignore benchmarks/table.py
 
 clean:  ## remove .venv and the caches, never a run
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,15 +1,20 @@
-"""Shared by the benchmarks: provenance of results, memory in use, results files and tables."""
+"""Shared by the benchmarks: timing in turn, provenance, memory in use, results files and tables."""
 
 import json
 import platform
 import resource
+import statistics
 import subprocess
 import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
+PACKAGES = ("torch", "torchvision", "timm", "transformers")
 
 
 def provenance(device: str, seeds: list[int]) -> dict[str, Any]:
@@ -19,9 +24,10 @@ def provenance(device: str, seeds: list[int]) -> dict[str, Any]:
     machine = {
         "system": platform.platform(),
         "cpu": cpu_model(),
+        "bf16_instructions": bf16_instructions(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
-        "torch": torch.__version__,
+        **{name: installed(name) for name in PACKAGES},
     }
     if device == "cuda":
         machine["gpu"] = torch.cuda.get_device_name()
@@ -31,6 +37,23 @@ def provenance(device: str, seeds: list[int]) -> dict[str, Any]:
         "machine": machine,
         "seeds": seeds,
     }
+
+
+def installed(package: str) -> str | None:
+    """Return the version of a package; None if it is absent."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def bf16_instructions() -> bool | None:
+    """Tell whether the processor multiplies bfloat16 numbers; None if the system does not say."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except FileNotFoundError:
+        return None
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})  # the last one on Arm
 
 
 def cpu_model() -> str:
@@ -63,6 +86,72 @@ def git(*arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.rstrip()
 
 
+class Timing(NamedTuple):
+    """Seconds of one call in each round; CPU time is that of all threads together."""
+
+    wall: list[float]
+    cpu: list[float]
+
+    @property
+    def seconds(self) -> float:
+        """Median wall time."""
+        return statistics.median(self.wall)
+
+    @property
+    def cpu_seconds(self) -> float:
+        """Median CPU time."""
+        return statistics.median(self.cpu)
+
+    def against(self, other: "Timing") -> float:
+        """Return how many times as fast as another way this one is: the median of the rounds."""
+        pairs = zip(self.wall, other.wall, strict=True)
+        return statistics.median(theirs / ours for ours, theirs in pairs)
+
+
+def in_turn(
+    ways: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 1, device: str = "cpu"
+) -> dict[str, Timing]:
+    """Time ways to do the same, one after the other in each round, so that all see the same load.
+
+    Args:
+        warm_up: rounds before those that count
+    """
+
+    def clocks() -> tuple[float, float]:
+        if device == "cuda":
+            import torch
+
+            torch.cuda.synchronize()
+        return time.perf_counter(), time.process_time()
+
+    timings = {name: Timing([], []) for name in ways}
+    for number in range(warm_up + rounds):
+        for name, way in ways.items():
+            wall, cpu = clocks()
+            way()
+            wall_end, cpu_end = clocks()
+            if number >= warm_up:
+                timings[name].wall.append(wall_end - wall)
+                timings[name].cpu.append(cpu_end - cpu)
+    return timings
+
+
+def timing_rows(timings: Mapping[str, Timing], images: int = 0) -> list[dict[str, Any]]:
+    """Return a row per way: median seconds, CPU seconds, and how much faster the first way is.
+
+    Args:
+        images: of a call; 0 to leave images per second out
+    """
+    first = next(iter(timings.values()))
+    rows = []
+    for way, timing in timings.items():
+        row = {"way": way, "seconds": timing.seconds, "cpu_s": timing.cpu_seconds}
+        if images:
+            row["images_per_s"] = images / timing.seconds
+        rows.append(row | {"ours_is_faster": first.against(timing)})
+    return rows
+
+
 class Memory(NamedTuple):
     """Bytes in use, now and at the peak: of the CUDA device, or of this process."""
 
@@ -86,6 +175,16 @@ def memory(device: str) -> Memory:
     return Memory(peak, peak)
 
 
+def restart_peak(device: str) -> int:
+    """Let the peak start from the memory in use now, on a CUDA device; return that memory."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    return memory(device).now
+
+
 def in_fresh_process(script: str, **options: object) -> dict[str, Any]:
     """Run a script with ``--worker`` and options; return the JSON of its last output line.
 
@@ -103,12 +202,15 @@ def in_fresh_process(script: str, **options: object) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def write_results(name: str, result: dict[str, Any]) -> None:
-    """Write benchmarks/results/NAME.json and print its path."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}.json"
+def write_results(
+    name: str, result: dict[str, Any], folder: Path = RESULTS, quiet: bool = False
+) -> None:
+    """Write NAME.json, into benchmarks/results by default, and print its name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written: {path.relative_to(ROOT)}")
+    if not quiet:
+        print(f"written: {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
 
 
 def print_table(rows: list[dict[str, Any]], columns: list[str]) -> None:

@@ -13,7 +13,7 @@ models, so that results can be compared number by number. Like the published cod
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -185,7 +185,7 @@ def pretraining_step(
     images: Tensor,
     hidden: Tensor,
     autocast: torch.autocast,
-) -> float:
+) -> dict[str, float]:
     """Take one step; pixels are normalised, and the tokenizer gets images in [0, 1]."""
     with torch.no_grad(), autocast:
         targets = tokenize(vqkd, images)[hidden]  # (B*M,)
@@ -197,13 +197,13 @@ def pretraining_step(
     value = loss.item()
     optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), 3.0, foreach=False)
+    norm = nn.utils.clip_grad_norm_(model.parameters(), 3.0, foreach=False)
     optimizer.step()
     for scores in (logits, cls_logits):
         if scores is not None:
             (scores.argmax(dim=-1) == targets).float().mean().item()
     wait(pixels)
-    return value
+    return {"loss": value, "grad_norm": norm.item()}
 
 
 def tokenizer_step(
@@ -212,7 +212,7 @@ def tokenizer_step(
     images: Tensor,
     targets: Tensor,
     autocast: torch.autocast,
-) -> float:
+) -> dict[str, float]:
     """Take one step; targets (B, N, T) replace the teacher's features."""
     with autocast:
         output = tokenizer_forward(vqkd, images)
@@ -226,14 +226,14 @@ def tokenizer_step(
     for metric in (reconstruction, output.commitment):
         metric.item()
     wait(images)
-    return value
+    return {"loss": value}
 
 
 def weight_by_weight(
-    parameters: Iterable[nn.Parameter], rate: float, decay: float
+    groups: Iterable[dict[str, Any]], rate: float, betas: tuple[float, float]
 ) -> torch.optim.AdamW:
-    """Return AdamW with a Python loop over the weights."""
-    return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay, foreach=False, fused=False)
+    """Return AdamW with a Python loop over the weights of parameter groups."""
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, foreach=False, fused=False)
 
 
 def wait(tensor: Tensor) -> None:

@@ -1,56 +1,61 @@
 """Speed and memory of a pretraining step and a tokenizer step, compared with the published method.
 
-The published method is benchmarks/reference.py, on the same parameters. Before the timing, outputs
-and gradients of both are compared in float32. Each measurement has its own process. The teacher's
-forward pass, image loading and augmentation are left out, because they are the same in both.
+Ours is the training of the command itself (benchmarks/trainings.py): masks, tokenizer, forward,
+losses, backward, clipping, AdamW, metrics. The published method is benchmarks/reference.py, on
+copies of the same weights, with the same images, masks and rates; the losses and gradient norms of
+all steps must agree in float32. Speed is measured in turn in one process. Peak memory is of a
+process of its own, above the memory after the libraries were loaded. Image loading is left out, and
+of the tokenizer's step the teacher, too: both are the same in both.
 
     python benchmarks/steps.py --device cuda --batch 64 128 256 --precision bf16 --compile \\
         --peak-tflops 989
-    python benchmarks/steps.py --size Ti --image-size 64 --batch 4 --steps 2
+    python benchmarks/steps.py --size Ti --image-size 64 --batch 4
 """
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import replace
+from contextlib import ExitStack
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import record
 
 TASKS = ("pretraining", "tokenizer")
 SEED = 0
-MASKED_SHARE = 75 / 196  # as published
-WARM_UP = 2
-WORKER_OPTIONS = ("size", "image_size", "precision", "device", "steps")
-COLUMNS = ["task", "way", "batch", "images_per_s", "step_ms", "peak_mb", "share_of_peak"]
+# Relative difference of loss and gradient norm over the measured steps in float32. Rounding of
+# near zero gradients decides the sign of AdamW's first steps, so it grows with the steps.
+AGREEMENT = 1e-4
+COLUMNS = [
+    *("task", "way", "batch", "seconds", "cpu_s", "images_per_s", "ours_is_faster"),
+    *("start_s", "peak_mb", "returned_mb"),
+]
 
 
 def main() -> None:
     options = parse()
     if options.worker:
-        print(json.dumps(measure(options) if options.way else compare(options)))
+        print(json.dumps(peak(options)))
         return
-    common = {name: getattr(options, name) for name in WORKER_OPTIONS}
-    checked = record.in_fresh_process(__file__, **common)
-    print(f"both ways agree: {checked['agreement']}")
-    ways = ["ours", *(["ours, compiled"] if options.compile else []), "published"]
-    rows = []
+    rows, measured = [], []
     for task in options.task:
         for batch in options.batch:
-            for way in ways:
-                row = {"task": task, "way": way, "batch": batch}
-                row |= record.in_fresh_process(__file__, **common, **row)
-                if options.peak_tflops:
-                    flops = row["images_per_s"] * checked["flops_per_image"][task]
-                    row["share_of_peak"] = flops / (options.peak_tflops * 1e12)
-                rows.append(row)
-    record.print_table(rows, COLUMNS if options.peak_tflops else COLUMNS[:-1])
+            arguments = options_of(options, task=task, batch=batch)
+            result = measure(arguments)
+            measured.append({"task": task, "batch": batch} | result)
+            rows += [{"task": task, "batch": batch} | row for row in result["ways"]]
+    record.print_table(rows, COLUMNS + ["share_of_peak"] * bool(options.peak_tflops))
+    for result in measured:
+        print(f"{result['task']}, batch {result['batch']}: {result['agreement']}")
     result = record.provenance(options.device, [SEED])
-    settings = {name: value for name, value in vars(options).items() if name != "worker"}
-    result["settings"] = {name: value for name, value in settings.items() if name != "way"}
-    record.write_results(f"steps-{options.device}", result | checked | {"rows": rows})
+    result["settings"] = {
+        n: v for n, v in vars(options).items() if n not in ("worker", "way", "return_memory")
+    }
+    record.write_results(f"steps-{options.device}", result | {"measured": measured})
 
 
 def parse() -> argparse.Namespace:
@@ -62,226 +67,231 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--precision", choices=["32", "bf16"], default="32", help="bf16: autocast")
     parser.add_argument("--compile", action="store_true", help="measure ours compiled as well")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument(
-        "--steps", type=int, default=20, help="timed steps, after two warm-up steps"
-    )
+    parser.add_argument("--rounds", type=int, default=3, help="timed rounds, after one of warm-up")
+    parser.add_argument("--steps", type=int, default=1, help="steps of each way in a round")
     parser.add_argument("--peak-tflops", type=float, help="of the device at this precision")
-    parser.add_argument("--way", help=argparse.SUPPRESS)
+    parser.add_argument("--way", choices=["ours", "published"], help=argparse.SUPPRESS)
+    parser.add_argument("--return-memory", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def build(options: argparse.Namespace) -> tuple[Any, Any]:
-    """Return the pretraining model and its tokenizer, a ViT-B at most, as published."""
-    import torch
-
-    from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
-    from beit.nn.tokenizer import VQKD, VQKDConfig, tokenizer_vit
-    from beit.nn.vit import SIZES, vit_config
-
-    image_size = (options.image_size, options.image_size)
-    backbone = vit_config(options.size, image_size=image_size)
-    width, depth, heads = SIZES[options.size if options.size in ("Ti", "S") else "B"]
-    encoder = replace(tokenizer_vit(image_size), width=width, depth=depth, num_heads=heads)
-    torch.manual_seed(SEED)
-    model = MaskedImageModel(MaskedImageModelConfig(backbone, early_layers=backbone.depth - 3))
-    vqkd = VQKD(VQKDConfig(encoder))
-    return model.to(options.device), vqkd.to(options.device)
+def options_of(options: argparse.Namespace, **changes: Any) -> argparse.Namespace:
+    return argparse.Namespace(**(vars(options) | changes))
 
 
-def inputs(options: argparse.Namespace, batch: int, model: Any) -> tuple[Any, Any, Any]:
-    """Return images (B, 3, H, W) uint8, masked (B, M), targets (B, N, T)."""
-    import torch
+def begin(options: argparse.Namespace, folder: Path, compiled: bool = False) -> Any:
+    """Return our training, not yet entered."""
+    import trainings
 
-    from beit.nn.masking import block_masks
-
-    generator = torch.Generator().manual_seed(SEED)
-    side, grid = options.image_size, model.config.backbone.grid
-    N = grid[0] * grid[1]
-    images = torch.randint(0, 256, (batch, 3, side, side), generator=generator, dtype=torch.uint8)
-    masked = block_masks(batch, grid, round(MASKED_SHARE * N), generator, min_block=16)
-    targets = torch.randn(batch, N, 512, generator=generator)
-    return images.to(options.device), masked.to(options.device), targets.to(options.device)
+    precision = {"32": "32-true", "bf16": "bf16-mixed"}[options.precision]
+    device = trainings.device_config(options.device, precision, compile=compiled)
+    build = trainings.pretraining if options.task == "pretraining" else trainings.tokenizer
+    return build(folder, options.size, options.image_size, options.batch, device)
 
 
-def as_published(model: Any, images: Any, masked: Any) -> tuple[Any, Any, Any]:
-    """Return the inputs of the published code: normalised pixels, images in [0, 1], a bool mask."""
-    import torch
+def measure(options: argparse.Namespace, with_products: bool = False) -> dict[str, Any]:
+    """Time ours, ours compiled if asked for, and the published method for one task and batch.
 
-    floats = images.float() / 255
-    pixels = (floats - model.backbone.mean) / model.backbone.std
-    hidden = torch.zeros(len(images), model.config.backbone.num_patches, dtype=torch.bool)
-    hidden = hidden.to(masked.device).scatter_(1, masked, True)
-    return pixels, floats, hidden
+    `start_s` is the time of a way's first steps, with compilation.
 
-
-def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """Check that both methods give the same results, and count the FLOPs of an image."""
-    import reference
-    import torch
+    Args:
+        with_products: time the matrix products of our step as well
+    """
+    import trainings
     from torch.utils.flop_counter import FlopCounterMode
 
-    from beit.nn.losses import cosine_distance, masked_losses
+    losses: dict[str, list[dict[str, float]]] = {"ours": [], "published": []}
+    steps, device = options.steps, options.device
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        teacher = trainings.FixedTeacher()
+        stack.enter_context(trainings.without_teacher(teacher))
+        resting = [record.memory(device).now]
+        ours = stack.enter_context(begin(options, folder))
+        resting.append(record.memory(device).now)
+        published = published_step(options, ours, folder, teacher)
+        resting.append(record.memory(device).now)
 
-    B = 2
-    model, vqkd = build(options)
-    with torch.no_grad():
-        for parameter in (*model.parameters(), *vqkd.parameters()):
-            parameter.add_(torch.randn_like(parameter), alpha=0.01)  # zeros would hide differences
-    images, masked, targets = inputs(options, B, model)
-    pixels, floats, hidden = as_published(model, images, masked)
-    differences: dict[str, float] = {}
+        def published_steps() -> None:
+            losses["published"] += [published() for _ in range(steps)]
 
-    def check(name: str, ours: torch.Tensor, published: torch.Tensor, limit: float) -> None:
-        scale = published.abs().max().clamp(min=1e-12)
-        difference = ((ours - published.view_as(ours)).abs().max() / scale).item()
-        assert difference <= limit, f"{name}: {difference:.2g} of the largest, expected {limit}"
-        differences[name] = difference
+        def our_steps() -> None:
+            losses["ours"].append(ours.advance(steps))
 
-    def gradients(module: torch.nn.Module, loss: torch.Tensor) -> torch.Tensor:
-        grads = torch.autograd.grad(loss, list(module.parameters()))
-        return torch.cat([grad.flatten() for grad in grads])
-
-    codes = vqkd.encode(images)
-    same = (codes == reference.tokenize(vqkd, floats)).all(dim=1)
-    assert same.any(), "the two tokenizers agree on no image"
-    differences["images of the same codes"] = same.double().mean().item()
-
-    with FlopCounterMode(display=False) as counted:
-        logits, cls_logits = reference.mim_forward(model, pixels, hidden)
-    model_flops = counted.get_total_flops() / B
-    prediction = model(images, masked)
-    check("logits", prediction.logits.flatten(0, 1), logits, 1e-4)
-    check("cls logits", prediction.cls_logits.flatten(0, 1), cls_logits, 1e-4)
-    labels = codes.gather(1, masked)
-    cross_entropy = torch.nn.functional.cross_entropy
-    published_loss = cross_entropy(logits, codes[hidden]) + cross_entropy(cls_logits, codes[hidden])
-    ours_loss = sum(masked_losses(prediction, labels))
-    check(
-        "pretraining gradients",
-        gradients(model, ours_loss),
-        gradients(model, published_loss),
-        1e-3,
-    )
-
-    images, floats, targets = images[same], floats[same], targets[same]
-    output, expected = vqkd(images), reference.tokenizer_forward(vqkd, floats)
-    check("features", output.features, expected.features, 1e-4)
-    check("commitment", output.commitment, expected.commitment, 1e-4)
-    check(
-        "tokenizer gradients",
-        gradients(vqkd, cosine_distance(output.features, targets) + output.commitment),
-        gradients(vqkd, reference.cosine_loss(expected.features, targets) + expected.commitment),
-        1e-3,
-    )
-    statistics = vqkd.quantizer.statistics(output.vectors, output.codes)
-    check("sums of vectors", statistics[:, :-1], expected.assignment.sums, 1e-4)
-    check("counts", statistics[:, -1], expected.assignment.counts, 0)
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counted:
-        rows = reference.vectors_of(vqkd, floats)
-    encoder_flops = counted.get_total_flops() / len(floats)
-    with torch.no_grad(), FlopCounterMode(display=False) as counted:
-        vqkd.decode_task(
-            reference.encode(vqkd.decoder, rows.view(len(floats), *vqkd.grid, -1).movedim(3, 1))
-        )
-    decoder_flops = counted.get_total_flops() / len(floats)
-    lookup_flops = 2 * vqkd.quantizer.codebook.numel() * codes.shape[1]
-    flops = {  # a backward pass costs two forward passes
-        "pretraining": 3 * model_flops + encoder_flops + lookup_flops,
-        "tokenizer": 3 * (encoder_flops + decoder_flops) + lookup_flops,
-    }
-    agreement = {name: float(f"{value:.2g}") for name, value in differences.items()}
-    return {"agreement": agreement, "flops_per_image": flops}
+        ways: dict[str, Callable[[], object]] = {"ours": our_steps, "published": published_steps}
+        if options.compile:
+            compiled = stack.enter_context(begin(options, folder, compiled=True))
+            resting.append(record.memory(device).now)
+            ways["ours, compiled"] = partial(compiled.advance, steps)
+        built = zip(ways, pairwise(resting), strict=True)
+        first = {
+            way: first_round(ways[way], after - before, device) for way, (before, after) in built
+        }
+        timings = record.in_turn(ways, options.rounds, warm_up=0, device=device)
+        agreement = agree(losses["ours"], losses["published"], steps)
+        counted = FlopCounterMode(display=False)
+        ours.advance(within=counted)
+        result: dict[str, Any] = {"agreement": agreement, "flops": counted.get_total_flops()}
+        if with_products:
+            result["products"] = products_of(ours, options)
+    if options.precision == "32" and max(agreement.values()) > AGREEMENT:
+        raise SystemExit(f"ours and the published method differ: {agreement}")
+    rows = record.timing_rows(timings, options.batch * steps)
+    for row in rows:
+        row["seconds"] /= steps
+        row["cpu_s"] /= steps
+        row |= first[row["way"]]
+        if device == "cpu" and "compiled" not in row["way"]:
+            row |= cpu_peaks(options, row["way"])
+        if options.peak_tflops and row["way"] != "published":
+            share = result["flops"] / row["seconds"] / (options.peak_tflops * 1e12)
+            row["share_of_peak"] = share
+    return {"ways": rows} | result
 
 
-def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Time one method for one task and batch size."""
-    import torch
+def first_round(way: Callable[[], object], resting: int, device: str) -> dict[str, float]:
+    """Take the first steps of a way: their time, with compilation, and on a GPU their memory.
 
-    device, task, way = options.device, options.task[0], options.way
-    before = 0 if device == "cuda" else record.memory(device).now
-    model, vqkd = build(options)
-    images, masked, targets = inputs(options, options.batch[0], model)
-    autocast = torch.autocast(device, torch.bfloat16, enabled=options.precision == "bf16")
-    if way == "published":
-        step = published_step(task, model, vqkd, (images, masked, targets), autocast)
-    else:
-        step = our_step(
-            task, model, vqkd, (images, masked, targets), autocast, compiled="compiled" in way
-        )
-    for _ in range(WARM_UP):
-        loss = step()
-    assert bool(torch.isfinite(torch.as_tensor(loss))), f"loss is {loss}"
-    wait = torch.cuda.synchronize if device == "cuda" else nullcontext
-    wait()
-    start = time.perf_counter()
-    for _ in range(options.steps):
-        step()
-    wait()
-    seconds = (time.perf_counter() - start) / options.steps
+    Args:
+        resting: bytes of the way when it was built
+    """
+    before, start = record.restart_peak(device), time.perf_counter()
+    way()
+    first = {"start_s": time.perf_counter() - start}
+    if device == "cuda":
+        first["peak_mb"] = (record.memory(device).peak - before + resting) / 1e6
+    return first
+
+
+def products_of(training: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """Time the matrix products of a training's step, in turn with the step."""
+    from products import Products
+
+    products = Products()
+    training.advance(within=products)
+    ways = {"step": training.advance, "products": products.replay()}
+    timings = record.in_turn(ways, options.rounds, device=options.device)
     return {
-        "images_per_s": len(images) / seconds,
-        "step_ms": seconds * 1e3,
-        "peak_mb": (record.memory(device).peak - before) / 1e6,
+        "count": len(products.products),
+        "flops": products.flops(),
+        "step_s": timings["step"].seconds,
+        "seconds": timings["products"].seconds,
+        "cpu_s": timings["products"].cpu_seconds,
+        "step_over_products": timings["products"].against(timings["step"]),
     }
 
 
-def our_step(
-    task: str, model: Any, vqkd: Any, batch: tuple[Any, Any, Any], autocast: Any, compiled: bool
-) -> Callable[[], Any]:
-    """Return a training step as in the recipes."""
-    import torch
+def cpu_peaks(options: argparse.Namespace, way: str) -> dict[str, float]:
+    """Measure the memory of a way in fresh processes.
 
-    from beit.nn.losses import cosine_distance
+    Our command keeps freed memory, for speed; `returned_mb` is its peak without that. The published
+    code returns it.
+    """
+    names = ("size", "image_size", "batch", "task", "precision", "device")
+    case = {name: getattr(options, name) for name in names} | {"way": way}
+    returned = record.in_fresh_process(__file__, **case, return_memory=True)["mb"]
+    if way == "published":
+        return {"peak_mb": returned, "returned_mb": returned}
+    return {"peak_mb": record.in_fresh_process(__file__, **case)["mb"], "returned_mb": returned}
 
-    images, masked, targets = batch
-    learner = (model if task == "pretraining" else vqkd).train()
-    fused = True
-    optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-5, weight_decay=0.05, fused=fused)
-    forward = torch.compile(learner) if compiled else learner
 
-    def pretraining() -> torch.Tensor:
-        with torch.no_grad(), autocast:
-            target = vqkd.encode(images, masked)  # (B, M)
-        with autocast:
-            output = forward(images, masked, codes=target)
-        loss = output.patch_loss + output.cls_loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(learner.parameters(), 3.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss.detach()
-
-    def tokenizer() -> torch.Tensor:
-        with autocast:
-            output = forward(images)
-        loss = cosine_distance(output.features, targets) + output.commitment
-        loss.backward()
-        statistics = vqkd.quantizer.statistics(output.vectors, output.codes)
-        optimizer.step()
-        optimizer.zero_grad()
-        vqkd.quantizer.update(statistics)
-        return loss.detach()
-
-    return pretraining if task == "pretraining" else tokenizer
+def agree(
+    ours: list[dict[str, float]], published: list[dict[str, float]], steps: int
+) -> dict[str, float]:
+    """Return the largest relative difference of each metric that both have, over all rounds."""
+    differences: dict[str, float] = {}
+    for number, means in enumerate(ours):
+        theirs = published[number * steps : (number + 1) * steps]
+        for name in theirs[0].keys() & means.keys():
+            expected = sum(metrics[name] for metrics in theirs) / steps
+            difference = abs(means[name] - expected) / abs(expected)
+            assert difference == difference, f"{name} is {means[name]} and {expected}"
+            differences[name] = max(differences.get(name, 0.0), float(f"{difference:.2g}"))
+    return differences
 
 
 def published_step(
-    task: str, model: Any, vqkd: Any, batch: tuple[Any, Any, Any], autocast: Any
-) -> Callable[[], Any]:
-    """Return a training step in the manner of the published code."""
-    import reference
+    options: argparse.Namespace, ours: Any, folder: Path, teacher: Any
+) -> Callable[[], dict[str, float]]:
+    """Return a step of the published method, from the weights, images and masks of ours."""
+    import copy
 
-    images, masked, targets = batch
-    pixels, floats, hidden = as_published(model, images, masked)
-    learner = (model if task == "pretraining" else vqkd).train()
-    optimizer = reference.weight_by_weight(learner.parameters(), rate=1e-5, decay=0.05)
-    if task == "tokenizer":
-        return lambda: reference.tokenizer_step(vqkd, optimizer, floats, targets, autocast)
-    return lambda: reference.pretraining_step(
-        model, vqkd, optimizer, pixels, floats, hidden, autocast
-    )
+    import reference
+    import torch
+    import trainings
+
+    from beit.run.parameters import parameter_groups
+    from beit.weights.open import load_tokenizer
+
+    device, batch = options.device, ours.batch
+    model = copy.deepcopy(ours.parts["model"]).train()
+    groups = parameter_groups(model, trainings.DECAY)
+    optimizer = reference.weight_by_weight(groups, trainings.RATE, trainings.BETAS)
+    autocast = torch.autocast(device, torch.bfloat16, enabled=options.precision == "bf16")
+    floats = batch.target_images.float() / 255
+    if options.task == "tokenizer":
+        targets = teacher.features(batch.images, model.grid)
+        return partial(reference.tokenizer_step, model, optimizer, floats, targets, autocast)
+    vqkd = load_tokenizer(folder / "tokenizer.safetensors").to(device)
+    pixels = (batch.images.float() / 255 - model.backbone.mean) / model.backbone.std
+    masks = iter(hidden_patches(options, model.config.backbone.grid))
+
+    def step() -> dict[str, float]:
+        return reference.pretraining_step(
+            model, vqkd, optimizer, pixels, floats, next(masks).to(device), autocast
+        )
+
+    return step
+
+
+def hidden_patches(options: argparse.Namespace, grid: tuple[int, int]) -> list[Any]:
+    """Return the masks (B, N) bool of our training's steps, those that the measurement takes."""
+    import torch
+    import trainings
+
+    from beit.data.order import step_generator
+    from beit.nn.masking import MaskConfig, draw_masks
+
+    N = grid[0] * grid[1]
+    mask = MaskConfig(count=round(trainings.MASKED_SHARE * N))
+    maps = []
+    for step in range(1, (options.rounds + 1) * options.steps + 1):
+        generator = step_generator(SEED, step, "masks")
+        masked = draw_masks(mask, options.batch, grid, generator)
+        hidden = torch.zeros(options.batch, N, dtype=torch.bool)
+        maps.append(hidden.scatter_(1, masked, True))
+    return maps
+
+
+def peak(options: argparse.Namespace) -> dict[str, float]:
+    """Measure the memory of two steps of one way, the second with the optimiser's moments."""
+    import reference  # noqa: F401  # memory of libraries does not count
+    import trainings
+
+    from beit.run import launch
+
+    options = options_of(options, task=options.task[0], batch=options.batch[0], rounds=1, steps=1)
+    teacher = trainings.FixedTeacher()
+    before = 0 if options.device == "cuda" else record.memory(options.device).now
+    with tempfile.TemporaryDirectory() as folder, trainings.without_teacher(teacher):
+        if options.return_memory:
+            keep = launch.keep_freed_memory
+            launch.keep_freed_memory = lambda _: keep(False)
+        training = begin(options, Path(folder))
+        if options.way == "published":
+            with training:
+                step = published_step(options, training, Path(folder), teacher)
+            del training.parts, training.journal
+        else:
+            training.__enter__()
+            step = training.advance
+        step()
+        step()
+        memory = record.memory(options.device).peak - before
+        if options.way == "ours":
+            training.__exit__()
+    return {"mb": memory / 1e6}
 
 
 if __name__ == "__main__":

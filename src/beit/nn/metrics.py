@@ -32,8 +32,8 @@ def entropy(counts: Tensor) -> Tensor:
 def position_counts(codes: Tensor, num_codes: int) -> Tensor:
     """Count codes (B, N) int64 for each patch position: (N, K) int64."""
     N = codes.shape[1]
-    cells = torch.arange(N, device=codes.device) * num_codes + codes  # (B, N)
-    return torch.bincount(cells.flatten(), minlength=N * num_codes).view(N, num_codes)
+    # Not bincount, which waits for the GPU.
+    return codes.new_zeros(N, num_codes).scatter_add_(1, codes.T, torch.ones_like(codes.T))
 
 
 def confusion_matrix(labels: Tensor, predicted: Tensor, num_classes: int) -> Tensor:

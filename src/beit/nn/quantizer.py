@@ -205,7 +205,8 @@ def grouped_sums(rows: Tensor, groups: Tensor, num_groups: int) -> Tensor:
     """Sum and count the rows (n, C) of each group: (num_groups, C+1) float32."""
     sums = rows.new_zeros(num_groups, rows.shape[1] + 1)
     sums[:, :-1].index_add_(0, groups, rows)
-    sums[:, -1] = torch.bincount(groups, minlength=num_groups)
+    # Not bincount, which waits for the GPU.
+    sums[:, -1] = rows.new_zeros(num_groups).scatter_add_(0, groups, rows.new_ones(len(rows)))
     return sums
 
 

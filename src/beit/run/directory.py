@@ -29,6 +29,7 @@ class RunConfig:
         keep_last: number of newest checkpoints to keep.
         keep_every: also keep checkpoints at multiples of this many steps; 0 for none.
         stop_after: stop after this many steps, without changing the schedule; null for no limit.
+        profile: write where the time of this many steps goes (docs/performance.md); 0 for none.
     """
 
     output: str = ""
@@ -38,13 +39,16 @@ class RunConfig:
     keep_last: int = 2
     keep_every: int = 0
     stop_after: int | None = None
+    profile: int = 0
 
     def __post_init__(self) -> None:
         for name in ("log_every", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} is {getattr(self, name)}; expected 1 or more")
-        if self.keep_every < 0:
-            raise ValueError(f"run.keep_every is {self.keep_every}; expected 0 (none) or more")
+        for name in ("keep_every", "profile"):
+            if getattr(self, name) < 0:
+                got = getattr(self, name)
+                raise ValueError(f"run.{name} is {got}; expected 0 (none) or more")
         if self.stop_after is not None and self.stop_after < 1:
             raise ValueError(f"run.stop_after is {self.stop_after}; expected 1 or more steps")
 

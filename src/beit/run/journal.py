@@ -194,6 +194,7 @@ class Journal:
         """Yield the numbers of the remaining steps."""
         for step in range(self.start_step + 1, self.last_step + 1):
             self.step = step
+            self.fabric.call("on_step_start", self._stream)
             yield step
 
     def micro_batches(self) -> Iterator[Batch]:
@@ -292,6 +293,8 @@ class Journal:
 
     def end_step(self) -> None:
         """Update the progress; log the speed and save a checkpoint at their intervals."""
+        ended = self.step == self.last_step
+        self.fabric.call("on_step_end", self._stream, self.directory, ended)
         images, wait = self.config.optim.batch_size, self._stream.wait_seconds
         speed = self._progress.update(self.step, self._shown, images, wait)
         self._shown = {}

@@ -17,6 +17,7 @@ from beit.run.device import DeviceConfig, precision_of
 from beit.run.directory import RunDirectory
 from beit.run.journal import TrainingConfig
 from beit.run.precision import bfloat16_unit, choose_precision
+from beit.run.profile import callbacks
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -71,13 +72,16 @@ def layout(config: DeviceConfig, environment: Mapping[str, str]) -> Layout:
     return Layout(accelerator, devices, num_nodes)
 
 
-def launch(config: DeviceConfig, training: bool = False) -> Fabric:
+def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fabric:
     """Start the run's processes, or join those that torchrun started, and return their Fabric.
 
     Without `training`, precision auto is float32 (`choose_precision`).
 
     With several processes DDP averages the gradients. Every parameter must have a gradient in each
     step. Buffers are not synchronised: whatever updates them must be reduced first.
+
+    Args:
+        profile: steps to profile, `run.profile`
     """
     from lightning_fabric import Fabric  # slow to import
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
@@ -99,6 +103,7 @@ def launch(config: DeviceConfig, training: bool = False) -> Fabric:
     # alone. The command has given torchrun's variables to those that srun started.
     alone = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     fabric = Fabric(
+        callbacks=callbacks(profile),
         plugins=[LightningEnvironment()] if alone else None,
         accelerator=accelerator,
         devices=devices,
@@ -141,7 +146,7 @@ def launch_run(config: TrainingConfig, directory: RunDirectory | None) -> Fabric
     """
     if directory is None:
         RunDirectory.check_new(config.run.output)
-    fabric = launch(config.device, training=True)
+    fabric = launch(config.device, training=True, profile=config.run.profile)
     precision, reason = precision_of(fabric).values()
     if not fabric.is_global_zero:
         return fabric

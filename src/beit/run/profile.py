@@ -1,0 +1,160 @@
+"""Where the time of some steps goes, for `run.profile`: by part of the step, and by operator.
+
+A callback of lightning-fabric, so that loops need not know it: the journal calls it before and
+after each step, Fabric after the set-up of the model.
+"""
+
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from lightning_fabric import Fabric
+from torch import nn
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
+from torch.profiler import ProfilerActivity, profile
+
+from beit.files import write_text
+from beit.run.directory import RunDirectory
+
+WARM_UP = 5  # steps before the profile begins
+DATA, TARGETS = "data wait", "masks, teacher or tokenizer"
+# By the names of PyTorch's operators; the first match counts.
+KINDS = {
+    "optimiser and clipping": ("adam", "optimizer", "foreach", "vector_norm", "clip_"),
+    "attention": ("attention", "aten::_softmax"),
+    "matrix products": ("mm", "matmul", "linear", "conv", "einsum"),
+    "normalisation and activation": ("norm", "gelu", "relu", "silu", "swish", "tanh", "sigmoid"),
+}
+OTHER = "other operators"
+
+
+class Stream(Protocol):
+    """The batches of a training; counts the seconds that the loop waited for them."""
+
+    wait_seconds: float
+
+
+class StepProfile:
+    """Profiles `num_steps` steps of a training and writes a trace and two tables."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps, self._taken = num_steps, 0
+        self._parts: dict[str, float] = defaultdict(float)  # seconds of all profiled steps
+        self._profiler: profile | None = None
+        self._hooks: list[Any] = []
+
+    # ── called by Fabric and the journal ────────────────────────────────────────────────────────
+
+    def on_after_setup(self, fabric: Fabric, module: nn.Module) -> None:
+        """Mark where the model's forward and backward pass begin and end."""
+        self._fabric, self._device = fabric, fabric.device
+        module.register_forward_pre_hook(lambda *_: self._mark(TARGETS))
+        module.register_forward_hook(lambda *_: self._mark("forward"))
+        backward = fabric.backward
+
+        def marked(*arguments: Any, **options: Any) -> None:
+            self._mark("loss")
+            backward(*arguments, **options)
+            self._mark("backward")
+
+        fabric.backward = marked  # type: ignore[method-assign]
+
+    def on_step_start(self, stream: Stream) -> None:
+        """Begin to profile after the warm-up."""
+        self._taken += 1
+        if self._taken == WARM_UP + 1:
+            activities = [ProfilerActivity.CPU]
+            activities += [ProfilerActivity.CUDA] * (self._device.type == "cuda")
+            self._hooks = [
+                register_optimizer_step_pre_hook(lambda *_: self._mark("metrics and clipping")),
+                register_optimizer_step_post_hook(lambda *_: self._mark("optimiser")),
+            ]
+            self._profiler = profile(activities=activities)
+            self._profiler.start()
+        self._waited, self._last = stream.wait_seconds, self._now()
+
+    def on_step_end(self, stream: Stream, directory: RunDirectory, last: bool) -> None:
+        """Add up the step; after the last one to profile, or of the run, write the files."""
+        if self._profiler is None:
+            return
+        self._mark("rest of the step")
+        waited = stream.wait_seconds - self._waited
+        self._parts[DATA] += waited
+        self._parts[TARGETS] -= waited  # between the last step and the model
+        if last or self._taken == WARM_UP + self._num_steps:
+            self._write(directory)
+
+    def _write(self, directory: RunDirectory) -> None:
+        """Stop the profile; the first process writes what it measured."""
+        assert self._profiler is not None
+        self._profiler.stop()
+        for hook in self._hooks:
+            hook.remove()
+        if self._fabric.is_global_zero:
+            self._profiler.export_chrome_trace(str(directory.path / "trace.json.gz"))
+            on_gpu = self._device.type == "cuda"
+            operators = by_kind(self._profiler.key_averages(), on_gpu)
+            write_text(directory.path / "profile.md", self._tables(operators, on_gpu))
+        self._profiler = None
+
+    # ── measuring ───────────────────────────────────────────────────────────────────────────────
+
+    def _now(self) -> float:
+        """Return the time when the device has done what it was given."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def _mark(self, part: str) -> None:
+        """Count the time since the last mark for a part of the step."""
+        if self._profiler is not None:
+            now = self._now()
+            self._parts[part] += now - self._last
+            self._last = now
+
+    def _tables(self, operators: Mapping[str, float], on_gpu: bool) -> str:
+        steps = self._taken - WARM_UP
+        where = "GPU" if on_gpu else "CPU"
+        note = " Between two parts the loop waits for the GPU." if on_gpu else ""
+        return (
+            f"{steps} steps after {WARM_UP} of warm-up, with PyTorch's profiler, which takes time "
+            f"itself.{note}\n\n"
+            + _table("part of the step", self._parts, steps)
+            + f"\n{where} time by operator:\n\n"
+            + _table("operators", operators, steps)
+        )
+
+
+def by_kind(events: Any, on_gpu: bool) -> dict[str, float]:
+    """Add up the seconds of the profiler's operators by their kind, without those they call."""
+    seconds = dict.fromkeys((*KINDS, OTHER), 0.0)
+    for event in events:
+        if event.device_type.name == "CPU":  # GPU time too is of an operator
+            micro = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+            seconds[kind_of(event.key)] += micro / 1e6
+    return seconds
+
+
+def kind_of(operator: str) -> str:
+    """Return the kind of an operator by its name."""
+    name = operator.lower()
+    return next((kind for kind, parts in KINDS.items() if any(p in name for p in parts)), OTHER)
+
+
+def _table(title: str, seconds: Mapping[str, float], steps: int) -> str:
+    total = sum(seconds.values()) or 1.0
+    rows = [
+        f"| {name} | {value / steps * 1e3:.1f} | {value / total:.0%} |"
+        for name, value in sorted(seconds.items(), key=lambda item: -item[1])
+    ]
+    return "\n".join([f"| {title} | ms a step | share |", "|---|---|---|", *rows, ""])
+
+
+def callbacks(num_steps: int) -> list[Any]:
+    """Return the callbacks of a training that profiles so many steps; none for 0."""
+    return [StepProfile(num_steps)] if num_steps else []

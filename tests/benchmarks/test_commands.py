@@ -1,0 +1,50 @@
+"""The commands that print tables run in miniature, and write what they measured."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+
+def run(script, *arguments):
+    command = [sys.executable, script, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def test_the_table(benchmarks, tmp_path):
+    shown = run(benchmarks / "table.py", "--miniature", "--results", tmp_path)
+    [file] = tmp_path.glob("table-*-miniature.json")
+    result = json.loads(file.read_text())
+    assert {"cpu", "bf16_instructions", "threads", "torch", "timm"} <= result["machine"].keys()
+    for row in result["table"]:
+        assert f"| {' | '.join(row[name] for name in row)} |" in shown
+    assert set(result["parts"]) >= {"preset", "step", "backbone", "loader", "quantizer", "chain"}
+
+
+def test_the_gpu_command_resumes_its_chain(benchmarks, tmp_path):
+    arguments = ["--miniature", "--results", tmp_path, "--runs", tmp_path / "runs"]
+    run(benchmarks / "gpu.py", *arguments, "--only", "chain", "--minutes", 0)
+    [file] = tmp_path.glob("gpu-*.json")
+    assert json.loads(file.read_text())["chain"] == [
+        {"verb": "train-tokenizer", "skipped": "no time left", "metrics": {}}
+    ]
+    run(benchmarks / "gpu.py", *arguments, "--minutes", 60)
+    result = json.loads(file.read_text())
+    assert [part["verb"] for part in result["chain"][1:]] == [
+        *("train-tokenizer", "pretrain", "probe"),
+    ]
+    assert {row["way"] for row in result["steps"][0]["ways"]} == {"ours", "published"}
+    assert {"backbone", "peers", "loader"} <= result.keys()
+
+
+def test_the_memory_table(benchmarks, tmp_path):
+    sizes = ["--size", "Ti", "--image-size", 32, "--batch", 2, "--results", tmp_path]
+    run(benchmarks / "memory.py", *sizes)
+    rows = json.loads((tmp_path / "memory-cpu-32.json").read_text())["rows"]
+    assert [(row["checkpointing"], row["how"]) for row in rows] == [
+        (False, "measured"),
+        (True, "measured"),
+    ]
