@@ -315,14 +315,15 @@ def test_a_loss_that_is_not_finite_stops_the_run(
     tmp_path, trained_tokenizer, pretrain_config, monkeypatch
 ):
     calls = iter(range(1, 100))
-    losses = loop.losses
+    predict = loop.predict
 
-    def broken(*arguments: object) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        patch_loss, *others = losses(*arguments)  # type: ignore[arg-type]
-        return patch_loss * (float("inf") if next(calls) >= 5 else 1.0), *others
+    def broken(*arguments: object) -> dict[str, Tensor]:
+        measured = predict(*arguments)  # type: ignore[arg-type]
+        factor = float("inf") if next(calls) >= 5 else 1.0
+        return measured | {"patch_loss": factor * measured["patch_loss"]}
 
     config = pretrain_config(tmp_path / "run", trained_tokenizer)
-    monkeypatch.setattr(loop, "losses", broken)
+    monkeypatch.setattr(loop, "predict", broken)
     with pytest.raises(ValueError, match=r"loss is (nan|inf) at step 6, .*step-000000004\.pt"):
         pretrain.run(replace(config, data=replace(config.data, validation="")))
     assert not (tmp_path / "run" / "weights.safetensors").exists()

@@ -14,10 +14,11 @@ from lightning_fabric.wrappers import _FabricModule
 from torch import Tensor
 from torch.optim import Optimizer
 
+from beit.data.batch import Batch
 from beit.data.order import seed_torch, step_generator
 from beit.nn.losses import masked_losses
 from beit.nn.masking import MaskConfig, draw_masks, patches_to_predict
-from beit.nn.mim import MaskedImageModel
+from beit.nn.mim import MaskedImageModel, MaskedLosses
 from beit.nn.target_metrics import Target, explained_from_error, target_metrics
 from beit.pretraining.validation import Validation, knn_check, validate
 from beit.run.journal import Journal
@@ -66,7 +67,7 @@ def train(
     Returns: the metrics of the last validation; empty without one
     """
     fabric, optim, seed, optimizer = parts.fabric, parts.optim, parts.seed, parts.optimizer
-    model, grid, exact = parts.model, parts.mim.config.backbone.grid, parts.mask.exact
+    model, grid = parts.model, parts.mim.config.backbone.grid
     rank, world_size = fabric.global_rank, fabric.world_size
     shape = (optim.accumulate, world_size, optim.micro_batch_size(world_size), -1)
     validated: dict[str, float] = {}
@@ -83,19 +84,11 @@ def train(
             masks = masks.view(shape)[:, rank]  # (micro-steps, B, M)
             for micro, batch in enumerate(journal.micro_batches()):
                 masked = masks[micro].to(fabric.device, non_blocking=True)  # (B, M)
-                predicted, weights = patches_to_predict(
-                    masked, grid, parts.everywhere, exact
-                )  # (B, M')
-                with torch.no_grad(), fabric.autocast():
-                    targets = parts.target.of(batch.target_images, predicted)  # (B, M'), or values
                 with fabric.no_backward_sync(model, enabled=micro + 1 < optim.accumulate):
-                    patch_loss, cls_loss, metrics = losses(
-                        parts, batch.images, masked, predicted, targets, weights
-                    )
-                    loss = patch_loss + cls_loss  # section 2.3: the sum of both
+                    measured = predict(parts, batch, masked)
+                    loss = measured["patch_loss"] + measured["cls_loss"]  # section 2.3
                     fabric.backward(loss / optim.accumulate)
-                journal.means.add({"loss": loss, "patch_loss": patch_loss, "cls_loss": cls_loss})
-                journal.means.add(metrics)
+                journal.means.add({"loss": loss, **measured})
             journal.means.add(clip_gradients(fabric, model, optimizer, optim.clip))
             optimizer.step()
             optimizer.zero_grad()
@@ -108,22 +101,22 @@ def train(
     return validated
 
 
-def losses(
-    parts: Pretraining,
-    images: Tensor,
-    masked: Tensor,
-    predicted: Tensor,
-    targets: Tensor,
-    weights: Tensor | None,
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """Return the losses () of the predictions from patches and from [CLS], and their metrics."""
-    kind = parts.target.kind
-    if kind == "tokens":
-        output = parts.model(images, masked, predicted, targets, weights)
-        return output.patch_loss, output.cls_loss, {"accuracy": output.accuracy}
-    prediction = parts.model(images, masked, predicted)
-    patch_loss, cls_loss = masked_losses(prediction, targets, parts.target.loss, weights)
-    return patch_loss, cls_loss, target_metrics(kind, prediction.logits, targets, weights)
+def predict(parts: Pretraining, batch: Batch, masked: Tensor) -> dict[str, Tensor]:
+    """Predict the targets of the masked patches (B, M), or of all patches.
+
+    Returns: () each, the losses of the predictions from patches and from [CLS], and metrics
+    """
+    grid, target = parts.mim.config.backbone.grid, parts.target
+    predicted, weights = patches_to_predict(masked, grid, parts.everywhere, parts.mask.exact)
+    with torch.no_grad(), parts.fabric.autocast():
+        targets = target.of(batch.target_images, predicted)  # (B, M') codes, or (B, M', T)
+    if target.kind == "tokens":
+        losses: MaskedLosses = parts.model(batch.images, masked, predicted, targets, weights)
+        return losses._asdict()
+    prediction = parts.model(batch.images, masked, predicted)
+    patch_loss, cls_loss = masked_losses(prediction, targets, target.loss, weights)
+    metrics = target_metrics(target.kind, prediction.logits, targets, weights)
+    return {"patch_loss": patch_loss, "cls_loss": cls_loss, **metrics}
 
 
 def evaluate(
