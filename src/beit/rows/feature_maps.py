@@ -17,8 +17,6 @@ from beit.data.source import Source
 from beit.files import replacing, user_path, write_text
 from beit.run.settings import first
 
-BATCH = 64  # images computed together
-PART_BATCHES = 16  # batches in a part at most; an interrupted computation repeats one part
 PART_BYTES = 1 << 28  # of a part at most, unless one batch is larger
 LAYOUT = 1  # of the files; part of the key
 
@@ -37,25 +35,36 @@ class FeatureMaps:
         gigabytes: size of all files
     """
 
-    batch_size = BATCH
-
     def __init__(
-        self, folder: str | Path, images: Source, shape: tuple[int, ...], about: Mapping[str, Any]
+        self,
+        folder: str | Path,
+        images: Source,
+        shape: tuple[int, ...],
+        about: Mapping[str, Any],
+        batch_size: int = 64,
+        part_size: int = 1024,
     ) -> None:
-        """Write nothing yet; `about` describes what the arrays depend on, as plain values."""
-        self.images, self._shape = images, shape
+        """Write nothing yet.
+
+        Args:
+            about: what the arrays depend on, as plain values
+            batch_size: images computed together
+            part_size: images per part at most; an interrupted computation repeats one part
+        """
+        self.images, self.batch_size, self._shape = images, batch_size, shape
         names = hashlib.blake2b(digest_size=8)
         for index in range(len(images)):
             names.update(images.name(index).encode(errors="surrogateescape") + b"\0")
         image_bytes = 2 * torch.Size(shape).numel()
         self._image_bytes = image_bytes
-        self._part_batches = max(1, min(PART_BATCHES, PART_BYTES // (BATCH * image_bytes)))
-        self._part_size = self._part_batches * BATCH
+        self._part_batches = max(1, min(part_size, PART_BYTES // image_bytes) // batch_size)
+        self._part_size = self._part_batches * batch_size
         settings = dict(about) | {
             "images": len(images),
             "checksum_of_names": names.hexdigest(),
             "shape": shape,
             "dtype": "bfloat16",
+            "batch_size": batch_size,
             "part_size": self._part_size,
             "layout": LAYOUT,
         }
@@ -67,7 +76,7 @@ class FeatureMaps:
 
     def batches(self, number: int) -> range:
         """Return the batches of a part."""
-        count = -(-len(self.images) // BATCH)
+        count = -(-len(self.images) // self.batch_size)
         return range(count)[number * self._part_batches :][: self._part_batches]
 
     def indices(self, number: int) -> range:
