@@ -2,10 +2,10 @@ import pytest
 import torch
 
 from beit.data.batches import DataConfig, EvalBatches, TrainBatches, first_images
-from beit.data.order import epoch_order
+from beit.data.order import epoch_order, sample_generator
 from beit.data.source import UnreadableImage
 from beit.data.sources import open_source
-from beit.data.views import EvalView, TrainViews, ViewConfig
+from beit.data.views import EvalView, TrainViews, ViewConfig, crop_box
 
 VIEWS = TrainViews(ViewConfig(), (8, 12), (4, 6))
 
@@ -40,9 +40,8 @@ def train(source, **options):
 def assert_equal(first, second):
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
-        for left, right in zip(one[:4], other[:4], strict=True):
-            assert torch.equal(left, right)
-        assert one.unreadable == other.unreadable
+        for left, right in zip(one, other, strict=True):
+            assert torch.equal(left, right) if isinstance(left, torch.Tensor) else left == right
 
 
 def test_steps_walk_through_the_epoch_order():
@@ -120,6 +119,21 @@ def test_equal_views_are_one_tensor_through_workers_too():
         )
         batch = next(iter(batches))
         assert batch.target_images is batch.images
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batch_says_where_each_crop_lies(workers):
+    batches = list(train(Holed(), num_steps=4, num_workers=workers))
+    assert {batch.crops.shape for batch in batches} == {(2, 5)}
+    crops = torch.cat([batch.crops for batch in batches])
+    for index, crop in zip(torch.cat([batch.indices for batch in batches]), crops, strict=True):
+        chances = torch.rand(45, generator=sample_generator(7, 0, int(index)), dtype=torch.float64)
+        box = crop_box(9, 11, ViewConfig(), chances[5:].tolist(), 12 / 8)
+        pixels = crop[:4] * torch.tensor([9, 11, 9, 11])
+        torch.testing.assert_close(pixels, torch.tensor(box).float())
+        assert crop[4] == (chances[0] < 0.5)
+    assert 0 < crops[:, 4].sum() < len(crops)
+    assert next(iter(EvalBatches(Holed(), EvalView((8, 8)), 5))).crops.shape == (0, 5)
 
 
 def test_too_few_images_for_a_step_names_the_numbers():

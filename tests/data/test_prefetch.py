@@ -16,13 +16,14 @@ def test_cpu_batches_pass_unchanged():
 
 
 def test_all_tensors_move_and_equal_ones_move_once():
-    with_maps = batch(0)._replace(label_maps=torch.ones(2, 4, 5, dtype=torch.uint8))
+    label_maps = torch.ones(2, 4, 5, dtype=torch.uint8)
+    with_maps = batch(0)._replace(label_maps=label_maps, crops=torch.zeros(2, 5))
     empty = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
     none = Batch(empty, empty, torch.empty(0).long(), torch.empty(0).long(), ["a: b"])
     for before, moved in zip((with_maps, none), prefetch([with_maps, none], "meta"), strict=True):
         assert moved.target_images is moved.images
         assert moved.unreadable == ["a: b"]
-        for name in ("images", "labels", "indices", "label_maps"):
+        for name in ("images", "labels", "indices", "label_maps", "crops"):
             assert getattr(moved, name).device.type == "meta"
             assert getattr(moved, name).shape == getattr(before, name).shape
     other = batch(0)._replace(target_images=torch.zeros(2, 3, 2, 2, dtype=torch.uint8))

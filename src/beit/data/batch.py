@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 NO_LABEL_MAPS = torch.empty(0, dtype=torch.uint8)
+NO_CROPS = torch.empty(0, 5)
 
 
 class Batch(NamedTuple):
@@ -21,3 +22,5 @@ class Batch(NamedTuple):
     indices: Tensor  # (B,) int64, indices of the images in the source
     unreadable: list[str]  # "name: reason" of unreadable images
     label_maps: Tensor = NO_LABEL_MAPS  # (B, H, W) uint8, 255 where ignored
+    # (B, 5) of random crops: top, left, height, width as shares of the image; 1 if mirrored, else 0
+    crops: Tensor = NO_CROPS

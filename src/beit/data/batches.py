@@ -11,6 +11,7 @@ from beit.data.batch import Batch
 from beit.data.class_names import some
 from beit.data.order import balanced_order, epoch_order, sample_generator
 from beit.data.source import Source, UnreadableImage
+from beit.data.views import Sample, TrainViews
 from beit.data.workers import computed
 
 FIELDS = ("images", "target_images")  # fields of a batch that hold the views of an image
@@ -112,6 +113,8 @@ class TrainBatches:
         self.start_step, self.num_steps, self.accumulate = start_step, num_steps, accumulate
         self._repeats, self._balance = repeats, balance
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
+        if isinstance(views, TrainViews):
+            views, fields = views.sample, Sample._fields
         self._reader, self._num_workers = _Reader(source, views, fields, seed), num_workers
         self._seed, self._num_images = seed, len(source)
         self._images_per_step = step_size // repeats

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,6 +57,14 @@ class ViewConfig:
             raise ValueError(f"color_jitter must be in [0, 1], got {self.color_jitter}")
 
 
+class Sample(NamedTuple):
+    """What a batch holds of one image, by the names of its fields."""
+
+    images: Tensor  # (3, H, W) uint8
+    target_images: Tensor  # (3, H', W') uint8; the same tensor if sizes are equal
+    crops: Tensor  # (5,), see `Batch.crops`
+
+
 class TrainViews:
     """Two views of one random crop that differ in size only: for the model and for its target.
 
@@ -76,12 +85,18 @@ class TrainViews:
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return views (3, H', W') uint8 of (3, H, W) uint8; the same tensor if sizes are equal."""
+        sample = self.sample(image, generator)
+        return sample.images, sample.target_images
+
+    def sample(self, image: Tensor, generator: torch.Generator) -> Sample:
+        """Return the views of (3, H, W) uint8, and where their crop lies."""
         config, (_, height, width) = self.config, image.shape
         draws = torch.rand(5 + 4 * _CROP_TRIES, generator=generator, dtype=torch.float64).tolist()
         aspect = self.size[1] / self.size[0]
         top, left, box_height, box_width = crop_box(height, width, config, draws[5:], aspect)
         crop = image[:, top : top + box_height, left : left + box_width]
-        if draws[0] < config.flip:
+        mirrored = draws[0] < config.flip
+        if mirrored:
             crop = crop.flip(-1)
         view, same = _resized(crop, self.size), self.size == self.target_size
         resize = lanczos if self.by_lanczos else _resized
@@ -91,7 +106,8 @@ class TrainViews:
             order, mean = _ORDERS[int(draws[4] * len(_ORDERS))], _grey_mean(image)
             view = jittered(view, factors, order, mean)
             target = view if same else jittered(target, factors, order, mean)
-        return view, target
+        shares = (top / height, left / width, box_height / height, box_width / width)
+        return Sample(view, target, torch.tensor((*shares, float(mirrored))))
 
 
 class EvalView:
