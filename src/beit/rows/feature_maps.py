@@ -4,7 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from beit.data.source import Source
+from beit.data.source import Source, UnreadableImage
 from beit.files import replacing, user_path, write_text
 from beit.run.settings import first
 
 PART_BYTES = 1 << 28  # of a part at most, unless one batch is larger
 LAYOUT = 1  # of the files; part of the key
+_SAMPLED = 32  # images whose pixels are part of the key
 
 
 class FeatureMaps:
@@ -26,9 +27,8 @@ class FeatureMaps:
 
     KEY is a digest of all that the arrays depend on, which is also written to about.json: arrays of
     another model or of other images are in another folder and never mixed up. Images are known by
-    their names: one that was replaced under its name is not noticed. The interface is that of
-    `beit.rows.table.RowTable`, for `compute_table`; each array is the column `maps`. Unreadable
-    images have NaN.
+    their names and some of their pixels. The interface is that of `beit.rows.table.RowTable`, for
+    `compute_table`; each array is the column `maps`. Unreadable images have NaN.
 
     Attributes:
         output: FOLDER/KEY
@@ -52,16 +52,13 @@ class FeatureMaps:
             part_size: images per part at most; an interrupted computation repeats one part
         """
         self.images, self.batch_size, self._shape = images, batch_size, shape
-        names = hashlib.blake2b(digest_size=8)
-        for index in range(len(images)):
-            names.update(images.name(index).encode(errors="surrogateescape") + b"\0")
         image_bytes = 2 * torch.Size(shape).numel()
         self._image_bytes = image_bytes
         self._part_batches = max(1, min(part_size, PART_BYTES // image_bytes) // batch_size)
         self._part_size = self._part_batches * batch_size
         settings = dict(about) | {
             "images": len(images),
-            "checksum_of_names": names.hexdigest(),
+            "checksum_of_images": _checksum(images),
             "shape": shape,
             "dtype": "bfloat16",
             "batch_size": batch_size,
@@ -73,6 +70,7 @@ class FeatureMaps:
         self.output = user_path(folder) / key
         self.gigabytes = len(images) * image_bytes / 1e9
         self._parts: list[Tensor] = []
+        self._without: set[int] = set()  # unreadable images
 
     def batches(self, number: int) -> range:
         """Return the batches of a part."""
@@ -136,12 +134,26 @@ class FeatureMaps:
                 f"{self.output} lacks {first(missing)}; all processes must see the same folder. "
                 "Run the command again to compute the missing parts"
             )
-        self._parts = [self._read(file)[0] for file in self._files()]
+        self._parts, self._without = [], set()
+        for number, file in enumerate(self._files()):
+            maps, unreadable = self._read(file)
+            self._parts.append(maps)
+            if unreadable:
+                rows = maps.flatten(1)[:, 0].isnan().nonzero().flatten().tolist()
+                self._without |= {self.indices(number)[row] for row in rows}
 
     def rows(self, indices: Sequence[int]) -> Iterator[Tensor]:
-        """Yield the array of each image, (*shape) bfloat16; after `open`."""
+        """Yield the array of each image, (*shape) bfloat16; after `open`.
+
+        Raises ValueError for an image that was unreadable.
+        """
         for index in indices:
             number, row = divmod(index, self._part_size)
+            if index in self._without:
+                raise ValueError(
+                    f"{self.images.name(index)} has no feature map, since it could not be read when "
+                    f"they were computed; delete {self._files()[number]} to compute its part again"
+                )
             yield self._parts[number][row]
 
     def _files(self) -> list[Path]:
@@ -157,6 +169,17 @@ class FeatureMaps:
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             advice = "delete it and run the command again"
             raise ValueError(f"{file} is damaged ({error}); {advice}") from error
+
+
+def _checksum(images: Source) -> str:
+    """Digest all names and, since another set can have the same names, a few images' pixels."""
+    digest = hashlib.blake2b(digest_size=8)
+    for index in range(len(images)):
+        digest.update(images.name(index).encode(errors="surrogateescape") + b"\0")
+    for index in range(0, len(images), -(-len(images) // _SAMPLED)):
+        with suppress(UnreadableImage):
+            digest.update(images.image(index).contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 class MapsPart:
