@@ -151,8 +151,8 @@ class FeatureMaps:
             number, row = divmod(index, self._part_size)
             if index in self._without:
                 raise ValueError(
-                    f"{self.images.name(index)} has no feature map, since it could not be read when "
-                    f"they were computed; delete {self._files()[number]} to compute its part again"
+                    f"{self.images.name(index)} has no feature map: it could not be read when they "
+                    f"were computed; delete {self._files()[number]} to compute its part again"
                 )
             yield self._parts[number][row]
 
