@@ -2,20 +2,19 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from beit.data.batch import Batch
-from beit.data.class_names import some
-from beit.data.order import balanced_order, epoch_order, sample_generator
+from beit.data.order import balanced_order, epoch_order
+from beit.data.prefetch import on_device
+from beit.data.reader import Key, Reader, with_colours
+from beit.data.resident import resident_reader
 from beit.data.source import Source, UnreadableImage
-from beit.data.views import Sample, TrainViews
 from beit.data.workers import computed
 
 FIELDS = ("images", "target_images")  # fields of a batch that hold the views of an image
-_MAX_REPLACEMENTS = 100  # unreadable images in a row
 
 
 @dataclass(frozen=True)
@@ -46,14 +45,6 @@ class DataConfig:
             raise ValueError(f"max_unreadable is a share in [0, 1], got {self.max_unreadable}")
 
 
-class Key(NamedTuple):
-    """Images and views of one batch."""
-
-    epoch: int
-    indices: list[int]
-    repeats: list[int]  # number of each view among the epoch's views of its image, from 0
-
-
 class TrainBatches:
     """Training batches from `start_step` to `num_steps`, `accumulate` for each step.
 
@@ -68,6 +59,9 @@ class TrainBatches:
 
     With `balance`, rare classes are drawn more often, see `balanced_order`; each repetition of an
     image in an epoch has its own view. At 0 the order is `epoch_order`.
+
+    Batches are on the CPU, or on a CUDA `device`, which then changes their colours, and cuts their
+    crops if all images have one size and are in memory.
     """
 
     def __init__(
@@ -86,6 +80,7 @@ class TrainBatches:
         repeats: int = 1,
         balance: float = 0.0,
         fields: tuple[str, ...] = FIELDS,
+        device: torch.device | str = "cpu",
     ) -> None:
         if batch_size < 1 or accumulate < 1 or not 0 <= rank < world_size:
             raise ValueError(
@@ -113,9 +108,9 @@ class TrainBatches:
         self.start_step, self.num_steps, self.accumulate = start_step, num_steps, accumulate
         self._repeats, self._balance = repeats, balance
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
-        if isinstance(views, TrainViews):
-            views, fields = views.sample, Sample._fields
-        self._reader, self._num_workers = _Reader(source, views, fields, seed), num_workers
+        self._reader, self._num_workers = Reader(source, views, fields, seed), num_workers
+        self._device = torch.device(device)
+        self._resident = resident_reader(source, views, seed, self._device)
         self._seed, self._num_images = seed, len(source)
         self._images_per_step = step_size // repeats
 
@@ -123,7 +118,15 @@ class TrainBatches:
         return max(0, self.num_steps - self.start_step) * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        return computed(self._reader, self._keys(), self._num_workers, self._reader.named)
+        reader, resident, device = self._reader, self._resident, self._device
+        todo = (self._keys(), self._num_workers, reader.named)
+        if device.type != "cuda":
+            return computed(resident or reader, *todo)
+        if resident is not None:
+            images = resident.images.to(device)
+            return (resident.cut(drawn, images) for drawn in computed(resident.draw, *todo))
+        read = computed(reader.read, *todo)
+        return (with_colours(on_device(batch, device), changes) for batch, changes in read)
 
     def _keys(self) -> Iterator[Key]:
         order_epoch, order, repeats = -1, torch.empty(0), torch.empty(0)  # images; earlier draws
@@ -174,7 +177,7 @@ class EvalBatches:
         if batches is not None:
             self._firsts = [number * batch_size for number in batches]
         self.source, self.num_images, self._batch_size = source, len(source), batch_size
-        self._reader, self._num_workers = _Reader(source, view, fields, None), num_workers
+        self._reader, self._num_workers = Reader(source, view, fields, None), num_workers
 
     def __len__(self) -> int:
         return len(self._firsts)
@@ -202,56 +205,3 @@ def first_images(source: Source, view: Callable[[Tensor], Tensor], count: int) -
         first = f"the first of them is {unreadable[0]}; repair or replace them"
         raise ValueError(f"none of {len(source)} images can be read, {first}")
     return torch.stack(images)
-
-
-class _Reader:
-    """Reads the batch of a key; with a seed, views are random and unreadable images replaced."""
-
-    def __init__(
-        self, source: Source, view: Callable[..., Any], fields: Sequence[str], seed: int | None
-    ) -> None:
-        self.source, self.view, self.fields, self.seed = source, view, fields, seed
-        self.labels = source.labels
-
-    def __call__(self, key: Key) -> Batch:
-        shown, unreadable, views = list[int](), list[str](), list[tuple[Tensor, ...]]()
-        for index, repeat in zip(key.indices, key.repeats, strict=True):
-            image, used = self._read(index, unreadable)
-            if image is None:
-                continue
-            if self.seed is None:
-                view = self.view(image)
-            else:
-                view = self.view(image, sample_generator(self.seed, key.epoch, index, repeat))
-            views.append(view if isinstance(view, tuple) else (view,))
-            shown.append(used)
-        indices = torch.tensor(shown, dtype=torch.int64)
-        labels = torch.full_like(indices, -1) if self.labels is None else self.labels[indices]
-        if not views:
-            empty = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
-            return Batch(empty, empty, labels, indices, unreadable)
-        columns = list(zip(*views, strict=True))
-        images = torch.stack(columns[0])
-        tensors = {"target_images": images} | {
-            name: images if column[0] is columns[0][0] else torch.stack(column)  # one size: equal
-            for name, column in zip(self.fields, columns, strict=True)
-        }
-        return Batch(**tensors, labels=labels, indices=indices, unreadable=unreadable)
-
-    def _read(self, index: int, unreadable: list[str]) -> tuple[Tensor | None, int]:
-        """Read an image, or with a seed the next readable one; return its index too."""
-        tries = 1 if self.seed is None else min(len(self.source), _MAX_REPLACEMENTS)
-        for attempt in range(tries):
-            used = (index + attempt) % len(self.source)
-            try:
-                return self.source.image(used), used
-            except UnreadableImage as error:
-                unreadable.append(str(error))
-        if self.seed is None:
-            return None, index
-        first = f"the first of them is {unreadable[-tries]}; repair or remove them"
-        raise ValueError(f"{tries} images in a row cannot be read, {first}")
-
-    def named(self, key: Key) -> str:
-        """Name the images of a key, a few of them if there are many."""
-        return some([self.source.name(index) for index in key.indices], 3)

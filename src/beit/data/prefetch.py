@@ -24,7 +24,7 @@ class Prefetch:
         if device.type == "cuda":
             self._batches = _ahead(batches, device)
         else:
-            self._batches = (_on_device(batch, device) for batch in batches)
+            self._batches = (on_device(batch, device) for batch in batches)
 
     def __iter__(self) -> Self:
         return self
@@ -46,12 +46,15 @@ def prefetch(batches: Iterable[Batch], device: torch.device | str) -> Prefetch:
     return Prefetch(batches, torch.device(device))
 
 
-def _on_device(batch: Batch, device: torch.device) -> Batch:
+def on_device(batch: Batch, device: torch.device) -> Batch:
+    """Copy what is not there yet to a device."""
     if device.type == "cpu":
         return batch
     cuda = device.type == "cuda"
     moved: dict[str, Any] = {
-        name: (tensor.pin_memory() if cuda else tensor).to(device, non_blocking=cuda)
+        name: (tensor.pin_memory() if cuda and tensor.is_cpu else tensor).to(
+            device, non_blocking=cuda
+        )
         for name, tensor in _tensors(batch).items()
         if name != "target_images" or tensor is not batch.images  # copied once
     }
@@ -80,7 +83,7 @@ def _ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
         try:
             with torch.cuda.device(device), torch.cuda.stream(stream):
                 for batch in batches:
-                    offer((_on_device(batch, device), stream.record_event()))
+                    offer((on_device(batch, device), stream.record_event()))
                     if stopped.is_set():
                         return
             offer(None)

@@ -160,6 +160,13 @@ class CachedSource:
         self.labels, self.class_names = source.labels, source.class_names
         self.why_unlabelled = source.why_unlabelled
 
+    @property
+    def whole(self) -> Tensor | None:
+        """All images (n, 3, H, W) uint8 if they have one size and can be read."""
+        if isinstance(self._images, list) or self._unreadable:
+            return None
+        return self._images
+
     def __len__(self) -> int:
         return len(self._source)
 

@@ -6,20 +6,19 @@ Training views follow docs/reference/pretraining.md, "Augmentation".
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import permutations
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from beit.nn.resample import lanczos
+from beit.data.colours import draw_changes, grey_mean, recoloured
+from beit.nn.resample import bicubic_crops, lanczos
 
 Size = tuple[int, int]  # height, width
 Box = tuple[int, int, int, int]  # top, left, height, width
 
-_LUMA = (0.299, 0.587, 0.114)
-_ORDERS = list(permutations(("brightness", "contrast", "saturation")))
 _CROP_TRIES = 10  # as published; then the largest central box of an allowed ratio is used
 _LONGEST = 32  # of an image longer than so many views, such as a line, the ends are cut off
 
@@ -58,11 +57,24 @@ class ViewConfig:
 
 
 class Sample(NamedTuple):
-    """What a batch holds of one image, by the names of its fields."""
+    """What a batch holds of one image, by the names of its fields; its colours not yet changed."""
 
     images: Tensor  # (3, H, W) uint8
     target_images: Tensor  # (3, H', W') uint8; the same tensor if sizes are equal
     crops: Tensor  # (5,), see `Batch.crops`
+    changes: Tensor  # (3, 3) for `recoloured`, (0, 3) without jitter
+
+
+class Crops(NamedTuple):
+    """Random crops of B images."""
+
+    boxes: Tensor  # (B, 4) int64: top, left, height, width
+    mirrored: Tensor  # (B,) bool
+
+    def shares(self, height: int, width: int) -> Tensor:
+        """Return `Batch.crops`."""
+        sides = torch.tensor([height, width, height, width])
+        return torch.cat([self.boxes.double() / sides, self.mirrored[:, None]], dim=1).float()
 
 
 class TrainViews:
@@ -86,28 +98,56 @@ class TrainViews:
     def __call__(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return views (3, H', W') uint8 of (3, H, W) uint8; the same tensor if sizes are equal."""
         sample = self.sample(image, generator)
-        return sample.images, sample.target_images
+        sizes = [sample.images] if self.size == self.target_size else sample[:2]
+        views = [recoloured(view[None], sample.changes[None])[0] for view in sizes]
+        return views[0], views[-1]
 
     def sample(self, image: Tensor, generator: torch.Generator) -> Sample:
-        """Return the views of (3, H, W) uint8, and where their crop lies."""
-        config, (_, height, width) = self.config, image.shape
-        draws = torch.rand(5 + 4 * _CROP_TRIES, generator=generator, dtype=torch.float64).tolist()
-        aspect = self.size[1] / self.size[0]
-        top, left, box_height, box_width = crop_box(height, width, config, draws[5:], aspect)
-        crop = image[:, top : top + box_height, left : left + box_width]
-        mirrored = draws[0] < config.flip
-        if mirrored:
+        """Return the views of (3, H, W) uint8, their crop and the changes of their colours."""
+        _, height, width = image.shape
+        draws = random_draws([generator])
+        crops, mean = self.crops(height, width, draws), 0.0
+        top, left, box_height, box_width = crops.boxes[0].tolist()
+        crop = image[None, :, top : top + box_height, left : left + box_width]
+        crop = crop.contiguous(memory_format=torch.channels_last)
+        if crops.mirrored:
             crop = crop.flip(-1)
-        view, same = _resized(crop, self.size), self.size == self.target_size
-        resize = lanczos if self.by_lanczos else _resized
-        target = view if same else resize(crop, self.target_size)
-        if config.color_jitter > 0:
-            factors = [1 + config.color_jitter * (2 * draw - 1) for draw in draws[1:4]]
-            order, mean = _ORDERS[int(draws[4] * len(_ORDERS))], _grey_mean(image)
-            view = jittered(view, factors, order, mean)
-            target = view if same else jittered(target, factors, order, mean)
-        shares = (top / height, left / width, box_height / height, box_width / width)
-        return Sample(view, target, torch.tensor((*shares, float(mirrored))))
+        view, same = resized(crop, self.size)[0], self.size == self.target_size
+        resize = lanczos if self.by_lanczos else resized
+        target = view if same else resize(crop, self.target_size)[0]
+        if self.config.color_jitter > 0:
+            mean = float(grey_mean(image))
+        changes = self.changes(draws, [mean])
+        return Sample(view, target, crops.shares(height, width)[0], changes[0])
+
+    def samples(self, images: Tensor, crops: Crops) -> tuple[Tensor, Tensor]:
+        """Return the views of whole images (B, 3, H, W) uint8 at once, on their device."""
+        views = [
+            bicubic_crops(images, crops.boxes, crops.mirrored, size)
+            for size in dict.fromkeys((self.size, self.target_size))
+        ]
+        return views[0], views[-1]
+
+    def crops(self, height: int, width: int, draws: Tensor) -> Crops:
+        """Return the crops of images of one size from `random_draws`."""
+        boxes = crop_boxes(height, width, self.config, draws[:, 5:], self.size[1] / self.size[0])
+        return Crops(boxes, draws[:, 0] < self.config.flip)
+
+    def changes(self, draws: Tensor, grey_means: Sequence[float]) -> Tensor:
+        """Return the changes of colours (B, 3, 3), (B, 0, 3) without jitter, for `recoloured`."""
+        strength = self.config.color_jitter
+        if not strength > 0:
+            return torch.empty(len(draws), 0, 3)
+        pairs = zip(draws[:, 1:5].tolist(), grey_means, strict=True)
+        return torch.tensor([draw_changes(strength, draw, mean) for draw, mean in pairs])
+
+
+def random_draws(generators: Sequence[torch.Generator]) -> Tensor:
+    """Draw what a view needs from the generator of each of B images: (B, 45) float64 in [0, 1)."""
+    draws = torch.empty(len(generators), 5 + 4 * _CROP_TRIES, dtype=torch.float64)
+    for row, generator in zip(draws.unbind(), generators, strict=True):
+        row.uniform_(generator=generator)
+    return draws
 
 
 class EvalView:
@@ -137,75 +177,56 @@ class EvalView:
         image = image[:, top : top + longest_height, left : left + longest_width]
         height, width = image.shape[-2:]
         if least_height * width >= least_width * height:  # limited by the height
-            resized = (least_height, max(least_width, least_height * width // height))
+            size = (least_height, max(least_width, least_height * width // height))
         else:
-            resized = (max(least_height, least_width * height // width), least_width)
-        return _resized(image, resized)
+            size = (max(least_height, least_width * height // width), least_width)
+        return resized(image[None], size)[0]
 
 
-def crop_box(
-    height: int, width: int, config: ViewConfig, draws: list[float], aspect: float = 1.0
-) -> Box:
-    """Return the box of a random resized crop from random numbers in [0, 1), four per attempt.
+def crop_boxes(
+    height: int, width: int, config: ViewConfig, draws: Tensor, aspect: float = 1.0
+) -> Tensor:
+    """Return boxes of random resized crops of B images of one size: (B, 4) int64.
 
-    Its ratios are relative to `aspect`, width over height of the view, so that shapes keep theirs
-    on average.
+    `draws` (B, 4 * tries) are random numbers in [0, 1), four per attempt; the first box inside the
+    image is taken. Its ratios are relative to `aspect`, width over height of the view, so that
+    shapes keep theirs on average.
     """
     min_ratio, max_ratio = config.min_ratio * aspect, config.max_ratio * aspect
     log_ratios = (math.log(min_ratio), math.log(max_ratio))
-    for attempt in range(len(draws) // 4):
-        scale_draw, ratio_draw, top_draw, left_draw = draws[4 * attempt : 4 * attempt + 4]
-        scale = config.min_scale + scale_draw * (config.max_scale - config.min_scale)
-        area = scale * height * width
-        ratio = math.exp(log_ratios[0] + ratio_draw * (log_ratios[1] - log_ratios[0]))
-        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            top = int(top_draw * (height - box_height + 1))
-            left = int(left_draw * (width - box_width + 1))
-            return top, left, box_height, box_width
+    scales, ratios, tops, lefts = np.moveaxis(draws.numpy().reshape(len(draws), -1, 4), -1, 0)
+    areas = (config.min_scale + scales * (config.max_scale - config.min_scale)) * height * width
+    logs = log_ratios[0] + ratios * (log_ratios[1] - log_ratios[0])
+    # NumPy's exp can differ from this one in the last bit.
+    ratios = np.array(list(map(math.exp, logs.ravel().tolist()))).reshape(logs.shape)
+    widths, heights = np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
+    tops, lefts = np.floor(tops * (height - heights + 1)), np.floor(lefts * (width - widths + 1))
+    inside = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)  # (B, tries)
+    boxes = np.stack([tops, lefts, heights, widths], axis=-1).astype(np.int64)
+    chosen = boxes[np.arange(len(boxes)), inside.argmax(axis=1)]  # (B, 4)
+    chosen[~inside.any(axis=1)] = _central_box(height, width, min_ratio, max_ratio)
+    return torch.from_numpy(chosen)
+
+
+def _central_box(height: int, width: int, min_ratio: float, max_ratio: float) -> Box:
+    """Return the largest central box of an allowed ratio."""
+    box_height, box_width = height, width
     if width < min_ratio * height:
-        box_height, box_width = max(1, round(width / min_ratio)), width
+        box_height = max(1, round(width / min_ratio))
     elif width > max_ratio * height:
-        box_height, box_width = height, max(1, round(height * max_ratio))
-    else:
-        box_height, box_width = height, width
+        box_width = max(1, round(height * max_ratio))
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
-def jittered(image: Tensor, factors: list[float], order: Sequence[str], grey_mean: float) -> Tensor:
-    """Change brightness, contrast and saturation of (3, H, W) uint8 in an order, by their factors.
+def resized(images: Tensor, size: Size) -> Tensor:
+    """Resize (B, 3, H, W) uint8 by antialiased bicubic interpolation.
 
-    `grey_mean` is the mean luma of the whole image, for contrast.
+    With the channels last, as decoders give them, torch is faster; pixels are the same.
     """
-    brightness, contrast, saturation = factors
-    colours = image.to(torch.float32, memory_format=torch.contiguous_format)
-    for change in order:
-        if change == "brightness":
-            colours.mul_(brightness)
-            grey_mean = min(grey_mean * brightness, 255.0)
-        elif change == "contrast":
-            colours.mul_(contrast).add_(grey_mean * (1 - contrast))
-        else:
-            red, green, blue = colours
-            luma = red * _LUMA[0]
-            luma.add_(green * _LUMA[1]).add_(blue * _LUMA[2]).mul_(1 - saturation)
-            colours.mul_(saturation).add_(luma)
-        colours.clamp_(0, 255)
-    return colours.add_(0.5).to(torch.uint8)
-
-
-def _grey_mean(image: Tensor) -> float:
-    """Return the mean luma of (3, H, W) uint8, from exact integer sums."""
-    red, green, blue = image.flatten(1).sum(1).tolist()
-    total = _LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue
-    return float(total / (image.shape[-2] * image.shape[-1]))
-
-
-def _resized(image: Tensor, size: Size) -> Tensor:
-    """Resize (3, H, W) uint8 by antialiased bicubic interpolation."""
-    if tuple(image.shape[-2:]) == tuple(size):
-        return image.contiguous()
-    return functional.interpolate(image[None], size, mode="bicubic", antialias=True)[0].contiguous()
+    if tuple(images.shape[-2:]) != tuple(size):
+        images = images.contiguous(memory_format=torch.channels_last)
+        images = functional.interpolate(images, size, mode="bicubic", antialias=True)
+    return images.contiguous()
 
 
 def _checked_size(name: str, size: Size) -> tuple[int, int]:

@@ -55,6 +55,7 @@ def train_batches(
         rank=fabric.global_rank,
         world_size=fabric.world_size,
         num_workers=config.data.num_workers,
+        device=fabric.device,
         **settings,
     )
 

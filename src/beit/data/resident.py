@@ -1,0 +1,71 @@
+"""Batches from images of one size in memory: cut and resized a batch at a time, on any device.
+
+The batches are those of `Reader`. Resampling is a matrix product with all pixels of an image, so
+on a CPU it is faster than image by image only for small ones.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from beit.data.batch import Batch
+from beit.data.colours import grey_mean
+from beit.data.reader import Key, with_colours
+from beit.data.source import Source
+from beit.data.sources import CachedSource
+from beit.data.views import Crops, TrainViews, random_draws
+
+_LONGEST = {"cpu": 40, "cuda": 256}  # sides of images and views
+
+
+class Drawn(NamedTuple):
+    """All that is random in a batch."""
+
+    indices: Tensor  # (B,) int64
+    crops: Crops
+    changes: Tensor  # (B, 3, 3) for `recoloured`, (B, 0, 3) without jitter
+
+
+class ResidentReader:
+    """Reads the batch of a key from all `images` (n, 3, H, W) uint8 of a source."""
+
+    def __init__(self, images: Tensor, source: Source, views: TrainViews, seed: int) -> None:
+        self.images, self.views, self.seed = images, views, seed
+        self.labels = torch.full((len(images),), -1) if source.labels is None else source.labels
+        self._grey_means = grey_mean(images) if views.config.color_jitter > 0 else None
+
+    def __call__(self, key: Key) -> Batch:
+        """Read a batch whole, on the device of the images."""
+        return self.cut(self.draw(key), self.images)
+
+    def draw(self, key: Key) -> Drawn:
+        """Draw the crops of a batch and the changes of its colours."""
+        height, width = self.images.shape[-2:]
+        draws = random_draws(key.generators(self.seed))
+        means = [] if self._grey_means is None else self._grey_means[key.indices].tolist()
+        crops = self.views.crops(height, width, draws)
+        return Drawn(torch.tensor(key.indices), crops, self.views.changes(draws, means))
+
+    def cut(self, drawn: Drawn, images: Tensor) -> Batch:
+        """Cut the views of a batch out of all images, on their device."""
+        indices, crops, changes = drawn
+        chosen = images.index_select(0, indices.to(images.device))
+        views = self.views.samples(chosen, crops)
+        shares = crops.shares(*images.shape[-2:])
+        batch = Batch(*views, self.labels[indices], indices, [], crops=shares)
+        return with_colours(batch, changes)
+
+
+def resident_reader(
+    source: Source, views: object, seed: int, device: torch.device
+) -> ResidentReader | None:
+    """Return the reader of a set that is in memory, if it is faster on the device; else None."""
+    images = source.whole if isinstance(source, CachedSource) else None
+    if images is None or images.shape[1] != 3 or not isinstance(views, TrainViews):
+        return None
+    longest = max(*images.shape[-2:], *views.size, *views.target_size)
+    lanczos = views.by_lanczos and views.size != views.target_size
+    if lanczos or longest > _LONGEST.get(device.type, 0):
+        return None
+    return ResidentReader(images, source, views, seed)
