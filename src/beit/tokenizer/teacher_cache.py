@@ -7,14 +7,13 @@ This differs from the teacher's features of the view itself: docs/tokenizer.md h
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from beit.data.batch import Batch
 from beit.data.batches import DataConfig
 from beit.data.source import Source
-from beit.data.views import TrainViews
+from beit.data.views import TrainViews, resized
 from beit.nn.losses import cosine_distance
 from beit.nn.map_crops import crop_maps
 from beit.rows.compute import compute_table, fingerprint
@@ -50,9 +49,7 @@ def compute_maps(
 
     def whole(image: Tensor) -> Tensor:
         """Resize an image (3, H, W) uint8 as a view of all of it."""
-        if tuple(image.shape[-2:]) == size:
-            return image
-        return F.interpolate(image[None], size, mode="bicubic", antialias=True)[0]
+        return resized(image[None], size)[0]
 
     def compute(batch: Tensor) -> dict[str, Tensor]:
         """Compute the maps (B, 1 or 2, h, w, T) of images and their mirror images."""
