@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from beit.data.colours import draw_changes, recoloured
 from beit.data.order import sample_generator
-from beit.data.views import EvalView, TrainViews, ViewConfig, crop_boxes
+from beit.data.views import EvalView, TrainViews, ViewConfig, crop_box
 from beit.nn.resample import lanczos
 
 
@@ -21,34 +21,6 @@ def picture(height=37, width=53, low=0, high=256):
 
 def bicubic(image, size):
     return transforms.resize(image, list(size), InterpolationMode.BICUBIC, antialias=True)
-
-
-def crop_box(height, width, config, draws, aspect=1.0):
-    """One image at a time, in plain Python: what `crop_boxes` has to equal to the bit."""
-    min_ratio, max_ratio = config.min_ratio * aspect, config.max_ratio * aspect
-    log_ratios = (math.log(min_ratio), math.log(max_ratio))
-    for attempt in range(len(draws) // 4):
-        scale_draw, ratio_draw, top_draw, left_draw = draws[4 * attempt : 4 * attempt + 4]
-        scale = config.min_scale + scale_draw * (config.max_scale - config.min_scale)
-        area = scale * height * width
-        ratio = math.exp(log_ratios[0] + ratio_draw * (log_ratios[1] - log_ratios[0]))
-        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            top = int(top_draw * (height - box_height + 1))
-            left = int(left_draw * (width - box_width + 1))
-            return top, left, box_height, box_width
-    if width < min_ratio * height:
-        box_height, box_width = max(1, round(width / min_ratio)), width
-    elif width > max_ratio * height:
-        box_height, box_width = height, max(1, round(height * max_ratio))
-    else:
-        box_height, box_width = height, width
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
-
-
-def one_box(height, width, config, draws, aspect=1.0):
-    draws = torch.tensor([draws], dtype=torch.float64)
-    return tuple(crop_boxes(height, width, config, draws, aspect)[0].tolist())
 
 
 PLAIN = ViewConfig(
@@ -86,7 +58,7 @@ def test_the_tokenizers_view_by_lanczos_is_of_the_same_crop():
     )
     height, width = picture().shape[-2:]
     chances = torch.rand(45, generator=sample_generator(0, 1, 2), dtype=torch.float64).tolist()
-    top, left, box_height, box_width = one_box(height, width, config, chances[5:], 24 / 16)
+    top, left, box_height, box_width = crop_box(height, width, config, chances[5:], 24 / 16)
     crop = picture()[:, top : top + box_height, left : left + box_width]
     assert torch.equal(small, lanczos(crop, (8, 12)))
     assert torch.equal(student, bicubic(crop, (16, 24)))
@@ -130,20 +102,11 @@ def test_jitter_last_equals_the_published_order():
         assert (naive.int() - ours.int()).abs().max() <= 4
 
 
-@pytest.mark.parametrize("size", [(37, 53), (90, 20), (32, 32), (3, 100)])
-@pytest.mark.parametrize("config", [ViewConfig(), ViewConfig(min_scale=0.6), PLAIN])
-def test_boxes_of_many_images_are_those_of_one_after_another(size, config):
-    draws = torch.rand(300, 40, generator=sample_generator(0, 0, 0), dtype=torch.float64)
-    for aspect in (1.0, 1.7):
-        naive = [crop_box(*size, config, row, aspect) for row in draws.tolist()]
-        assert crop_boxes(*size, config, draws, aspect).tolist() == [list(box) for box in naive]
-
-
 def test_crop_boxes_lie_inside_and_keep_to_the_config():
     config = ViewConfig(min_scale=0.3, max_scale=0.6)
     for index in range(300):
         chances = torch.rand(40, generator=sample_generator(0, 0, index)).tolist()
-        top, left, height, width = one_box(37, 53, config, chances)
+        top, left, height, width = crop_box(37, 53, config, chances)
         assert 0 <= top <= 37 - height
         assert 0 <= left <= 53 - width
         assert 0.25 <= height * width / (37 * 53) <= 0.65  # sides are rounded
@@ -154,7 +117,7 @@ def test_at_an_aspect_of_one_the_boxes_are_those_of_the_config_alone():
     config = ViewConfig(min_scale=0.1)
     for index in range(50):
         chances = torch.rand(40, generator=sample_generator(0, 0, index)).tolist()
-        assert one_box(37, 53, config, chances) == one_box(37, 53, config, chances, 1.0)
+        assert crop_box(37, 53, config, chances) == crop_box(37, 53, config, chances, 1.0)
 
 
 @pytest.mark.parametrize("size", [(24, 24), (24, 48), (60, 20)])
@@ -174,15 +137,15 @@ def test_a_circle_is_round_on_average(size):
 
 
 def test_crop_of_a_needle_in_a_wide_view_falls_back_to_a_wide_box():
-    assert one_box(3, 100, ViewConfig(min_scale=0.9), [0.5] * 40, 2.0) == (0, 46, 3, 8)
-    assert one_box(100, 6, ViewConfig(min_scale=0.9), [0.5] * 40, 2.0) == (48, 0, 4, 6)
+    assert crop_box(3, 100, ViewConfig(min_scale=0.9), [0.5] * 40, 2.0) == (0, 46, 3, 8)
+    assert crop_box(100, 6, ViewConfig(min_scale=0.9), [0.5] * 40, 2.0) == (48, 0, 4, 6)
 
 
 def test_crop_of_a_needle_falls_back_to_its_centre():
     chances = [0.5] * 40
-    assert one_box(100, 3, ViewConfig(min_scale=0.9), chances) == (48, 0, 4, 3)
-    assert one_box(3, 100, ViewConfig(min_scale=0.9), chances) == (0, 48, 3, 4)
-    assert one_box(1, 1, ViewConfig(), [0.0] * 40) == (0, 0, 1, 1)
+    assert crop_box(100, 3, ViewConfig(min_scale=0.9), chances) == (48, 0, 4, 3)
+    assert crop_box(3, 100, ViewConfig(min_scale=0.9), chances) == (0, 48, 3, 4)
+    assert crop_box(1, 1, ViewConfig(), [0.0] * 40) == (0, 0, 1, 1)
 
 
 def test_smallest_image_gives_views():

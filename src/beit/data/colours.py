@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 NUM_DRAWS = 4
@@ -77,18 +76,13 @@ def _changed(views: Tensor, changes: Iterable[Sequence[float | Tensor]]) -> Tens
     return colours.add_(0.5)
 
 
-def grey_mean(images: Tensor) -> NDArray[np.float64] | Any:
-    """Return the mean luma of images (..., 3, H, W) uint8, in memory, from exact integer sums."""
+def grey_mean(images: Tensor) -> Any:
+    """Return the mean luma of images (..., 3, H, W) uint8 in memory, from exact integer sums."""
     pixels = images.numpy()
     height, width = pixels.shape[-2:]
-    red, green, blue = np.moveaxis(
-        sum(
-            np.add.reduce(pixels[..., top : top + _EXACT, :], axis=-2, dtype=np.uint16).sum(
-                axis=-1, dtype=np.int64
-            )
-            for top in range(0, height, _EXACT)
-        ),
-        -1,
-        0,
-    )
+    sums: Any = 0  # (..., 3)
+    for top in range(0, height, _EXACT):
+        rows = pixels[..., top : top + _EXACT, :]
+        sums = sums + np.add.reduce(rows, axis=-2, dtype=np.uint16).sum(axis=-1, dtype=np.int64)
+    red, green, blue = sums[..., 0], sums[..., 1], sums[..., 2]
     return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue) / (height * width)

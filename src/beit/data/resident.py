@@ -4,6 +4,7 @@ The batches are those of `Reader`. Resampling is a matrix product with all pixel
 on a CPU it is faster than image by image only for small ones.
 """
 
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,8 @@ from beit.data.colours import grey_mean
 from beit.data.reader import Key, with_colours
 from beit.data.source import Source
 from beit.data.sources import CachedSource
-from beit.data.views import Crops, TrainViews, random_draws
+from beit.data.views import TrainViews
+from beit.nn.resample import bicubic_crops
 
 _LONGEST = {"cpu": 40, "cuda": 256}  # sides of images and views
 
@@ -23,7 +25,9 @@ class Drawn(NamedTuple):
     """All that is random in a batch."""
 
     indices: Tensor  # (B,) int64
-    crops: Crops
+    boxes: Tensor  # (B, 4) int64: top, left, height, width
+    mirrored: Tensor  # (B,) bool
+    crops: Tensor  # (B, 5), see `Batch.crops`
     changes: Tensor  # (B, 3, 3) for `recoloured`, (B, 0, 3) without jitter
 
 
@@ -31,8 +35,8 @@ class ResidentReader:
     """Reads the batch of a key from all `images` (n, 3, H, W) uint8 of a source."""
 
     def __init__(self, images: Tensor, source: Source, views: TrainViews, seed: int) -> None:
-        self.images, self.views, self.seed = images, views, seed
-        self.labels = torch.full((len(images),), -1) if source.labels is None else source.labels
+        self.images, self._views, self._seed = images, views, seed
+        self._labels = torch.full((len(images),), -1) if source.labels is None else source.labels
         self._grey_means = grey_mean(images) if views.config.color_jitter > 0 else None
 
     def __call__(self, key: Key) -> Batch:
@@ -42,18 +46,30 @@ class ResidentReader:
     def draw(self, key: Key) -> Drawn:
         """Draw the crops of a batch and the changes of its colours."""
         height, width = self.images.shape[-2:]
-        draws = random_draws(key.generators(self.seed))
-        means = [] if self._grey_means is None else self._grey_means[key.indices].tolist()
-        crops = self.views.crops(height, width, draws)
-        return Drawn(torch.tensor(key.indices), crops, self.views.changes(draws, means))
+        plans = [
+            self._views.plan(height, width, generator, partial(self._grey_mean, index))
+            for index, generator in zip(key.indices, key.generators(self._seed), strict=True)
+        ]
+        boxes, mirrored, changes = zip(*plans, strict=True)
+        return Drawn(
+            torch.tensor(key.indices),
+            torch.tensor(boxes),
+            torch.tensor(mirrored),
+            torch.tensor([plan.crop(height, width) for plan in plans]),
+            torch.tensor(changes).view(len(plans), -1, 3),
+        )
+
+    def _grey_mean(self, index: int) -> float:
+        assert self._grey_means is not None
+        return float(self._grey_means[index])
 
     def cut(self, drawn: Drawn, images: Tensor) -> Batch:
         """Cut the views of a batch out of all images, on their device."""
-        indices, crops, changes = drawn
+        indices, boxes, mirrored, crops, changes = drawn
         chosen = images.index_select(0, indices.to(images.device))
-        views = self.views.samples(chosen, crops)
-        shares = crops.shares(*images.shape[-2:])
-        batch = Batch(*views, self.labels[indices], indices, [], crops=shares)
+        sizes = dict.fromkeys((self._views.size, self._views.target_size))
+        views = [bicubic_crops(chosen, boxes, mirrored, size) for size in sizes]
+        batch = Batch(views[0], views[-1], self._labels[indices], indices, [], crops=crops)
         return with_colours(batch, changes)
 
 

@@ -4,17 +4,17 @@ Training views follow docs/reference/pretraining.md, "Augmentation".
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from beit.data.colours import draw_changes, grey_mean, recoloured
-from beit.nn.resample import bicubic_crops, lanczos
+from beit.nn.resample import lanczos
 
 Size = tuple[int, int]  # height, width
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -65,16 +65,17 @@ class Sample(NamedTuple):
     changes: Tensor  # (3, 3) for `recoloured`, (0, 3) without jitter
 
 
-class Crops(NamedTuple):
-    """Random crops of B images."""
+class Plan(NamedTuple):
+    """All that is random in the views of an image."""
 
-    boxes: Tensor  # (B, 4) int64: top, left, height, width
-    mirrored: Tensor  # (B,) bool
+    box: Box  # of the crop
+    mirrored: bool
+    changes: list[list[float]]  # of `draw_changes`; none without jitter
 
-    def shares(self, height: int, width: int) -> Tensor:
-        """Return `Batch.crops`."""
-        sides = torch.tensor([height, width, height, width])
-        return torch.cat([self.boxes.double() / sides, self.mirrored[:, None]], dim=1).float()
+    def crop(self, height: int, width: int) -> list[float]:
+        """Return `Batch.crops` of this image."""
+        top, left, box_height, box_width = self.box
+        return [top / height, left / width, box_height / height, box_width / width, self.mirrored]
 
 
 class TrainViews:
@@ -98,56 +99,45 @@ class TrainViews:
     def __call__(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return views (3, H', W') uint8 of (3, H, W) uint8; the same tensor if sizes are equal."""
         sample = self.sample(image, generator)
-        sizes = [sample.images] if self.size == self.target_size else sample[:2]
-        views = [recoloured(view[None], sample.changes[None])[0] for view in sizes]
-        return views[0], views[-1]
+        changes = sample.changes[None]
+        view = recoloured(sample.images[None], changes)[0]
+        if self.size == self.target_size:
+            return view, view
+        return view, recoloured(sample.target_images[None], changes)[0]
 
     def sample(self, image: Tensor, generator: torch.Generator) -> Sample:
         """Return the views of (3, H, W) uint8, their crop and the changes of their colours."""
         _, height, width = image.shape
-        draws = random_draws([generator])
-        crops, mean = self.crops(height, width, draws), 0.0
-        top, left, box_height, box_width = crops.boxes[0].tolist()
+        plan = self.plan(height, width, generator, partial(grey_mean, image))
+        top, left, box_height, box_width = plan.box
         crop = image[None, :, top : top + box_height, left : left + box_width]
         crop = crop.contiguous(memory_format=torch.channels_last)
-        if crops.mirrored:
+        if plan.mirrored:
             crop = crop.flip(-1)
-        view, same = resized(crop, self.size)[0], self.size == self.target_size
-        resize = lanczos if self.by_lanczos else resized
-        target = view if same else resize(crop, self.target_size)[0]
-        if self.config.color_jitter > 0:
-            mean = float(grey_mean(image))
-        changes = self.changes(draws, [mean])
-        return Sample(view, target, crops.shares(height, width)[0], changes[0])
+        view = target = resized(crop, self.size)[0]
+        if self.size != self.target_size:
+            target = (lanczos if self.by_lanczos else resized)(crop, self.target_size)[0]
+        changes = torch.tensor(plan.changes).view(-1, 3)
+        return Sample(view, target, torch.tensor(plan.crop(height, width)), changes)
 
-    def samples(self, images: Tensor, crops: Crops) -> tuple[Tensor, Tensor]:
-        """Return the views of whole images (B, 3, H, W) uint8 at once, on their device."""
-        views = [
-            bicubic_crops(images, crops.boxes, crops.mirrored, size)
-            for size in dict.fromkeys((self.size, self.target_size))
-        ]
-        return views[0], views[-1]
+    def plan(
+        self,
+        height: int,
+        width: int,
+        generator: torch.Generator,
+        grey_mean: Callable[[], float],
+    ) -> Plan:
+        """Draw the crop of an image and the changes of its colours.
 
-    def crops(self, height: int, width: int, draws: Tensor) -> Crops:
-        """Return the crops of images of one size from `random_draws`."""
-        boxes = crop_boxes(height, width, self.config, draws[:, 5:], self.size[1] / self.size[0])
-        return Crops(boxes, draws[:, 0] < self.config.flip)
-
-    def changes(self, draws: Tensor, grey_means: Sequence[float]) -> Tensor:
-        """Return the changes of colours (B, 3, 3), (B, 0, 3) without jitter, for `recoloured`."""
-        strength = self.config.color_jitter
-        if not strength > 0:
-            return torch.empty(len(draws), 0, 3)
-        pairs = zip(draws[:, 1:5].tolist(), grey_means, strict=True)
-        return torch.tensor([draw_changes(strength, draw, mean) for draw, mean in pairs])
-
-
-def random_draws(generators: Sequence[torch.Generator]) -> Tensor:
-    """Draw what a view needs from the generator of each of B images: (B, 45) float64 in [0, 1)."""
-    draws = torch.empty(len(generators), 5 + 4 * _CROP_TRIES, dtype=torch.float64)
-    for row, generator in zip(draws.unbind(), generators, strict=True):
-        row.uniform_(generator=generator)
-    return draws
+        Args:
+            grey_mean: returns its mean luma, for jitter
+        """
+        config, aspect = self.config, self.size[1] / self.size[0]
+        draws = torch.rand(5 + 4 * _CROP_TRIES, generator=generator, dtype=torch.float64).tolist()
+        box, changes = crop_box(height, width, config, draws[5:], aspect), list[list[float]]()
+        if config.color_jitter > 0:
+            changes = draw_changes(config.color_jitter, draws[1:5], grey_mean())
+        return Plan(box, draws[0] < config.flip, changes)
 
 
 class EvalView:
@@ -183,38 +173,32 @@ class EvalView:
         return resized(image[None], size)[0]
 
 
-def crop_boxes(
-    height: int, width: int, config: ViewConfig, draws: Tensor, aspect: float = 1.0
-) -> Tensor:
-    """Return boxes of random resized crops of B images of one size: (B, 4) int64.
+def crop_box(
+    height: int, width: int, config: ViewConfig, draws: list[float], aspect: float = 1.0
+) -> Box:
+    """Return the box of a random resized crop from random numbers in [0, 1), four per attempt.
 
-    `draws` (B, 4 * tries) are random numbers in [0, 1), four per attempt; the first box inside the
-    image is taken. Its ratios are relative to `aspect`, width over height of the view, so that
-    shapes keep theirs on average.
+    Its ratios are relative to `aspect`, width over height of the view, so that shapes keep theirs
+    on average.
     """
     min_ratio, max_ratio = config.min_ratio * aspect, config.max_ratio * aspect
     log_ratios = (math.log(min_ratio), math.log(max_ratio))
-    scales, ratios, tops, lefts = np.moveaxis(draws.numpy().reshape(len(draws), -1, 4), -1, 0)
-    areas = (config.min_scale + scales * (config.max_scale - config.min_scale)) * height * width
-    logs = log_ratios[0] + ratios * (log_ratios[1] - log_ratios[0])
-    # NumPy's exp can differ from this one in the last bit.
-    ratios = np.array(list(map(math.exp, logs.ravel().tolist()))).reshape(logs.shape)
-    widths, heights = np.rint(np.sqrt(areas * ratios)), np.rint(np.sqrt(areas / ratios))
-    tops, lefts = np.floor(tops * (height - heights + 1)), np.floor(lefts * (width - widths + 1))
-    inside = (widths > 0) & (widths <= width) & (heights > 0) & (heights <= height)  # (B, tries)
-    boxes = np.stack([tops, lefts, heights, widths], axis=-1).astype(np.int64)
-    chosen = boxes[np.arange(len(boxes)), inside.argmax(axis=1)]  # (B, 4)
-    chosen[~inside.any(axis=1)] = _central_box(height, width, min_ratio, max_ratio)
-    return torch.from_numpy(chosen)
-
-
-def _central_box(height: int, width: int, min_ratio: float, max_ratio: float) -> Box:
-    """Return the largest central box of an allowed ratio."""
-    box_height, box_width = height, width
+    for attempt in range(len(draws) // 4):
+        scale_draw, ratio_draw, top_draw, left_draw = draws[4 * attempt : 4 * attempt + 4]
+        scale = config.min_scale + scale_draw * (config.max_scale - config.min_scale)
+        area = scale * height * width
+        ratio = math.exp(log_ratios[0] + ratio_draw * (log_ratios[1] - log_ratios[0]))
+        box_width, box_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < box_width <= width and 0 < box_height <= height:
+            top = int(top_draw * (height - box_height + 1))
+            left = int(left_draw * (width - box_width + 1))
+            return top, left, box_height, box_width
     if width < min_ratio * height:
-        box_height = max(1, round(width / min_ratio))
+        box_height, box_width = max(1, round(width / min_ratio)), width
     elif width > max_ratio * height:
-        box_width = max(1, round(height * max_ratio))
+        box_height, box_width = height, max(1, round(height * max_ratio))
+    else:
+        box_height, box_width = height, width
     return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
