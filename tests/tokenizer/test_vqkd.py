@@ -186,7 +186,7 @@ def test_the_teachers_width_is_filled_in(tokenizer_config, tmp_path):
     from beit.weights.teachers import load_teacher
 
     config = tokenizer_config(tmp_path / "run")
-    teacher = load_teacher(**vars(config.teacher))
+    teacher = load_teacher(config.teacher.source, image_size=32, pretrained=False)
     assert match_teacher(config.model, teacher).teacher_width == teacher.width
 
 

@@ -14,6 +14,7 @@ import beit
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.unreadable import Unreadable, readable
+from beit.rows.feature_maps import FeatureMaps
 from beit.rows.lines import LineStream
 from beit.rows.table import RowTable
 from beit.run.device import DeviceConfig, precision_of
@@ -76,7 +77,7 @@ class TableResult(NamedTuple):
 
 def compute_table(
     fabric: "Fabric",
-    table: RowTable | LineStream,
+    table: RowTable | LineStream | FeatureMaps,
     view: Callable[[Tensor], Tensor],
     compute: Callable[[Tensor], Mapping[str, Tensor]],
     num_workers: int,
@@ -132,7 +133,10 @@ def compute_table(
 
 
 def summary(
-    table: RowTable | LineStream, num_rows: int, computed: Sequence[int], seconds: float
+    table: RowTable | LineStream | FeatureMaps,
+    num_rows: int,
+    computed: Sequence[int],
+    seconds: float,
 ) -> str:
     """Describe the finished table, and how fast the parts `computed` were computed."""
     texts = [f"{num_rows} rows" + ("" if table.output is None else f" in {table.output}")]

@@ -3,12 +3,15 @@
 The loop is in `beit.tokenizer.vqkd_loop`.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
 import torch
+from torch import Tensor
 
+from beit.data.batch import Batch
 from beit.data.batches import DataConfig
 from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
@@ -22,6 +25,7 @@ from beit.run.launch import launch, launch_run
 from beit.run.optim import OptimConfig
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.tokenizer.report import last_validated, report_vqkd
+from beit.tokenizer.teacher_cache import CachedFeatures, compute_maps
 from beit.tokenizer.vqkd_loop import CodeUse, VQKDTraining, train
 from beit.weights.file import save_weights
 from beit.weights.open import load
@@ -102,6 +106,11 @@ class Config:
                 f"{self.codebook.learn} and codebook.revive_every {self.codebook.revive_every}; "
                 "use ema and 0, or no levels"
             )
+        if self.teacher.cache and self.view.color_jitter:
+            raise ValueError(
+                "teacher.cache keeps features of images without jitter, but view.color_jitter is "
+                f"{self.view.color_jitter}; give 0, or no cache"
+            )
 
     @property
     def commitment_weight(self) -> int:
@@ -116,7 +125,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     fabric = launch_run(config, directory)
     optim, codebook = config.optim, config.codebook
     torch.manual_seed(config.run.seed)
-    teacher = load_teacher(**vars(config.teacher))
+    named = config.teacher
+    teacher = load_teacher(named.source, named.image_size, named.pretrained, named.num_heads)
     torch.manual_seed(config.run.seed)
     vqkd = VQKD(match_teacher(config.model, teacher))
     teacher, size = teacher.to(fabric.device), vqkd.config.encoder.image_size
@@ -127,6 +137,14 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     views = TrainViews(config.view, size, size)
     batches = train_batches(journal, source, views)
 
+    def features(batch: Batch) -> Tensor:
+        return teacher.features(batch.images, vqkd.grid)
+
+    targets: Callable[[Batch], Tensor] = features
+    if named.cache:
+        maps = compute_maps(named, teacher, source, views, config.data, fabric)
+        targets = CachedFeatures(maps, vqkd.grid, features, journal.message)
+
     groups = parameter_groups(vqkd, optim.weight_decay)
     by_gradient = codebook.learn == "gradient"
     if by_gradient:  # the codebook is a parameter, without decay
@@ -136,7 +154,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     model, optimizer = fabric.setup(prepared(vqkd, config.device), optimizer)
     use = CodeUse(vqkd.vocab_size, fabric.device)
     parts = VQKDTraining(
-        *(fabric, vqkd, model, optimizer, teacher, use, optim, config.run.seed),
+        *(fabric, vqkd, model, optimizer, teacher, targets, use, optim, config.run.seed),
         kmeans=codebook.kmeans,
         commitment_weight=config.commitment_weight,
         attraction_weight=config.commitment_weight if by_gradient else 0,

@@ -68,6 +68,7 @@ class VQKDTraining(NamedTuple):
     Attributes:
         vqkd: the unwrapped tokenizer
         model: the same, wrapped by Fabric for training
+        targets: the teacher's features (B, N, T) of the images of a training batch
         use: of the codes since the last revival, part of checkpoints
         kmeans: initialise the codebook by k-means on the first step, else at random
         commitment_weight: of the commitment loss
@@ -84,6 +85,7 @@ class VQKDTraining(NamedTuple):
     model: _FabricModule
     optimizer: Optimizer
     teacher: Teacher
+    targets: Callable[[Batch], Tensor]
     use: CodeUse
     optim: OptimConfig
     seed: int
@@ -127,7 +129,7 @@ def train(
                 micro_batches, started = start_codebook(parts, micro_batches), True
             for micro, batch in enumerate(micro_batches, 1):
                 with fabric.autocast():
-                    target = parts.teacher.features(batch.images, vqkd.grid)  # (B, N, T)
+                    target = parts.targets(batch)  # (B, N, T)
                 with fabric.no_backward_sync(model, enabled=micro < optim.accumulate):
                     output = model(batch.images)
                     reconstruction = cosine_distance(output.features, target)

@@ -39,12 +39,15 @@ class TeacherConfig:
         image_size: size to which the teacher's images are resized; null: that of its training
         pretrained: false: random weights, for comparison (not for files)
         num_heads: attention heads of a CLIP or DINO file; null: one per 64 channels
+        cache: folder that keeps the features of whole training images, from which those of each
+            view are cut instead of computed (docs/tokenizer.md); empty: none
     """
 
     source: str = LITE0
     image_size: int | tuple[int, int] | None = None
     pretrained: bool = True
     num_heads: int | None = None
+    cache: str = ""
 
 
 class Teacher(nn.Module):
@@ -152,7 +155,7 @@ def load_teacher(
     pretrained: bool = True,
     num_heads: int | None = None,
 ) -> Teacher:
-    """Load a teacher; the arguments are those of `TeacherConfig`."""
+    """Load a teacher; the arguments are fields of `TeacherConfig`."""
     source = str(source)
     size = None if image_size is None else size_pair(image_size)
     whole, _, file = source.partition("@") if source.startswith(TIMM) else (source, "", "")
