@@ -94,8 +94,7 @@ def train(
             optimizer.zero_grad()
 
             if journal.logs:
-                means = explained_from_error(journal.read_means(rate))
-                journal.log({"rate": rate}, means)
+                journal.log({"rate": rate}, explained_from_error(journal.read_means(rate)))
             journal.end_step()
             validated = evaluate(parts, journal, validated, report)
     return validated
