@@ -176,6 +176,7 @@ def products_of(training: Any, options: argparse.Namespace) -> dict[str, Any]:
         "count": len(products.products),
         "flops": products.flops(),
         "step_s": timings["step"].seconds,
+        "step_cpu_s": timings["step"].cpu_seconds,
         "seconds": timings["products"].seconds,
         "cpu_s": timings["products"].cpu_seconds,
         "step_over_products": timings["products"].against(timings["step"]),

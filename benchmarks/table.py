@@ -160,6 +160,7 @@ def step_part(sizes: Namespace) -> Part:
     result = steps.measure(options, with_products=True)
     ours, published = (row_of(result["ways"], way) for way in ("ours", "published"))
     products = result["products"]
+    by_cpu = products["step_cpu_s"] / products["cpu_s"]
     what = f"ViT-{sizes.size}/16 {sizes.image_size} pretraining step, batch {sizes.batch}, float32"
     rows = [
         Row(
@@ -185,9 +186,9 @@ def step_part(sizes: Namespace) -> Part:
         ),
         Row(
             "that step over its matrix products alone",
-            f"{ours['seconds']:.3g} s",
+            f"{products['step_s']:.3g} s",
             f"{products['count']} products: {products['seconds']:.3g} s",
-            f"{products['step_over_products']:.2f}",
+            f"{products['step_over_products']:.2f} (by CPU time {by_cpu:.2f})",
             "≤ 1.25",
         ),
     ]
