@@ -144,7 +144,6 @@ def estimated(case: Namespace) -> float:
     """Count the bytes alive in two steps on fake tensors; return the peak in gigabytes."""
     import trainings
 
-    from beit.nn.losses import masked_losses
     from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
     from beit.nn.tokenizer import VQKD
     from beit.nn.vit import vit_config
@@ -165,9 +164,8 @@ def estimated(case: Namespace) -> float:
         codes = torch.zeros(case.batch, M, dtype=torch.int64)
         for _ in range(2):
             with autocast:
-                prediction = model(images, masked)
-            loss = sum(masked_losses(prediction, codes))
-            loss.backward()
+                losses = model(images, masked, codes=codes)
+            (losses.patch_loss + losses.cls_loss).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 3.0)
             optimizer.step()
             optimizer.zero_grad()

@@ -351,8 +351,6 @@ PARTS: dict[str, Callable[[Namespace], Part]] = {
     "quantizer": quantizer_part,
     "chain": chain_part,
 }
-if not Path(__file__).with_name("masks.py").exists():
-    del PARTS["masks"]
 
 
 if __name__ == "__main__":

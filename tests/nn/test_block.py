@@ -259,6 +259,7 @@ def test_what_is_computed_again_is_not_kept_and_gives_the_same_gradients() -> No
         tokens = some_tokens().requires_grad_()
         with computed(torch.sin, 2 * tokens, again) as value:
             output = linear(value) + linear(value.transpose(1, 0)).transpose(1, 0)
+            output = output + linear(value[:, 1:2])
         kept = weakref.ref(value.untyped_storage())
         del value
         assert (kept() is None) == again

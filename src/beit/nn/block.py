@@ -13,8 +13,8 @@ from beit.nn.patches import Size, take
 from beit.nn.relative_bias import RelativePositionBias
 
 NORM_EPS = 1e-6  # of every LayerNorm in the published models
-PLAIN_UP_TO = 256  # tokens; for more, the attention probabilities take too much memory
-View = tuple[torch.Size, tuple[int, ...]]  # shape and strides
+PLAIN_UP_TO = {torch.float32: 64, torch.bfloat16: 256}  # tokens, for attention without a bias
+View = tuple[torch.Size, tuple[int, ...], int]  # shape, strides and offset
 INIT_STD = 0.02  # standard deviation of initial weights (published code)
 
 
@@ -51,35 +51,32 @@ class Attention(nn.Module):
         The bias is ``bias`` plus the block's own, (1, h, n, n) or with ``asked`` (B, h, m, n); None
         if there is neither.
         """
-        D = tokens.shape[2]
+        D, weight, zeros = tokens.shape[2], self.qkv.weight, torch.zeros_like(self.v_bias)
         if self.rel_pos_bias is not None:
             own = self.rel_pos_bias()
             bias = own if bias is None else bias + own
-        weight, zeros = self.qkv.weight, torch.zeros_like(self.v_bias)
         if asked is None:
             qkv_bias = torch.cat([self.q_bias, zeros, self.v_bias])
-            qkv = F.linear(tokens, weight, qkv_bias)  # (B, n, 3D)
+            parts = F.linear(tokens, weight, qkv_bias).chunk(3, dim=2)  # (B, n, D) each
         else:
             queries = F.linear(take(tokens, asked), weight[:D], self.q_bias)  # (B, m, D)
-            qkv = F.linear(tokens, weight[D:], torch.cat([zeros, self.v_bias]))  # (B, n, 2D)
+            keys_values = F.linear(tokens, weight[D:], torch.cat([zeros, self.v_bias]))
+            parts = queries, *keys_values.chunk(2, dim=2)
             if bias is not None:
                 rows = bias[0].transpose(0, 1).index_select(0, asked.flatten())  # (B * m, h, n)
                 bias = rows.unflatten(0, asked.shape).transpose(1, 2)  # (B, h, m, n)
-        heads = qkv.unflatten(2, (-1, self.num_heads, D // self.num_heads))  # (B, n, 3 or 2, h, ·)
-        *q, k, v = heads.permute(2, 0, 3, 1, 4)  # (B, h, n, D/h)
-        if asked is not None:
-            q = [queries.unflatten(2, (self.num_heads, -1)).transpose(1, 2)]
-        return q[0], k, v, bias
+        q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in parts)
+        return q, k, v, bias
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Return softmax(q k^T / sqrt(d) + bias) v, (B, h, m, d); keys and values are (B, h, n, d).
 
     PyTorch's kernels, except in training on a CPU: there they have no gradient of a bias, and for
-    short sequences in bfloat16 they take nine times as long backward (docs/performance.md).
+    short sequences in bfloat16 they take up to eight times as long (docs/performance.md).
     """
     trains = torch.is_grad_enabled() and q.requires_grad
-    if trains and q.is_cpu and (bias is not None or k.shape[2] <= PLAIN_UP_TO):
+    if trains and q.is_cpu and (bias is not None or k.shape[2] <= PLAIN_UP_TO.get(q.dtype, 0)):
         logits = (q * q.shape[3] ** -0.5) @ k.transpose(2, 3)  # (B, h, m, n)
         weights = (logits if bias is None else logits + bias).softmax(3, torch.float32)
         attended: Tensor = weights.to(v.dtype) @ v
@@ -114,10 +111,12 @@ def computed(
     if not again or torch.compiler.is_compiling() or not value.requires_grad:
         yield value
         return
-    place, kept = value.data_ptr(), argument.detach()
+    memory, kept = value.untyped_storage()._cdata, argument.detach()
 
     def pack(saved: Tensor) -> Tensor | View:
-        return (saved.shape, saved.stride()) if saved.data_ptr() == place else saved
+        if saved.untyped_storage()._cdata != memory:
+            return saved
+        return saved.shape, saved.stride(), int(saved.storage_offset())
 
     def unpack(packed: Tensor | View) -> Tensor:
         return packed if isinstance(packed, Tensor) else function(kept).as_strided(*packed)
