@@ -1,5 +1,6 @@
 """Masked image modelling with patch aggregation (BEiT v2, section 2.3 and figure 3)."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -12,7 +13,7 @@ from beit.nn.block import NORM_EPS, init_published, rescale_residual, trunc_norm
 from beit.nn.patches import take
 from beit.nn.vit import VisionTransformer, ViTConfig, new_block
 
-CHUNK_ELEMENTS = 2**22  # logits in memory in a linear cross-entropy: 16 MiB
+CHUNK_ELEMENTS = 2**23  # logits in memory in a linear cross-entropy: 32 MiB
 Predicts = Literal["tokens", "pixels", "features"]
 
 
@@ -197,7 +198,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss, accuracy = shares.new_zeros(()), shares.new_zeros(())
         learns = any(ctx.needs_input_grad)
         gradients = [torch.zeros_like(part) for part in (rows, weight, bias)] if learns else []
-        size = max(1, CHUNK_ELEMENTS // len(weight))
+        size = math.ceil(len(rows) / math.ceil(len(rows) * len(weight) / CHUNK_ELEMENTS))
         for start in range(0, len(rows), size):
             chunk = slice(start, start + size)
             code, share = codes[chunk, None], shares[chunk, None]  # (n, 1)
