@@ -265,3 +265,28 @@ def test_what_is_computed_again_is_not_kept_and_gives_the_same_gradients() -> No
         assert (kept() is None) == again
         gradients.append(torch.autograd.grad(output.square().sum(), (tokens, linear.weight)))
     assert all(map(torch.equal, *gradients))
+
+
+def test_a_norm_computed_again_is_not_kept_under_autocast() -> None:
+    norm, linear = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        with computed(norm, some_tokens().requires_grad_(), again=True) as value:
+            output = linear(value)
+        expected = linear(norm(some_tokens()))
+    kept = weakref.ref(value.untyped_storage())
+    del value
+    assert kept() is None and torch.equal(output, expected)
+
+
+def test_functional_transforms_of_a_block(shaken: Shaken) -> None:
+    block = shaken(Block(WIDTH, HEADS)).eval()
+    tokens = some_tokens()
+
+    def loss(weights: dict[str, Tensor], tokens: Tensor) -> Tensor:
+        return torch.func.functional_call(block, weights, (tokens[None],)).square().sum()
+
+    weights = {name: weight.detach() for name, weight in block.named_parameters()}
+    each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, tokens)
+    block(tokens).square().sum().backward()
+    for name, weight in block.named_parameters():
+        torch.testing.assert_close(each[name].sum(0), weight.grad, rtol=1e-4, atol=1e-5)

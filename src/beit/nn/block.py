@@ -72,8 +72,8 @@ class Attention(nn.Module):
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> Tensor:
     """Return softmax(q k^T / sqrt(d) + bias) v, (B, h, m, d); keys and values are (B, h, n, d).
 
-    PyTorch's kernels, except in training on a CPU: there they have no gradient of a bias, and for
-    short sequences in bfloat16 they take up to eight times as long (docs/performance.md).
+    PyTorch's kernels, except in training on a CPU: there no fused one has a gradient of the bias,
+    and for few tokens they are slower, in bfloat16 up to eight times (docs/performance.md).
     """
     trains = torch.is_grad_enabled() and q.requires_grad
     if trains and q.is_cpu and (bias is not None or k.shape[2] <= PLAIN_UP_TO.get(q.dtype, 0)):
@@ -105,13 +105,16 @@ def computed(
     """Yield function(argument); with ``again``, the backward pass of the context computes it again.
 
     So nothing in the context keeps it: for functions that cost less than their memory. Compiled
-    graphs choose themselves what to keep.
+    graphs choose themselves what to keep, and functional transforms cannot be hooked.
     """
-    value = function(argument)
-    if not again or torch.compiler.is_compiling() or not value.requires_grad:
+    value, kind = function(argument), argument.device.type
+    if torch.is_autocast_enabled(kind):  # as linear layers do, which would keep what they cast
+        value = value.to(torch.get_autocast_dtype(kind))
+    again = again and value.requires_grad and torch._C._functorch.maybe_current_level() is None
+    if not again or torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore
         yield value
         return
-    memory, kept = value.untyped_storage()._cdata, argument.detach()
+    memory, dtype, kept = value.untyped_storage()._cdata, value.dtype, argument.detach()
 
     def pack(saved: Tensor) -> Tensor | View:
         if saved.untyped_storage()._cdata != memory:
@@ -119,7 +122,9 @@ def computed(
         return saved.shape, saved.stride(), int(saved.storage_offset())
 
     def unpack(packed: Tensor | View) -> Tensor:
-        return packed if isinstance(packed, Tensor) else function(kept).as_strided(*packed)
+        if isinstance(packed, Tensor):
+            return packed
+        return function(kept).to(dtype).as_strided(*packed)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield value

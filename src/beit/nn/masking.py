@@ -138,7 +138,7 @@ def block_masks(
 
     hidden = torch.empty(Gh, Gw, batch, dtype=torch.int32, device=device)
     for images in _parts(torch.arange(batch, device=device), max(ATTEMPTS, Gh + 1, Gw + 1)):
-        _grow_blocks(hidden, images, draw, count, smallest, largest)
+        _grow_blocks(hidden, images, draw, count, (smallest, largest))
     rows = zip(_parts(hidden.view(N, batch).T, N), _parts(single, N), strict=True)
     return torch.cat([_listed(blocks.bool(), others, count, exact) for blocks, others in rows])
 
@@ -151,12 +151,7 @@ def _parts(rows: Tensor, elements: int) -> tuple[Tensor, ...]:
 
 
 def _grow_blocks(
-    hidden: Tensor,
-    images: Tensor,
-    draw: Callable[[int], Tensor],
-    count: int,
-    smallest: int,
-    largest: int,
+    hidden: Tensor, images: Tensor, draw: Callable[[int], Tensor], count: int, area: tuple[int, int]
 ) -> None:
     """Hide one block after another until no further one fits.
 
@@ -167,8 +162,9 @@ def _grow_blocks(
         hidden: (Gh, Gw, B) int32, to fill with 0 for visible and 1 for hidden patches
         images: (b,) int64, the images to fill
         draw: returns the random numbers (4, B, ATTEMPTS) in [0, 1) of a round, counted from 0
+        area: of the smallest and the largest block, in patches
     """
-    Gh, Gw, _ = hidden.shape
+    (Gh, Gw, _), (smallest, largest) = hidden.shape, area
     rows, columns = (
         torch.arange(n, dtype=torch.int32, device=images.device)[:, None] for n in (Gh, Gw)
     )

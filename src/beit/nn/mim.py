@@ -1,6 +1,5 @@
 """Masked image modelling with patch aggregation (BEiT v2, section 2.3 and figure 3)."""
 
-import math
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -14,6 +13,7 @@ from beit.nn.patches import take
 from beit.nn.vit import VisionTransformer, ViTConfig, new_block
 
 CHUNK_ELEMENTS = 2**23  # logits in memory in a linear cross-entropy: 32 MiB
+MOST_ROWS = 4096  # of a chunk: the sum of more could exceed float16
 Predicts = Literal["tokens", "pixels", "features"]
 
 
@@ -184,10 +184,9 @@ def linear_cross_entropy(
     shares = torch.ones_like(codes, dtype=torch.float32) if weights is None else weights
     shares = (shares / shares.mean()).flatten()  # 1 on average: in float16, less would vanish
     rows = features.flatten(0, 1)  # (BM, D)
-    outputs: tuple[Tensor, Tensor] = _LinearCrossEntropy.apply(
+    return _LinearCrossEntropy.apply(  # type: ignore[no-any-return]
         rows, head.weight, head.bias, codes.flatten(), shares
     )
-    return outputs
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -198,7 +197,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         loss, accuracy = shares.new_zeros(()), shares.new_zeros(())
         learns = any(ctx.needs_input_grad)
         gradients = [torch.zeros_like(part) for part in (rows, weight, bias)] if learns else []
-        size = math.ceil(len(rows) / math.ceil(len(rows) * len(weight) / CHUNK_ELEMENTS))
+        size = max(1, min(MOST_ROWS, CHUNK_ELEMENTS // len(weight)))
         for start in range(0, len(rows), size):
             chunk = slice(start, start + size)
             code, share = codes[chunk, None], shares[chunk, None]  # (n, 1)

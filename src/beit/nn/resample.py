@@ -78,8 +78,9 @@ def _bicubic_crops(
     columns = _box_weights(lefts, widths, mirrored, W, size[1])  # (B, W, W')
     rows = _box_weights(tops, heights, torch.zeros_like(tops, dtype=torch.bool), H, size[0])
     lines = images.transpose(1, 2).to(torch.float32, memory_format=torch.contiguous_format)
-    wide = _levels(torch.bmm(lines.view(B, H * C, W), columns))  # (B, H * C, W')
-    pixels = _levels(torch.bmm(rows.mT, wide.view(B, H, C * size[1])))  # (B, H', C * W')
+    with torch.autocast(device.type, enabled=False):
+        wide = _levels(torch.bmm(lines.view(B, H * C, W), columns))  # (B, H * C, W')
+        pixels = _levels(torch.bmm(rows.mT, wide.view(B, H, C * size[1])))  # (B, H', C * W')
     pixels = pixels.to(torch.int16).view(B, size[0], C, size[1]).transpose(1, 2)
     return pixels.to(torch.uint8, memory_format=torch.contiguous_format)
 

@@ -17,8 +17,8 @@ def choose_precision(wanted: str, accelerator: str, unit: str, training: bool) -
     """Choose the precision of a run; only auto leaves a choice.
 
     A training takes bfloat16 autocast where the machine computes bfloat16 natively: elsewhere it
-    takes up to twice the time of float32. Whoever only reads a finished model takes float32
-    everywhere, so that codes, features and scores are the same on every machine.
+    takes up to twice the time of float32. Commands that only read a finished model take
+    float32 everywhere, so that codes, features and scores are the same on every machine.
 
     Args:
         wanted: `device.precision`

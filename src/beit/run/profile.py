@@ -4,6 +4,7 @@ A callback of lightning-fabric, so that loops need not know it: the journal call
 after each step, Fabric after the set-up of the model.
 """
 
+import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from torch.profiler import ProfilerActivity, profile
 from beit.files import write_text
 from beit.run.directory import RunDirectory
 
+logger = logging.getLogger(__name__)
 WARM_UP = 5  # steps before the profile begins
 DATA, TARGETS = "data wait", "masks, teacher or tokenizer"
 # By the names of PyTorch's operators; the first match counts.
@@ -81,6 +83,8 @@ class StepProfile:
     def on_step_end(self, stream: Stream, directory: RunDirectory, last: bool) -> None:
         """Add up the step; after the last one to profile, or of the run, write the files."""
         if self._profiler is None:
+            if last and self._taken <= WARM_UP:
+                logger.warning("run.profile begins after %d steps: nothing is written", WARM_UP)
             return
         self._mark("rest of the step")
         waited = stream.wait_seconds - self._waited

@@ -39,6 +39,7 @@ def compute_maps(
         precision = str(torch.get_autocast_dtype(kind)) if autocast else "torch.float32"
     about = {
         "teacher": named.source,
+        "num_heads": named.num_heads,
         "image_size": teacher.image_size,
         "weights": fingerprint(teacher),
         "view_size": size,
