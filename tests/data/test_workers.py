@@ -152,8 +152,10 @@ def test_a_worker_that_dies_while_it_sends_is_noticed():
 
 
 PROGRAM = """
-import multiprocessing, time, torch
+import multiprocessing, signal, time, torch
 from beit.data.workers import computed
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background shells
 
 def slow(number):
     time.sleep(0.05 * number)
