@@ -16,14 +16,9 @@ SEED = 0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=["Ti", "S", "B", "L", "H"], default="B")
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=8)
+    parser = sizes_parser(__doc__)
     parser.add_argument("--precision", choices=["32", "bf16"], nargs="+", default=["32", "bf16"])
     parser.add_argument("--compile", action="store_true", help="measure ours compiled as well")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     measured = {precision: measure(options, precision) for precision in options.precision}
     rows = [{"precision": precision} | row for precision, rows in measured.items() for row in rows]
@@ -32,6 +27,17 @@ def main() -> None:
     )
     result = record.provenance(options.device, [SEED]) | {"settings": vars(options), "rows": rows}
     record.write_results(f"backbone-{options.device}", result)
+
+
+def sizes_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser of the sizes, the device and the rounds of a comparison."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0])
+    parser.add_argument("--size", choices=["Ti", "S", "B", "L", "H"], default="B")
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--rounds", type=int, default=3)
+    return parser
 
 
 def measure(options: argparse.Namespace, precision: str) -> list[dict[str, Any]]:

@@ -21,13 +21,8 @@ SEED = 0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", choices=["Ti", "S", "B", "L", "H"], default="B")
-    parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--batch", type=int, default=8)
+    parser = backbone.sizes_parser(__doc__)
     parser.add_argument("--precision", choices=["32", "bf16"], default="32")
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     result = measure(options)
     record.print_table(
