@@ -2,7 +2,8 @@ from typing import Any
 
 import pytest
 
-from beit.run.optim import OptimConfig, StepOptimConfig
+from beit.run.optim import OptimConfig
+from beit.segmentation.optim import StepOptimConfig
 
 
 def config(**changes: Any) -> OptimConfig:

@@ -18,11 +18,11 @@ from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig
 from beit.run.journal import Journal
 from beit.run.launch import launch
-from beit.run.optim import StepOptimConfig
 from beit.run.resume import redraw, resume
 from beit.segmentation import evaluate as evaluate_segments
 from beit.segmentation import loop, segment
 from beit.segmentation.config import Config, HeadConfig, SegmentDataConfig
+from beit.segmentation.optim import StepOptimConfig
 from beit.segmentation.views import SegmentViewConfig
 from beit.weights.file import save_weights
 from beit.weights.formats.published import to_published

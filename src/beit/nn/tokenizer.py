@@ -166,11 +166,13 @@ class VQKD(nn.Module):
         code_map = quantized.transpose(1, 2).unflatten(2, self.grid)  # (B, C, Gh, Gw)
         return self.decode_task(self.decoder(code_map).patches)  # type: ignore[no-any-return]
 
-    def forward(self, images: Tensor) -> VQKDOutput:
+    def forward(self, images: Tensor, quantize: bool = True) -> VQKDOutput:
         """Encode, quantize and decode images (B, 3, H, W), uint8 or float in [0, 1].
 
         Gradients pass the quantizer by the straight-through estimator, from decoder input to
         encoder output. The codebook does not change: see ``Quantizer.update``.
+
+        quantize: false decodes the vectors themselves; commitment and attraction are then zero
         """
         vectors = self.quantizer.project(self.embed(images))  # (B, N, C)
         codes = self.quantizer.nearest(vectors)  # (B, N)
@@ -178,5 +180,7 @@ class VQKD(nn.Module):
         quantized = code_vectors.detach()
         commitment = F.mse_loss(vectors, quantized)
         attraction = F.mse_loss(self.quantizer.project(code_vectors), vectors.detach())
+        if not quantize:
+            return VQKDOutput(vectors, codes, self.rebuild(vectors), commitment * 0, attraction * 0)
         features = self.rebuild(vectors + (quantized - vectors).detach())  # (B, N, T)
         return VQKDOutput(vectors, codes, features, commitment, attraction)

@@ -33,7 +33,7 @@ from beit.run.device import DeviceConfig, LossScaling, precision_of, summed
 from beit.run.directory import RunConfig, RunDirectory, environment
 from beit.run.log import MetricsLog
 from beit.run.means import Means
-from beit.run.optim import OptimConfig, Schedule, StepOptimConfig
+from beit.run.optim import AnyOptimConfig, Schedule
 from beit.run.progress import Progress
 from beit.run.reading import ImageBatches, Reading, shared_names
 
@@ -55,7 +55,7 @@ class TrainingConfig(Protocol):
     @property
     def data(self) -> ReadConfig: ...
     @property
-    def optim(self) -> OptimConfig | StepOptimConfig: ...
+    def optim(self) -> AnyOptimConfig: ...
     @property
     def device(self) -> DeviceConfig: ...
 

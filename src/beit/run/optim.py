@@ -1,13 +1,13 @@
 """Settings of the optimiser and its schedule, and the parts of a step that use them."""
 
 from dataclasses import dataclass
-from typing import NamedTuple, cast
+from typing import Literal, NamedTuple, Protocol, cast
 
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from beit.run.schedules import warmup_cosine, warmup_poly
+from beit.run.schedules import warmup_cosine
 
 
 class Schedule(NamedTuple):
@@ -18,11 +18,35 @@ class Schedule(NamedTuple):
     num_images: int
 
 
+class AnyOptimConfig(Protocol):
+    """What the settings of all optimisers share; the attributes are those of `OptimConfig`."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def muon_rate(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def accumulate(self) -> int: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def betas(self) -> tuple[float, float]: ...
+    @property
+    def eps(self) -> float: ...
+    @property
+    def clip(self) -> float | None: ...
+    def micro_batch_size(self, world_size: int) -> int: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """The optimiser, AdamW, and its schedule: cosine decay with linear warm-up.
+    """The optimiser and its schedule: cosine decay with linear warm-up.
 
     Args:
+        kind: adamw; or muon for the weight matrices of blocks, with adamw for the rest.
+        muon_rate: learning rate of muon's matrices, as a multiple of that of the rest.
         batch_size: images per step, over all processes and micro-steps together.
         accumulate: micro-steps per step; more use less memory, with the same result.
         epochs: passes over the training set.
@@ -36,6 +60,8 @@ class OptimConfig:
         clip: maximum norm of the whole gradient; null for no clipping.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    muon_rate: float = 1.0
     batch_size: int = 2048
     accumulate: int = 1
     epochs: int
@@ -49,10 +75,10 @@ class OptimConfig:
     clip: float | None = None
 
     def __post_init__(self) -> None:
-        _check_settings(
+        check_settings(
             self,
             ("batch_size", "accumulate", "epochs"),
-            ("learning_rate", "final_rate", "warmup_start", "weight_decay", "eps"),
+            ("learning_rate", "final_rate", "warmup_start", "weight_decay", "eps", "muon_rate"),
         )
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(
@@ -62,7 +88,7 @@ class OptimConfig:
 
     def micro_batch_size(self, world_size: int) -> int:
         """Return the number of images per process and micro-step."""
-        return _micro_batch_size(self.batch_size, self.accumulate, world_size)
+        return micro_batch_size(self.batch_size, self.accumulate, world_size)
 
     def schedule(self, num_images: int) -> Schedule:
         """Return the schedule for a training set of `num_images`."""
@@ -81,79 +107,7 @@ class OptimConfig:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class StepOptimConfig:
-    """The optimiser, AdamW, and its schedule: polynomial decay with linear warm-up.
-
-    The defaults are those for ADE20K.
-
-    Args:
-        batch_size: images per step, over all processes and micro-steps together.
-        accumulate: micro-steps per step; more use less memory. Batch normalisation sees one
-            micro-step.
-        steps: of the whole run.
-        learning_rate: at the start of the decay, without warm-up.
-        final_rate: learning rate at the end of the decay.
-        power: of the decay; 1 for linear.
-        warmup_steps: steps of linear warm-up.
-        warmup_ratio: factor of the learning rate at the first step.
-        betas: of AdamW.
-        eps: of AdamW.
-        weight_decay: of matrices; none for vectors, positions and the [CLS] token.
-        clip: maximum norm of the whole gradient; null for no clipping.
-    """
-
-    batch_size: int = 16
-    accumulate: int = 1
-    steps: int = 160_000
-    learning_rate: float = 5e-5
-    final_rate: float = 0.0
-    power: float = 1.0
-    warmup_steps: int = 1500
-    warmup_ratio: float = 1e-6
-    betas: tuple[float, float] = (0.9, 0.999)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    clip: float | None = None
-
-    def __post_init__(self) -> None:
-        _check_settings(
-            self,
-            ("batch_size", "accumulate", "steps"),
-            ("learning_rate", "final_rate", "power", "weight_decay", "eps"),
-        )
-        if not 0 <= self.warmup_steps <= self.steps:
-            raise ValueError(
-                f"optim.warmup_steps is {self.warmup_steps}; expected 0 to optim.steps, "
-                f"{self.steps}"
-            )
-        if not 0 <= self.warmup_ratio <= 1:
-            raise ValueError(f"optim.warmup_ratio is {self.warmup_ratio}; expected 0 to 1")
-
-    def micro_batch_size(self, world_size: int) -> int:
-        """Return the number of images per process and micro-step."""
-        return _micro_batch_size(self.batch_size, self.accumulate, world_size)
-
-    def schedule(self, num_images: int) -> Schedule:
-        """Return the schedule for a training set of `num_images`."""
-        return Schedule(max(1, num_images // self.batch_size), self.steps, num_images)
-
-    def rate(self, step: int) -> float:
-        """Return the learning rate of a step; steps count from 1."""
-        return warmup_poly(
-            step - 1,
-            base=self.learning_rate,
-            total_steps=self.steps,
-            final=self.final_rate,
-            power=self.power,
-            warmup_steps=self.warmup_steps,
-            warmup_ratio=self.warmup_ratio,
-        )
-
-
-def _check_settings(
-    config: OptimConfig | StepOptimConfig, counts: tuple[str, ...], rates: tuple[str, ...]
-) -> None:
+def check_settings(config: AnyOptimConfig, counts: tuple[str, ...], rates: tuple[str, ...]) -> None:
     """Refuse counts below 1, negative rates, and invalid betas and clipping."""
     for name in counts:
         if getattr(config, name) < 1:
@@ -172,7 +126,7 @@ def _check_settings(
         raise ValueError(f"optim.clip is {config.clip}; expected above 0, or null for none")
 
 
-def _micro_batch_size(batch_size: int, accumulate: int, world_size: int) -> int:
+def micro_batch_size(batch_size: int, accumulate: int, world_size: int) -> int:
     """Return the number of images per process and micro-step."""
     parts = world_size * accumulate
     if batch_size % parts:

@@ -1,20 +1,27 @@
-"""AdamW over parameter groups: weight decay, and the learning rate of each layer."""
+"""The optimiser over parameter groups: weight decay, and the learning rate of each layer."""
 
+import logging
 import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 from torch.optim import AdamW
 
-from beit.run.optim import OptimConfig, StepOptimConfig, set_learning_rate
+from beit.run.muon import Muon
+from beit.run.optim import AnyOptimConfig, set_learning_rate
+from beit.run.precision import bfloat16_unit
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+logger = logging.getLogger(__name__)
+
 # Mask token and bias tables do decay (docs/reference/pretraining.md, "Recipe").
 UNDECAYED = ("bias", "pos_embed", "cls_token")
 STEM = ("cls_token", "mask_token", "pos_embed")  # with patch_embed: the layer before block 0
+_MATRIX = re.compile(r"\.(?:attn|mlp)\.\w+\.weight$")
 _BLOCK = re.compile(r"(?:^|(?P<trunk>.*)\.)blocks\.(?P<number>\d+)\.")
 
 
@@ -63,19 +70,66 @@ def can_fuse(fabric: "Fabric") -> bool:
 
 
 def build_optimizer(
-    groups: Iterable[dict[str, Any]], config: OptimConfig | StepOptimConfig, fused: bool = False
+    groups: Iterable[dict[str, Any]], config: AnyOptimConfig, fused: bool = False
 ) -> AdamW:
-    """Build AdamW for `parameter_groups`; `fused` updates all weights in one kernel."""
-    optimizer = AdamW(
-        groups,
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=0.0,  # each group has its own
-        fused=fused,
+    """Build the optimiser for `parameter_groups`; `fused` updates all weights in one kernel.
+
+    Raises:
+        ValueError: optim.kind is muon and no block has a weight matrix.
+    """
+    settings: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "eps": config.eps,
+        "weight_decay": 0.0,  # each group has its own
+        "fused": fused,
+    }
+    optimizer = (
+        AdamW(groups, **settings) if config.kind == "adamw" else _muon(groups, config, settings)
     )
     set_learning_rate(optimizer, config.learning_rate)
     return optimizer
+
+
+def _muon(
+    groups: Iterable[dict[str, Any]], config: AnyOptimConfig, settings: dict[str, Any]
+) -> Muon:
+    """Build Muon, with the matrices of blocks in groups of their own, and log what it takes."""
+    parts = [part for group in groups for part in _matrices_apart(group, config.muon_rate)]
+    matrices = [matrix for part in parts if part["orthogonal"] for matrix in part["params"]]
+    if not matrices:
+        raise ValueError(
+            "optim.kind is muon, which is for the weight matrices of Transformer blocks, and this "
+            "model has none to train; use adamw"
+        )
+    taken, total = (
+        sum(weight.numel() for weight in weights) / 1e6
+        for weights in (matrices, [weight for part in parts for weight in part["params"]])
+    )
+    device = matrices[0].device.type
+    dtype = torch.bfloat16 if bfloat16_unit(device) else torch.float32
+    logger.info(
+        "Muon, in %s, for %d matrices of blocks, %.1f of %.1f million weights; AdamW for the rest",
+        *(str(dtype).removeprefix("torch."), len(matrices), taken, total),
+    )
+    return Muon(parts, dtype, **settings)
+
+
+def _matrices_apart(group: dict[str, Any], muon_rate: float) -> list[dict[str, Any]]:
+    """Split a parameter group into that of Muon's matrices and that of the rest."""
+    parts = []
+    for orthogonal in (True, False):
+        named = [
+            (name, weight)
+            for name, weight in zip(group["names"], group["params"], strict=True)
+            if orthogonal == (_MATRIX.search(name) is not None)
+        ]
+        if named:
+            names, weights = map(list, zip(*named, strict=True))
+            scale = group["lr_scale"] * (muon_rate if orthogonal else 1)
+            changed = {"names": names, "params": weights, "lr_scale": scale}
+            parts.append(group | changed | {"orthogonal": orthogonal})
+    return parts
 
 
 def _trunk_depth(model: nn.Module) -> int:

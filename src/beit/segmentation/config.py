@@ -7,7 +7,7 @@ from beit.nn.sliding import MapViewConfig
 from beit.nn.vit import ViTConfig
 from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig
-from beit.run.optim import StepOptimConfig
+from beit.segmentation.optim import StepOptimConfig
 from beit.segmentation.views import SegmentViewConfig
 
 

@@ -11,8 +11,9 @@ from beit.nn.segmenter import SemanticSegmenter, pixel_loss
 from beit.nn.sliding import MapViewConfig
 from beit.run.averaging import BestWeights
 from beit.run.journal import Journal
-from beit.run.optim import StepOptimConfig, clip_gradients, set_learning_rate
+from beit.run.optim import clip_gradients, set_learning_rate
 from beit.run.reading import ImageBatches
+from beit.segmentation.optim import StepOptimConfig
 from beit.segmentation.validation import Validated, validate
 
 

@@ -39,7 +39,9 @@ class CodebookConfig:
     """Initialisation and update rule of the codebook, and revival of unused codes.
 
     Args:
-        kmeans: initialise by k-means on the first batch, else at random.
+        start_after: steps in which the decoder gets the encoder's vectors themselves, before the
+            codebook starts; 0, as published, to start with the first.
+        kmeans: initialise by k-means on the codebook's first batch, else at random.
         learn: update by moving averages, as published, or by the gradient of Eq. 2's codebook term.
         commitment: mean over a code's channels, as published, or their sum, as in the paper, which
             is C times larger; also for the codebook term.
@@ -48,6 +50,7 @@ class CodebookConfig:
             the last revival.
     """
 
+    start_after: int = 0
     kmeans: bool = True
     learn: Literal["ema", "gradient"] = "ema"
     commitment: Literal["mean", "sum"] = "mean"
@@ -55,6 +58,10 @@ class CodebookConfig:
     revive_below: float = 0.1
 
     def __post_init__(self) -> None:
+        if self.start_after < 0:
+            raise ValueError(
+                f"codebook.start_after is {self.start_after}; expected 0 or more steps"
+            )
         if self.revive_every < 0 or not 0 <= self.revive_below < 1:
             raise ValueError(
                 "codebook.revive_every must be 0 or more and codebook.revive_below in [0, 1), got "
@@ -133,7 +140,13 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     source = open_train(config.data)
     validation = open_validation(config, size, fabric)
     images = check_images(directory, image_sets(source, validation), changed_ok)
-    journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
+    schedule = optim.schedule(len(source))
+    if codebook.start_after >= schedule.total_steps:
+        raise ValueError(
+            f"codebook.start_after is {codebook.start_after}, but the run has "
+            f"{schedule.total_steps} steps; give fewer, or more epochs"
+        )
+    journal = Journal(VERB, config, fabric, schedule, directory)
     views = TrainViews(config.view, size, size)
     batches = train_batches(journal, source, views)
 
@@ -155,6 +168,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     use = CodeUse(vqkd.vocab_size, fabric.device)
     parts = VQKDTraining(
         *(fabric, vqkd, model, optimizer, teacher, targets, use, optim, config.run.seed),
+        start_after=codebook.start_after,
         kmeans=codebook.kmeans,
         commitment_weight=config.commitment_weight,
         attraction_weight=config.commitment_weight if by_gradient else 0,

@@ -70,7 +70,8 @@ class VQKDTraining(NamedTuple):
         model: the same, wrapped by Fabric for training
         targets: the teacher's features (B, N, T) of the images of a training batch
         use: of the codes since the last revival, part of checkpoints
-        kmeans: initialise the codebook by k-means on the first step, else at random
+        start_after: steps without quantization, before the codebook starts
+        kmeans: initialise the codebook by k-means on its first step, else at random
         commitment_weight: of the commitment loss
         attraction_weight: of the codebook term of Eq. 2; 0 if moving averages update the codes
         revive_every: steps between two revivals of dead codes; 0 for never
@@ -89,6 +90,7 @@ class VQKDTraining(NamedTuple):
     use: CodeUse
     optim: OptimConfig
     seed: int
+    start_after: int
     kmeans: bool
     commitment_weight: float
     attraction_weight: float
@@ -125,39 +127,44 @@ def train(
             statistics = torch.zeros((), device=fabric.device)
             vectors: list[Tensor] = []  # of every micro-step, (B, N, C) each
             micro_batches = journal.micro_batches()
-            if not started:
+            quantize = step > parts.start_after
+            if quantize and not started:
                 micro_batches, started = start_codebook(parts, micro_batches), True
             for micro, batch in enumerate(micro_batches, 1):
                 with fabric.autocast():
                     target = parts.targets(batch)  # (B, N, T)
                 with fabric.no_backward_sync(model, enabled=micro < optim.accumulate):
-                    output = model(batch.images)
+                    output = model(batch.images, quantize)
                     reconstruction = cosine_distance(output.features, target)
                     loss = reconstruction + parts.commitment_weight * output.commitment  # Eq. 2
                     if parts.attraction_weight:
                         loss = loss + parts.attraction_weight * output.attraction
                     fabric.backward(loss / optim.accumulate)
-                statistics = statistics + quantizer.statistics(output.vectors, output.codes)
-                counts.add(output.codes)
-                vectors.append(output.vectors.detach())
+                if quantize:
+                    statistics = statistics + quantizer.statistics(output.vectors, output.codes)
+                    counts.add(output.codes)
+                    vectors.append(output.vectors.detach())
                 journal.means.add({"loss": loss, "reconstruction": reconstruction})
             journal.means.add(clip_gradients(fabric, model, optimizer, optim.clip))
             optimizer.step()
             optimizer.zero_grad()
 
-            statistics = summed(fabric, statistics)
-            quantizer.update(statistics)
-            use.since_revival += statistics[:, -1]
-            if parts.revive_every and step % parts.revive_every == 0:
-                dead = use.dead(parts.revive_below)
-                generator = step_generator(seed, step, "revival")
-                revive(fabric, quantizer, optimizer, vectors, dead, generator)
+            if quantize:
+                statistics = summed(fabric, statistics)
+                quantizer.update(statistics)
+                use.since_revival += statistics[:, -1]
+                if parts.revive_every and step % parts.revive_every == 0:
+                    dead = use.dead(parts.revive_below)
+                    generator = step_generator(seed, step, "revival")
+                    revive(fabric, quantizer, optimizer, vectors, dead, generator)
 
             if journal.logs:
-                means, total = journal.read_means(rate), counts.restart()
-                metrics = means | code_metrics(total) | position_metrics(total)
+                metrics = journal.read_means(rate)
+                if quantize:
+                    total = counts.restart()
+                    metrics |= code_metrics(total) | position_metrics(total)
+                    warn_of_collapse(journal, metrics, vqkd.vocab_size, parts.collapse_warning)
                 journal.log({"rate": rate}, metrics, SHOWN)
-                warn_of_collapse(journal, metrics, vqkd.vocab_size, parts.collapse_warning)
             journal.end_step()
             validated = evaluate(parts, journal, validated, report)
     return validated
@@ -171,6 +178,9 @@ def evaluate(
 ) -> Validated | None:
     """Validate and report after a step, at their interval. Returns: the last validation."""
     if not journal.at_interval(parts.validate_every):
+        return validated
+    if journal.step <= parts.start_after:
+        journal.message(f"no validation: the codebook starts after step {parts.start_after}")
         return validated
     if parts.validation is not None:
         with journal.aside("validation"):
@@ -210,7 +220,7 @@ def validate(fabric: Fabric, vqkd: VQKD, teacher: Teacher, reading: Reading) -> 
 
 @torch.no_grad()
 def start_codebook(parts: VQKDTraining, micro_batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Initialise the codebook from the first step's micro-batches, the same in all processes.
+    """Initialise the codebook from its first step's micro-batches, the same in all processes.
 
     Returns: the micro-batches
     """

@@ -1,0 +1,81 @@
+"""Settings of the optimiser of segmentation, whose schedule counts steps."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from beit.run.optim import Schedule, check_settings, micro_batch_size
+from beit.run.schedules import warmup_poly
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepOptimConfig:
+    """The optimiser and its schedule: polynomial decay with linear warm-up.
+
+    The defaults are those for ADE20K.
+
+    Args:
+        kind: adamw; or muon for the weight matrices of blocks, with adamw for the rest.
+        muon_rate: learning rate of muon's matrices, as a multiple of that of the rest.
+        batch_size: images per step, over all processes and micro-steps together.
+        accumulate: micro-steps per step; more use less memory. Batch normalisation sees one
+            micro-step.
+        steps: of the whole run.
+        learning_rate: at the start of the decay, without warm-up.
+        final_rate: learning rate at the end of the decay.
+        power: of the decay; 1 for linear.
+        warmup_steps: steps of linear warm-up.
+        warmup_ratio: factor of the learning rate at the first step.
+        betas: of AdamW.
+        eps: of AdamW.
+        weight_decay: of matrices; none for vectors, positions and the [CLS] token.
+        clip: maximum norm of the whole gradient; null for no clipping.
+    """
+
+    kind: Literal["adamw", "muon"] = "adamw"
+    muon_rate: float = 1.0
+    batch_size: int = 16
+    accumulate: int = 1
+    steps: int = 160_000
+    learning_rate: float = 5e-5
+    final_rate: float = 0.0
+    power: float = 1.0
+    warmup_steps: int = 1500
+    warmup_ratio: float = 1e-6
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    weight_decay: float = 0.05
+    clip: float | None = None
+
+    def __post_init__(self) -> None:
+        check_settings(
+            self,
+            ("batch_size", "accumulate", "steps"),
+            ("learning_rate", "final_rate", "power", "weight_decay", "eps", "muon_rate"),
+        )
+        if not 0 <= self.warmup_steps <= self.steps:
+            raise ValueError(
+                f"optim.warmup_steps is {self.warmup_steps}; expected 0 to optim.steps, "
+                f"{self.steps}"
+            )
+        if not 0 <= self.warmup_ratio <= 1:
+            raise ValueError(f"optim.warmup_ratio is {self.warmup_ratio}; expected 0 to 1")
+
+    def micro_batch_size(self, world_size: int) -> int:
+        """Return the number of images per process and micro-step."""
+        return micro_batch_size(self.batch_size, self.accumulate, world_size)
+
+    def schedule(self, num_images: int) -> Schedule:
+        """Return the schedule for a training set of `num_images`."""
+        return Schedule(max(1, num_images // self.batch_size), self.steps, num_images)
+
+    def rate(self, step: int) -> float:
+        """Return the learning rate of a step; steps count from 1."""
+        return warmup_poly(
+            step - 1,
+            base=self.learning_rate,
+            total_steps=self.steps,
+            final=self.final_rate,
+            power=self.power,
+            warmup_steps=self.warmup_steps,
+            warmup_ratio=self.warmup_ratio,
+        )
