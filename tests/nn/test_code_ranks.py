@@ -25,8 +25,8 @@ def test_figures_by_hand() -> None:
         {
             "chance": 0.5,  # always code 0
             "rank": 1.0,
-            "top5": 1.0,
-            "top5_chance": 1.0,
+            "first5": 1.0,
+            "first5_chance": 1.0,
             "wrong_cosine": half / 2,  # code 0 for 3, and code 1 for 0
             # pairs of different codes by frequency: 0 and 1, 0 and 3, 1 and 3
             "random_cosine": (2 * 0.125 * half + 2 * 0.0625 * half) / (1 - 0.375),
@@ -49,7 +49,7 @@ def test_counts_of_parts_add_up_and_weights_leave_patches_out() -> None:
     )
     figures, order = ranks.figures(whole), code_ranks(logits, codes).flatten()
     assert figures["rank"] == order.median() + 1
-    assert figures["top5"] == pytest.approx(float((order < 5).float().mean()))
+    assert figures["first5"] == pytest.approx(float((order < 5).float().mean()))
 
 
 def test_codes_drawn_at_random_have_the_figures_of_chance() -> None:
@@ -57,11 +57,11 @@ def test_codes_drawn_at_random_have_the_figures_of_chance() -> None:
     ranks = CodeRanks(torch.randn(50, 8, generator=generator))
     codes = torch.randint(50, (200, 40), generator=generator)
     figures = ranks.figures(ranks.count(torch.randn(200, 40, 50, generator=generator), codes))
-    assert figures["top5"] == pytest.approx(0.1, abs=0.02)
+    assert figures["first5"] == pytest.approx(0.1, abs=0.02)
     assert figures["rank"] == pytest.approx(25, abs=2)
     assert figures["wrong_cosine"] == pytest.approx(figures["random_cosine"], abs=0.02)
 
 
 def test_without_a_patch_nothing_fails() -> None:
     figures = CodeRanks(VECTORS).figures(torch.zeros(4, 4))
-    assert figures["chance"] == figures["top5"] == figures["wrong_cosine"] == 0
+    assert figures["chance"] == figures["first5"] == figures["wrong_cosine"] == 0

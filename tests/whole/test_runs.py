@@ -40,7 +40,7 @@ REORDERED = Tolerance(1e-5, 1e-6)
 # Of 20 images or a few hundred codes some lie between two answers: here one more or less may.
 COUNTED = Tolerance(0.05, 0.06)
 # Metrics that came after the recording: how near predicted codes are, and neighbours at step 0.
-ADDED = ("chance", "rank", "top5", "top5_chance", "wrong_cosine", "random_cosine")
+ADDED = ("chance", "rank", "first5", "first5_chance", "wrong_cosine", "random_cosine")
 COUNTED_WORDS = (
     *("accuracy", "miou", "top1", "top5", "balanced", "knn"),
     *("usage", "perplexity", "entropy", "dead"),

@@ -5,7 +5,6 @@ little memory. A code's patches are one small WebP sheet, which the page decodes
 """
 
 import base64
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from beit.codebook.contents import Code, Patch, WholeImage
 from beit.codebook.crops import LOSSLESS, TINY, Crop, shrunk, webp
 from beit.draw.colours import code_colours
+from beit.draw.report import script_hash
 from beit.files import replacing
 
 MAX_BYTES = 58_000_000
@@ -73,9 +73,9 @@ def write_explorer(
         title=f"The codes of {page.tokenizer}",
         page=page,
         script=Markup(script),
-        script_hash=_hash(script),
+        script_hash=script_hash(script),
         style=Markup(style),
-        style_hash=_hash(style),
+        style_hash=script_hash(style),
         images=lines.images(page.images),
         codes=lines.codes(page.codes),
         summary=lambda: lines.summary(page.colours),
@@ -91,10 +91,6 @@ def write_explorer(
                 f"{max_bytes / 1e6:.1f} MB; give it fewer images or fewer patches per code"
             )
     return path
-
-
-def _hash(source: str) -> str:
-    return _base64(hashlib.sha256(source.encode()).digest())
 
 
 def _base64(data: bytes) -> str:

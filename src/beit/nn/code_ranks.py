@@ -44,9 +44,9 @@ class CodeRanks:
     def figures(self, counts: Tensor) -> dict[str, float]:
         """Summarise counts (4, K).
 
-        Returns: `rank`, the median rank of the true code, from 1; `top5`, the share of patches
-            whose true code is among the five most probable; `chance` and `top5_chance`, accuracy
-            and top5 of always predicting the most frequent codes; `wrong_cosine`, the mean cosine
+        Returns: `rank`, the median rank of the true code, from 1; `first5`, the share of patches
+            whose true code is among the five most probable; `chance` and `first5_chance`, accuracy
+            and first5 of always predicting the most frequent codes; `wrong_cosine`, the mean cosine
             of a wrong code to the true one; `random_cosine`, that of two different codes drawn by
             their frequency
         """
@@ -57,8 +57,8 @@ class CodeRanks:
         return {
             "chance": float(share.max()),
             "rank": 1.0 + int((ranks.cumsum(0) < ranks.sum() / 2).sum()),
-            "top5": float(ranks[:5].sum() / ranks.sum().clamp(min=1)),
-            "top5_chance": float(share.sort(descending=True).values[:5].sum()),
+            "first5": float(ranks[:5].sum() / ranks.sum().clamp(min=1)),
+            "first5_chance": float(share.sort(descending=True).values[:5].sum()),
             "wrong_cosine": float(cosines.sum() / wrong.sum().clamp(min=1)),
             "random_cosine": float(((share @ units).square().sum() - alike) / different),
         }
