@@ -138,7 +138,7 @@ def themed_svg(figure: "Figure", scale: float = 1.0) -> bytes:
     svg = '<svg stroke-linejoin="round"' + file.getvalue().partition("<svg")[2]
     svg = re.sub(r"(?s)<(metadata|style|clipPath).*?</\1>|(?<=>)\s+|\s+(?=<)", "", svg)
     svg = re.sub("<[^>]+>", _themed, svg)
-    width, height = (round(scale * side) for side in figure.bbox.size * 72 / figure.dpi)
+    width, height = (round(scale * 72 * float(inches)) for inches in figure.get_size_inches())
     size = f'width="{width}" height="{height}"' if scale != 1 else r"\g<0>"
     return re.sub(r'width="[\d.]+" height="[\d.]+"', size, svg, count=1).encode()
 
@@ -237,7 +237,9 @@ def line_chart(
         for number, line in enumerate(lines):
             points = _hover_points(axes, height, line.points, unit)
             colour = SERIES[number % len(SERIES)]
-            hover["lines"].append([line.name or line.label or title, f"var({THEME[colour]},{colour})", points])
+            hover["lines"].append(
+                [line.name or line.label or title, f"var({THEME[colour]},{colour})", points]
+            )
         words = html.escape(json.dumps(hover, separators=(",", ":"), ensure_ascii=False))
         return themed_svg(figure).replace(b"<svg ", f'<svg data-hover="{words}" '.encode(), 1)
 

@@ -77,9 +77,7 @@ def _scaled(key: str, value: float, percent: bool) -> tuple[float, str]:
     return (100 * value, "%") if is_share(key) else (value, "%" if percent else "")
 
 
-def _chart(
-    logged: Mapping[str, Records], title: str, x: str, log: bool, percent: bool
-) -> Picture:
+def _chart(logged: Mapping[str, Records], title: str, x: str, log: bool, percent: bool) -> Picture:
     lines, ranges, notes, unit = [], [], [], ""
     for key, records in logged.items():
         scaled = [_scaled(key, float(record[key]), percent) for record in records]

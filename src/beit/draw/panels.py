@@ -173,8 +173,9 @@ def rendered(figure: "Figure", omitted: Sequence[str] = ("Date", "Creator")) -> 
     files = io.BytesIO(), io.BytesIO()
     figure.savefig(files[0], format="png", metadata={"Software": None})
     figure.savefig(files[1], format="svg", metadata=dict.fromkeys(omitted))
-    for part in (figure, *figure.axes):
-        part.patch.set_visible(False)
+    figure.patch.set_visible(False)
+    for axes in figure.axes:
+        axes.patch.set_visible(False)
     with matplotlib.rc_context({"svg.fonttype": "none"}):
         page = themed_svg(figure, PAGE_SCALE)
     return Drawing(files[0].getvalue(), files[1].getvalue(), page)
