@@ -34,7 +34,7 @@ PRESET = "demo"
 UNTRAINED, PRETRAINED, TEACHER = "untrained backbone", "pretrained backbone", "teacher"
 GAIN = (
     "Pretraining is worth what the backbone gains over its untrained weights. The teacher, trained "
-    "elsewhere on a million labelled images, shows how far one could get: these few minutes go a "
+    "elsewhere on far more images, shows how far one could get: these few minutes go a "
     "part of that way."
 )
 LARGER = ("image_size=[64,64]", "patch_size=16")  # the same number of patches as the preset's
@@ -183,7 +183,7 @@ def gained(probes: Mapping[str, probe.Result]) -> dict[str, Figure]:
         gain = f"{100 * (after - before):+.1f} points"
         beside = f"{percent(after)} of the images right; untrained {percent(before)}, "
         beside += f"chance {percent(probes[PRETRAINED].chance)}, teacher {percent(ceiling)}"
-        if ceiling > before:
+        if ceiling > after > before:
             way = (after - before) / (ceiling - before)
             beside += f": {percent(way)} of the way from untrained to the teacher"
         figures[f"gain by pretraining, {name}"] = Figure(gain, beside)

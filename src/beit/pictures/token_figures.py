@@ -93,8 +93,8 @@ def prediction_panels(
 ) -> list[Panel]:
     """Return panels of an image, the masked input, true and predicted tokens and probabilities.
 
-    A frame marks a correct token. Arguments as for `token_panels`; `highest` is the probability at the
-    top of the colour scale.
+    A frame marks a correct token. Arguments as for `token_panels`; `highest` is the probability at
+    the top of the colour scale.
     """
     pixels, true, masked = canvas.panel(image), codes.cpu().numpy(), predictions.masked.numpy()
     predicted = predictions.filled(codes.cpu()).numpy()

@@ -116,7 +116,7 @@ def report_dvae(
     ]
     facts = {"tokenizer": f"discrete VAE, {K} codes"}
     summary = (
-        f"Each place of an image gets one of {K} codes, from which the image is painted again."
+        f"Each place of an image gets one of {K} codes; the image is painted again from them."
     )
     return written(directory, config, sections, facts, summary, main_figures(validated, K))
 
