@@ -75,8 +75,8 @@ def masked_predictions(
         panels = [canvas.over_masked(colours[row], grid, whole, hidden) for row in (true, guesses)]
         right = hidden & canvas.cells(guesses == true, grid, whole)
         canvas.mark(panels[1], right, grid)
-        median, exact = int(ranks[index].median()) + 1, int((guesses == true)[places].sum())
-        words = f"true code on place {median} of {K} (median)"
+        median, exact = np.median(ranks[index].numpy()) + 1, int((guesses == true)[places].sum())
+        words = f"true code on place {median:g} of {K} (median)"
         words += f", {exact} of {len(places)} exact" if exact else ""
         alt = (
             f"Image {index + 1}, the image with {len(places)} of {len(true)} patches masked, "

@@ -95,7 +95,7 @@ def main_figures(
     else:
         for key, value in metrics.items():
             if key.removeprefix("val_") in ("explained", "cosine", "accuracy"):
-                figures[name_of(key)] = Figure(value_of(key, value))
+                figures[name_of(key.removeprefix("val_"))] = Figure(value_of(key, value))
     checks = [record for record in records if "knn_cls" in record]
     if checks:
         before, after = checks[0], checks[-1]

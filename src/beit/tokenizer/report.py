@@ -115,9 +115,7 @@ def report_dvae(
         *training_sections(directory, panels, validated),
     ]
     facts = {"tokenizer": f"discrete VAE, {K} codes"}
-    summary = (
-        f"Each place of an image gets one of {K} codes; the image is painted again from them."
-    )
+    summary = f"Each place of an image gets one of {K} codes; the image is painted again from them."
     return written(directory, config, sections, facts, summary, main_figures(validated, K))
 
 
