@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -29,6 +31,8 @@ def test_vectors_with_less_than_three_extents_have_zeros_there() -> None:
     assert found.of(line).tolist() == [[-1, 0, 0], [1, 0, 0], [0, 0, 0]]
     same = codebook_colours(torch.ones(4, 3))
     assert (same == same[0]).all()
+    diverged = torch.tensor([[math.nan, math.inf], [1.0, 2.0]])
+    assert codebook_colours(diverged).shape == (2, 3)
     with pytest.raises(ValueError, match="all finite: False"):
         components(torch.tensor([[torch.nan]]))
 

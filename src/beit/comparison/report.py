@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 from beit.comparison.ablation_table import as_markdown
 from beit.comparison.runs import Run, figure_keys, own_pictures, points, read_run, short_names
-from beit.draw.charts import MARKED, shortened, styled, worded
+from beit.draw.charts import MARKED, Line, shortened, styled, with_hover, worded
 from beit.draw.colours import RULE, SERIES
 from beit.draw.names import is_share, name_of, percent
 from beit.draw.numbers import aligned_numbers
@@ -92,7 +92,7 @@ def run(config: Config) -> Result:
         curves.append(drawing.picture(f"{file}.png, .svg", alt))
         images.append(f"![{markdown_text(alt)}]({file}.png)")
 
-    text = "A run has the same colour in each. What was measured once is in the table below."
+    text = "A run has the same colour in each. What was measured once is in the table above."
     sections = [Section("Samples", items=galleries)] if galleries else []
     sections += [
         Section("Last figures", items=[last]),
@@ -260,7 +260,12 @@ def curve_figure(runs: Sequence[Run], key: str, x: str, log: Collection[str] = (
             chart.legend(loc="upper left", bbox_to_anchor=place, labelspacing=0.25, **bare)
         else:
             axes.text(0.5, 0.5, "nothing logged", ha="center", transform=axes.transAxes)
-        return rendered(chart)
+        drawing = rendered(chart)
+        named = [
+            Line("", c, name=shortened(r.name, LONGEST)) for r, c in zip(runs, curves, strict=True)
+        ]
+        colours = [SERIES[index % len(SERIES)] for index in range(len(runs))]
+        return drawing._replace(page=with_hover(drawing.page, axes, named, colours, x, unit))
 
 
 def file_name(key: str) -> str:

@@ -233,28 +233,36 @@ def line_chart(
             low, high = known[:, 0].min(), known[:, 0].max()
             axes.set_xlim((low, high) if low < high else (low - 1, high + 1))
         finish_axes(axes, top, x_label, integer=bool((known[:, 0] % 1 == 0).all()), unit=unit)
-        hover: dict[str, Any] = {"x": x_label, "top": top, "bottom": height - BOTTOM, "lines": []}
-        for number, line in enumerate(lines):
-            points = _hover_points(axes, height, line.points, unit)
-            colour = SERIES[number % len(SERIES)]
-            hover["lines"].append(
-                [line.name or line.label or title, f"var({THEME[colour]},{colour})", points]
-            )
-        words = html.escape(json.dumps(hover, separators=(",", ":"), ensure_ascii=False))
-        return themed_svg(figure).replace(b"<svg ", f'<svg data-hover="{words}" '.encode(), 1)
+        colours = [SERIES[number % len(SERIES)] for number in range(len(lines))]
+        named = [line._replace(name=line.name or line.label or title) for line in lines]
+        return with_hover(themed_svg(figure), axes, named, colours, x_label, unit)
 
 
-def _hover_points(
-    axes: "Axes", height: float, points: Sequence[tuple[float, float]], unit: str
-) -> list[tuple[float, float, str, str]]:
-    """Return x and y of points in the drawing, and both in words."""
-    rows = thinned(np.array(points, dtype=np.float64).reshape(-1, 2))
-    rows = rows[~np.isnan(rows[:, 1])]
-    places = axes.transData.transform(rows)
-    return [
-        (round(px, 1), round(height - py, 1), short_number(x), worded(y, unit))
-        for (px, py), (x, y) in zip(places.tolist(), rows.tolist(), strict=True)
-    ]
+def with_hover(
+    svg: bytes,
+    axes: "Axes",
+    lines: Sequence[Line],
+    colours: Sequence[str],
+    x_label: str,
+    unit: str = "",
+) -> bytes:
+    """Add the values of lines, each with its name and colour, to their drawing."""
+    scale = 72 / axes.figure.dpi
+    height = axes.figure.bbox.height
+    top, bottom = (round(scale * (height - y), 1) for y in (axes.bbox.y1, axes.bbox.y0))
+    drawn = []
+    for line, colour in zip(lines, colours, strict=True):
+        rows = thinned(np.array(line.points, dtype=np.float64).reshape(-1, 2))
+        rows = rows[~np.isnan(rows[:, 1])]
+        places = axes.transData.transform(rows).tolist()
+        points = [
+            (round(scale * a, 1), round(scale * (height - b), 1), short_number(x), worded(y, unit))
+            for (a, b), (x, y) in zip(places, rows.tolist(), strict=True)
+        ]
+        drawn.append((line.name, f"var({THEME[colour]},{colour})", points))
+    hover = {"x": x_label, "top": top, "bottom": bottom, "lines": drawn}
+    words = html.escape(json.dumps(hover, separators=(",", ":"), ensure_ascii=False))
+    return svg.replace(b"<svg ", f'<svg data-hover="{words}" '.encode(), 1)
 
 
 def worded(value: float, unit: str = "") -> str:

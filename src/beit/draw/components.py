@@ -71,6 +71,7 @@ def codebook_colours(vectors: Tensor) -> NDArray[np.uint8]:
     The codes are ranked along each of the first three principal components of their vectors, so
     that colours are used evenly. The first component is lightness.
     """
+    vectors = vectors.nan_to_num(0, 0, 0)  # of a run that diverges, which says so itself
     projected = components(vectors).of(vectors).numpy()  # (K, 3)
     places = np.full(projected.shape, 0.5)
     for axis in range(SHOWN):

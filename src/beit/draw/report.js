@@ -87,5 +87,5 @@
     });
   }
   dialog.addEventListener('click', () => dialog.close());
-  dialog.addEventListener('close', hide);
+  dialog.addEventListener('close', () => { hide(); dialog.firstElementChild.replaceChildren(); });
 })();
