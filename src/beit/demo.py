@@ -33,8 +33,8 @@ PRESET = "demo"
 UNTRAINED, PRETRAINED, TEACHER = "untrained backbone", "pretrained backbone", "teacher"
 GAIN = (
     "Pretraining is worth what the backbone gains over its untrained weights. The teacher, trained "
-    "elsewhere on far more images, shows how far one could get: these few minutes go a "
-    "part of that way. Of each model the better of its features counts."
+    "elsewhere on far more images, shows how far one can get with more. Of each model the better "
+    "of its features counts."
 )
 LARGER = ("image_size=[64,64]", "patch_size=16")  # the same number of patches as the preset's
 TRAIN_NAMES = ("train", "training")

@@ -63,7 +63,7 @@ def whole_report(path: Path, words: str = "plain") -> str:
     sections = [Section(words, f"{words}\n\n    {words}\n\n`{words}`", items)] * 3
     figures = {words: Figure(words, words)}
     facts = {words: words, "link": Link(words, "../a/report.html")}
-    lead = [Picture(words, words, PNG, "image/png")]
+    lead = Gallery(words, [Picture(words, words, PNG, "image/png")])
     written = write_report(path, words, sections, facts, summary=words, lead=lead, figures=figures)
     assert written == path
     return path.read_text("utf-8")
@@ -186,12 +186,13 @@ def test_a_few_pictures_lead_and_are_not_shown_twice() -> None:
     pictures = [Picture("", str(number), PNG, "image/png") for number in range(5)]
     section = Section("S", items=[Gallery("g", pictures), Table("", ["a"], [[1]])])
     lead, (shown, other) = with_lead([section, Section("T")])
-    assert [p.alt for p in lead] == ["0", "1", "2"]
+    assert lead is not None and lead.caption == "g"
+    assert [p.alt for p in lead.pictures] == ["0", "1", "2"]
     assert isinstance(shown.items[0], Gallery)
     assert [p.alt for p in shown.items[0].pictures] == ["3", "4"]
     assert shown.items[1:] == section.items[1:] and other.title == "T"
     few = Section("S", items=[Gallery("g", pictures[:3])])
-    assert with_lead([few]) == ((), [few])
+    assert with_lead([few]) == (None, [few])
 
 
 def test_a_ragged_table_is_refused() -> None:

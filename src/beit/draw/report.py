@@ -96,17 +96,17 @@ def link_to(source: str, page: Path) -> str | Link:
     return source
 
 
-def with_lead(sections: Sequence[Section]) -> tuple[Sequence[Picture], list[Section]]:
-    """Take the first `LEAD` pictures out of the first gallery, if it has more.
+def with_lead(sections: Sequence[Section]) -> tuple[Gallery | None, list[Section]]:
+    """Take the first `LEAD` pictures, with the caption, out of the first gallery, if it has more.
 
     Returns: those pictures, and the sections with the rest
     """
     first, *others = sections
     gallery, *items = first.items
     if not isinstance(gallery, Gallery) or len(gallery.pictures) <= LEAD:
-        return (), [first, *others]
-    rest = Gallery(gallery.caption, gallery.pictures[LEAD:])
-    return gallery.pictures[:LEAD], [replace(first, items=[rest, *items]), *others]
+        return None, [first, *others]
+    lead, rest = replace(gallery, pictures=gallery.pictures[:LEAD]), gallery.pictures[LEAD:]
+    return lead, [replace(first, items=[Gallery("", rest), *items]), *others]
 
 
 def write_report(
@@ -116,7 +116,7 @@ def write_report(
     facts: Mapping[str, str | Link],
     *,
     summary: str = "",
-    lead: Sequence[Picture] = (),
+    lead: Gallery | None = None,
     figures: Mapping[str, str | Figure] | None = None,
 ) -> Path:
     """Write the page, replacing an older one atomically.
