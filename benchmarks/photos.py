@@ -18,7 +18,11 @@ import numpy as np
 from PIL import Image, ImageChops, ImageEnhance
 
 SUBJECTS = {
-    "animals": ("Kleiber_by_Lukas_Baubkus", "free_by_Peter_Nerlich", "friends_by_Aitzol_Berasategi"),
+    "animals": (
+        "Kleiber_by_Lukas_Baubkus",
+        "free_by_Peter_Nerlich",
+        "friends_by_Aitzol_Berasategi",
+    ),
     "evening": ("sunset_by_Aitzol_Berasategi", "Storm", "summer_1am", "EveningGlow"),
     "flowers": ("Garden", "YellowFlower", "LadyBird", "seeding_by_Clements_Engelhardt"),
     "leaves": ("Blinds", "GreenMeadow", "RainDrops", "OneStandsOut"),
@@ -73,7 +77,10 @@ def save_photo(path: Path, pictures: list[Path], number: int) -> None:
     share = min(picture.width / size[0], picture.height / size[1])
     share *= float(np.sqrt(random.uniform(LEAST, 1)))
     width, height = (int(side * share) for side in size)
-    left, top = random.integers(picture.width - width + 1), random.integers(picture.height - height + 1)
+    left, top = (
+        random.integers(picture.width - width + 1),
+        random.integers(picture.height - height + 1),
+    )
     crop = picture.crop((left, top, left + width, top + height))
     for change in (ImageEnhance.Brightness, ImageEnhance.Color, ImageEnhance.Contrast):
         crop = change(crop).enhance(random.uniform(0.75, 1.3))

@@ -144,11 +144,11 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     optim, size = config.optim, config.model.image_size
     torch.manual_seed(config.run.seed)
     vae = DiscreteVAE(config.model)
-    source = open_train(config.data)
+    views = TrainViews(config.view, size, size)
+    source = open_train(config.data, views)
     validation = open_validation(config, size, fabric)
     images = check_images(directory, image_sets(source, validation), changed_ok)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
-    views = TrainViews(config.view, size, size)
     batches = train_batches(journal, source, views)
 
     groups = parameter_groups(vae, optim.weight_decay)

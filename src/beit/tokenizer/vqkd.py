@@ -137,7 +137,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     torch.manual_seed(config.run.seed)
     vqkd = VQKD(match_teacher(config.model, teacher))
     teacher, size = teacher.to(fabric.device), vqkd.config.encoder.image_size
-    source = open_train(config.data)
+    views = TrainViews(config.view, size, size)
+    source = open_train(config.data, views)
     validation = open_validation(config, size, fabric)
     images = check_images(directory, image_sets(source, validation), changed_ok)
     schedule = optim.schedule(len(source))
@@ -147,7 +148,6 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
             f"{schedule.total_steps} steps; give fewer, or more epochs"
         )
     journal = Journal(VERB, config, fabric, schedule, directory)
-    views = TrainViews(config.view, size, size)
     batches = train_batches(journal, source, views)
 
     def features(batch: Batch) -> Tensor:
