@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,15 +36,17 @@ def out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success the file written there replaces `path`.
 
     The file is flushed to disk before it is renamed, so `path` is complete even after a kill or a
     power cut. If the block raises, the temporary file is deleted and `path` is unchanged. One
     writer at a time: the temporary name is fixed, so the next writer overwrites what a killed one
-    left. OSError naming `path`: the disk is full, whatever library wrote to it.
+    left. With `shared`, several may write: each has its own name, and what a killed one left stays.
+    OSError naming `path`: the disk is full, whatever library wrote to it.
     """
-    temporary = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
+    writer = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
+    temporary = path.with_name(f".{path.name}{writer}{PARTIAL_SUFFIX}")
     try:
         yield temporary
         _flush_to_disk(temporary)

@@ -11,7 +11,6 @@ from lightning_fabric import Fabric
 
 from beit.data.batches import EvalBatches
 from beit.data.classes import Labelled, known_classes, renumbered
-from beit.data.sources import open_source
 from beit.data.splits import Split
 from beit.data.views import EvalView, TrainViews
 from beit.draw.report import Section
@@ -22,7 +21,14 @@ from beit.pretraining.loop import Pretraining, train
 from beit.pretraining.report import report
 from beit.pretraining.targets import load_target, match_target
 from beit.pretraining.validation import Validation
-from beit.run.batches import image_sets, open_sets, open_train, open_validation, train_batches
+from beit.run.batches import (
+    image_sets,
+    open_set,
+    open_sets,
+    open_train,
+    open_validation,
+    train_batches,
+)
 from beit.run.budget import Sets, within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunDirectory
@@ -43,14 +49,14 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     fabric = launch_run(config, directory)
     target, mim = build(config, fabric)
     vit, optim = config.model.backbone, config.optim
-    source = open_train(config.data)
+    views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
+    source = open_train(config.data, views)
     validation, check = build_validation(config, fabric), check_batches(config, fabric)
     sets = image_sets(source, validation and validation.batches)
     if check is not None:
         sets |= {"check.train": check[0].source, "check.test": check[1].source}
     images = check_images(directory, sets, changed_ok)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
-    views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
     batches = train_batches(journal, source, views)
 
     groups = parameter_groups(mim, optim.weight_decay)
@@ -75,7 +81,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
 def all_sets(config: Config) -> Sets:
     """Open the images of a training, and count those of a k-NN check."""
     checked = 2 * config.check.limit if config.check.every else 0
-    return open_sets(config.data)._replace(checked=checked)
+    size = config.model.backbone.image_size
+    return open_sets(config.data, TrainViews(config.view, size, size))._replace(checked=checked)
 
 
 def redraw(config: Config, directory: RunDirectory) -> list[Section]:
@@ -113,7 +120,9 @@ def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatc
     if config.check.every == 0:
         return None
     size = config.optim.micro_batch_size(fabric.world_size)
-    view = EvalView(config.model.backbone.image_size, config.crop_ratio)
+    image_size = config.model.backbone.image_size
+    view = EvalView(image_size, config.crop_ratio)
+    training = TrainViews(config.view, image_size, image_size)
     sets = list[Labelled]()
     splits: tuple[tuple[str, str, Split], ...] = (
         ("check.train", config.check.train or config.data.train, "train"),
@@ -125,8 +134,8 @@ def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatc
                 f"the k-NN check needs labelled images; give --{option}, or turn "
                 "it off with --check.every 0"
             )
-        cache = config.data.cache_gigabytes
-        source = open_source(spec, split=split, cache_gigabytes=cache, limit=config.check.limit)
+        views = (view, training) if spec == config.data.train else (view,)  # shrunk once for both
+        source = open_set(config.data, spec, split, *views, limit=config.check.limit)
         sets.append(Labelled(option, spec, source))
     train, test = sets
     try:

@@ -1,6 +1,7 @@
 """The training and validation batches of a run, built from settings that all trainings share."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -8,8 +9,11 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from beit.data.batches import DataConfig, EvalBatches, TrainBatches
+from beit.data.folders.listing import say_once
+from beit.data.shrinking import Need, Shrinking, ShrunkImages
 from beit.data.source import Source
 from beit.data.sources import open_source
+from beit.data.splits import Split
 from beit.data.views import EvalView
 from beit.run.budget import Sets
 from beit.run.journal import Journal, TrainingConfig
@@ -25,11 +29,36 @@ class ImageSetConfig(TrainingConfig, Protocol):
     def crop_ratio(self) -> float: ...
 
 
-def open_train(data: DataConfig) -> Source:
-    """Open the training images."""
-    return open_source(
-        data.train, split="train", cache_gigabytes=data.cache_gigabytes, limit=data.limit
-    )
+class View(Protocol):
+    """What cuts views from images, and says how large these must be."""
+
+    @property
+    def need(self) -> Need: ...
+
+
+def open_set(
+    data: DataConfig, spec: str, split: Split, *views: View, limit: int | None = None
+) -> Source:
+    """Open the images of a run, shrunk to what the largest of `views` needs if `data.shrink`."""
+    shrinking = None
+    if data.shrink:
+        need = Need(*map(max, zip(*(view.need for view in views), strict=True)))
+        images = None
+        if data.shrink_gigabytes:
+            images = ShrunkImages(data.shrink_cache, data.shrink_gigabytes)
+        shrinking = Shrinking(need, images)
+        kept = "nothing is kept on disk"
+        if images is not None:
+            kept = f"kept in {images.folder}, at most {data.shrink_gigabytes:g} GB"
+        height, width = need.size_for(3000, 4000)
+        say_once(f"images shrink to what views need, as 4000 x 3000 to {width} x {height}; {kept}")
+    cache = data.cache_gigabytes
+    return open_source(spec, split=split, cache_gigabytes=cache, limit=limit, shrinking=shrinking)
+
+
+def open_train(data: DataConfig, views: View) -> Source:
+    """Open the training images, for these views."""
+    return open_set(data, data.train, "train", views, limit=data.limit)
 
 
 def train_batches(
@@ -93,14 +122,15 @@ def open_validation(
     data = config.data
     if not data.validation:
         return None
-    source = open_source(data.validation, split="test", cache_gigabytes=data.cache_gigabytes)
-    return eval_batches(config, source, EvalView(size, config.crop_ratio), fabric)
+    view = EvalView(size, config.crop_ratio)
+    return eval_batches(config, open_set(data, data.validation, "test", view), view, fabric)
 
 
-def open_sets(data: DataConfig) -> Sets:
+def open_sets(data: DataConfig, views: View) -> Sets:
     """Open the images of a training without keeping them in memory."""
-    train = open_source(data.train, split="train", limit=data.limit)
-    return Sets(train, open_source(data.validation, split="test") if data.validation else ())
+    data = replace(data, cache_gigabytes=0.0)
+    validation = open_set(data, data.validation, "test", views) if data.validation else ()
+    return Sets(open_train(data, views), validation)
 
 
 def image_sets(source: Source, validation: ImageBatches | None) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from torch import distributed
 from beit.data.source import UnreadableImage
 from beit.run.directory import RunConfig, RunDirectory, seconds_of
 from beit.run.log import read_log
+from beit.run.optim import Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -102,8 +103,8 @@ def measured(run: Callable[[Any], object], config: Any, sets: Sets) -> Times:
     image = seconds_to_read(sets.train)
     with tempfile.TemporaryDirectory() as folder:
         directory, started = RunDirectory(Path(folder) / "trial"), time.monotonic()
-        every = {"log_every": 1, "checkpoint_every": STEPS, "stop_after": STEPS}
-        settings = RunConfig(output=str(directory.path), seed=config.run.seed, **every)
+        settings = RunConfig(output=str(directory.path), seed=config.run.seed, stop_after=STEPS)
+        settings = replace(settings, log_every=1, checkpoint_every=STEPS)
         with _quietly():
             run(replace(config, run=settings))
         seconds = time.monotonic() - started
@@ -141,7 +142,7 @@ def affordable(seconds: float, config: Any, sets: Sets, times: Times) -> int:
 
 def evaluations(config: Any, every: int, num_images: int) -> int:
     """Return how often a run evaluates every so many epochs, or steps, and at its end."""
-    schedule = config.optim.schedule(num_images)
+    schedule: Schedule = config.optim.schedule(num_images)
     steps = every * (1 if hasattr(config.optim, "steps") else schedule.steps_per_epoch)
     return math.ceil(schedule.total_steps / steps)
 
@@ -156,7 +157,10 @@ def shortened(config: Any, num_images: int, most: int) -> Any:
         return config
     share = max(most, 1) / schedule.total_steps
     if hasattr(optim, "steps"):
-        shorter = {"steps": max(most, 1), "warmup_steps": int(optim.warmup_steps * share)}
+        shorter: dict[str, float] = {
+            "steps": max(most, 1),
+            "warmup_steps": int(optim.warmup_steps * share),
+        }
     else:
         epochs = three_digits(max(most, 1) / schedule.steps_per_epoch)
         shorter = {"epochs": epochs, "warmup_epochs": optim.warmup_epochs * epochs / optim.epochs}
@@ -170,8 +174,8 @@ def three_digits(value: float) -> int | float:
     """Round down to three digits; from 100 on to an integer."""
     if value >= 100:
         return math.floor(value)
-    scale = 10 ** (2 - math.floor(math.log10(value)))
-    return math.floor(value * scale) / scale
+    scale = 10.0 ** (2 - math.floor(math.log10(value)))
+    return float(math.floor(value * scale) / scale)
 
 
 def _of_first_process(value: Any) -> Any:

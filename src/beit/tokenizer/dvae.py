@@ -141,16 +141,16 @@ class Config:
 
 def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Train a new tokenizer, or resume the run in `directory` from its last checkpoint."""
-    config = within_budget(run, config, partial(open_sets, config.data))
-    fabric = launch_run(config, directory)
-    optim, size = config.optim, config.model.image_size
+    size = config.model.image_size
+    views = TrainViews(config.view, size, size)
+    config = within_budget(run, config, partial(open_sets, config.data, views))
+    fabric, optim = launch_run(config, directory), config.optim
     torch.manual_seed(config.run.seed)
     vae = DiscreteVAE(config.model)
-    source = open_train(config.data)
+    source = open_train(config.data, views)
     validation = open_validation(config, size, fabric)
     images = check_images(directory, image_sets(source, validation), changed_ok)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
-    views = TrainViews(config.view, size, size)
     batches = train_batches(journal, source, views)
 
     groups = parameter_groups(vae, optim.weight_decay)

@@ -130,7 +130,9 @@ class Config:
 
 def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Train a new tokenizer, or resume the run in `directory` from its last checkpoint."""
-    sets = partial(open_sets, config.data)
+    size = config.model.encoder.image_size
+    views = TrainViews(config.view, size, size)
+    sets = partial(open_sets, config.data, views)
     config = within_budget(run, config, sets, trial=quantized_at_once, fit=codebook_started)
     fabric = launch_run(config, directory)
     optim, codebook = config.optim, config.codebook
@@ -139,8 +141,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     teacher = load_teacher(named.source, named.image_size, named.pretrained, named.num_heads)
     torch.manual_seed(config.run.seed)
     vqkd = VQKD(match_teacher(config.model, teacher))
-    teacher, size = teacher.to(fabric.device), vqkd.config.encoder.image_size
-    source = open_train(config.data)
+    teacher = teacher.to(fabric.device)
+    source = open_train(config.data, views)
     validation = open_validation(config, size, fabric)
     images = check_images(directory, image_sets(source, validation), changed_ok)
     schedule = optim.schedule(len(source))
@@ -150,7 +152,6 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
             f"{schedule.total_steps} steps; give fewer, or more epochs"
         )
     journal = Journal(VERB, config, fabric, schedule, directory)
-    views = TrainViews(config.view, size, size)
     batches = train_batches(journal, source, views)
 
     def features(batch: Batch) -> Tensor:

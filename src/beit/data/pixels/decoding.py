@@ -98,7 +98,7 @@ def decode(
         absent = isinstance(error, ImportError) or "'imagecodecs' package" in str(error)
         hint = ': pip install "beit[formats]"' * absent
         raise UnreadableImage(name, reason_of(error) + hint) from error
-    header = open_image(data, name, max_pixels)
+    header = read_header(data, name, max_pixels)
     try:
         return _pixels(header, data, reading)
     except BROKEN as error:
@@ -113,7 +113,7 @@ def reason_of(error: Exception) -> str:
     return f"broken or truncated: {reason}" if isinstance(error, struct.error) else reason
 
 
-def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
+def read_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
     """Read the header of an image. Raises UnreadableImage also if it has too many pixels."""
     try:
         width, height = _jpeg_xl_size(data) or (0, 0)  # decoded by opening it
