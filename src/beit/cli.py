@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from importlib import import_module
 
 import beit
+from beit.command.ending import show
 from beit.command.messages import did_you_mean, one_line
 from beit.command.modules import find_module, module_of_run, run_to_resume
-from beit.command.options import parse
+from beit.command.options import parse, take
 from beit.command.slurm import as_torchrun
 from beit.command.verbs import VERBS
 from beit.files import out_of_memory
@@ -81,12 +82,17 @@ def _dispatch(arguments: list[str]) -> int:
 def _run(verb: str, options: Sequence[str]) -> None:
     resumed = run_to_resume(options) if VERBS[verb].resumable else None
     if resumed is not None:
-        from beit.run.resume import resume  # imports torch
+        from beit.run.resume import open_run  # imports torch
 
-        resume(import_module(module_of_run(verb, resumed[0])), *resumed)
+        module = import_module(module_of_run(verb, resumed[0]))
+        config, directory = open_run(module, resumed[0])
+        result = module.run(config, directory, resumed[1])
     else:
         module = import_module(find_module(verb, options))
-        module.run(parse(verb, module.Config, options))
+        config = parse(verb, module.Config, options)
+        result = module.run(config)
+    if ending := getattr(module, "ending", None):  # not of `presets`
+        show(ending(config, result), take(options, "--preset")[0])
 
 
 def _split_verb(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:

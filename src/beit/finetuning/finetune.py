@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from lightning_fabric import Fabric
 
+from beit.command.ending import Ending, beside, last_values, percent, words
 from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.classes import Classes, Labelled, checked_classes, read_classes, renumbered
 from beit.data.source import Source
@@ -29,6 +30,7 @@ from beit.run.batches import View, eval_batches, open_set, train_batches
 from beit.run.budget import Sets, within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunDirectory
+from beit.run.environment import environment
 from beit.run.images import check_images, keep_images, warn_of_changes
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
@@ -61,7 +63,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     images = check_images(directory, sets, changed_ok, labelled=True)
     torch.manual_seed(config.run.seed)
     classifier, head = build_classifier(config, classes)
-    journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
+    journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
     vit = classifier.config.backbone
     batches = training_batches(config, source, vit, journal)
     validation = validation_batches(config, held_out, vit, fabric)
@@ -121,6 +123,22 @@ def all_sets(config: Config) -> Sets:
     data = replace(config.data, cache_gigabytes=0.0)
     train, validation, _ = open_data(replace(config, data=data))
     return Sets(train, validation or ())
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say the accuracy; the evaluation of the classifier is next, or its predictions."""
+    run, data = RunDirectory(result.directory), config.data
+    top1 = result.metrics.get("val_top1")
+    if top1 is not None:
+        figure = f"top-1 accuracy {percent(top1)} on the validation images"
+        output = beside(run.path, f"{run.path.name}-evaluation")
+        then = words("evaluate", model=run.path, data=data.validation, output=output)
+    else:
+        loss = last_values(run.metrics_file, {}).get("loss", 0.0)
+        figure = f"training loss {loss:.3g}; give --validation IMAGES to measure the accuracy"
+        output = beside(run.path, f"{run.path.name}-classes.parquet")
+        then = words("predict", str(run.path), data.train, output=output)
+    return Ending(f"{run.path}, a classifier; report {run.report_file}", figure, then)
 
 
 def open_data(config: Config) -> tuple[Source, Source | None, Classes]:
