@@ -7,6 +7,7 @@ as any other, resumes with the same schedule and never measures again.
 import io
 import logging
 import math
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple, TypeVar
 from torch import distributed
 
 from beit.data.source import UnreadableImage
-from beit.run.directory import RunConfig, RunDirectory, seconds_of
+from beit.run.directory import RunConfig, RunDirectory
 from beit.run.log import read_log
 from beit.run.optim import Schedule
 
@@ -68,12 +69,12 @@ def within_budget(
     budget = settings.run.budget
     if not budget:
         return config
-    started = time.monotonic()
+    started, seconds = time.monotonic(), seconds_of(budget)
     RunDirectory.check_new(settings.run.output)
     sets = open_sets()
     logger.info("measuring the time of a step, for a run that ends within %s", budget)
     times = _of_first_process(measured(run, trial(config), sets))
-    left = seconds_of(budget) * (1 - RESERVE) - (time.monotonic() - started)
+    left = seconds * (1 - RESERVE) - (time.monotonic() - started)
     most = _of_first_process(affordable(left, settings, sets, times))
     fitted = shortened(settings, len(sets.train), most)
     steps = fitted.optim.schedule(len(sets.train)).total_steps
@@ -84,6 +85,19 @@ def within_budget(
     chosen = (*settings.run.chosen, why)
     recorded = replace(settings.run, budget="", fitted_to=budget, chosen=chosen)
     return fit(replace(fitted, run=recorded), steps)
+
+
+def seconds_of(duration: str) -> float:
+    """Read a duration: 30m, 2h, 1h30m or 90s."""
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", duration)
+    values = [float(value or 0) for value in match.groups()] if match else [0.0]
+    if not sum(values):
+        hint = f"; for minutes write {duration}m" if duration.isdecimal() else ""
+        raise ValueError(
+            f"budget is {duration!r}; expected a time as in 30m, 2h, 1h30m or 90s{hint}"
+        )
+    return values[0] * 3600 + values[1] * 60 + values[2]
 
 
 def measured(run: Callable[[Any], object], config: Any, sets: Sets) -> Times:

@@ -1,7 +1,6 @@
 """The run directory: the files of one training run, under fixed names."""
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,9 @@ class RunConfig:
         keep_every: also keep checkpoints at multiples of this many steps; 0 for none.
         stop_after: stop after this many steps, without changing the schedule; null for no limit.
         profile: write where the time of this many steps goes (docs/performance.md); 0 for none.
-        budget: time in which the run ends, as 30m, 2h or 1h30m: its steps are timed first, and the
-            epochs shortened to what fits. Empty for none.
-        fitted_to: the budget to which the epochs were shortened; beit writes it.
-        chosen: settings that beit chose, each with the reason; beit writes them.
+        budget: time in which the run ends, as 30m or 2h: the epochs are shortened to what fits.
+        fitted_to: the budget that the epochs fit; written by beit.
+        chosen: settings that beit chose, and why; written by beit.
     """
 
     output: str = ""
@@ -44,8 +42,6 @@ class RunConfig:
     chosen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.budget:
-            seconds_of(self.budget)
         for name in ("log_every", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} is {getattr(self, name)}; expected 1 or more")
@@ -55,19 +51,6 @@ class RunConfig:
                 raise ValueError(f"run.{name} is {got}; expected 0 (none) or more")
         if self.stop_after is not None and self.stop_after < 1:
             raise ValueError(f"run.stop_after is {self.stop_after}; expected 1 or more steps")
-
-
-def seconds_of(duration: str) -> float:
-    """Read a duration: 30m, 2h, 1h30m or 90s."""
-    number = r"(\d+(?:\.\d+)?)"
-    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", duration)
-    values = [float(value or 0) for value in match.groups()] if match else [0.0]
-    if not sum(values):
-        hint = f"; for minutes write {duration}m" if duration.isdecimal() else ""
-        raise ValueError(
-            f"budget is {duration!r}; expected a time as in 30m, 2h, 1h30m or 90s{hint}"
-        )
-    return values[0] * 3600 + values[1] * 60 + values[2]
 
 
 class RunDirectory:

@@ -36,11 +36,11 @@ from beit.run.directory import RunConfig, RunDirectory
 from beit.run.log import MetricsLog
 from beit.run.means import Means
 from beit.run.optim import AnyOptimConfig, Schedule
-from beit.run.progress import Progress, in_words
+from beit.run.progress import Progress
 from beit.run.reading import ImageBatches, Reading, shared_names
 
 FIRST_STEPS = 5  # after which the time of a run is known roughly
-LONG = 30 * 60  # seconds
+LONG = 0.5  # hours; a longer run says how it becomes shorter
 SUMS = ("means", "counts")  # parts of a checkpoint, see `Journal.begin`
 
 
@@ -316,9 +316,9 @@ class Journal:
         images, wait = self.config.optim.batch_size, self._stream.wait_seconds
         speed = self._progress.update(self.step, self._shown, images, wait, self._loss_so_far)
         self._shown = {}
-        seconds = speed.seconds_left or 0.0
-        if self.step == FIRST_STEPS and seconds > LONG and not self._run.fitted_to:
-            self.message(f"about {in_words(seconds)}; --budget 30m makes a shorter run")
+        hours = (speed.seconds_left or 0.0) / 3600
+        if self.step == FIRST_STEPS and hours > LONG and not self._run.fitted_to:
+            self.message(f"about {hours:.1f} hours; --budget 30m makes a shorter run")
         if self.logs:
             self._speed.write({"step": self.step, "time": time.time()} | speed._asdict())
         if self.saves:
