@@ -1,5 +1,6 @@
 """Images no larger than their views need, and a folder that keeps them for the next runs."""
 
+import functools
 import hashlib
 import logging
 import math
@@ -76,7 +77,7 @@ class ShrunkImages:
         """Read an image (3, H, W) uint8; None if it is not there."""
         try:
             with path.open("rb") as file:
-                found = os.fstat(file.fileno())
+                used = os.fstat(file.fileno()).st_mtime
                 mark, height, width, checksum = _HEADER.unpack(file.read(_HEADER.size))
                 pixels = bytearray(file.read())
         except (OSError, struct.error):
@@ -84,7 +85,7 @@ class ShrunkImages:
         whole = mark == _MARK and len(pixels) == height * width * 3
         if not whole or zlib.crc32(pixels) != checksum:
             return None
-        if found.st_mtime < self._started:
+        if used < self._started:
             _touch(path)
         image = torch.frombuffer(pixels, dtype=torch.uint8).view(height, width, 3)
         return image.permute(2, 0, 1)
@@ -144,6 +145,7 @@ def _default_folder() -> Path:
     return Path(caches, DEFAULT_FOLDER)
 
 
+@functools.cache
 def _decoders() -> list[str]:
     """Return the versions of the libraries that make the pixels."""
     found = []

@@ -54,12 +54,18 @@ def _part_of_jpeg(data: bytes, name: str, need: Need) -> Tensor | None:
         image.draft(None, (round(width * _FINER), round(height * _FINER)))
         if image.width == full_width:
             return None
-        share = round(full_width / image.width)
-        box = (0.0, 0.0, full_width / share, full_height / share)  # the last pixels may be partial
-        small = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC, box)
-        pixels = np.array(ImageOps.exif_transpose(small))
+        part, share = image.convert("RGB"), round(full_width / image.width)
+        if full_width % share or full_height % share:  # the last row or column is partial
+            box = (0.0, 0.0, full_width / share, full_height / share)
+            small = part.resize((width, height), Image.Resampling.BICUBIC, box)
+        else:  # the same, but faster
+            pixels = torch.from_numpy(np.array(part)).permute(2, 0, 1)
+            pixels = resized(pixels[None], (height, width))[0]
+            small = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+            small.info = image.info
+        upright = np.array(ImageOps.exif_transpose(small))
     except BROKEN as error:
         if out_of_memory(error):
             raise
         return None
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+    return torch.from_numpy(upright).permute(2, 0, 1)
