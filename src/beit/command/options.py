@@ -8,7 +8,7 @@ from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from beit.command import presets
 from beit.command.messages import did_you_mean, in_plain_words
@@ -46,6 +46,9 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
     parser = _parser(verb, config_class, kind_is_no_field)
     try:
         _check_names(parser, verb, layers, options)
+        layers, options = squared(parser, layers, options)
+        if {"codebook", "mask"} & names and not {"-h", "--help"} & {*options}:
+            layers += following_data(verb, parser, layers, options)
         settings = [f"--config={json.dumps(values, default=str)}" for _, values in layers if values]
         built = parser.instantiate(parser.parse_args([*settings, *options]))
     except (ArgumentError, ValueError) as error:  # of the parser; of a Config's own checks
@@ -54,6 +57,63 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
         sources = ", ".join([*(source for source, _ in layers), "the options"])
         raise ValueError(f"a value is nested too deep in one of: {sources}") from error
     return config_class(**{name: built[name] for name in names})
+
+
+def following_data(
+    verb: str, parser: "ArgumentParser", layers: Sequence[Layer], options: Sequence[str]
+) -> list[Layer]:
+    """Return values that follow the data, for training a tokenizer by VQ-KD and for pretraining.
+
+    Without preset and file these are all settings. With a preset a k-NN check is left out that the
+    images cannot have, unless the options ask for it.
+    """
+    options = [option for option in options if not option.startswith("--print_config")]
+    told = parser.parse_args(options, defaults=False).as_dict()
+    if not layers and (told.get("data", {}).get("train") or told.get("tokenizer")):
+        from beit.command.automatic import settings  # imports torch
+
+        return [Layer(*layer) for layer in settings(verb, told)]
+    if (
+        verb == "pretrain"
+        and layers
+        and all(layer.source.startswith("preset ") for layer in layers)
+    ):
+        from beit.command.automatic import without_check
+
+        return [Layer("what the images lack", without_check(layers[-1].values, told))]
+    return []
+
+
+def squared(
+    parser: "ArgumentParser", layers: Sequence[Layer], options: Sequence[str]
+) -> tuple[list[Layer], list[str]]:
+    """Write sizes that are one number as (height, width): `--image_size 96` → `[96,96]`."""
+    sizes = [action.dest for action in parser._actions if _is_size(action)]
+    words = list(options)
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name.removeprefix("--") not in sizes:
+            continue
+        if equals and value.isdecimal():
+            words[place] = f"{name}=[{value},{value}]"
+        elif not equals and place + 1 < len(words) and words[place + 1].isdecimal():
+            words[place + 1] = "[{0},{0}]".format(words[place + 1])
+    return [Layer(source, _with_squares(values, sizes)) for source, values in layers], words
+
+
+def _is_size(action: Any) -> bool:
+    hint = getattr(action, "_typehint", None)
+    return tuple[int, int] in (hint, *get_args(hint)) and int not in get_args(hint)
+
+
+def _with_squares(values: Mapping[str, Any], sizes: Sequence[str], prefix: str = "") -> Any:
+    changed = dict(values)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            changed[name] = _with_squares(value, sizes, f"{prefix}{name}.")
+        elif type(value) is int and f"{prefix}{name}" in sizes:
+            changed[name] = [value, value]
+    return changed
 
 
 # ── splitting a command line ────────────────────────────────────────────────────────────────────
