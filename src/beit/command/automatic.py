@@ -188,8 +188,10 @@ def why_unchecked(train: str, source: Source, validation: str) -> str:
 # ── what is chosen ──────────────────────────────────────────────────────────────────────────────
 
 
-def settings(verb: str, options: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """Return layers of values for a verb, each with its source; options override them.
+def settings(verb: str, options: Mapping[str, Any]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Return the values of a preset for a verb, and those that are fitted to the data.
+
+    Options override them, except data.train, of which a part may be held out.
 
     Args:
         options: those that are given, nested
@@ -218,7 +220,7 @@ def settings(verb: str, options: Mapping[str, Any]) -> list[tuple[str, dict[str,
     for line in chosen:
         log.info("chosen: %s", line)
     values.setdefault("run", {})["chosen"] = chosen
-    return [(f"preset photos-{kind}", preset), ("settings that follow the data", values)]
+    return preset, values
 
 
 def without_check(preset: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -291,8 +293,8 @@ def fitted(
     workers = min(16, has.cores - 1) if has.gpu else min(4, has.cores // 2)
     cache = round(min(16.0, has.memory / 8), 1)
     reasons.append(
-        f"{workers} workers, {cache:g} GB of images in memory: {has.cores} cores and "
-        f"{has.memory:.0f} GB of memory"
+        f"data.num_workers {workers}, data.cache_gigabytes {cache:g}: CPU cores {has.cores}, "
+        f"memory {has.memory:.0f} GB"
     )
     values: dict[str, Any] = {
         "data": {

@@ -48,7 +48,9 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
         _check_names(parser, verb, layers, options)
         layers, options = squared(parser, layers, options)
         if {"codebook", "mask"} & names and not {"-h", "--help"} & {*options}:
-            layers += following_data(verb, parser, layers, options)
+            layers += (following := following_data(verb, layers, options))
+            if len(following) > 1:  # a part may be held out of what the option names
+                options.append(f"--data.train={following[-1].values['data']['train']}")
         settings = [f"--config={json.dumps(values, default=str)}" for _, values in layers if values]
         built = parser.instantiate(parser.parse_args([*settings, *options]))
     except (ArgumentError, ValueError) as error:  # of the parser; of a Config's own checks
@@ -59,20 +61,18 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
     return config_class(**{name: built[name] for name in names})
 
 
-def following_data(
-    verb: str, parser: "ArgumentParser", layers: Sequence[Layer], options: Sequence[str]
-) -> list[Layer]:
+def following_data(verb: str, layers: Sequence[Layer], options: Sequence[str]) -> list[Layer]:
     """Return values that follow the data, for training a tokenizer by VQ-KD and for pretraining.
 
     Without preset and file these are all settings. With a preset a k-NN check is left out that the
     images cannot have, unless the options ask for it.
     """
-    options = [option for option in options if not option.startswith("--print_config")]
-    told = parser.parse_args(options, defaults=False).as_dict()
+    told = nested(options)
     if not layers and (told.get("data", {}).get("train") or told.get("tokenizer")):
         from beit.command.automatic import settings  # imports torch
 
-        return [Layer(*layer) for layer in settings(verb, told)]
+        preset, values = settings(verb, told)
+        return [Layer("preset photos", preset), Layer("settings that follow the data", values)]
     if (
         verb == "pretrain"
         and layers
@@ -82,6 +82,23 @@ def following_data(
 
         return [Layer("what the images lack", without_check(layers[-1].values, told))]
     return []
+
+
+def nested(options: Sequence[str]) -> dict[str, Any]:
+    """Read options as nested values, as a configuration file has them."""
+    told: dict[str, Any] = {}
+    for place, word in enumerate(options):
+        name, equals, value = word.partition("=")
+        if not name.startswith("--"):
+            continue
+        following = [*options[place + 1 : place + 2], "true"][0]
+        text = value if equals else "true" if following.startswith("--") else following
+        *groups, last = name.removeprefix("--").split(".")
+        inner = told
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = presets.plain(text)
+    return told
 
 
 def squared(

@@ -7,6 +7,7 @@ them. Its first comment line says what it is for.
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -68,6 +69,14 @@ def read_yaml(path: Path) -> dict[str, object]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{path} does not hold a configuration; expected lines of `key: value`")
     return content
+
+
+def plain(text: str) -> Any:
+    """Read one value, as in a YAML file; the text itself if it is none."""
+    try:
+        return yaml.load(text, Loader=_PlainLoader)
+    except yaml.YAMLError:
+        return text
 
 
 class _PlainLoader(yaml.SafeLoader):
