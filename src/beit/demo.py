@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from beit.command.ending import Ending, beside, first_free, words
 from beit.command.options import parse
+from beit.data.source import Source
 from beit.data.sources import open_source
 from beit.draw.report import Section, Table, write_report
 from beit.fetching import fetch
@@ -15,6 +16,7 @@ from beit.pretraining import pretrain
 from beit.pretraining.config import Config as PretrainConfig
 from beit.probing import probe
 from beit.probing.charts import format_table
+from beit.run.budget import seconds_of, seconds_to_read
 from beit.run.directory import RunDirectory
 from beit.run.journal import Result as Trained
 from beit.tokenizer import vqkd
@@ -23,6 +25,8 @@ PRESET = "demo"
 LARGER = ("image_size=[64,64]", "patch_size=16")  # the same number of patches as the preset's
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "valid", "validation", "test")
+TOKENIZER_SHARE, PRETRAIN_SHARE = 0.5, 0.7  # of the time of a budget that is left at their start
+READING_SHARE = 0.5  # the same, for the images of the probes
 SHAPES = "shapes://10000?size=64"
 
 
@@ -35,11 +39,14 @@ class Config:
         output: new directory for the runs and report.html; empty takes the first free one of
             runs/demo, runs/demo-2, ...
         cache: directory in which fetched data and the teacher's features are kept
+        budget: time in which it ends, as 10m or 1h; empty for 10m with a folder of images, and for
+            the whole preset with CIFAR-10
     """
 
     data: str = ""
     output: str = ""
     cache: str = "data/cifar10"
+    budget: str = ""
 
 
 class Sets(NamedTuple):
@@ -66,11 +73,17 @@ class Result(NamedTuple):
 
 def run(config: Config) -> Result:
     """Train a tokenizer, pretrain on its codes, probe, and write one report."""
-    started = time.monotonic()
+    started, budget = time.monotonic(), config.budget or ("10m" if config.data else "")
+
+    def left(share: float) -> str:
+        """Return a share of the time that is left, as run.budget; empty without a budget."""
+        seconds = share * (seconds_of(budget) - time.monotonic() + started) if budget else 0
+        return f"{max(seconds, 1):.0f}s" if budget else ""
+
     output = Path(config.output) if config.output else first_free(Path("runs/demo"))
     RunDirectory.check_new(output)
     sets = find_sets(config)
-    data = [f"--data.train={sets.train}", f"--data.validation={sets.test}"]
+    data = [f"--data.train={sets.train}", f"--data.validation={sets.test}", "--data.shrink=true"]
 
     print(f"\n1 of 3 · a tokenizer learns codes from a teacher, on {sets.train}")
     vit = [f"--model.encoder.{option}" for option in sets.vit]
@@ -78,19 +91,21 @@ def run(config: Config) -> Result:
     tokenizer_config = from_preset(vqkd.VERB, vqkd.Config, [*data, *vit, *folders])
     images = open_source(sets.train, limit=tokenizer_config.data.limit)
     tokenizer_config = fitted(tokenizer_config, len(images))
-    tokenizer = vqkd.run(tokenizer_config)
+    tokenizer = vqkd.run(with_budget(tokenizer_config, left(TOKENIZER_SHARE)))
 
     print("\n2 of 3 · a backbone learns to predict the codes of masked patches")
     options = [f"--model.backbone.{option}" for option in sets.vit]
     options += [f"--tokenizer={tokenizer.directory}", f"--run.output={output / 'pretrain'}"]
     options += ["--check.every=0"] if images.labels is None else []
     pretrain_config = from_preset(pretrain.VERB, PretrainConfig, [*data, *options])
-    pretrained = pretrain.run(fitted(pretrain_config, len(images)))
+    pretrain_config = fitted(pretrain_config, len(images))
+    pretrained = pretrain.run(with_budget(pretrain_config, left(PRETRAIN_SHARE)))
 
     table = None
     if images.labels is not None:
         print("\n3 of 3 · probes measure how well frozen features separate the classes")
-        table = probe_all(sets, tokenizer, pretrained, tokenizer_config.teacher)
+        limits = probe_limits(images, left(READING_SHARE))
+        table = probe_all(sets, tokenizer, pretrained, tokenizer_config.teacher, limits)
 
     minutes = f"{(time.monotonic() - started) / 60:.1f}"
     summary = "The images have no class folders, so there is no probe and no score."
@@ -135,7 +150,27 @@ def fitted(config: Any, num_images: int) -> Any:
     return replace(config, optim=optim)
 
 
-def probe_all(sets: Sets, tokenizer: Trained, pretrained: Trained, teacher: Any) -> Table:
+def with_budget(config: Any, budget: str) -> Any:
+    """Return a training's settings with a budget."""
+    return replace(config, run=replace(config.run, budget=budget))
+
+
+def probe_limits(images: Source, budget: str) -> list[str]:
+    """Return options of a probe: as many images as four of them can read in a time."""
+    if not budget:
+        return []
+    most = int(seconds_of(budget) / 4 / max(seconds_to_read(images), 1e-6))
+    config = from_preset("probe", probe.Config, [])
+    limit, test_limit = (
+        min(max(most * share // 3, 10), limit)
+        for share, limit in ((2, config.limit), (1, config.test_limit))
+    )
+    return [f"--limit={limit}", f"--test_limit={test_limit}"]
+
+
+def probe_all(
+    sets: Sets, tokenizer: Trained, pretrained: Trained, teacher: Any, limits: Sequence[str]
+) -> Table:
     """Probe the untrained and the pretrained backbone, the tokenizer's encoder and the teacher."""
     backbone = f"--model={pretrained.directory}"
     models = {
@@ -146,7 +181,7 @@ def probe_all(sets: Sets, tokenizer: Trained, pretrained: Trained, teacher: Any)
     }
     rows = []
     for name, options in models.items():
-        options = [f"--train={sets.train}", f"--test={sets.test}", *options]
+        options = [f"--train={sets.train}", f"--test={sets.test}", *limits, *options]
         result = probe.run(from_preset("probe", probe.Config, options))
         by_features: dict[str, Any] = {row["features"]: row for row in result.rows}
         places = [(score, features) for score in ("linear", "knn") for features in ("cls", "mean")]

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,6 +40,7 @@ class Sets(NamedTuple):
     train: Any
     validation: Any = ()
     checked: int = 0  # images of one k-NN check
+    prepared: float = 0.0  # seconds before the first step that grow with the number of images
 
 
 class Times(NamedTuple):
@@ -53,7 +55,7 @@ def within_budget(
     run: Callable[[Any], object],
     config: C,
     open_sets: Callable[[], Sets],
-    trial: Callable[[C], Any] = lambda config: config,
+    trial: Callable[[C, Path], Any] = lambda config, folder: config,
     fit: Callable[[C, int], C] = lambda config, steps: config,
 ) -> C:
     """Shorten a training so that it ends within its budget; unchanged if it has none.
@@ -62,7 +64,7 @@ def within_budget(
         run: the training
         config: its settings
         open_sets: opens its images
-        trial: changes the settings for the trial
+        trial: changes the settings for the trial, which may write into a folder
         fit: changes the settings for the number of steps
     """
     settings: Any = config
@@ -73,7 +75,7 @@ def within_budget(
     RunDirectory.check_new(settings.run.output)
     sets = open_sets()
     logger.info("measuring the time of a step, for a run that ends within %s", budget)
-    times = _of_first_process(measured(run, trial(config), sets))
+    times = _of_first_process(measured(run, partial(trial, config), sets))
     left = seconds * (1 - RESERVE) - (time.monotonic() - started)
     most = _of_first_process(affordable(left, settings, sets, times))
     fitted = shortened(settings, len(sets.train), most)
@@ -100,38 +102,46 @@ def seconds_of(duration: str) -> float:
     return values[0] * 3600 + values[1] * 60 + values[2]
 
 
-def measured(run: Callable[[Any], object], config: Any, sets: Sets) -> Times:
+def measured(run: Callable[[Any], object], trial: Callable[[Path], Any], sets: Sets) -> Times:
     """Run a trial: a few steps on a few images, without validation, in a temporary directory."""
-    data, optim, count = config.data, config.optim, len(sets.train)
-    limit = min(BATCHES * optim.batch_size, count)
-    cache = data.cache_gigabytes * limit / count  # these images fit in if all of them do
-    config = replace(
-        config,
-        data=replace(data, limit=limit, validation="", cache_gigabytes=cache),
-        optim=replace(optim, steps=STEPS, warmup_steps=0)
-        if hasattr(optim, "steps")
-        else replace(optim, epochs=STEPS, warmup_epochs=0),
-        validate_every=STEPS,
-        **({"check": replace(config.check, every=0)} if hasattr(config, "check") else {}),
-    )
     image = seconds_to_read(sets.train)
     with tempfile.TemporaryDirectory() as folder:
-        directory, started = RunDirectory(Path(folder) / "trial"), time.monotonic()
+        config, directory = trial(Path(folder)), RunDirectory(Path(folder) / "trial")
         settings = RunConfig(output=str(directory.path), seed=config.run.seed, stop_after=STEPS)
         settings = replace(settings, log_every=1, checkpoint_every=STEPS)
+        started = time.monotonic()
         with _quietly():
-            run(replace(config, run=settings))
+            run(replace(as_trial(config, len(sets.train)), run=settings))
         seconds = time.monotonic() - started
         if not directory.speed_file.exists():  # this is not the first process
             return Times(0.0, 0.0, 0.0)
         ends = [record["time"] for record in read_log(directory.speed_file)]
     step = (ends[-1] - ends[UNTIMED - 1]) / (STEPS - UNTIMED)
-    return Times(step, image, max(0.0, seconds - STEPS * step))
+    return Times(step, image, max(0.0, seconds - STEPS * step) + sets.prepared)
+
+
+def as_trial(config: Any, num_images: int) -> Any:
+    """Return the settings of a training on a few images, without validation and checks."""
+    data, optim = config.data, config.optim
+    limit = min(BATCHES * optim.batch_size, num_images)
+    cache = data.cache_gigabytes * limit / num_images  # these images fit in if all of them do
+    if hasattr(optim, "steps"):
+        optim = replace(optim, steps=STEPS, warmup_steps=0)
+    else:
+        optim = replace(optim, epochs=STEPS, warmup_epochs=0)
+    checks = {"check": replace(config.check, every=0)} if hasattr(config, "check") else {}
+    return replace(
+        config,
+        data=replace(data, limit=limit, validation="", cache_gigabytes=cache),
+        optim=optim,
+        validate_every=STEPS,
+        **checks,
+    )
 
 
 def seconds_to_read(source: Any) -> float:
     """Time the reading of an image, by a few; those that cannot be read count as well."""
-    indices = range(0, len(source), max(1, len(source) // READ))
+    indices = range(0, len(source), -(-len(source) // READ))
     started = time.monotonic()
     for index in indices:
         with suppress(UnreadableImage):

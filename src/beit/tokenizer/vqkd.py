@@ -3,9 +3,11 @@
 The loop is in `beit.tokenizer.vqkd_loop`.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -17,7 +19,7 @@ from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.run.batches import image_sets, open_sets, open_train, open_validation, train_batches
-from beit.run.budget import within_budget
+from beit.run.budget import Sets, within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunConfig, RunDirectory
 from beit.run.environment import environment
@@ -36,6 +38,7 @@ from beit.weights.open import load
 from beit.weights.teachers import Teacher, TeacherConfig, load_teacher
 
 VERB = "train-tokenizer"
+TIMED = 32  # images by which a teacher is timed
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     """Train a new tokenizer, or resume the run in `directory` from its last checkpoint."""
     size = config.model.encoder.image_size
     views = TrainViews(config.view, size, size)
-    sets = partial(open_sets, config.data, views)
+    sets = partial(all_sets, config, views)
     config = within_budget(run, config, sets, trial=quantized_at_once, fit=codebook_started)
     fabric = launch_run(config, directory)
     optim, codebook = config.optim, config.codebook
@@ -194,9 +197,24 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     return journal.finish(metrics, save, partial(draw, validated))
 
 
-def quantized_at_once(config: Config) -> Config:
-    """Return the settings for timing a step: with the codebook, and without kept features."""
-    codebook, teacher = replace(config.codebook, start_after=0), replace(config.teacher, cache="")
+def all_sets(config: Config, views: TrainViews) -> Sets:
+    """Open the images of a training, and time the teacher for those features that are kept."""
+    sets, named = open_sets(config.data, views), config.teacher
+    if not named.cache:
+        return sets
+    teacher = load_teacher(named.source, named.image_size, named.pretrained, named.num_heads)
+    images = torch.zeros(TIMED, 3, *views.size, dtype=torch.uint8)
+    started = time.monotonic()
+    teacher.features(images, teacher.grid)
+    seconds = (time.monotonic() - started) / TIMED * len(sets.train)
+    return sets._replace(prepared=seconds * (1 + (views.config.flip > 0)))
+
+
+def quantized_at_once(config: Config, folder: Path) -> Config:
+    """Return the settings for timing a step: with the codebook, and other kept features."""
+    codebook, teacher = replace(config.codebook, start_after=0), config.teacher
+    if teacher.cache:
+        teacher = replace(teacher, cache=str(folder / "teacher"))
     return replace(config, codebook=codebook, teacher=teacher)
 
 
