@@ -81,6 +81,11 @@ def test_what_is_told_decides_what_follows():
     assert values["model"]["num_codes"] == 64  # of 8 * 36 patches
 
 
+def test_a_batch_larger_than_the_set_is_refused():
+    with pytest.raises(ValueError, match=r"batch_size is 512, but there are 50 training images"):
+        chosen(PHOTOS._replace(number=50), options={"optim": {"batch_size": 512}})
+
+
 def test_pretraining_has_the_tokenizers_grid():
     values = chosen(verb="pretrain", fixed=Geometry((64, 96), 16))
     assert values["model"]["backbone"]["image_size"] == [64, 96]
@@ -105,7 +110,7 @@ def test_a_split_of_the_data_is_taken(tmp_path):
 
 def test_too_few_images_are_refused(tmp_path):
     data = folder(tmp_path / "photos", {"": 5})
-    with pytest.raises(ValueError, match="has 5 images, too few .* it needs 20"):
+    with pytest.raises(ValueError, match=r"has 5 images, too few .* it needs 20"):
         parse("train-tokenizer", vqkd.Config, ["--data", data, "--output", "runs/x"])
 
 

@@ -272,8 +272,10 @@ def fitted(
         shape, why = geometry(images.side, has, long, told, part)
     (height, width), N = shape.size, shape.patches
     reasons.append(f"{height} x {width} pixels, {N} patches of {shape.patch}: {why}")
-    vit, why = network(images.number, has, long)
-    vit = {name: told.get(f"{part}.{name}", value) for name, value in vit.items()}
+    usual_vit, why = network(images.number, has, long)
+    vit: dict[str, Any] = {
+        name: told.get(f"{part}.{name}", value) for name, value in usual_vit.items()
+    }
     reasons.append(f"a ViT of width {vit['width']} and depth {vit['depth']}: {why}")
     vit |= {"image_size": [height, width], "patch_size": shape.patch}
 
@@ -282,12 +284,19 @@ def fitted(
         image = (N + 1) * vit["width"] * vit["depth"] * BLOCK_BYTES
         most = min(most, power_of_two(has.gpu * 1e9 * SHARE_OF_GPU / image))
     batch = told.get("optim.batch_size", min(most, power_of_two(images.number / 3)))
+    if batch > images.number:
+        raise ValueError(
+            f"optim.batch_size is {batch}, but there are {images.number} training images; give "
+            "that or less, or leave it out"
+        )
     steps = max(1, images.number // batch)
     views, most_epochs = VIEWS[verb, "gpu" if has.gpu else "cpu"]
     usual = min(most_epochs, max(1, round(views / images.number)))
     epochs = told.get("optim.epochs", most_epochs if budget else usual)
-    why = f"at most, to end within {budget}" if budget else "give --budget to say how long"
-    reasons.append(f"batches of {batch}, {epochs:g} epochs: {images.number} images, {why}")
+    why = "the usual; --budget 30m says how long" if not budget else f"or what fits into {budget}"
+    if told.get("optim.epochs"):
+        why = "as given"
+    reasons.append(f"batches of {batch}, {epochs:g} epochs of {images.number} images: {why}")
     total = max(1, round(epochs * steps))
     every = max(1, math.ceil(epochs / 5))
     workers = min(16, has.cores - 1) if has.gpu else min(4, has.cores // 2)

@@ -120,7 +120,8 @@ def squared(
 
 def _is_size(action: Any) -> bool:
     hint = getattr(action, "_typehint", None)
-    return tuple[int, int] in (hint, *get_args(hint)) and int not in get_args(hint)
+    options = get_args(hint)  # of a union
+    return hint == tuple[int, int] or (tuple[int, int] in options and int not in options)
 
 
 def _with_squares(values: Mapping[str, Any], sizes: Sequence[str], prefix: str = "") -> Any:

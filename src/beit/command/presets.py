@@ -74,7 +74,7 @@ def read_yaml(path: Path) -> dict[str, object]:
 def plain(text: str) -> Any:
     """Read one value, as in a YAML file; the text itself if it is none."""
     try:
-        return yaml.load(text, Loader=_PlainLoader)
+        return yaml.load(text, Loader=_PlainLoader) if text else ""
     except yaml.YAMLError:
         return text
 
