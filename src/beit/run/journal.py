@@ -39,8 +39,7 @@ from beit.run.optim import AnyOptimConfig, Schedule
 from beit.run.progress import Progress
 from beit.run.reading import ImageBatches, Reading, shared_names
 
-FIRST_STEPS = 5  # after which the time of a run is known roughly
-LONG = 0.5  # hours; a longer run says how it becomes shorter
+LONG = 0.5  # hours; a run that takes longer says after five steps how it becomes shorter
 SUMS = ("means", "counts")  # parts of a checkpoint, see `Journal.begin`
 
 
@@ -317,7 +316,7 @@ class Journal:
         speed = self._progress.update(self.step, self._shown, images, wait, self._loss_so_far)
         self._shown = {}
         hours = (speed.seconds_left or 0.0) / 3600
-        if self.step == FIRST_STEPS and hours > LONG and not self._run.fitted_to:
+        if self.step == 5 and hours > LONG and not self._run.fitted_to:
             self.message(f"about {hours:.1f} hours; --budget 30m makes a shorter run")
         if self.logs:
             self._speed.write({"step": self.step, "time": time.time()} | speed._asdict())

@@ -95,11 +95,8 @@ class OptimConfig:
     def schedule(self, num_images: int) -> Schedule:
         """Return the schedule for a training set of `num_images`."""
         steps_per_epoch = max(1, num_images // self.batch_size)
-        return Schedule(steps_per_epoch, self.total_steps(steps_per_epoch), num_images)
-
-    def total_steps(self, steps_per_epoch: int) -> int:
-        """Return the number of steps of the whole run."""
-        return max(1, round(self.epochs * steps_per_epoch))
+        total_steps = max(1, round(self.epochs * steps_per_epoch))
+        return Schedule(steps_per_epoch, total_steps, num_images)
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step; steps count from 1."""
@@ -107,7 +104,7 @@ class OptimConfig:
             step - 1,
             base=self.learning_rate,
             final=self.final_rate,
-            total_steps=self.total_steps(steps_per_epoch),
+            total_steps=max(1, round(self.epochs * steps_per_epoch)),
             warmup_steps=round(self.warmup_epochs * steps_per_epoch),
             start=self.warmup_start,
         )
