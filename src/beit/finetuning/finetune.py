@@ -90,10 +90,10 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     keep_images(journal, images)
     if head:
         journal.message(f"{config.init}: {head}")
-    validated = train(parts, journal)
+    validated, crop = train(parts, journal), validation_view(config, vit.image_size).crop_ratio
     metrics, save = (
         validated.metrics if validated else {},
-        partial(save_weights, model=parts.kept.eval()),
+        partial(save_weights, model=parts.kept.eval(), crop_ratio=crop),
     )
     step = parts.best.step or journal.last_step
     draw = partial(report, journal.directory, config, classes, head, step, validated)

@@ -69,7 +69,11 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     keep_images(journal, images)
     draw = partial(report, journal.directory, config, fabric, mim, target)
     metrics = train(parts, journal, draw)
-    return journal.finish(metrics, partial(save_weights, model=mim.eval()), partial(draw, metrics))
+    return journal.finish(
+        metrics,
+        partial(save_weights, model=mim.eval(), crop_ratio=config.crop_ratio),
+        partial(draw, metrics),
+    )
 
 
 def redraw(config: Config, directory: RunDirectory) -> list[Section]:
