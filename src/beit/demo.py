@@ -70,11 +70,11 @@ def run(config: Config) -> Result:
     output = Path(config.output) if config.output else first_free(Path("runs/demo"))
     RunDirectory.check_new(output)
     sets = find_sets(config)
-    data = [f"--data.train={sets.train}", f"--data.validation={sets.test}"]
+    data = [f"--data={sets.train}", f"--validation={sets.test}"]
 
     print(f"\n1 of 3 · a tokenizer learns codes from a teacher, on {sets.train}")
     vit = [f"--model.encoder.{option}" for option in sets.vit]
-    directory = f"--run.output={output / 'tokenizer'}"
+    directory = f"--output={output / 'tokenizer'}"
     tokenizer_config = from_preset(vqkd.VERB, vqkd.Config, [*data, *vit, directory])
     images = open_source(sets.train, limit=tokenizer_config.data.limit)
     tokenizer_config = fitted(tokenizer_config, len(images))
@@ -82,7 +82,7 @@ def run(config: Config) -> Result:
 
     print("\n2 of 3 · a backbone learns to predict the codes of masked patches")
     options = [f"--model.backbone.{option}" for option in sets.vit]
-    options += [f"--tokenizer={tokenizer.directory}", f"--run.output={output / 'pretrain'}"]
+    options += [f"--tokenizer={tokenizer.directory}", f"--output={output / 'pretrain'}"]
     options += ["--check.every=0"] if images.labels is None else []
     pretrain_config = from_preset(pretrain.VERB, PretrainConfig, [*data, *options])
     pretrained = pretrain.run(fitted(pretrain_config, len(images)))
@@ -146,7 +146,7 @@ def probe_all(sets: Sets, tokenizer: Trained, pretrained: Trained, teacher: Any)
     }
     rows = []
     for name, options in models.items():
-        options = [f"--train={sets.train}", f"--test={sets.test}", *options]
+        options = [f"--data={sets.train}", f"--test={sets.test}", *options]
         result = probe.run(from_preset("probe", probe.Config, options))
         by_features: dict[str, Any] = {row["features"]: row for row in result.rows}
         places = [(score, features) for score in ("linear", "knn") for features in ("cls", "mean")]

@@ -137,7 +137,7 @@ def open_data(config: Config) -> tuple[Source, Source | None, Classes]:
     """Open the training and validation images, and match their classes."""
     data = config.data
     if not data.train:
-        raise ValueError("no training images given; give them, as in --data.train FOLDER")
+        raise ValueError("no training images given; give them, as in --data FOLDER")
 
     def labelled(option: str, spec: str, split: Split, limit: int | None = None) -> Labelled:
         cache = data.cache_gigabytes

@@ -65,9 +65,7 @@ class RunDirectory:
     def check_new(path: str | Path) -> None:
         """Refuse an existing directory, or an empty name."""
         if not str(path):
-            raise ValueError(
-                "no run directory given; name a new one, as in --run.output runs/first"
-            )
+            raise ValueError("no run directory given; name a new one, as in --output runs/first")
         if Path(path).exists():
             raise FileExistsError(
                 f"{path} exists and is not overwritten; "
