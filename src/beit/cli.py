@@ -15,7 +15,7 @@ import beit
 from beit.command.ending import show
 from beit.command.messages import did_you_mean, one_line
 from beit.command.modules import find_module, module_of_run, run_to_resume
-from beit.command.options import parse, take
+from beit.command.options import parse, renamed, take
 from beit.command.slurm import as_torchrun
 from beit.command.verbs import VERBS
 from beit.files import out_of_memory
@@ -90,6 +90,8 @@ def _run(verb: str, options: Sequence[str]) -> None:
     else:
         module = import_module(find_module(verb, options))
         config = parse(verb, module.Config, options)
+        if text := renamed(verb, options):
+            logging.getLogger(__name__).warning(text)
         result = module.run(config)
     if ending := getattr(module, "ending", None):  # not of `presets`
         show(ending(config, result), take(options, "--preset")[0])

@@ -1,5 +1,6 @@
 """The demo: train a tokenizer, pretrain on its codes, probe and report, in minutes on two cores."""
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -83,11 +84,11 @@ def run(config: Config) -> Result:
     output = Path(config.output) if config.output else first_free(Path("runs/demo"))
     RunDirectory.check_new(output)
     sets = find_sets(config)
-    data = [f"--data.train={sets.train}", f"--data.validation={sets.test}", "--data.shrink=true"]
+    data = [f"--data={sets.train}", f"--validation={sets.test}", "--data.shrink=true"]
 
     print(f"\n1 of 3 · a tokenizer learns codes from a teacher, on {sets.train}")
     vit = [f"--model.encoder.{option}" for option in sets.vit]
-    folders = [f"--run.output={output / 'tokenizer'}", f"--teacher.cache={config.cache}/teacher"]
+    folders = [f"--output={output / 'tokenizer'}", f"--teacher.cache={config.cache}/teacher"]
     tokenizer_config = from_preset(vqkd.VERB, vqkd.Config, [*data, *vit, *folders])
     images = open_source(sets.train, limit=tokenizer_config.data.limit)
     tokenizer_config = fitted(tokenizer_config, len(images))
@@ -95,7 +96,7 @@ def run(config: Config) -> Result:
 
     print("\n2 of 3 · a backbone learns to predict the codes of masked patches")
     options = [f"--model.backbone.{option}" for option in sets.vit]
-    options += [f"--tokenizer={tokenizer.directory}", f"--run.output={output / 'pretrain'}"]
+    options += [f"--tokenizer={tokenizer.directory}", f"--output={output / 'pretrain'}"]
     options += ["--check.every=0"] if images.labels is None else []
     pretrain_config = from_preset(pretrain.VERB, PretrainConfig, [*data, *options])
     pretrain_config = fitted(pretrain_config, len(images))
@@ -147,7 +148,12 @@ def fitted(config: Any, num_images: int) -> Any:
     epochs, warmup = max(1, round(optim.epochs * share)), optim.warmup_epochs * share
     size = min(optim.batch_size, max(1, num_images // 4))
     optim = replace(optim, epochs=epochs, warmup_epochs=warmup, batch_size=size)
-    return replace(config, optim=optim)
+    every = max(1, round(config.validate_every * share))
+    config = replace(config, optim=optim, validate_every=every)
+    if hasattr(config, "check"):
+        every = math.ceil(config.check.every * share)
+        config = replace(config, check=replace(config.check, every=every))
+    return config
 
 
 def with_budget(config: Any, budget: str) -> Any:
@@ -160,7 +166,7 @@ def probe_limits(images: Source, budget: str) -> list[str]:
     if not budget:
         return []
     most = int(seconds_of(budget) / 4 / max(seconds_to_read(images), 1e-6))
-    config = from_preset("probe", probe.Config, [])
+    config = from_preset("probe", probe.Config, ["--model="])
     limit, test_limit = (
         min(max(most * share // 3, 10), limit)
         for share, limit in ((2, config.limit), (1, config.test_limit))
@@ -181,7 +187,7 @@ def probe_all(
     }
     rows = []
     for name, options in models.items():
-        options = [f"--train={sets.train}", f"--test={sets.test}", *limits, *options]
+        options = [f"--data={sets.train}", f"--test={sets.test}", *limits, *options]
         result = probe.run(from_preset("probe", probe.Config, options))
         by_features: dict[str, Any] = {row["features"]: row for row in result.rows}
         places = [(score, features) for score in ("linear", "knn") for features in ("cls", "mean")]

@@ -117,6 +117,7 @@ def test_the_next_command_is_one_that_parses(
     verb, options, result, part, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("beit.command.options.following_data", lambda *_: [])  # there are no data
     RUN.mkdir(parents=True)
     log = {"step": 9, "loss": 0.5, "usage": 0.96875, "perplexity": 400.0, "accuracy": 0.28}
     log |= {"knn_cls": 0.41, "knn_mean": 0.39}

@@ -1,5 +1,6 @@
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +133,38 @@ def test_an_unknown_block_is_refused(model: str, tmp_path: Path, layer: int) -> 
 def test_features_must_be_named_once(tmp_path: Path, features: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="features must name one or more of cls, mean, patches"):
         config("none", tmp_path / "features.npz", features=features)
+
+
+def test_a_model_is_embedded_with_the_crop_of_its_training(
+    backbone: VisionTransformer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_weights(tmp_path / "m.safetensors", backbone, crop_ratio=1.0)
+    rows = {}
+    for name, crop in (("own", None), ("whole", 1.0), ("cut", 0.875)):
+        output = tmp_path / f"{name}.npz"
+        with caplog.at_level("INFO", logger="beit"):
+            embed.run(
+                Config(
+                    str(tmp_path / "m.safetensors"),
+                    "shapes://3?size=40",
+                    str(output),
+                    crop_ratio=crop,
+                    num_workers=0,
+                    device=DeviceConfig(accelerator="cpu"),
+                )
+            )
+        rows[name] = np.load(output)["cls"]
+    assert np.array_equal(rows["own"], rows["whole"])
+    assert not np.array_equal(rows["own"], rows["cut"])
+    assert caplog.text.count("crop_ratio 1 (weights.safetensors says so)") == 1
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("tables.embed", "tables.tokenize", "tables.predict", "probing.probe"),
+        *("evaluation.evaluate", "codebook.visualise", "pictures.tokens", "pictures.attention"),
+    ],
+)
+def test_every_verb_that_reads_a_model_takes_its_crop(module: str) -> None:
+    assert import_module(f"beit.{module}").Config.__dataclass_fields__["crop_ratio"].default is None

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -48,6 +48,7 @@ from beit.rows.compute import fingerprint
 from beit.run.device import DeviceConfig, precision_of
 from beit.run.launch import launch
 from beit.run.progress import Progress
+from beit.weights.crop import crop_ratio
 from beit.weights.open import load_tokenizer
 
 if TYPE_CHECKING:
@@ -80,7 +81,8 @@ class Config:
         image_size: side or [height, width]; for a tokenizer whose file does not contain it, or
             that accepts other sizes; null for its own
         num_heads: attention heads, if the file does not contain them and a head is not 64 wide
-        crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin
+        crop_ratio: side of the centre crop over the shorter side; null for that of the model's
+            training, else 0.875
         batch_size: images per batch and process
         num_workers: worker processes that decode images, for each process
         max_unreadable: largest allowed share of images that cannot be read or are smaller than a
@@ -104,7 +106,7 @@ class Config:
     seed: int = 0
     image_size: int | tuple[int, int] | None = None
     num_heads: int | None = None
-    crop_ratio: float = 0.875
+    crop_ratio: float | None = None
     batch_size: int = 128
     num_workers: int = 2
     max_unreadable: float = 0.01
@@ -145,6 +147,7 @@ def run(config: Config) -> Result:
     sizes = {"image_size": config.image_size, "num_heads": config.num_heads}
     overrides = {name: value for name, value in sizes.items() if value is not None}
     tokenizer = load_tokenizer(config.model, **overrides)
+    config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
     K = tokenizer.vocab_size
     if invalid := [code for code in config.codes or () if not 0 <= code < K]:
         raise ValueError(f"codes names {invalid[0]}; {config.model} has the codes 0 to {K - 1}")
@@ -156,7 +159,7 @@ def run(config: Config) -> Result:
             f"rank_by is {config.rank_by}, which needs labels, and {config.data} has none; rank by "
             "use, position_entropy or closeness, or use class folders or a column 'label'"
         )
-    view = EvalView(tokenizer.image_size, config.crop_ratio)
+    view = EvalView(tokenizer.image_size, crop)
     size, workers, world_size = config.batch_size, config.num_workers, fabric.world_size
     batches = EvalBatches(
         *(source, view, size), rank=fabric.global_rank, world_size=world_size, num_workers=workers

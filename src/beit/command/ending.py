@@ -58,6 +58,12 @@ def words(verb: str, *positionals: str | list[str], **options: Any) -> list[str]
     return [*verb.split(), *chain(*lists), *chain.from_iterable(pairs)]
 
 
+def again(verb: str, run: Path) -> str:
+    """Return the command that repeats a run with its settings, in a new directory."""
+    output = beside(run, f"{run.name}-again")
+    return shlex.join(["beit", *words(verb, config=run / "config.yaml", output=output)])
+
+
 def opened(page: Path) -> list[str]:
     """Return the words of a command that opens a page in the browser."""
     return ["python", "-m", "webbrowser", str(page)]

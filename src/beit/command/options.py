@@ -206,9 +206,27 @@ def name_positionals(verb: str, arguments: Iterable[str]) -> list[str]:
 
 def in_fields(verb: str, arguments: Iterable[str]) -> list[str]:
     """Write options by the fields of the verb's Config: `--data photos` → `--data.train photos`."""
-    fields = {f"--{name}": f"--{field}" for name, field in VERBS[verb].spellings.items()}
+    spellings = VERBS[verb].spellings.items()
+    return _replaced({f"--{name}": f"--{field}" for name, field in spellings}, arguments)
+
+
+def as_spelled(verb: str, arguments: Iterable[str]) -> list[str]:
+    """Write options by their spellings: the inverse of `in_fields`."""
+    spellings = VERBS[verb].spellings.items()
+    return _replaced({f"--{field}": f"--{name}" for name, field in spellings}, arguments)
+
+
+def _replaced(options: Mapping[str, str], arguments: Iterable[str]) -> list[str]:
     parts = (argument.partition("=") for argument in arguments)
-    return [fields.get(name, name) + equals + value for name, equals, value in parts]
+    return [options.get(name, name) + equals + value for name, equals, value in parts]
+
+
+def renamed(verb: str, arguments: Iterable[str]) -> str:
+    """Name the new spelling of options in an old one, which this release still reads."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    pairs = VERBS[verb].spellings.items()
+    new = [f"--{field} is now --{name}" for name, field in pairs if f"--{field}" in given]
+    return f"{', '.join(new)}; the old spelling works in this release only" if new else ""
 
 
 def _metavar(positional: str) -> str:
@@ -254,6 +272,16 @@ def _parser(verb: str, config_class: type, kind_is_no_field: bool) -> "ArgumentP
             action.nargs, action.const, action.metavar = "?", True, "BOOL"  # --flag: --flag true
         if type(action).__name__ == "_ActionConfigLoad" or action.dest.endswith(".help"):
             action.help = SUPPRESS  # --group FILE: possible, but noise in the help
+    format_help = parser.format_help
+
+    def with_spellings() -> str:
+        """Show options as users write them; the parser itself reads the fields."""
+        shown = {field: [f"--{name}"] for name, field in entry.spellings.items()}
+        for action in parser._actions:
+            action.option_strings = shown.get(action.dest, action.option_strings)
+        return format_help()
+
+    parser.format_help = with_spellings  # type: ignore[method-assign, assignment]
     return parser
 
 
@@ -264,8 +292,11 @@ def _check_names(
     known = [option for action in parser._actions for option in action.option_strings]
     # The parser itself checks the fields of a group that may be null.
     nullable = tuple(name.removesuffix("help") for name in known if name.endswith(".help"))
+    old = [f"--{field}" for field in VERBS[verb].spellings.values()]
     groups = {option.rpartition(".")[0] for option in known if not option.endswith(".help")}
-    suggested = [option for option in known if option not in groups]
+    fields = [option for option in known if option not in groups]
+    suggested = [option for option in fields if option not in old]
+    suggested += [f"--{name}" for name in VERBS[verb].spellings]
     for option in options:
         name = option.partition("=")[0]
         if name.startswith("--") and name not in known and not name.startswith(nullable):
@@ -274,7 +305,7 @@ def _check_names(
     for source, values in layers:
         for name in _dotted_names(values, known):
             if f"--{name}" not in known and not f"--{name}".startswith(nullable):
-                hint = did_you_mean(name, [option.removeprefix("--") for option in suggested])
+                hint = did_you_mean(name, [option.removeprefix("--") for option in fields])
                 raise ValueError(f"{source} has an unknown field {name}{hint}")
 
 

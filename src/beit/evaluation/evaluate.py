@@ -17,7 +17,7 @@ the first process writes.
 """
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -36,6 +36,7 @@ from beit.evaluation.target_columns import Task
 from beit.run.device import DeviceConfig, precision_of, summed
 from beit.run.environment import environment
 from beit.run.launch import launch
+from beit.weights.crop import crop_ratio
 from beit.weights.open import load_classifier
 
 
@@ -56,8 +57,9 @@ class Config:
         image_size: input side, or [height, width]; null for the model's own
         num_heads: attention heads, if the file does not say it and a head does not have the usual
             64 channels
-        crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin,
-            and as published from 384 pixels on
+        crop_ratio: side of the centre crop over the shorter side; null for that of the model's
+            training, else 0.875; published: 1
+            from 384 pixels on
         crops: 1 for the centre, 5 for the centre and the corners
         flip: also average over mirror images
         present_only: for plain data, compare only the logits of classes that have images
@@ -80,7 +82,7 @@ class Config:
     limit: int | None = None
     image_size: int | tuple[int, int] | None = None
     num_heads: int | None = None
-    crop_ratio: float = 0.875
+    crop_ratio: float | None = None
     crops: Literal[1, 5] = 1
     flip: bool = False
     present_only: bool = False
@@ -145,6 +147,7 @@ def run(config: Config) -> Result:
     path = config.reference
     reference = None if path is None else read_evaluation(path)
     classifier = load_classifier(config.model, config.image_size, num_heads=config.num_heads)
+    config = replace(config, crop_ratio=crop_ratio(config.model, config.crop_ratio))
     task = open_task(
         config.data,
         config.dataset,

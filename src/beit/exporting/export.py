@@ -29,6 +29,7 @@ from beit.nn.mim import MaskedImageModel
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer
+from beit.weights.crop import stated_crop
 from beit.weights.open import load, load_backbone
 
 
@@ -107,7 +108,10 @@ def run(config: Config) -> Result:
     model = open_model(config)
     print(f"{config.source}: {type(model).__name__} as {config.format} ...", flush=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    options = {} if config.opset is None else {"opset": config.opset}
+    options: dict[str, Any] = {} if config.opset is None else {"opset": config.opset}
+    stated = stated_crop(config.source)
+    if stated is not None and config.format == "safetensors":
+        options["crop_ratio"] = stated[0]
     with staged(output) as path:
         export = FORMATS[config.format].write(model, path, config.output, **options)
         differences = compare(model, export)

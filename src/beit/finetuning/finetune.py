@@ -91,10 +91,10 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     keep_images(journal, images)
     if head:
         journal.message(f"{config.init}: {head}")
-    validated = train(parts, journal)
+    validated, crop = train(parts, journal), validation_view(config, vit.image_size).crop_ratio
     metrics, save = (
         validated.metrics if validated else {},
-        partial(save_weights, model=parts.kept.eval()),
+        partial(save_weights, model=parts.kept.eval(), crop_ratio=crop),
     )
     step = parts.best.step or journal.last_step
     draw = partial(report, journal.directory, config, classes, head, step, validated)
@@ -145,7 +145,7 @@ def open_data(config: Config) -> tuple[Source, Source | None, Classes]:
     """Open the training and validation images, and match their classes."""
     data = config.data
     if not data.train:
-        raise ValueError("no training images given; give them, as in --data.train FOLDER")
+        raise ValueError("no training images given; give them, as in --data FOLDER")
     views = shrinking_views(config) if data.shrink else {}
 
     def labelled(option: str, spec: str, split: Split, limit: int | None = None) -> Labelled:

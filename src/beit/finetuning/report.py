@@ -1,5 +1,6 @@
 """The report of a fine-tuning run: curves, and the accuracy of each class."""
 
+from beit.command.ending import again
 from beit.data.classes import Classes
 from beit.draw.classes import class_items
 from beit.draw.curves import curves
@@ -41,7 +42,7 @@ def report(
         sections.append(Section("Class by class", items=items))
     chosen = ", chosen on the validation set" if validated and config.keep == "best" else ""
     facts = {
-        "command": "beit finetune --config config.yaml",
+        "command": again("finetune", directory.path),
         "images": config.data.train,
         "start": (config.init or "fresh weights") + (head and f"; {head}"),
         "weights kept": f"those of step {step}{chosen}",

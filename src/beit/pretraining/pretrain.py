@@ -77,14 +77,21 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     keep_images(journal, images)
     draw = partial(report, journal.directory, config, fabric, mim, target)
     metrics = train(parts, journal, draw)
-    return journal.finish(metrics, partial(save_weights, model=mim.eval()), partial(draw, metrics))
+    return journal.finish(
+        metrics,
+        partial(save_weights, model=mim.eval(), crop_ratio=config.crop_ratio),
+        partial(draw, metrics),
+    )
 
 
 def all_sets(config: Config) -> Sets:
     """Open the images of a training, and count those of a k-NN check."""
-    checked = 2 * config.check.limit if config.check.every else 0
     size = config.model.backbone.image_size
-    return open_sets(config.data, TrainViews(config.view, size, size))._replace(checked=checked)
+    sets = open_sets(config.data, TrainViews(config.view, size, size))
+    if not config.check.every:
+        return sets
+    limit = config.check.limit  # of each set; they may be others than these
+    return sets._replace(checked=sum(min(limit, len(part) or limit) for part in sets[:2]))
 
 
 def redraw(config: Config, directory: RunDirectory) -> list[Section]:

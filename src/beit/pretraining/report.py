@@ -3,6 +3,7 @@
 import torch
 from lightning_fabric import Fabric
 
+from beit.command.ending import again
 from beit.data.batches import first_images
 from beit.data.order import step_generator
 from beit.data.views import EvalView
@@ -43,7 +44,7 @@ def report(
     ]
     tokens = config.target.kind == "tokens"
     facts = {
-        "command": "beit pretrain --config config.yaml",
+        "command": again("pretrain", directory.path),
         "images": config.data.train,
         "tokenizer" if tokens else config.target.kind: config.tokenizer or config.target.source,
         "seed": str(config.run.seed),

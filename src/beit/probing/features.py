@@ -21,6 +21,7 @@ from beit.nn.pooling import Kind, Layer, Tokens, pooled
 from beit.nn.position import resized
 from beit.nn.vit import VisionTransformer
 from beit.run.progress import Progress
+from beit.weights.crop import DEFAULT
 from beit.weights.file import size_pair
 from beit.weights.open import backbone_of, load_sized
 from beit.weights.teachers import load_teacher
@@ -126,6 +127,11 @@ class FeatureReader(NamedTuple):
     config: "Config"
     fabric: "Fabric"
 
+    @property
+    def crop_ratio(self) -> float:
+        """The side of the centre crop over the shorter side."""
+        return DEFAULT if self.config.crop_ratio is None else self.config.crop_ratio
+
     def cache(self, kinds: Sequence[Kind], source: Source, name: str) -> CachedFeatures:
         """Compute features of all readable images of the set `name` (step 1 of the protocol)."""
         parts = list(dict.fromkeys(part for kind in kinds for part in kind.parts))
@@ -148,7 +154,7 @@ class FeatureReader(NamedTuple):
         self, kinds: Sequence[Kind], source: Source, name: str
     ) -> Iterator[tuple[FeaturesByKind, Batch]]:
         """Yield the features of all readable images of the set `name`, and their batches."""
-        config, view = self.config, EvalView(self.model.image_size, self.config.crop_ratio)
+        config, view = self.config, EvalView(self.model.image_size, self.crop_ratio)
         batches = EvalBatches(source, view, config.images_per_batch, num_workers=config.num_workers)
         return self._read(kinds, batches, f"features of {len(source)} {name} images", len(source))
 
@@ -157,7 +163,7 @@ class FeatureReader(NamedTuple):
     ) -> Iterator[tuple[FeaturesByKind, Batch]]:
         """Yield the features of training batches, computed again in each epoch, and the batches."""
         config, size = self.config, self.model.image_size
-        fixed = partial(_fixed_views, EvalView(size, config.crop_ratio))
+        fixed = partial(_fixed_views, EvalView(size, self.crop_ratio))
         batches = TrainBatches(
             source,
             TrainViews(config.view, size, size) if config.augment else fixed,

@@ -48,6 +48,7 @@ from beit.probing.training import attentive_rows, probe_features, split, train_o
 from beit.run.device import DeviceConfig, precision_of
 from beit.run.environment import environment
 from beit.run.launch import launch
+from beit.weights.crop import crop_ratio
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,8 @@ class Config:
         image_size: input side in pixels; null for the model's own
         num_heads: attention heads, if the file does not say it and a head does not have the usual
             64 channels
-        crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin
+        crop_ratio: side of the centre crop over the shorter side; null for that of the model's
+            training, else 0.875
         layers: last for the final features; numbers of blocks, from 1, for their raw outputs; all
             for every block and the final features
         pooling: any of cls, mean and both (concatenated); null for cls and mean (teacher: mean)
@@ -100,7 +102,7 @@ class Config:
     test_limit: int | None = None
     image_size: int | None = None
     num_heads: int | None = None
-    crop_ratio: float = 0.875
+    crop_ratio: float | None = None
     layers: Literal["last", "all"] | tuple[int, ...] = "last"
     pooling: tuple[Literal["cls", "mean", "both"], ...] | None = None
     standardise: Literal["whole", "batch", "none"] = "whole"
@@ -176,6 +178,7 @@ def run(config: Config) -> Result:
     fabric = launch(device)
     seed, size = config.seed if config.untrained else None, config.image_size
     model = open_frozen_model(config.model, size, config.num_heads, seed, fabric.device)
+    config = replace(config, crop_ratio=crop_ratio(config.model, config.crop_ratio))
     kinds = kinds_of(config.layers, config.pooling, model.depth, model.has_cls)
     if config.attentive and model.width % config.attentive_heads:
         raise ValueError(

@@ -71,9 +71,7 @@ class RunDirectory:
     def check_new(path: str | Path) -> None:
         """Refuse an existing directory, or an empty name."""
         if not str(path):
-            raise ValueError(
-                "no run directory given; name a new one, as in --run.output runs/first"
-            )
+            raise ValueError("no run directory given; name a new one, as in --output runs/first")
         if Path(path).exists():
             raise FileExistsError(
                 f"{path} exists and is not overwritten; "
@@ -94,7 +92,8 @@ class RunDirectory:
         run = cls(Path(path))
         run.checkpoints.mkdir(parents=True)
         write_text(run.environment_file, json.dumps(about, indent=2) + "\n")
-        values, comment = _yaml_values(config), f"# beit {about['verb']} --config config.yaml\n"
+        command = f"beit {about['verb']} --config {run.config_file} --output NEW"
+        values, comment = _yaml_values(config), f"# {command}\n"
         settings = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
         # The configuration is written last: it marks the directory as complete.
         write_text(run.config_file, comment + settings)

@@ -1,5 +1,6 @@
 """The report of a segmentation run: curves, each class, and some images."""
 
+from beit.command.ending import again
 from beit.draw.curves import curves
 from beit.draw.numbers import short_number
 from beit.draw.report import Section, write_report
@@ -46,7 +47,7 @@ def report(
             sections.append(Section("Examples", items=[picture]))
     chosen = ", chosen on the validation set" if validated and config.keep == "best" else ""
     facts = {
-        "command": "beit segment --config config.yaml",
+        "command": again("segment", directory.path),
         "images": config.data.train,
         "start": (config.init or "fresh weights") + (transferred and f"; {transferred}"),
         "weights kept": f"those of step {step}{chosen}",

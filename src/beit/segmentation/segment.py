@@ -136,7 +136,7 @@ def open_data(config: Config) -> tuple[LabelMaps, LabelMaps | None]:
     """Open the training and validation images, with the class numbers of the training set."""
     data = config.data
     if not data.train:
-        raise ValueError("no training images given; give them, as in --data.train FOLDER")
+        raise ValueError("no training images given; give them, as in --data FOLDER")
     train = open_label_maps(
         data.train,
         maps=data.maps,

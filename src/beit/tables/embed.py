@@ -9,7 +9,7 @@ of that block. Unreadable images have no row: they are reported, counted and lis
 The command resumes after an interruption and runs under torchrun, see `beit.rows.table`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from torch import Tensor
@@ -23,6 +23,7 @@ from beit.rows.files import Column
 from beit.rows.table import RowTable, check_output
 from beit.run.device import DeviceConfig, prepared
 from beit.run.launch import launch
+from beit.weights.crop import crop_ratio
 from beit.weights.open import load_backbone
 
 
@@ -41,7 +42,8 @@ class Config:
         limit: use this many images, a fixed random subset; null for all
         image_size: input size of the model, a side or [height, width]; null for the model's own
         num_heads: attention heads, if not recorded in the file and not the usual width / 64
-        crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin
+        crop_ratio: side of the centre crop over the shorter side; null for that of the model's
+            training, else 0.875
         batch_size: images per batch in each process
         part_size: images per part, the unit of resuming and of each process's share
         num_workers: processes that decode images, for each process
@@ -58,7 +60,7 @@ class Config:
     limit: int | None = None
     image_size: int | tuple[int, int] | None = None
     num_heads: int | None = None
-    crop_ratio: float = 0.875
+    crop_ratio: float | None = None
     batch_size: int = 128
     part_size: int = 1024
     num_workers: int = 2
@@ -76,6 +78,7 @@ def run(config: Config) -> TableResult:
     check_output(config.output)
     fabric = launch(config.device)
     backbone = load_backbone(config.model, config.image_size, num_heads=config.num_heads)
+    config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
     vit = backbone.config
     if config.layer is not None and not 1 <= config.layer <= vit.depth:
         blocks = f"the blocks of {config.model} are 1 to {vit.depth}"
@@ -94,7 +97,7 @@ def run(config: Config) -> TableResult:
     def compute(images: Tensor) -> dict[str, Tensor]:
         return columns_of(model(images, layers=layers), config.layer)
 
-    view = EvalView(vit.image_size, config.crop_ratio)
+    view = EvalView(vit.image_size, crop)
     return compute_table(fabric, table, view, compute, config.num_workers, config.max_unreadable)
 
 

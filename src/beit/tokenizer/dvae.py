@@ -176,7 +176,10 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     keep_images(journal, images)
     draw = partial(report_dvae, journal.directory, config, fabric, vae)
     validated = train(parts, journal, draw)
-    metrics, save = validated.metrics if validated else {}, partial(save_weights, model=vae.eval())
+    metrics, save = (
+        validated.metrics if validated else {},
+        partial(save_weights, model=vae.eval(), crop_ratio=config.crop_ratio),
+    )
     return journal.finish(metrics, save, partial(draw, validated))
 
 

@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from beit.command.ending import again
 from beit.data import batches
 from beit.data.views import EvalView
 from beit.draw.curves import curves
@@ -161,7 +162,7 @@ def written(
 ) -> list[Section]:
     """Write the page, with some metrics of the validation on top; return its sections."""
     facts = {
-        "command": "beit train-tokenizer --config config.yaml",
+        "command": again("train-tokenizer", directory.path),
         "images": config.data.train,
         **facts,
         "seed": str(config.run.seed),

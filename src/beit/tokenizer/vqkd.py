@@ -193,7 +193,10 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     keep_images(journal, images)
     draw = partial(report_vqkd, journal.directory, config, fabric, vqkd)
     validated = train(parts, journal, draw)
-    metrics, save = validated.metrics if validated else {}, partial(save_weights, model=vqkd.eval())
+    metrics, save = (
+        validated.metrics if validated else {},
+        partial(save_weights, model=vqkd.eval(), crop_ratio=config.crop_ratio),
+    )
     return journal.finish(metrics, save, partial(draw, validated))
 
 
