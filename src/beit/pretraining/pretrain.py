@@ -41,7 +41,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     target, mim = build(config, fabric)
     vit, optim = config.model.backbone, config.optim
     views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
-    source = open_train(config.data, views)
+    source = open_train(config, views)
     validation, check = build_validation(config, fabric), check_batches(config, fabric)
     sets = image_sets(source, validation and validation.batches)
     if check is not None:

@@ -13,7 +13,7 @@ from beit.data.shrinking import Need, Shrinking, ShrunkImages
 from beit.data.source import Source
 from beit.data.sources import open_source
 from beit.data.splits import Split
-from beit.data.views import EvalView
+from beit.data.views import EvalView, TrainViews
 from beit.run.journal import Journal, TrainingConfig
 from beit.run.reading import ImageBatches
 
@@ -54,9 +54,10 @@ def open_set(
     return open_source(spec, split=split, cache_gigabytes=cache, limit=limit, shrinking=shrinking)
 
 
-def open_train(data: DataConfig, views: View) -> Source:
-    """Open the training images, for these views."""
-    return open_set(data, data.train, "train", views, limit=data.limit)
+def open_train(config: ImageSetConfig, views: TrainViews) -> Source:
+    """Open the training images, for these views and for centre crops, as other runs need them."""
+    centre = EvalView(views.size, config.crop_ratio)
+    return open_set(config.data, config.data.train, "train", views, centre, limit=config.data.limit)
 
 
 def train_batches(

@@ -145,7 +145,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     torch.manual_seed(config.run.seed)
     vae = DiscreteVAE(config.model)
     views = TrainViews(config.view, size, size)
-    source = open_train(config.data, views)
+    source = open_train(config, views)
     validation = open_validation(config, size, fabric)
     images = check_images(directory, image_sets(source, validation), changed_ok)
     journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
