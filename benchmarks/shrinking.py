@@ -35,6 +35,7 @@ def main() -> None:
     errors = [row for result in results for row in result["errors"]]
     record.print_table(errors, ["size", "what", "mean", "rms", "largest", "other_crops", "views"])
     result = record.provenance("cpu", [SEED]) | {"settings": vars(options) | {"data": "PHOTOS"}}
+    result["command"] = result["command"].replace(options.data, "PHOTOS")
     record.write_results("shrinking-cpu", result | {"rows": rows, "errors": errors})
 
 
