@@ -97,8 +97,8 @@ class ShrunkImages:
         size = _HEADER.size + len(pixels)
         try:
             if self._room < size and not self._full:
-                self._make_room()
-            if self._full or self._room < size:
+                self._make_room(size)
+            if self._full:
                 return
             path.parent.mkdir(exist_ok=True)
             with replacing(path, shared=True) as temporary, temporary.open("wb") as file:
@@ -109,9 +109,10 @@ class ShrunkImages:
             self._full = True
             _log.warning("%s: shrunk images are no longer kept: %s", self.folder, error)
 
-    def _make_room(self) -> None:
-        """Delete what no run has used for longest until there is room for a slice."""
-        kept, total, wanted = list[tuple[float, int, str]](), 0, min(_SLICE, self._bound)
+    def _make_room(self, least: int) -> None:
+        """Delete what was unused for longest until there is room for a slice, or full."""
+        wanted = max(least, min(_SLICE, self._bound // 16))
+        kept, total = list[tuple[float, int, str]](), 0
         for folder, _, names in os.walk(self.folder):
             for name in names:
                 path = os.path.join(folder, name)
@@ -127,7 +128,7 @@ class ShrunkImages:
             Path(path).unlink(missing_ok=True)
             total -= size
         self._room = min(wanted, self._bound - total)
-        if self._room < wanted // 4:
+        if self._room < least:
             self._full = True
             text = "%s is full: the images beyond %.1f GB are decoded for every view; %s"
             _log.warning(text, self.folder, self._bound / 1e9, "raise --data.shrink_gigabytes")

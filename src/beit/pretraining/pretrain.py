@@ -52,7 +52,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     target, mim = build(config, fabric)
     vit, optim = config.model.backbone, config.optim
     views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
-    source = open_train(config.data, views)
+    source = open_train(config, views)
     validation, check = build_validation(config, fabric), check_batches(config, fabric)
     sets = image_sets(source, validation and validation.batches)
     if check is not None:
@@ -87,7 +87,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
 def all_sets(config: Config) -> Sets:
     """Open the images of a training, and count those of a k-NN check."""
     size = config.model.backbone.image_size
-    sets = open_sets(config.data, TrainViews(config.view, size, size))
+    sets = open_sets(config, TrainViews(config.view, size, size))
     if not config.check.every:
         return sets
     limit = config.check.limit  # of each set; they may be others than these

@@ -14,7 +14,7 @@ from beit.data.shrinking import Need, Shrinking, ShrunkImages
 from beit.data.source import Source
 from beit.data.sources import open_source
 from beit.data.splits import Split
-from beit.data.views import EvalView
+from beit.data.views import EvalView, TrainViews
 from beit.run.budget import Sets
 from beit.run.journal import Journal, TrainingConfig
 from beit.run.reading import ImageBatches
@@ -56,9 +56,10 @@ def open_set(
     return open_source(spec, split=split, cache_gigabytes=cache, limit=limit, shrinking=shrinking)
 
 
-def open_train(data: DataConfig, views: View) -> Source:
-    """Open the training images, for these views."""
-    return open_set(data, data.train, "train", views, limit=data.limit)
+def open_train(config: ImageSetConfig, views: TrainViews) -> Source:
+    """Open the training images, for these views and for centre crops, as other runs need them."""
+    centre = EvalView(views.size, config.crop_ratio)
+    return open_set(config.data, config.data.train, "train", views, centre, limit=config.data.limit)
 
 
 def train_batches(
@@ -126,11 +127,14 @@ def open_validation(
     return eval_batches(config, open_set(data, data.validation, "test", view), view, fabric)
 
 
-def open_sets(data: DataConfig, views: View) -> Sets:
-    """Open the images of a training without keeping them in memory."""
-    data = replace(data, cache_gigabytes=0.0)
-    validation = open_set(data, data.validation, "test", views) if data.validation else ()
-    return Sets(open_train(data, views), validation)
+def open_sets(config: ImageSetConfig, views: TrainViews) -> Sets:
+    """Open the images of a training as it does, without keeping them in memory."""
+    data, centre = (
+        replace(config.data, cache_gigabytes=0.0),
+        EvalView(views.size, config.crop_ratio),
+    )
+    train = open_set(data, data.train, "train", views, centre, limit=data.limit)
+    return Sets(train, open_set(data, data.validation, "test", centre) if data.validation else ())
 
 
 def image_sets(source: Source, validation: ImageBatches | None) -> dict[str, Any]:

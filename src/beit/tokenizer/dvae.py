@@ -146,11 +146,11 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     """Train a new tokenizer, or resume the run in `directory` from its last checkpoint."""
     size = config.model.image_size
     views = TrainViews(config.view, size, size)
-    config = within_budget(run, config, partial(open_sets, config.data, views))
+    config = within_budget(run, config, partial(open_sets, config, views))
     fabric, optim = launch_run(config, directory), config.optim
     torch.manual_seed(config.run.seed)
     vae = DiscreteVAE(config.model)
-    source = open_train(config.data, views)
+    source = open_train(config, views)
     validation = open_validation(config, size, fabric)
     images = check_images(directory, image_sets(source, validation), changed_ok)
     journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)

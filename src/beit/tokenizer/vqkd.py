@@ -148,7 +148,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     torch.manual_seed(config.run.seed)
     vqkd = VQKD(match_teacher(config.model, teacher))
     teacher = teacher.to(fabric.device)
-    source = open_train(config.data, views)
+    source = open_train(config, views)
     validation = open_validation(config, size, fabric)
     images = check_images(directory, image_sets(source, validation), changed_ok)
     schedule = optim.schedule(len(source))
@@ -202,7 +202,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
 
 def all_sets(config: Config, views: TrainViews) -> Sets:
     """Open the images of a training, and time the teacher for those features that are kept."""
-    sets, named = open_sets(config.data, views), config.teacher
+    sets, named = open_sets(config, views), config.teacher
     if not named.cache:
         return sets
     teacher = load_teacher(named.source, named.image_size, named.pretrained, named.num_heads)
