@@ -70,14 +70,6 @@ class Result(NamedTuple):
 
 
 def run(config: Config) -> Result:
-    """Run an ablation; exit with code 1 if anything failed."""
-    result = ablate(config)
-    if result.failures:
-        raise SystemExit(1)
-    return result
-
-
-def ablate(config: Config) -> Result:
     """Run the incomplete runs of a plan; write table.md, table.csv, runs.csv and report.html."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(

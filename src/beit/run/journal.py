@@ -31,7 +31,7 @@ from beit.data.unreadable import TooManyUnreadable, Unreadable
 from beit.run import checkpoint
 from beit.run.device import DeviceConfig, LossScaling, precision_of, summed
 from beit.run.directory import RunConfig, RunDirectory, environment
-from beit.run.log import MetricsLog
+from beit.run.log import MetricsLog, last_values
 from beit.run.means import Means
 from beit.run.optim import AnyOptimConfig, Schedule
 from beit.run.progress import Progress
@@ -73,6 +73,11 @@ class Result(NamedTuple):
     metrics: dict[str, float]
     sections: list[Any]
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """The last value of each metric in the log; empty where the log is not, on other nodes."""
+        return last_values(RunDirectory(self.directory).metrics_file) | self.metrics
+
 
 class Journal:
     """Records one run; the module's docstring shows its use.
@@ -83,6 +88,7 @@ class Journal:
         start_step: step of the checkpoint that the run resumes from; 0 for a new run
         last_step: the run's last step
         step: the current step, counted from 1
+        recorded: what was logged in this step, validations included
         means: metrics since the last log line
     """
 
@@ -103,6 +109,7 @@ class Journal:
         self.total_steps = schedule.total_steps
         self.last_step = min(self.total_steps, config.run.stop_after or self.total_steps)
         self.step = self._saved_step = self.start_step
+        self.recorded: dict[str, float] = {}
         self.means = Means()
         self._unreadable = Unreadable(schedule.num_images, config.data.max_unreadable)
         self._parts: dict[str, Any] = {}
@@ -191,11 +198,13 @@ class Journal:
     # ── steps and batches ───────────────────────────────────────────────────────────────────────
 
     def steps(self) -> Iterator[int]:
-        """Yield the numbers of the remaining steps."""
-        for step in range(self.start_step + 1, self.last_step + 1):
-            self.step = step
+        """Yield the numbers of the remaining steps; `beit.run.watching` may make them fewer."""
+        while self.step < self.last_step:
+            self.step += 1
+            self.recorded = {}
             self.fabric.call("on_step_start", self._stream)
-            yield step
+            yield self.step
+            self.fabric.call("after_step", self)
 
     def micro_batches(self) -> Iterator[Batch]:
         """Yield this process's micro-batches of the step; warn of unreadable images."""
@@ -290,6 +299,7 @@ class Journal:
     def _write(self, record: Mapping[str, float]) -> None:
         epoch = self.step / self.steps_per_epoch
         self._log.write({"step": self.step, "epoch": epoch, **record})
+        self.recorded |= record
 
     def end_step(self) -> None:
         """Update the progress; log the speed and save a checkpoint at their intervals."""
