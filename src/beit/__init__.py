@@ -18,7 +18,7 @@ _DEFINED_IN = {
     "load_tokenizer": "beit.weights.open",
     "resume": "beit.calls",
 }
-__all__ = ["__version__", *_DEFINED_IN]  # noqa: PLE0604
+__all__ = ["__version__", *_DEFINED_IN]
 
 
 def __getattr__(name: str) -> object:

@@ -67,7 +67,7 @@ def function_of(name: str) -> "Callable[..., Result]":
 
 
 def resume(
-    run: str | PathLike[str],
+    run: str | Path,
     *,
     accept_changed_data: bool = False,
     quiet: bool = False,
@@ -84,7 +84,7 @@ def resume(
     """
     from beit.run.directory import RunDirectory  # imports torch
 
-    words = [f"--resume={os.fspath(run)}"]
+    words = [f"--resume={run}"]
     words += ["--accept_changed_data=true"] if accept_changed_data else []
     verb = RunDirectory.open(run).verb()
     if verb not in VERBS or not VERBS[verb].resumable:

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 from torch import nn
 
@@ -44,11 +43,10 @@ class Result:
     def __post_init__(self) -> None:
         named = [getattr(self.value, name, None) for name in PATHS]
         path = next((path for path in named if path), getattr(self.config, "output", None))
-        kept = path and not self.temporary
-        object.__setattr__(self, "path", Path(path) if kept else None)
+        object.__setattr__(self, "path", None if self.temporary or not path else Path(path))
         figures = getattr(self.value, "figures", None)
         if not isinstance(figures, Mapping):  # counts, such as rows or images
-            fields = getattr(self.value, "_asdict", dict)()
+            fields = self.value._asdict() if hasattr(self.value, "_asdict") else {}
             figures = {name: value for name, value in fields.items() if isinstance(value, int)}
         object.__setattr__(self, "figures", dict(figures))
         if self.temporary:
@@ -82,7 +80,9 @@ class Result:
         """Some pictures: the first of each section of the report, or those in files."""
         found = []
         for section in getattr(self.value, "sections", ()):
-            flat = [p for i in section.items for p in (i.pictures if isinstance(i, Gallery) else [i])]
+            flat = [
+                p for i in section.items for p in (i.pictures if isinstance(i, Gallery) else [i])
+            ]
             found += [picture for picture in flat if isinstance(picture, Picture)][:1]
         if not found:
             named = getattr(self.config, "picture", None)
@@ -116,7 +116,9 @@ class Result:
         if self.path is not None:
             report = self.path / "report.html" if self.path.is_dir() else self.path
             shown = report if report.is_file() else self.path
-            title += f" · <a href='{html.escape(str(shown), quote=True)}'>{html.escape(str(shown))}</a>"
+            title += (
+                f" · <a href='{html.escape(str(shown), quote=True)}'>{html.escape(str(shown))}</a>"
+            )
         drawn = "".join(
             f"<div style='max-width:30em;margin:.5em 1em .5em 0'>{embedded(picture)}</div>"
             for picture in self.pictures

@@ -161,7 +161,7 @@ class Result:
     @property
     def figures(self) -> dict[str, float]:
         """Accuracies as shares, such as `linear_cls`, `knn_cls`, `attentive_both`."""
-        figures = {}
+        figures = dict[str, float]()
         for row in self.rows:
             figures |= {f"{name}_{row['features']}": row[name] for name in ("linear", "knn")}
         return figures | {f"attentive_{r['features']}": r["attentive"] for r in self.attentive}

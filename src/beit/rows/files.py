@@ -130,9 +130,11 @@ def read_table(path: Path) -> dict[str, Array]:
     import pyarrow
     from pyarrow import parquet
 
-    arrays = {}
-    for name, column in zip((table := parquet.read_table(path)).column_names, table.columns):
+    def array(column: Any) -> Array:
         values = column.combine_chunks()
-        tensors = isinstance(column.type, pyarrow.FixedShapeTensorType)
-        arrays[name] = values.to_numpy_ndarray() if tensors else np.array(values.to_pylist())
-    return arrays
+        if isinstance(column.type, pyarrow.FixedShapeTensorType):
+            return values.to_numpy_ndarray()  # type: ignore[no-any-return]
+        return np.array(values.to_pylist())
+
+    table = parquet.read_table(path)
+    return {name: array(table[name]) for name in table.column_names}
