@@ -13,6 +13,9 @@ from torch import nn
 from beit.draw.numbers import short_number
 from beit.draw.report import Gallery, Picture, embedded
 from beit.rows.files import read_table
+from beit.run.directory import RunDirectory
+from beit.run.journal import Result as Trained
+from beit.run.log import read_log
 
 PATHS = ("directory", "file", "output", "report", "card")  # fields of the verbs' own results
 MOST_PICTURES, MOST_FIGURES = 3, 6  # shown
@@ -45,7 +48,9 @@ class Result:
         path = next((path for path in named if path), getattr(self.config, "output", None))
         object.__setattr__(self, "path", None if self.temporary or not path else Path(path))
         figures = getattr(self.value, "figures", None)
-        if not isinstance(figures, Mapping):  # counts, such as rows or images
+        if isinstance(self.value, Trained):
+            figures = last_values(RunDirectory(self.value.directory).metrics_file)
+        elif not isinstance(figures, Mapping):  # counts, such as rows or images
             fields = self.value._asdict() if hasattr(self.value, "_asdict") else {}
             figures = {name: value for name, value in fields.items() if isinstance(value, int)}
         object.__setattr__(self, "figures", dict(figures))
@@ -126,3 +131,11 @@ class Result:
         flex = "display:flex;flex-wrap:wrap;align-items:flex-start"
         table = f"<table>{rows}</table>" if rows else ""
         return f"<div style='{STYLE}'>{title}{table}<div style='{flex}'>{drawn}</div></div>"
+
+
+def last_values(file: Path) -> dict[str, float]:
+    """Read the last value of each metric of a training's log; empty on other nodes, without one."""
+    values: dict[str, float] = {}
+    for record in read_log(file) if file.exists() else ():
+        values |= record
+    return {name: values[name] for name in values if name not in ("step", "epoch", "warning")}

@@ -31,7 +31,7 @@ from beit.data.unreadable import TooManyUnreadable, Unreadable
 from beit.run import checkpoint
 from beit.run.device import DeviceConfig, LossScaling, precision_of, summed
 from beit.run.directory import RunConfig, RunDirectory, environment
-from beit.run.log import MetricsLog, last_values
+from beit.run.log import MetricsLog
 from beit.run.means import Means
 from beit.run.optim import AnyOptimConfig, Schedule
 from beit.run.progress import Progress
@@ -72,11 +72,6 @@ class Result(NamedTuple):
     directory: Path
     metrics: dict[str, float]
     sections: list[Any]
-
-    @property
-    def figures(self) -> dict[str, float]:
-        """The last value of each metric in the log; empty where the log is not, on other nodes."""
-        return last_values(RunDirectory(self.directory).metrics_file) | self.metrics
 
 
 class Journal:
@@ -157,12 +152,12 @@ class Journal:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Show progress while the loop runs, and close the logs after it.
+        """Show progress while the loop runs, and close the logs and the batches after it.
 
         If too many images cannot be read, all processes raise, after the first has written a
         checkpoint of the step: no step is lost.
         """
-        with closing(self._log), closing(self._speed), self._progress:
+        with closing(self._log), closing(self._speed), closing(self._stream), self._progress:
             try:
                 yield
             except TooManyUnreadable as error:  # between two steps

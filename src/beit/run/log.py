@@ -65,14 +65,6 @@ def last_validation(path: Path) -> dict[str, float]:
     return {}
 
 
-def last_values(path: Path) -> dict[str, float]:
-    """Read the last value of each metric; empty without a log."""
-    values: dict[str, float] = {}
-    for record in read_log(path) if path.exists() else ():
-        values |= record
-    return {name: values[name] for name in values if name not in ("step", "epoch", "warning")}
-
-
 def kept_step(path: Path, metric: str | None) -> int:
     """Return the step of the weights that a finished run has kept.
 
