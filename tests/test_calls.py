@@ -75,6 +75,7 @@ def test_all_verbs_are_listed_and_documented() -> None:
     assert "null" not in text
     assert str(inspect.signature(beit.fetch)).startswith("(name=")
     assert "on_step" in inspect.signature(beit.pretrain).parameters
+    assert "output: short for run.output" in str(inspect.getdoc(beit.pretrain))
 
 
 # ── options ─────────────────────────────────────────────────────────────────────────────────────
@@ -198,6 +199,7 @@ def test_a_training_returns_path_figures_pictures_and_model(backbone: Result) ->
     assert backbone.figures | backbone.metrics == backbone.figures
     assert not {"step", "epoch"} & backbone.figures.keys()
     assert "val_loss" in repr(backbone)
+    assert backbone.summary in repr(backbone).splitlines()[0]
     assert type(backbone.model).__name__ == "MaskedImageModel"
     page = backbone._repr_html_()
     assert "<svg" in page

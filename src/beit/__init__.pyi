@@ -19,16 +19,16 @@ def demo(
     """Train, probe and report a small model, in minutes on two CPU cores; options: help(beit.demo)."""
 
 def fetch(
-    name: Any = ..., directory: Any = ..., *, preset: Any = ..., config: Any = ...,
-    quiet: Any = ..., **options: Any
+    name: Any = ..., directory: Any = ..., *, output: Any = ..., preset: Any = ...,
+    config: Any = ..., quiet: Any = ..., **options: Any
 ) -> Result:
     """Download a public data set: beit fetch cifar10 DIR; options: help(beit.fetch)."""
 
 def train_tokenizer(
     *, data: Any = ..., view: Any = ..., model: Any = ..., teacher: Any = ...,
     codebook: Any = ..., optim: Any = ..., crop_ratio: Any = ..., validate_every: Any = ...,
-    run: Any = ..., device: Any = ..., kind: Any = ..., preset: Any = ..., config: Any = ...,
-    quiet: Any = ..., on_step: Any = ..., **options: Any
+    run: Any = ..., device: Any = ..., validation: Any = ..., output: Any = ..., kind: Any = ...,
+    preset: Any = ..., config: Any = ..., quiet: Any = ..., on_step: Any = ..., **options: Any
 ) -> Result:
     """Train a visual tokenizer: from a teacher (VQ-KD), or --kind dvae, a discrete VAE; options: help(beit.train_tokenizer)."""
 
@@ -36,7 +36,8 @@ def pretrain(
     *, data: Any = ..., tokenizer: Any = ..., target: Any = ..., view: Any = ...,
     model: Any = ..., mask: Any = ..., predict: Any = ..., optim: Any = ..., check: Any = ...,
     crop_ratio: Any = ..., validate_every: Any = ..., run: Any = ..., device: Any = ...,
-    preset: Any = ..., config: Any = ..., quiet: Any = ..., on_step: Any = ..., **options: Any
+    validation: Any = ..., output: Any = ..., preset: Any = ..., config: Any = ...,
+    quiet: Any = ..., on_step: Any = ..., **options: Any
 ) -> Result:
     """Train a ViT to predict the tokens of masked patches; options: help(beit.pretrain)."""
 
@@ -46,8 +47,9 @@ def finetune(
     num_classes: Any = ..., pooling: Any = ..., init_scale: Any = ..., drop_path: Any = ...,
     balance: Any = ..., view: Any = ..., augment: Any = ..., mix: Any = ..., optim: Any = ...,
     layer_decay: Any = ..., average: Any = ..., keep: Any = ..., crop_ratio: Any = ...,
-    validate_every: Any = ..., run: Any = ..., device: Any = ..., preset: Any = ...,
-    config: Any = ..., quiet: Any = ..., on_step: Any = ..., **options: Any
+    validate_every: Any = ..., run: Any = ..., device: Any = ..., validation: Any = ...,
+    output: Any = ..., model: Any = ..., preset: Any = ..., config: Any = ..., quiet: Any = ...,
+    on_step: Any = ..., **options: Any
 ) -> Result:
     """Train a whole classifier from a pretrained backbone; options: help(beit.finetune)."""
 
@@ -56,8 +58,8 @@ def segment(
     num_heads: Any = ..., mean: Any = ..., std: Any = ..., head: Any = ..., drop_path: Any = ...,
     view: Any = ..., optim: Any = ..., layer_decay: Any = ..., validate_every: Any = ...,
     validation_views: Any = ..., validation_batch: Any = ..., keep: Any = ..., run: Any = ...,
-    device: Any = ..., preset: Any = ..., config: Any = ..., quiet: Any = ..., on_step: Any = ...,
-    **options: Any
+    device: Any = ..., validation: Any = ..., output: Any = ..., model: Any = ...,
+    preset: Any = ..., config: Any = ..., quiet: Any = ..., on_step: Any = ..., **options: Any
 ) -> Result:
     """Train a semantic segmenter from a pretrained backbone; options: help(beit.segment)."""
 
@@ -70,8 +72,8 @@ def probe(
     held_out: Any = ..., rates: Any = ..., epochs: Any = ..., batch_size: Any = ...,
     neighbours: Any = ..., seed: Any = ..., output: Any = ..., dtype: Any = ...,
     images_per_batch: Any = ..., num_workers: Any = ..., cache_gigabytes: Any = ...,
-    max_unreadable: Any = ..., device: Any = ..., preset: Any = ..., config: Any = ...,
-    quiet: Any = ..., **options: Any
+    max_unreadable: Any = ..., device: Any = ..., data: Any = ..., preset: Any = ...,
+    config: Any = ..., quiet: Any = ..., **options: Any
 ) -> Result:
     """Linear probe and k-NN on frozen features; options: help(beit.probe)."""
 
@@ -164,14 +166,14 @@ def report(
 def export(
     source: Any = ..., *, output: Any = ..., format: Any = ..., part: Any = ...,
     image_size: Any = ..., num_heads: Any = ..., opset: Any = ..., atol: Any = ...,
-    preset: Any = ..., config: Any = ..., quiet: Any = ..., **options: Any
+    model: Any = ..., preset: Any = ..., config: Any = ..., quiet: Any = ..., **options: Any
 ) -> Result:
     """Export a model: safetensors, published, timm, transformers, ONNX or torch.export; options: help(beit.export)."""
 
 def push(
     source: Any = ..., repository: Any = ..., *, run: Any = ..., probe: Any = ...,
-    license: Any = ..., private: Any = ..., dry_run: Any = ..., preset: Any = ...,
-    config: Any = ..., quiet: Any = ..., **options: Any
+    license: Any = ..., private: Any = ..., dry_run: Any = ..., model: Any = ...,
+    preset: Any = ..., config: Any = ..., quiet: Any = ..., **options: Any
 ) -> Result:
     """Upload a run or an export to the Hugging Face hub: beit push RUN OWNER/NAME; options: help(beit.push)."""
 

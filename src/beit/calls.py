@@ -175,7 +175,8 @@ def _call(verb: str, words: list[str], quiet: bool, on_step: Any) -> "Result":
             if temporary:  # rows for the result alone
                 folder = stack.enter_context(TemporaryDirectory())
                 words = [*words, f"--output={Path(folder, 'rows.npz')}"]
-            return Result(verb, *run_verb(verb, words), temporary)
+            module, config, value = run_verb(verb, words)
+            return Result(verb, config, value, getattr(module, "ending", None), temporary)
         except (ValueError, OSError) as error:
             if len(error.args) == 1 and isinstance(error.args[0], str):
                 error.args = (in_python(error.args[0]),)
@@ -207,6 +208,7 @@ def signature(name: str) -> inspect.Signature:
     verb, kinds = VERBS[VERB_OF[name]], inspect.Parameter
     fields = inspect.signature(import_module(verb.module).Config).parameters
     defaults = {field: parameter.default for field, parameter in fields.items()}
+    defaults |= dict.fromkeys(verb.spellings, kinds.empty)
     defaults |= {"kind": None} if verb.kinds else {}
     defaults |= {"preset": (), "config": (), "quiet": False}
     defaults |= {"on_step": None} if verb.resumable else {}
@@ -230,7 +232,8 @@ def documentation(name: str) -> str:
     options = about.partition("\n\n")[2].replace("Attributes:", "Args:", 1)
     options = re.sub(r"\bnull\b", "None", options)
     common = COMMON | ({"on_step": ON_STEP} if verb.resumable else {})
-    lines = "\n".join(f"    {option}: {text}" for option, text in common.items())
+    shared = {option: f"short for {field}" for option, field in verb.spellings.items()}
+    lines = "\n".join(f"    {option}: {text}" for option, text in (shared | common).items())
     head = f"{verb.help[0].upper()}{verb.help[1:]}, as `beit {VERB_OF[name]}` does."
     nested = 'Options of a group: optim={"epochs": 2}, or **{"optim.epochs": 2}.'
     return f"{head}\n\n{nested}\n\n{options.rstrip() or 'Args:'}\n{lines}\n"

@@ -13,9 +13,10 @@ from importlib import import_module
 from typing import Any
 
 import beit
+from beit.command.ending import show
 from beit.command.messages import did_you_mean, one_line
 from beit.command.modules import find_module, module_of_run, run_to_resume
-from beit.command.options import parse
+from beit.command.options import parse, take
 from beit.command.slurm import as_torchrun
 from beit.command.verbs import VERBS
 from beit.files import out_of_memory
@@ -75,23 +76,31 @@ def _dispatch(arguments: list[str]) -> int:
     elif arguments[0] == "--version":
         print(f"beit {beit.__version__}")
     else:
-        _, result = run_verb(*_split_verb(arguments))
-        return 1 if getattr(result, "failures", None) else 0
+        return _run(*_split_verb(arguments))
     return 0
 
 
-def run_verb(verb: str, options: Sequence[str]) -> tuple[Any, Any]:
-    """Run a verb, also for `beit.calls`. Returns: its Config, and the result of its module."""
+def _run(verb: str, options: Sequence[str]) -> int:
+    module, config, result = run_verb(verb, options)
+    if getattr(result, "failures", None):
+        return 1
+    if ending := getattr(module, "ending", None):  # not of `presets`
+        show(ending(config, result), take(options, "--preset")[0])
+    return 0
+
+
+def run_verb(verb: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
+    """Run a verb, also for `beit.calls`. Returns: its module, its Config, and the result."""
     resumed = run_to_resume(options) if VERBS[verb].resumable else None
     if resumed is not None:
         from beit.run.resume import open_run  # imports torch
 
         module = import_module(module_of_run(verb, resumed[0]))
         config, directory = open_run(module, resumed[0])
-        return config, module.run(config, directory, resumed[1])
+        return module, config, module.run(config, directory, resumed[1])
     module = import_module(find_module(verb, options))
     config = parse(verb, module.Config, options)
-    return config, module.run(config)
+    return module, config, module.run(config)
 
 
 def _split_verb(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:

@@ -3,10 +3,10 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from beit.command.ending import Ending, beside, first_free, words
 from beit.command.options import parse
 from beit.data.sources import open_source
 from beit.draw.report import Section, Table, write_report
@@ -51,10 +51,17 @@ class Sets(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The report, and its table of probes (None for images without labels)."""
+    """The report, and its table of probes (None for images without labels).
+
+    Attributes:
+        tokenizer: its run directory
+        data: the training images
+    """
 
     report: Path
     table: Table | None
+    tokenizer: str
+    data: str
 
 
 def run(config: Config) -> Result:
@@ -98,9 +105,20 @@ def run(config: Config) -> Result:
     facts = {"images": sets.train, "teacher": teacher, "preset": PRESET, "minutes": minutes}
     title = "beit: from images to a backbone"
     report = write_report(output / "report.html", title, sections, facts, summary=summary)
-    print("\n" + (format_table(table) if table else summary))
-    print(f"\n{minutes} minutes · report: {report}")
-    return Result(report, table)
+    print("\n" + (format_table(table) if table else summary) + f"\n\n{minutes} minutes")
+    return Result(report, table, str(tokenizer.directory), sets.train)
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say what the backbone learned; a page to browse the codebook is next."""
+    figure = "no score: the images have no class folders"
+    if result.table is not None:
+        gains = {str(row[0]): row[1] for row in result.table.rows}
+        before, after = gains["untrained backbone"], gains["pretrained backbone"]
+        figure = f"linear probe of the backbone {after}%, untrained {before}%"
+    output = beside(result.report, "explorer")
+    then = words("visualise explorer", output, model=result.tokenizer, data=result.data)
+    return Ending(f"{result.report}, the whole story", figure, then)
 
 
 def from_preset(verb: str, config_class: type, options: Sequence[str]) -> Any:
@@ -153,9 +171,3 @@ def find_sets(config: Config) -> Sets:
     if train and test:
         return Sets(str(train), str(test))
     return Sets(f"{config.data}[:80%]", f"{config.data}[80%:]")
-
-
-def first_free(path: Path) -> Path:
-    """Return the first of path, path-2, path-3, ... that does not exist."""
-    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
-    return next(candidate for candidate in chain([path], numbered) if not candidate.exists())

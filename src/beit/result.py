@@ -1,7 +1,7 @@
 """What a call of a verb returns: what it wrote, its figures, its rows or its model."""
 
 import html
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,12 +10,12 @@ from typing import Any
 import numpy.typing as npt
 from torch import nn
 
+from beit.command.ending import last_values
 from beit.draw.numbers import short_number
 from beit.draw.report import Gallery, Picture, embedded
 from beit.rows.files import read_table
 from beit.run.directory import RunDirectory
 from beit.run.journal import Result as Trained
-from beit.run.log import read_log
 
 PATHS = ("directory", "file", "output", "report", "card")  # fields of the verbs' own results
 MOST_PICTURES, MOST_FIGURES = 3, 6  # shown
@@ -31,6 +31,7 @@ class Result:
         verb: of the command
         config: its settings, complete
         value: what the verb's `run` returned
+        ending: of the verb, which the command prints
         temporary: the rows are in `arrays` only, no file is kept
         path: what was written, a directory or a file; None for nothing
         figures: by name, shares as fractions; of a training the last ones of its log
@@ -39,6 +40,7 @@ class Result:
     verb: str
     config: Any
     value: Any
+    ending: Callable[[Any, Any], Any] | None = None
     temporary: bool = False
     path: Path | None = field(init=False)
     figures: dict[str, float] = field(init=False)
@@ -49,7 +51,9 @@ class Result:
         object.__setattr__(self, "path", None if self.temporary or not path else Path(path))
         figures = getattr(self.value, "figures", None)
         if isinstance(self.value, Trained):
-            figures = last_values(RunDirectory(self.value.directory).metrics_file)
+            file = RunDirectory(self.value.directory).metrics_file
+            last = last_values(file, {}) if file.exists() else {}  # not on other nodes
+            figures = {n: v for n, v in last.items() if n not in ("step", "epoch", "warning")}
         elif not isinstance(figures, Mapping):  # counts, such as rows or images
             fields = self.value._asdict() if hasattr(self.value, "_asdict") else {}
             figures = {name: value for name, value in fields.items() if isinstance(value, int)}
@@ -62,6 +66,12 @@ class Result:
         if name.startswith("_") or not hasattr(value, name):
             raise AttributeError(f"this result has no {name!r}")
         return getattr(value, name)
+
+    @cached_property
+    def summary(self) -> str:
+        """The figure that matters, in words; empty if the verb has none."""
+        ending = self.ending and self.ending(self.config, self.value)
+        return ending.figure if ending else ""
 
     @cached_property
     def model(self) -> nn.Module:
@@ -100,7 +110,8 @@ class Result:
         figures = self._shown_figures()
         width = max(map(len, figures), default=0)
         lines = [f"  {name:<{width}}  {text}" for name, text in figures.items()]
-        return "\n".join([f"{self.verb}: {self.path or 'no file'}", *lines])
+        summary = f" · {self.summary}" if self.summary else ""
+        return "\n".join([f"{self.verb}: {self.path or 'no file'}{summary}", *lines])
 
     def _shown_figures(self) -> dict[str, str]:
         """Return the figures to show, those of the last validation if there are some."""
@@ -124,6 +135,7 @@ class Result:
             title += (
                 f" · <a href='{html.escape(str(shown), quote=True)}'>{html.escape(str(shown))}</a>"
             )
+        title += f"<br>{html.escape(self.summary)}" if self.summary else ""
         drawn = "".join(
             f"<div style='max-width:30em;margin:.5em 1em .5em 0'>{embedded(picture)}</div>"
             for picture in self.pictures
@@ -131,11 +143,3 @@ class Result:
         flex = "display:flex;flex-wrap:wrap;align-items:flex-start"
         table = f"<table>{rows}</table>" if rows else ""
         return f"<div style='{STYLE}'>{title}{table}<div style='{flex}'>{drawn}</div></div>"
-
-
-def last_values(file: Path) -> dict[str, float]:
-    """Read the last value of each metric of a training's log; empty on other nodes, without one."""
-    values: dict[str, float] = {}
-    for record in read_log(file) if file.exists() else ():
-        values |= record
-    return {name: values[name] for name in values if name not in ("step", "epoch", "warning")}

@@ -9,6 +9,7 @@ OUTPUT contains codes.json (every code with its statistics and patches), report.
 and figures/*.svg, and with `explorer` explorer.html, a page to explore the codebook.
 """
 
+import logging
 import sys
 import tempfile
 import time
@@ -32,6 +33,7 @@ from beit.codebook.images import (
     read_whole_images,
 )
 from beit.codebook.report import Layout, Rank, ReadCrops, write_codebook_report
+from beit.command.ending import Ending, beside, opened, words
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.sources import open_source
@@ -50,6 +52,8 @@ from beit.weights.open import load_tokenizer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -118,10 +122,17 @@ class Config:
 
 
 class Result(NamedTuple):
-    """The directory, and the number of images; None in all processes but the first."""
+    """The directory, and the number of images; None in all processes but the first.
+
+    Attributes:
+        codes: number of codes that occur
+        vocab_size: number of codes
+    """
 
     directory: Path
     images: int | None
+    codes: int = 0
+    vocab_size: int = 0
 
 
 def run(config: Config) -> Result:
@@ -193,12 +204,23 @@ def run(config: Config) -> Result:
             _write(config, _about(config, fabric, tokenizer, images), book, crops, whole_images)
     seconds = time.perf_counter() - started
     left_out_note = f" ({left_out} left out)" if left_out else ""
-    print(
-        f"{images} images{left_out_note} in {output}, {seconds:.1f} s; the statistics take "
+    logger.info(
+        f"{images} images{left_out_note}, {seconds:.1f} s; the statistics take "
         f"{collected.megabytes():.1f} MB, independent of the number of images; peak memory of the "
         f"process {_peak_megabytes():.0f} MB"
     )
-    return Result(output, images)
+    return Result(output, images, int((collected.statistics.uses > 0).sum()), K)
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say how many codes are used; the explorer is next, or looking at it."""
+    report, page = result.directory / "report.html", result.directory / "explorer.html"
+    figure = f"{result.codes:,} of {result.vocab_size:,} codes occur in {result.images:,} images"
+    if config.explorer:
+        return Ending(f"{page}, a page to browse the codebook", figure, opened(page))
+    explorer = beside(result.directory, "explorer")
+    then = words("visualise explorer", explorer, model=config.model, data=config.data)
+    return Ending(f"{result.directory}, what each code stands for; report {report}", figure, then)
 
 
 def _peak_megabytes() -> float:

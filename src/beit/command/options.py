@@ -35,7 +35,7 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
         ValueError: an unknown name, or a value that the Config refuses.
     """
     names = {field.name for field in fields(config_class)}  # type: ignore[arg-type]
-    arguments = [*VERBS[verb].options, *name_positionals(verb, arguments)]
+    arguments = [*VERBS[verb].options, *in_fields(verb, name_positionals(verb, arguments))]
     layers, options = read_layers(verb, arguments, names)
     kind_is_no_field = bool(VERBS[verb].kinds) and "kind" not in names  # it only chose the Config
     if kind_is_no_field:
@@ -124,6 +124,13 @@ def name_positionals(verb: str, arguments: Iterable[str]) -> list[str]:
             f"{verb} --help"
         )
     return [f"--{name}={value}" for name, value in zip(names, values, strict=False)] + options
+
+
+def in_fields(verb: str, arguments: Iterable[str]) -> list[str]:
+    """Write options by the fields of the verb's Config: `--data photos` → `--data.train photos`."""
+    fields = {f"--{name}": f"--{field}" for name, field in VERBS[verb].spellings.items()}
+    parts = (argument.partition("=") for argument in arguments)
+    return [fields.get(name, name) + equals + value for name, equals, value in parts]
 
 
 def _metavar(positional: str) -> str:

@@ -17,7 +17,12 @@ class Verb:
     options: tuple[str, ...] = ()  # put before the options of the caller
     kinds: Mapping[str, str] = field(default_factory=dict)  # modules by `--kind`; `module` is first
     segmenter_kind: str = ""  # the kind for a segmenter if no `--kind` is given
+    # Options under the same name in every verb, by the field of this verb's Config.
+    spellings: Mapping[str, str] = field(default_factory=dict)
 
+
+TRAINING = {"data": "data.train", "validation": "data.validation", "output": "run.output"}
+FROM_MODEL = {**TRAINING, "model": "init"}
 
 VERBS = {
     "demo": Verb(
@@ -27,29 +32,38 @@ VERBS = {
         "beit.fetching.fetch",
         "download a public data set: beit fetch cifar10 DIR",
         ("name", "directory"),
+        spellings={"output": "directory"},
     ),
     "train-tokenizer": Verb(
         "beit.tokenizer.vqkd",
         "train a visual tokenizer: from a teacher (VQ-KD), or --kind dvae, a discrete VAE",
         resumable=True,
         kinds={"vqkd": "beit.tokenizer.vqkd", "dvae": "beit.tokenizer.dvae"},
+        spellings=TRAINING,
     ),
     "pretrain": Verb(
         "beit.pretraining.pretrain",
         "train a ViT to predict the tokens of masked patches",
         resumable=True,
+        spellings=TRAINING,
     ),
     "finetune": Verb(
         "beit.finetuning.finetune",
         "train a whole classifier from a pretrained backbone",
         resumable=True,
+        spellings=FROM_MODEL,
     ),
     "segment": Verb(
         "beit.segmentation.segment",
         "train a semantic segmenter from a pretrained backbone",
         resumable=True,
+        spellings=FROM_MODEL,
     ),
-    "probe": Verb("beit.probing.probe", "linear probe and k-NN on frozen features"),
+    "probe": Verb(
+        "beit.probing.probe",
+        "linear probe and k-NN on frozen features",
+        spellings={"data": "train"},
+    ),
     "ablate": Verb(
         "beit.comparison.ablate",
         "run a plan's grid of trainings and tabulate the results",
@@ -96,11 +110,13 @@ VERBS = {
         "beit.exporting.export",
         "export a model: safetensors, published, timm, transformers, ONNX or torch.export",
         ("source",),
+        spellings={"model": "source"},
     ),
     "push": Verb(
         "beit.exporting.push",
         "upload a run or an export to the Hugging Face hub: beit push RUN OWNER/NAME",
         ("source", "repository"),
+        spellings={"model": "source"},
     ),
     "presets": Verb("beit.command.presets", "list the presets, or print one", ("name",)),
 }

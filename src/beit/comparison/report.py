@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from beit.command.ending import Ending, opened
 from beit.comparison.ablation_table import as_markdown
 from beit.comparison.runs import Run, figure_keys, own_pictures, points, read_run, short_names
 from beit.draw.charts import MARKED, shortened, styled
@@ -56,10 +57,11 @@ class Config:
 
 
 class Result(NamedTuple):
-    """The HTML and Markdown files."""
+    """The HTML and Markdown files, and the number of metrics drawn."""
 
     report: Path
     markdown: Path
+    curves: int
 
 
 def run(config: Config) -> Result:
@@ -114,8 +116,13 @@ def run(config: Config) -> Result:
     report = write_report(output / "report.html", title, sections, facts)
     markdown = output / "report.md"
     write_text(markdown, "\n\n".join(parts) + "\n")
-    print(f"{len(runs)} runs, {len(keys)} curves; open {report} or {markdown}")
-    return Result(report, markdown)
+    return Result(report, markdown, len(keys))
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say what is compared; the page is next."""
+    figure = f"{len(config.runs)} runs, {result.curves} curves"
+    return Ending(f"{result.report} and {result.markdown}", figure, opened(result.report))
 
 
 def _check_output(output: Path) -> None:

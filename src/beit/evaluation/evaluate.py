@@ -16,6 +16,7 @@ AlexNet on ImageNet, or another evaluation. Under torchrun each process takes ev
 the first process writes.
 """
 
+import json
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from beit.command.ending import Ending, beside, opened, percent, words
 from beit.data.unreadable import Unreadable
 from beit.evaluation.classify import EVALUATED, classify
 from beit.evaluation.compare import compare, read_evaluation, refuse_other_images
@@ -187,6 +189,24 @@ def run(config: Config) -> Result:
         if output is not None:
             write(output, config, record, outcomes, task)
     return result
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say the accuracy; predictions are next, or the page of a comparison."""
+    made = "no files; --output DIR keeps the table with a report"
+    if config.output is not None:
+        made = f"the evaluation in {config.output}; report {config.output}/report.html"
+    if config.compare:
+        best = max(result.record, key=lambda name: result.record[name]["top1"])
+        figure = f"top-1 accuracy {percent(result.record[best]['top1'])}, the best, of {best}"
+        again = words("evaluate", "--compare", json.dumps(config.compare), output="comparison")
+        page = None if config.output is None else opened(Path(config.output) / "report.html")
+        return Ending(made, figure, page or again)
+    top1, images = result.record["figures"]["top1"], result.record["images"]["evaluated"]
+    where = config.output or "predictions"
+    files = {"output": beside(where, "classes.parquet"), "picture": beside(where, "classes.png")}
+    then = words("predict", config.model, config.data, **files)
+    return Ending(made, f"top-1 accuracy {percent(top1)} on {images:,} images", then)
 
 
 def unreadable_names(outcomes: Tensor, task: Task, config: Config) -> list[str]:

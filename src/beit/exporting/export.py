@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
+from beit.command.ending import Ending
 from beit.exporting.graphs import onnx_file, torch_export_file
 from beit.exporting.verification import Difference, Reopened, compare
 from beit.exporting.weight_files import own_file, published_file, timm_folder, transformers_folder
@@ -116,9 +117,16 @@ def run(config: Config) -> Result:
             if not difference.largest <= allowed:  # true for NaN
                 more = f"it differs from the model by more than {allowed:.1e}: {difference}"
                 raise ValueError(f"{output} is not kept: {more}")
-    largest = max(difference.largest for difference in differences)
-    print(f"{output}: kept, largest difference {largest:.1e}\n  {export.opened_by}")
     return Result(output, differences, export.opened_by)
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say how far the export is from the model; opening it is next."""
+    largest = max(difference.largest for difference in result.differences)
+    library = result.opened_by.partition("(")[0].rpartition(".")[0].partition(".")[0]
+    code = f"import {library}; print({result.opened_by})"
+    made = f"{result.output}, the model as {config.format}"
+    return Ending(made, f"largest difference from the model {largest:.1e}", ("python", "-c", code))
 
 
 def open_model(config: Config) -> nn.Module:

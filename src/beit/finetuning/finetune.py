@@ -10,6 +10,7 @@ from functools import partial
 import torch
 from lightning_fabric import Fabric
 
+from beit.command.ending import Ending, beside, last_values, percent, words
 from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.classes import Classes, Labelled, checked_classes, read_classes, renumbered
 from beit.data.source import Source
@@ -113,6 +114,22 @@ def redraw(config: Config, directory: RunDirectory) -> list[Section]:
         validated = validate(fabric, classifier, reading)
     step = kept_step(directory.metrics_file, "val_top1" if config.keep == "best" else None)
     return report(directory, config, classes, "", step, validated)
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say the accuracy; the evaluation of the classifier is next, or its predictions."""
+    run, data = RunDirectory(result.directory), config.data
+    top1 = result.metrics.get("val_top1")
+    if top1 is not None:
+        figure = f"top-1 accuracy {percent(top1)} on the validation images"
+        output = beside(run.path, f"{run.path.name}-evaluation")
+        then = words("evaluate", model=run.path, data=data.validation, output=output)
+    else:
+        loss = last_values(run.metrics_file, {}).get("loss", 0.0)
+        figure = f"training loss {loss:.3g}; give --validation IMAGES to measure the accuracy"
+        output = beside(run.path, f"{run.path.name}-classes.parquet")
+        then = words("predict", str(run.path), data.train, output=output)
+    return Ending(f"{run.path}, a classifier; report {run.report_file}", figure, then)
 
 
 def open_data(config: Config) -> tuple[Source, Source | None, Classes]:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from beit.command.ending import Ending, opened
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.draw import canvas
@@ -153,8 +154,13 @@ def run(config: Config) -> Result:
         "smoothed over the image."
     )
     write_report(report, "Attention maps", sections, facts, summary=summary)
-    print(f"{num_figures} figures of {len(images)} images in {output}; open {report}")
     return Result(report, num_figures)
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say how many figures are drawn; the page is next."""
+    figure = f"{result.figures} figures"
+    return Ending(f"{result.report}, where the model looks", figure, opened(result.report))
 
 
 def queries_of(config: Config, vit: ViTConfig) -> list[Query]:

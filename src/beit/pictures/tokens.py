@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from beit.command.ending import Ending, opened
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.draw.components import codebook_colours
@@ -131,8 +132,13 @@ def run(config: Config) -> Result:
     }
     figures = summary_figures(codes, predictions)
     write_report(report, "Visual tokens", sections, facts, figures=figures)
-    print(f"{len(images)} images in {output}; open {report}")
     return Result(report, len(images))
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say how many images are drawn; the page is next."""
+    figure = f"{result.images} images"
+    return Ending(f"{result.report}, images and their tokens", figure, opened(result.report))
 
 
 def _decoded(

@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from lightning_fabric import Fabric
 
+from beit.command.ending import Ending, beside, last_values, percent, words
 from beit.data.batches import EvalBatches
 from beit.data.classes import Labelled, known_classes, renumbered
 from beit.data.sources import open_source
@@ -77,6 +78,31 @@ def redraw(config: Config, directory: RunDirectory) -> list[Section]:
     mim.load_state_dict(load(directory.path).state_dict())
     metrics = last_validation(directory.metrics_file)
     return report(directory, config, fabric, mim.to(fabric.device), target, metrics)
+
+
+PREDICTED = {  # by target.kind: the metric, and what it says
+    "tokens": ("accuracy", "of the hidden patches' codes predicted right"),
+    "pixels": ("explained", "of the variance of hidden pixels explained"),
+    "features": ("cosine", "cosine of predicted and true features"),
+}
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say how well hidden patches are predicted; a probe is next, or features without labels."""
+    run, data = RunDirectory(result.directory), config.data
+    values = last_values(run.metrics_file, result.metrics)
+    metric, meaning = PREDICTED[config.target.kind]
+    value = values.get(f"val_{metric}", values.get(metric, 0.0))
+    figure = f"{percent(value)} {meaning}"
+    if "knn_cls" in values:
+        figure += f"; k-NN accuracy {percent(max(values['knn_cls'], values['knn_mean']))}"
+    if config.check.every and data.validation:
+        output = beside(run.path, f"{run.path.name}-probe")
+        then = words("probe", model=run.path, data=data.train, test=data.validation, output=output)
+    else:
+        output = beside(run.path, f"{run.path.name}-features.parquet")
+        then = words("embed", model=run.path, data=data.train, output=output)
+    return Ending(f"{run.path}, a pretrained backbone; report {run.report_file}", figure, then)
 
 
 def build(config: Config, fabric: Fabric) -> tuple[Target, MaskedImageModel]:

@@ -32,6 +32,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from beit.command.ending import Ending, beside, percent, words
 from beit.data.class_names import some
 from beit.data.classes import Labelled, checked_classes, renumbered
 from beit.data.source import PartSource
@@ -42,7 +43,7 @@ from beit.files import write_text
 from beit.nn.pooling import kinds_of
 from beit.probing.charts import AttentiveRow, accuracy_table, drawings, format_table, notes
 from beit.probing.charts import Row as Row
-from beit.probing.features import FeatureReader, open_frozen_model
+from beit.probing.features import TEACHER, FeatureReader, open_frozen_model
 from beit.probing.training import attentive_rows, probe_features, split, train_on_stream
 from beit.run.device import DeviceConfig, precision_of
 from beit.run.directory import environment
@@ -216,6 +217,26 @@ def run(config: Config) -> Result:
         sizes |= {"classes": num_classes, "width": model.width}
         _write(output, config, result, model.image_size, sizes, precision_of(fabric))
     return result
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say the best accuracies; fine-tuning of the model is next, or a tokenizer of a teacher."""
+    made = "no files; --output DIR keeps the table with a report"
+    if config.output is not None:
+        made = f"{config.output}/probe.json; report {config.output}/report.html"
+    best = max(result.rows, key=lambda row: row["linear"])
+    nearest = max(result.rows, key=lambda row: row["knn"])
+    figure = (
+        f"linear probe {percent(best['linear'])} ({best['features']}), "
+        f"k-NN {percent(nearest['knn'])} ({nearest['features']})"
+    )
+    verb, model, name = "finetune", {"model": config.model}, "finetuned"
+    if config.model.startswith(TEACHER):
+        verb, name = "train-tokenizer", "tokenizer"
+        model = {"teacher.source": config.model.removeprefix(TEACHER)}
+    output = beside(config.output or f"runs/{name}", name)
+    data = {"data": config.train, "validation": config.test, "output": output}
+    return Ending(made, figure, words(verb, **model, **data))
 
 
 def unreadable_note(set_name: str, names: list[str], total: int) -> list[str]:

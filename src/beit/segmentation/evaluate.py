@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from beit.command.ending import Ending, beside, words
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.unreadable import Unreadable, readable
@@ -145,6 +146,16 @@ def run(config: Config) -> Result:
             palette = segmenter.config.palette or source.palette
             write(output, config, record, counts._replace(confusion=confusion), palette)
     return result
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say the mIoU; label maps of the images are next."""
+    made = "no files; --output DIR keeps the table with a report"
+    if config.output is not None:
+        made = f"the evaluation in {config.output}; report {config.output}/report.html"
+    miou, images = result.record["figures"]["miou"], result.record["images"]["evaluated"]
+    then = words("predict", config.model, config.data, output=beside(config.output or "x", "maps"))
+    return Ending(made, f"mIoU {_percent(miou)}% on {images:,} images", then)
 
 
 def open_maps(config: Config, segmenter: SemanticSegmenter) -> LabelMaps:

@@ -12,6 +12,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from beit.command.ending import Ending, beside, last_values, percent, words
 from beit.data.batches import EvalBatches, TrainBatches
 from beit.draw.report import Section
 from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter
@@ -98,6 +99,28 @@ def redraw(config: Config, directory: RunDirectory) -> list[Section]:
         validated = validate(fabric, segmenter, config.validation_views, reading)
     step = kept_step(directory.metrics_file, "val_miou" if config.keep == "best" else None)
     return report(directory, config, source, "", step, validated)
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say the mIoU; the evaluation of the segmenter is next, or its label maps."""
+    run, data = RunDirectory(result.directory), config.data
+    miou = result.metrics.get("val_miou")
+    if miou is not None:
+        figure = f"mIoU {percent(miou)} on the validation images"
+        output = beside(run.path, f"{run.path.name}-evaluation")
+        then = words(
+            "evaluate",
+            model=run.path,
+            data=data.validation,
+            maps=data.validation_maps,
+            output=output,
+        )
+    else:
+        loss = last_values(run.metrics_file, {}).get("loss", 0.0)
+        figure = f"training loss {loss:.3g}; give --validation IMAGES to measure the mIoU"
+        output = beside(run.path, f"{run.path.name}-maps")
+        then = words("predict", str(run.path), data.train, output=output)
+    return Ending(f"{run.path}, a segmenter; report {run.report_file}", figure, then)
 
 
 def open_data(config: Config) -> tuple[LabelMaps, LabelMaps | None]:

@@ -14,6 +14,7 @@ from typing import Literal
 
 from torch import Tensor
 
+from beit.command.ending import Ending, beside, words
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.nn.vit import Features
@@ -104,3 +105,11 @@ def columns_of(features: Features, layer: int | None) -> dict[str, Tensor]:
     else:  # (B, 1+N, D)
         cls, patches = features.layers[layer][:, 0], features.layers[layer][:, 1:]
     return {"cls": cls, "mean": patches.float().mean(dim=1), "patches": patches}
+
+
+def ending(config: Config, result: TableResult) -> Ending:
+    """Say how many images have features; attention maps of some are next."""
+    output = beside(config.output, "attention")
+    then = words("visualise attention", config.model, config.data, output=output)
+    made = f"{config.output}, a table of the features {', '.join(config.features)}"
+    return Ending(made, f"{result.rows:,} images", then)

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from beit.command.ending import Ending, beside, words
 from beit.data.class_names import match_classes
 from beit.data.pixels.decoding import extensions
 from beit.data.source import Source, UnreadableImage
@@ -123,11 +124,26 @@ def run(config: Config) -> TableResult:
     limits = (config.num_workers, _max_unreadable(config))
     result = compute_table(fabric, table, view, compute, *limits, show_progress)
     if config.picture is not None and fabric.is_global_zero:
-        _log.info("drawing %s", config.picture)
         with fabric.autocast():
             predictions = _predictions(model, source, view, classes, config.picture_images)
         write_bytes(Path(config.picture), prediction_grid(predictions))
+        _log.info("picture of %d images: %s", len(predictions), config.picture)
     return result
+
+
+def ending(config: Config, result: TableResult) -> Ending | None:
+    """Say how many images have classes; attention maps are next. None: the lines were printed."""
+    if config.output is None:
+        return None
+    then = words(
+        "visualise attention",
+        config.model,
+        config.data,
+        output=beside(config.output, "attention"),
+    )
+    picture = "" if config.picture is None else f", and {config.picture}, a picture of them"
+    made = f"{config.output}, a table of classes{picture}"
+    return Ending(made, f"{result.rows:,} images", then)
 
 
 def columns_of(classes: ImageClassifierConfig, top_k: int) -> list[Column]:

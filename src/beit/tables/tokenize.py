@@ -14,6 +14,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from beit.command.ending import Ending, beside, words
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.rows.compute import TableResult, about_table, compute_table
@@ -79,3 +80,10 @@ def run(config: Config) -> TableResult:
 
     view = EvalView(tokenizer.image_size, config.crop_ratio)
     return compute_table(fabric, table, view, compute, config.num_workers, config.max_unreadable)
+
+
+def ending(config: Config, result: TableResult) -> Ending:
+    """Say how many images have codes; what the codes stand for is next."""
+    output = beside(config.output, "codes")
+    then = words("visualise codes", config.model, config.data, output=output)
+    return Ending(f"{config.output}, a table of codes", f"{result.rows:,} images", then)

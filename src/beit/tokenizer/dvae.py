@@ -25,6 +25,7 @@ from beit.run.launch import launch, launch_run
 from beit.run.optim import OptimConfig
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.tokenizer.dvae_loop import VAETraining, num_places, train
+from beit.tokenizer.ending import ending as ending
 from beit.tokenizer.image_metrics import FrechetSums
 from beit.tokenizer.report import last_validated, report_dvae
 from beit.weights.file import save_weights

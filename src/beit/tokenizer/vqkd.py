@@ -24,6 +24,7 @@ from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.optim import OptimConfig
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
+from beit.tokenizer.ending import ending as ending
 from beit.tokenizer.report import last_validated, report_vqkd
 from beit.tokenizer.teacher_cache import CachedFeatures, compute_maps
 from beit.tokenizer.vqkd_loop import CodeUse, VQKDTraining, train
