@@ -7,6 +7,7 @@ import multiprocessing
 import re
 import textwrap
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,6 +20,8 @@ import beit
 from beit import calls
 from beit.command.options import parse
 from beit.command.verbs import VERBS
+from beit.data.sources import open_source
+from beit.draw.canvas import png
 from beit.pretraining import pretrain
 from beit.result import Result
 from beit.run.watching import watched_by, watchers
@@ -268,6 +271,37 @@ def test_pages_exports_and_presets(backbone: Result, tmp_path: Path, capsys: Any
     assert capsys.readouterr() == ("", "")
     assert "cifar10-cpu" in beit.presets().value
     assert "cifar10-cpu" in capsys.readouterr().out
+
+
+def test_the_example_of_the_readme_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    """From a folder of photos to neighbours, with small settings and as written otherwise."""
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    example = re.search(r"## From Python\n.*?```python\n(.*?)```", text, re.DOTALL)
+    assert example is not None
+    assert len(example[1].split("\n")) <= 15
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    drawn = open_source("shapes://12?size=32")
+    for number in range(len(drawn)):
+        pixels = drawn.image(number).permute(1, 2, 0).numpy()
+        Path(f"photos/{number}.png").write_bytes(png(pixels))
+    small = {"optim": TRAINING["optim"], "data.num_workers": 0, "quiet": True}
+    model = {"encoder": {**VIT, "relative_bias": "none", "absolute_positions": True}}
+    teacher = {"source": "timm:test_efficientnet", "image_size": 32, "pretrained": False}
+    smaller = {"decoder_depth": 1, "num_codes": 11, "teacher_width": 0}
+    monkeypatch.setattr(
+        beit,
+        "train_tokenizer",
+        partial(beit.train_tokenizer, model=model | smaller, teacher=teacher, **small),
+    )
+    model = {"backbone": VIT, "num_codes": 0, "early_layers": 1, "head_layers": 1}
+    mask = {"count": 2, "min_block": 1}
+    monkeypatch.setattr(beit, "pretrain", partial(beit.pretrain, model=model, mask=mask, **small))
+    exec(example[1], {})
+    lines = capsys.readouterr().out.splitlines()
+    assert len([line for line in lines if "looks like" in line]) == 12
 
 
 # ── callbacks, resuming, and what is left behind ────────────────────────────────────────────────
