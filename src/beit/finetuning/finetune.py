@@ -27,7 +27,8 @@ from beit.finetuning.views import FinetuneViews
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.vit import ViTConfig
 from beit.run.averaging import BestWeights, WeightAverage
-from beit.run.batches import eval_batches, train_batches
+from beit.run.batches import eval_batches, open_sets, train_batches
+from beit.run.budget import within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunDirectory
 from beit.run.images import check_images, keep_images, warn_of_changes
@@ -54,6 +55,7 @@ WHOLE_FROM = 384
 
 def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Fine-tune a new classifier, or resume the run in `directory` from its last checkpoint."""
+    config = within_budget(run, config, partial(open_sets, config.data))
     fabric = launch_run(config, directory)
     optim = config.optim
     source, held_out, classes = open_data(config)

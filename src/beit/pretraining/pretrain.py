@@ -23,7 +23,8 @@ from beit.pretraining.loop import Pretraining, train
 from beit.pretraining.report import report
 from beit.pretraining.targets import load_target, match_target
 from beit.pretraining.validation import Validation
-from beit.run.batches import image_sets, open_train, open_validation, train_batches
+from beit.run.batches import image_sets, open_sets, open_train, open_validation, train_batches
+from beit.run.budget import Sets, within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunDirectory
 from beit.run.images import check_images, keep_images
@@ -39,6 +40,7 @@ VERB = "pretrain"
 
 def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Pretrain a new model, or resume the run in `directory` from its last checkpoint."""
+    config = within_budget(run, config, partial(all_sets, config))
     fabric = launch_run(config, directory)
     target, mim = build(config, fabric)
     vit, optim = config.model.backbone, config.optim
@@ -69,6 +71,12 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     draw = partial(report, journal.directory, config, fabric, mim, target)
     metrics = train(parts, journal, draw)
     return journal.finish(metrics, partial(save_weights, model=mim.eval()), partial(draw, metrics))
+
+
+def all_sets(config: Config) -> Sets:
+    """Open the images of a training, and count those of a k-NN check."""
+    checked = 2 * config.check.limit if config.check.every else 0
+    return open_sets(config.data)._replace(checked=checked)
 
 
 def redraw(config: Config, directory: RunDirectory) -> list[Section]:

@@ -11,6 +11,7 @@ from beit.data.batches import DataConfig, EvalBatches, TrainBatches
 from beit.data.source import Source
 from beit.data.sources import open_source
 from beit.data.views import EvalView
+from beit.run.budget import Sets
 from beit.run.journal import Journal, TrainingConfig
 from beit.run.reading import ImageBatches
 
@@ -94,6 +95,12 @@ def open_validation(
         return None
     source = open_source(data.validation, split="test", cache_gigabytes=data.cache_gigabytes)
     return eval_batches(config, source, EvalView(size, config.crop_ratio), fabric)
+
+
+def open_sets(data: DataConfig) -> Sets:
+    """Open the images of a training without keeping them in memory."""
+    train = open_source(data.train, split="train", limit=data.limit)
+    return Sets(train, open_source(data.validation, split="test") if data.validation else ())
 
 
 def image_sets(source: Source, validation: ImageBatches | None) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -30,6 +31,10 @@ class RunConfig:
         keep_every: also keep checkpoints at multiples of this many steps; 0 for none.
         stop_after: stop after this many steps, without changing the schedule; null for no limit.
         profile: write where the time of this many steps goes (docs/performance.md); 0 for none.
+        budget: time in which the run ends, as 30m, 2h or 1h30m: its steps are timed first, and the
+            epochs shortened to what fits. Empty for none.
+        fitted_to: the budget to which the epochs were shortened; beit writes it.
+        chosen: settings that beit chose, each with the reason; beit writes them.
     """
 
     output: str = ""
@@ -40,8 +45,13 @@ class RunConfig:
     keep_every: int = 0
     stop_after: int | None = None
     profile: int = 0
+    budget: str = ""
+    fitted_to: str = ""
+    chosen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if self.budget:
+            seconds_of(self.budget)
         for name in ("log_every", "checkpoint_every", "keep_last"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} is {getattr(self, name)}; expected 1 or more")
@@ -51,6 +61,19 @@ class RunConfig:
                 raise ValueError(f"run.{name} is {got}; expected 0 (none) or more")
         if self.stop_after is not None and self.stop_after < 1:
             raise ValueError(f"run.stop_after is {self.stop_after}; expected 1 or more steps")
+
+
+def seconds_of(duration: str) -> float:
+    """Read a duration: 30m, 2h, 1h30m or 90s."""
+    number = r"(\d+(?:\.\d+)?)"
+    match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", duration)
+    values = [float(value or 0) for value in match.groups()] if match else [0.0]
+    if not sum(values):
+        hint = f"; for minutes write {duration}m" if duration.isdecimal() else ""
+        raise ValueError(
+            f"budget is {duration!r}; expected a time as in 30m, 2h, 1h30m or 90s{hint}"
+        )
+    return values[0] * 3600 + values[1] * 60 + values[2]
 
 
 class RunDirectory:

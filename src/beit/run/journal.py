@@ -15,6 +15,7 @@ and validation, checkpoints and resuming. Forward, loss, backward, clip and step
             metrics = evaluate(...)  # validate, if it is time
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict
@@ -34,8 +35,11 @@ from beit.run.directory import RunConfig, RunDirectory, environment
 from beit.run.log import MetricsLog
 from beit.run.means import Means
 from beit.run.optim import AnyOptimConfig, Schedule
-from beit.run.progress import Progress
+from beit.run.progress import Progress, in_words
 from beit.run.reading import ImageBatches, Reading, shared_names
+
+FIRST_STEPS = 5  # after which the time of a run is known roughly
+LONG = 30 * 60  # seconds
 
 
 class ReadConfig(Protocol):
@@ -303,8 +307,11 @@ class Journal:
         images, wait = self.config.optim.batch_size, self._stream.wait_seconds
         speed = self._progress.update(self.step, self._shown, images, wait)
         self._shown = {}
+        seconds = speed.seconds_left or 0.0
+        if self.step == FIRST_STEPS and seconds > LONG and not self._run.fitted_to:
+            self.message(f"about {in_words(seconds)}; --budget 30m makes a shorter run")
         if self.logs:
-            self._speed.write({"step": self.step} | speed._asdict())
+            self._speed.write({"step": self.step, "time": time.time()} | speed._asdict())
         if self.saves:
             self._save()
 

@@ -190,3 +190,11 @@ def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def in_words(seconds: float) -> str:
+    """Say a duration roughly: 40 seconds, 5 minutes, 1.5 hours."""
+    units = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
+    size, unit = next((one for one in units if seconds >= 1.5 * one[0]), (1, "seconds"))
+    count = seconds / size
+    return f"{count:.0f} {unit}" if count >= 10 or size < 3600 else f"{count:.2g} {unit}"

@@ -19,6 +19,7 @@ from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter
 from beit.nn.vit import ViTConfig
 from beit.run.averaging import BestWeights
 from beit.run.batches import eval_batches, train_batches
+from beit.run.budget import Sets, within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunDirectory
 from beit.run.images import check_images, keep_images, warn_of_changes
@@ -45,6 +46,7 @@ VERB = "segment"
 
 def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Train a new segmenter, or resume the run in `directory` from its last checkpoint."""
+    config = within_budget(run, config, partial(all_sets, config))
     fabric = launch_run(config, directory)
     optim = config.optim
     source, held_out = open_data(config)
@@ -83,6 +85,12 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     step = parts.best.step or journal.last_step
     draw = partial(report, journal.directory, config, source, transferred, step, validated)
     return journal.finish(metrics, save, draw)
+
+
+def all_sets(config: Config) -> Sets:
+    """Open the images of a training."""
+    train, validation = open_data(config)
+    return Sets(train, validation or ())
 
 
 def redraw(config: Config, directory: RunDirectory) -> list[Section]:

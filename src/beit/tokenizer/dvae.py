@@ -16,7 +16,8 @@ from beit.data.batches import DataConfig
 from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
-from beit.run.batches import image_sets, open_train, open_validation, train_batches
+from beit.run.batches import image_sets, open_sets, open_train, open_validation, train_batches
+from beit.run.budget import within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunConfig, RunDirectory
 from beit.run.images import check_images, keep_images
@@ -141,6 +142,7 @@ class Config:
 
 def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Train a new tokenizer, or resume the run in `directory` from its last checkpoint."""
+    config = within_budget(run, config, partial(open_sets, config.data))
     fabric = launch_run(config, directory)
     optim, size = config.optim, config.model.image_size
     torch.manual_seed(config.run.seed)

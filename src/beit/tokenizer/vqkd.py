@@ -16,7 +16,8 @@ from beit.data.batches import DataConfig
 from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
 from beit.nn.tokenizer import VQKD, VQKDConfig
-from beit.run.batches import image_sets, open_train, open_validation, train_batches
+from beit.run.batches import image_sets, open_sets, open_train, open_validation, train_batches
+from beit.run.budget import within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunConfig, RunDirectory
 from beit.run.images import check_images, keep_images
@@ -130,6 +131,8 @@ class Config:
 
 def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Train a new tokenizer, or resume the run in `directory` from its last checkpoint."""
+    sets = partial(open_sets, config.data)
+    config = within_budget(run, config, sets, trial=quantized_at_once, fit=codebook_started)
     fabric = launch_run(config, directory)
     optim, codebook = config.optim, config.codebook
     torch.manual_seed(config.run.seed)
@@ -185,6 +188,18 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     validated = train(parts, journal, draw)
     metrics, save = validated.metrics if validated else {}, partial(save_weights, model=vqkd.eval())
     return journal.finish(metrics, save, partial(draw, validated))
+
+
+def quantized_at_once(config: Config) -> Config:
+    """Return the settings for timing a step: with the codebook, and without kept features."""
+    codebook, teacher = replace(config.codebook, start_after=0), replace(config.teacher, cache="")
+    return replace(config, codebook=codebook, teacher=teacher)
+
+
+def codebook_started(config: Config, steps: int) -> Config:
+    """Start the codebook in the first tenth of a shortened run."""
+    start_after = min(config.codebook.start_after, steps // 10)
+    return replace(config, codebook=replace(config.codebook, start_after=start_after))
 
 
 def redraw(config: Config, directory: RunDirectory) -> list[Section]:
