@@ -172,6 +172,10 @@ TRAINING: dict[str, Any] = {
 }
 RUN = {"log_every": 3, "checkpoint_every": 4}
 VIT = {"image_size": [16, 24], "patch_size": 8, "width": 12, "depth": 2, "num_heads": 3}
+SMALL: dict[str, Any] = {
+    "model": {"backbone": VIT, "num_codes": 0, "early_layers": 1, "head_layers": 1},
+    "mask": {"count": 2, "min_block": 1},
+}
 TABLE: dict[str, Any] = {"data": OTHERS, "num_workers": 0, "quiet": True}
 
 
@@ -180,14 +184,9 @@ def backbone(trained_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) 
     return pretrained(trained_tokenizer, tmp_path_factory.mktemp("calls") / "backbone")
 
 
-def pretrained(tokenizer: Path, output: Path, stop_after: int | None = None, **more: Any) -> Result:
-    return beit.pretrain(
-        tokenizer=tokenizer,
-        model={"backbone": VIT, "num_codes": 0, "early_layers": 1, "head_layers": 1},
-        mask={"count": 2, "min_block": 1},
-        run={**RUN, "output": output, "stop_after": stop_after},
-        **(TRAINING | more),
-    )
+def pretrained(tokenizer: Path, output: Path, run: Any = None, **more: Any) -> Result:
+    settings = {**TRAINING, **SMALL, "run": {**RUN, "output": output, **(run or {})}}
+    return beit.pretrain(tokenizer=tokenizer, **(settings | more))
 
 
 @pytest.fixture(scope="module")
@@ -296,9 +295,7 @@ def test_the_example_of_the_readme_runs(
         "train_tokenizer",
         partial(beit.train_tokenizer, model=model | smaller, teacher=teacher, **small),
     )
-    model = {"backbone": VIT, "num_codes": 0, "early_layers": 1, "head_layers": 1}
-    mask = {"count": 2, "min_block": 1}
-    monkeypatch.setattr(beit, "pretrain", partial(beit.pretrain, model=model, mask=mask, **small))
+    monkeypatch.setattr(beit, "pretrain", partial(beit.pretrain, **SMALL, **small))
     exec(example[1], {})
     lines = capsys.readouterr().out.splitlines()
     assert len([line for line in lines if "looks like" in line]) == 12
@@ -323,11 +320,20 @@ def test_on_step_sees_every_step_and_what_was_logged(
     assert watchers() == []
 
 
+def test_on_step_does_not_see_the_trial_of_a_budget(
+    trained_tokenizer: Path, tmp_path: Path
+) -> None:
+    seen: list[int] = []
+    watch = {"on_step": lambda step, figures: seen.append(step)}
+    pretrained(trained_tokenizer, tmp_path / "run", {"budget": "10m"}, **watch)
+    assert seen == list(range(1, 11))
+
+
 def test_on_step_ends_a_run_as_stop_after_does(
     trained_tokenizer: Path, tmp_path: Path, same_bits: Any, backbone: Result
 ) -> None:
     ended = pretrained(trained_tokenizer, tmp_path / "a", on_step=lambda step, _: step < 6)
-    pretrained(trained_tokenizer, tmp_path / "b", stop_after=7)
+    pretrained(trained_tokenizer, tmp_path / "b", {"stop_after": 7})
     same_bits(tmp_path / "a", tmp_path / "b")
     assert ended.metrics
     resumed = beit.resume(tmp_path / "a", quiet=True)

@@ -20,6 +20,7 @@ from torch import distributed
 from beit.data.source import UnreadableImage
 from beit.run.directory import RunConfig, RunDirectory, seconds_of
 from beit.run.log import read_log
+from beit.run.watching import watched_by
 
 logger = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def measured(run: Callable[[Any], object], config: Any, sets: Sets) -> Times:
         directory, started = RunDirectory(Path(folder) / "trial"), time.monotonic()
         every = {"log_every": 1, "checkpoint_every": STEPS, "stop_after": STEPS}
         settings = RunConfig(output=str(directory.path), seed=config.run.seed, **every)
-        with _quietly():
+        with _quietly(), watched_by(None):
             run(replace(config, run=settings))
         seconds = time.monotonic() - started
         if not directory.speed_file.exists():  # this is not the first process
