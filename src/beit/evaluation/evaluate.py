@@ -34,7 +34,7 @@ from beit.evaluation.metrics import classification_metrics, reference_errors, ro
 from beit.evaluation.output import METRICS, format_table, write
 from beit.evaluation.target_columns import Task
 from beit.run.device import DeviceConfig, precision_of, summed
-from beit.run.directory import environment
+from beit.run.environment import environment
 from beit.run.launch import launch
 from beit.weights.open import load_classifier
 

@@ -31,6 +31,7 @@ from beit.run.batches import eval_batches, open_sets, train_batches
 from beit.run.budget import within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunDirectory
+from beit.run.environment import environment
 from beit.run.images import check_images, keep_images, warn_of_changes
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
@@ -63,7 +64,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     images = check_images(directory, sets, changed_ok, labelled=True)
     torch.manual_seed(config.run.seed)
     classifier, head = build_classifier(config, classes)
-    journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
+    journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
     vit = classifier.config.backbone
     batches = training_batches(config, source, vit, journal)
     validation = validation_batches(config, held_out, vit, fabric)

@@ -27,6 +27,7 @@ from beit.run.batches import image_sets, open_sets, open_train, open_validation,
 from beit.run.budget import Sets, within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunDirectory
+from beit.run.environment import environment
 from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
@@ -50,7 +51,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     if check is not None:
         sets |= {"check.train": check[0].source, "check.test": check[1].source}
     images = check_images(directory, sets, changed_ok)
-    journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
+    journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
     views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
     batches = train_batches(journal, source, views)
 

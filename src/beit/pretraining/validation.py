@@ -55,7 +55,7 @@ def validate(
 ) -> dict[str, float]:
     """Measure the loss and the metrics of the target on the validation set."""
     mim.eval()
-    means, grid = Means(), mim.config.backbone.grid
+    means, grid = Means(partial(summed, fabric)), mim.config.backbone.grid
     # All processes need the same names, even one without a batch.
     names = ["val_loss"] + [f"val_{name}" for name in TARGET_METRICS[target.kind]]
     names += [f"val_cls_{name}" for name in TARGET_METRICS[target.kind] if mim.aggregation]
@@ -75,7 +75,7 @@ def validate(
                 measured = target_metrics(target.kind, logits, targets, weights)
                 metrics |= {f"{prefix}_{name}": value for name, value in measured.items()}
         means.add(metrics, weight=len(masked) if weights is None else float(weights.sum()))
-    return explained_from_error(means.read(partial(summed, fabric))) | reading.counts()
+    return explained_from_error(means.read()) | reading.counts()
 
 
 @torch.no_grad()

@@ -46,7 +46,7 @@ from beit.probing.charts import Row as Row
 from beit.probing.features import TEACHER, FeatureReader, open_frozen_model
 from beit.probing.training import attentive_rows, probe_features, split, train_on_stream
 from beit.run.device import DeviceConfig, precision_of
-from beit.run.directory import environment
+from beit.run.environment import environment
 from beit.run.launch import launch
 
 

@@ -1,18 +1,12 @@
 """The run directory: the files of one training run, under fixed names."""
 
 import json
-import os
-import platform
 import re
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from beit.files import write_text
@@ -111,7 +105,7 @@ class RunDirectory:
 
         Args:
             config: the resolved configuration, nested mappings of plain values
-            about: the environment, see `environment`
+            about: the environment, see `beit.run.environment`
         """
         cls.check_new(path)
         run = cls(Path(path))
@@ -157,44 +151,6 @@ class RunDirectory:
                 'with the entry "verb", as beit writes it'
             )
         return str(recorded["verb"])
-
-
-def environment(verb: str) -> dict[str, Any]:
-    """Describe the environment that results depend on: versions, machine, commit."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "verb": verb,
-        "argv": sys.argv,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "machine": platform.platform(),
-        "cpus": os.cpu_count(),
-        "gpus": gpus,
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    """Return the commit of this package's sources, `-dirty` if edited; None if installed."""
-    here = Path(__file__)
-    git = ["git", "-C", str(here.parent)]
-    try:
-        # In a virtual environment inside another repository, git would return that one's commit.
-        tracked = subprocess.run(
-            [*git, "ls-files", "--error-unmatch", here.name], capture_output=True, timeout=10
-        )
-        if tracked.returncode != 0:
-            return None
-        described = subprocess.run(
-            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return described.stdout.strip() or None
 
 
 def _yaml_values(value: Any) -> Any:

@@ -12,7 +12,7 @@ and validation, checkpoints and resuming. Forward, loss, backward, clip and step
             if journal.logs:
                 journal.log({"rate": rate}, journal.read_means(rate))
             journal.end_step()  # progress, speed, checkpoint
-            metrics = evaluate(...)  # validate, if it is time
+            metrics = evaluate(...)  # validate, if it is time, after another checkpoint
 """
 
 import time
@@ -21,6 +21,7 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -31,7 +32,7 @@ from beit.data.prefetch import prefetch
 from beit.data.unreadable import TooManyUnreadable, Unreadable
 from beit.run import checkpoint
 from beit.run.device import DeviceConfig, LossScaling, precision_of, summed
-from beit.run.directory import RunConfig, RunDirectory, environment
+from beit.run.directory import RunConfig, RunDirectory
 from beit.run.log import MetricsLog
 from beit.run.means import Means
 from beit.run.optim import AnyOptimConfig, Schedule
@@ -40,6 +41,7 @@ from beit.run.reading import ImageBatches, Reading, shared_names
 
 FIRST_STEPS = 5  # after which the time of a run is known roughly
 LONG = 30 * 60  # seconds
+SUMS = ("means", "counts")  # parts of a checkpoint, see `Journal.begin`
 
 
 class ReadConfig(Protocol):
@@ -93,23 +95,27 @@ class Journal:
 
     def __init__(
         self,
-        verb: str,
+        about: Mapping[str, Any],
         config: TrainingConfig,
         fabric: Fabric,
         schedule: Schedule,
         directory: RunDirectory | None,
     ) -> None:
-        """Read the last checkpoint of `directory`, if given; write nothing yet."""
-        self.config, self.fabric, self._verb, self._run = config, fabric, verb, config.run
+        """Read the last checkpoint of `directory`, if given; write nothing yet.
+
+        Args:
+            about: a new run, see `beit.run.environment`
+        """
+        self.config, self.fabric, self._about, self._run = config, fabric, about, config.run
         self._directory = directory
         self._first = fabric.is_global_zero
         self.start_step, self._state = (directory and checkpoint.latest(directory)) or (0, {})
         self.steps_per_epoch = schedule.steps_per_epoch
         self.total_steps = schedule.total_steps
         self.last_step = min(self.total_steps, config.run.stop_after or self.total_steps)
-        self.step = self._saved_step = self.start_step
+        self.step, self._saved_step = self.start_step, self.start_step if self._state else -1
         self.recorded: dict[str, float] = {}
-        self.means = Means()
+        self.means = Means(partial(summed, fabric))
         self._unreadable = Unreadable(schedule.num_images, config.data.max_unreadable)
         self._parts: dict[str, Any] = {}
         self._shown: Mapping[str, float] = {}
@@ -129,17 +135,20 @@ class Journal:
     # ── begin and end ───────────────────────────────────────────────────────────────────────────
 
     def begin(self, batches: Iterable[Batch], **parts: Any) -> None:
-        """Restore the parts from the checkpoint, read the first batch and open the directory.
+        """Restore the parts, read the first batch, open the directory, save a first checkpoint.
 
         Args:
             batches: of training, from `start_step` on
             parts: objects with `state_dict` and `load_state_dict`, which make up a checkpoint; the
-                journal adds loss scaling and unreadable images
+                journal adds its means, loss scaling and unreadable images. `means` and `counts`
+                are sums over all processes since the last log line, restored in the first one
         """
-        scaling = LossScaling(self.fabric)
-        self._parts = {**parts, "scaling": scaling, "unreadable": self._unreadable}
-        if self._state:
-            checkpoint.restore(self.directory, self.start_step, self._parts, self._state)
+        own = {"scaling": LossScaling(self.fabric), "unreadable": self._unreadable}
+        self._parts, resumed = {**parts, **own, "means": self.means}, bool(self._state)
+        if resumed:  # checkpoints of older versions follow a log line and have no sums
+            left_out = {n for n in SUMS if not self._first or n not in self._state}
+            restored = {n: part for n, part in self._parts.items() if n not in left_out}
+            checkpoint.restore(self.directory, self.start_step, restored, self._state)
             self._state = {}
         self._stream = prefetch(batches, self.fabric.device)
         self._stream.begin()
@@ -147,12 +156,15 @@ class Journal:
         log_step = None if self._directory is None else self.start_step
         if self._directory is None and self._first:
             settings = asdict(self.config)  # type: ignore[call-overload]  # a dataclass
-            about = environment(self._verb) | precision_of(self.fabric)
+            about = {**self._about, **precision_of(self.fabric)}
             self._directory = RunDirectory.create(self._run.output, settings, about)
         self._directory = directory = self._directory or RunDirectory(Path(self._run.output))
         self._log = MetricsLog(directory.metrics_file if self._first else None, log_step)
         self._speed = MetricsLog(directory.speed_file if self._first else None, log_step)
         self._progress = Progress(self.last_step, self.start_step, enabled=self._first)
+        if resumed:
+            self.message(f"{directory.path}: resumes after step {self.step} of {self.last_step}")
+        self._save()
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -169,7 +181,7 @@ class Journal:
                 self.fabric.barrier()  # when one process ends, torchrun kills the others
                 run = self.directory
                 raise ValueError(
-                    f"{error}. Then resume after step {self.step}: beit {self._verb} "
+                    f"{error}. Then resume after step {self.step}: beit {self._about['verb']} "
                     f"--resume {run.path} (max_unreadable is in {run.config_file.name}; if images "
                     "were removed, add --accept_changed_data true)"
                 ) from error
@@ -213,14 +225,16 @@ class Journal:
             yield batch
 
     def read(self, batches: ImageBatches) -> Reading:
-        """Return the batches of a validation set, to iterate over once."""
+        """Return the batches of a validation set, to iterate over once; save a checkpoint first."""
+        self._save()
 
         def warn(text: str) -> None:
             if text not in self._warnings:
                 self._warnings.add(text)
                 self._progress.warn(text)
 
-        return Reading(batches, self.fabric, self.config.data.max_unreadable, warn)
+        limit = self.config.data.max_unreadable
+        return Reading(batches, self.fabric, limit, warn, self._progress.part)
 
     # ── intervals ───────────────────────────────────────────────────────────────────────────────
 
@@ -230,12 +244,12 @@ class Journal:
 
     @property
     def saves(self) -> bool:
-        """Whether a checkpoint is written after this step."""
+        """Whether a checkpoint is written after this step, even without a validation."""
         return self.at_interval(self._run.checkpoint_every)
 
     @property
     def logs(self) -> bool:
-        """Whether this step is logged: at an interval, and before each checkpoint."""
+        """Whether this step is logged: at an interval, and with each checkpoint that `saves`."""
         return self.step % self._run.log_every == 0 or self.saves
 
     @property
@@ -251,7 +265,7 @@ class Journal:
         Raises:
             ValueError: a loss is not finite, at this step or another one since the last line.
         """
-        means = self.means.read(partial(summed, self.fabric))
+        means = self.means.read()
         checkpoint.refuse_non_finite(self.directory, self.step, means, rate)
         return means
 
@@ -268,13 +282,13 @@ class Journal:
         Args:
             settings: of the step, such as its learning rate
             metrics: means since the last line
-            shown: names of the metrics on the progress line; empty for all
+            shown: names of the metrics on the progress line, in order; empty for all
         """
         self._unreadable.add(shared_names(self.fabric, self._unreadable.names))
         if count := len(self._unreadable.names):
             metrics = {**metrics, "unreadable": count}
         self._write({**settings, **metrics})
-        self._shown = {name: metrics[name] for name in metrics if not shown or name in shown}
+        self._shown = {name: metrics[name] for name in shown or metrics if name in metrics}
         self._unreadable.check()
 
     def log_result(self, metrics: Mapping[str, float]) -> None:
@@ -305,7 +319,7 @@ class Journal:
         ended = self.step == self.last_step
         self.fabric.call("on_step_end", self._stream, self.directory, ended)
         images, wait = self.config.optim.batch_size, self._stream.wait_seconds
-        speed = self._progress.update(self.step, self._shown, images, wait)
+        speed = self._progress.update(self.step, self._shown, images, wait, self._loss_so_far)
         self._shown = {}
         seconds = speed.seconds_left or 0.0
         if self.step == FIRST_STEPS and seconds > LONG and not self._run.fitted_to:
@@ -315,9 +329,21 @@ class Journal:
         if self.saves:
             self._save()
 
+    def _loss_so_far(self) -> dict[str, float]:
+        """Return the mean loss since the last log line, of this process; waits for the device."""
+        return {name: loss for name, loss in self.means.peek().items() if name == "loss"}
+
     def _save(self) -> None:
-        """Write a checkpoint of the step, once: a later validation may load other weights."""
-        if self._first and self.step != self._saved_step:
-            run, state = self._run, {name: part.state_dict() for name, part in self._parts.items()}
+        """Write a checkpoint of the step, once: a later validation may load other weights.
+
+        Every process takes part. After a loss that is not finite none is written: the next log line
+        stops the run, and the last good checkpoint stays.
+        """
+        if self.step == self._saved_step:
+            return
+        run, state = self._run, {name: part.state_dict() for name, part in self._parts.items()}
+        sums = state["means"].items()
+        finite = all(isfinite(total) for name, (total, _) in sums if name.endswith("loss"))
+        if self._first and finite:
             checkpoint.save(self.directory, self.step, state, run.keep_last, run.keep_every)
-            self._saved_step = self.step
+        self._saved_step = self.step

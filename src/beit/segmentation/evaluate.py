@@ -29,7 +29,7 @@ from beit.nn.confusion import map_figures, pixel_confusion
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapViewConfig
 from beit.run.device import DeviceConfig, precision_of, summed
-from beit.run.directory import environment
+from beit.run.environment import environment
 from beit.run.launch import launch
 from beit.run.progress import Progress
 from beit.segmentation.batches import FIELDS, stacked, whole

@@ -22,6 +22,7 @@ from beit.run.batches import eval_batches, train_batches
 from beit.run.budget import Sets, within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunDirectory
+from beit.run.environment import environment
 from beit.run.images import check_images, keep_images, warn_of_changes
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
@@ -56,7 +57,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     segmenter, transferred = build_segmenter(config, source)
     segmenter = synchronised(segmenter, fabric, optim.micro_batch_size(fabric.world_size))
     vit = segmenter.config.backbone
-    journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
+    journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
     batches = training_batches(config, source, vit, journal)
     validation = validation_batches(config, held_out, fabric)
 

@@ -20,11 +20,13 @@ from beit.run.batches import image_sets, open_sets, open_train, open_validation,
 from beit.run.budget import within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunConfig, RunDirectory
+from beit.run.environment import environment
 from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.optim import OptimConfig
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
+from beit.tokenizer.codebook_log import CodeCounts
 from beit.tokenizer.dvae_loop import VAETraining, num_places, train
 from beit.tokenizer.ending import ending as ending
 from beit.tokenizer.image_metrics import FrechetSums
@@ -150,16 +152,16 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     source = open_train(config.data)
     validation = open_validation(config, size, fabric)
     images = check_images(directory, image_sets(source, validation), changed_ok)
-    journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
+    journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
     views = TrainViews(config.view, size, size)
     batches = train_batches(journal, source, views)
 
     groups = parameter_groups(vae, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(prepared(vae, config.device), optimizer)
-    total = journal.total_steps
+    total, counts = journal.total_steps, CodeCounts(num_places(vae), vae.vocab_size, fabric)
     parts = VAETraining(
-        *(fabric, vae, model, optimizer, optim, config.run.seed),
+        *(fabric, vae, model, optimizer, counts, optim, config.run.seed),
         temperature=partial(config.temperature.at, total_steps=total),
         kl_weight=partial(config.kl_weight.at, total_steps=total),
         hard=config.straight_through,
@@ -170,7 +172,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
         frechet_sums=partial(frechet_sums, config, fabric),
         frechet_images=config.frechet_images,
     )
-    journal.begin(batches, model=vae, optimizer=optimizer)
+    journal.begin(batches, model=vae, optimizer=optimizer, counts=counts)
     keep_images(journal, images)
     draw = partial(report_dvae, journal.directory, config, fabric, vae)
     validated = train(parts, journal, draw)

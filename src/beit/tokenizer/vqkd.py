@@ -20,11 +20,13 @@ from beit.run.batches import image_sets, open_sets, open_train, open_validation,
 from beit.run.budget import within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunConfig, RunDirectory
+from beit.run.environment import environment
 from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.optim import OptimConfig
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
+from beit.tokenizer.codebook_log import CodeCounts
 from beit.tokenizer.ending import ending as ending
 from beit.tokenizer.report import last_validated, report_vqkd
 from beit.tokenizer.teacher_cache import CachedFeatures, compute_maps
@@ -150,7 +152,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
             f"codebook.start_after is {codebook.start_after}, but the run has "
             f"{schedule.total_steps} steps; give fewer, or more epochs"
         )
-    journal = Journal(VERB, config, fabric, schedule, directory)
+    journal = Journal(environment(VERB), config, fabric, schedule, directory)
     views = TrainViews(config.view, size, size)
     batches = train_batches(journal, source, views)
 
@@ -170,8 +172,9 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(prepared(vqkd, config.device), optimizer)
     use = CodeUse(vqkd.vocab_size, fabric.device)
+    counts = CodeCounts(vqkd.config.encoder.num_patches, vqkd.vocab_size, fabric)
     parts = VQKDTraining(
-        *(fabric, vqkd, model, optimizer, teacher, targets, use, optim, config.run.seed),
+        *(fabric, vqkd, model, optimizer, teacher, targets, use, counts, optim, config.run.seed),
         start_after=codebook.start_after,
         kmeans=codebook.kmeans,
         commitment_weight=config.commitment_weight,
@@ -182,7 +185,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
         validation=validation,
         validate_every=config.validate_every * journal.steps_per_epoch,
     )
-    journal.begin(batches, model=vqkd, optimizer=optimizer, use=use)
+    journal.begin(batches, model=vqkd, optimizer=optimizer, use=use, counts=counts)
     keep_images(journal, images)
     draw = partial(report_vqkd, journal.directory, config, fabric, vqkd)
     validated = train(parts, journal, draw)
