@@ -27,15 +27,17 @@ class Config:
     name: str | None = None
 
 
-def run(config: Config) -> None:
-    """Print one preset, or the name, purpose and verbs of each."""
+def run(config: Config) -> dict[str, str]:
+    """Print one preset, or the name, purpose and verbs of each. Returns: text, purposes by name."""
     if config.name is not None:
-        print(path_of(config.name).read_text(encoding="utf-8"), end="")
-        return
+        text = path_of(config.name).read_text(encoding="utf-8")
+        print(text, end="")
+        return {config.name: text}
     width = max(map(len, names()), default=0)
     for name in names():
         verbs = ", ".join(read_yaml(path_of(name)))
         print(f"{name:<{width}}  {headline(name)}\n{'':<{width}}  {verbs}")
+    return {name: headline(name) for name in names()}
 
 
 def names() -> list[str]:

@@ -30,7 +30,9 @@ TRAINING = {
 FROM_MODEL = {**TRAINING, "model": "init"}
 
 VERBS = {
-    "demo": Verb("beit.demo", "train, probe and report a small model, in minutes on two CPU cores"),
+    "demo": Verb(
+        "beit.demonstration", "train, probe and report a small model, in minutes on two CPU cores"
+    ),
     "fetch": Verb(
         "beit.fetching.fetch",
         "download a public data set: beit fetch cifar10 DIR",

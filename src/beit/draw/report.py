@@ -97,7 +97,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        paragraphs=_paragraphs, unbroken=_unbroken, embedded=_embedded, columns=_columns
+        paragraphs=_paragraphs, unbroken=_unbroken, embedded=embedded, columns=_columns
     )
     environment.tests.update(
         table=lambda item: isinstance(item, Table), gallery=lambda item: isinstance(item, Gallery)
@@ -124,7 +124,7 @@ def _unbroken(title: str) -> Markup:
     return Markup(re.sub(r"\b(\w{1,12}-\d{1,4})\b", r'<span class="unbroken">\1</span>', words))
 
 
-def _embedded(picture: Picture) -> Markup:
+def embedded(picture: Picture) -> Markup:
     """Embed an SVG as elements, so that it takes the page's colours, and a PNG as data."""
     if picture.media_type == "image/svg+xml":
         drawing = Markup(_plain_svg(picture.data))  # checked: shapes and text only

@@ -134,6 +134,13 @@ class Result(NamedTuple):
     record: dict[str, Any]
     table: str
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Metrics of the whole set, as shares; of a comparison `metric of SOURCE`."""
+        if "fingerprint" in self.record:
+            return dict(self.record["figures"])
+        return {f"{m} of {s}": v for s, of in self.record.items() for m, v in of.items()}
+
 
 def run(config: Config) -> Result:
     """Evaluate a classifier, or compare results."""

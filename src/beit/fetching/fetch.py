@@ -60,6 +60,11 @@ class Result(NamedTuple):
     test: Path
     channel: str
 
+    @property
+    def directory(self) -> Path:
+        """The folder of both files."""
+        return self.train.parent
+
 
 def run(config: Config) -> Result:
     """Write train.parquet and test.parquet; keep existing files that are right."""

@@ -161,6 +161,14 @@ class Result:
     notes: list[str]
     attentive: list[AttentiveRow] = field(default_factory=list)
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Accuracies as shares, such as `linear_cls`, `knn_cls`, `attentive_both`."""
+        figures = dict[str, float]()
+        for row in self.rows:
+            figures |= {f"{name}_{row['features']}": row[name] for name in ("linear", "knn")}
+        return figures | {f"attentive_{r['features']}": r["attentive"] for r in self.attentive}
+
 
 def run(config: Config) -> Result:
     """Probe one model by the protocol at the head of this file."""

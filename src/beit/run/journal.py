@@ -88,6 +88,7 @@ class Journal:
         start_step: step of the checkpoint that the run resumes from; 0 for a new run
         last_step: the run's last step
         step: the current step, counted from 1
+        recorded: what was logged in this step, validations included
         means: metrics since the last log line
     """
 
@@ -112,6 +113,7 @@ class Journal:
         self.total_steps = schedule.total_steps
         self.last_step = min(self.total_steps, config.run.stop_after or self.total_steps)
         self.step, self._saved_step = self.start_step, self.start_step if self._state else -1
+        self.recorded: dict[str, float] = {}
         self.means = Means(partial(summed, fabric))
         self._unreadable = Unreadable(schedule.num_images, config.data.max_unreadable)
         self._parts: dict[str, Any] = {}
@@ -165,12 +167,12 @@ class Journal:
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Show progress while the loop runs, and close the logs after it.
+        """Show progress while the loop runs, and close the logs and the batches after it.
 
         If too many images cannot be read, all processes raise, after the first has written a
         checkpoint of the step: no step is lost.
         """
-        with closing(self._log), closing(self._speed), self._progress:
+        with closing(self._log), closing(self._speed), closing(self._stream), self._progress:
             try:
                 yield
             except TooManyUnreadable as error:  # between two steps
@@ -206,11 +208,13 @@ class Journal:
     # ── steps and batches ───────────────────────────────────────────────────────────────────────
 
     def steps(self) -> Iterator[int]:
-        """Yield the numbers of the remaining steps."""
-        for step in range(self.start_step + 1, self.last_step + 1):
-            self.step = step
+        """Yield the numbers of the remaining steps; `beit.run.watching` may make them fewer."""
+        while self.step < self.last_step:
+            self.step += 1
+            self.recorded = {}
             self.fabric.call("on_step_start", self._stream)
-            yield step
+            yield self.step
+            self.fabric.call("after_step", self)
 
     def micro_batches(self) -> Iterator[Batch]:
         """Yield this process's micro-batches of the step; warn of unreadable images."""
@@ -307,6 +311,7 @@ class Journal:
     def _write(self, record: Mapping[str, float]) -> None:
         epoch = self.step / self.steps_per_epoch
         self._log.write({"step": self.step, "epoch": epoch, **record})
+        self.recorded |= record
 
     def end_step(self) -> None:
         """Update the progress; log the speed and save a checkpoint at their intervals."""

@@ -100,6 +100,11 @@ class Result(NamedTuple):
     record: dict[str, Any]
     table: str
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Scores of the whole set, as shares."""
+        return dict(self.record["figures"])
+
 
 class Counts(NamedTuple):
     """Counts of one process, and examples for the report."""
