@@ -60,8 +60,8 @@ def open_frozen_model(
             tokens = Tokens(None, teacher.features(images, teacher.grid))
             return {kind: pooled(tokens, kind.pooling) for kind in kinds}
 
-        size, width, grid = teacher.image_size, teacher.width, teacher.grid
-        return FrozenModel(read_teacher, size, width, network=teacher, grid=grid)
+        sizes = (teacher.image_size, teacher.width)
+        return FrozenModel(read_teacher, *sizes, network=teacher, grid=teacher.grid)
 
     size = None if image_size is None else size_pair(image_size)
     model = load_sized(source, size, num_heads=num_heads)
@@ -89,5 +89,6 @@ def open_frozen_model(
     aggregated = isinstance(model, MaskedImageModel) and model.config.head_layers > 0
     paper: Literal["cls", "mean"] = "cls" if aggregated else "mean"
     config = vit.config
-    size, sizes = config.image_size, (config.width, config.depth)
-    return FrozenModel(read, size, *sizes, True, paper, vit, config.grid)
+    return FrozenModel(
+        read, config.image_size, config.width, config.depth, True, paper, vit, config.grid
+    )
