@@ -6,6 +6,7 @@ are vectors with a large cosine. The vectors are computed once and kept in an in
 `beit embed` wrote can stand for the set.
 """
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -17,20 +18,18 @@ from beit.data.sources import open_source
 from beit.files import user_path, write_bytes
 from beit.rows.lines import printable
 from beit.run.device import DeviceConfig
-from beit.run.launch import launch
 from beit.similarity.neighbours import DUPLICATE, mean_cosine, nearest
 from beit.similarity.picture import Match, Row, similar_picture
 from beit.similarity.vectors import (
     Features,
     ImageSet,
     Reading,
-    chosen_features,
     indexed,
     is_table,
+    open_reading,
     read_set,
     vector_of,
 )
-from beit.weights.frozen import open_frozen_model
 
 ALIKE = 0.99  # mean cosine of a set above which a cosine says little
 
@@ -107,26 +106,18 @@ def run(config: Config) -> Result:
     picture = None if config.output is None else Path(config.output)
     if picture is not None and picture.exists():
         raise FileExistsError(f"{picture} exists and is not overwritten; name another file")
-    fabric = launch(config.device)
-    if fabric.world_size > 1:
-        raise ValueError(
-            f"similar takes one process, got {fabric.world_size}; set device.devices 1"
-        )
-    model = open_frozen_model(
-        config.model, config.image_size, config.num_heads, device=fabric.device
-    )
-    features = chosen_features(config.features, model, config.model)
-    reading = Reading(
-        *(fabric, model, features, config.crop_ratio, config.num_workers),
-        *(config.max_unreadable, config.device),
-    )
+    reading = open_reading(config)
+    files = {name: _opened(name) for name in config.photos if user_path(name).exists()}
     layer = None
     if is_table(config.data):
         images, layer = read_set(config.data, reading)
+        _check_names(config.photos, files, images.names)
     else:
-        images = indexed(open_source(config.data), config.data, config.index, reading)
-    photos = [_photo(name, images, reading, layer) for name in config.photos]
-    print(_scale(images, features))
+        source = open_source(config.data)
+        _check_names(config.photos, files, [printable(source.name(i)) for i in range(len(source))])
+        images = indexed(source, config.data, config.index, reading)
+    photos = [_photo(name, files.get(name), images, reading, layer) for name in config.photos]
+    print(_scale(images, reading.features))
     found: dict[str, list[Neighbour]] = {}
     rows = []
     for name, photo in zip(config.photos, photos, strict=True):
@@ -158,25 +149,40 @@ class _Photo(NamedTuple):
     label: str = ""
 
 
-def _photo(name: str, images: ImageSet, reading: Reading, layer: int | None) -> _Photo:
-    """Find a photo by its name in the set, or read the file."""
-    path = user_path(name)
-    if not path.exists():
-        if printable(name) not in images.names:
-            raise FileNotFoundError(
-                f"{name}: no such file, and no image of the set has this name (the first is "
-                f"{images.names[0]!r})"
-            )
-        row = images.names.index(printable(name))
-        return _Photo(images.vectors[row], [row], None, images.label(row))
-    source = open_source(str(path))
+def _opened(name: str) -> Source:
+    """Open one image file; ValueError if it is none, or cannot be read."""
+    source = open_source(str(user_path(name)))
     if len(source) != 1:
         raise ValueError(f"{name} holds {len(source)} images; expected one image file")
     try:
-        image = source.image(0)
+        source.image(0)
     except UnreadableImage as error:
         raise ValueError(f"{error}; give another photo") from error
-    return _Photo(vector_of(image, reading, layer), _itself(path, images), source)
+    return source
+
+
+def _check_names(photos: Sequence[str], files: Collection[str], names: Sequence[str]) -> None:
+    """Raise an error, before anything is computed, for a photo that is neither file nor name."""
+    known = set(names)
+    for name in photos:
+        if name not in files and printable(name) not in known:
+            raise FileNotFoundError(
+                f"{name}: no such file, and no image of the set has this name (the first is "
+                f"{names[0]!r})"
+            )
+
+
+def _photo(
+    name: str, source: Source | None, images: ImageSet, reading: Reading, layer: int | None
+) -> _Photo:
+    """Compute the vector of a photo, or find it by its name in the set."""
+    if source is not None:
+        rows = _itself(user_path(name), images)
+        return _Photo(vector_of(source.image(0), reading, layer), rows, source)
+    if printable(name) not in images.names:
+        raise ValueError(f"{name} cannot be read; give another photo")
+    row = images.names.index(printable(name))
+    return _Photo(images.vectors[row], [row], None, images.label(row))
 
 
 def _itself(path: Path, images: ImageSet) -> list[int]:

@@ -2,7 +2,8 @@
 
 The kept file is an index: a table with a row for each readable image (`path`, `stamp`, `cls`,
 `mean`). The stamp is the size and time of change of the image's file. When the set is opened again,
-rows of images with the same path and stamp are reused and only the others are computed.
+rows of images with the same path and stamp are reused and only the others are computed. Rows of
+images that are gone stay in the file; they are used again if the images come back.
 """
 
 import hashlib
@@ -11,7 +12,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -28,8 +29,9 @@ from beit.rows.files import ABOUT, METADATA, SUFFIXES, TEXT, Array, Column, writ
 from beit.rows.lines import printable
 from beit.rows.table import RowTable
 from beit.run.device import DeviceConfig, precision_of
+from beit.run.launch import launch
 from beit.run.settings import first
-from beit.weights.frozen import FrozenModel
+from beit.weights.frozen import FrozenModel, open_frozen_model
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -99,11 +101,40 @@ class ImageSet(NamedTuple):
         return printable(names[number]) if number < len(names) else f"class {number}"
 
 
-def chosen_features(asked: Features | None, model: FrozenModel, name: str) -> Features:
-    """Return the features to compare: as asked, else those the paper reads (mean of a teacher)."""
-    if asked in ("cls", "both") and not model.has_cls:
-        raise ValueError(f"features is {asked}, but {name} has no [CLS] token; expected mean")
-    return asked or model.paper or "mean"
+class ReadingConfig(Protocol):
+    """Options that similar and visualise embedding share."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def features(self) -> Features | None: ...
+    @property
+    def image_size(self) -> int | tuple[int, int] | None: ...
+    @property
+    def num_heads(self) -> int | None: ...
+    @property
+    def crop_ratio(self) -> float: ...
+    @property
+    def num_workers(self) -> int: ...
+    @property
+    def max_unreadable(self) -> float: ...
+    @property
+    def device(self) -> DeviceConfig: ...
+
+
+def open_reading(config: ReadingConfig) -> Reading:
+    """Open the model; by default its features are what the paper reads (mean of a teacher)."""
+    fabric = launch(config.device)
+    if fabric.world_size > 1:
+        raise ValueError(f"expected one process, got {fabric.world_size}; set device.devices to 1")
+    heads, device = config.num_heads, fabric.device
+    model = open_frozen_model(config.model, config.image_size, heads, device=device)
+    if config.features in ("cls", "both") and not model.has_cls:
+        what = f"{config.model} has no [CLS] token; expected mean"
+        raise ValueError(f"features is {config.features}, but {what}")
+    features: Features = config.features or model.paper or "mean"
+    limits = (config.num_workers, config.max_unreadable)
+    return Reading(fabric, model, features, config.crop_ratio, *limits, config.device)
 
 
 def joined(columns: Mapping[str, Tensor], parts: Sequence[str]) -> Tensor:
@@ -159,14 +190,13 @@ def read_set(data: str, reading: Reading) -> tuple[ImageSet, int | None]:
             f"{data} has no column {missing[0]}; choose other features, or make it again with "
             "beit embed --features [cls,mean]"
         )
-    rows = {part: torch.from_numpy(columns[part]).float() for part in reading.parts}
+    rows = {str(part): torch.from_numpy(columns[part]).float() for part in reading.parts}
     labels = torch.from_numpy(columns["label"]) if "label" in columns else None
     names, indices = columns["path"].tolist(), columns["index"].tolist()
     source = _source_of(about, names, indices)
     classes = about["label_names"]
-    return ImageSet(
-        names, joined(rows, reading.parts), labels, classes, source, indices
-    ), about.get("layer")
+    vectors, classes = joined(rows, reading.parts), about["label_names"]
+    return ImageSet(names, vectors, labels, classes, source, indices), about["layer"]
 
 
 def _source_of(about: Mapping[str, Any], names: list[str], indices: list[int]) -> Source | None:
@@ -206,37 +236,33 @@ def indexed(source: Source, data: str, index: str | None, reading: Reading) -> I
     keys = list(zip(names, _stamps(source), strict=True))
     columns = _columns(reading.model)
     before = _kept(file, about) if file.exists() else {}
-    place = {key: row for row, key in enumerate(before.get("keys", []))}
-    missing = [row for row, key in enumerate(keys) if key not in place]
-    found = {row: place[key] for row, key in enumerate(keys) if key in place}
+    old = before.get("keys", [])
+    missing = [row for row, key in enumerate(keys) if key not in set(old)]
     values = {column.name: np.empty((0, *column.shape), column.dtype) for column in columns}
-    new: list[int] = []
+    computed: list[int] = []
     if missing:
         file.parent.mkdir(parents=True, exist_ok=True)
-        new, values = _computed(source, missing, [keys[row] for row in missing], file, reading)
-    print(
-        f"index {file}: {len(source)} images, {len(found)} known from before, {len(new)} computed"
-    )
-    order = sorted(
-        [(row, kept, True) for row, kept in found.items()]
-        + [(row, at, False) for at, row in enumerate(new)]
-    )
-    if not order:
-        raise ValueError(f"none of the {len(source)} images of {data} can be read")
-    rows = [row for row, _, _ in order]
+        new_keys = [keys[row] for row in missing]
+        computed, values = _computed(source, missing, new_keys, file, reading)
+    known = len(keys) - len(missing)
+    print(f"index {file}: {known} images known from before, {len(computed)} computed")
+    changed = {names[row] for row in computed}
+    stay = [row for row, (name, _) in enumerate(old) if name not in changed]
+    keys_kept = [old[row] for row in stay] + [keys[row] for row in computed]
     tables = {
-        column.name: np.stack(
-            [(before if old else values)[column.name][at] for _, at, old in order]
-        )
-        for column in columns
+        name: np.concatenate([before.get(name, new[:0])[stay], new]) for name, new in values.items()
     }
-    if missing or len(before.get("keys", [])) > len(found):
-        _write(file, [keys[row] for row in rows], columns, tables, about)
-    vectors = joined(
-        {name: torch.from_numpy(rows_) for name, rows_ in tables.items()}, reading.parts
-    )
+    if computed:
+        _write(file, keys_kept, columns, tables, about)
+    place = {key: row for row, key in enumerate(keys_kept)}
+    rows = [row for row, key in enumerate(keys) if key in place]
+    if not rows:
+        raise ValueError(f"none of the {len(source)} images of {data} can be read")
+    at = [place[keys[row]] for row in rows]
+    tensors = {name: torch.from_numpy(table[at]) for name, table in tables.items()}
     labels = None if source.labels is None else source.labels[torch.tensor(rows)]
-    return ImageSet([names[row] for row in rows], vectors, labels, source.class_names, source, rows)
+    names, vectors = [names[row] for row in rows], joined(tensors, reading.parts)
+    return ImageSet(names, vectors, labels, source.class_names, source, rows)
 
 
 def _columns(model: FrozenModel) -> list[Column]:
