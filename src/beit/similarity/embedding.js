@@ -21,7 +21,7 @@ const colourOf = (image) => {
 };
 let colours = [];
 
-const map = imageMap(byId('map'), byId('tip'), () => ({ shown: state.shown, colours, dots: controls.drawn.value === 'dots', open: state.open }));
+const map = imageMap(byId('map-canvas'), byId('tip'), () => ({ shown: state.shown, colours, dots: controls.drawn.value === 'dots', open: state.open }));
 
 const imageGallery = gallery(byId('image-grid'), {
   least: 112,
@@ -180,7 +180,7 @@ function close() {
   cover();
   imageGallery.choose(null);
   map.redraw();
-  if (state.view === 'map') byId('map').focus({ preventScroll: true });
+  if (state.view === 'map') byId('map-canvas').focus({ preventScroll: true });
   else if (state.view === 'images') { imageGallery.layout(); imageGallery.focus(); }
   else if (kind === 'cluster') document.querySelector(`#group-view a[href="#cluster=${item.index}"]`).focus();
   else byId('heading').focus({ preventScroll: true });
@@ -203,7 +203,7 @@ function listen() {
   byId('tools').addEventListener('submit', (event) => event.preventDefault());
   byId('clear').addEventListener('click', () => { byId('tools').reset(); refresh(); controls.search.focus(); });
   byId('fold').addEventListener('click', () => byId('fold').setAttribute('aria-expanded', byId('filters').classList.toggle('open')));
-  byId('skip').addEventListener('click', (event) => { event.preventDefault(); if (state.view === 'images') imageGallery.focus(); else if (state.view === 'map') byId('map').focus(); else byId('heading').focus(); });
+  byId('skip').addEventListener('click', (event) => { event.preventDefault(); if (state.view === 'images') imageGallery.focus(); else if (state.view === 'map') byId('map-canvas').focus(); else byId('heading').focus(); });
   byId('close').addEventListener('click', () => { location.hash = `#${state.view}`; });
   byId('previous').addEventListener('click', () => step(-1));
   byId('next').addEventListener('click', () => step(1));
@@ -229,8 +229,9 @@ function listen() {
 
 function start() {
   const facts = [];
-  if (summary.agreement) facts.push(`${percent(summary.agreement[0])} of the 10 nearest images have the image’s label; chance is ${percent(summary.agreement[1])}.`);
-  if (summary.purity) facts.push(`${percent(summary.purity[0])} of the images have their cluster’s most frequent label; with shuffled labels ${percent(summary.purity[1])}.`);
+  const share = (value) => `${(100 * value).toFixed(1)}\u202f%`;
+  if (summary.agreement) facts.push(`Of the ${summary.compared} nearest images of each, ${share(summary.agreement[0])} have its label; chance is ${share(summary.agreement[1])}.`);
+  if (summary.purity) facts.push(`Of all images, ${share(summary.purity[0])} have their cluster’s most frequent label; with shuffled labels ${share(summary.purity[1])}.`);
   byId('key').textContent = facts.join(' ');
   byId('key').hidden = !facts.length;
   if (!hasLabels) for (const pair of document.querySelectorAll('.pair[data-needs]')) pair.hidden = true;

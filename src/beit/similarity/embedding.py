@@ -120,7 +120,8 @@ def run(config: Config) -> Result:
     near = all_nearest(images.vectors, max(config.neighbours, AGREEING))
     groups = clusters(images.vectors, min(config.clusters or num_clusters(n), n), config.seed)
     labels, names = _labels(images)
-    shares = None if labels is None else agreement(near.rows[:, :AGREEING], labels)
+    compared = min(AGREEING, n - 1)
+    shares = None if labels is None else agreement(near.rows[:, :compared], labels)
     pure = None if labels is None else purity(groups, labels, config.seed)
     cells = thumbnails(images.source, images.indices, reading.view, _side(n), config.num_workers)
     page = EmbeddingPage(
@@ -136,6 +137,7 @@ def run(config: Config) -> Result:
         cosines=near.cosines[:, : config.neighbours],
         groups=groups,
         central=central(images.vectors, groups),
+        compared=compared,
         agreement=shares,
         purity=pure,
         thumbnails=cells,
@@ -146,7 +148,7 @@ def run(config: Config) -> Result:
     if shares is None:
         return Result(output, n, None, None)
     print(
-        f"{100 * shares[0]:.1f}% of the {AGREEING} nearest have the image's label "
+        f"{100 * shares[0]:.1f}% of the {compared} nearest images have the image's label "
         f"(chance {100 * shares[1]:.1f}%)"
     )
     return Result(output, n, *shares)

@@ -81,7 +81,7 @@ function imageMap(canvas, tip, look) {
     canvas.height = Math.round(height * ratio);
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     const style = getComputedStyle(document.documentElement);
-    const [ink, accent, paper] = ['--ink', '--accent', '--paper'].map((name) => style.getPropertyValue(name));
+    const [ink, accent] = ['--ink', '--accent'].map((name) => style.getPropertyValue(name));
     const { shown, colours, dots, open } = look();
     const size = side();
     const radius = Math.min(7, Math.max(2.2, size / 6));
@@ -102,10 +102,9 @@ function imageMap(canvas, tip, look) {
       const bitmap = bitmaps[Math.floor(image.index / PER_SHEET)];
       const wide = large ? Math.max(size, 40) : size;
       const high = (wide * CH) / CW;
-      if (wide >= 14) {
-        context.fillStyle = colours[image.index];
-        context.fillRect(x - wide / 2 - 2, y - high / 2 - 2, wide + 4, high + 4);
-      }
+      const edge = wide < 32 ? 1 : 2.5;
+      context.fillStyle = colours[image.index];
+      context.fillRect(x - wide / 2 - edge, y - high / 2 - edge, wide + 2 * edge, high + 2 * edge);
       if (bitmap) context.drawImage(bitmap, ...cornerOf(image.index), CW, CH, x - wide / 2, y - high / 2, wide, high);
     };
     const outline = (image, colour) => {

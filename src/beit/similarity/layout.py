@@ -73,7 +73,8 @@ def _weights(distances: Tensor, entropy: float) -> Tensor:
         logs = torch.log_softmax(-relative / middle.exp(), dim=1)
         flat = -(logs.exp() * logs).sum(dim=1, keepdim=True) > entropy
         low, high = torch.where(flat, low, middle), torch.where(flat, middle, high)
-    return torch.softmax(-relative / high.exp(), dim=1)
+    weights: Tensor = torch.softmax(-relative / high.exp(), dim=1)
+    return weights
 
 
 def principal_plane(vectors: Tensor) -> Tensor:
@@ -82,7 +83,8 @@ def principal_plane(vectors: Tensor) -> Tensor:
     _, axes = torch.linalg.eigh(rows.T @ rows)
     axes = axes[:, -2:].flip(1)
     largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
-    return (rows @ (axes * largest.sign())).float()
+    plane: Tensor = rows @ (axes * largest.sign())
+    return plane.float()
 
 
 def _fitted(places: Tensor) -> Tensor:

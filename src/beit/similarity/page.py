@@ -33,7 +33,8 @@ class EmbeddingPage:
         neighbours, cosines: (n, k) int64 and float32, nearest first
         groups: (n,) int64, cluster of each image
         central: rows of each cluster, the most central first
-        agreement: share of neighbours with the image's label, and chance
+        compared: number of neighbours whose labels are compared
+        agreement: share of them with the image's label, and chance
         purity: share of images with their cluster's most frequent label, and chance
         thumbnails: (n, h, w, 3) uint8
     """
@@ -50,9 +51,15 @@ class EmbeddingPage:
     cosines: Tensor
     groups: Tensor
     central: Sequence[Sequence[int]]
+    compared: int
     agreement: tuple[float, float] | None
     purity: tuple[float, float] | None
     thumbnails: Pixels
+
+    @property
+    def model_name(self) -> str:
+        """Its name without the folders of a path."""
+        return self.model if ":" in self.model else Path(self.model).name
 
 
 def write_page(path: str | os.PathLike[str], page: EmbeddingPage) -> int:
@@ -62,7 +69,7 @@ def write_page(path: str | os.PathLike[str], page: EmbeddingPage) -> int:
     sheets = _sheets(page.thumbnails)
     stream = page_stream(
         *("beit.similarity", "embedding", _SCRIPTS),
-        title=f"What {page.model} sees in {page.data}",
+        title=f"What {page.model_name} sees",
         page=page,
         sheets=[Markup(base64_of(sheet)) for sheet in sheets],
         summary=Markup(json_text(_summary(page))),
@@ -91,6 +98,7 @@ def _summary(page: EmbeddingPage) -> dict[str, object]:
         "groups": groups,
         "group_colours": _colours(len(page.central)),
         "central": page.central,
+        "compared": page.compared,
         "agreement": page.agreement,
         "purity": page.purity,
     }

@@ -389,5 +389,6 @@ def _read(path: Path) -> dict[str, Array]:
     for name in names:
         column = table[name].combine_chunks()
         shaped = hasattr(column, "to_numpy_ndarray")
-        arrays[name] = column.to_numpy_ndarray() if shaped else np.array(column.to_pylist())
+        values = column.to_numpy_ndarray() if shaped else column.to_pylist()
+        arrays[name] = np.array(values)  # Arrow's own memory is read-only
     return arrays
