@@ -34,7 +34,7 @@ class Config:
         data: a folder of images or any other data string; empty fetches CIFAR-10
         output: new directory for the runs and report.html; empty takes the first free one of
             runs/demo, runs/demo-2, ...
-        cache: directory in which fetched data is kept
+        cache: directory in which fetched data and the teacher's features are kept
     """
 
     data: str = ""
@@ -67,8 +67,8 @@ def run(config: Config) -> Result:
 
     print(f"\n1 of 3 · a tokenizer learns codes from a teacher, on {sets.train}")
     vit = [f"--model.encoder.{option}" for option in sets.vit]
-    directory = f"--run.output={output / 'tokenizer'}"
-    tokenizer_config = from_preset(vqkd.VERB, vqkd.Config, [*data, *vit, directory])
+    folders = [f"--run.output={output / 'tokenizer'}", f"--teacher.cache={config.cache}/teacher"]
+    tokenizer_config = from_preset(vqkd.VERB, vqkd.Config, [*data, *vit, *folders])
     images = open_source(sets.train, limit=tokenizer_config.data.limit)
     tokenizer_config = fitted(tokenizer_config, len(images))
     tokenizer = vqkd.run(tokenizer_config)

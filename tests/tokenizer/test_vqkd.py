@@ -11,7 +11,7 @@ from beit.nn.quantizer import Quantizer, scalar_codes, unit
 from beit.nn.tokenizer import VQKD
 from beit.run import checkpoint
 from beit.run.device import DeviceConfig
-from beit.run.directory import RunDirectory
+from beit.run.directory import RunConfig, RunDirectory
 from beit.run.launch import launch
 from beit.run.resume import redraw, resume
 from beit.tokenizer import vqkd as train_tokenizer
@@ -203,6 +203,49 @@ def test_an_existing_directory_is_refused_before_anything_is_loaded(
 def test_a_revival_that_never_comes_is_refused():
     with pytest.raises(ValueError, match=r"revive_below in \[0, 1\), got 3 and 1"):
         CodebookConfig(revive_every=3, revive_below=1)
+
+
+LATE = CodebookConfig(start_after=5, revive_every=3)
+
+
+def test_a_codebook_starts_late(
+    tmp_path, tokenizer_config, optim, interrupt_at, records, same_bits, capsys
+):
+    def config(name):
+        run = RunConfig(str(tmp_path / name), log_every=1, checkpoint_every=4)
+        return tokenizer_config(
+            tmp_path / name, codebook=LATE, run=run, optim=optim(kind="muon", muon_rate=2.0)
+        )
+
+    train_tokenizer.run(config("whole"))
+    assert "no validation: the codebook starts after step 5" in capsys.readouterr().err
+    trained = [record for record in records(tmp_path / "whole") if "loss" in record]
+    for record in trained[:5]:
+        assert "usage" not in record
+        assert record["loss"] == record["reconstruction"]
+    assert all(record["loss"] > record["reconstruction"] for record in trained[5:])
+    assert all(record["usage"] > 0 for record in trained[5:])
+    interrupt_at(train_tokenizer, config("run"), 5)
+    resume(train_tokenizer, tmp_path / "run")
+    same_bits(tmp_path / "whole", tmp_path / "run")
+
+
+def test_without_quantization_the_decoder_gets_the_vectors(trained_tokenizer):
+    vqkd = load_tokenizer(trained_tokenizer)
+    images = torch.rand(2, 3, *vqkd.image_size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        output = vqkd(images, quantize=False)
+        assert torch.equal(output.features, vqkd.rebuild(output.vectors))
+    assert output.commitment == output.attraction == 0
+
+
+def test_a_codebook_that_never_starts_is_refused(tmp_path, tokenizer_config):
+    with pytest.raises(ValueError, match=r"start_after is 10, but the run has 10 steps"):
+        train_tokenizer.run(
+            tokenizer_config(tmp_path / "run", codebook=CodebookConfig(start_after=10))
+        )
+    with pytest.raises(ValueError, match=r"codebook.start_after is -1; expected 0 or more"):
+        CodebookConfig(start_after=-1)
 
 
 # ── variants for ablations ──────────────────────────────────────────────────────────────────────
