@@ -4,6 +4,7 @@
 from typing import Any
 
 from beit.calls import resume as resume
+from beit.data.opening import open_image as open_image
 from beit.result import Result as Result
 from beit.weights.open import load as load
 from beit.weights.open import load_backbone as load_backbone
@@ -13,8 +14,8 @@ from beit.weights.teachers import load_teacher as load_teacher
 __version__: str
 
 def demo(
-    *, data: Any = ..., output: Any = ..., cache: Any = ..., preset: Any = ..., config: Any = ...,
-    quiet: Any = ..., **options: Any
+    *, data: Any = ..., output: Any = ..., cache: Any = ..., budget: Any = ..., preset: Any = ...,
+    config: Any = ..., quiet: Any = ..., **options: Any
 ) -> Result:
     """Train, probe and report a small model, in minutes on two CPU cores; options: help(beit.demo)."""
 
@@ -27,8 +28,9 @@ def fetch(
 def train_tokenizer(
     *, data: Any = ..., view: Any = ..., model: Any = ..., teacher: Any = ...,
     codebook: Any = ..., optim: Any = ..., crop_ratio: Any = ..., validate_every: Any = ...,
-    run: Any = ..., device: Any = ..., validation: Any = ..., output: Any = ..., kind: Any = ...,
-    preset: Any = ..., config: Any = ..., quiet: Any = ..., on_step: Any = ..., **options: Any
+    run: Any = ..., device: Any = ..., validation: Any = ..., output: Any = ...,
+    budget: Any = ..., kind: Any = ..., preset: Any = ..., config: Any = ..., quiet: Any = ...,
+    on_step: Any = ..., **options: Any
 ) -> Result:
     """Train a visual tokenizer: from a teacher (VQ-KD), or --kind dvae, a discrete VAE; options: help(beit.train_tokenizer)."""
 
@@ -36,8 +38,8 @@ def pretrain(
     *, data: Any = ..., tokenizer: Any = ..., target: Any = ..., view: Any = ...,
     model: Any = ..., mask: Any = ..., predict: Any = ..., optim: Any = ..., check: Any = ...,
     crop_ratio: Any = ..., validate_every: Any = ..., run: Any = ..., device: Any = ...,
-    validation: Any = ..., output: Any = ..., preset: Any = ..., config: Any = ...,
-    quiet: Any = ..., on_step: Any = ..., **options: Any
+    validation: Any = ..., output: Any = ..., budget: Any = ..., preset: Any = ...,
+    config: Any = ..., quiet: Any = ..., on_step: Any = ..., **options: Any
 ) -> Result:
     """Train a ViT to predict the tokens of masked patches; options: help(beit.pretrain)."""
 
@@ -48,8 +50,8 @@ def finetune(
     balance: Any = ..., view: Any = ..., augment: Any = ..., mix: Any = ..., optim: Any = ...,
     layer_decay: Any = ..., average: Any = ..., keep: Any = ..., crop_ratio: Any = ...,
     validate_every: Any = ..., run: Any = ..., device: Any = ..., validation: Any = ...,
-    output: Any = ..., model: Any = ..., preset: Any = ..., config: Any = ..., quiet: Any = ...,
-    on_step: Any = ..., **options: Any
+    output: Any = ..., budget: Any = ..., model: Any = ..., preset: Any = ..., config: Any = ...,
+    quiet: Any = ..., on_step: Any = ..., **options: Any
 ) -> Result:
     """Train a whole classifier from a pretrained backbone; options: help(beit.finetune)."""
 
@@ -58,8 +60,9 @@ def segment(
     num_heads: Any = ..., mean: Any = ..., std: Any = ..., head: Any = ..., drop_path: Any = ...,
     view: Any = ..., optim: Any = ..., layer_decay: Any = ..., validate_every: Any = ...,
     validation_views: Any = ..., validation_batch: Any = ..., keep: Any = ..., run: Any = ...,
-    device: Any = ..., validation: Any = ..., output: Any = ..., model: Any = ...,
-    preset: Any = ..., config: Any = ..., quiet: Any = ..., on_step: Any = ..., **options: Any
+    device: Any = ..., validation: Any = ..., output: Any = ..., budget: Any = ...,
+    model: Any = ..., preset: Any = ..., config: Any = ..., quiet: Any = ..., on_step: Any = ...,
+    **options: Any
 ) -> Result:
     """Train a semantic segmenter from a pretrained backbone; options: help(beit.segment)."""
 
@@ -111,6 +114,15 @@ def embed(
 ) -> Result:
     """Write the features of images to Parquet or NPZ; options: help(beit.embed)."""
 
+def similar(
+    model: Any = ..., photos: Any = ..., *, data: Any = ..., output: Any = ...,
+    neighbours: Any = ..., features: Any = ..., index: Any = ..., image_size: Any = ...,
+    num_heads: Any = ..., crop_ratio: Any = ..., num_workers: Any = ...,
+    max_unreadable: Any = ..., device: Any = ..., preset: Any = ..., config: Any = ...,
+    quiet: Any = ..., **options: Any
+) -> Result:
+    """Find the nearest images of a set: beit similar MODEL PHOTO ... --data FOLDER; options: help(beit.similar)."""
+
 def predict(
     model: Any = ..., data: Any = ..., *, output: Any = ..., picture: Any = ...,
     picture_images: Any = ..., top_k: Any = ..., limit: Any = ..., image_size: Any = ...,
@@ -156,6 +168,15 @@ def visualise_explorer(
     preset: Any = ..., config: Any = ..., quiet: Any = ..., **options: Any
 ) -> Result:
     """Write a page to browse a codebook: beit visualise explorer OUTPUT --model M --data D; options: help(beit.visualise_explorer)."""
+
+def visualise_embedding(
+    model: Any = ..., data: Any = ..., *, output: Any = ..., limit: Any = ...,
+    neighbours: Any = ..., clusters: Any = ..., features: Any = ..., index: Any = ...,
+    seed: Any = ..., image_size: Any = ..., num_heads: Any = ..., crop_ratio: Any = ...,
+    num_workers: Any = ..., max_unreadable: Any = ..., device: Any = ..., preset: Any = ...,
+    config: Any = ..., quiet: Any = ..., **options: Any
+) -> Result:
+    """Write a page of a set's map, clusters and neighbours, as a model sees them; options: help(beit.visualise_embedding)."""
 
 def report(
     runs: Any = ..., *, output: Any = ..., metrics: Any = ..., x: Any = ..., log: Any = ...,

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from beit.codebook.contents import Code, Patch, WholeImage
-from beit.codebook.crops import Crop, thumbnail
+from beit.codebook.crops import Crop
 from beit.codebook.explorer import ExplorerPage, write_explorer
+from beit.draw.thumbnails import thumbnail
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip(

@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from pyarrow import parquet
+from safetensors.torch import save_file
 from torch import Tensor
 
 from beit.data.sources import open_source
@@ -17,6 +19,7 @@ from beit.run.device import DeviceConfig
 from beit.tables import embed
 from beit.tables.embed import Config
 from beit.weights.file import save_weights
+from beit.weights.teachers import load_teacher
 
 DATA = "shapes://7?size=24"
 N, D = 6, 12
@@ -127,6 +130,27 @@ def test_a_resumed_run_equals_an_undisturbed_one(
 def test_an_unknown_block_is_refused(model: str, tmp_path: Path, layer: int) -> None:
     with pytest.raises(ValueError, match=rf"layer is {layer}; the blocks of .* are 1 to 2"):
         embed.run(config(model, tmp_path / "features.npz", layer=layer))
+
+
+def test_a_teacher_gives_the_mean_of_its_patches(tmp_path: Path) -> None:
+    file = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), file)
+    model, output = f"teacher:timm:test_vit@{file}", tmp_path / "features.npz"
+    embed.run(config(model, output, image_size=32))
+    with np.load(output) as arrays:
+        assert [*arrays] == ["index", "path", "label", "mean", "about"]
+        source, view = open_source(DATA), EvalView((32, 32))
+        teacher = load_teacher(model.removeprefix("teacher:"), 32)
+        images = torch.stack([view(source.image(index)) for index in range(7)])
+        assert_near(arrays["mean"], teacher.features(images, teacher.grid).mean(dim=1), 1e-4)
+        about = json.loads(str(arrays["about"]))
+        assert (about["kind"], about["grid"]) == ("Teacher", [2, 2])
+    for changes, error in (
+        ({"features": ("cls",)}, r"cls, but teacher:.* has no \[CLS\] token; expected mean"),
+        ({"layer": 1}, "layer is 1; teacher:.* gives its final features only"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            embed.run(config(model, tmp_path / "other.npz", image_size=32, **changes))
 
 
 @pytest.mark.parametrize("features", [(), ("cls", "cls")])

@@ -82,6 +82,11 @@ VERBS = {
     ),
     "tokenize": Verb("beit.tables.tokenize", "write the codes of images to Parquet or NPZ"),
     "embed": Verb("beit.tables.embed", "write the features of images to Parquet or NPZ"),
+    "similar": Verb(
+        "beit.similarity.similar",
+        "find the nearest images of a set: beit similar MODEL PHOTO ... --data FOLDER",
+        ("model", "photos+"),
+    ),
     "predict": Verb(
         "beit.tables.predict",
         "predict classes, or label maps with a segmenter: beit predict MODEL IMAGE ...",
@@ -109,6 +114,11 @@ VERBS = {
         "write a page to browse a codebook: beit visualise explorer OUTPUT --model M --data D",
         ("output",),
         options=("--explorer=true",),
+    ),
+    "visualise embedding": Verb(
+        "beit.similarity.embedding",
+        "write a page of a set's map, clusters and neighbours, as a model sees them",
+        ("model", "data"),
     ),
     "report": Verb("beit.comparison.report", "compare runs: curves, settings, metrics", ("runs+",)),
     "export": Verb(

@@ -43,12 +43,13 @@ from beit.files import write_text
 from beit.nn.pooling import kinds_of
 from beit.probing.charts import AttentiveRow, accuracy_table, drawings, format_table, notes
 from beit.probing.charts import Row as Row
-from beit.probing.features import TEACHER, FeatureReader, open_frozen_model
+from beit.probing.features import FeatureReader
 from beit.probing.training import attentive_rows, probe_features, split, train_on_stream
 from beit.run.device import DeviceConfig, precision_of
 from beit.run.environment import environment
 from beit.run.launch import launch
 from beit.weights.crop import crop_ratio
+from beit.weights.frozen import TEACHER, open_frozen_model
 
 
 @dataclass(frozen=True)

@@ -65,11 +65,13 @@ class FileSource:
         return len(self._names)
 
     def image(self, index: int) -> Tensor:
-        name = self.name(index)
-        return read_image(user_path(self._root / name), name, self._reading)
+        return read_image(self.file(index), self.name(index), self._reading)
 
     def name(self, index: int) -> str:
         return self._names[index]
+
+    def file(self, index: int) -> Path:
+        return user_path(self._root / self.name(index))
 
 
 class FileNames:

@@ -117,6 +117,9 @@ class RowSource:
         number = bisect_right(self._file_starts, index) - 1
         return f"{self._names[number]}[{index - self._file_starts[number]}]"
 
+    def file(self, index: int) -> Path:
+        return self._files[bisect_right(self._file_starts, index) - 1]
+
     def _values(self, group: int) -> Any:
         """Return the column of images of a group, from the cache or the file."""
         if self._process != os.getpid():  # a forked worker must not share its parent's handles
