@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,18 @@ from beit.command.ending import Ending, beside, first_free, words
 from beit.command.options import parse
 from beit.data.source import Source
 from beit.data.sources import open_source
-from beit.draw.report import Section, Table, write_report
+from beit.draw.names import percent
+from beit.draw.report import (
+    Cell,
+    Figure,
+    Gallery,
+    Link,
+    Picture,
+    Section,
+    Table,
+    link_to,
+    write_report,
+)
 from beit.fetching import fetch
 from beit.pretraining import pretrain
 from beit.pretraining.config import Config as PretrainConfig
@@ -23,6 +34,12 @@ from beit.run.journal import Result as Trained
 from beit.tokenizer import vqkd
 
 PRESET = "demo"
+UNTRAINED, PRETRAINED, TEACHER = "untrained backbone", "pretrained backbone", "teacher"
+GAIN = (
+    "Pretraining is worth what the backbone gains over its untrained weights. The teacher, trained "
+    "elsewhere on far more images, shows how far one could get: these few minutes go a "
+    "part of that way."
+)
 LARGER = ("image_size=[64,64]", "patch_size=16")  # the same number of patches as the preset's
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "valid", "validation", "test")
@@ -102,25 +119,38 @@ def run(config: Config) -> Result:
     pretrain_config = fitted(pretrain_config, len(images))
     pretrained = pretrain.run(with_budget(pretrain_config, left(PRETRAIN_SHARE)))
 
-    table = None
+    probes: dict[str, probe.Result] = {}
     if images.labels is not None:
         print("\n3 of 3 · probes measure how well frozen features separate the classes")
         limits = probe_limits(images, left(READING_SHARE))
-        table = probe_all(sets, tokenizer, pretrained, tokenizer_config.teacher, limits)
+        probes = probe_all(sets, tokenizer, pretrained, tokenizer_config.teacher, limits, output)
 
     minutes = f"{(time.monotonic() - started) / 60:.1f}"
-    summary = "The images have no class folders, so there is no probe and no score."
+    table, gain = (probe_table(probes), gained(probes)) if probes else (None, {})
+    page = output / "report.html"
+    summary = (
+        "A tokenizer learnt a codebook from a teacher's features of image patches; a backbone "
+        "learnt to predict the codes of masked patches. Neither used labels of these images. "
+    )
     if table:
-        summary = (
-            "A tokenizer learnt a codebook from a teacher's features of image patches; a backbone "
-            "learnt to predict the codes of masked patches. Neither used labels of these images."
-        )
-    sections = [Section("What was learned", items=[table])] if table else []
-    sections += [*tokenizer.sections, *pretrained.sections]
-    teacher = tokenizer_config.teacher.source
-    facts = {"images": sets.train, "teacher": teacher, "preset": PRESET, "minutes": minutes}
+        summary += " ".join(f"{name}: {value}, {beside}." for name, (value, beside) in gain.items())
+    else:
+        summary += "The images have no class folders, so there is no probe and no score."
+    codes, *about_codes = tokenizer.sections
+    predicted, *about_predictions = pretrained.sections
+    lead = lead_pictures(predicted, codes)
+    sections = [Section("What was learned", GAIN, [table])] if table else []
+    sections += [predicted, codes, *about_predictions, *about_codes]
+    facts: dict[str, str | Link] = {
+        "images": sets.train,
+        "teacher": tokenizer_config.teacher.source,
+        "preset": PRESET,
+        "minutes": minutes,
+    }
+    for run in (output / "tokenizer", output / "pretrain", *(output / "probes").glob("*")):
+        facts[f"run {run.name}"] = link_to(str(run), page)
     title = "beit: from images to a backbone"
-    report = write_report(output / "report.html", title, sections, facts, summary=summary)
+    report = write_report(page, title, sections, facts, summary=summary, lead=lead, figures=gain)
     print("\n" + (format_table(table) if table else summary) + f"\n\n{minutes} minutes")
     return Result(report, table, str(tokenizer.directory), sets.train)
 
@@ -130,7 +160,7 @@ def ending(config: Config, result: Result) -> Ending:
     figure = "no score: the images have no class folders"
     if result.table is not None:
         gains = {str(row[0]): row[1] for row in result.table.rows}
-        before, after = gains["untrained backbone"], gains["pretrained backbone"]
+        before, after = gains[UNTRAINED], gains[PRETRAINED]
         figure = f"linear probe of the backbone {after}%, untrained {before}%"
     output = beside(result.report, "explorer")
     then = words("visualise explorer", output, model=result.tokenizer, data=result.data)
@@ -174,21 +204,61 @@ def probe_limits(images: Source, budget: str) -> list[str]:
     return [f"--limit={limit}", f"--test_limit={test_limit}"]
 
 
+def lead_pictures(*sections: Section) -> list[Picture]:
+    """Return the first two pictures of each section's first gallery."""
+    galleries = [item for part in sections for item in part.items[:1] if isinstance(item, Gallery)]
+    return [picture for gallery in galleries for picture in gallery.pictures[:2]]
+
+
 def probe_all(
-    sets: Sets, tokenizer: Trained, pretrained: Trained, teacher: Any, limits: Sequence[str]
-) -> Table:
+    sets: Sets,
+    tokenizer: Trained,
+    pretrained: Trained,
+    teacher: Any,
+    limits: Sequence[str],
+    output: Path,
+) -> dict[str, probe.Result]:
     """Probe the untrained and the pretrained backbone, the tokenizer's encoder and the teacher."""
     backbone = f"--model={pretrained.directory}"
     models = {
-        "untrained backbone": [backbone, "--untrained"],
-        "pretrained backbone": [backbone],
+        UNTRAINED: [backbone, "--untrained"],
+        PRETRAINED: [backbone],
         "tokenizer's encoder": [f"--model={tokenizer.directory}"],
-        "teacher": [f"--model=teacher:{teacher.source}", f"--image_size={teacher.image_size}"],
+        TEACHER: [f"--model=teacher:{teacher.source}", f"--image_size={teacher.image_size}"],
     }
-    rows = []
+    results = {}
     for name, options in models.items():
-        options = [f"--data={sets.train}", f"--test={sets.test}", *limits, *options]
-        result = probe.run(from_preset("probe", probe.Config, options))
+        folder = output / "probes" / name.split()[0].removesuffix("'s")
+        data = [f"--data={sets.train}", f"--test={sets.test}", f"--output={folder}"]
+        settings = [*data, *limits, *options]
+        results[name] = probe.run(from_preset("probe", probe.Config, settings))
+    return results
+
+
+def gained(probes: Mapping[str, probe.Result]) -> dict[str, Figure]:
+    """Return the pretrained backbone's best accuracies, beside those to compare them with."""
+    figures = {}
+    for name, score in (("linear probe", "linear"), ("nearest neighbours", "knn")):
+        before, after, ceiling = (
+            max(float(row[score]) for row in probes[model].rows)  # type: ignore[literal-required]
+            for model in (UNTRAINED, PRETRAINED, TEACHER)
+        )
+        gain = f"{100 * (after - before):+.1f} points"
+        beside = f"{percent(after)} of the images right; untrained {percent(before)}, "
+        beside += f"chance {percent(probes[PRETRAINED].chance)}, teacher {percent(ceiling)}"
+        if ceiling > after > before:
+            way = (after - before) / (ceiling - before)
+            beside += f": {percent(way)} of the way from untrained to the teacher"
+        figures[f"gain by pretraining, {name}"] = Figure(gain, beside)
+    return figures
+
+
+def probe_table(probes: Mapping[str, probe.Result]) -> Table:
+    """List the accuracies of all models, below those of guessing."""
+    rows: list[list[Cell]] = []
+    chance = f"{100 * next(iter(probes.values())).chance:.1f}"
+    rows.append(["chance: always the most frequent class", *[chance] * 4])
+    for name, result in probes.items():
         by_features: dict[str, Any] = {row["features"]: row for row in result.rows}
         places = [(score, features) for score in ("linear", "knn") for features in ("cls", "mean")]
         found = [by_features[f][score] if f in by_features else None for score, f in places]

@@ -39,6 +39,7 @@ def code(index: int, **values: Any) -> Code:
 
 def page_of(codes: Any = None, **values: Any) -> ExplorerPage:
     settings: dict[str, Any] = {"tokenizer": "tiny", "data": "dots", "num_codes": K, "grid": GRID}
+    settings["colours"] = np.zeros((K, 3), np.uint8)
     codes = map(code, range(K)) if codes is None else codes
     return ExplorerPage(codes=codes, **(settings | values))
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from beit.codebook.contents import Code, Patch, WholeImage
 from beit.codebook.crops import Crop
@@ -68,6 +69,10 @@ def codes() -> Iterator[Code]:
         )
 
 
+def colours(num_codes: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(2).integers(0, 256, (num_codes, 3), dtype=np.uint8)
+
+
 def images() -> list[WholeImage]:
     rng = np.random.default_rng(1)
     return [
@@ -84,7 +89,9 @@ def images() -> list[WholeImage]:
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
-    page = ExplorerPage(NASTY, NASTY, K, GRID, codes(), images(), {"Images": "8", NASTY: NASTY})
+    page = ExplorerPage(
+        NASTY, NASTY, K, GRID, colours(K), codes(), images(), {"Images": "8", NASTY: NASTY}
+    )
     path = write_explorer(tmp_path_factory.mktemp("explorer") / "explorer.html", page)
     return path.as_uri()
 
@@ -403,7 +410,9 @@ def test_hostile_names_are_text(visit: Visit) -> None:
 
 def test_a_page_of_unused_codes_works(visit: Visit, tmp_path: Path) -> None:
     unused = (Code(index, 0, np.zeros(GRID, np.int64)) for index in range(3))
-    path = write_explorer(tmp_path / "unused.html", ExplorerPage("none", "dots", 3, GRID, unused))
+    path = write_explorer(
+        tmp_path / "unused.html", ExplorerPage("none", "dots", 3, GRID, colours(3), unused)
+    )
     page = visit(at=path.as_uri())
     assert "None of them is used" in page.inner_text("#lede")
     assert page.is_hidden("#views") and page.is_hidden("#purity")
@@ -440,7 +449,9 @@ def test_8192_codes_of_16_patches_stay_light(visit: Visit, tmp_path: Path) -> No
                 closest=patches,
             )
 
-    path = write_explorer(tmp_path / "large.html", ExplorerPage("large", "noise", K, grid, many()))
+    path = write_explorer(
+        tmp_path / "large.html", ExplorerPage("large", "noise", K, grid, colours(K), many())
+    )
     assert 30_000_000 < path.stat().st_size < 60_000_000
     page = visit(at=path.as_uri())
     scrolled = page.evaluate("""async () => {

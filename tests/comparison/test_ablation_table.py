@@ -34,8 +34,8 @@ def test_the_table_has_means_deviations_and_the_paper_beside() -> None:
     assert table.columns == ["Cell", TOP1, f"{TOP1}: paper", LOSS, "Seeds"]
     # Mean of 50, 52, 57: 53; squares of -3, -1, 4: 26 / 2. Of 1.5 and 2.5: 0.5 / 1.
     assert table.rows == [
-        ["off", "53.00 ± 3.61", "–", "2.00 ± 0.71", "2 of 3"],
-        ["on", "61.00", "85.0", "–", "1 of 3"],
+        ["off", "53.0 ± 3.6", "–", "2.00 ± 0.71", "2 of 3"],
+        ["on", "61.0", "85.0", "–", "1 of 3"],
     ]
 
 

@@ -61,7 +61,8 @@ def test_runs_side_by_side_in_both_formats_and_renewed(tmp_path: Path) -> None:
     assert (output / "figures" / "loss.svg").is_file()
     first = page.read_text()
     assert "a &lt;b&gt; &#34;c" in first
-    assert "<script" not in first
+    assert first.count("<script") == 1  # the page's own
+    assert first.count("data-hover=") == 1
 
     with Path(runs[1], "metrics.jsonl").open("w") as file:  # the run continues
         file.writelines(f"{json.dumps(record)}\n" for record in RECORDS)

@@ -38,7 +38,7 @@ def test_figures_are_numbers_and_the_last_finite_one_counts() -> None:
     assert figure_keys(runs) == ["loss", "accuracy"]
     assert points(runs[0], "loss", "epoch") == [(0.5, 2.0), (1.5, 0.0)]
     table = last_table(runs, ["loss", "accuracy"])
-    assert list(table.rows) == [["loss", "0", None], ["accuracy", "0.25", None]]
+    assert list(table.rows) == [["loss", "0", None], ["accuracy", "25.0%", None]]
 
 
 def test_samples_are_whole_pngs_and_nothing_else(tmp_path: Path) -> None:

@@ -8,7 +8,17 @@ import pytest
 
 from beit.draw import canvas
 from beit.draw.curves import curves
-from beit.draw.report import Gallery, Picture, Section, Table, write_report
+from beit.draw.report import (
+    Figure,
+    Gallery,
+    Link,
+    Picture,
+    Section,
+    Table,
+    link_to,
+    script_hash,
+    write_report,
+)
 
 PNG = canvas.png(np.full((4, 6, 3), 9, np.uint8))
 NASTY = "<script>alert('1')</script> & \"quoted\""
@@ -47,11 +57,13 @@ def whole_report(path: Path, words: str = "plain") -> str:
         Table(words, [words, "%"], [[words, 48.0], [words, 32.11], [words, None]]),
         Picture(words, words, PNG, "image/png"),
         Gallery(words, [Picture(words, words, PNG, "image/png")]),
-        curves(records, {words: [words]}, words),
+        *curves(records, {words: [words]}, words),
     ]
     sections = [Section(words, f"{words}\n\n    {words}\n\n`{words}`", items)] * 3
-    figures = {words: words}
-    written = write_report(path, words, sections, {words: words}, summary=words, figures=figures)
+    figures = {words: Figure(words, words)}
+    facts = {words: words, "link": Link(words, "../a/report.html")}
+    lead = [Picture(words, words, PNG, "image/png")]
+    written = write_report(path, words, sections, facts, summary=words, lead=lead, figures=figures)
     assert written == path
     return path.read_text("utf-8")
 
@@ -62,23 +74,27 @@ def test_the_page_holds_everything_and_asks_for_nothing(tmp_path: Path) -> None:
     assert "prefers-color-scheme: dark" in page
     assert "default-src 'none'" in page
     for tag, attributes in tags(page):
-        assert tag not in {"script", "link", "iframe", "object", "base", "form"}
+        assert tag not in {"link", "iframe", "object", "base", "form"}
         for name, value in attributes.items():
             assert not name.startswith("on")
             if name in {"src", "href"}:
-                assert (value or "").startswith(("data:image/png;base64,", "#section-"))
+                allowed = ("data:image/png;base64,", "#section-", "../a/report.html")
+                assert (value or "").startswith(allowed)
             assert name != "xlink:href" or (value or "").startswith("#m")  # a marker
     assert "@import" not in page
     assert "url(" not in page
-    images = re.findall(r'<img width="6" height="4" alt="plain" src="data:[^,]+,([^"]+)">', page)
-    assert len(images) == 6
+    (script,) = re.findall("(?s)<script>(.*?)</script>", page)
+    assert f"script-src 'sha256-{script_hash(script)}'" in page
+    image = r'<img class="picture" width="6" height="4" alt="plain" src="data:[^,]+,([^"]+)">'
+    images = re.findall(image, page)
+    assert len(images) == 7
     assert all(base64.b64decode(image) == PNG for image in images)
     assert page.count("<svg") == 3
 
 
 def test_every_text_is_escaped(tmp_path: Path) -> None:
     page = whole_report(tmp_path / "report.html", NASTY)
-    assert "<script" not in page
+    assert page.count("<script") == 1  # the page's own
     plain = whole_report(tmp_path / "other.html")
     assert [tag for tag, _ in tags(page)] == [tag for tag, _ in tags(plain)]
 
@@ -133,6 +149,7 @@ def test_an_older_report_survives_a_failure(tmp_path: Path) -> None:
         ('<path href="x"/>', "href="),
         ('<use href=""/>', "href="),
         ('<use xmlns:x="http://www.w3.org/1999/xlink" x:href="//host/a.svg#m"/>', "href="),
+        ('<image href="https://host/a.png"/>', "href="),
         ("<style>*{}</style>", "<style>"),
         ("<!-- -->", "no declaration"),
     ],
@@ -144,6 +161,24 @@ def test_an_svg_that_does_more_than_draw_is_refused(
     section = Section("S", items=[Picture("", "", data, "image/svg+xml")])
     with pytest.raises(ValueError, match=re.escape(complaint)):
         write_report(tmp_path / "r.html", "T", [section], {})
+
+
+def test_a_run_is_linked_if_it_has_a_report_here_or_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for run in ("runs/my tok", "runs/pre"):
+        (tmp_path / run).mkdir(parents=True)
+        (tmp_path / run / "report.html").touch()
+    page = tmp_path / "runs/pre/report.html"
+    link = Link("runs/my tok", "../my%20tok/report.html")
+    assert link_to("runs/my tok", page) == link  # named from a folder above the report
+    monkeypatch.chdir(tmp_path)
+    assert link_to("runs/my tok", Path("runs/pre/report.html")) == link
+    assert link_to(str(tmp_path / "runs/my tok"), page) == link._replace(
+        words=f"{tmp_path}/runs/my tok"
+    )
+    for source in ("runs/gone", "", "runs/pre", "published:vqkd"):
+        assert link_to(source, page) == source
 
 
 def test_a_ragged_table_is_refused() -> None:

@@ -6,12 +6,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from beit.draw.colours import code_colours
+from beit.draw.components import codebook_colours
 from beit.draw.report import Picture
 from beit.draw.tokens import code_examples, masked_predictions, token_maps, usage_plot
 
 GRID = (2, 3)
 IMAGES = torch.arange(2 * 3 * 4 * 6, dtype=torch.uint8).view(2, 3, 4, 6)
+COLOURS = codebook_colours(torch.randn(7, 3, generator=torch.Generator().manual_seed(0)))
 CODES = torch.tensor([[0, 1, 2, 3, 4, 4], [6, 5, 4, 3, 2, 1]])
 SCALE = 256 // 6  # a pixel of the image in the picture
 PATCH, WIDE, HIGH = 2 * SCALE, 6 * SCALE + 8, 4 * SCALE + 8
@@ -31,49 +32,56 @@ def middle(sheet: NDArray[np.uint8], panel: tuple[int, int], patch: int) -> list
 
 
 def test_token_maps_paint_every_code_its_colour_beside_the_image() -> None:
-    gallery = token_maps(IMAGES, CODES, GRID, 7, "Two images.")
+    gallery = token_maps(IMAGES, CODES, GRID, COLOURS, "Two images.")
     assert gallery.caption.startswith("Two images. Left to right")
     assert [p.caption for p in gallery.pictures] == [
         "5 different codes on 6 patches",
         "6 different codes on 6 patches",
     ]
-    colours = code_colours(7)
     for index, picture in enumerate(gallery.pictures):
         sheet = pixels(picture)
         assert sheet.shape == (4 * SCALE, 18 * SCALE + 16, 4)
         assert sheet[0, 0, :3].tolist() == IMAGES[index, :, 0, 0].tolist()
         for patch in range(6):
-            painted = colours[CODES[index, patch]]
+            painted = COLOURS[CODES[index, patch]]
             assert middle(sheet, (0, 1), patch) == [*painted.tolist(), 255]
             mixed = middle(sheet, (0, 0), patch)[:3] + painted.astype(float)
             assert np.abs(np.array(middle(sheet, (0, 2), patch)[:3]) - mixed / 2).max() <= 0.5
 
 
-def test_masked_predictions_tell_hits_from_misses() -> None:
+def logits_of(predicted: torch.Tensor) -> torch.Tensor:
+    """Rank the predicted code first, and all others by their distance to it."""
+    return -(torch.arange(7) - predicted[..., None]).abs().float()
+
+
+def test_masked_predictions_show_near_codes_near_and_frame_exact_ones() -> None:
     masked = torch.tensor([[0, 4], [2, 5]])
     predicted = torch.tensor([[0, 6], [3, 3]])  # one hit in the first image, none in the second
-    gallery = masked_predictions(IMAGES, masked, predicted, CODES, GRID, 7, "")
+    logits = logits_of(predicted)
+    gallery = masked_predictions(IMAGES, masked, logits, CODES, GRID, COLOURS, "")
     assert [p.caption for p in gallery.pictures] == [
-        "1 of 2 masked tokens right",
-        "0 of 2 masked tokens right",
+        "true code on place 2 of 7 (median), 1 of 2 exact",  # places 1 and 3
+        "true code on place 3 of 7 (median)",  # of codes 4 and 1: places 2 and 4
     ]
-    sheet, colours = pixels(gallery.pictures[0]), code_colours(7)
+    sheet = pixels(gallery.pictures[0])
     assert middle(sheet, (0, 1), 0) == [128, 128, 128, 90]  # hidden
     assert middle(sheet, (0, 1), 1)[3] == 255  # seen
-    assert middle(sheet, (1, 0), 4) == [*colours[4].tolist(), 255]  # the truth
-    assert middle(sheet, (1, 1), 4) == [*colours[6].tolist(), 255]  # the guess
+    assert middle(sheet, (1, 0), 4) == [*COLOURS[4].tolist(), 255]  # the truth
+    assert middle(sheet, (1, 1), 4) == [*COLOURS[6].tolist(), 255]  # the guess
+    assert middle(sheet, (1, 1), 0) == [*COLOURS[0].tolist(), 255]
     assert middle(sheet, (1, 1), 1)[3] < 255  # not asked
-    hit_corner, miss_corner = sheet[HIGH, WIDE], sheet[HIGH + PATCH, WIDE + PATCH]
-    assert hit_corner.tolist() == [*colours[0].tolist(), 255]
-    assert miss_corner.tolist() == [128, 128, 128, 60]
+    hit_edge = sheet[HIGH + 6, WIDE + PATCH // 2]
+    miss_edge = sheet[HIGH + PATCH + 6, WIDE + PATCH + PATCH // 2]
+    assert hit_edge.tolist() == [255, 255, 255, 255]
+    assert miss_edge.tolist() == [*COLOURS[6].tolist(), 255]
 
 
 def test_pictures_do_not_look_under_the_mask() -> None:
-    masked, guess = torch.tensor([[0, 4]]), torch.tensor([[1, 1]])
+    masked, logits = torch.tensor([[0, 4]]), logits_of(torch.tensor([[1, 1]]))
     other = IMAGES[:1].clone()
     other[:, :, :2, :2] = 255  # patch 0
     before, after = (
-        pixels(masked_predictions(x, masked, guess, CODES[:1], GRID, 7, "").pictures[0])
+        pixels(masked_predictions(x, masked, logits, CODES[:1], GRID, COLOURS, "").pictures[0])
         for x in (IMAGES[:1], other)
     )
     assert (before[:, WIDE:] == after[:, WIDE:]).all()
@@ -121,13 +129,13 @@ def test_usage_plot_states_the_health_of_the_codebook() -> None:
 
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"codes must be \(B, N\) = \(2, 8\)"):
-        token_maps(IMAGES, CODES, (2, 4), 7, "")
+        token_maps(IMAGES, CODES, (2, 4), COLOURS, "")
     with pytest.raises(ValueError, match=r"codes must lie in \[0, 6\), got 0 to 6"):
-        token_maps(IMAGES, CODES, GRID, 6, "")
+        token_maps(IMAGES, CODES, GRID, COLOURS[:6], "")
     with pytest.raises(ValueError, match=r"images must be \(B, 3, H, W\)"):
-        token_maps(IMAGES[:, :1], CODES, GRID, 7, "")
-    with pytest.raises(ValueError, match=r"must both be \(B, M\)"):
-        masked_predictions(IMAGES, CODES[:, :2], CODES[:, :3], CODES, GRID, 7, "")
+        token_maps(IMAGES[:, :1], CODES, GRID, COLOURS, "")
+    with pytest.raises(ValueError, match=r"must be \(B, M\) and \(B, M, 7\)"):
+        masked_predictions(IMAGES, CODES[:, :2], logits_of(CODES), CODES, GRID, COLOURS, "")
     with pytest.raises(ValueError, match="num_codes_shown 0"):
         code_examples(IMAGES, CODES, GRID, 0, "")
     with pytest.raises(ValueError, match="not all zero"):

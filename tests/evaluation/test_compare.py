@@ -31,8 +31,8 @@ def test_results_side_by_side(
     told = evaluate.run(Config(compare=tuple(places), output=str(tmp_path / "both")))
     assert told.table == capsys.readouterr().out.rstrip("\n")
     rows = {" ".join(line.split()[:-3]): line.split()[-3:] for line in told.table.splitlines()}
-    assert rows["Top-1, %"] == ["44.44", "55.56", "+11.11"]
-    assert rows["Error on fog, %"] == ["55.56", "44.44", "-11.11"]
+    assert rows["Top-1, %"] == ["44.4", "55.6", "+11.1"]
+    assert rows["Error on fog, %"] == ["55.6", "44.4", "-11.1"]
     assert "Only A is right on 4 images, only B on 5; by chance alone as unequal with p = 1 " in (
         told.table
     )

@@ -12,8 +12,8 @@ def test_the_table_has_accuracies_and_the_mean_error():
     table = robustness_table({"fog": FOG, "motion_blur": SNOW})
     assert table.columns == ["Corruption", "Severity 1", "Severity 3", "Mean error"]
     assert table.rows == [
-        ["fog", "90.00", "60.00", "25.00"],
-        ["motion blur", "50.00", "25.00", "62.50"],
+        ["fog", "90.0", "60.0", "25.0"],
+        ["motion blur", "50.0", "25.0", "62.5"],
     ]
 
 

@@ -5,6 +5,7 @@ import torch
 from beit.draw import canvas
 from beit.draw.panels import heat
 from beit.pictures.attention_panels import (
+    FADED,
     TINT,
     Query,
     attention_figure,
@@ -37,10 +38,10 @@ def test_a_flat_map_has_a_square_a_patch_over_the_largest() -> None:
 def test_the_patches_with_most_of_the_mass_are_tinted_and_outlined() -> None:
     pixels = mass_mask(IMAGE, WEIGHTS, GRID, 0.6)
     tinted = [round(0.6 * 100 + 0.4 * channel) for channel in TINT]
-    faded = [round(0.45 * 100 + 0.55 * 255)] * 3
+    tinted = [*tinted, 255]
     assert [middle(pixels, patch) == tinted for patch in range(6)] == [0, 1, 0, 0, 1, 0]
-    assert middle(pixels, 0) == faded
-    assert pixels[0, PATCH].tolist() == list(TINT)
+    assert middle(pixels, 0) == [100, 100, 100, FADED]  # on the page's own ground
+    assert pixels[0, PATCH].tolist() == [*TINT, 255]
     assert pixels[PATCH, PATCH + PATCH // 2].tolist() == tinted  # no line between neighbours
 
 

@@ -43,18 +43,19 @@ def test_every_patch_has_the_colour_and_number_of_its_code() -> None:
     assert tokens.below == "4 codes, 6 patches"
 
 
-def test_correct_tokens_fill_their_patch_and_wrong_ones_do_not() -> None:
+def test_correct_tokens_have_a_frame_and_visible_patches_are_faded() -> None:
     panels = prediction_panels(IMAGE, CODES, PREDICTIONS, GRID, COLOURS, 0.5)
     _, view, true, predicted, probability, true_probability = panels
     hidden = [at(view.pixels, patch) == list(HIDDEN) for patch in range(6)]
     assert hidden == [False, True, False, False, True, False]
-    assert at(true.pixels, 4, 0.1) == COLOURS[3].tolist()
-    assert at(predicted.pixels, 1, 0.1) == COLOURS[1].tolist()  # correct
-    assert at(predicted.pixels, 4) == COLOURS[0].tolist()
-    assert at(predicted.pixels, 4, 0.1) == [255] * 3  # wrong
+    assert at(true.pixels, 4, 0.1) == [*COLOURS[3].tolist(), 255]
+    assert at(predicted.pixels, 1) == [*COLOURS[1].tolist(), 255]
+    assert at(predicted.pixels, 1, 0.1) == [255] * 4  # correct
+    assert at(predicted.pixels, 4) == at(predicted.pixels, 4, 0.1) == [*COLOURS[0].tolist(), 255]
+    assert at(predicted.pixels, 0)[3] < 255
     assert predicted.below == "1 of 2 correct"
     assert list(probability.words) == ["", "50%", "", "", "25%", ""]
-    assert at(probability.pixels, 4) == heat(np.array(0.5)).tolist()
+    assert at(probability.pixels, 4) == [*heat(np.array(0.5)).tolist(), 255]
     assert true_probability.below == "mean 30.0%"
 
 

@@ -23,10 +23,10 @@ ATTENTIVE = [AttentiveRow(**figures(Kind(2, "attentive"), 0.1, torch.ones(2)), a
 def test_the_table_on_a_terminal() -> None:
     lines = format_table(accuracy_table(ROWS, ATTENTIVE, (5, 20))).split("\n")
     assert lines == [
-        "Features                  Probe   5-NN  20-NN  Rate",
-        "[CLS] *                   75.00  50.00  62.50  0.01",
-        "[CLS] and mean, block 2   50.00  50.00  62.50  0.03",
-        "attentive, block 2       100.00      –      –   0.1",
+        "Features                 Probe  5-NN  20-NN  Rate",
+        "[CLS] *                   75.0  50.0   62.5  0.01",
+        "[CLS] and mean, block 2   50.0  50.0   62.5  0.03",
+        "attentive, block 2       100.0     –      –   0.1",
     ]
     plain = accuracy_table([row(None, "mean", 0.5, knn_each=[0.5])], [], (20,))
     assert plain.columns == ["Features", "Linear probe", "k-NN", "Rate"]
@@ -47,9 +47,9 @@ def test_depth_is_drawn_where_there_are_several_blocks() -> None:
     deep = [row(block, "cls", block / 4) for block in (1, 2, 3)] + [row(None, "cls", 1.0)]
     *_, gallery = drawings(deep, ATTENTIVE, (RATES, RATES))
     probes, neighbours = (picture.alt for picture in gallery.pictures)
-    assert "[CLS] from 25 to 75" in probes  # the final features are no block
-    assert "attentive from 100 to 100" in probes
-    assert "k-NN, [CLS] from 50 to 50" in neighbours
+    assert "[CLS] from 25.0% to 75.0%" in probes  # the final features are no block
+    assert "attentive from 100.0% to 100.0%" in probes
+    assert "k-NN, [CLS] from 50.0% to 50.0%" in neighbours
 
 
 def test_of_many_kinds_the_best_are_drawn() -> None:

@@ -26,8 +26,11 @@ def test_image_copy_and_distance_side_by_side() -> None:
         assert sheet[0, 0, :3].tolist() == IMAGES[index, :, 0, 0].tolist()
         copy = (painted[index, :, 0, 0] * 255).round().int().tolist()
         assert sheet[0, step, :3].tolist() == copy
-        grey = 255 if index == 0 else 153  # 1 - 4 * 0.1
-        assert np.abs(sheet[:, 2 * step :, :3].astype(int) - grey).max() <= 1
+        distance = np.abs(sheet[:, 2 * step :, :3].astype(int) - 127.5)
+        assert np.abs(distance - (0 if index == 0 else 51)).max() <= 1  # 2 * 0.1
+        if index == 1:  # lighter where the copy is
+            lighter = sheet[0, step, :3].astype(int) > sheet[0, 0, :3]
+            assert ((sheet[0, 2 * step, :3] > 127) == lighter).all()
 
 
 def test_pictures_that_do_not_belong_together_are_refused() -> None:

@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from beit.codebook.contents import Code, Patch, WholeImage
 from beit.codebook.crops import Crop
-from beit.draw.colours import code_colours
 from beit.draw.page import base64_of, data_url, json_text, page_stream
 from beit.draw.thumbnails import QUALITIES, TINY, shrunk, webp
 from beit.files import replacing
@@ -34,10 +33,10 @@ class ExplorerPage:
     data: str  # name of the images that it was applied to
     num_codes: int
     grid: tuple[int, int]  # (Gh, Gw) of patches, N = Gh * Gw
+    colours: NDArray[np.uint8]  # (K, 3) of the codes in token maps
     codes: Iterable[Code]  # all K, in order; the patches in `closest` that have a crop are shown
     images: Iterable[WholeImage] = ()  # shown whole, each at the cost of its thumbnail's bytes
     facts: Mapping[str, str] = field(default_factory=dict)  # listed under "About"
-    colours: NDArray[np.uint8] | None = None  # (K, 3) of the token maps; `code_colours` if None
 
 
 def crop_side(num_codes: int) -> int:
@@ -147,10 +146,9 @@ class _Lines:
         if len(self._rows) != K:
             raise ValueError(f"the page has {len(self._rows)} codes, expected {K}")
 
-    def summary(self, colours: NDArray[np.uint8] | None = None) -> Markup:
+    def summary(self, colours: NDArray[np.uint8]) -> Markup:
         """Return what the page reads when it is opened; call it after all lines."""
         K = self._num_codes
-        colours = code_colours(K) if colours is None else colours
         if colours.shape != (K, 3):
             raise ValueError(f"colours must be ({K}, 3), got {colours.shape}")
         summary = {

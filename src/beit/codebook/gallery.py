@@ -35,7 +35,7 @@ def strips(rows: Sequence[Row], caption: str, side: int = 128) -> Gallery:
             alt = f"{len(patches)} patches in their surroundings: {text}"
         else:
             below, alt = f"{text}: no patch.", text
-            pixels = np.full((side // 4, 4 * side, 3), 200, dtype=np.uint8)
+            pixels = np.full((side // 4, 4 * side, 3), 128, dtype=np.uint8)
         pictures.append(Picture(below, alt, canvas.png(pixels), "image/png"))
     return Gallery(caption, pictures)
 

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from beit.codebook.style import DPI, WIDTH, SavedFigure, new_figure, saved
+from beit.draw import canvas
 from beit.draw.canvas import Pixels
 from beit.nn.quantizer import unit
 
@@ -97,11 +98,11 @@ def map_figure(
     cells[:, 1] -= cells[:, 1].min()
     step = _SIDE // side
     inner = max(1, round(step * 0.92))
-    sheet = np.full((int(cells[:, 1].max() + 1) * step, side * step, 3), 255, dtype=np.uint8)
+    sheet = np.zeros((int(cells[:, 1].max() + 1) * step, side * step, 4), dtype=np.uint8)
     for (column, row), patch in zip(cells.tolist(), patches, strict=True):
         big = Image.fromarray(patch).resize((inner, inner), Image.Resampling.NEAREST)
         y, x = row * step, column * step
-        sheet[y : y + inner, x : x + inner] = np.asarray(big)
+        sheet[y : y + inner, x : x + inner] = canvas.opaque(np.asarray(big))
     with new_figure(0.6 + 0.95 * WIDTH * len(sheet) / sheet.shape[1]) as figure:
         axes = figure.subplots()
         axes.imshow(sheet, interpolation="none")

@@ -13,7 +13,7 @@ from beit.codebook.crops import Crop
 from beit.codebook.figures import pairs_figure, position_figure, usage_figure
 from beit.codebook.gallery import Row, gallery_figure, strips
 from beit.codebook.map import MIN_TSNE, map_figure, principal_components, tsne
-from beit.draw.report import Cell, Section, Table, write_report
+from beit.draw.report import Cell, Section, Table, link_to, write_report
 from beit.nn.code_statistics import CodeMeasures, lift
 from beit.nn.metrics import codebook_health
 
@@ -101,7 +101,8 @@ def write_codebook_report(
     ]
     closeness = f"{'cosine' if book.on_sphere else 'minus the distance'} of patch and code"
     facts = {
-        "Tokenizer": f"{about['model']} ({about['kind']})",
+        "Tokenizer": link_to(about["model"], directory / "report.html"),
+        "Kind": about["kind"],
         "Images": f"{about['images']:,} of {about['data']}",
         "Grid": f"{book.grid[0]} by {book.grid[1]}",
         "Seed": str(about["seed"]),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from beit.draw.charts import styled
+from beit.draw.colours import FAINT, INK, SERIES
 from beit.draw.panels import Drawing, rendered
 from beit.draw.report import Picture
 
@@ -14,10 +15,10 @@ if TYPE_CHECKING:
 
 WIDTH = 7.1  # inches: two columns of a paper
 DPI = 300  # of a PNG
-# From the palette for all kinds of colour vision by Okabe and Ito (2008).
-BLUE, VERMILION, ORANGE, GREY = "#0072B2", "#D55E00", "#E69F00", "#666666"
+BLUE, VERMILION, ORANGE, GREY = SERIES[0], SERIES[1], SERIES[4], FAINT
 _FONTS = ("DejaVu Sans", "Noto Sans", "Noto Sans CJK JP", "Noto Sans Arabic", "Noto Sans Hebrew")
 _STYLE: dict[Any, Any] = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
     "font.size": 7.5,
     "axes.titlesize": 8.5,
     "axes.titleweight": "bold",
@@ -43,7 +44,7 @@ class SavedFigure(NamedTuple):
     def save(self, directory: Path) -> Picture:
         """Write NAME.png and NAME.svg into a directory, and return a picture for a report."""
         self.drawing.save(directory, self.name)
-        return Picture("", self.alt, self.drawing.png, "image/png")
+        return self.drawing.picture("", self.alt)
 
 
 @contextmanager

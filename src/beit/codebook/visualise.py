@@ -309,6 +309,6 @@ def _write_explorer(
             ),
             images=whole_images,
             facts={"Images": f"{about['images']:,}"},
-            colours=codebook_colours(book.vectors, K),  # as in `beit visualise tokens`
+            colours=codebook_colours(book.vectors),  # as in `beit visualise tokens`
         )
         write_explorer(directory / "explorer.html", page)

@@ -69,11 +69,6 @@ def opened(page: Path) -> list[str]:
     return ["python", "-m", "webbrowser", str(page)]
 
 
-def percent(share: float) -> str:
-    """Format a share in [0, 1] for people, in percent with one decimal."""
-    return f"{100 * share:.1f}%"
-
-
 def last_values(file: Path, metrics: Mapping[str, float]) -> dict[str, float]:
     """Return the last value of each metric of a training: `metrics`, else those of its log."""
     values: dict[str, float] = {}

@@ -87,7 +87,7 @@ def _formatted(column: str, spreads: Sequence[Spread | None]) -> list[str]:
     deviations = [short_number(deviation or 0.0) for _, deviation in known]
     plain = all(re.fullmatch(r"-?\d+(\.\d+)?", mean) for mean in means)
     if column.endswith("%") or (plain and largest > 0):
-        digits = 2 if column.endswith("%") else max(0, 1 - math.floor(math.log10(largest)))
+        digits = 1 if column.endswith("%") else max(0, 1 - math.floor(math.log10(largest)))
         means = [f"{mean:.{digits}f}" for mean, _ in known]
         deviations = [f"{deviation or 0.0:.{digits}f}" for _, deviation in known]
     words = iter(

@@ -8,22 +8,24 @@ import html
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from beit.command.ending import Ending, opened
 from beit.comparison.ablation_table import as_markdown
 from beit.comparison.runs import Run, figure_keys, own_pictures, points, read_run, short_names
-from beit.draw.charts import MARKED, shortened, styled
-from beit.draw.numbers import aligned_numbers, short_number
+from beit.draw.charts import MARKED, Line, shortened, styled, with_hover, worded
+from beit.draw.colours import RULE, SERIES
+from beit.draw.names import is_share, name_of, percent
+from beit.draw.numbers import aligned_numbers
 from beit.draw.panels import DPI, POINTS, PRINTED, Drawing, rendered
-from beit.draw.report import Cell, Gallery, Picture, Section, Table, write_report
+from beit.draw.report import Cell, Gallery, Link, Section, Table, link_to, write_report
 from beit.files import write_text
 
 MARK = "<!-- written by beit report -->"
-# Okabe and Ito's colours, which suit colour blindness; the dashes differ in grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES = ("-", "--", "-.", ":")
+DASHES = ("-", "--", "-.", ":", (0, (5, 1)))  # differ in grey; with five, 30 runs look different
 WIDTH, HEIGHT, LEGEND_LINE = 3.4, 2.1, 0.14  # inches: one column of a page
 LONGEST = 46  # letters of a run's name in a figure, at most
 IGNORED = ("run.output",)  # settings that always differ
@@ -85,17 +87,19 @@ def run(config: Config) -> Result:
     about, settings, last = facts_table(runs), settings_table(runs), last_table(runs, keys)
     no_difference = "All settings are alike." if len(runs) > 1 and not settings.rows else ""
     curves, images = [], []
-    for key in keys:
+    for key in filter(partial(_is_curve, runs, config.x), keys):
         drawing, file = curve_figure(runs, key, config.x, config.log), f"figures/{file_name(key)}"
         drawing.save(output, file)
-        alt = f"{key} over {config.x}s, a curve for each of {len(runs)} runs"
-        curves.append(Picture(f"{file}.png, .svg", alt, drawing.png, "image/png"))
+        alt = f"{name_of(key)} over {config.x}s, a curve for each of {len(runs)} runs"
+        curves.append(drawing.picture(f"{file}.png, .svg", alt))
         images.append(f"![{markdown_text(alt)}]({file}.png)")
 
-    sections = [
-        Section("The runs", items=[about]),
-        Section("Curves", items=[Gallery("A run has the same colour in each.", curves)]),
+    text = "A run has the same colour in each. What was measured once is in the table above."
+    sections = [Section("Samples", items=galleries)] if galleries else []
+    sections += [
         Section("Last figures", items=[last]),
+        Section("Curves", items=[Gallery(text, curves)]),
+        Section("The runs", items=[about]),
         Section("Settings", no_difference, [] if no_difference else [settings]),
     ]
     parts = [
@@ -106,14 +110,18 @@ def run(config: Config) -> Result:
         f"## Settings\n\n{no_difference or markdown_table(settings)}",
     ]
     if galleries:
-        sections.append(Section("Samples", items=galleries))
         parts.append("## Samples\n\n" + "\n\n".join(_write_samples(galleries, output)))
-    facts = {
-        "runs": ", ".join(config.runs).encode(errors="replace").decode(),
+    page = output / "report.html"
+    links = zip(map(link_to, config.runs, repeat(page)), names, strict=True)
+    facts: dict[str, str | Link] = {
+        f"run {number}": link._replace(words=name) if isinstance(link, Link) else name
+        for number, (link, name) in enumerate(links, 1)
+    }
+    facts |= {
         "not finished": str(sum(run.facts["state"] != "finished" for run in runs)),
         "curves over": f"{config.x}s",
     }
-    report = write_report(output / "report.html", title, sections, facts)
+    report = write_report(page, title, sections, facts)
     markdown = output / "report.md"
     write_text(markdown, "\n\n".join(parts) + "\n")
     return Result(report, markdown, len(keys))
@@ -187,9 +195,15 @@ def last_table(runs: Sequence[Run], keys: Sequence[str]) -> Table:
     rows: list[list[Cell]] = []
     for key in keys:
         ends = [curve[-1][1] if (curve := points(run, key, "step")) else None for run in runs]
-        words = iter(aligned_numbers([end for end in ends if end is not None]))
-        rows.append([key, *(None if end is None else next(words) for end in ends)])
+        known = [end for end in ends if end is not None]
+        words = iter(map(percent, known) if is_share(key) else aligned_numbers(known))
+        rows.append([name_of(key), *(None if end is None else next(words) for end in ends)])
     return Table("The last value of each metric", ["Metric", *(run.name for run in runs)], rows)
+
+
+def _is_curve(runs: Sequence[Run], x: str, key: str) -> bool:
+    """Tell whether any run has a metric at several steps or epochs."""
+    return any(len({place for place, _ in points(run, key, x)}) > 1 for run in runs)
 
 
 def markdown_table(table: Table) -> str:
@@ -217,17 +231,20 @@ def curve_figure(runs: Sequence[Run], key: str, x: str, log: Collection[str] = (
     """
     from matplotlib.figure import Figure
 
-    curves = [[(a, b) for a, b in points(r, key, x) if b > 0 or key not in log] for r in runs]
+    factor, unit = (100, "%") if is_share(key) else (1, "")
+    curves = [
+        [(a, factor * b) for a, b in points(run, key, x) if b > 0 or key not in log] for run in runs
+    ]
     height = HEIGHT + LEGEND_LINE * sum(map(bool, curves))
     with styled(PRINTED):
         chart = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white")
         axes = chart.add_axes((0.15, 0.36 / height, 0.82, (HEIGHT - 0.62) / height))
         for index, (run, curve) in enumerate(zip(runs, curves, strict=True)):
             if curve:
-                last = f"last {short_number(curve[-1][1])}"
+                last = f"last {worded(curve[-1][1], unit)}"
                 axes.plot(
                     *zip(*curve, strict=True),
-                    color=COLOURS[index % len(COLOURS)],
+                    color=SERIES[index % len(SERIES)],
                     linestyle=DASHES[index % len(DASHES)],
                     linewidth=1.2,
                     marker="o" if len(curve) <= MARKED else None,
@@ -237,10 +254,12 @@ def curve_figure(runs: Sequence[Run], key: str, x: str, log: Collection[str] = (
         if key in log:
             axes.set_yscale("log")
         axes.set_xlabel(f"{x}s")
-        axes.grid(color="0.88", linewidth=0.5)
+        axes.grid(color=RULE, linewidth=0.5)
         axes.set_axisbelow(True)
         axes.spines[["top", "right"]].set_visible(False)
-        title = shortened(key.replace("_", " "), LONGEST) + (" (log)" if key in log else "")
+        title = shortened(name_of(key) + (unit and ", %"), LONGEST) + (
+            " (log)" if key in log else ""
+        )
         chart.text(0.03, 1 - 0.14 / height, title, size=POINTS + 1, weight="bold")
         if any(curves):
             bare: dict[str, Any] = {"frameon": False, "borderaxespad": 0, "borderpad": 0}
@@ -248,7 +267,12 @@ def curve_figure(runs: Sequence[Run], key: str, x: str, log: Collection[str] = (
             chart.legend(loc="upper left", bbox_to_anchor=place, labelspacing=0.25, **bare)
         else:
             axes.text(0.5, 0.5, "nothing logged", ha="center", transform=axes.transAxes)
-        return rendered(chart)
+        drawing = rendered(chart)
+        named = [
+            Line("", c, name=shortened(r.name, LONGEST)) for r, c in zip(runs, curves, strict=True)
+        ]
+        colours = [SERIES[index % len(SERIES)] for index in range(len(runs))]
+        return drawing._replace(page=with_hover(drawing.page, axes, named, colours, x, unit))
 
 
 def file_name(key: str) -> str:

@@ -16,6 +16,7 @@ from typing import Any, TypeGuard
 from beit.command.messages import one_line
 from beit.command.modules import module_of_run
 from beit.comparison.plan import flat
+from beit.draw.curves import whole_windows
 from beit.draw.numbers import short_number
 from beit.draw.report import Cell, Picture
 from beit.run.directory import RunDirectory
@@ -130,7 +131,7 @@ def figure_keys(runs: Sequence[Run]) -> list[str]:
 
 def points(run: Run, key: str, x: str) -> list[tuple[float, float]]:
     """Collect the finite points of a curve, in the order of the log."""
-    pairs = ((record.get(x), record.get(key)) for record in run.records)
+    pairs = ((record.get(x), record.get(key)) for record in whole_windows(run.records))
     return [
         (float(a), float(b)) for a, b in pairs if _number(a) and _number(b) and math.isfinite(b)
     ]

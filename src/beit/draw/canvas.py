@@ -81,6 +81,13 @@ def over_masked(
     return np.where(hidden[..., None], opaque(cells(colours, grid, whole)), faded)
 
 
+def mark(pixels: Pixels, where: NDArray[np.bool_], grid: tuple[int, int]) -> None:
+    """Put a white frame with a dark edge inside each cell `where` (h, w), in place."""
+    depth = depth_in_cell(grid, pixels)
+    for edge, shade in ((0.22, 255), (0.08, 20)):
+        pixels[..., :3][where & (depth < edge)] = shade
+
+
 def blend(first: Pixels, second: Pixels, share: float) -> Pixels:
     """Mix two panels; `share` is the weight of the second."""
     mixed = first.astype(np.float32) * (1 - share) + second.astype(np.float32) * share

@@ -5,7 +5,9 @@ Create the figure and call `themed_svg` inside one `styled()` block. The colours
 are in pixels of the SVG.
 """
 
+import html
 import io
+import json
 import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -122,21 +124,29 @@ def label_ticks(
     return labels
 
 
-def themed_svg(figure: "Figure") -> bytes:
+def themed_svg(figure: "Figure", scale: float = 1.0) -> bytes:
     """Render a figure as SVG that takes its font and colours from the page; deterministic.
 
     The only ids are hashes of markers, so that any number of drawings can stand in one page.
+
+    Args:
+        scale: of the SVG's own width and height; the coordinates stay
     """
     file = io.StringIO()
     metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     figure.savefig(file, format="svg", metadata=metadata)
     svg = '<svg stroke-linejoin="round"' + file.getvalue().partition("<svg")[2]
     svg = re.sub(r"(?s)<(metadata|style|clipPath).*?</\1>|(?<=>)\s+|\s+(?=<)", "", svg)
-    return re.sub("<[^>]+>", _themed, svg).encode()
+    svg = re.sub("<[^>]+>", _themed, svg)
+    width, height = (round(scale * 72 * float(inches)) for inches in figure.get_size_inches())
+    size = f'width="{width}" height="{height}"' if scale != 1 else r"\g<0>"
+    return re.sub(r'width="[\d.]+" height="[\d.]+"', size, svg, count=1).encode()
 
 
 def _themed(tag: re.Match[str]) -> str:
     """Put CSS variables in place of font and colours, and round coordinates to one decimal."""
+    if tag[0].startswith("<image"):
+        return re.sub(r'(?s) id="[^"]+"| clip-path="[^"]+"|\n', "", tag[0])
     unused = r'(?<=<g) id="[^"]+"| clip-path="[^"]+"| transform="rotate\(-0 [^"]+"|(?<=\d)pt(?=")'
     words = re.sub(unused, "", tag[0]).replace("'DejaVu Sans'", _FONT)
     for colour, name in THEME.items():
@@ -163,11 +173,13 @@ class Line(NamedTuple):
         label: in the legend; empty for none
         points: (x, y) by rising x; a NaN leaves a gap
         level: y of a dashed horizontal line in the same colour
+        name: beside the values under the pointer; empty for the label
     """
 
     label: str
     points: Sequence[tuple[float, float]]
     level: float | None = None
+    name: str = ""
 
 
 def line_chart(
@@ -177,13 +189,18 @@ def line_chart(
     *,
     notes: Sequence[str] = (),
     log: bool = False,
+    unit: str = "",
     limits: tuple[tuple[float, float], tuple[float, float]] | None = None,
     plot_height: float = 150,
 ) -> bytes:
     """Draw lines over one x axis, with a legend and notes below the title, as SVG.
 
+    The SVG's `data-hover` holds what the report's script shows under the pointer: of each line its
+    name, its colour, and its points as x and y in the drawing and in words.
+
     Args:
         log: a logarithmic y axis; all values must be positive
+        unit: % behind the values of y
         limits: of x and y; None for those of the data, y rounded
     """
     labels = [shortened(line.label, int((WIDTH - 24) / LETTER)) for line in lines]
@@ -215,8 +232,42 @@ def line_chart(
         else:
             low, high = known[:, 0].min(), known[:, 0].max()
             axes.set_xlim((low, high) if low < high else (low - 1, high + 1))
-        finish_axes(axes, top, x_label, integer=bool((known[:, 0] % 1 == 0).all()))
-        return themed_svg(figure)
+        finish_axes(axes, top, x_label, integer=bool((known[:, 0] % 1 == 0).all()), unit=unit)
+        colours = [SERIES[number % len(SERIES)] for number in range(len(lines))]
+        named = [line._replace(name=line.name or line.label or title) for line in lines]
+        return with_hover(themed_svg(figure), axes, named, colours, x_label, unit)
+
+
+def with_hover(
+    svg: bytes,
+    axes: "Axes",
+    lines: Sequence[Line],
+    colours: Sequence[str],
+    x_label: str,
+    unit: str = "",
+) -> bytes:
+    """Add the values of lines, each with its name and colour, to their drawing."""
+    scale = 72 / axes.figure.dpi
+    height = axes.figure.bbox.height
+    top, bottom = (round(scale * (height - y), 1) for y in (axes.bbox.y1, axes.bbox.y0))
+    drawn = []
+    for line, colour in zip(lines, colours, strict=True):
+        rows = thinned(np.array(line.points, dtype=np.float64).reshape(-1, 2))
+        rows = rows[~np.isnan(rows[:, 1])]
+        places = axes.transData.transform(rows).tolist()
+        points = [
+            (round(scale * a, 1), round(scale * (height - b), 1), short_number(x), worded(y, unit))
+            for (a, b), (x, y) in zip(places, rows.tolist(), strict=True)
+        ]
+        drawn.append((line.name, f"var({THEME[colour]},{colour})", points))
+    hover = {"x": x_label, "top": top, "bottom": bottom, "lines": drawn}
+    words = html.escape(json.dumps(hover, separators=(",", ":"), ensure_ascii=False))
+    return svg.replace(b"<svg ", f'<svg data-hover="{words}" '.encode(), 1)
+
+
+def worded(value: float, unit: str = "") -> str:
+    """Format a value of a chart: percent with one decimal, others by `short_number`."""
+    return f"{value:.1f}%" if unit == "%" else short_number(value) + unit
 
 
 def _draw(axes: "Axes", line: Line, label: str, number: int) -> None:
@@ -256,9 +307,13 @@ def log_axis(axes: "Axes", values: NDArray[np.float64]) -> None:
     axes.set_ylim(values.min() / room, values.max() * room)
 
 
-def finish_axes(axes: "Axes", top: float, x_label: str, integer: bool = True) -> None:
+def finish_axes(
+    axes: "Axes", top: float, x_label: str, integer: bool = True, unit: str = ""
+) -> None:
     """Label both axes and leave room for the labels; integer: only whole numbers on x."""
-    left = 10 + LETTER * max(map(len, label_ticks(axes, "y", 5)), default=0)
+    labels = [label + unit for label in label_ticks(axes, "y", 5)]
+    axes.set_yticks(axes.get_yticks(), labels)
+    left = 10 + LETTER * max(map(len, labels), default=0)
     place_axes(axes, left, top, RIGHT, BOTTOM)
     label_ticks(axes, "x", 6, integer)
     axes.set_xlabel(x_label, loc="right")

@@ -30,8 +30,9 @@ def class_table(right: Tensor, total: Tensor, names: Sequence[str]) -> Table:
     right, total: (Y,) correctly classified images and all images of each class
     """
     shares = (100 * (right.double() / total.clamp(min=1))).tolist()
-    rows = [row for row in zip(names, shares, total.tolist(), strict=True) if row[2]]
-    rows.sort(key=lambda row: row[1])
+    some = [row for row in zip(names, shares, total.tolist(), strict=True) if row[2]]
+    some.sort(key=lambda row: row[1])
+    rows = [(name, f"{share:.1f}", count) for name, share, count in some]
     which = f", the {SHOWN} worst of {len(rows)}" if len(rows) > SHOWN else ""
     return Table(f"Accuracy by class{which}", ["Class", "Accuracy, %", "Images"], rows[:SHOWN])
 

@@ -1,11 +1,7 @@
-"""Colours of charts, in light and dark pages, and one stable colour per visual token.
+"""Colours of charts, in light and dark pages, and of points in a space, as codes are.
 
-Without a codebook, token colours fill the sRGB gamut evenly in OKLab (lightness, chroma and hue),
-the first ones farthest apart. A code has the same colour in vocabularies of all sizes. With a
-codebook, similar codes have similar colours (`beit.draw.components`).
+Similar codes have similar colours (`beit.draw.components`).
 """
-
-from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,37 +30,6 @@ _LINEAR = np.array(
         [-0.0041960863, -0.7034186147, 1.7076147010],
     ]
 )
-
-# The first _ORDERED colours are chosen greedily, each farthest from those before it, from a pool of
-# _POOL colours that is the same for every vocabulary.
-_ORDERED, _POOL = 1024, 4096
-
-
-@lru_cache(maxsize=8)
-def code_colours(vocab_size: int) -> NDArray[np.uint8]:
-    """Return the colours (K, 3) uint8 sRGB of all codes; the array is shared and read-only.
-
-    They equal the first K rows for any larger vocabulary.
-    """
-    if vocab_size < 1:
-        raise ValueError(f"vocab_size {vocab_size} must be at least 1")
-    num_points = max(vocab_size, _POOL)
-    # The additive recurrence of the real root of x^4 = x + 1 spreads points over the unit cube.
-    points = (0.5 + np.arange(num_points)[:, None] * 1.2207440846 ** -np.arange(1.0, 4.0)) % 1.0
-    hue = 2 * np.pi * points[:, 0]
-    lightness = 0.40 + 0.48 * points[:, 1]
-    chroma = np.sqrt(0.2 + 0.8 * points[:, 2]) * _most_chroma(lightness, hue)  # even in area
-    lab = _lab(lightness, chroma, hue)
-
-    ordered = [0]
-    distance = np.full(_POOL, np.inf)
-    for _ in range(_ORDERED - 1):
-        np.minimum(distance, ((lab[:_POOL] - lab[ordered[-1]]) ** 2).sum(axis=1), out=distance)
-        ordered.append(int(distance.argmax()))
-    rest = np.setdiff1d(np.arange(num_points), ordered)
-    colours = _srgb(lab[np.concatenate([ordered, rest])[:vocab_size]])
-    colours.setflags(write=False)
-    return colours
 
 
 def place_colours(places: Values) -> NDArray[np.uint8]:

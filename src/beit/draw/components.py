@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beit.draw.colours import code_colours, place_colours
+from beit.draw.colours import place_colours
 
 SHOWN = 3  # components, one for each dimension of colour
 FLAT = 1e-6  # components below this fraction of the first one's deviation are set to zero
@@ -65,16 +65,13 @@ def _ends(projected: Tensor) -> tuple[Tensor, Tensor]:
     return low, high
 
 
-def codebook_colours(vectors: Tensor | None, vocab_size: int) -> NDArray[np.uint8]:
+def codebook_colours(vectors: Tensor) -> NDArray[np.uint8]:
     """Colour codes (K, 3) uint8 sRGB so that similar codebook vectors (K, C) have similar colours.
 
     The codes are ranked along each of the first three principal components of their vectors, so
-    that colours are used evenly. The first component is lightness. Without vectors: `code_colours`.
+    that colours are used evenly. The first component is lightness.
     """
-    if vectors is None:
-        return code_colours(vocab_size)
-    if len(vectors) != vocab_size:
-        raise ValueError(f"the codebook has {len(vectors)} vectors for {vocab_size} codes")
+    vectors = vectors.nan_to_num(0, 0, 0)  # of a run that diverges, which says so itself
     projected = components(vectors).of(vectors).numpy()  # (K, 3)
     places = np.full(projected.shape, 0.5)
     for axis in range(SHOWN):

@@ -2,51 +2,98 @@
 
 import math
 from collections.abc import Collection, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
-from beit.draw.charts import Line, line_chart
-from beit.draw.numbers import short_number
-from beit.draw.report import Gallery, Picture
+from beit.draw.charts import Line, line_chart, worded
+from beit.draw.names import is_share, name_of
+from beit.draw.report import Cell, Gallery, Item, Picture, Table
+
+WHOLE = 0.75  # a window with this share of the longest one's steps is long enough for a mean
+
+Records = Sequence[Mapping[str, Any]]
+
+
+def whole_windows(records: Records) -> Records:
+    """Keep only step, epoch and rate of training records that cover few steps.
+
+    A record holds means since the one before. Over few steps, as before a checkpoint or at the end,
+    the perplexity and the use of a codebook are smaller, and a loss is noise.
+    """
+    ends = [int(record["step"]) for record in records if "rate" in record]
+    steps = {end: end - before for before, end in pairwise([0, *ends])}
+    least = WHOLE * max(steps.values(), default=0)
+    return [
+        record
+        if "rate" not in record or steps[record["step"]] >= least
+        else {key: record[key] for key in ("step", "epoch", "rate") if key in record}
+        for record in records
+    ]
 
 
 def curves(
-    records: Sequence[Mapping[str, Any]],
+    records: Records,
     panels: Mapping[str, Sequence[str]],
     caption: str,
     *,
     x: str = "step",
     log: Collection[str] = (),
-) -> Gallery:
+    percent: Collection[str] = (),
+) -> list[Item]:
     """Draw a chart for each title of `panels`, with a curve for each of its keys.
 
+    Panels with values at one x only become rows of a table, panels without values are left out.
     Records without a key leave no gap in its curve. Values that are not finite leave a gap and are
-    counted below the legend. Titles in `log` get a logarithmic y axis.
+    counted below the legend. Titles in `log` get a logarithmic y axis. Shares (`beit.draw.names`)
+    are shown in percent; titles in `percent` are in percent already.
     """
-    if unknown := set(log) - set(panels):
-        raise ValueError(f"log names {sorted(unknown)}, which are not panels: {list(panels)}")
+    for option, titles in (("log", log), ("percent", percent)):
+        if unknown := set(titles) - set(panels):
+            raise ValueError(
+                f"{option} names {sorted(unknown)}, which are not panels: {list(panels)}"
+            )
     for record in records:
         if x not in record:
             raise ValueError(f"a record has no {x!r}, the x axis; its keys are {list(record)}")
-    pictures = [_chart(records, title, keys, x, title in log) for title, keys in panels.items()]
-    return Gallery(caption, pictures)
+    pictures: list[Picture] = []
+    rows: list[list[Cell]] = []
+    whole = whole_windows(records) if x == "step" else records
+    for title, keys in panels.items():
+        logged = {key: [r for r in whole if r.get(key) is not None] for key in keys}
+        places = {float(record[x]) for some in logged.values() for record in some}
+        if len(places) > 1:
+            pictures.append(_chart(logged, title, x, title in log, title in percent))
+        for key, some in logged.items() if len(places) == 1 else ():
+            value, unit = _scaled(key, float(some[-1][key]), title in percent) if some else (0, "")
+            rows += [[title, name_of(key), worded(value, unit), some[-1][x]]] if some else []
+    items: list[Item] = [Gallery(caption, pictures)] if pictures else []
+    if rows:
+        items.append(Table("Measured once", ["", "figure", "value", x], rows))
+    return items
 
 
-def _chart(
-    records: Sequence[Mapping[str, Any]], title: str, keys: Sequence[str], x: str, log: bool
-) -> Picture:
-    lines, ranges, notes = [], [], []
-    for key in keys:
-        logged = [r for r in records if r.get(key) is not None]
-        points = [(float(r[x]), _drawable(float(r[key]), log)) for r in logged]
+def _scaled(key: str, value: float, percent: bool) -> tuple[float, str]:
+    """Return a value as drawn, and its unit."""
+    return (100 * value, "%") if is_share(key) else (value, "%" if percent else "")
+
+
+def _chart(logged: Mapping[str, Records], title: str, x: str, log: bool, percent: bool) -> Picture:
+    lines, ranges, notes, unit = [], [], [], ""
+    for key, records in logged.items():
+        scaled = [_scaled(key, float(record[key]), percent) for record in records]
+        unit = max((one for _, one in scaled), default=unit)
+        points = [
+            (float(r[x]), _drawable(y, log)) for r, (y, _) in zip(records, scaled, strict=True)
+        ]
         known = [y for _, y in points if not math.isnan(y)]
         if known:
-            last = short_number(known[-1])
-            lines.append(Line(f"{key.replace('_', ' ')} {last}", points))
-            ranges.append(f"{key} from {short_number(known[0])} to {last}")
+            name, last = name_of(key), worded(known[-1], unit)
+            lines.append(Line(f"{name} {last}", points, name=name))
+            ranges.append(f"{name} from {worded(known[0], unit)} to {last}")
         if num_missing := len(points) - len(known):
-            notes.append(f"{key}: {num_missing} not {'positive' if log else 'finite'}")
-    alt = f"{title} against {x}: {'; '.join(ranges) or 'nothing logged'}"
-    data = line_chart(title + " (log)" * log, lines, x, notes=notes, log=log)
+            notes.append(f"{name_of(key)}: {num_missing} not {'positive' if log else 'finite'}")
+    alt = f"{title} against {x}: {'; '.join(ranges)}"
+    data = line_chart(title + " (log)" * log, lines, x, notes=notes, log=log, unit=unit)
     return Picture("", alt, data, "image/svg+xml")
 
 

@@ -28,9 +28,9 @@ def page_stream(
     )
     return environment.from_string(_text(package, f"{name}.html.jinja")).stream(
         script=Markup(script),
-        script_hash=_hash(script),
+        script_hash=script_hash(script),
         style=Markup(style),
-        style_hash=_hash(style),
+        style_hash=script_hash(style),
         **values,
     )
 
@@ -54,7 +54,8 @@ def json_text(value: object) -> str:
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _hash(source: str) -> str:
+def script_hash(source: str) -> str:
+    """Return the hash by which a page's Content-Security-Policy allows an inline part."""
     return base64_of(hashlib.sha256(source.encode()).digest())
 
 

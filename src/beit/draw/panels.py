@@ -1,6 +1,6 @@
 """Figures for papers, as PNG and SVG: titled panels of pixels in rows, at a printed size.
 
-They are black on white on every page.
+The files are dark on white; on a page a figure takes the page's colours.
 """
 
 import io
@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.draw.canvas import Pixels
-from beit.draw.charts import styled
+from beit.draw.charts import styled, themed_svg
+from beit.draw.colours import FAINT, INK
+from beit.draw.report import Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,7 +22,14 @@ if TYPE_CHECKING:
 
 COLUMN_INCHES, PAGE_INCHES = 0.86, 7.0  # widths of a panel and of a figure over both columns
 POINTS, DPI = 7.0, 220
-PRINTED = {"font.family": "DejaVu Sans", "font.size": POINTS, "svg.fonttype": "path"}
+PRINTED = {
+    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor"), INK),
+    **dict.fromkeys(("xtick.color", "ytick.color"), INK),
+    "font.family": "DejaVu Sans",
+    "font.size": POINTS,
+    "svg.fonttype": "path",
+}
+PAGE_SCALE = 1.45  # of a figure on a page, where letters of its size would be small
 HEAT = "viridis"  # perceptually uniform, readable in grey and with colour blindness
 _MARGIN, _GAP, _LINE, _LABEL, _BAR = 0.06, 0.05, 0.125, 0.17, 0.28  # inches
 
@@ -43,10 +52,15 @@ class Panel(NamedTuple):
 
 
 class Drawing(NamedTuple):
-    """One figure in two formats."""
+    """One figure as PNG and SVG files, and as an SVG in a page's colours and font."""
 
     png: bytes
     svg: bytes
+    page: bytes
+
+    def picture(self, caption: str, alt: str) -> Picture:
+        """Return the figure as a picture of a report."""
+        return Picture(caption, alt, self.page, "image/svg+xml")
 
     def save(self, directory: Path, name: str) -> None:
         """Write NAME.png and NAME.svg into a directory."""
@@ -117,7 +131,7 @@ def draw_panels(
                     middle = left + side / 2
                     write(middle, top - 0.035, panel.title, ha="center")
                     under = top + side * h / w + 0.1
-                    write(middle, under, panel.below, ha="center", color="0.35", size=POINTS - 1)
+                    write(middle, under, panel.below, ha="center", color=FAINT, size=POINTS - 1)
             top += tall + below
         if bar:
             length = min(2.4, width - 2 * margin)
@@ -154,7 +168,14 @@ def _write_words(axes: "Axes", panel: Panel, side: float) -> None:
 
 def rendered(figure: "Figure", omitted: Sequence[str] = ("Date", "Creator")) -> Drawing:
     """Render a figure inside `styled`, without metadata: the same figure gives the same bytes."""
+    import matplotlib
+
     files = io.BytesIO(), io.BytesIO()
     figure.savefig(files[0], format="png", metadata={"Software": None})
     figure.savefig(files[1], format="svg", metadata=dict.fromkeys(omitted))
-    return Drawing(files[0].getvalue(), files[1].getvalue())
+    figure.patch.set_visible(False)
+    for axes in figure.axes:
+        axes.patch.set_visible(False)
+    with matplotlib.rc_context({"svg.fonttype": "none"}):
+        page = themed_svg(figure, PAGE_SCALE)
+    return Drawing(files[0].getvalue(), files[1].getvalue(), page)

@@ -7,13 +7,16 @@ import struct
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
+from urllib.parse import quote
 
 import jinja2
 from markupsafe import Markup, escape
 
 from beit.draw.numbers import aligned_numbers
+from beit.draw.page import script_hash
 from beit.files import write_text
 
 Cell = str | int | float | None
@@ -64,24 +67,66 @@ class Section:
     items: Sequence[Item] = field(default_factory=list)
 
 
+class Figure(NamedTuple):
+    """A main result, and what to compare it with."""
+
+    value: str
+    beside: str = ""  # such as "chance 10.0%"
+
+
+class Link(NamedTuple):
+    """Words with the address of a page relative to the report."""
+
+    words: str
+    address: str
+
+
+def link_to(source: str, page: Path) -> str | Link:
+    """Link from the report `page` to that of the run `source`; its words alone without a report.
+
+    A path that does not exist here is looked for in each folder above the report, as a run started
+    elsewhere names it.
+    """
+    for folder in (Path(), *page.absolute().parents):
+        other = folder / source / "report.html"
+        if source and other.is_file() and other.absolute() != page.absolute():
+            relative = Path(os.path.relpath(other.absolute(), page.absolute().parent))
+            return Link(source, quote(relative.as_posix()))
+    return source
+
+
 def write_report(
     path: str | os.PathLike[str],
     title: str,
     sections: Sequence[Section],
-    facts: Mapping[str, str],
+    facts: Mapping[str, str | Link],
     *,
     summary: str = "",
-    figures: Mapping[str, str] | None = None,
+    lead: Sequence[Picture] = (),
+    figures: Mapping[str, str | Figure] | None = None,
 ) -> Path:
     """Write the page, replacing an older one atomically.
 
     Args:
-        facts: what was run: command, data, seed, machine
+        facts: what was run: command, data, seed, machine; at the end of the page
         summary: text like a section's
-        figures: the main results, shown large above the facts
+        lead: a few pictures, first of all
+        figures: the main results, shown large
     """
+    script = resources.files("beit.draw").joinpath("report.js").read_text("utf-8")
+    shown = {
+        name: Figure(value) if isinstance(value, str) else value
+        for name, value in (figures or {}).items()
+    }
     page = _template().render(
-        title=title, sections=sections, facts=facts, figures=figures or {}, summary=summary
+        title=title,
+        sections=sections,
+        facts=facts,
+        figures=shown,
+        summary=summary,
+        lead=lead,
+        script=Markup(script),
+        script_hash=script_hash(script),
     )
     path = Path(path)
     write_text(path, page)
@@ -100,7 +145,9 @@ def _template() -> jinja2.Template:
         paragraphs=_paragraphs, unbroken=_unbroken, embedded=embedded, columns=_columns
     )
     environment.tests.update(
-        table=lambda item: isinstance(item, Table), gallery=lambda item: isinstance(item, Gallery)
+        table=lambda item: isinstance(item, Table),
+        gallery=lambda item: isinstance(item, Gallery),
+        link=lambda item: isinstance(item, Link),
     )
     return environment.get_template("report.html.jinja")
 
@@ -128,17 +175,19 @@ def embedded(picture: Picture) -> Markup:
     """Embed an SVG as elements, so that it takes the page's colours, and a PNG as data."""
     if picture.media_type == "image/svg+xml":
         drawing = Markup(_plain_svg(picture.data))  # checked: shapes and text only
-        frame = Markup('<div class="drawing" role="img" aria-label="{}">{}</div>')
+        frame = Markup('<div class="drawing picture" role="img" aria-label="{}">{}</div>')
         return frame.format(picture.alt, drawing)
     if picture.data[:8] != b"\x89PNG\r\n\x1a\n":
         raise ValueError(f"picture {picture.alt!r} is not the PNG that its media type says")
     # The size is at a fixed place of a PNG; with it the page does not jump while it loads.
     size = struct.unpack(">II", picture.data[16:24])
-    image = Markup('<img width="{}" height="{}" alt="{}" src="data:image/png;base64,{}">')
-    return image.format(*size, picture.alt, base64.b64encode(picture.data).decode())
+    image = Markup('<img class="picture" width="{}" height="{}" alt="{}" src="{}">')
+    data = base64.b64encode(picture.data).decode()
+    return image.format(*size, picture.alt, f"{_PNG}{data}")
 
 
-_DRAWING = {"svg", "g", "defs", "path", "use", "text"}
+_PNG = "data:image/png;base64,"
+_DRAWING = {"svg", "g", "defs", "path", "use", "text", "image"}
 
 
 def _plain_svg(data: bytes) -> str:
@@ -152,8 +201,10 @@ def _plain_svg(data: bytes) -> str:
             raise ValueError(f"an SVG in a report only draws: <{tag}> is not allowed")
         for attribute, value in element.attrib.items():
             name = attribute.lower()
-            link = "href" in name and not value.startswith("#")
-            if link or name.startswith("on") or "url(" in value.lower():
+            inner = value.startswith(_PNG if tag == "image" else "#")
+            link = "href" in name and not inner
+            outer = "url(" in value.lower() and name != "data-hover"  # words that a script reads
+            if link or name.startswith("on") or outer:
                 raise ValueError(f"an SVG in a report only draws: {attribute}= is not allowed")
     return source
 

@@ -1,6 +1,7 @@
 """Pictures of visual tokens: token maps, masked predictions, examples of codes, use of codes.
 
-A code's colour only identifies it: similar colours do not mean similar content.
+The colour of a code is its place in the codebook (`beit.draw.components`): similar codes have
+similar colours. Functions take these `colours` (K, 3) uint8.
 """
 
 from typing import Any
@@ -11,26 +12,26 @@ from torch import Tensor
 from beit.draw import canvas
 from beit.draw.canvas import Pixels
 from beit.draw.charts import BOTTOM, finish_axes, log_axis, new_chart, styled, themed_svg, write
-from beit.draw.colours import FAINT, SERIES, code_colours
+from beit.draw.colours import FAINT, SERIES
 from beit.draw.numbers import short_number
 from beit.draw.report import Gallery, Picture
+from beit.nn.code_ranks import code_ranks
 from beit.nn.metrics import codebook_health
 
 
 def token_maps(
-    images: Tensor, codes: Tensor, grid: tuple[int, int], vocab_size: int, caption: str
+    images: Tensor, codes: Tensor, grid: tuple[int, int], colours: Pixels, caption: str
 ) -> Gallery:
     """Show each image, its tokens with a colour for each code, and both blended.
 
     Args:
         images: (B, 3, H, W) uint8 or [0, 1]
-        codes: (B, N) int64 in [0, vocab_size)
+        codes: (B, N) int64 in [0, K)
         grid: (Gh, Gw), N = Gh * Gw
-        vocab_size: K
+        colours: (K, 3) of the codes
         caption: which images these are
     """
-    _check(images, grid, vocab_size, codes)
-    colours = code_colours(vocab_size)
+    _check(images, grid, len(colours), codes)
     pictures = []
     for index, (image, row) in enumerate(zip(images, codes.cpu().numpy(), strict=True)):
         whole = canvas.panel(image)
@@ -39,49 +40,53 @@ def token_maps(
         alt = f"Image {index + 1}, its map of {grid[0]} by {grid[1]} tokens, and both blended"
         panels = [whole, tokens, canvas.blend(whole, tokens, 0.5)]
         pictures.append(canvas.picture(words, alt, [panels]))
-    legend = "Left to right: the image, its tokens (a colour for each code), both blended."
+    legend = (
+        "Left to right: the image, its tokens, both blended. Similar codes have similar colours."
+    )
     return Gallery(f"{caption} {legend}".strip(), pictures)
 
 
 def masked_predictions(
     images: Tensor,
     masked: Tensor,
-    predicted: Tensor,
+    logits: Tensor,
     codes: Tensor,
     grid: tuple[int, int],
-    vocab_size: int,
+    colours: Pixels,
     caption: str,
 ) -> Gallery:
     """Show image and masked image above the true and the predicted tokens of the masked patches.
 
-    Args as for `token_maps`, and masked: (B, M) int64, the masked patches; predicted: (B, M) int64,
-    the code predicted for each of them.
+    Args as for `token_maps`, and masked: (B, M) int64, the masked patches; logits: (B, M, K) of the
+    code of each of them.
     """
-    _check(images, grid, vocab_size, codes)
-    if predicted.shape != masked.shape or len(masked) != len(images):
-        got = f"masked {tuple(masked.shape)} and predicted {tuple(predicted.shape)}"
-        raise ValueError(f"{got} must both be (B, M) with B = {len(images)}")
-    _check_range(predicted, "predicted", vocab_size)
-    colours = code_colours(vocab_size)
+    K = len(colours)
+    _check(images, grid, K, codes)
+    if logits.shape != (*masked.shape, K) or len(masked) != len(images):
+        got = f"masked {tuple(masked.shape)} and logits {tuple(logits.shape)}"
+        raise ValueError(f"{got} must be (B, M) and (B, M, {K}) with B = {len(images)}")
+    ranks = code_ranks(logits.cpu(), codes.cpu().gather(1, masked.cpu()))
     pictures = []
     for index, image in enumerate(images):
         places, true = masked[index].cpu().numpy(), codes[index].cpu().numpy()
         guesses = true.copy()
-        guesses[places] = predicted[index].cpu().numpy()
-        num_right = int((guesses == true)[places].sum())
+        guesses[places] = logits[index].argmax(dim=1).cpu().numpy()
         whole, view, hidden = canvas.masked_view(image, masked[index], grid)
         panels = [canvas.over_masked(colours[row], grid, whole, hidden) for row in (true, guesses)]
-        wrong = canvas.cells(guesses != true, grid, whole)
-        panels[1][wrong & (canvas.depth_in_cell(grid, whole) < 0.45)] = (128, 128, 128, 60)
-        words = f"{num_right} of {len(places)} masked tokens right"
+        right = hidden & canvas.cells(guesses == true, grid, whole)
+        canvas.mark(panels[1], right, grid)
+        median, exact = np.median(ranks[index].numpy()) + 1, int((guesses == true)[places].sum())
+        words = f"true code on place {median:g} of {K} (median)"
+        words += f", {exact} of {len(places)} exact" if exact else ""
         alt = (
             f"Image {index + 1}, the image with {len(places)} of {len(true)} patches masked, "
-            f"their true tokens and the predicted ones, {num_right} of them right"
+            f"their true tokens and the predicted ones: {words}"
         )
         pictures.append(canvas.picture(words, alt, [[whole, view], panels]))
     legend = (
-        "Top: the image, and the masked image that the model sees. Bottom: the true and the "
-        "predicted tokens of the masked patches; wrong predictions are small squares."
+        "Top: the image, and the masked image that the model sees. Bottom: the true and the most "
+        "probable tokens of the masked patches. Similar codes have similar colours; a frame marks "
+        "a token that is exactly right. Below: the place of the true code among all by probability."
     )
     return Gallery(f"{caption} {legend}".strip(), pictures)
 
@@ -190,10 +195,6 @@ def _check(images: Tensor, grid: tuple[int, int], vocab_size: int, codes: Tensor
         raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
     if got != expected:
         raise ValueError(f"codes must be (B, N) = {expected} for grid {grid}, got {got}")
-    _check_range(codes, "codes", vocab_size)
-
-
-def _check_range(codes: Tensor, name: str, vocab_size: int) -> None:
     low, high = map(int, codes.aminmax()) if codes.numel() else (0, 0)
     if low < 0 or high >= vocab_size:
-        raise ValueError(f"{name} must lie in [0, {vocab_size}), got {low} to {high}")
+        raise ValueError(f"codes must lie in [0, {vocab_size}), got {low} to {high}")

@@ -24,8 +24,9 @@ from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
-from beit.command.ending import Ending, beside, opened, percent, words
+from beit.command.ending import Ending, beside, opened, words
 from beit.data.unreadable import Unreadable
+from beit.draw.names import percent
 from beit.evaluation.classify import EVALUATED, classify
 from beit.evaluation.compare import compare, read_evaluation, refuse_other_images
 from beit.evaluation.corruptions.corrupt import KINDS, SEVERITIES, check_kind

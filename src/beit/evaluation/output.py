@@ -11,7 +11,18 @@ from torch import Tensor
 from beit.draw.charts import Line, line_chart
 from beit.draw.classes import class_items
 from beit.draw.curves import curves
-from beit.draw.report import Cell, Gallery, Item, Picture, Section, Table, write_report
+from beit.draw.names import percent
+from beit.draw.report import (
+    Cell,
+    Figure,
+    Gallery,
+    Item,
+    Picture,
+    Section,
+    Table,
+    link_to,
+    write_report,
+)
 from beit.evaluation.classify import EVALUATED, TOP1
 from beit.evaluation.metrics import by_class, class_confusion
 from beit.evaluation.target_columns import Task
@@ -37,7 +48,7 @@ Accuracy = Mapping[str, Mapping[int, float]]  # in [0, 1] on corrupted images, b
 
 def format_metric(name: str, value: float) -> str:
     """Format a metric for people: shares in percent."""
-    return f"{value:.4f}" if name == "nll" else f"{100 * value:.2f}"
+    return f"{value:.4f}" if name == "nll" else f"{100 * value:.1f}"
 
 
 def format_table(record: Record) -> str:
@@ -53,8 +64,8 @@ def format_table(record: Record) -> str:
         heads = "".join(f"{f'sev. {severity}':>9}" for severity in severities)
         lines += ["", f"{'Top-1 on corrupted images, %':<34}{heads}{'error':>9}"]
         for kind, shares in corruptions["accuracy"].items():
-            cells = "".join(f"{100 * share:>9.2f}" for share in shares.values())
-            lines.append(f"{kind:<34}{cells}{100 * corruptions['kind_errors'][kind]:>9.2f}")
+            cells = "".join(f"{100 * share:>9.1f}" for share in shares.values())
+            lines.append(f"{kind:<34}{cells}{100 * corruptions['kind_errors'][kind]:>9.1f}")
         if "reference" in corruptions:
             lines.append(f"The reference of mCE is {corruptions['reference']}.")
     return "\n".join([*lines, *record["notes"]])
@@ -69,14 +80,21 @@ def write(output: Path, config: "Config", record: Record, outcomes: Tensor, task
     write_text(output / FILE, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
     mirrored = ", and mirrored" if config.flip else ""
     facts = {
-        "Model": config.model,
+        "Model": link_to(config.model, output / "report.html"),
         "Images": f"{config.data} ({record['images']['evaluated']})",
         "Set": config.dataset,
         "Logits compared": f"{record['compared_logits']} of {record['num_classes']}",
         "Image size": " x ".join(map(str, record["image_size"])),
         "Views": f"{config.crops}{mirrored}; crop ratio {config.crop_ratio:g}",
     }
-    figures = {METRICS[name]: format_metric(name, n) for name, n in record["figures"].items()}
+    figures = {
+        METRICS[name]: Figure(format_metric(name, n)) for name, n in record["figures"].items()
+    }
+    if task.labels is not None and "top1" in record["figures"]:
+        counts = by_class(outcomes, task)[1]
+        chance = percent(float(counts.max() / counts.sum().clamp(min=1)))
+        beside = f"chance {chance}: always the most frequent class"
+        figures[METRICS["top1"]] = figures[METRICS["top1"]]._replace(beside=beside)
     title, sections = f"Evaluation of {config.model}", _sections(record, outcomes, task)
     summary = "\n\n".join(record["notes"])
     path = output / "report.html"
@@ -87,13 +105,18 @@ def _sections(record: Record, outcomes: Tensor, task: Task) -> list[Section]:
     """Draw calibration, classes and corruptions."""
     bins = [record["reliability"][name] for name in ("confidence", "accuracy", "number")]
     points = [
-        {"confidence": confidence, "accuracy": accuracy, "perfectly calibrated": confidence}
+        {
+            "confidence, %": 100 * confidence,
+            "right": 100 * accuracy,
+            "perfectly calibrated": 100 * confidence,
+        }
         for confidence, accuracy, count in zip(*bins, strict=True)
         if count
     ]
-    panel = {"Share of images that are right": ["accuracy", "perfectly calibrated"]}
+    panel = {"Share of images that are right": ["right", "perfectly calibrated"]}
     caption = "15 bins of the likeliest class's probability."
-    sections = [Section("Calibration", items=[curves(points, panel, caption, x="confidence")])]
+    drawn = curves(points, panel, caption, x="confidence, %", percent=panel)
+    sections = [Section("Calibration", items=drawn)]
     if task.labels is not None:
         correct, total = by_class(outcomes, task)
         columns_are_classes = len(task.columns) == len(task.class_names) <= MAX_CONFUSION
@@ -127,7 +150,7 @@ def robustness_table(accuracy: Accuracy) -> Table:
     rows: list[list[Cell]] = []
     for kind, shares in accuracy.items():
         values = [*(shares[s] for s in severities), 1 - sum(shares.values()) / len(shares)]
-        rows.append([kind.replace("_", " "), *(f"{100 * value:.2f}" for value in values)])
+        rows.append([kind.replace("_", " "), *(f"{100 * value:.1f}" for value in values)])
     columns = ["Corruption", *(f"Severity {severity}" for severity in severities), "Mean error"]
     return Table("Accuracy on corrupted images, and mean error, in percent", columns, rows)
 
@@ -153,5 +176,7 @@ def _chart(kind: str, accuracy: Mapping[str, Accuracy], clean: Mapping[str, floa
             words = ", ".join(f"{share:.1f}" for _, share in points)
             descriptions.append(f"{name} {words} (clean {level:.1f})")
     alt = f"{title}, accuracy by severity in percent: {'; '.join(descriptions)}"
-    data = line_chart(title, lines, "severity", limits=((1, 5), (0, 100)), plot_height=110)
+    data = line_chart(
+        title, lines, "severity", unit="%", limits=((1, 5), (0, 100)), plot_height=110
+    )
     return Picture("", alt, data, "image/svg+xml")

@@ -148,7 +148,7 @@ def _probe(path: Path) -> str:
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         rows = [
-            f"| `{row['features']}` | {100 * row['linear']:.2f} | {100 * row['knn']:.2f} |"
+            f"| `{row['features']}` | {100 * row['linear']:.1f} | {100 * row['knn']:.1f} |"
             for row in record["rows"]
         ]
         test, count = record["config"]["test"], record["sizes"]["test"]

@@ -10,12 +10,13 @@ from functools import partial
 import torch
 from lightning_fabric import Fabric
 
-from beit.command.ending import Ending, beside, last_values, percent, words
+from beit.command.ending import Ending, beside, last_values, words
 from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.classes import Classes, Labelled, checked_classes, read_classes, renumbered
 from beit.data.source import Source
 from beit.data.splits import Split
 from beit.data.views import EvalView, TrainViews
+from beit.draw.names import percent
 from beit.draw.report import Section
 from beit.finetuning.config import Config
 from beit.finetuning.loop import Finetuning, train

@@ -1,11 +1,11 @@
-"""The report of a fine-tuning run: curves, and the accuracy of each class."""
+"""The report of a fine-tuning run: the accuracy of each class, and curves."""
 
 from beit.command.ending import again
 from beit.data.classes import Classes
 from beit.draw.classes import class_items
 from beit.draw.curves import curves
-from beit.draw.numbers import short_number
-from beit.draw.report import Section, write_report
+from beit.draw.names import name_of, percent, value_of
+from beit.draw.report import Figure, Link, Section, link_to, write_report
 from beit.finetuning.config import Config
 from beit.finetuning.validation import Validated
 from beit.run.directory import RunDirectory
@@ -35,20 +35,31 @@ def report(
     """
     caption = "One point a logging interval or a validation."
     drawn = curves(read_log(directory.metrics_file), PANELS, caption)
-    sections = [Section("Fine-tuning", items=[drawn])]
+    sections = []
     if validated is not None:
         names = classes.names or tuple(map(str, range(classes.number)))
         items = class_items(validated.right, validated.total, validated.confusion, names)
         sections.append(Section("Class by class", items=items))
+    sections.append(Section("Fine-tuning", items=drawn))
     chosen = ", chosen on the validation set" if validated and config.keep == "best" else ""
-    facts = {
+    start, page = link_to(config.init or "", directory.report_file), directory.report_file
+    facts: dict[str, str | Link] = {
         "command": again("finetune", directory.path),
         "images": config.data.train,
-        "start": (config.init or "fresh weights") + (head and f"; {head}"),
+        "start": start or "fresh weights",
+        **({"carried over": head} if head else {}),
         "weights kept": f"those of step {step}{chosen}",
         "seed": str(config.run.seed),
     }
     metrics = validated.metrics if validated else {}
-    figures = {name.removeprefix("val_"): short_number(value) for name, value in metrics.items()}
-    write_report(directory.report_file, "Fine-tuning", sections, facts, figures=figures)
+    figures = {
+        name_of(name.removeprefix("val_")): Figure(value_of(name, value))
+        for name, value in metrics.items()
+    }
+    if validated is not None and validated.total.sum():
+        chance = percent(float(validated.total.max() / validated.total.sum()))
+        top1, beside = name_of("top1"), f"chance {chance}: always the most frequent class"
+        if top1 in figures:
+            figures[top1] = figures[top1]._replace(beside=beside)
+    write_report(page, "Fine-tuning", sections, facts, figures=figures)
     return sections

@@ -18,7 +18,7 @@ from beit.command.ending import Ending, opened
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.draw import canvas
-from beit.draw.report import Section, write_report
+from beit.draw.report import Section, link_to, write_report
 from beit.nn.attention_maps import attention_maps, rollout
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.pictures.attention_panels import (
@@ -143,7 +143,7 @@ def run(config: Config) -> Result:
     if left_out:
         sections.append(Section("Left out", items=left_out_tables(left_out)))
     facts = {
-        "model": config.model,
+        "model": link_to(config.model, report),
         "image size": f"{vit.image_size[0]} x {vit.image_size[1]} pixels",
         "patches": f"{vit.grid[0]} x {vit.grid[1]}",
         "layers, heads": f"{vit.depth}, {vit.num_heads} each",

@@ -16,6 +16,7 @@ from beit.draw.panels import Drawing, Panel, draw_panels, heat
 from beit.nn.attention_maps import top_mass
 
 TINT = (213, 94, 0)  # vermilion: distinct from green with red-green colour blindness
+FADED = 115  # alpha of the other patches
 MOST_COLUMNS = 7  # panels beside the image
 BAR = "attention, relative to the panel's largest"
 
@@ -95,13 +96,13 @@ def flat_map(weights: Tensor, grid: tuple[int, int], like: Pixels) -> Pixels:
 
 
 def mass_mask(image: Tensor, weights: Tensor, grid: tuple[int, int], mass: float) -> Pixels:
-    """Tint and outline the patches with the top share of the mass, fade the rest: (h, w, 3)."""
+    """Tint and outline the patches with the top share of the mass, fade the rest: (h, w, 4)."""
     pixels = canvas.panel(image)
     chosen = canvas.cells(top_mass(weights, mass).cpu().numpy(), grid, pixels)  # (h, w)
-    faded = canvas.blend(pixels, np.full_like(pixels, 255), 0.55)
     tinted = canvas.blend(pixels, np.full_like(pixels, TINT), 0.4)
-    picture = np.where(chosen[..., None], tinted, faded)
-    picture[_outline(chosen, 2)] = TINT
+    picture = canvas.opaque(np.where(chosen[..., None], tinted, pixels))
+    picture[~chosen, 3] = FADED
+    picture[_outline(chosen, 2), :3] = TINT
     return picture
 
 

@@ -73,4 +73,4 @@ def check_output(output: Path, example: str) -> None:
 def saved_picture(drawing: Drawing, output: Path, file: str, alt: str) -> Picture:
     """Save a figure as PNG and SVG, and return its picture for a report."""
     drawing.save(output, file)
-    return Picture(f"{file}.png, {file}.svg", alt, drawing.png, "image/png")
+    return drawing.picture(f"{file}.png, {file}.svg", alt)

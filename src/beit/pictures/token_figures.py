@@ -16,8 +16,6 @@ from beit.pictures.images import saved_picture
 
 WORDS_UP_TO = 6  # cells in a row; with more, code numbers would be too small to read
 HIDDEN = (150, 150, 150)
-FADED = 0.72  # share of white in visible patches
-SMALL = 0.3  # depth in a cell at which the small square of a wrong token begins
 IMAGES_PER_FIGURE = 6
 TOKEN_TEXT = (
     "Each patch has the colour of its code. Codes near each other in the codebook have similar "
@@ -25,9 +23,9 @@ TOKEN_TEXT = (
     "the second, from green to red along the third. The colours do not depend on the images."
 )
 PREDICTION_TEXT = (
-    "Grey patches are hidden from the model. A correct prediction fills its patch, a wrong one "
-    "is a small square; similar codes have similar colours. On the right are the probabilities of "
-    "the predicted and the true token."
+    "Grey patches are hidden from the model. Similar codes have similar colours; a frame marks a "
+    "prediction that is exactly right. On the right are the probabilities of the predicted and "
+    "the true token."
 )
 
 Colours = NDArray[np.uint8]
@@ -95,25 +93,22 @@ def prediction_panels(
 ) -> list[Panel]:
     """Return panels of an image, the masked input, true and predicted tokens and probabilities.
 
-    A correct token fills its patch; a wrong one is a small square. Arguments as for `token_panels`;
-    `highest` is the probability at the top of the colour scale.
+    A frame marks a correct token. Arguments as for `token_panels`; `highest` is the probability at
+    the top of the colour scale.
     """
     pixels, true, masked = canvas.panel(image), codes.cpu().numpy(), predictions.masked.numpy()
     predicted = predictions.filled(codes.cpu()).numpy()
     is_hidden = np.zeros(len(true), bool)
     is_hidden[masked] = True
     hidden = canvas.cells(is_hidden, grid, pixels)  # (h, w)
-    faded = canvas.blend(pixels, np.full_like(pixels, 255), FADED)
 
     def in_hidden(patches: Colours) -> canvas.Pixels:
-        picture = faded.copy()
-        picture[hidden] = canvas.cells(patches, grid, pixels)[hidden]
-        return picture
+        return canvas.over_masked(patches, grid, pixels, hidden)
 
     view, predicted_map = pixels.copy(), in_hidden(colours[predicted])
     view[hidden] = HIDDEN
-    wrong = hidden & canvas.cells(predicted != true, grid, pixels)
-    predicted_map[wrong & (canvas.depth_in_cell(grid, pixels) < SMALL)] = 255
+    right = hidden & canvas.cells(predicted == true, grid, pixels)
+    canvas.mark(predicted_map, right, grid)
     correct = f"{int(predictions.correct(codes).sum())} of {len(masked)} correct"
     true_words, predicted_words = (_words(row, grid, is_hidden) for row in (true, predicted))
     panels = [

@@ -17,7 +17,7 @@ from beit.command.ending import Ending, opened
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.draw.components import codebook_colours
-from beit.draw.report import Item, Section, write_report
+from beit.draw.report import Item, Section, link_to, write_report
 from beit.nn.code_statistics import code_vectors
 from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
@@ -113,8 +113,7 @@ def run(config: Config) -> Result:
             predictions = predict_tokens(models.predictor, inputs, masked, codes)
         painted, features = _decoded(models, inputs, codes, predictions, teacher)
     tokenizer = models.tokenizer
-    vectors = code_vectors(tokenizer) if isinstance(tokenizer, VQKD | DiscreteVAE) else None
-    colours = codebook_colours(vectors, tokenizer.vocab_size)
+    colours = codebook_colours(code_vectors(tokenizer))
 
     output.mkdir(parents=True, exist_ok=True)
     sections = [token_section(output, images, codes, models.grid, colours, painted)]
@@ -126,8 +125,8 @@ def run(config: Config) -> Result:
     tables: list[Item] = [token_table(names, codes, predictions), *left_out_tables(left_out)]
     sections.append(Section("The images", items=tables))
     facts = {
-        "model": config.model,
-        "tokenizer": models.origin,
+        "model": link_to(config.model, report),
+        "tokenizer": link_to(models.origin, report),
         "tokens": f"{models.grid[0]} x {models.grid[1]} per image",
         "codes": str(tokenizer.vocab_size),
         "image size": f"{models.image_size[0]} x {models.image_size[1]} pixels",

@@ -76,6 +76,8 @@ def train(
     with journal.recording():
         if journal.resumed:  # repeat the validation that follows the checkpoint
             validated = evaluate(parts, journal, validated, report)
+        elif parts.check is not None:
+            check(parts.check, parts, journal)  # the untrained backbone, to compare with
         for step in journal.steps():
             rate = optim.rate(step, journal.steps_per_epoch)
             set_learning_rate(optimizer, rate)
@@ -137,11 +139,16 @@ def evaluate(
             metrics = validate(parts.fabric, parts.mim, parts.target, parts.validation, reading)
         journal.log_result(metrics)
     if parts.check is not None and journal.at_interval(parts.check_every):
-        with journal.aside("k-NN check"):
-            train, test = (journal.read(batches) for batches in parts.check)
-            accuracies = knn_check(parts.fabric, parts.mim.backbone, train, test)
-        journal.log_result(accuracies)
+        check(parts.check, parts, journal)
     if validates and journal.reports:
         with journal.aside("report"):
             report(metrics)
     return metrics
+
+
+def check(images: tuple[ImageBatches, ImageBatches], parts: Pretraining, journal: Journal) -> None:
+    """Log the accuracy of nearest neighbours by the backbone's features."""
+    with journal.aside("k-NN check"):
+        train, test = (journal.read(batches) for batches in images)
+        accuracies = knn_check(parts.fabric, parts.mim.backbone, train, test)
+    journal.log_result(accuracies)

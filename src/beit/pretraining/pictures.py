@@ -5,12 +5,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from beit.draw import canvas
+from beit.draw.components import codebook_colours
 from beit.draw.numbers import short_number
 from beit.draw.report import Gallery
 from beit.draw.tokens import masked_predictions
+from beit.nn.code_statistics import code_vectors
 from beit.nn.patches import take
 from beit.nn.target_metrics import Target
-from beit.nn.targets import FeatureTarget, PixelTarget
+from beit.nn.targets import FeatureTarget, PixelTarget, TokenTarget
 
 _LEGEND = "Left to right: the image, the masked image that the model sees,"
 
@@ -43,8 +45,9 @@ def predictions(
         caption = "Masked images and the similarity of predicted and true features."
         return similarity_maps(images, masked, near, grid, caption)
     caption = "Masked images, their tokens and the predicted tokens."
-    predicted_codes = predicted.argmax(dim=2)
-    return masked_predictions(images, masked, predicted_codes, targets, grid, target.width, caption)
+    assert isinstance(target, TokenTarget)
+    colours = codebook_colours(code_vectors(target.tokenizer))
+    return masked_predictions(images, masked, predicted, targets, grid, colours, caption)
 
 
 def painted_predictions(

@@ -9,14 +9,18 @@ from functools import partial
 import torch
 from lightning_fabric import Fabric
 
-from beit.command.ending import Ending, beside, last_values, percent, words
+from beit.command.ending import Ending, beside, last_values, words
 from beit.data.batches import EvalBatches
 from beit.data.classes import Labelled, known_classes, renumbered
 from beit.data.splits import Split
 from beit.data.views import EvalView, TrainViews
+from beit.draw.names import percent
 from beit.draw.report import Section
+from beit.nn.code_ranks import CodeRanks
+from beit.nn.code_statistics import code_vectors
 from beit.nn.mim import MaskedImageModel
 from beit.nn.target_metrics import Target
+from beit.nn.targets import TokenTarget
 from beit.pretraining.config import Config
 from beit.pretraining.loop import Pretraining, train
 from beit.pretraining.report import report
@@ -53,7 +57,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     vit, optim = config.model.backbone, config.optim
     views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
     source = open_train(config, views)
-    validation, check = build_validation(config, fabric), check_batches(config, fabric)
+    validation, check = build_validation(config, fabric, target), check_batches(config, fabric)
     sets = image_sets(source, validation and validation.batches)
     if check is not None:
         sets |= {"check.train": check[0].source, "check.test": check[1].source}
@@ -136,13 +140,16 @@ def build(config: Config, fabric: Fabric) -> tuple[Target, MaskedImageModel]:
     return target, MaskedImageModel(match_target(config.model, target))
 
 
-def build_validation(config: Config, fabric: Fabric) -> Validation | None:
+def build_validation(config: Config, fabric: Fabric, target: Target) -> Validation | None:
     """Open the validation set; None without one."""
     batches = open_validation(config, config.model.backbone.image_size, fabric)
     if batches is None:
         return None
-    everywhere = config.predict == "all"
-    return Validation(batches, config.mask, everywhere, config.optim.batch_size, config.run.seed)
+    everywhere, size = config.predict == "all", config.optim.batch_size
+    ranks = None
+    if isinstance(target, TokenTarget):
+        ranks = CodeRanks(code_vectors(target.tokenizer))
+    return Validation(batches, config.mask, everywhere, size, config.run.seed, ranks)
 
 
 def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatches] | None:

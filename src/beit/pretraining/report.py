@@ -1,4 +1,8 @@
-"""The report of a pretraining run: curves, and masked images with their predictions."""
+"""The report of a pretraining run: masked images with their predictions, figures, curves."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -8,8 +12,9 @@ from beit.data.batches import first_images
 from beit.data.order import step_generator
 from beit.data.views import EvalView
 from beit.draw.curves import curves
+from beit.draw.names import name_of, percent, value_of
 from beit.draw.numbers import short_number
-from beit.draw.report import Gallery, Section, write_report
+from beit.draw.report import Figure, Gallery, Section, link_to, write_report
 from beit.nn.masking import draw_masks
 from beit.nn.mim import MaskedImageModel
 from beit.nn.target_metrics import Target
@@ -19,7 +24,7 @@ from beit.run.batches import open_shown
 from beit.run.directory import RunDirectory
 from beit.run.log import read_log
 
-SHOWN = 12  # masked images
+SHOWN, LEAD = 12, 3  # masked images, and how many of them come first of all
 
 
 def report(
@@ -38,21 +43,67 @@ def report(
     records = read_log(directory.metrics_file)
     caption = "One point a logging interval, a validation or a check."
     pictures = predicted_images(config, fabric, mim, target)
-    sections = [
-        Section("Pretraining", items=[curves(records, panels(config), caption)]),
-        Section("What it predicts", items=[pictures]),
-    ]
+    drawn = curves(records, panels(config), caption)
+    sections = [Section("What it predicts", items=[pictures]), Section("Pretraining", items=drawn)]
     tokens = config.target.kind == "tokens"
     facts = {
         "command": again("pretrain", directory.path),
         "images": config.data.train,
-        "tokenizer" if tokens else config.target.kind: config.tokenizer or config.target.source,
+        "tokenizer" if tokens else config.target.kind: link_to(
+            config.tokenizer or config.target.source, directory.report_file
+        ),
         "seed": str(config.run.seed),
     }
-    numbers = {name.removeprefix("val_"): short_number(value) for name, value in metrics.items()}
-    title = "Masked image modelling"
-    write_report(directory.report_file, title, sections, facts, figures=numbers)
+    summary = (
+        "A part of each image is hidden, and the model predicts what is there. What it needs for "
+        "that is what its features are good for: the prediction itself need not be exact."
+    )
+    first, rest = pictures.pictures[:LEAD], pictures.pictures[LEAD:]
+    shown = [replace(sections[0], items=[Gallery(pictures.caption, rest)]), *sections[1:]]
+    write_report(
+        directory.report_file,
+        "Masked image modelling",
+        shown if rest else sections,
+        facts,
+        summary=summary,
+        lead=first if rest else (),
+        figures=main_figures(metrics, records, target.width),
+    )
     return sections
+
+
+def main_figures(
+    metrics: Mapping[str, float], records: Sequence[Mapping[str, Any]], num_codes: int
+) -> dict[str, Figure]:
+    """Return the main figures of a validation, each with that of chance or of an untrained model.
+
+    Args:
+        metrics: of the last validation
+        records: of the log, with checks of nearest neighbours
+        num_codes: K
+    """
+    figures = {}
+    if "val_rank" in metrics:
+        values = {name.removeprefix("val_"): value for name, value in metrics.items()}
+        chance = f"chance {percent(values['chance'])}: always the most frequent code"
+        figures["masked tokens exactly right"] = Figure(percent(values["accuracy"]), chance)
+        place = Figure(short_number(values["rank"]), f"of {num_codes} codes, by probability")
+        figures["median place of the true code"] = place
+        first = Figure(percent(values["first5"]), f"chance {percent(values['first5_chance'])}")
+        figures["true code among the first five"] = first
+        near = Figure(f"{values['wrong_cosine']:.2f}", f"random {values['random_cosine']:.2f}")
+        figures["cosine of a wrong code to the true one"] = near
+    else:
+        for key, value in metrics.items():
+            if key.removeprefix("val_") in ("explained", "cosine", "accuracy"):
+                figures[name_of(key.removeprefix("val_"))] = Figure(value_of(key, value))
+    checks = [record for record in records if "knn_cls" in record]
+    if checks:
+        before, after = checks[0], checks[-1]
+        for key in ("knn_cls", "knn_mean"):
+            untrained = f"untrained {percent(before[key])}" if before["step"] == 0 else ""
+            figures[f"{name_of(key)}: right class"] = Figure(percent(after[key]), untrained)
+    return figures
 
 
 def panels(config: Config) -> dict[str, list[str]]:

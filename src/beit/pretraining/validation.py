@@ -1,7 +1,7 @@
 """Validation during pretraining, and the k-NN check of the backbone's features."""
 
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -19,6 +19,13 @@ from beit.run.means import Means
 from beit.run.reading import ImageBatches, Reading
 
 
+class Ranks(Protocol):
+    """Interface of `beit.nn.code_ranks.CodeRanks`."""
+
+    def count(self, logits: Tensor, codes: Tensor, weights: Tensor | None = None) -> Tensor: ...
+    def figures(self, counts: Tensor) -> dict[str, float]: ...
+
+
 class Validation(NamedTuple):
     """Inputs of the validation besides the model.
 
@@ -28,6 +35,7 @@ class Validation(NamedTuple):
         everywhere: predict all patches, not only the masked ones
         step_size: number of masks drawn from one generator, the batch size of training
         seed: of the masks
+        ranks: measures how near predicted codes are; None for other targets
     """
 
     batches: ImageBatches
@@ -35,6 +43,7 @@ class Validation(NamedTuple):
     everywhere: bool
     step_size: int
     seed: int
+    ranks: Ranks | None = None
 
 
 def validation_masks(validation: Validation, grid: tuple[int, int], indices: Tensor) -> Tensor:
@@ -56,6 +65,7 @@ def validate(
     """Measure the loss and the metrics of the target on the validation set."""
     mim.eval()
     means, grid = Means(partial(summed, fabric)), mim.config.backbone.grid
+    ranks, counts = validation.ranks, torch.zeros(4, target.width, device=fabric.device)
     # All processes need the same names, even one without a batch.
     names = ["val_loss"] + [f"val_{name}" for name in TARGET_METRICS[target.kind]]
     names += [f"val_cls_{name}" for name in TARGET_METRICS[target.kind] if mim.aggregation]
@@ -69,13 +79,19 @@ def validate(
             targets = target.of(batch.images, predicted)
             prediction = mim(batch.images, masked, predicted)
         patch_loss, cls_loss = masked_losses(prediction, targets, target.loss, weights)
-        metrics = {"val_loss": patch_loss + cls_loss}
+        measured = {"val_loss": patch_loss + cls_loss}
         for prefix, logits in (("val", prediction.logits), ("val_cls", prediction.cls_logits)):
             if logits is not None:
-                measured = target_metrics(target.kind, logits, targets, weights)
-                metrics |= {f"{prefix}_{name}": value for name, value in measured.items()}
-        means.add(metrics, weight=len(masked) if weights is None else float(weights.sum()))
-    return explained_from_error(means.read()) | reading.counts()
+                values = target_metrics(target.kind, logits, targets, weights)
+                measured |= {f"{prefix}_{name}": value for name, value in values.items()}
+        if ranks is not None:
+            counts += ranks.count(prediction.logits, targets, weights)
+        means.add(measured, weight=len(masked) if weights is None else float(weights.sum()))
+    metrics = explained_from_error(means.read())
+    if ranks is not None:
+        figures = ranks.figures(summed(fabric, counts))
+        metrics |= {f"val_{name}": value for name, value in figures.items()}
+    return metrics | reading.counts()
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import TypedDict
 from torch import Tensor
 
 from beit.draw.curves import curves
-from beit.draw.report import Gallery, Table
+from beit.draw.report import Item, Table
 from beit.nn.pooling import Kind
 
 NAMES = {
@@ -65,10 +65,10 @@ def accuracy_table(
     knn = ["k-NN"] if len(neighbours) == 1 else [f"{k}-NN" for k in neighbours]
     lines = []
     for row in rows:
-        percent = [f"{100 * accuracy:.2f}" for accuracy in (row["linear"], *row["knn_each"])]
+        percent = [f"{100 * accuracy:.1f}" for accuracy in (row["linear"], *row["knn_each"])]
         lines.append([title(row) + PAPER * row["paper"], *percent, f"{row['rate']:g}"])
     for each in attentive:
-        percent = [f"{100 * each['attentive']:.2f}", *["–"] * len(knn)]
+        percent = [f"{100 * each['attentive']:.1f}", *["–"] * len(knn)]
         lines.append([title(each), *percent, f"{each['rate']:g}"])
     columns = ["Features", "Probe" if attentive else "Linear probe", *knn, "Rate"]
     return Table("Accuracy on the test images, in percent", columns, lines)
@@ -106,10 +106,10 @@ def notes(rows: Sequence[Row], attentive: Sequence[AttentiveRow], rates: Rates) 
     return lines
 
 
-def drawings(rows: Sequence[Row], attentive: Sequence[AttentiveRow], rates: Rates) -> list[Gallery]:
+def drawings(rows: Sequence[Row], attentive: Sequence[AttentiveRow], rates: Rates) -> list[Item]:
     """Draw held-out accuracy by rate and, for several blocks, accuracy by depth."""
     groups: tuple[Sequence[Figures], ...] = rows, attentive
-    charts = []
+    charts: list[Item] = []
     for name, group, grid in zip(("linear", "attentive"), groups, rates, strict=True):
         best = sorted(group, key=lambda row: -max(row["held_out"]))[:CURVES]
         if best:
@@ -118,23 +118,24 @@ def drawings(rows: Sequence[Row], attentive: Sequence[AttentiveRow], rates: Rate
                 | {title(row): 100 * row["held_out"][place] for row in best}
                 for place, rate in enumerate(sorted(grid))
             ]
-            panel = {f"Held-out accuracy, {name}, %": [title(row) for row in best]}
+            panel = {f"Held-out accuracy, {name}": [title(row) for row in best]}
             caption = "Accuracy by learning rate; the best rate was chosen"
-            charts.append(curves(records, panel, caption, x="log10 of the rate"))
+            charts += curves(records, panel, caption, x="log10 of the rate", percent=panel)
     if len({row["layer"] for row in rows} - {None}) > 1:
-        charts.append(_by_depth(rows, attentive))
+        charts += _by_depth(rows, attentive)
     return charts
 
 
-def _by_depth(rows: Sequence[Row], attentive: Sequence[AttentiveRow]) -> Gallery:
+def _by_depth(rows: Sequence[Row], attentive: Sequence[AttentiveRow]) -> list[Item]:
     """Draw accuracies on the test images by block."""
     probes = [(row["layer"], NAMES[row["pooling"]], row["linear"]) for row in rows]
     probes += [(row["layer"], NAMES[row["pooling"]], row["attentive"]) for row in attentive]
     knn = [(row["layer"], f"k-NN, {NAMES[row['pooling']]}", row["knn"]) for row in rows]
     points = [point for point in probes + knn if point[0] is not None]
     records = [{"block": block, key: 100 * accuracy} for block, key, accuracy in points]
-    groups = {"Probes, %": probes, "Nearest neighbours, %": knn}
+    groups = {"Probes": probes, "Nearest neighbours": knn}
     panels = {
         name: list(dict.fromkeys(key for _, key, _ in group)) for name, group in groups.items()
     }
-    return curves(records, panels, "Accuracy on the test images, raw outputs of blocks", x="block")
+    caption = "Accuracy on the test images, raw outputs of blocks"
+    return curves(records, panels, caption, x="block", percent=panels)

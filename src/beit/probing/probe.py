@@ -32,16 +32,17 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from beit.command.ending import Ending, beside, percent, words
+from beit.command.ending import Ending, beside, words
 from beit.data.class_names import some
 from beit.data.classes import Labelled, checked_classes, renumbered
 from beit.data.source import PartSource
 from beit.data.sources import open_source
 from beit.data.views import ViewConfig
-from beit.draw.report import Section, write_report
+from beit.draw.names import percent
+from beit.draw.report import Figure, Section, link_to, write_report
 from beit.files import write_text
 from beit.nn.pooling import kinds_of
-from beit.probing.charts import AttentiveRow, accuracy_table, drawings, format_table, notes
+from beit.probing.charts import AttentiveRow, accuracy_table, drawings, format_table, notes, title
 from beit.probing.charts import Row as Row
 from beit.probing.features import FeatureReader
 from beit.probing.training import attentive_rows, probe_features, split, train_on_stream
@@ -155,11 +156,16 @@ class Config:
 
 @dataclass(frozen=True)
 class Result:
-    """Accuracies by kind of features, a table of them for the terminal, and notes."""
+    """Accuracies by kind of features, a table of them for the terminal, and notes.
+
+    Attributes:
+        chance: accuracy of always answering the most frequent class of the test images
+    """
 
     rows: list[Row]
     table: str
     notes: list[str]
+    chance: float
     attentive: list[AttentiveRow] = field(default_factory=list)
 
     @property
@@ -215,7 +221,8 @@ def run(config: Config) -> Result:
     remarks += unreadable_note("test", test_set.unreadable, len(test))
     remarks += notes(rows, rows_attentive, (config.rates, config.attentive_rates))
     print("\n".join([table, *remarks]))
-    result = Result(rows, table, remarks, rows_attentive)
+    chance = float(test_set.labels.bincount().max()) / len(test_set.labels)
+    result = Result(rows, table, remarks, chance, rows_attentive)
     if output is not None:
         sizes = {"train": len(train_set.labels), "test": len(test_set.labels)}
         sizes |= {"classes": num_classes, "width": model.width}
@@ -276,6 +283,7 @@ def _write(
         "rows": result.rows,
         "attentive": result.attentive,
         "notes": result.notes,
+        "chance": result.chance,
         "rates": sorted(config.rates),
         "image_size": image_size,
         "sizes": sizes,
@@ -287,12 +295,20 @@ def _write(
     pictures = drawings(result.rows, result.attentive, (config.rates, config.attentive_rates))
     model = config.model + (" (untrained)" if config.untrained else "")
     sections = [Section("Frozen features", "\n\n".join(result.notes), [table, *pictures])]
+    page = output / "report.html"
+    best = max(result.rows, key=lambda row: (row["paper"], row["linear"]))
+    chance = f"chance {percent(result.chance)}: always the most frequent class"
+    figures = {
+        f"linear probe, {title(best)}": Figure(percent(best["linear"]), chance),
+        f"nearest neighbours, {title(best)}": Figure(percent(best["knn"]), chance),
+    }
     facts = {
-        "Model": model,
+        "Model": link_to(config.model, page),
+        "Weights": "untrained" if config.untrained else "trained",
         "Training images": f"{config.train} ({sizes['train']})",
         "Test images": f"{config.test} ({sizes['test']})",
         "Classes": str(sizes["classes"]),
         "Image size": f"{image_size[0]} x {image_size[1]}",
         "Seed": str(config.seed),
     }
-    write_report(output / "report.html", f"Probe of {model}", sections, facts)
+    write_report(page, f"Probe of {model}", sections, facts, figures=figures)

@@ -23,7 +23,7 @@ from beit.command.ending import Ending, beside, words
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.unreadable import Unreadable, readable
-from beit.draw.report import Section, write_report
+from beit.draw.report import Section, link_to, write_report
 from beit.files import replacing, write_text
 from beit.nn.confusion import map_figures, pixel_confusion
 from beit.nn.segmenter import SemanticSegmenter
@@ -242,7 +242,7 @@ def format_table(record: dict[str, Any]) -> str:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.2f}"
+    return "–" if value is None else f"{100 * value:.1f}"
 
 
 def write(
@@ -259,7 +259,7 @@ def write(
     if views.mode == "slide":
         view = "windows, scales " + ", ".join(f"{scale:g}" for scale in views.scales)
     facts = {
-        "Model": config.model,
+        "Model": link_to(config.model, output / "report.html"),
         "Images": f"{config.data} ({record['images']['evaluated']})",
         "Window": " x ".join(map(str, record["window"])),
         "Views": view + (", and mirrored" if views.flip else ""),
@@ -269,6 +269,6 @@ def write(
     sections = [Section("Class by class", items=[table])]
     if counts.examples:
         picture = example_picture(counts.examples, names, palette)
-        sections.append(Section("Examples", items=[picture]))
+        sections.insert(0, Section("Examples", items=[picture]))
     title = f"Evaluation of {config.model}"
     write_report(output / "report.html", title, sections, facts, figures=figures)

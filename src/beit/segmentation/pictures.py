@@ -20,6 +20,7 @@ Shares = NDArray[np.float64]
 SHARE = 0.6  # of a class's colour over the image
 SIDE = 224  # of an example
 COVERED = 0.005  # a class below this share of an image is left out of the legend
+GROUND = 54  # grey below a legend, with light letters: for light pages and dark ones
 _LETTER, _LINE, _SWATCH, _MARGIN = 15, 24, 16, 12  # pixels
 
 
@@ -51,7 +52,7 @@ def shares(labels: Tensor, num_classes: int) -> Shares:
 
 
 def legend(names: Sequence[str], palette: Palette, covered: Shares | None = None) -> Pixels:
-    """Draw a line for each class with its colour and name: (h, w, 3).
+    """Draw a line for each class with its colour and name, on `GROUND`: (h, w, 3).
 
     `covered` (Y,), the share of each class, sorts them and leaves out those below COVERED.
     """
@@ -63,19 +64,19 @@ def legend(names: Sequence[str], palette: Palette, covered: Shares | None = None
         lines = [f"{lines[number]}  {100 * covered[number]:.0f}%" for number in order]
     left = _MARGIN + _SWATCH + 8
     width = int(max([font.getlength(line) for line in lines] or [0])) + left + _MARGIN
-    sheet = Image.new("RGB", (width, _LINE * len(lines) + _MARGIN), "white")
+    sheet = Image.new("RGB", (width, _LINE * len(lines) + _MARGIN), (GROUND, GROUND, GROUND))
     draw = ImageDraw.Draw(sheet)
     for place, (number, line) in enumerate(zip(order, lines, strict=True)):
         top = _MARGIN // 2 + place * _LINE + (_LINE - _SWATCH) // 2
         box = (_MARGIN, top, _MARGIN + _SWATCH - 1, top + _SWATCH - 1)
         draw.rectangle(box, fill=tuple(palette[number]), outline=(120, 120, 120))
-        draw.text((left, top - 1), line, fill=(30, 30, 30), font=font)
+        draw.text((left, top - 1), line, fill=(240, 240, 240), font=font)
     return np.asarray(sheet)
 
 
 def with_legend(pixels: Pixels, names: Sequence[str], palette: Palette, labels: Tensor) -> Pixels:
     """Put the legend of a map (H, W) beside a picture (h, w, 3)."""
-    return _joined(pixels, legend(names, palette, shares(labels, len(names))), 255)
+    return _joined(pixels, legend(names, palette, shares(labels, len(names))), GROUND)
 
 
 def example_picture(examples: Sequence[Example], names: Sequence[str], palette: Palette) -> Picture:
@@ -101,7 +102,7 @@ def iou_table(figures: MapFigures, pixels: Tensor, names: Sequence[str]) -> Tabl
     part = 100 * pixels.double() / max(1, int(pixels.sum()))
     percent = torch.stack([100 * figures.iou, 100 * figures.accuracy, part], dim=1)
     rows = [
-        (name, *(None if np.isnan(value) else value for value in values))
+        (name, *(None if np.isnan(value) else round(value, 1) for value in values))
         for name, values in zip(names, percent.tolist(), strict=True)
     ]
     rows.sort(key=lambda row: 1e9 if row[1] is None else row[1])

@@ -1,9 +1,9 @@
-"""The report of a segmentation run: curves, each class, and some images."""
+"""The report of a segmentation run: some images, each class, and curves."""
 
 from beit.command.ending import again
 from beit.draw.curves import curves
-from beit.draw.numbers import short_number
-from beit.draw.report import Section, write_report
+from beit.draw.names import name_of, value_of
+from beit.draw.report import Link, Section, link_to, write_report
 from beit.nn.confusion import map_figures
 from beit.run.directory import RunDirectory
 from beit.run.log import read_log
@@ -37,23 +37,28 @@ def report(
     """
     caption = "One point a logging interval or a validation."
     drawn = curves(read_log(directory.metrics_file), PANELS, caption)
-    sections = [Section("Segmentation", items=[drawn])]
+    sections = []
     if validated is not None:
         confusion, names = validated.confusion, source.class_names
         table = iou_table(map_figures(confusion), confusion.sum(dim=1), names)
-        sections.append(Section("Class by class", items=[table]))
         if validated.examples:
             picture = example_picture(validated.examples, names, source.palette)
             sections.append(Section("Examples", items=[picture]))
+        sections.append(Section("Class by class", items=[table]))
+    sections.append(Section("Segmentation", items=drawn))
     chosen = ", chosen on the validation set" if validated and config.keep == "best" else ""
-    facts = {
+    start, page = link_to(config.init or "", directory.report_file), directory.report_file
+    facts: dict[str, str | Link] = {
         "command": again("segment", directory.path),
         "images": config.data.train,
-        "start": (config.init or "fresh weights") + (transferred and f"; {transferred}"),
+        "start": start or "fresh weights",
+        **({"carried over": transferred} if transferred else {}),
         "weights kept": f"those of step {step}{chosen}",
         "seed": str(config.run.seed),
     }
     metrics = validated.metrics if validated else {}
-    figures = {name.removeprefix("val_"): short_number(value) for name, value in metrics.items()}
-    write_report(directory.report_file, "Segmentation", sections, facts, figures=figures)
+    figures = {
+        name_of(name.removeprefix("val_")): value_of(name, value) for name, value in metrics.items()
+    }
+    write_report(page, "Segmentation", sections, facts, figures=figures)
     return sections

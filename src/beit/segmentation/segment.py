@@ -12,8 +12,9 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from beit.command.ending import Ending, beside, last_values, percent, words
+from beit.command.ending import Ending, beside, last_values, words
 from beit.data.batches import EvalBatches, TrainBatches
+from beit.draw.names import percent
 from beit.draw.report import Section
 from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter
 from beit.nn.vit import ViTConfig

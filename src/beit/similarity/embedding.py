@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.command.ending import Ending, opened, percent
+from beit.command.ending import Ending, opened
 from beit.data.batches import EvalBatches
 from beit.data.source import PartSource, Source, limited, shuffled
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.draw.canvas import Pixels
+from beit.draw.names import percent
 from beit.draw.thumbnails import shrunk
 from beit.run.device import DeviceConfig
 from beit.similarity.layout import clusters, layout, num_clusters, purity

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from torch import Tensor
 
 from beit.draw.canvas import Pixels
-from beit.draw.colours import code_colours
+from beit.draw.colours import place_colours
 from beit.draw.page import base64_of, json_text, page_stream
 from beit.draw.thumbnails import QUALITIES, TINY, webp
 from beit.files import replacing
@@ -105,7 +105,9 @@ def _summary(page: EmbeddingPage) -> dict[str, object]:
 
 
 def _colours(count: int) -> list[str]:
-    return ["#" + bytes(colour).hex() for colour in code_colours(count)]
+    """Return colours of clusters, spread out: those of the additive recurrence of x^4 = x + 1."""
+    places = (0.5 + np.arange(count)[:, None] * 1.2207440846 ** -np.arange(1.0, 4.0)) % 1.0
+    return ["#" + bytes(colour).hex() for colour in place_colours(places)]
 
 
 def _sheets(cells: Pixels) -> list[bytes]:

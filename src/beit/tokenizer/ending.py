@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from beit.command.ending import Ending, beside, last_values, percent, words
+from beit.command.ending import Ending, beside, last_values, words
+from beit.draw.names import percent
 from beit.run.directory import RunDirectory
 from beit.run.journal import Result
 

@@ -19,16 +19,15 @@ def reconstructions(images: Tensor, painted: Tensor, caption: str) -> Gallery:
         raise ValueError(f"{got} must both be (B, 3, H, W)")
     pictures = []
     for index, (image, copy) in enumerate(zip(images, painted, strict=True)):
-        error = (as_float(image).float() - as_float(copy).float()).abs()
+        error = as_float(copy).float() - as_float(image).float()
         mean_square = float(error.square().mean())
         words = f"PSNR {-10 * math.log10(mean_square):.1f} dB" if mean_square else "no error"
-        # The mean difference over channels; a quarter of the range or more is black.
-        difference = (1 - 4 * error.mean(0, keepdim=True)).clamp(0, 1).expand(3, -1, -1)
+        difference = (0.5 + 2 * error).clamp(0, 1)  # a quarter of the range is at an end
         panels = [canvas.panel(pixels) for pixels in (image, copy, difference)]
         alt = f"Image {index + 1}, its reconstruction, and their difference: {words}"
         pictures.append(canvas.picture(words, alt, [panels]))
     legend = (
-        "Left to right: the image, its reconstruction from codes, and their difference: white for "
-        "none, black for a quarter of the range or more."
+        "Left to right: the image, its reconstruction from codes, and their difference: grey for "
+        "none, lighter where the reconstruction is, by up to a quarter of the range."
     )
     return Gallery(f"{caption} {legend}".strip(), pictures)

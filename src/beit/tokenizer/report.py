@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor
 from beit.command.ending import again
 from beit.data import batches
 from beit.data.views import EvalView
+from beit.draw.components import codebook_colours
 from beit.draw.curves import curves
-from beit.draw.numbers import short_number
-from beit.draw.report import Item, Section, Table, write_report
+from beit.draw.names import name_of, value_of
+from beit.draw.report import Figure, Gallery, Section, Table, write_report
 from beit.draw.tokens import code_examples, token_maps, usage_plot
+from beit.nn.code_statistics import code_vectors
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.tokenizer import VQKD
 from beit.run.batches import open_shown, open_validation
@@ -35,7 +38,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 12  # number of images and codes
+SHOWN, LEAD = 12, 3  # images and codes, and how many of them come first of all
 GALLERY = 256  # number of images to take examples of codes from
 
 
@@ -63,15 +66,19 @@ def report_vqkd(
     images = first_images(config, vqkd.config.encoder.image_size, GALLERY)
     with fabric.autocast():
         codes = vqkd.encode(images.to(fabric.device)).cpu()
-    maps = token_maps(images[:SHOWN], codes[:SHOWN], grid, K, "Images and their codes.")
+    colours = codebook_colours(code_vectors(vqkd))
+    maps = token_maps(images[:SHOWN], codes[:SHOWN], grid, colours, "Images and their codes.")
     examples = code_examples(images, codes, grid, SHOWN, "Patches that share a code.")
     sections = [
-        *training_sections(directory, panels, validated),
         Section("What the codes mean", items=[maps, examples]),
+        *training_sections(directory, panels, validated),
     ]
     facts = {"teacher": config.teacher.source}
-    shown = ("reconstruction", "usage", "perplexity")
-    return written(directory, config, sections, facts, validated, shown)
+    summary = (
+        f"Each patch of an image gets one of {K} codes. A teacher's features of the patch can be "
+        "told from its code, so that patches with the same code mean much the same to the teacher."
+    )
+    return written(directory, config, sections, facts, summary, main_figures(validated, K))
 
 
 @torch.no_grad()
@@ -102,14 +109,15 @@ def report_dvae(
     codes = vae.encode(images.to(fabric.device))
     reconstructed = vae.decode_images(codes).cpu()
     pictures = reconstructions(images, reconstructed, "Images, and what their codes hold of them.")
-    maps = token_maps(images, codes.cpu(), vae.grid, vae.vocab_size, "Images and their codes.")
+    colours, K = codebook_colours(code_vectors(vae)), vae.vocab_size
+    maps = token_maps(images, codes.cpu(), vae.grid, colours, "Images and their codes.")
     sections = [
-        *training_sections(directory, panels, validated),
         Section("From images to codes and back", items=[pictures, maps]),
+        *training_sections(directory, panels, validated),
     ]
-    facts = {"tokenizer": f"discrete VAE, {vae.vocab_size} codes"}
-    shown = ("psnr", "ssim", "usage", "perplexity")
-    return written(directory, config, sections, facts, validated, shown)
+    facts = {"tokenizer": f"discrete VAE, {K} codes"}
+    summary = f"Each place of an image gets one of {K} codes; the image is painted again from them."
+    return written(directory, config, sections, facts, summary, main_figures(validated, K))
 
 
 def last_validated(
@@ -139,17 +147,34 @@ def training_sections(
 ) -> list[Section]:
     """Draw the curves of the log, and the use of the codebook on the validation set."""
     caption = "One point a logging interval, or a validation."
-    items: list[Item] = [curves(read_log(directory.metrics_file), panels, caption)]
-    sections = [Section("Training the tokenizer", items=items)]
+    items = curves(read_log(directory.metrics_file), panels, caption)
+    sections = []
     if validated is not None:
         rows = [
-            (name.removeprefix("val_"), short_number(value))
+            (name_of(name.removeprefix("val_")), value_of(name, value))
             for name, value in validated.metrics.items()
         ]
         table = Table("Over the whole set.", ["figure", "value"], rows)
         plot = usage_plot(validated.counts.sum(dim=0), "How often each code is chosen.")
-        sections.append(Section("The codebook on the validation set", items=[table, plot]))
-    return sections
+        sections.append(Section("The codebook on the validation set", items=[plot, table]))
+    return [*sections, Section("Training the tokenizer", items=items)]
+
+
+def main_figures(validated: Validated | None, num_codes: int) -> dict[str, Figure]:
+    """Return the main figures of a validation, beside what an even use of codes would give."""
+    beside = {
+        "usage": f"of {num_codes}",
+        "perplexity": f"evenly used: {num_codes}",
+        "reconstruction": "1 minus the cosine to the teacher's features",
+        "psnr": "",
+        "ssim": "1 for equal images",
+    }
+    metrics = validated.metrics if validated else {}
+    return {
+        name_of(name): Figure(value_of(name, metrics[f"val_{name}"]), words)
+        for name, words in beside.items()
+        if f"val_{name}" in metrics and not (name == "reconstruction" and "val_psnr" in metrics)
+    }
 
 
 def written(
@@ -157,19 +182,22 @@ def written(
     config: Config,
     sections: list[Section],
     facts: Mapping[str, str],
-    validated: Validated | None,
-    shown: Sequence[str],
+    summary: str,
+    figures: Mapping[str, Figure],
 ) -> list[Section]:
-    """Write the page, with some metrics of the validation on top; return its sections."""
+    """Write the page, some pictures of the first gallery first of all; return its sections."""
     facts = {
         "command": again("train-tokenizer", directory.path),
         "images": config.data.train,
         **facts,
         "seed": str(config.run.seed),
     }
-    metrics = validated.metrics if validated else {}
-    figures = {
-        name: short_number(metrics[f"val_{name}"]) for name in shown if f"val_{name}" in metrics
-    }
-    write_report(directory.report_file, "Visual tokenizer", sections, facts, figures=figures)
+    title, (first, *others), shown = "Visual tokenizer", sections[0].items, sections
+    assert isinstance(first, Gallery)
+    lead = first.pictures[:LEAD] if len(first.pictures) > LEAD else ()
+    if lead:
+        rest = Gallery(first.caption, first.pictures[LEAD:])
+        shown = [replace(sections[0], items=[rest, *others]), *sections[1:]]
+    page = directory.report_file
+    write_report(page, title, shown, facts, summary=summary, lead=lead, figures=figures)
     return sections
