@@ -220,3 +220,15 @@ def test_images_in_rows_shrink_too(photos, tmp_path):
 def test_shrinking_is_no_option_of_the_string(photos):
     with pytest.raises(ValueError, match="unknown option 'shrinking'"):
         open_source(f"{photos}?shrinking=3")
+
+
+def test_a_set_too_large_for_memory_says_what_it_costs_and_what_to_do(photos, store, caplog):
+    with caplog.at_level(logging.INFO):
+        images(photos, store, cache_gigabytes=1e-6)
+        open_source(str(photos), cache_gigabytes=1e-6)
+    small, whole = "shrunk 1.44e-06 GB", "decoded 8.1e-05 GB"
+    costs = "more than cache_gigabytes 1e-06: each is read for every view; raise it"
+    assert [record.message for record in caplog.records if "more than" in record.message] == [
+        f"5 images are {small}, {costs}",
+        f"5 images are {whole}, {costs}, or let a training shrink them: --data.shrink true",
+    ]

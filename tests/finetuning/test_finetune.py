@@ -637,7 +637,7 @@ def test_heads_that_cannot_be_carried_are_refused(tmp_path, config, finished, tr
 
 
 def test_an_existing_directory_is_refused_before_anything_is_read(finished, config, monkeypatch):
-    monkeypatch.setattr(finetune, "open_source", None)
+    monkeypatch.setattr(finetune, "open_set", None)
     with pytest.raises(FileExistsError, match=r"exists and is not overwritten.*--resume"):
         finetune.run(config(finished))
 

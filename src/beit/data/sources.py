@@ -71,7 +71,9 @@ def open_source(
     source = limited(source, limit)
     if cache_gigabytes < 0:
         raise ValueError(f"cache_gigabytes must not be negative, got {cache_gigabytes}")
-    return cached(source, int(cache_gigabytes * 1e9)) if cache_gigabytes > 0 else source
+    if cache_gigabytes == 0:
+        return source
+    return cached(source, int(cache_gigabytes * 1e9), shrunk=shrinking is not None)
 
 
 def open_images(data: str | Sequence[str], limit: int | None) -> Source:
@@ -185,18 +187,18 @@ class CachedSource:
         return self._source.name(index)
 
 
-def cached(source: Source, budget: int) -> Source:
+def cached(source: Source, budget: int, shrunk: bool = False) -> Source:
     """Decode a source into memory if it fits into `budget` bytes; else return it unchanged."""
     count, started = len(source), time.monotonic()
     sample = range(0, count, max(1, count // _SIZE_SAMPLE))
     sizes = [image.numel() for image, _ in _decoded(source, sample)]
     expected, seconds = sum(sizes) / len(sizes) * count, time.monotonic() - started
     if expected > budget:
-        _say_too_large(count, expected, budget)
+        _say_too_large(count, expected, budget, shrunk)
         return source
     costs = f": {expected / 1e9:.1f} GB, about {seconds / len(sizes) * count / 60:.1f} minutes"
     _log.info("decoding %d images into memory%s", count, costs if seconds > 1 else "")
-    used, unreadable, said = 0, dict[int, str](), started
+    used, unreadable, said = 0, dict[int, str](), time.monotonic()
     images: Tensor | list[Tensor] = []  # (n, 3, H, W) while all have the first one's size
     for index, (image, reason) in enumerate(_decoded(source, range(count))):
         if reason is not None:
@@ -204,7 +206,7 @@ def cached(source: Source, budget: int) -> Source:
             image = image if isinstance(images, list) else images[0]  # a placeholder of that size
         used += image.numel()
         if used > budget:
-            _say_too_large(count, used / (index + 1) * count, budget)
+            _say_too_large(count, used / (index + 1) * count, budget, shrunk)
             return source
         if index == 0 and reason is None and image.numel() * count <= budget:
             images = torch.empty((count, *image.shape), dtype=torch.uint8)
@@ -220,12 +222,11 @@ def cached(source: Source, budget: int) -> Source:
     return CachedSource(source, images, unreadable)
 
 
-def _say_too_large(count: int, expected: float, budget: int) -> None:
-    sizes = (
-        f"{expected / 1e9:.1f} GB decoded, more than the {budget / 1e9:.1f} GB of memory for them"
-    )
-    advice = "raise cache_gigabytes, or let a training shrink them once: --data.shrink true"
-    _log.info("%d images are %s, so they are read for every view; %s", count, sizes, advice)
+def _say_too_large(count: int, expected: float, budget: int, shrunk: bool) -> None:
+    sizes = f"{expected / 1e9:.3g} GB, more than cache_gigabytes {budget / 1e9:.3g}"
+    advice = "raise it" if shrunk else "raise it, or let a training shrink them: --data.shrink true"
+    what = "shrunk" if shrunk else "decoded"
+    _log.info("%d images are %s %s: each is read for every view; %s", count, what, sizes, advice)
 
 
 def _decoded(source: Source, indices: range) -> Iterator[tuple[Tensor, str | None]]:
