@@ -246,7 +246,7 @@ def test_rows(verb, tmp_path, scattered, models, capsys):
         rows[kind] = table.drop_columns(["index"]).to_pylist()
         if kind == "holed":
             assert [f"{n:02}.png: not an image" in said.err for n in SCATTERED] == [True] * 3
-            assert "17 rows" in said.out
+            assert "17 rows" in said.err
     assert close(rows["holed"], rows["sound"])
     output = tmp_path / "few.parquet"
     arguments = [verb, model, f"--data={scattered.holed}", *SIZE, f"--output={output}"]
@@ -267,7 +267,7 @@ def test_label_maps(tmp_path, scattered, models, capsys):
         assert main([*data, *ON_CPU]) == 0, capsys.readouterr().err
         said = capsys.readouterr()
         assert len(list((output / "maps").rglob("*.png"))) == 17
-        assert "17 label maps" in said.out
+        assert "17 images" in said.out
     holed, sound = ({p.name: p.read_bytes() for p in (tmp_path / f.name / "maps").rglob("*.png")}
                     for f in map(pairs, scattered))  # fmt: skip
     assert holed == sound
