@@ -5,6 +5,7 @@ import pytest
 from beit import demonstration as demo
 from beit.fetching import fetch
 from beit.pretraining.config import Config as PretrainConfig
+from beit.probing import probe
 
 
 def test_trainings_are_fitted_to_the_number_of_images() -> None:
@@ -43,3 +44,27 @@ def test_drawn_scenes_replace_cifar_if_no_channel_answers(
     sets = demo.find_sets(demo.Config())
     assert sets[:2] == ("shapes://10000?size=64[:80%]", "shapes://10000?size=64[80%:]")
     assert "cannot be fetched" in capsys.readouterr().out
+
+
+def results(linear: float, knn: float) -> probe.Result:
+    row = {"features": "cls", "linear": linear, "knn": knn}
+    return probe.Result([row], "", [], chance=0.1)  # type: ignore[list-item]
+
+
+def test_the_gain_is_told_beside_chance_untrained_and_the_teacher() -> None:
+    probes = {
+        demo.UNTRAINED: results(0.2, 0.3),
+        demo.PRETRAINED: results(0.36, 0.25),
+        demo.TEACHER: results(0.84, 0.8),
+    }
+    linear, knn = demo.gained(probes).values()
+    assert linear.value == "+16.0 points"
+    assert linear.beside == (
+        "36.0% of the images right; untrained 20.0%, chance 10.0%, teacher 84.0%: "
+        "25.0% of the way from untrained to the teacher"
+    )
+    assert knn.value == "-5.0 points"
+    assert "of the way" not in knn.beside
+    table = demo.probe_table(probes)
+    assert table.rows[0] == ["chance: always the most frequent class", *["10.0"] * 4]
+    assert table.rows[2] == ["pretrained backbone", "36.0", "–", "25.0", "–"]

@@ -15,12 +15,11 @@ from beit.draw.names import percent
 from beit.draw.report import (
     Cell,
     Figure,
-    Gallery,
     Link,
-    Picture,
     Section,
     Table,
     link_to,
+    with_lead,
     write_report,
 )
 from beit.fetching import fetch
@@ -38,7 +37,7 @@ UNTRAINED, PRETRAINED, TEACHER = "untrained backbone", "pretrained backbone", "t
 GAIN = (
     "Pretraining is worth what the backbone gains over its untrained weights. The teacher, trained "
     "elsewhere on far more images, shows how far one could get: these few minutes go a "
-    "part of that way."
+    "part of that way. Of each model the better of its features counts."
 )
 LARGER = ("image_size=[64,64]", "patch_size=16")  # the same number of patches as the preset's
 TRAIN_NAMES = ("train", "training")
@@ -132,15 +131,13 @@ def run(config: Config) -> Result:
         "A tokenizer learnt a codebook from a teacher's features of image patches; a backbone "
         "learnt to predict the codes of masked patches. Neither used labels of these images. "
     )
-    if table:
-        summary += " ".join(f"{name}: {value}, {beside}." for name, (value, beside) in gain.items())
-    else:
+    if not table:
         summary += "The images have no class folders, so there is no probe and no score."
     codes, *about_codes = tokenizer.sections
     predicted, *about_predictions = pretrained.sections
-    lead = lead_pictures(predicted, codes)
-    sections = [Section("What was learned", GAIN, [table])] if table else []
-    sections += [predicted, codes, *about_predictions, *about_codes]
+    lead, (predicted, *others) = with_lead([predicted, codes, *about_predictions, *about_codes])
+    learned = [Section("What was learned", GAIN, [table])] if table else []
+    sections = [*learned, predicted, *others]
     facts: dict[str, str | Link] = {
         "images": sets.train,
         "teacher": tokenizer_config.teacher.source,
@@ -202,12 +199,6 @@ def probe_limits(images: Source, budget: str) -> list[str]:
         for share, limit in ((2, config.limit), (1, config.test_limit))
     )
     return [f"--limit={limit}", f"--test_limit={test_limit}"]
-
-
-def lead_pictures(*sections: Section) -> list[Picture]:
-    """Return the first two pictures of each section's first gallery."""
-    galleries = [item for part in sections for item in part.items[:1] if isinstance(item, Gallery)]
-    return [picture for gallery in galleries for picture in gallery.pictures[:2]]
 
 
 def probe_all(

@@ -17,6 +17,7 @@ from beit.draw.report import (
     Table,
     link_to,
     script_hash,
+    with_lead,
     write_report,
 )
 
@@ -179,6 +180,18 @@ def test_a_run_is_linked_if_it_has_a_report_here_or_above(
     )
     for source in ("runs/gone", "", "runs/pre", "published:vqkd"):
         assert link_to(source, page) == source
+
+
+def test_a_few_pictures_lead_and_are_not_shown_twice() -> None:
+    pictures = [Picture("", str(number), PNG, "image/png") for number in range(5)]
+    section = Section("S", items=[Gallery("g", pictures), Table("", ["a"], [[1]])])
+    lead, (shown, other) = with_lead([section, Section("T")])
+    assert [p.alt for p in lead] == ["0", "1", "2"]
+    assert isinstance(shown.items[0], Gallery)
+    assert [p.alt for p in shown.items[0].pictures] == ["3", "4"]
+    assert shown.items[1:] == section.items[1:] and other.title == "T"
+    few = Section("S", items=[Gallery("g", pictures[:3])])
+    assert with_lead([few]) == ((), [few])
 
 
 def test_a_ragged_table_is_refused() -> None:

@@ -6,7 +6,7 @@ import re
 import struct
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -19,6 +19,7 @@ from beit.draw.numbers import aligned_numbers
 from beit.draw.page import script_hash
 from beit.files import write_text
 
+LEAD = 3  # pictures that come first of all
 Cell = str | int | float | None
 
 
@@ -93,6 +94,19 @@ def link_to(source: str, page: Path) -> str | Link:
             relative = Path(os.path.relpath(other.absolute(), page.absolute().parent))
             return Link(source, quote(relative.as_posix()))
     return source
+
+
+def with_lead(sections: Sequence[Section]) -> tuple[Sequence[Picture], list[Section]]:
+    """Take the first `LEAD` pictures out of the first gallery, if it has more.
+
+    Returns: those pictures, and the sections with the rest
+    """
+    first, *others = sections
+    gallery, *items = first.items
+    if not isinstance(gallery, Gallery) or len(gallery.pictures) <= LEAD:
+        return (), [first, *others]
+    rest = Gallery(gallery.caption, gallery.pictures[LEAD:])
+    return gallery.pictures[:LEAD], [replace(first, items=[rest, *items]), *others]
 
 
 def write_report(

@@ -1,7 +1,6 @@
 """The report of a pretraining run: masked images with their predictions, figures, curves."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from beit.data.views import EvalView
 from beit.draw.curves import curves
 from beit.draw.names import name_of, percent, value_of
 from beit.draw.numbers import short_number
-from beit.draw.report import Figure, Gallery, Section, link_to, write_report
+from beit.draw.report import Figure, Gallery, Section, link_to, with_lead, write_report
 from beit.nn.masking import draw_masks
 from beit.nn.mim import MaskedImageModel
 from beit.nn.target_metrics import Target
@@ -24,7 +23,7 @@ from beit.run.batches import open_shown
 from beit.run.directory import RunDirectory
 from beit.run.log import read_log
 
-SHOWN, LEAD = 12, 3  # masked images, and how many of them come first of all
+SHOWN = 12  # masked images
 
 
 def report(
@@ -58,15 +57,14 @@ def report(
         "A part of each image is hidden, and the model predicts what is there. What it needs for "
         "that is what its features are good for: the prediction itself need not be exact."
     )
-    first, rest = pictures.pictures[:LEAD], pictures.pictures[LEAD:]
-    shown = [replace(sections[0], items=[Gallery(pictures.caption, rest)]), *sections[1:]]
+    lead, shown = with_lead(sections)
     write_report(
         directory.report_file,
         "Masked image modelling",
-        shown if rest else sections,
+        shown,
         facts,
         summary=summary,
-        lead=first if rest else (),
+        lead=lead,
         figures=main_figures(metrics, records, target.width),
     )
     return sections
@@ -91,7 +89,7 @@ def main_figures(
         figures["median place of the true code"] = place
         first = Figure(percent(values["first5"]), f"chance {percent(values['first5_chance'])}")
         figures["true code among the first five"] = first
-        near = Figure(f"{values['wrong_cosine']:.2f}", f"random {values['random_cosine']:.2f}")
+        near = Figure(f"{values['wrong_cosine']:.3f}", f"random {values['random_cosine']:.3f}")
         figures["cosine of a wrong code to the true one"] = near
     else:
         for key, value in metrics.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +16,7 @@ from beit.data.views import EvalView
 from beit.draw.components import codebook_colours
 from beit.draw.curves import curves
 from beit.draw.names import name_of, value_of
-from beit.draw.report import Figure, Gallery, Section, Table, write_report
+from beit.draw.report import Figure, Section, Table, with_lead, write_report
 from beit.draw.tokens import code_examples, token_maps, usage_plot
 from beit.nn.code_statistics import code_vectors
 from beit.nn.dvae import DiscreteVAE
@@ -38,7 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SHOWN, LEAD = 12, 3  # images and codes, and how many of them come first of all
+SHOWN = 12  # number of images and codes
 GALLERY = 256  # number of images to take examples of codes from
 
 
@@ -192,12 +191,7 @@ def written(
         **facts,
         "seed": str(config.run.seed),
     }
-    title, (first, *others), shown = "Visual tokenizer", sections[0].items, sections
-    assert isinstance(first, Gallery)
-    lead = first.pictures[:LEAD] if len(first.pictures) > LEAD else ()
-    if lead:
-        rest = Gallery(first.caption, first.pictures[LEAD:])
-        shown = [replace(sections[0], items=[rest, *others]), *sections[1:]]
-    page = directory.report_file
+    title, page = "Visual tokenizer", directory.report_file
+    lead, shown = with_lead(sections)
     write_report(page, title, shown, facts, summary=summary, lead=lead, figures=figures)
     return sections
