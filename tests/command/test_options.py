@@ -15,6 +15,13 @@ from beit.finetuning import finetune
 from beit.pretraining import pretrain
 from beit.tables import predict
 
+
+@pytest.fixture(autouse=True)
+def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of data here are made up; tests of settings that follow them are in another file."""
+    monkeypatch.setattr("beit.command.options.following_data", lambda *_: [])
+
+
 DEEP = "[" * 3000 + "]" * 3000
 
 
