@@ -6,7 +6,15 @@ from tests.conftest import tokenizer_config
 
 from beit.nn.vit import ViTConfig
 from beit.run import budget
-from beit.run.budget import Sets, Times, affordable, evaluations, seconds_of, shortened
+from beit.run.budget import (
+    Sets,
+    Times,
+    affordable,
+    evaluations,
+    seconds_needed,
+    seconds_of,
+    shortened,
+)
 from beit.segmentation.config import Config as SegmentConfig
 from beit.tokenizer import vqkd
 
@@ -27,12 +35,19 @@ def test_other_durations_are_refused(text):
     assert ("for minutes write 30m" in str(error.value)) == (text == "30")
 
 
-def test_the_steps_that_fit_leave_time_for_reading_and_validation(tmp_path):
-    config = tokenizer_config(tmp_path)  # 2 epochs of 5 steps of 8 images, no workers
-    config = replace(config, validate_every=1)
-    assert affordable(100.0, config, Sets(range(43)), TIMES) == (100 - 10 - 43 * 0.5) // 2
+def test_a_run_needs_its_steps_one_reading_and_its_validations(tmp_path):
+    config = replace(tokenizer_config(tmp_path), validate_every=1)  # 10 steps of 8 images
+    assert seconds_needed(config, Sets(range(43)), TIMES) == 10 + 10 * 2 + 43 * 0.5
     sets = Sets(range(43), range(13))  # twice 13 images of 2 / 8 + 0.5 seconds
-    assert affordable(100.0, config, sets, TIMES) == (100 - 10 - 43 * 0.5 - 26 * 0.75) // 2
+    assert seconds_needed(config, sets, TIMES) == 10 + 10 * 2 + 43 * 0.5 + 26 * 0.75
+
+
+def test_as_many_steps_as_fit_with_the_validations_of_the_shorter_run(tmp_path):
+    config = tokenizer_config(tmp_path)
+    config = replace(config, optim=replace(config.optim, epochs=1000), validate_every=1)
+    sets = Sets(range(43), range(13))  # an epoch has 5 steps and a validation: 19.75 seconds
+    assert affordable(10 + 43 * 0.5 + 4 * 19.75, config, sets, TIMES) == 20
+    assert affordable(1e6, config, sets, TIMES) == 5000
     assert affordable(1.0, config, sets, TIMES) == 0
 
 

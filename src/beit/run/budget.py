@@ -108,15 +108,15 @@ def measured(run: Callable[[Any], object], trial: Callable[[Path], Any], sets: S
     with tempfile.TemporaryDirectory() as folder:
         config, directory = trial(Path(folder)), RunDirectory(Path(folder) / "trial")
         settings = RunConfig(output=str(directory.path), seed=config.run.seed, stop_after=STEPS)
-        settings = replace(settings, log_every=1, checkpoint_every=STEPS)
+        settings = replace(settings, log_every=UNTIMED, checkpoint_every=STEPS)
         started = time.monotonic()
         with _quietly():
             run(replace(as_trial(config, len(sets.train)), run=settings))
         seconds = time.monotonic() - started
         if not directory.speed_file.exists():  # this is not the first process
             return Times(0.0, 0.0, 0.0)
-        ends = [record["time"] for record in read_log(directory.speed_file)]
-    step = (ends[-1] - ends[UNTIMED - 1]) / (STEPS - UNTIMED)
+        ends = {record["step"]: record["time"] for record in read_log(directory.speed_file)}
+    step = (ends[STEPS] - ends[UNTIMED]) / (STEPS - UNTIMED)
     return Times(step, image, max(0.0, seconds - STEPS * step) + sets.prepared)
 
 
@@ -150,18 +150,30 @@ def seconds_to_read(source: Any) -> float:
 
 
 def affordable(seconds: float, config: Any, sets: Sets, times: Times) -> int:
-    """Return how many steps fit into a time, with all validations and checks that are planned.
+    """Return the most steps, at most those planned, of which a shortened run ends in a time."""
+    fewest, most = 0, config.optim.schedule(len(sets.train)).total_steps + 1
+    while most - fewest > 1:
+        steps = (fewest + most) // 2
+        if seconds_needed(shortened(config, len(sets.train), steps), sets, times) <= seconds:
+            fewest = steps
+        else:
+            most = steps
+    return fewest
+
+
+def seconds_needed(config: Any, sets: Sets, times: Times) -> float:
+    """Return the time that a run takes, with its validations and checks.
 
     Reading all images once counts on top of the steps: they may be kept for later epochs. An image
     of a validation takes no longer than one of training.
     """
-    reading = times.image / max(1, config.data.num_workers)
-    image = times.step / config.optim.batch_size + reading
-    evaluated = len(sets.validation) * evaluations(config, config.validate_every, len(sets.train))
+    count, reading = len(sets.train), times.image / max(1, config.data.num_workers)
+    evaluated = len(sets.validation) * evaluations(config, config.validate_every, count)
     if sets.checked:
-        evaluated += sets.checked * evaluations(config, config.check.every, len(sets.train))
-    seconds -= times.once + len(sets.train) * reading + evaluated * image
-    return max(0, math.floor(seconds / times.step))
+        evaluated += sets.checked * evaluations(config, config.check.every, count)
+    image = times.step / config.optim.batch_size + reading
+    steps = config.optim.schedule(count).total_steps
+    return times.once + steps * times.step + count * reading + evaluated * image
 
 
 def evaluations(config: Any, every: int, num_images: int) -> int:
