@@ -44,10 +44,11 @@ class Sets(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Seconds of a step, of reading an image, and of all that a run does once."""
+    """Seconds of a step, of reading an image, of a report, and of all that a run does once."""
 
     step: float
     image: float
+    report: float
     once: float
 
 
@@ -112,12 +113,13 @@ def measured(run: Callable[[Any], object], trial: Callable[[Path], Any], sets: S
         started = time.monotonic()
         with _quietly():
             run(replace(as_trial(config, len(sets.train)), run=settings))
-        seconds = time.monotonic() - started
+        seconds, ended = time.monotonic() - started, time.time()
         if not directory.speed_file.exists():  # this is not the first process
-            return Times(0.0, 0.0, 0.0)
+            return Times(0.0, 0.0, 0.0, 0.0)
         ends = {record["step"]: record["time"] for record in read_log(directory.speed_file)}
     step = (ends[STEPS] - ends[UNTIMED]) / (STEPS - UNTIMED)
-    return Times(step, image, max(0.0, seconds - STEPS * step) + sets.prepared)
+    once = max(0.0, seconds - STEPS * step) + sets.prepared
+    return Times(step, image, max(0.0, ended - ends[STEPS]), once)
 
 
 def as_trial(config: Any, num_images: int) -> Any:
@@ -165,15 +167,18 @@ def seconds_needed(config: Any, sets: Sets, times: Times) -> float:
     """Return the time that a run takes, with its validations and checks.
 
     Reading all images once counts on top of the steps: they may be kept for later epochs. An image
-    of a validation takes no longer than one of training.
+    of a validation takes no longer than one of training. A report follows each validation.
     """
     count, reading = len(sets.train), times.image / max(1, config.data.num_workers)
-    evaluated = len(sets.validation) * evaluations(config, config.validate_every, count)
+    validations = evaluations(config, config.validate_every, count)
+    evaluated = len(sets.validation) * validations
     if sets.checked:
         evaluated += sets.checked * evaluations(config, config.check.every, count)
     image = times.step / config.optim.batch_size + reading
     steps = config.optim.schedule(count).total_steps
-    return times.once + steps * times.step + count * reading + evaluated * image
+    reports = (validations - 1) * times.report  # `once` has one
+    seconds: float = times.once + steps * times.step + count * reading + evaluated * image
+    return seconds + reports
 
 
 def evaluations(config: Any, every: int, num_images: int) -> int:
