@@ -6,11 +6,19 @@ from tests.conftest import tokenizer_config
 
 from beit.nn.vit import ViTConfig
 from beit.run import budget
-from beit.run.budget import Sets, Times, affordable, evaluations, seconds_of, shortened
+from beit.run.budget import (
+    Sets,
+    Times,
+    affordable,
+    evaluations,
+    seconds_needed,
+    seconds_of,
+    shortened,
+)
 from beit.segmentation.config import Config as SegmentConfig
 from beit.tokenizer import vqkd
 
-TIMES = Times(step=2.0, image=0.5, once=10.0)
+TIMES = Times(step=2.0, image=0.5, report=3.0, once=10.0)
 
 
 @pytest.mark.parametrize(
@@ -27,12 +35,19 @@ def test_other_durations_are_refused(text):
     assert ("for minutes write 30m" in str(error.value)) == (text == "30")
 
 
-def test_the_steps_that_fit_leave_time_for_reading_and_validation(tmp_path):
-    config = tokenizer_config(tmp_path)  # 2 epochs of 5 steps of 8 images, no workers
-    config = replace(config, validate_every=1)
-    assert affordable(100.0, config, Sets(range(43)), TIMES) == (100 - 10 - 43 * 0.5) // 2
+def test_a_run_needs_its_steps_one_reading_and_its_validations(tmp_path):
+    config = replace(tokenizer_config(tmp_path), validate_every=1)  # 10 steps of 8 images
+    assert seconds_needed(config, Sets(range(43)), TIMES) == 10 + 10 * 2 + 43 * 0.5 + 3
     sets = Sets(range(43), range(13))  # twice 13 images of 2 / 8 + 0.5 seconds
-    assert affordable(100.0, config, sets, TIMES) == (100 - 10 - 43 * 0.5 - 26 * 0.75) // 2
+    assert seconds_needed(config, sets, TIMES) == 10 + 10 * 2 + 43 * 0.5 + 26 * 0.75 + 3
+
+
+def test_as_many_steps_as_fit_with_the_validations_of_the_shorter_run(tmp_path):
+    config = tokenizer_config(tmp_path)
+    config = replace(config, optim=replace(config.optim, epochs=1000), validate_every=1)
+    sets = Sets(range(43), range(13))  # an epoch: 5 steps, validation, report, 22.75 seconds
+    assert affordable(10 + 43 * 0.5 + 4 * 22.75 - 3, config, sets, TIMES) == 20
+    assert affordable(1e6, config, sets, TIMES) == 5000
     assert affordable(1.0, config, sets, TIMES) == 0
 
 
@@ -69,7 +84,7 @@ def test_a_run_records_what_was_chosen_and_not_the_budget(allowed, steps, tmp_pa
 
 
 def test_a_budget_leaves_the_run_as_it_is_otherwise(tmp_path, monkeypatch):
-    monkeypatch.setattr(budget, "measured", lambda *arguments: Times(0.1, 0.0, 0.0))
+    monkeypatch.setattr(budget, "measured", lambda *arguments: Times(0.1, 0.0, 0.0, 0.0))
     config = tokenizer_config(tmp_path / "one")
     timed = replace(config, run=replace(config.run, output=str(tmp_path / "two"), budget="1s"))
     short = vqkd.run(timed)

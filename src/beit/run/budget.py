@@ -45,10 +45,11 @@ class Sets(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Seconds of a step, of reading an image, and of all that a run does once."""
+    """Seconds of a step, of reading an image, of a report, and of all that a run does once."""
 
     step: float
     image: float
+    report: float
     once: float
 
 
@@ -109,16 +110,17 @@ def measured(run: Callable[[Any], object], trial: Callable[[Path], Any], sets: S
     with tempfile.TemporaryDirectory() as folder:
         config, directory = trial(Path(folder)), RunDirectory(Path(folder) / "trial")
         settings = RunConfig(output=str(directory.path), seed=config.run.seed, stop_after=STEPS)
-        settings = replace(settings, log_every=1, checkpoint_every=STEPS)
+        settings = replace(settings, log_every=UNTIMED, checkpoint_every=STEPS)
         started = time.monotonic()
         with _quietly(), watched_by(None):
             run(replace(as_trial(config, len(sets.train)), run=settings))
-        seconds = time.monotonic() - started
+        seconds, ended = time.monotonic() - started, time.time()
         if not directory.speed_file.exists():  # this is not the first process
-            return Times(0.0, 0.0, 0.0)
-        ends = [record["time"] for record in read_log(directory.speed_file)]
-    step = (ends[-1] - ends[UNTIMED - 1]) / (STEPS - UNTIMED)
-    return Times(step, image, max(0.0, seconds - STEPS * step) + sets.prepared)
+            return Times(0.0, 0.0, 0.0, 0.0)
+        ends = {record["step"]: record["time"] for record in read_log(directory.speed_file)}
+    step = (ends[STEPS] - ends[UNTIMED]) / (STEPS - UNTIMED)
+    once = max(0.0, seconds - STEPS * step) + sets.prepared
+    return Times(step, image, max(0.0, ended - ends[STEPS]), once)
 
 
 def as_trial(config: Any, num_images: int) -> Any:
@@ -151,18 +153,33 @@ def seconds_to_read(source: Any) -> float:
 
 
 def affordable(seconds: float, config: Any, sets: Sets, times: Times) -> int:
-    """Return how many steps fit into a time, with all validations and checks that are planned.
+    """Return the most steps, at most those planned, of which a shortened run ends in a time."""
+    fewest, most = 0, config.optim.schedule(len(sets.train)).total_steps + 1
+    while most - fewest > 1:
+        steps = (fewest + most) // 2
+        if seconds_needed(shortened(config, len(sets.train), steps), sets, times) <= seconds:
+            fewest = steps
+        else:
+            most = steps
+    return fewest
+
+
+def seconds_needed(config: Any, sets: Sets, times: Times) -> float:
+    """Return the time that a run takes, with its validations and checks.
 
     Reading all images once counts on top of the steps: they may be kept for later epochs. An image
-    of a validation takes no longer than one of training.
+    of a validation takes no longer than one of training. A report follows each validation.
     """
-    reading = times.image / max(1, config.data.num_workers)
-    image = times.step / config.optim.batch_size + reading
-    evaluated = len(sets.validation) * evaluations(config, config.validate_every, len(sets.train))
+    count, reading = len(sets.train), times.image / max(1, config.data.num_workers)
+    validations = evaluations(config, config.validate_every, count)
+    evaluated = len(sets.validation) * validations
     if sets.checked:
-        evaluated += sets.checked * evaluations(config, config.check.every, len(sets.train))
-    seconds -= times.once + len(sets.train) * reading + evaluated * image
-    return max(0, math.floor(seconds / times.step))
+        evaluated += sets.checked * evaluations(config, config.check.every, count)
+    image = times.step / config.optim.batch_size + reading
+    steps = config.optim.schedule(count).total_steps
+    reports = (validations - 1) * times.report  # `once` has one
+    seconds: float = times.once + steps * times.step + count * reading + evaluated * image
+    return seconds + reports
 
 
 def evaluations(config: Any, every: int, num_images: int) -> int:
