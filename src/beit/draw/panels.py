@@ -29,7 +29,7 @@ PRINTED = {
     "font.size": POINTS,
     "svg.fonttype": "path",
 }
-PAGE_SCALE = 1.45  # of a figure on a page, where letters of its size would be small
+PAGE_SCALE = 1.9  # of a figure on a page, where letters of its size would be small
 HEAT = "viridis"  # perceptually uniform, readable in grey and with colour blindness
 _MARGIN, _GAP, _LINE, _LABEL, _BAR = 0.06, 0.05, 0.125, 0.17, 0.28  # inches
 
