@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,10 +10,11 @@ from types import SimpleNamespace
 import pytest
 
 from beit import cli
-from beit.command.ending import Ending, beside, show, words
+from beit.command.ending import Ending, again, beside, show, words
 from beit.command.modules import find_module
 from beit.command.options import parse
 from beit.command.verbs import VERBS
+from beit.run.directory import RunDirectory
 
 RUN = Path("runs/mine")
 TRAINED = {"directory": RUN, "metrics": {}, "sections": []}
@@ -164,3 +166,15 @@ def test_other_processes_and_piped_data_have_no_ending(name, rank, monkeypatch, 
     assert capsys.readouterr().out == ""
     predict = import_module("beit.tables.predict")
     assert predict.ending(predict.Config("m", "d"), SimpleNamespace(rows=3)) is None
+
+
+def test_the_command_in_a_report_repeats_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = import_module("beit.pretraining.pretrain")
+    config = parse("pretrain", module.Config, ["--data=p q", "--output=runs/my run"])
+    run = RunDirectory.create("runs/my run", asdict(config), {"verb": "pretrain"})
+    beit, verb, *options = shlex.split(again("pretrain", run.path))
+    assert (beit, verb) == ("beit", "pretrain")
+    repeated = parse("pretrain", module.Config, options)
+    assert repeated == replace(config, run=replace(config.run, output="runs/my run-again"))
+    RunDirectory.check_new(repeated.run.output)
