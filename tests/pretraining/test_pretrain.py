@@ -112,7 +112,7 @@ def test_the_report_of_a_finished_run_is_drawn_again(finished):
     before = (finished / "report.html").read_text()
     (finished / "report.html").unlink()
     sections = redraw(pretrain, finished)
-    assert [section.title for section in sections] == ["Pretraining", "What it predicts"]
+    assert [section.title for section in sections] == ["What it predicts", "Pretraining"]
     assert (finished / "report.html").read_text() == before
 
 
