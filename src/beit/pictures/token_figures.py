@@ -237,7 +237,9 @@ def token_table(names: Sequence[str], codes: Tensor, predictions: Predictions | 
     if predictions is not None:
         columns += ["hidden", "correct", "probability of predictions, %", "of true tokens, %"]
         for cells, row, one in zip(rows, codes, predictions.each(), strict=True):
-            means = [round(float(100 * p.mean()), 1) for p in (one.probability, one.true_probability)]
+            means = [
+                round(float(100 * p.mean()), 1) for p in (one.probability, one.true_probability)
+            ]
             cells += [len(one.masked), int(one.correct(row).sum()), *means]
     return Table("Numbered as in the figures.", columns, rows)
 
