@@ -15,6 +15,7 @@ from beit.command.modules import find_module
 from beit.command.options import parse
 from beit.command.verbs import VERBS
 from beit.run.directory import RunDirectory
+from beit.similarity.similar import Neighbour
 
 RUN = Path("runs/mine")
 TRAINED = {"directory": RUN, "metrics": {}, "sections": []}
@@ -46,7 +47,7 @@ CASES = [
     ("probe", "--model teacher:x --data p --test q --output o", {"rows": [ROW]}, "o/report.html"),
     ("ablate", "plan.yaml", {"directory": Path("o"), "table": SimpleNamespace(rows=[1])}, "1 rows"),
     ("evaluate", "--model m --data p --output o", {"record": EVALUATED}, "50.0% on 2,000 images"),
-    ("evaluate", "--kind maps --model m --data p", {"record": EVALUATED}, "mIoU 25.00%"),
+    ("evaluate", "--kind maps --model m --data p", {"record": EVALUATED}, "mIoU 25.0%"),
     ("evaluate", "--compare [a,b]", {"record": {"a": {"top1": 0.1}, "b": {"top1": 0.2}}}, "of b"),
     ("tokenize", "--model m --data p --output o.parquet", {"rows": 3000}, "3,000 images"),
     ("embed", "--model m --data p --output o.parquet", {"rows": 3000}, "o.parquet"),
@@ -65,6 +66,18 @@ CASES = [
         "o/explorer.html",
     ),
     ("visualise tokens", "m a --output o", {"report": Path("o/r.html"), "images": 6}, "o/r.html"),
+    (
+        "similar",
+        "m a.jpg --data d --output near.png",
+        {"picture": Path("near.png"), "neighbours": {"a.jpg": [Neighbour("b.jpg", 0.91, "")]}},
+        "nearest b.jpg, cosine 0.910",
+    ),
+    (
+        "visualise embedding",
+        "m d --output map.html",
+        {"page": Path("map.html"), "images": 9, "agreement": 0.5, "chance": 0.1},
+        "50.0% of their nearest have the same label (chance 10.0%)",
+    ),
     ("visualise attention", "m a --output o", {"report": Path("o/r.html"), "figures": 6}, "6 fig"),
     (
         "report",
@@ -171,7 +184,9 @@ def test_other_processes_and_piped_data_have_no_ending(name, rank, monkeypatch, 
 def test_the_command_in_a_report_repeats_the_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = import_module("beit.pretraining.pretrain")
-    config = parse("pretrain", module.Config, ["--data=p q", "--output=runs/my run"])
+    Path("none.yaml").write_text("{}")  # with a file, settings do not follow the data
+    words = ["--config=none.yaml", "--data=p q", "--output=runs/my run"]
+    config = parse("pretrain", module.Config, words)
     run = RunDirectory.create("runs/my run", asdict(config), {"verb": "pretrain"})
     beit, verb, *options = shlex.split(again("pretrain", run.path))
     assert (beit, verb) == ("beit", "pretrain")

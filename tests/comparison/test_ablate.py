@@ -110,8 +110,8 @@ def test_a_table_and_no_run_twice(
     assert result.failures == {}
     assert len(started) == len(set(started)) == 9  # one tokenizer; four times pretraining and probe
     assert result.table.rows == [
-        ["off", "55.00 ± 7.07", "3.50 ± 0.71", "2"],
-        ["one block", "55.00 ± 7.07", "3.50 ± 0.71", "2"],
+        ["off", "55.0 ± 7.1", "3.50 ± 0.71", "2"],
+        ["one block", "55.0 ± 7.1", "3.50 ± 0.71", "2"],
     ]
     page = (output / "table.md").read_text()
     assert "- Commit: c0ffee" in page
@@ -149,7 +149,7 @@ def test_a_failing_cell_does_not_stop_the_others(
     assert cli.main(["ablate", str(plan), "--output", str(output)]) == 1
     page = (output / "table.md").read_text()
     assert "| off | – | – | 0 of 2 |" in page
-    assert "| one block | 55.00 ± 7.07 |" in page
+    assert "| one block | 55.0 ± 7.1 |" in page
     bad = chains_of(plan)[0].runs
     assert f"`{bad['pretrain'].name}`: exit code 1: told to fail" in page
     assert f"`{bad['probe'].name}`: needs {bad['pretrain'].name}, which failed" in page

@@ -62,7 +62,7 @@ def test_accuracies_of_a_probe_are_in_the_card(run, tmp_path):
     (tmp_path / "probe.json").write_text(json.dumps(record))
     card = model_card(run, "me/mine", {}, tmp_path / "probe.json")
     assert "on 91 images of `some/test`" in card
-    assert "| `cls` | 38.24 | 27.00 |\n" in card
+    assert "| `cls` | 38.2 | 27.0 |\n" in card
     (tmp_path / "probe.json").write_text('{"rows": []}')
     with pytest.raises(ValueError, match=r"probe\.json is not the record of a beit probe"):
         model_card(run, "me/mine", {}, tmp_path / "probe.json")

@@ -29,10 +29,11 @@ def data(text: str, name: str) -> list[str]:
 
 
 def test_the_page_holds_pictures_places_clusters_and_neighbours(
-    photos: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    photos: Path, model: str, tmp_path: Path
 ) -> None:
     output = tmp_path / "page.html"
-    result = embedding.run(config(model, photos, output))
+    settings = config(model, photos, output)
+    result = embedding.run(settings)
     assert (result.page, result.images) == (output, 12)
     text = output.read_text("utf-8")
     summary = json.loads(data(text, "summary")[0])
@@ -55,9 +56,8 @@ def test_the_page_holds_pictures_places_clusters_and_neighbours(
     assert first[2] > first[0] + 80 and last[0] > last[2] + 80  # blue/0 and red/5
     assert result.agreement == pytest.approx(0.5)  # 5 of 10
     assert result.chance == pytest.approx(5 / 11)
-    assert "50.0% of the 10 nearest images have the image's label (chance 45.5%)" in (
-        capsys.readouterr().out
-    )
+    figure = embedding.ending(settings, result).figure
+    assert figure == "12 images, 50.0% of their nearest have the same label (chance 45.5%)"
 
 
 def test_a_limit_is_said_and_keeps_the_index_whole(

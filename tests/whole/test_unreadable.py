@@ -129,8 +129,14 @@ TRAININGS = {
 def test_validation(name, tmp_path, monkeypatch, scattered, last, capsys):
     (tmp_path / "starts").symlink_to(STARTS)
     monkeypatch.chdir(tmp_path)
+    Path("as_given.yaml").write_text("{}")  # with a file, settings do not follow the data
     sets = last if name == "pretrain" else scattered
-    options = {**TRAININGS[name], "run.stop_after": 1, "data.num_workers": 0}
+    options = {
+        "config": "as_given.yaml",
+        **TRAININGS[name],
+        "run.stop_after": 1,
+        "data.num_workers": 0,
+    }
     if name == "finetune":  # the classes of the folders; the model's own training images
         options["data.train"] = str(sets.sound)
     if name == "segment":
@@ -158,7 +164,8 @@ def test_validation(name, tmp_path, monkeypatch, scattered, last, capsys):
     assert main([name.split()[0], *words(too_few), f"--run.output={few}"]) == 2
     said = capsys.readouterr().err
     assert "3 of 20 images cannot be read" in said
-    assert f"Then resume after step 1: beit {' '.join(resume)} (" in said
+    after = 0 if name == "pretrain" else 1  # its k-NN check reads them before the first step
+    assert f"Then resume after step {after}: beit {' '.join(resume)} (" in said
     # The step was not lost: with another limit the run goes on, unless the images have changed.
     settings = (few / "config.yaml").read_text()
     (few / "config.yaml").write_text(settings.replace("_unreadable: 0.1\n", "_unreadable: 0.15\n"))
