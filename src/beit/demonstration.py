@@ -55,7 +55,8 @@ class Config:
         data: a folder of images or any other data string; empty fetches CIFAR-10
         output: new directory for the runs and report.html; empty takes the first free one of
             runs/demo, runs/demo-2, ...
-        cache: directory in which fetched data and the teacher's features are kept
+        cache: directory in which CIFAR-10 and the teacher's features of it are kept; those of other
+            images are kept in output
         budget: time in which it ends, as 10m or 1h; empty for 10m with a folder of images, and for
             the whole preset with CIFAR-10
     """
@@ -104,7 +105,8 @@ def run(config: Config) -> Result:
 
     print(f"\n1 of 3 · a tokenizer learns codes from a teacher, on {sets.train}")
     vit = [f"--model.encoder.{option}" for option in sets.vit]
-    folders = [f"--output={output / 'tokenizer'}", f"--teacher.cache={config.cache}/teacher"]
+    features = (output if config.data else Path(config.cache)) / "teacher"
+    folders = [f"--output={output / 'tokenizer'}", f"--teacher.cache={features}"]
     tokenizer_config = from_preset(vqkd.VERB, vqkd.Config, [*data, *vit, *folders])
     images = open_source(sets.train, limit=tokenizer_config.data.limit)
     tokenizer_config = fitted(tokenizer_config, len(images))
