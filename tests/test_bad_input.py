@@ -32,7 +32,7 @@ def train(output):
     def call(data: object, *options: str) -> int:
         command = ["train-tokenizer", *TINY, "--teacher.image_size", "32"]
         command += ["--data.train", str(data)]
-        return cli.main([*command, "--run.output", str(output), *options])
+        return cli.main([*command, "--output", str(output), *options])
 
     return call
 
@@ -241,14 +241,14 @@ def test_images_of_every_kind_load(train, output, tmp_path, capsys):
         ("train-tokenizer", ["--validate_every", "0"], ["validate_every", "0", "1"]),
         ("pretrain", ["--validate_every", "0"], ["validate_every", "0", "1"]),
         ("pretrain", ["--check.every", "-1"], ["check.every", "-1", "0"]),
-        ("train-tokenizer", ["--run.output", ""], ["no run directory given", "--run.output"]),
+        ("train-tokenizer", ["--output", ""], ["no run directory given", "--output"]),
         ("train-tokenizer", ["--teacher.source", "timm:resnet999"], ["resnet999"]),
         ("train-tokenizer", ["--crop_ratio", "0"], ["crop_ratio", "0"]),
         ("pretrain", ["--crop_ratio", "1.5"], ["crop_ratio", "1.5"]),
     ],
 )
 def test_invalid_options(verb, options, expected, output, request, capsys):
-    command = [verb, "--preset", "shapes-tiny", "--run.output", str(output)]
+    command = [verb, "--preset", "shapes-tiny", "--output", str(output)]
     if verb == "pretrain":
         command += ["--tokenizer", str(request.getfixturevalue("tokenizer"))]
         capsys.readouterr()
@@ -274,14 +274,12 @@ def test_an_existing_run_directory(train, output, folder, capsys):
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("tokenizer") / "run"
-    assert cli.main(["train-tokenizer", *TINY, "--run.output", str(run)]) == 0
+    assert cli.main(["train-tokenizer", *TINY, "--output", str(run)]) == 0
     return run
 
 
 def pretrain(output: Path, *options: str) -> int:
-    return cli.main(
-        ["pretrain", *TINY, "--check.every", "0", "--run.output", str(output), *options]
-    )
+    return cli.main(["pretrain", *TINY, "--check.every", "0", "--output", str(output), *options])
 
 
 def test_a_tokenizer_of_another_grid(tokenizer, output, capsys):

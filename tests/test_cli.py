@@ -82,9 +82,15 @@ def test_a_verb_of_two_words(capsys):
     resolved = yaml.safe_load(capsys.readouterr().out)
     assert (resolved["output"], resolved["explorer"]) == ("out", True)
     for words, message in (
-        (["visualise"], "what? Expected codes, tokens, attention, explorer, got nothing."),
+        (
+            ["visualise"],
+            "what? Expected codes, tokens, attention, explorer, embedding, got nothing.",
+        ),
         (["visualise", "code"], "got code; did you mean codes?"),
-        (["visualise", "--help"], "Expected codes, tokens, attention, explorer, got --help"),
+        (
+            ["visualise", "--help"],
+            "Expected codes, tokens, attention, explorer, embedding, got --help",
+        ),
     ):
         assert cli.main(words) == 2
         assert message in capsys.readouterr().err

@@ -13,6 +13,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
+@pytest.fixture(autouse=True)
+def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The documents name data that are not here; settings that follow them have other tests."""
+    monkeypatch.setattr("beit.command.options.following_data", lambda *_: [])
+
+
 def commands(text: str) -> list[list[str]]:
     """Find the `beit ...` lines of a text, however they are launched and broken over lines."""
     lines = re.sub(r"\\\n\s*(#\s*)?", " ", text).splitlines()

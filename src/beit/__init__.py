@@ -1,37 +1,37 @@
 """Self-supervised visual pretraining with semantic tokens; the public names, resolved at first use.
 
 `import beit` imports no torch: the modules behind the names are imported when a name is used.
+Each verb of the command is a function, see `beit.calls`; editors read `__init__.pyi`.
 
 Models take images (B, 3, H, W), RGB: uint8 in 0..255 or float in [0, 1], and normalise them. They
-refuse anything else with an error that says what to give.
+refuse anything else with an error that says what to give. `open_image` makes such images.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from beit.weights.open import load, load_backbone, load_tokenizer
-    from beit.weights.teachers import load_teacher
+from importlib import import_module as _import_module
 
 __version__ = "0.1.0"
-
-__all__ = ["__version__", "load", "load_backbone", "load_teacher", "load_tokenizer"]
 
 _DEFINED_IN = {
     "load": "beit.weights.open",
     "load_backbone": "beit.weights.open",
     "load_teacher": "beit.weights.teachers",
     "load_tokenizer": "beit.weights.open",
+    "open_image": "beit.data.opening",
+    "resume": "beit.calls",
 }
+__all__ = ["__version__", *_DEFINED_IN]
 
 
 def __getattr__(name: str) -> object:
-    if name not in _DEFINED_IN:
+    if name in _DEFINED_IN:
+        value = getattr(_import_module(_DEFINED_IN[name]), name)
+    elif name in _import_module("beit.calls").VERB_OF:
+        value = _import_module("beit.calls").function_of(name)
+    else:
         raise AttributeError(f"module 'beit' has no attribute {name!r}")
-    value = getattr(import_module(_DEFINED_IN[name]), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_DEFINED_IN, *_import_module("beit.calls").VERB_OF})

@@ -10,11 +10,13 @@ import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from typing import Any
 
 import beit
+from beit.command.ending import show
 from beit.command.messages import did_you_mean, one_line
 from beit.command.modules import find_module, module_of_run, run_to_resume
-from beit.command.options import parse
+from beit.command.options import parse, renamed, take
 from beit.command.slurm import as_torchrun
 from beit.command.verbs import VERBS
 from beit.files import out_of_memory
@@ -23,8 +25,8 @@ from beit.files import out_of_memory
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `beit` with these arguments and return its exit code.
 
-    0: done; 2: a mistake of the caller or too little memory, explained in one line; 130: stopped by
-    Ctrl-C.
+    0: done; 1: runs of an ablation failed; 2: a mistake of the caller or too little memory,
+    explained in one line; 130: stopped by Ctrl-C.
     """
     try:
         os.environ.update(as_torchrun(os.environ))
@@ -74,19 +76,33 @@ def _dispatch(arguments: list[str]) -> int:
     elif arguments[0] == "--version":
         print(f"beit {beit.__version__}")
     else:
-        _run(*_split_verb(arguments))
+        return _run(*_split_verb(arguments))
     return 0
 
 
-def _run(verb: str, options: Sequence[str]) -> None:
+def _run(verb: str, options: Sequence[str]) -> int:
+    module, config, result = run_verb(verb, options)
+    if getattr(result, "failures", None):
+        return 1
+    if ending := getattr(module, "ending", None):  # not of `presets`
+        show(ending(config, result), take(options, "--preset")[0])
+    return 0
+
+
+def run_verb(verb: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
+    """Run a verb, also for `beit.calls`. Returns: its module, its Config, and the result."""
     resumed = run_to_resume(options) if VERBS[verb].resumable else None
     if resumed is not None:
-        from beit.run.resume import resume  # imports torch
+        from beit.run.resume import open_run  # imports torch
 
-        resume(import_module(module_of_run(verb, resumed[0])), *resumed)
-    else:
-        module = import_module(find_module(verb, options))
-        module.run(parse(verb, module.Config, options))
+        module = import_module(module_of_run(verb, resumed[0]))
+        config, directory = open_run(module, resumed[0])
+        return module, config, module.run(config, directory, resumed[1])
+    module = import_module(find_module(verb, options))
+    config = parse(verb, module.Config, options)
+    if text := renamed(verb, options):
+        logging.getLogger(__name__).warning(text)
+    return module, config, module.run(config)
 
 
 def _split_verb(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:

@@ -3,6 +3,7 @@
 import errno
 import os
 import re
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,18 +36,23 @@ def out_of_memory(error: Exception) -> bool:
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; on success the file written there replaces `path`.
 
     The file is flushed to disk before it is renamed, so `path` is complete even after a kill or a
     power cut. If the block raises, the temporary file is deleted and `path` is unchanged. One
     writer at a time: the temporary name is fixed, so the next writer overwrites what a killed one
     left. OSError naming `path`: the disk is full, whatever library wrote to it.
+
+    With `shared`, several may write: each has its own name, and what a killed one left stays.
+    Nothing is flushed, so `path` is complete after a kill, but may not be after a power cut.
     """
-    temporary = path.with_name(f".{path.name}{PARTIAL_SUFFIX}")
+    writer = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
+    temporary = path.with_name(f".{path.name}{writer}{PARTIAL_SUFFIX}")
     try:
         yield temporary
-        _flush_to_disk(temporary)
+        if not shared:
+            _flush_to_disk(temporary)
         temporary.replace(path)
     except BaseException as error:
         size = temporary.stat().st_size if temporary.exists() else 0
@@ -56,7 +62,8 @@ def replacing(path: Path) -> Iterator[Path]:
             words = f"no space left on the disk or in its quota, after writing {size / 1e6:.1f} MB"
             raise OSError(number or errno.ENOSPC, words, str(path)) from error
         raise
-    _flush_to_disk(path.parent)
+    if not shared:
+        _flush_to_disk(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:

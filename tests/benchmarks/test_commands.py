@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 pytestmark = pytest.mark.slow
 
@@ -48,3 +49,22 @@ def test_the_memory_table(benchmarks, tmp_path):
         (False, "measured"),
         (True, "measured"),
     ]
+
+
+def test_photos_are_shrunk(benchmarks, tmp_path):
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    names = "BytheWater ColdRipple Aqua Volna Path FallenLeaf Dragonfly_by_Bolly".split()
+    for number, name in enumerate([*names, "life_by_Aitzol_Berasategi"]):
+        gradient = Image.linear_gradient("L").resize((400, 300)).rotate(45 * number)
+        gradient.convert("RGB").save(pictures / f"{name}.jpg")
+    arguments = ["--pictures", pictures, "--subjects", "water", "woods", "--count", 6]
+    run(benchmarks / "photos.py", tmp_path / "photos", *arguments)
+    files = sorted((tmp_path / "photos").glob("*/*.jpg"))
+    assert [file.parent.name for file in files] == ["water"] * 3 + ["woods"] * 3
+    turned = []
+    for file in files:
+        with Image.open(file) as image:
+            assert sorted(image.size) == [3000, 4000]
+            turned.append(image.getexif().get(0x0112))
+    assert turned.count(8) == 1 and set(turned) == {8, None}

@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from beit.codebook.contents import Code, Patch, WholeImage
-from beit.codebook.crops import Crop, thumbnail
+from beit.codebook.crops import Crop
 from beit.codebook.explorer import ExplorerPage, write_explorer
+from beit.draw.thumbnails import thumbnail
 
 GRID, K = (3, 5), 7
 NASTY = "</script><script>alert('1')</script> & \"quoted\" <!-- кот"

@@ -12,8 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from beit.codebook.contents import Code, Patch, WholeImage
-from beit.codebook.crops import Crop, thumbnail
+from beit.codebook.crops import Crop
 from beit.codebook.explorer import ExplorerPage, write_explorer
+from beit.draw.thumbnails import thumbnail
 
 pytestmark = pytest.mark.browser
 playwright = pytest.importorskip(

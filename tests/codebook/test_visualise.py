@@ -82,7 +82,7 @@ def read(output: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def shapes(model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("shapes") / "codes"
-    assert visualise_codes.run(config(model, output, rank_by="use")) == (output, 23)
+    assert visualise_codes.run(config(model, output, rank_by="use")) == (output, 23, 9, 11)
     return output
 
 
@@ -153,7 +153,11 @@ def test_batches_and_workers_do_not_change_the_result(
 
 
 def test_names_are_text_and_small_images_are_left_out(
-    model: str, folder: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    model: str,
+    folder: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     pytest.importorskip("sklearn")
     with pytest.raises(ValueError, match=r"1 of 12 images cannot be read.*20 x 7 pixels are small"):
@@ -161,12 +165,13 @@ def test_names_are_text_and_small_images_are_left_out(
     assert not [*tmp_path.iterdir()]
     changes = {"max_unreadable": 0.1, "explorer": True, "explorer_images": 4, "layout": "tsne"}
     output = tmp_path / "out"
-    result = visualise_codes.run(config(model, output, data=folder, codes=(10, 3), **changes))
+    with caplog.at_level("INFO", logger="beit"):
+        result = visualise_codes.run(config(model, output, data=folder, codes=(10, 3), **changes))
     assert result.images == 11
     shown = capsys.readouterr()
     assert "smaller than a patch of 8 x 8" in shown.err
-    assert "11 images (1 left out) in" in shown.out
-    assert "MB, independent of the number of images" in shown.out
+    assert "11 images (1 left out), " in caplog.text
+    assert "MB, independent of the number of images" in caplog.text
     record = read(output)
     used = [code for code in record["codes"] if code["uses"]]
     assert {code["label"] for code in used} <= {HOSTILE, HOSTILE[1:]}

@@ -1,5 +1,6 @@
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from importlib import import_module
 from types import SimpleNamespace
 from typing import Literal
 
@@ -8,9 +9,18 @@ import yaml
 
 from beit import cli
 from beit.command import presets
-from beit.command.options import parse
+from beit.command.options import as_spelled, in_fields, parse, renamed
 from beit.command.verbs import VERBS, Verb
+from beit.finetuning import finetune
+from beit.pretraining import pretrain
 from beit.tables import predict
+
+
+@pytest.fixture(autouse=True)
+def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names of data here are made up; tests of settings that follow them are in another file."""
+    monkeypatch.setattr("beit.command.options.following_data", lambda *_: [])
+
 
 DEEP = "[" * 3000 + "]" * 3000
 
@@ -238,3 +248,69 @@ def test_mistakes_in_files_name_the_file_and_field(ran, capsys, tmp_path, conten
 def test_a_preset_with_an_unknown_verb_is_refused(ran, capsys, tmp_path):
     (tmp_path / "odd.yaml").write_text("toyy: {}\n")
     assert "preset odd has 'toyy' at its top level" in refused(capsys, "toy", "--preset", "odd")
+
+
+# ── one spelling in every verb ──────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("verb", ["train-tokenizer", "pretrain", "finetune", "segment"])
+def test_data_model_and_output_are_the_fields_of_a_training(verb):
+    module = import_module(VERBS[verb].module)
+    words = ["--data", "photos", "--validation=held", "--data.num_workers", "1", "--output=runs/x"]
+    words += ["--model", "runs/mine"] if verb in ("finetune", "segment") else []
+    config = parse(verb, module.Config, words)
+    assert (config.data.train, config.data.validation) == ("photos", "held")
+    assert (config.data.num_workers, config.run.output) == (1, "runs/x")
+    assert getattr(config, "init", "runs/mine") == "runs/mine"
+    assert as_spelled(verb, in_fields(verb, words)) == words
+
+
+@pytest.mark.parametrize(
+    ("verb", "words", "field", "value"),
+    [
+        ("probe", ["--model=m", "--data=a", "--test=b"], "train", "a"),
+        ("export", ["--model=m", "--output=o", "--format=timm"], "source", "m"),
+        ("push", ["--model=m", "--repository=a/b"], "source", "m"),
+        ("fetch", ["--name=cifar10", "--output=d"], "directory", "d"),
+        ("evaluate", ["--model=m", "--data=a", "--output=o"], "data", "a"),
+        ("visualise explorer", ["--model=m", "--data=a", "--output=o"], "output", "o"),
+    ],
+)
+def test_the_others_take_them_too(verb, words, field, value):
+    assert getattr(parse(verb, import_module(VERBS[verb].module).Config, words), field) == value
+
+
+def test_every_verb_that_takes_a_model_or_data_calls_them_so():
+    own = {"demo", "report", "ablate", "presets", "fetch", "pretrain", "train-tokenizer"}
+    for name, verb in VERBS.items():
+        for module in {verb.module, *verb.kinds.values()}:
+            taken = {field.name for field in fields(import_module(module).Config)}
+            taken |= set(verb.spellings)
+            assert name in own or "model" in taken, name
+            assert name in own | {"export", "push"} or "data" in taken, name
+            assert name in ("presets", "push") or "output" in taken, name
+
+
+def test_an_old_spelling_has_one_hint_and_a_new_one_none(monkeypatch, capsys):
+    old = ["--data.train=p", "--run.output", "runs/x", "--init=m"]
+    expected = "--data.train is now --data, --run.output is now --output, --init is now --model; "
+    assert renamed("finetune", old) == f"{expected}the old spelling works in this release only"
+    assert renamed("finetune", as_spelled("finetune", old)) == ""
+    monkeypatch.setattr(pretrain, "run", lambda config: None)
+    monkeypatch.setattr(pretrain, "ending", lambda config, result: None)
+    for words, lines in (("--data.train=p --run.output=o", 1), ("--data=p --output=o", 0)):
+        assert cli.main(["pretrain", *words.split()]) == 0
+        assert capsys.readouterr().err.count("is now --output") == lines
+
+
+def test_help_and_suggestions_have_the_spellings(capsys):
+    with pytest.raises(SystemExit):
+        parse("finetune", finetune.Config, ["--help"])
+    shown = capsys.readouterr().out
+    for option in ("--data TRAIN", "--validation VALIDATION", "--output OUTPUT", "--model INIT"):
+        assert f"  {option}" in shown
+    for option in ("--data.train", "--run.output", "--init "):
+        assert f"  {option}" not in shown
+    for wrong, right in (("--ouput", "--output"), ("--dat", "--data"), ("--modl", "--model")):
+        with pytest.raises(ValueError, match=f"did you mean {right}\\?"):
+            parse("finetune", finetune.Config, [wrong, "x"])

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from beit import cli
 from beit.command import presets
 from beit.comparison import ablate, execution
 from beit.comparison.plan import unfold
@@ -145,9 +146,7 @@ def test_a_failing_cell_does_not_stop_the_others(
 ) -> None:
     stand_in(monkeypatch, failing="--model.head_layers=0")
     output = tmp_path / "out"
-    with pytest.raises(SystemExit) as stopped:
-        ablate.run(ablate.Config(str(plan), str(output)))
-    assert stopped.value.code == 1
+    assert cli.main(["ablate", str(plan), "--output", str(output)]) == 1
     page = (output / "table.md").read_text()
     assert "| off | – | – | 0 of 2 |" in page
     assert "| one block | 55.0 ± 7.1 |" in page
@@ -162,7 +161,7 @@ def test_a_metric_that_no_run_has_is_named(
 ) -> None:
     stand_in(monkeypatch)
     plan.write_text(plan.read_text().replace("pretrain.val_loss", "pretrain.val_los"))
-    result = ablate.ablate(ablate.Config(str(plan), str(tmp_path / "out"), jobs=3))
+    result = ablate.run(ablate.Config(str(plan), str(tmp_path / "out"), jobs=3))
     assert list(result.failures) == ["Loss"]
     assert "has no metric val_los; did you mean val_loss" in result.failures["Loss"]
 

@@ -26,7 +26,7 @@ def test_arguments_are_those_of_the_command(chains: list[Chain], tmp_path: Path)
     assert command(run, tmp_path, "")[1:] == [
         *("-m", "beit", "pretrain", "--preset=shapes-tiny", "--model.head_layers=0"),
         *("--run.seed=1", f"--tokenizer={tmp_path}/runs/{tokenizer}"),
-        f"--run.output={tmp_path}/runs/{run.name}",
+        f"--output={tmp_path}/runs/{run.name}",
     ]
     launched = command(run, tmp_path, "torchrun --nproc_per_node 2 -m beit")
     assert launched[:5] == ["torchrun", "--nproc_per_node", "2", "-m", "beit"]

@@ -49,7 +49,7 @@ def made(
 def test_runs_side_by_side_in_both_formats_and_renewed(tmp_path: Path) -> None:
     runs = [made(tmp_path / "one"), made(tmp_path / "two", 0.2, RECORDS[:1], finished=False)]
     output = tmp_path / "out"
-    page, markdown = report.run(Config(runs, str(output)))
+    page, markdown, _ = report.run(Config(runs, str(output)))
     lines = markdown.read_text().splitlines()
     assert "| optim.rate | 0.1 | 0.2 |" in lines
     assert not [line for line in lines if "run.output" in line]
@@ -72,7 +72,7 @@ def test_runs_side_by_side_in_both_formats_and_renewed(tmp_path: Path) -> None:
 
 def test_names_of_runs_are_text(tmp_path: Path) -> None:
     run = made(tmp_path / "<img src=x onerror=alert(1)>\"'`$字")
-    page, markdown = report.run(Config([run], str(tmp_path / "out"), samples=0))
+    page, markdown, _ = report.run(Config([run], str(tmp_path / "out"), samples=0))
     assert "<img src=x" not in page.read_text()
     assert "&lt;img src=x onerror=alert(1)&gt;&#34;&#39;`$字" in page.read_text()
     assert "<img" not in markdown.read_text()

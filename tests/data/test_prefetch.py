@@ -30,6 +30,24 @@ def test_all_tensors_move_and_equal_ones_move_once():
     assert next(prefetch([other], "meta")).target_images.shape == (2, 3, 2, 2)
 
 
+def test_closing_ends_what_reads_ahead():
+    ended = []
+
+    class Batches:
+        def __iter__(self):
+            try:
+                yield from map(batch, range(3))
+            finally:
+                ended.append(True)
+
+    batches = prefetch(Batches(), "cpu")
+    batches.begin()
+    next(batches)
+    assert not ended
+    batches.close()
+    assert ended
+
+
 def test_waiting_is_measured(monkeypatch):
     clock = iter([0.0, 3.0, 10.0, 14.0])  # the seven between 3 and 10 are the step's own
     monkeypatch.setattr("beit.data.prefetch.time.perf_counter", lambda: next(clock))

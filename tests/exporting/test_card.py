@@ -7,7 +7,8 @@ import yaml
 from huggingface_hub import ModelCard
 
 from beit.exporting.card import model_card, read_metadata
-from beit.run.directory import RunDirectory, environment
+from beit.run.directory import RunDirectory
+from beit.run.environment import environment
 from beit.weights.file import save_weights
 
 CONFIG = {

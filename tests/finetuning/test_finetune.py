@@ -530,14 +530,14 @@ def test_an_imbalanced_set_is_sampled_in_balance(tmp_path, config, optim, monkey
     [
         ({"init": None}, "not neither"),
         ({"init": "a", "backbone": ViTConfig()}, "not both"),
-        ({"image_size": (16, 24)}, "image_size is for --init; use backbone.image_size"),
+        ({"image_size": (16, 24)}, "image_size is for --model; use backbone.image_size"),
         ({"backbone": ViTConfig(drop_path=0.1)}, "use drop_path instead"),
         ({"layer_decay": 0.0}, "layer_decay is 0.0"),
         ({"average": 1.0}, "average is 1.0"),
         ({"num_classes": 1}, "num_classes is 1"),
         ({"validate_every": 0}, "validate_every is 0"),
         ({"balance": 1.5}, "balance is 1.5; expected 0"),
-        ({"carry_classes": True}, "init_classes and carry_classes are for --init"),
+        ({"carry_classes": True}, "init_classes and carry_classes are for --model"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(changes, message, tmp_path, config):
@@ -637,7 +637,7 @@ def test_heads_that_cannot_be_carried_are_refused(tmp_path, config, finished, tr
 
 
 def test_an_existing_directory_is_refused_before_anything_is_read(finished, config, monkeypatch):
-    monkeypatch.setattr(finetune, "open_source", None)
+    monkeypatch.setattr(finetune, "open_set", None)
     with pytest.raises(FileExistsError, match=r"exists and is not overwritten.*--resume"):
         finetune.run(config(finished))
 

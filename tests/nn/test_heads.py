@@ -40,6 +40,12 @@ def test_the_pooling_decides_where_the_norm_is() -> None:
     assert "fc_norm.weight" not in cls.state_dict()
 
 
+def test_classes_are_the_names_or_none() -> None:
+    config = ImageClassifierConfig(BACKBONE, num_classes=2, class_names=("cat", "dog"))
+    assert ImageClassifier(config).classes == ("cat", "dog")
+    assert ImageClassifier(replace(config, class_names=None)).classes is None
+
+
 def test_the_head_starts_near_zero() -> None:
     model = ImageClassifier(ImageClassifierConfig(BACKBONE, num_classes=400))
     assert 0.9 * 2e-5 < model.head.weight.abs().max() <= 2.001e-5  # 0.02 cut at itself, times 0.001

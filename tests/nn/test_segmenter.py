@@ -296,3 +296,9 @@ def test_a_configuration_that_cannot_be_built_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **changes)
+
+
+def test_classes_are_the_names_or_none() -> None:
+    names = tuple(f"class {number}" for number in range(9))
+    assert SemanticSegmenter(replace(CONFIG, class_names=names)).classes == names
+    assert SemanticSegmenter(CONFIG).classes is None

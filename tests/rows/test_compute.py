@@ -130,7 +130,7 @@ def test_every_image_has_its_row_computed_in_its_batch(
     assert totals(output) == [(i, 30 * i) for i in range(NUM_IMAGES)]
     assert model.batches == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9], [10]]
     shown = capsys.readouterr()
-    assert re.fullmatch(rf"11 rows in {output}, \d+ images/s\n", shown.out)
+    assert re.search(rf"\n11 rows in {output}, \d+ images/s\n$", shown.err)
     assert shown.err.startswith("11 images in 3 parts\n")
     assert "step 6/6" in shown.err
 
@@ -200,8 +200,8 @@ def test_unreadable_images_are_reported_even_if_they_fill_a_batch(
     reports = [line for line in shown.err.splitlines() if line.startswith("unreadable")]
     assert reports == [f"unreadable, left out: {index}.png: broken" for index in (1, 4, 5)]
     assert "step 6/6" in shown.err  # empty batches are steps too
-    assert "8 rows in" in shown.out
-    assert ", 3 unreadable, " in shown.out
+    assert "8 rows in" in shown.err
+    assert ", 3 unreadable, " in shown.err
     with np.load(output) as arrays:
         unreadable = json.loads(str(arrays["about"]))["unreadable"]
     assert unreadable == ["1.png: broken", "4.png: broken", "5.png: broken"]

@@ -73,7 +73,7 @@ def test_every_image_has_its_maps(tmp_path: Path, capsys: pytest.CaptureFixture[
         assert row.dtype == torch.bfloat16
         assert torch.equal(row.float(), index + torch.arange(6).reshape(SHAPE) / 8)
     shown = capsys.readouterr()
-    assert re.fullmatch(rf"11 rows in {maps.output}, \d+ images/s\n", shown.out)
+    assert re.search(rf"\n11 rows in {maps.output}, \d+ images/s\n$", shown.err)
     assert shown.err.startswith("feature maps of 11 images, 0.00 GB\n")
     about = json.loads((maps.output / "about.json").read_text())
     assert (about["teacher"], about["images"], about["shape"]) == ("t", 11, [2, 3])
@@ -107,7 +107,7 @@ def test_unreadable_images_are_named_and_have_no_maps(
     assert all(row.isfinite().all() for row in maps.rows([0, 1, 2, 6, 7, 8, 9, 10]))
     shown = capsys.readouterr()
     assert "unreadable, left out: 3.png: broken" in shown.err
-    assert ", 3 unreadable" in shown.out
+    assert ", 3 unreadable" in shown.err
 
 
 def test_what_maps_depend_on_gives_another_folder(tmp_path: Path) -> None:

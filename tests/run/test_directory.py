@@ -32,7 +32,7 @@ def test_existing_directory_is_not_touched(tmp_path):
 
 
 def test_refuses_what_is_no_run_directory(tmp_path):
-    with pytest.raises(ValueError, match=r"--run\.output"):
+    with pytest.raises(ValueError, match="--output"):
         RunDirectory.create("", {}, {"verb": "pretrain"})
     with pytest.raises(FileNotFoundError, match=r"no config\.yaml"):
         RunDirectory.open(tmp_path)

@@ -22,6 +22,7 @@ from beit.run.directory import RunConfig, RunDirectory
 from beit.run.journal import Journal
 from beit.run.launch import launch_run
 from beit.run.optim import OptimConfig, clip_gradients
+from beit.run.progress import Progress
 
 OPTIM = OptimConfig(
     batch_size=2,
@@ -52,7 +53,9 @@ def train(config, directory=None, stop_in_validation=None):
     torch.manual_seed(0)
     model = nn.Linear(1, 1)
     source = open_source(config.data.train)
-    journal = Journal("toy", config, fabric, config.optim.schedule(len(source)), directory)
+    journal = Journal(
+        {"verb": "toy"}, config, fabric, config.optim.schedule(len(source)), directory
+    )
     batches = train_batches(journal, source, lambda image, _: (image, image))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     wrapped, optimizer = fabric.setup(model, optimizer)
@@ -60,6 +63,7 @@ def train(config, directory=None, stop_in_validation=None):
 
     def validate():
         if journal.at_interval(2):
+            list(journal.read(EvalBatches(source, EvalView((8, 8)), 2)))
             if journal.step == stop_in_validation:
                 raise Stop
             journal.log_result({"val_weight": model.weight.item()})
@@ -102,25 +106,91 @@ def test_what_is_written_when(tmp_path):
     ]
     assert all(r["epoch"] == r["step"] / 4 for r in records(tmp_path / "run"))
     names = sorted(file.name for file in (tmp_path / "run" / "checkpoints").iterdir())
-    assert names == ["step-000000004.pt", "step-000000008.pt"]
+    assert names == ["step-000000004.pt", "step-000000006.pt", "step-000000008.pt"]
     speed = (tmp_path / "run" / "speed.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in speed] == [3, 4, 6, 8]
     step, state = latest(RunDirectory(tmp_path / "run"))
-    assert (step, set(state)) == (8, {"model", "optimizer", "scaling", "unreadable"})
+    assert (step, set(state)) == (8, {"model", "optimizer", "scaling", "unreadable", "means"})
 
 
 @pytest.mark.parametrize("step", [2, 4, 6, 8])
-def test_a_run_stopped_in_its_validation_loses_nothing_before_it(step, tmp_path):
+def test_a_run_stopped_in_its_validation_resumes_before_it(step, tmp_path, capsys):
     train(config(tmp_path / "whole"))
     with pytest.raises(Stop):
         train(config(tmp_path / "cut"), stop_in_validation=step)
     directory = RunDirectory.open(tmp_path / "cut")
-    saved = latest(directory)
-    assert (saved[0] if saved else 0) == step // 4 * 4
+    capsys.readouterr()
     journal = train(config(tmp_path / "cut"), directory)
-    assert journal.start_step == step // 4 * 4
+    assert journal.start_step == step
+    assert f"cut: resumes after step {step} of 8\n" in capsys.readouterr().err
     logs = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
     assert logs[0] == logs[1]
+
+
+def test_a_run_resumes_from_its_first_second(tmp_path):
+    """The checkpoint of step 0 has the weights that the run began with."""
+    train(config(tmp_path / "whole"))
+    with pytest.raises(Stop):
+        train(config(tmp_path / "cut"), stop_in_validation=2)
+    directory = RunDirectory.open(tmp_path / "cut")
+    for file in directory.checkpoints.glob("step-*[1-9].pt"):
+        file.unlink()
+    assert latest(directory)[0] == 0
+    assert not train(config(tmp_path / "cut"), directory).resumed  # no validation is repeated
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+
+
+def test_a_checkpoint_of_an_older_version_has_no_sums(tmp_path):
+    train(config(tmp_path / "whole"))
+    train(config(tmp_path / "cut", stop_after=4))
+    directory = RunDirectory.open(tmp_path / "cut")
+    file = directory.checkpoints / "step-000000004.pt"
+    content = torch.load(file)
+    del content["state"]["means"]
+    torch.save(content, file)
+    train(config(tmp_path / "cut"), directory)
+    assert records(tmp_path / "cut") == records(tmp_path / "whole")
+
+
+def test_a_loss_that_is_not_finite_leaves_no_checkpoint(tmp_path):
+    made, model = config(tmp_path / "run"), nn.Linear(1, 1)
+    fabric = launch_run(made, None)
+    journal = Journal({"verb": "toy"}, made, fabric, OPTIM.schedule(9), None)
+    journal.begin([], model=model)
+    journal.means.add({"loss": torch.nan})
+    journal.step = 2
+    with journal.recording():
+        journal.read(EvalBatches(Damaged(), EvalView((8, 8)), 2))  # a validation saves first
+    assert latest(RunDirectory(tmp_path / "run"))[0] == 0
+
+
+def test_a_loss_is_shown_from_the_first_steps_on(tmp_path, capsys):
+    train(config(tmp_path / "run", log_every=100, checkpoint_every=100))
+    shown = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in shown] == ["1/8", "2/8", "4/8", "8/8"]
+    assert all("loss 0." in line for line in shown)
+
+
+def test_the_loss_is_read_when_a_line_is_due_and_only_then(tmp_path, monkeypatch):
+    """Each reading waits for the device: after the first steps one in five seconds, no more."""
+    reads, seconds = [], iter(range(1000))
+    update, peek = Progress.update, Journal._loss_so_far
+
+    def ticking(progress, *arguments):
+        progress._clock = lambda: step_seconds[0]
+        step_seconds[0] += 2.0
+        return update(progress, *arguments)
+
+    def counted(journal):
+        reads.append(journal.step)
+        return peek(journal)
+
+    step_seconds = [float(next(seconds)) + 1e6]
+    monkeypatch.setattr(Progress, "update", ticking)
+    monkeypatch.setattr(Journal, "_loss_so_far", counted)
+    long = config(tmp_path / "run", log_every=100, checkpoint_every=100)
+    train(replace(long, optim=replace(OPTIM, epochs=5)))
+    assert reads == [1, 2, 4, 7, 10, 13, 16, 19, 20]
 
 
 def test_a_validation_after_the_checkpoint_is_repeated_not_doubled(tmp_path):
@@ -138,12 +208,12 @@ def test_an_existing_directory_is_refused_and_a_loss_that_is_not_finite_stops(tm
     with pytest.raises(FileExistsError, match=r"there exists and is not overwritten"):
         train(config(tmp_path / "there"))
     fabric = launch_run(config(tmp_path / "new"), None)
-    journal = Journal("toy", config(tmp_path / "new"), fabric, OPTIM.schedule(9), None)
+    journal = Journal({"verb": "toy"}, config(tmp_path / "new"), fabric, OPTIM.schedule(9), None)
     journal.begin([])
     for loss in (torch.nan, 1.0):  # of two micro-steps, the first one is not finite
         journal.means.add({"loss": loss, "grad_norm": torch.inf})
     with journal.recording():
-        with pytest.raises(ValueError, match=r"loss is nan at step 0, .*good checkpoint: none"):
+        with pytest.raises(ValueError, match=r"loss is nan at step 0, .*checkpoint: .*/step-0{9}"):
             journal.read_means(0.1)
         journal.means.add({"loss": 1.0, "grad_norm": torch.inf})
         assert journal.read_means(0.1) == {"loss": 1.0, "grad_norm": torch.inf}
@@ -172,7 +242,7 @@ def test_an_unreadable_validation_image_is_named_once_and_counted_each_time(tmp_
     made = config(tmp_path / "run")
     made = replace(made, data=replace(made.data, max_unreadable=0.5))
     fabric = launch_run(made, None)
-    journal = Journal("toy", made, fabric, OPTIM.schedule(9), None)
+    journal = Journal({"verb": "toy"}, made, fabric, OPTIM.schedule(9), None)
     journal.begin([])
     with journal.recording():
         for _ in range(2):
@@ -223,7 +293,7 @@ def test_a_checkpoint_for_unreadable_images_is_of_the_step(step, ends, tmp_path,
     """Other processes wait for it, and it does not replace one that the step already has."""
     made, model, seen = config(tmp_path / "run"), nn.Linear(1, 1), []
     fabric = launch_run(made, None)
-    journal = Journal("toy", made, fabric, OPTIM.schedule(9), None)
+    journal = Journal({"verb": "toy"}, made, fabric, OPTIM.schedule(9), None)
     journal.begin([], model=model)
     directory, weight = RunDirectory(tmp_path / "run"), model.weight.item()
     monkeypatch.setattr(fabric, "barrier", lambda: seen.append(latest(directory)))

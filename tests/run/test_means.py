@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -20,8 +22,10 @@ def test_no_weight_is_no_mean() -> None:
 
 
 def test_processes_together_see_what_one_would() -> None:
-    def run(parts: list[tuple[float, float]]) -> Means:
-        means = Means()
+    def run(
+        parts: list[tuple[float, float]], reduce: Callable[[Tensor], Tensor] | None = None
+    ) -> Means:
+        means = Means(reduce)
         for value, weight in parts:
             means.add({"loss": torch.tensor(value)}, weight)
         return means
@@ -30,7 +34,19 @@ def test_processes_together_see_what_one_would() -> None:
         return table + torch.tensor([[5.0 * 3], [3.0]])  # what the other process has added
 
     alone = run([(1.0, 2), (2.0, 1), (5.0, 3)]).read()
-    assert run([(1.0, 2), (2.0, 1)]).read(reduce) == alone
+    assert run([(1.0, 2), (2.0, 1)], reduce).read() == alone
+
+
+def test_restored_sums_go_on_to_the_same_bits() -> None:
+    whole, first, second = Means(), Means(), Means()
+    for means in (whole, first):
+        means.add({"loss": torch.tensor(0.1), "rate": 0.3}, weight=3)
+    assert first.peek() == {"loss": pytest.approx(0.1), "rate": pytest.approx(0.3)}
+    second.load_state_dict(first.state_dict())
+    for means in (whole, second):
+        means.add({"loss": torch.tensor(0.7), "rate": 0.9}, weight=7)
+    assert second.read() == whole.read()
+    assert second.state_dict() == {}
 
 
 def test_a_vector_is_refused() -> None:

@@ -21,7 +21,7 @@ def config(**changes: Any) -> OptimConfig:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"epochs": 0}, r"optim.epochs is 0; expected 1 or more"),
+        ({"epochs": 0}, r"optim.epochs is 0; expected more than 0"),
         ({"learning_rate": -1.0}, r"optim.learning_rate is -1.0"),
         ({"accumulate": 4}, r"batch_size 6 does not divide into optim.accumulate 4"),
         ({"warmup_epochs": 4}, r"warmup_epochs is 4; expected 0 to optim.epochs, 3"),

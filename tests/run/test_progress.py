@@ -27,8 +27,8 @@ def test_plain_lines_come_now_and_then() -> None:
             clock.seconds += 2
             progress.update(step, {"loss": 1 / step}, images=64, wait_seconds=0.5 * (step - 2))
     assert stream.getvalue().splitlines() == [
-        "step 5/8 · loss 0.2 · 32 images/s · 0:06 left · data wait 25%",
-        "step 8/8 · loss 0.125 · 32 images/s · 0:00 left · data wait 25%",
+        "step 5/8 · 0:06 left · 32 images/s · loss 0.2 · data wait 25%",
+        "step 8/8 · 0:00 left · 32 images/s · loss 0.125 · data wait 25%",
     ]
 
 
@@ -45,7 +45,7 @@ def test_a_terminal_has_a_live_line(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = stream.getvalue()
     assert "\x1b[" in shown  # the line is drawn over and over
     assert "saved [step 1] in a/rather/long/path/" + "x" * 200 + "\n" in shown
-    assert "step 2/4 · loss 0.25 · 6 images/s · 0:02 left · data wait 5%" in shown
+    assert "step 2/4 · 0:02 left · 6 images/s · loss 0.25 · data wait 5%" in shown
     assert shown.index("saved") < shown.index("step 2/4")
 
 
@@ -88,6 +88,30 @@ def test_time_spent_aside_does_not_count() -> None:
     clock.seconds += 2
     assert progress.update(2, {}, images=8, wait_seconds=0.0).images_per_second == 4
     assert "validation" not in progress.line()
+
+
+def test_a_validation_has_its_own_bar_and_time_left() -> None:
+    clock, stream = Clock(), io.StringIO()
+    progress = Progress(4, stream=stream, clock=clock)
+    clock.seconds += 2
+    progress.update(4, {"loss": 0.25}, images=8, wait_seconds=0.0)
+    with progress.aside("validation"):
+        progress.part(0, 10_000)
+        for done in (2500, 5000, 10_000):
+            clock.seconds += 4
+            progress.part(done, 10_000)
+    assert stream.getvalue().splitlines()[1:] == ["step 4/4 · validation 5000/10000 · 0:08 left"]
+    with progress.aside("report"):
+        assert progress.line() == "step 4/4 · report"
+
+
+def test_what_matters_most_comes_first_and_three_metrics_are_enough() -> None:
+    clock = Clock()
+    progress = Progress(4, enabled=False, clock=clock)
+    clock.seconds += 2
+    progress.update(1, dict.fromkeys("abcde", 0.12345), images=8, wait_seconds=0.0)
+    expected = "step 1/4 · 0:06 left · 4 images/s · a 0.123 · b 0.123 · c 0.123 · data wait 0%"
+    assert progress.line() == expected
 
 
 def test_durations() -> None:

@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from beit.run.schedules import warmup_cosine, warmup_poly
+from beit.run.schedules import warmup_cosine
+from beit.segmentation.optim import warmup_poly
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 

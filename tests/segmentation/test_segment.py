@@ -304,7 +304,7 @@ def test_ade20k_from_its_layout_to_figures_at_several_scales(tmp_path, config):
     [
         ({"backbone": None}, "not neither"),
         ({"init": "somewhere"}, "not both"),
-        ({"image_size": (16, 24)}, "image_size is for --init; use backbone.image_size"),
+        ({"image_size": (16, 24)}, "image_size is for --model; use backbone.image_size"),
         ({"drop_path": 1.0}, r"drop_path is 1.0"),
         ({"layer_decay": 0.0}, r"layer_decay is 0.0"),
         ({"validate_every": 0}, "validate_every is 0"),

@@ -1,12 +1,15 @@
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
 from pyarrow import parquet
+from safetensors.torch import save_file
 from torch import Tensor
 
 from beit.data.sources import open_source
@@ -16,6 +19,7 @@ from beit.run.device import DeviceConfig
 from beit.tables import embed
 from beit.tables.embed import Config
 from beit.weights.file import save_weights
+from beit.weights.teachers import load_teacher
 
 DATA = "shapes://7?size=24"
 N, D = 6, 12
@@ -128,7 +132,63 @@ def test_an_unknown_block_is_refused(model: str, tmp_path: Path, layer: int) -> 
         embed.run(config(model, tmp_path / "features.npz", layer=layer))
 
 
+def test_a_teacher_gives_the_mean_of_its_patches(tmp_path: Path) -> None:
+    file = tmp_path / "vit.safetensors"
+    save_file(timm.create_model("test_vit").state_dict(), file)
+    model, output = f"teacher:timm:test_vit@{file}", tmp_path / "features.npz"
+    embed.run(config(model, output, image_size=32))
+    with np.load(output) as arrays:
+        assert [*arrays] == ["index", "path", "label", "mean", "about"]
+        source, view = open_source(DATA), EvalView((32, 32))
+        teacher = load_teacher(model.removeprefix("teacher:"), 32)
+        images = torch.stack([view(source.image(index)) for index in range(7)])
+        assert_near(arrays["mean"], teacher.features(images, teacher.grid).mean(dim=1), 1e-4)
+        about = json.loads(str(arrays["about"]))
+        assert (about["kind"], about["grid"]) == ("Teacher", [2, 2])
+    for changes, error in (
+        ({"features": ("cls",)}, r"cls, but teacher:.* has no \[CLS\] token; expected mean"),
+        ({"layer": 1}, "layer is 1; teacher:.* gives its final features only"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            embed.run(config(model, tmp_path / "other.npz", image_size=32, **changes))
+
+
 @pytest.mark.parametrize("features", [(), ("cls", "cls")])
 def test_features_must_be_named_once(tmp_path: Path, features: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="features must name one or more of cls, mean, patches"):
         config("none", tmp_path / "features.npz", features=features)
+
+
+def test_a_model_is_embedded_with_the_crop_of_its_training(
+    backbone: VisionTransformer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_weights(tmp_path / "m.safetensors", backbone, crop_ratio=1.0)
+    rows = {}
+    for name, crop in (("own", None), ("whole", 1.0), ("cut", 0.875)):
+        output = tmp_path / f"{name}.npz"
+        with caplog.at_level("INFO", logger="beit"):
+            embed.run(
+                Config(
+                    str(tmp_path / "m.safetensors"),
+                    "shapes://3?size=40",
+                    str(output),
+                    crop_ratio=crop,
+                    num_workers=0,
+                    device=DeviceConfig(accelerator="cpu"),
+                )
+            )
+        rows[name] = np.load(output)["cls"]
+    assert np.array_equal(rows["own"], rows["whole"])
+    assert not np.array_equal(rows["own"], rows["cut"])
+    assert caplog.text.count("crop_ratio 1 (m.safetensors says so)") == 1
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        *("tables.embed", "tables.tokenize", "tables.predict", "probing.probe"),
+        *("evaluation.evaluate", "codebook.visualise", "pictures.tokens", "pictures.attention"),
+    ],
+)
+def test_every_verb_that_reads_a_model_takes_its_crop(module: str) -> None:
+    assert import_module(f"beit.{module}").Config.__dataclass_fields__["crop_ratio"].default is None

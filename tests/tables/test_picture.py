@@ -6,7 +6,6 @@ import torch
 from PIL import Image
 
 from beit.draw import canvas
-from beit.tables import picture as predictions
 from beit.tables.picture import RIGHT, WRONG, Prediction, prediction_grid
 
 
@@ -61,8 +60,8 @@ def test_the_same_predictions_give_the_same_bytes() -> None:
 
 def test_words_are_cut_to_their_room() -> None:
     font = canvas.font(15)
-    assert predictions._shortened("two\nwords", 1000, font) == "two words"
-    cut = predictions._shortened("a rather long name", 60, font)
+    assert canvas.shortened("two\nwords", 1000, font) == "two words"
+    cut = canvas.shortened("a rather long name", 60, font)
     assert cut.endswith("…")
     assert "a rather long name".startswith(cut[:-1])
     assert font.getlength(cut) <= 60

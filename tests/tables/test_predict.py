@@ -151,7 +151,7 @@ def test_lines_equal_the_table(
 ) -> None:
     predict.run(config(model, tmp_path / "classes.parquet", top_k=2))
     predict.run(config(model, tmp_path / "classes.jsonl", top_k=2))
-    assert "7 rows in" in capsys.readouterr().out
+    assert "7 rows in" in capsys.readouterr().err
     assert predict.run(config(model, None, top_k=2)) == (None, 7)
     shown = capsys.readouterr()
     assert shown.out == (tmp_path / "classes.jsonl").read_text()  # nothing but lines
@@ -275,7 +275,11 @@ def test_processes_do_not_share_standard_output(
 
 
 def test_the_picture_shows_the_first_images_and_their_classes(
-    model: str, files: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: str,
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     drawn: list[Any] = []
 
@@ -289,7 +293,9 @@ def test_the_picture_shows_the_first_images_and_their_classes(
     picture = str(tmp_path / "grid.png")
     output = tmp_path / "rows.jsonl"
     settings = {"data": files, "max_unreadable": 0.2, "picture_images": 4}
-    predict.run(config(model, output, picture=picture, **settings))
+    with caplog.at_level("INFO", logger="beit"):
+        predict.run(config(model, output, picture=picture, **settings))
+    assert f"picture of 4 images: {picture}" in caplog.messages
     rows = lines(output.read_text())
     assert len(drawn) == 4
     assert drawn[1].image is None

@@ -87,8 +87,9 @@ def test_codes_are_those_of_the_tokenizer(
     expected |= {"vocab_size": 300, "image_size": [16, 24], "crop_ratio": 0.8, "data": DATA}
     assert about.items() >= expected.items()
     shown = capsys.readouterr()
-    assert shown.out.startswith(f"11 rows in {output}, ")
-    assert shown.out.rstrip().endswith("images/s")
+    assert shown.out == ""
+    assert f"\n11 rows in {output}, " in shown.err
+    assert shown.err.rstrip().endswith("images/s")
     assert "11 images in 3 parts" in shown.err
     assert "step 6/6" in shown.err
 
@@ -106,8 +107,8 @@ def test_unreadable_images_are_reported_and_left_out(
     shown = capsys.readouterr()
     assert "11 images in 3 parts, 1 of them done before" in shown.err
     assert "unreadable, left out: a/04.png: " in shown.err
-    assert "9 rows in" in shown.out
-    assert ", 2 unreadable, " in shown.out
+    assert "9 rows in" in shown.err
+    assert ", 2 unreadable, " in shown.err
     with np.load(output) as arrays:
         assert arrays["index"].tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]
         assert arrays["path"].tolist()[3:6] == ["a/03.png", "a/05.png", "b/06.png"]

@@ -1,18 +1,15 @@
-"""Crops: a patch cut out of its image with its surroundings, framed, kept in a file, as WebP."""
+"""Crops: a patch cut out of its image with its surroundings, framed, kept in a file."""
 
-import io
 from typing import IO, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from beit.draw.canvas import Pixels
+from beit.draw.thumbnails import shrunk
 
-TINY = 24  # pixels: crops and images with no longer side are encoded without loss
-LOSSLESS = 100
 _FRAME = (213, 94, 0)  # vermilion, between white hairlines: visible on any background
 
 
@@ -49,17 +46,6 @@ def crop_patch(image: Tensor, position: int, grid: tuple[int, int], context: int
     return Crop(pixels, (y / rows, x / columns, (y + 1) / rows, (x + 1) / columns))
 
 
-def shrunk(pixels: Pixels, side: int) -> Pixels:
-    """Resize (h, w, 3) so that no side is longer than `side`; smaller crops are not changed."""
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"pixels must be (h, w, 3) uint8, got {pixels.shape} {pixels.dtype}")
-    h, w = pixels.shape[:2]
-    if max(h, w) <= side:
-        return pixels
-    size = (max(1, round(w * side / max(h, w))), max(1, round(h * side / max(h, w))))
-    return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
-
-
 def framed(crop: Crop, side: int) -> Pixels:
     """Draw a crop at about `side` pixels, with a frame around the patch: (h, w, 3) uint8.
 
@@ -78,20 +64,6 @@ def framed(crop: Crop, side: int) -> Pixels:
         drawn[a : b + 1, [c, d]] = colour
         drawn[[a, b], c : d + 1] = colour
     return drawn
-
-
-def webp(pixels: Pixels, quality: int) -> bytes:
-    """Encode (h, w, 3) as WebP, without loss at quality `LOSSLESS`."""
-    file = io.BytesIO()
-    options = {"quality": quality, "lossless": quality == LOSSLESS, "method": 2}
-    Image.fromarray(pixels).save(file, "WEBP", use_sharp_yuv=True, **options)
-    return file.getvalue()
-
-
-def thumbnail(pixels: Pixels, side: int = 256) -> bytes:
-    """Encode an image (H, W, 3) uint8 as WebP, its longest side at most `side` pixels."""
-    tiny = max(pixels.shape[:2]) <= TINY
-    return webp(shrunk(pixels, side), LOSSLESS if tiny else 80)
 
 
 class CropFile:

@@ -211,23 +211,6 @@ function listen() {
   wide.addEventListener('change', cover);
 }
 
-/** Set up the colour scheme switch; the system's scheme is used until the switch is clicked. */
-function setUpScheme() {
-  const dark = window.matchMedia('(prefers-color-scheme: dark)');
-  const root = document.documentElement;
-  const current = () => root.dataset.scheme || (dark.matches ? 'dark' : 'light');
-  const showOther = () => {
-    const [icon, label] = byId('scheme').children;
-    [icon.textContent, label.textContent] = current() === 'dark' ? ['☼', 'Light page'] : ['☾', 'Dark page'];
-  };
-  byId('scheme').addEventListener('click', () => {
-    root.dataset.scheme = current() === 'dark' ? 'light' : 'dark';
-    showOther();
-  });
-  dark.addEventListener('change', showOther);
-  showOther();
-}
-
 function start() {
   const used = codes.filter((code) => code.uses).length;
   byId('lede').textContent += used ? ` ${count(used)} are used (${percent(used / codes.length)}).` : ' None of them is used.';

@@ -4,29 +4,25 @@ The codes are streamed: one is in memory at a time, so that 8,192 codes with 16 
 little memory. A code's patches are one small WebP sheet, which the page decodes when it is shown.
 """
 
-import base64
-import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from math import ceil, isfinite, prod, sqrt
 from pathlib import Path
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
 from beit.codebook.contents import Code, Patch, WholeImage
-from beit.codebook.crops import LOSSLESS, TINY, Crop, shrunk, webp
-from beit.draw.report import script_hash
+from beit.codebook.crops import Crop
+from beit.draw.page import base64_of, data_url, json_text, page_stream
+from beit.draw.thumbnails import QUALITIES, TINY, shrunk, webp
 from beit.files import replacing
 
 MAX_BYTES = 58_000_000
-_SCRIPTS = ("explorer_data.js", "explorer_grid.js", "explorer_panel.js", "explorer.js")
-_MEDIA = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"RIFF": "webp"}
-_QUALITIES = (LOSSLESS, 88, 80, 72, 64, 56, 48, 40, 32, 24, 16, 8, 2)  # lossless: tiny crops only
+_SCRIPTS = ("explorer_data.js", "explorer_panel.js", "explorer.js")
+_PAGE_BYTES = 70_000  # of the page without its data
 
 
 @dataclass(frozen=True)
@@ -64,17 +60,11 @@ def write_explorer(
     K, (Gh, Gw) = page.num_codes, page.grid
     if min(K, Gh, Gw) < 1:
         raise ValueError(f"num_codes {K} and grid {page.grid} must be at least 1")
-    script = "(() => {\n" + "\n".join(map(_part, _SCRIPTS)) + "})();"
-    style = _part("explorer.css")
-    room = max_bytes - len(script) - len(style) - 20_000
-    lines = _Lines(K, page.grid, side or crop_side(K), room)
-    stream = _template().stream(
+    lines = _Lines(K, page.grid, side or crop_side(K), max_bytes - _PAGE_BYTES)
+    stream = page_stream(
+        *("beit.codebook", "explorer", _SCRIPTS),
         title=f"The codes of {page.tokenizer}",
         page=page,
-        script=Markup(script),
-        script_hash=script_hash(script),
-        style=Markup(style),
-        style_hash=script_hash(style),
         images=lines.images(page.images),
         codes=lines.codes(page.codes),
         summary=lambda: lines.summary(page.colours),
@@ -92,21 +82,6 @@ def write_explorer(
     return path
 
 
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode()
-
-
-def _part(name: str) -> str:
-    return resources.files("beit.codebook").joinpath(name).read_text("utf-8")
-
-
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(_part("explorer.html.jinja"))
-
-
 class _Lines:
     """The data of the page: a line for each image and code, read when it is shown, and a summary.
 
@@ -116,7 +91,7 @@ class _Lines:
     def __init__(self, num_codes: int, grid: tuple[int, int], side: int, room: int) -> None:
         self._num_codes, self._grid, self._side = num_codes, grid, side
         self._room = room - 90 * num_codes  # bytes left for lines, without the summary's
-        self._quality = 0  # index into _QUALITIES of the last sheet
+        self._quality = 0  # index into QUALITIES of the last sheet
         self._labels: dict[str, int] = {}
         self._frames: dict[tuple[int, ...], int] = {}
         self._rows: list[list[object]] = []
@@ -139,8 +114,8 @@ class _Lines:
             row = [image.name, self._label(image.label), codes.tolist()]
             self._image_places[image.index] = len(self._images)
             self._images.append(row)
-            line = _data_url(image.thumbnail, f"the thumbnail of image {image.name!r}")
-            self._room -= len(line) + 1 + len(_json(row))
+            line = data_url(image.thumbnail, f"the thumbnail of image {image.name!r}")
+            self._room -= len(line) + 1 + len(json_text(row))
             yield Markup(line)
 
     def codes(self, codes: Iterable[Code]) -> Iterator[Markup]:
@@ -157,15 +132,15 @@ class _Lines:
             crops = [(patch, patch.crop) for patch in code.closest if patch.crop is not None]
             line = {
                 "most": most,
-                "positions": _base64(levels.tobytes()),
+                "positions": base64_of(levels.tobytes()),
                 "neighbours": [[int(i), round(cosine, 3)] for i, cosine in code.nearest],
                 "patches": [self._patch(patch, crop, code.index) for patch, crop in crops],
             }
             if crops:
-                share = self._room / (K - code.index) - len(_json(line)) - 60
+                share = self._room / (K - code.index) - len(json_text(line)) - 60
                 cell, sheet = self._sheet([crop for _, crop in crops], int(share * 3 / 4))
-                line |= {"cell": cell, "sheet": _base64(sheet)}
-            text = _json(line)
+                line |= {"cell": cell, "sheet": base64_of(sheet)}
+            text = json_text(line)
             self._room -= len(text) + 1
             yield Markup(text)
         if len(self._rows) != K:
@@ -184,7 +159,7 @@ class _Lines:
             "images": self._images,
             "colours": colours.astype(np.uint8).tobytes().hex(),
         }
-        return Markup(_json(summary))
+        return Markup(json_text(summary))
 
     def _check(self, code: Code) -> None:
         K, name, expected = self._num_codes, f"code {code.index}", len(self._rows)
@@ -240,8 +215,8 @@ class _Lines:
         best = 0 if cell <= TINY else 1
         self._quality = max(best, self._quality - 1)
         while True:
-            data = webp(sheet, _QUALITIES[self._quality])
-            if len(data) <= room or self._quality == len(_QUALITIES) - 1:
+            data = webp(sheet, QUALITIES[self._quality])
+            if len(data) <= room or self._quality == len(QUALITIES) - 1:
                 return cell, data
             self._quality += 1
 
@@ -253,16 +228,3 @@ def _letterboxed(crop: Crop) -> tuple[float, float, float, float]:
     y, x = h / max(h, w), w / max(h, w)
     above, before = (1 - y) / 2, (1 - x) / 2
     return above + top * y, before + left * x, above + bottom * y, before + right * x
-
-
-def _data_url(data: bytes, what: str) -> str:
-    for start, kind in _MEDIA.items():
-        if data.startswith(start):
-            return f"data:image/{kind};base64,{_base64(data)}"
-    raise ValueError(f"{what} is not a JPEG, PNG or WebP image: it begins with {data[:8]!r}")
-
-
-def _json(value: object) -> str:
-    """Return ASCII JSON without `<`, `>` and `&`, so that it cannot end a script element."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")

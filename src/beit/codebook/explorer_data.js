@@ -1,25 +1,4 @@
 // The data of the page: lines of text, decoded and drawn on canvases when they are shown.
-'use strict';
-
-const byId = (id) => document.getElementById(id);
-
-/** Create an element; strings become text, so that names and labels are never parsed as markup. */
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) {
-    if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value);
-  }
-  element.append(...children.filter((child) => child !== null && child !== undefined));
-  return element;
-}
-
-/** Return the lines of a data element, and remove it from the document. */
-function takeLines(id) {
-  const text = byId(id).textContent;
-  byId(id).remove();
-  return text.split('\n').slice(1, -1);
-}
-
 const imageLines = takeLines('data-images');
 const codeLines = takeLines('data-codes');
 const summary = JSON.parse(byId('data-summary').textContent);
@@ -37,33 +16,8 @@ const images = summary.images.map(([name, label, tokens], index) => ({ index, na
 const totalUses = codes.reduce((sum, code) => sum + code.uses, 0);
 const hasLabels = codes.some((code) => code.purity !== null);
 
-const count = (value) => value.toLocaleString('en-GB');
-const percent = (share) => (share > 0 && share < 0.001 ? '<0.1' : (100 * share).toFixed(share < 0.0995 ? 1 : 0)) + '\u202f%';
 const times = (value) => (value === 1 ? 'once' : value === 2 ? 'twice' : count(value) + ' times');
 const place = (position) => `row ${Math.floor(position / GW) + 1}, column ${(position % GW) + 1}`;
-// A name keeps its own text direction (Arabic, Hebrew).
-const labelSpan = (text, kind = 'long') => make('span', { class: kind, dir: 'auto', title: text }, text);
-
-/** Cache the latest results of a function of one number. */
-function cached(compute, most) {
-  const kept = new Map();
-  return (key) => {
-    let value = kept.get(key);
-    if (value === undefined) value = compute(key);
-    else kept.delete(key);
-    kept.set(key, value);
-    if (kept.size > most) kept.delete(kept.keys().next().value);
-    return value;
-  };
-}
-
-function bytesOf(encoded) {
-  const text = atob(encoded);
-  const bytes = new Uint8Array(text.length);
-  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-  return bytes;
-}
-
 const detail = cached((index) => JSON.parse(codeLines[index]), 64);
 // Sixteen pictures of side 48 are 0.15 MB of pixels, of side 96 0.6 MB.
 const sheet = cached(
@@ -76,31 +30,6 @@ const wholeImage = cached(async (index) => {
   await image.decode();
   return image;
 }, 64);
-
-// A stack of drawing tasks: after a long scroll the visible pictures are drawn first.
-const tasks = [];
-let workers = 0;
-
-function schedule(canvas, draw) {
-  tasks.push([canvas, draw]);
-  if (workers < 4) work();
-}
-
-async function work() {
-  workers += 1;
-  await null; // wait until the canvas is in the document
-  for (let next = tasks.pop(); next; next = tasks.pop()) {
-    const [canvas, draw] = next;
-    if (canvas.isConnected) await draw().catch((error) => console.error(error));
-  }
-  workers -= 1;
-}
-
-function scaled(canvas, side) {
-  const size = Math.round(side * Math.min(2, window.devicePixelRatio || 1));
-  canvas.width = canvas.height = size;
-  return [canvas.getContext('2d'), size];
-}
 
 /** Prepare a canvas for the pictures of a code, and call `draw` with them. */
 function drawFromSheet(canvas, index, side, draw) {
@@ -170,5 +99,3 @@ function frame(context, x, y, width, height, dot) {
     context.strokeRect(x + inset, y + inset, width - 2 * inset, height - 2 * inset);
   }
 }
-
-const clamp = (value, low, high) => Math.max(low, Math.min(high, value));

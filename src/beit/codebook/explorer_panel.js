@@ -19,9 +19,6 @@ function usesOf(image) {
   return uses;
 }
 
-const section = (title, text, ...children) => make('section', {}, make('h3', {}, title), text ? make('p', {}, text) : null, ...children);
-const figure = (name, value, unit = '') => make('div', {}, make('dt', {}, name), make('dd', {}, value, unit ? make('small', {}, ' ' + unit) : null));
-
 function codeTitle(code) {
   const swatch = make('span', { class: 'swatch', title: 'its colour in token maps' });
   swatch.style.background = colourOf(code.index);
@@ -82,13 +79,7 @@ function codePatches(code, record) {
 }
 
 function codeLabels(code) {
-  const largest = Math.max(...code.labels.map(({ share }) => share), 0.001);
-  const rows = code.labels.map(({ name, share }) => {
-    const bar = make('i');
-    bar.style.width = `${(100 * share) / largest}%`;
-    return make('li', {}, labelSpan(name), make('span', { class: 'rail' }, bar), make('span', { class: 'share' }, percent(share)));
-  });
-  return section('Labels of its images', null, make('ul', { class: 'bars' }, ...rows));
+  return section('Labels of its images', null, shareBars(code.labels));
 }
 
 function codePositions(code, record) {

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from beit.codebook.contents import Codebook, WholeImage
-from beit.codebook.crops import Crop, crop_patch, thumbnail
+from beit.codebook.crops import Crop, crop_patch
 from beit.data.batches import EvalBatches
 from beit.data.source import PartSource, Source, UnreadableImage
 from beit.data.views import EvalView
+from beit.draw.thumbnails import thumbnail
 from beit.rows.lines import printable
 
 Read = Callable[[Tensor], Iterable[tuple[Tensor, list[int]]]]

@@ -9,11 +9,12 @@ OUTPUT contains codes.json (every code with its statistics and patches), report.
 and figures/*.svg, and with `explorer` explorer.html, a page to explore the codebook.
 """
 
+import logging
 import sys
 import tempfile
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -32,6 +33,7 @@ from beit.codebook.images import (
     read_whole_images,
 )
 from beit.codebook.report import Layout, Rank, ReadCrops, write_codebook_report
+from beit.command.ending import Ending, beside, opened, words
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.sources import open_source
@@ -46,10 +48,13 @@ from beit.rows.compute import fingerprint
 from beit.run.device import DeviceConfig, precision_of
 from beit.run.launch import launch
 from beit.run.progress import Progress
+from beit.weights.crop import crop_ratio
 from beit.weights.open import load_tokenizer
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ class Config:
         image_size: side or [height, width]; for a tokenizer whose file does not contain it, or
             that accepts other sizes; null for its own
         num_heads: attention heads, if the file does not contain them and a head is not 64 wide
-        crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin
+        crop_ratio: side of the centre crop over the shorter side; null for that of the model's
+            training, else 0.875
         batch_size: images per batch and process
         num_workers: worker processes that decode images, for each process
         max_unreadable: largest allowed share of images that cannot be read or are smaller than a
@@ -100,7 +106,7 @@ class Config:
     seed: int = 0
     image_size: int | tuple[int, int] | None = None
     num_heads: int | None = None
-    crop_ratio: float = 0.875
+    crop_ratio: float | None = None
     batch_size: int = 128
     num_workers: int = 2
     max_unreadable: float = 0.01
@@ -118,10 +124,17 @@ class Config:
 
 
 class Result(NamedTuple):
-    """The directory, and the number of images; None in all processes but the first."""
+    """The directory, and the number of images; None in all processes but the first.
+
+    Attributes:
+        codes: number of codes that occur
+        vocab_size: number of codes
+    """
 
     directory: Path
     images: int | None
+    codes: int = 0
+    vocab_size: int = 0
 
 
 def run(config: Config) -> Result:
@@ -134,6 +147,7 @@ def run(config: Config) -> Result:
     sizes = {"image_size": config.image_size, "num_heads": config.num_heads}
     overrides = {name: value for name, value in sizes.items() if value is not None}
     tokenizer = load_tokenizer(config.model, **overrides)
+    config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
     K = tokenizer.vocab_size
     if invalid := [code for code in config.codes or () if not 0 <= code < K]:
         raise ValueError(f"codes names {invalid[0]}; {config.model} has the codes 0 to {K - 1}")
@@ -145,7 +159,7 @@ def run(config: Config) -> Result:
             f"rank_by is {config.rank_by}, which needs labels, and {config.data} has none; rank by "
             "use, position_entropy or closeness, or use class folders or a column 'label'"
         )
-    view = EvalView(tokenizer.image_size, config.crop_ratio)
+    view = EvalView(tokenizer.image_size, crop)
     size, workers, world_size = config.batch_size, config.num_workers, fabric.world_size
     batches = EvalBatches(
         *(source, view, size), rank=fabric.global_rank, world_size=world_size, num_workers=workers
@@ -193,12 +207,23 @@ def run(config: Config) -> Result:
             _write(config, _about(config, fabric, tokenizer, images), book, crops, whole_images)
     seconds = time.perf_counter() - started
     left_out_note = f" ({left_out} left out)" if left_out else ""
-    print(
-        f"{images} images{left_out_note} in {output}, {seconds:.1f} s; the statistics take "
+    logger.info(
+        f"{images} images{left_out_note}, {seconds:.1f} s; the statistics take "
         f"{collected.megabytes():.1f} MB, independent of the number of images; peak memory of the "
         f"process {_peak_megabytes():.0f} MB"
     )
-    return Result(output, images)
+    return Result(output, images, int((collected.statistics.uses > 0).sum()), K)
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say how many codes are used; the explorer is next, or looking at it."""
+    report, page = result.directory / "report.html", result.directory / "explorer.html"
+    figure = f"{result.codes:,} of {result.vocab_size:,} codes occur in {result.images:,} images"
+    if config.explorer:
+        return Ending(f"{page}, a page to browse the codebook", figure, opened(page))
+    explorer = beside(result.directory, "explorer")
+    then = words("visualise explorer", explorer, model=config.model, data=config.data)
+    return Ending(f"{result.directory}, what each code stands for; report {report}", figure, then)
 
 
 def _peak_megabytes() -> float:

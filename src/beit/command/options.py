@@ -8,7 +8,7 @@ from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
 
 from beit.command import presets
 from beit.command.messages import did_you_mean, in_plain_words
@@ -35,7 +35,7 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
         ValueError: an unknown name, or a value that the Config refuses.
     """
     names = {field.name for field in fields(config_class)}  # type: ignore[arg-type]
-    arguments = [*VERBS[verb].options, *name_positionals(verb, arguments)]
+    arguments = [*VERBS[verb].options, *in_fields(verb, name_positionals(verb, arguments))]
     layers, options = read_layers(verb, arguments, names)
     kind_is_no_field = bool(VERBS[verb].kinds) and "kind" not in names  # it only chose the Config
     if kind_is_no_field:
@@ -46,6 +46,11 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
     parser = _parser(verb, config_class, kind_is_no_field)
     try:
         _check_names(parser, verb, layers, options)
+        layers, options = squared(parser, layers, options)
+        if {"codebook", "mask"} & names and not {"-h", "--help"} & {*options}:
+            layers += (following := following_data(verb, layers, options))
+            if len(following) > 1:  # a part may be held out of what the option names
+                options.append(f"--data.train={following[-1].values['data']['train']}")
         settings = [f"--config={json.dumps(values, default=str)}" for _, values in layers if values]
         built = parser.instantiate(parser.parse_args([*settings, *options]))
     except (ArgumentError, ValueError) as error:  # of the parser; of a Config's own checks
@@ -54,6 +59,79 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
         sources = ", ".join([*(source for source, _ in layers), "the options"])
         raise ValueError(f"a value is nested too deep in one of: {sources}") from error
     return config_class(**{name: built[name] for name in names})
+
+
+def following_data(verb: str, layers: Sequence[Layer], options: Sequence[str]) -> list[Layer]:
+    """Return values that follow the data, for training a tokenizer by VQ-KD and for pretraining.
+
+    Without preset and file these are all settings. With a preset a k-NN check is left out that the
+    images cannot have, unless the options ask for it.
+    """
+    told = nested(options)
+    if not layers and (told.get("data", {}).get("train") or told.get("tokenizer")):
+        from beit.command.automatic import settings  # imports torch
+
+        preset, values = settings(verb, told)
+        return [Layer("preset photos", preset), Layer("settings that follow the data", values)]
+    if (
+        verb == "pretrain"
+        and layers
+        and all(layer.source.startswith("preset ") for layer in layers)
+    ):
+        from beit.command.automatic import without_check
+
+        return [Layer("what the images lack", without_check(layers[-1].values, told))]
+    return []
+
+
+def nested(options: Sequence[str]) -> dict[str, Any]:
+    """Read options as nested values, as a configuration file has them."""
+    told: dict[str, Any] = {}
+    for place, word in enumerate(options):
+        name, equals, value = word.partition("=")
+        if not name.startswith("--"):
+            continue
+        following = [*options[place + 1 : place + 2], "true"][0]
+        text = value if equals else "true" if following.startswith("--") else following
+        *groups, last = name.removeprefix("--").split(".")
+        inner = told
+        for group in groups:
+            inner = inner.setdefault(group, {})
+        inner[last] = presets.plain(text)
+    return told
+
+
+def squared(
+    parser: "ArgumentParser", layers: Sequence[Layer], options: Sequence[str]
+) -> tuple[list[Layer], list[str]]:
+    """Write sizes that are one number as (height, width): `--image_size 96` → `[96,96]`."""
+    sizes = [action.dest for action in parser._actions if _is_size(action)]
+    words = list(options)
+    for place, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if name.removeprefix("--") not in sizes:
+            continue
+        if equals and value.isdecimal():
+            words[place] = f"{name}=[{value},{value}]"
+        elif not equals and place + 1 < len(words) and words[place + 1].isdecimal():
+            words[place + 1] = "[{0},{0}]".format(words[place + 1])
+    return [Layer(source, _with_squares(values, sizes)) for source, values in layers], words
+
+
+def _is_size(action: Any) -> bool:
+    hint = getattr(action, "_typehint", None)
+    options = get_args(hint)  # of a union
+    return hint == tuple[int, int] or (tuple[int, int] in options and int not in options)
+
+
+def _with_squares(values: Mapping[str, Any], sizes: Sequence[str], prefix: str = "") -> Any:
+    changed = dict(values)
+    for name, value in values.items():
+        if isinstance(value, dict):
+            changed[name] = _with_squares(value, sizes, f"{prefix}{name}.")
+        elif type(value) is int and f"{prefix}{name}" in sizes:
+            changed[name] = [value, value]
+    return changed
 
 
 # ── splitting a command line ────────────────────────────────────────────────────────────────────
@@ -126,6 +204,31 @@ def name_positionals(verb: str, arguments: Iterable[str]) -> list[str]:
     return [f"--{name}={value}" for name, value in zip(names, values, strict=False)] + options
 
 
+def in_fields(verb: str, arguments: Iterable[str]) -> list[str]:
+    """Write options by the fields of the verb's Config: `--data photos` → `--data.train photos`."""
+    spellings = VERBS[verb].spellings.items()
+    return _replaced({f"--{name}": f"--{field}" for name, field in spellings}, arguments)
+
+
+def as_spelled(verb: str, arguments: Iterable[str]) -> list[str]:
+    """Write options by their spellings: the inverse of `in_fields`."""
+    spellings = VERBS[verb].spellings.items()
+    return _replaced({f"--{field}": f"--{name}" for name, field in spellings}, arguments)
+
+
+def _replaced(options: Mapping[str, str], arguments: Iterable[str]) -> list[str]:
+    parts = (argument.partition("=") for argument in arguments)
+    return [options.get(name, name) + equals + value for name, equals, value in parts]
+
+
+def renamed(verb: str, arguments: Iterable[str]) -> str:
+    """Name the new spelling of options in an old one, which this release still reads."""
+    given = {argument.partition("=")[0] for argument in arguments}
+    pairs = VERBS[verb].spellings.items()
+    new = [f"--{field} is now --{name}" for name, field in pairs if f"--{field}" in given]
+    return f"{', '.join(new)}; the old spelling works in this release only" if new else ""
+
+
 def _metavar(positional: str) -> str:
     """Write a positional argument for the usage line: DATA, or DATA ... for a list."""
     return positional.upper().replace("+", " ...")
@@ -169,6 +272,16 @@ def _parser(verb: str, config_class: type, kind_is_no_field: bool) -> "ArgumentP
             action.nargs, action.const, action.metavar = "?", True, "BOOL"  # --flag: --flag true
         if type(action).__name__ == "_ActionConfigLoad" or action.dest.endswith(".help"):
             action.help = SUPPRESS  # --group FILE: possible, but noise in the help
+    format_help = parser.format_help
+
+    def with_spellings() -> str:
+        """Show options as users write them; the parser itself reads the fields."""
+        shown = {field: [f"--{name}"] for name, field in entry.spellings.items()}
+        for action in parser._actions:
+            action.option_strings = shown.get(action.dest, action.option_strings)
+        return format_help()
+
+    parser.format_help = with_spellings  # type: ignore[method-assign, assignment]
     return parser
 
 
@@ -179,8 +292,11 @@ def _check_names(
     known = [option for action in parser._actions for option in action.option_strings]
     # The parser itself checks the fields of a group that may be null.
     nullable = tuple(name.removesuffix("help") for name in known if name.endswith(".help"))
+    old = [f"--{field}" for field in VERBS[verb].spellings.values()]
     groups = {option.rpartition(".")[0] for option in known if not option.endswith(".help")}
-    suggested = [option for option in known if option not in groups]
+    fields = [option for option in known if option not in groups]
+    suggested = [option for option in fields if option not in old]
+    suggested += [f"--{name}" for name in VERBS[verb].spellings]
     for option in options:
         name = option.partition("=")[0]
         if name.startswith("--") and name not in known and not name.startswith(nullable):
@@ -189,7 +305,7 @@ def _check_names(
     for source, values in layers:
         for name in _dotted_names(values, known):
             if f"--{name}" not in known and not f"--{name}".startswith(nullable):
-                hint = did_you_mean(name, [option.removeprefix("--") for option in suggested])
+                hint = did_you_mean(name, [option.removeprefix("--") for option in fields])
                 raise ValueError(f"{source} has an unknown field {name}{hint}")
 
 

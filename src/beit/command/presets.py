@@ -7,6 +7,7 @@ them. Its first comment line says what it is for.
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -26,15 +27,17 @@ class Config:
     name: str | None = None
 
 
-def run(config: Config) -> None:
-    """Print one preset, or the name, purpose and verbs of each."""
+def run(config: Config) -> dict[str, str]:
+    """Print one preset, or the name, purpose and verbs of each. Returns: text, purposes by name."""
     if config.name is not None:
-        print(path_of(config.name).read_text(encoding="utf-8"), end="")
-        return
+        text = path_of(config.name).read_text(encoding="utf-8")
+        print(text, end="")
+        return {config.name: text}
     width = max(map(len, names()), default=0)
     for name in names():
         verbs = ", ".join(read_yaml(path_of(name)))
         print(f"{name:<{width}}  {headline(name)}\n{'':<{width}}  {verbs}")
+    return {name: headline(name) for name in names()}
 
 
 def names() -> list[str]:
@@ -68,6 +71,14 @@ def read_yaml(path: Path) -> dict[str, object]:
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{path} does not hold a configuration; expected lines of `key: value`")
     return content
+
+
+def plain(text: str) -> Any:
+    """Read one value, as in a YAML file; the text itself if it is none."""
+    try:
+        return yaml.load(text, Loader=_PlainLoader) if text else ""
+    except yaml.YAMLError:
+        return text
 
 
 class _PlainLoader(yaml.SafeLoader):

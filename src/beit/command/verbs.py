@@ -17,37 +17,58 @@ class Verb:
     options: tuple[str, ...] = ()  # put before the options of the caller
     kinds: Mapping[str, str] = field(default_factory=dict)  # modules by `--kind`; `module` is first
     segmenter_kind: str = ""  # the kind for a segmenter if no `--kind` is given
+    # Options under the same name in every verb, by the field of this verb's Config.
+    spellings: Mapping[str, str] = field(default_factory=dict)
 
+
+TRAINING = {
+    "data": "data.train",
+    "validation": "data.validation",
+    "output": "run.output",
+    "budget": "run.budget",
+}
+FROM_MODEL = {**TRAINING, "model": "init"}
 
 VERBS = {
-    "demo": Verb("beit.demo", "train, probe and report a small model, in minutes on two CPU cores"),
+    "demo": Verb(
+        "beit.demonstration", "train, probe and report a small model, in minutes on two CPU cores"
+    ),
     "fetch": Verb(
         "beit.fetching.fetch",
         "download a public data set: beit fetch cifar10 DIR",
         ("name", "directory"),
+        spellings={"output": "directory"},
     ),
     "train-tokenizer": Verb(
         "beit.tokenizer.vqkd",
         "train a visual tokenizer: from a teacher (VQ-KD), or --kind dvae, a discrete VAE",
         resumable=True,
         kinds={"vqkd": "beit.tokenizer.vqkd", "dvae": "beit.tokenizer.dvae"},
+        spellings=TRAINING,
     ),
     "pretrain": Verb(
         "beit.pretraining.pretrain",
         "train a ViT to predict the tokens of masked patches",
         resumable=True,
+        spellings=TRAINING,
     ),
     "finetune": Verb(
         "beit.finetuning.finetune",
         "train a whole classifier from a pretrained backbone",
         resumable=True,
+        spellings=FROM_MODEL,
     ),
     "segment": Verb(
         "beit.segmentation.segment",
         "train a semantic segmenter from a pretrained backbone",
         resumable=True,
+        spellings=FROM_MODEL,
     ),
-    "probe": Verb("beit.probing.probe", "linear probe and k-NN on frozen features"),
+    "probe": Verb(
+        "beit.probing.probe",
+        "linear probe and k-NN on frozen features",
+        spellings={"data": "train"},
+    ),
     "ablate": Verb(
         "beit.comparison.ablate",
         "run a plan's grid of trainings and tabulate the results",
@@ -61,6 +82,11 @@ VERBS = {
     ),
     "tokenize": Verb("beit.tables.tokenize", "write the codes of images to Parquet or NPZ"),
     "embed": Verb("beit.tables.embed", "write the features of images to Parquet or NPZ"),
+    "similar": Verb(
+        "beit.similarity.similar",
+        "find the nearest images of a set: beit similar MODEL PHOTO ... --data FOLDER",
+        ("model", "photos+"),
+    ),
     "predict": Verb(
         "beit.tables.predict",
         "predict classes, or label maps with a segmenter: beit predict MODEL IMAGE ...",
@@ -89,16 +115,23 @@ VERBS = {
         ("output",),
         options=("--explorer=true",),
     ),
+    "visualise embedding": Verb(
+        "beit.similarity.embedding",
+        "write a page of a set's map, clusters and neighbours, as a model sees them",
+        ("model", "data"),
+    ),
     "report": Verb("beit.comparison.report", "compare runs: curves, settings, metrics", ("runs+",)),
     "export": Verb(
         "beit.exporting.export",
         "export a model: safetensors, published, timm, transformers, ONNX or torch.export",
         ("source",),
+        spellings={"model": "source"},
     ),
     "push": Verb(
         "beit.exporting.push",
         "upload a run or an export to the Hugging Face hub: beit push RUN OWNER/NAME",
         ("source", "repository"),
+        spellings={"model": "source"},
     ),
     "presets": Verb("beit.command.presets", "list the presets, or print one", ("name",)),
 }

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from beit.command import presets
+from beit.command.ending import Ending, opened, words
 from beit.command.messages import did_you_mean
 from beit.comparison.ablation_table import (
     Measured,
@@ -70,14 +71,6 @@ class Result(NamedTuple):
 
 
 def run(config: Config) -> Result:
-    """Run an ablation; exit with code 1 if anything failed."""
-    result = ablate(config)
-    if result.failures:
-        raise SystemExit(1)
-    return result
-
-
-def ablate(config: Config) -> Result:
     """Run the incomplete runs of a plan; write table.md, table.csv, runs.csv and report.html."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
@@ -113,10 +106,21 @@ def ablate(config: Config) -> Result:
         cells, errors = measure(plan, chains, output)
         failures |= errors
         table = write_results(plan, chains, output, cells, failures)
-    print(f"\n{as_markdown(table)}\n\nreport: {output / 'report.html'}")
+    print(f"\n{as_markdown(table)}\n")
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}")
     return Result(output, table, failures)
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say how many rows are measured; the page is next, or the ablation after a dry run."""
+    figure, page = f"{len(result.table.rows)} rows", result.directory / "report.html"
+    if config.dry_run:
+        then = words("ablate", config.plan, output=config.output)
+        return Ending(f"no files; the runs would go to {result.directory}", figure, then)
+    return Ending(
+        f"{result.directory}, the runs and their table; report {page}", figure, opened(page)
+    )
 
 
 def plan_file(plan: str) -> Path:

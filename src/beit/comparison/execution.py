@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 import torch
 
-from beit.comparison.planned_runs import Chain, PlannedRun, run_option
+from beit.command.options import as_spelled
+from beit.comparison.planned_runs import Chain, PlannedRun
 
 LOCK_SECONDS = 30.0  # for processes of a killed ablation to end and release the lock
 POLL_SECONDS = 0.1
@@ -78,8 +79,8 @@ def command(run: PlannedRun, output: Path, launcher: str) -> list[str]:
     if directory.exists():
         shutil.rmtree(directory)
     references = [f"--{option}={output / 'runs' / name}" for option, name in run.references.items()]
-    target = f"--{run_option(run.stage.verb, 'output')}={directory}"
-    return [*start, run.stage.verb, *run.arguments, *references, target]
+    words = as_spelled(run.stage.verb, [*run.arguments, *references])
+    return [*start, run.stage.verb, *words, f"--output={directory}"]
 
 
 def environments(jobs: int, launcher: str) -> list[dict[str, str]]:

@@ -13,6 +13,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from beit.command.ending import Ending, opened
 from beit.comparison.ablation_table import as_markdown
 from beit.comparison.runs import Run, figure_keys, own_pictures, points, read_run, short_names
 from beit.draw.charts import MARKED, Line, shortened, styled, with_hover, worded
@@ -58,10 +59,11 @@ class Config:
 
 
 class Result(NamedTuple):
-    """The HTML and Markdown files."""
+    """The HTML and Markdown files, and the number of metrics drawn."""
 
     report: Path
     markdown: Path
+    curves: int
 
 
 def run(config: Config) -> Result:
@@ -122,8 +124,13 @@ def run(config: Config) -> Result:
     report = write_report(page, title, sections, facts)
     markdown = output / "report.md"
     write_text(markdown, "\n\n".join(parts) + "\n")
-    print(f"{len(runs)} runs, {len(keys)} curves; open {report} or {markdown}")
-    return Result(report, markdown)
+    return Result(report, markdown, len(keys))
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say what is compared; the page is next."""
+    figure = f"{len(config.runs)} runs, {result.curves} curves"
+    return Ending(f"{result.report} and {result.markdown}", figure, opened(result.report))
 
 
 def _check_output(output: Path) -> None:

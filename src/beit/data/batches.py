@@ -27,6 +27,9 @@ class DataConfig:
         limit: number of training images to use, a fixed random subset; null for all
         num_workers: processes that decode and crop images; 0 for the training process itself
         cache_gigabytes: keep a set decoded in memory if it fits into this size
+        shrink: shrink images to what the largest view needs, and keep those of files on disk
+        shrink_cache: folder of shrunk images, shared by runs; empty for one in the user's caches
+        shrink_gigabytes: size of that folder, which stays below it; 0 to keep nothing on disk
         max_unreadable: largest share of unreadable images; above it the run stops
     """
 
@@ -35,10 +38,13 @@ class DataConfig:
     limit: int | None = None
     num_workers: int = 2
     cache_gigabytes: float = 2.0
+    shrink: bool = False
+    shrink_cache: str = ""
+    shrink_gigabytes: float = 20.0
     max_unreadable: float = 0.01
 
     def __post_init__(self) -> None:
-        for name in ("num_workers", "cache_gigabytes"):
+        for name in ("num_workers", "cache_gigabytes", "shrink_gigabytes"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
         if not 0 <= self.max_unreadable <= 1:

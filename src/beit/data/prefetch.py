@@ -3,7 +3,7 @@
 import queue
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from itertools import chain, islice
 from typing import Any, Self
 
@@ -20,11 +20,10 @@ class Prefetch:
 
     def __init__(self, batches: Iterable[Batch], device: torch.device) -> None:
         self.wait_seconds = 0.0
-        self._batches: Iterator[Batch]
+        self._moved: Generator[Batch] = (on_device(batch, device) for batch in batches)
         if device.type == "cuda":
-            self._batches = _ahead(batches, device)
-        else:
-            self._batches = (on_device(batch, device) for batch in batches)
+            self._moved = _ahead(batches, device)
+        self._batches: Iterator[Batch] = self._moved
 
     def __iter__(self) -> Self:
         return self
@@ -32,6 +31,10 @@ class Prefetch:
     def begin(self) -> None:
         """Read the first batch now, so that errors in the data are raised before a run starts."""
         self._batches = chain(list(islice(self._batches, 1)), self._batches)
+
+    def close(self) -> None:
+        """End the thread and the workers that read ahead, also if an error keeps this object."""
+        self._moved.close()
 
     def __next__(self) -> Batch:
         started = time.perf_counter()
@@ -65,7 +68,7 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
     return {name: part for name, part in batch._asdict().items() if isinstance(part, Tensor)}
 
 
-def _ahead(batches: Iterable[Batch], device: torch.device) -> Iterator[Batch]:
+def _ahead(batches: Iterable[Batch], device: torch.device) -> Generator[Batch]:
     """Copy batches ahead, in a thread and on its own CUDA stream."""
     stream = torch.cuda.Stream(device)
     ready: queue.Queue[tuple[Batch, torch.cuda.Event] | BaseException | None] = queue.Queue(_AHEAD)

@@ -1,5 +1,6 @@
 """The contract of a source of images, and parts of a source."""
 
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -55,6 +56,14 @@ class PartSource:
 
     def name(self, index: int) -> str:
         return self._source.name(int(self._indices[index]))
+
+
+def file_of(source: Source, index: int) -> Path | None:
+    """Return the file that contains an image, that of the rows in a table; None for drawn ones."""
+    if isinstance(source, PartSource):
+        return file_of(source._source, int(source._indices[index]))
+    file = getattr(source, "file", None)
+    return None if file is None else Path(file(index))
 
 
 def shuffled(length: int) -> Tensor:

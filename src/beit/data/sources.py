@@ -4,6 +4,7 @@ import glob
 import logging
 import os
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,6 +18,7 @@ from beit.data.folders.listing import list_folder, say_once
 from beit.data.folders.lists import check_file, read_list
 from beit.data.pixels.decoding import PLUGINS, extensions
 from beit.data.shapes import ShapesSource
+from beit.data.shrinking import Shrinking
 from beit.data.source import Source, UnreadableImage, limited
 from beit.data.spec import Reading, cut, expected, split_part, split_query
 from beit.data.splits import Split
@@ -39,6 +41,7 @@ KINDS = (
 STANDARD_INPUT = ("-", ["-"])  # as data of `open_images`
 _SIZE_SAMPLE = 64  # images decoded to estimate the memory that all need
 _PIECE = 512  # decoded images waiting in memory at most
+_SAY_EVERY = 20  # seconds between two lines of progress
 
 
 def open_source(
@@ -47,6 +50,7 @@ def open_source(
     split: Split | None = None,
     cache_gigabytes: float = 0.0,
     limit: int | None = None,
+    shrinking: Shrinking | None = None,
 ) -> Source:
     """Open a source of images.
 
@@ -55,18 +59,21 @@ def open_source(
         split: what the set is for, if the data hold several splits; None for all images
         cache_gigabytes: keep the images decoded in memory if they fit into this size
         limit: use this many images, a fixed random subset; smaller limits give subsets of larger
+        shrinking: shrink images once they are decoded
     """
     paths = [spec] if isinstance(spec, str) else spec or [""]
     if len(paths) == 1:
-        source = _open(paths[0], split)
+        source = _open(paths[0], split, shrinking)
     else:
         for path in paths:
             check_file(path)
-        source = FileSource(Path(), paths)
+        source = FileSource(Path(), paths, Reading(shrinking=shrinking))
     source = limited(source, limit)
     if cache_gigabytes < 0:
         raise ValueError(f"cache_gigabytes must not be negative, got {cache_gigabytes}")
-    return cached(source, int(cache_gigabytes * 1e9)) if cache_gigabytes > 0 else source
+    if cache_gigabytes == 0:
+        return source
+    return cached(source, int(cache_gigabytes * 1e9), shrunk=shrinking is not None)
 
 
 def open_images(data: str | Sequence[str], limit: int | None) -> Source:
@@ -76,17 +83,18 @@ def open_images(data: str | Sequence[str], limit: int | None) -> Source:
     return open_source(data, limit=limit)
 
 
-def _open(spec: str, split: Split | None) -> Source:
+def _open(spec: str, split: Split | None, shrinking: Shrinking | None) -> Source:
     if not spec:
         raise ValueError(f"no data given: expected {KINDS}")
     whole, part = split_part(spec)
     if part is not None:
-        return cut(_open(whole, split), part)
+        return cut(_open(whole, split, shrinking), part)
     if spec.startswith("shapes://"):
         return ShapesSource.from_spec(spec)
     if "://" in spec:
         raise ValueError(f"{spec}: unknown kind of data; expected {KINDS}")
     name, reading = split_query(spec)
+    reading = reading._replace(shrinking=shrinking)
     right = expected(name, KINDS)
     if name.startswith("@") and not os.path.exists(name):
         return read_list(user_path(name[1:]).read_bytes(), name, reading)
@@ -179,16 +187,18 @@ class CachedSource:
         return self._source.name(index)
 
 
-def cached(source: Source, budget: int) -> Source:
+def cached(source: Source, budget: int, shrunk: bool = False) -> Source:
     """Decode a source into memory if it fits into `budget` bytes; else return it unchanged."""
-    count = len(source)
+    count, started = len(source), time.monotonic()
     sample = range(0, count, max(1, count // _SIZE_SAMPLE))
     sizes = [image.numel() for image, _ in _decoded(source, sample)]
-    if sum(sizes) / len(sizes) * count > budget:
-        _log.info("%d images do not fit into the cache of %.1f GB", count, budget / 1e9)
+    expected, seconds = sum(sizes) / len(sizes) * count, time.monotonic() - started
+    if expected > budget:
+        _say_too_large(count, expected, budget, shrunk)
         return source
-    _log.info("decoding %d images into memory", count)
-    used, unreadable = 0, dict[int, str]()
+    costs = f": {expected / 1e9:.1f} GB, about {seconds / len(sizes) * count / 60:.1f} minutes"
+    _log.info("decoding %d images into memory%s", count, costs if seconds > 1 else "")
+    used, unreadable, said = 0, dict[int, str](), time.monotonic()
     images: Tensor | list[Tensor] = []  # (n, 3, H, W) while all have the first one's size
     for index, (image, reason) in enumerate(_decoded(source, range(count))):
         if reason is not None:
@@ -196,7 +206,7 @@ def cached(source: Source, budget: int) -> Source:
             image = image if isinstance(images, list) else images[0]  # a placeholder of that size
         used += image.numel()
         if used > budget:
-            _log.info("%d images do not fit into the cache of %.1f GB", count, budget / 1e9)
+            _say_too_large(count, used / (index + 1) * count, budget, shrunk)
             return source
         if index == 0 and reason is None and image.numel() * count <= budget:
             images = torch.empty((count, *image.shape), dtype=torch.uint8)
@@ -206,7 +216,17 @@ def cached(source: Source, budget: int) -> Source:
             images[index] = image
         else:
             images.append(image)
+        if time.monotonic() - said > _SAY_EVERY:
+            said = time.monotonic()
+            _log.info("decoded %d of %d images", index + 1, count)
     return CachedSource(source, images, unreadable)
+
+
+def _say_too_large(count: int, expected: float, budget: int, shrunk: bool) -> None:
+    sizes = f"{expected / 1e9:.3g} GB, more than cache_gigabytes {budget / 1e9:.3g}"
+    advice = "raise it" if shrunk else "raise it, or let a training shrink them: --data.shrink true"
+    what = "shrunk" if shrunk else "decoded"
+    _log.info("%d images are %s %s: each is read for every view; %s", count, what, sizes, advice)
 
 
 def _decoded(source: Source, indices: range) -> Iterator[tuple[Tensor, str | None]]:

@@ -5,11 +5,13 @@ import re
 from typing import NamedTuple, Self
 from urllib.parse import unquote
 
+from beit.data.shrinking import Shrinking
 from beit.data.source import PartSource, Source, shuffled
 
 # some/folder[:90%] and some/folder[90%:] split the images at random, always in the same way
 PART = re.compile(r"(?P<whole>.+)\[(?:(?P<first>\d+)%)?:(?:(?P<end>\d+)%)?\]")
 _EXPECTED = "label=COLUMN, image=COLUMN, range=LOW:HIGH or bands=1,2,3, joined by &"
+_OPTIONS = {"label", "image", "range", "bands"}
 _NEARLY = re.compile(r"\?\w+(=|$)|\[[^]]*[:%][^]]*\]")  # options or a part, in other spellings
 _QUERY = re.compile(r"(?P<path>.+?)\?(?P<query>[a-z]+=.*)")
 
@@ -22,12 +24,14 @@ class Reading(NamedTuple):
         image: column of the images in a table
         range: values that become 0 and 255
         bands: numbers of the bands, from 1, that become red, green and blue; one for grey
+        shrinking: how images are shrunk once decoded; not an option of the string
     """
 
     label: str | None = None
     image: str | None = None
     range: tuple[float, float] | None = None
     bands: tuple[int, ...] | None = None
+    shrinking: Shrinking | None = None
 
     @classmethod
     def parse(cls, query: str, spec: str) -> Self:
@@ -36,7 +40,7 @@ class Reading(NamedTuple):
         options = {name: unquote(value) for name, _, value in pairs}  # a column may be named a+b
         if len(options) < len(pairs):
             raise ValueError(f"{spec}: an option is given twice; expected {_EXPECTED}")
-        if unknown := sorted(set(options) - set(cls._fields)):
+        if unknown := sorted(set(options) - _OPTIONS):
             raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected {_EXPECTED}")
         if empty := [name for name, value in options.items() if not value]:
             raise ValueError(f"{spec}: {empty[0]} has no value; expected {_EXPECTED}")

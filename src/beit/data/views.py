@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from beit.data.colours import draw_changes, grey_mean, recoloured
+from beit.data.shrinking import Need
 from beit.nn.resample import lanczos
 
 Size = tuple[int, int]  # height, width
@@ -90,6 +91,15 @@ class TrainViews:
         self.size = _checked_size("size", size)
         self.target_size = _checked_size("target_size", target_size)
 
+    @property
+    def need(self) -> Need:
+        """The least size of images: the smallest crop has the pixels of the larger view."""
+        height, width = map(max, self.size, self.target_size)
+        config, aspect = self.config, self.size[1] / self.size[0]
+        tallest, widest = config.min_ratio * aspect, config.max_ratio * aspect
+        area = max(height**2 * widest, width**2 / tallest) / config.min_scale
+        return Need(math.ceil(area), height, width)
+
     def __call__(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return views (3, H', W') uint8 of (3, H, W) uint8; the same tensor if sizes are equal."""
         sample = self.sample(image, generator)
@@ -138,6 +148,12 @@ class EvalView:
             raise ValueError(f"crop_ratio must be in (0, 1], got {crop_ratio}")
         self.size, self.crop_ratio = _checked_size("size", size), crop_ratio
 
+    @property
+    def need(self) -> Need:
+        """The least size of images: that of `scaled`."""
+        height, width = (int(side / self.crop_ratio) for side in self.size)
+        return Need(height * width, height, width)
+
     def __call__(self, image: Tensor) -> Tensor:
         """Return the view (3, H', W') uint8 of an image (3, H, W) uint8."""
         image, (height, width) = self.scaled(image), self.size
@@ -149,7 +165,7 @@ class EvalView:
 
         If it is more than 32 times longer than the view's shape, its middle is taken.
         """
-        least_height, least_width = (int(side / self.crop_ratio) for side in self.size)
+        _, least_height, least_width = self.need
         height, width = image.shape[-2:]
         longest_height = _LONGEST * -(-width * least_height // least_width)
         longest_width = _LONGEST * -(-height * least_width // least_height)

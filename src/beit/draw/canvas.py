@@ -119,6 +119,16 @@ def picture(caption: str, alt: str, rows: Sequence[Sequence[Pixels]], gap: int =
     return Picture(caption, alt, png(mosaic(rows, gap)), "image/png")
 
 
+def shortened(words: str, room: float, font: ImageFont.FreeTypeFont) -> str:
+    """Shorten words to one line of at most `room` pixels."""
+    words = " ".join(words.split())
+    if font.getlength(words) <= room:
+        return words
+    while words and font.getlength(f"{words}…") > room:
+        words = words[:-1]
+    return f"{words.rstrip()}…"
+
+
 def font(size: int) -> ImageFont.FreeTypeFont:
     """Open matplotlib's own font: Pillow's has no letters beyond English ones."""
     import matplotlib

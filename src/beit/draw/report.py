@@ -1,7 +1,6 @@
 """The report of a run: one self-contained HTML file."""
 
 import base64
-import hashlib
 import os
 import re
 import struct
@@ -17,6 +16,7 @@ import jinja2
 from markupsafe import Markup, escape
 
 from beit.draw.numbers import aligned_numbers
+from beit.draw.page import script_hash
 from beit.files import write_text
 
 LEAD = 3  # pictures that come first of all
@@ -147,11 +147,6 @@ def write_report(
     return path
 
 
-def script_hash(source: str) -> str:
-    """Return the hash by which a page's Content-Security-Policy allows an inline part."""
-    return base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
-
-
 def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("beit", "draw"),
@@ -161,7 +156,7 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        paragraphs=_paragraphs, unbroken=_unbroken, embedded=_embedded, columns=_columns
+        paragraphs=_paragraphs, unbroken=_unbroken, embedded=embedded, columns=_columns
     )
     environment.tests.update(
         table=lambda item: isinstance(item, Table),
@@ -190,7 +185,7 @@ def _unbroken(title: str) -> Markup:
     return Markup(re.sub(r"\b(\w{1,12}-\d{1,4})\b", r'<span class="unbroken">\1</span>', words))
 
 
-def _embedded(picture: Picture) -> Markup:
+def embedded(picture: Picture) -> Markup:
     """Embed an SVG as elements, so that it takes the page's colours, and a PNG as data."""
     if picture.media_type == "image/svg+xml":
         drawing = Markup(_plain_svg(picture.data))  # checked: shapes and text only

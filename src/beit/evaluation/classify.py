@@ -19,6 +19,7 @@ from beit.evaluation.target_columns import Task
 from beit.nn.heads import ImageClassifier
 from beit.run.device import prepared
 from beit.run.progress import Progress
+from beit.weights.crop import DEFAULT
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -68,7 +69,8 @@ def classify(fabric: "Fabric", classifier: ImageClassifier, task: Task, config: 
     PREDICTED, then the corruptions. Rows of unreadable images and of other processes are zero.
     """
     image_size = classifier.backbone.config.image_size
-    view = CropViews(image_size, config.crop_ratio, config.crops, task.border)
+    crop = DEFAULT if config.crop_ratio is None else config.crop_ratio
+    view = CropViews(image_size, crop, config.crops, task.border)
     batches = EvalBatches(
         task.source,
         view,

@@ -19,7 +19,7 @@ from beit.evaluation.output import (
 )
 from beit.files import write_text
 from beit.nn.metrics import mcnemar
-from beit.run.directory import environment
+from beit.run.environment import environment
 
 Row = list[str | None]
 

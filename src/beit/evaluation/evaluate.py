@@ -16,14 +16,17 @@ AlexNet on ImageNet, or another evaluation. Under torchrun each process takes ev
 the first process writes.
 """
 
-from dataclasses import asdict, dataclass, field
+import json
+from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from torch import Tensor
 
+from beit.command.ending import Ending, beside, opened, words
 from beit.data.unreadable import Unreadable
+from beit.draw.names import percent
 from beit.evaluation.classify import EVALUATED, classify
 from beit.evaluation.compare import compare, read_evaluation, refuse_other_images
 from beit.evaluation.corruptions.corrupt import KINDS, SEVERITIES, check_kind
@@ -32,8 +35,9 @@ from beit.evaluation.metrics import classification_metrics, reference_errors, ro
 from beit.evaluation.output import METRICS, format_table, write
 from beit.evaluation.target_columns import Task
 from beit.run.device import DeviceConfig, precision_of, summed
-from beit.run.directory import environment
+from beit.run.environment import environment
 from beit.run.launch import launch
+from beit.weights.crop import crop_ratio
 from beit.weights.open import load_classifier
 
 
@@ -54,8 +58,9 @@ class Config:
         image_size: input side, or [height, width]; null for the model's own
         num_heads: attention heads, if the file does not say it and a head does not have the usual
             64 channels
-        crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin,
-            and as published from 384 pixels on
+        crop_ratio: side of the centre crop over the shorter side; null for that of the model's
+            training, else 0.875; published: 1
+            from 384 pixels on
         crops: 1 for the centre, 5 for the centre and the corners
         flip: also average over mirror images
         present_only: for plain data, compare only the logits of classes that have images
@@ -78,7 +83,7 @@ class Config:
     limit: int | None = None
     image_size: int | tuple[int, int] | None = None
     num_heads: int | None = None
-    crop_ratio: float = 0.875
+    crop_ratio: float | None = None
     crops: Literal[1, 5] = 1
     flip: bool = False
     present_only: bool = False
@@ -130,6 +135,13 @@ class Result(NamedTuple):
     record: dict[str, Any]
     table: str
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Metrics of the whole set, as shares; of a comparison `metric of SOURCE`."""
+        if "fingerprint" in self.record:
+            return dict(self.record["figures"])
+        return {f"{m} of {s}": v for s, of in self.record.items() for m, v in of.items()}
+
 
 def run(config: Config) -> Result:
     """Evaluate a classifier, or compare results."""
@@ -143,6 +155,7 @@ def run(config: Config) -> Result:
     path = config.reference
     reference = None if path is None else read_evaluation(path)
     classifier = load_classifier(config.model, config.image_size, num_heads=config.num_heads)
+    config = replace(config, crop_ratio=crop_ratio(config.model, config.crop_ratio))
     task = open_task(
         config.data,
         config.dataset,
@@ -180,6 +193,24 @@ def run(config: Config) -> Result:
         if output is not None:
             write(output, config, record, outcomes, task)
     return result
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say the accuracy; predictions are next, or the page of a comparison."""
+    made = "no files; --output DIR keeps the table with a report"
+    if config.output is not None:
+        made = f"the evaluation in {config.output}; report {config.output}/report.html"
+    if config.compare:
+        best = max(result.record, key=lambda name: result.record[name]["top1"])
+        figure = f"top-1 accuracy {percent(result.record[best]['top1'])}, the best, of {best}"
+        again = words("evaluate", "--compare", json.dumps(config.compare), output="comparison")
+        page = None if config.output is None else opened(Path(config.output) / "report.html")
+        return Ending(made, figure, page or again)
+    top1, images = result.record["figures"]["top1"], result.record["images"]["evaluated"]
+    where = config.output or "predictions"
+    files = {"output": beside(where, "classes.parquet"), "picture": beside(where, "classes.png")}
+    then = words("predict", config.model, config.data, **files)
+    return Ending(made, f"top-1 accuracy {percent(top1)} on {images:,} images", then)
 
 
 def unreadable_names(outcomes: Tensor, task: Task, config: Config) -> list[str]:

@@ -19,6 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 from torch import nn
 
+from beit.command.ending import Ending
 from beit.exporting.graphs import onnx_file, torch_export_file
 from beit.exporting.verification import Difference, Reopened, compare
 from beit.exporting.weight_files import own_file, published_file, timm_folder, transformers_folder
@@ -28,6 +29,7 @@ from beit.nn.mim import MaskedImageModel
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer
+from beit.weights.crop import stated_crop
 from beit.weights.open import load, load_backbone
 
 
@@ -106,7 +108,10 @@ def run(config: Config) -> Result:
     model = open_model(config)
     print(f"{config.source}: {type(model).__name__} as {config.format} ...", flush=True)
     output.parent.mkdir(parents=True, exist_ok=True)
-    options = {} if config.opset is None else {"opset": config.opset}
+    options: dict[str, Any] = {} if config.opset is None else {"opset": config.opset}
+    stated = stated_crop(config.source)
+    if stated is not None and config.format == "safetensors":
+        options["crop_ratio"] = stated[0]
     with staged(output) as path:
         export = FORMATS[config.format].write(model, path, config.output, **options)
         differences = compare(model, export)
@@ -116,9 +121,16 @@ def run(config: Config) -> Result:
             if not difference.largest <= allowed:  # true for NaN
                 more = f"it differs from the model by more than {allowed:.1e}: {difference}"
                 raise ValueError(f"{output} is not kept: {more}")
-    largest = max(difference.largest for difference in differences)
-    print(f"{output}: kept, largest difference {largest:.1e}\n  {export.opened_by}")
     return Result(output, differences, export.opened_by)
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say how far the export is from the model; opening it is next."""
+    largest = max(difference.largest for difference in result.differences)
+    library = result.opened_by.partition("(")[0].rpartition(".")[0].partition(".")[0]
+    code = f"import {library}; print({result.opened_by})"
+    made = f"{result.output}, the model as {config.format}"
+    return Ending(made, f"largest difference from the model {largest:.1e}", ("python", "-c", code))
 
 
 def open_model(config: Config) -> nn.Module:

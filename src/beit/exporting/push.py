@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from beit.command.ending import Ending, words
 from beit.exporting.card import model_card
 from beit.files import user_path, write_text
 from beit.run.directory import RunDirectory
@@ -65,11 +66,22 @@ def run(config: Config) -> Result:
     for name, path in files.items():
         print(f"  {name}  {path.stat().st_size / 1e6:.1f} MB")
     if config.dry_run:
-        print(f"nothing was pushed; without --dry_run it goes to {config.repository}")
         return Result(card, files, None)
     address = hub.push(config.repository, files, card.read_text("utf-8"), config.private)
-    print(f"pushed to {address}")
     return Result(card, files, address)
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say what was pushed; opening it is next, or pushing after a dry run."""
+    size = sum(path.stat().st_size for path in result.files.values()) / 1e6
+    figure = f"{len(result.files)} files, {size:.1f} MB"
+    if result.address is None:
+        asked = {"run": config.run, "probe": config.probe, "license": config.license}
+        private = ["--private"] if config.private else []
+        then = words("push", config.source, config.repository, **asked) + private
+        return Ending(f"{result.card}, a model card; nothing was pushed", figure, then)
+    code = f"import beit; print(beit.load({f'hf://{config.repository}'!r}))"
+    return Ending(result.address, figure, ("python", "-c", code))
 
 
 def _files(source: Path) -> dict[str, Path]:

@@ -32,9 +32,11 @@ MODEL_SETTINGS = {VQKD: "decay", MaskedImageModel: "early_layers", SemanticSegme
 SHAPE_SETTINGS = ("num_heads", "image_size", "early_layers", "layers")
 
 
-def own_file(model: nn.Module, path: Path, output: str) -> Reopened:
+def own_file(
+    model: nn.Module, path: Path, output: str, crop_ratio: float | None = None
+) -> Reopened:
     """Write our own weights file."""
-    save_weights(path, model)
+    save_weights(path, model, crop_ratio)
     return _reopened(model, path, {}, f"beit.load({output!r})")
 
 

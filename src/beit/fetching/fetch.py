@@ -27,6 +27,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
+from beit.command.ending import Ending, beside, words
 from beit.fetching import cifar
 from beit.fetching.cifar import LabelledImages, WrongDataError
 from beit.files import user_path
@@ -58,6 +59,11 @@ class Result(NamedTuple):
     train: Path
     test: Path
     channel: str
+
+    @property
+    def directory(self) -> Path:
+        """The folder of both files."""
+        return self.train.parent
 
 
 def run(config: Config) -> Result:
@@ -93,6 +99,20 @@ def run(config: Config) -> Result:
             print(f"  {files[split]}: {len(images.labels)} images, {checks}", flush=True)
         return Result(files["train"], files["test"], channel)
     raise OSError(f"{title} could not be fetched; nothing was written. " + "; ".join(failures))
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say how many images there are; a tokenizer is next."""
+    counts = DATA_SETS[config.name].counts
+    then = words(
+        "train-tokenizer",
+        *(["--preset", "cifar10-cpu"] if config.name == "cifar10" else []),
+        data=result.train,
+        validation=result.test,
+        output=beside("runs/x", "tokenizer"),
+    )
+    figure = f"{counts['train']:,} training images, {counts['test']:,} test images"
+    return Ending(f"{result.train} and {result.test}", figure, then)
 
 
 def _checked(images: LabelledImages, split: str, data_set: "DataSet") -> LabelledImages:

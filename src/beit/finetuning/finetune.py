@@ -10,12 +10,13 @@ from functools import partial
 import torch
 from lightning_fabric import Fabric
 
+from beit.command.ending import Ending, beside, last_values, words
 from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.classes import Classes, Labelled, checked_classes, read_classes, renumbered
 from beit.data.source import Source
-from beit.data.sources import open_source
 from beit.data.splits import Split
-from beit.data.views import EvalView
+from beit.data.views import EvalView, TrainViews
+from beit.draw.names import percent
 from beit.draw.report import Section
 from beit.finetuning.config import Config
 from beit.finetuning.loop import Finetuning, train
@@ -26,9 +27,11 @@ from beit.finetuning.views import FinetuneViews
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.vit import ViTConfig
 from beit.run.averaging import BestWeights, WeightAverage
-from beit.run.batches import eval_batches, train_batches
+from beit.run.batches import View, eval_batches, open_set, train_batches
+from beit.run.budget import Sets, within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunDirectory
+from beit.run.environment import environment
 from beit.run.images import check_images, keep_images, warn_of_changes
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
@@ -36,7 +39,7 @@ from beit.run.log import kept_step
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.run.reading import Reading
 from beit.weights.file import save_weights
-from beit.weights.open import load, load_sized
+from beit.weights.open import load, load_backbone, load_sized
 from beit.weights.transfer import (
     backbone_for_finetuning,
     carry_backbone,
@@ -53,6 +56,7 @@ WHOLE_FROM = 384
 
 def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Fine-tune a new classifier, or resume the run in `directory` from its last checkpoint."""
+    config = within_budget(run, config, partial(all_sets, config))
     fabric = launch_run(config, directory)
     optim = config.optim
     source, held_out, classes = open_data(config)
@@ -60,7 +64,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     images = check_images(directory, sets, changed_ok, labelled=True)
     torch.manual_seed(config.run.seed)
     classifier, head = build_classifier(config, classes)
-    journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
+    journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
     vit = classifier.config.backbone
     batches = training_batches(config, source, vit, journal)
     validation = validation_batches(config, held_out, vit, fabric)
@@ -88,10 +92,10 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     keep_images(journal, images)
     if head:
         journal.message(f"{config.init}: {head}")
-    validated = train(parts, journal)
+    validated, crop = train(parts, journal), validation_view(config, vit.image_size).crop_ratio
     metrics, save = (
         validated.metrics if validated else {},
-        partial(save_weights, model=parts.kept.eval()),
+        partial(save_weights, model=parts.kept.eval(), crop_ratio=crop),
     )
     step = parts.best.step or journal.last_step
     draw = partial(report, journal.directory, config, classes, head, step, validated)
@@ -115,16 +119,40 @@ def redraw(config: Config, directory: RunDirectory) -> list[Section]:
     return report(directory, config, classes, "", step, validated)
 
 
+def all_sets(config: Config) -> Sets:
+    """Open the images of a training without keeping them in memory."""
+    data = replace(config.data, cache_gigabytes=0.0)
+    train, validation, _ = open_data(replace(config, data=data))
+    return Sets(train, validation or ())
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say the accuracy; the evaluation of the classifier is next, or its predictions."""
+    run, data = RunDirectory(result.directory), config.data
+    top1 = result.metrics.get("val_top1")
+    if top1 is not None:
+        figure = f"top-1 accuracy {percent(top1)} on the validation images"
+        output = beside(run.path, f"{run.path.name}-evaluation")
+        then = words("evaluate", model=run.path, data=data.validation, output=output)
+    else:
+        loss = last_values(run.metrics_file, {}).get("loss", 0.0)
+        figure = f"training loss {loss:.3g}; give --validation IMAGES to measure the accuracy"
+        output = beside(run.path, f"{run.path.name}-classes.parquet")
+        then = words("predict", str(run.path), data.train, output=output)
+    return Ending(f"{run.path}, a classifier; report {run.report_file}", figure, then)
+
+
 def open_data(config: Config) -> tuple[Source, Source | None, Classes]:
     """Open the training and validation images, and match their classes."""
     data = config.data
     if not data.train:
-        raise ValueError("no training images given; give them, as in --data.train FOLDER")
+        raise ValueError("no training images given; give them, as in --data FOLDER")
+    views = shrinking_views(config) if data.shrink else {}
 
     def labelled(option: str, spec: str, split: Split, limit: int | None = None) -> Labelled:
-        cache = data.cache_gigabytes
-        source = open_source(spec, split=split, cache_gigabytes=cache, limit=limit)
-        return Labelled(option, spec, source)
+        return Labelled(
+            option, spec, open_set(data, spec, split, *views.get(split, ()), limit=limit)
+        )
 
     train = labelled("data.train", data.train, "train", data.limit)
     where = train.where
@@ -137,6 +165,16 @@ def open_data(config: Config) -> tuple[Source, Source | None, Classes]:
         return train.source, None, classes
     validation = labelled("data.validation", data.validation, "test")
     return train.source, renumbered(validation, classes, where).source, classes
+
+
+def shrinking_views(config: Config) -> dict[Split, tuple[View]]:
+    """Return the views to whose need images shrink, by split."""
+    size = config.image_size if config.backbone is None else config.backbone.image_size
+    if size is None:
+        assert config.init is not None
+        size = load_backbone(config.init, num_heads=config.num_heads).config.image_size
+    train, test = TrainViews(config.view, size, size), validation_view(config, size)
+    return {"train": (train,), "test": (test,)}
 
 
 def training_batches(

@@ -1,5 +1,6 @@
 """The report of a fine-tuning run: the accuracy of each class, and curves."""
 
+from beit.command.ending import again
 from beit.data.classes import Classes
 from beit.draw.classes import class_items
 from beit.draw.curves import curves
@@ -43,7 +44,7 @@ def report(
     chosen = ", chosen on the validation set" if validated and config.keep == "best" else ""
     start, page = link_to(config.init or "", directory.report_file), directory.report_file
     facts: dict[str, str | Link] = {
-        "command": "beit finetune --config config.yaml",
+        "command": again("finetune", directory.path),
         "images": config.data.train,
         "start": start or "fresh weights",
         **({"carried over": head} if head else {}),

@@ -38,7 +38,7 @@ class Validated(NamedTuple):
 def validate(fabric: Fabric, classifier: ImageClassifier, reading: Reading) -> Validated:
     """Classify the validation images."""
     classifier.eval()
-    Y, means = classifier.config.num_classes, Means()
+    Y, means = classifier.config.num_classes, Means(partial(summed, fabric))
     # All processes need the same names, even one without a batch.
     names = ["val_loss", "val_top1"] + ["val_top5"] * (Y > 5)
     means.add(dict.fromkeys(names, 0.0), weight=0)
@@ -63,5 +63,5 @@ def validate(fabric: Fabric, classifier: ImageClassifier, reading: Reading) -> V
     counts = summed(fabric, counts).cpu()
     right, total = counts.unbind(dim=1) if not has_matrix else (counts.diagonal(), counts.sum(1))
     accuracies = right[total > 0].double() / total[total > 0]
-    result = means.read(partial(summed, fabric)) | {"val_balanced": float(accuracies.mean())}
+    result = means.read() | {"val_balanced": float(accuracies.mean())}
     return Validated(result | reading.counts(), right, total, counts if has_matrix else None)

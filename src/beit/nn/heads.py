@@ -56,6 +56,11 @@ class ImageClassifier(nn.Module):
         with torch.no_grad():
             self.head.weight.mul_(init_scale)
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The name of each class, in the order of the logits; None if the weights have no names."""
+        return self.config.class_names
+
     def forward(self, images: Tensor) -> Tensor:
         """Classify images (B, 3, H, W), uint8 or float in [0, 1]: (B, Y) logits."""
         features = self.backbone(images)

@@ -215,6 +215,11 @@ class SemanticSegmenter(nn.Module):
         extra = config.auxiliary_channels
         self.auxiliary = MapHead(D, extra, Y, rate) if config.auxiliary else None
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The name of each class, in the order of the logits; None if the weights have no names."""
+        return self.config.class_names
+
     def forward(self, images: Tensor) -> SegmenterOutput:
         """Classify images (B, 3, H, W), uint8 or float in [0, 1], at the decoder's resolution."""
         features = self.backbone(images, layers=self.config.layers)

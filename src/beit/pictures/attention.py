@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from beit.command.ending import Ending, opened
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.draw import canvas
@@ -28,9 +29,10 @@ from beit.pictures.attention_panels import (
     rollout_figure,
     with_query,
 )
-from beit.pictures.images import check_output, left_out_tables, read_images, saved_picture
+from beit.pictures.images import WHOLE, check_output, left_out_tables, read_images, saved_picture
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
+from beit.weights.crop import crop_ratio
 from beit.weights.open import load_backbone
 
 
@@ -57,7 +59,8 @@ class Config:
         image_size: side or [height, width] of the model's input; positions are resized to it; null
             for the model's own
         num_heads: attention heads, if the file does not contain them and a head is not 64 wide
-        crop_ratio: side of the centre crop over the shorter side
+        crop_ratio: side of the centre crop over the shorter side; null for that of the model's
+            training, else 1
         device: device and precision of the backbone
     """
 
@@ -75,7 +78,7 @@ class Config:
     panels: bool = False
     image_size: int | tuple[int, int] | None = None
     num_heads: int | None = None
-    crop_ratio: float = 1.0
+    crop_ratio: float | None = None
     device: DeviceConfig = field(default_factory=DeviceConfig)
 
     def __post_init__(self) -> None:
@@ -107,7 +110,7 @@ def run(config: Config) -> Result:
     queries = queries_of(config, vit)
     layers = _existing(config.layers or (vit.depth,), vit.depth, "layers", "block")
     heads = _existing(config.heads or range(1, vit.num_heads + 1), vit.num_heads, "heads", "head")
-    view = EvalView(vit.image_size, config.crop_ratio)
+    view = EvalView(vit.image_size, crop_ratio(config.model, config.crop_ratio, WHOLE))
     source = open_source(config.data, limit=config.limit)
     names, images, left_out = read_images(source, view, (vit.patch_size, vit.patch_size))
     backbone = backbone.to(fabric.device)
@@ -153,8 +156,13 @@ def run(config: Config) -> Result:
         "smoothed over the image."
     )
     write_report(report, "Attention maps", sections, facts, summary=summary)
-    print(f"{num_figures} figures of {len(images)} images in {output}; open {report}")
     return Result(report, num_figures)
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say how many figures are drawn; the page is next."""
+    figure = f"{result.figures} figures"
+    return Ending(f"{result.report}, where the model looks", figure, opened(result.report))
 
 
 def queries_of(config: Config, vit: ViTConfig) -> list[Query]:

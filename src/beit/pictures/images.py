@@ -10,6 +10,7 @@ from beit.data.source import Source, UnreadableImage
 from beit.draw.panels import Drawing
 from beit.draw.report import Picture, Table
 
+WHOLE = 1.0  # the crop for models that do not say one: pictures show the whole image
 LeftOut = Sequence[tuple[str, str]]  # names of images and reasons
 
 

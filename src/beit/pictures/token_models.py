@@ -15,6 +15,7 @@ from beit.nn.patches import take
 from beit.nn.tokenizer import VQKD, Tokenizer
 from beit.pictures.token_figures import Predictions
 from beit.run.directory import RunDirectory
+from beit.run.found import with_found_paths
 from beit.run.settings import from_plain
 from beit.weights.open import load, load_tokenizer
 from beit.weights.teachers import Teacher, TeacherConfig, load_teacher
@@ -81,9 +82,9 @@ def open_models(
 
 
 def _settings_of_run(source: str) -> dict[str, Any]:
-    """Return the config of a run directory; empty for files and names."""
-    directory = RunDirectory(Path(source))
-    return directory.config() if directory.config_file.is_file() else {}
+    """Return the config of a run directory, its paths as from here; empty for files and names."""
+    run = RunDirectory(Path(source))
+    return with_found_paths(run, run.config()) if run.config_file.is_file() else {}
 
 
 def _tokenizer_of_run(source: str) -> str:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from beit.command.ending import Ending, opened
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.draw.components import codebook_colours
@@ -23,7 +24,7 @@ from beit.nn.dvae import DiscreteVAE
 from beit.nn.masking import MaskConfig
 from beit.nn.targets import TokenTarget
 from beit.nn.tokenizer import VQKD
-from beit.pictures.images import check_output, left_out_tables, read_images
+from beit.pictures.images import WHOLE, check_output, left_out_tables, read_images
 from beit.pictures.token_figures import (
     Predictions,
     feature_section,
@@ -41,6 +42,7 @@ from beit.pictures.token_models import (
 )
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
+from beit.weights.crop import crop_ratio
 from beit.weights.teachers import Teacher
 
 
@@ -62,7 +64,8 @@ class Config:
         seed: seed of the masks
         image_size: side or [height, width], for a model whose file does not contain it; else null
         num_heads: attention heads, if the file does not contain them and a head is not 64 wide
-        crop_ratio: side of the centre crop over the shorter side
+        crop_ratio: side of the centre crop over the shorter side; null for that of the model's
+            training, else 1
         device: device and precision of the models
     """
 
@@ -76,7 +79,7 @@ class Config:
     seed: int = 0
     image_size: int | tuple[int, int] | None = None
     num_heads: int | None = None
-    crop_ratio: float = 1.0
+    crop_ratio: float | None = None
     device: DeviceConfig = field(default_factory=DeviceConfig)
 
 
@@ -98,7 +101,7 @@ def run(config: Config) -> Result:
     sizes = {"image_size": config.image_size, "num_heads": config.num_heads}
     models = open_models(config.model, config.tokenizer, fabric.device, sizes)
     teacher = open_teacher(config.teacher, models) if config.teacher else None
-    view = EvalView(models.image_size, config.crop_ratio)
+    view = EvalView(models.image_size, crop_ratio(config.model, config.crop_ratio, WHOLE))
     source = open_source(config.data, limit=config.limit)
     names, images, left_out = read_images(source, view, models.patch_size)
     inputs = images.to(fabric.device)
@@ -130,8 +133,13 @@ def run(config: Config) -> Result:
     }
     figures = summary_figures(codes, predictions)
     write_report(report, "Visual tokens", sections, facts, figures=figures)
-    print(f"{len(images)} images in {output}; open {report}")
     return Result(report, len(images))
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say how many images are drawn; the page is next."""
+    figure = f"{result.images} images"
+    return Ending(f"{result.report}, images and their tokens", figure, opened(result.report))
 
 
 def _decoded(

@@ -25,6 +25,8 @@ from beit.run.journal import Journal
 from beit.run.optim import OptimConfig, clip_gradients, set_learning_rate
 from beit.run.reading import ImageBatches
 
+SHOWN = ("loss", "accuracy", "explained", "cosine", "cls_loss")  # of these the first three
+
 
 class Pretraining(NamedTuple):
     """The built parts of a pretraining run.
@@ -96,7 +98,7 @@ def train(
             optimizer.zero_grad()
 
             if journal.logs:
-                journal.log({"rate": rate}, explained_from_error(journal.read_means(rate)))
+                journal.log({"rate": rate}, explained_from_error(journal.read_means(rate)), SHOWN)
             journal.end_step()
             validated = evaluate(parts, journal, validated, report)
     return validated

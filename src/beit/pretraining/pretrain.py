@@ -9,11 +9,12 @@ from functools import partial
 import torch
 from lightning_fabric import Fabric
 
+from beit.command.ending import Ending, beside, last_values, words
 from beit.data.batches import EvalBatches
 from beit.data.classes import Labelled, known_classes, renumbered
-from beit.data.sources import open_source
 from beit.data.splits import Split
 from beit.data.views import EvalView, TrainViews
+from beit.draw.names import percent
 from beit.draw.report import Section
 from beit.nn.code_ranks import CodeRanks
 from beit.nn.code_statistics import code_vectors
@@ -25,9 +26,18 @@ from beit.pretraining.loop import Pretraining, train
 from beit.pretraining.report import report
 from beit.pretraining.targets import load_target, match_target
 from beit.pretraining.validation import Validation
-from beit.run.batches import image_sets, open_train, open_validation, train_batches
+from beit.run.batches import (
+    image_sets,
+    open_set,
+    open_sets,
+    open_train,
+    open_validation,
+    train_batches,
+)
+from beit.run.budget import Sets, within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunDirectory
+from beit.run.environment import environment
 from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
@@ -41,17 +51,18 @@ VERB = "pretrain"
 
 def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Pretrain a new model, or resume the run in `directory` from its last checkpoint."""
+    config = within_budget(run, config, partial(all_sets, config))
     fabric = launch_run(config, directory)
     target, mim = build(config, fabric)
     vit, optim = config.model.backbone, config.optim
-    source = open_train(config.data)
+    views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
+    source = open_train(config, views)
     validation, check = build_validation(config, fabric, target), check_batches(config, fabric)
     sets = image_sets(source, validation and validation.batches)
     if check is not None:
         sets |= {"check.train": check[0].source, "check.test": check[1].source}
     images = check_images(directory, sets, changed_ok)
-    journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
-    views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
+    journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
     batches = train_batches(journal, source, views)
 
     groups = parameter_groups(mim, optim.weight_decay)
@@ -70,7 +81,21 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     keep_images(journal, images)
     draw = partial(report, journal.directory, config, fabric, mim, target)
     metrics = train(parts, journal, draw)
-    return journal.finish(metrics, partial(save_weights, model=mim.eval()), partial(draw, metrics))
+    return journal.finish(
+        metrics,
+        partial(save_weights, model=mim.eval(), crop_ratio=config.crop_ratio),
+        partial(draw, metrics),
+    )
+
+
+def all_sets(config: Config) -> Sets:
+    """Open the images of a training, and count those of a k-NN check."""
+    size = config.model.backbone.image_size
+    sets = open_sets(config, TrainViews(config.view, size, size))
+    if not config.check.every:
+        return sets
+    limit = config.check.limit  # of each set; they may be others than these
+    return sets._replace(checked=sum(min(limit, len(part) or limit) for part in sets[:2]))
 
 
 def redraw(config: Config, directory: RunDirectory) -> list[Section]:
@@ -80,6 +105,31 @@ def redraw(config: Config, directory: RunDirectory) -> list[Section]:
     mim.load_state_dict(load(directory.path).state_dict())
     metrics = last_validation(directory.metrics_file)
     return report(directory, config, fabric, mim.to(fabric.device), target, metrics)
+
+
+PREDICTED = {  # by target.kind: the metric, and what it says
+    "tokens": ("accuracy", "of the hidden patches' codes predicted right"),
+    "pixels": ("explained", "of the variance of hidden pixels explained"),
+    "features": ("cosine", "cosine of predicted and true features"),
+}
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say how well hidden patches are predicted; a probe is next, or features without labels."""
+    run, data = RunDirectory(result.directory), config.data
+    values = last_values(run.metrics_file, result.metrics)
+    metric, meaning = PREDICTED[config.target.kind]
+    value = values.get(f"val_{metric}", values.get(metric, 0.0))
+    figure = f"{percent(value)} {meaning}"
+    if "knn_cls" in values:
+        figure += f"; k-NN accuracy {percent(max(values['knn_cls'], values['knn_mean']))}"
+    if config.check.every and data.validation:
+        output = beside(run.path, f"{run.path.name}-probe")
+        then = words("probe", model=run.path, data=data.train, test=data.validation, output=output)
+    else:
+        output = beside(run.path, f"{run.path.name}-features.parquet")
+        then = words("embed", model=run.path, data=data.train, output=output)
+    return Ending(f"{run.path}, a pretrained backbone; report {run.report_file}", figure, then)
 
 
 def build(config: Config, fabric: Fabric) -> tuple[Target, MaskedImageModel]:
@@ -111,7 +161,9 @@ def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatc
     if config.check.every == 0:
         return None
     size = config.optim.micro_batch_size(fabric.world_size)
-    view = EvalView(config.model.backbone.image_size, config.crop_ratio)
+    image_size = config.model.backbone.image_size
+    view = EvalView(image_size, config.crop_ratio)
+    training = TrainViews(config.view, image_size, image_size)
     sets = list[Labelled]()
     splits: tuple[tuple[str, str, Split], ...] = (
         ("check.train", config.check.train or config.data.train, "train"),
@@ -123,8 +175,8 @@ def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatc
                 f"the k-NN check needs labelled images; give --{option}, or turn "
                 "it off with --check.every 0"
             )
-        cache = config.data.cache_gigabytes
-        source = open_source(spec, split=split, cache_gigabytes=cache, limit=config.check.limit)
+        views = (view, training) if spec == config.data.train else (view,)  # shrunk once for both
+        source = open_set(config.data, spec, split, *views, limit=config.check.limit)
         sets.append(Labelled(option, spec, source))
     train, test = sets
     try:

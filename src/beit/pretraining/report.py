@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from beit.command.ending import again
 from beit.data.batches import first_images
 from beit.data.order import step_generator
 from beit.data.views import EvalView
@@ -45,7 +46,7 @@ def report(
     sections = [Section("What it predicts", items=[pictures]), Section("Pretraining", items=drawn)]
     tokens = config.target.kind == "tokens"
     facts = {
-        "command": "beit pretrain --config config.yaml",
+        "command": again("pretrain", directory.path),
         "images": config.data.train,
         "tokenizer" if tokens else config.target.kind: link_to(
             config.tokenizer or config.target.source, directory.report_file

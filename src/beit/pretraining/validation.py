@@ -64,8 +64,8 @@ def validate(
 ) -> dict[str, float]:
     """Measure the loss and the metrics of the target on the validation set."""
     mim.eval()
-    means, grid, ranks = Means(), mim.config.backbone.grid, validation.ranks
-    counts = torch.zeros(4, target.width, device=fabric.device)
+    means, grid = Means(partial(summed, fabric)), mim.config.backbone.grid
+    ranks, counts = validation.ranks, torch.zeros(4, target.width, device=fabric.device)
     # All processes need the same names, even one without a batch.
     names = ["val_loss"] + [f"val_{name}" for name in TARGET_METRICS[target.kind]]
     names += [f"val_cls_{name}" for name in TARGET_METRICS[target.kind] if mim.aggregation]
@@ -87,7 +87,7 @@ def validate(
         if ranks is not None:
             counts += ranks.count(prediction.logits, targets, weights)
         means.add(measured, weight=len(masked) if weights is None else float(weights.sum()))
-    metrics = explained_from_error(means.read(partial(summed, fabric)))
+    metrics = explained_from_error(means.read())
     if ranks is not None:
         figures = ranks.figures(summed(fabric, counts))
         metrics |= {f"val_{name}": value for name, value in figures.items()}

@@ -3,9 +3,9 @@
 The model is any backbone that beit can load, or any teacher.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,93 +16,15 @@ from beit.data.prefetch import prefetch
 from beit.data.source import Source
 from beit.data.unreadable import Unreadable, readable
 from beit.data.views import EvalView, TrainViews
-from beit.nn.mim import MaskedImageModel
-from beit.nn.pooling import Kind, Layer, Tokens, pooled
-from beit.nn.position import resized
-from beit.nn.vit import VisionTransformer
+from beit.nn.pooling import Kind
 from beit.run.progress import Progress
-from beit.weights.file import size_pair
-from beit.weights.open import backbone_of, load_sized
-from beit.weights.teachers import load_teacher
+from beit.weights.crop import DEFAULT
+from beit.weights.frozen import FeaturesByKind, FrozenModel
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
     from beit.probing.probe import Config
-
-TEACHER = "teacher:"
-FeaturesByKind = dict[Kind, Tensor]
-
-
-class FrozenModel(NamedTuple):
-    """A model in eval mode.
-
-    `read(images, kinds)` maps images (B, 3, H, W), uint8 or float in [0, 1], to float32 features of
-    each kind: (B, D); (B, 2D) for both; (B, N, D) for attentive. `paper` is what the paper probes
-    of the final features (BEiT v2, section 3.2): cls after pretraining with patch aggregation, else
-    mean; also mean if a file holds only a backbone, which does not say how it was pretrained.
-    """
-
-    read: Callable[[Tensor, Collection[Kind]], FeaturesByKind]
-    image_size: tuple[int, int]  # (height, width) of its input
-    width: int  # D
-    depth: int = 0  # blocks whose raw outputs it returns; 0 for a teacher
-    has_cls: bool = False  # whether its tokens include [CLS]; those of a teacher do not
-    paper: Literal["cls", "mean"] | None = None  # None for a teacher
-
-
-def open_frozen_model(
-    source: str,
-    image_size: int | tuple[int, int] | None = None,
-    num_heads: int | None = None,
-    untrained: int | None = None,
-    device: torch.device | str = "cpu",
-) -> FrozenModel:
-    """Open whatever `beit.load` opens, or teacher:SOURCE, for probing.
-
-    Args:
-        image_size: of its input; None for its own
-        num_heads: if the file does not say it and a head does not have the usual 64 channels
-        untrained: the same architecture with fresh weights drawn from this seed (fixed for a
-            teacher); None for its own weights
-    """
-    if source.startswith(TEACHER):
-        name = source.removeprefix(TEACHER)
-        teacher = load_teacher(name, image_size, untrained is None, num_heads).to(device)
-
-        def read_teacher(images: Tensor, kinds: Collection[Kind]) -> FeaturesByKind:
-            tokens = Tokens(None, teacher.features(images, teacher.grid))
-            return {kind: pooled(tokens, kind.pooling) for kind in kinds}
-
-        return FrozenModel(read_teacher, teacher.image_size, teacher.width)
-
-    size = None if image_size is None else size_pair(image_size)
-    model = load_sized(source, size, num_heads=num_heads)
-    backbone = backbone_of(model)
-    if backbone is None:
-        raise ValueError(f"{source} holds a {type(model).__name__}, which has no backbone")
-    if size is not None:
-        try:
-            backbone = resized(backbone, size)
-        except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
-    if untrained is not None:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(untrained)
-            backbone = VisionTransformer(backbone.config)
-    vit = backbone.to(device).eval()
-
-    def read(images: Tensor, kinds: Collection[Kind]) -> FeaturesByKind:
-        features = vit(images, layers={kind.layer for kind in kinds} - {None})
-        tokens: dict[Layer, Tokens] = {None: Tokens(features.cls, features.patches)}
-        for block, output in features.layers.items():
-            tokens[block] = Tokens(output[:, 0], output[:, 1:])
-        return {kind: pooled(tokens[kind.layer], kind.pooling) for kind in kinds}
-
-    aggregated = isinstance(model, MaskedImageModel) and model.config.head_layers > 0
-    paper: Literal["cls", "mean"] = "cls" if aggregated else "mean"
-    config = vit.config
-    return FrozenModel(read, config.image_size, config.width, config.depth, True, paper)
 
 
 class CachedFeatures(NamedTuple):
@@ -126,6 +48,11 @@ class FeatureReader(NamedTuple):
     config: "Config"
     fabric: "Fabric"
 
+    @property
+    def crop_ratio(self) -> float:
+        """The side of the centre crop over the shorter side."""
+        return DEFAULT if self.config.crop_ratio is None else self.config.crop_ratio
+
     def cache(self, kinds: Sequence[Kind], source: Source, name: str) -> CachedFeatures:
         """Compute features of all readable images of the set `name` (step 1 of the protocol)."""
         parts = list(dict.fromkeys(part for kind in kinds for part in kind.parts))
@@ -148,7 +75,7 @@ class FeatureReader(NamedTuple):
         self, kinds: Sequence[Kind], source: Source, name: str
     ) -> Iterator[tuple[FeaturesByKind, Batch]]:
         """Yield the features of all readable images of the set `name`, and their batches."""
-        config, view = self.config, EvalView(self.model.image_size, self.config.crop_ratio)
+        config, view = self.config, EvalView(self.model.image_size, self.crop_ratio)
         batches = EvalBatches(source, view, config.images_per_batch, num_workers=config.num_workers)
         return self._read(kinds, batches, f"features of {len(source)} {name} images", len(source))
 
@@ -157,7 +84,7 @@ class FeatureReader(NamedTuple):
     ) -> Iterator[tuple[FeaturesByKind, Batch]]:
         """Yield the features of training batches, computed again in each epoch, and the batches."""
         config, size = self.config, self.model.image_size
-        fixed = partial(_fixed_views, EvalView(size, config.crop_ratio))
+        fixed = partial(_fixed_views, EvalView(size, self.crop_ratio))
         batches = TrainBatches(
             source,
             TrainViews(config.view, size, size) if config.augment else fixed,

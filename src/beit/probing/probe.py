@@ -32,6 +32,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from beit.command.ending import Ending, beside, words
 from beit.data.class_names import some
 from beit.data.classes import Labelled, checked_classes, renumbered
 from beit.data.source import PartSource
@@ -43,11 +44,13 @@ from beit.files import write_text
 from beit.nn.pooling import kinds_of
 from beit.probing.charts import AttentiveRow, accuracy_table, drawings, format_table, notes, title
 from beit.probing.charts import Row as Row
-from beit.probing.features import FeatureReader, open_frozen_model
+from beit.probing.features import FeatureReader
 from beit.probing.training import attentive_rows, probe_features, split, train_on_stream
 from beit.run.device import DeviceConfig, precision_of
-from beit.run.directory import environment
+from beit.run.environment import environment
 from beit.run.launch import launch
+from beit.weights.crop import crop_ratio
+from beit.weights.frozen import TEACHER, open_frozen_model
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,8 @@ class Config:
         image_size: input side in pixels; null for the model's own
         num_heads: attention heads, if the file does not say it and a head does not have the usual
             64 channels
-        crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin
+        crop_ratio: side of the centre crop over the shorter side; null for that of the model's
+            training, else 0.875
         layers: last for the final features; numbers of blocks, from 1, for their raw outputs; all
             for every block and the final features
         pooling: any of cls, mean and both (concatenated); null for cls and mean (teacher: mean)
@@ -100,7 +104,7 @@ class Config:
     test_limit: int | None = None
     image_size: int | None = None
     num_heads: int | None = None
-    crop_ratio: float = 0.875
+    crop_ratio: float | None = None
     layers: Literal["last", "all"] | tuple[int, ...] = "last"
     pooling: tuple[Literal["cls", "mean", "both"], ...] | None = None
     standardise: Literal["whole", "batch", "none"] = "whole"
@@ -164,6 +168,14 @@ class Result:
     chance: float
     attentive: list[AttentiveRow] = field(default_factory=list)
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Accuracies as shares, such as `linear_cls`, `knn_cls`, `attentive_both`."""
+        figures = dict[str, float]()
+        for row in self.rows:
+            figures |= {f"{name}_{row['features']}": row[name] for name in ("linear", "knn")}
+        return figures | {f"attentive_{r['features']}": r["attentive"] for r in self.attentive}
+
 
 def run(config: Config) -> Result:
     """Probe one model by the protocol at the head of this file."""
@@ -181,6 +193,7 @@ def run(config: Config) -> Result:
     fabric = launch(device)
     seed, size = config.seed if config.untrained else None, config.image_size
     model = open_frozen_model(config.model, size, config.num_heads, seed, fabric.device)
+    config = replace(config, crop_ratio=crop_ratio(config.model, config.crop_ratio))
     kinds = kinds_of(config.layers, config.pooling, model.depth, model.has_cls)
     if config.attentive and model.width % config.attentive_heads:
         raise ValueError(
@@ -215,6 +228,26 @@ def run(config: Config) -> Result:
         sizes |= {"classes": num_classes, "width": model.width}
         _write(output, config, result, model.image_size, sizes, precision_of(fabric))
     return result
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say the best accuracies; fine-tuning of the model is next, or a tokenizer of a teacher."""
+    made = "no files; --output DIR keeps the table with a report"
+    if config.output is not None:
+        made = f"{config.output}/probe.json; report {config.output}/report.html"
+    best = max(result.rows, key=lambda row: row["linear"])
+    nearest = max(result.rows, key=lambda row: row["knn"])
+    figure = (
+        f"linear probe {percent(best['linear'])} ({best['features']}), "
+        f"k-NN {percent(nearest['knn'])} ({nearest['features']})"
+    )
+    verb, model, name = "finetune", {"model": config.model}, "finetuned"
+    if config.model.startswith(TEACHER):
+        verb, name = "train-tokenizer", "tokenizer"
+        model = {"teacher.source": config.model.removeprefix(TEACHER)}
+    output = beside(config.output or f"runs/{name}", name)
+    data = {"data": config.train, "validation": config.test, "output": output}
+    return Ending(made, figure, words(verb, **model, **data))
 
 
 def unreadable_note(set_name: str, names: list[str], total: int) -> list[str]:

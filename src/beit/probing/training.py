@@ -14,8 +14,9 @@ from beit.nn.metrics import knn_accuracy
 from beit.nn.pooling import Kind
 from beit.nn.probes import AttentiveProbes, BatchStandardise, LinearProbes, Standardise
 from beit.probing.charts import AttentiveRow, Row, figures
-from beit.probing.features import CachedFeatures, FeatureReader, FeaturesByKind
+from beit.probing.features import CachedFeatures, FeatureReader
 from beit.run.schedules import warmup_cosine
+from beit.weights.frozen import FeaturesByKind
 
 if TYPE_CHECKING:
     from beit.probing.probe import Config

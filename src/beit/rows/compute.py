@@ -34,7 +34,7 @@ class TableConfig(Protocol):
     @property
     def limit(self) -> int | None: ...
     @property
-    def crop_ratio(self) -> float: ...
+    def crop_ratio(self) -> float | None: ...
     @property
     def device(self) -> DeviceConfig: ...
 
@@ -124,11 +124,7 @@ def compute_table(
         unreadable.note(table.unreadable())  # those of the other processes too
         with progress.aside("writing the table"):
             num_rows = table.merge()
-        text = summary(table, num_rows, missing, seconds)
-        if table.output is None:  # standard output is for the lines
-            progress.message(text)
-    if table.output is not None:
-        print(text)
+        progress.message(summary(table, num_rows, missing, seconds))
     return TableResult(table.output, num_rows)
 
 

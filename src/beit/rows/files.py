@@ -118,3 +118,23 @@ def _write_npz(
 def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     """Open an array of an NPZ file for writing."""
     return archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH), "w", force_zip64=True)
+
+
+def read_table(path: Path) -> dict[str, Array]:
+    """Read the columns of a table that `write_table` has written: (rows, *shape) by name."""
+    if path.suffix == ".npz":
+        with np.load(path) as archive:  # refuses pickles
+            return {name: archive[name] for name in archive.files if name != ABOUT}
+    if path.suffix != ".parquet":
+        raise ValueError(f"{path} holds no arrays; expected a name that ends in .parquet or .npz")
+    import pyarrow
+    from pyarrow import parquet
+
+    def array(column: Any) -> Array:
+        values = column.combine_chunks()
+        if isinstance(column.type, pyarrow.FixedShapeTensorType):
+            return values.to_numpy_ndarray()  # type: ignore[no-any-return]
+        return np.array(values.to_pylist())
+
+    table = parquet.read_table(path)
+    return {name: array(table[name]) for name in table.column_names}

@@ -1,6 +1,7 @@
 """The training and validation batches of a run, built from settings that all trainings share."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -8,9 +9,13 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from beit.data.batches import DataConfig, EvalBatches, TrainBatches
+from beit.data.folders.listing import say_once
+from beit.data.shrinking import Need, Shrinking, ShrunkImages
 from beit.data.source import Source
 from beit.data.sources import open_source
-from beit.data.views import EvalView
+from beit.data.splits import Split
+from beit.data.views import EvalView, TrainViews
+from beit.run.budget import Sets
 from beit.run.journal import Journal, TrainingConfig
 from beit.run.reading import ImageBatches
 
@@ -24,11 +29,37 @@ class ImageSetConfig(TrainingConfig, Protocol):
     def crop_ratio(self) -> float: ...
 
 
-def open_train(data: DataConfig) -> Source:
-    """Open the training images."""
-    return open_source(
-        data.train, split="train", cache_gigabytes=data.cache_gigabytes, limit=data.limit
-    )
+class View(Protocol):
+    """What cuts views from images, and says how large these must be."""
+
+    @property
+    def need(self) -> Need: ...
+
+
+def open_set(
+    data: DataConfig, spec: str, split: Split, *views: View, limit: int | None = None
+) -> Source:
+    """Open the images of a run, shrunk to what the largest of `views` needs if `data.shrink`."""
+    shrinking = None
+    if data.shrink:
+        need = Need(*map(max, zip(*(view.need for view in views), strict=True)))
+        images = None
+        if data.shrink_gigabytes:
+            images = ShrunkImages(data.shrink_cache, data.shrink_gigabytes)
+        shrinking = Shrinking(need, images)
+        kept = "nothing is kept on disk"
+        if images is not None:
+            kept = f"kept in {images.folder}, at most {data.shrink_gigabytes:g} GB"
+        height, width = need.size_for(3000, 4000)
+        say_once(f"images shrink to what views need, as 4000 x 3000 to {width} x {height}; {kept}")
+    cache = data.cache_gigabytes
+    return open_source(spec, split=split, cache_gigabytes=cache, limit=limit, shrinking=shrinking)
+
+
+def open_train(config: ImageSetConfig, views: TrainViews) -> Source:
+    """Open the training images, for these views and for centre crops, as other runs need them."""
+    centre = EvalView(views.size, config.crop_ratio)
+    return open_set(config.data, config.data.train, "train", views, centre, limit=config.data.limit)
 
 
 def train_batches(
@@ -92,8 +123,18 @@ def open_validation(
     data = config.data
     if not data.validation:
         return None
-    source = open_source(data.validation, split="test", cache_gigabytes=data.cache_gigabytes)
-    return eval_batches(config, source, EvalView(size, config.crop_ratio), fabric)
+    view = EvalView(size, config.crop_ratio)
+    return eval_batches(config, open_set(data, data.validation, "test", view), view, fabric)
+
+
+def open_sets(config: ImageSetConfig, views: TrainViews) -> Sets:
+    """Open the images of a training as it does, without keeping them in memory."""
+    data, centre = (
+        replace(config.data, cache_gigabytes=0.0),
+        EvalView(views.size, config.crop_ratio),
+    )
+    train = open_set(data, data.train, "train", views, centre, limit=data.limit)
+    return Sets(train, open_set(data, data.validation, "test", centre) if data.validation else ())
 
 
 def image_sets(source: Source, validation: ImageBatches | None) -> dict[str, Any]:

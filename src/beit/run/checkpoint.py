@@ -43,9 +43,8 @@ def save(
     saved = _steps(run)
     # A newer checkpoint is damaged, since the run was resumed from an older one: remove it.
     past = sorted(other for other in saved if other <= step)
-    kept = {other for other in past if keep_every and other % keep_every == 0} | set(
-        past[-keep_last:]
-    )
+    kept = {step for step in past if keep_every and step and step % keep_every == 0}
+    kept |= set(past[-keep_last:])
     for other, file in saved.items():
         if other not in kept:
             file.unlink()

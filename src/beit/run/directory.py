@@ -1,17 +1,11 @@
 """The run directory: the files of one training run, under fixed names."""
 
 import json
-import os
-import platform
-import subprocess
-import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from beit.files import write_text
@@ -30,6 +24,9 @@ class RunConfig:
         keep_every: also keep checkpoints at multiples of this many steps; 0 for none.
         stop_after: stop after this many steps, without changing the schedule; null for no limit.
         profile: write where the time of this many steps goes (docs/performance.md); 0 for none.
+        budget: time in which the run ends, as 30m or 2h: the epochs are shortened to what fits.
+        fitted_to: the budget that the epochs fit; written by beit.
+        chosen: settings that beit chose, and why; written by beit.
     """
 
     output: str = ""
@@ -40,6 +37,9 @@ class RunConfig:
     keep_every: int = 0
     stop_after: int | None = None
     profile: int = 0
+    budget: str = ""
+    fitted_to: str = ""
+    chosen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("log_every", "checkpoint_every", "keep_last"):
@@ -71,9 +71,7 @@ class RunDirectory:
     def check_new(path: str | Path) -> None:
         """Refuse an existing directory, or an empty name."""
         if not str(path):
-            raise ValueError(
-                "no run directory given; name a new one, as in --run.output runs/first"
-            )
+            raise ValueError("no run directory given; name a new one, as in --output runs/first")
         if Path(path).exists():
             raise FileExistsError(
                 f"{path} exists and is not overwritten; "
@@ -88,13 +86,14 @@ class RunDirectory:
 
         Args:
             config: the resolved configuration, nested mappings of plain values
-            about: the environment, see `environment`
+            about: the environment, see `beit.run.environment`
         """
         cls.check_new(path)
         run = cls(Path(path))
         run.checkpoints.mkdir(parents=True)
         write_text(run.environment_file, json.dumps(about, indent=2) + "\n")
-        values, comment = _yaml_values(config), f"# beit {about['verb']} --config config.yaml\n"
+        command = f"beit {about['verb']} --config {run.config_file} --output NEW"
+        values, comment = _yaml_values(config), f"# {command}\n"
         settings = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
         # The configuration is written last: it marks the directory as complete.
         write_text(run.config_file, comment + settings)
@@ -134,44 +133,6 @@ class RunDirectory:
                 'with the entry "verb", as beit writes it'
             )
         return str(recorded["verb"])
-
-
-def environment(verb: str) -> dict[str, Any]:
-    """Describe the environment that results depend on: versions, machine, commit."""
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "verb": verb,
-        "argv": sys.argv,
-        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "python": platform.python_version(),
-        "torch": str(torch.__version__),
-        "machine": platform.platform(),
-        "cpus": os.cpu_count(),
-        "gpus": gpus,
-        "commit": _commit(),
-    }
-
-
-def _commit() -> str | None:
-    """Return the commit of this package's sources, `-dirty` if edited; None if installed."""
-    here = Path(__file__)
-    git = ["git", "-C", str(here.parent)]
-    try:
-        # In a virtual environment inside another repository, git would return that one's commit.
-        tracked = subprocess.run(
-            [*git, "ls-files", "--error-unmatch", here.name], capture_output=True, timeout=10
-        )
-        if tracked.returncode != 0:
-            return None
-        described = subprocess.run(
-            [*git, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            timeout=10,
-        )
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return described.stdout.strip() or None
 
 
 def _yaml_values(value: Any) -> Any:

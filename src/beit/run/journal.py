@@ -12,14 +12,16 @@ and validation, checkpoints and resuming. Forward, loss, backward, clip and step
             if journal.logs:
                 journal.log({"rate": rate}, journal.read_means(rate))
             journal.end_step()  # progress, speed, checkpoint
-            metrics = evaluate(...)  # validate, if it is time
+            metrics = evaluate(...)  # validate, if it is time, after another checkpoint
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -30,12 +32,15 @@ from beit.data.prefetch import prefetch
 from beit.data.unreadable import TooManyUnreadable, Unreadable
 from beit.run import checkpoint
 from beit.run.device import DeviceConfig, LossScaling, precision_of, summed
-from beit.run.directory import RunConfig, RunDirectory, environment
+from beit.run.directory import RunConfig, RunDirectory
 from beit.run.log import MetricsLog
 from beit.run.means import Means
 from beit.run.optim import AnyOptimConfig, Schedule
 from beit.run.progress import Progress
 from beit.run.reading import ImageBatches, Reading, shared_names
+
+LONG = 0.5  # hours; a run that takes longer says after five steps how it becomes shorter
+SUMS = ("means", "counts")  # parts of a checkpoint, see `Journal.begin`
 
 
 class ReadConfig(Protocol):
@@ -83,27 +88,33 @@ class Journal:
         start_step: step of the checkpoint that the run resumes from; 0 for a new run
         last_step: the run's last step
         step: the current step, counted from 1
+        recorded: what was logged in this step, validations included
         means: metrics since the last log line
     """
 
     def __init__(
         self,
-        verb: str,
+        about: Mapping[str, Any],
         config: TrainingConfig,
         fabric: Fabric,
         schedule: Schedule,
         directory: RunDirectory | None,
     ) -> None:
-        """Read the last checkpoint of `directory`, if given; write nothing yet."""
-        self.config, self.fabric, self._verb, self._run = config, fabric, verb, config.run
+        """Read the last checkpoint of `directory`, if given; write nothing yet.
+
+        Args:
+            about: a new run, see `beit.run.environment`
+        """
+        self.config, self.fabric, self._about, self._run = config, fabric, about, config.run
         self._directory = directory
         self._first = fabric.is_global_zero
         self.start_step, self._state = (directory and checkpoint.latest(directory)) or (0, {})
         self.steps_per_epoch = schedule.steps_per_epoch
         self.total_steps = schedule.total_steps
         self.last_step = min(self.total_steps, config.run.stop_after or self.total_steps)
-        self.step = self._saved_step = self.start_step
-        self.means = Means()
+        self.step, self._saved_step = self.start_step, self.start_step if self._state else -1
+        self.recorded: dict[str, float] = {}
+        self.means = Means(partial(summed, fabric))
         self._unreadable = Unreadable(schedule.num_images, config.data.max_unreadable)
         self._parts: dict[str, Any] = {}
         self._shown: Mapping[str, float] = {}
@@ -123,17 +134,20 @@ class Journal:
     # ── begin and end ───────────────────────────────────────────────────────────────────────────
 
     def begin(self, batches: Iterable[Batch], **parts: Any) -> None:
-        """Restore the parts from the checkpoint, read the first batch and open the directory.
+        """Restore the parts, read the first batch, open the directory, save a first checkpoint.
 
         Args:
             batches: of training, from `start_step` on
             parts: objects with `state_dict` and `load_state_dict`, which make up a checkpoint; the
-                journal adds loss scaling and unreadable images
+                journal adds its means, loss scaling and unreadable images. `means` and `counts`
+                are sums over all processes since the last log line, restored in the first one
         """
-        scaling = LossScaling(self.fabric)
-        self._parts = {**parts, "scaling": scaling, "unreadable": self._unreadable}
-        if self._state:
-            checkpoint.restore(self.directory, self.start_step, self._parts, self._state)
+        own = {"scaling": LossScaling(self.fabric), "unreadable": self._unreadable}
+        self._parts, resumed = {**parts, **own, "means": self.means}, bool(self._state)
+        if resumed:  # checkpoints of older versions follow a log line and have no sums
+            left_out = {n for n in SUMS if not self._first or n not in self._state}
+            restored = {n: part for n, part in self._parts.items() if n not in left_out}
+            checkpoint.restore(self.directory, self.start_step, restored, self._state)
             self._state = {}
         self._stream = prefetch(batches, self.fabric.device)
         self._stream.begin()
@@ -141,21 +155,24 @@ class Journal:
         log_step = None if self._directory is None else self.start_step
         if self._directory is None and self._first:
             settings = asdict(self.config)  # type: ignore[call-overload]  # a dataclass
-            about = environment(self._verb) | precision_of(self.fabric)
+            about = {**self._about, **precision_of(self.fabric)}
             self._directory = RunDirectory.create(self._run.output, settings, about)
         self._directory = directory = self._directory or RunDirectory(Path(self._run.output))
         self._log = MetricsLog(directory.metrics_file if self._first else None, log_step)
         self._speed = MetricsLog(directory.speed_file if self._first else None, log_step)
         self._progress = Progress(self.last_step, self.start_step, enabled=self._first)
+        if resumed:
+            self.message(f"{directory.path}: resumes after step {self.step} of {self.last_step}")
+        self._save()
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Show progress while the loop runs, and close the logs after it.
+        """Show progress while the loop runs, and close the logs and the batches after it.
 
         If too many images cannot be read, all processes raise, after the first has written a
         checkpoint of the step: no step is lost.
         """
-        with closing(self._log), closing(self._speed), self._progress:
+        with closing(self._log), closing(self._speed), closing(self._stream), self._progress:
             try:
                 yield
             except TooManyUnreadable as error:  # between two steps
@@ -163,7 +180,7 @@ class Journal:
                 self.fabric.barrier()  # when one process ends, torchrun kills the others
                 run = self.directory
                 raise ValueError(
-                    f"{error}. Then resume after step {self.step}: beit {self._verb} "
+                    f"{error}. Then resume after step {self.step}: beit {self._about['verb']} "
                     f"--resume {run.path} (max_unreadable is in {run.config_file.name}; if images "
                     "were removed, add --accept_changed_data true)"
                 ) from error
@@ -191,11 +208,13 @@ class Journal:
     # ── steps and batches ───────────────────────────────────────────────────────────────────────
 
     def steps(self) -> Iterator[int]:
-        """Yield the numbers of the remaining steps."""
-        for step in range(self.start_step + 1, self.last_step + 1):
-            self.step = step
+        """Yield the numbers of the remaining steps; `beit.run.watching` may make them fewer."""
+        while self.step < self.last_step:
+            self.step += 1
+            self.recorded = {}
             self.fabric.call("on_step_start", self._stream)
-            yield step
+            yield self.step
+            self.fabric.call("after_step", self)
 
     def micro_batches(self) -> Iterator[Batch]:
         """Yield this process's micro-batches of the step; warn of unreadable images."""
@@ -205,14 +224,16 @@ class Journal:
             yield batch
 
     def read(self, batches: ImageBatches) -> Reading:
-        """Return the batches of a validation set, to iterate over once."""
+        """Return the batches of a validation set, to iterate over once; save a checkpoint first."""
+        self._save()
 
         def warn(text: str) -> None:
             if text not in self._warnings:
                 self._warnings.add(text)
                 self._progress.warn(text)
 
-        return Reading(batches, self.fabric, self.config.data.max_unreadable, warn)
+        limit = self.config.data.max_unreadable
+        return Reading(batches, self.fabric, limit, warn, self._progress.part)
 
     # ── intervals ───────────────────────────────────────────────────────────────────────────────
 
@@ -222,12 +243,12 @@ class Journal:
 
     @property
     def saves(self) -> bool:
-        """Whether a checkpoint is written after this step."""
+        """Whether a checkpoint is written after this step, even without a validation."""
         return self.at_interval(self._run.checkpoint_every)
 
     @property
     def logs(self) -> bool:
-        """Whether this step is logged: at an interval, and before each checkpoint."""
+        """Whether this step is logged: at an interval, and with each checkpoint that `saves`."""
         return self.step % self._run.log_every == 0 or self.saves
 
     @property
@@ -243,7 +264,7 @@ class Journal:
         Raises:
             ValueError: a loss is not finite, at this step or another one since the last line.
         """
-        means = self.means.read(partial(summed, self.fabric))
+        means = self.means.read()
         checkpoint.refuse_non_finite(self.directory, self.step, means, rate)
         return means
 
@@ -260,13 +281,13 @@ class Journal:
         Args:
             settings: of the step, such as its learning rate
             metrics: means since the last line
-            shown: names of the metrics on the progress line; empty for all
+            shown: names of the metrics on the progress line, in order; empty for all
         """
         self._unreadable.add(shared_names(self.fabric, self._unreadable.names))
         if count := len(self._unreadable.names):
             metrics = {**metrics, "unreadable": count}
         self._write({**settings, **metrics})
-        self._shown = {name: metrics[name] for name in metrics if not shown or name in shown}
+        self._shown = {name: metrics[name] for name in shown or metrics if name in metrics}
         self._unreadable.check()
 
     def log_result(self, metrics: Mapping[str, float]) -> None:
@@ -290,22 +311,38 @@ class Journal:
     def _write(self, record: Mapping[str, float]) -> None:
         epoch = self.step / self.steps_per_epoch
         self._log.write({"step": self.step, "epoch": epoch, **record})
+        self.recorded |= record
 
     def end_step(self) -> None:
         """Update the progress; log the speed and save a checkpoint at their intervals."""
         ended = self.step == self.last_step
         self.fabric.call("on_step_end", self._stream, self.directory, ended)
         images, wait = self.config.optim.batch_size, self._stream.wait_seconds
-        speed = self._progress.update(self.step, self._shown, images, wait)
+        speed = self._progress.update(self.step, self._shown, images, wait, self._loss_so_far)
         self._shown = {}
+        hours = (speed.seconds_left or 0.0) / 3600
+        if self.step == 5 and hours > LONG and not self._run.fitted_to:
+            self.message(f"about {hours:.1f} hours; --budget 30m makes a shorter run")
         if self.logs:
-            self._speed.write({"step": self.step} | speed._asdict())
+            self._speed.write({"step": self.step, "time": time.time()} | speed._asdict())
         if self.saves:
             self._save()
 
+    def _loss_so_far(self) -> dict[str, float]:
+        """Return the mean loss since the last log line, of this process; waits for the device."""
+        return {name: loss for name, loss in self.means.peek().items() if name == "loss"}
+
     def _save(self) -> None:
-        """Write a checkpoint of the step, once: a later validation may load other weights."""
-        if self._first and self.step != self._saved_step:
-            run, state = self._run, {name: part.state_dict() for name, part in self._parts.items()}
+        """Write a checkpoint of the step, once: a later validation may load other weights.
+
+        Every process takes part. After a loss that is not finite none is written: the next log line
+        stops the run, and the last good checkpoint stays.
+        """
+        if self.step == self._saved_step:
+            return
+        run, state = self._run, {name: part.state_dict() for name, part in self._parts.items()}
+        sums = state["means"].items()
+        finite = all(isfinite(total) for name, (total, _) in sums if name.endswith("loss"))
+        if self._first and finite:
             checkpoint.save(self.directory, self.step, state, run.keep_last, run.keep_every)
-            self._saved_step = self.step
+        self._saved_step = self.step

@@ -9,13 +9,20 @@ from torch import Tensor
 class Means:
     """Weighted means of named metrics since the last call of `read`.
 
-    `add` does not synchronise with the device; `read` does, once for all metrics. Sums are float64
-    (float32 on MPS, which has no float64).
+    `add` does not synchronise with the device; the others do, once for all metrics. Sums are
+    float64 (float32 on MPS, which has no float64).
     """
 
-    def __init__(self) -> None:
-        self._sums: dict[str, Tensor] = {}
+    def __init__(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
+        """Start without metrics.
+
+        Args:
+            reduce: sums a tensor over all processes, which must add the same names; the means are
+                then over all processes
+        """
+        self._sums: dict[str, Tensor | float] = {}
         self._weights: dict[str, float] = {}
+        self._reduce = reduce
 
     @torch.no_grad()
     def add(self, metrics: Mapping[str, Tensor | float], weight: float = 1.0) -> None:
@@ -27,24 +34,38 @@ class Means:
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
-    def read(self, reduce: Callable[[Tensor], Tensor] | None = None) -> dict[str, float]:
-        """Return the means and reset them; a metric whose weights sum to 0 is omitted.
+    def read(self) -> dict[str, float]:
+        """Return the means and reset them; a metric whose weights sum to 0 is omitted."""
+        means = _means(self._totals(self._reduce))
+        self._sums, self._weights = {}, {}
+        return means
 
-        Args:
-            reduce: sums a tensor over all processes, which must have added the same names; the
-                means are then over all processes
-        """
+    def peek(self) -> dict[str, float]:
+        """Return the means over this process alone, without resetting them."""
+        return _means(self._totals(None))
+
+    def state_dict(self) -> dict[str, tuple[float, float]]:
+        """Return the sum and the weight of each metric over all processes, for a checkpoint."""
+        return self._totals(self._reduce)
+
+    def load_state_dict(self, state: Mapping[str, tuple[float, float]]) -> None:
+        """Restore what `state_dict` returned, in one of the processes."""
+        self._sums = {name: total for name, (total, _) in state.items()}
+        self._weights = {name: weight for name, (_, weight) in state.items()}
+
+    def _totals(self, reduce: Callable[[Tensor], Tensor] | None) -> dict[str, tuple[float, float]]:
         if not self._sums:
             return {}
-        names = list(self._sums)
-        device = next((s.device for s in self._sums.values() if s.device.type != "cpu"), None)
-        sums = torch.stack([value.to(device) for value in self._sums.values()])
+        names, values = list(self._sums), list(self._sums.values())
+        tensors = [value for value in values if isinstance(value, Tensor)]
+        device = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), None)
+        kind = tensors[0].dtype if tensors else torch.float64
+        sums = torch.stack([torch.as_tensor(v, dtype=kind, device=device) for v in values])
         weights = sums.new_tensor([self._weights[name] for name in names])
         table = torch.stack([sums, weights])  # (2, names)
         totals, counts = (table if reduce is None else reduce(table)).tolist()
-        self._sums, self._weights = {}, {}
-        return {
-            name: total / count
-            for name, total, count in zip(names, totals, counts, strict=True)
-            if count
-        }
+        return dict(zip(names, zip(totals, counts, strict=True), strict=True))
+
+
+def _means(totals: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    return {name: total / count for name, (total, count) in totals.items() if count}

@@ -22,19 +22,11 @@ class AnyOptimConfig(Protocol):
     """What the settings of all optimisers share; the attributes are those of `OptimConfig`."""
 
     @property
-    def kind(self) -> str: ...
-    @property
-    def muon_rate(self) -> float: ...
-    @property
     def batch_size(self) -> int: ...
     @property
     def accumulate(self) -> int: ...
     @property
-    def learning_rate(self) -> float: ...
-    @property
     def betas(self) -> tuple[float, float]: ...
-    @property
-    def eps(self) -> float: ...
     @property
     def clip(self) -> float | None: ...
     def micro_batch_size(self, world_size: int) -> int: ...
@@ -49,7 +41,7 @@ class OptimConfig:
         muon_rate: learning rate of muon's matrices, as a multiple of that of the rest.
         batch_size: images per step, over all processes and micro-steps together.
         accumulate: micro-steps per step; more use less memory, with the same result.
-        epochs: passes over the training set.
+        epochs: passes over the training set; may be fractions.
         learning_rate: after the warm-up; not scaled by the batch size.
         final_rate: learning rate at the end of the decay.
         warmup_epochs: epochs of linear warm-up; may be fractions.
@@ -64,7 +56,7 @@ class OptimConfig:
     muon_rate: float = 1.0
     batch_size: int = 2048
     accumulate: int = 1
-    epochs: int
+    epochs: int | float
     learning_rate: float
     final_rate: float = 1e-5
     warmup_epochs: float
@@ -77,9 +69,11 @@ class OptimConfig:
     def __post_init__(self) -> None:
         check_settings(
             self,
-            ("batch_size", "accumulate", "epochs"),
+            ("batch_size", "accumulate"),
             ("learning_rate", "final_rate", "warmup_start", "weight_decay", "eps", "muon_rate"),
         )
+        if not self.epochs > 0:
+            raise ValueError(f"optim.epochs is {self.epochs}; expected more than 0")
         if not 0 <= self.warmup_epochs <= self.epochs:
             raise ValueError(
                 f"optim.warmup_epochs is {self.warmup_epochs}; "
@@ -93,7 +87,8 @@ class OptimConfig:
     def schedule(self, num_images: int) -> Schedule:
         """Return the schedule for a training set of `num_images`."""
         steps_per_epoch = max(1, num_images // self.batch_size)
-        return Schedule(steps_per_epoch, self.epochs * steps_per_epoch, num_images)
+        total_steps = max(1, round(self.epochs * steps_per_epoch))
+        return Schedule(steps_per_epoch, total_steps, num_images)
 
     def rate(self, step: int, steps_per_epoch: int) -> float:
         """Return the learning rate of a step; steps count from 1."""
@@ -101,7 +96,7 @@ class OptimConfig:
             step - 1,
             base=self.learning_rate,
             final=self.final_rate,
-            total_steps=self.epochs * steps_per_epoch,
+            total_steps=max(1, round(self.epochs * steps_per_epoch)),
             warmup_steps=round(self.warmup_epochs * steps_per_epoch),
             start=self.warmup_start,
         )

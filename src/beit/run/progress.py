@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from types import TracebackType
 from typing import NamedTuple, Self, TextIO
 
 from rich.console import Console
@@ -15,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 WINDOW_SECONDS = 30.0  # speed is measured over this time
+EARLY = (1, 2, 4)  # first steps with a line of their own
+SHOWN = 3  # metrics on a line
 
 
 class Speed(NamedTuple):
@@ -58,12 +59,13 @@ class Progress:
             start_step: steps already done, in a resumed run
             enabled: False measures without showing, for processes other than the first
             stream: to write to; None for standard error
-            line_seconds: time between two plain lines
+            line_seconds: time between two plain lines, and between two calls of `latest`
             clock: returns seconds from any origin
         """
-        self._total_steps, self._step = total_steps, start_step
+        self._total_steps, self._start_step, self._step = total_steps, start_step, start_step
         self._clock, self._line_seconds = clock, line_seconds
         self._aside_seconds, self._aside = 0.0, ""
+        self._part, self._part_started = (0, 0), 0.0
         self._metrics: dict[str, float] = {}
         self._speed = Speed(0.0, None, 0.0)
         self._marks = deque([_Mark(self._now(), start_step, 0, 0.0)])
@@ -85,17 +87,17 @@ class Progress:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
 
     def update(
-        self, step: int, metrics: Mapping[str, float], images: int, wait_seconds: float
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        images: int,
+        wait_seconds: float,
+        latest: Callable[[], Mapping[str, float]] | None = None,
     ) -> Speed:
         """Record the steps done and return their speed.
 
@@ -104,18 +106,27 @@ class Progress:
             metrics: to show, in order; others keep their last value
             images: in the steps since the last update, over all processes
             wait_seconds: total time spent waiting for data, `Prefetch.wait_seconds`
+            latest: returns newer metrics; since it may wait for the device, it is called in the
+                first process only, after the first steps and then once in `line_seconds`
         """
         self._step = step
         self._metrics = {**self._metrics, **metrics}  # new: the live line may be reading the old
         last = self._marks[-1]
         self._marks.append(_Mark(self._now(), step, last.images + images, wait_seconds))
         self._speed = self._measure()
-        if self._live is None and self._stream is not None:
-            ended = step >= self._total_steps
-            if ended or self._clock() - self._last_line >= self._line_seconds:
-                self._last_line = self._clock()
+        early = latest is not None and step - self._start_step in EARLY
+        if self._due(early or step >= self._total_steps):
+            self._metrics = {**self._metrics, **(latest() if latest else {})}
+            if self._live is None:
                 self.message(self.line())
         return self._speed
+
+    def part(self, done: int, total: int) -> None:
+        """Record how much of what is done `aside` is done; 0 starts its clock."""
+        self._part_started = self._part_started if done else self._clock()
+        self._part = (done, total)
+        if self._live is None and self._due():
+            self.message(self.line())
 
     def message(self, text: str) -> None:
         """Print a line above the live one."""
@@ -135,7 +146,7 @@ class Progress:
     def aside(self, what: str) -> Iterator[None]:
         """Name what is done between two steps, such as a validation, and exclude its time."""
         started = self._clock()
-        self._aside = what
+        self._aside, self._part = what, (0, 0)
         try:
             yield
         finally:
@@ -145,6 +156,13 @@ class Progress:
     def line(self) -> str:
         """Return the current line."""
         return " · ".join([f"step {self._step}/{self._total_steps}", *self._parts()])
+
+    def _due(self, now: bool = False) -> bool:
+        """Tell whether a line is due, by the time or `now`; never in other processes."""
+        shown = self._stream is not None
+        due = shown and (now or self._clock() - self._last_line >= self._line_seconds)
+        self._last_line = self._clock() if due else self._last_line
+        return due
 
     def _now(self) -> float:
         return self._clock() - self._aside_seconds
@@ -166,21 +184,27 @@ class Progress:
         )
 
     def _parts(self) -> list[str]:
-        parts = [f"{name} {value:.4g}" for name, value in self._metrics.items()]
-        if self._speed.seconds_left is not None:
-            rate = self._speed.images_per_second
-            parts += [
-                f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s",
-                f"{_duration(self._speed.seconds_left)} left",
-                f"data wait {self._speed.wait_share:.0%}",
-            ]
-        return [*parts, self._aside] if self._aside else parts
+        """Return what matters most first: a narrow terminal cuts the end."""
+        if self._aside:
+            done, total = self._part
+            left = (self._clock() - self._part_started) / done * (total - done) if done else None
+            parts = [f"{self._aside} {done}/{total}" if total else self._aside]
+            return parts if left is None else [*parts, f"{_duration(left)} left"]
+        rate, left, wait = self._speed
+        parts = [f"{name} {value:.3g}" for name, value in [*self._metrics.items()][:SHOWN]]
+        if left is not None:
+            speed = f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s"
+            parts = [f"{_duration(left)} left", speed, *parts, f"data wait {wait:.0%}"]
+        return parts
 
     def _render(self) -> Table:
         row = Table.grid(padding=(0, 1))
         row.add_column(width=16)
         row.add_column(no_wrap=True, overflow="ellipsis")
-        bar = ProgressBar(total=self._total_steps, completed=self._step, width=16)
+        done, total = (
+            self._part if self._aside and self._part[1] else (self._step, self._total_steps)
+        )
+        bar = ProgressBar(total=total, completed=done, width=16)
         row.add_row(bar, Text(self.line()))
         return row
 

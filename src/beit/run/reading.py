@@ -34,20 +34,26 @@ class Reading:
         fabric: Fabric,
         max_unreadable: float,
         warn: Callable[[str], None],
+        show: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
         """Read nothing yet.
 
         Args:
             max_unreadable: largest share of the set that may be unreadable
             warn: shows a line about an image
+            show: shows how many images of how many are done
         """
-        self._batches, self._fabric, self._warn = batches, fabric, warn
+        self._batches, self._fabric, self._warn, self._show = batches, fabric, warn, show
         self._unreadable = Unreadable(batches.num_images, max_unreadable)
 
     def __iter__(self) -> Iterator[Batch]:
-        stream = prefetch(self._batches, self._fabric.device)
+        stream, done = prefetch(self._batches, self._fabric.device), 0
+        self._show(done, self._unreadable.total)
         with suppress(TooManyUnreadable):  # raised below
-            yield from readable(stream, self._unreadable, self._warn)
+            for batch in readable(stream, self._unreadable, self._warn):
+                yield batch
+                done += len(batch.indices) * self._fabric.world_size
+                self._show(min(done, self._unreadable.total), self._unreadable.total)
         self._unreadable.note(shared_names(self._fabric, self._unreadable.names))
 
     @property

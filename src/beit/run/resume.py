@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from beit.run.directory import RunDirectory
+from beit.run.found import with_found_paths
 from beit.run.journal import Result
 from beit.run.settings import from_plain
 
@@ -28,7 +29,8 @@ def open_run(training: Training, path: str | Path) -> tuple[Any, RunDirectory]:
         FileNotFoundError, ValueError: it is not a run directory, or of another verb or kind.
     """
     directory = RunDirectory.open(path, training.VERB)
-    config = from_plain(training.Config, directory.config(), str(directory.config_file))
+    settings = with_found_paths(directory, directory.config())
+    config = from_plain(training.Config, settings, str(directory.config_file))
     return config, directory
 
 

@@ -25,7 +25,7 @@ def warmup_cosine(
         warmup_steps: 0 for none
         start: rate of step 0 if there is a warm-up
     """
-    _check(step, total_steps, warmup_steps)
+    check_step(step, total_steps, warmup_steps)
     if step >= total_steps:
         return final
     if step < warmup_steps:
@@ -34,41 +34,8 @@ def warmup_cosine(
     return final + (base - final) * (1 + math.cos(math.pi * done)) / 2
 
 
-def warmup_poly(
-    step: int,
-    *,
-    base: float,
-    total_steps: int,
-    final: float = 0.0,
-    power: float = 1.0,
-    warmup_steps: int = 0,
-    warmup_ratio: float = 1e-6,
-) -> float:
-    """Return the learning rate of a step: polynomial decay with linear warm-up.
-
-    As in mmcv, which trained the published segmentation models, the decay starts at step 0 and the
-    warm-up multiplies it by a factor that rises linearly from `warmup_ratio` to 1.
-
-    Args:
-        step: counted from 0; from total_steps on the rate is `final`
-        base: rate of step 0 without warm-up
-        total_steps: of the whole run, including the warm-up
-        final: rate at the end
-        power: 1 for linear decay
-        warmup_steps: 0 for none
-        warmup_ratio: factor of step 0
-    """
-    _check(step, total_steps, warmup_steps)
-    if step >= total_steps:
-        return final
-    left = (1 - step / total_steps) ** power
-    rate = final + (base - final) * float(left)
-    if step < warmup_steps:
-        rate *= 1 - (1 - step / warmup_steps) * (1 - warmup_ratio)
-    return rate
-
-
-def _check(step: int, total_steps: int, warmup_steps: int) -> None:
+def check_step(step: int, total_steps: int, warmup_steps: int) -> None:
+    """Raise ValueError for a step or a warm-up that cannot be."""
     if not 0 <= warmup_steps <= total_steps:
         raise ValueError(
             f"warm-up of {warmup_steps} steps in a run of {total_steps}; "

@@ -131,13 +131,13 @@ class Config:
     def __post_init__(self) -> None:
         if (self.init is None) == (self.backbone is None):
             raise ValueError(
-                "give either initial weights (--init SOURCE) or a network to train from random "
+                "give either initial weights (--model SOURCE) or a network to train from random "
                 "weights (--backbone), not " + ("neither" if self.init is None else "both")
             )
         if self.backbone is not None:
             for name in ("image_size", "num_heads", "mean", "std"):
                 if getattr(self, name) is not None:
-                    raise ValueError(f"{name} is for --init; use backbone.{name} instead")
+                    raise ValueError(f"{name} is for --model; use backbone.{name} instead")
             if self.backbone.drop_path:
                 raise ValueError("backbone.drop_path is not used; use drop_path instead")
         if not 0 <= self.drop_path < 1:

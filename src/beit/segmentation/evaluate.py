@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from beit.command.ending import Ending, beside, words
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.unreadable import Unreadable, readable
@@ -28,7 +29,7 @@ from beit.nn.confusion import map_figures, pixel_confusion
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapViewConfig
 from beit.run.device import DeviceConfig, precision_of, summed
-from beit.run.directory import environment
+from beit.run.environment import environment
 from beit.run.launch import launch
 from beit.run.progress import Progress
 from beit.segmentation.batches import FIELDS, stacked, whole
@@ -99,6 +100,11 @@ class Result(NamedTuple):
     record: dict[str, Any]
     table: str
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """Scores of the whole set, as shares."""
+        return dict(self.record["figures"])
+
 
 class Counts(NamedTuple):
     """Counts of one process, and examples for the report."""
@@ -140,6 +146,16 @@ def run(config: Config) -> Result:
             palette = segmenter.config.palette or source.palette
             write(output, config, record, counts._replace(confusion=confusion), palette)
     return result
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say the mIoU; label maps of the images are next."""
+    made = "no files; --output DIR keeps the table with a report"
+    if config.output is not None:
+        made = f"the evaluation in {config.output}; report {config.output}/report.html"
+    miou, images = result.record["figures"]["miou"], result.record["images"]["evaluated"]
+    then = words("predict", config.model, config.data, output=beside(config.output or "x", "maps"))
+    return Ending(made, f"mIoU {_percent(miou)}% on {images:,} images", then)
 
 
 def open_maps(config: Config, segmenter: SemanticSegmenter) -> LabelMaps:

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from beit.data.pixels.decoding import BROKEN, open_image, reason_of
+from beit.data.pixels.decoding import BROKEN, read_header, reason_of
 from beit.data.source import UnreadableImage
 from beit.nn.segmenter import IGNORED
 from beit.segmentation.label_classes import Colour, LabelClasses
@@ -52,7 +52,7 @@ def decode_label_map(data: bytes, name: str, classes: LabelClasses) -> Tensor:
 
 def open_map(data: bytes, name: str) -> Image.Image:
     """Open and load an encoded map. Raises UnreadableImage; ValueError for a lossy format."""
-    image = open_image(data, name)
+    image = read_header(data, name)
     if image.format in _LOSSY:
         raise ValueError(f"{name}: a label map in {image.format}, which is lossy; save it as PNG")
     tiles = image.tile

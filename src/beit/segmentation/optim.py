@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from beit.run.optim import Schedule, check_settings, micro_batch_size
-from beit.run.schedules import warmup_poly
+from beit.run.schedules import check_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,3 +79,37 @@ class StepOptimConfig:
             warmup_steps=self.warmup_steps,
             warmup_ratio=self.warmup_ratio,
         )
+
+
+def warmup_poly(
+    step: int,
+    *,
+    base: float,
+    total_steps: int,
+    final: float = 0.0,
+    power: float = 1.0,
+    warmup_steps: int = 0,
+    warmup_ratio: float = 1e-6,
+) -> float:
+    """Return the learning rate of a step: polynomial decay with linear warm-up.
+
+    As in mmcv, which trained the published segmentation models, the decay starts at step 0 and the
+    warm-up multiplies it by a factor that rises linearly from `warmup_ratio` to 1.
+
+    Args:
+        step: counted from 0; from total_steps on the rate is `final`
+        base: rate of step 0 without warm-up
+        total_steps: of the whole run, including the warm-up
+        final: rate at the end
+        power: 1 for linear decay
+        warmup_steps: 0 for none
+        warmup_ratio: factor of step 0
+    """
+    check_step(step, total_steps, warmup_steps)
+    if step >= total_steps:
+        return final
+    left = (1 - step / total_steps) ** power
+    rate = final + (base - final) * float(left)
+    if step < warmup_steps:
+        rate *= 1 - (1 - step / warmup_steps) * (1 - warmup_ratio)
+    return rate

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 import beit
+from beit.command.ending import Ending, opened
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.source import Source
@@ -115,9 +116,14 @@ def run(config: Config) -> Result:
         _write(output / MAPS / files[index], encode_label_map(labels, palette))
     fabric.barrier()
     num_done = sum((output / MAPS / file).is_file() for file in files)
-    if fabric.is_global_zero:
-        print(f"{num_done} label maps of {len(source)} images in {output / MAPS}")
     return Result(output, num_done)
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say how many images have label maps; looking at them is next."""
+    shown = result.directory / (OVERLAYS if config.overlays else MAPS)
+    made = f"{result.directory / MAPS}, a label map of each image"
+    return Ending(made, f"{result.images:,} images", opened(shown))
 
 
 @torch.no_grad()

@@ -12,14 +12,18 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from beit.command.ending import Ending, beside, last_values, words
 from beit.data.batches import EvalBatches, TrainBatches
+from beit.draw.names import percent
 from beit.draw.report import Section
 from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter
 from beit.nn.vit import ViTConfig
 from beit.run.averaging import BestWeights
 from beit.run.batches import eval_batches, train_batches
+from beit.run.budget import Sets, within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunDirectory
+from beit.run.environment import environment
 from beit.run.images import check_images, keep_images, warn_of_changes
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
@@ -44,6 +48,7 @@ VERB = "segment"
 
 def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Train a new segmenter, or resume the run in `directory` from its last checkpoint."""
+    config = within_budget(run, config, partial(all_sets, config))
     fabric = launch_run(config, directory)
     optim = config.optim
     source, held_out = open_data(config)
@@ -53,7 +58,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     segmenter, transferred = build_segmenter(config, source)
     segmenter = synchronised(segmenter, fabric, optim.micro_batch_size(fabric.world_size))
     vit = segmenter.config.backbone
-    journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
+    journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
     batches = training_batches(config, source, vit, journal)
     validation = validation_batches(config, held_out, fabric)
 
@@ -84,6 +89,12 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     return journal.finish(metrics, save, draw)
 
 
+def all_sets(config: Config) -> Sets:
+    """Open the images of a training."""
+    train, validation = open_data(config)
+    return Sets(train, validation or ())
+
+
 def redraw(config: Config, directory: RunDirectory) -> list[Section]:
     """Draw the report of a finished run again."""
     fabric = launch(DeviceConfig())
@@ -100,11 +111,33 @@ def redraw(config: Config, directory: RunDirectory) -> list[Section]:
     return report(directory, config, source, "", step, validated)
 
 
+def ending(config: Config, result: Result) -> Ending:
+    """Say the mIoU; the evaluation of the segmenter is next, or its label maps."""
+    run, data = RunDirectory(result.directory), config.data
+    miou = result.metrics.get("val_miou")
+    if miou is not None:
+        figure = f"mIoU {percent(miou)} on the validation images"
+        output = beside(run.path, f"{run.path.name}-evaluation")
+        then = words(
+            "evaluate",
+            model=run.path,
+            data=data.validation,
+            maps=data.validation_maps,
+            output=output,
+        )
+    else:
+        loss = last_values(run.metrics_file, {}).get("loss", 0.0)
+        figure = f"training loss {loss:.3g}; give --validation IMAGES to measure the mIoU"
+        output = beside(run.path, f"{run.path.name}-maps")
+        then = words("predict", str(run.path), data.train, output=output)
+    return Ending(f"{run.path}, a segmenter; report {run.report_file}", figure, then)
+
+
 def open_data(config: Config) -> tuple[LabelMaps, LabelMaps | None]:
     """Open the training and validation images, with the class numbers of the training set."""
     data = config.data
     if not data.train:
-        raise ValueError("no training images given; give them, as in --data.train FOLDER")
+        raise ValueError("no training images given; give them, as in --data FOLDER")
     train = open_label_maps(
         data.train,
         maps=data.maps,

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 from torch import Tensor
 
 from beit.draw import canvas
@@ -69,21 +69,11 @@ def prediction_grid(predictions: Sequence[Prediction], num_columns: int | None =
         sheet.paste(Image.fromarray(panel), place)
         share = f"{100 * prediction.probability:.0f}%"
         room = right - left - font.getlength(f"  {share}")
-        name = _shortened(prediction.guess, room, font)
+        name = canvas.shortened(prediction.guess, room, font)
         draw.text((left, bottom + 3), name, fill=colour, font=font)
         draw.text((right, bottom + 3), share, fill=colour, font=font, anchor="ra")
         if known:
             mark = "✓" if prediction.right else f"✗ is {prediction.truth}"
-            words = _shortened(mark, right - left, font)
+            words = canvas.shortened(mark, right - left, font)
             draw.text((left, bottom + 3 + _LINE), words, fill=colour, font=font)
     return canvas.png(np.asarray(sheet))
-
-
-def _shortened(words: str, room: float, font: ImageFont.FreeTypeFont) -> str:
-    """Shorten words to one line of at most `room` pixels."""
-    words = " ".join(words.split())
-    if font.getlength(words) <= room:
-        return words
-    while words and font.getlength(f"{words}…") > room:
-        words = words[:-1]
-    return f"{words.rstrip()}…"

@@ -14,12 +14,13 @@ standard output appear as they are computed.
 
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from beit.command.ending import Ending, beside, words
 from beit.data.class_names import match_classes
 from beit.data.pixels.decoding import extensions
 from beit.data.source import Source, UnreadableImage
@@ -34,6 +35,7 @@ from beit.rows.table import RowTable, check_output, smallest_unsigned
 from beit.run.device import DeviceConfig, prepared
 from beit.run.launch import launch
 from beit.tables.picture import Prediction, prediction_grid
+from beit.weights.crop import crop_ratio
 from beit.weights.open import load_classifier
 
 _log = logging.getLogger(__name__)
@@ -55,7 +57,8 @@ class Config:
         limit: use this many images, a fixed random subset; null for all
         image_size: input size of the model, a side or [height, width]; null for the model's own
         num_heads: attention heads, if not recorded in the file and not the usual width / 64
-        crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin
+        crop_ratio: side of the centre crop over the shorter side; null for that of the model's
+            training, else 0.875
         batch_size: images per batch in each process
         part_size: images per part, the unit of resuming and of each process's share
         num_workers: processes that decode images, for each process
@@ -73,7 +76,7 @@ class Config:
     limit: int | None = None
     image_size: int | tuple[int, int] | None = None
     num_heads: int | None = None
-    crop_ratio: float = 0.875
+    crop_ratio: float | None = None
     batch_size: int = 128
     part_size: int = 1024
     num_workers: int = 2
@@ -100,6 +103,7 @@ def run(config: Config) -> TableResult:
         )
     source = open_images(config.data, config.limit)
     classifier = load_classifier(config.model, config.image_size, num_heads=config.num_heads)
+    config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
     classes, vit = classifier.config, classifier.backbone.config
     columns = columns_of(classes, config.top_k)
     table: RowTable | LineStream
@@ -112,7 +116,7 @@ def run(config: Config) -> TableResult:
         about = about_table("predict", config, classifier, fabric, details)
         sizes = (config.batch_size, config.part_size)
         table = RowTable(config.output, source, columns, about, *sizes, _line)
-    view = EvalView(vit.image_size, config.crop_ratio)
+    view = EvalView(vit.image_size, crop)
     model = prepared(classifier.to(fabric.device), config.device)
 
     def compute(images: Tensor) -> dict[str, Tensor]:
@@ -123,11 +127,26 @@ def run(config: Config) -> TableResult:
     limits = (config.num_workers, _max_unreadable(config))
     result = compute_table(fabric, table, view, compute, *limits, show_progress)
     if config.picture is not None and fabric.is_global_zero:
-        _log.info("drawing %s", config.picture)
         with fabric.autocast():
             predictions = _predictions(model, source, view, classes, config.picture_images)
         write_bytes(Path(config.picture), prediction_grid(predictions))
+        _log.info("picture of %d images: %s", len(predictions), config.picture)
     return result
+
+
+def ending(config: Config, result: TableResult) -> Ending | None:
+    """Say how many images have classes; attention maps are next. None: the lines were printed."""
+    if config.output is None:
+        return None
+    then = words(
+        "visualise attention",
+        config.model,
+        config.data,
+        output=beside(config.output, "attention"),
+    )
+    picture = "" if config.picture is None else f", and {config.picture}, a picture of them"
+    made = f"{config.output}, a table of classes{picture}"
+    return Ending(made, f"{result.rows:,} images", then)
 
 
 def columns_of(classes: ImageClassifierConfig, top_k: int) -> list[Column]:

@@ -7,13 +7,14 @@ have no row: they are reported, counted and listed in the metadata.
 The command resumes after an interruption and runs under torchrun, see `beit.rows.table`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from beit.command.ending import Ending, beside, words
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.rows.compute import TableResult, about_table, compute_table
@@ -21,6 +22,7 @@ from beit.rows.files import Column
 from beit.rows.table import RowTable, check_output, smallest_unsigned
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
+from beit.weights.crop import crop_ratio
 from beit.weights.open import load_tokenizer
 
 
@@ -35,7 +37,8 @@ class Config:
         limit: use this many images, a fixed random subset; null for all
         image_size: side or [height, width], if not in the file or others work; null for its own
         num_heads: attention heads, if not recorded in the file and not the usual width / 64
-        crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin
+        crop_ratio: side of the centre crop over the shorter side; null for that of the model's
+            training, else 0.875
         batch_size: images per batch in each process
         part_size: images per part, the unit of resuming and of each process's share
         num_workers: processes that decode images, for each process
@@ -49,7 +52,7 @@ class Config:
     limit: int | None = None
     image_size: int | tuple[int, int] | None = None
     num_heads: int | None = None
-    crop_ratio: float = 0.875
+    crop_ratio: float | None = None
     batch_size: int = 128
     part_size: int = 1024
     num_workers: int = 2
@@ -64,6 +67,7 @@ def run(config: Config) -> TableResult:
     settings = {"image_size": config.image_size, "num_heads": config.num_heads}
     settings = {name: value for name, value in settings.items() if value is not None}
     tokenizer = load_tokenizer(config.model, **settings)
+    config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
     module = cast(nn.Module, tokenizer)  # every tokenizer is one
     source = open_source(config.data, limit=config.limit)
     details = {"grid": tokenizer.grid, "vocab_size": tokenizer.vocab_size}
@@ -77,5 +81,12 @@ def run(config: Config) -> TableResult:
     def compute(images: Tensor) -> dict[str, Tensor]:
         return {"codes": encode(images)}  # (B, N)
 
-    view = EvalView(tokenizer.image_size, config.crop_ratio)
+    view = EvalView(tokenizer.image_size, crop)
     return compute_table(fabric, table, view, compute, config.num_workers, config.max_unreadable)
+
+
+def ending(config: Config, result: TableResult) -> Ending:
+    """Say how many images have codes; what the codes stand for is next."""
+    output = beside(config.output, "codes")
+    then = words("visualise codes", config.model, config.data, output=output)
+    return Ending(f"{config.output}, a table of codes", f"{result.rows:,} images", then)

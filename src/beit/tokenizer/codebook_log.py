@@ -46,6 +46,14 @@ class CodeCounts:
         self.counts = torch.zeros_like(self.counts)
         return total
 
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the counts of all processes, for a checkpoint."""
+        return {"counts": self.total()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` returned, in one of the processes."""
+        self.counts.copy_(state["counts"])
+
 
 @torch.no_grad()
 def count_codes(tokenizer: Tokenizer, reading: Reading, fabric: Fabric) -> Tensor:

@@ -16,15 +16,19 @@ from beit.data.batches import DataConfig
 from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
-from beit.run.batches import image_sets, open_train, open_validation, train_batches
+from beit.run.batches import image_sets, open_sets, open_train, open_validation, train_batches
+from beit.run.budget import within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunConfig, RunDirectory
+from beit.run.environment import environment
 from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.optim import OptimConfig
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
+from beit.tokenizer.codebook_log import CodeCounts
 from beit.tokenizer.dvae_loop import VAETraining, num_places, train
+from beit.tokenizer.ending import ending as ending
 from beit.tokenizer.image_metrics import FrechetSums
 from beit.tokenizer.report import last_validated, report_dvae
 from beit.weights.file import save_weights
@@ -140,23 +144,24 @@ class Config:
 
 def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Train a new tokenizer, or resume the run in `directory` from its last checkpoint."""
-    fabric = launch_run(config, directory)
-    optim, size = config.optim, config.model.image_size
+    size = config.model.image_size
+    views = TrainViews(config.view, size, size)
+    config = within_budget(run, config, partial(open_sets, config, views))
+    fabric, optim = launch_run(config, directory), config.optim
     torch.manual_seed(config.run.seed)
     vae = DiscreteVAE(config.model)
-    source = open_train(config.data)
+    source = open_train(config, views)
     validation = open_validation(config, size, fabric)
     images = check_images(directory, image_sets(source, validation), changed_ok)
-    journal = Journal(VERB, config, fabric, optim.schedule(len(source)), directory)
-    views = TrainViews(config.view, size, size)
+    journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
     batches = train_batches(journal, source, views)
 
     groups = parameter_groups(vae, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(prepared(vae, config.device), optimizer)
-    total = journal.total_steps
+    total, counts = journal.total_steps, CodeCounts(num_places(vae), vae.vocab_size, fabric)
     parts = VAETraining(
-        *(fabric, vae, model, optimizer, optim, config.run.seed),
+        *(fabric, vae, model, optimizer, counts, optim, config.run.seed),
         temperature=partial(config.temperature.at, total_steps=total),
         kl_weight=partial(config.kl_weight.at, total_steps=total),
         hard=config.straight_through,
@@ -167,11 +172,14 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
         frechet_sums=partial(frechet_sums, config, fabric),
         frechet_images=config.frechet_images,
     )
-    journal.begin(batches, model=vae, optimizer=optimizer)
+    journal.begin(batches, model=vae, optimizer=optimizer, counts=counts)
     keep_images(journal, images)
     draw = partial(report_dvae, journal.directory, config, fabric, vae)
     validated = train(parts, journal, draw)
-    metrics, save = validated.metrics if validated else {}, partial(save_weights, model=vae.eval())
+    metrics, save = (
+        validated.metrics if validated else {},
+        partial(save_weights, model=vae.eval(), crop_ratio=config.crop_ratio),
+    )
     return journal.finish(metrics, save, partial(draw, validated))
 
 

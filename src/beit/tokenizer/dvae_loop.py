@@ -25,7 +25,7 @@ from beit.run.reading import ImageBatches, Reading
 from beit.tokenizer.codebook_log import CodeCounts, Validated, code_metrics, warn_of_collapse
 from beit.tokenizer.image_metrics import FrechetSums, frechet_distance, psnr, ssim
 
-SHOWN = ("loss", "reconstruction", "kl", "grad_norm", "usage", "perplexity", "unreadable")
+SHOWN = ("loss", "usage", "perplexity")
 COLLAPSE = (
     "the codes are collapsing: perplexity {{perplexity}} of {num_codes}; raise the weight of the "
     "divergence (--kl_weight.start, --kl_weight.end), keep the temperature "
@@ -40,6 +40,7 @@ class VAETraining(NamedTuple):
     Attributes:
         vae: the unwrapped tokenizer
         model: the same, wrapped by Fabric for training
+        counts: of the codes since the last log line, part of checkpoints
         temperature: of the Gumbel-softmax, by step
         kl_weight: of the divergence from uniform, by step
         hard: sample single codes, with straight-through gradients
@@ -55,6 +56,7 @@ class VAETraining(NamedTuple):
     vae: DiscreteVAE
     model: _FabricModule
     optimizer: Optimizer
+    counts: CodeCounts
     optim: OptimConfig
     seed: int
     temperature: Callable[[int], float]
@@ -79,8 +81,7 @@ def train(
     Returns: the last validation; None without a validation set
     """
     fabric, vae, model, optimizer = parts.fabric, parts.vae, parts.model, parts.optimizer
-    optim = parts.optim
-    counts = CodeCounts(num_places(vae), vae.vocab_size, fabric)
+    optim, counts = parts.optim, parts.counts
     validated: Validated | None = None
     with journal.recording():
         if journal.resumed:  # repeat the validation that follows the checkpoint
@@ -190,7 +191,7 @@ def validate(
     The codes are the argmax of the logits, not sampled; everything is computed in float32.
     """
     vae.eval()
-    means = Means()
+    means = Means(partial(summed, fabric))
     # All processes need the same names, even one without a batch.
     names = ["val_mse", "val_kl", "val_psnr"] + ["val_ssim"] * (min(vae.image_size) >= 11)
     means.add(dict.fromkeys(names, 0.0), weight=0)
@@ -213,7 +214,7 @@ def validate(
             among_first = batch.indices < frechet_images
             frechet.add(images[among_first], reconstructed[among_first])
     total, image_counts = counts.total(), reading.counts()
-    result = means.read(partial(summed, fabric))
+    result = means.read()
     result |= {f"val_{name}": value for name, value in code_metrics(total).items()}
     if frechet is not None:
         moments: Any = frechet.moments(partial(summed, fabric))

@@ -10,6 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from beit.command.ending import again
 from beit.data import batches
 from beit.data.views import EvalView
 from beit.draw.components import codebook_colours
@@ -185,7 +186,7 @@ def written(
 ) -> list[Section]:
     """Write the page, some pictures of the first gallery first of all; return its sections."""
     facts = {
-        "command": "beit train-tokenizer --config config.yaml",
+        "command": again("train-tokenizer", directory.path),
         "images": config.data.train,
         **facts,
         "seed": str(config.run.seed),

@@ -37,7 +37,7 @@ def compute_maps(
     with fabric.autocast():
         autocast = torch.is_autocast_enabled(kind)
         precision = str(torch.get_autocast_dtype(kind)) if autocast else "torch.float32"
-    about = {
+    about: dict[str, object] = {
         "teacher": named.source,
         "num_heads": named.num_heads,
         "image_size": teacher.image_size,
@@ -46,6 +46,8 @@ def compute_maps(
         "device": kind,
         "precision": precision,
     }
+    if data.shrink:
+        about["shrunk"] = views.need
     maps = FeatureMaps(named.cache, images, (sides, *teacher.grid, teacher.width), about)
 
     def whole(image: Tensor) -> Tensor:

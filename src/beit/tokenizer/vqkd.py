@@ -3,9 +3,11 @@
 The loop is in `beit.tokenizer.vqkd_loop`.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,14 +18,18 @@ from beit.data.batches import DataConfig
 from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
 from beit.nn.tokenizer import VQKD, VQKDConfig
-from beit.run.batches import image_sets, open_train, open_validation, train_batches
+from beit.run.batches import image_sets, open_sets, open_train, open_validation, train_batches
+from beit.run.budget import Sets, within_budget
 from beit.run.device import DeviceConfig, prepared
 from beit.run.directory import RunConfig, RunDirectory
+from beit.run.environment import environment
 from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.optim import OptimConfig
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
+from beit.tokenizer.codebook_log import CodeCounts
+from beit.tokenizer.ending import ending as ending
 from beit.tokenizer.report import last_validated, report_vqkd
 from beit.tokenizer.teacher_cache import CachedFeatures, compute_maps
 from beit.tokenizer.vqkd_loop import CodeUse, VQKDTraining, train
@@ -32,6 +38,7 @@ from beit.weights.open import load
 from beit.weights.teachers import Teacher, TeacherConfig, load_teacher
 
 VERB = "train-tokenizer"
+TIMED = 32  # images by which a teacher is timed
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,10 @@ class Config:
 
 def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Train a new tokenizer, or resume the run in `directory` from its last checkpoint."""
+    size = config.model.encoder.image_size
+    views = TrainViews(config.view, size, size)
+    sets = partial(all_sets, config, views)
+    config = within_budget(run, config, sets, trial=quantized_at_once, fit=codebook_started)
     fabric = launch_run(config, directory)
     optim, codebook = config.optim, config.codebook
     torch.manual_seed(config.run.seed)
@@ -136,8 +147,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     teacher = load_teacher(named.source, named.image_size, named.pretrained, named.num_heads)
     torch.manual_seed(config.run.seed)
     vqkd = VQKD(match_teacher(config.model, teacher))
-    teacher, size = teacher.to(fabric.device), vqkd.config.encoder.image_size
-    source = open_train(config.data)
+    teacher = teacher.to(fabric.device)
+    source = open_train(config, views)
     validation = open_validation(config, size, fabric)
     images = check_images(directory, image_sets(source, validation), changed_ok)
     schedule = optim.schedule(len(source))
@@ -146,8 +157,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
             f"codebook.start_after is {codebook.start_after}, but the run has "
             f"{schedule.total_steps} steps; give fewer, or more epochs"
         )
-    journal = Journal(VERB, config, fabric, schedule, directory)
-    views = TrainViews(config.view, size, size)
+    journal = Journal(environment(VERB), config, fabric, schedule, directory)
     batches = train_batches(journal, source, views)
 
     def features(batch: Batch) -> Tensor:
@@ -166,8 +176,9 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(prepared(vqkd, config.device), optimizer)
     use = CodeUse(vqkd.vocab_size, fabric.device)
+    counts = CodeCounts(vqkd.config.encoder.num_patches, vqkd.vocab_size, fabric)
     parts = VQKDTraining(
-        *(fabric, vqkd, model, optimizer, teacher, targets, use, optim, config.run.seed),
+        *(fabric, vqkd, model, optimizer, teacher, targets, use, counts, optim, config.run.seed),
         start_after=codebook.start_after,
         kmeans=codebook.kmeans,
         commitment_weight=config.commitment_weight,
@@ -178,12 +189,42 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
         validation=validation,
         validate_every=config.validate_every * journal.steps_per_epoch,
     )
-    journal.begin(batches, model=vqkd, optimizer=optimizer, use=use)
+    journal.begin(batches, model=vqkd, optimizer=optimizer, use=use, counts=counts)
     keep_images(journal, images)
     draw = partial(report_vqkd, journal.directory, config, fabric, vqkd)
     validated = train(parts, journal, draw)
-    metrics, save = validated.metrics if validated else {}, partial(save_weights, model=vqkd.eval())
+    metrics, save = (
+        validated.metrics if validated else {},
+        partial(save_weights, model=vqkd.eval(), crop_ratio=config.crop_ratio),
+    )
     return journal.finish(metrics, save, partial(draw, validated))
+
+
+def all_sets(config: Config, views: TrainViews) -> Sets:
+    """Open the images of a training, and time the teacher for those features that are kept."""
+    sets, named = open_sets(config, views), config.teacher
+    if not named.cache:
+        return sets
+    teacher = load_teacher(named.source, named.image_size, named.pretrained, named.num_heads)
+    images = torch.zeros(TIMED, 3, *views.size, dtype=torch.uint8)
+    started = time.monotonic()
+    teacher.features(images, teacher.grid)
+    seconds = (time.monotonic() - started) / TIMED * len(sets.train)
+    return sets._replace(prepared=seconds * (1 + (views.config.flip > 0)))
+
+
+def quantized_at_once(config: Config, folder: Path) -> Config:
+    """Return the settings for timing a step: with the codebook, and other kept features."""
+    codebook, teacher = replace(config.codebook, start_after=0), config.teacher
+    if teacher.cache:
+        teacher = replace(teacher, cache=str(folder / "teacher"))
+    return replace(config, codebook=codebook, teacher=teacher)
+
+
+def codebook_started(config: Config, steps: int) -> Config:
+    """Start the codebook in the first tenth of a shortened run."""
+    start_after = min(config.codebook.start_after, steps // 10)
+    return replace(config, codebook=replace(config.codebook, start_after=start_after))
 
 
 def redraw(config: Config, directory: RunDirectory) -> list[Section]:

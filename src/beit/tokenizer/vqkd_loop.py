@@ -32,7 +32,7 @@ from beit.tokenizer.codebook_log import (
     warn_of_collapse,
 )
 
-SHOWN = ("loss", "reconstruction", "grad_norm", "usage", "perplexity", "unreadable")
+SHOWN = ("loss", "usage", "perplexity")
 
 
 class Teacher(Protocol):
@@ -70,6 +70,7 @@ class VQKDTraining(NamedTuple):
         model: the same, wrapped by Fabric for training
         targets: the teacher's features (B, N, T) of the images of a training batch
         use: of the codes since the last revival, part of checkpoints
+        counts: of the codes since the last log line, part of checkpoints
         start_after: steps without quantization, before the codebook starts
         kmeans: initialise the codebook by k-means on its first step, else at random
         commitment_weight: of the commitment loss
@@ -88,6 +89,7 @@ class VQKDTraining(NamedTuple):
     teacher: Teacher
     targets: Callable[[Batch], Tensor]
     use: CodeUse
+    counts: CodeCounts
     optim: OptimConfig
     seed: int
     start_after: int
@@ -112,8 +114,8 @@ def train(
     Returns: the last validation; None without a validation set
     """
     fabric, vqkd, model, optimizer = parts.fabric, parts.vqkd, parts.model, parts.optimizer
-    optim, seed, use, quantizer = parts.optim, parts.seed, parts.use, parts.vqkd.quantizer
-    counts = CodeCounts(vqkd.config.encoder.num_patches, vqkd.vocab_size, fabric)
+    optim, seed, quantizer = parts.optim, parts.seed, parts.vqkd.quantizer
+    use, counts = parts.use, parts.counts
     started = bool(quantizer.initialised)
     validated: Validated | None = None
     with journal.recording():
@@ -197,7 +199,7 @@ def evaluate(
 def validate(fabric: Fabric, vqkd: VQKD, teacher: Teacher, reading: Reading) -> Validated:
     """Measure the losses and the use of the codebook on the validation set."""
     vqkd.eval()
-    means = Means()
+    means = Means(partial(summed, fabric))
     # All processes need the same names, even one without a batch.
     means.add({"val_reconstruction": 0.0, "val_commitment": 0.0}, weight=0)
     counts = CodeCounts(vqkd.config.encoder.num_patches, vqkd.vocab_size, fabric)
@@ -212,7 +214,7 @@ def validate(fabric: Fabric, vqkd: VQKD, teacher: Teacher, reading: Reading) -> 
         )
         counts.add(output.codes)
     total = counts.total()
-    metrics = means.read(partial(summed, fabric))
+    metrics = means.read()
     use = code_metrics(total) | position_metrics(total)
     metrics |= {f"val_{name}": value for name, value in use.items()}
     return Validated(metrics | reading.counts(), total.cpu())

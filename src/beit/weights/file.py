@@ -53,14 +53,18 @@ class SizeUnknownError(ValueError):
     """The file does not determine the image size: its grid is not square or it has no positions."""
 
 
-def save_weights(path: str | Path, model: nn.Module) -> None:
-    """Write the model's weights and configuration to a safetensors file, atomically."""
+def save_weights(path: str | Path, model: nn.Module, crop_ratio: float | None = None) -> None:
+    """Write the model's weights and configuration to a safetensors file, atomically.
+
+    Args:
+        crop_ratio: side of the centre crop of its evaluation images over the shorter side
+    """
     kind = type(model).__name__
     if kind not in KINDS:
         known = ", ".join(KINDS)
         raise ValueError(f"a {kind} cannot be saved; expected the bare model, one of {known}")
     # A single entry: safetensors writes several in an order that differs between runs.
-    metadata = {FORMAT: description(model)}
+    metadata = {FORMAT: description(model, crop_ratio)}
     state = model.state_dict()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(Path(path)) as temporary:
@@ -70,11 +74,11 @@ def save_weights(path: str | Path, model: nn.Module) -> None:
         temporary.chmod(mode)  # the default mode; safetensors gives access to the owner only
 
 
-def description(model: nn.Module) -> str:
+def description(model: nn.Module, crop_ratio: float | None = None) -> str:
     """Describe a model in JSON: version of the format, kind, configuration."""
     config: Any = model.config
     about = {"version": VERSION, "kind": type(model).__name__, "config": dataclasses.asdict(config)}
-    return json.dumps(about)
+    return json.dumps(about if crop_ratio is None else {**about, "crop_ratio": crop_ratio})
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -145,7 +145,7 @@ def test_what_is_no_image_is_named(decoder, data):
 def test_huge_image_is_refused_before_decoding(monkeypatch):
     data = big_png()
     assert len(data) < 100_000
-    monkeypatch.setattr(decoding, "_pixels", lambda *_: pytest.fail("decoded"))
+    monkeypatch.setattr(decoding, "rgb_of", lambda *_: pytest.fail("decoded"))
     with pytest.raises(UnreadableImage, match=r"huge\.png: too large"):
         decode(data, "huge.png")
     with pytest.raises(UnreadableImage, match="20 x 12 pixels, at most 239"):
@@ -348,6 +348,6 @@ def test_lack_of_memory_is_not_the_fault_of_an_image(monkeypatch):
     def full(*_):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
 
-    monkeypatch.setattr(decoding, "_pixels", full)
+    monkeypatch.setattr(decoding, "rgb_of", full)
     with pytest.raises(RuntimeError, match="can't allocate"):
         decode(buffer.getvalue(), "a.bmp")

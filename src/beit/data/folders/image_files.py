@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor
 
-from beit.data.pixels.decoding import decode
+from beit.data.pixels.reduced import decode_reduced
 from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
 from beit.files import user_path
@@ -22,17 +22,27 @@ def read_image(path: Path, name: str, reading: Reading = AS_IT_IS) -> Tensor:
 
     OSError: not the file's fault, such as too many open files.
     """
+    need, kept = reading.shrinking or (None, None)
+    how = reading.range, reading.bands, need
     try:
+        if kept is not None:
+            image = kept.read(kept.place(path, path.stat(), how))
+            if image is not None:
+                return image
         with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size > MAX_FILE_BYTES:
-                raise UnreadableImage(name, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
+            found = os.fstat(file.fileno())
+            if found.st_size > MAX_FILE_BYTES:
+                reason = f"{found.st_size} bytes, at most {MAX_FILE_BYTES} are read"
+                raise UnreadableImage(name, reason)
             data = file.read()
     except OSError as error:
         if error.errno in NO_FAULT:
             raise
         raise UnreadableImage(name, error.strerror or str(error)) from error
-    return decode(data, name, reading)
+    image, shrunk = decode_reduced(data, name, reading)
+    if kept is not None and shrunk:
+        kept.write(kept.place(path, found, how), image)
+    return image
 
 
 class FileSource:
@@ -55,11 +65,13 @@ class FileSource:
         return len(self._names)
 
     def image(self, index: int) -> Tensor:
-        name = self.name(index)
-        return read_image(user_path(self._root / name), name, self._reading)
+        return read_image(self.file(index), self.name(index), self._reading)
 
     def name(self, index: int) -> str:
         return self._names[index]
+
+    def file(self, index: int) -> Path:
+        return user_path(self._root / self.name(index))
 
 
 class FileNames:

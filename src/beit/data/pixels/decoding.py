@@ -98,9 +98,9 @@ def decode(
         absent = isinstance(error, ImportError) or "'imagecodecs' package" in str(error)
         hint = ': pip install "beit[formats]"' * absent
         raise UnreadableImage(name, reason_of(error) + hint) from error
-    header = open_image(data, name, max_pixels)
+    header = read_header(data, name, max_pixels)
     try:
-        return _pixels(header, data, reading)
+        return rgb_of(header, data, reading)
     except BROKEN as error:
         if out_of_memory(error):
             raise
@@ -113,7 +113,7 @@ def reason_of(error: Exception) -> str:
     return f"broken or truncated: {reason}" if isinstance(error, struct.error) else reason
 
 
-def open_image(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
+def read_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> ImageFile.ImageFile:
     """Read the header of an image. Raises UnreadableImage also if it has too many pixels."""
     try:
         width, height = _jpeg_xl_size(data) or (0, 0)  # decoded by opening it
@@ -182,10 +182,14 @@ def _side(small: int, bits: int) -> tuple[int, int]:
     return (bits >> 2) % (1 << count) + 1, bits >> (2 + count)
 
 
-def _pixels(header: Image.Image, data: bytes, reading: Reading) -> Tensor:
+def rgb_of(header: Image.Image, data: bytes = b"", reading: Reading = AS_IT_IS) -> Tensor:
+    """Convert an image of Pillow to (3, H, W) uint8; decode the `data` that it was opened from.
+
+    Raises the errors of `BROKEN`.
+    """
     transparent = header.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in header.info
     deep = header.mode.startswith("I") or header.mode == "F"
-    deep = deep or (header.format == "PNG" and data[24] == 16)  # its bits; Pillow says RGB
+    deep = deep or (header.format == "PNG" and data[24:25] == b"\x10")  # its bits; Pillow says RGB
     if not deep and reading.range is None and reading.bands is None:
         image = _decoded(header, data, "RGBA" if transparent else "RGB")
         return over_white(image[:3], image[3]) if transparent else image
@@ -199,7 +203,7 @@ def _pixels(header: Image.Image, data: bytes, reading: Reading) -> Tensor:
 
 def _decoded(header: Image.Image, data: bytes, mode: str, deep: bool = False) -> Tensor:
     """Decode to L, LA, RGB or RGBA, upright: (C, H, W) uint8; if deep, all the bits there are."""
-    fast = _fast_decoders().get(header.format or "")
+    fast = _fast_decoders().get(header.format or "") if data else None
     if fast is not None:
         try:
             encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from beit.data.folders.image_files import read_image
 from beit.data.folders.listing import say_once
-from beit.data.pixels.decoding import decode
+from beit.data.pixels.reduced import decode_reduced
 from beit.data.source import PartSource, Source, UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
 from beit.data.splits import Split
@@ -106,7 +106,7 @@ class RowSource:
         if not value:
             raise UnreadableImage(self.name(index), "the row holds no bytes")
         if not isinstance(value, str):
-            return decode(value, self.name(index), self._reading)
+            return decode_reduced(value, self.name(index), self._reading)[0]
         name = f"{self.name(index)}, {value if len(value) < _SHOWN else value[:_SHOWN] + '...'}"
         if "\0" in value:
             raise UnreadableImage(name, "a zero byte in the path of a file")
@@ -116,6 +116,9 @@ class RowSource:
     def name(self, index: int) -> str:
         number = bisect_right(self._file_starts, index) - 1
         return f"{self._names[number]}[{index - self._file_starts[number]}]"
+
+    def file(self, index: int) -> Path:
+        return self._files[bisect_right(self._file_starts, index) - 1]
 
     def _values(self, group: int) -> Any:
         """Return the column of images of a group, from the cache or the file."""

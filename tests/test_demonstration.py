@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from beit import demo
+from beit import demonstration as demo
 from beit.fetching import fetch
 from beit.pretraining.config import Config as PretrainConfig
 from beit.probing import probe

@@ -1,13 +1,15 @@
 """The demo: train a tokenizer, pretrain on its codes, probe and report, in minutes on two cores."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from beit.command.ending import Ending, beside, first_free, words
 from beit.command.options import parse
+from beit.data.source import Source
 from beit.data.sources import open_source
 from beit.draw.names import percent
 from beit.draw.report import (
@@ -25,6 +27,7 @@ from beit.pretraining import pretrain
 from beit.pretraining.config import Config as PretrainConfig
 from beit.probing import probe
 from beit.probing.charts import format_table
+from beit.run.budget import seconds_of, seconds_to_read
 from beit.run.directory import RunDirectory
 from beit.run.journal import Result as Trained
 from beit.tokenizer import vqkd
@@ -39,6 +42,8 @@ GAIN = (
 LARGER = ("image_size=[64,64]", "patch_size=16")  # the same number of patches as the preset's
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "valid", "validation", "test")
+TOKENIZER_SHARE, PRETRAIN_SHARE = 0.5, 0.7  # of the time of a budget that is left at their start
+READING_SHARE = 0.5  # the same, for the images of the probes
 SHAPES = "shapes://10000?size=64"
 
 
@@ -50,12 +55,16 @@ class Config:
         data: a folder of images or any other data string; empty fetches CIFAR-10
         output: new directory for the runs and report.html; empty takes the first free one of
             runs/demo, runs/demo-2, ...
-        cache: directory in which fetched data and the teacher's features are kept
+        cache: directory in which CIFAR-10 and the teacher's features of it are kept; those of other
+            images are kept in output
+        budget: time in which it ends, as 10m or 1h; empty for 10m with a folder of images, and for
+            the whole preset with CIFAR-10
     """
 
     data: str = ""
     output: str = ""
     cache: str = "data/cifar10"
+    budget: str = ""
 
 
 class Sets(NamedTuple):
@@ -67,39 +76,55 @@ class Sets(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The report, and its table of probes (None for images without labels)."""
+    """The report, and its table of probes (None for images without labels).
+
+    Attributes:
+        tokenizer: its run directory
+        data: the training images
+    """
 
     report: Path
     table: Table | None
+    tokenizer: str
+    data: str
 
 
 def run(config: Config) -> Result:
     """Train a tokenizer, pretrain on its codes, probe, and write one report."""
-    started = time.monotonic()
+    started, budget = time.monotonic(), config.budget or ("10m" if config.data else "")
+
+    def left(share: float) -> str:
+        """Return a share of the time that is left, as run.budget; empty without a budget."""
+        seconds = share * (seconds_of(budget) - time.monotonic() + started) if budget else 0
+        return f"{max(seconds, 1):.0f}s" if budget else ""
+
     output = Path(config.output) if config.output else first_free(Path("runs/demo"))
     RunDirectory.check_new(output)
     sets = find_sets(config)
-    data = [f"--data.train={sets.train}", f"--data.validation={sets.test}"]
+    data = [f"--data={sets.train}", f"--validation={sets.test}", "--data.shrink=true"]
 
     print(f"\n1 of 3 · a tokenizer learns codes from a teacher, on {sets.train}")
     vit = [f"--model.encoder.{option}" for option in sets.vit]
-    folders = [f"--run.output={output / 'tokenizer'}", f"--teacher.cache={config.cache}/teacher"]
+    features = (output if config.data else Path(config.cache)) / "teacher"
+    folders = [f"--output={output / 'tokenizer'}", f"--teacher.cache={features}"]
     tokenizer_config = from_preset(vqkd.VERB, vqkd.Config, [*data, *vit, *folders])
     images = open_source(sets.train, limit=tokenizer_config.data.limit)
     tokenizer_config = fitted(tokenizer_config, len(images))
-    tokenizer = vqkd.run(tokenizer_config)
+    tokenizer = vqkd.run(with_budget(tokenizer_config, left(TOKENIZER_SHARE)))
 
     print("\n2 of 3 · a backbone learns to predict the codes of masked patches")
     options = [f"--model.backbone.{option}" for option in sets.vit]
-    options += [f"--tokenizer={tokenizer.directory}", f"--run.output={output / 'pretrain'}"]
+    options += [f"--tokenizer={tokenizer.directory}", f"--output={output / 'pretrain'}"]
     options += ["--check.every=0"] if images.labels is None else []
     pretrain_config = from_preset(pretrain.VERB, PretrainConfig, [*data, *options])
-    pretrained = pretrain.run(fitted(pretrain_config, len(images)))
+    pretrain_config = fitted(pretrain_config, len(images))
+    pretrained = pretrain.run(with_budget(pretrain_config, left(PRETRAIN_SHARE)))
 
     probes: dict[str, probe.Result] = {}
     if images.labels is not None:
         print("\n3 of 3 · probes measure how well frozen features separate the classes")
-        probes = probe_all(sets, tokenizer, pretrained, tokenizer_config.teacher, output)
+        limits = probe_limits(images, left(READING_SHARE))
+        probes = probe_all(sets, tokenizer, pretrained, tokenizer_config.teacher, limits, output)
 
     minutes = f"{(time.monotonic() - started) / 60:.1f}"
     table, gain = (probe_table(probes), gained(probes)) if probes else (None, {})
@@ -125,9 +150,20 @@ def run(config: Config) -> Result:
         facts[f"run {run.name}"] = link_to(str(run), page)
     title = "beit: from images to a backbone"
     report = write_report(page, title, sections, facts, summary=summary, lead=lead, figures=gain)
-    print("\n" + (format_table(table) if table else summary))
-    print(f"\n{minutes} minutes · report: {report}")
-    return Result(report, table)
+    print("\n" + (format_table(table) if table else summary) + f"\n\n{minutes} minutes")
+    return Result(report, table, str(tokenizer.directory), sets.train)
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say what the backbone learned; a page to browse the codebook is next."""
+    figure = "no score: the images have no class folders"
+    if result.table is not None:
+        gains = {str(row[0]): row[1] for row in result.table.rows}
+        before, after = gains[UNTRAINED], gains[PRETRAINED]
+        figure = f"linear probe of the backbone {after}%, untrained {before}%"
+    output = beside(result.report, "explorer")
+    then = words("visualise explorer", output, model=result.tokenizer, data=result.data)
+    return Ending(f"{result.report}, the whole story", figure, then)
 
 
 def from_preset(verb: str, config_class: type, options: Sequence[str]) -> Any:
@@ -141,11 +177,39 @@ def fitted(config: Any, num_images: int) -> Any:
     epochs, warmup = max(1, round(optim.epochs * share)), optim.warmup_epochs * share
     size = min(optim.batch_size, max(1, num_images // 4))
     optim = replace(optim, epochs=epochs, warmup_epochs=warmup, batch_size=size)
-    return replace(config, optim=optim)
+    every = max(1, round(config.validate_every * share))
+    config = replace(config, optim=optim, validate_every=every)
+    if hasattr(config, "check"):
+        every = math.ceil(config.check.every * share)
+        config = replace(config, check=replace(config.check, every=every))
+    return config
+
+
+def with_budget(config: Any, budget: str) -> Any:
+    """Return a training's settings with a budget."""
+    return replace(config, run=replace(config.run, budget=budget))
+
+
+def probe_limits(images: Source, budget: str) -> list[str]:
+    """Return options of a probe: as many images as four of them can read in a time."""
+    if not budget:
+        return []
+    most = int(seconds_of(budget) / 4 / max(seconds_to_read(images), 1e-6))
+    config = from_preset("probe", probe.Config, ["--model="])
+    limit, test_limit = (
+        min(max(most * share // 3, 10), limit)
+        for share, limit in ((2, config.limit), (1, config.test_limit))
+    )
+    return [f"--limit={limit}", f"--test_limit={test_limit}"]
 
 
 def probe_all(
-    sets: Sets, tokenizer: Trained, pretrained: Trained, teacher: Any, output: Path
+    sets: Sets,
+    tokenizer: Trained,
+    pretrained: Trained,
+    teacher: Any,
+    limits: Sequence[str],
+    output: Path,
 ) -> dict[str, probe.Result]:
     """Probe the untrained and the pretrained backbone, the tokenizer's encoder and the teacher."""
     backbone = f"--model={pretrained.directory}"
@@ -158,8 +222,9 @@ def probe_all(
     results = {}
     for name, options in models.items():
         folder = output / "probes" / name.split()[0].removesuffix("'s")
-        data = [f"--train={sets.train}", f"--test={sets.test}", f"--output={folder}"]
-        results[name] = probe.run(from_preset("probe", probe.Config, [*data, *options]))
+        data = [f"--data={sets.train}", f"--test={sets.test}", f"--output={folder}"]
+        settings = [*data, *limits, *options]
+        results[name] = probe.run(from_preset("probe", probe.Config, settings))
     return results
 
 
@@ -210,9 +275,3 @@ def find_sets(config: Config) -> Sets:
     if train and test:
         return Sets(str(train), str(test))
     return Sets(f"{config.data}[:80%]", f"{config.data}[80%:]")
-
-
-def first_free(path: Path) -> Path:
-    """Return the first of path, path-2, path-3, ... that does not exist."""
-    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
-    return next(candidate for candidate in chain([path], numbered) if not candidate.exists())

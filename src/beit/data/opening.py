@@ -1,0 +1,59 @@
+"""Images as models take them, from files and from Pillow: `beit.open_image`."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from beit.data.folders.image_files import read_image
+from beit.data.pixels.decoding import decode, rgb_of
+from beit.data.views import EvalView
+from beit.files import user_path
+
+Picture = str | Path | bytes | Image.Image
+
+
+def open_image(
+    image: Picture | Sequence[Picture],
+    size: int | tuple[int, int] | None = None,
+    crop_ratio: float = 0.875,
+) -> Tensor:
+    """Return images (B, 3, H, W) uint8, as models take them: upright, RGB, over white.
+
+    Args:
+        image: a file's path or its bytes, a PIL image, or a list of these, which becomes a batch
+        size: (height, width) or one side: resized and centre-cropped to it, as in validation; None
+            for whole images, which must have one size
+        crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin
+
+    Raises:
+        TypeError: something else than such an image
+        UnreadableImage: a file is missing or damaged; a ValueError
+    """
+    several = image if isinstance(image, list | tuple) else [image]
+    if not several:
+        raise ValueError("no image given; expected at least one")
+    images = [_opened(one) for one in several]
+    if size is not None:
+        view = EvalView((size, size) if isinstance(size, int) else size, crop_ratio)
+        images = [view(one) for one in images]
+    sizes = dict.fromkeys(tuple(one.shape[-2:]) for one in images)
+    if len(sizes) > 1:
+        raise ValueError(f"images of several sizes, {list(sizes)[:3]}; give size=(height, width)")
+    return torch.stack(images)
+
+
+def _opened(image: object) -> Tensor:
+    if isinstance(image, str | os.PathLike):
+        return read_image(user_path(os.fspath(image)), str(image))
+    if isinstance(image, bytes):
+        return decode(image, "image")
+    if isinstance(image, Image.Image):
+        return rgb_of(image)
+    raise TypeError(
+        f"an image is of type {type(image).__name__}; expected a path, the bytes of a file or a "
+        "PIL image. Models take tensors (B, 3, H, W) as they are"
+    )

@@ -1,0 +1,145 @@
+"""What a call of a verb returns: what it wrote, its figures, its rows or its model."""
+
+import html
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+from torch import nn
+
+from beit.command.ending import last_values
+from beit.draw.numbers import short_number
+from beit.draw.report import Gallery, Picture, embedded
+from beit.rows.files import read_table
+from beit.run.directory import RunDirectory
+from beit.run.journal import Result as Trained
+
+PATHS = ("directory", "file", "output", "report", "card")  # fields of the verbs' own results
+MOST_PICTURES, MOST_FIGURES = 3, 6  # shown
+# For `themed_svg`: ink is the notebook's, light or dark, and the other colours show on both.
+STYLE = "--ink:currentColor;--faint:#84898f;--rule:#8886;--series-1:#4a8ad8;--series-2:#dd7433"
+
+
+@dataclass(frozen=True, repr=False)
+class Result:
+    """The result of a verb. The fields of the verb's own result are attributes as well.
+
+    Attributes:
+        verb: of the command
+        config: its settings, complete
+        value: what the verb's `run` returned
+        ending: of the verb, which the command prints
+        temporary: the rows are in `arrays` only, no file is kept
+        path: what was written, a directory or a file; None for nothing
+        figures: by name, shares as fractions; of a training the last ones of its log
+    """
+
+    verb: str
+    config: Any
+    value: Any
+    ending: Callable[[Any, Any], Any] | None = None
+    temporary: bool = False
+    path: Path | None = field(init=False)
+    figures: dict[str, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        named = [getattr(self.value, name, None) for name in PATHS]
+        path = next((path for path in named if path), getattr(self.config, "output", None))
+        object.__setattr__(self, "path", None if self.temporary or not path else Path(path))
+        figures = getattr(self.value, "figures", None)
+        if isinstance(self.value, Trained):
+            file = RunDirectory(self.value.directory).metrics_file
+            last = last_values(file, {}) if file.exists() else {}  # not on other nodes
+            figures = {n: v for n, v in last.items() if n not in ("step", "epoch", "warning")}
+        elif not isinstance(figures, Mapping):  # counts, such as rows or images
+            fields = self.value._asdict() if hasattr(self.value, "_asdict") else {}
+            figures = {name: value for name, value in fields.items() if isinstance(value, int)}
+        object.__setattr__(self, "figures", dict(figures))
+        if self.temporary:
+            self.arrays  # noqa: B018  # while the file is there
+
+    def __getattr__(self, name: str) -> Any:
+        value = self.__dict__.get("value")  # not there yet in a copy that is being made
+        if name.startswith("_") or not hasattr(value, name):
+            raise AttributeError(f"this result has no {name!r}")
+        return getattr(value, name)
+
+    @cached_property
+    def summary(self) -> str:
+        """The figure that matters, in words; empty if the verb has none."""
+        ending = self.ending and self.ending(self.config, self.value)
+        return ending.figure if ending else ""
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The trained model, in eval mode: `beit.load(result.path)`."""
+        from beit.weights.open import load
+
+        if self.path is None:
+            raise ValueError(f"{self.verb} has made no model")
+        return load(self.path)
+
+    @cached_property
+    def arrays(self) -> dict[str, npt.NDArray[Any]]:
+        """The columns of the table that `embed`, `tokenize` or `predict` made, by name."""
+        file = getattr(self.value, "file", None)
+        if file is None:
+            raise ValueError(f"{self.verb} has made no table; embed, tokenize and predict make one")
+        return read_table(Path(file))
+
+    @cached_property
+    def pictures(self) -> list[Picture]:
+        """Some pictures: the first of each section of the report, or those in files."""
+        found = []
+        for section in getattr(self.value, "sections", ()):
+            flat = [
+                p for i in section.items for p in (i.pictures if isinstance(i, Gallery) else [i])
+            ]
+            found += [picture for picture in flat if isinstance(picture, Picture)][:1]
+        if not found:
+            named = getattr(self.config, "picture", None)
+            folder = self.path if self.path and self.path.is_dir() else None
+            files = [Path(named)] if named else sorted(folder.rglob("*.png")) if folder else []
+            found = [Picture("", file.stem, file.read_bytes(), "image/png") for file in files[:1]]
+        return found[:MOST_PICTURES]
+
+    def __repr__(self) -> str:
+        figures = self._shown_figures()
+        width = max(map(len, figures), default=0)
+        lines = [f"  {name:<{width}}  {text}" for name, text in figures.items()]
+        summary = f" · {self.summary}" if self.summary else ""
+        return "\n".join([f"{self.verb}: {self.path or 'no file'}{summary}", *lines])
+
+    def _shown_figures(self) -> dict[str, str]:
+        """Return the figures to show, those of the last validation if there are some."""
+        validated = {n: v for n, v in self.figures.items() if n.startswith(("val_", "knn_"))}
+        figures = validated or self.figures
+        shown = {name: short_number(figures[name]) for name in list(figures)[:MOST_FIGURES]}
+        left = len(self.figures) - len(shown)
+        return shown | ({"…": f"{left} more in .figures"} if left else {})
+
+    def _repr_html_(self) -> str:
+        """Show the figures and some pictures in a notebook; nothing is loaded from elsewhere."""
+        rows = "".join(
+            f"<tr><td style='text-align:left'>{html.escape(name)}</td>"
+            f"<td style='text-align:right'>{text}</td></tr>"
+            for name, text in self._shown_figures().items()
+        )
+        title = f"<b>{html.escape(self.verb)}</b>"
+        if self.path is not None:
+            report = self.path / "report.html" if self.path.is_dir() else self.path
+            shown = report if report.is_file() else self.path
+            title += (
+                f" · <a href='{html.escape(str(shown), quote=True)}'>{html.escape(str(shown))}</a>"
+            )
+        title += f"<br>{html.escape(self.summary)}" if self.summary else ""
+        drawn = "".join(
+            f"<div style='max-width:30em;margin:.5em 1em .5em 0'>{embedded(picture)}</div>"
+            for picture in self.pictures
+        )
+        flex = "display:flex;flex-wrap:wrap;align-items:flex-start"
+        table = f"<table>{rows}</table>" if rows else ""
+        return f"<div style='{STYLE}'>{title}{table}<div style='{flex}'>{drawn}</div></div>"

@@ -1,0 +1,38 @@
+"""The last three lines of a tokenizer's training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from beit.command.ending import Ending, beside, last_values, words
+from beit.draw.names import percent
+from beit.run.directory import RunDirectory
+from beit.run.journal import Result
+
+if TYPE_CHECKING:
+    from beit.tokenizer import dvae as dvae_training
+    from beit.tokenizer import vqkd as vqkd_training
+
+    Config = dvae_training.Config | vqkd_training.Config
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say how much of the codebook is used; pretraining on its codes is next."""
+    run, data = RunDirectory(result.directory), config.data
+    values = last_values(run.metrics_file, result.metrics)
+    figure = f"loss {values['loss']:.3g}: the codebook has not started" if "loss" in values else ""
+    for prefix, images in (("", "the last training images"), ("val_", "the validation images")):
+        if (use := values.get(f"{prefix}usage")) is not None:
+            perplexity = values[f"{prefix}perplexity"]
+            figure = f"{percent(use)} of the codes in use on {images}, perplexity {perplexity:.0f}"
+    return Ending(
+        f"{run.path}, a tokenizer of {config.model.num_codes} codes; report {run.report_file}",
+        figure,
+        words(
+            "pretrain",
+            data=data.train,
+            validation=data.validation,
+            tokenizer=run.path,
+            output=beside(run.path, "pretrained"),
+        ),
+    )

@@ -1,0 +1,66 @@
+"""The crop of a model's evaluation images: what its run, its file or its repository says.
+
+A model should read images as it was validated in training: cut to the same share of them.
+"""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from beit.run.directory import RunDirectory
+from beit.weights import hub
+from beit.weights.file import FORMAT, read_shapes
+
+logger = logging.getLogger(__name__)
+
+DEFAULT = 0.875  # of ImageNet: 224 of 256 pixels
+
+
+def crop_ratio(source: str, given: float | None, default: float = DEFAULT) -> float:
+    """Return the side of the centre crop over the shorter side: given, the model's, or default.
+
+    Args:
+        source: of the model, as for `beit.weights.open.load`, which has opened it
+    """
+    if given is not None:
+        return given
+    stated = stated_crop(source)
+    ratio, reason = (default, "it does not say one") if stated is None else stated
+    logger.info("%s: crop_ratio %g (%s)", source, ratio, reason)
+    return ratio
+
+
+def stated_crop(source: str) -> tuple[float, str] | None:
+    """Read what a model's files say: the crop, and which file says it; None if none does."""
+    if source.startswith((hub.PUBLISHED, "teacher:")):
+        return None
+    path = hub.fetch(source) if source.startswith(hub.HUB) else Path(source)
+    run = RunDirectory(path)
+    if run.config_file.is_file():
+        weights, settings, settings_file = run.weights_file, run.config(), run.config_file
+        fields: tuple[str, ...] = ("crop_ratio",)
+    else:
+        weights = hub.weights_in(path) or path if path.is_dir() else path
+        settings_file, fields = weights.with_name("config.json"), ("pretrained_cfg", "crop_pct")
+        settings = _json(settings_file.read_text("utf-8")) if settings_file.is_file() else {}
+    if weights.suffix == ".safetensors" and weights.is_file():
+        about = _json(read_shapes(weights)[1].get(FORMAT, ""))
+        if (ratio := _ratio(about, "crop_ratio")) is not None:
+            return ratio, f"{weights.name} says so"
+    ratio = _ratio(settings, *fields)
+    return None if ratio is None else (ratio, f"{settings_file.name} says so")
+
+
+def _ratio(values: Any, *fields: str) -> float | None:
+    for field in fields:
+        values = values.get(field) if isinstance(values, dict) else None
+    is_ratio = isinstance(values, int | float) and 0 < values <= 1
+    return float(values) if is_ratio else None
+
+
+def _json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # `load` names what is damaged
+        return {}

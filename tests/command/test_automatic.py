@@ -1,0 +1,148 @@
+"""What is chosen from images and machine, by hand; and that options and held-out images count."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.conftest import tokenizer_config
+
+from beit.command import presets
+from beit.command.automatic import Geometry, Images, Machine, Told, fitted
+from beit.command.options import parse
+from beit.pretraining import pretrain
+from beit.pretraining.config import Config as PretrainConfig
+from beit.tokenizer import vqkd
+
+CPU, GPU = Machine(2, 16.0, 0.0), Machine(16, 128.0, 80.0)
+PHOTOS = Images("photos[:90%]", "photos[90%:]", 2700, 3000)
+
+
+def chosen(images=PHOTOS, has=CPU, options=None, verb="train-tokenizer", fixed=None):
+    kind = "gpu" if has.gpu else "cpu"
+    preset = presets.read_yaml(presets.path_of(f"photos-{kind}"))[verb]
+    return fitted(verb, preset, images, has, Told(options or {}), fixed)[0]
+
+
+def folder(path: Path, counts: dict[str, int], size: int = 40) -> str:
+    """Write random images into class folders; "" is the folder itself."""
+    generator = np.random.default_rng(0)
+    for name, count in counts.items():
+        (path / name).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            pixels = generator.integers(0, 256, (size, size + 3, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(path / name / f"{number}.png")
+    return str(path)
+
+
+def test_usual_photos_get_the_numbers_of_the_preset():
+    preset = presets.read_yaml(presets.path_of("photos-cpu"))["train-tokenizer"]
+    values = chosen()
+    encoder = values["model"]["encoder"]
+    assert encoder["image_size"] == preset["model"]["encoder"]["image_size"] == [96, 96]
+    assert values["model"]["num_codes"] == preset["model"]["num_codes"]
+    assert values["teacher"]["image_size"] == preset["teacher"]["image_size"]
+    assert values["optim"]["batch_size"] == 64
+    assert values["optim"]["epochs"] == pytest.approx(preset["optim"]["epochs"], abs=5)
+    large = chosen(has=GPU)["model"]["encoder"]
+    assert (large["image_size"], large["width"], large["depth"]) == ([224, 224], 384, 12)
+
+
+def test_few_images_get_small_batches_few_codes_and_no_more_than_so_many_epochs():
+    values = chosen(PHOTOS._replace(number=50))
+    assert values["optim"]["batch_size"] == 16  # three steps an epoch
+    assert values["model"]["num_codes"] == 32  # 50 * 36 patches, 64 for a code, but 32 at least
+    assert values["optim"]["epochs"] == 300
+    assert chosen(PHOTOS._replace(number=1000))["model"]["num_codes"] == 512
+
+
+def test_small_images_are_not_enlarged():
+    sizes = [chosen(PHOTOS._replace(side=side))["model"]["encoder"] for side in (32, 64, 95, 96)]
+    assert [(e["image_size"][0], e["patch_size"]) for e in sizes] == [
+        (32, 8),
+        (64, 16),
+        (64, 16),
+        (96, 16),
+    ]
+
+
+def test_a_budget_sets_the_most_epochs_and_a_long_one_a_larger_model():
+    assert chosen(options={"run": {"budget": "30m"}})["optim"]["epochs"] == 300
+    encoder = chosen(options={"run": {"budget": "8h"}})["model"]["encoder"]
+    assert (encoder["image_size"], encoder["depth"]) == ([128, 128], 12)
+
+
+def test_what_is_told_decides_what_follows():
+    values = chosen(options={"model": {"encoder": {"image_size": [64, 128]}}})
+    encoder = values["model"]["encoder"]
+    assert (encoder["image_size"], encoder["patch_size"]) == ([64, 128], 16)
+    values = chosen(options={"optim": {"epochs": 10, "batch_size": 8}})
+    assert values["optim"] == {"batch_size": 8, "epochs": 10, "warmup_epochs": 0.5}
+    assert values["model"]["num_codes"] == 64  # of 8 * 36 patches
+
+
+def test_a_batch_larger_than_the_set_is_refused():
+    with pytest.raises(ValueError, match=r"batch_size is 512, but there are 50 training images"):
+        chosen(PHOTOS._replace(number=50), options={"optim": {"batch_size": 512}})
+
+
+def test_pretraining_has_the_tokenizers_grid():
+    values = chosen(verb="pretrain", fixed=Geometry((64, 96), 16))
+    assert values["model"]["backbone"]["image_size"] == [64, 96]
+    assert values["mask"] == {"count": 9, "min_block": 2}
+    assert values["check"]["every"] > 0
+    assert chosen(PHOTOS._replace(unchecked="none"), verb="pretrain")["check"]["every"] == 0
+
+
+def test_held_out_images_are_not_trained_on(tmp_path):
+    data = folder(tmp_path / "photos", {"": 40})
+    config = parse("train-tokenizer", vqkd.Config, ["--data", data, "--output", "runs/x"])
+    assert (config.data.train, config.data.validation) == (f"{data}[:75%]", f"{data}[75%:]")
+    assert config.model.encoder.image_size == (32, 32)
+    assert any("held out" in line for line in config.run.chosen)
+
+
+def test_a_split_of_the_data_is_taken(tmp_path):
+    data = folder(tmp_path / "photos", {"train": 30, "val": 12})
+    config = parse("train-tokenizer", vqkd.Config, ["--data", data, "--output", "runs/x"])
+    assert (config.data.train, config.data.validation) == (data, data)
+
+
+def test_too_few_images_are_refused(tmp_path):
+    data = folder(tmp_path / "photos", {"": 5})
+    with pytest.raises(ValueError, match=r"has 5 images, too few .* it needs 20"):
+        parse("train-tokenizer", vqkd.Config, ["--data", data, "--output", "runs/x"])
+
+
+def test_options_and_presets_override(tmp_path):
+    data = folder(tmp_path / "photos", {"": 30})
+    options = ["--data", data, "--validation", "", "--model.encoder.image_size", "64"]
+    config = parse("train-tokenizer", vqkd.Config, [*options, "--data.num_workers=7"])
+    assert (config.data.train, config.data.validation) == (data, "")
+    assert config.model.encoder.image_size == (64, 64)
+    assert config.data.num_workers == 7
+    config = parse("train-tokenizer", vqkd.Config, ["--preset", "shapes-tiny", "--data", data])
+    assert (config.data.train, config.run.chosen) == (data, ())
+
+
+def test_pretraining_takes_data_and_crops_from_the_tokenizers_run(tmp_path):
+    run = vqkd.run(tokenizer_config(tmp_path / "tok")).directory
+    config = parse("pretrain", PretrainConfig, ["--tokenizer", str(run), "--output", "runs/x"])
+    assert config.data.train.startswith("shapes://43")
+    assert config.data.validation.startswith("shapes://13")
+    assert (config.model.backbone.image_size, config.model.backbone.patch_size) == ((16, 24), 8)
+    assert config.view.min_scale == 0.5
+    pretrain.all_sets(config)  # they can be opened
+
+
+@pytest.mark.parametrize(
+    ("counts", "checked"), [({"": 30}, False), ({"a": 30}, False), ({"a": 20, "b": 20}, True)]
+)
+def test_a_presets_check_is_left_out_if_images_lack_labels(counts, checked, tmp_path):
+    data = folder(tmp_path / "photos", counts)
+    options = ["--preset", "cifar10-gpu", "--data", f"{data}[:80%]"]
+    options += ["--validation", f"{data}[80%:]"]
+    config = parse("pretrain", PretrainConfig, options)
+    assert bool(config.check.every) == checked
+    told = parse("pretrain", PretrainConfig, [*options, "--check.every=3"])
+    assert told.check.every == 3

@@ -1,0 +1,195 @@
+"""Every verb ends with three lines: what it made, the figure that matters, the next command."""
+
+import json
+import shlex
+from dataclasses import asdict, replace
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from beit import cli
+from beit.command.ending import Ending, again, beside, show, words
+from beit.command.modules import find_module
+from beit.command.options import parse
+from beit.command.verbs import VERBS
+from beit.run.directory import RunDirectory
+from beit.similarity.similar import Neighbour
+
+RUN = Path("runs/mine")
+TRAINED = {"directory": RUN, "metrics": {}, "sections": []}
+EVALUATED = {"figures": {"top1": 0.5, "miou": 0.25}, "images": {"evaluated": 2000}}
+ROW = {"features": "cls", "linear": 0.5321, "knn": 0.4}
+
+# By verb: options, fields of the result, a part of what is printed.
+CASES = [
+    ("fetch", "cifar10 d", {"train": Path("d/train.parquet"), "test": Path("d/test.parquet")}, "d"),
+    ("train-tokenizer", "--data photos --output runs/mine", TRAINED, "96.9% of the codes"),
+    ("train-tokenizer", "--kind dvae --data photos --output runs/mine", TRAINED, "96.9%"),
+    ("pretrain", "--data 'my photos' --output runs/mine", TRAINED, "28.0% of the hidden"),
+    ("pretrain", "--data p --validation q --check.every 1", TRAINED, "k-NN accuracy 41.0%"),
+    ("finetune", "--data p --model m", TRAINED, "training loss 0.5"),
+    (
+        "finetune",
+        "--data p --validation q --model m",
+        {**TRAINED, "metrics": {"val_top1": 0.0}},
+        "0.0%",
+    ),
+    ("segment", "--data p --model m", TRAINED, "training loss 0.5"),
+    (
+        "segment",
+        "--data p --validation q --model m",
+        {**TRAINED, "metrics": {"val_miou": 0.3}},
+        "mIoU 30.0%",
+    ),
+    ("probe", "--model runs/mine --data p --test q", {"rows": [ROW]}, "53.2% (cls), k-NN 40.0%"),
+    ("probe", "--model teacher:x --data p --test q --output o", {"rows": [ROW]}, "o/report.html"),
+    ("ablate", "plan.yaml", {"directory": Path("o"), "table": SimpleNamespace(rows=[1])}, "1 rows"),
+    ("evaluate", "--model m --data p --output o", {"record": EVALUATED}, "50.0% on 2,000 images"),
+    ("evaluate", "--kind maps --model m --data p", {"record": EVALUATED}, "mIoU 25.0%"),
+    ("evaluate", "--compare [a,b]", {"record": {"a": {"top1": 0.1}, "b": {"top1": 0.2}}}, "of b"),
+    ("tokenize", "--model m --data p --output o.parquet", {"rows": 3000}, "3,000 images"),
+    ("embed", "--model m --data p --output o.parquet", {"rows": 3000}, "o.parquet"),
+    ("predict", "m a.jpg b.jpg --output o.parquet --picture p.png", {"rows": 2}, "p.png"),
+    ("predict", "m p --kind maps --output o", {"directory": Path("o"), "images": 2}, "o/maps"),
+    (
+        "visualise codes",
+        "m p --output o",
+        {"directory": Path("o"), "codes": 5, "vocab_size": 8, "images": 9},
+        "5 of 8 codes",
+    ),
+    (
+        "visualise explorer",
+        "o --model m --data p",
+        {"directory": Path("o"), "codes": 5, "vocab_size": 8, "images": 9},
+        "o/explorer.html",
+    ),
+    ("visualise tokens", "m a --output o", {"report": Path("o/r.html"), "images": 6}, "o/r.html"),
+    (
+        "similar",
+        "m a.jpg --data d --output near.png",
+        {"picture": Path("near.png"), "neighbours": {"a.jpg": [Neighbour("b.jpg", 0.91, "")]}},
+        "nearest b.jpg, cosine 0.910",
+    ),
+    (
+        "visualise embedding",
+        "m d --output map.html",
+        {"page": Path("map.html"), "images": 9, "agreement": 0.5, "chance": 0.1},
+        "50.0% of their nearest have the same label (chance 10.0%)",
+    ),
+    ("visualise attention", "m a --output o", {"report": Path("o/r.html"), "figures": 6}, "6 fig"),
+    (
+        "report",
+        "runs/mine",
+        {"report": Path("r.html"), "markdown": Path("r.md"), "curves": 3},
+        "r.html and r.md",
+    ),
+    (
+        "export",
+        "m --output o --format timm",
+        {
+            "output": Path("o"),
+            "differences": [SimpleNamespace(largest=1e-6)],
+            "opened_by": "timm.create_model('local-dir:o')",
+        },
+        "1.0e-06",
+    ),
+    (
+        "push",
+        "m a/b --dry_run",
+        {"card": Path("m/README.md"), "files": {}, "address": None},
+        "nothing was pushed",
+    ),
+    (
+        "push",
+        "m a/b",
+        {"card": Path("m"), "files": {}, "address": "hub.example/a/b"},
+        "hub.example",
+    ),
+    (
+        "demo",
+        "",
+        {
+            "report": Path("runs/demo/report.html"),
+            "table": SimpleNamespace(
+                rows=[("untrained backbone", "30.1"), ("pretrained backbone", "36.2")]
+            ),
+            "tokenizer": "runs/demo/tokenizer",
+            "data": "p",
+        },
+        "36.2%, untrained 30.1%",
+    ),
+]
+
+
+def test_every_verb_that_makes_something_has_an_ending():
+    assert {verb for verb, *_ in CASES} == VERBS.keys() - {"presets"}
+
+
+@pytest.mark.parametrize(("verb", "options", "result", "part"), CASES, ids=lambda value: str(value))
+def test_the_next_command_is_one_that_parses(
+    verb, options, result, part, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("beit.command.options.following_data", lambda *_: [])  # there are no data
+    RUN.mkdir(parents=True)
+    log = {"step": 9, "loss": 0.5, "usage": 0.96875, "perplexity": 400.0, "accuracy": 0.28}
+    log |= {"knn_cls": 0.41, "knn_mean": 0.39}
+    (RUN / "metrics.jsonl").write_text(json.dumps(log) + "\n")
+    arguments = shlex.split(options)
+    module = import_module(find_module(verb, arguments))
+    config = parse(verb, module.Config, arguments)
+    show(module.ending(config, SimpleNamespace(**result)))
+    made, figure, then = capsys.readouterr().out.splitlines()
+    assert (made[:8], figure[:8], then[:8]) == ("made    ", "figure  ", "next    ")
+    assert part in f"{made} {figure}"
+    first, *command = shlex.split(then.removeprefix("next"))
+    if first == "python":
+        return
+    assert first == "beit"
+    with pytest.raises(SystemExit) as ended:
+        assert cli.main([*command, "--print_config"]) == 0, capsys.readouterr().err
+    assert ended.value.code == 0
+
+
+def test_the_paths_are_the_users_and_the_next_output_is_free(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("runs/pretrained").mkdir(parents=True)
+    assert beside("runs/tok", "pretrained") == "runs/pretrained-2"
+    assert beside("runs/tok", "codes") == "runs/codes"
+    assert words("embed", "x", ["a", "b"], data="", limit=None, output=Path("o")) == [
+        *("embed", "x", "a", "b", "--output", "o")
+    ]
+
+
+def test_the_next_command_continues_the_preset(capsys):
+    ending = Ending("x", "y", words("pretrain", data="my photos"))
+    show(ending, ["demo", "beit1-dvae"])
+    assert capsys.readouterr().out.endswith(
+        "next    beit pretrain --preset=demo --data 'my photos'\n"
+    )
+
+
+@pytest.mark.parametrize(("name", "rank"), [("RANK", "1"), ("LOCAL_RANK", "1")])
+def test_other_processes_and_piped_data_have_no_ending(name, rank, monkeypatch, capsys):
+    show(None)
+    monkeypatch.setenv(name, rank)
+    show(Ending("x", "y", words("embed")))
+    assert capsys.readouterr().out == ""
+    predict = import_module("beit.tables.predict")
+    assert predict.ending(predict.Config("m", "d"), SimpleNamespace(rows=3)) is None
+
+
+def test_the_command_in_a_report_repeats_the_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = import_module("beit.pretraining.pretrain")
+    Path("none.yaml").write_text("{}")  # with a file, settings do not follow the data
+    words = ["--config=none.yaml", "--data=p q", "--output=runs/my run"]
+    config = parse("pretrain", module.Config, words)
+    run = RunDirectory.create("runs/my run", asdict(config), {"verb": "pretrain"})
+    beit, verb, *options = shlex.split(again("pretrain", run.path))
+    assert (beit, verb) == ("beit", "pretrain")
+    repeated = parse("pretrain", module.Config, options)
+    assert repeated == replace(config, run=replace(config.run, output="runs/my run-again"))
+    RunDirectory.check_new(repeated.run.output)

@@ -1,0 +1,58 @@
+"""A model is read with the crop of its training unless told."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from beit.nn.vit import VisionTransformer
+from beit.run.directory import RunDirectory
+from beit.weights.crop import crop_ratio, stated_crop
+from beit.weights.file import save_weights
+from beit.weights.open import load
+
+
+def test_a_weights_file_carries_its_crop(
+    tmp_path: Path, backbone: VisionTransformer, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = str(tmp_path / "weights.safetensors")
+    save_weights(file, backbone, 1.0)
+    load(file)  # other readers ignore it
+    with caplog.at_level("INFO", logger="beit"):
+        assert crop_ratio(file, None) == 1.0
+    assert caplog.messages == [f"{file}: crop_ratio 1 (weights.safetensors says so)"]
+    assert crop_ratio(file, 0.9) == 0.9
+
+
+@pytest.mark.parametrize(("default", "expected"), [(0.875, 0.875), (1.0, 1.0)])
+def test_an_old_file_has_the_default(
+    tmp_path: Path,
+    backbone: VisionTransformer,
+    caplog: pytest.LogCaptureFixture,
+    default: float,
+    expected: float,
+) -> None:
+    file = str(tmp_path / "old.safetensors")
+    save_weights(file, backbone)
+    with caplog.at_level("INFO", logger="beit"):
+        assert crop_ratio(file, None, default) == expected
+    assert "(it does not say one)" in caplog.text
+    assert stated_crop("published:beitv2_base") is None
+    assert stated_crop("teacher:efficientnet-lite0") is None
+
+
+def test_an_old_run_says_it_in_its_settings(tmp_path: Path, backbone: VisionTransformer) -> None:
+    run = RunDirectory.create(tmp_path / "run", {"crop_ratio": 0.95}, {"verb": "x"})
+    save_weights(run.weights_file, backbone)
+    assert stated_crop(str(run.path)) == (0.95, "config.yaml says so")
+    save_weights(run.weights_file, backbone, 1.0)
+    assert stated_crop(str(run.path)) == (1.0, "weights.safetensors says so")
+
+
+def test_a_folder_for_timm_says_it_too(tmp_path: Path, backbone: VisionTransformer) -> None:
+    save_weights(tmp_path / "model.safetensors", backbone)
+    (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"crop_pct": 0.9}}))
+    assert stated_crop(str(tmp_path)) == (0.9, "config.json says so")
+    for wrong in ('{"pretrained_cfg": {"crop_pct": 90}}', "[", '{"pretrained_cfg": []}'):
+        (tmp_path / "config.json").write_text(wrong)
+        assert stated_crop(str(tmp_path)) is None
