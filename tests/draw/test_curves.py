@@ -83,6 +83,8 @@ def test_shares_are_drawn_in_percent() -> None:
     picture = only(curves(records, {"Top-1": ["val_top1"]}, ""))
     assert picture.alt.endswith("validation top-1 accuracy from 10.0% to 20.0%")
     assert b">20%<" in picture.data  # a tick
+    full = only(curves([{"step": s, "usage": 1.0} for s in (1, 2)], {"U": ["usage"]}, ""))
+    assert b">100%<" in full.data and b">105%<" not in full.data
     as_given = only(
         curves([{"step": 1, "a": 4.0}, {"step": 2, "a": 5}], {"A": ["a"]}, "", percent="A")
     )
