@@ -417,7 +417,7 @@ def test_a_page_of_unused_codes_works(visit: Visit, tmp_path: Path) -> None:
     assert "None of them is used" in page.inner_text("#lede")
     assert page.is_hidden("#views") and page.is_hidden("#purity")
     page.click("#code-grid a[href='#code=1']")
-    assert "No patch of these images has this code" in page.inner_text("#panel")
+    until(page, "document.getElementById('panel').innerText.includes('No patch of these images')")
 
 
 @pytest.mark.slow

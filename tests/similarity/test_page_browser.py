@@ -114,25 +114,32 @@ def visit(browser: Any, address: str) -> Iterator[Visit]:
     assert faults == []
 
 
-def status(page: Any) -> str:
-    return str(page.inner_text("#status"))
+def status(page: Any, text: str) -> None:
+    """Wait for the status line: the address changes first, the page after it."""
+    until(page, f"document.getElementById('status').innerText === '{text}'")
+
+
+def drawn(page: Any) -> None:
+    """Wait until what the last keys changed is drawn."""
+    page.evaluate("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
 
 
 def test_search_and_labels_filter_all_views(visit: Visit) -> None:
     page = visit()
-    assert status(page) == "300 images"
+    status(page, "300 images")
     assert "40.0\u202f% have its label; chance is 25.0\u202f%" in page.inner_text("#key")
     page.fill("#search", "IMAGE 29")
-    assert status(page) == "11 of 300 images"  # 29 and 290 to 299
+    status(page, "11 of 300 images")  # 29 and 290 to 299
     page.click("[data-view=images]")
+    until(page, "document.querySelectorAll('#image-grid .tile').length > 0")
     assert page.locator("#image-grid .tile").count() == 11
     page.select_option("#label", "cat")
-    assert status(page) == "5 of 300 images"  # 29, 290, 293, 296, 299
+    status(page, "5 of 300 images")  # 29, 290, 293, 296, 299
     page.fill("#search", "no such image")
     page.click("#clear")
-    assert status(page) == "300 images"
+    status(page, "300 images")
     page.click("[data-view=clusters]")
-    assert status(page) == "2 clusters"
+    status(page, "2 clusters")
     assert page.locator(".group").count() == 2
 
 
@@ -164,6 +171,7 @@ def test_the_keyboard_moves_over_the_map_opens_and_returns(visit: Visit) -> None
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowDown")
     until(page, "!document.getElementById('tip').hidden")
+    drawn(page)
     name = page.inner_text("#tip").split(" · ")[0]
     page.keyboard.press("Enter")
     until(page, "document.body.classList.contains('open')")
