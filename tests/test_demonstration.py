@@ -12,9 +12,9 @@ def test_trainings_are_fitted_to_the_number_of_images() -> None:
     options = ["--tokenizer=runs/t", "--data.train=[x]", "--check.every=0"]
     config = demo.from_preset("pretrain", PretrainConfig, options)
     assert (config.tokenizer, config.data.train, config.check.every) == ("runs/t", "[x]", 0)
-    few = demo.fitted(config, 200).optim
-    assert (few.epochs, few.batch_size) == (300, 50)  # 3 epochs of 20,000 images
-    assert few.warmup_epochs / few.epochs == pytest.approx(0.2 / 3)
+    few = demo.fitted(config, 300).optim
+    assert (few.epochs, few.batch_size) == (133, 75)  # 2 epochs of 20,000 images
+    assert few.warmup_epochs / few.epochs == pytest.approx(0.2 * 20_000 / 300 / 133)
     assert demo.fitted(config, 20_000) == config
 
 

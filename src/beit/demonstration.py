@@ -268,7 +268,7 @@ def find_sets(config: Config) -> Sets:
         except OSError as error:
             print(f"{error}\nCIFAR-10 cannot be fetched; using drawn scenes instead, {SHAPES}")
             return Sets(f"{SHAPES}[:80%]", f"{SHAPES}[80%:]")
-        return Sets(str(files.train), str(files.test), ())
+        return Sets(str(files.train), f"{files.test}[:50%]", ())
     folder = Path(config.data)
     train = next((folder / name for name in TRAIN_NAMES if (folder / name).is_dir()), None)
     test = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
