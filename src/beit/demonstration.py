@@ -146,8 +146,8 @@ def run(config: Config) -> Result:
         "preset": PRESET,
         "minutes": minutes,
     }
-    for run in (output / "tokenizer", output / "pretrain", *(output / "probes").glob("*")):
-        facts[f"run {run.name}"] = link_to(str(run), page)
+    for made in (output / "tokenizer", output / "pretrain", *(output / "probes").glob("*")):
+        facts[f"run {made.name}"] = link_to(str(made), page)
     title = "beit: from images to a backbone"
     report = write_report(page, title, sections, facts, summary=summary, lead=lead, figures=gain)
     print("\n" + (format_table(table) if table else summary) + f"\n\n{minutes} minutes")

@@ -4,11 +4,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.run.test_parameters import pretraining_model
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
-from beit.nn.vit import ViTConfig
 from beit.run import parameters
 from beit.run.muon import Muon, orthogonal
 from beit.run.optim import OptimConfig
@@ -24,11 +23,6 @@ CONFIG = OptimConfig(
     betas=(0.9, 0.98),
     weight_decay=0.05,
 )
-
-
-def pretraining_model() -> MaskedImageModel:
-    vit = ViTConfig((12, 20), patch_size=4, width=12, depth=2, num_heads=3, absolute_positions=True)
-    return MaskedImageModel(MaskedImageModelConfig(vit, 7, early_layers=1, head_layers=1))
 
 
 def with_gradients(model: nn.Module, seed: int) -> None:

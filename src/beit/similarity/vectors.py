@@ -196,7 +196,6 @@ def read_set(data: str, reading: Reading) -> tuple[ImageSet, int | None]:
     labels = torch.from_numpy(columns["label"]) if "label" in columns else None
     names, indices = columns["path"].tolist(), columns["index"].tolist()
     source = _source_of(about, names, indices)
-    classes = about["label_names"]
     vectors, classes = joined(rows, reading.parts), about["label_names"]
     return ImageSet(names, vectors, labels, classes, source, indices), about["layer"]
 
