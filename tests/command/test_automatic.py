@@ -1,5 +1,6 @@
 """What is chosen from images and machine, by hand; and that options and held-out images count."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +9,11 @@ from PIL import Image
 from tests.conftest import tokenizer_config
 
 from beit.command import presets
-from beit.command.automatic import Geometry, Images, Machine, Told, fitted
 from beit.command.options import parse
+from beit.command.rules import Geometry, Given, fitted
+from beit.command.survey import Images, Machine, Told
+from beit.finetuning import finetune
+from beit.finetuning.config import Config as FinetuneConfig
 from beit.pretraining import pretrain
 from beit.pretraining.config import Config as PretrainConfig
 from beit.tokenizer import vqkd
@@ -18,10 +22,10 @@ CPU, GPU = Machine(2, 16.0, 0.0), Machine(16, 128.0, 80.0)
 PHOTOS = Images("photos[:90%]", "photos[90%:]", 2700, 3000)
 
 
-def chosen(images=PHOTOS, has=CPU, options=None, verb="train-tokenizer", fixed=None):
+def chosen(images=PHOTOS, has=CPU, options=None, verb="train-tokenizer", given=None):
     kind = "gpu" if has.gpu else "cpu"
     preset = presets.read_yaml(presets.path_of(f"photos-{kind}"))[verb]
-    return fitted(verb, preset, images, has, Told(options or {}), fixed)[0]
+    return fitted(verb, preset, images, has, Told(options or {}), given)[0]
 
 
 def folder(path: Path, counts: dict[str, int], size: int = 40) -> str:
@@ -87,11 +91,32 @@ def test_a_batch_larger_than_the_set_is_refused():
 
 
 def test_pretraining_has_the_tokenizers_grid():
-    values = chosen(verb="pretrain", fixed=Geometry((64, 96), 16))
+    values = chosen(verb="pretrain", given=Given("", Geometry((64, 96), 16)))
     assert values["model"]["backbone"]["image_size"] == [64, 96]
     assert values["mask"] == {"count": 9, "min_block": 2}
     assert values["check"]["every"] > 0
     assert chosen(PHOTOS._replace(unchecked="none"), verb="pretrain")["check"]["every"] == 0
+
+
+@pytest.mark.parametrize(("labels", "epochs"), [(500, 100), (5_000, 20), (50_000, 8)])
+def test_fine_tuning_is_as_long_as_was_measured(labels, epochs):
+    vit = {"width": 192, "depth": 6}
+    given = Given("runs/mine", Geometry((32, 32), 8), vit)
+    values = chosen(PHOTOS._replace(number=labels), verb="finetune", given=given)
+    assert (values["optim"]["batch_size"], values["optim"]["epochs"]) == (128, epochs)
+    assert "backbone" not in values  # it is the model's
+    assert chosen(verb="finetune")["backbone"]["image_size"] == [96, 96]  # of fresh weights
+
+
+def test_fine_tuning_follows_model_and_labels(tmp_path):
+    run = vqkd.run(replace(tokenizer_config(tmp_path / "tok"), crop_ratio=0.9)).directory
+    photos = folder(tmp_path / "photos", {"a": 12, "b": 4})  # fewer than pretraining needs
+    words = ["--data", photos, "--model", str(run), "--output", str(tmp_path / "classifier")]
+    config = parse("finetune", FinetuneConfig, [*words, "--optim.epochs", "1"])
+    assert (config.data.train, config.data.validation) == (f"{photos}[:75%]", f"{photos}[75%:]")
+    assert (config.optim.batch_size, config.crop_ratio) == (4, 0.9)  # the crop of the run
+    assert any(f"as {run}" in line for line in config.run.chosen)
+    assert "val_top1" in finetune.run(config).metrics
 
 
 def test_held_out_images_are_not_trained_on(tmp_path):

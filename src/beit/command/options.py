@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 C = TypeVar("C")
+# Verbs whose settings can follow the data, and a field of the Config for which they can.
+FOLLOWING = {"train-tokenizer": "codebook", "pretrain": "mask", "finetune": "mix"}
 
 
 class Layer(NamedTuple):
@@ -47,7 +49,7 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
     try:
         _check_names(parser, verb, layers, options)
         layers, options = squared(parser, layers, options)
-        if {"codebook", "mask"} & names and not {"-h", "--help"} & {*options}:
+        if FOLLOWING.get(verb) in names and not {"-h", "--help"} & {*options}:
             layers += (following := following_data(verb, layers, options))
             if len(following) > 1:  # a part may be held out of what the option names
                 options.append(f"--data.train={following[-1].values['data']['train']}")
@@ -62,13 +64,14 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
 
 
 def following_data(verb: str, layers: Sequence[Layer], options: Sequence[str]) -> list[Layer]:
-    """Return values that follow the data, for training a tokenizer by VQ-KD and for pretraining.
+    """Return values that follow the data, for trainings but those of dVAEs and segmenters.
 
     Without preset and file these are all settings. With a preset a k-NN check is left out that the
     images cannot have, unless the options ask for it.
     """
     told = nested(options)
-    if not layers and (told.get("data", {}).get("train") or told.get("tokenizer")):
+    starts = told.get("data", {}).get("train") or told.get("tokenizer") or told.get("init")
+    if starts and not layers:
         from beit.command.automatic import settings  # imports torch
 
         preset, values = settings(verb, told)
