@@ -287,7 +287,7 @@ def test_a_tokenizer_of_another_grid(tokenizer, output, capsys):
     assert pretrain(output, *options) == 2
     message = error_line(capsys)
     assert "the tokenizer's grid is (4, 4), the backbone's (5, 4)" in message
-    assert "model.backbone.image_size" in message
+    assert "--model.backbone.image_size [32,32] --model.backbone.patch_size 8" in message
     assert not output.exists()
 
 

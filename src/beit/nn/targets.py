@@ -49,9 +49,12 @@ class TokenTarget:
             (H, W), (Gh, Gw) = tokenizer.image_size, tokenizer.grid
             self.image_size, self.lanczos = (H // Gh * grid[0], W // Gw * grid[1]), True
         elif tokenizer.grid != grid:
+            H, W = tokenizer.image_size
             raise ValueError(
-                f"the tokenizer's grid is {tokenizer.grid}, the backbone's {grid}; choose "
-                "model.backbone.image_size and patch_size so that both grids are equal"
+                f"the tokenizer's grid is {tokenizer.grid}, the backbone's {grid}; both must be "
+                f"equal, as with the tokenizer's --model.backbone.image_size [{H},{W}] "
+                f"--model.backbone.patch_size {H // tokenizer.grid[0]}. Without --preset and "
+                "--config they follow the tokenizer"
             )
 
     def of(self, images: Tensor, positions: Tensor | None = None) -> Tensor:
