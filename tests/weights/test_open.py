@@ -460,3 +460,8 @@ def test_a_linear_head_is_in_no_layout_of_others(segmenter):
     for export in (to_published, to_transformers):
         with pytest.raises(ValueError, match=r"has a linear head.*export it as safetensors"):
             export(linear)
+
+
+def test_a_teacher_is_opened_elsewhere():
+    with pytest.raises(ValueError, match=r"beit\.load_teacher\('efficientnet-lite0'\)"):
+        load_backbone("teacher:efficientnet-lite0")

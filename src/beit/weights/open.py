@@ -14,7 +14,15 @@ from beit.nn.vit import VisionTransformer
 from beit.run.directory import RunDirectory
 from beit.run.settings import first
 from beit.weights import hub, manifest
-from beit.weights.file import FORMAT, SizeUnknownError, kind_of, model_of, read_shapes, size_pair
+from beit.weights.file import (
+    FORMAT,
+    TABLE,
+    SizeUnknownError,
+    kind_of,
+    model_of,
+    read_shapes,
+    size_pair,
+)
 from beit.weights.formats import dalle
 from beit.weights.formats.containers import named_tensors
 from beit.weights.formats.prefixes import without_prefix
@@ -23,6 +31,8 @@ from beit.weights.shards import INDEX, read_file, read_json, refuse_shard, weigh
 
 WithHead = TypeVar("WithHead", ImageClassifier, SemanticSegmenter)
 
+# Ends of names that only our own models have; files in other layouts have the published names.
+OWN_NAMES = (TABLE, "quantizer.codebook")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".ckpt", INDEX)
 
 
@@ -47,6 +57,12 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     if FORMAT in metadata:
         return model_of(content, metadata, str(path), **overrides)
     tensors = without_prefix(named_tensors(content, str(path)), layout_of, str(path))
+    if any(name.endswith(OWN_NAMES) for name in tensors):
+        raise ValueError(
+            f"{path} holds the tensors of a model of beit without its configuration, as from "
+            "torch.save(model.state_dict()); save models with beit.save(model, 'x.safetensors'), "
+            "or load this file into an equal model: model.load_state_dict(torch.load(file))"
+        )
     layout = layout_of(tensors)
     if layout is None:
         raise ValueError(
@@ -208,6 +224,12 @@ def _find_file(path: Path) -> Path:
             )
         return run.weights_file
     expected = ", ".join(SUFFIXES)
+    if str(path).startswith("teacher:"):
+        name = str(path).removeprefix("teacher:")
+        raise ValueError(
+            f"{path} is a teacher, which has features, but no codes, classes or vision Transformer "
+            f"of beit; open it with beit.load_teacher({name!r}), or use beit embed or beit similar"
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; expected a run directory, a file ({expected}), "

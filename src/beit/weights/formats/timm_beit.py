@@ -106,14 +106,14 @@ def timm_arguments(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def timm_config(model: nn.Module) -> dict[str, Any]:
+def timm_config(model: nn.Module, crop_ratio: float) -> dict[str, Any]:
     """Return the content of `config.json` beside `model.safetensors`, for timm's `local-dir:`."""
     vit, arguments = _vit_of(model), timm_arguments(model)
     pretrained: dict[str, Any] = {
         "input_size": [vit.in_channels, *vit.image_size],
         "fixed_input_size": True,
         "interpolation": "bicubic",
-        "crop_pct": 1.0,
+        "crop_pct": crop_ratio,
         "mean": list(vit.mean or (0.0,) * vit.in_channels),
         "std": list(vit.std or (1.0,) * vit.in_channels),
         "num_classes": arguments["num_classes"],
