@@ -1,11 +1,14 @@
 """Open any source of weights: a run, a weights file of ours, or a file in another layout."""
 
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
+from beit.data.imagenet_names import imagenet_words
 from beit.nn.heads import ImageClassifier
 from beit.nn.position import resized, with_bias_per_block
 from beit.nn.segmenter import SemanticSegmenter
@@ -26,8 +29,11 @@ from beit.weights.file import (
 from beit.weights.formats import dalle
 from beit.weights.formats.containers import named_tensors
 from beit.weights.formats.prefixes import without_prefix
+from beit.weights.formats.timm_beit import is_of_imagenet
 from beit.weights.layouts import LAYOUTS, layout_of
 from beit.weights.shards import INDEX, read_file, read_json, refuse_shard, weight_map
+
+logger = logging.getLogger(__name__)
 
 WithHead = TypeVar("WithHead", ImageClassifier, SemanticSegmenter)
 
@@ -79,7 +85,10 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     files = {key: path.with_name(name) for key, name in layout.json_files.items()}
     settings = {key: read_json(file) for key, file in files.items() if file.is_file()}
     state = {"state_dict": tensors, "meta": content.get("meta")} if layout.whole else tensors
-    return layout.build(state, origin=str(path), **settings, **overrides)
+    model = layout.build(state, origin=str(path), **settings, **overrides)
+    if manifest.is_of_imagenet(path.name) or is_of_imagenet(settings.get("config", {})):
+        _name_classes(model, str(path))
+    return model
 
 
 def load_tokenizer(source: str | Path, **overrides: Any) -> Tokenizer:
@@ -194,6 +203,14 @@ def _load_with_head(
     if size is not None:
         model.backbone = resized(model.backbone, size_pair(size))
     return model
+
+
+def _name_classes(model: nn.Module, origin: str) -> None:
+    """Give a classifier of ImageNet's 1000 classes their words, unless it has names."""
+    if isinstance(model, ImageClassifier) and model.classes is None:
+        if model.config.num_classes == 1000:  # not another head
+            model.config = replace(model.config, class_names=imagenet_words())
+            logger.info("%s: its classes are ImageNet's 1000", origin)
 
 
 def _local_path(source: str | Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, Any]]:

@@ -155,6 +155,13 @@ def _settings_of(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
         raise ValueError(f"{origin}: its config.json is not as timm writes it ({error})") from error
 
 
+def is_of_imagenet(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is of a classifier that timm trained on ImageNet-1k last."""
+    pretrained = config.get("pretrained_cfg")
+    tag = pretrained.get("tag") if isinstance(pretrained, Mapping) else None
+    return isinstance(tag, str) and tag.endswith("in1k")
+
+
 def _vit_of(model: nn.Module) -> ViTConfig:
     """Return the configuration of the ViT; refuse models that timm does not have."""
     if isinstance(model, VisionTransformer):
