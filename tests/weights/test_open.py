@@ -492,3 +492,10 @@ def test_timms_classifier_of_imagenet_has_its_names(tag, known, backbone, tmp_pa
     config["pretrained_cfg"]["tag"] = tag
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert load(tmp_path).classes == (imagenet_words() if known else None)
+
+
+@pytest.mark.parametrize("size", ["384", (16,), 16.0])
+def test_a_size_is_a_side_or_a_pair(size, backbone, tmp_path):
+    save_weights(tmp_path / "w.safetensors", backbone)
+    with pytest.raises(ValueError, match=r"image_size is .*, expected one side or \(height, width"):
+        load_backbone(tmp_path / "w.safetensors", image_size=size)

@@ -278,5 +278,8 @@ def with_classes(
 
 def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """Return (height, width) of an image size given as one side or as a pair."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
+    if isinstance(size, int):
+        return size, size
+    if not isinstance(size, tuple | list) or len(size) != 2:
+        raise ValueError(f"image_size is {size!r}, expected one side or (height, width)")
+    return size[0], size[1]
