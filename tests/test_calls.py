@@ -128,6 +128,7 @@ def test_words_of_options() -> None:
     [
         ({"modle": "x"}, r"unknown option modle; did you mean model\? See help\(beit.embed\)"),
         ({"model": object()}, "model is a object; expected a number, text"),
+        ({"data": ["a", object()]}, "data is a list with a object; .* models and images in memory"),
         ({"resume": "runs/a"}, r"takes no 'resume'; use beit.resume\(run\)"),
         ({"print_config": True}, "takes no 'print_config'$"),
         ({"help": True}, r"use help\(beit.embed\)"),

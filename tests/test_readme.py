@@ -1,11 +1,14 @@
 """Every command that the documents name is one that the command line understands."""
 
+import ast
+import importlib
 import re
 import shlex
 from pathlib import Path
 
 import pytest
 
+import beit
 from beit import cli
 from beit.command import presets
 
@@ -42,6 +45,17 @@ def test_there_are_commands_to_check() -> None:
 def test_commands_of_the_documents_parse(page: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for words in commands(page.read_text()):
         check(words, capsys)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_of_the_documents_names_what_there_is(page: Path) -> None:
+    for code in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module[:5] == "beit.":
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, name.name) for name in node.names), code
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert node.value.id != "beit" or hasattr(beit, node.attr), code
 
 
 @pytest.mark.parametrize("name", presets.names())

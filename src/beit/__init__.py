@@ -18,6 +18,7 @@ _DEFINED_IN = {
     "load_tokenizer": "beit.weights.open",
     "open_image": "beit.data.opening",
     "resume": "beit.calls",
+    "save": "beit.weights.file",
 }
 __all__ = ["__version__", *_DEFINED_IN]
 

@@ -6,6 +6,7 @@ from typing import Any
 from beit.calls import resume as resume
 from beit.data.opening import open_image as open_image
 from beit.result import Result as Result
+from beit.weights.file import save as save
 from beit.weights.open import load as load
 from beit.weights.open import load_backbone as load_backbone
 from beit.weights.open import load_tokenizer as load_tokenizer

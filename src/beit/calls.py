@@ -122,8 +122,12 @@ def _text(option: str, value: Any) -> str:
     try:
         return json.dumps(value, default=_plain)
     except TypeError as error:
-        expected = "a number, text, a path, True, False, None, or lists or dicts of these"
-        raise ValueError(f"{option} is a {type(value).__name__}; expected {expected}") from error
+        held, whole = str(error), type(value).__name__
+        what = f"is a {whole}" if held == whole else f"is a {whole} with a {held}"
+        raise ValueError(
+            f"{option} {what}; expected a number, text, a path, True, False, None, or lists or "
+            "dicts of these; docs/python.md has the calls for models and images in memory"
+        ) from error
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,8 @@
 import pytest
 
 from beit.command.messages import did_you_mean, in_plain_words, one_line
+from beit.command.options import parse
+from beit.tables import embed
 
 OPTIONS = ["--optim.epochs", "--optim.learning_rate", "--optim.warmup_epochs", "--seed"]
 
@@ -33,3 +35,10 @@ def test_errors_are_one_line():
 def test_types_lose_their_python_names():
     message = "Parser key \"optim.epochs\":\n  Expected a <class 'int'>. Got value: many"
     assert in_plain_words(message) == "optim.epochs: Expected int. Got value: many"
+
+
+def test_a_value_for_a_group_says_how_to_give_one_of_its_options():
+    message = r"device is a group of options, got cuda; .* as in --device\.accelerator cuda$"
+    words = ["--model=x", "--data=y", "--output=z.npz", "--device=cuda"]
+    with pytest.raises(ValueError, match=message):
+        parse("embed", embed.Config, words)

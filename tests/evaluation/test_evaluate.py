@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from beit import cli
+from beit.data.imagenet_names import wordnet_ids
 from beit.data.sources import open_source
 from beit.evaluation import evaluate
 from beit.evaluation.classify import CropViews
 from beit.evaluation.corruptions.corrupt import corrupt
 from beit.evaluation.evaluate import Config
-from beit.evaluation.imagenet_classes import compared_ids, wordnet_ids
+from beit.evaluation.imagenet_classes import compared_ids
 from beit.nn.heads import ImageClassifier
 from beit.weights.file import save_weights
 

@@ -3,8 +3,9 @@ import json
 import pytest
 import torch
 
+from beit.data.imagenet_names import wordnet_ids
 from beit.evaluation.imagenet import open_task
-from beit.evaluation.imagenet_classes import compared_ids, wordnet_ids
+from beit.evaluation.imagenet_classes import compared_ids
 
 
 def number(wordnet_id: str) -> int:

@@ -1,4 +1,5 @@
-from beit.evaluation.imagenet_classes import compared_ids, wordnet_ids
+from beit.data.imagenet_names import wordnet_ids
+from beit.evaluation.imagenet_classes import compared_ids
 
 
 def number(wordnet_id: str) -> int:

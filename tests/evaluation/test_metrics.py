@@ -4,9 +4,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from beit.data.imagenet_names import wordnet_ids
 from beit.evaluation import evaluate
 from beit.evaluation.corruptions.corrupt import ALEXNET_ERRORS, KINDS
-from beit.evaluation.imagenet_classes import wordnet_ids
 
 
 def test_mce_is_relative_to_a_reference_or_on_imagenet_to_alexnet(

@@ -242,8 +242,12 @@ def test_timm_opens_a_classifier(
     source = models("classifier", image_size=size, mean=(0.4, 0.5, 0.6))
     _, theirs = written(Config(str(source), str(tmp_path / "folder"), "timm"))
     assert theirs.pretrained_cfg["mean"] == [0.4, 0.5, 0.6]
+    assert theirs.pretrained_cfg["crop_pct"] == 0.875  # no crop is stated: as beit reads it
     assert theirs.pretrained_cfg["label_names"] == ["ant", "bee", "cat", "dog", "eel"]
     model = beit.load(source)
+    beit.save(model, tmp_path / "cropped.safetensors", crop_ratio=0.95)
+    cropped = Config(str(tmp_path / "cropped.safetensors"), str(tmp_path / "cropped"), "timm")
+    assert written(cropped)[1].pretrained_cfg["crop_pct"] == 0.95
     images = images_of(model, 2)
     mean, std = (torch.tensor(theirs.pretrained_cfg[n]).view(3, 1, 1) for n in ("mean", "std"))
     with torch.no_grad():

@@ -54,6 +54,11 @@ def result(name: str, model: Any, images: Any) -> Tensor:
 NAMES = ["vit", "vqkd", "fsq", "dvae", "dalle", "classifier", "segmenter", "mim"]
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_states_the_image_size_that_errors_speak_of(name: str, model: Any) -> None:
+    assert model.image_size == SIZE
+
+
 @pytest.fixture
 def model(request: pytest.FixtureRequest, shaken: Shaken) -> nn.Module:
     return shaken(models()[request.getfixturevalue("name")])

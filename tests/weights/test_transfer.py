@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from beit.data.imagenet_names import imagenet_words, wordnet_ids
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.weights.transfer import (
@@ -48,6 +49,14 @@ def test_a_head_of_the_same_classes_is_copied_by_name():
     message, rows = carried(classifier("1", "2", "none"), classifier(count=3))
     assert rows == [None] * 3
     assert "here has the class 1 as its number 0" in message
+
+
+def test_imagenets_words_and_ids_are_the_same_classes():
+    words, ids = imagenet_words(), wordnet_ids()
+    for options in ({}, {"names": ids}):  # the latter: --init_classes timm:imagenet-1k
+        message, rows = carried(classifier(*words), classifier(*reversed(ids)), **options)
+        assert message == "its head for 1000 classes was copied"
+        assert rows == [*reversed(range(1000))]
 
 
 def test_other_heads_are_left_out_unless_rows_are_copied_by_name():

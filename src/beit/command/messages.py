@@ -29,7 +29,9 @@ def in_plain_words(message: str) -> str:
         r"(?s)Does not validate against any of the Union subtypes\s+Subtypes: \[.*?\]\s+Errors:"
         r"\s+- (.*?)(?:\s+- Expected a <class 'NoneType'>)?\s+Given value type:.*?Given value: (.*)"
     )
+    group = r"\1 is a group of options, got \2; give one of them, as in --device.accelerator cuda"
     for pattern, replacement in (
+        (r"(?s)Parser key \"(\w+)\":\s+Unable to load config '(\w+)'.*", group),
         (union, r"\1 (got \2)"),
         (r"Problem with given class_path '[^']*':\s*", ""),
         (r"NestedArg\(key='(\w+)', val='(.*?)'\)", r"\1=\2"),

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+from beit.data.imagenet_names import in_one_language
+
 _MAX_DIGITS = 18  # a longer number does not fit into int64; such a name is text
 
 
@@ -25,7 +27,8 @@ def match_classes(
 ) -> Match:
     """Find classes, by their numbers, among those of a reference with `count` classes.
 
-    Names are matched with names as in `match_names`. A side without names is matched by number:
+    Names are matched with names as in `match_names`, and the words of ImageNet's 1000 classes with
+    their WordNet ids. A side without names is matched by number:
     with the names of the other side if all of these are whole numbers, else with its numbers as
     they are, and a note says so. `here` and `there` are the set and the reference in messages.
 
@@ -34,7 +37,7 @@ def match_classes(
             fewer classes, or because some of the names are other numbers, as in 1, 2, none.
     """
     if names is not None and reference is not None:
-        found = match_names(names, reference)
+        found = match_names(*in_one_language(names, reference))
         return Match({label: found[label] for label in labels if found[label] >= 0})
     if (named := reference if names is None else names) is None:
         return Match({label: label for label in labels if label < count})

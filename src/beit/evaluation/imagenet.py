@@ -14,18 +14,15 @@ import torch
 
 from beit.data.class_names import nearest, some
 from beit.data.classes import Labelled, check_range, known_labels
+from beit.data.imagenet_names import WORDNET_ID, are_imagenet_words, timm_file, wordnet_ids
 from beit.data.source import PartSource
 from beit.data.sources import open_source
 from beit.data.spec import split_part
 from beit.evaluation.imagenet_classes import (
-    WORDNET_ID,
-    are_imagenet_words,
     classifier_columns,
     columns_of,
     compared_ids,
     read_json,
-    timm_file,
-    wordnet_ids,
 )
 from beit.evaluation.target_columns import Task, padded, plain_task
 from beit.files import user_path

@@ -1,26 +1,14 @@
-"""ImageNet's 1000 classes: WordNet ids, words, and a classifier's logit of each.
-
-The lists of ids and ReaL's labels are timm's: `ImageNetInfo`, and two lists and a JSON file in
-`timm/data/_info`, which timm reads itself without a public function.
-"""
+"""The classes of ImageNet's sets, and a classifier's logit of each."""
 
 import json
-import re
 from collections.abc import Sequence
-from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-WORDNET_ID = re.compile(r"n\d{8}")
-
-
-def wordnet_ids() -> list[str]:
-    """List the WordNet ids of ImageNet's 1000 classes, sorted: the order of published weights."""
-    return [wordnet_id for wordnet_id, _ in _imagenet()]
+from beit.data.imagenet_names import WORDNET_ID, are_imagenet_words, timm_file, wordnet_ids
 
 
 def compared_ids(dataset: str) -> list[str]:
@@ -59,43 +47,9 @@ def columns_of(ids: Sequence[str], columns: dict[str, int]) -> Tensor:
     return torch.tensor([columns[wordnet_id] for wordnet_id in ids])
 
 
-def are_imagenet_words(names: Sequence[str]) -> bool:
-    """Tell whether 1000 names are the words of ImageNet's classes, in the order of sorted ids.
-
-    "tench, Tinca tinca" and "tench" both match; spellings differ, so most must agree, not all.
-    """
-    if len(names) != len(_imagenet()):
-        return False
-    pairs = zip(names, (words for _, words in _imagenet()), strict=True)
-    return sum(_first_word(a) == _first_word(b) for a, b in pairs) > 0.8 * len(names)
-
-
-def timm_file(name: str) -> str:
-    """Read a file that timm ships with its ImageNet classes."""
-    file = resources.files("timm.data").joinpath("_info", name)
-    if not file.is_file():
-        raise FileNotFoundError(f"timm has no file {name}; expected timm 1.0.19 or newer")
-    return file.read_text("utf-8")
-
-
 def read_json(path: Path) -> Any:
     """Read a JSON file; ValueError names it if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read as JSON ({error})") from error
-
-
-def _first_word(words: str) -> str:
-    return words.split(",")[0].strip().replace("_", " ").lower()
-
-
-@cache
-def _imagenet() -> list[tuple[str, str]]:
-    """Return the sorted WordNet ids and the words for each."""
-    from timm.data.imagenet_info import ImageNetInfo  # slow to import
-
-    info = ImageNetInfo("imagenet-1k")
-    pairs = sorted(zip(info.label_names(), info.label_descriptions(), strict=True))
-    assert len(pairs) == 1000
-    return pairs

@@ -17,6 +17,7 @@ from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer
 from beit.run.settings import first
+from beit.weights import crop
 from beit.weights.file import config_of_vit, save_weights
 from beit.weights.formats.published import to_published
 from beit.weights.formats.published_segmentation import published_meta
@@ -64,12 +65,14 @@ def _save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
     save_file(copies, path, {"format": "pt"})
 
 
-def timm_folder(model: nn.Module, path: Path, output: str) -> Reopened:
-    """Write a folder for timm.create_model: weights and configuration."""
+def timm_folder(
+    model: nn.Module, path: Path, output: str, crop_ratio: float = crop.DEFAULT
+) -> Reopened:
+    """Write a folder for timm.create_model: weights and configuration, with the crop."""
     import timm
     from timm.data.config import resolve_model_data_config
 
-    _write_folder(path, to_timm(model), {"config": timm_config(model)})
+    _write_folder(path, to_timm(model), {"config": timm_config(model, crop_ratio)})
     network: Any = timm.create_model(f"local-dir:{path}", pretrained=True).eval()
     data = resolve_model_data_config(network)
     mean, std = (torch.tensor(data[name]).view(-1, 1, 1) for name in ("mean", "std"))

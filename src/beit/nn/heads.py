@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.nn.block import NORM_EPS, init_published
+from beit.nn.patches import Size
 from beit.nn.vit import VisionTransformer, ViTConfig
 
 
@@ -55,6 +56,11 @@ class ImageClassifier(nn.Module):
         init_published(self.head, config.backbone.init_bound)
         with torch.no_grad():
             self.head.weight.mul_(init_scale)
+
+    @property
+    def image_size(self) -> Size:
+        """Height and width of the images."""
+        return self.backbone.image_size
 
     @property
     def classes(self) -> tuple[str, ...] | None:

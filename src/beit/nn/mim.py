@@ -76,7 +76,7 @@ class MaskedImageModel(nn.Module):
     def __init__(self, config: MaskedImageModelConfig) -> None:
         super().__init__()
         check_head(config)
-        self.config = config
+        self.config, self.image_size = config, config.backbone.image_size
         vit, K = config.backbone, config.head_width
         self.backbone = VisionTransformer(vit)
         self.mask_token = nn.Parameter(torch.empty(1, 1, vit.width))

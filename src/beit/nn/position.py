@@ -26,7 +26,7 @@ def resized(vit: VisionTransformer, image_size: Size) -> VisionTransformer:
     if old == new:
         return vit
     vit = copy.deepcopy(vit)
-    vit.config = config
+    vit.config, vit.image_size = config, config.image_size
     if vit.pos_embed is not None:
         vit.pos_embed = nn.Parameter(resize_absolute(vit.pos_embed.detach(), old, new))
     for module in vit.modules():

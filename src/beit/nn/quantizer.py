@@ -88,7 +88,7 @@ class Quantizer(nn.Module):
     def nearest(self, vectors: Tensor) -> Tensor:
         """Return the index (...) int64 of the code nearest to each vector (..., C), Eq. 1."""
         rows = vectors.reshape(-1, vectors.shape[-1]).float()
-        nearest = nearest_rows(rows, self.codebook, self.l2_normalised)
+        nearest = nearest_rows(rows, self.codebook.float(), self.l2_normalised)
         return nearest.reshape(vectors.shape[:-1])
 
     @torch.no_grad()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from beit.nn.patches import Size
 from beit.nn.vit import VisionTransformer, ViTConfig
 
 LAYERS = {12: (4, 6, 8, 12), 24: (8, 12, 16, 24)}  # by depth, of the published base, large models
@@ -214,6 +215,11 @@ class SemanticSegmenter(nn.Module):
         )
         extra = config.auxiliary_channels
         self.auxiliary = MapHead(D, extra, Y, rate) if config.auxiliary else None
+
+    @property
+    def image_size(self) -> Size:
+        """Height and width of the images; larger ones are segmented in windows of this size."""
+        return self.backbone.image_size
 
     @property
     def classes(self) -> tuple[str, ...] | None:

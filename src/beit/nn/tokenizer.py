@@ -143,7 +143,8 @@ class VQKD(nn.Module):
         """
         patches = self.encoder(images, positions=positions).patches  # (B, N, D)
         with torch.autocast(patches.device.type, enabled=False):
-            vectors: Tensor = self.encode_task(patches.float())  # (B, N, C)
+            patches = patches.to(self.encoder.cls_token.dtype)  # of the weights: float32, or half
+            vectors: Tensor = self.encode_task(patches).float()  # (B, N, C)
             return bounded(vectors, self.config.levels) if self.config.levels else vectors
 
     def encode(self, images: Tensor, positions: Tensor | None = None) -> Tensor:

@@ -9,13 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beit.nn.block import (
-    NORM_EPS,
-    Block,
-    init_published,
-    rescale_residual,
-    trunc_normal_,
-)
+from beit.nn.block import NORM_EPS, Block, init_published, rescale_residual, trunc_normal_
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, Size, grey, grid_of, pixels_of
 from beit.nn.relative_bias import RelativePositionBias
 
@@ -144,7 +138,7 @@ class VisionTransformer(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.image_size = config, config.image_size
         D = config.width
         for name, values in (("mean", config.mean), ("std", config.std)):
             buffer = None if values is None else torch.tensor(values).view(-1, 1, 1)
@@ -198,13 +192,18 @@ class VisionTransformer(nn.Module):
                 f"images are {H} x {W}, the model takes {config.image_size[0]} x "
                 f"{config.image_size[1]}; resize the images, or build the model for their size"
             )
+        if unknown := set(layers) - set(range(len(self.blocks) + 1)):
+            raise ValueError(f"layers has {min(unknown)}; blocks are 1 to {len(self.blocks)}")
         if config.in_channels == 1 and not config.of_codes:
             pixels = grey(pixels)
         if config.mean is not None:
             pixels = (pixels - self.mean) / self.std
-        patches = self.patch_embed(pixels)  # (B, N, D)
+        patches = self.patch_embed(pixels.to(self.cls_token.dtype))  # (B, N, D)
         if masked is not None:
             assert mask_token is not None
+            if masked.dtype == torch.bool:
+                give = "masked.flatten(1).nonzero()[:, 1].view(B, M), for M hidden patches in each"
+                raise ValueError(f"masked is bool, expected indices (B, M) int64: give {give}")
             hidden = masked.new_zeros(patches.shape[:2]).scatter_(1, masked, 1).bool()  # (B, N)
             patches = torch.where(hidden[..., None], mask_token, patches)
         tokens = torch.cat([self.cls_token.expand(B, -1, -1), patches], dim=1)  # (B, 1+N, D)

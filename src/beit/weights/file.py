@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from beit.files import replacing
+from beit.files import replacing, user_path
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
@@ -53,6 +53,18 @@ class SizeUnknownError(ValueError):
     """The file does not determine the image size: its grid is not square or it has no positions."""
 
 
+def save(model: nn.Module, path: str | Path, crop_ratio: float | None = None) -> None:
+    """Write a model to a .safetensors file that `beit.load` opens: weights and configuration.
+
+    Args:
+        model: as `load`, `load_backbone` or `load_tokenizer` return it
+        crop_ratio: of its evaluation images, which `beit embed`, `predict`, ... then use
+    """
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"path is {str(path)!r}, expected a name that ends in .safetensors")
+    save_weights(user_path(path), model, crop_ratio)
+
+
 def save_weights(path: str | Path, model: nn.Module, crop_ratio: float | None = None) -> None:
     """Write the model's weights and configuration to a safetensors file, atomically.
 
@@ -62,7 +74,8 @@ def save_weights(path: str | Path, model: nn.Module, crop_ratio: float | None = 
     kind = type(model).__name__
     if kind not in KINDS:
         known = ", ".join(KINDS)
-        raise ValueError(f"a {kind} cannot be saved; expected the bare model, one of {known}")
+        bare = "the bare model (of a compiled one its _orig_mod, of DDP its module)"
+        raise ValueError(f"a {kind} cannot be saved; expected {bare}, one of {known}")
     # A single entry: safetensors writes several in an order that differs between runs.
     metadata = {FORMAT: description(model, crop_ratio)}
     state = model.state_dict()
@@ -265,5 +278,8 @@ def with_classes(
 
 def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """Return (height, width) of an image size given as one side or as a pair."""
-    height, width = (size, size) if isinstance(size, int) else size
-    return height, width
+    if isinstance(size, int):
+        return size, size
+    if not isinstance(size, tuple | list) or len(size) != 2:
+        raise ValueError(f"image_size is {size!r}, expected one side or (height, width)")
+    return size[0], size[1]

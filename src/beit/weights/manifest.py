@@ -78,6 +78,16 @@ def find(name: str) -> PublishedFile:
     )
 
 
+def is_of_imagenet(file_name: str) -> bool:
+    """Whether a file name is that of a published classifier of ImageNet's 1000 classes."""
+    return any(
+        file.file == file_name
+        and file.model == "ImageClassifier"
+        and file.shapes["classes"] == 1000
+        for file in published_files().values()
+    )
+
+
 def check(path: Path) -> PublishedFile | None:
     """Return the published file with the file name of `path`, or None; refuse another checksum."""
     file = next((file for file in published_files().values() if file.file == path.name), None)

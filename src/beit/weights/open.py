@@ -1,11 +1,14 @@
 """Open any source of weights: a run, a weights file of ours, or a file in another layout."""
 
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
 
+from beit.data.imagenet_names import imagenet_words
 from beit.nn.heads import ImageClassifier
 from beit.nn.position import resized, with_bias_per_block
 from beit.nn.segmenter import SemanticSegmenter
@@ -14,15 +17,28 @@ from beit.nn.vit import VisionTransformer
 from beit.run.directory import RunDirectory
 from beit.run.settings import first
 from beit.weights import hub, manifest
-from beit.weights.file import FORMAT, SizeUnknownError, kind_of, model_of, read_shapes, size_pair
+from beit.weights.file import (
+    FORMAT,
+    TABLE,
+    SizeUnknownError,
+    kind_of,
+    model_of,
+    read_shapes,
+    size_pair,
+)
 from beit.weights.formats import dalle
 from beit.weights.formats.containers import named_tensors
 from beit.weights.formats.prefixes import without_prefix
+from beit.weights.formats.timm_beit import is_of_imagenet
 from beit.weights.layouts import LAYOUTS, layout_of
 from beit.weights.shards import INDEX, read_file, read_json, refuse_shard, weight_map
 
+logger = logging.getLogger(__name__)
+
 WithHead = TypeVar("WithHead", ImageClassifier, SemanticSegmenter)
 
+# Ends of names that only our own models have; files in other layouts have the published names.
+OWN_NAMES = (TABLE, "quantizer.codebook")
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".ckpt", INDEX)
 
 
@@ -47,6 +63,12 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     if FORMAT in metadata:
         return model_of(content, metadata, str(path), **overrides)
     tensors = without_prefix(named_tensors(content, str(path)), layout_of, str(path))
+    if any(name.endswith(OWN_NAMES) for name in tensors):
+        raise ValueError(
+            f"{path} holds the tensors of a model of beit without its configuration, as from "
+            "torch.save(model.state_dict()); save models with beit.save(model, 'x.safetensors'), "
+            "or load this file into an equal model: model.load_state_dict(torch.load(file))"
+        )
     layout = layout_of(tensors)
     if layout is None:
         raise ValueError(
@@ -63,7 +85,10 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     files = {key: path.with_name(name) for key, name in layout.json_files.items()}
     settings = {key: read_json(file) for key, file in files.items() if file.is_file()}
     state = {"state_dict": tensors, "meta": content.get("meta")} if layout.whole else tensors
-    return layout.build(state, origin=str(path), **settings, **overrides)
+    model = layout.build(state, origin=str(path), **settings, **overrides)
+    if manifest.is_of_imagenet(path.name) or is_of_imagenet(settings.get("config", {})):
+        _name_classes(model, str(path))
+    return model
 
 
 def load_tokenizer(source: str | Path, **overrides: Any) -> Tokenizer:
@@ -180,6 +205,14 @@ def _load_with_head(
     return model
 
 
+def _name_classes(model: nn.Module, origin: str) -> None:
+    """Give a classifier of ImageNet's 1000 classes their words, unless it has names."""
+    if isinstance(model, ImageClassifier) and model.classes is None:
+        if model.config.num_classes == 1000:  # not another head
+            model.config = replace(model.config, class_names=imagenet_words())
+            logger.info("%s: its classes are ImageNet's 1000", origin)
+
+
 def _local_path(source: str | Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Find the local file, or DALL-E's folder; add a published file's settings to the overrides."""
     if str(source).startswith((hub.HUB, hub.PUBLISHED)):
@@ -208,6 +241,12 @@ def _find_file(path: Path) -> Path:
             )
         return run.weights_file
     expected = ", ".join(SUFFIXES)
+    if str(path).startswith("teacher:"):
+        name = str(path).removeprefix("teacher:")
+        raise ValueError(
+            f"{path} is a teacher, which has features, but no codes, classes or vision Transformer "
+            f"of beit; open it with beit.load_teacher({name!r}), or use beit embed or beit similar"
+        )
     if not path.is_file():
         raise FileNotFoundError(
             f"{path} does not exist; expected a run directory, a file ({expected}), "

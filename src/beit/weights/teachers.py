@@ -155,8 +155,12 @@ def load_teacher(
     pretrained: bool = True,
     num_heads: int | None = None,
 ) -> Teacher:
-    """Load a teacher; the arguments are fields of `TeacherConfig`."""
-    source = str(source)
+    """Load a frozen network; the arguments are fields of `TeacherConfig`.
+
+    Its features (B, N, T) of images are `teacher.features(images, grid)`, N = Gh * Gw cells of any
+    grid; `teacher.grid` is its own.
+    """
+    source = str(source).removeprefix("teacher:")  # as the options for a model say it
     size = None if image_size is None else size_pair(image_size)
     whole, _, file = source.partition("@") if source.startswith(TIMM) else (source, "", "")
     name, stride = _split(whole)

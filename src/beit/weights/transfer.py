@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from beit.data.class_names import Match, match_classes, spelled
+from beit.data.imagenet_names import in_one_language
 from beit.nn.heads import ImageClassifier
 from beit.nn.position import resized, with_bias_per_block
 from beit.nn.segmenter import SemanticSegmenter
@@ -84,7 +85,8 @@ def carry_head(
         if len(names) != count:
             head = f"the head of {origin} has {count}"
             raise ValueError(f"init_classes names {len(names)} classes, but {head}")
-        if source_names is not None and [*map(spelled, source_names)] != [*map(spelled, names)]:
+        known, given = in_one_language(names if source_names is None else source_names, names)
+        if [*map(spelled, known)] != [*map(spelled, given)]:
             raise ValueError(f"init_classes contradicts the class names in {origin}")
         source_names = tuple(names)
     target_names, new = target.config.class_names, target.config.num_classes

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
+from beit.weights.crop import stated_crop
 from beit.weights.formats.published import to_published
 from beit.weights.formats.timm_beit import (
     from_timm,
@@ -138,12 +139,13 @@ def test_timm_opens_a_folder_by_its_config(filled, images, tmp_path):
     names = ("cat", "dog", "eel")
     vit = dataclasses.replace(OURS, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6))
     model = filled(ImageClassifier(ImageClassifierConfig(vit, 3, class_names=names)))
-    config = json.loads(json.dumps(timm_config(model)))
+    config = json.loads(json.dumps(timm_config(model, 0.9)))
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file(to_timm(model), tmp_path / "model.safetensors")
     opened = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     data = timm.data.resolve_model_data_config(opened)
     assert data["input_size"] == (3, *SIZE)
+    assert data["crop_pct"] == stated_crop(str(tmp_path))[0] == 0.9
     found = opened(normalised(images, data["mean"], data["std"]))
     torch.testing.assert_close(found, model(images), atol=1e-5, rtol=1e-5)
     assert opened.pretrained_cfg["label_names"] == list(names)

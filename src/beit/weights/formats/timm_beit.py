@@ -106,14 +106,14 @@ def timm_arguments(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def timm_config(model: nn.Module) -> dict[str, Any]:
+def timm_config(model: nn.Module, crop_ratio: float) -> dict[str, Any]:
     """Return the content of `config.json` beside `model.safetensors`, for timm's `local-dir:`."""
     vit, arguments = _vit_of(model), timm_arguments(model)
     pretrained: dict[str, Any] = {
         "input_size": [vit.in_channels, *vit.image_size],
         "fixed_input_size": True,
         "interpolation": "bicubic",
-        "crop_pct": 1.0,
+        "crop_pct": crop_ratio,
         "mean": list(vit.mean or (0.0,) * vit.in_channels),
         "std": list(vit.std or (1.0,) * vit.in_channels),
         "num_classes": arguments["num_classes"],
@@ -153,6 +153,13 @@ def _settings_of(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
         }
     except (ValueError, TypeError, AttributeError) as error:
         raise ValueError(f"{origin}: its config.json is not as timm writes it ({error})") from error
+
+
+def is_of_imagenet(config: Mapping[str, Any]) -> bool:
+    """Whether a `config.json` is of a classifier that timm trained on ImageNet-1k last."""
+    pretrained = config.get("pretrained_cfg")
+    tag = pretrained.get("tag") if isinstance(pretrained, Mapping) else None
+    return isinstance(tag, str) and tag.endswith("in1k")
 
 
 def _vit_of(model: nn.Module) -> ViTConfig:
