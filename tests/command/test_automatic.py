@@ -105,7 +105,9 @@ def test_fine_tuning_is_as_long_as_was_measured(labels, epochs):
     values = chosen(PHOTOS._replace(number=labels), verb="finetune", given=given)
     assert (values["optim"]["batch_size"], values["optim"]["epochs"]) == (128, epochs)
     assert "backbone" not in values  # it is the model's
-    assert chosen(verb="finetune")["backbone"]["image_size"] == [96, 96]  # of fresh weights
+    fresh = chosen(verb="finetune", options={"backbone": {"depth": 2}})["backbone"]
+    assert (fresh["image_size"], fresh["width"], fresh["depth"]) == ([96, 96], 192, 2)
+    assert "backbone" not in chosen(verb="finetune")  # no network that nobody asked for
 
 
 def test_fine_tuning_follows_model_and_labels(tmp_path):

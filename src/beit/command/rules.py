@@ -103,7 +103,8 @@ def fitted(
     reasons += reason
     vit |= {"image_size": [height, width], "patch_size": shape.patch}
     if verb == "finetune":
-        return values | ({} if given else {"backbone": vit}), reasons
+        fresh = bool(told.get("backbone"))  # else a model is given, or asked for
+        return values | ({"backbone": vit} if fresh else {}), reasons
     if verb == "train-tokenizer":
         batch = values["optim"]["batch_size"]
         codes, why = codebook(preset["model"]["num_codes"], images.number, N, batch)
