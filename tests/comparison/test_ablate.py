@@ -38,6 +38,7 @@ if verb == "probe":
 else:
     (path / "environment.json").write_text(json.dumps(about))
     (path / "metrics.jsonl").write_text(json.dumps({"step": 1, "val_loss": 3.0 + seed}) + "\\n")
+    (path / "speed.jsonl").touch()
     (path / "config.yaml").write_text("run: {}")
     (path / "weights.safetensors").touch()
 (path / "report.html").write_text("done")
@@ -180,6 +181,13 @@ def test_metrics_of_a_training_are_the_last_or_the_best(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("keep: best")
     best = ablate.read_metrics(tmp_path)
     assert (best["val_top1"], best["val_loss"]) == (0.6, 1)
+
+
+def test_hours_of_a_training_are_those_of_its_steps(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("optim: {batch_size: 36}")
+    lines = [{"step": 100, "images_per_second": 1.0}, {"step": 150, "images_per_second": 0.25}]
+    (tmp_path / "speed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert ablate.hours_of_training(tmp_path) == 1.0 + 2.0
 
 
 def test_metrics_of_a_probe_have_the_score_and_the_features_in_their_names(tmp_path: Path) -> None:

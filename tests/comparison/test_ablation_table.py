@@ -9,6 +9,7 @@ from beit.comparison.ablation_table import (
     ablation_plots,
     ablation_table,
     as_markdown,
+    difference_table,
     settings_table,
     spread,
 )
@@ -43,6 +44,26 @@ def test_what_a_paper_reports_of_other_kinds_has_its_own_column() -> None:
     table = ablation_table([OFF, ON._replace(paper={"mIoU": "52.7"})], [LOSS], seeds=3)
     assert table.columns == ["Cell", LOSS, "Paper: mIoU", "Seeds"]
     assert [row[2] for row in table.rows] == ["–", "52.7"]
+
+
+def test_differences_are_paired_by_seed() -> None:
+    # 10, 12 and 8 points: mean 10, deviation 2; the t of 95% with 2 degrees of freedom is 4.303.
+    better = Measured("better", {TOP1: {0: 0.6, 1: 0.64, 2: 0.65, 3: 0.0}}, {}, {})
+    same = Measured("same", {TOP1: {0: 0.5, 1: 0.52}}, {}, {})
+    table = difference_table([OFF, better, same, ON], [TOP1, LOSS], "off")
+    assert table.columns == ["Cell", TOP1, LOSS]
+    assert table.rows == [
+        ["better", "+10.0 ± 5.0, p 0.013", "–"],
+        ["same", "+0.0", "–"],
+        ["on", "+9.0", "–"],  # of one seed
+    ]
+
+
+def test_hours_are_the_mean_over_seeds() -> None:
+    cells = [OFF._replace(hours={0: 1.0, 1: 2.0}), ON._replace(paper={})]
+    table = ablation_table(cells, [LOSS], seeds=3)
+    assert table.columns == ["Cell", LOSS, "Hours of training", "Seeds"]
+    assert [row[2] for row in table.rows] == ["1.50", "–"]
 
 
 def test_settings_and_markdown() -> None:

@@ -95,6 +95,7 @@ def test_verbs_presets_seeds_and_references() -> None:
         ({"cells": None, "grid": {"pretrain.x": 4}}, "grid axis 'pretrain.x': expected a list"),
         ({"figures": {}}, "has no figures"),
         ({"figures": {"Loss": "pretrian.loss"}}, "figure 'Loss': expected STAGE.FIGURE, got .*did"),
+        ({"reference": "b"}, "reference is 'b', expected the name of a cell"),
         ({"paper": {"b": {}}}, "plan.yaml, paper has an unknown cell 'b'"),
     ],
 )

@@ -165,10 +165,27 @@ def measure(plan: Plan, chains: list[Chain], output: Path) -> tuple[list[Measure
             hint = did_you_mean(metric, metrics[run.name], cutoff=0.0)
             errors[column] = f"{run.name} has no metric {metric}{hint}"
     settings = differing_settings(chains[: len(plan.cells)])  # those of the first seed
+    hours: dict[str, dict[int, float]] = {cell: {} for cell in plan.cells}
+    for chain in chains:
+        trainings = [run for run in chain.runs.values() if run.trains]
+        if trainings and all(run.is_complete(output) for run in trainings):
+            spent = sum(hours_of_training(run.directory(output)) for run in trainings)
+            hours[chain.cell] |= {chain.seed: spent} if spent else {}
     cells = [
-        Measured(name, values[name], settings[name], plan.paper.get(name, {})) for name in values
+        Measured(name, values[name], settings[name], plan.paper.get(name, {}), hours[name])
+        for name in values
     ]
     return cells, errors
+
+
+def hours_of_training(directory: Path) -> float:
+    """Return the hours that the steps of a run took, from its speed.jsonl: no validations."""
+    settings = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+    before, seconds = 0, 0.0
+    for record in read_log(directory / "speed.jsonl"):
+        images = (record["step"] - before) * settings["optim"]["batch_size"]
+        before, seconds = int(record["step"]), seconds + images / record["images_per_second"]
+    return seconds / 3600
 
 
 def read_metrics(directory: Path) -> dict[str, float]:

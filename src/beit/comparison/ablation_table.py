@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scipy import stats
+
 from beit.comparison.plan import Plan
 from beit.comparison.planned_runs import Chain, PlannedRun
 from beit.draw.charts import (
@@ -41,6 +43,7 @@ class Measured(NamedTuple):
     values: Mapping[str, Mapping[int, float]]  # by column and seed
     settings: Mapping[str, str]  # those that differ between cells, by dotted name
     paper: Mapping[str, str]  # published results, by column or by another name
+    hours: Mapping[int, float] = {}  # of the trainings of its chain, by seed
 
 
 def spread(values: Sequence[float]) -> Spread | None:
@@ -62,7 +65,8 @@ def shown(cell: Measured, column: str) -> list[float]:
 def ablation_table(cells: Sequence[Measured], columns: Sequence[str], seeds: int) -> Table:
     """List mean ± deviation over seeds of each column, beside published results.
 
-    The last column counts the seeds that a cell has results for.
+    The last columns are the mean hours of a cell's trainings, those that it shares included, and
+    the number of seeds that it has results for.
     """
     table = [("Cell", [cell.name for cell in cells])]
     for column in columns:
@@ -72,6 +76,10 @@ def ablation_table(cells: Sequence[Measured], columns: Sequence[str], seeds: int
     others = dict.fromkeys(name for cell in cells for name in cell.paper if name not in columns)
     for name in others:
         table.append((f"Paper: {name}", [cell.paper.get(name, "–") for cell in cells]))
+    if any(cell.hours for cell in cells):
+        hours = [spread([*cell.hours.values()]) for cell in cells]
+        words = ["–" if mean is None else f"{mean[0]:.2f}" for mean in hours]
+        table.append(("Hours of training", words))
     counts = [min((len(v) for v in cell.values.values() if v), default=0) for cell in cells]
     table.append(("Seeds", [str(n) if n == seeds else f"{n} of {seeds}" for n in counts]))
     caption = "Mean ± standard deviation over seeds" if seeds > 1 else "One seed, no deviation"
@@ -95,6 +103,37 @@ def _formatted(column: str, spreads: Sequence[Spread | None]) -> list[str]:
         for mean, deviation, (_, exact) in zip(means, deviations, known, strict=True)
     )
     return ["–" if one is None else next(words) for one in spreads]
+
+
+def difference_table(cells: Sequence[Measured], columns: Sequence[str], reference: str) -> Table:
+    """Compare each cell with the reference, over the seeds that both have.
+
+    A difference has half the 95% interval of a paired t-test, and its p; the mean alone if there is
+    one seed, or if all seeds differ by the same.
+    """
+    base = next(cell for cell in cells if cell.name == reference)
+    rows: list[list[Cell]] = [
+        [cell.name, *(_difference(cell, base, column) for column in columns)]
+        for cell in cells
+        if cell is not base
+    ]
+    caption = f"Differences from {reference} over the same seeds: mean ± half the 95% interval"
+    return Table(f"{caption} of a paired t-test, and its p", ["Cell", *columns], rows)
+
+
+def _difference(cell: Measured, base: Measured, column: str) -> str:
+    ones, others = cell.values.get(column, {}), base.values.get(column, {})
+    factor = 100 if column.endswith("%") else 1
+    seeds = sorted(set(ones) & set(others))
+    by_seed = [factor * (ones[seed] - others[seed]) for seed in seeds]
+    if not by_seed:
+        return "–"
+    mean, digits = statistics.fmean(by_seed), 1 if factor == 100 else 3
+    if len({*by_seed}) == 1:
+        return f"{mean:+.{digits}f}"
+    test = stats.ttest_1samp(by_seed, 0)
+    low, high = test.confidence_interval(0.95)
+    return f"{mean:+.{digits}f} ± {(high - low) / 2:.{digits}f}, p {test.pvalue:.2g}"
 
 
 def settings_table(cells: Sequence[Measured]) -> Table:
@@ -201,11 +240,14 @@ def write_results(
 ) -> Table:
     """Write table.md, table.csv, runs.csv, the plots and report.html; return the table."""
     table = ablation_table(cells, list(plan.columns), len(plan.seeds))
+    differences = []
+    if plan.reference:
+        differences = [difference_table(cells, list(plan.columns), plan.reference)]
     settings = [settings_table(cells)] if any(cell.settings for cell in cells) else []
     plots = ablation_plots(cells, list(plan.columns))
     facts = _facts(plan, chains, output)
     reasons = "\n\n".join(f"`{name}`: {reason}" for name, reason in failures.items())
-    parts = [f"# {plan.title}", plan.text.strip(), as_markdown(table)]
+    parts = [f"# {plan.title}", plan.text.strip(), *map(as_markdown, [table, *differences])]
     for number, plot in enumerate(plots.pictures, start=1):
         write_text(output / f"plot-{number}.svg", plot.data.decode())
         parts.append(f"![{plot.alt}](plot-{number}.svg)")
@@ -215,7 +257,7 @@ def write_results(
     write_text(output / "table.csv", ablation_csv(cells, list(plan.columns)))
     write_text(output / "runs.csv", runs_csv(plan, chains, cells))
     write_text(output / "table.md", "\n\n".join(part for part in parts if part) + "\n")
-    sections = [Section("Results", items=[table, plots])]
+    sections = [Section("Results", items=[table, *differences, plots])]
     sections += [Section("Settings", items=settings)] if settings else []
     sections += [Section("What failed", reasons)] if reasons else []
     write_report(output / "report.html", plan.title, sections, facts, summary=plan.text)

@@ -13,7 +13,7 @@ from beit.command.verbs import VERBS
 
 PROBE = "probe"
 STAGE_VERBS = [name for name, verb in VERBS.items() if verb.resumable or name == PROBE]
-FIELDS = ("title", "text", "seeds", "stages", "cells", "grid", "figures", "paper")
+FIELDS = ("title", "text", "seeds", "stages", "cells", "grid", "figures", "reference", "paper")
 REFERENCE = "$"  # $NAME stands for the run directory of an earlier stage
 
 
@@ -45,6 +45,7 @@ class Plan(NamedTuple):
     seeds: tuple[int, ...]  # of the runs of every cell
     cells: Mapping[str, Sequence[Stage]]  # rows of the table by name: their stages in order
     columns: Mapping[str, tuple[str, str]]  # stage and metric of each column, by its title
+    reference: str  # cell with which the others are compared; empty for none
     paper: Mapping[str, Mapping[str, str]]  # published results by cell, then by column or any name
 
 
@@ -78,6 +79,7 @@ def unfold(content: Mapping[str, Any], source: str, changes: Mapping[str, Any]) 
         _seeds(content.get("seeds", [0]), source),
         cells,
         _columns(content, stages, source),
+        _reference(content, cells, source),
         _paper(content, list(cells), source),
     )
 
@@ -185,6 +187,14 @@ def _seeds(seeds: Any, source: str) -> tuple[int, ...]:
     if not fits or not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(f"{source}: seeds is {seeds!r}, expected a list of different numbers")
     return tuple(seeds)
+
+
+def _reference(content: Mapping[str, Any], cells: Iterable[str], source: str) -> str:
+    name = str(content.get("reference", ""))
+    if name and name not in cells:
+        hint = did_you_mean(name, cells)
+        raise ValueError(f"{source}: reference is {name!r}, expected the name of a cell{hint}")
+    return name
 
 
 def _paper(
