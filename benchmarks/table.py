@@ -335,8 +335,9 @@ def quantizer_part(sizes: Namespace) -> Part:
 def chain_part(sizes: Namespace) -> Part:
     """Read the last recorded run of the preset's chain; nothing is measured."""
     recorded = json.loads(CHAIN.read_text(encoding="utf-8"))
-    minutes = sum(recorded["commands"].values()) / 60
-    where = f"{CHAIN.relative_to(record.ROOT)}, {recorded['date']}, commit {recorded['commit']}"
+    minutes = sum(recorded["seconds"].values()) / 60
+    commits = ", ".join(dict.fromkeys(recorded["commits"].values()))
+    where = f"{CHAIN.relative_to(record.ROOT)}, {recorded['date']}, commits {commits}"
     what = f"preset `cifar10-cpu`, whole chain, as recorded ({where})"
     return Part([Row(what, f"{minutes:.0f} minutes", "", "", "≤ 40 minutes")], recorded["machine"])
 
