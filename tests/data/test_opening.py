@@ -40,6 +40,12 @@ def test_a_size_gives_the_view_of_evaluation(file):
     assert torch.equal(uncropped, EvalView((16, 16), 1.0)(whole))
 
 
+@pytest.mark.parametrize("size", ["64", (64,), 64.0, 0, (8, -8)])
+def test_a_size_that_is_none_is_refused(file, size):
+    with pytest.raises(ValueError, match=r"size is .*; expected one side or \(height, width\)"):
+        beit.open_image(file, size=size)
+
+
 def test_a_list_is_a_batch(file):
     batch = beit.open_image([file, picture(70, 50)], size=16)
     assert batch.shape == (2, 3, 16, 16)

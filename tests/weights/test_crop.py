@@ -49,6 +49,26 @@ def test_an_old_run_says_it_in_its_settings(tmp_path: Path, backbone: VisionTran
     assert stated_crop(str(run.path)) == (1.0, "weights.safetensors says so")
 
 
+@pytest.mark.parametrize(
+    ("processor", "expected"),
+    [
+        ({"do_center_crop": True, "crop_size": 224, "size": {"shortest_edge": 256}}, 0.875),
+        ({"do_center_crop": True, "crop_size": {"height": 9}, "size": {"height": 10}}, 0.9),
+        ({"do_center_crop": True, "crop_size": 224, "size": 256, "do_resize": False}, None),
+        ({"do_center_crop": False, "crop_size": 224, "size": 256}, None),
+        ({"do_center_crop": True, "crop_size": 256, "size": 224}, None),
+        ([], None),
+    ],
+)
+def test_an_image_processor_of_transformers_says_it_too(
+    tmp_path: Path, backbone: VisionTransformer, processor: object, expected: float | None
+) -> None:
+    save_weights(tmp_path / "model.safetensors", backbone)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
+    stated = (expected, "preprocessor_config.json says so")
+    assert stated_crop(str(tmp_path)) == (None if expected is None else stated)
+
+
 def test_a_folder_for_timm_says_it_too(tmp_path: Path, backbone: VisionTransformer) -> None:
     save_weights(tmp_path / "model.safetensors", backbone)
     (tmp_path / "config.json").write_text(json.dumps({"pretrained_cfg": {"crop_pct": 0.9}}))

@@ -28,6 +28,7 @@ from beit.weights.formats.published import to_published
 from beit.weights.formats.timm_beit import timm_config, to_timm
 from beit.weights.formats.transformers_beit import to_transformers
 from beit.weights.formats.transformers_config import transformers_config
+from beit.weights.frozen import open_frozen_model
 from beit.weights.layouts import LAYOUTS
 from beit.weights.open import (
     holds_segmenter,
@@ -482,6 +483,8 @@ def test_a_published_classifier_has_imagenets_names(name, backbone, tmp_path):
     numbers = tuple(map(str, range(1000)))
     assert load(tmp_path / name, class_names=numbers, **options).classes == numbers
     assert load(saved(37), **options).classes is None
+    all_of_imagenet = load(saved(21_841), **options).classes
+    assert all_of_imagenet == (imagenet_words(21_841) if known else None)
 
 
 @pytest.mark.parametrize(("tag", "known"), [("in22k_ft_in1k", True), ("pets", False), (3, False)])
@@ -492,6 +495,24 @@ def test_timms_classifier_of_imagenet_has_its_names(tag, known, backbone, tmp_pa
     config["pretrained_cfg"]["tag"] = tag
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert load(tmp_path).classes == (imagenet_words() if known else None)
+
+
+def test_a_backbone_is_read_without_knowing_what_feeds_the_aggregation(tmp_path, pretrained):
+    path = tmp_path / "w.pth"
+    torch.save({"model": to_published(pretrained)}, path)
+    with pytest.raises(ValueError, match="give early_layers=…"):
+        load(path)
+    assert same(load_backbone(path), pretrained.backbone)
+    frozen = open_frozen_model(str(path))
+    assert frozen.network is not None and same(frozen.network, pretrained.backbone)
+
+
+def test_a_name_of_the_hub_is_recognised(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="in the hub, hf://microsoft/beit-base; expected"):
+        load("microsoft/beit-base")
+    with pytest.raises(FileNotFoundError, match=r"runs/a/w\.pth does not exist; expected"):
+        load("runs/a/w.pth")
 
 
 @pytest.mark.parametrize("size", ["384", (16,), 16.0])

@@ -1,4 +1,4 @@
-"""ImageNet's 1000 classes: WordNet ids and words, from the lists in timm (`timm/data/_info`)."""
+"""ImageNet's classes: WordNet ids and words, from the lists in timm (`timm/data/_info`)."""
 
 import re
 from collections.abc import Sequence
@@ -6,20 +6,22 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+# By the number of classes: ImageNet-1k, and all of ImageNet, called 21k and 22k.
+WORDS_OF = {1000: "imagenet_synsets.txt", 21_841: "imagenet22k_synsets.txt"}
 WORDNET_ID = re.compile(r"n\d{8}")
 
 
 def wordnet_ids() -> list[str]:
     """List the WordNet ids of ImageNet's 1000 classes, sorted: the order of published weights."""
-    return list(_imagenet())
+    return list(_imagenet(1000))
 
 
-def imagenet_words() -> tuple[str, ...]:
-    """Return the words for ImageNet's 1000 classes, in the order of published weights.
+def imagenet_words(classes: int = 1000) -> tuple[str, ...]:
+    """Return the words for ImageNet's 1000 or 21,841 classes, in the order of published weights.
 
-    The first is "tench, Tinca tinca". Two classes are called "crane".
+    The first of 1000 is "tench, Tinca tinca". Some words are those of several classes, as "crane".
     """
-    return tuple(_imagenet().values())
+    return tuple(_imagenet(classes).values())
 
 
 def are_imagenet_words(names: Sequence[str]) -> bool:
@@ -62,8 +64,8 @@ def _first_word(words: str) -> str:
 
 
 @cache
-def _imagenet() -> dict[str, str]:
+def _imagenet(classes: int) -> dict[str, str]:
     """Return the words for each WordNet id, sorted by id."""
     lines = timm_file("imagenet_synset_to_lemma.txt").splitlines()
     words = dict(line.split("\t") for line in lines)
-    return {name: words[name] for name in sorted(timm_file("imagenet_synsets.txt").split())}
+    return {name: words[name] for name in sorted(timm_file(WORDS_OF[classes]).split())}

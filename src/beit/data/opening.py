@@ -31,6 +31,7 @@ def open_image(
 
     Raises:
         TypeError: something else than such an image
+        ValueError: a size that is none, or images of several sizes without one
         UnreadableImage: a file is missing or damaged; a ValueError
     """
     several = image if isinstance(image, list | tuple) else [image]
@@ -38,12 +39,20 @@ def open_image(
         raise ValueError("no image given; expected at least one")
     images = [_opened(one) for one in several]
     if size is not None:
-        view = EvalView((size, size) if isinstance(size, int) else size, crop_ratio)
+        view = EvalView(_sides(size), crop_ratio)
         images = [view(one) for one in images]
     sizes = dict.fromkeys(tuple(one.shape[-2:]) for one in images)
     if len(sizes) > 1:
         raise ValueError(f"images of several sizes, {list(sizes)[:3]}; give size=(height, width)")
     return torch.stack(images)
+
+
+def _sides(size: object) -> tuple[int, int]:
+    sides = (size, size) if isinstance(size, int) else size
+    match sides:
+        case [int(height), int(width)] if height > 0 and width > 0:
+            return height, width
+    raise ValueError(f"size is {size!r}; expected one side or (height, width), in pixels")
 
 
 def _opened(image: object) -> Tensor:

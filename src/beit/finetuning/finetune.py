@@ -39,7 +39,7 @@ from beit.run.log import kept_step
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.run.reading import Reading
 from beit.weights.file import save_weights
-from beit.weights.open import load, load_backbone, load_sized
+from beit.weights.open import load, load_backbone, load_start
 from beit.weights.transfer import (
     backbone_for_finetuning,
     carry_backbone,
@@ -214,7 +214,7 @@ def build_classifier(config: Config, classes: Classes) -> tuple[ImageClassifier,
         assert config.backbone is not None
         vit = config.backbone
     else:
-        start = load_sized(config.init, config.image_size, num_heads=config.num_heads)
+        start = load_start(config.init, config.image_size, num_heads=config.num_heads)
         backbone = backbone_for_finetuning(start, config.init, config.image_size)
         vit = backbone.config
     vit = replace(vit, drop_path=config.drop_path)

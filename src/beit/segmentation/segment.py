@@ -38,7 +38,7 @@ from beit.segmentation.report import report
 from beit.segmentation.validation import validate
 from beit.segmentation.views import SegmentViews
 from beit.weights.file import save_weights
-from beit.weights.open import load, load_sized
+from beit.weights.open import load, load_start
 from beit.weights.transfer import backbone_for_finetuning, carry_backbone, carry_decoder
 
 logger = logging.getLogger(__name__)
@@ -193,7 +193,7 @@ def build_segmenter(config: Config, source: LabelMaps) -> tuple[SemanticSegmente
         vit = config.backbone
     else:
         overrides = {"num_heads": config.num_heads, "mean": config.mean, "std": config.std}
-        start = load_sized(config.init, config.image_size, **overrides)
+        start = load_start(config.init, config.image_size, **overrides)
         backbone = backbone_for_finetuning(start, config.init, config.image_size)
         vit = backbone.config
     head = config.head

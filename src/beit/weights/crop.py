@@ -48,8 +48,29 @@ def stated_crop(source: str) -> tuple[float, str] | None:
         about = _json(read_shapes(weights)[1].get(FORMAT, ""))
         if (ratio := _ratio(about, "crop_ratio")) is not None:
             return ratio, f"{weights.name} says so"
-    ratio = _ratio(settings, *fields)
-    return None if ratio is None else (ratio, f"{settings_file.name} says so")
+    if (ratio := _ratio(settings, *fields)) is not None:
+        return ratio, f"{settings_file.name} says so"
+    processor = weights.with_name("preprocessor_config.json")
+    if processor.is_file() and (ratio := _of_processor(_json(processor.read_text("utf-8")))):
+        return ratio, f"{processor.name} says so"
+    return None
+
+
+def _of_processor(values: Any) -> float | None:
+    """Read the crop of an image processor of transformers: `crop_size` of `size`.
+
+    None for one that does not crop: it stretches images to a square, as no model is trained here.
+    """
+    crops = isinstance(values, dict) and values.get("do_resize", True)
+    if not crops or not values.get("do_center_crop", False):
+        return None
+    sides: list[float] = []
+    for size in (values.get("crop_size"), values.get("size")):
+        side = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size
+        if not isinstance(side, int) or side < 1:
+            return None
+        sides.append(side)
+    return _ratio({"crop": sides[0] / sides[1]}, "crop")
 
 
 def _ratio(values: Any, *fields: str) -> float | None:

@@ -49,6 +49,10 @@ TABLE = "rel_pos_bias.table"
 MAX_INDEX = 2**30  # entries of all position indices; a ViT-L at 1024 x 1024 pixels has 0.4e9
 
 
+class EarlyLayersUnknownError(ValueError):
+    """The weights do not determine which block feeds the patch aggregation."""
+
+
 class SizeUnknownError(ValueError):
     """The file does not determine the image size: its grid is not square or it has no positions."""
 

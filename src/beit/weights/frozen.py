@@ -11,7 +11,7 @@ from beit.nn.pooling import Kind, Layer, Tokens, pooled
 from beit.nn.position import resized
 from beit.nn.vit import VisionTransformer
 from beit.weights.file import size_pair
-from beit.weights.open import backbone_of, load_sized
+from beit.weights.open import backbone_of, load_start
 from beit.weights.teachers import load_teacher
 
 TEACHER = "teacher:"
@@ -64,7 +64,7 @@ def open_frozen_model(
         return FrozenModel(read_teacher, *sizes, network=teacher, grid=teacher.grid)
 
     size = None if image_size is None else size_pair(image_size)
-    model = load_sized(source, size, num_heads=num_heads)
+    model = load_start(source, size, num_heads=num_heads)
     backbone = backbone_of(model)
     if backbone is None:
         raise ValueError(f"{source} holds a {type(model).__name__}, which has no backbone")

@@ -28,6 +28,7 @@ THEIRS = ("model.safetensors", "pytorch_model.bin")
 REPOSITORY_FILES: dict[str, tuple[str, ...]] = {WEIGHTS: ()} | {
     name: SETTINGS for file in THEIRS for name in (file, file + INDEX)
 }
+REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # OWNER/NAME
 TIMEOUT_SECONDS = 5  # to connect to the hub
 SOURCE = re.compile(
     r"hf://(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(/(?P<file>.+))?"

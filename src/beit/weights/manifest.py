@@ -79,11 +79,9 @@ def find(name: str) -> PublishedFile:
 
 
 def is_of_imagenet(file_name: str) -> bool:
-    """Whether a file name is that of a published classifier of ImageNet's 1000 classes."""
+    """Whether a file name is that of a published classifier, all of which are of ImageNet."""
     return any(
-        file.file == file_name
-        and file.model == "ImageClassifier"
-        and file.shapes["classes"] == 1000
+        file.file == file_name and file.model == "ImageClassifier"
         for file in published_files().values()
     )
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from beit.data.imagenet_names import imagenet_words
+from beit.data.imagenet_names import WORDS_OF, imagenet_words
 from beit.nn.heads import ImageClassifier
 from beit.nn.position import resized, with_bias_per_block
 from beit.nn.segmenter import SemanticSegmenter
@@ -20,6 +20,7 @@ from beit.weights import hub, manifest
 from beit.weights.file import (
     FORMAT,
     TABLE,
+    EarlyLayersUnknownError,
     SizeUnknownError,
     kind_of,
     model_of,
@@ -112,7 +113,7 @@ def load_backbone(
             every block, as in fine-tuning
     """
     relative_bias = overrides.pop("relative_bias", None)
-    backbone = required_backbone(load_sized(source, image_size, **overrides), str(source))
+    backbone = required_backbone(load_start(source, image_size, **overrides), str(source))
     own = backbone.config.relative_bias
     if relative_bias not in (None, "per_block", own):
         raise ValueError(
@@ -152,6 +153,19 @@ def load_sized(
         if image_size is None:
             raise
         return load(source, image_size=image_size, **overrides)
+
+
+def load_start(
+    source: str | Path, image_size: int | tuple[int, int] | None, **overrides: Any
+) -> nn.Module:
+    """Load a model as by `load_sized`, of which patch aggregation will not be used.
+
+    So nobody is asked which block feeds it, if the file does not determine that.
+    """
+    try:
+        return load_sized(source, image_size, **overrides)
+    except EarlyLayersUnknownError:
+        return load_sized(source, image_size, early_layers=1, **overrides)
 
 
 def holds_segmenter(source: str | Path) -> bool:
@@ -206,11 +220,12 @@ def _load_with_head(
 
 
 def _name_classes(model: nn.Module, origin: str) -> None:
-    """Give a classifier of ImageNet's 1000 classes their words, unless it has names."""
+    """Give a classifier of ImageNet's 1000 or 21,841 classes their words, unless it has names."""
     if isinstance(model, ImageClassifier) and model.classes is None:
-        if model.config.num_classes == 1000:  # not another head
-            model.config = replace(model.config, class_names=imagenet_words())
-            logger.info("%s: its classes are ImageNet's 1000", origin)
+        number = model.config.num_classes
+        if number in WORDS_OF:  # not another head
+            model.config = replace(model.config, class_names=imagenet_words(number))
+            logger.info("%s: its classes are ImageNet's %d", origin, number)
 
 
 def _local_path(source: str | Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
@@ -248,8 +263,9 @@ def _find_file(path: Path) -> Path:
             f"of beit; open it with beit.load_teacher({name!r}), or use beit embed or beit similar"
         )
     if not path.is_file():
+        in_hub = f"; in the hub, {hub.HUB}{path}" if hub.REPOSITORY.fullmatch(str(path)) else ""
         raise FileNotFoundError(
-            f"{path} does not exist; expected a run directory, a file ({expected}), "
+            f"{path} does not exist{in_hub}; expected a run directory, a file ({expected}), "
             "hf://OWNER/NAME or published:NAME"
         )
     if not path.name.endswith(SUFFIXES):

@@ -9,7 +9,7 @@ import torch
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.tokenizer import VQKD, VQKDConfig
-from beit.nn.vit import vit_config
+from beit.nn.vit import VisionTransformer, vit_config
 from beit.weights.formats.published import from_published, to_published
 from beit.weights.formats.published_config import classifier_config, mim_config, vqkd_config
 
@@ -182,6 +182,17 @@ def test_cleaned_tokenizer_without_bookkeeping_loads(tokenizer):
     read = from_published(state, num_heads=2, image_size=(12, 20))
     assert torch.equal(read.quantizer.codebook, tokenizer.quantizer.codebook)
     assert read.quantizer.counts.eq(0).all()
+
+
+def test_a_guessed_number_of_heads_is_said(pretrained, caplog):
+    changes = {"relative_bias": "none", "absolute_positions": True, "width": 128, "num_heads": 4}
+    vit = dataclasses.replace(pretrained.config.backbone, **changes)
+    state = VisionTransformer(vit).state_dict()  # bare: the same names as a published backbone
+    assert from_published(state, image_size=vit.image_size).config.num_heads == 2
+    assert "does not say its number of heads; taken as 2, of 64 channels each" in caplog.text
+    caplog.clear()
+    assert from_published(state, image_size=vit.image_size, num_heads=4).config.num_heads == 4
+    assert caplog.text == ""
 
 
 def test_normalisation_is_as_trained_unless_given(tokenizer, pretrained):

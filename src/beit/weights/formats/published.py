@@ -22,6 +22,7 @@ from beit.weights.formats import published_names as names
 from beit.weights.formats.containers import named_tensors
 from beit.weights.formats.names import Rows
 from beit.weights.formats.published_config import (
+    CHANNELS_PER_HEAD,
     classifier_config,
     mim_config,
     summary,
@@ -112,6 +113,15 @@ def model_and_summary(
     model: Model = assemble(kind.model, config, names.to_ours(tensors, kind.rows), origin, fresh)
     vit = config_of_vit(config)
     assert vit is not None
+    table = vit.relative_bias != "none" or kind.model is VQKD  # of a tokenizer, 64 are known
+    if not table and "num_heads" not in overrides:
+        logger.warning(
+            "%s does not say its number of heads; taken as %d, of %d channels each. If it has "
+            "another, give num_heads",
+            origin,
+            vit.num_heads,
+            CHANNELS_PER_HEAD,
+        )
     return model, summary(kind.what.format(config), vit, left_out)
 
 

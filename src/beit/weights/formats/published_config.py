@@ -12,7 +12,7 @@ from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, grid_of
 from beit.nn.relative_bias import CLS_ROWS
 from beit.nn.tokenizer import NO_CUT, VQKDConfig
 from beit.nn.vit import ViTConfig
-from beit.weights.file import SizeUnknownError, size_pair
+from beit.weights.file import EarlyLayersUnknownError, SizeUnknownError, size_pair
 from beit.weights.formats.published_names import TABLE
 
 BACKBONE_OVERRIDES = ("num_heads", "image_size", "mean", "std")
@@ -52,7 +52,7 @@ def mim_config(
     early_layers = overrides.get("early_layers", EARLY_LAYERS.get(backbone.depth))
     if early_layers is None:
         if head_layers:
-            raise ValueError(
+            raise EarlyLayersUnknownError(
                 f"{origin} has {head_layers} aggregation blocks over a backbone of depth "
                 f"{backbone.depth}, and shapes do not determine which block feeds them; "
                 "give early_layers=…"

@@ -156,10 +156,10 @@ def _settings_of(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
 
 
 def is_of_imagenet(config: Mapping[str, Any]) -> bool:
-    """Whether a `config.json` is of a classifier that timm trained on ImageNet-1k last."""
+    """Whether a `config.json` is of a classifier that was trained last on ImageNet-1k or -22k."""
     pretrained = config.get("pretrained_cfg")
     tag = pretrained.get("tag") if isinstance(pretrained, Mapping) else None
-    return isinstance(tag, str) and tag.endswith("in1k")
+    return isinstance(tag, str) and tag.endswith(("in1k", "in22k"))
 
 
 def _vit_of(model: nn.Module) -> ViTConfig:
