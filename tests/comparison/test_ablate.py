@@ -207,6 +207,20 @@ def test_metrics_of_a_probe_have_the_score_and_the_features_in_their_names(tmp_p
     }
 
 
+def test_an_evaluation_is_a_stage(tmp_path: Path) -> None:
+    content = {
+        "stages": {"finetune": {"preset": "cifar10-ft-cpu"}, "evaluate": {"model": "$finetune"}},
+        "cells": {"a": {"evaluate.data": "shapes://8", "evaluate.corruptions": "all"}},
+        "figures": {"Error, %": "evaluate.mean_corruption_error"},
+    }
+    (chain,) = planned_chains(unfold(content, "plan", {}))
+    evaluation = chain.runs["evaluate"]
+    assert evaluation.references == {"model": chain.runs["finetune"].name}
+    assert evaluation.arguments[-1] == "--seed=0" and not evaluation.trains
+    (tmp_path / "evaluate.json").write_text('{"figures": {"mean_corruption_error": 0.25}}')
+    assert ablate.read_metrics(tmp_path) == {"mean_corruption_error": 0.25}
+
+
 # ── with training ───────────────────────────────────────────────────────────────────────────────
 
 SHORT = {

@@ -28,7 +28,7 @@ from beit.comparison.ablation_table import (
     write_results,
 )
 from beit.comparison.execution import locked, run_all
-from beit.comparison.plan import Plan, unfold
+from beit.comparison.plan import MEASURES, Plan, unfold
 from beit.comparison.planned_runs import Chain, planned_chains, run_option, word
 from beit.draw.report import Table
 from beit.files import write_text
@@ -192,17 +192,21 @@ def read_metrics(directory: Path) -> dict[str, float]:
     """Read the metrics of a complete run.
 
     A probe has linear.cls, knn.mean and so on, linear.paper for the row of the paper's protocol,
-    and attentive. A training has the last value of each name in metrics.jsonl; if it kept the best
-    weights, the values of the best validation.
+    and attentive. An evaluation has top1, mean_corruption_error and so on. A training has the last
+    value of each name in metrics.jsonl; if it kept the best weights, the values of the best
+    validation.
     """
     metrics: dict[str, Any] = {}
-    if (directory / "probe.json").is_file():
-        record = json.loads((directory / "probe.json").read_text(encoding="utf-8"))
+    if (directory / MEASURES["probe"]).is_file():
+        record = json.loads((directory / MEASURES["probe"]).read_text(encoding="utf-8"))
         for row, score in product(record["rows"], ("linear", "knn")):
             metrics[f"{score}.{row['features']}"] = row[score]
             if row["paper"]:
                 metrics[f"{score}.paper"] = row[score]
         metrics |= {row["features"]: row["attentive"] for row in record["attentive"]}
+    elif (directory / MEASURES["evaluate"]).is_file():
+        record = json.loads((directory / MEASURES["evaluate"]).read_text(encoding="utf-8"))
+        metrics |= record["figures"]
     else:
         records = read_log(directory / "metrics.jsonl")
         for line in records:

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
-from beit.comparison.plan import Plan
+from beit.comparison.plan import MEASURES, Plan
 from beit.comparison.planned_runs import Chain, PlannedRun
 from beit.draw.charts import (
     LETTER,
@@ -276,10 +276,10 @@ def _facts(plan: Plan, chains: Sequence[Chain], output: Path) -> dict[str, str]:
 
 
 def _environment(directory: Path) -> dict[str, Any]:
-    probe = directory / "probe.json"
-    file = probe if probe.is_file() else directory / "environment.json"
+    names = ["environment.json", *MEASURES.values()]
+    file = next(directory / name for name in names if (directory / name).is_file())
     record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return record["environment"] if file == probe else record
+    return record.get("environment", record)  # type: ignore[no-any-return]
 
 
 def _one_line(value: Any) -> str:

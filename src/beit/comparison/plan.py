@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 from beit.command.messages import did_you_mean
 from beit.command.verbs import VERBS
 
-PROBE = "probe"
-STAGE_VERBS = [name for name, verb in VERBS.items() if verb.resumable or name == PROBE]
+# Verbs that measure a model, and are not resumed; the file with their figures.
+MEASURES = {"probe": "probe.json", "evaluate": "evaluate.json"}
+STAGE_VERBS = [name for name, verb in VERBS.items() if verb.resumable or name in MEASURES]
 FIELDS = ("title", "text", "seeds", "stages", "cells", "grid", "figures", "reference", "paper")
 REFERENCE = "$"  # $NAME stands for the run directory of an earlier stage
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 from beit.command.modules import find_module
 from beit.command.options import parse
 from beit.command.verbs import VERBS
-from beit.comparison.plan import PROBE, Plan, Stage, flat
+from beit.comparison.plan import MEASURES, Plan, Stage, flat
 
 Settings = Mapping[str, Any]
 DVAE = VERBS["train-tokenizer"].kinds["dvae"]
@@ -29,15 +29,15 @@ class PlannedRun(NamedTuple):
 
     @property
     def trains(self) -> bool:
-        """Whether the run can be resumed and started by a launcher; a probe cannot."""
-        return self.stage.verb != PROBE
+        """Whether the run can be resumed and started by a launcher; a measurement cannot."""
+        return self.stage.verb not in MEASURES
 
     def directory(self, output: Path) -> Path:
         """Return the run directory in the directory of an ablation."""
         return output / "runs" / self.name
 
     def is_complete(self, output: Path) -> bool:
-        """Tell whether the run is finished: training writes weights last, a probe its report."""
+        """Tell whether it is finished: training writes weights last, a measurement its report."""
         last_file = "weights.safetensors" if self.trains else "report.html"
         return (self.directory(output) / last_file).is_file()
 
@@ -133,4 +133,4 @@ def word(value: Any) -> str:
 
 def run_option(verb: str, name: Literal["output", "seed"]) -> str:
     """Name the option for a run's directory or seed."""
-    return name if verb == PROBE else f"run.{name}"
+    return name if verb in MEASURES else f"run.{name}"
