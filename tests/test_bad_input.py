@@ -166,14 +166,16 @@ def test_one_unreadable_image_among_many(train, output, folder, capsys):
     assert (output / "weights.safetensors").exists()
 
 
-def test_more_than_the_allowed_share(train, output, folder, capsys):
+@pytest.mark.parametrize("budget", [[], ["--budget", "1h"]], ids=["", "budget"])
+def test_more_than_the_allowed_share(budget, train, output, folder, capsys):
     for number in range(12, 300):
         picture(number).save(folder / f"{number:03}.png")
     for number in (17, 70, 150, 299):
         (folder / f"{number:03}.png").write_bytes(b"These are words.")
     options = ["--optim.batch_size", "100", "--optim.epochs", "1", "--run.stop_after", "3"]
-    assert train(folder, *options) == 2
+    assert train(folder, *options, *budget) == 2
     message = error_line(capsys)
+    assert f"--resume {output}" in message or not budget  # not the trial's directory
     assert "4 of 300 images cannot be read, more than the allowed 1.000%" in message
     assert "017.png: not an image" in message
 

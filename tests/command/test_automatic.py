@@ -76,6 +76,12 @@ def test_a_budget_sets_the_most_epochs_and_a_long_one_a_larger_model():
     assert (encoder["image_size"], encoder["depth"]) == ([128, 128], 12)
 
 
+def test_a_budget_needs_a_unit(tmp_path):
+    arguments = ["--data", folder(tmp_path / "photos", {"": 40}), "--budget", "10"]
+    with pytest.raises(ValueError, match="for minutes write 10m"):
+        parse("train-tokenizer", vqkd.Config, [*arguments, "--output", str(tmp_path / "run")])
+
+
 def test_what_is_told_decides_what_follows():
     values = chosen(options={"model": {"encoder": {"image_size": [64, 128]}}})
     encoder = values["model"]["encoder"]

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import pytest
 
 from beit import cli
-from beit.command.ending import Ending, again, beside, show, words
+from beit.command.ending import Ending, again, beside, show, whole, words
 from beit.command.modules import find_module
 from beit.command.options import parse
 from beit.command.verbs import VERBS
 from beit.run.directory import RunDirectory
 from beit.similarity.similar import Neighbour
+from beit.tokenizer import vqkd
 
 RUN = Path("runs/mine")
 TRAINED = {"directory": RUN, "metrics": {}, "sections": []}
@@ -161,6 +162,20 @@ def test_the_paths_are_the_users_and_the_next_output_is_free(tmp_path, monkeypat
     assert words("embed", "x", ["a", "b"], data="", limit=None, output=Path("o")) == [
         *("embed", "x", "a", "b", "--output", "o")
     ]
+
+
+def test_what_follows_a_held_out_part_is_for_all_images(tmp_path):
+    assert whole("my photos[:90%]", "my photos[90%:]") == "my photos"
+    assert whole("photos[:90%]", "others[90%:]") == "photos[:90%]"
+    assert whole("photos[:90%]", "photos[80%:]") == "photos[:90%]"
+    assert whole("photos", "") == "photos"
+    data = ["--data", "photos[:90%]", "--validation", "photos[90%:]", "--output", "runs/tok"]
+    config = parse("train-tokenizer", vqkd.Config, ["--preset", "shapes-tiny", *data])
+    config = replace(config, run=replace(config.run, fitted_to="10m"))
+    (tmp_path / "metrics.jsonl").touch()
+    then = vqkd.ending(config, SimpleNamespace(directory=tmp_path, metrics={"loss": 1.0})).then
+    assert list(then)[1:3] == ["--data", "photos"] and "--validation" not in then
+    assert list(then)[-2:] == ["--budget", "10m"]
 
 
 def test_the_next_command_continues_the_preset(capsys):

@@ -28,11 +28,11 @@ def test_a_duration_has_units(text, seconds):
     assert seconds_of(text) == seconds
 
 
-@pytest.mark.parametrize("text", ["30", "", "half an hour", "0m", "-1h", "30m1h"])
+@pytest.mark.parametrize("text", ["30", 30, "", "half an hour", "0m", "-1h", "30m1h"])
 def test_other_durations_are_refused(text):
     with pytest.raises(ValueError, match="expected a time as in 30m, 2h, 1h30m or 90s") as error:
         seconds_of(text)
-    assert ("for minutes write 30m" in str(error.value)) == (text == "30")
+    assert ("for minutes write 30m" in str(error.value)) == (text in ("30", 30))
 
 
 def test_a_run_needs_its_steps_one_reading_and_its_validations(tmp_path):
@@ -72,13 +72,14 @@ def test_a_training_that_counts_steps_is_shortened_too():
 
 
 @pytest.mark.parametrize(("allowed", "steps"), [("1h", 10), ("0.01s", 1)])
-def test_a_run_records_what_was_chosen_and_not_the_budget(allowed, steps, tmp_path):
+def test_a_run_records_what_was_chosen_and_not_the_budget(allowed, steps, tmp_path, caplog):
     config = tokenizer_config(tmp_path / "run")
     config = replace(config, run=replace(config.run, budget=allowed))
     result = vqkd.run(config)
     written = yaml.safe_load((result.directory / "config.yaml").read_text())
     assert (written["run"]["budget"], written["run"]["fitted_to"]) == ("", allowed)
-    assert f"{steps} steps of" in written["run"]["chosen"][-1]
+    assert f"{steps} step{'s' * (steps > 1)} of" in written["run"]["chosen"][-1]
+    assert ("hardly anything in fewer than 100 steps" in caplog.text) == (steps < 10)  # shortened
     last = (result.directory / "metrics.jsonl").read_text().splitlines()[-1]
     assert f'"step": {steps},' in last
 

@@ -58,6 +58,15 @@ def words(verb: str, *positionals: str | list[str], **options: Any) -> list[str]
     return [*verb.split(), *chain(*lists), *chain.from_iterable(pairs)]
 
 
+def whole(train: str, validation: str) -> str:
+    """Return the set that was divided into these two parts, DATA[:90%] and DATA[90%:]; else train.
+
+    What follows a training, as features, is for all images.
+    """
+    data, _, share = train.removesuffix("]").rpartition("[:")
+    return data if share and validation == f"{data}[{share}:]" else train
+
+
 def again(verb: str, run: Path) -> str:
     """Return the command that repeats a run with its settings, in a new directory."""
     output = beside(run, f"{run.name}-again")

@@ -38,7 +38,7 @@ class Unreadable:
             raise TooManyUnreadable(
                 f"{count} of {self.total} images cannot be read, more than the allowed "
                 f"{self.limit_share:.3%}: {first}{also}. Repair or remove them, or raise "
-                "max_unreadable"
+                "max_unreadable (of a training, --data.max_unreadable)"
             )
 
     def state_dict(self) -> dict[str, list[str]]:

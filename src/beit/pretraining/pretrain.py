@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from lightning_fabric import Fabric
 
-from beit.command.ending import Ending, beside, last_values, words
+from beit.command.ending import Ending, beside, last_values, whole, words
 from beit.data.batches import EvalBatches
 from beit.data.classes import Labelled, known_classes, renumbered
 from beit.data.splits import Split
@@ -121,6 +121,8 @@ def ending(config: Config, result: Result) -> Ending:
     metric, meaning = PREDICTED[config.target.kind]
     value = values.get(f"val_{metric}", values.get(metric, 0.0))
     figure = f"{percent(value)} {meaning}"
+    if (chance := values.get("val_chance")) is not None:
+        figure += f" (chance {percent(chance)})"
     if "knn_cls" in values:
         figure += f"; k-NN accuracy {percent(max(values['knn_cls'], values['knn_mean']))}"
     if config.check.every and data.validation:
@@ -128,7 +130,8 @@ def ending(config: Config, result: Result) -> Ending:
         then = words("probe", model=run.path, data=data.train, test=data.validation, output=output)
     else:
         output = beside(run.path, f"{run.path.name}-features.parquet")
-        then = words("embed", model=run.path, data=data.train, output=output)
+        images = whole(data.train, data.validation)
+        then = words("embed", model=run.path, data=images, output=output)
     return Ending(f"{run.path}, a pretrained backbone; report {run.report_file}", figure, then)
 
 

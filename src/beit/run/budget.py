@@ -31,6 +31,7 @@ C = TypeVar("C")
 BATCHES = 6  # training batches of the trial, each seen twice
 STEPS = 2 * BATCHES
 UNTIMED = 4  # first steps of the trial, in which memory is allocated and workers start
+FEW = 100  # steps
 READ = 12  # images that are read to time it
 RESERVE = 0.05  # share of the budget for what a trial does not show
 
@@ -84,15 +85,24 @@ def within_budget(
     steps = fitted.optim.schedule(len(sets.train)).total_steps
     length = f"{fitted.optim.epochs:g} epochs, " if hasattr(fitted.optim, "epochs") else ""
     verdict = "they fit into" if fitted is settings else "as many as fit into"
-    why = f"{length}{steps} steps of {times.step:.2g} s: {verdict} {budget}"
+    number = f"{steps} step{'s' * (steps != 1)} of {times.step:.2g} s"
+    why = f"{length}{number}: {verdict} {budget}"
     logger.info("%s", why)
+    if steps < FEW and fitted is not settings:
+        logger.warning(
+            "%s is little: a training learns hardly anything in fewer than %d steps. Give a longer "
+            "budget; if other programs used the machine just now, begin again without them",
+            number,
+            FEW,
+        )
     chosen = (*settings.run.chosen, why)
     recorded = replace(settings.run, budget="", fitted_to=budget, chosen=chosen)
     return fit(replace(fitted, run=recorded), steps)
 
 
-def seconds_of(duration: str) -> float:
-    """Read a duration: 30m, 2h, 1h30m or 90s."""
+def seconds_of(duration: str | float) -> float:
+    """Read a duration: 30m, 2h, 1h30m or 90s. A number without a unit is refused."""
+    duration = str(duration)
     number = r"(\d+(?:\.\d+)?)"
     match = re.fullmatch(rf"(?:{number}h)?(?:{number}m)?(?:{number}s)?", duration)
     values = [float(value or 0) for value in match.groups()] if match else [0.0]
@@ -135,7 +145,7 @@ def as_trial(config: Any, num_images: int) -> Any:
     checks = {"check": replace(config.check, every=0)} if hasattr(config, "check") else {}
     return replace(
         config,
-        data=replace(data, limit=limit, validation="", cache_gigabytes=cache),
+        data=replace(data, limit=limit, validation="", cache_gigabytes=cache, max_unreadable=1.0),
         optim=optim,
         validate_every=STEPS,
         **checks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from beit.command.ending import Ending, beside, last_values, words
+from beit.command.ending import Ending, beside, last_values, whole, words
 from beit.draw.names import percent
 from beit.run.directory import RunDirectory
 from beit.run.journal import Result
@@ -25,14 +25,16 @@ def ending(config: Config, result: Result) -> Ending:
         if (use := values.get(f"{prefix}usage")) is not None:
             perplexity = values[f"{prefix}perplexity"]
             figure = f"{percent(use)} of the codes in use on {images}, perplexity {perplexity:.0f}"
+    images = whole(data.train, data.validation)
     return Ending(
         f"{run.path}, a tokenizer of {config.model.num_codes} codes; report {run.report_file}",
         figure,
         words(
             "pretrain",
-            data=data.train,
-            validation=data.validation,
+            data=images,
+            validation=data.validation if images == data.train else None,
             tokenizer=run.path,
             output=beside(run.path, "pretrained"),
+            budget=config.run.fitted_to,
         ),
     )
