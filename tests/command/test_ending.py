@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from beit import cli
-from beit.command.ending import Ending, again, beside, show, whole, words
+from beit.command.ending import Ending, again, beside, run_facts, show, whole, words
 from beit.command.modules import find_module
 from beit.command.options import parse
 from beit.command.verbs import VERBS
@@ -208,3 +208,14 @@ def test_the_command_in_a_report_repeats_the_run(tmp_path, monkeypatch):
     repeated = parse("pretrain", module.Config, options)
     assert repeated == replace(config, run=replace(config.run, output="runs/my run-again"))
     RunDirectory.check_new(repeated.run.output)
+
+
+def test_a_report_says_how_long_a_run_was_and_what_was_chosen():
+    data = ["--data", "photos[:90%]", "--validation", "photos[90%:]", "--output", "runs/tok"]
+    config = parse("train-tokenizer", vqkd.Config, ["--preset", "shapes-tiny", *data])
+    run = replace(config.run, fitted_to="10m", chosen=("96 pixels: as usual", "30 epochs"))
+    facts = run_facts("train-tokenizer", Path("runs/tok"), replace(config, run=run))
+    batch = config.optim.batch_size
+    assert facts["length"] == f"{config.optim.epochs:g} epochs, batches of {batch}; budget 10m"
+    assert facts["held out for validation"] == "photos[90%:]"
+    assert facts["chosen"] == "96 pixels: as usual; 30 epochs"

@@ -73,6 +73,21 @@ def again(verb: str, run: Path) -> str:
     return shlex.join(["beit", *words(verb, config=run / "config.yaml", output=output)])
 
 
+def run_facts(verb: str, run: Path, config: Any) -> dict[str, str]:
+    """Return what the report of a training says of it: how to repeat it, images, length, seed."""
+    optim, budget = config.optim, config.run.fitted_to
+    length = f"{optim.epochs:g} epochs" if hasattr(optim, "epochs") else f"{optim.steps} steps"
+    facts = {
+        "command": again(verb, run),
+        "images": config.data.train,
+        "held out for validation": config.data.validation or "none",
+        "length": f"{length}, batches of {optim.batch_size}" + f"; budget {budget}" * bool(budget),
+        "chosen": "; ".join(config.run.chosen),
+        "seed": str(config.run.seed),
+    }
+    return {name: value for name, value in facts.items() if value}
+
+
 def opened(page: Path) -> list[str]:
     """Return the words of a command that opens a page in the browser."""
     return ["python", "-m", "webbrowser", str(page)]

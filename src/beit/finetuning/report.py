@@ -1,6 +1,6 @@
 """The report of a fine-tuning run: the accuracy of each class, and curves."""
 
-from beit.command.ending import again
+from beit.command.ending import run_facts
 from beit.data.classes import Classes
 from beit.draw.classes import class_items
 from beit.draw.curves import curves
@@ -44,12 +44,10 @@ def report(
     chosen = ", chosen on the validation set" if validated and config.keep == "best" else ""
     start, page = link_to(config.init or "", directory.report_file), directory.report_file
     facts: dict[str, str | Link] = {
-        "command": again("finetune", directory.path),
-        "images": config.data.train,
+        **run_facts("finetune", directory.path, config),
         "start": start or "fresh weights",
         **({"carried over": head} if head else {}),
         "weights kept": f"those of step {step}{chosen}",
-        "seed": str(config.run.seed),
     }
     metrics = validated.metrics if validated else {}
     figures = {

@@ -161,7 +161,7 @@ def run(config: Config) -> Result:
 
 def ending(config: Config, result: Result) -> Ending:
     """Say how many figures are drawn; the page is next."""
-    figure = f"{result.figures} figures"
+    figure = f"{result.figures} figure{'s' * (result.figures != 1)}"
     return Ending(f"{result.report}, where the model looks", figure, opened(result.report))
 
 

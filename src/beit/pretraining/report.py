@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from beit.command.ending import again
+from beit.command.ending import run_facts
 from beit.data.batches import first_images
 from beit.data.order import step_generator
 from beit.data.views import EvalView
@@ -46,12 +46,10 @@ def report(
     sections = [Section("What it predicts", items=[pictures]), Section("Pretraining", items=drawn)]
     tokens = config.target.kind == "tokens"
     facts = {
-        "command": again("pretrain", directory.path),
-        "images": config.data.train,
+        **run_facts("pretrain", directory.path, config),
         "tokenizer" if tokens else config.target.kind: link_to(
             config.tokenizer or config.target.source, directory.report_file
         ),
-        "seed": str(config.run.seed),
     }
     summary = (
         "A part of each image is hidden, and the model predicts what is there. What it needs for "

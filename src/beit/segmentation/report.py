@@ -1,6 +1,6 @@
 """The report of a segmentation run: some images, each class, and curves."""
 
-from beit.command.ending import again
+from beit.command.ending import run_facts
 from beit.draw.curves import curves
 from beit.draw.names import name_of, value_of
 from beit.draw.report import Link, Section, link_to, write_report
@@ -49,12 +49,10 @@ def report(
     chosen = ", chosen on the validation set" if validated and config.keep == "best" else ""
     start, page = link_to(config.init or "", directory.report_file), directory.report_file
     facts: dict[str, str | Link] = {
-        "command": again("segment", directory.path),
-        "images": config.data.train,
+        **run_facts("segment", directory.path, config),
         "start": start or "fresh weights",
         **({"carried over": transferred} if transferred else {}),
         "weights kept": f"those of step {step}{chosen}",
-        "seed": str(config.run.seed),
     }
     metrics = validated.metrics if validated else {}
     figures = {

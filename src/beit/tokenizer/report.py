@@ -10,7 +10,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from beit.command.ending import again
+from beit.command.ending import run_facts
 from beit.data import batches
 from beit.data.views import EvalView
 from beit.draw.components import codebook_colours
@@ -185,12 +185,7 @@ def written(
     figures: Mapping[str, Figure],
 ) -> list[Section]:
     """Write the page, some pictures of the first gallery first of all; return its sections."""
-    facts = {
-        "command": again("train-tokenizer", directory.path),
-        "images": config.data.train,
-        **facts,
-        "seed": str(config.run.seed),
-    }
+    facts = {**run_facts("train-tokenizer", directory.path, config), **facts}
     title, page = "Visual tokenizer", directory.report_file
     lead, shown = with_lead(sections)
     write_report(page, title, shown, facts, summary=summary, lead=lead, figures=figures)
