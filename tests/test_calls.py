@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import beit
 from beit import calls
@@ -233,11 +234,20 @@ def test_rows_of_a_table_with_and_without_a_file(
     kept = beit.embed(model=backbone.path, output=file, features=["cls", "patches"], **TABLE)
     assert (kept.path, kept.figures) == (file, {"rows": 13})
     assert kept.arrays["patches"].shape == (13, 6, 12)
-    only = beit.embed(model=backbone.path, features=["cls", "patches"], **TABLE)
+    features = {"features": ["cls", "patches"], "output": None}
+    only = beit.embed(model=backbone.path, **features, **TABLE)
     assert only.path is None
     assert only.arrays.keys() == kept.arrays.keys() == {"index", "path", "label", "cls", "patches"}
     for name, column in only.arrays.items():
         assert np.array_equal(column, kept.arrays[name])
+
+
+def test_a_list_of_files_is_embedded(backbone: Result, tmp_path: Path) -> None:
+    files = [str(tmp_path / f"{name}.png") for name in "ab"]
+    for file in files:
+        Image.new("RGB", (30, 20)).save(file)
+    rows = beit.embed(model=backbone.path, data=files, quiet=True).arrays
+    assert rows["path"].tolist() == files
 
 
 def test_rows_of_lines_are_refused(backbone: Result, tmp_path: Path) -> None:
@@ -258,7 +268,8 @@ def test_predict_evaluate_and_probe(
     assert evaluated.path is None
     output = tmp_path / "probe"
     settings = {"rates": [0.1], "epochs": 1, "num_workers": 0, "quiet": True, "output": output}
-    probed = beit.probe(model=backbone.path, train=IMAGES, test=OTHERS, neighbours=2, **settings)
+    with torch.no_grad():  # as a notebook may have it everywhere
+        probed = beit.probe(model=backbone.path, train=IMAGES, test=OTHERS, neighbours=2, **settings)
     assert probed.path == output
     assert probed.figures.keys() == {"linear_cls", "knn_cls", "linear_mean", "knn_mean"}
     assert capsys.readouterr() == ("", "")

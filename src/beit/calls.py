@@ -170,6 +170,7 @@ def _call(verb: str, words: list[str], quiet: bool, on_step: Any) -> "Result":
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(cuda))
         stack.enter_context(watched_by(on_step))
+        stack.enter_context(torch.enable_grad())  # a notebook may have turned it off
         if quiet:
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
@@ -189,7 +190,8 @@ def _call(verb: str, words: list[str], quiet: bool, on_step: Any) -> "Result":
 
 def takes_output(words: Iterable[str]) -> bool:
     """Whether an output is named, or may be by a file."""
-    return any(word.startswith(("--output=", "--config=")) for word in words)
+    named = (word for word in words if word.startswith(("--output=", "--config=")))
+    return any(word != "--output=null" for word in named)
 
 
 def in_python(message: str) -> str:

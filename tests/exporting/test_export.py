@@ -28,6 +28,7 @@ from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
+from beit.weights.crop import stated_crop
 from beit.weights.file import config_of_vit, save_weights
 
 Vit = Callable[..., ViTConfig]
@@ -297,7 +298,12 @@ def test_transformers_opens_a_folder_with_its_processor(
     processor = transformers.AutoImageProcessor.from_pretrained(output)
     model = beit.load(source)
     images = images_of(model, 2)
-    pixels = processor(images=list(images), return_tensors="pt")
+    as_they_are = {"do_resize": False, "do_center_crop": False}
+    pixels = processor(images=list(images), return_tensors="pt", **as_they_are)
+    assert processor(images=list(images), return_tensors="pt")["pixel_values"].shape[-1] == side
+    stated = stated_crop(str(output))
+    assert stated is not None
+    assert stated[0] == (1.0 if kind == "segmenter" else 24 / 27)  # 0.875, of whole pixels
     with torch.no_grad():
         if kind == "backbone":
             close(theirs(**pixels).last_hidden_state[:, 0], model(images).cls)

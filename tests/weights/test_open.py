@@ -513,6 +513,24 @@ def test_a_name_of_the_hub_is_recognised(tmp_path, monkeypatch):
         load("microsoft/beit-base")
     with pytest.raises(FileNotFoundError, match=r"runs/a/w\.pth does not exist; expected"):
         load("runs/a/w.pth")
+    with pytest.raises(
+        FileNotFoundError, match=r"did you mean published:beit_base_patch16_224_pt22k\?"
+    ):
+        load("beit_base_patch16_224_pt22k")
+    with pytest.raises(TypeError, match="source is a dict; expected the name of a file"):
+        load({})
+
+
+@pytest.mark.parametrize("name", ["mine.pth", "beitv2_base_patch16_224_pt1k_ft1k.pth"])
+def test_a_guessed_normalisation_is_said(name, backbone, tmp_path, caplog):
+    model = ImageClassifier(ImageClassifierConfig(backbone.config, 5))
+    torch.save(to_timm(model), tmp_path / name)
+    size = {"image_size": backbone.config.image_size}
+    assert load(tmp_path / name, **size).config.backbone.mean == (0.485, 0.456, 0.406)
+    assert ("does not say how its images were normalised" in caplog.text) == (name == "mine.pth")
+    caplog.clear()
+    assert load(tmp_path / name, mean=0.5, std=0.5, **size).config.backbone.std == (0.5, 0.5, 0.5)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("size", ["384", (16,), 16.0])

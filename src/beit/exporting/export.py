@@ -110,7 +110,7 @@ def run(config: Config) -> Result:
     output.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {} if config.opset is None else {"opset": config.opset}
     stated = stated_crop(config.source)
-    if stated is not None and config.format in ("safetensors", "timm"):
+    if stated is not None and config.format in ("safetensors", "timm", "transformers"):
         options["crop_ratio"] = stated[0]
     with staged(output) as path:
         export = FORMATS[config.format].write(model, path, config.output, **options)

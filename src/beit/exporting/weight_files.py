@@ -86,8 +86,10 @@ def timm_folder(
     return Reopened(run, f'timm.create_model("local-dir:{output}", pretrained=True)')
 
 
-def transformers_folder(model: nn.Module, path: Path, output: str) -> Reopened:
-    """Write a folder for from_pretrained: weights, configuration, image processor."""
+def transformers_folder(
+    model: nn.Module, path: Path, output: str, crop_ratio: float = crop.DEFAULT
+) -> Reopened:
+    """Write a folder for from_pretrained: weights, configuration, image processor with the crop."""
     try:
         import transformers
     except ImportError as error:
@@ -98,7 +100,8 @@ def transformers_folder(model: nn.Module, path: Path, output: str) -> Reopened:
     if isinstance(model, MaskedImageModel) and model.aggregation:
         print("  without the patch aggregation, which transformers does not have")
     config = transformers_config(model)
-    settings = {"config": config, "preprocessor_config": image_processor_config(model)}
+    share = 1.0 if isinstance(model, SemanticSegmenter) else crop_ratio
+    settings = {"config": config, "preprocessor_config": image_processor_config(model, share)}
     _write_folder(path, to_transformers(model), settings)
     (kind,) = config["architectures"]
     network, info = getattr(transformers, kind).from_pretrained(path, output_loading_info=True)
@@ -112,7 +115,11 @@ def transformers_folder(model: nn.Module, path: Path, output: str) -> Reopened:
     def run(images: Tensor, masked: Tensor) -> Mapping[str, Tensor]:
         levels = _channels(model, images) * 255
         pixels = processor(
-            images=list(levels), return_tensors="pt", input_data_format="channels_first"
+            images=list(levels),
+            return_tensors="pt",
+            input_data_format="channels_first",
+            do_resize=False,
+            do_center_crop=False,
         )
         if isinstance(model, VisionTransformer):
             return _features(network(**pixels).last_hidden_state)

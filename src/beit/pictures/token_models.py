@@ -17,6 +17,7 @@ from beit.pictures.token_figures import Predictions
 from beit.run.directory import RunDirectory
 from beit.run.found import with_found_paths
 from beit.run.settings import from_plain
+from beit.weights.hub import SCHEMES
 from beit.weights.open import load, load_tokenizer
 from beit.weights.teachers import Teacher, TeacherConfig, load_teacher
 
@@ -95,8 +96,7 @@ def _tokenizer_of_run(source: str) -> str:
             f"{source} does not say which tokenizer it was trained with; name it, as in "
             "--tokenizer runs/tok"
         )
-    is_path = "://" not in tokenizer and not tokenizer.startswith("published:")
-    if is_path and not Path(tokenizer).exists():
+    if not tokenizer.startswith(SCHEMES) and not Path(tokenizer).exists():
         raise ValueError(
             f"{source} was trained with the tokenizer {tokenizer}, which does not exist; name its "
             "new path, as in --tokenizer runs/tok"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from beit.command.ending import Ending, beside, words
-from beit.data.sources import open_source
+from beit.data.sources import open_images
 from beit.data.views import EvalView
 from beit.nn.pooling import Kind
 from beit.rows.compute import TableResult, about_table, compute_table
@@ -37,7 +37,8 @@ class Config:
     Attributes:
         model: a model with a backbone: a run directory, a weights file, published:NAME or
             hf://OWNER/NAME; or teacher:SOURCE, any network that `load_teacher` opens
-        data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]
+        data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]; or a list of
+            image files
         output: a new .parquet, .npz or .jsonl file; finished parts are kept in OUTPUT.parts
         features: any of cls, mean, patches; null for cls and mean (teacher: mean)
         layer: number of a block, from 1, to take its raw output; null for the final features
@@ -55,7 +56,7 @@ class Config:
     """
 
     model: str
-    data: str
+    data: str | list[str]
     output: str
     features: tuple[Literal["cls", "mean", "patches"], ...] | None = None
     layer: int | None = None
@@ -85,7 +86,7 @@ def run(config: Config) -> TableResult:
     )
     config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
     kinds = kinds_to_embed(config, model)
-    source = open_source(config.data, limit=config.limit)
+    source = open_images(config.data, config.limit)
     vit = getattr(model.network, "config", None)  # None for a teacher
     normed = config.layer is None and (vit is None or vit.final_norm)
     details = {"layer": config.layer, "normed": normed, "grid": model.grid}

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.command.ending import Ending, beside, words
-from beit.data.sources import open_source
+from beit.data.sources import open_images
 from beit.data.views import EvalView
 from beit.rows.compute import TableResult, about_table, compute_table
 from beit.rows.files import Column
@@ -32,7 +32,8 @@ class Config:
 
     Attributes:
         model: a tokenizer: a run directory, a weights file, published:NAME or hf://OWNER/NAME
-        data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]
+        data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]; or a list of
+            image files
         output: a new .parquet, .npz or .jsonl file; finished parts are kept in OUTPUT.parts
         limit: use this many images, a fixed random subset; null for all
         image_size: side or [height, width], if not in the file or others work; null for its own
@@ -47,7 +48,7 @@ class Config:
     """
 
     model: str
-    data: str
+    data: str | list[str]
     output: str
     limit: int | None = None
     image_size: int | tuple[int, int] | None = None
@@ -69,7 +70,7 @@ def run(config: Config) -> TableResult:
     tokenizer = load_tokenizer(config.model, **settings)
     config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
     module = cast(nn.Module, tokenizer)  # every tokenizer is one
-    source = open_source(config.data, limit=config.limit)
+    source = open_images(config.data, config.limit)
     details = {"grid": tokenizer.grid, "vocab_size": tokenizer.vocab_size}
     details |= {"image_size": tokenizer.image_size, "num_heads": config.num_heads}
     about = about_table("tokenize", config, module, fabric, details)

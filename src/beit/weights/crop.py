@@ -35,7 +35,7 @@ def stated_crop(source: str) -> tuple[float, str] | None:
     """Read what a model's files say: the crop, and which file says it; None if none does."""
     if source.startswith((hub.PUBLISHED, "teacher:")):
         return None
-    path = hub.fetch(source) if source.startswith(hub.HUB) else Path(source)
+    path = hub.fetch(source) if source.startswith(hub.SCHEMES) else Path(source)
     run = RunDirectory(path)
     if run.config_file.is_file():
         weights, settings, settings_file = run.weights_file, run.config(), run.config_file
@@ -52,18 +52,16 @@ def stated_crop(source: str) -> tuple[float, str] | None:
         return ratio, f"{settings_file.name} says so"
     processor = weights.with_name("preprocessor_config.json")
     if processor.is_file() and (ratio := _of_processor(_json(processor.read_text("utf-8")))):
-        return ratio, f"{processor.name} says so"
+        return ratio, f"{processor.name} says so; proportions are kept, transformers stretches"
     return None
 
 
 def _of_processor(values: Any) -> float | None:
-    """Read the crop of an image processor of transformers: `crop_size` of `size`.
-
-    None for one that does not crop: it stretches images to a square, as no model is trained here.
-    """
-    crops = isinstance(values, dict) and values.get("do_resize", True)
-    if not crops or not values.get("do_center_crop", False):
+    """Read the crop of an image processor of transformers: `crop_size` of `size`, or everything."""
+    if not isinstance(values, dict) or not values.get("do_resize", True):
         return None
+    if not values.get("do_center_crop", False):
+        return 1.0
     sides: list[float] = []
     for size in (values.get("crop_size"), values.get("size")):
         side = size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -260,7 +260,7 @@ def override(config: Any, overrides: Mapping[str, Any]) -> Any:
         if name == "image_size":
             value = size_pair(value)
         if name in ("mean", "std"):
-            changed[name] = None if value is None else tuple(value)
+            changed[name] = None if value is None else three(value)
         elif value != current:
             raise ValueError(f"{name}={value} contradicts the file, which says {current}")
     if vit is None or vit is config:
@@ -278,6 +278,11 @@ def with_classes(
     changed: dict[str, Any] = {name: None for name in CLASS_FIELDS if hasattr(config, name)}
     changed["num_classes"] = num_classes
     return dataclasses.replace(config, **changed), [name for name in names if name.endswith(HEAD)]
+
+
+def three(value: float | Sequence[float]) -> tuple[float, ...]:
+    """Return a mean or std as a tuple; one number stands for all channels."""
+    return (float(value),) * 3 if isinstance(value, int | float) else tuple(value)
 
 
 def size_pair(size: int | tuple[int, int]) -> tuple[int, int]:

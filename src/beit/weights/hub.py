@@ -1,4 +1,5 @@
-"""Weights by name: published files (`published:NAME`) and the Hugging Face hub (`hf://OWNER/NAME`).
+"""Weights by name: in this package (`beit:NAME`), published files (`published:NAME`), the Hugging
+Face hub (`hf://OWNER/NAME`).
 
 Downloads go into the caches that other programs share: those of torch.hub and huggingface_hub.
 """
@@ -19,7 +20,7 @@ from beit.weights import manifest
 from beit.weights.download import download
 from beit.weights.shards import INDEX, refuse_shard, weight_map
 
-PUBLISHED, HUB = "published:", "hf://"
+SHIPPED, PUBLISHED, HUB = SCHEMES = ("beit:", "published:", "hf://")
 CARD, WEIGHTS = "README.md", "weights.safetensors"
 # Weights in a repository or a folder, in order of preference (ours; those of transformers and
 # timm, whole or in several files), and the files beside them with settings that shapes lack.
@@ -29,6 +30,7 @@ REPOSITORY_FILES: dict[str, tuple[str, ...]] = {WEIGHTS: ()} | {
     name: SETTINGS for file in THEIRS for name in (file, file + INDEX)
 }
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # OWNER/NAME
+SHIPPED_FILES = Path(__file__).with_name("shipped")
 TIMEOUT_SECONDS = 5  # to connect to the hub
 SOURCE = re.compile(
     r"hf://(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(/(?P<file>.+))?"
@@ -39,13 +41,16 @@ def fetch(source: str) -> Path:
     """Return the local path of a named file; download it if it is not in the cache.
 
     Args:
-        source: `published:NAME`, or `hf://OWNER/NAME[@REVISION][/FILE]`; FILE defaults to the first
-            of `REPOSITORY_FILES`; if it is an index, all files that it names are fetched too
+        source: `beit:NAME`, `published:NAME`, or `hf://OWNER/NAME[@REVISION][/FILE]`; FILE defaults
+            to the first of `REPOSITORY_FILES`; if it is an index, all files that it names are
+            fetched too
 
     Raises:
         OSError: it is not in the cache and cannot be downloaded; says where to put it by hand.
         ValueError: the name is unknown, or the checksum differs from the published one.
     """
+    if source.startswith(SHIPPED):
+        return _shipped(source.removeprefix(SHIPPED))
     if source.startswith(PUBLISHED):
         return _published(manifest.find(source.removeprefix(PUBLISHED)))
     return _from_hub(source)
@@ -120,6 +125,16 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def _shipped(name: str) -> Path:
+    files = {file.stem: file for file in sorted(SHIPPED_FILES.glob("*.safetensors"))}
+    if name not in files:
+        raise ValueError(
+            f"this package has no weights called {name!r}; expected {SHIPPED} and one of "
+            f"{', '.join(files)}"
+        )
+    return files[name]
+
+
 def _published(file: manifest.PublishedFile) -> Path:
     path = Path(torch.hub.get_dir()) / "checkpoints" / file.file  # set by TORCH_HOME
     if path.is_file():
@@ -178,7 +193,8 @@ def _from_hub(source: str) -> Path:
         usual = " or ".join(list(candidates)[:2])
         raise OSError(
             f"{source} is not in the hub's cache, and the hub cannot be reached ({reason}); "
-            f"without a network, download {usual} elsewhere and give its path"
+            f"without a network, download {usual} elsewhere, with the .json files beside it (hf "
+            f"download {repository}), and give the folder"
         )
     raise FileNotFoundError(
         f"{source}: there is no {' nor '.join(candidates)}; "

@@ -65,6 +65,11 @@ def names() -> list[str]:
     return list(published_files())
 
 
+def knows(file_name: str) -> bool:
+    """Whether a file name is that of a published file."""
+    return any(file.file == file_name for file in published_files().values())
+
+
 def find(name: str) -> PublishedFile:
     """Look up a published file by NAME or by file name."""
     files = published_files()

@@ -27,7 +27,7 @@ from beit.weights.file import (
     read_shapes,
     size_pair,
 )
-from beit.weights.formats import dalle
+from beit.weights.formats import dalle, mmpretrain, published, timm_beit
 from beit.weights.formats.containers import named_tensors
 from beit.weights.formats.prefixes import without_prefix
 from beit.weights.formats.timm_beit import is_of_imagenet
@@ -40,6 +40,11 @@ WithHead = TypeVar("WithHead", ImageClassifier, SemanticSegmenter)
 
 # Ends of names that only our own models have; files in other layouts have the published names.
 OWN_NAMES = (TABLE, "quantizer.codebook")
+GUESSED = (
+    published,
+    timm_beit,
+    mmpretrain,
+)  # layouts of which some files need another mean and std
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".ckpt", INDEX)
 
 
@@ -49,7 +54,8 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     Args:
         source: a run directory; a file with an ending of `SUFFIXES`, ours or in one of `LAYOUTS`,
             also with names that have a prefix; a folder of transformers, timm or DALL-E;
-            `hf://OWNER/NAME`; `published:NAME`. Only tensors and plain values are ever unpickled.
+            `hf://OWNER/NAME`; `published:NAME`; `beit:NAME`. Only tensors and plain values are ever
+            unpickled.
         overrides: settings that shapes do not determine, such as `num_heads=4`,
             `image_size=(224, 320)`, `early_layers=3`, `mean=…`, `std=…`; a different `num_classes`
             replaces the head of a classifier or segmenter. Our own files have all settings: there
@@ -59,6 +65,11 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
         ValueError: the file is damaged, unsafe, in no known layout, or contradicts an override.
         OSError: it does not exist or cannot be downloaded.
     """
+    if not isinstance(source, str | Path):
+        raise TypeError(
+            f"source is a {type(source).__name__}; expected the name of a file, run or folder. For "
+            "a model or tensors in memory, write a file first (torch.save, save_pretrained)"
+        )
     path, overrides = _local_path(source, overrides)
     content, metadata = _read(path)
     if FORMAT in metadata:
@@ -87,6 +98,14 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     settings = {key: read_json(file) for key, file in files.items() if file.is_file()}
     state = {"state_dict": tensors, "meta": content.get("meta")} if layout.whole else tensors
     model = layout.build(state, origin=str(path), **settings, **overrides)
+    if layout.module in GUESSED and not settings and not manifest.knows(path.name):
+        if not isinstance(model, VQKD) and not {"mean", "std"} & overrides.keys():
+            logger.warning(
+                "%s does not say how its images were normalised; taken as by ImageNet's mean and "
+                "std, as for BEiT v2. timm's beit_*, and BEiT v1 of ImageNet-22k, need "
+                "mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)",
+                path,
+            )
     if manifest.is_of_imagenet(path.name) or is_of_imagenet(settings.get("config", {})):
         _name_classes(model, str(path))
     return model
@@ -230,13 +249,13 @@ def _name_classes(model: nn.Module, origin: str) -> None:
 
 def _local_path(source: str | Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
     """Find the local file, or DALL-E's folder; add a published file's settings to the overrides."""
-    if str(source).startswith((hub.HUB, hub.PUBLISHED)):
+    if str(source).startswith(hub.SCHEMES):
         path = hub.fetch(str(source))
-        published = manifest.find(path.name) if str(source).startswith(hub.PUBLISHED) else None
+        known = manifest.find(path.name) if str(source).startswith(hub.PUBLISHED) else None
     else:
         path = _find_file(Path(source))
-        published = manifest.check(path) if path.is_file() else None
-    return path, overrides if published is None else manifest.settings(published, overrides)
+        known = manifest.check(path) if path.is_file() else None
+    return path, overrides if known is None else manifest.settings(known, overrides)
 
 
 def _find_file(path: Path) -> Path:
@@ -263,10 +282,11 @@ def _find_file(path: Path) -> Path:
             f"of beit; open it with beit.load_teacher({name!r}), or use beit embed or beit similar"
         )
     if not path.is_file():
-        in_hub = f"; in the hub, {hub.HUB}{path}" if hub.REPOSITORY.fullmatch(str(path)) else ""
+        hint = f"; in the hub, {hub.HUB}{path}" if hub.REPOSITORY.fullmatch(str(path)) else ""
+        hint = f"; did you mean {hub.PUBLISHED}{path}?" if str(path) in manifest.names() else hint
         raise FileNotFoundError(
-            f"{path} does not exist{in_hub}; expected a run directory, a file ({expected}), "
-            "hf://OWNER/NAME or published:NAME"
+            f"{path} does not exist{hint}; expected a run directory, a file ({expected}), "
+            "hf://OWNER/NAME, published:NAME or beit:NAME"
         )
     if not path.name.endswith(SUFFIXES):
         raise ValueError(f"{path} ends in {path.suffix or 'nothing'}; expected {expected}")

@@ -12,7 +12,7 @@ from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, grid_of
 from beit.nn.relative_bias import CLS_ROWS
 from beit.nn.tokenizer import NO_CUT, VQKDConfig
 from beit.nn.vit import ViTConfig
-from beit.weights.file import EarlyLayersUnknownError, SizeUnknownError, size_pair
+from beit.weights.file import EarlyLayersUnknownError, SizeUnknownError, size_pair, three
 from beit.weights.formats.published_names import TABLE
 
 BACKBONE_OVERRIDES = ("num_heads", "image_size", "mean", "std")
@@ -131,8 +131,8 @@ def backbone_config(
         # The initial value is not in the file; in the published code it depends on the depth.
         layer_scale=(0.1 if depth < 24 else 1e-5) if scaled else None,
         final_norm=f"{prefix}{norm}.weight" in tensors,
-        mean=None if mean is None else tuple(mean),
-        std=None if std is None else tuple(std),
+        mean=None if mean is None else three(mean),
+        std=None if std is None else three(std),
         init_bound=NO_CUT if prefix else ViTConfig.init_bound,
     )
 

@@ -58,8 +58,6 @@ def from_timm(
         settings.pop("class_names", None)
     settings |= overrides
     notes = [f"left out {', '.join(left_out)}, of the pooled mean"] if left_out else []
-    if not {"mean", "std"} & settings.keys():
-        notes.append("mean and std are ImageNet's, but timm's beit_* (version 1) need 0.5 for both")
     kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     model, about = model_and_summary(kept, origin, settings)
     logger.info("%s: timm's Beit, %s", origin, "; ".join([about, *notes]))

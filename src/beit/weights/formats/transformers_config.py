@@ -102,17 +102,22 @@ def transformers_config(model: nn.Module) -> dict[str, Any]:
     return config
 
 
-def image_processor_config(model: nn.Module) -> dict[str, Any]:
-    """Return the content of `preprocessor_config.json`: resize to the model's size, normalise."""
+def image_processor_config(model: nn.Module, crop_ratio: float = 1.0) -> dict[str, Any]:
+    """Return the content of `preprocessor_config.json`: resize, crop to the image size, normalise.
+
+    Args:
+        crop_ratio: side of the centre crop over that of the resized image
+    """
     vit = _vit_of(model)
-    size = {"height": vit.image_size[0], "width": vit.image_size[1]}
+    crop_size = dict(zip(("height", "width"), vit.image_size, strict=True))
+    size = {name: round(side / crop_ratio) for name, side in crop_size.items()}
     return {
         "image_processor_type": "BeitImageProcessor",
         "do_resize": True,
         "size": size,
         "resample": 3,  # bicubic
-        "do_center_crop": False,
-        "crop_size": size,
+        "do_center_crop": crop_ratio < 1,
+        "crop_size": crop_size,
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": vit.mean is not None,
