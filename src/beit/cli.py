@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except KeyboardInterrupt:
-        print("beit: stopped; a training goes on with --resume and its directory", file=sys.stderr)
+        print("beit: stopped; trainings go on with --resume and their directory", file=sys.stderr)
         return 130
     except BrokenPipeError:  # `beit presets | head`: the reader has closed the pipe, no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -171,11 +171,12 @@ def test_what_follows_a_held_out_part_is_for_all_images(tmp_path):
     assert whole("photos", "") == "photos"
     data = ["--data", "photos[:90%]", "--validation", "photos[90%:]", "--output", "runs/tok"]
     config = parse("train-tokenizer", vqkd.Config, ["--preset", "shapes-tiny", *data])
-    config = replace(config, run=replace(config.run, fitted_to="10m"))
     (tmp_path / "metrics.jsonl").touch()
-    then = vqkd.ending(config, SimpleNamespace(directory=tmp_path, metrics={"loss": 1.0})).then
-    assert list(then)[1:3] == ["--data", "photos"] and "--validation" not in then
-    assert list(then)[-2:] == ["--budget", "10m"]
+    for budget in ({"budget": "10m"}, {"fitted_to": "10m"}):
+        told = replace(config, run=replace(config.run, **budget))
+        then = vqkd.ending(told, SimpleNamespace(directory=tmp_path, metrics={"loss": 1.0})).then
+        assert list(then)[1:3] == ["--data", "photos"] and "--validation" not in then
+        assert list(then)[-2:] == ["--budget", "10m"]
 
 
 def test_the_next_command_continues_the_preset(capsys):

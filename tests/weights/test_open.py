@@ -528,6 +528,8 @@ def test_a_guessed_normalisation_is_said(name, backbone, tmp_path, caplog):
     size = {"image_size": backbone.config.image_size}
     assert load(tmp_path / name, **size).config.backbone.mean == (0.485, 0.456, 0.406)
     assert ("does not say how its images were normalised" in caplog.text) == (name == "mine.pth")
+    load(tmp_path / name, mean=0.5, **size)  # half of it is guessed
+    assert caplog.text.count("does not say how its images") == 2 * (name == "mine.pth")
     caplog.clear()
     assert load(tmp_path / name, mean=0.5, std=0.5, **size).config.backbone.std == (0.5, 0.5, 0.5)
     assert caplog.text == ""

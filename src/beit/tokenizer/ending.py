@@ -35,6 +35,6 @@ def ending(config: Config, result: Result) -> Ending:
             validation=data.validation if images == data.train else None,
             tokenizer=run.path,
             output=beside(run.path, "pretrained"),
-            budget=config.run.fitted_to,
+            budget=config.run.budget or config.run.fitted_to,  # the latter of a resumed run
         ),
     )

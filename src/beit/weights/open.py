@@ -99,7 +99,7 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     state = {"state_dict": tensors, "meta": content.get("meta")} if layout.whole else tensors
     model = layout.build(state, origin=str(path), **settings, **overrides)
     if layout.module in GUESSED and not settings and not manifest.knows(path.name):
-        if not isinstance(model, VQKD) and not {"mean", "std"} & overrides.keys():
+        if not isinstance(model, VQKD) and not {"mean", "std"} <= overrides.keys():
             logger.warning(
                 "%s does not say how its images were normalised; taken as by ImageNet's mean and "
                 "std, as for BEiT v2. timm's beit_*, and BEiT v1 of ImageNet-22k, need "
