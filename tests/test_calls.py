@@ -269,7 +269,8 @@ def test_predict_evaluate_and_probe(
     output = tmp_path / "probe"
     settings = {"rates": [0.1], "epochs": 1, "num_workers": 0, "quiet": True, "output": output}
     with torch.no_grad():  # as a notebook may have it everywhere
-        probed = beit.probe(model=backbone.path, train=IMAGES, test=OTHERS, neighbours=2, **settings)
+        sets = {"train": IMAGES, "test": OTHERS}
+        probed = beit.probe(model=backbone.path, neighbours=2, **sets, **settings)
     assert probed.path == output
     assert probed.figures.keys() == {"linear_cls", "knn_cls", "linear_mean", "knn_mean"}
     assert capsys.readouterr() == ("", "")
