@@ -317,6 +317,19 @@ def test_the_example_of_the_readme_runs(
     assert len([line for line in lines if "looks like" in line]) == 24
 
 
+def test_the_readmes_example_of_shipped_weights_runs(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: Any
+) -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text()
+    example = re.search(r"```python\n([^`]*beit:cifar10-small.*?)```", text, re.DOTALL)
+    assert example is not None
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat.jpg", "dog.jpg"):
+        Image.new("RGB", (50, 40), "teal").save(name)
+    exec(example[1], {})
+    assert capsys.readouterr().out == "torch.Size([2, 192]) torch.Size([2, 16])\n"
+
+
 # ── callbacks, resuming, and what is left behind ────────────────────────────────────────────────
 
 
