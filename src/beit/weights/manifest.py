@@ -65,9 +65,9 @@ def names() -> list[str]:
     return list(published_files())
 
 
-def knows(file_name: str) -> bool:
-    """Whether a file name is that of a published file."""
-    return any(file.file == file_name for file in published_files().values())
+def of_file(file_name: str) -> PublishedFile | None:
+    """Return the published file with this file name; None if there is none."""
+    return next((file for file in published_files().values() if file.file == file_name), None)
 
 
 def find(name: str) -> PublishedFile:
@@ -85,15 +85,13 @@ def find(name: str) -> PublishedFile:
 
 def is_of_imagenet(file_name: str) -> bool:
     """Whether a file name is that of a published classifier, all of which are of ImageNet."""
-    return any(
-        file.file == file_name and file.model == "ImageClassifier"
-        for file in published_files().values()
-    )
+    file = of_file(file_name)
+    return file is not None and file.model == "ImageClassifier"
 
 
 def check(path: Path) -> PublishedFile | None:
     """Return the published file with the file name of `path`, or None; refuse another checksum."""
-    file = next((file for file in published_files().values() if file.file == path.name), None)
+    file = of_file(path.name)
     if file is not None and file.sha256 is not None:
         checksum = sha256_of(path)
         if not checksum.startswith(file.sha256):

@@ -40,11 +40,8 @@ WithHead = TypeVar("WithHead", ImageClassifier, SemanticSegmenter)
 
 # Ends of names that only our own models have; files in other layouts have the published names.
 OWN_NAMES = (TABLE, "quantizer.codebook")
-GUESSED = (
-    published,
-    timm_beit,
-    mmpretrain,
-)  # layouts of which some files need another mean and std
+# Layouts without mean and std, of which some files need others than ImageNet's.
+GUESSED = (published, timm_beit, mmpretrain)
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".ckpt", INDEX)
 
 
@@ -98,7 +95,7 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     settings = {key: read_json(file) for key, file in files.items() if file.is_file()}
     state = {"state_dict": tensors, "meta": content.get("meta")} if layout.whole else tensors
     model = layout.build(state, origin=str(path), **settings, **overrides)
-    if layout.module in GUESSED and not settings and not manifest.knows(path.name):
+    if layout.module in GUESSED and not settings and manifest.of_file(path.name) is None:
         if not isinstance(model, VQKD) and not {"mean", "std"} <= overrides.keys():
             logger.warning(
                 "%s does not say how its images were normalised; taken as by ImageNet's mean and "
