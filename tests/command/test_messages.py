@@ -37,6 +37,11 @@ def test_types_lose_their_python_names():
     assert in_plain_words(message) == "optim.epochs: Expected int. Got value: many"
 
 
+def test_several_numbers_are_shown_as_a_list():
+    with pytest.raises(ValueError, match=r"image_size: expected a number, or several, as in \["):
+        parse("embed", embed.Config, ["--model=x", "--data=y", "--image_size=224x224"])
+
+
 def test_a_value_for_a_group_says_how_to_give_one_of_its_options():
     message = r"device is a group of options, got cuda; .* as in --device\.accelerator cuda$"
     words = ["--model=x", "--data=y", "--output=z.npz", "--device=cuda"]

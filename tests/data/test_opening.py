@@ -81,5 +81,5 @@ def test_refusals(tmp_path):
 def test_models_say_how_to_open_images(images):
     from beit.nn.patches import pixels_of
 
-    with pytest.raises(TypeError, match=r"beit\.open_image\(images, size=model.image_size\)"):
+    with pytest.raises(TypeError, match=r"beit\.open_image\(images, size=model\)"):
         pixels_of(images)

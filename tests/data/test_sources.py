@@ -213,6 +213,25 @@ def test_the_parts_of_a_source_are_disjoint_and_make_up_the_whole() -> None:
     assert {*names[0], *names[1]} == {whole.name(i) for i in range(50)}
 
 
+def test_a_removed_image_leaves_the_others_in_their_part(tmp_path: Path) -> None:
+    for value in range(40):
+        save(tmp_path / "all" / f"{value:02}.png", value)
+        save(tmp_path / "moved" / f"{value:02}.png", value)
+
+    def names(spec: str) -> set[str]:
+        source = open_source(spec)
+        return {source.name(index) for index in range(len(source))}
+
+    before = names(f"{tmp_path}/all[:90%]"), names(f"{tmp_path}/all[90%:]")
+    assert [len(part) for part in before] == [36, 4]
+    assert names(f"{tmp_path}/moved[90%:]") == before[1]
+    for gone in (min(before[0]), min(before[1])):
+        (tmp_path / "all" / gone).unlink()
+        after = names(f"{tmp_path}/all[:90%]"), names(f"{tmp_path}/all[90%:]")
+        assert len((before[0] & after[1]) | (before[1] & after[0])) <= 1
+        save(tmp_path / "all" / gone, 0)
+
+
 def test_an_empty_part_is_refused() -> None:
     with pytest.raises(ValueError, match=r"none of the 50 images is in this part"):
         open_source("shapes://50?size=8[40%:40%]")

@@ -54,6 +54,28 @@ def test_run_writes_figures_and_report(
         probe.run(settings)
 
 
+def test_without_test_images_the_data_are_divided(
+    weights: str, tmp_path: Path, config: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in range(60):
+        split, name = ("train", "val")[number >= 40], "ab"[number % 2]
+        (tmp_path / "data" / split / name).mkdir(parents=True, exist_ok=True)
+        image = Image.new("RGB", (16, 16), (4 * number, 0, 250 * (number % 2)))
+        image.save(tmp_path / "data" / split / name / f"{number}.png")
+
+    def sizes(train: str) -> tuple[int, int]:
+        output = tmp_path / f"probe of {Path(train).name}"
+        probe.run(config(model=weights, train=train, test=None, output=str(output)))
+        record = json.loads((output / "probe.json").read_text())
+        return record["sizes"]["train"], record["sizes"]["test"]
+
+    with caplog.at_level("INFO", logger="beit"):
+        assert sizes(f"{tmp_path}/data") == (40, 20)
+        assert f"test images: the split of {tmp_path}/data for testing" in caplog.text
+        assert sizes(f"{tmp_path}/data/train") == (32, 8)
+        assert "train[80%:], as there is no split for them; training: " in caplog.text
+
+
 def test_same_seed_same_figures(weights: str, config: Any) -> None:
     first, second = (probe.run(config(model=weights, **SHAPES)) for _ in range(2))
     assert first == second

@@ -267,7 +267,7 @@ def test_a_split_or_layout_that_is_missing_is_told(ade20k, tmp_path):
         ("photos?mask=x", {}, "unknown option mask; expected split=.*, maps="),
         ("shapes://4", {"classes": "3"}, "drawn scenes have their own maps and classes"),
         ("shapes://4", {"limit": 0}, "limit must be at least 1 image, got 0"),
-        ("shapes://4[:10%]", {}, "none of 4 images is in that part"),
+        ("shapes://4[:10%]", {}, "none of the 4 images is in this part"),
     ],
 )
 def test_what_is_not_understood_is_refused(spec, options, message):

@@ -4,7 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 
+import beit
 from beit.nn.vit import VisionTransformer
 from beit.run.directory import RunDirectory
 from beit.weights.crop import crop_ratio, stated_crop
@@ -77,3 +80,22 @@ def test_a_folder_for_timm_says_it_too(tmp_path: Path, backbone: VisionTransform
     for wrong in ('{"pretrained_cfg": {"crop_pct": 90}}', "[", '{"pretrained_cfg": []}'):
         (tmp_path / "config.json").write_text(wrong)
         assert stated_crop(str(tmp_path)) is None
+
+
+def test_a_loaded_model_knows_how_its_images_are_opened(
+    tmp_path: Path, backbone: VisionTransformer
+) -> None:
+    file, again, photo = tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "c.png"
+    noise = torch.randint(256, (40, 50, 3), generator=torch.Generator().manual_seed(0))
+    Image.fromarray(noise.byte().numpy()).save(photo)
+    beit.save(backbone, file, crop_ratio=0.7)
+    model = beit.load_backbone(file)
+    expected = beit.open_image(photo, size=model.image_size, crop_ratio=0.7)
+    assert torch.equal(beit.open_image(photo, size=model), expected)
+    assert not torch.equal(beit.open_image(photo, size=model, crop_ratio=1.0), expected)
+    beit.save(model, again)
+    assert beit.load(again).crop_ratio == 0.7
+    beit.save(backbone, file)
+    assert beit.load(file).crop_ratio is None
+    default = beit.open_image(photo, size=model.image_size)
+    assert torch.equal(beit.open_image(photo, size=beit.load(file)), default)

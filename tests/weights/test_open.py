@@ -40,7 +40,7 @@ from beit.weights.open import (
 
 
 def test_run_directory_gives_its_weights_once_finished(tmp_path, tokenizer):
-    run = RunDirectory.create(tmp_path / "run", {}, {"verb": "train-tokenizer"})
+    run = RunDirectory.create(tmp_path / "run", {"seed": 0}, {"verb": "train-tokenizer"})
     with pytest.raises(ValueError, match=r"not finished: it has no weights\.safetensors"):
         load(run.path)
     save_weights(run.weights_file, tokenizer)

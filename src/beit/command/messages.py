@@ -38,6 +38,7 @@ def in_plain_words(message: str) -> str:
         (r'Parser key "([^"]+)":', r"\1:"),
         (r"an? <class '(?:\w+\.)*(\w+)'>", r"\1"),
         (r"an? typing\.Literal", "one of "),
+        (r"Expected int\s+- Expected tuple", "expected a number, or several, as in [224,320]"),
     ):
         message = re.sub(pattern, replacement, message)
     return " ".join(message.replace("typing.", "").split())

@@ -10,7 +10,7 @@ import torch
 
 from beit.data.classes import Labelled, known_classes, renumbered
 from beit.data.source import Source, UnreadableImage
-from beit.data.sources import open_source
+from beit.data.sources import open_source, open_test_split
 
 FEWEST = 20  # images from which anything can be learned
 SIZED = 8  # images whose size is looked at
@@ -119,11 +119,10 @@ def held_out(spec: str, source: Source) -> tuple[str, str, str]:
     """Choose validation images: the data's own split, or a part. Returns: data strings and why."""
     number = len(source)
     try:
-        test = open_source(spec, split="test")
-        own = (len(test), test.name(0)) != (number, source.name(0))
+        test = open_test_split(spec, source)
     except (ValueError, OSError):  # a split for training and no other
         return spec, "", "no validation: the data have a training split and no other"
-    if own:
+    if test is not None:
         percent = min(100, math.ceil(100 * 2 * HELD_OUT / len(test)))
         part = "" if percent == 100 else f"[:{percent}%]"
         return spec, f"{spec}{part}", f"validation {spec}{part}: the split of the data for it"

@@ -6,28 +6,31 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from beit.data.folders.image_files import read_image
 from beit.data.pixels.decoding import decode, rgb_of
 from beit.data.views import EvalView
 from beit.files import user_path
 
+_CROP = 0.875  # of ImageNet: 224 of 256 pixels
+
 Picture = str | Path | bytes | Image.Image
 
 
 def open_image(
     image: Picture | Sequence[Picture],
-    size: int | tuple[int, int] | None = None,
-    crop_ratio: float = 0.875,
+    size: int | tuple[int, int] | nn.Module | None = None,
+    crop_ratio: float | None = None,
 ) -> Tensor:
     """Return images (B, 3, H, W) uint8, as models take them: upright, RGB, over white.
 
     Args:
         image: a file's path or its bytes, a PIL image, or a list of these, which becomes a batch
-        size: (height, width) or one side: resized and centre-cropped to it, as in validation; None
-            for whole images, which must have one size
-        crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin
+        size: (height, width) or one side: resized and centre-cropped to it, as in validation; or a
+            loaded model, for its size and crop; None for whole images, which must have one size
+        crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin.
+            None for what the model's files say, else 0.875
 
     Raises:
         TypeError: something else than such an image
@@ -39,7 +42,8 @@ def open_image(
         raise ValueError("no image given; expected at least one")
     images = [_opened(one) for one in several]
     if size is not None:
-        view = EvalView(_sides(size), crop_ratio)
+        stated = getattr(size, "crop_ratio", None) if crop_ratio is None else crop_ratio
+        view = EvalView(_sides(size), _CROP if stated is None else stated)
         images = [view(one) for one in images]
     sizes = dict.fromkeys(tuple(one.shape[-2:]) for one in images)
     if len(sizes) > 1:
@@ -48,11 +52,14 @@ def open_image(
 
 
 def _sides(size: object) -> tuple[int, int]:
+    size = getattr(size, "image_size", size)
     sides = (size, size) if isinstance(size, int) else size
     match sides:
         case [int(height), int(width)] if height > 0 and width > 0:
             return height, width
-    raise ValueError(f"size is {size!r}; expected one side or (height, width), in pixels")
+    raise ValueError(
+        f"size is {size!r}; expected one side or (height, width), in pixels, or a model"
+    )
 
 
 def _opened(image: object) -> Tensor:

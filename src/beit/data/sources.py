@@ -19,7 +19,7 @@ from beit.data.folders.lists import check_file, read_list
 from beit.data.pixels.decoding import PLUGINS, extensions
 from beit.data.shapes import ShapesSource
 from beit.data.shrinking import Shrinking
-from beit.data.source import Source, UnreadableImage, limited
+from beit.data.source import PartSource, Source, UnreadableImage, limited
 from beit.data.spec import Reading, cut, expected, split_part, split_query
 from beit.data.splits import Split
 from beit.data.tabular.columns import ENCODED, FILE
@@ -76,6 +76,19 @@ def open_source(
     return cached(source, int(cache_gigabytes * 1e9), shrunk=shrinking is not None)
 
 
+def open_test_split(spec: str, train: Source) -> Source | None:
+    """Open the data's own images for validation and testing; None if it has no splits.
+
+    Args:
+        train: opened from `spec` for training
+
+    Raises:
+        ValueError: there is a split for training and no other
+    """
+    test = open_source(spec, split="test")
+    return None if (len(test), test.name(0)) == (len(train), train.name(0)) else test
+
+
 def open_images(data: str | Sequence[str], limit: int | None) -> Source:
     """Open data like `open_source`; for "-" read a list of files from standard input."""
     if data in STANDARD_INPUT:
@@ -88,7 +101,8 @@ def _open(spec: str, split: Split | None, shrinking: Shrinking | None) -> Source
         raise ValueError(f"no data given: expected {KINDS}")
     whole, part = split_part(spec)
     if part is not None:
-        return cut(_open(whole, split, shrinking), part)
+        source = _open(whole, split, shrinking)
+        return PartSource(source, cut(source, part))
     if spec.startswith("shapes://"):
         return ShapesSource.from_spec(spec)
     if "://" in spec:
@@ -105,7 +119,8 @@ def _open(spec: str, split: Split | None, shrinking: Shrinking | None) -> Source
         found = map(Path, glob.glob(os.path.join(folder, pattern)))
         files = sorted(path for path in found if path.suffix.lower() in ROWS)
         if not files:
-            raise FileNotFoundError(f"{name}: no Parquet or Arrow file matches; expected {right}")
+            found_none = "no Parquet or Arrow file matches" if right == KINDS else "no such data"
+            raise FileNotFoundError(f"{name}: {found_none}; expected {right}")
         return open_row_files(files, reading, split)
     path = user_path(name)
     if not path.exists():

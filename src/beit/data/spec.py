@@ -5,8 +5,10 @@ import re
 from typing import NamedTuple, Self
 from urllib.parse import unquote
 
+from torch import Tensor
+
 from beit.data.shrinking import Shrinking
-from beit.data.source import PartSource, Source, shuffled
+from beit.data.source import Named, shuffled_by_name
 
 # some/folder[:90%] and some/folder[90%:] split the images at random, always in the same way
 PART = re.compile(r"(?P<whole>.+)\[(?:(?P<first>\d+)%)?:(?:(?P<end>\d+)%)?\]")
@@ -84,15 +86,15 @@ def split_part(spec: str) -> tuple[str, re.Match[str] | None]:
     return part["whole"], part
 
 
-def cut(source: Source, part: re.Match[str]) -> Source:
-    """Return a part of a source. Raises ValueError if no image is in it."""
+def cut(source: Named, part: re.Match[str]) -> Tensor:
+    """Return the indices of the images in a part. Raises ValueError if there are none."""
     total, first, end = len(source), int(part["first"] or 0), int(part["end"] or 100)
     if max(first, end) > 100:
         raise ValueError(f"{part[0]}: expected a part of at most 100%, as in [:90%] or [90%:]")
-    indices = shuffled(total)[total * first // 100 : total * end // 100]
+    indices = shuffled_by_name(source)[total * first // 100 : total * end // 100]
     if not len(indices):
         raise ValueError(f"{part[0]}: none of the {total} images is in this part; make it larger")
-    return PartSource(source, indices)
+    return indices
 
 
 def expected(spec: str, kinds: str) -> str:

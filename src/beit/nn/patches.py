@@ -57,7 +57,7 @@ def pixels_of(images: Tensor, any_values: bool = False) -> Tensor:
     if not isinstance(images, Tensor):
         raise TypeError(
             f"images are of type {type(images).__name__}, expected a tensor (B, 3, H, W); for "
-            "files and PIL images give beit.open_image(images, size=model.image_size), for a NumPy "
+            "files and PIL images give beit.open_image(images, size=model), for a NumPy "
             "array (B, H, W, 3) torch.from_numpy(images).permute(0, 3, 1, 2)"
         )
     if images.ndim != 4 or images.shape[1] != 3:

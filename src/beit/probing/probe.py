@@ -26,6 +26,7 @@ rest of its probe is not published; BEiT v1's probe is different
 """
 
 import json
+import logging
 import math
 import os
 from dataclasses import asdict, dataclass, field, replace
@@ -36,7 +37,7 @@ from beit.command.ending import Ending, beside, words
 from beit.data.class_names import some
 from beit.data.classes import Labelled, checked_classes, renumbered
 from beit.data.source import PartSource
-from beit.data.sources import open_source
+from beit.data.sources import open_source, open_test_split
 from beit.data.views import ViewConfig
 from beit.draw.names import percent
 from beit.draw.report import Figure, Section, link_to, write_report
@@ -52,6 +53,8 @@ from beit.run.launch import launch
 from beit.weights.crop import crop_ratio
 from beit.weights.frozen import TEACHER, open_frozen_model
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -60,7 +63,8 @@ class Config:
     Attributes:
         model: a run directory, a weights file, or teacher:SOURCE
         train: labelled images to train on
-        test: labelled images to report on
+        test: labelled images to report on; null for the split of the data for it, else a fifth of
+            them, which is then not trained on
         untrained: fresh weights drawn from the seed, as a baseline (fixed weights for a teacher)
         limit: use this many training images, a fixed subset; null for all
         test_limit: use this many test images, a fixed subset; null for all
@@ -98,7 +102,7 @@ class Config:
 
     model: str
     train: str
-    test: str
+    test: str | None = None
     untrained: bool = False
     limit: int | None = None
     test_limit: int | None = None
@@ -177,18 +181,30 @@ class Result:
         return figures | {f"attentive_{r['features']}": r["attentive"] for r in self.attentive}
 
 
+def _with_test(config: Config) -> Config:
+    """Choose the test images: the data's own split, else a fifth, which is not trained on."""
+    if open_test_split(config.train, open_source(config.train, split="train")) is not None:
+        logger.info("test images: the split of %s for testing", config.train)
+        return replace(config, test=config.train)
+    parts = f"{config.train}[:80%]", f"{config.train}[80%:]"
+    logger.info("test images: %s, as there is no split for them; training: %s", *parts[::-1])
+    return replace(config, train=parts[0], test=parts[1])
+
+
 def run(config: Config) -> Result:
     """Probe one model by the protocol at the head of this file."""
     device = _one_process(config.device)
     output = None if config.output is None else Path(config.output)
     if output is not None and output.exists():
         raise FileExistsError(f"{output} exists and is not overwritten; name another directory")
-    cache = config.cache_gigabytes
+    if config.test is None:
+        config = _with_test(config)
+    cache, test_spec = config.cache_gigabytes, str(config.test)
     train = open_source(config.train, split="train", cache_gigabytes=cache, limit=config.limit)
-    test = open_source(config.test, split="test", cache_gigabytes=cache, limit=config.test_limit)
+    test = open_source(test_spec, split="test", cache_gigabytes=cache, limit=config.test_limit)
     labelled = Labelled("train", config.train, train)
     num_classes, _ = classes = checked_classes(labelled)
-    test = renumbered(Labelled("test", config.test, test), classes, labelled.where).source
+    test = renumbered(Labelled("test", test_spec, test), classes, labelled.where).source
     split(len(train), config.held_out, config.seed)  # raises before the features are computed
     fabric = launch(device)
     seed, size = config.seed if config.untrained else None, config.image_size

@@ -18,7 +18,7 @@ from beit.data.pixels.decoding import decode
 from beit.data.shapes import KINDS as SHAPES
 from beit.data.shapes import ShapesSource, draw
 from beit.data.source import shuffled
-from beit.data.spec import PART
+from beit.data.spec import PART, cut
 from beit.files import user_path
 from beit.nn.segmenter import IGNORED
 from beit.segmentation.label_classes import Colour, LabelClasses, label_classes, read_label_classes
@@ -110,11 +110,7 @@ def open_label_maps(
         class_list = options.get("classes", classes)
         source = PairedMaps(pairs, _classes(spec, pairs, class_list, reduced, names))
     for part in parts:
-        total, first, end = len(source), int(part["first"] or 0), int(part["end"] or 100)
-        indices = shuffled(total)[total * first // 100 : total * end // 100]
-        if not len(indices):
-            raise ValueError(f"{part[0]}: none of {total} images is in that part; widen it")
-        source = PartMaps(source, indices)
+        source = PartMaps(source, cut(source, part))
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1 image, got {limit}")
     if limit is not None and limit < len(source):

@@ -35,21 +35,28 @@ def stated_crop(source: str) -> tuple[float, str] | None:
     """Read what a model's files say: the crop, and which file says it; None if none does."""
     if source.startswith((hub.PUBLISHED, "teacher:")):
         return None
-    path = hub.fetch(source) if source.startswith(hub.SCHEMES) else Path(source)
+    return crop_in(hub.fetch(source) if source.startswith(hub.SCHEMES) else Path(source))
+
+
+def crop_in(path: Path) -> tuple[float, str] | None:
+    """Read the crop as `stated_crop` does, from a run, a weights file or a folder."""
     run = RunDirectory(path)
-    if run.config_file.is_file():
-        weights, settings, settings_file = run.weights_file, run.config(), run.config_file
-        fields: tuple[str, ...] = ("crop_ratio",)
-    else:
-        weights = hub.weights_in(path) or path if path.is_dir() else path
-        settings_file, fields = weights.with_name("config.json"), ("pretrained_cfg", "crop_pct")
-        settings = _json(settings_file.read_text("utf-8")) if settings_file.is_file() else {}
+    is_run = run.config_file.is_file()
+    weights = run.weights_file if is_run else hub.weights_in(path) or path
     if weights.suffix == ".safetensors" and weights.is_file():
         about = _json(read_shapes(weights)[1].get(FORMAT, ""))
         if (ratio := _ratio(about, "crop_ratio")) is not None:
             return ratio, f"{weights.name} says so"
-    if (ratio := _ratio(settings, *fields)) is not None:
-        return ratio, f"{settings_file.name} says so"
+    if is_run:
+        ratio = _ratio(run.config(), "crop_ratio")
+        return None if ratio is None else (ratio, f"{run.config_file.name} says so")
+    if not weights.is_file():
+        return None
+    settings = weights.with_name("config.json")
+    if settings.is_file():
+        ratio = _ratio(_json(settings.read_text("utf-8")), "pretrained_cfg", "crop_pct")
+        if ratio is not None:
+            return ratio, f"{settings.name} says so"
     processor = weights.with_name("preprocessor_config.json")
     if processor.is_file() and (ratio := _of_processor(_json(processor.read_text("utf-8")))):
         return ratio, f"{processor.name} says so; proportions are kept, transformers stretches"

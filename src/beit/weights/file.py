@@ -62,11 +62,13 @@ def save(model: nn.Module, path: str | Path, crop_ratio: float | None = None) ->
 
     Args:
         model: as `load`, `load_backbone` or `load_tokenizer` return it
-        crop_ratio: of its evaluation images, which `beit embed`, `predict`, ... then use
+        crop_ratio: of its evaluation images, which `beit embed`, `predict`, ... then use; None for
+            that of the file which the model was loaded from
     """
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"path is {str(path)!r}, expected a name that ends in .safetensors")
-    save_weights(user_path(path), model, crop_ratio)
+    loaded = getattr(model, "crop_ratio", None)
+    save_weights(user_path(path), model, loaded if crop_ratio is None else crop_ratio)
 
 
 def save_weights(path: str | Path, model: nn.Module, crop_ratio: float | None = None) -> None:

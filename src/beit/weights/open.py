@@ -17,6 +17,7 @@ from beit.nn.vit import VisionTransformer
 from beit.run.directory import RunDirectory
 from beit.run.settings import first
 from beit.weights import hub, manifest
+from beit.weights.crop import crop_in
 from beit.weights.file import (
     FORMAT,
     TABLE,
@@ -48,6 +49,9 @@ SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".ckpt", INDEX)
 def load(source: str | Path, **overrides: Any) -> nn.Module:
     """Load the model in `source`, of any kind, in eval mode and in float32.
 
+    Its attribute `crop_ratio`, that of its backbone too, is what its files say of its images' crop
+    (side of the centre crop over the shorter side); None if they say nothing.
+
     Args:
         source: a run directory; a file with an ending of `SUFFIXES`, ours or in one of `LAYOUTS`,
             also with names that have a prefix; a folder of transformers, timm or DALL-E;
@@ -68,6 +72,16 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
             "a model or tensors in memory, write a file first (torch.save, save_pretrained)"
         )
     path, overrides = _local_path(source, overrides)
+    model = _load(path, **overrides)
+    is_published = str(source).startswith(hub.PUBLISHED)
+    is_remote = str(source).startswith(hub.SCHEMES)
+    stated = None if is_published else crop_in(path if is_remote else Path(source))
+    for part in (model, backbone_of(model) or model):
+        part.crop_ratio = None if stated is None else stated[0]  # type: ignore[assignment]
+    return model
+
+
+def _load(path: Path, **overrides: Any) -> nn.Module:
     content, metadata = _read(path)
     if FORMAT in metadata:
         return model_of(content, metadata, str(path), **overrides)
