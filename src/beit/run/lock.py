@@ -21,7 +21,7 @@ from beit.run.directory import RunDirectory, partial_path
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl: Any = None
 
 logger = logging.getLogger(__name__)
 NAME = "lock"
