@@ -126,9 +126,11 @@ class _Stop:
     def handle(self, number: int, frame: object) -> None:
         if os.getpid() != self._process:  # a forked worker: its parent ends it
             return
-        now = time.monotonic()
-        again = now - self._first.setdefault(number, now) > ONE_PRESS
-        if again or self.training is None or self.training.may_stop_at_once():
+        now, first = time.monotonic(), self._first.get(number)
+        self._first.setdefault(number, now)
+        if first is not None and now - first <= ONE_PRESS:
+            return
+        if first is not None or self.training is None or self.training.may_stop_at_once():
             raise self.error(number)
         if number == signal.SIGINT and not self.asked:
             with suppress(OSError, ValueError, AttributeError):  # print() may be what it interrupts
