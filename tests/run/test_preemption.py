@@ -250,30 +250,30 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def ended(process: "subprocess.Popen[str]") -> tuple[int, str]:
+    _, errors = process.communicate(timeout=300)
+    return process.returncode, errors
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("processes", [1, 2])
 def test_real_processes_stop_and_go_on_to_the_same_bits(processes, tmp_path, same_bits):
     """Of two processes one gets the signal; of one its loader workers get it too."""
-    undisturbed = start(tmp_path / "whole", processes)
-    assert undisturbed.wait(timeout=300) == 0, undisturbed.communicate()
+    assert ended(start(tmp_path / "whole", processes))[0] == 0
     training, log = start(tmp_path / "run", processes), tmp_path / "run" / "metrics.jsonl"
     while not (log.exists() and '"step": 6' in log.read_text()):
-        assert training.poll() is None, training.communicate()
+        assert training.poll() is None, ended(training)
         time.sleep(0.005)
     if processes == 1:
         os.killpg(training.pid, signal.SIGTERM)
     else:
         os.kill(children(training.pid)[1], signal.SIGTERM)
-    _, errors = training.communicate(timeout=120)
+    code, errors = ended(training)
     assert "beit: stopped by SIGTERM; the checkpoint of step " in errors
-    if processes == 1:
-        assert training.returncode == 75, errors
-    else:
-        assert errors.count("exitcode  : 75") == 2
-    assert start(tmp_path / "run", processes).wait(timeout=300) == 0
+    assert code == 75 if processes == 1 else errors.count("exitcode  : 75") == 2, errors
+    assert ended(start(tmp_path / "run", processes))[0] == 0
     same_bits(tmp_path / "whole", tmp_path / "run")
-    again = start(tmp_path / "run", processes)
-    _, errors = again.communicate(timeout=120)
-    assert again.returncode == 0
+    code, errors = ended(start(tmp_path / "run", processes))
+    assert code == 0
     assert "is finished: nothing is left to train" in errors
