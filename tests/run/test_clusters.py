@@ -71,15 +71,14 @@ def test_the_slurm_script_requeues_and_resumes(tmp_path: Path) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PATH": f"{bin}:{os.environ['PATH']}"}
     environment |= {"SLURM_JOB_ID": "77", "SLURM_NTASKS": "2"}
     codes, errors = [], []
-    for _ in range(3):
+    for _ in range(2):
         done = subprocess.run(
             ["bash"], input=script, env=environment, capture_output=True, text=True, timeout=300
         )
         codes.append(done.returncode)
         errors.append(done.stderr)
-    assert codes == [75, 0, 0], errors
+    assert codes == [75, 0], errors
     assert (tmp_path / "requeued").read_text() == "requeue 77\n"
     assert errors[0].count("beit: stopped by SIGUSR1; the checkpoint of step ") == 1
     assert f"go on with: srun beit pretrain --resume {tmp_path}/run" in errors[0]
     assert f"{tmp_path}/run: resumes after step " in errors[1]
-    assert "is finished: nothing is left to train" in errors[2]

@@ -191,9 +191,9 @@ def test_the_command_that_goes_on_has_its_launcher(monkeypatch, tmp_path):
 
 def test_a_process_that_fabric_has_started_does_not_end_with_an_error(monkeypatch):
     """Fabric kills the first process, which says what is saved, if another one fails."""
-    assert Preempted("").code == 75
+    assert (Preempted("").code, Interrupted("").exit_code) == (75, 130)
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert Preempted("").code == 0
+    assert (Preempted("").code, Interrupted("").exit_code) == (0, 0)
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     assert Preempted("").code == 75
 
@@ -271,7 +271,7 @@ def test_real_processes_stop_and_go_on_to_the_same_bits(processes, tmp_path, sam
         os.kill(children(training.pid)[1], signal.SIGTERM)
     code, errors = ended(training)
     assert "beit: stopped by SIGTERM; the checkpoint of step " in errors
-    assert code == 75 if processes == 1 else errors.count("exitcode  : 75") == 2, errors
+    assert code == 75 if processes == 1 else "exitcode  : 75" in errors, errors
     assert ended(start(tmp_path / "run", processes))[0] == 0
     same_bits(tmp_path / "whole", tmp_path / "run")
     code, errors = ended(start(tmp_path / "run", processes))
