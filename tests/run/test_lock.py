@@ -54,6 +54,9 @@ def test_one_process_at_a_time_and_the_lock_dies_with_it(tmp_path: Path) -> None
     with holder(tmp_path) as process:
         with pytest.raises(BlockingIOError, match=rf"is in use by process {process.pid} on \S+; "):
             hold(tmp_path)
+        (tmp_path / "lock").write_text("process 7 on gpu03\n")
+        with pytest.raises(BlockingIOError, match=rf"machine is gone, delete {tmp_path}/lock"):
+            hold(tmp_path)
         process.kill()
         process.wait()
         with releasing():
