@@ -191,11 +191,16 @@ def test_the_command_that_goes_on_has_its_launcher(monkeypatch, tmp_path):
 
 def test_a_process_that_fabric_has_started_does_not_end_with_an_error(monkeypatch):
     """Fabric kills the first process, which says what is saved, if another one fails."""
-    assert (Preempted("").code, Interrupted("").exit_code) == (75, 130)
+
+    def codes(together):
+        errors = (_Stop("").error(number, together) for number in (signal.SIGTERM, signal.SIGINT))
+        return [error.exit_code for error in errors]
+
+    assert codes(True) == codes(False) == [75, 130]
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert (Preempted("").code, Interrupted("").exit_code) == (0, 0)
+    assert (codes(True), codes(False)) == ([0, 0], [75, 130])
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert Preempted("").code == 75
+    assert codes(True) == [75, 130]
 
 
 def test_a_run_is_finished_with_its_weights_and_no_later_checkpoint(tmp_path):

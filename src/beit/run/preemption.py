@@ -32,25 +32,19 @@ HINT = b"\nbeit: stops after this step, with a checkpoint; Ctrl-C again stops at
 
 
 class Preempted(SystemExit):
-    """SIGTERM or SIGUSR1 stopped a command; uncaught it ends the process with exit code 75."""
+    """SIGTERM or SIGUSR1 stopped a command; uncaught it ends the process with its exit code."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, exit_code: int = RETRY) -> None:
         super().__init__(message)
-        self.code = self.exit_code = _exit_code(RETRY)
+        self.code = self.exit_code = exit_code
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C stopped a command, a training after a checkpoint."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, exit_code: int = INTERRUPTED) -> None:
         super().__init__(message)
-        self.exit_code = _exit_code(INTERRUPTED)
-
-
-def _exit_code(code: int) -> int:
-    """Return 0 where Fabric started this process: for an error it kills the first process."""
-    started_by_fabric = "TORCHELASTIC_RUN_ID" not in os.environ
-    return 0 if started_by_fabric and os.environ.get("LOCAL_RANK", "0") != "0" else code
+        self.exit_code = exit_code
 
 
 class Journal(Protocol):
@@ -151,11 +145,20 @@ class _Stop:
                 os.write(sys.stderr.fileno(), HINT)
         self.asked = max(self.asked, number)
 
-    def error(self, number: int) -> Preempted | Interrupted:
-        """Return the exception that says what was saved, and the command that goes on."""
+    def error(self, number: int, together: bool = False) -> Preempted | Interrupted:
+        """Return the exception that says what was saved, and the command that goes on.
+
+        Args:
+            together: all processes stop; then those that Fabric started end without an error, for
+                which it would kill the first one
+        """
         name = signal.Signals(number).name
         text = f"stopped by {name}{' (Ctrl-C)' * (number == signal.SIGINT)}{self._state()}"
-        return Interrupted(text) if number == signal.SIGINT else Preempted(text)
+        code = INTERRUPTED if number == signal.SIGINT else RETRY
+        by_fabric = "TORCHELASTIC_RUN_ID" not in os.environ
+        if together and by_fabric and os.environ.get("LOCAL_RANK", "0") != "0":
+            code = 0
+        return (Interrupted if number == signal.SIGINT else Preempted)(text, code)
 
     def _state(self) -> str:
         if self.run is None or is_finished(run := RunDirectory(self.run)):
@@ -205,7 +208,7 @@ class _Training:
         if number:
             journal.save()
             journal.fabric.barrier()  # when one process ends, torchrun kills the others
-            raise self._stop.error(number)
+            raise self._stop.error(number, together=True)
         self._in_step = False
 
 
