@@ -18,6 +18,7 @@ from beit.run.directory import RunDirectory
 from beit.run.journal import TrainingConfig
 from beit.run.precision import bfloat16_unit, choose_precision
 from beit.run.profile import callbacks
+from beit.run.skipping import guards
 from beit.run.watching import watchers
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
     # alone. The command has given torchrun's variables to those that srun started.
     alone = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     fabric = Fabric(
-        callbacks=callbacks(profile) + (watchers() if training else []),
+        callbacks=callbacks(profile) + ([*watchers(), *guards()] if training else []),
         plugins=[LightningEnvironment()] if alone else None,
         accelerator=accelerator,
         devices=devices,
@@ -114,6 +115,7 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
     )
     cast(Any, fabric.strategy.precision).reason = reason  # see `precision_of`
     fabric.launch()
+    fabric.call("after_launch", fabric)
     return fabric
 
 
