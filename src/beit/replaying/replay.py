@@ -50,10 +50,11 @@ class Replay(NamedTuple):
     Attributes:
         step: its number
         fault: why it was skipped, as recorded
+        precision: in which it was computed again
         rank: the process, of those of the run, that this is about
         first: where numbers were not finite first; None if all were finite
         images: names of the images of these numbers; empty if they cannot be told
-        function: of PyTorch, whose gradient was nan first; empty for none
+        function: of PyTorch, whose gradient was nan first though all activations were finite
         weights: names of those whose gradients were not finite
         losses: names and values, of each micro-batch
         norm: of the gradient of this process
@@ -62,6 +63,7 @@ class Replay(NamedTuple):
 
     step: int
     fault: str
+    precision: str
     rank: int
     first: First | None
     images: list[str]
@@ -81,7 +83,9 @@ def run(config: Config) -> Replay:
     logger.info("step %d was skipped: %s", step, about["fault"])
     latest = checkpoint.latest(directory)
     if latest is None:
-        raise ValueError(f"{directory.checkpoints} is empty; a replay takes all but the weights there")
+        raise ValueError(
+            f"{directory.checkpoints} is empty; a replay takes all but the weights there"
+        )
     state = latest[1] | {"model": model, "means": {}}
     state["optimizer"] = state["optimizer"] | {"state": {}}  # moments do not change the gradient
     precision = "32-true" if config.float32 else about["precision"]
@@ -91,9 +95,13 @@ def run(config: Config) -> Replay:
     losses = about["losses"]
     ranks = [rank for rank, values in enumerate(losses) if not all(map(math.isfinite, values))]
     for rank in ranks or range(len(losses)):
-        trace = Trace(rank, len(losses))
+        trace = Trace(rank, len(losses), anomalies=False)
         compute(training, settings, directory, step, state, trace)
-        replay = _replay(directory, step, rank, about, trace)
+        if not trace.forward and (trace.gradient or trace.weights):
+            backward = Trace(rank, len(losses), anomalies=True)
+            compute(training, settings, directory, step, state, backward)
+            trace.function = backward.function
+        replay = _replay(directory, step, rank, about, trace)._replace(precision=precision)
         if replay.first or replay.weights:
             break
     _log(replay)
@@ -101,14 +109,16 @@ def run(config: Config) -> Replay:
 
 
 def ending(config: Config, result: Replay) -> Ending:
-    """Say where the numbers were not finite first; the run can be resumed."""
+    """Say where the numbers were not finite first; float32 is next, or the run's curves."""
     first = f"first in the {result.first.where}" if result.first else "finite numbers"
     images = f", of {some(result.images)}" if result.images else ""
-    directory = RunDirectory(user_path(config.run))
+    then = words("report", config.run)
+    if result.precision != "32-true":
+        then = words("replay", config.run, step=result.step, float32="true")
     return Ending(
-        f"step {result.step} of {directory.path}, computed again; the run is as it was",
+        f"step {result.step} of {config.run}, computed again; the run is as it was",
         f"{result.fault}; computed again: {first}{images}",
-        words(directory.verb(), resume=directory.path),
+        then,
     )
 
 
@@ -173,9 +183,7 @@ def _for_one_step(settings: Any, precision: str) -> Any:
     return replace(settings, **changes)
 
 
-def _replay(
-    run: RunDirectory, step: int, rank: int, about: dict[str, Any], trace: Trace
-) -> Replay:
+def _replay(run: RunDirectory, step: int, rank: int, about: dict[str, Any], trace: Trace) -> Replay:
     losses, then = trace.losses, about["losses"][rank]
     pairs = list(zip(losses, then, strict=False))
     if len(about["losses"]) == 1:
@@ -185,7 +193,16 @@ def _replay(
     names = kept_names(run, "data.train")
     images = [names[i] if i < len(names) else f"number {i}" for i in first.images] if first else []
     return Replay(
-        *(step, about["fault"], rank, first, images, trace.function, trace.weights),
+        *(
+            step,
+            about["fault"],
+            about["precision"],
+            rank,
+            first,
+            images,
+            trace.function,
+            trace.weights,
+        ),
         losses=list(zip(about["names"], losses, strict=False)),
         norm=trace.norm,
         same=same,
@@ -207,7 +224,7 @@ def _log(replay: Replay) -> None:
     else:
         logger.info("all losses and activations are finite")
     if replay.function:
-        logger.info("the first gradient that is nan: %s", replay.function)
+        logger.info("the first nan of the backward pass: %s", replay.function)
     if replay.weights:
         logger.info("weights whose gradients are not finite: %s", some(replay.weights))
     if not replay.same:

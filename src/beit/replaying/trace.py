@@ -9,6 +9,8 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +20,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from beit.run.journal import Journal
 
+PACKAGE = Path(__file__).parents[1]
 FUNCTION = re.compile(r"Function '(\w+)' returned nan values")
 
 
@@ -40,19 +43,21 @@ class First(NamedTuple):
 class Trace:
     """Watches a step, as process `rank` of `world_size` computes it.
 
+    With `anomalies` it finds the function, by `torch.autograd.set_detect_anomaly`, which ends a
+    backward pass at its first nan; without, all else.
+
     Attributes:
         forward: the first in the forward passes, the teacher's or tokenizer's included; None for
             none
         gradient: the first gradient in the backward passes
-        function: of PyTorch whose gradient was nan first, and the lines that called it, by
-            `torch.autograd.set_detect_anomaly`
-        weights: names of the weights whose gradients are not finite
+        function: of PyTorch whose gradient was nan first, and the line that called it
+        weights: names of those whose gradients are not finite
         losses: of each micro-batch
         norm: of the gradient
     """
 
-    def __init__(self, rank: int, world_size: int) -> None:
-        self._rank, self._world_size = rank, world_size
+    def __init__(self, rank: int, world_size: int, anomalies: bool) -> None:
+        self._rank, self._world_size, self._anomalies = rank, world_size, anomalies
         self._names: dict[nn.Module, str] = {}
         self._running, self._backwards = False, 0
         self.forward: First | None = None
@@ -67,7 +72,7 @@ class Trace:
         """Watch all modules and gradients of the training that runs in this context."""
         hook = register_module_forward_hook(self._after_forward)
         try:
-            with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(True):
+            with warnings.catch_warnings(), torch.autograd.set_detect_anomaly(self._anomalies):
                 warnings.filterwarnings("ignore", "Anomaly Detection has been enabled")
                 yield
         finally:
@@ -122,7 +127,7 @@ class Trace:
     ) -> None:
         """End the training."""
         self.losses = [float(loss) for _, loss in losses]
-        self.norm = float("nan") if self.function else float(norm)
+        self.norm = float(norm)
         raise Replayed
 
     # ── tensors ─────────────────────────────────────────────────────────────────────────────────
@@ -172,8 +177,8 @@ def _called_by(caught: Sequence[warnings.WarningMessage]) -> str:
     lines = [line for warned in caught for line in str(warned.message).splitlines()]
     places = [
         f" in {line.strip()}: {code.strip()}"
-        for line, code in zip(lines, lines[1:], strict=False)
+        for line, code in pairwise(lines)
         if line.lstrip().startswith("File ")
     ]
-    ours = [place for place in places if "beit" in place and "site-packages" not in place]
+    ours = [place for place in places if str(PACKAGE) in place]
     return (ours or places or [""])[-1]

@@ -156,6 +156,6 @@ def step_only_if(kept: Tensor, optimizer: Optimizer) -> None:
     """
     inner = getattr(optimizer, "optimizer", optimizer)
     if kept.is_cuda and type(inner) is AdamW and inner.defaults["fused"]:
-        inner.found_inf = (~kept).float()
+        inner.found_inf = (~kept).float()  # type: ignore[attr-defined]
     elif not kept:
         optimizer.zero_grad()
