@@ -7,7 +7,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Collection, Iterator
-from functools import partial, partialmethod
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -156,17 +156,19 @@ def breaks(monkeypatch: pytest.MonkeyPatch) -> Callable[[Collection[int]], None]
             journals.append(journal)
             begin(journal, *arguments, **parts)
 
-        def broken(forward: Any, module: nn.Module, images: Tensor) -> Tensor:
-            rows, journal = forward(module, images), journals[-1]
-            last = len(journal.indices) == journal.config.optim.accumulate
-            if not (module.training and last and journal.step in steps):
-                return rows
-            return torch.cat([rows[:1] * math.nan, rows[1:]])
+        def breaking(rows_of: Callable[[Any, Tensor], Tensor]) -> Any:
+            def broken(module: nn.Module, images: Tensor) -> Tensor:
+                rows, journal = rows_of(module, images), journals[-1]
+                last = len(journal.indices) == journal.config.optim.accumulate
+                if not (module.training and last and journal.step in steps):
+                    return rows
+                return torch.cat([rows[:1] * math.nan, rows[1:]])
+
+            return broken
 
         monkeypatch.setattr(Journal, "begin", noted)
-        monkeypatch.setattr(PatchEmbed, "forward", partialmethod(broken, PatchEmbed.forward))
-        normalised = partialmethod(broken, DiscreteVAE.normalised)
-        monkeypatch.setattr(DiscreteVAE, "normalised", normalised)
+        monkeypatch.setattr(PatchEmbed, "forward", breaking(PatchEmbed.forward))
+        monkeypatch.setattr(DiscreteVAE, "normalised", breaking(DiscreteVAE.normalised))
 
     return install
 

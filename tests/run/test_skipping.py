@@ -211,9 +211,9 @@ def test_nothing_of_a_skipped_step_remains(
     training.run(make(output=tmp_path / "broken"))
     assert same(state_of(tmp_path / "broken"), state_of(tmp_path / "left-out"))
     logs = [records(tmp_path / run) for run in ("broken", "left-out")]
-    assert [r["step"] for r in logs[0] if "warning" in r] == [2, 6]
-    assert "loss is nan" in next(r["warning"] for r in logs[0] if "warning" in r)
-    others = [[r for r in log if "warning" not in r] for log in logs]
+    skipped = [r for r in logs[0] if "is skipped: the loss is nan" in r.get("warning", "")]
+    assert [r["step"] for r in skipped] == [2, 6]
+    others = [[r for r in log if "is skipped" not in r.get("warning", "")] for log in logs]
     assert others[0] == others[1]
 
 
@@ -253,8 +253,12 @@ def test_a_codebook_starts_from_finite_vectors(
     tmp_path: Path, tokenizer_config: Callable[..., Any], breaks: Callable[[Collection[int]], None]
 ) -> None:
     breaks({1})
-    vqkd.run(tokenizer_config(tmp_path / "run"))
-    assert [r["step"] for r in records(tmp_path / "run") if "warning" in r] == [1]
+    run = RunConfig(str(tmp_path / "run"), log_every=1, stop_after=3)
+    vqkd.run(tokenizer_config(tmp_path / "run", run=run))
+    logged = records(tmp_path / "run")
+    assert [r["step"] for r in logged if "is skipped" in r.get("warning", "")] == [1]
+    assert [r["step"] for r in logged if "loss" in r] == [2, 3]
+    assert [r["choices"] for r in logged if "choices" in r] == [0, 48, 48]
     assert state_of(tmp_path / "run")["model"]["quantizer.codebook"].isfinite().all()
 
 
@@ -311,6 +315,19 @@ def test_a_record_has_what_the_step_had(tmp_path: Path) -> None:
     assert str(about["losses"]) == "[[nan, nan]]"
     [indices] = about["indices"]
     assert len(indices) == 2
+
+
+def test_a_disk_without_room_for_the_record_does_not_stop_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    made = config(tmp_path / "run")
+    monkeypatch.setattr(skipping, "replacing", full)
+    train(made, {5: NAN})
+    [text] = [r["warning"] for r in records(tmp_path / "run") if "warning" in r]
+    assert text.endswith("the loss is nan; it is not recorded (No space left on device)")
 
 
 def test_a_resumed_run_is_the_uninterrupted_one(tmp_path: Path) -> None:

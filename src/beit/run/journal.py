@@ -287,8 +287,7 @@ class Journal:
         bad = ~(finite & (norm < self.largest_norm))
         kept = summed(self.fabric, bad.float()) == 0
         step_only_if(kept, optimizer)
-        if self.config.optim.clip is not None:
-            measured.append({"grad_norm": norm})
+        measured += [{"grad_norm": norm}] * (self.config.optim.clip is not None)
         for metrics in measured:
             self.means.add({n: v.where(kept, 0) for n, v in metrics.items()}, kept)
         self.fabric.call("on_gradient", self, kept, norm, losses, optimizer)

@@ -176,8 +176,8 @@ class Skips:
         }
         state = self._parts["model"].state_dict()
         advice = ""
-        if fabric.is_global_zero and record(journal.directory, step.step, state, about):
-            advice = f"; beit replay RUN {step.step} shows where it began"
+        if fabric.is_global_zero:
+            advice = record(journal.directory, step.step, state, about)
         journal.log_warning(f"step {step.step} is skipped: {fault}{advice}")
         if self.in_a_row >= run.max_skipped:
             fabric.barrier()  # when one process ends, torchrun kills the others
@@ -220,22 +220,22 @@ def record_file(run: RunDirectory, step: int) -> Path:
 
 def record(
     run: RunDirectory, step: int, model: Mapping[str, Tensor], about: Mapping[str, Any]
-) -> bool:
+) -> str:
     """Write a skipped step, in the form of a checkpoint, unless there are `KEPT` others already.
 
-    Returns: whether it was written
+    Returns: what the warning of the step adds
     """
     file = record_file(run, step)
-    file.parent.mkdir(exist_ok=True)
     if len({*file.parent.glob("step-*.pt"), file}) > KEPT:
-        return False
+        return ""
     state = {"model": dict(model), "about": dict(about)}
     try:
+        file.parent.mkdir(exist_ok=True)
         with replacing(file) as temporary, temporary.open("wb") as opened:
             torch.save({"step": step, "state": state}, opened)
-    except OSError:  # such as a full disk: the run goes on without
-        return False
-    return True
+    except OSError as error:  # such as a full disk: the run goes on without
+        return f"; it is not recorded ({error.strerror})"
+    return f"; beit replay RUN {step} shows where it began"
 
 
 # ── in place of all this ────────────────────────────────────────────────────────────────────────
