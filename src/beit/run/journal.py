@@ -17,7 +17,6 @@ and validation, checkpoints and resuming. Forward, loss, backward, clip and step
             metrics = evaluate(...)  # validate, if it is time, after another checkpoint
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager
@@ -124,7 +123,7 @@ class Journal:
         self.means = Means(partial(summed, fabric))
         self._unreadable = Unreadable(schedule.num_images, config.data.max_unreadable)
         self.indices: list[Tensor] = []
-        self.largest_norm = math.inf
+        self.largest_norm = float("inf")
         self._measured: list[Mapping[str, Tensor]] = []
         self._parts: dict[str, Any] = {}
         self._shown: Mapping[str, float] = {}
@@ -284,12 +283,12 @@ class Journal:
         measured, self._measured = self._measured, []
         losses = [(n, v) for metrics in measured for n, v in metrics.items() if n.endswith("loss")]
         finite = torch.stack([norm.float(), *(v.float() for _, v in losses)]).isfinite().all()
-        bad = ~(finite & (norm < self.largest_norm))
-        kept = summed(self.fabric, bad.float()) == 0
+        kept = summed(self.fabric, (finite & (norm < self.largest_norm)).float())
+        kept = kept == self.fabric.world_size
         step_only_if(kept, optimizer)
         measured += [{"grad_norm": norm}] * (self.config.optim.clip is not None)
-        for metrics in measured:
-            self.means.add({n: v.where(kept, 0) for n, v in metrics.items()}, kept)
+        for metrics in measured if kept.is_cuda or kept else ():
+            self.means.add(metrics, kept if kept.is_cuda else 1.0)
         self.fabric.call("on_gradient", self, kept, norm, losses, optimizer)
         return kept
 

@@ -26,11 +26,12 @@ class Means:
 
     @torch.no_grad()
     def add(self, metrics: Mapping[str, Tensor | float], weight: Tensor | float = 1.0) -> None:
-        """Add numbers or tensors of one element, with a weight such as the number of images."""
+        """Add numbers or tensors of one element, weighted, or only if the weight, () bool, is True."""
         for name, metric in metrics.items():
             on_mps = isinstance(metric, Tensor) and metric.device.type == "mps"
             dtype = torch.float32 if on_mps else torch.float64
-            value = torch.as_tensor(metric, dtype=dtype).reshape(()) * weight
+            value = torch.as_tensor(metric, dtype=dtype).reshape(())
+            value = value.where(weight, 0) if isinstance(weight, Tensor) else value * weight
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._weights[name] = self._weights.get(name, 0.0) + weight
 

@@ -1,6 +1,5 @@
 """Settings of the optimiser and its schedule, and the parts of a step that use them."""
 
-import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, Protocol, cast
 
@@ -143,7 +142,7 @@ def clip_gradients(
     fabric: Fabric, model: nn.Module, optimizer: Optimizer, max_norm: float | None
 ) -> Tensor:
     """Clip the whole gradient, unless `max_norm` is None. Returns: its norm before that, ()."""
-    limit = math.inf if max_norm is None else max_norm
+    limit = float("inf") if max_norm is None else max_norm
     norm = fabric.clip_gradients(model, optimizer, max_norm=limit, error_if_nonfinite=False)
     return cast(Tensor, norm)
 
