@@ -26,7 +26,7 @@ class Means:
 
     @torch.no_grad()
     def add(self, metrics: Mapping[str, Tensor | float], weight: Tensor | float = 1.0) -> None:
-        """Add numbers or tensors of one element, weighted, or only if the weight, () bool, is True."""
+        """Add numbers or tensors of one element, weighted, or only if a () bool weight is True."""
         for name, metric in metrics.items():
             on_mps = isinstance(metric, Tensor) and metric.device.type == "mps"
             dtype = torch.float32 if on_mps else torch.float64
