@@ -3,9 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,22 +16,31 @@ import pytest
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from beit.data.batches import DataConfig
 from beit.data.views import ViewConfig
+from beit.finetuning import finetune
+from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.masking import MaskConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
+from beit.nn.patches import PatchEmbed
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.pretraining import pretrain
 from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig
+from beit.run.journal import Journal
 from beit.run.optim import OptimConfig
 from beit.run.progress import Progress
 from beit.run.resume import resume as resume_run
+from beit.segmentation import segment
+from beit.segmentation.config import HeadConfig, SegmentDataConfig
+from beit.segmentation.optim import StepOptimConfig
+from beit.segmentation.views import SegmentViewConfig
+from beit.tokenizer import dvae
 from beit.tokenizer import vqkd as train_tokenizer
 from beit.weights.teachers import TeacherConfig
 
@@ -129,6 +140,102 @@ def trained_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("recipes") / "tokenizer"
     train_tokenizer.run(tokenizer_config(output))
     return output
+
+
+# ── steps that break ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def breaks(monkeypatch: pytest.MonkeyPatch) -> Callable[[Collection[int]], None]:
+    """Makes the last micro-batch of these steps give NaN for its first image."""
+
+    def install(steps: Collection[int]) -> None:
+        journals, begin = list[Journal](), Journal.begin
+
+        def noted(journal: Journal, *arguments: Any, **parts: Any) -> None:
+            journals.append(journal)
+            begin(journal, *arguments, **parts)
+
+        def breaking(rows_of: Callable[[Any, Tensor], Tensor]) -> Any:
+            def broken(module: nn.Module, images: Tensor) -> Tensor:
+                rows, journal = rows_of(module, images), journals[-1]
+                last = len(journal.indices) == journal.config.optim.accumulate
+                if not (module.training and last and journal.step in steps):
+                    return rows
+                return torch.cat([rows[:1] * math.nan, rows[1:]])
+
+            return broken
+
+        monkeypatch.setattr(Journal, "begin", noted)
+        monkeypatch.setattr(PatchEmbed, "forward", breaking(PatchEmbed.forward))
+        monkeypatch.setattr(DiscreteVAE, "normalised", breaking(DiscreteVAE.normalised))
+
+    return install
+
+
+@pytest.fixture
+def trainings(
+    trained_tokenizer: Path,
+    tokenizer_config: Callable[..., Any],
+    pretrain_config: Callable[..., Any],
+    vit: Callable[..., Any],
+    optim: Callable[..., Any],
+) -> dict[str, tuple[Any, Callable[..., Any]]]:
+    """The modules, and what makes their settings for an output, of runs of eight or ten steps."""
+    pretraining = partial(pretrain_config, tokenizer=trained_tokenizer)
+    classes = DataConfig("shapes://43?size=24", num_workers=0)
+    maps = SegmentDataConfig("shapes://15?size=24", num_workers=0)
+    steps = StepOptimConfig(batch_size=4, steps=8, warmup_steps=2)
+    device = DeviceConfig(accelerator="cpu")
+
+    def run(output: Path) -> RunConfig:
+        return RunConfig(str(output), log_every=3, checkpoint_every=4)
+
+    return {
+        "pretrain": (pretrain, pretraining),
+        "pretrain by Muon": (
+            pretrain,
+            partial(pretraining, optim=optim(kind="muon", accumulate=2)),
+        ),
+        "train-tokenizer": (train_tokenizer, partial(tokenizer_config, optim=optim(accumulate=2))),
+        "train-tokenizer --kind dvae": (
+            dvae,
+            lambda output: dvae.Config(
+                data=DATA,
+                view=ViewConfig(min_scale=0.5, color_jitter=0.0),
+                model=DiscreteVAEConfig(
+                    image_size=(16, 24), num_codes=11, code_width=5, num_layers=2, hidden_width=6
+                ),
+                optim=optim(clip=1.0),
+                frechet_images=0,
+                run=run(output),
+                device=device,
+            ),
+        ),
+        "finetune": (
+            finetune,
+            lambda output: finetune.Config(
+                data=classes,
+                backbone=vit(relative_bias="per_block"),
+                optim=optim(clip=3.0),
+                average=0.8,
+                run=run(output),
+                device=device,
+            ),
+        ),
+        "segment": (
+            segment,
+            lambda output: segment.Config(
+                data=maps,
+                backbone=vit(depth=4, relative_bias="per_block"),
+                head=HeadConfig(channels=8, auxiliary_channels=8),
+                view=SegmentViewConfig(long_side=96, short_side=24),
+                optim=steps,
+                run=run(output),
+                device=device,
+            ),
+        ),
+    }
 
 
 # ── checks of every run ───────────────────────────────────────────────────────────────────────────

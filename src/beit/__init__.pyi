@@ -67,6 +67,12 @@ def segment(
 ) -> Result:
     """Train a semantic segmenter from a pretrained backbone; options: help(beit.segment)."""
 
+def replay(
+    run: Any = ..., step: Any = ..., *, float32: Any = ..., preset: Any = ..., config: Any = ...,
+    quiet: Any = ..., **options: Any
+) -> Result:
+    """Compute a skipped step of a training again, and say where it was not finite first; options: help(beit.replay)."""
+
 def probe(
     *, model: Any = ..., train: Any = ..., test: Any = ..., untrained: Any = ...,
     limit: Any = ..., test_limit: Any = ..., image_size: Any = ..., num_heads: Any = ...,

@@ -97,6 +97,18 @@ CASES = [
         "1.0e-06",
     ),
     (
+        "replay",
+        "runs/mine 3",
+        {
+            "step": 3,
+            "precision": "bf16-mixed",
+            "fault": "the loss is nan",
+            "first": SimpleNamespace(where="output of blocks.1"),
+            "images": ["a.png"],
+        },
+        "the loss is nan; computed again: first in the output of blocks.1, of a.png",
+    ),
+    (
         "push",
         "m a/b --dry_run",
         {"card": Path("m/README.md"), "files": {}, "address": None},

@@ -281,14 +281,15 @@ def test_the_others_take_them_too(verb, words, field, value):
 
 
 def test_every_verb_that_takes_a_model_or_data_calls_them_so():
-    own = {"demo", "report", "ablate", "presets", "fetch", "pretrain", "train-tokenizer"}
+    own = {"demo", "report", "replay", "ablate", "presets", "fetch"}
+    own |= {"pretrain", "train-tokenizer"}
     for name, verb in VERBS.items():
         for module in {verb.module, *verb.kinds.values()}:
             taken = {field.name for field in fields(import_module(module).Config)}
             taken |= set(verb.spellings)
             assert name in own or "model" in taken, name
             assert name in own | {"export", "push"} or "data" in taken, name
-            assert name in ("presets", "push") or "output" in taken, name
+            assert name in ("presets", "push", "replay") or "output" in taken, name
 
 
 def test_an_old_spelling_has_one_hint_and_a_new_one_none(monkeypatch, capsys):

@@ -293,7 +293,7 @@ def test_settings_that_cannot_be(change: dict[str, Any], message: str) -> None:
         Config(**change)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(
+def test_losses_that_are_not_finite_stop_the_run(
     tmp_path: Path, config: Callable[..., Config], monkeypatch: Any
 ) -> None:
     calls = iter(range(1, 100))
@@ -303,7 +303,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
     settings = config(tmp_path / "run")
     monkeypatch.setattr(dvae_loop, "reconstruction_loss", distance)
-    with pytest.raises(ValueError, match=r"loss is nan at step 6, .*rate.*step-000000004\.pt"):
+    with pytest.raises(ValueError, match=r"loss is nan at step 7, .*rate.*step-000000004\.pt"):
         train_dvae.run(replace(settings, data=replace(settings.data, validation="")))
     assert not (tmp_path / "run" / "weights.safetensors").exists()
 

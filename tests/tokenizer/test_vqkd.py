@@ -162,7 +162,7 @@ def test_a_healthy_codebook_is_not(trained_tokenizer, records):
     assert not [record for record in records(trained_tokenizer) if "warning" in record]
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, tokenizer_config, monkeypatch):
+def test_losses_that_are_not_finite_stop_the_run(tmp_path, tokenizer_config, monkeypatch):
     calls = iter(range(1, 100))
 
     def distance(features: Tensor, targets: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, tokenizer_config, mon
 
     config = tokenizer_config(tmp_path / "run")
     monkeypatch.setattr(vqkd_loop, "cosine_distance", distance)
-    with pytest.raises(ValueError, match=r"loss is nan at step 6, .*rate.*step-000000004\.pt"):
+    with pytest.raises(ValueError, match=r"loss is nan at step 7, .*rate.*step-000000004\.pt"):
         train_tokenizer.run(replace(config, data=replace(config.data, validation="")))
     assert not (tmp_path / "run" / "weights.safetensors").exists()
 

@@ -64,6 +64,11 @@ VERBS = {
         resumable=True,
         spellings=FROM_MODEL,
     ),
+    "replay": Verb(
+        "beit.replaying.replay",
+        "compute a skipped step of a training again, and say where it was not finite first",
+        ("run", "step"),
+    ),
     "probe": Verb(
         "beit.probing.probe",
         "linear probe and k-NN on frozen features",

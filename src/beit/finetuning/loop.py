@@ -87,18 +87,19 @@ def train(parts: Finetuning, journal: Journal) -> Validated | None:
                         logits = model(images).float()  # (B, Y)
                     loss = F.cross_entropy(logits, targets, label_smoothing=parts.smoothing)
                     fabric.backward(loss / optim.accumulate)
-                journal.means.add({"loss": loss})
+                journal.measure({"loss": loss})
                 if mixer is None:
                     hits = logits.argmax(dim=1) == targets
-                    journal.means.add({"accuracy": hits.float().mean()})
-            journal.means.add(clip_gradients(fabric, model, optimizer, optim.clip))
+                    journal.measure({"accuracy": hits.float().mean()})
+            norm = clip_gradients(fabric, model, optimizer, optim.clip)
+            kept = journal.keep_if_finite(norm, optimizer)
             optimizer.step()
             optimizer.zero_grad()
-            if parts.average is not None:
+            if parts.average is not None and kept:
                 parts.average.update(parts.classifier)
 
             if journal.logs:
-                journal.log({"rate": rate}, journal.read_means(rate))
+                journal.log({"rate": rate}, journal.means.read())
             journal.end_step()
             validated = evaluate(parts, journal, validated)
         if parts.best.step not in (0, journal.last_step):

@@ -92,13 +92,14 @@ def train(
                     measured = predict(parts, batch, masked)
                     loss = measured["patch_loss"] + measured["cls_loss"]  # section 2.3
                     fabric.backward(loss / optim.accumulate)
-                journal.means.add({"loss": loss, **measured})
-            journal.means.add(clip_gradients(fabric, model, optimizer, optim.clip))
+                journal.measure({"loss": loss, **measured})
+            norm = clip_gradients(fabric, model, optimizer, optim.clip)
+            journal.keep_if_finite(norm, optimizer)
             optimizer.step()
             optimizer.zero_grad()
 
             if journal.logs:
-                journal.log({"rate": rate}, explained_from_error(journal.read_means(rate)), SHOWN)
+                journal.log({"rate": rate}, explained_from_error(journal.means.read()), SHOWN)
             journal.end_step()
             validated = evaluate(parts, journal, validated, report)
     return validated

@@ -1,7 +1,6 @@
 """Checkpoints of a run: written atomically; loading accepts only tensors and plain values."""
 
 import logging
-import math
 import pickle
 import re
 import zipfile
@@ -40,7 +39,7 @@ def save(
         torch.save({"step": step, "state": state}, opened)
     for leftover in run.checkpoints.glob(f".*{PARTIAL_SUFFIX}"):  # left by a killed process
         leftover.unlink(missing_ok=True)
-    saved = _steps(run)
+    saved = saved_steps(run)
     # A newer checkpoint is damaged, since the run was resumed from an older one: remove it.
     past = sorted(other for other in saved if other <= step)
     kept = {step for step in past if keep_every and step and step % keep_every == 0}
@@ -61,7 +60,7 @@ def latest(run: RunDirectory) -> tuple[int, dict[str, Any]] | None:
         FileNotFoundError: they, or their folder, are gone. A run that had a checkpoint never
             restarts from step 0 by itself.
     """
-    saved = _steps(run)
+    saved = saved_steps(run)
     if not saved and (run.weights_file.exists() or not run.checkpoints.is_dir()):
         raise FileNotFoundError(
             f"{run.checkpoints} holds no checkpoint to resume from; put those of the run back, or "
@@ -71,7 +70,7 @@ def latest(run: RunDirectory) -> tuple[int, dict[str, Any]] | None:
         logger.warning("%s has no checkpoint yet: the run starts again at step 0", run.path)
     for step in sorted(saved, reverse=True):
         try:
-            return step, _read(saved[step], step)
+            return step, read(saved[step], step)
         except ValueError as error:
             logger.warning("%s; trying the checkpoint before it", error)
     if saved:
@@ -97,31 +96,13 @@ def restore(
             ) from error
 
 
-def refuse_non_finite(
-    run: RunDirectory, step: int, means: Mapping[str, float], rate: float
-) -> None:
-    """Stop a run if the mean of a loss since the last log line is not finite.
-
-    Raises:
-        ValueError: names the step, the learning rate and the last checkpoint.
-    """
-    for name, loss in means.items():
-        if name.endswith("loss") and not math.isfinite(loss):
-            saved = _steps(run)
-            good = saved[max(saved)] if saved else "none"
-            raise ValueError(
-                f"the {name} is {loss} at step {step}, learning rate {rate:.3g}; last good "
-                f"checkpoint: {good}. Lower the learning rate, clip gradients (--optim.clip), or "
-                "use bf16-mixed or 32-true precision"
-            )
-
-
-def _steps(run: RunDirectory) -> dict[int, Path]:
+def saved_steps(run: RunDirectory) -> dict[int, Path]:
+    """Return the files of the checkpoints, by their step."""
     files = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
     return {int(match[1]): file for file in files if (match := _NAME.fullmatch(file.name))}
 
 
-def _read(path: Path, step: int) -> dict[str, Any]:
+def read(path: Path, step: int) -> dict[str, Any]:
     """Read one checkpoint; ValueError naming the file if it is damaged."""
     try:
         # torch.load does not notice flipped bits; the archive's checksums do.

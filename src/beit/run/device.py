@@ -91,7 +91,7 @@ class LossScaling:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore a state; ValueError if only one of the two runs scales its loss."""
-        if bool(state) != (_scaler(self._fabric) is not None):
+        if bool(state) != (scaler_of(self._fabric) is not None):
             raise ValueError(
                 f"the checkpoint was written {'with' if state else 'without'} float16 loss scaling "
                 f"and this run is {'without' if state else 'with'} it; resume in the same precision"
@@ -99,5 +99,6 @@ class LossScaling:
         self._fabric.strategy.precision.load_state_dict(dict(state))
 
 
-def _scaler(fabric: Fabric) -> Any:
+def scaler_of(fabric: Fabric) -> Any:
+    """Return what scales float16 losses; None in other precisions."""
     return getattr(fabric.strategy.precision, "scaler", None)

@@ -23,6 +23,8 @@ class RunConfig:
         keep_last: number of newest checkpoints to keep.
         keep_every: also keep checkpoints at multiples of this many steps; 0 for none.
         stop_after: stop after this many steps, without changing the schedule; null for no limit.
+        max_skipped: skipped steps in a row that stop the run, as for losses that are not finite.
+        skip_spikes: skip steps with a gradient above this multiple of its median; 0 for never.
         profile: write where the time of this many steps goes (docs/performance.md); 0 for none.
         budget: time in which the run ends, as 30m or 2h: the epochs are shortened to what fits.
         fitted_to: the budget that the epochs fit; written by beit.
@@ -36,16 +38,18 @@ class RunConfig:
     keep_last: int = 2
     keep_every: int = 0
     stop_after: int | None = None
+    max_skipped: int = 3
+    skip_spikes: float = 0.0
     profile: int = 0
     budget: str = ""
     fitted_to: str = ""
     chosen: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "checkpoint_every", "keep_last"):
+        for name in ("log_every", "checkpoint_every", "keep_last", "max_skipped"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name} is {getattr(self, name)}; expected 1 or more")
-        for name in ("keep_every", "profile"):
+        for name in ("keep_every", "skip_spikes", "profile"):
             if getattr(self, name) < 0:
                 got = getattr(self, name)
                 raise ValueError(f"run.{name} is {got}; expected 0 (none) or more")

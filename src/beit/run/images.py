@@ -11,6 +11,7 @@ import logging
 import zlib
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from beit.data.class_names import some
@@ -84,17 +85,30 @@ def _listed(sets: Sets, labelled: bool) -> Lists:
 
 def _changes(directory: RunDirectory, lists: Lists) -> str:
     """Describe how lists differ from the kept ones; empty if they do not, or none were kept."""
-    file = directory.images_file
-    if not file.exists():
+    if not directory.images_file.exists():
         return ""
-    try:
-        kept = json.loads(gzip.decompress(file.read_bytes()))
-        pairs = {option: (kept.get(option, {}), now) for option, now in lists.items()}
-    except (OSError, EOFError, zlib.error, ValueError, AttributeError) as error:
-        advice = "delete it to resume with the images as they are now"
-        raise ValueError(f"{file} is damaged ({error}); {advice}") from error
+    kept = _kept(directory.images_file)
+    pairs = {option: (kept.get(option, {}), now) for option, now in lists.items()}
     different = {option: pair for option, pair in pairs.items() if pair[0] != pair[1]}
     return "; ".join(f"{option}: {_difference(*pair)}" for option, pair in different.items())
+
+
+def _kept(file: Path) -> Lists:
+    try:
+        kept = json.loads(gzip.decompress(file.read_bytes()))
+        if isinstance(kept, dict):
+            return kept
+        raise ValueError("not an object")
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        advice = "delete it to resume with the images as they are now"
+        raise ValueError(f"{file} is damaged ({error}); {advice}") from error
+
+
+def kept_names(directory: RunDirectory, option: str) -> list[str]:
+    """Return the lines of a run's list of images; empty if it was not kept."""
+    file = directory.images_file
+    images = _kept(file).get(option, {}).get("images", "") if file.exists() else ""
+    return str(images).split("\n") if images else []
 
 
 def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

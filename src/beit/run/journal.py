@@ -9,8 +9,10 @@ and validation, checkpoints and resuming. Forward, loss, backward, clip and step
         for step in journal.steps():
             for micro, batch in enumerate(journal.micro_batches()):
                 ...
+                journal.measure({"loss": loss})
+            journal.keep_if_finite(clip_gradients(...), optimizer)  # else step does nothing
             if journal.logs:
-                journal.log({"rate": rate}, journal.read_means(rate))
+                journal.log({"rate": rate}, journal.means.read())
             journal.end_step()  # progress, speed, checkpoint
             metrics = evaluate(...)  # validate, if it is time, after another checkpoint
 """
@@ -21,11 +23,13 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
-from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from lightning_fabric import Fabric
+from torch import Tensor
+from torch.optim import Optimizer
 
 from beit.data.batch import Batch
 from beit.data.prefetch import prefetch
@@ -35,7 +39,7 @@ from beit.run.device import DeviceConfig, LossScaling, precision_of, summed
 from beit.run.directory import RunConfig, RunDirectory
 from beit.run.log import MetricsLog
 from beit.run.means import Means
-from beit.run.optim import AnyOptimConfig, Schedule
+from beit.run.optim import AnyOptimConfig, Schedule, step_only_if
 from beit.run.progress import Progress
 from beit.run.reading import ImageBatches, Reading, shared_names
 
@@ -90,7 +94,9 @@ class Journal:
         step: the current step, counted from 1
         saved_step: the last step with a checkpoint
         recorded: what was logged in this step, validations included
-        means: metrics since the last log line
+        means: metrics of kept steps since the last log line
+        indices: of this process's images in this step, (B,) for each micro-batch
+        largest_norm: a step whose gradient's norm is not below it is not kept
     """
 
     def __init__(
@@ -117,6 +123,9 @@ class Journal:
         self.recorded: dict[str, float] = {}
         self.means = Means(partial(summed, fabric))
         self._unreadable = Unreadable(schedule.num_images, config.data.max_unreadable)
+        self.indices: list[Tensor] = []
+        self.largest_norm = float("inf")
+        self._measured: list[Mapping[str, Tensor]] = []
         self._parts: dict[str, Any] = {}
         self._shown: Mapping[str, float] = {}
         self._warnings: set[str] = set()  # about validation images, each shown once
@@ -145,8 +154,9 @@ class Journal:
         """
         own = {"scaling": LossScaling(self.fabric), "unreadable": self._unreadable}
         self._parts, resumed = {**parts, **own, "means": self.means}, bool(self._state)
-        if resumed:  # checkpoints of older versions follow a log line and have no sums
-            left_out = {n for n in SUMS if not self._first or n not in self._state}
+        self.fabric.call("on_begin", self, self._parts)
+        if resumed:  # checkpoints of older versions follow a log line and lack some parts
+            left_out = {*SUMS, "skips"} - self._state.keys() | (set() if self._first else {*SUMS})
             restored = {n: part for n, part in self._parts.items() if n not in left_out}
             checkpoint.restore(self.directory, self.start_step, restored, self._state)
             self._state = {}
@@ -212,7 +222,7 @@ class Journal:
         """Yield the numbers of the remaining steps; `beit.run.watching` may make them fewer."""
         while self.step < self.last_step:
             self.step += 1
-            self.recorded = {}
+            self.recorded, self.indices = {}, []
             self.fabric.call("on_step_start", self._stream)
             yield self.step
             self.fabric.call("after_step", self)
@@ -222,6 +232,7 @@ class Journal:
         for batch in islice(self._stream, self.config.optim.accumulate):
             for name in self._unreadable.add(batch.unreadable):
                 self._progress.warn(f"unreadable, replaced by the next image: {name}")
+            self.indices.append(batch.indices)
             yield batch
 
     def read(self, batches: ImageBatches) -> Reading:
@@ -259,15 +270,28 @@ class Journal:
 
     # ── records ─────────────────────────────────────────────────────────────────────────────────
 
-    def read_means(self, rate: float) -> dict[str, float]:
-        """Return the means over all processes since the last log line, and reset them.
+    def measure(self, metrics: Mapping[str, Tensor]) -> None:
+        """Take metrics of a micro-batch, () each, for the means if the step is kept."""
+        self._measured.append({name: metric.detach() for name, metric in metrics.items()})
 
-        Raises:
-            ValueError: a loss is not finite, at this step or another one since the last line.
+    @torch.no_grad()
+    def keep_if_finite(self, norm: Tensor, optimizer: Optimizer) -> Tensor:
+        """Keep the step if its losses and its gradient, of this norm, are finite everywhere.
+
+        Else the next `optimizer.step` does nothing, and `beit.run.skipping` records it. Returns: ()
+        bool, the same in all processes; on a GPU, reading it waits for the device.
         """
-        means = self.means.read()
-        checkpoint.refuse_non_finite(self.directory, self.step, means, rate)
-        return means
+        measured, self._measured = self._measured, []
+        losses = [(n, v) for metrics in measured for n, v in metrics.items() if n.endswith("loss")]
+        finite = torch.stack([norm.float(), *(v.float() for _, v in losses)]).isfinite().all()
+        kept = summed(self.fabric, (finite & (norm < self.largest_norm)).float())
+        kept = kept == self.fabric.world_size
+        step_only_if(kept, optimizer)
+        measured += [{"grad_norm": norm}] * (self.config.optim.clip is not None)
+        for metrics in measured if kept.is_cuda or kept else ():
+            self.means.add(metrics, kept if kept.is_cuda else 1.0)
+        self.fabric.call("on_gradient", self, kept, norm, losses, optimizer)
+        return kept
 
     def log(
         self,
@@ -337,14 +361,12 @@ class Journal:
     def save(self) -> None:
         """Write a checkpoint of the step, once: a later validation may load other weights.
 
-        Every process takes part. After a loss that is not finite none is written: the next log line
-        stops the run, and the last good checkpoint stays.
+        Every process takes part. `beit.run.skipping` refuses weights that are not finite.
         """
         if self.step == self.saved_step:
             return
+        self.fabric.call("before_save", self)
         run, state = self._run, {name: part.state_dict() for name, part in self._parts.items()}
-        sums = state["means"].items()
-        finite = all(isfinite(total) for name, (total, _) in sums if name.endswith("loss"))
-        if self._first and finite:
+        if self._first:
             checkpoint.save(self.directory, self.step, state, run.keep_last, run.keep_every)
         self.saved_step = self.step

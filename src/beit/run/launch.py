@@ -25,6 +25,7 @@ from beit.run.lock import Lock, hold, reserve
 from beit.run.precision import bfloat16_unit, choose_precision
 from beit.run.profile import callbacks
 from beit.run.reached import saved_step
+from beit.run.skipping import guards
 from beit.run.watching import watchers
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
     # alone. The command has given torchrun's variables to those that srun started.
     alone = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     fabric = Fabric(
-        callbacks=callbacks(profile) + (watchers() + preemption.callbacks() if training else []),
+        callbacks=callbacks(profile) + (of_training() if training else []),
         plugins=[LightningEnvironment()] if alone else None,
         accelerator=accelerator,
         devices=devices,
@@ -122,7 +123,13 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
     )
     cast(Any, fabric.strategy.precision).reason = reason  # see `precision_of`
     fabric.launch()
+    fabric.call("after_launch", fabric)
     return fabric
+
+
+def of_training() -> list[Any]:
+    """Return the callbacks of a training: what its journal tells, and may be stopped by."""
+    return [*watchers(), *preemption.callbacks(), *guards()]
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h

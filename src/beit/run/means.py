@@ -21,16 +21,17 @@ class Means:
                 then over all processes
         """
         self._sums: dict[str, Tensor | float] = {}
-        self._weights: dict[str, float] = {}
+        self._weights: dict[str, Tensor | float] = {}
         self._reduce = reduce
 
     @torch.no_grad()
-    def add(self, metrics: Mapping[str, Tensor | float], weight: float = 1.0) -> None:
-        """Add numbers or tensors of one element, with a weight such as the number of images."""
+    def add(self, metrics: Mapping[str, Tensor | float], weight: Tensor | float = 1.0) -> None:
+        """Add numbers or tensors of one element, weighted, or only if a () bool weight is True."""
         for name, metric in metrics.items():
             on_mps = isinstance(metric, Tensor) and metric.device.type == "mps"
             dtype = torch.float32 if on_mps else torch.float64
-            value = torch.as_tensor(metric, dtype=dtype).reshape(()) * weight
+            value = torch.as_tensor(metric, dtype=dtype).reshape(())
+            value = value.where(weight, 0) if isinstance(weight, Tensor) else value * weight
             self._sums[name] = self._sums[name] + value if name in self._sums else value
             self._weights[name] = self._weights.get(name, 0.0) + weight
 
@@ -60,9 +61,9 @@ class Means:
         tensors = [value for value in values if isinstance(value, Tensor)]
         device = next((tensor.device for tensor in tensors if tensor.device.type != "cpu"), None)
         kind = tensors[0].dtype if tensors else torch.float64
-        sums = torch.stack([torch.as_tensor(v, dtype=kind, device=device) for v in values])
-        weights = sums.new_tensor([self._weights[name] for name in names])
-        table = torch.stack([sums, weights])  # (2, names)
+        values += [self._weights[name] for name in names]
+        table = torch.stack([torch.as_tensor(v, dtype=kind, device=device) for v in values])
+        table = table.view(2, len(names))  # sums, weights
         totals, counts = (table if reduce is None else reduce(table)).tolist()
         return dict(zip(names, zip(totals, counts, strict=True), strict=True))
 

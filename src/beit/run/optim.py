@@ -5,7 +5,7 @@ from typing import Literal, NamedTuple, Protocol, cast
 
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import AdamW, Optimizer
 
 from beit.run.schedules import warmup_cosine
 
@@ -140,9 +140,21 @@ def set_learning_rate(optimizer: Optimizer, rate: float) -> None:
 
 def clip_gradients(
     fabric: Fabric, model: nn.Module, optimizer: Optimizer, max_norm: float | None
-) -> dict[str, Tensor]:
-    """Clip the whole gradient. Returns: `grad_norm` before clipping; empty without a limit."""
-    if max_norm is None:
-        return {}
-    norm = fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
-    return {"grad_norm": cast(Tensor, norm)}
+) -> Tensor:
+    """Clip the whole gradient, unless `max_norm` is None. Returns: its norm before that, ()."""
+    limit = float("inf") if max_norm is None else max_norm
+    norm = fabric.clip_gradients(model, optimizer, max_norm=limit, error_if_nonfinite=False)
+    return cast(Tensor, norm)
+
+
+def step_only_if(kept: Tensor, optimizer: Optimizer) -> None:
+    """Make the next `optimizer.step` do nothing unless `kept`, () bool.
+
+    On a GPU the fused kernel of AdamW reads `kept`; else this waits for it, and takes the gradients
+    away. With float16 loss scaling the scaler has seen them by then, and lowers its scale.
+    """
+    inner = getattr(optimizer, "optimizer", optimizer)
+    if kept.is_cuda and type(inner) is AdamW and inner.defaults["fused"]:
+        inner.found_inf = (~kept).float()  # type: ignore[attr-defined]
+    elif not kept:
+        optimizer.zero_grad()

@@ -2,8 +2,10 @@
 
 from typing import NamedTuple
 
+import torch
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from beit.data.order import seed_torch, step_generator
@@ -51,6 +53,7 @@ def train(parts: Segmentation, journal: Journal) -> Validated | None:
     Returns: their validation; None without a validation set
     """
     fabric, model, optimizer, optim = parts.fabric, parts.model, parts.optimizer, parts.optim
+    statistics = running_statistics(parts.segmenter)
     validated: Validated | None = None
     with journal.recording():
         if journal.resumed:  # repeat the validation that follows the checkpoint
@@ -60,22 +63,26 @@ def train(parts: Segmentation, journal: Journal) -> Validated | None:
             set_learning_rate(optimizer, rate)
             seed_torch(step_generator(parts.seed, step, f"drop path {fabric.global_rank}"))
             model.train()
+            before = [running.clone() for running in statistics]
             for micro, batch in enumerate(journal.micro_batches()):
                 with fabric.no_backward_sync(model, enabled=micro + 1 < optim.accumulate):
                     logits, auxiliary = model(batch.images)  # (B, Y, h, w), (B, Y, Gh, Gw)
                     loss = pixel_loss(logits, batch.label_maps)
-                    journal.means.add({"loss": loss})
+                    journal.measure({"loss": loss})
                     if auxiliary is not None:
                         auxiliary_loss = pixel_loss(auxiliary, batch.label_maps)
-                        journal.means.add({"auxiliary_loss": auxiliary_loss})
+                        journal.measure({"auxiliary_loss": auxiliary_loss})
                         loss = loss + parts.auxiliary_weight * auxiliary_loss
                     fabric.backward(loss / optim.accumulate)
-            journal.means.add(clip_gradients(fabric, model, optimizer, optim.clip))
+            norm = clip_gradients(fabric, model, optimizer, optim.clip)
+            kept = journal.keep_if_finite(norm, optimizer)
             optimizer.step()
             optimizer.zero_grad()
+            for now, then in zip(statistics, before, strict=True):
+                now.copy_(torch.where(kept, now, then))
 
             if journal.logs:
-                journal.log({"rate": rate}, journal.read_means(rate))
+                journal.log({"rate": rate}, journal.means.read())
             journal.end_step()
             validated = evaluate(parts, journal, validated)
         if parts.best.step not in (0, journal.last_step):
@@ -85,6 +92,12 @@ def train(parts: Segmentation, journal: Journal) -> Validated | None:
                 reading = journal.read(parts.validation)
                 validated = validate(fabric, parts.segmenter, parts.validation_views, reading)
     return validated
+
+
+def running_statistics(segmenter: SemanticSegmenter) -> list[Tensor]:
+    """Return what batch normalisation updates in each forward pass."""
+    norms = [m for m in segmenter.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    return [buffer for norm in norms for buffer in norm.buffers()]
 
 
 def evaluate(

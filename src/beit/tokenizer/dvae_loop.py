@@ -91,6 +91,7 @@ def train(
             temperature, kl_weight = parts.temperature(step), parts.kl_weight(step)
             set_learning_rate(optimizer, rate)
             model.train()
+            codes: list[Tensor] = []  # of every micro-step, (B, N) each
             for micro, batch in enumerate(journal.micro_batches()):
                 noise = step_noise(parts, step, micro)  # (B, K, Gh, Gw)
                 with fabric.no_backward_sync(model, enabled=micro + 1 < optim.accumulate):
@@ -99,15 +100,18 @@ def train(
                     )
                     loss, metrics = total_loss(output, kl_weight, parts.kl_places, parts.smooth)
                     fabric.backward(loss / optim.accumulate)
-                journal.means.add(metrics)
-                counts.add(output.logits.argmax(1).flatten(1))
-            journal.means.add(clip_gradients(fabric, model, optimizer, optim.clip))
+                journal.measure(metrics)
+                codes.append(output.logits.argmax(1).flatten(1))
+            norm = clip_gradients(fabric, model, optimizer, optim.clip)
+            kept = journal.keep_if_finite(norm, optimizer)
             optimizer.step()
             optimizer.zero_grad()
+            if kept:
+                counts.add(torch.cat(codes))
 
             if journal.logs:
                 annealed = {"rate": rate, "temperature": temperature, "kl_weight": kl_weight}
-                means = journal.read_means(rate) | code_metrics(counts.restart())
+                means = journal.means.read() | code_metrics(counts.restart())
                 journal.log(annealed, means, SHOWN)
                 warning = COLLAPSE.format(num_codes=vae.vocab_size)
                 warn_of_collapse(journal, means, vae.vocab_size, warning)

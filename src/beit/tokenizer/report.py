@@ -23,8 +23,9 @@ from beit.nn.dvae import DiscreteVAE
 from beit.nn.tokenizer import VQKD
 from beit.run.batches import open_shown, open_validation
 from beit.run.directory import RunDirectory
+from beit.run.finished import last_validation
 from beit.run.images import warn_of_changes
-from beit.run.log import last_validation, read_log
+from beit.run.log import read_log
 from beit.run.reading import Reading
 from beit.tokenizer.codebook_log import Validated, count_codes
 from beit.tokenizer.reconstructions import reconstructions

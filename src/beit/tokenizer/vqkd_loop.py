@@ -128,10 +128,12 @@ def train(
             model.train()
             statistics = torch.zeros((), device=fabric.device)
             vectors: list[Tensor] = []  # of every micro-step, (B, N, C) each
+            codes: list[Tensor] = []  # likewise, (B, N)
             micro_batches = journal.micro_batches()
             quantize = step > parts.start_after
             if quantize and not started:
-                micro_batches, started = start_codebook(parts, micro_batches), True
+                micro_batches = start_codebook(parts, micro_batches)
+                started = bool(quantizer.initialised)
             for micro, batch in enumerate(micro_batches, 1):
                 with fabric.autocast():
                     target = parts.targets(batch)  # (B, N, T)
@@ -144,14 +146,16 @@ def train(
                     fabric.backward(loss / optim.accumulate)
                 if quantize:
                     statistics = statistics + quantizer.statistics(output.vectors, output.codes)
-                    counts.add(output.codes)
+                    codes.append(output.codes)
                     vectors.append(output.vectors.detach())
-                journal.means.add({"loss": loss, "reconstruction": reconstruction})
-            journal.means.add(clip_gradients(fabric, model, optimizer, optim.clip))
+                journal.measure({"loss": loss, "reconstruction": reconstruction})
+            norm = clip_gradients(fabric, model, optimizer, optim.clip)
+            kept = journal.keep_if_finite(norm, optimizer)
             optimizer.step()
             optimizer.zero_grad()
 
-            if quantize:
+            if quantize and kept:
+                counts.add(torch.cat(codes))
                 statistics = summed(fabric, statistics)
                 quantizer.update(statistics)
                 use.since_revival += statistics[:, -1]
@@ -161,7 +165,7 @@ def train(
                     revive(fabric, quantizer, optimizer, vectors, dead, generator)
 
             if journal.logs:
-                metrics = journal.read_means(rate)
+                metrics = journal.means.read()
                 if quantize:
                     total = counts.restart()
                     metrics |= code_metrics(total) | position_metrics(total)
@@ -230,9 +234,10 @@ def start_codebook(parts: VQKDTraining, micro_batches: Iterator[Batch]) -> Itera
     if parts.kmeans:
         with fabric.autocast():
             vectors = [vqkd.embed(batch.images) for batch in batches]
-        generator = step_generator(parts.seed, 0, "k-means")
-        vqkd.quantizer.start(rows_of(fabric, vectors), generator)
-        vqkd.quantizer.codebook.copy_(fabric.broadcast(vqkd.quantizer.codebook))
+        rows, generator = rows_of(fabric, vectors), step_generator(parts.seed, 0, "k-means")
+        if rows.isfinite().all():  # otherwise the step is skipped, and the next one starts it
+            vqkd.quantizer.start(rows, generator)
+            vqkd.quantizer.codebook.copy_(fabric.broadcast(vqkd.quantizer.codebook))
     else:
         vqkd.quantizer.initialised.fill_(True)
     return iter(batches)
