@@ -50,9 +50,12 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
         _check_names(parser, verb, layers, options)
         layers, options = squared(parser, layers, options)
         if FOLLOWING.get(verb) in names and not {"-h", "--help"} & {*options}:
-            layers += (following := following_data(verb, layers, options))
+            following = following_data(verb, layers, options)
             if len(following) > 1:  # a part may be held out of what the option names
                 options.append(f"--data.train={following[-1].values['data']['train']}")
+            presets_end = sum(layer.source.startswith("preset ") for layer in layers)
+            before, files = [*layers[:presets_end], *following], layers[presets_end:]
+            layers = [*before, *following_init(verb, before, files, options), *files]
         settings = [f"--config={json.dumps(values, default=str)}" for _, values in layers if values]
         built = parser.instantiate(parser.parse_args([*settings, *options]))
     except (ArgumentError, ValueError) as error:  # of the parser; of a Config's own checks
@@ -85,6 +88,23 @@ def following_data(verb: str, layers: Sequence[Layer], options: Sequence[str]) -
 
         return [Layer("what the images lack", without_check(layers[-1].values, told))]
     return []
+
+
+def following_init(
+    verb: str, before: Sequence[Layer], files: Sequence[Layer], options: Sequence[str]
+) -> list[Layer]:
+    """Return the network of the model that pretraining, or a tokenizer, starts from.
+
+    It overrides presets and what follows the data; files and options override it.
+    """
+    weaker = [layer.values for layer in before]
+    stronger = [*(layer.values for layer in files), nested(options)]
+    given = [values["init"] for values in (*weaker, *stronger) if values.get("init")]
+    if not given or verb == "finetune":
+        return []
+    from beit.command.automatic import network  # imports torch
+
+    return [Layer(f"the network of {given[-1]}", network(verb, given[-1], weaker, stronger))]
 
 
 def nested(options: Sequence[str]) -> dict[str, Any]:
