@@ -95,9 +95,9 @@ def run_verb(verb: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
     if resumed is not None:
         from beit.run.resume import open_run  # imports torch
 
-        module = import_module(module_of_run(verb, resumed[0]))
-        config, directory = open_run(module, resumed[0])
-        return module, config, module.run(config, directory, resumed[1])
+        module = import_module(module_of_run(verb, resumed.run))
+        config, directory = open_run(module, resumed.run, resumed.changes)
+        return module, config, module.run(config, directory, resumed.changed_ok)
     module = import_module(find_module(verb, options))
     config = parse(verb, module.Config, options)
     if text := renamed(verb, options):

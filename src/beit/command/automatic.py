@@ -5,6 +5,7 @@ fitted to the images, the machine, `run.budget` and what options say. Each is lo
 reason, and kept in the run's config.yaml as `run.chosen`.
 """
 
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,8 +20,8 @@ from beit.nn.tokenizer import VQKD
 from beit.run.directory import RunDirectory
 from beit.weights.crop import stated_crop
 from beit.weights.file import size_pair
-from beit.weights.open import load_backbone, load_start, load_tokenizer, required_backbone
-from beit.weights.start import CODES, FOLLOWING
+from beit.weights.open import load_backbone, load_tokenizer, required_backbone
+from beit.weights.start import CODES, FOLLOWING, load_init
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def network(
     size, early = _last(told, f"{part}.image_size"), _last(told, "model.early_layers")
     early = MaskedImageModelConfig.early_layers if early is None else early
     heads = _last(set_here, f"{part}.num_heads")
-    model = load_start(source, size and size_pair(size), early, num_heads=heads)
+    model = load_init(source, size and size_pair(size), heads, early)
     vit = required_backbone(model, source).config
     field = part.removeprefix("model.")
     follows: dict[str, Any] = {name: getattr(vit, name) for name in FOLLOWING}
@@ -111,7 +112,9 @@ def network(
     of_model = {name: getattr(model.config, name) for name in fields}
     values["model"] |= of_model
     listed = (follows | of_model | values.get("codebook", {})).items()
-    line = f"as {source}, unless set: " + ", ".join(f"{name} {value}" for name, value in listed)
+    line = f"as {source}, unless set: " + ", ".join(
+        f"{name} {json.dumps(value)}" for name, value in listed
+    )
     log.info("chosen: %s", line)
     return {**values, "run": {"chosen": [*(_last(told, "run.chosen") or ()), line]}}
 

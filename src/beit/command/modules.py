@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from beit.command import presets
 from beit.command.messages import did_you_mean
@@ -42,10 +43,18 @@ def module_of_run(verb: str, run: Path) -> str:
     return _module_of_kind(verb, [Layer(str(run), presets.read_yaml(file))])
 
 
-def run_to_resume(arguments: Iterable[str]) -> tuple[Path, bool] | None:
-    """Read `--resume RUN [--accept_changed_data BOOL]`: the run, and whether its images may differ.
+class Resumption(NamedTuple):
+    """A run to resume, whether its images may differ, and settings that change, by dotted name."""
 
-    Returns: None without `--resume`, which no other option may accompany
+    run: Path
+    changed_ok: bool
+    changes: dict[str, Any]
+
+
+def run_to_resume(arguments: Iterable[str]) -> Resumption | None:
+    """Read `--resume RUN [--accept_changed_data BOOL] [--optim.epochs NUMBER ...]`.
+
+    Returns: None without `--resume`
     """
     runs, rest = take(arguments, "--resume")
     if not runs or "--help" in rest or "-h" in rest:
@@ -53,12 +62,15 @@ def run_to_resume(arguments: Iterable[str]) -> tuple[Path, bool] | None:
     values, rest = take(rest, "--accept_changed_data")
     if unknown := set(values) - {"true", "false"}:
         raise ValueError(f"--accept_changed_data is {unknown.pop()!r}; expected true or false")
-    if rest or len(runs) > 1:
-        raise ValueError(
-            f"--resume takes no other option, got {' '.join(rest) or 'a second --resume'}: a run "
-            "resumes with the config.yaml in its directory; start a new run to change settings"
-        )
-    return Path(runs[0]), values[-1:] == ["true"]
+    if len(runs) > 1:
+        raise ValueError("--resume takes one run, got a second --resume")
+    changes = {}
+    for name in dict.fromkeys(word.partition("=")[0] for word in rest if word.startswith("--")):
+        given, rest = take(rest, name)
+        changes[name.removeprefix("--")] = presets.plain(given[-1])
+    if rest:
+        raise ValueError(f"--resume takes one run and options, got {rest[0]}")
+    return Resumption(Path(runs[0]), values[-1:] == ["true"], changes)
 
 
 def _module_of_kind(verb: str, layers: Iterable[Layer]) -> str:

@@ -283,7 +283,8 @@ def _parser(verb: str, config_class: type, kind_is_no_field: bool) -> "ArgumentP
     parser.add_argument("--config", metavar="FILE", action="config", help="values from a YAML file")
     if entry.resumable:
         text = "resume this run from its last checkpoint, with its own settings; if its images "
-        text += "have changed, only with --accept_changed_data true"
+        text += "have changed, only with --accept_changed_data true. A longer schedule: "
+        text += "--resume RUN --optim.epochs NUMBER"
         for_help("--resume", "RUN", text)
     if kind_is_no_field:
         text = f"one of {', '.join(entry.kinds)}; each has its own options, see --kind NAME --help"

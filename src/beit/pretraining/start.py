@@ -23,7 +23,7 @@ def start_from(origin: str, config: Config, mim: MaskedImageModel, target: Targe
         ValueError: its backbone does not fit.
     """
     vit = mim.config.backbone
-    source = load_init(origin, vit, mim.config.early_layers)
+    source = load_init(origin, vit.image_size, vit.num_heads, mim.config.early_layers)
     backbone = required_backbone(source, origin)
     check_fit(backbone.config, vit, origin, "model.backbone")
     notes = carry_network(backbone, mim.backbone, "backbone")
@@ -107,8 +107,8 @@ def same_target(origin: str, config: Config, target: Target) -> tuple[bool, str]
         return same, "of the same teacher" if same else f"the source's teacher is {name}"
     try:
         other = load_tokenizer(name)
-    except (ValueError, OSError) as error:
-        return True, f"as many as the source's, whose tokenizer cannot be compared: {error}"
+    except (ValueError, OSError):
+        return True, f"as many as the source's, whose tokenizer {name} cannot be opened to compare"
     assert isinstance(other, nn.Module)
     assert isinstance(target.tokenizer, nn.Module)
     if same_weights(other, target.tokenizer):

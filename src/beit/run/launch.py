@@ -15,6 +15,7 @@ import torch
 
 from beit.run.device import DeviceConfig, precision_of
 from beit.run.directory import RunDirectory
+from beit.run.extension import ExtendedRun
 from beit.run.journal import TrainingConfig
 from beit.run.precision import bfloat16_unit, choose_precision
 from beit.run.profile import callbacks
@@ -152,6 +153,8 @@ def launch_run(config: TrainingConfig, directory: RunDirectory | None) -> Fabric
     if not fabric.is_global_zero:
         return fabric
     logger.info("precision %s: %s", precision, reason)
+    if isinstance(directory, ExtendedRun):
+        directory.record()
     if directory is not None:
         file = directory.environment_file
         before = json.loads(file.read_text(encoding="utf-8")).get("precision", precision)

@@ -1,9 +1,11 @@
 """Open an existing run, to resume it or to draw its report again."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from beit.run.directory import RunDirectory
+from beit.run.extension import ExtendedRun
 from beit.run.found import with_found_paths
 from beit.run.journal import Result
 from beit.run.settings import from_plain
@@ -22,21 +24,36 @@ class Training(Protocol):
     def redraw(self, config: Any, directory: RunDirectory) -> list[Any]: ...
 
 
-def open_run(training: Training, path: str | Path) -> tuple[Any, RunDirectory]:
+def open_run(
+    training: Training, path: str | Path, changes: Mapping[str, Any] | None = None
+) -> tuple[Any, RunDirectory]:
     """Open a run directory. Returns: its settings, as the training's Config; the directory.
 
+    Args:
+        changes: settings that change at resume, by dotted name
+
     Raises:
-        FileNotFoundError, ValueError: it is not a run directory, or of another verb or kind.
+        FileNotFoundError, ValueError: it is not a run directory, or of another verb or kind; or
+            a setting cannot be changed.
     """
     directory = RunDirectory.open(path, training.VERB)
-    settings = with_found_paths(directory, directory.config())
-    config = from_plain(training.Config, settings, str(directory.config_file))
-    return config, directory
+    extended = ExtendedRun(directory.path, changes or {})
+    settings, name = with_found_paths(directory, extended.settings), str(directory.config_file)
+    config = from_plain(training.Config, settings, name)
+    if not changes:
+        return config, directory
+    extended.check(from_plain(training.Config, directory.config(), name), config)
+    return config, extended
 
 
-def resume(training: Training, path: str | Path, changed_ok: bool = False) -> Result:
+def resume(
+    training: Training,
+    path: str | Path,
+    changed_ok: bool = False,
+    changes: Mapping[str, Any] | None = None,
+) -> Result:
     """Resume a run from its last checkpoint; if its images have changed, only with `changed_ok`."""
-    return training.run(*open_run(training, path), changed_ok)
+    return training.run(*open_run(training, path, changes), changed_ok)
 
 
 def redraw(training: Training, path: str | Path) -> list[Any]:

@@ -1,9 +1,10 @@
-"""Start a VQ-KD tokenizer from another model's weights: encoder, codebook and decoder."""
+"""Start a tokenizer from another model's weights: VQ-KD's encoder, codebook and decoder."""
 
 from torch import nn
 
+from beit.nn.dvae import DiscreteVAE
 from beit.nn.tokenizer import VQKD
-from beit.weights.open import required_backbone
+from beit.weights.open import load, required_backbone
 from beit.weights.start import (
     CODES,
     Note,
@@ -12,6 +13,7 @@ from beit.weights.start import (
     check_fit,
     load_init,
     misfits,
+    normalised,
 )
 
 
@@ -23,9 +25,10 @@ def start_from(origin: str, vqkd: VQKD) -> str:
     Raises:
         ValueError: its backbone does not fit the encoder.
     """
-    source = load_init(origin, vqkd.config.encoder)
+    vit = vqkd.config.encoder
+    source = load_init(origin, vit.image_size, vit.num_heads)
     backbone = required_backbone(source, origin)
-    check_fit(backbone.config, vqkd.config.encoder, origin, "model.encoder")
+    check_fit(backbone.config, vit, origin, "model.encoder")
     notes = carry_network(backbone, vqkd.encoder, "encoder")
     if isinstance(source, VQKD):
         notes += [*carry_codebook(source, vqkd), *carry_decoder(source, vqkd)]
@@ -67,3 +70,18 @@ def carry_decoder(source: VQKD, vqkd: VQKD) -> list[Note]:
         return [*notes, Note("new", text)]
     new[2].load_state_dict(old[2].state_dict())
     return [*notes, Note("taken", f"output layer for {widths[1]} channels of a teacher")]
+
+
+def start_dvae(origin: str, vae: DiscreteVAE) -> str:
+    """Copy the weights of another discrete VAE, which fits whole or not. Returns: the account."""
+    source = load(origin)
+    if not isinstance(source, DiscreteVAE):
+        raise ValueError(f"{origin} holds a {type(source).__name__}; expected a discrete VAE")
+    theirs, ours = source.config, vae.config
+    sizes = ("num_codes", "code_width", "num_layers", "hidden_width")
+    if different := [name for name in sizes if getattr(theirs, name) != getattr(ours, name)]:
+        options = " ".join(f"--model.{name} {getattr(theirs, name)}" for name in different)
+        raise ValueError(f"{origin} has other sizes; to start from it give {options}")
+    vae.load_state_dict(source.state_dict())
+    notes = [Note("taken", f"encoder, codebook of {vae.vocab_size} codes, decoder")]
+    return account(origin, source, notes + normalised(theirs, ours))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, Protocol, get_args
 
 from torch import Tensor, nn
 
@@ -17,6 +17,15 @@ SHAPE = ("patch_size", "in_channels", "width", "depth", "num_heads", "mlp_ratio"
 # Fields that follow from the source unless they are set.
 FOLLOWING = (*SHAPE, "layer_scale", "absolute_positions", "relative_bias", "mean", "std")
 CODES = ("num_codes", "code_width", "l2_normalised", "levels")  # settings of a VQ-KD codebook
+
+
+class Normalising(Protocol):
+    """A configuration that says how images are normalised."""
+
+    @property
+    def mean(self) -> tuple[float, ...] | None: ...
+    @property
+    def std(self) -> tuple[float, ...] | None: ...
 
 
 Kind = Literal["taken", "resized", "new", "left out", "differs"]
@@ -38,17 +47,21 @@ def account(origin: str, source: nn.Module, notes: Sequence[Note]) -> str:
     return "\n".join(lines)
 
 
-def load_init(source: str | Path, vit: ViTConfig, early_layers: int = 1) -> nn.Module:
+def load_init(
+    source: str | Path,
+    image_size: tuple[int, int] | None,
+    num_heads: int | None,
+    early_layers: int = 1,
+) -> nn.Module:
     """Load the model that a training starts from.
 
     Args:
-        vit: of the new model, for a file that does not say its number of heads or its image size
-        early_layers: likewise, for a file that does not say which block feeds its aggregation
+        image_size, num_heads, early_layers: of the new model, for a file that does not say its own
     """
     try:
-        return load_start(source, vit.image_size, early_layers, num_heads=vit.num_heads)
+        return load_start(source, image_size, early_layers, num_heads=num_heads)
     except ValueError:  # the file says another number of heads; `check_fit` lists all that differs
-        return load_start(source, vit.image_size, early_layers)
+        return load_start(source, image_size, early_layers)
 
 
 def check_fit(source: ViTConfig, target: ViTConfig, origin: str, part: str) -> None:
@@ -116,11 +129,14 @@ def carry_network(source: VisionTransformer, target: VisionTransformer, name: st
             notes.append(Note("new", f"{what} ({why})"))
         elif theirs:
             notes.append(Note("left out", f"{what} (the model has none)"))
-    if (old.mean, old.std) != (new.mean, new.std):
-        values = [f"mean {vit.mean} and std {vit.std}" for vit in (new, old)]
-        text = f"images are normalised by {values[0]}, for the source by {values[1]}"
-        notes.append(Note("differs", text))
-    return notes
+    return notes + normalised(old, new)
+
+
+def normalised(old: Normalising, new: Normalising) -> list[Note]:
+    """Say if the new model normalises images in another way."""
+    ours, theirs = (f"mean {model.mean} and std {model.std}" for model in (new, old))
+    text = f"images are normalised by {ours}, for the source by {theirs}"
+    return [] if ours == theirs else [Note("differs", text)]
 
 
 def carry_blocks(source: nn.Module, target: nn.Module, old: Size, new: Size) -> None:
