@@ -140,6 +140,7 @@ def test_a_backbone_that_cannot_fit_is_refused(begun, source_run, vit):
         pretrain.run(config)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_does_not_need_its_source(
     begun, tmp_path, source_run, interrupt_at, same_bits
 ):

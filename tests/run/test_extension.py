@@ -81,6 +81,7 @@ def test_an_unfinished_run_goes_on_as_if_it_had_been_longer_from_the_start(
     same_bits(tmp_path / "whole", tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_the_same_command_again_changes_nothing(run):
     beit.resume(run, quiet=True, **{"optim.epochs": 3})
     config = (run / "config.yaml").read_bytes()
@@ -132,6 +133,7 @@ def test_refusals_change_nothing(run, finished, changes, message):
     assert (run / "weights.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_a_stop_may_be_moved(tmp_path, trained_tokenizer, pretrain_config, finished, same_bits):
     config = pretrain_config(tmp_path / "run", trained_tokenizer)
     run = pretrain.run(replace(config, run=replace(config.run, stop_after=5))).directory
