@@ -328,7 +328,9 @@ def test_the_report_of_a_finished_run_is_drawn_again(trained: Path) -> None:
 
 
 def test_a_run_of_the_other_kind_is_not_resumed(trained_tokenizer: Path) -> None:
-    with pytest.raises(ValueError, match=r"config\.yaml has unknown fields: freeze; teacher; codebook"):
+    with pytest.raises(
+        ValueError, match=r"config\.yaml has unknown fields: freeze; teacher; codebook"
+    ):
         resume(train_dvae, trained_tokenizer)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from beit.command import presets
 from beit.command.messages import did_you_mean
@@ -43,18 +43,10 @@ def module_of_run(verb: str, run: Path) -> str:
     return _module_of_kind(verb, [Layer(str(run), presets.read_yaml(file))])
 
 
-class Resumption(NamedTuple):
-    """A run to resume, whether its images may differ, and settings that change, by dotted name."""
+def run_to_resume(arguments: Iterable[str]) -> tuple[str, bool, list[str]] | None:
+    """Read `--resume RUN [--accept_changed_data BOOL]`.
 
-    run: Path
-    changed_ok: bool
-    changes: dict[str, Any]
-
-
-def run_to_resume(arguments: Iterable[str]) -> Resumption | None:
-    """Read `--resume RUN [--accept_changed_data BOOL] [--optim.epochs NUMBER ...]`.
-
-    Returns: None without `--resume`
+    Returns: RUN; whether its images may differ; the other options. None without `--resume`
     """
     runs, rest = take(arguments, "--resume")
     if not runs or "--help" in rest or "-h" in rest:
@@ -64,13 +56,18 @@ def run_to_resume(arguments: Iterable[str]) -> Resumption | None:
         raise ValueError(f"--accept_changed_data is {unknown.pop()!r}; expected true or false")
     if len(runs) > 1:
         raise ValueError("--resume takes one run, got a second --resume")
-    changes = {}
+    return runs[0], values[-1:] == ["true"], rest
+
+
+def changed_settings(options: Sequence[str]) -> dict[str, Any]:
+    """Read options beside `--resume RUN` as settings that change, by dotted name."""
+    changes, rest = {}, list(options)
     for name in dict.fromkeys(word.partition("=")[0] for word in rest if word.startswith("--")):
         given, rest = take(rest, name)
         changes[name.removeprefix("--")] = presets.plain(given[-1])
     if rest:
         raise ValueError(f"--resume takes one run and options, got {rest[0]}")
-    return Resumption(Path(runs[0]), values[-1:] == ["true"], changes)
+    return changes
 
 
 def _module_of_kind(verb: str, layers: Iterable[Layer]) -> str:

@@ -29,8 +29,13 @@ class Layer(NamedTuple):
     values: Mapping[str, Any]
 
 
-def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
+def parse(
+    verb: str, config_class: type[C], arguments: Sequence[str], base: Layer | None = None
+) -> C:
     """Build a verb's Config from presets, configuration files and options.
+
+    Args:
+        base: complete settings, which all others override
 
     Raises:
         SystemExit: after --help and --print_config, with code 0.
@@ -39,6 +44,7 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
     names = {field.name for field in fields(config_class)}  # type: ignore[arg-type]
     arguments = [*VERBS[verb].options, *in_fields(verb, name_positionals(verb, arguments))]
     layers, options = read_layers(verb, arguments, names)
+    layers[:0] = [] if base is None else [base]
     kind_is_no_field = bool(VERBS[verb].kinds) and "kind" not in names  # it only chose the Config
     if kind_is_no_field:
         options = take(options, "--kind")[1]
@@ -53,9 +59,9 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
             following = following_data(verb, layers, options)
             if len(following) > 1:  # a part may be held out of what the option names
                 options.append(f"--data.train={following[-1].values['data']['train']}")
-            presets_end = sum(layer.source.startswith("preset ") for layer in layers)
-            before, files = [*layers[:presets_end], *following], layers[presets_end:]
-            layers = [*before, *following_init(verb, before, files, options), *files]
+            place = next((i for i, layer in enumerate(layers) if is_file(layer, base)), len(layers))
+            before, files = [*layers[:place], *following], layers[place:]
+            layers = [*before, *following_init(verb, before, files, options, base), *files]
         settings = [f"--config={json.dumps(values, default=str)}" for _, values in layers if values]
         built = parser.instantiate(parser.parse_args([*settings, *options]))
     except (ArgumentError, ValueError) as error:  # of the parser; of a Config's own checks
@@ -90,13 +96,26 @@ def following_data(verb: str, layers: Sequence[Layer], options: Sequence[str]) -
     return []
 
 
+def is_file(layer: Layer, base: Layer | None) -> bool:
+    """Whether the values are those of a configuration file of the caller."""
+    return layer.source != (base and base.source) and not layer.source.startswith("preset ")
+
+
 def following_init(
-    verb: str, before: Sequence[Layer], files: Sequence[Layer], options: Sequence[str]
+    verb: str,
+    before: Sequence[Layer],
+    files: Sequence[Layer],
+    options: Sequence[str],
+    base: Layer | None,
 ) -> list[Layer]:
     """Return the network of the model that pretraining, or a tokenizer, starts from.
 
-    It overrides presets and what follows the data; files and options override it.
+    It overrides presets and what follows the data; files and options override it. The settings of
+    a run, the base, have it already.
     """
+    if base is not None:
+        groups = ("model", "codebook") if base.values.get("init") and verb != "finetune" else ()
+        return [Layer(base.source, {g: base.values[g] for g in groups if g in base.values})]
     weaker = [layer.values for layer in before]
     stronger = [*(layer.values for layer in files), nested(options)]
     given = [values["init"] for values in (*weaker, *stronger) if values.get("init")]
@@ -283,8 +302,8 @@ def _parser(verb: str, config_class: type, kind_is_no_field: bool) -> "ArgumentP
     parser.add_argument("--config", metavar="FILE", action="config", help="values from a YAML file")
     if entry.resumable:
         text = "resume this run from its last checkpoint, with its own settings; if its images "
-        text += "have changed, only with --accept_changed_data true. A longer schedule: "
-        text += "--resume RUN --optim.epochs NUMBER"
+        text += "have changed, only with --accept_changed_data true; for a longer schedule, with "
+        text += "--optim.epochs NUMBER. auto: the run in --output, or start it"
         for_help("--resume", "RUN", text)
     if kind_is_no_field:
         text = f"one of {', '.join(entry.kinds)}; each has its own options, see --kind NAME --help"

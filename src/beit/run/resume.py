@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from beit.run.changes import check_settings
 from beit.run.directory import RunDirectory
 from beit.run.extension import ExtendedRun
 from beit.run.found import with_found_paths
@@ -24,26 +25,44 @@ class Training(Protocol):
     def redraw(self, config: Any, directory: RunDirectory) -> list[Any]: ...
 
 
-def open_run(
-    training: Training, path: str | Path, changes: Mapping[str, Any] | None = None
-) -> tuple[Any, RunDirectory]:
+def open_run(training: Training, path: str | Path) -> tuple[Any, RunDirectory]:
     """Open a run directory. Returns: its settings, as the training's Config; the directory.
 
-    Args:
-        changes: settings that change at resume, by dotted name
-
     Raises:
-        FileNotFoundError, ValueError: it is not a run directory, or of another verb or kind; or
-            a setting cannot be changed.
+        FileNotFoundError, ValueError: it is not a run directory, or of another verb or kind.
     """
     directory = RunDirectory.open(path, training.VERB)
-    extended = ExtendedRun(directory.path, changes or {})
-    settings, name = with_found_paths(directory, extended.settings), str(directory.config_file)
-    config = from_plain(training.Config, settings, name)
+    settings = with_found_paths(directory, directory.config())
+    config = from_plain(training.Config, settings, str(directory.config_file))
+    return config, directory
+
+
+def to_resume(
+    training: Training,
+    path: str | Path,
+    changed_ok: bool = False,
+    changes: Mapping[str, Any] | None = None,
+) -> tuple[Any, RunDirectory]:
+    """Open a run whose settings are those that its checkpoints were trained with.
+
+    Args:
+        changed_ok: files may have other places
+        changes: settings that change now, by dotted name
+
+    Returns: as `open_run`
+
+    Raises:
+        ValueError: its settings were changed elsewhere, or one of `changes` cannot be.
+    """
+    config, directory = open_run(training, path)
+    check_settings(training.Config, directory, changed_ok)
     if not changes:
         return config, directory
-    extended.check(from_plain(training.Config, directory.config(), name), config)
-    return config, extended
+    extended = ExtendedRun(directory.path, changes)
+    settings = with_found_paths(directory, extended.settings)
+    new = from_plain(training.Config, settings, str(directory.config_file))
+    extended.check(config, new)
+    return new, extended
 
 
 def resume(
@@ -53,7 +72,7 @@ def resume(
     changes: Mapping[str, Any] | None = None,
 ) -> Result:
     """Resume a run from its last checkpoint; if its images have changed, only with `changed_ok`."""
-    return training.run(*open_run(training, path, changes), changed_ok)
+    return training.run(*to_resume(training, path, changed_ok, changes), changed_ok)
 
 
 def redraw(training: Training, path: str | Path) -> list[Any]:
