@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 import beit
 from beit import cli
-from beit.command.modules import run_to_resume
+from beit.command.modules import changed_settings
 from beit.pretraining import pretrain
 from beit.run.directory import RunDirectory
 from beit.run.resume import open_run, resume
@@ -50,7 +50,7 @@ def test_a_finished_run_goes_on_with_a_longer_schedule(run, finished, records, c
     assert [r["step"] for r in log if "val_loss" in r] == [5, 10, 15, 20]
 
 
-def test_the_finished_run_is_put_aside_whole(run, finished, monkeypatch):
+def test_the_finished_run_is_put_aside_whole(run, finished):
     for name in ("weights.safetensors", "report.html", "metrics.jsonl", "config.yaml"):
         assert (run / name).is_file()
     seen = []
@@ -63,9 +63,8 @@ def test_the_finished_run_is_put_aside_whole(run, finished, monkeypatch):
     aside = run / "step-000000010"
     for file in aside.iterdir():
         assert file.read_bytes() == (finished / file.name).read_bytes()
-    assert {file.name for file in finished.iterdir()} - {file.name for file in aside.iterdir()} == {
-        "checkpoints"
-    }
+    names = [{file.name for file in folder.iterdir()} for folder in (finished, aside)]
+    assert names[0] - names[1] == {"checkpoints", "lock"}
     old, new = load(aside).state_dict(), load(run).state_dict()
     assert not torch.equal(old["head.weight"], new["head.weight"])
 
@@ -92,6 +91,7 @@ def test_the_same_command_again_changes_nothing(run):
     assert [file.name for file in run.glob("step-*")] == ["step-000000010"]
 
 
+@pytest.mark.slow
 def test_a_kill_between_two_files_loses_nothing(run, finished, monkeypatch):
     """After the old files are put aside the settings are still the old ones."""
 
@@ -145,10 +145,24 @@ def test_a_stop_may_be_moved(tmp_path, trained_tokenizer, pretrain_config, finis
     assert (run / "step-000000005/weights.safetensors").exists()
 
 
-def test_a_step_count_is_a_length_too(tmp_path):
-    """Of segmentation, whose settings have steps instead of epochs."""
-    words = ["--resume", "runs/a", "--optim.steps=9", "--run.stop_after", "null"]
-    resumed = run_to_resume(words)
-    assert resumed.changes == {"optim.steps": 9, "run.stop_after": None}
+def test_options_beside_a_run_are_changes():
+    words = ["--optim.steps=9", "--run.stop_after", "null"]
+    assert changed_settings(words) == {"optim.steps": 9, "run.stop_after": None}
     with pytest.raises(ValueError, match="--resume takes one run and options, got more"):
-        run_to_resume([*words, "more"])
+        changed_settings([*words, "more"])
+
+
+def test_an_edited_file_is_refused_and_an_option_is_not(run, finished):
+    text = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(text.replace("epochs: 2\n", "epochs: 3\n"))
+    for changes in ({}, {"optim.epochs": 3}):
+        with pytest.raises(ValueError, match=r"optim\.epochs: 2 -> 3"):
+            resume(pretrain, run, changes=changes)
+    (run / "config.yaml").write_text(text)
+    step = {"run.stop_after": 11, "optim.epochs": 3}
+    resume(pretrain, run, changes=step)
+    resume(pretrain, run)  # the new settings are those of the checkpoints
+    words = ["pretrain", "--config", str(run / "config.yaml"), "--resume", "auto"]
+    assert cli.main([*words, "--output", str(run)]) == 0
+    with pytest.raises(ValueError, match=r"--optim\.epochs NUMBER"):
+        cli.run_verb("pretrain", [*words[1:], "--output", str(run), "--optim.epochs", "5"])
