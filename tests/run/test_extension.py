@@ -155,12 +155,14 @@ def test_options_beside_a_run_are_changes():
 def test_an_edited_file_is_refused_and_an_option_is_not(run, finished):
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text(text.replace("epochs: 2\n", "epochs: 3\n"))
-    for changes in ({}, {"optim.epochs": 3}):
+    for changes in ({}, {"run.keep_last": 3}):
         with pytest.raises(ValueError, match=r"optim\.epochs: 2 -> 3"):
             resume(pretrain, run, changes=changes)
-    (run / "config.yaml").write_text(text)
-    step = {"run.stop_after": 11, "optim.epochs": 3}
-    resume(pretrain, run, changes=step)
+    resume(pretrain, run, changes={"run.stop_after": 11, "optim.epochs": 3})
+    assert (
+        "optim.epochs 3 instead of 2; the learning"
+        in RunDirectory(run).config()["run"]["chosen"][0]
+    )
     resume(pretrain, run)  # the new settings are those of the checkpoints
     words = ["pretrain", "--config", str(run / "config.yaml"), "--resume", "auto"]
     assert cli.main([*words, "--output", str(run)]) == 0

@@ -16,6 +16,7 @@ from typing import Any
 import yaml
 
 from beit.files import PARTIAL_SUFFIX, write_text
+from beit.run.changes import recorded
 from beit.run.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,8 @@ class ExtendedRun(RunDirectory):
     """A run that resumes with other settings.
 
     Attributes:
-        settings: its new configuration, nested dicts of plain values
+        trained: the configuration so far, nested dicts of plain values
+        settings: the new one
         notes: what changes, in words; empty if the run has these settings already
         step: the last checkpoint's
         goes_on: whether steps are left
@@ -49,15 +51,13 @@ class ExtendedRun(RunDirectory):
         """
         super().__init__(path)
         check_changeable(self, changes)
+        self.trained = recorded(self) or self.config()
         self.settings, self.notes = self.config(), list[str]()
         for name, value in changes.items():
-            *groups, field = name.split(".")
-            group = self.settings
-            for inner in groups:
-                group = group.setdefault(inner, {})
-            if (before := group.get(field)) != value:
+            group, _, field = name.partition(".")
+            if (before := self.trained[group].get(field)) != value:
                 self.notes.append(f"{name} {_text(value)} instead of {_text(before)}")
-            group[field] = value
+            self.settings[group][field] = value
         steps = (int(file.stem[5:]) for file in self.checkpoints.glob("step-*.pt"))
         self.step, self.goes_on = max(steps, default=0), False
 
@@ -93,7 +93,7 @@ class ExtendedRun(RunDirectory):
         logger.info("%s: %s", self.path, note)
         if self.goes_on and self.weights_file.exists():
             logger.info("%s: the finished run is now in %s", self.path, self._put_aside())
-        run = self.settings.setdefault("run", {})
+        run = self.settings["run"]
         run["chosen"] = [*(run.get("chosen") or ()), note]
         text = self.config_file.read_text(encoding="utf-8")
         comment = "".join(line for line in text.splitlines(True) if line.startswith("#"))
@@ -140,12 +140,9 @@ def check_changeable(run: RunDirectory, changes: Mapping[str, Any]) -> None:
             )
 
 
-def _has(settings: Any, name: str) -> bool:
-    for part in name.split("."):
-        if not isinstance(settings, dict) or part not in settings:
-            return False
-        settings = settings[part]
-    return True
+def _has(settings: Mapping[str, Any], name: str) -> bool:
+    group, _, field = name.partition(".")
+    return field in (settings.get(group) or {})
 
 
 def _length(optim: Any) -> str:

@@ -55,13 +55,12 @@ def to_resume(
         ValueError: its settings were changed elsewhere, or one of `changes` cannot be.
     """
     config, directory = open_run(training, path)
-    check_settings(training.Config, directory, changed_ok)
+    check_settings(training.Config, directory, changed_ok, intended=changes or ())
     if not changes:
         return config, directory
-    extended = ExtendedRun(directory.path, changes)
-    settings = with_found_paths(directory, extended.settings)
-    new = from_plain(training.Config, settings, str(directory.config_file))
-    extended.check(config, new)
+    extended, name = ExtendedRun(directory.path, changes), str(directory.config_file)
+    new = from_plain(training.Config, with_found_paths(directory, extended.settings), name)
+    extended.check(from_plain(training.Config, extended.trained, name), new)
     return new, extended
 
 
