@@ -124,7 +124,7 @@ def test_what_does_not_fit_is_new_and_told(begun, tmp_path, source_run, trained_
     text, fresh = account(
         replace(config, model=deeper, tokenizer=str(tmp_path / "other.safetensors"))
     )
-    assert "resized: relative bias, from a grid of 2 x 3 to 4 x 3" in text
+    assert "resized: relative bias of the backbone, from a grid of 2 x 3 to 4 x 3" in text
     assert "aggregation of 1 blocks after block 2 (the source's has 1 blocks after block 1)" in text
     assert f"(the source's are of another tokenizer, {trained_tokenizer})" in text
     assert fresh

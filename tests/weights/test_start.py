@@ -32,12 +32,8 @@ def test_the_same_network_computes_the_same():
     source = scrambled(VisionTransformer(replace(SMALL, absolute_positions=True)))
     target, notes = carried(source)
     assert torch.equal(features(target), features(source))
-    assert notes == [
-        "taken: trunk (3 blocks, 24 wide, 2 heads)",
-        "taken: absolute positions",
-        "taken: relative bias",
-        "taken: final norm",
-    ]
+    text = "taken: trunk of 3 blocks, 24 wide, 2 heads, with absolute positions, relative bias"
+    assert notes == [f"{text}, final norm"]
 
 
 def test_positions_are_resized():
@@ -45,9 +41,9 @@ def test_positions_are_resized():
     target, notes = carried(source, image_size=(12, 24))
     assert torch.equal(features(target), features(resized(source, (12, 24))))
     grids = "from a grid of 4 x 4 to 3 x 6"
-    assert notes[1:3] == [
-        f"resized: absolute positions, {grids}",
-        f"resized: relative bias, {grids}",
+    assert notes[1:] == [
+        f"resized: absolute positions of the trunk, {grids}",
+        f"resized: relative bias of the trunk, {grids}",
     ]
 
 
@@ -55,16 +51,16 @@ def test_a_shared_bias_is_copied_to_each_block_and_a_missing_one_changes_nothing
     shared = scrambled(VisionTransformer(SMALL))
     target, notes = carried(shared, relative_bias="per_block")
     torch.testing.assert_close(features(target), features(shared))
-    assert "taken: relative bias" in notes
+    assert notes == ["taken: trunk of 3 blocks, 24 wide, 2 heads, with relative bias, final norm"]
     none = scrambled(VisionTransformer(replace(SMALL, relative_bias="none")))
     target, notes = carried(none, relative_bias="shared")
     torch.testing.assert_close(features(target), features(none))
-    assert "new: relative bias (the source has none)" in notes
+    assert "new: relative bias of the trunk (the source has none)" in notes
     per_block = scrambled(VisionTransformer(replace(SMALL, relative_bias="per_block")))
     notes = carried(per_block, relative_bias="shared", final_norm=False, mean=None, std=None)[1]
     assert notes[1:3] == [
-        "new: relative bias (the source has one for each block)",
-        "left out: final norm (the model has none)",
+        "new: relative bias of the trunk (the source has one for each block)",
+        "left out: final norm of the trunk (the model has none)",
     ]
     assert notes[3].startswith("differs: images are normalised by mean None and std None, for the")
 

@@ -1,5 +1,6 @@
 """Start a training from another model's weights: what fits is copied, and all of it is listed."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, get_args
@@ -12,7 +13,7 @@ from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.weights.file import TABLE
 from beit.weights.open import load_start
 
-# Fields of a ViT that must be those of the source: all but `layer_scale` decide shapes or heads.
+# Fields of a ViT that must be those of the source, besides whether it has a layer scale.
 SHAPE = ("patch_size", "in_channels", "width", "depth", "num_heads", "mlp_ratio")
 # Fields that follow from the source unless they are set.
 FOLLOWING = (*SHAPE, "layer_scale", "absolute_positions", "relative_bias", "mean", "std")
@@ -87,7 +88,7 @@ def check_fit(source: ViTConfig, target: ViTConfig, origin: str, part: str) -> N
 
 def misfits(source: ViTConfig, target: ViTConfig) -> list[str]:
     """List the fields in which two networks differ so that weights of one do not fit the other."""
-    names = [name for name in SHAPE if getattr(source, name) != getattr(target, name)]
+    names = [n for n in SHAPE if not math.isclose(getattr(source, n), getattr(target, n))]
     if (source.layer_scale is None) != (target.layer_scale is None):
         names.append("layer_scale")
     return names
@@ -95,7 +96,7 @@ def misfits(source: ViTConfig, target: ViTConfig) -> list[str]:
 
 def _value(vit: ViTConfig, name: str) -> str:
     value = getattr(vit, name)
-    return "null" if value is None else f"{value:g}"
+    return "null" if value is None else str(value)
 
 
 def carry_network(source: VisionTransformer, target: VisionTransformer, name: str) -> list[Note]:
@@ -113,23 +114,25 @@ def carry_network(source: VisionTransformer, target: VisionTransformer, name: st
     state, ours = source.state_dict(), target.state_dict()
     fitting = {key: tensor for key, tensor in state.items() if key in ours}
     target.load_state_dict(ours | fitting)
-    notes = [Note("taken", f"{name} ({new.depth} blocks, {new.width} wide, {new.num_heads} heads)")]
+    notes, taken = list[Note](), list[str]()
     parts = {"absolute positions": "pos_embed", "relative bias": TABLE, "final norm": "norm.weight"}
     for what, ending in parts.items():
         theirs, own, both = (
             any(key.endswith(ending) for key in tensors) for tensors in (state, ours, fitting)
         )
         if both and ending != "norm.weight" and old.grid != new.grid:
-            text = f"{what}, from a grid of {_grid(old.grid)} to {_grid(new.grid)}"
-            notes.append(Note("resized", text))
+            grids = f"from a grid of {_grid(old.grid)} to {_grid(new.grid)}"
+            notes.append(Note("resized", f"{what} of the {name}, {grids}"))
         elif both:
-            notes.append(Note("taken", what))
+            taken.append(what)
         elif own:
             why = "the source has one for each block" if theirs else "the source has none"
-            notes.append(Note("new", f"{what} ({why})"))
+            notes.append(Note("new", f"{what} of the {name} ({why})"))
         elif theirs:
-            notes.append(Note("left out", f"{what} (the model has none)"))
-    return notes + normalised(old, new)
+            notes.append(Note("left out", f"{what} of the {name} (the model has none)"))
+    text = f"{name} of {new.depth} blocks, {new.width} wide, {new.num_heads} heads"
+    text += f", with {', '.join(taken)}" if taken else ""
+    return [Note("taken", text), *notes, *normalised(old, new)]
 
 
 def normalised(old: Normalising, new: Normalising) -> list[Note]:
