@@ -200,8 +200,9 @@ def test_resume_with_changed_data(toy, tmp_path, capsys, value, expected):
 
 
 def test_resume_refuses_other_options_and_other_runs(toy, capsys, tmp_path):
-    message = refused(capsys, "toy", "--resume", "runs/a", "--size", "9")
-    assert "takes no other option, got --size 9" in message
+    own = RunDirectory.create(tmp_path / "own", asdict(Config(5)), {"verb": "toy"})
+    message = refused(capsys, "toy", "--resume", str(own.path), "--size", "9")
+    assert "size cannot be changed when a run resumes: its weights so far depend on it" in message
     assert "got a second --resume" in refused(capsys, "toy", "--resume=a", "--resume=b")
     assert "needs a value" in refused(capsys, "toy", "--resume")
     assert "nowhere is not a directory" in refused(capsys, "toy", "--resume", "nowhere")

@@ -18,8 +18,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 @pytest.fixture(autouse=True)
 def _no_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The documents name data that are not here; settings that follow them have other tests."""
+    """The documents name files that are not here; settings that follow them have other tests."""
     monkeypatch.setattr("beit.command.options.following_data", lambda *_: [])
+    monkeypatch.setattr("beit.command.options.following_init", lambda *_: [])
 
 
 def commands(text: str) -> list[list[str]]:

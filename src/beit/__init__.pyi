@@ -27,16 +27,16 @@ def fetch(
     """Download a public data set: beit fetch cifar10 DIR; options: help(beit.fetch)."""
 
 def train_tokenizer(
-    *, data: Any = ..., view: Any = ..., model: Any = ..., teacher: Any = ...,
-    codebook: Any = ..., optim: Any = ..., crop_ratio: Any = ..., validate_every: Any = ...,
-    run: Any = ..., device: Any = ..., validation: Any = ..., output: Any = ...,
-    budget: Any = ..., kind: Any = ..., preset: Any = ..., config: Any = ..., quiet: Any = ...,
-    on_step: Any = ..., **options: Any
+    *, data: Any = ..., view: Any = ..., model: Any = ..., init: Any = ..., freeze: Any = ...,
+    teacher: Any = ..., codebook: Any = ..., optim: Any = ..., crop_ratio: Any = ...,
+    validate_every: Any = ..., run: Any = ..., device: Any = ..., validation: Any = ...,
+    output: Any = ..., budget: Any = ..., kind: Any = ..., preset: Any = ..., config: Any = ...,
+    quiet: Any = ..., on_step: Any = ..., **options: Any
 ) -> Result:
     """Train a visual tokenizer: from a teacher (VQ-KD), or --kind dvae, a discrete VAE; options: help(beit.train_tokenizer)."""
 
 def pretrain(
-    *, data: Any = ..., tokenizer: Any = ..., target: Any = ..., view: Any = ...,
+    *, data: Any = ..., tokenizer: Any = ..., init: Any = ..., target: Any = ..., view: Any = ...,
     model: Any = ..., mask: Any = ..., predict: Any = ..., optim: Any = ..., check: Any = ...,
     crop_ratio: Any = ..., validate_every: Any = ..., run: Any = ..., device: Any = ...,
     validation: Any = ..., output: Any = ..., budget: Any = ..., preset: Any = ...,

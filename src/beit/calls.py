@@ -73,11 +73,13 @@ def resume(
     accept_changed_data: bool = False,
     quiet: bool = False,
     on_step: Any = None,
+    **options: Any,
 ) -> "Result":
     """Resume a training from its last checkpoint, with the settings in its directory.
 
     Args:
         run: the run directory
+        options: settings that change, as in **{"optim.epochs": 600} for a longer schedule
         accept_changed_data: resume also if the run's images have changed
         quiet: print nothing, no progress either
         on_step: called after each step as on_step(step, figures); a False from it ends the run
@@ -87,6 +89,7 @@ def resume(
 
     words = [f"--resume={run}"]
     words += ["--accept_changed_data=true"] if accept_changed_data else []
+    words += words_of("resume", options)
     verb = RunDirectory.open(run).verb()
     if verb not in VERBS or not VERBS[verb].resumable:
         raise ValueError(f"{run} is a run of beit {verb}, expected a training")

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +16,12 @@ from typing import Any
 import beit
 from beit.command.ending import is_first_process, show
 from beit.command.messages import did_you_mean, one_line
-from beit.command.modules import find_module, module_of_run, run_to_resume
+from beit.command.modules import (
+    changed_settings,
+    find_module,
+    module_of_run,
+    run_to_resume,
+)
 from beit.command.options import parse, renamed, take
 from beit.command.slurm import as_torchrun
 from beit.command.verbs import VERBS
@@ -118,7 +123,7 @@ def run_verb(verb: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
         if resumed is not None:
             path, changed_ok, options = resumed
             if path != "auto":
-                return _resume(verb, path, changed_ok)
+                return _resume(verb, path, changed_ok, changes=changed_settings(options))
             from beit.command.resuming import run_found  # imports torch
 
             if (directory := run_found(verb, options)) is not None:
@@ -131,7 +136,11 @@ def run_verb(verb: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
 
 
 def _resume(
-    verb: str, path: str | Path, changed_ok: bool, auto: bool = False
+    verb: str,
+    path: str | Path,
+    changed_ok: bool,
+    auto: bool = False,
+    changes: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any, Any]:
     """Resume a run; return the result of a finished one if `auto` found it."""
     from beit.run.journal import Result  # imports torch
@@ -139,7 +148,7 @@ def _resume(
     from beit.run.resume import to_resume
 
     module = import_module(module_of_run(verb, Path(path)))
-    config, directory = to_resume(module, path, changed_ok)
+    config, directory = to_resume(module, path, changed_ok, changes)
     if not (auto and is_finished(directory)):
         return module, config, module.run(config, directory, changed_ok)
     logging.getLogger(__name__).info("%s is finished: nothing is left to train", path)

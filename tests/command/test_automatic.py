@@ -1,10 +1,12 @@
 """What is chosen from images and machine, by hand; and that options and held-out images count."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 from tests.conftest import tokenizer_config
 
@@ -14,9 +16,12 @@ from beit.command.rules import Geometry, Given, fitted
 from beit.command.survey import Images, Machine, Told
 from beit.finetuning import finetune
 from beit.finetuning.config import Config as FinetuneConfig
+from beit.nn.vit import ViTConfig
 from beit.pretraining import pretrain
 from beit.pretraining.config import Config as PretrainConfig
 from beit.tokenizer import vqkd
+from beit.weights.file import save_weights
+from beit.weights.start import FOLLOWING
 
 CPU, GPU = Machine(2, 16.0, 0.0), Machine(16, 128.0, 80.0)
 PHOTOS = Images("photos[:90%]", "photos[90%:]", 2700, 3000)
@@ -179,3 +184,59 @@ def test_a_presets_check_is_left_out_if_images_lack_labels(counts, checked, tmp_
     assert bool(config.check.every) == checked
     told = parse("pretrain", PretrainConfig, [*options, "--check.every=3"])
     assert told.check.every == 3
+
+
+# ── training that starts from other weights ─────────────────────────────────────────────────────
+
+
+def test_a_network_follows_the_weights_unless_it_is_set(tmp_path, pretrained):
+    source = str(tmp_path / "source.safetensors")
+    save_weights(source, pretrained)
+    words = ["--preset", "shapes-tiny", "--tokenizer", "runs/tok", "--init", source]
+    model = parse("pretrain", PretrainConfig, words).model
+    theirs = pretrained.config.backbone
+    followed = {name: getattr(theirs, name) for name in FOLLOWING}
+    kept = {"image_size": (32, 32), "drop_path": 0.0, "init_bound": 0.02}  # those of the preset
+    assert model.backbone == replace(ViTConfig(), **(followed | kept))
+    assert (model.early_layers, model.head_layers, model.shared_head) == (2, 1, False)
+    (tmp_path / "mine.yaml").write_text("model: {backbone: {width: 48}, head_layers: 3}\n")
+    words += ["--config", str(tmp_path / "mine.yaml"), "--model.backbone.num_heads", "4"]
+    config = parse("pretrain", PretrainConfig, words)
+    vit = config.model.backbone
+    assert (vit.width, vit.num_heads, vit.depth) == (48, 4, 3)  # the run refuses the first two
+    assert (config.model.head_layers, config.model.early_layers) == (3, 2)
+    assert config.run.chosen[-1].startswith(f"as {source}, unless set: patch_size 4, ")
+    (tmp_path / "again.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(asdict(config)))))
+    assert parse("pretrain", PretrainConfig, ["--config", str(tmp_path / "again.yaml")]) == config
+
+
+def test_a_tokenizer_follows_another_one(tmp_path, tokenizer):
+    source = str(tmp_path / "source.safetensors")
+    save_weights(source, tokenizer)
+    words = ["--preset", "cifar10-cpu", "--init", source]
+    config = parse("train-tokenizer", vqkd.Config, words)
+    theirs = tokenizer.config
+    assert replace(config.model, encoder=theirs.encoder, teacher_width=7) == theirs
+    assert config.model.encoder.width == theirs.encoder.width
+    assert (config.codebook.start_after, config.codebook.revive_every) == (0, 10)
+    frozen = parse("train-tokenizer", vqkd.Config, [*words, "--freeze", "codes"])
+    assert (frozen.codebook.start_after, frozen.codebook.revive_every) == (0, 0)
+    other = parse("train-tokenizer", vqkd.Config, [*words, "--model.num_codes", "64"])
+    assert (other.model.num_codes, other.codebook.start_after) == (64, 60)  # a new codebook
+    encoder = parse("train-tokenizer", vqkd.Config, [*words[:2], "--init", source])
+    assert encoder == config
+
+
+def test_without_a_preset_the_weights_and_the_tokenizer_decide(tmp_path, tokenizer, pretrained):
+    for name, model in (("tok", tokenizer), ("vit", pretrained)):
+        save_weights(tmp_path / f"{name}.safetensors", model)
+    photos = folder(tmp_path / "photos", {"": 40})
+    words = ["--data", photos, "--init", str(tmp_path / "vit.safetensors")]
+    codes = ["--tokenizer", str(tmp_path / "tok.safetensors")]
+    model = parse("pretrain", PretrainConfig, [*words, *codes]).model
+    assert model.backbone.grid == tokenizer.grid == (3, 5)
+    assert (model.backbone.patch_size, model.backbone.width) == (4, 24)
+    pixels = parse("pretrain", PretrainConfig, [*words, "--target.kind", "pixels"]).model
+    assert pixels.backbone.image_size == (16, 16)
+    encoder = parse("train-tokenizer", vqkd.Config, words).model.encoder
+    assert (encoder.image_size, encoder.width, encoder.depth) == ((16, 16), 24, 3)

@@ -105,7 +105,8 @@ def test_a_run_is_resumed_by_the_module_of_its_kind(ran, tmp_path, config, kind)
         ("--kind", "--kind needs a value"),
         ("--kind fancy --size 3", "unknown option --size"),
         ("--preset large --kind fancy", "preset large has an unknown field size"),
-        ("--resume runs/a --kind fancy", "takes no other option, got --kind fancy"),
+        ("--resume runs/a runs/b", "--resume takes one run and options, got runs/b"),
+        ("--resume runs/a --kind", "--kind needs a value"),
     ],
 )
 def test_mistakes(ran, capsys, arguments, expected) -> None:

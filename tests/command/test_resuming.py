@@ -83,7 +83,7 @@ def test_other_settings_are_refused_by_name(words, begun, capsys):
     assert capsys.readouterr().err == (
         f"beit: error: {run.path} has a run with other settings: optim.epochs 2 there, 3 given; "
         "run.seed 0 there, 4 given. Leave these options out to resume it, or name another "
-        "--output\n"
+        f"--output; a longer schedule: beit pretrain --resume {run.path} --optim.epochs NUMBER\n"
     )
 
 

@@ -328,7 +328,9 @@ def test_the_report_of_a_finished_run_is_drawn_again(trained: Path) -> None:
 
 
 def test_a_run_of_the_other_kind_is_not_resumed(trained_tokenizer: Path) -> None:
-    with pytest.raises(ValueError, match=r"config\.yaml has unknown fields: teacher; codebook"):
+    with pytest.raises(
+        ValueError, match=r"config\.yaml has unknown fields: freeze; teacher; codebook"
+    ):
         resume(train_dvae, trained_tokenizer)
 
 
@@ -366,3 +368,19 @@ def test_unreadable_images_are_told_and_counted(
     strict = replace(settings.run, output=str(tmp_path / "strict"))
     with pytest.raises(ValueError, match=r"1 of 20 images cannot be read"):
         train_dvae.run(replace(settings, run=strict, data=replace(data, max_unreadable=0.0)))
+
+
+def test_it_starts_from_another_one_whole_or_not_at_all(
+    tmp_path: Path, trained: Path, trained_tokenizer: Path, config: Any, capsys: Any
+) -> None:
+    first = config(tmp_path / "run", init=str(trained))
+    run = train_dvae.run(replace(first, run=replace(first.run, stop_after=1))).directory
+    assert "taken: encoder, codebook of 11 codes, decoder" in capsys.readouterr().err
+    old, new = (beit.load(each).state_dict() for each in (trained, run))
+    moved = max((new[name] - old[name]).abs().max() for name in old)  # by a step at most
+    assert 0 <= moved <= 1.1e-3
+    model = replace(first.model, num_codes=7)
+    with pytest.raises(ValueError, match=r"to start from it give --model\.num_codes 11"):
+        train_dvae.run(config(tmp_path / "other", init=str(trained), model=model))
+    with pytest.raises(ValueError, match="holds a VQKD; expected a discrete VAE"):
+        train_dvae.run(config(tmp_path / "other", init=str(trained_tokenizer)))

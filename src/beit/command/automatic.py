@@ -5,18 +5,23 @@ fitted to the images, the machine, `run.budget` and what options say. Each is lo
 reason, and kept in the run's config.yaml as `run.chosen`.
 """
 
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from beit.command import presets
-from beit.command.rules import Geometry, Given, fitted
+from beit.command.rules import PARTS, Geometry, Given, fitted
 from beit.command.survey import Told, look_at, machine, why_unchecked
 from beit.data.sources import open_source
+from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
+from beit.nn.tokenizer import VQKD
 from beit.run.directory import RunDirectory
 from beit.weights.crop import stated_crop
-from beit.weights.open import load_backbone, load_tokenizer
+from beit.weights.file import size_pair
+from beit.weights.open import load_backbone, load_tokenizer, required_backbone
+from beit.weights.start import CODES, FOLLOWING, load_init
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +35,7 @@ def settings(verb: str, options: Mapping[str, Any]) -> tuple[Mapping[str, Any], 
         options: those that are given, nested
     """
     told = Told(options)
-    given, data, values = known(told) if verb != "train-tokenizer" else (None, {}, {})
+    given, data, values = known(verb, told)
     if not told.get("data.train") and not data.get("train"):
         raise ValueError("no training images given; name a folder, as in --data photos")
     has = machine(told.get("device.accelerator", "auto"))
@@ -47,25 +52,77 @@ def settings(verb: str, options: Mapping[str, Any]) -> tuple[Mapping[str, Any], 
     return preset, values
 
 
-def known(told: Told) -> tuple[Given | None, dict[str, Any], dict[str, Any]]:
-    """Return what a tokenizer, or the model to fine-tune, decides; its run's data; and its crops.
+def known(verb: str, told: Told) -> tuple[Given | None, dict[str, Any], dict[str, Any]]:
+    """Return what a tokenizer and the initial weights decide; their run's data; and its crops.
 
-    All of it is empty without such a model, the last two for one that is no run.
+    All of it is empty without such models, the last two for those that are no runs.
     """
-    if source := told.get("init"):
-        size, heads = told.get("image_size"), told.get("num_heads")
+    source, part = told.get("init"), PARTS[verb] + "." if verb != "finetune" else ""
+    given, data, values = None, dict[str, Any](), dict[str, Any]()
+    if source:
+        size, heads = told.get(f"{part}image_size"), told.get(f"{part}num_heads")
         vit = load_backbone(source, size, num_heads=heads).config
         shape = Geometry(vit.image_size, vit.patch_size)
         given = Given(source, shape, {"width": vit.width, "depth": vit.depth})
         crop = stated_crop(source)
-        return given, of_run(Path(source))[0], {"crop_ratio": crop[0]} if crop else {}
-    source = told.get("tokenizer") or told.get("target.source")
-    if not source or told.get("target.kind", "tokens") != "tokens":
-        return None, {}, {}
-    tokenizer = load_tokenizer(source)
+        data, values = of_run(Path(source))[0], {"crop_ratio": crop[0]} if crop else {}
+    codes = told.get("tokenizer") or told.get("target.source")
+    if verb != "pretrain" or not codes or told.get("target.kind", "tokens") != "tokens":
+        return given, data, values
+    tokenizer = load_tokenizer(codes)
     (height, width), grid = tokenizer.image_size, tokenizer.grid
-    shape = Geometry((height, width), height // grid[0])
-    return Given("the tokenizer", shape), *of_run(Path(source))
+    data, values = of_run(Path(codes))
+    if given is None:
+        return Given("the tokenizer", Geometry((height, width), height // grid[0])), data, values
+    patch = given.shape.patch
+    shape = Geometry((grid[0] * patch, grid[1] * patch), patch)
+    return Given(f"the tokenizer and {source}", shape, given.vit), data, values
+
+
+def network(
+    verb: str,
+    source: str,
+    weaker: Sequence[Mapping[str, Any]],
+    stronger: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the settings of a training that follow from the model whose weights it starts from.
+
+    Args:
+        weaker: settings that these override, in order
+        stronger: settings that override these
+    """
+    part, set_here = PARTS[verb], [Told(values) for values in stronger]
+    told = [*map(Told, weaker), *set_here]
+    size, early = _last(told, f"{part}.image_size"), _last(told, "model.early_layers")
+    early = MaskedImageModelConfig.early_layers if early is None else early
+    heads = _last(set_here, f"{part}.num_heads")
+    model = load_init(source, size and size_pair(size), heads, early)
+    vit = required_backbone(model, source).config
+    field = part.removeprefix("model.")
+    follows: dict[str, Any] = {name: getattr(vit, name) for name in FOLLOWING}
+    values: dict[str, Any] = {"model": {field: follows}}
+    fields: tuple[str, ...] = ()
+    if verb == "pretrain" and isinstance(model, MaskedImageModel):
+        fields = ("early_layers", "head_layers", "shared_head")
+    if verb == "train-tokenizer" and isinstance(model, VQKD):
+        fields = ("decoder_depth", *CODES)
+        if all(_last(set_here, f"model.{name}") is None for name in CODES):  # it is taken
+            kept = {"revive_every": 0} if _last(told, "freeze") else {}
+            values["codebook"] = {"start_after": 0, **kept}
+    of_model = {name: getattr(model.config, name) for name in fields}
+    values["model"] |= of_model
+    listed = (follows | of_model | values.get("codebook", {})).items()
+    line = f"as {source}, unless set: " + ", ".join(
+        f"{name} {json.dumps(value)}" for name, value in listed
+    )
+    log.info("chosen: %s", line)
+    return {**values, "run": {"chosen": [*(_last(told, "run.chosen") or ()), line]}}
+
+
+def _last(told: Sequence[Told], name: str) -> Any:
+    """Return the last of several values of an option; None if it has none."""
+    values = [value for each in told if (value := each.get(name)) is not None]
+    return values[-1] if values else None
 
 
 def without_check(preset: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:

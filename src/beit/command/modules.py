@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from beit.command import presets
 from beit.command.messages import did_you_mean
@@ -45,8 +46,7 @@ def module_of_run(verb: str, run: Path) -> str:
 def run_to_resume(arguments: Iterable[str]) -> tuple[str, bool, list[str]] | None:
     """Read `--resume RUN [--accept_changed_data BOOL]`.
 
-    Returns: RUN; whether its images may differ; the other options, which only RUN auto may have.
-        None without `--resume`
+    Returns: RUN; whether its images may differ; the other options. None without `--resume`
     """
     runs, rest = take(arguments, "--resume")
     if not runs or "--help" in rest or "-h" in rest:
@@ -54,12 +54,20 @@ def run_to_resume(arguments: Iterable[str]) -> tuple[str, bool, list[str]] | Non
     values, rest = take(rest, "--accept_changed_data")
     if unknown := set(values) - {"true", "false"}:
         raise ValueError(f"--accept_changed_data is {unknown.pop()!r}; expected true or false")
-    if (rest and runs != ["auto"]) or len(runs) > 1:
-        raise ValueError(
-            f"--resume takes no other option, got {' '.join(rest) or 'a second --resume'}: a run "
-            "resumes with the config.yaml in its directory; start a new run to change settings"
-        )
+    if len(runs) > 1:
+        raise ValueError("--resume takes one run, got a second --resume")
     return runs[0], values[-1:] == ["true"], rest
+
+
+def changed_settings(options: Sequence[str]) -> dict[str, Any]:
+    """Read options beside `--resume RUN` as settings that change, by dotted name."""
+    changes, rest = {}, list(options)
+    for name in dict.fromkeys(word.partition("=")[0] for word in rest if word.startswith("--")):
+        given, rest = take(rest, name)
+        changes[name.removeprefix("--")] = presets.plain(given[-1])
+    if rest:
+        raise ValueError(f"--resume takes one run and options, got {rest[0]}")
+    return changes
 
 
 def _module_of_kind(verb: str, layers: Iterable[Layer]) -> str:

@@ -56,9 +56,12 @@ def parse(
         _check_names(parser, verb, layers, options)
         layers, options = squared(parser, layers, options)
         if FOLLOWING.get(verb) in names and not {"-h", "--help"} & {*options}:
-            layers += (following := following_data(verb, layers, options))
+            following = following_data(verb, layers, options)
             if len(following) > 1:  # a part may be held out of what the option names
                 options.append(f"--data.train={following[-1].values['data']['train']}")
+            place = next((i for i, layer in enumerate(layers) if is_file(layer, base)), len(layers))
+            before, files = [*layers[:place], *following], layers[place:]
+            layers = [*before, *following_init(verb, before, files, options, base), *files]
         settings = [f"--config={json.dumps(values, default=str)}" for _, values in layers if values]
         built = parser.instantiate(parser.parse_args([*settings, *options]))
     except (ArgumentError, ValueError) as error:  # of the parser; of a Config's own checks
@@ -91,6 +94,36 @@ def following_data(verb: str, layers: Sequence[Layer], options: Sequence[str]) -
 
         return [Layer("what the images lack", without_check(layers[-1].values, told))]
     return []
+
+
+def is_file(layer: Layer, base: Layer | None) -> bool:
+    """Whether the values are those of a configuration file of the caller."""
+    return layer.source != (base and base.source) and not layer.source.startswith("preset ")
+
+
+def following_init(
+    verb: str,
+    before: Sequence[Layer],
+    files: Sequence[Layer],
+    options: Sequence[str],
+    base: Layer | None,
+) -> list[Layer]:
+    """Return the network of the model that pretraining, or a tokenizer, starts from.
+
+    It overrides presets and what follows the data; files and options override it. The settings of
+    a run, the base, have it already.
+    """
+    if base is not None:
+        groups = ("model", "codebook") if base.values.get("init") and verb != "finetune" else ()
+        return [Layer(base.source, {g: base.values[g] for g in groups if g in base.values})]
+    weaker = [layer.values for layer in before]
+    stronger = [*(layer.values for layer in files), nested(options)]
+    given = [values["init"] for values in (*weaker, *stronger) if values.get("init")]
+    if not given or verb == "finetune":
+        return []
+    from beit.command.automatic import network  # imports torch
+
+    return [Layer(f"the network of {given[-1]}", network(verb, given[-1], weaker, stronger))]
 
 
 def nested(options: Sequence[str]) -> dict[str, Any]:
@@ -269,8 +302,8 @@ def _parser(verb: str, config_class: type, kind_is_no_field: bool) -> "ArgumentP
     parser.add_argument("--config", metavar="FILE", action="config", help="values from a YAML file")
     if entry.resumable:
         text = "resume this run from its last checkpoint, with its own settings; if its images "
-        text += "have changed, only with --accept_changed_data true. auto: the run in --output, or "
-        text += "start it"
+        text += "have changed, only with --accept_changed_data true; for a longer schedule, with "
+        text += "--optim.epochs NUMBER. auto: the run in --output, or start it"
         for_help("--resume", "RUN", text)
     if kind_is_no_field:
         text = f"one of {', '.join(entry.kinds)}; each has its own options, see --kind NAME --help"

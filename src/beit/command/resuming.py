@@ -13,6 +13,7 @@ from beit.command.options import Layer, in_fields, name_positionals, nested, par
 from beit.command.verbs import VERBS
 from beit.run.changes import FREE, ROUNDING, Change, complete, differences, of, shown
 from beit.run.directory import RunDirectory
+from beit.run.extension import LENGTH
 
 logger = logging.getLogger(__name__)
 
@@ -74,9 +75,10 @@ def refuse_others(verb: str, options: Sequence[str], directory: RunDirectory) ->
         named = "; ".join(
             f"{c.option} {shown(c.before)} there, {shown(c.now)} given" for c in others
         )
+        longer = f"; a longer schedule: beit {verb} --resume {directory.path} --optim.epochs NUMBER"
         raise ValueError(
             f"{directory.path} has a run with other settings: {named}. Leave these options out to "
-            "resume it, or name another --output"
+            f"resume it, or name another --output{longer if of(others, LENGTH) else ''}"
         )
     words = _names(nested(in_fields(verb, options)))
     for change in free:

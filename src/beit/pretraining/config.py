@@ -45,6 +45,8 @@ class Config:
         data: the images.
         tokenizer: a run directory or weights file of a trained tokenizer, published:NAME, or
             hf://OWNER/NAME.
+        init: initial weights: any run or weights file of a ViT, published:NAME, hf://OWNER/NAME;
+            what fits is copied, its network decides model.backbone. null for random weights.
         target: what to predict, if not the codes of that tokenizer.
         view: how training views are cropped and augmented.
         model: the network to pretrain.
@@ -60,6 +62,7 @@ class Config:
 
     data: DataConfig = DataConfig()
     tokenizer: str = ""
+    init: str | None = None
     target: TargetConfig = TargetConfig()
     view: ViewConfig = ViewConfig()
     model: MaskedImageModelConfig = MaskedImageModelConfig()

@@ -24,6 +24,7 @@ from beit.nn.targets import TokenTarget
 from beit.pretraining.config import Config
 from beit.pretraining.loop import Pretraining, train
 from beit.pretraining.report import report
+from beit.pretraining.start import start_from
 from beit.pretraining.targets import load_target, match_target
 from beit.pretraining.validation import Validation
 from beit.run.batches import (
@@ -65,6 +66,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
     batches = train_batches(journal, source, views)
 
+    begins = config.init is not None and not journal.resumed
+    account = start_from(str(config.init), config, mim, target) if begins else ""
     groups = parameter_groups(mim, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(prepared(mim, config.device), optimizer)
@@ -79,6 +82,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     )
     journal.begin(batches, model=mim, optimizer=optimizer)
     keep_images(journal, images)
+    if account:
+        journal.message(account)
     draw = partial(report, journal.directory, config, fabric, mim, target)
     metrics = train(parts, journal, draw)
     return journal.finish(

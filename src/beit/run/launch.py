@@ -20,6 +20,7 @@ from beit.run import preemption
 from beit.run.changes import keep_settings
 from beit.run.device import DeviceConfig, gathered, precision_of
 from beit.run.directory import RunDirectory
+from beit.run.extension import ExtendedRun
 from beit.run.journal import TrainingConfig
 from beit.run.lock import Lock, hold, reserve
 from beit.run.precision import bfloat16_unit, choose_precision
@@ -165,7 +166,8 @@ def launch_run(config: TrainingConfig, directory: RunDirectory | None) -> Fabric
     if directory is None:
         RunDirectory.check_new(config.run.output)
     fabric = launch(config.device, training=True, profile=config.run.profile)
-    if lock := in_first_process(fabric, partial(reserve if directory is None else _go_on, run)):
+    enter = partial(reserve, run) if directory is None else partial(_go_on, directory)
+    if lock := in_first_process(fabric, enter):
         weakref.finalize(fabric, lock.release)
     refuse_late_files(fabric, directory)
     precision, reason = precision_of(fabric).values()
@@ -181,10 +183,12 @@ def launch_run(config: TrainingConfig, directory: RunDirectory | None) -> Fabric
     return fabric
 
 
-def _go_on(run: Path) -> Lock | None:
+def _go_on(directory: RunDirectory) -> Lock | None:
     """Lock a run to resume, and record its settings, which have been checked."""
-    lock = hold(run)
-    keep_settings(RunDirectory(run))
+    lock = hold(directory.path)
+    if isinstance(directory, ExtendedRun):
+        directory.record()
+    keep_settings(directory)
     return lock
 
 

@@ -1,10 +1,12 @@
 """Open an existing run, to resume it or to draw its report again."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from beit.run.changes import check_settings
 from beit.run.directory import RunDirectory
+from beit.run.extension import ExtendedRun
 from beit.run.found import with_found_paths
 from beit.run.journal import Result
 from beit.run.settings import from_plain
@@ -36,20 +38,40 @@ def open_run(training: Training, path: str | Path) -> tuple[Any, RunDirectory]:
 
 
 def to_resume(
-    training: Training, path: str | Path, changed_ok: bool = False
+    training: Training,
+    path: str | Path,
+    changed_ok: bool = False,
+    changes: Mapping[str, Any] | None = None,
 ) -> tuple[Any, RunDirectory]:
     """Open a run whose settings are those that its checkpoints were trained with.
 
-    With `changed_ok` files may have other places. Returns: as `open_run`.
+    Args:
+        changed_ok: files may have other places
+        changes: settings that change now, by dotted name
+
+    Returns: as `open_run`
+
+    Raises:
+        ValueError: its settings were changed elsewhere, or one of `changes` cannot be.
     """
     config, directory = open_run(training, path)
-    check_settings(training.Config, directory, changed_ok)
-    return config, directory
+    check_settings(training.Config, directory, changed_ok, intended=changes or ())
+    if not changes:
+        return config, directory
+    extended, name = ExtendedRun(directory.path, changes), str(directory.config_file)
+    new = from_plain(training.Config, with_found_paths(directory, extended.settings), name)
+    extended.check(from_plain(training.Config, extended.trained, name), new)
+    return new, extended
 
 
-def resume(training: Training, path: str | Path, changed_ok: bool = False) -> Result:
+def resume(
+    training: Training,
+    path: str | Path,
+    changed_ok: bool = False,
+    changes: Mapping[str, Any] | None = None,
+) -> Result:
     """Resume a run from its last checkpoint; if its images have changed, only with `changed_ok`."""
-    return training.run(*to_resume(training, path, changed_ok), changed_ok)
+    return training.run(*to_resume(training, path, changed_ok, changes), changed_ok)
 
 
 def redraw(training: Training, path: str | Path) -> list[Any]:

@@ -6,7 +6,7 @@ This module builds the parts, runs the loop in `beit.segmentation.loop` and save
 import logging
 from dataclasses import replace
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -192,7 +192,8 @@ def build_segmenter(config: Config, source: LabelMaps) -> tuple[SemanticSegmente
         assert config.backbone is not None
         vit = config.backbone
     else:
-        overrides = {"num_heads": config.num_heads, "mean": config.mean, "std": config.std}
+        heads, mean, std = config.num_heads, config.mean, config.std
+        overrides: dict[str, Any] = {"num_heads": heads, "mean": mean, "std": std}
         start = load_start(config.init, config.image_size, **overrides)
         backbone = backbone_for_finetuning(start, config.init, config.image_size)
         vit = backbone.config

@@ -31,6 +31,7 @@ from beit.tokenizer.dvae_loop import VAETraining, num_places, train
 from beit.tokenizer.ending import ending as ending
 from beit.tokenizer.image_metrics import FrechetSums
 from beit.tokenizer.report import last_validated, report_dvae
+from beit.tokenizer.start import start_dvae
 from beit.weights.file import save_weights
 from beit.weights.open import load
 from beit.weights.teachers import LITE0, load_teacher
@@ -90,6 +91,7 @@ class Config:
         data: the images.
         view: how training views are cropped and augmented.
         model: the tokenizer.
+        init: initial weights, another discrete VAE of the same sizes; null for random weights.
         loss: reconstruction loss of pixels, squared error or smooth L1.
         temperature: of the Gumbel-softmax, above 0.
         straight_through: decode single codes in training too, with straight-through gradients.
@@ -108,6 +110,7 @@ class Config:
     data: DataConfig = DataConfig()
     view: ViewConfig = ViewConfig(min_scale=0.08, color_jitter=0.0)
     model: DiscreteVAEConfig = DiscreteVAEConfig()
+    init: str | None = None
     loss: Literal["mse", "smooth_l1"] = "mse"
     temperature: AnnealConfig = AnnealConfig(start=1.0, end=1 / 16, share=0.05)
     straight_through: bool = False
@@ -156,6 +159,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
     batches = train_batches(journal, source, views)
 
+    begins = config.init is not None and not journal.resumed
+    account = start_dvae(str(config.init), vae) if begins else ""
     groups = parameter_groups(vae, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(prepared(vae, config.device), optimizer)
@@ -174,6 +179,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     )
     journal.begin(batches, model=vae, optimizer=optimizer, counts=counts)
     keep_images(journal, images)
+    if account:
+        journal.message(account)
     draw = partial(report_dvae, journal.directory, config, fabric, vae)
     validated = train(parts, journal, draw)
     metrics, save = (

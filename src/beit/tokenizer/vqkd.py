@@ -31,6 +31,7 @@ from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.tokenizer.codebook_log import CodeCounts
 from beit.tokenizer.ending import ending as ending
 from beit.tokenizer.report import last_validated, report_vqkd
+from beit.tokenizer.start import start_from
 from beit.tokenizer.teacher_cache import CachedFeatures, compute_maps
 from beit.tokenizer.vqkd_loop import CodeUse, VQKDTraining, train
 from beit.weights.file import save_weights
@@ -84,6 +85,11 @@ class Config:
         data: the images.
         view: how training views are cropped and augmented.
         model: the tokenizer.
+        init: initial weights: a tokenizer, or any run or weights file of a ViT for the encoder,
+            published:NAME, hf://OWNER/NAME; what fits is copied, its network decides
+            model.encoder. null for random weights.
+        freeze: codebook keeps the codes of init as they are; codes also keeps its encoder, so that
+            images keep their codes and only the decoder learns. null to train everything.
         teacher: the network whose features it learns to reconstruct.
         codebook: initialisation, update rule and revival of codes.
         optim: the optimiser and its schedule.
@@ -96,6 +102,8 @@ class Config:
     data: DataConfig = DataConfig()
     view: ViewConfig = ViewConfig(min_scale=0.08, color_jitter=0.0)
     model: VQKDConfig = VQKDConfig()
+    init: str | None = None
+    freeze: Literal["codebook", "codes"] | None = None
     teacher: TeacherConfig = TeacherConfig()
     codebook: CodebookConfig = CodebookConfig()
     optim: OptimConfig = OptimConfig(
@@ -119,6 +127,22 @@ class Config:
                 f"model.levels {self.model.levels} fix the codes, but codebook.learn is "
                 f"{self.codebook.learn} and codebook.revive_every {self.codebook.revive_every}; "
                 "use ema and 0, or no levels"
+            )
+        if self.freeze and self.init is None:
+            raise ValueError(
+                f"freeze is {self.freeze}, but there is no codebook to keep; give the tokenizer "
+                "that has it, as in --init runs/tokenizer"
+            )
+        if self.freeze and (self.codebook.revive_every or self.codebook.learn != "ema"):
+            raise ValueError(
+                f"freeze {self.freeze} keeps the codes, but codebook.learn is "
+                f"{self.codebook.learn} and codebook.revive_every {self.codebook.revive_every}; "
+                "use ema and 0"
+            )
+        if self.freeze == "codes" and self.model.encoder.drop_path:
+            raise ValueError(
+                f"freeze codes keeps the codes of images, but model.encoder.drop_path is "
+                f"{self.model.encoder.drop_path}, which changes them at random; give 0"
             )
         if self.teacher.cache and self.view.color_jitter:
             raise ValueError(
@@ -168,6 +192,10 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
         maps = compute_maps(named, teacher, source, views, config.data, fabric)
         targets = CachedFeatures(maps, vqkd.grid, features, journal.message)
 
+    begins = config.init is not None and not journal.resumed
+    account = start_from(str(config.init), vqkd) if begins else ""
+    if config.freeze:
+        freeze(vqkd, config.freeze, begins)
     groups = parameter_groups(vqkd, optim.weight_decay)
     by_gradient = codebook.learn == "gradient"
     if by_gradient:  # the codebook is a parameter, without decay
@@ -191,6 +219,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     )
     journal.begin(batches, model=vqkd, optimizer=optimizer, use=use, counts=counts)
     keep_images(journal, images)
+    if account:
+        journal.message(account)
     draw = partial(report_vqkd, journal.directory, config, fabric, vqkd)
     validated = train(parts, journal, draw)
     metrics, save = (
@@ -225,6 +255,23 @@ def codebook_started(config: Config, steps: int) -> Config:
     """Start the codebook in the first tenth of a shortened run."""
     start_after = min(config.codebook.start_after, steps // 10)
     return replace(config, codebook=replace(config.codebook, start_after=start_after))
+
+
+def freeze(vqkd: VQKD, what: Literal["codebook", "codes"], begins: bool) -> None:
+    """Exclude the codebook from training, and for codes also the encoder.
+
+    Raises:
+        ValueError: the run begins without the codebook of its source.
+    """
+    if begins and not vqkd.quantizer.initialised:
+        sizes = f"model.num_codes {vqkd.vocab_size}, model.code_width {vqkd.config.code_width}"
+        raise ValueError(
+            f"freeze is {what}, but init has no codebook for {sizes} and l2_normalised "
+            f"{vqkd.config.l2_normalised}; leave these settings out, or name a trained tokenizer"
+        )
+    vqkd.quantizer.fixed = True
+    for part in (vqkd.encoder, vqkd.encode_task) if what == "codes" else ():
+        part.requires_grad_(False)
 
 
 def redraw(config: Config, directory: RunDirectory) -> list[Section]:

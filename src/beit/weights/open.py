@@ -186,16 +186,21 @@ def load_sized(
 
 
 def load_start(
-    source: str | Path, image_size: int | tuple[int, int] | None, **overrides: Any
+    source: str | Path,
+    image_size: int | tuple[int, int] | None,
+    unknown_early: int = 1,
+    **overrides: Any,
 ) -> nn.Module:
-    """Load a model as by `load_sized`, of which patch aggregation will not be used.
+    """Load a model as by `load_sized`; nobody is asked which block feeds its patch aggregation.
 
-    So nobody is asked which block feeds it, if the file does not determine that.
+    Args:
+        unknown_early: that block, if the file does not determine it; the default is for callers
+            that do not use the aggregation
     """
     try:
         return load_sized(source, image_size, **overrides)
     except EarlyLayersUnknownError:
-        return load_sized(source, image_size, early_layers=1, **overrides)
+        return load_sized(source, image_size, early_layers=unknown_early, **overrides)
 
 
 def holds_segmenter(source: str | Path) -> bool:
