@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -22,6 +23,7 @@ from beit.run.watching import watchers
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
 logger = logging.getLogger(__name__)
 
@@ -78,28 +80,20 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
 
     Without `training`, precision auto is float32 (`choose_precision`).
 
-    With several processes DDP averages the gradients. Every parameter must have a gradient in each
-    step. Buffers are not synchronised: whatever updates them must be reduced first.
-
     Args:
         profile: steps to profile, `run.profile`
     """
     from lightning_fabric import Fabric  # slow to import
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-    from lightning_fabric.strategies.ddp import DDPStrategy
-    from torch.nn.parallel import DistributedDataParallel
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs each choice
     accelerator, devices, num_nodes = layout(config, os.environ)
+    if config.shard and not training:
+        raise ValueError("device.shard is for trainings; leave it out")
     if accelerator == "cpu":
         keep_freed_memory(not config.gradient_checkpointing)
     unit = bfloat16_unit(accelerator)
     precision, reason = choose_precision(config.precision, accelerator, unit, training)
-    # torch 2.15 renamed the option that synchronises buffers in each forward pass.
-    known = inspect.signature(DistributedDataParallel).parameters
-    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    settings: dict[str, Any] = {"find_unused_parameters": False, switch: False}
-    ddp = DDPStrategy(gradient_as_bucket_view=True, **settings)
     # Fabric takes any process of a Slurm job for one of several, also a batch script, which is one
     # alone. The command has given torchrun's variables to those that srun started.
     alone = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
@@ -110,11 +104,37 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
         devices=devices,
         num_nodes=num_nodes,
         precision=cast(Any, precision),
-        strategy=ddp if devices * num_nodes > 1 else "auto",
+        strategy=_strategy(config, training, precision) if devices * num_nodes > 1 else "auto",
     )
     cast(Any, fabric.strategy.precision).reason = reason  # see `precision_of`
     fabric.launch()
     return fabric
+
+
+def _strategy(config: DeviceConfig, training: bool, precision: str) -> DDPStrategy:
+    """Return what several processes do: average gradients (DDP), or share them out (FSDP2).
+
+    With DDP every parameter must have a gradient in each step. Buffers are not synchronised:
+    whatever updates them must be reduced first.
+    """
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from torch.nn.parallel import DistributedDataParallel
+
+    timeout = timedelta(minutes=config.timeout)
+    if config.shard and training:
+        from beit.run.sharding import ShardedStrategy
+
+        if precision == "16-mixed":
+            raise ValueError(
+                "device.shard does not work with the loss scaling of device.precision 16-mixed; "
+                "use bf16-mixed or 32-true"
+            )
+        return ShardedStrategy(timeout=timeout)
+    # torch 2.15 renamed the option that synchronises buffers in each forward pass.
+    known = inspect.signature(DistributedDataParallel).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    settings: dict[str, Any] = {"find_unused_parameters": False, switch: False}
+    return DDPStrategy(gradient_as_bucket_view=True, timeout=timeout, **settings)
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h

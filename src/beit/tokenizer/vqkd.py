@@ -20,7 +20,7 @@ from beit.draw.report import Section
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.run.batches import image_sets, open_sets, open_train, open_validation, train_batches
 from beit.run.budget import Sets, within_budget
-from beit.run.device import DeviceConfig, prepared
+from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig, RunDirectory
 from beit.run.environment import environment
 from beit.run.images import check_images, keep_images
@@ -28,6 +28,7 @@ from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.optim import OptimConfig
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
+from beit.run.prepare import prepared
 from beit.tokenizer.codebook_log import CodeCounts
 from beit.tokenizer.ending import ending as ending
 from beit.tokenizer.report import last_validated, report_vqkd
@@ -170,6 +171,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
 
     groups = parameter_groups(vqkd, optim.weight_decay)
     by_gradient = codebook.learn == "gradient"
+    if by_gradient and config.device.shard:
+        raise ValueError("device.shard needs codebook.learn ema; a learned codebook is not divided")
     if by_gradient:  # the codebook is a parameter, without decay
         learned = {"params": [vqkd.quantizer.use_gradients()], "names": ["quantizer.codebook"]}
         groups.append(learned | {"weight_decay": 0.0, "lr_scale": 1.0})
