@@ -85,6 +85,9 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
     """
     from lightning_fabric import Fabric  # slow to import
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+    from lightning_fabric.strategies.launchers import subprocess_script
+
+    from beit.run import ranks
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs each choice
     accelerator, devices, num_nodes = layout(config, os.environ)
@@ -107,7 +110,9 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
         strategy=_strategy(config, training, precision) if devices * num_nodes > 1 else "auto",
     )
     cast(Any, fabric.strategy.precision).reason = reason  # see `precision_of`
+    subprocess_script._launch_process_observer = ranks.observe
     fabric.launch()
+    ranks.watch(fabric, config.timeout)
     return fabric
 
 

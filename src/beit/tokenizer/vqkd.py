@@ -121,6 +121,11 @@ class Config:
                 f"{self.codebook.learn} and codebook.revive_every {self.codebook.revive_every}; "
                 "use ema and 0, or no levels"
             )
+        if self.device.shard and self.codebook.learn != "ema":
+            raise ValueError(
+                "device.shard would divide a codebook that is learned by gradients, which revival "
+                "needs whole; use codebook.learn ema, or leave device.shard out"
+            )
         if self.teacher.cache and self.view.color_jitter:
             raise ValueError(
                 "teacher.cache keeps features of images without jitter, but view.color_jitter is "
@@ -171,8 +176,6 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
 
     groups = parameter_groups(vqkd, optim.weight_decay)
     by_gradient = codebook.learn == "gradient"
-    if by_gradient and config.device.shard:
-        raise ValueError("device.shard needs codebook.learn ema; a learned codebook is not divided")
     if by_gradient:  # the codebook is a parameter, without decay
         learned = {"params": [vqkd.quantizer.use_gradients()], "names": ["quantizer.codebook"]}
         groups.append(learned | {"weight_decay": 0.0, "lr_scale": 1.0})
