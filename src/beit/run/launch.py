@@ -110,7 +110,7 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
         strategy=_strategy(config, training, precision) if devices * num_nodes > 1 else "auto",
     )
     cast(Any, fabric.strategy.precision).reason = reason  # see `precision_of`
-    subprocess_script._launch_process_observer = ranks.observe
+    cast(Any, subprocess_script)._launch_process_observer = ranks.observe
     fabric.launch()
     ranks.watch(fabric, config.timeout)
     return fabric

@@ -18,9 +18,15 @@ import time
 import traceback
 from datetime import timedelta
 from types import TracebackType
+from typing import Any
 
 from lightning_fabric import Fabric
-from torch.distributed import DistError, PrefixStore, TCPStore
+from torch.distributed import (
+    DistError,
+    PrefixStore,  # type: ignore[attr-defined]
+    Store,  # type: ignore[attr-defined]
+    TCPStore,  # type: ignore[attr-defined]
+)
 
 POLL = 0.5  # seconds between two looks of a thread
 ANSWER = 3.0  # seconds within which the thread of a living process has answered
@@ -34,7 +40,13 @@ def watch(fabric: Fabric, minutes: float) -> None:
     """Watch over the processes of a launched run, `minutes` being its `device.timeout`."""
     global _watch
     if fabric.world_size > 1:
-        _watch = _Watch(fabric, minutes)
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        wait = timedelta(seconds=30)
+        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=wait)
+        # Processes that torchrun starts again have the same store.
+        this_start = fabric.broadcast(f"beit {time.time_ns()}")
+        words = PrefixStore(this_start, store)
+        _watch = _Watch(words, fabric.global_rank, fabric.world_size, minutes)
         _watch.start()
         sys.excepthook = _watch.uncaught
 
@@ -44,28 +56,20 @@ def failed(error: BaseException) -> str | None:
 
     Returns: the name of this process, or why it ends if that is the fault of another
     """
-    return None if _watch is None else _watch.reason(error) or _watch.name
+    return None if _watch is None else _watch.reason(error) or _watch.own_name
 
 
 class _Watch(threading.Thread):
     """Answers for its process, which may hang."""
 
-    def __init__(self, fabric: Fabric, minutes: float) -> None:
+    def __init__(self, store: Store, rank: int, number: int, minutes: float) -> None:
         super().__init__(daemon=True, name="watch over processes")
-        self.rank, self.number, self.minutes = fabric.global_rank, fabric.world_size, minutes
+        self.store, self.rank, self.number, self.minutes = store, rank, number, minutes
         where = f"{socket.gethostname()}, process {os.getpid()}"
-        self.name = f"rank {self.rank} of {self.number} ({where})"
+        self.own_name = f"rank {rank} of {number} ({where})"
         self.parent = os.getppid()  # the first process, or torchrun: it has the store
         self.ending = threading.Event()  # the main thread has found an error itself
-        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        wait = timedelta(seconds=30)
-        store = TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=wait)
-        # Restarted processes of torchrun have the same store.
-        this_start = fabric.broadcast(f"beit {time.time_ns()}")
-        self.store = PrefixStore(this_start, store)
-        self.store.set(f"name {self.rank}", self.name)
-        names = [self.store.get(f"name {rank}").decode() for rank in range(self.number)]
-        self.names: list[str] = names
+        self.store.set(f"name {rank}", self.own_name)
 
     def run(self) -> None:
         """Wait until a process says that the run ends, and see that this one does."""
@@ -79,17 +83,19 @@ class _Watch(threading.Thread):
                 return  # the main thread says why
             stuck = self.store.get("end") == b"stuck"
             if stuck:
-                self.store.set("first", self.name)
+                self.store.set("first", self.own_name)
             first = self.store.get("first").decode() if self._said("first") else "another"
         except RuntimeError:  # the store is gone with the first process, or the run is over
             return
         if stuck:
             frame = sys._current_frames()[threading.main_thread().ident or 0]
             where = "".join(traceback.format_stack(frame))
-            text = f"{self.name} is stuck: others waited {self.minutes:g} minutes. It is here:\n"
+            text = (
+                f"{self.own_name} is stuck: others waited {self.minutes:g} minutes. It is here:\n"
+            )
             _say(text + where)
         else:
-            _say(f"{self.name} ends because {first} has failed")
+            _say(f"{self.own_name} ends because {first} has failed")
         os._exit(1)
 
     def reason(self, error: BaseException) -> str:
@@ -106,13 +112,13 @@ class _Watch(threading.Thread):
             if os.getppid() != self.parent:  # the store would fail with a trace of its own
                 raise RuntimeError
             if not others:
-                self.store.compare_set("first", "", self.name)
+                self.store.compare_set("first", "", self.own_name)
                 self.store.compare_set("end", "", "failed")
                 return ""
             self.store.compare_set("end", "", "stuck" if LATE.search(message) else "gone")
             return self._cause()
         except RuntimeError:
-            return f"{self.name} ends because {self.names[0]} is gone, or its torchrun"
+            return f"{self.own_name} ends because rank 0 is gone, or its torchrun"
 
     def _cause(self) -> str:
         """Wait for the process that is the cause to say so, or for its answer to be missing.
@@ -123,13 +129,13 @@ class _Watch(threading.Thread):
         while time.monotonic() < begin + GRACE:
             if self._said("first"):
                 first = self.store.get("first").decode()
-                return f"{self.name} ends because {first} has failed or hangs"
+                return f"{self.own_name} ends because {first} has failed or hangs"
             others = [rank for rank in range(self.number) if rank != self.rank]
-            silent = [self.names[rank] for rank in others if not self._said(f"here {rank}")]
+            silent = [rank for rank in others if not self._said(f"here {rank}")]
             if silent and time.monotonic() > begin + ANSWER:
-                gone = ", ".join(silent)
+                gone = ", ".join(self.store.get(f"name {rank}").decode() for rank in silent)
                 return (
-                    f"{self.name} ends because {gone} does not answer: it was killed (for its "
+                    f"{self.own_name} ends because {gone} does not answer: it was killed (for its "
                     "memory?), or its machine or network is down"
                 )
             time.sleep(POLL / 2)
@@ -150,11 +156,11 @@ class _Watch(threading.Thread):
         elif reason := self.reason(error):
             _say(reason)
         else:
-            _say(f"{self.name} failed:")
+            _say(f"{self.own_name} failed:")
             sys.__excepthook__(kind, error, trace)
 
 
-def observe(children: list["subprocess.Popen[bytes]"]) -> None:
+def observe(children: list["subprocess.Popen[Any]"]) -> None:
     """Watch over the processes that this one has started, without torchrun.
 
     Lightning-fabric would kill this process too, before it can say why.
@@ -162,7 +168,7 @@ def observe(children: list["subprocess.Popen[bytes]"]) -> None:
     threading.Thread(target=_observe, args=(children,), daemon=True).start()
 
 
-def _observe(children: list["subprocess.Popen[bytes]"]) -> None:
+def _observe(children: list["subprocess.Popen[Any]"]) -> None:
     while any(child.poll() != 0 for child in children):
         for rank, child in enumerate(children, 1):
             if (code := child.returncode) is None or code == 0:
