@@ -21,12 +21,7 @@ from types import TracebackType
 from typing import Any
 
 from lightning_fabric import Fabric
-from torch.distributed import (
-    DistError,
-    PrefixStore,  # type: ignore[attr-defined]
-    Store,  # type: ignore[attr-defined]
-    TCPStore,  # type: ignore[attr-defined]
-)
+from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: ignore[attr-defined]
 
 POLL = 0.5  # seconds between two looks of a thread
 ANSWER = 3.0  # seconds within which the thread of a living process has answered
