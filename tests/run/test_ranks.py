@@ -22,9 +22,10 @@ def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[_Watch, _Watch]]:
     store = HashStore()
     first, second = (_Watch(store, rank, 2, 0.5) for rank in range(2))
     yield first, second
-    first.store.set("end", "failed")
     for watch in (first, second):
         watch.ending.set()
+        if watch.is_alive():
+            watch.stop()
 
 
 def test_a_process_that_fails_is_the_cause_of_the_others_errors(
@@ -66,7 +67,7 @@ def test_a_process_that_hangs_says_where(
     assert ended.wait(5)
     assert reason == f"{second.own_name} ends because {first.own_name} has failed or hangs"
     told = capfd.readouterr().err
-    assert told.startswith(f"beit: {first.own_name} is stuck: others waited 0.5 minutes")
+    assert told.startswith(f"beit: {first.own_name} is stuck: others waited 0.5 minutes for it")
     assert "test_a_process_that_hangs_says_where" in told
 
 

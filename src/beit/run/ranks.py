@@ -7,6 +7,7 @@ process is gone, and after `device.timeout` if it hangs. Over NCCL, PyTorch ends
 waited for so long, and prints the collective it waited in.
 """
 
+import atexit
 import os
 import re
 import signal
@@ -43,6 +44,7 @@ def watch(fabric: Fabric, minutes: float) -> None:
         words = PrefixStore(this_start, store)
         _watch = _Watch(words, fabric.global_rank, fabric.world_size, minutes)
         _watch.start()
+        atexit.register(_watch.stop)
         sys.excepthook = _watch.uncaught
 
 
@@ -64,15 +66,15 @@ class _Watch(threading.Thread):
         self.own_name = f"rank {rank} of {number} ({where})"
         self.parent = os.getppid()  # the first process, or torchrun: it has the store
         self.ending = threading.Event()  # the main thread has found an error itself
+        self.over = threading.Event()  # the process ends, and must not leave a thread in C++
         self.store.set(f"name {rank}", self.own_name)
 
     def run(self) -> None:
         """Wait until a process says that the run ends, and see that this one does."""
         try:
-            while os.getppid() == self.parent and not self._said("end"):
-                time.sleep(POLL)
-            if os.getppid() != self.parent:
-                return  # so is the store; the next collective fails
+            while not self._said("end"):
+                if self.over.wait(POLL) or os.getppid() != self.parent:
+                    return  # without its parent there is no store, and the next collective fails
             self.store.set(f"here {self.rank}", "")
             if self.ending.wait(ANSWER):
                 return  # the main thread says why
@@ -85,13 +87,16 @@ class _Watch(threading.Thread):
         if stuck:
             frame = sys._current_frames()[threading.main_thread().ident or 0]
             where = "".join(traceback.format_stack(frame))
-            text = (
-                f"{self.own_name} is stuck: others waited {self.minutes:g} minutes. It is here:\n"
-            )
-            _say(text + where)
+            waited = f"others waited {self.minutes:g} minutes for it"
+            _say(f"{self.own_name} is stuck: {waited}. It is here:\n{where}")
         else:
             _say(f"{self.own_name} ends because {first} has failed")
         os._exit(1)
+
+    def stop(self) -> None:
+        """End the thread, before the interpreter does."""
+        self.over.set()
+        self.join(GRACE)
 
     def reason(self, error: BaseException) -> str:
         """Find out why this process fails; empty if that is its own fault, which the others hear.
@@ -113,6 +118,8 @@ class _Watch(threading.Thread):
             self.store.compare_set("end", "", "stuck" if LATE.search(message) else "gone")
             return self._cause()
         except RuntimeError:
+            if not others:
+                return ""
             return f"{self.own_name} ends because rank 0 is gone, or its torchrun"
 
     def _cause(self) -> str:
@@ -129,6 +136,7 @@ class _Watch(threading.Thread):
             silent = [rank for rank in others if not self._said(f"here {rank}")]
             if silent and time.monotonic() > begin + ANSWER:
                 gone = ", ".join(self.store.get(f"name {rank}").decode() for rank in silent)
+                self.store.compare_set("first", "", gone)
                 return (
                     f"{self.own_name} ends because {gone} does not answer: it was killed (for its "
                     "memory?), or its machine or network is down"

@@ -171,14 +171,16 @@ def _whole_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
 
 def _sharded_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
     """Return a state with this process's parts of its tensors."""
-    parameters = [weight for group in optimizer.param_groups for weight in group["params"]]
+    weights_of = dict(enumerate(w for group in optimizer.param_groups for w in group["params"]))
+
+    def part(index: int, value: Any) -> Any:
+        weight = weights_of.get(index)  # None: PyTorch refuses the state
+        if weight is None or not isinstance(value, Tensor) or value.shape != weight.shape:
+            return value
+        return like(value, weight)
+
     sharded = {
-        index: {
-            name: like(value, parameters[index])
-            if isinstance(value, Tensor) and value.shape == parameters[index].shape
-            else value
-            for name, value in values.items()
-        }
+        index: {name: part(index, value) for name, value in values.items()}
         for index, values in state["state"].items()
     }
     return {**state, "state": sharded}
