@@ -211,7 +211,7 @@ def test_several_processes_train_as_one(tmp_path: Path) -> None:
 def test_sharded_tokenizers_and_classifiers(tmp_path: Path) -> None:
     # Without mixing, whose pairs are those of a process, and the drop path of each.
     still = ["--mix.probability", "0", "--drop_path", "0", "--init", str(tmp_path / "tokenizer 1")]
-    average = ["--average", "0.9", "--optim.clip", "1", "--optim.kind", "muon"]
+    average = ["--average", "0.9", "--optim.clip", "1"]
     jobs = []
     for processes, options in ((1, []), (2, SHARD)):
         output = tmp_path / f"tokenizer {processes}"
@@ -221,7 +221,7 @@ def test_sharded_tokenizers_and_classifiers(tmp_path: Path) -> None:
         jobs.append(job(processes, output, "finetune", *still, *average, *options))
     run_all(jobs)
     for verb in ("tokenizer", "classifier"):
-        assert_close(tmp_path / f"{verb} 2", tmp_path / f"{verb} 1", 3e-5)
+        assert_close(tmp_path / f"{verb} 2", tmp_path / f"{verb} 1")
 
 
 @pytest.mark.slow
