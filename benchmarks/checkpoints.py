@@ -1,7 +1,8 @@
 """Checkpoints of sharded training: one file from the first process, or PyTorch's folder of shards.
 
 Each way starts its own processes over gloo, which build a pretraining model and AdamW's moments,
-and save them once. Beside the seconds stand each process's largest memory in use, before and after.
+and save them once. Beside the seconds of the slowest process stand the processor's, which a busy
+machine changes less, and each process's largest memory in use, before and after.
 
     python benchmarks/checkpoints.py --size L --processes 2
 """
@@ -30,7 +31,8 @@ from beit.run.launch import launch
 from beit.run.optim import OptimConfig
 from beit.run.parameters import build_optimizer, parameter_groups
 
-COLUMNS = ["way", "bytes", "gather_s", "write_s", "gigabytes_before", "gigabytes_after"]
+TIMES = ("gather_s", "gather_cpu_s", "write_s", "write_cpu_s")
+COLUMNS = ["way", "bytes", *TIMES, "gigabytes_before", "gigabytes_after"]
 
 
 def main() -> None:
@@ -65,7 +67,7 @@ def measured(options: argparse.Namespace, way: str) -> dict[str, Any]:
     return {
         "way": way,
         "bytes": size,
-        **{name: max(f[name] for f in figures) for name in ("gather_s", "write_s")},
+        **{name: max(f[name] for f in figures) for name in TIMES},
         "gigabytes_before": [f["before"] for f in figures],
         "gigabytes_after": [f["after"] for f in figures],
     }
@@ -90,21 +92,27 @@ def save(options: argparse.Namespace) -> None:
     optimizer.zero_grad()
     figures = {"before": gigabytes()}
     fabric.barrier()
-    begin = time.monotonic()
+    begin = time.monotonic(), time.process_time()
     if options.way == "file":
         state = {"model": mim.state_dict(), "optimizer": optimizer.state_dict()}
     else:
         state = {"model": model._forward_module.state_dict()} | moments(optimizer)
-    figures["gather_s"] = time.monotonic() - begin
-    begin = time.monotonic()
+    figures |= since(begin, "gather")
+    begin = time.monotonic(), time.process_time()
     (options.output / "checkpoints").mkdir(exist_ok=True)
     if options.way == "shards":
         folders.save(state, checkpoint_id=options.output / "checkpoints" / "step-1")
     elif fabric.is_global_zero:
         checkpoint.save(RunDirectory(options.output), 1, state)
-    figures |= {"write_s": time.monotonic() - begin, "after": gigabytes()}
+    figures |= since(begin, "write") | {"after": gigabytes()}
     text = json.dumps({name: round(value, 2) for name, value in figures.items()})
     (options.output / f"figures-{fabric.global_rank}.json").write_text(text)
+
+
+def since(begin: tuple[float, float], name: str) -> dict[str, float]:
+    """Return the seconds since `begin`, and those of the processor."""
+    seconds, busy = time.monotonic() - begin[0], time.process_time() - begin[1]
+    return {f"{name}_s": seconds, f"{name}_cpu_s": busy}
 
 
 def moments(optimizer: Any) -> dict[str, Any]:

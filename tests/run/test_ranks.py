@@ -120,7 +120,7 @@ def test_a_killed_process_ends_the_other(tmp_path: Path, rank: int, own: bool) -
 @pytest.mark.slow
 @pytest.mark.parametrize("own", [False, True])
 def test_a_process_that_hangs_ends_all(tmp_path: Path, own: bool) -> None:
-    told, codes = run(tmp_path, "stuck", 1, "--device.timeout", "1.5" if own else "0.1", own=own)
+    told, codes = run(tmp_path, "stuck", 1, "--device.timeout", "2" if own else "0.5", own=own)
     assert 0 not in codes
     stuck = re.search(f"^{NAME.format(1)} is stuck: others waited .* minutes", told, re.MULTILINE)
     line = told.find("time.sleep(600)")
