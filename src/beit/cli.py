@@ -72,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if os.environ.get("BEIT_DEBUG") == "1":
             traceback.print_exc()
-        print(f"beit: error: {reason}", file=sys.stderr)
+        ranks = sys.modules.get("beit.run.ranks")  # in a run of several processes
+        name = ranks.failed(error) if ranks else None
+        print(f"beit: error: {f'{name}: ' if name else ''}{reason}", file=sys.stderr)
         return 2
 
 

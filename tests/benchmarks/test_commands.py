@@ -51,6 +51,13 @@ def test_the_memory_table(benchmarks, tmp_path):
     ]
 
 
+def test_checkpoints_of_sharded_training(benchmarks, tmp_path):
+    run(benchmarks / "checkpoints.py", "--size", "Ti", "--results", tmp_path)
+    rows = json.loads((tmp_path / "checkpoints-Ti.json").read_text())["rows"]
+    assert [row["way"] for row in rows] == ["file", "shards"]
+    assert all(row["bytes"] > 90e6 for row in rows)
+
+
 def test_photos_are_shrunk(benchmarks, tmp_path):
     pictures = tmp_path / "pictures"
     pictures.mkdir()

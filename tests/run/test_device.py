@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from beit.nn.block import Block
-from beit.run.device import DeviceConfig, LossScaling, precision_of, prepared
+from beit.run.device import DeviceConfig, LossScaling, precision_of
 from beit.run.launch import launch, layout
 from beit.run.parameters import can_fuse
+from beit.run.prepare import prepared
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "6"}
 

@@ -17,7 +17,7 @@ from beit.data.views import EvalView
 from beit.evaluation.corruptions.corrupt import corrupt
 from beit.evaluation.target_columns import Task
 from beit.nn.heads import ImageClassifier
-from beit.run.device import prepared
+from beit.run.prepare import prepared
 from beit.run.progress import Progress
 from beit.weights.crop import DEFAULT
 

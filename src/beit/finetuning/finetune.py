@@ -29,7 +29,7 @@ from beit.nn.vit import ViTConfig
 from beit.run.averaging import BestWeights, WeightAverage
 from beit.run.batches import View, eval_batches, open_set, train_batches
 from beit.run.budget import Sets, within_budget
-from beit.run.device import DeviceConfig, prepared
+from beit.run.device import DeviceConfig
 from beit.run.directory import RunDirectory
 from beit.run.environment import environment
 from beit.run.finished import kept_step
@@ -37,6 +37,7 @@ from beit.run.images import check_images, keep_images, warn_of_changes
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
+from beit.run.prepare import prepared
 from beit.run.reading import Reading
 from beit.weights.file import save_weights
 from beit.weights.open import load, load_backbone, load_start
@@ -75,7 +76,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(prepared(classifier, config.device), optimizer)
     if average is not None:
-        average.model.to(fabric.device)
+        average.place(fabric.device, classifier)
     parts = Finetuning(
         *(fabric, classifier, model, optimizer, average, BestWeights()),
         keeps_best=config.keep == "best",

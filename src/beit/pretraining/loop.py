@@ -141,9 +141,11 @@ def evaluate(
         journal.log_result(metrics)
     if parts.check is not None and journal.at_interval(parts.check_every):
         check(parts.check, parts, journal)
-    if validates and journal.reports:
-        with journal.aside("report"):
-            report(metrics)
+    if validates:
+        parts.mim.eval()  # in all processes: the first may need the whole model for its report
+        if journal.reports:
+            with journal.aside("report"):
+                report(metrics)
     return metrics
 
 

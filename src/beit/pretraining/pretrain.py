@@ -36,7 +36,7 @@ from beit.run.batches import (
     train_batches,
 )
 from beit.run.budget import Sets, within_budget
-from beit.run.device import DeviceConfig, prepared
+from beit.run.device import DeviceConfig
 from beit.run.directory import RunDirectory
 from beit.run.environment import environment
 from beit.run.finished import last_validation
@@ -44,6 +44,7 @@ from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
+from beit.run.prepare import prepared
 from beit.weights.file import save_weights
 from beit.weights.open import load
 

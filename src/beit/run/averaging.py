@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from beit.run.sharding import is_sharded, shard, weights
+
 
 class WeightAverage:
     """A copy of a model whose weights are an exponential moving average of the model's.
@@ -21,12 +23,16 @@ class WeightAverage:
         self.decay = decay
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
 
+    def place(self, device: torch.device, model: nn.Module) -> None:
+        """Move the average to the device of `model`, and shard it if that is sharded."""
+        self.model.to(device)
+        if is_sharded(model):
+            shard(self.model)
+
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         """Update the average from `model`, of the same architecture, after an optimiser step."""
-        averages: list[Tensor] = list(self.model.parameters())
-        weights: list[Tensor] = list(model.parameters())
-        torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        torch._foreach_lerp_(weights(self.model), weights(model), 1 - self.decay)
         for average, value in zip(self.model.buffers(), model.buffers(), strict=True):
             average.copy_(value)
 

@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from torch import nn
-
-from beit.nn.block import Block
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -29,6 +26,9 @@ class DeviceConfig:
         compile: run the model through torch.compile.
         gradient_checkpointing: in training, store only the input of each Transformer block and
             recompute the rest in the backward pass: less memory, more time, the same weights.
+        shard: in trainings of several processes, divide weights, gradients and the optimiser's
+            state among them (FSDP2): less memory each, more communication, the same losses.
+        timeout: minutes that a process waits for the others before all end.
     """
 
     accelerator: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -37,30 +37,16 @@ class DeviceConfig:
     precision: Literal["auto", "32-true", "bf16-mixed", "16-mixed"] = "auto"
     compile: bool = False
     gradient_checkpointing: bool = False
+    shard: bool = False
+    timeout: float = 30.0
 
     def __post_init__(self) -> None:
         for name in ("devices", "num_nodes"):
             value = getattr(self, name)
             if value != "auto" and value < 1:
                 raise ValueError(f"device.{name} is {value}; expected 1 or more")
-
-
-def prepared(model: nn.Module, config: DeviceConfig) -> nn.Module:
-    """Apply gradient checkpointing and torch.compile to a model, as configured.
-
-    Raises:
-        ValueError: the model has no Transformer blocks to checkpoint.
-    """
-    if config.gradient_checkpointing:
-        blocks = [module for module in model.modules() if isinstance(module, Block)]
-        if not blocks:
-            raise ValueError(
-                "device.gradient_checkpointing needs Transformer blocks, and this model has none; "
-                "leave it out, and raise optim.accumulate to use less memory"
-            )
-        for block in blocks:
-            block.gradient_checkpointing = True
-    return cast(nn.Module, torch.compile(model)) if config.compile else model
+        if not 0 < self.timeout < 1e6:
+            raise ValueError(f"device.timeout is {self.timeout}; expected minutes, more than 0")
 
 
 def summed(fabric: Fabric, tensor: torch.Tensor) -> torch.Tensor:

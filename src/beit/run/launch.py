@@ -10,6 +10,7 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Mapping
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
@@ -31,6 +32,7 @@ from beit.run.watching import watchers
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from lightning_fabric.strategies.ddp import DDPStrategy
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -88,28 +90,23 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
 
     Without `training`, precision auto is float32 (`choose_precision`).
 
-    With several processes DDP averages the gradients. Every parameter must have a gradient in each
-    step. Buffers are not synchronised: whatever updates them must be reduced first.
-
     Args:
         profile: steps to profile, `run.profile`
     """
     from lightning_fabric import Fabric  # slow to import
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-    from lightning_fabric.strategies.ddp import DDPStrategy
-    from torch.nn.parallel import DistributedDataParallel
+    from lightning_fabric.strategies.launchers import subprocess_script
+
+    from beit.run import ranks
 
     logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it logs each choice
     accelerator, devices, num_nodes = layout(config, os.environ)
+    if config.shard and not training:
+        raise ValueError("device.shard is for trainings; leave it out")
     if accelerator == "cpu":
         keep_freed_memory(not config.gradient_checkpointing)
     unit = bfloat16_unit(accelerator)
     precision, reason = choose_precision(config.precision, accelerator, unit, training)
-    # torch 2.15 renamed the option that synchronises buffers in each forward pass.
-    known = inspect.signature(DistributedDataParallel).parameters
-    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-    settings: dict[str, Any] = {"find_unused_parameters": False, switch: False}
-    ddp = DDPStrategy(gradient_as_bucket_view=True, **settings)
     # Fabric takes any process of a Slurm job for one of several, also a batch script, which is one
     # alone. The command has given torchrun's variables to those that srun started.
     alone = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
@@ -120,10 +117,12 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
         devices=devices,
         num_nodes=num_nodes,
         precision=cast(Any, precision),
-        strategy=ddp if devices * num_nodes > 1 else "auto",
+        strategy=_strategy(config, training, precision) if devices * num_nodes > 1 else "auto",
     )
     cast(Any, fabric.strategy.precision).reason = reason  # see `precision_of`
+    cast(Any, subprocess_script)._launch_process_observer = ranks.observe
     fabric.launch()
+    ranks.watch(fabric, config.timeout)
     fabric.call("after_launch", fabric)
     return fabric
 
@@ -131,6 +130,32 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
 def of_training() -> list[Any]:
     """Return the callbacks of a training: what its journal tells, and may be stopped by."""
     return [*watchers(), *preemption.callbacks(), *guards()]
+
+
+def _strategy(config: DeviceConfig, training: bool, precision: str) -> DDPStrategy:
+    """Return what several processes do: average gradients (DDP), or share them out (FSDP2).
+
+    With DDP every parameter must have a gradient in each step. Buffers are not synchronised:
+    whatever updates them must be reduced first.
+    """
+    from lightning_fabric.strategies.ddp import DDPStrategy
+    from torch.nn.parallel import DistributedDataParallel
+
+    timeout = timedelta(minutes=config.timeout)
+    if config.shard and training:
+        from beit.run.sharding import ShardedStrategy
+
+        if precision == "16-mixed":
+            raise ValueError(
+                "device.shard does not work with the loss scaling of device.precision 16-mixed; "
+                "use bf16-mixed or 32-true"
+            )
+        return ShardedStrategy(timeout=timeout)
+    # torch 2.15 renamed the option that synchronises buffers in each forward pass.
+    known = inspect.signature(DistributedDataParallel).parameters
+    switch = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
+    settings: dict[str, Any] = {"find_unused_parameters": False, switch: False}
+    return DDPStrategy(gradient_as_bucket_view=True, timeout=timeout, **settings)
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.optim import AdamW
 
+from beit.run.sharding import like, whole
+
 MOMENTUM = 0.95
 ITERATIONS = 5
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x^3 and x^5: a steep slope at 0
@@ -57,9 +59,9 @@ class Muon(AdamW):
                 state["momentum"] = torch.zeros_like(matrix)
             state["step"] += 1
             momentum = state["momentum"].lerp_(matrix.grad, 1 - MOMENTUM)
-            update = orthogonal(matrix.grad.lerp(momentum, MOMENTUM).to(self.dtype))
+            update = orthogonal(whole(matrix.grad.lerp(momentum, MOMENTUM).to(self.dtype)))
             size = UPDATE_SIZE * max(matrix.shape) ** 0.5
-            matrix.mul_(1 - rate * decay).add_(update, alpha=-rate * size)
+            matrix.mul_(1 - rate * decay).add_(like(update, matrix), alpha=-rate * size)
             matrix.grad = None
 
 

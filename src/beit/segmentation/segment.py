@@ -21,7 +21,7 @@ from beit.nn.vit import ViTConfig
 from beit.run.averaging import BestWeights
 from beit.run.batches import eval_batches, train_batches
 from beit.run.budget import Sets, within_budget
-from beit.run.device import DeviceConfig, prepared
+from beit.run.device import DeviceConfig
 from beit.run.directory import RunDirectory
 from beit.run.environment import environment
 from beit.run.finished import kept_step
@@ -29,6 +29,7 @@ from beit.run.images import check_images, keep_images, warn_of_changes
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
+from beit.run.prepare import prepared
 from beit.run.reading import Reading
 from beit.segmentation.batches import FIELDS, StackedViews, stacked, whole
 from beit.segmentation.config import Config

@@ -11,7 +11,8 @@ from torch import Tensor
 from beit.nn.confusion import map_figures, pixel_confusion
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapPredictor, MapViewConfig
-from beit.run.device import DeviceConfig, prepared, summed
+from beit.run.device import DeviceConfig, summed
+from beit.run.prepare import prepared
 from beit.run.reading import Reading
 
 EXAMPLES = 6  # images kept for the report

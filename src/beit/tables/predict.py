@@ -32,8 +32,9 @@ from beit.rows.compute import TableResult, about_table, compute_table
 from beit.rows.files import Column
 from beit.rows.lines import Line, LineStream
 from beit.rows.table import RowTable, check_output, smallest_unsigned
-from beit.run.device import DeviceConfig, prepared
+from beit.run.device import DeviceConfig
 from beit.run.launch import launch
+from beit.run.prepare import prepared
 from beit.tables.picture import Prediction, prediction_grid
 from beit.weights.crop import crop_ratio
 from beit.weights.open import load_classifier

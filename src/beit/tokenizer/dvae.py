@@ -18,7 +18,7 @@ from beit.draw.report import Section
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.run.batches import image_sets, open_sets, open_train, open_validation, train_batches
 from beit.run.budget import within_budget
-from beit.run.device import DeviceConfig, prepared
+from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig, RunDirectory
 from beit.run.environment import environment
 from beit.run.images import check_images, keep_images
@@ -26,6 +26,7 @@ from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.optim import OptimConfig
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
+from beit.run.prepare import prepared
 from beit.tokenizer.codebook_log import CodeCounts
 from beit.tokenizer.dvae_loop import VAETraining, num_places, train
 from beit.tokenizer.ending import ending as ending

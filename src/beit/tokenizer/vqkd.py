@@ -20,7 +20,7 @@ from beit.draw.report import Section
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.run.batches import image_sets, open_sets, open_train, open_validation, train_batches
 from beit.run.budget import Sets, within_budget
-from beit.run.device import DeviceConfig, prepared
+from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig, RunDirectory
 from beit.run.environment import environment
 from beit.run.images import check_images, keep_images
@@ -28,6 +28,7 @@ from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.optim import OptimConfig
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
+from beit.run.prepare import prepared
 from beit.tokenizer.codebook_log import CodeCounts
 from beit.tokenizer.ending import ending as ending
 from beit.tokenizer.report import last_validated, report_vqkd
@@ -143,6 +144,11 @@ class Config:
             raise ValueError(
                 f"freeze codes keeps the codes of images, but model.encoder.drop_path is "
                 f"{self.model.encoder.drop_path}, which changes them at random; give 0"
+            )
+        if self.device.shard and self.codebook.learn != "ema":
+            raise ValueError(
+                "device.shard would divide a codebook that is learned by gradients, which revival "
+                "needs whole; use codebook.learn ema, or leave device.shard out"
             )
         if self.teacher.cache and self.view.color_jitter:
             raise ValueError(

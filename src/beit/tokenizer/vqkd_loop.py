@@ -193,6 +193,7 @@ def evaluate(
             reading = journal.read(parts.validation)
             validated = validate(parts.fabric, parts.vqkd, parts.teacher, reading)
         journal.log_result(validated.metrics)
+    parts.vqkd.eval()  # in all processes: the first may need the whole model for its report
     if journal.reports:
         with journal.aside("report"):
             report(validated)
