@@ -24,6 +24,7 @@ class RunConfig:
         keep_every: also keep checkpoints at multiples of this many steps; 0 for none.
         stop_after: stop after this many steps, without changing the schedule; null for no limit.
         profile: write where the time of this many steps goes (docs/performance.md); 0 for none.
+        track: trackers to mirror the run to: tensorboard, wandb, mlflow, trackio, with commas.
         budget: time in which the run ends, as 30m or 2h: the epochs are shortened to what fits.
         fitted_to: the budget that the epochs fit; written by beit.
         chosen: settings that beit chose, and why; written by beit.
@@ -37,6 +38,7 @@ class RunConfig:
     keep_every: int = 0
     stop_after: int | None = None
     profile: int = 0
+    track: str = ""
     budget: str = ""
     fitted_to: str = ""
     chosen: tuple[str, ...] = ()
@@ -47,8 +49,7 @@ class RunConfig:
                 raise ValueError(f"run.{name} is {getattr(self, name)}; expected 1 or more")
         for name in ("keep_every", "profile"):
             if getattr(self, name) < 0:
-                got = getattr(self, name)
-                raise ValueError(f"run.{name} is {got}; expected 0 (none) or more")
+                raise ValueError(f"run.{name} is {getattr(self, name)}; expected 0 (none) or more")
         if self.stop_after is not None and self.stop_after < 1:
             raise ValueError(f"run.stop_after is {self.stop_after}; expected 1 or more steps")
 

@@ -18,6 +18,7 @@ from beit.run.directory import RunDirectory
 from beit.run.journal import TrainingConfig
 from beit.run.precision import bfloat16_unit, choose_precision
 from beit.run.profile import callbacks
+from beit.run.tracking import tracking
 from beit.run.watching import watchers
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def layout(config: DeviceConfig, environment: Mapping[str, str]) -> Layout:
     return Layout(accelerator, devices, num_nodes)
 
 
-def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fabric:
+def launch(
+    config: DeviceConfig, training: bool = False, profile: int = 0, track: str = ""
+) -> Fabric:
     """Start the run's processes, or join those that torchrun started, and return their Fabric.
 
     Without `training`, precision auto is float32 (`choose_precision`).
@@ -83,6 +86,7 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
 
     Args:
         profile: steps to profile, `run.profile`
+        track: trackers, `run.track`
     """
     from lightning_fabric import Fabric  # slow to import
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
@@ -104,7 +108,7 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
     # alone. The command has given torchrun's variables to those that srun started.
     alone = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     fabric = Fabric(
-        callbacks=callbacks(profile) + (watchers() if training else []),
+        callbacks=callbacks(profile) + (watchers() if training else []) + tracking(track),
         plugins=[LightningEnvironment()] if alone else None,
         accelerator=accelerator,
         devices=devices,
@@ -147,7 +151,9 @@ def launch_run(config: TrainingConfig, directory: RunDirectory | None) -> Fabric
     """
     if directory is None:
         RunDirectory.check_new(config.run.output)
-    fabric = launch(config.device, training=True, profile=config.run.profile)
+    fabric = launch(
+        config.device, training=True, profile=config.run.profile, track=config.run.track
+    )
     precision, reason = precision_of(fabric).values()
     if not fabric.is_global_zero:
         return fabric

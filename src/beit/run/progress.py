@@ -169,8 +169,7 @@ class Progress:
 
     def _measure(self) -> Speed:
         """Compare the last update with the one WINDOW_SECONDS before it."""
-        marks = self._marks
-        last = marks[-1]
+        marks, last = self._marks, self._marks[-1]
         while len(marks) > 2 and last.seconds - marks[1].seconds >= WINDOW_SECONDS:
             marks.popleft()
         first = marks[0]
@@ -201,9 +200,8 @@ class Progress:
         row = Table.grid(padding=(0, 1))
         row.add_column(width=16)
         row.add_column(no_wrap=True, overflow="ellipsis")
-        done, total = (
-            self._part if self._aside and self._part[1] else (self._step, self._total_steps)
-        )
+        in_part = self._aside and self._part[1]
+        done, total = self._part if in_part else (self._step, self._total_steps)
         bar = ProgressBar(total=total, completed=done, width=16)
         row.add_row(bar, Text(self.line()))
         return row
