@@ -15,7 +15,6 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,11 +41,10 @@ from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import ViTConfig
 from beit.pretraining import pretrain
-from beit.pretraining.config import Config as PretrainConfig
 from beit.rows.files import Column, read_table, write_table
 from beit.rows.part import read_array
 from beit.run import checkpoint
-from beit.run.directory import RunConfig, RunDirectory
+from beit.run.directory import RunDirectory
 from beit.run.images import check_images
 from beit.run.log import read_log
 from beit.run.resume import open_run
@@ -90,7 +88,9 @@ def classifier() -> ImageClassifier:
 
 def picture(mode: str = "RGB", size: tuple[int, int] = (7, 5)) -> Image.Image:
     rng = np.random.default_rng(0)
-    return Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).convert(mode)
+    return Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).convert(
+        mode
+    )
 
 
 def encoded(kind: str, mode: str = "RGB") -> bytes:
@@ -205,7 +205,7 @@ def dalle_weights(folder: Path) -> Prepared:
 
 
 def run_directory(folder: Path) -> RunDirectory:
-    settings = {"tokenizer": "x", "model": {"backbone": {"depth": 2}}, "run": {"seed": 3}}
+    settings: dict[str, Any] = {"tokenizer": "x", "optim": {"epochs": 3}, "run": {"seed": 3}}
     settings |= {"data": {"train": "shapes://9", "validation": ""}}
     run = RunDirectory.create(folder / "run", settings, {"verb": "pretrain", "torch": "2"})
     run.metrics_file.write_text(
@@ -243,7 +243,9 @@ def image_lists(folder: Path) -> Prepared:
     source = open_source("shapes://9?size=8")
     lists = {"data.train": {"images": "\n".join(source.name(i) for i in range(9)), "classes": []}}
     run.images_file.write_bytes(gzip.compress(json.dumps(lists).encode(), mtime=0))
-    return Prepared([f"run/{run.images_file.name}"], lambda: check_images(run, {"data.train": source}, False))
+    return Prepared(
+        [f"run/{run.images_file.name}"], lambda: check_images(run, {"data.train": source}, False)
+    )
 
 
 def reports(folder: Path) -> Prepared:
@@ -258,7 +260,9 @@ def reports(folder: Path) -> Prepared:
 
 def settings_files(folder: Path) -> Prepared:
     file = folder / "settings.yaml"
-    file.write_text("pretrain:\n  data: {train: photos}\n  optim: {epochs: 3, betas: [0.9, 0.98]}\n")
+    file.write_text(
+        "pretrain:\n  data: {train: photos}\n  optim: {epochs: 3, betas: [0.9, 0.98]}\n"
+    )
     return Prepared([file.name], lambda: read_yaml(file))
 
 
@@ -305,10 +309,17 @@ def every_image(source: Source) -> None:
 
 def images(folder: Path) -> Prepared:
     """Of all formats that can be decoded here."""
-    files = {f"a.{kind.lower()}": encoded(kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")}
+    files = {
+        f"a.{kind.lower()}": encoded(kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
+    }
     files |= {"b.png": encoded("PNG", "P"), "c.png": encoded("PNG", "LA"), "a.ppm": encoded("PPM")}
     files |= {"d.tiff": tiff(), "e.jpeg": encoded("JPEG", "CMYK")}
-    for name, kind in (("a.jp2", "JPEG2000"), ("a.avif", "AVIF"), ("a.heif", "HEIF"), ("a.jxl", "JXL")):
+    for name, kind in (
+        ("a.jp2", "JPEG2000"),
+        ("a.avif", "AVIF"),
+        ("a.heif", "HEIF"),
+        ("a.jxl", "JXL"),
+    ):
         try:
             files[name] = encoded(kind)
         except (KeyError, OSError):
@@ -349,7 +360,7 @@ def rows_of_images(folder: Path) -> Prepared:
     for file in (folder / "a.arrow", saved / "data.arrow"):
         with ipc.new_stream(file, table.schema) as stream:
             stream.write_table(table)
-    state = {"_data_files": [{"filename": "data.arrow"}], "_indices_files": None}
+    state = {"_data_files": [{"filename": "data.arrow"}]}
     (saved / "state.json").write_text(json.dumps(state))
     (saved / "dataset_info.json").write_text(json.dumps({"features": features}))
 
@@ -357,7 +368,13 @@ def rows_of_images(folder: Path) -> Prepared:
         for path in (folder / "a.parquet", folder / "a.arrow", saved):
             every_image(open_source(str(path)))
 
-    files = ["a.parquet", "a.arrow", "saved/state.json", "saved/dataset_info.json", "saved/data.arrow"]
+    files = [
+        "a.parquet",
+        "a.arrow",
+        "saved/state.json",
+        "saved/dataset_info.json",
+        "saved/data.arrow",
+    ]
     return Prepared(files, read)
 
 
@@ -393,7 +410,7 @@ def label_zips(folder: Path) -> Prepared:
 
     def read() -> None:
         for name, classes in (("maps.zip", "2"), ("voc.zip", "")):
-            maps = open_label_maps(f"{folder}/{name}", "train", classes)
+            maps = open_label_maps(f"{folder}/{name}", classes=classes)
             for index in range(min(len(maps), 2)):
                 try:
                     maps.image(index)
@@ -448,4 +465,3 @@ READERS: Mapping[str, Callable[[Path], Prepared]] = {
         *(images, rows_of_images, text_tables, label_zips, label_map, own_tables, shrunk_images),
     )
 }
-_ = (Any, SimpleNamespace, RunConfig, PretrainConfig)

@@ -48,15 +48,19 @@ class Fuzzed:
     def attempt(self, rng: random.Random) -> bool:
         """Read a changed file. Returns: whether it was refused. Raises what is not documented."""
         name = rng.choice(list(self.files))
-        path = self.folder / name
-        path.write_bytes(changed(name, self.files[name], rng))
+        path, content = self.folder / name, changed(name, self.files[name], rng)
+        path.write_bytes(content)
         try:
+            signal.setitimer(signal.ITIMER_REAL, SECONDS)
             self.read()
         except DOCUMENTED as error:
             if isinstance(error, UnicodeError) or not _names(error, path):
-                raise AssertionError(f"no file is named: {type(error).__name__}: {error}") from error
+                raise AssertionError(
+                    f"no file is named: {type(error).__name__}: {error}"
+                ) from error
             return True
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             path.write_bytes(self.files[name])
         return False
 
@@ -99,7 +103,6 @@ def child(name: str, numbers: range, until: float, place: mmap.mmap, output: int
                 break
             struct.pack_into("qd", place, 0, number, time.monotonic())
             try:
-                signal.setitimer(signal.ITIMER_REAL, SECONDS)
                 refused = fuzzed.attempt(random.Random(f"{name} {number}"))
                 found["refused" if refused else "read"] += 1
             except (Exception, Slow) as error:
@@ -108,8 +111,6 @@ def child(name: str, numbers: range, until: float, place: mmap.mmap, output: int
                 if found[kind] == 1:
                     text = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                     os.write(output, f"  {name} {number}: {kind}: {text}\n".encode())
-            finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
             struct.pack_into("q", place, 16, number + 1)
     except BaseException:
         os.write(output, traceback.format_exc().encode())

@@ -115,7 +115,9 @@ class RunDirectory:
     def config(self) -> dict[str, Any]:
         """Read the resolved configuration: nested dicts of plain values, tuples as lists."""
         try:
-            settings = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            settings = yaml.safe_load(text := self.config_file.read_text(encoding="utf-8"))
+            if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+                raise ValueError("it refers to parts of itself by *, which beit never writes")
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ValueError(f"{self.config_file} is not valid YAML: {error}") from error
         if not isinstance(settings, dict) or not settings:

@@ -11,7 +11,7 @@ import logging
 import zlib
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from beit.data.class_names import some
 from beit.files import write_bytes
@@ -20,6 +20,8 @@ from beit.run.journal import Journal
 
 logger = logging.getLogger(__name__)
 
+# Of kept lists once unpacked: so many bytes, or so many times as many as those of now.
+MAX_BYTES, MAX_GROWTH = 1 << 27, 16
 Sets = Mapping[str, Any]  # by option, such as data.train: a Source, LabelMaps or, if not used, None
 Lists = dict[str, dict[str, Any]]  # by option
 
@@ -88,13 +90,27 @@ def _changes(directory: RunDirectory, lists: Lists) -> str:
     if not file.exists():
         return ""
     try:
-        kept = json.loads(gzip.decompress(file.read_bytes()))
-        pairs = {option: (kept.get(option, {}), now) for option, now in lists.items()}
-    except (OSError, EOFError, zlib.error, ValueError, AttributeError) as error:
+        most = max(MAX_BYTES, MAX_GROWTH * len(json.dumps(lists)))
+        with gzip.open(file) as opened:
+            text = opened.read(most + 1)
+        if len(text) > most:
+            raise ValueError(f"more than {most} bytes")
+        kept = json.loads(text)
+        pairs = {option: (_checked(kept.get(option, {})), now) for option, now in lists.items()}
+    except (OSError, EOFError, zlib.error, ValueError, AttributeError, RecursionError) as error:
         advice = "delete it to resume with the images as they are now"
         raise ValueError(f"{file} is damaged ({error}); {advice}") from error
     different = {option: pair for option, pair in pairs.items() if pair[0] != pair[1]}
     return "; ".join(f"{option}: {_difference(*pair)}" for option, pair in different.items())
+
+
+def _checked(kept: Any) -> Mapping[str, Any]:
+    """Refuse what is no entry of `Lists`, or an empty one."""
+    classes = kept.get("classes", [])
+    names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+    if kept and not (names and isinstance(kept.get("images"), str)):
+        raise ValueError("it does not hold lists of images")
+    return cast(Mapping[str, Any], kept)
 
 
 def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import reprlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 from beit.data.folders.listing import say_once
 from beit.data.splits import Split, choose_split, is_split
 
+_brief = reprlib.Repr()  # of values of others in messages
 ENDINGS = (".parquet", ".arrow")
 
 
@@ -92,9 +94,10 @@ def _class_names(schema: Any, path: Path) -> dict[str, list[str]]:
         about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
         features = about.get("features") or (_read(beside, "features") if beside.is_file() else {})
         found = {column: f.get("names") for column, f in features.items() if isinstance(f, dict)}
-    except (AttributeError, ValueError):
+    except (AttributeError, ValueError, RecursionError):
         return {}
-    return {column: list(map(str, names)) for column, names in found.items() if names}
+    lists = {column: names for column, names in found.items() if isinstance(names, list) and names}
+    return {column: list(map(str, names)) for column, names in lists.items()}
 
 
 def row_files(folder: Path, split: Split | None) -> list[Path]:
@@ -109,7 +112,7 @@ def row_files(folder: Path, split: Split | None) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         about = folder / "dataset_dict.json"
         splits = _read(about, "splits")
-        if not (isinstance(splits, list) and splits and all(isinstance(s, str) for s in splits)):
+        if not (isinstance(splits, list) and splits and all(map(_is_name, splits))):
             raise ValueError(f"{about}: 'splits' is {splits!r}; expected a list of names")
         folder = folder / _chosen(splits, split, folder, str(folder / splits[0]))
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
@@ -174,14 +177,24 @@ def _saved_files(folder: Path) -> list[Path]:
             f"{folder} holds a selection of its rows, which is not read; load it with `datasets` "
             "and save what flatten_indices() returns"
         )
-    return [folder / file["filename"] for file in _read(state, "_data_files")]
+    files = _read(state, "_data_files")
+    listed = isinstance(files, list) and all(isinstance(file, dict) for file in files)
+    names = [file.get("filename") for file in files] if listed else []
+    if not names or not all(map(_is_name, names)):
+        raise ValueError(f"{state}: '_data_files' is {_brief.repr(files)}; expected names of files")
+    return [folder / name for name in names]
+
+
+def _is_name(value: Any) -> bool:
+    """Whether a value names something in a folder, and nothing outside of it."""
+    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & {*"/\\\0"}
 
 
 def _read(path: Path, key: str, default: Any = None) -> Any:
     """Read a value from a file of `datasets`."""
     try:
         value = json.loads(path.read_text("utf-8")).get(key, default)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON: {error}") from error
     if value is None:
         raise ValueError(f"{path}: has no {key!r}; expected a folder that `datasets` saved")
