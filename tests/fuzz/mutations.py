@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import yaml
@@ -36,7 +37,7 @@ TEXTS = (
 )
 VALUES = (
     *(None, True, False, 0, -1, 1, 2, 3.5, 2**31, 2**63, 10**30, -0.0, 1e308, float("nan")),
-    *(float("inf"), "", "x", "x" * 500, "../../x", "/dev/zero", "\0", "\ud800", "é\u202e", "nan"),
+    *(float("inf"), "", "x", "x" * 500, "../../x", "/dev/zero", "\0", "é\u202e", "nan"),
     *([], {}, [[]], [None], [0, 0], [1, 2, 3], [10**9, 10**9], {"": None}, {"a": {"b": [1]}}),
 )
 
@@ -92,34 +93,22 @@ def of_tree(tree: Any, rng: random.Random) -> Any:
             places += [(value, key) for key in keys]
             waiting += [value[key] for key in keys if isinstance(value[key], list | dict)]
         if not places or rng.random() < 0.03:
-            return rng.choice(VALUES)
+            return deepcopy(rng.choice(VALUES))
         parent, key = rng.choice(places)
         match rng.randrange(6):
             case 0:
                 del parent[key]
             case 1 if isinstance(parent, dict):
-                parent[rng.choice(("", "x", "x.y", f"{key}.{key}", str(key).upper()))] = parent[key]
+                other = rng.choice(("", "x", "x.y", f"{key}.{key}", str(key).upper()))
+                parent[other] = deepcopy(parent[key])
             case 1:
-                parent.insert(key, parent[key])
+                parent.insert(key, deepcopy(parent[key]))
             case 2:  # nested deeply
                 for _ in range(rng.choice((1, 3, 40))):
                     parent[key] = [parent[key]] if rng.random() < 0.5 else {"x": parent[key]}
             case _:
-                other, other_key = rng.choice(places)
-                alike = other[other_key] if other_key in _keys(other) else None
-                parent[key] = rng.choice((*VALUES, json_copy(alike)))
+                parent[key] = deepcopy(rng.choice(VALUES))
     return tree
-
-
-def _keys(value: Any) -> Any:
-    return value if isinstance(value, dict) else range(len(value))
-
-
-def json_copy(value: Any) -> Any:
-    try:
-        return json.loads(json.dumps(value))
-    except (RecursionError, ValueError):
-        return None
 
 
 def of_json(data: bytes, rng: random.Random) -> bytes:

@@ -14,8 +14,9 @@ import types
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow
@@ -47,6 +48,7 @@ from beit.run import checkpoint
 from beit.run.directory import RunDirectory
 from beit.run.images import check_images
 from beit.run.log import read_log
+from beit.run.optim import OptimConfig
 from beit.run.resume import open_run
 from beit.segmentation.label_classes import label_classes, read_label_classes
 from beit.segmentation.label_decoding import decode_label_map
@@ -205,8 +207,15 @@ def dalle_weights(folder: Path) -> Prepared:
 
 
 def run_directory(folder: Path) -> RunDirectory:
-    settings: dict[str, Any] = {"tokenizer": "x", "optim": {"epochs": 3}, "run": {"seed": 3}}
-    settings |= {"data": {"train": "shapes://9", "validation": ""}}
+    optim = OptimConfig(
+        batch_size=8,
+        epochs=2,
+        learning_rate=1e-3,
+        warmup_epochs=1,
+        betas=(0.9, 0.98),
+        weight_decay=0.01,
+    )
+    settings = asdict(pretrain.Config(tokenizer="x", model=MIM, optim=optim))
     run = RunDirectory.create(folder / "run", settings, {"verb": "pretrain", "torch": "2"})
     run.metrics_file.write_text(
         '{"step": 1, "epoch": 0.5, "rate": 0.001, "loss": 2.5}\n'

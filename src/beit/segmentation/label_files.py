@@ -135,7 +135,7 @@ def open_place(spec: str) -> Place:
     try:
         with zipfile.ZipFile(path) as archive:
             return zipfile.Path(archive)  # lists its members even after closing
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
         raise ValueError(f"{spec}: neither a folder nor a readable zip file: {error}") from error
 
 

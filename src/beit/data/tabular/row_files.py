@@ -3,7 +3,8 @@
 import json
 import re
 import reprlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,21 +35,36 @@ class Rows(NamedTuple):
 
 def open_rows(path: Path) -> Rows:
     """Open a Parquet file, or an Arrow file (stream or random access), mapped into memory."""
+    with _readable(path):
+        is_parquet = path.suffix.lower() == ".parquet"
+        rows = _open_parquet(path) if is_parquet else _open_arrow(path)
+        str(rows.schema)  # decodes all names
+
+    def column(groups: Sequence[int], name: str) -> Any:
+        with _readable(path):
+            return rows.column(groups, name)
+
+    names = rows.schema.names
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"{path}: several columns are named {twice[0]!r}; rename all but one")
+    return rows._replace(column=column)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise ValueError that names the file where pyarrow finds it damaged."""
     import pyarrow
 
     try:
-        is_parquet = path.suffix.lower() == ".parquet"
-        rows = _open_parquet(path) if is_parquet else _open_arrow(path)
-    except pyarrow.ArrowException as error:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if getattr(error, "errno", None) is not None:  # of the disk; Arrow's own have no number
+            raise
         with path.open("rb") as file:
             pointer = file.read(20).startswith(b"version https://git")
         reason = "a pointer of Git LFS; run git lfs pull" if pointer else str(error)
         kind = path.suffix[1:].capitalize()
         raise ValueError(f"{path}: not a readable {kind} file: {reason}") from error
-    names = rows.schema.names
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ValueError(f"{path}: several columns are named {twice[0]!r}; rename all but one")
-    return rows
 
 
 def _open_parquet(path: Path) -> Rows:
@@ -81,6 +97,8 @@ def _open_arrow(path: Path) -> Rows:
 
     def column(groups: Sequence[int], name: str) -> Any:
         parts = [batch(group).column(name) for group in groups]
+        for part in parts:
+            part.validate(full=True)  # else forged offsets would read other memory, or abort
         return pyarrow.chunked_array(parts, schema.field(name).type)
 
     counts = [batch(group).num_rows for group in range(number)]
