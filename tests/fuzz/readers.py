@@ -38,6 +38,7 @@ from beit.draw.report import Gallery, Picture, Section, write_report
 from beit.evaluation.imagenet_classes import read_json
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
+from beit.nn.masking import MaskConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import ViTConfig
@@ -215,7 +216,11 @@ def run_directory(folder: Path) -> RunDirectory:
         betas=(0.9, 0.98),
         weight_decay=0.01,
     )
-    settings = asdict(pretrain.Config(tokenizer="x", model=MIM, optim=optim))
+    settings = asdict(
+        pretrain.Config(
+            tokenizer="x", model=MIM, optim=optim, mask=MaskConfig(count=2, min_block=1)
+        )
+    )
     run = RunDirectory.create(folder / "run", settings, {"verb": "pretrain", "torch": "2"})
     run.metrics_file.write_text(
         '{"step": 1, "epoch": 0.5, "rate": 0.001, "loss": 2.5}\n'

@@ -38,16 +38,27 @@ def open_rows(path: Path) -> Rows:
     with _readable(path):
         is_parquet = path.suffix.lower() == ".parquet"
         rows = _open_parquet(path) if is_parquet else _open_arrow(path)
-        str(rows.schema)  # decodes all names
+        names = rows.schema.names
+        for field in rows.schema:
+            _decode_names(field.type)
 
     def column(groups: Sequence[int], name: str) -> Any:
         with _readable(path):
             return rows.column(groups, name)
 
-    names = rows.schema.names
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ValueError(f"{path}: several columns are named {twice[0]!r}; rename all but one")
     return rows._replace(column=column)
+
+
+def _decode_names(kind: Any) -> None:
+    """Decode the names of the fields of a struct; UnicodeDecodeError if they are no UTF-8."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        for field in kind:
+            str(field.name)
+            _decode_names(field.type)
 
 
 @contextmanager
