@@ -51,7 +51,7 @@ class Fuzzed:
         path, content = self.folder / name, changed(name, self.files[name], rng)
         path.write_bytes(content)
         try:
-            signal.setitimer(signal.ITIMER_REAL, SECONDS)
+            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             self.read()
         except DOCUMENTED as error:
             if isinstance(error, UnicodeError) or not _names(error, path):
@@ -60,7 +60,7 @@ class Fuzzed:
                 ) from error
             return True
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             path.write_bytes(self.files[name])
         return False
 
@@ -92,7 +92,7 @@ def child(name: str, numbers: range, until: float, place: mmap.mmap, output: int
     def stop(*_: object) -> None:
         raise Slow
 
-    signal.signal(signal.SIGALRM, stop)
+    signal.signal(signal.SIGPROF, stop)
     try:
         fuzzed = Fuzzed(name, folder)
         pages = int(Path("/proc/self/statm").read_text().split()[0])

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -155,7 +155,7 @@ def open_npz(path: Path, advice: str = "make it again") -> Iterator[Any]:
         if not isinstance(arrays, np.lib.npyio.NpzFile):
             raise ValueError("it holds one array, expected several by name")
         most = max(path.stat().st_size, MAX_UNPACKED)
-        for entry in arrays.zip.infolist():
+        for entry in cast(zipfile.ZipFile, arrays.zip).infolist():
             if entry.file_size > most:
                 raise ValueError(f"{entry.filename} claims {entry.file_size} bytes")
         yield arrays
