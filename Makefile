@@ -13,7 +13,7 @@ DATA   ?=
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help install demo test test-all lint format bench clean
+.PHONY: help install demo test test-all lint format bench audit fuzz clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -41,6 +41,12 @@ format: $(STAMP)  ## let ruff rewrite what it can
 
 bench: $(STAMP)  ## the table of docs/performance.md, about 12 minutes on two cores; results are kept
 	$(BIN)/python -W ignore benchmarks/table.py
+
+audit: $(STAMP)  ## licences of the packages, and their known vulnerabilities (docs/security.md)
+	$(BIN)/python benchmarks/audit.py
+
+fuzz: $(STAMP)  ## 100,000 damaged files for each reader, or ten minutes each; hours on one core
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py
 
 clean:  ## remove .venv and the caches, never a run
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

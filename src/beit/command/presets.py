@@ -13,6 +13,7 @@ import yaml
 
 from beit.command.messages import did_you_mean
 
+MAX_VALUES = 1_000_000  # of a file, once its aliases are written out
 FOLDER = Path(__file__).parents[1] / "presets"
 
 
@@ -66,11 +67,36 @@ def read_yaml(path: Path) -> dict[str, object]:
         content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not valid YAML: {error}") from error
+    refuse_expanding(content, path)
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{path} does not hold a configuration; expected lines of `key: value`")
     return content
+
+
+def refuse_expanding(content: object, path: Path) -> None:
+    """Refuse YAML whose aliases (*name) make it endless, or huge once it is written out."""
+    sizes: dict[int, int] = {}
+
+    def size(value: object) -> int:
+        if not isinstance(value, dict | list):
+            return 1
+        if id(value) not in sizes:
+            sizes[id(value)] = MAX_VALUES  # of what contains itself
+            inner = value.values() if isinstance(value, dict) else value
+            sizes[id(value)] = 1 + sum(map(size, inner))
+        return sizes[id(value)]
+
+    try:
+        fits = size(content) < MAX_VALUES
+    except RecursionError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{path} is nested too deep, or has more than {MAX_VALUES} values once its aliases "
+            "are written out"
+        )
 
 
 def plain(text: str) -> Any:

@@ -129,6 +129,9 @@ def _rows(content: Mapping[str, Any], source: str) -> dict[str, Any]:
             axes.append([(f"{short} {value}", {axis: value}) for value in values])
         else:
             _refuse_words(values, f"{source}, grid axis {axis!r}")
+            if wrong := [parts for parts in values.values() if not isinstance(parts, dict | None)]:
+                where = f"{source}, grid axis {axis!r}"
+                raise ValueError(f"{where}: expected fields of stages, got {wrong[0]!r}")
             axes.append([(str(name), flat(parts or {})) for name, parts in values.items()])
     rows: dict[str, Any] = {}
     for chosen in product(*axes):

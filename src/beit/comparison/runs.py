@@ -1,7 +1,6 @@
 """Read run directories, to compare them: metrics, settings, progress, samples of their reports."""
 
 import base64
-import binascii
 import html
 import json
 import logging
@@ -114,7 +113,7 @@ def sample_pictures(report: Path, most: int) -> list[Picture]:
             break
         try:
             data = base64.b64decode(image[2], validate=True)
-        except binascii.Error:
+        except ValueError:  # binascii.Error, or characters that are not ASCII
             continue
         if data.startswith(PNG_START) and len(data) >= 24:
             described = re.search(r' alt="([^"]+)"', image[1])

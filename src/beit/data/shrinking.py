@@ -83,7 +83,7 @@ class ShrunkImages:
         except (OSError, struct.error):
             return None
         whole = mark == _MARK and len(pixels) == height * width * 3
-        if not whole or zlib.crc32(pixels) != checksum:
+        if not pixels or not whole or zlib.crc32(pixels) != checksum:
             return None
         if used < self._started:
             _touch(path)

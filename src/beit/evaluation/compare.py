@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from beit.draw.report import Section, Table, write_report
 from beit.evaluation.imagenet_classes import read_json
 from beit.evaluation.output import (
@@ -19,6 +17,7 @@ from beit.evaluation.output import (
 )
 from beit.files import write_text
 from beit.nn.metrics import mcnemar
+from beit.rows.files import open_npz
 from beit.run.environment import environment
 
 Row = list[str | None]
@@ -119,7 +118,7 @@ def _significance(letters: Mapping[str, str], a: str, b: str) -> list[str]:
         path = (Path(source) if Path(source).is_dir() else Path(source).parent) / IMAGES_FILE
         if not path.is_file():
             return []
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_npz(path) as arrays:
             evaluated.append(arrays["seen"])
             correct.append(arrays["right"])
     if evaluated[0].shape != evaluated[1].shape:

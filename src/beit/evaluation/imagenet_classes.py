@@ -51,5 +51,5 @@ def read_json(path: Path) -> Any:
     """Read a JSON file; ValueError names it if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON ({error})") from error

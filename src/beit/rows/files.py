@@ -4,11 +4,16 @@ Numbers with a shape become Arrow's fixed-shape tensors in Parquet: pyarrow read
 other readers as lists. NPZ files are not compressed and hold no pickles.
 """
 
+import errno
+import struct
+import tokenize
 import zipfile
-from collections.abc import Callable, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +24,7 @@ SUFFIXES = (".parquet", ".npz")
 ABOUT = "about"  # the entry of an NPZ file that records how it was made
 METADATA = "beit"  # the same in the metadata of a Parquet schema
 TEXT = "str"
+MAX_UNPACKED = 1 << 28  # bytes of one compressed array
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # first date of ZIP: the file holds no time of writing
 
 
@@ -120,10 +126,45 @@ def _member(archive: zipfile.ZipFile, name: str) -> IO[bytes]:
     return archive.open(zipfile.ZipInfo(f"{name}.npy", _EPOCH), "w", force_zip64=True)
 
 
+# What reading a damaged table raises, besides an OSError of Arrow's or of seeking.
+DAMAGED = (
+    *(ValueError, LookupError, TypeError, RuntimeError, EOFError, SyntaxError, MemoryError),
+    *(zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError),
+)
+
+
+@contextmanager
+def naming(path: Path, advice: str) -> Iterator[None]:
+    """Raise ValueError naming the file if reading it shows that it is damaged."""
+    try:
+        yield
+    except (*DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise ValueError(f"{path} is damaged ({error}); {advice}") from error
+
+
+@contextmanager
+def open_npz(path: Path, advice: str = "make it again") -> Iterator[Any]:
+    """Open arrays by name, without pickles. Raises ValueError naming the file if it is damaged.
+
+    An array is read when its name is asked for. One that is far larger than the file, as zeros that
+    were compressed, is refused.
+    """
+    with naming(path, advice), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        if not isinstance(arrays, np.lib.npyio.NpzFile):
+            raise ValueError("it holds one array, expected several by name")
+        most = max(path.stat().st_size, MAX_UNPACKED)
+        for entry in cast(zipfile.ZipFile, arrays.zip).infolist():
+            if entry.file_size > most:
+                raise ValueError(f"{entry.filename} claims {entry.file_size} bytes")
+        yield arrays
+
+
 def read_table(path: Path) -> dict[str, Array]:
     """Read the columns of a table that `write_table` has written: (rows, *shape) by name."""
     if path.suffix == ".npz":
-        with np.load(path) as archive:  # refuses pickles
+        with open_npz(path) as archive:
             return {name: archive[name] for name in archive.files if name != ABOUT}
     if path.suffix != ".parquet":
         raise ValueError(f"{path} holds no arrays; expected a name that ends in .parquet or .npz")
@@ -136,5 +177,6 @@ def read_table(path: Path) -> dict[str, Array]:
             return values.to_numpy_ndarray()  # type: ignore[no-any-return]
         return np.array(values.to_pylist())
 
-    table = parquet.read_table(path)
-    return {name: array(table[name]) for name in table.column_names}
+    with naming(path, "make it again"):
+        table = parquet.read_table(path)
+        return {name: array(table[name]) for name in table.column_names}

@@ -1,7 +1,6 @@
 """One part of a table: the rows of consecutive images, collected batch by batch."""
 
 import json
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from beit.data.source import Source
-from beit.rows.files import TEXT, Array, Column
+from beit.rows.files import TEXT, Array, Column, open_npz
 
 
 class Part:
@@ -60,9 +59,5 @@ class Part:
 
 def read_array(file: Path, name: str) -> Array:
     """Read one array of a part's file only."""
-    try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as part:
-            return np.asarray(part[name])
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        advice = "delete it and run the command again"
-        raise ValueError(f"{file} is damaged ({error}); {advice}") from error
+    with open_npz(file, "delete it and run the command again") as part:
+        return np.asarray(part[name])

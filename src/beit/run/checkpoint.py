@@ -6,6 +6,7 @@ import re
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
+from errno import EINVAL
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -107,20 +108,21 @@ def read(path: Path, step: int) -> dict[str, Any]:
     try:
         # torch.load does not notice flipped bits; the archive's checksums do.
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
+            packed = (entry.filename for entry in archive.infolist() if entry.compress_type)
+            damaged = next(packed, None) or archive.testzip()  # torch compresses nothing
         if damaged is not None:
-            raise ValueError(f"checkpoint {path} is damaged in {damaged}")
+            raise zipfile.BadZipFile(f"in {damaged}")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:  # torch's message suggests weights_only=False
-        raise ValueError(f"checkpoint {path} holds more than tensors and plain values") from error
-    except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
-        if out_of_memory(error):
+    except Exception as error:  # reading a damaged or forged pickle raises anything
+        if out_of_memory(error) or getattr(error, "errno", EINVAL) != EINVAL:
             raise
-        raise ValueError(f"checkpoint {path} is damaged ({error})") from error
-    if not isinstance(content, dict) or content.get("step") != step or "state" not in content:
+        unsafe = isinstance(error, pickle.UnpicklingError)  # torch suggests weights_only=False
+        reason = "holds more than tensors and plain values" if unsafe else f"is damaged ({error})"
+        raise ValueError(f"checkpoint {path} {reason}") from error
+    fits = isinstance(content, dict) and content.get("step") == step
+    if not fits or not isinstance(content.get("state"), dict):
         raise ValueError(f"checkpoint {path} does not hold the state of step {step}")
-    state: dict[str, Any] = content["state"]
-    return state
+    return dict(content["state"])
 
 
 def _check_loadable(value: Any, name: str) -> None:

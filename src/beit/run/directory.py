@@ -26,6 +26,7 @@ class RunConfig:
         max_skipped: skipped steps in a row that stop the run, as for losses that are not finite.
         skip_spikes: skip steps with a gradient above this multiple of its median; 0 for never.
         profile: write where the time of this many steps goes (docs/performance.md); 0 for none.
+        track: trackers to mirror the run to: tensorboard, wandb, mlflow, trackio, with commas.
         budget: time in which the run ends, as 30m or 2h: the epochs are shortened to what fits.
         fitted_to: the budget that the epochs fit; written by beit.
         chosen: settings that beit chose, and why; written by beit.
@@ -41,6 +42,7 @@ class RunConfig:
     max_skipped: int = 3
     skip_spikes: float = 0.0
     profile: int = 0
+    track: str = ""
     budget: str = ""
     fitted_to: str = ""
     chosen: tuple[str, ...] = ()
@@ -51,8 +53,7 @@ class RunConfig:
                 raise ValueError(f"run.{name} is {getattr(self, name)}; expected 1 or more")
         for name in ("keep_every", "skip_spikes", "profile"):
             if getattr(self, name) < 0:
-                got = getattr(self, name)
-                raise ValueError(f"run.{name} is {got}; expected 0 (none) or more")
+                raise ValueError(f"run.{name} is {getattr(self, name)}; expected 0 (none) or more")
         if self.stop_after is not None and self.stop_after < 1:
             raise ValueError(f"run.stop_after is {self.stop_after}; expected 1 or more steps")
 
@@ -120,7 +121,9 @@ class RunDirectory:
     def config(self) -> dict[str, Any]:
         """Read the resolved configuration: nested dicts of plain values, tuples as lists."""
         try:
-            settings = yaml.safe_load(self.config_file.read_text(encoding="utf-8"))
+            settings = yaml.safe_load(text := self.config_file.read_text(encoding="utf-8"))
+            if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
+                raise ValueError("it refers to parts of itself by *, which beit never writes")
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise ValueError(f"{self.config_file} is not valid YAML: {error}") from error
         if not isinstance(settings, dict) or not settings:

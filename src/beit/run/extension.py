@@ -5,8 +5,6 @@ at the seam it jumps up to where the longer cosine is. Order, views and masks of
 functions of (seed, epoch or step) and go on.
 """
 
-import gzip
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -18,6 +16,7 @@ import yaml
 from beit.files import PARTIAL_SUFFIX, write_text
 from beit.run.changes import recorded
 from beit.run.directory import RunDirectory
+from beit.run.images import kept_names
 
 logger = logging.getLogger(__name__)
 
@@ -123,8 +122,7 @@ class ExtendedRun(RunDirectory):
                 f"{self.path} has no {self.images_file.name}, so the length of its epochs is not "
                 "known; resume it once without other options"
             )
-        lists = json.loads(gzip.decompress(self.images_file.read_bytes()))
-        return int(lists["data.train"]["images"].count("\n")) + 1
+        return len(kept_names(self, "data.train"))
 
 
 def check_changeable(run: RunDirectory, changes: Mapping[str, Any]) -> None:

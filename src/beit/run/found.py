@@ -28,7 +28,9 @@ def found(run: RunDirectory, name: str) -> str:
     path = re.split(r"[?\[]", name)[0]
     if not path or "://" in name or os.path.isabs(path):
         return name
-    output = Path((run.config().get("run") or {}).get("output") or ".")
+    settings = run.config().get("run")
+    named = settings.get("output") if isinstance(settings, dict) else None
+    output = Path(named if isinstance(named, str) and named else ".")
     here, folders = run.path.absolute(), [Path()]
     if not output.is_absolute() and here.parts[-len(output.parts) :] == output.parts:
         folders.insert(0, Path(*here.parts[: -len(output.parts)]))

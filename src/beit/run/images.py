@@ -11,7 +11,6 @@ import logging
 import zlib
 from collections import Counter
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from beit.data.class_names import some
@@ -21,6 +20,9 @@ from beit.run.journal import Journal
 
 logger = logging.getLogger(__name__)
 
+# Of kept lists once unpacked: so many bytes, or so many times as many as those of now.
+MAX_BYTES, MAX_GROWTH = 1 << 27, 16
+MAX_LISTED = 1 << 31  # bytes, where no list of now is known
 Sets = Mapping[str, Any]  # by option, such as data.train: a Source, LabelMaps or, if not used, None
 Lists = dict[str, dict[str, Any]]  # by option
 
@@ -87,28 +89,36 @@ def _changes(directory: RunDirectory, lists: Lists) -> str:
     """Describe how lists differ from the kept ones; empty if they do not, or none were kept."""
     if not directory.images_file.exists():
         return ""
-    kept = _kept(directory.images_file)
+    kept = _kept(directory, most=max(MAX_BYTES, MAX_GROWTH * len(json.dumps(lists))))
     pairs = {option: (kept.get(option, {}), now) for option, now in lists.items()}
     different = {option: pair for option, pair in pairs.items() if pair[0] != pair[1]}
     return "; ".join(f"{option}: {_difference(*pair)}" for option, pair in different.items())
 
 
-def _kept(file: Path) -> Lists:
-    try:
-        kept = json.loads(gzip.decompress(file.read_bytes()))
-        if isinstance(kept, dict):
-            return kept
-        raise ValueError("not an object")
-    except (OSError, EOFError, zlib.error, ValueError) as error:
-        advice = "delete it to resume with the images as they are now"
-        raise ValueError(f"{file} is damaged ({error}); {advice}") from error
-
-
 def kept_names(directory: RunDirectory, option: str) -> list[str]:
     """Return the lines of a run's list of images; empty if it was not kept."""
+    kept = _kept(directory, MAX_LISTED) if directory.images_file.exists() else {}
+    return kept[option]["images"].split("\n") if kept.get(option) else []
+
+
+def _kept(directory: RunDirectory, most: int) -> Lists:
+    """Read the kept lists, of at most so many bytes once unpacked; some may be empty."""
     file = directory.images_file
-    images = _kept(file).get(option, {}).get("images", "") if file.exists() else ""
-    return str(images).split("\n") if images else []
+    try:
+        with gzip.open(file) as opened:
+            text = opened.read(most + 1)
+        if len(text) > most:
+            raise ValueError(f"more than {most} bytes")
+        lists: Lists = json.loads(text)
+        for kept in lists.values():
+            classes = kept.get("classes", [])
+            names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
+            if kept and not (names and isinstance(kept.get("images"), str)):
+                raise ValueError("it does not hold lists of images")
+    except (OSError, EOFError, zlib.error, ValueError, AttributeError, RecursionError) as error:
+        advice = "delete it to resume with the images as they are now"
+        raise ValueError(f"{file} is damaged ({error}); {advice}") from error
+    return lists
 
 
 def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -213,6 +213,7 @@ class Journal:
         if self._first:
             save_weights(self.directory.weights_file)
             sections = report()
+        self.fabric.call("after_finish", self)
         self.fabric.barrier()
         return Result(self.directory.path, metrics, sections)
 

@@ -28,6 +28,7 @@ from beit.run.precision import bfloat16_unit, choose_precision
 from beit.run.profile import callbacks
 from beit.run.reached import saved_step
 from beit.run.skipping import guards
+from beit.run.tracking import tracking
 from beit.run.watching import watchers
 
 if TYPE_CHECKING:
@@ -85,13 +86,16 @@ def layout(config: DeviceConfig, environment: Mapping[str, str]) -> Layout:
     return Layout(accelerator, devices, num_nodes)
 
 
-def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fabric:
+def launch(
+    config: DeviceConfig, training: bool = False, profile: int = 0, track: str = ""
+) -> Fabric:
     """Start the run's processes, or join those that torchrun started, and return their Fabric.
 
     Without `training`, precision auto is float32 (`choose_precision`).
 
     Args:
         profile: steps to profile, `run.profile`
+        track: trackers, `run.track`
     """
     from lightning_fabric import Fabric  # slow to import
     from lightning_fabric.plugins.environments.lightning import LightningEnvironment
@@ -111,7 +115,7 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
     # alone. The command has given torchrun's variables to those that srun started.
     alone = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     fabric = Fabric(
-        callbacks=callbacks(profile) + (of_training() if training else []),
+        callbacks=callbacks(profile) + (of_training(track) if training else []),
         plugins=[LightningEnvironment()] if alone else None,
         accelerator=accelerator,
         devices=devices,
@@ -127,9 +131,9 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
     return fabric
 
 
-def of_training() -> list[Any]:
+def of_training(track: tuple[str, ...]) -> list[Any]:
     """Return the callbacks of a training: what its journal tells, and may be stopped by."""
-    return [*watchers(), *preemption.callbacks(), *guards()]
+    return [*watchers(), *preemption.callbacks(), *guards(), *tracking(track)]
 
 
 def _strategy(config: DeviceConfig, training: bool, precision: str) -> DDPStrategy:
@@ -190,7 +194,9 @@ def launch_run(config: TrainingConfig, directory: RunDirectory | None) -> Fabric
     preemption.of_run(run)
     if directory is None:
         RunDirectory.check_new(config.run.output)
-    fabric = launch(config.device, training=True, profile=config.run.profile)
+    fabric = launch(
+        config.device, training=True, profile=config.run.profile, track=config.run.track
+    )
     enter = partial(reserve, run) if directory is None else partial(_go_on, directory)
     if lock := in_first_process(fabric, enter):
         weakref.finalize(fabric, lock.release)

@@ -67,9 +67,8 @@ class Progress:
         self._aside_seconds, self._aside = 0.0, ""
         self._part, self._part_started = (0, 0), 0.0
         self._metrics: dict[str, float] = {}
-        self._speed = Speed(0.0, None, 0.0)
         self._marks = deque([_Mark(self._now(), start_step, 0, 0.0)])
-        self._last_line = clock()
+        self._speed, self._last_line = Speed(0.0, None, 0.0), clock()
         self._stream: TextIO | None = (stream or sys.stderr) if enabled else None
         self._live: Live | None = None
         if self._stream is not None and self._stream.isatty():
@@ -137,10 +136,8 @@ class Progress:
 
     def warn(self, text: str) -> None:
         """Print a line from any process: above the live one, or to standard error."""
-        if self._live is None and self._stream is None:
-            print(text, file=sys.stderr, flush=True)
-        else:
-            self.message(text)
+        shown = self._live is not None or self._stream is not None
+        self.message(text) if shown else print(text, file=sys.stderr, flush=True)
 
     @contextmanager
     def aside(self, what: str) -> Iterator[None]:
@@ -169,8 +166,7 @@ class Progress:
 
     def _measure(self) -> Speed:
         """Compare the last update with the one WINDOW_SECONDS before it."""
-        marks = self._marks
-        last = marks[-1]
+        marks, last = self._marks, self._marks[-1]
         while len(marks) > 2 and last.seconds - marks[1].seconds >= WINDOW_SECONDS:
             marks.popleft()
         first = marks[0]
@@ -201,9 +197,8 @@ class Progress:
         row = Table.grid(padding=(0, 1))
         row.add_column(width=16)
         row.add_column(no_wrap=True, overflow="ellipsis")
-        done, total = (
-            self._part if self._aside and self._part[1] else (self._step, self._total_steps)
-        )
+        in_part = self._aside and self._part[1]
+        done, total = self._part if in_part else (self._step, self._total_steps)
         bar = ProgressBar(total=total, completed=done, width=16)
         row.add_row(bar, Text(self.line()))
         return row

@@ -33,8 +33,12 @@ def open_run(training: Training, path: str | Path) -> tuple[Any, RunDirectory]:
     """
     directory = RunDirectory.open(path, training.VERB)
     settings = with_found_paths(directory, directory.config())
-    config = from_plain(training.Config, settings, str(directory.config_file))
-    return config, directory
+    try:
+        return from_plain(training.Config, settings, str(directory.config_file)), directory
+    except (ValueError, ArithmeticError) as error:
+        if str(directory.config_file) in str(error):
+            raise
+        raise ValueError(f"{directory.config_file}: {error}") from error
 
 
 def to_resume(

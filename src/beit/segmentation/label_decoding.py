@@ -36,7 +36,7 @@ def decode_label_map(data: bytes, name: str, classes: LabelClasses) -> Tensor:
         return torch.from_numpy(_from_colours(np.asarray(image.convert("RGB")), name, classes))
     values = map_values(image, name)
     clipped = values if values.dtype == np.uint8 else values.clip(0, IGNORED)
-    labels = np.array(classes.table)[clipped]  # (H, W)
+    labels = np.array(classes.table, dtype=np.int16)[clipped]  # (H, W)
     wrong = (labels < 0) | (clipped != values)
     if wrong.any():
         row, column = np.argwhere(wrong)[0].tolist()

@@ -34,6 +34,7 @@ LABEL_KINDS = (
 )
 _SPLITS = {"train": ("training", "train"), "validation": ("validation", "val")}
 _MAP_FOLDERS = ("annotations", "labels", "masks")
+MAX_LIST_BYTES = 1 << 26  # of a list of images
 _LOCAL_HEADER = 30  # bytes before a member's name (APPNOTE 4.3.7)
 _ENCRYPTED = 1  # a flag bit
 _PARTS = attrgetter(
@@ -134,7 +135,7 @@ def open_place(spec: str) -> Place:
     try:
         with zipfile.ZipFile(path) as archive:
             return zipfile.Path(archive)  # lists its members even after closing
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
         raise ValueError(f"{spec}: neither a folder nor a readable zip file: {error}") from error
 
 
@@ -144,11 +145,17 @@ def open_files(place: Place) -> Files:
 
 
 def read_text(place: Place) -> str:
-    """Read a text file in UTF-8."""
-    if isinstance(place, Path):
-        return place.read_text(encoding="utf-8")
-    with zipfile.ZipFile(str(place.root.filename)) as archive:
-        return archive.read(place.at).decode("utf-8")
+    """Read a text file in UTF-8. Raises ValueError naming it."""
+    try:
+        if isinstance(place, Path):
+            return place.read_text(encoding="utf-8")
+        with zipfile.ZipFile(str(place.root.filename)) as archive, archive.open(place.at) as file:
+            data = file.read(MAX_LIST_BYTES + 1)
+        if len(data) > MAX_LIST_BYTES:
+            raise ValueError(f"more than {MAX_LIST_BYTES} bytes")
+        return data.decode("utf-8")
+    except (ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{place}: not a readable text file: {error}") from error
 
 
 # ── layouts ─────────────────────────────────────────────────────────────────────────────────────

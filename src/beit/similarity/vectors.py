@@ -25,7 +25,17 @@ from beit.files import replacing, user_path
 from beit.nn.pooling import Kind
 from beit.nn.quantizer import unit
 from beit.rows.compute import compute_table, fingerprint
-from beit.rows.files import ABOUT, METADATA, SUFFIXES, TEXT, Array, Column, write_table
+from beit.rows.files import (
+    ABOUT,
+    METADATA,
+    SUFFIXES,
+    TEXT,
+    Array,
+    Column,
+    naming,
+    open_npz,
+    write_table,
+)
 from beit.rows.lines import printable
 from beit.rows.table import RowTable
 from beit.run.device import DeviceConfig, precision_of
@@ -364,32 +374,33 @@ def _about_of(path: Path) -> dict[str, Any]:
     """Return what a table says about itself; empty if it is none of ours."""
     if path.suffix == ".npz":
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with open_npz(path) as arrays:
                 return dict(json.loads(str(arrays[ABOUT])))
-        except (ValueError, KeyError, OSError):
+        except (ValueError, OSError):
             return {}
     from pyarrow import ArrowException, parquet
 
     try:
         metadata = parquet.read_schema(path).metadata or {}
         return dict(json.loads(metadata.get(METADATA.encode(), b"{}")))
-    except (ValueError, ArrowException, OSError):
+    except (ValueError, TypeError, RecursionError, ArrowException, OSError):
         return {}
 
 
 def _read(path: Path) -> dict[str, Array]:
     """Read the columns of a table as arrays, without those of patches."""
     if path.suffix == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_npz(path) as arrays:
             return {name: arrays[name] for name in arrays.files if name not in ("patches", ABOUT)}
     from pyarrow import parquet
 
-    names = [name for name in parquet.read_schema(path).names if name != "patches"]
-    table = parquet.read_table(path, columns=names).combine_chunks()
-    arrays = {}
-    for name in names:
-        column = table[name].combine_chunks()
-        shaped = hasattr(column, "to_numpy_ndarray")
-        values = column.to_numpy_ndarray() if shaped else column.to_pylist()
-        arrays[name] = np.array(values)  # Arrow's own memory is read-only
-    return arrays
+    with naming(path, "make it again"):
+        names = [name for name in parquet.read_schema(path).names if name != "patches"]
+        table = parquet.read_table(path, columns=names).combine_chunks()
+        columns = {}
+        for name in names:
+            column = table[name].combine_chunks()
+            shaped = hasattr(column, "to_numpy_ndarray")
+            values = column.to_numpy_ndarray() if shaped else column.to_pylist()
+            columns[name] = np.array(values)  # Arrow's own memory is read-only
+    return columns

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from beit.files import replacing, user_path
+from beit.files import out_of_memory, replacing, user_path
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
@@ -46,6 +46,14 @@ DEPTH_FIELDS = ("depth", "decoder_depth", "head_layers", "num_layers", "blocks_p
 HEAD = ("head.weight", "head.bias")
 CLASS_FIELDS = ("class_names", "palette")
 TABLE = "rel_pos_bias.table"
+UNBUILT = (
+    RuntimeError,
+    ArithmeticError,
+    TypeError,
+    ValueError,
+)  # what models raise on absurd numbers
+# How often storages may be claimed on average, and how many bytes may be claimed in any case.
+MAX_SHARED, MIN_HELD = 4, 2**20
 MAX_INDEX = 2**30  # entries of all position indices; a ViT-L at 1024 x 1024 pixels has 0.4e9
 
 
@@ -131,7 +139,7 @@ def kind_of(metadata: Mapping[str, str]) -> str:
     """Return the key of `KINDS` in the metadata of one of our files; empty if damaged."""
     try:
         return str(json.loads(metadata[FORMAT])["kind"])
-    except (KeyError, TypeError, ValueError):
+    except (KeyError, TypeError, ValueError, RecursionError):
         return ""
 
 
@@ -147,7 +155,7 @@ def model_of(
     try:
         about = json.loads(metadata[FORMAT])
         version, kind, plain = about["version"], about["kind"], about["config"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{origin}: its {FORMAT} metadata cannot be read ({error!r})") from error
     if version != VERSION:
         expected = f"expected {VERSION!r}; use a newer beit"
@@ -181,8 +189,9 @@ def assemble(
     """Build a model and load the tensors, by our names, strictly; return it in eval mode.
 
     Other floating-point dtypes become float32, which is logged. Nothing is allocated before names
-    and shapes agree, so a forged configuration cannot allocate more memory than the file has. The
-    default random generator is unchanged. `fresh` names tensors that keep their initial values.
+    and shapes agree and the tensors are known to be held in full, so a forged configuration cannot
+    allocate more memory than the file has. The default random generator is unchanged. `fresh` names
+    tensors that keep their initial values.
     """
     blocks = num_blocks(config)
     if blocks > len(tensors):
@@ -193,7 +202,7 @@ def assemble(
     try:
         with torch.device("meta"):
             expected = model_class(config).state_dict()
-    except (RuntimeError, ArithmeticError) as error:
+    except UNBUILT as error:
         raise ValueError(f"{origin} describes a model that cannot be built ({error})") from error
     expected = {name: expected[name] for name in expected if name not in fresh}
     if problems := mismatches(tensors, expected):
@@ -201,13 +210,42 @@ def assemble(
         advice = "; give num_classes=… for a new head" if only_head else ""
         kind = model_class.__name__
         raise ValueError(f"{origin} does not fit a {kind}: {first(problems)}{advice}")
+    refuse_inflated(tensors, origin)
     floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     if others := sorted(str(dtype) for dtype in floats - {torch.float32}):
         logger.info("%s: %s becomes torch.float32", origin, " and ".join(others))
-    with torch.random.fork_rng(devices=[]):
-        model = model_class(config)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model = model_class(config)
+    except UNBUILT as error:
+        if out_of_memory(error):
+            raise
+        raise ValueError(f"{origin} describes a model that cannot be built ({error})") from error
     model.load_state_dict(model.state_dict() | dict(tensors))
     return model.eval()
+
+
+def refuse_inflated(tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse tensors that claim more elements than there are in memory.
+
+    In a pickle a tensor can be a small storage seen many times over, or have none at all; a model
+    built by its shapes would take any amount of memory. Tied weights share a storage, so each may
+    be claimed a few times.
+    """
+    storages, claimed = dict[int, int](), 0
+    for name, tensor in tensors.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            kind = f"{tensor.layout}, on {tensor.device.type}"
+            raise ValueError(f"{origin}: {name} is {kind}; expected a dense tensor on the CPU")
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        claimed += tensor.numel() * tensor.element_size()
+    held = sum(storages.values())
+    if claimed > MAX_SHARED * held + MIN_HELD:
+        raise ValueError(
+            f"{origin}: its tensors claim {claimed} bytes and hold {held}; save them with "
+            "tensor.clone(), or take the file for forged"
+        )
 
 
 def mismatches(tensors: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> list[str]:

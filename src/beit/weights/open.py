@@ -108,7 +108,12 @@ def _load(path: Path, **overrides: Any) -> nn.Module:
     files = {key: path.with_name(name) for key, name in layout.json_files.items()}
     settings = {key: read_json(file) for key, file in files.items() if file.is_file()}
     state = {"state_dict": tensors, "meta": content.get("meta")} if layout.whole else tensors
-    model = layout.build(state, origin=str(path), **settings, **overrides)
+    try:
+        model = layout.build(state, origin=str(path), **settings, **overrides)
+    except ValueError as error:  # a configuration's own checks do not know the file
+        if str(path) in str(error):
+            raise
+        raise ValueError(f"{path}: {error}") from error
     if layout.module in GUESSED and not settings and manifest.of_file(path.name) is None:
         if not isinstance(model, VQKD) and not {"mean", "std"} <= overrides.keys():
             logger.warning(

@@ -25,7 +25,7 @@ MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB decoded
 # What decoders raise on broken data.
 BROKEN = (
     *(OSError, ValueError, RuntimeError, SyntaxError, EOFError, IndexError, KeyError),
-    *(TypeError, OverflowError, struct.error, zlib.error),
+    *(TypeError, ArithmeticError, struct.error, zlib.error),
 )
 
 # Endings that need a plugin of Pillow, and its package.

@@ -2,13 +2,16 @@
 
 import json
 import re
-from collections.abc import Callable, Sequence
+import reprlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from beit.data.folders.listing import say_once
 from beit.data.splits import Split, choose_split, is_split
 
+_brief = reprlib.Repr()  # of values of others in messages
 ENDINGS = (".parquet", ".arrow")
 
 
@@ -32,21 +35,47 @@ class Rows(NamedTuple):
 
 def open_rows(path: Path) -> Rows:
     """Open a Parquet file, or an Arrow file (stream or random access), mapped into memory."""
+    with _readable(path):
+        is_parquet = path.suffix.lower() == ".parquet"
+        rows = _open_parquet(path) if is_parquet else _open_arrow(path)
+        names = rows.schema.names
+        for field in rows.schema:
+            _decode_names(field.type)
+
+    def column(groups: Sequence[int], name: str) -> Any:
+        with _readable(path):
+            return rows.column(groups, name)
+
+    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        raise ValueError(f"{path}: several columns are named {twice[0]!r}; rename all but one")
+    return rows._replace(column=column)
+
+
+def _decode_names(kind: Any) -> None:
+    """Decode the names of the fields of a struct; UnicodeDecodeError if they are no UTF-8."""
+    from pyarrow import types
+
+    if types.is_struct(kind):
+        for field in kind:
+            str(field.name)
+            _decode_names(field.type)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raise ValueError that names the file where pyarrow finds it damaged."""
     import pyarrow
 
     try:
-        is_parquet = path.suffix.lower() == ".parquet"
-        rows = _open_parquet(path) if is_parquet else _open_arrow(path)
-    except pyarrow.ArrowException as error:
+        yield
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
+        if getattr(error, "errno", None) is not None:  # of the disk; Arrow's own have no number
+            raise
         with path.open("rb") as file:
             pointer = file.read(20).startswith(b"version https://git")
         reason = "a pointer of Git LFS; run git lfs pull" if pointer else str(error)
         kind = path.suffix[1:].capitalize()
         raise ValueError(f"{path}: not a readable {kind} file: {reason}") from error
-    names = rows.schema.names
-    if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-        raise ValueError(f"{path}: several columns are named {twice[0]!r}; rename all but one")
-    return rows
 
 
 def _open_parquet(path: Path) -> Rows:
@@ -79,6 +108,8 @@ def _open_arrow(path: Path) -> Rows:
 
     def column(groups: Sequence[int], name: str) -> Any:
         parts = [batch(group).column(name) for group in groups]
+        for part in parts:
+            part.validate(full=True)  # else forged offsets would read other memory, or abort
         return pyarrow.chunked_array(parts, schema.field(name).type)
 
     counts = [batch(group).num_rows for group in range(number)]
@@ -92,9 +123,10 @@ def _class_names(schema: Any, path: Path) -> dict[str, list[str]]:
         about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
         features = about.get("features") or (_read(beside, "features") if beside.is_file() else {})
         found = {column: f.get("names") for column, f in features.items() if isinstance(f, dict)}
-    except (AttributeError, ValueError):
+    except (AttributeError, ValueError, RecursionError):
         return {}
-    return {column: list(map(str, names)) for column, names in found.items() if names}
+    lists = {column: names for column, names in found.items() if isinstance(names, list) and names}
+    return {column: list(map(str, names)) for column, names in lists.items()}
 
 
 def row_files(folder: Path, split: Split | None) -> list[Path]:
@@ -109,7 +141,7 @@ def row_files(folder: Path, split: Split | None) -> list[Path]:
     if (folder / "dataset_dict.json").is_file():
         about = folder / "dataset_dict.json"
         splits = _read(about, "splits")
-        if not (isinstance(splits, list) and splits and all(isinstance(s, str) for s in splits)):
+        if not (isinstance(splits, list) and splits and all(map(_is_name, splits))):
             raise ValueError(f"{about}: 'splits' is {splits!r}; expected a list of names")
         folder = folder / _chosen(splits, split, folder, str(folder / splits[0]))
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
@@ -174,14 +206,24 @@ def _saved_files(folder: Path) -> list[Path]:
             f"{folder} holds a selection of its rows, which is not read; load it with `datasets` "
             "and save what flatten_indices() returns"
         )
-    return [folder / file["filename"] for file in _read(state, "_data_files")]
+    files = _read(state, "_data_files")
+    listed = isinstance(files, list) and all(isinstance(file, dict) for file in files)
+    names = [file.get("filename") for file in files] if listed else []
+    if not names or not all(map(_is_name, names)):
+        raise ValueError(f"{state}: '_data_files' is {_brief.repr(files)}; expected names of files")
+    return [folder / name for name in names]
+
+
+def _is_name(value: Any) -> bool:
+    """Whether a value names something in a folder, and nothing outside of it."""
+    return isinstance(value, str) and value not in ("", ".", "..") and not set(value) & {*"/\\\0"}
 
 
 def _read(path: Path, key: str, default: Any = None) -> Any:
     """Read a value from a file of `datasets`."""
     try:
         value = json.loads(path.read_text("utf-8")).get(key, default)
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: not readable as JSON: {error}") from error
     if value is None:
         raise ValueError(f"{path}: has no {key!r}; expected a folder that `datasets` saved")

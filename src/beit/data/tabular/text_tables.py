@@ -29,7 +29,7 @@ def read_columns(path: Path) -> dict[str, Any]:
     try:
         for row in _rows(path):
             rows.append(row)
-    except (ValueError, TypeError, csv.Error) as error:
+    except (ValueError, TypeError, RecursionError, csv.Error) as error:
         raise ValueError(f"{path}: cannot read row {len(rows) + 1}: {error}") from error
     if not rows:
         raise ValueError(f"{path}: no rows in this table")

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from beit.run.settings import first
+from beit.weights.file import refuse_inflated
 from beit.weights.safe_pickle import records
 from beit.weights.shards import read_file, refuse_shard
 
@@ -62,6 +63,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     tensors = {name: value for name, value in content.items() if _is_named_tensor(name, value)}
     if not tensors:
         raise ValueError(f"{file} holds no tensors by name")
+    refuse_inflated(tensors, str(file))
     return tensors
 
 
@@ -72,8 +74,13 @@ def _is_named_tensor(name: object, value: object) -> bool:
 def _is_torchscript(path: Path) -> bool:
     if not zipfile.is_zipfile(path):
         return False
-    with zipfile.ZipFile(path) as archive:
-        return any("/code/" in name for name in archive.namelist())
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any("/code/" in name for name in archive.namelist())
+    except records.UNSOUND as error:
+        if not records.unsound(error):
+            raise
+        raise ValueError(f"{path} is not a sound PyTorch archive ({error})") from error
 
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:
@@ -93,4 +100,6 @@ def _read_torchscript(path: Path) -> dict[str, Tensor]:
             views = records.views(module, vars)
             return records.tensors_of(views, records.zip_storage(archive, root))
     except records.UNSOUND as error:
+        if not records.unsound(error):
+            raise
         raise ValueError(f"{path} is not a sound TorchScript archive ({error})") from error

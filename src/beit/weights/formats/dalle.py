@@ -159,6 +159,8 @@ def read_pickled_module(path: str | Path) -> dict[str, Tensor] | None:
         if head.startswith(PICKLE) and PACKAGE in head:
             return _read_legacy(path.read_bytes())
     except records.UNSOUND as error:
+        if not records.unsound(error):
+            raise
         raise ValueError(
             f"{path} is not a sound pickled module of DALL-E: {error}. Nothing of it was executed"
         ) from error

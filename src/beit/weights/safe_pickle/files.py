@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from beit.weights.safe_pickle.records import UNSOUND
+from beit.weights.safe_pickle.records import UNSOUND, unsound
 
 ZIP, PICKLE = b"PK", b"\x80"  # first bytes of files of torch 1.6 and later, and of older ones
 
@@ -61,6 +61,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             "Nothing of it was executed; save only the state_dict"
         ) from error
     except (*UNSOUND, MemoryError) as error:
+        if not unsound(error):
+            raise
         raise ValueError(f"{path} is damaged, or not a PyTorch checkpoint ({error!r})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected tensors by name")

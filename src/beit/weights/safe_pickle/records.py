@@ -3,12 +3,14 @@
 For files that `torch.load(weights_only=True)` refuses: TorchScript archives and pickled modules.
 """
 
+import errno
 import io
 import math
 import pickle
 import pickletools
 import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -27,12 +29,19 @@ STORAGE_DTYPES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-# What reading raises on a file that is damaged, or forged to do more than hold tensors.
+# What reading raises on a file that is damaged, or forged to do more than hold tensors. An OSError
+# is about the file only if `unsound` says so.
 UNSOUND = (
-    *(pickle.UnpicklingError, zipfile.BadZipFile, struct.error, EOFError, StopIteration),
-    *(ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError),
+    *(pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, struct.error, EOFError),
+    *(ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, StopIteration),
+    *(TypeError, ValueError, OSError),
 )
 MAX_DEPTH, MAX_OBJECTS = 32, 100_000  # published modules: 6 deep, a few hundred objects
+
+
+def unsound(error: Exception) -> bool:
+    """Tell whether an error is the file's fault: also one of seeking outside of it."""
+    return not isinstance(error, OSError) or error.errno == errno.EINVAL
 
 
 class Storage(NamedTuple):

@@ -1,0 +1,410 @@
+"""The process that passes a run on to trackers: `python -m beit.run.trackers RUN NAME ...`.
+
+It reads lines from its standard input, the steps up to which the logs of the run are complete, and
+`end` after the last one. Without `end`, the run was killed. Messages for the user go to standard
+output, all that the trackers print to standard error. `beit.run.tracking` starts it.
+
+A resumed run continues its record. No value is written twice: TensorBoard's files are written anew
+from the logs, MLflow is asked for what it has, and `tracking.json` in the run directory says up to
+which step Weights & Biases and trackio were told.
+"""
+
+import base64
+import io
+import json
+import math
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+from uuid import uuid4
+
+from beit.files import write_text
+from beit.run.directory import RunDirectory
+
+PROJECT = "beit"  # unless the tracker's own environment variable names another
+PNG = "data:image/png;base64,"
+MLFLOW_LONGEST = 5000  # characters of a value
+
+
+class Row(NamedTuple):
+    """What was logged in one step, by name; `time` in seconds since 1970, None if not known."""
+
+    step: int
+    time: float | None
+    values: dict[str, float]
+    warnings: list[str]
+
+
+class Picture(NamedTuple):
+    """A PNG of the report, and its description."""
+
+    alt: str
+    data: bytes
+
+
+class Tracker(Protocol):
+    """What a tracker does; whatever it raises leaves it out."""
+
+    def log(self, rows: list[Row]) -> None: ...
+    def report(self, step: int, page: Path, pictures: list[Picture]) -> None: ...
+    def close(self, finished: bool) -> None: ...
+
+
+class State:
+    """What is kept about a tracker in the run directory, for the time when the run is resumed."""
+
+    def __init__(self, file: Path, name: str) -> None:
+        self._file, self._name = file, name
+        entry = self._all().get(name)
+        self.values: dict[str, Any] = entry if isinstance(entry, dict) else {}
+
+    @property
+    def step(self) -> int:
+        """The last step that was passed on; -1 before the first."""
+        return int(self.values.get("step", -1))
+
+    def keep(self, **values: Any) -> None:
+        self.values |= values
+        text = json.dumps({**self._all(), self._name: self.values}, indent=2)
+        write_text(self._file, text + "\n")
+
+    def _all(self) -> dict[str, Any]:
+        if not self._file.exists():
+            return {}
+        content = json.loads(self._file.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+
+
+# ── trackers ────────────────────────────────────────────────────────────────────────────────────
+
+
+class TensorBoard:
+    """Event files in RUN/tensorboard: `tensorboard --logdir` of the folder of all runs."""
+
+    def __init__(self, directory: RunDirectory, state: State) -> None:
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+        folder = directory.path / "tensorboard"
+        self._old = list(folder.glob("events.out.tfevents.*")) if folder.is_dir() else []
+        self._writer = EventFileWriter(str(folder))
+        if self._old:  # a TensorBoard that runs forgets what it has read of them
+            self._add(0, None, session_log={"status": "START"})
+        settings = directory.config_file.read_text(encoding="utf-8")
+        self._add(0, None, summary={"value": [self._text("settings", settings)]})
+
+    def _add(self, step: int, wall_time: float | None, **what: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        self._writer.add_event(Event(step=step, wall_time=wall_time or time.time(), **what))
+
+    def _text(self, tag: str, text: str) -> Any:
+        from tensorboard.plugins.text.metadata import create_summary_metadata
+
+        content = ("    " + text).replace("\n", "\n    ").encode()  # Markdown: as it is
+        tensor = {"dtype": "DT_STRING", "string_val": [content]}
+        return {"tag": tag, "metadata": create_summary_metadata(tag, ""), "tensor": tensor}
+
+    def log(self, rows: list[Row]) -> None:
+        for row in rows:
+            values: list[Any] = [{"tag": n, "simple_value": v} for n, v in row.values.items()]
+            if row.warnings:
+                values.append(self._text("warnings", "\n".join(row.warnings)))
+            self._add(row.step, row.time, summary={"value": values})
+        self._writer.flush()
+        for file in self._old:  # its values are in the new one
+            file.unlink(missing_ok=True)
+        self._old = []
+
+    def report(self, step: int, page: Path, pictures: list[Picture]) -> None:
+        for number, picture in enumerate(pictures, 1):
+            height, width = (int.from_bytes(picture.data[i : i + 4]) for i in (20, 16))
+            image = {"height": height, "width": width, "encoded_image_string": picture.data}
+            tag = f"report/{number:02d} {picture.alt}"
+            self._add(step, None, summary={"value": [{"tag": tag, "image": image}]})
+
+    def close(self, finished: bool) -> None:
+        self._writer.close()
+
+
+class WandB:
+    """Weights & Biases, offline if it has no key: `wandb sync` then uploads what RUN/wandb has."""
+
+    def __init__(self, directory: RunDirectory, state: State) -> None:
+        import wandb
+
+        self._state, self._told = state, state.step
+        if "id" not in state.values:
+            state.keep(id=uuid4().hex[:16])
+        mode = os.environ.get("WANDB_MODE")
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", PROJECT),
+            name=directory.path.resolve().name,
+            id=state.values["id"],
+            resume="allow",
+            dir=os.environ.get("WANDB_DIR", str(directory.path)),
+            config=directory.config(),
+            mode=mode or ("online" if wandb.login(prompt=False) else "offline"),
+            settings=wandb.Settings(console="off", init_timeout=60),
+        )
+
+    def log(self, rows: list[Row]) -> None:
+        for row in rows:
+            if row.step > self._told:
+                self._state.keep(step=row.step)
+                text = {"warning": "\n".join(row.warnings)} if row.warnings else {}
+                self._run.log({**row.values, **text}, step=row.step)
+
+    def report(self, step: int, page: Path, pictures: list[Picture]) -> None:
+        import wandb
+        from PIL import Image
+
+        if self._state.values.get("report") == step:
+            return
+        self._state.keep(report=step)
+        images = [wandb.Image(Image.open(io.BytesIO(p.data)), caption=p.alt) for p in pictures]
+        page_of = wandb.Html(page.read_text(encoding="utf-8"), inject=False)
+        self._run.log({"report/page": page_of, "report/pictures": images}, step=step)
+
+    def close(self, finished: bool) -> None:
+        self._run.finish(0 if finished else 1)
+
+
+class MLflow:
+    """MLflow, by MLFLOW_TRACKING_URI; without one in the files of RUN/mlruns."""
+
+    def __init__(self, directory: RunDirectory, state: State) -> None:
+        address = os.environ.get("MLFLOW_TRACKING_URI")
+        if not address:
+            os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"  # which it no longer develops
+            address = (directory.path / "mlruns").absolute().as_uri()
+        from mlflow import MlflowClient
+        from mlflow.entities import Param
+
+        self._client = MlflowClient(tracking_uri=address)
+        self._recorded: set[tuple[str, int]] = set()
+        if "id" in state.values:
+            self._id = state.values["id"]
+            for name in self._client.get_run(self._id).data.metrics:
+                history = self._client.get_metric_history(self._id, name)
+                self._recorded |= {(name, metric.step) for metric in history}
+            self._client.update_run(self._id, status="RUNNING")
+            return
+        name = os.environ.get("MLFLOW_EXPERIMENT_NAME", PROJECT)
+        experiment = self._client.get_experiment_by_name(name)
+        number = experiment.experiment_id if experiment else self._client.create_experiment(name)
+        run = self._client.create_run(number, run_name=directory.path.resolve().name)
+        self._id = run.info.run_id
+        settings = flat(directory.config()).items()
+        params = [Param(key, text[:MLFLOW_LONGEST]) for key, text in settings]
+        for start in range(0, len(params), 100):  # the most that it takes at once
+            self._client.log_batch(self._id, params=params[start : start + 100])
+        state.keep(id=self._id)
+
+    def log(self, rows: list[Row]) -> None:
+        from mlflow.entities import Metric, RunTag
+
+        for row in rows:
+            stamp = round(1000 * (row.time or time.time()))
+            new = {n: v for n, v in row.values.items() if (n, row.step) not in self._recorded}
+            metrics = [Metric(name, value, stamp, row.step) for name, value in new.items()]
+            text = "\n".join(row.warnings)[:MLFLOW_LONGEST]
+            tags = [RunTag(f"warning.{row.step}", text)] if text else []
+            self._client.log_batch(self._id, metrics=metrics, tags=tags)
+            self._recorded |= {(name, row.step) for name in new}
+
+    def report(self, step: int, page: Path, pictures: list[Picture]) -> None:
+        self._client.log_artifact(self._id, str(page))
+        with tempfile.TemporaryDirectory() as folder:
+            for number, picture in enumerate(pictures, 1):
+                Path(folder, f"{number:02d}.png").write_bytes(picture.data)
+            self._client.log_artifacts(self._id, folder, "pictures")
+
+    def close(self, finished: bool) -> None:
+        self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
+
+
+class Trackio:
+    """trackio, in its own folder of this machine unless its environment variables say where."""
+
+    def __init__(self, directory: RunDirectory, state: State) -> None:
+        import trackio
+
+        self._state, self._told = state, state.step
+        if "name" not in state.values:  # it resumes by name, so that has to be unique
+            state.keep(name=f"{directory.path.resolve().name}-{uuid4().hex[:8]}")
+        self._run = trackio.init(
+            project=os.environ.get("TRACKIO_PROJECT", PROJECT),
+            name=state.values["name"],
+            config=directory.config(),
+            resume="allow",
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+    def log(self, rows: list[Row]) -> None:
+        for row in rows:
+            if row.step > self._told:
+                self._state.keep(step=row.step)
+                text = {"warning": "\n".join(row.warnings)} if row.warnings else {}
+                self._run.log({**row.values, **text}, step=row.step)
+
+    def report(self, step: int, page: Path, pictures: list[Picture]) -> None:
+        import trackio
+        from PIL import Image
+
+        if self._state.values.get("report") == step:
+            return
+        self._state.keep(report=step)
+        shown: dict[str, Any] = {"report/page": trackio.Html(page.read_text(encoding="utf-8"))}
+        for number, picture in enumerate(pictures, 1):
+            image = Image.open(io.BytesIO(picture.data))
+            shown[f"report/{number:02d}"] = trackio.Image(image, caption=picture.alt)
+        self._run.log(shown, step=step)
+
+    def close(self, finished: bool) -> None:
+        self._run.finish()
+
+
+TRACKERS: dict[str, Callable[[RunDirectory, State], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": WandB,
+    "mlflow": MLflow,
+    "trackio": Trackio,
+}
+
+
+# ── reading the run directory ───────────────────────────────────────────────────────────────────
+
+
+class Logs:
+    """Reads the lines of metrics.jsonl and speed.jsonl as they are written."""
+
+    def __init__(self, directory: RunDirectory) -> None:
+        self._places = {directory.metrics_file: 0, directory.speed_file: 0}
+        self._speed, self._pending = directory.speed_file, dict[int, Row]()
+
+    def rows(self, last: float) -> list[Row]:
+        """Return the new rows up to a step, in their order."""
+        for file in self._places:
+            for record in self._records(file):
+                self._add(record, "speed/" if file == self._speed else "")
+        return [self._pending.pop(step) for step in sorted(self._pending) if step <= last]
+
+    def _records(self, file: Path) -> Iterable[Mapping[str, Any]]:
+        with file.open("rb") as opened:
+            opened.seek(self._places[file])
+            lines = opened.read().rpartition(b"\n")[0]
+        self._places[file] += len(lines) + 1 if lines else 0
+        return map(json.loads, lines.splitlines())
+
+    def _add(self, record: Mapping[str, Any], prefix: str) -> None:
+        step = record["step"]
+        row = self._pending.setdefault(step, Row(step, None, {}, []))
+        if prefix and "time" in record:
+            self._pending[step] = row = row._replace(time=record["time"])
+        for name, value in record.items():
+            if name == "warning":
+                row.warnings.append(str(value))
+            elif name not in ("step", "time") and type(value) in (int, float):
+                if math.isfinite(value):
+                    row.values[prefix + name] = float(value)
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return nested settings by their dotted names."""
+    values: dict[str, str] = {}
+    for name, value in settings.items():
+        inner = flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
+        values |= inner if inner else {f"{prefix}{name}": str(value)}
+    return values
+
+
+def pictures_in(page: Path) -> list[Picture]:
+    """Return the PNG images of a report."""
+    pictures: list[Picture] = []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+            source = dict(attrs).get("src") or ""
+            if tag == "img" and source.startswith(PNG):
+                data = base64.b64decode(source.removeprefix(PNG))
+                pictures.append(Picture(dict(attrs).get("alt") or "picture", data))
+
+    Parser().feed(page.read_text(encoding="utf-8"))
+    return pictures
+
+
+class Mirror:
+    """Passes a run on to trackers; one that fails is left out, after a message."""
+
+    def __init__(
+        self, directory: RunDirectory, names: Iterable[str], say: Callable[[str], object]
+    ) -> None:
+        self._directory, self._say, self._logs = directory, say, Logs(directory)
+        self._trackers: dict[str, Tracker] = {}
+        self._last = 0
+        for name in names:
+            self._attempt(name, self._open, name)
+
+    def _open(self, name: str) -> None:
+        state = State(self._directory.path / "tracking.json", name)
+        self._trackers[name] = TRACKERS[name](self._directory, state)
+
+    def update(self, last: float) -> None:
+        """Pass on the rows up to a step."""
+        rows = self._logs.rows(last)
+        if rows:
+            self._last = max(self._last, rows[-1].step)
+            self._each(lambda tracker: tracker.log(rows))
+
+    def close(self, finished: bool) -> None:
+        """End the record; of a finished run pass on all that is left, and the report."""
+        page = self._directory.report_file
+        if finished:
+            self.update(math.inf)
+            if page.is_file():
+                pictures = pictures_in(page)
+                self._each(lambda tracker: tracker.report(self._last, page, pictures))
+        self._each(lambda tracker: tracker.close(finished))
+
+    def _each(self, action: Callable[[Tracker], None]) -> None:
+        for name, tracker in list(self._trackers.items()):
+            self._attempt(name, action, tracker)
+
+    def _attempt(self, name: str, action: Callable[[Any], None], argument: Any) -> None:
+        try:
+            action(argument)
+        except Exception as error:  # whatever another program raises
+            self._trackers.pop(name, None)
+            reason = " ".join(str(error).split())[:300]
+            self._say(f"warning: {name} is left out from now on: {type(error).__name__}: {reason}")
+
+
+def main() -> None:
+    """Mirror the run until its training ends or dies."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # it ends when the training has ended
+        signal.signal(number, signal.SIG_IGN)
+    messages = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what trackers print
+    path, *names = sys.argv[1:]
+
+    def say(text: str) -> None:
+        print(text, file=messages, flush=True)
+
+    mirror, finished = Mirror(RunDirectory(Path(path)), names, say), False
+    for line in sys.stdin:
+        finished = line == "end\n"
+        if not finished:
+            mirror.update(int(line))
+    mirror.close(finished)
+
+
+if __name__ == "__main__":
+    main()
