@@ -52,7 +52,7 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         if not shared:
-            _flush_to_disk(temporary)
+            flush_to_disk(temporary)
         temporary.replace(path)
     except BaseException as error:
         size = temporary.stat().st_size if temporary.exists() else 0
@@ -63,7 +63,7 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
             raise OSError(number or errno.ENOSPC, words, str(path)) from error
         raise
     if not shared:
-        _flush_to_disk(path.parent)
+        flush_to_disk(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -78,7 +78,8 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def _flush_to_disk(path: Path) -> None:
+def flush_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a directory, are on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -10,11 +10,11 @@ import pickle
 import signal
 import sys
 import traceback
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from itertools import islice
 from multiprocessing.connection import Connection, wait
+from multiprocessing.util import Finalize
 from typing import Any
 
 import torch
@@ -81,7 +81,8 @@ class _Worker:
         self.process.start()
         other.close()  # now the worker alone holds it, and the stream ends with the worker
         self._stream = open(self.socket.fileno(), "rb", closefd=False)
-        self.end = weakref.finalize(self, self.process.kill)  # at exit, too
+        # At exit, too, before multiprocessing sends SIGTERM to its processes and waits for them.
+        self.end = Finalize(self, self.process.kill, exitpriority=0)
 
     def give(self, task: tuple[int, Any]) -> None:
         self.task = task
@@ -113,7 +114,9 @@ class _Worker:
 
 def _work(own: Connection, other: Connection, compute: Function) -> None:
     """Compute tasks until the main process closes its socket or dies."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C, the main process ends the workers
+    # A scheduler and Ctrl-C signal all processes; the main one ends the workers, after a last step.
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGINT)):
+        signal.signal(number, signal.SIG_IGN)
     torch.set_num_threads(1)
     other.close()
     stream = open(own.fileno(), "wb", closefd=False)

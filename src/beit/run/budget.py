@@ -23,6 +23,7 @@ from beit.data.source import UnreadableImage
 from beit.run.directory import RunConfig, RunDirectory
 from beit.run.log import read_log
 from beit.run.optim import Schedule
+from beit.run.preemption import without_checkpoint
 from beit.run.watching import watched_by
 
 logger = logging.getLogger(__name__)
@@ -122,7 +123,7 @@ def measured(run: Callable[[Any], object], trial: Callable[[Path], Any], sets: S
         settings = RunConfig(output=str(directory.path), seed=config.run.seed, stop_after=STEPS)
         settings = replace(settings, log_every=UNTIMED, checkpoint_every=STEPS)
         started = time.monotonic()
-        with _quietly(), watched_by(None):
+        with _quietly(), watched_by(None), without_checkpoint():
             run(replace(as_trial(config, len(sets.train)), run=settings))
         seconds, ended = time.monotonic() - started, time.time()
         if not directory.speed_file.exists():  # this is not the first process

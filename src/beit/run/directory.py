@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from beit.files import write_text
+from beit.files import PARTIAL_SUFFIX, flush_to_disk, write_text
 
 
 @dataclass(frozen=True)
@@ -82,21 +82,23 @@ class RunDirectory:
     def create(
         cls, path: str | Path, config: Mapping[str, Any], about: Mapping[str, Any]
     ) -> "RunDirectory":
-        """Make the directory of a new run and write its configuration and environment.
+        """Make the directory of a new run, visible only with its configuration and environment.
 
         Args:
             config: the resolved configuration, nested mappings of plain values
             about: the environment, see `beit.run.environment`
         """
         cls.check_new(path)
-        run = cls(Path(path))
-        run.checkpoints.mkdir(parents=True)
-        write_text(run.environment_file, json.dumps(about, indent=2) + "\n")
-        command = f"beit {about['verb']} --config {run.config_file} --output NEW"
-        values, comment = _yaml_values(config), f"# {command}\n"
+        run, partial = cls(Path(path)), cls(partial_path(path))
+        partial.checkpoints.mkdir(parents=True, exist_ok=True)
+        values = json.loads(json.dumps(config, default=str))  # paths as text, tuples as lists
+        recorded = {**about, "settings": values}  # `beit.run.changes` compares them
+        write_text(partial.environment_file, json.dumps(recorded, indent=2) + "\n")
+        comment = f"# beit {about['verb']} --config {run.config_file} --output NEW\n"
         settings = yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=100)
-        # The configuration is written last: it marks the directory as complete.
-        write_text(run.config_file, comment + settings)
+        write_text(partial.config_file, comment + settings)
+        partial.path.rename(run.path)
+        flush_to_disk(run.path.parent)
         return run
 
     @classmethod
@@ -135,10 +137,6 @@ class RunDirectory:
         return str(recorded["verb"])
 
 
-def _yaml_values(value: Any) -> Any:
-    """Convert a configuration to YAML values: tuples to lists, paths to strings."""
-    if isinstance(value, Mapping):
-        return {str(name): _yaml_values(entry) for name, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [_yaml_values(entry) for entry in value]
-    return str(value) if isinstance(value, Path) else value
+def partial_path(run: str | Path) -> Path:
+    """Return the name of a run directory until it is complete (`beit.run.lock.reserve`)."""
+    return Path(run).with_name(f".{Path(run).name}{PARTIAL_SUFFIX}")

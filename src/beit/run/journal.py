@@ -88,6 +88,7 @@ class Journal:
         start_step: step of the checkpoint that the run resumes from; 0 for a new run
         last_step: the run's last step
         step: the current step, counted from 1
+        saved_step: the last step with a checkpoint
         recorded: what was logged in this step, validations included
         means: metrics since the last log line
     """
@@ -112,7 +113,7 @@ class Journal:
         self.steps_per_epoch = schedule.steps_per_epoch
         self.total_steps = schedule.total_steps
         self.last_step = min(self.total_steps, config.run.stop_after or self.total_steps)
-        self.step, self._saved_step = self.start_step, self.start_step if self._state else -1
+        self.step, self.saved_step = self.start_step, self.start_step if self._state else -1
         self.recorded: dict[str, float] = {}
         self.means = Means(partial(summed, fabric))
         self._unreadable = Unreadable(schedule.num_images, config.data.max_unreadable)
@@ -163,7 +164,7 @@ class Journal:
         self._progress = Progress(self.last_step, self.start_step, enabled=self._first)
         if resumed:
             self.message(f"{directory.path}: resumes after step {self.step} of {self.last_step}")
-        self._save()
+        self.save()
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -176,7 +177,7 @@ class Journal:
             try:
                 yield
             except TooManyUnreadable as error:  # between two steps
-                self._save()
+                self.save()
                 self.fabric.barrier()  # when one process ends, torchrun kills the others
                 run = self.directory
                 raise ValueError(
@@ -225,7 +226,7 @@ class Journal:
 
     def read(self, batches: ImageBatches) -> Reading:
         """Return the batches of a validation set, to iterate over once; save a checkpoint first."""
-        self._save()
+        self.save()
 
         def warn(text: str) -> None:
             if text not in self._warnings:
@@ -326,23 +327,24 @@ class Journal:
         if self.logs:
             self._speed.write({"step": self.step, "time": time.time()} | speed._asdict())
         if self.saves:
-            self._save()
+            self.save()
+        self.fabric.call("on_step_saved", self)  # `beit.run.preemption` may stop the run
 
     def _loss_so_far(self) -> dict[str, float]:
         """Return the mean loss since the last log line, of this process; waits for the device."""
         return {name: loss for name, loss in self.means.peek().items() if name == "loss"}
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Write a checkpoint of the step, once: a later validation may load other weights.
 
         Every process takes part. After a loss that is not finite none is written: the next log line
         stops the run, and the last good checkpoint stays.
         """
-        if self.step == self._saved_step:
+        if self.step == self.saved_step:
             return
         run, state = self._run, {name: part.state_dict() for name, part in self._parts.items()}
         sums = state["means"].items()
         finite = all(isfinite(total) for name, (total, _) in sums if name.endswith("loss"))
         if self._first and finite:
             checkpoint.save(self.directory, self.step, state, run.keep_last, run.keep_every)
-        self._saved_step = self.step
+        self.saved_step = self.step

@@ -8,14 +8,20 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+import weakref
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 
+from beit.run import preemption
+from beit.run.changes import keep_settings
 from beit.run.device import DeviceConfig, precision_of
 from beit.run.directory import RunDirectory
 from beit.run.journal import TrainingConfig
+from beit.run.lock import Lock, hold, reserve
 from beit.run.precision import bfloat16_unit, choose_precision
 from beit.run.profile import callbacks
 from beit.run.watching import watchers
@@ -23,6 +29,7 @@ from beit.run.watching import watchers
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -104,7 +111,7 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
     # alone. The command has given torchrun's variables to those that srun started.
     alone = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     fabric = Fabric(
-        callbacks=callbacks(profile) + (watchers() if training else []),
+        callbacks=callbacks(profile) + (watchers() + preemption.callbacks() if training else []),
         plugins=[LightningEnvironment()] if alone else None,
         accelerator=accelerator,
         devices=devices,
@@ -141,13 +148,17 @@ def keep_freed_memory(keep: bool) -> bool:
 
 
 def launch_run(config: TrainingConfig, directory: RunDirectory | None) -> Fabric:
-    """Launch the processes of a training and log its precision; warn if it resumes in another one.
+    """Launch the processes of a training, lock its directory, and log its precision.
 
-    A new run must not have an existing directory.
+    A new run must not have an existing directory. A run that resumes in another precision warns.
     """
+    run = Path(config.run.output) if directory is None else directory.path
+    preemption.of_run(run)
     if directory is None:
         RunDirectory.check_new(config.run.output)
     fabric = launch(config.device, training=True, profile=config.run.profile)
+    if lock := in_first_process(fabric, partial(reserve if directory is None else _go_on, run)):
+        weakref.finalize(fabric, lock.release)
     precision, reason = precision_of(fabric).values()
     if not fabric.is_global_zero:
         return fabric
@@ -159,3 +170,23 @@ def launch_run(config: TrainingConfig, directory: RunDirectory | None) -> Fabric
             text = "%s began in precision %s; set device.precision in its config.yaml to keep that"
             logger.warning(text, directory.path, before)
     return fabric
+
+
+def _go_on(run: Path) -> Lock | None:
+    """Lock a run to resume, and record its settings, which have been checked."""
+    lock = hold(run)
+    keep_settings(RunDirectory(run))
+    return lock
+
+
+def in_first_process(fabric: Fabric, act: Callable[[], T]) -> T | None:
+    """Call a function in the first process; if it fails, all processes raise its error."""
+    result, error = None, None
+    if fabric.is_global_zero:
+        try:
+            result = act()
+        except (ValueError, OSError) as raised:
+            error = raised
+    if error := fabric.broadcast(error):
+        raise error
+    return result

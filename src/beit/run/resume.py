@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Protocol
 
+from beit.run.changes import check_settings
 from beit.run.directory import RunDirectory
 from beit.run.found import with_found_paths
 from beit.run.journal import Result
@@ -34,9 +35,21 @@ def open_run(training: Training, path: str | Path) -> tuple[Any, RunDirectory]:
     return config, directory
 
 
+def to_resume(
+    training: Training, path: str | Path, changed_ok: bool = False
+) -> tuple[Any, RunDirectory]:
+    """Open a run whose settings are those that its checkpoints were trained with.
+
+    With `changed_ok` files may have other places. Returns: as `open_run`.
+    """
+    config, directory = open_run(training, path)
+    check_settings(training.Config, directory, changed_ok)
+    return config, directory
+
+
 def resume(training: Training, path: str | Path, changed_ok: bool = False) -> Result:
     """Resume a run from its last checkpoint; if its images have changed, only with `changed_ok`."""
-    return training.run(*open_run(training, path), changed_ok)
+    return training.run(*to_resume(training, path, changed_ok), changed_ok)
 
 
 def redraw(training: Training, path: str | Path) -> list[Any]:

@@ -1,0 +1,251 @@
+"""Preemption: SIGTERM, SIGUSR1 and Ctrl-C stop a training after its step, with a checkpoint.
+
+A callback of lightning-fabric, so that loops need not know it: the journal calls it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from beit.run.directory import RunDirectory
+
+if TYPE_CHECKING:
+    import torch
+    from lightning_fabric import Fabric
+
+RETRY = 75  # exit code, EX_TEMPFAIL of sysexits.h: start me again
+SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, n)]
+ONE_PRESS = 1.0  # seconds; one Ctrl-C comes from the terminal and again from torchrun
+HINT = b"\nbeit: stops after this step, with a checkpoint; Ctrl-C again stops at once\n"
+
+
+class Preempted(SystemExit):
+    """SIGTERM or SIGUSR1 stopped a command; uncaught it ends the process with exit code 75."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        # Fabric kills the first process if another one that it started ends with an error.
+        started_by_fabric = "TORCHELASTIC_RUN_ID" not in os.environ
+        self.code = 0 if started_by_fabric and os.environ.get("LOCAL_RANK", "0") != "0" else RETRY
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C stopped a command, a training after a checkpoint."""
+
+
+class Journal(Protocol):
+    """What a journal tells about its training."""
+
+    fabric: Fabric
+    step: int
+    last_step: int
+    saved_step: int
+
+    def save(self) -> None: ...
+
+
+@contextmanager
+def stoppable(advice: str = "") -> Iterator[None]:
+    """Let signals stop what runs in this context, trainings after a step and a checkpoint.
+
+    Only in the main thread, which alone gets signals. Those that are ignored stay so. A second one
+    of the same kind stops at once.
+
+    Args:
+        advice: what to do after a stop outside a training
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    if not in_main or _stop.get() is not None:
+        yield
+        return
+    stop = _Stop(advice)
+    caught = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop.handle) for number in caught}
+    token = _stop.set(stop)
+    try:
+        yield
+    finally:
+        _stop.reset(token)
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+@contextmanager
+def without_checkpoint() -> Iterator[None]:
+    """Stop trainings in this context at once: those of a trial, which are thrown away."""
+    token = _stop.set(None)
+    try:
+        yield
+    finally:
+        _stop.reset(token)
+
+
+def of_run(run: Path) -> None:
+    """Name the run directory of the training that begins, for the last line of a stop."""
+    if (stop := _stop.get()) is not None:
+        stop.run, stop.training = run, None
+
+
+def callbacks() -> list[Any]:
+    """Return the callbacks of a training that begins now."""
+    stop = _stop.get()
+    if stop is None:
+        return []
+    stop.training = _Training(stop)
+    return [stop.training]
+
+
+class _Stop:
+    """The signals of a command.
+
+    Attributes:
+        asked: number of the signal that asked to stop; 0 for none
+        run: directory of the training, also before it exists; None outside one
+        training: that has begun
+    """
+
+    def __init__(self, advice: str) -> None:
+        self._advice, self._process = advice, os.getpid()
+        self._first: dict[int, float] = {}  # seconds, by signal
+        self.asked = 0
+        self.run: Path | None = None
+        self.training: _Training | None = None
+
+    def handle(self, number: int, frame: object) -> None:
+        if os.getpid() != self._process:  # a forked worker: its parent ends it
+            return
+        now = time.monotonic()
+        again = now - self._first.setdefault(number, now) > ONE_PRESS
+        if again or self.training is None or self.training.may_stop_at_once():
+            raise self.error(number)
+        if number == signal.SIGINT and not self.asked:
+            import sys
+
+            with suppress(OSError, ValueError, AttributeError):  # print() may be what it interrupts
+                os.write(sys.stderr.fileno(), HINT)
+        self.asked = max(self.asked, number)
+
+    def error(self, number: int) -> Preempted | Interrupted:
+        """Return the exception that says what was saved, and the command that goes on."""
+        name = signal.Signals(number).name
+        text = f"stopped by {name}{' (Ctrl-C)' * (number == signal.SIGINT)}{self._state()}"
+        return Interrupted(text) if number == signal.SIGINT else Preempted(text)
+
+    def _state(self) -> str:
+        run = self.run and RunDirectory(self.run)
+        if run is None or run.weights_file.exists():
+            return self._advice and f"; {self._advice}"
+        if not run.config_file.exists():
+            return f" before {run.path} began; {self._advice or 'start it again'}"
+        names = [re.match(r"step-(\d+)", file.name) for file in run.checkpoints.glob("step-*")]
+        saved = max((int(name[1]) for name in names if name), default=None)
+        state = "no checkpoint yet" if saved is None else f"the checkpoint of step {saved} is saved"
+        command = shlex.join([*_launcher(), "beit", run.verb(), "--resume", str(run.path)])
+        return f"; {state}; go on with: {command}"
+
+
+def _launcher() -> list[str]:
+    """Return the words before `beit` that start as many processes again."""
+    of_elastic = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    if of_elastic.startswith("slurm-"):  # `beit.command.slurm`
+        return ["srun"]
+    count = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    return ["torchrun", "--nproc_per_node", count, "-m"] if of_elastic else []
+
+
+class _Training:
+    """The callback: stops after a step, in all processes after the same one."""
+
+    def __init__(self, stop: _Stop) -> None:
+        self._stop, self._in_step = stop, False
+        self._journal: Journal | None = None  # after the first step
+        self._agreement: _Agreement | None = None
+
+    def may_stop_at_once(self) -> bool:
+        """Whether nothing is lost, and no other process waits for this one."""
+        journal = self._journal
+        if self._in_step or journal is None:
+            return not self._in_step
+        return journal.fabric.world_size == 1 and journal.saved_step == journal.step
+
+    def on_step_start(self, stream: object) -> None:
+        """Note that a step begins."""
+        self._in_step = True
+
+    def on_step_saved(self, journal: Journal) -> None:
+        """Save and stop if a signal, in any of the processes, has asked for it."""
+        self._journal, number = journal, self._stop.asked
+        if journal.fabric.world_size > 1:
+            self._agreement = self._agreement or _Agreement(journal.fabric.device)
+            number = self._agreement.highest(number, journal.step, journal.step < journal.last_step)
+        if number:
+            journal.save()
+            journal.fabric.barrier()  # when one process ends, torchrun kills the others
+            raise self._stop.error(number)
+        self._in_step = False
+
+
+class _Agreement:
+    """The highest signal of all processes a step ago, so that neither host nor device waits."""
+
+    def __init__(self, device: torch.device) -> None:
+        import torch
+
+        self._device, self._work = device, None
+        if device.type == "cuda":
+            self._side = torch.cuda.Stream(device)
+            self._result = torch.empty(3, dtype=torch.int64, pin_memory=True)
+
+    def highest(self, number: int, step: int, more: bool) -> int:
+        """Return the highest signal after the last step; send this step's, if there are `more`.
+
+        Raises:
+            ValueError: the processes are at different steps.
+        """
+        highest = self._receive(step) if self._work else 0
+        if more and not highest:
+            self._send(number, step)
+        return highest
+
+    def _send(self, number: int, step: int) -> None:
+        import torch
+        from torch import distributed
+
+        sent, on_gpu = torch.tensor([number, step, -step]), self._device.type == "cuda"
+        self._sent = sent.pin_memory().to(self._device, non_blocking=True) if on_gpu else sent
+        maximum = distributed.ReduceOp.MAX
+        self._work = work = distributed.all_reduce(self._sent, maximum, async_op=True)
+        if on_gpu:
+            with torch.cuda.stream(self._side):
+                work.wait()  # this stream waits, not the host
+                self._result.copy_(self._sent, non_blocking=True)
+                self._copied = self._side.record_event()
+
+    def _receive(self, step: int) -> int:
+        if self._device.type == "cuda":
+            self._copied.synchronize()
+            number, last, first = self._result.tolist()
+        else:
+            self._work.wait()
+            number, last, first = self._sent.tolist()
+        self._work = None
+        if last != -first:
+            raise ValueError(
+                f"the processes are at different steps, {-first - 1} and {last - 1} before this "
+                "one: they read different checkpoints of the run, as on a file system that shows "
+                "new files late. Resume again, after a minute"
+            )
+        return int(number)
+
+
+_stop: ContextVar[_Stop | None] = ContextVar("stop", default=None)
