@@ -60,7 +60,8 @@ class Starter:
             stdout=subprocess.PIPE,
             text=True,
             bufsize=1,
-            env=os.environ | {
+            env=os.environ
+            | {
                 "OMP_NUM_THREADS": "1",
                 "HF_HUB_OFFLINE": "1",
                 "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
@@ -285,9 +286,7 @@ WORKERS = ["--data.num_workers=2", "--data.cache_gigabytes=0"]
 ON_DISK = [*WORKERS, "--data.train=images", "--data.shrink=false"]
 FULL = "no space left on the disk"
 FAULTS = {
-    "disk full at the start": Fault(
-        [Start([], 2, FULL), Start(before=larger)], disk="24k"
-    ),
+    "disk full at the start": Fault([Start([], 2, FULL), Start(before=larger)], disk="24k"),
     "disk full for a while": Fault(
         [Start([["after", 2, "fill", "runs"], ["after", 8, "free", "runs"]], 0, FULL)], disk="64m"
     ),
@@ -299,7 +298,11 @@ FAULTS = {
         disk="64m",
     ),
     "read-only for a while": Fault(
-        [Start([["after", 2, "read_only", "runs"], ["after", 8, "writable", "runs"]], 0, "Read-on")],
+        [
+            Start(
+                [["after", 2, "read_only", "runs"], ["after", 8, "writable", "runs"]], 0, "Read-on"
+            )
+        ],
         disk="64m",
     ),
     "read-only to the end": Fault(
@@ -349,7 +352,10 @@ FAULTS = {
     "/dev/shm of 1 MB, 2 workers": Fault([Start()], WORKERS),
     **{
         f"{killed} of {workers} workers killed": Fault(
-            [Start([["after", 4, "kill_workers", killed]], 2, r"data worker \d of \d .*SIGKILL"), Start()],
+            [
+                Start([["after", 4, "kill_workers", killed]], 2, r"data worker \d of \d .*SIGKILL"),
+                Start(),
+            ],
             [*WORKERS, f"--data.num_workers={workers}"],
         )
         for killed, workers in ((1, 1), (1, 2), (2, 2))
@@ -357,7 +363,11 @@ FAULTS = {
     "all images vanish": Fault(
         [
             Start([["after", 2, "rename", "images", "gone"]], 2, "cannot be read"),
-            Start([], 2, "images", ),
+            Start(
+                [],
+                2,
+                "images",
+            ),
             Start(before=moved("gone", "images")),
         ],
         ON_DISK,
@@ -392,7 +402,10 @@ def endures(ground: Ground, fault: Fault, whole: Whole) -> None:
         assert ground.starter.ask(call=["mount", "-t", "tmpfs", "-o", size, "tmpfs", disk]) == 0
     for start in fault.starts:
         start.before(ground)
-        faults = [[str(word).format(run=ground.run) if isinstance(word, str) else word for word in words] for words in start.faults]
+        faults = [
+            [str(word).format(run=ground.run) if isinstance(word, str) else word for word in words]
+            for words in start.faults
+        ]
         ended = ground.go_on(*faults).end()
         print(ended.code, "·", ended.error if ended.code else "")
         expect(ended, start.code, start.says)
@@ -417,4 +430,6 @@ def test_endures(
 ) -> None:
     fault = FAULTS[name]
     ground = Ground(starter, tmp_path / "g", BY_NAME[NAMES[training]], *fault.options)
-    endures(ground, fault, wholes(ground.training, *fault.options) if fault.same else Whole({}, 0, 0))
+    endures(
+        ground, fault, wholes(ground.training, *fault.options) if fault.same else Whole({}, 0, 0)
+    )

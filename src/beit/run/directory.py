@@ -22,6 +22,7 @@ class RunConfig:
         checkpoint_every: steps between two checkpoints.
         keep_last: number of newest checkpoints to keep.
         keep_every: also keep checkpoints at multiples of this many steps; 0 for none.
+        save_async: write checkpoints while the training goes on, from a copy in the host's memory.
         stop_after: stop after this many steps, without changing the schedule; null for no limit.
         profile: write where the time of this many steps goes (docs/performance.md); 0 for none.
         budget: time in which the run ends, as 30m or 2h: the epochs are shortened to what fits.
@@ -35,6 +36,7 @@ class RunConfig:
     checkpoint_every: int = 1000
     keep_last: int = 2
     keep_every: int = 0
+    save_async: bool = False
     stop_after: int | None = None
     profile: int = 0
     budget: str = ""

@@ -17,7 +17,7 @@ and validation, checkpoints and resuming. Forward, loss, backward, clip and step
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -88,7 +88,7 @@ class Journal:
         start_step: step of the checkpoint that the run resumes from; 0 for a new run
         last_step: the run's last step
         step: the current step, counted from 1
-        saved_step: the last step with a checkpoint
+        saved_step: the last step whose checkpoint was written, or failed
         recorded: what was logged in this step, validations included
         means: metrics since the last log line
     """
@@ -173,18 +173,21 @@ class Journal:
         If too many images cannot be read, all processes raise, after the first has written a
         checkpoint of the step: no step is lost.
         """
-        with closing(self._log), closing(self._speed), closing(self._stream), self._progress:
+        run, verb = self.directory, self._about["verb"]
+        with checkpoint.resumable(run, verb), self._log, self._speed, closing(self._stream):
             try:
-                yield
+                with self._progress:
+                    yield
             except TooManyUnreadable as error:  # between two steps
                 self.save()
                 self.fabric.barrier()  # when one process ends, torchrun kills the others
-                run = self.directory
                 raise ValueError(
-                    f"{error}. Then resume after step {self.step}: beit {self._about['verb']} "
+                    f"{error}. Then resume after step {self.step}: beit {verb} "
                     f"--resume {run.path} (max_unreadable is in {run.config_file.name}; if images "
                     "were removed, add --accept_changed_data true)"
                 ) from error
+            finally:
+                self.fabric.call("finish_saving")
 
     def finish(
         self,
@@ -201,8 +204,10 @@ class Journal:
         """
         sections = []
         if self._first:
-            save_weights(self.directory.weights_file)
-            sections = report()
+            with checkpoint.resumable(self.directory, self._about["verb"]):
+                save_weights(self.directory.weights_file)
+            with self.aside("report"):
+                sections = report()
         self.fabric.barrier()
         return Result(self.directory.path, metrics, sections)
 
@@ -305,9 +310,19 @@ class Journal:
         """Show a line of text."""
         self._progress.message(text)
 
-    def aside(self, name: str) -> AbstractContextManager[None]:
-        """Name what is done between two steps, and exclude its time from the speed."""
-        return self._progress.aside(name)
+    @contextmanager
+    def aside(self, name: str) -> Iterator[None]:
+        """Name what is done between two steps, and exclude its time from the speed.
+
+        A file of the run that cannot be written, as a report on a full disk, is warned of.
+        """
+        try:
+            with self._progress.aside(name):
+                yield
+        except OSError as error:
+            if self.directory.path not in Path(str(error.filename)).parents:
+                raise
+            self.message(f"no {name}: {error.filename}: {error.strerror}. The run goes on")
 
     def _write(self, record: Mapping[str, float]) -> None:
         epoch = self.step / self.steps_per_epoch
@@ -337,14 +352,14 @@ class Journal:
     def save(self) -> None:
         """Write a checkpoint of the step, once: a later validation may load other weights.
 
-        Every process takes part. After a loss that is not finite none is written: the next log line
+        Every process takes part; `beit.run.saving` writes. After a loss that is not finite none is written: the next log line
         stops the run, and the last good checkpoint stays.
         """
         if self.step == self.saved_step:
             return
-        run, state = self._run, {name: part.state_dict() for name, part in self._parts.items()}
+        state = {name: part.state_dict() for name, part in self._parts.items()}
         sums = state["means"].items()
         finite = all(isfinite(total) for name, (total, _) in sums if name.endswith("loss"))
         if self._first and finite:
-            checkpoint.save(self.directory, self.step, state, run.keep_last, run.keep_every)
+            self.fabric.call("on_checkpoint", self, state, (self._log, self._speed))
         self.saved_step = self.step

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 
-from beit.run import preemption
+from beit.run import preemption, saving
 from beit.run.changes import keep_settings
 from beit.run.device import DeviceConfig, precision_of
 from beit.run.directory import RunDirectory
@@ -111,7 +111,7 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
     # alone. The command has given torchrun's variables to those that srun started.
     alone = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     fabric = Fabric(
-        callbacks=callbacks(profile) + (watchers() + preemption.callbacks() if training else []),
+        callbacks=callbacks(profile) + (_of_training() if training else []),
         plugins=[LightningEnvironment()] if alone else None,
         accelerator=accelerator,
         devices=devices,
@@ -122,6 +122,11 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
     cast(Any, fabric.strategy.precision).reason = reason  # see `precision_of`
     fabric.launch()
     return fabric
+
+
+def _of_training() -> list[Any]:
+    """Return the callbacks of a training."""
+    return saving.callbacks() + watchers() + preemption.callbacks()
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h

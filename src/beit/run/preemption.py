@@ -190,6 +190,7 @@ class _Training:
             number = self._agreement.highest(number, journal.step, journal.step < journal.last_step)
         if number:
             journal.save()
+            journal.fabric.call("finish_saving")  # the message tells of it
             journal.fabric.barrier()  # when one process ends, torchrun kills the others
             raise self._stop.error(number)
         self._in_step = False
