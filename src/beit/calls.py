@@ -7,6 +7,7 @@ presets, spellings, checks and defaults are the same.
 import dataclasses
 import inspect
 import json
+import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -102,6 +103,9 @@ def words_of(name: str, options: Mapping[str, Any]) -> list[str]:
     """
     words = []
     for option, value in options.items():
+        if option == "resume" and value == "auto":
+            words.append("--resume=auto")
+            continue
         if option in ("resume", "help", "print_config", "accept_changed_data"):
             instead = f"help(beit.{name})" if option == "help" else "beit.resume(run)"
             advice = "" if option == "print_config" else f"; use {instead}"
@@ -160,6 +164,7 @@ def _call(verb: str, words: list[str], quiet: bool, on_step: Any) -> "Result":
     from beit.command.modules import find_module
     from beit.command.slurm import as_torchrun
     from beit.result import Result
+    from beit.run.preemption import Preempted
     from beit.run.watching import watched_by
 
     if on_step is not None and not VERBS[verb].resumable:
@@ -182,9 +187,11 @@ def _call(verb: str, words: list[str], quiet: bool, on_step: Any) -> "Result":
                 words = [*words, f"--output={Path(folder, 'rows.npz')}"]
             module, config, value = run_verb(verb, words)
             return Result(verb, config, value, getattr(module, "ending", None), temporary)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, KeyboardInterrupt, Preempted) as error:
             if len(error.args) == 1 and isinstance(error.args[0], str):
                 error.args = (in_python(error.args[0]),)
+            if isinstance(error, Preempted):  # which Python does not show
+                logging.getLogger(__name__).warning("%s", error)
             raise
 
 

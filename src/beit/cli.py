@@ -8,25 +8,35 @@ import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import beit
-from beit.command.ending import show
+from beit.command.ending import is_first_process, show
 from beit.command.messages import did_you_mean, one_line
 from beit.command.modules import find_module, module_of_run, run_to_resume
 from beit.command.options import parse, renamed, take
 from beit.command.slurm import as_torchrun
 from beit.command.verbs import VERBS
 from beit.files import out_of_memory
+from beit.run.lock import releasing
+from beit.run.preemption import Preempted, stoppable
+from beit.run.reached import is_finished
+
+STOPPED = {  # verbs that train without being trainings, and what to do after a stop outside one
+    "demo": "",
+    "ablate": "the same command goes on",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `beit` with these arguments and return its exit code.
 
     0: done; 1: runs of an ablation failed; 2: a mistake of the caller or too little memory,
-    explained in one line; 130: stopped by Ctrl-C.
+    explained in one line; 75: a training, a demo or an ablation was stopped by SIGTERM or SIGUSR1,
+    a training to be started again with `--resume`; 130: stopped by Ctrl-C.
     """
     try:
         os.environ.update(as_torchrun(os.environ))
@@ -34,9 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
-    except KeyboardInterrupt:
-        print("beit: stopped; trainings go on with --resume and their directory", file=sys.stderr)
-        return 130
+    except (KeyboardInterrupt, Preempted) as stop:
+        if is_first_process():
+            print(f"beit: {str(stop) or 'stopped'}", file=sys.stderr)
+        return stop.exit_code if isinstance(stop, Preempted) else 130
     except BrokenPipeError:  # `beit presets | head`: the reader has closed the pipe, no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -91,18 +102,41 @@ def _run(verb: str, options: Sequence[str]) -> int:
 
 def run_verb(verb: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
     """Run a verb, also for `beit.calls`. Returns: its module, its Config, and the result."""
-    resumed = run_to_resume(options) if VERBS[verb].resumable else None
-    if resumed is not None:
-        from beit.run.resume import open_run  # imports torch
+    with ExitStack() as stack:
+        if VERBS[verb].resumable or verb in STOPPED:
+            stack.enter_context(stoppable(STOPPED.get(verb, "")))
+            stack.enter_context(releasing())
+        resumed = run_to_resume(options) if VERBS[verb].resumable else None
+        if resumed is not None:
+            path, changed_ok, options = resumed
+            if path != "auto":
+                return _resume(verb, path, changed_ok)
+            from beit.command.resuming import run_found  # imports torch
 
-        module = import_module(module_of_run(verb, resumed[0]))
-        config, directory = open_run(module, resumed[0])
-        return module, config, module.run(config, directory, resumed[1])
-    module = import_module(find_module(verb, options))
-    config = parse(verb, module.Config, options)
-    if text := renamed(verb, options):
-        logging.getLogger(__name__).warning(text)
-    return module, config, module.run(config)
+            if (directory := run_found(verb, options)) is not None:
+                return _resume(verb, directory.path, changed_ok, auto=True)
+        module = import_module(find_module(verb, options))
+        config = parse(verb, module.Config, options)
+        if text := renamed(verb, options):
+            logging.getLogger(__name__).warning(text)
+        return module, config, module.run(config)
+
+
+def _resume(
+    verb: str, path: str | Path, changed_ok: bool, auto: bool = False
+) -> tuple[Any, Any, Any]:
+    """Resume a run; return the result of a finished one if `auto` found it."""
+    from beit.run.journal import Result  # imports torch
+    from beit.run.log import last_validation
+    from beit.run.resume import to_resume
+
+    module = import_module(module_of_run(verb, Path(path)))
+    config, directory = to_resume(module, path, changed_ok)
+    if not (auto and is_finished(directory)):
+        return module, config, module.run(config, directory, changed_ok)
+    logging.getLogger(__name__).info("%s is finished: nothing is left to train", path)
+    metrics = last_validation(directory.metrics_file)
+    return module, config, Result(directory.path, metrics, [])
 
 
 def _split_verb(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:

@@ -36,8 +36,7 @@ def show(ending: Ending | None, used: Iterable[str] = ()) -> None:
         ending: None, if standard output is for data, prints nothing
         used: presets of this command, which the next one continues if they have a part for it
     """
-    ranks = ("RANK",) if "RANK" in os.environ else ("NODE_RANK", "LOCAL_RANK")
-    if ending is None or any(os.environ.get(name, "0") != "0" for name in ranks):
+    if ending is None or not is_first_process():
         return
     verb, *words = ending.then
     chosen = [
@@ -47,6 +46,12 @@ def show(ending: Ending | None, used: Iterable[str] = ()) -> None:
     print(f"made    {ending.made}")
     print(f"figure  {ending.figure}")
     print(f"next    {shlex.join(command)}", flush=True)
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of a command, or the first of several."""
+    ranks = ("RANK",) if "RANK" in os.environ else ("NODE_RANK", "LOCAL_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in ranks)
 
 
 def words(verb: str, *positionals: str | list[str], **options: Any) -> list[str]:

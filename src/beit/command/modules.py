@@ -42,23 +42,24 @@ def module_of_run(verb: str, run: Path) -> str:
     return _module_of_kind(verb, [Layer(str(run), presets.read_yaml(file))])
 
 
-def run_to_resume(arguments: Iterable[str]) -> tuple[Path, bool] | None:
-    """Read `--resume RUN [--accept_changed_data BOOL]`: the run, and whether its images may differ.
+def run_to_resume(arguments: Iterable[str]) -> tuple[str, bool, list[str]] | None:
+    """Read `--resume RUN [--accept_changed_data BOOL]`.
 
-    Returns: None without `--resume`, which no other option may accompany
+    Returns: RUN; whether its images may differ; the other options, which only RUN auto may have.
+        None without `--resume`
     """
     runs, rest = take(arguments, "--resume")
-    if not runs or "--help" in rest or "-h" in rest:
+    if not runs or {"--help", "-h", "--print_config"} & {*rest}:
         return None
     values, rest = take(rest, "--accept_changed_data")
     if unknown := set(values) - {"true", "false"}:
         raise ValueError(f"--accept_changed_data is {unknown.pop()!r}; expected true or false")
-    if rest or len(runs) > 1:
+    if (rest and runs != ["auto"]) or len(runs) > 1:
         raise ValueError(
             f"--resume takes no other option, got {' '.join(rest) or 'a second --resume'}: a run "
             "resumes with the config.yaml in its directory; start a new run to change settings"
         )
-    return Path(runs[0]), values[-1:] == ["true"]
+    return runs[0], values[-1:] == ["true"], rest
 
 
 def _module_of_kind(verb: str, layers: Iterable[Layer]) -> str:

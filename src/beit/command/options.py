@@ -29,8 +29,13 @@ class Layer(NamedTuple):
     values: Mapping[str, Any]
 
 
-def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
+def parse(
+    verb: str, config_class: type[C], arguments: Sequence[str], base: Layer | None = None
+) -> C:
     """Build a verb's Config from presets, configuration files and options.
+
+    Args:
+        base: complete settings, which all others override
 
     Raises:
         SystemExit: after --help and --print_config, with code 0.
@@ -39,6 +44,7 @@ def parse(verb: str, config_class: type[C], arguments: Sequence[str]) -> C:
     names = {field.name for field in fields(config_class)}  # type: ignore[arg-type]
     arguments = [*VERBS[verb].options, *in_fields(verb, name_positionals(verb, arguments))]
     layers, options = read_layers(verb, arguments, names)
+    layers[:0] = [] if base is None else [base]
     kind_is_no_field = bool(VERBS[verb].kinds) and "kind" not in names  # it only chose the Config
     if kind_is_no_field:
         options = take(options, "--kind")[1]
@@ -263,7 +269,8 @@ def _parser(verb: str, config_class: type, kind_is_no_field: bool) -> "ArgumentP
     parser.add_argument("--config", metavar="FILE", action="config", help="values from a YAML file")
     if entry.resumable:
         text = "resume this run from its last checkpoint, with its own settings; if its images "
-        text += "have changed, only with --accept_changed_data true"
+        text += "have changed, only with --accept_changed_data true. auto: the run in --output, or "
+        text += "start it"
         for_help("--resume", "RUN", text)
     if kind_is_no_field:
         text = f"one of {', '.join(entry.kinds)}; each has its own options, see --kind NAME --help"

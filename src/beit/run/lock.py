@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -17,11 +18,6 @@ from pathlib import Path
 
 from beit.files import PARTIAL_SUFFIX
 from beit.run.directory import RunDirectory, partial_path
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger(__name__)
 NAME = "lock"
@@ -54,9 +50,11 @@ def hold(directory: Path) -> Lock | None:
     Raises:
         BlockingIOError: another process has locked it; names that process.
     """
-    if fcntl is None:
-        logger.warning("%s is not locked: this system has no flock", directory)
+    if sys.platform == "win32":
+        logger.warning("%s is not locked: Windows has no flock", directory)
         return None
+    import fcntl
+
     _close_in_workers()
     file = os.open(directory / NAME, os.O_RDWR | os.O_CREAT, 0o644)
     try:

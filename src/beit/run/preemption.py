@@ -6,9 +6,9 @@ A callback of lightning-fabric, so that loops need not know it: the journal call
 from __future__ import annotations
 
 import os
-import re
 import shlex
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from beit.run.directory import RunDirectory
+from beit.run.reached import is_finished, saved_step
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +37,8 @@ class Preempted(SystemExit):
         super().__init__(message)
         # Fabric kills the first process if another one that it started ends with an error.
         started_by_fabric = "TORCHELASTIC_RUN_ID" not in os.environ
-        self.code = 0 if started_by_fabric and os.environ.get("LOCAL_RANK", "0") != "0" else RETRY
+        ended_early = started_by_fabric and os.environ.get("LOCAL_RANK", "0") != "0"
+        self.code = self.exit_code = 0 if ended_early else RETRY
 
 
 class Interrupted(KeyboardInterrupt):
@@ -129,8 +131,6 @@ class _Stop:
         if again or self.training is None or self.training.may_stop_at_once():
             raise self.error(number)
         if number == signal.SIGINT and not self.asked:
-            import sys
-
             with suppress(OSError, ValueError, AttributeError):  # print() may be what it interrupts
                 os.write(sys.stderr.fileno(), HINT)
         self.asked = max(self.asked, number)
@@ -142,14 +142,12 @@ class _Stop:
         return Interrupted(text) if number == signal.SIGINT else Preempted(text)
 
     def _state(self) -> str:
-        run = self.run and RunDirectory(self.run)
-        if run is None or run.weights_file.exists():
+        if self.run is None or is_finished(run := RunDirectory(self.run)):
             return self._advice and f"; {self._advice}"
         if not run.config_file.exists():
             return f" before {run.path} began; {self._advice or 'start it again'}"
-        names = [re.match(r"step-(\d+)", file.name) for file in run.checkpoints.glob("step-*")]
-        saved = max((int(name[1]) for name in names if name), default=None)
-        state = "no checkpoint yet" if saved is None else f"the checkpoint of step {saved} is saved"
+        step = saved_step(run)
+        state = "no checkpoint yet" if step is None else f"the checkpoint of step {step} is saved"
         command = shlex.join([*_launcher(), "beit", run.verb(), "--resume", str(run.path)])
         return f"; {state}; go on with: {command}"
 
@@ -202,7 +200,8 @@ class _Agreement:
     def __init__(self, device: torch.device) -> None:
         import torch
 
-        self._device, self._work = device, None
+        self._device = device
+        self._work: Any = None  # that sends
         if device.type == "cuda":
             self._side = torch.cuda.Stream(device)
             self._result = torch.empty(3, dtype=torch.int64, pin_memory=True)
