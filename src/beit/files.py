@@ -58,12 +58,14 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
     except BaseException as error:
         size = temporary.stat().st_size if temporary.exists() else 0
         temporary.unlink(missing_ok=True)
-        number, named = _number_of(error), isinstance(error, OSError) and error.filename
+        number = _number_of(error)
         if number in (errno.ENOSPC, errno.EDQUOT):
             words = f"no space left on the disk or in its quota, after writing {size / 1e6:.1f} MB"
             raise OSError(number, words, str(path)) from error
-        if number is not None and not named:
+        if number is not None and not isinstance(error, OSError):
             raise OSError(number, os.strerror(number), str(path)) from error
+        if number is not None and error.filename is None:
+            error.filename = str(path)
         raise
     if not shared:
         flush_to_disk(path.parent)

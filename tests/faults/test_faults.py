@@ -13,11 +13,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
+from PIL import Image
+
+from beit.data.sources import open_source
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "whole"))
 from record import ASSETS, described
@@ -31,6 +36,8 @@ NAMES = {
     "segment": "segment-linear",
 }
 BY_NAME = {training.name: training for training in TRAININGS}
+CLASSES = open_source("shapes://1").class_names or []
+IMAGES = [f"images/{CLASSES[number % len(CLASSES)]}/{number:02}.png" for number in range(43)]
 LIMIT = 60  # seconds after which a command counts as stuck
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -67,6 +74,7 @@ class Starter:
                 "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
             },
         )
+        self._numbers = count()
         self.mounts: bool = self._answer()
 
     def _answer(self) -> Any:
@@ -83,7 +91,7 @@ class Starter:
         return Path(f"/proc/{self._server.pid}/root{path}") if self.mounts else path
 
     def start(self, folder: Path, argv: list[str], *faults: list[Any]) -> "Running":
-        log = folder / f"log-{len(list(folder.glob('log-*')))}"
+        log = folder / f"log-{next(self._numbers)}"
         request = {"argv": argv, "folder": str(folder), "log": str(log), "faults": faults}
         return Running(self, self.ask(**request), log)
 
@@ -164,12 +172,20 @@ class Ground:
         folder.mkdir()
         (folder / "starts").symlink_to(ASSETS / "starts")
         (folder / "runs").mkdir()
-        self.argv = [*training.arguments, *options]
+        if any("=images" in option for option in options):
+            write_images(folder)
+        maps = ["--data.maps=maps"] * (training.verb == "segment" and (folder / "maps").exists())
+        self.argv = [*training.arguments, *options, *maps]
         self.run = f"runs/{training.name}"
 
     @property
     def path(self) -> Path:
         return self.starter.view(self.folder / self.run)
+
+    def named(self, words: list[Any]) -> list[Any]:
+        """Fill in the names of this run and of two of its images."""
+        names = {"run": self.run, "image": IMAGES[7], "other": IMAGES[8]}
+        return [word.format(**names) if isinstance(word, str) else word for word in words]
 
     def start(self, *faults: list[Any]) -> Running:
         return self.starter.start(self.folder, self.argv, *faults)
@@ -182,8 +198,10 @@ class Ground:
         return self.starter.start(self.folder, argv, *faults)
 
     def result(self) -> dict[str, str]:
-        """Read what may not differ: names of files, weights, metrics, and which steps were timed."""
+        """Read what may not differ: names of files, the last checkpoint's, and what they hold."""
         files = [path for path in self.path.rglob("*") if path.is_file()]
+        for checkpoint in sorted(self.path.glob("checkpoints/step-*"))[:-1]:
+            files.remove(checkpoint)
         speed = (self.path / "speed.jsonl").read_text().splitlines()
         return {
             "files": "\n".join(sorted(str(path.relative_to(self.path)) for path in files)),
@@ -191,6 +209,16 @@ class Ground:
             "metrics": (self.path / "metrics.jsonl").read_text(),
             "speed": str([json.loads(line)["step"] for line in speed]),
         }
+
+
+def write_images(folder: Path) -> None:
+    """Write 43 pictures with the classes of shapes://, and their label maps."""
+    drawn = np.random.default_rng(0)
+    for file in IMAGES:
+        for path, depth in ((folder / file, (3,)), (folder / file.replace("images", "maps"), ())):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = drawn.integers(256 if depth else 10, size=(32, 32, *depth), dtype=np.uint8)
+            Image.fromarray(pixels).save(path)
 
 
 class Whole(NamedTuple):
@@ -233,7 +261,7 @@ class Start(NamedTuple):
         before: what is changed before it
     """
 
-    faults: list[list[Any]] = []
+    faults: Sequence[list[Any]] = ()
     code: int = 0
     says: str = ""
     before: Callable[[Ground], object] = lambda ground: None
@@ -248,7 +276,7 @@ class Fault(NamedTuple):
     """
 
     starts: list[Start]
-    options: list[str] = []
+    options: Sequence[str] = ()
     disk: str = ""
     same: bool = True
 
@@ -270,10 +298,12 @@ def undone(ground: Ground) -> None:
     shutil.copyfile(ground.folder / "config.yaml", ground.path / "config.yaml")
 
 
-def moved(name: str, other: str) -> Callable[[Ground], None]:
-    return lambda ground: (ground.folder / name.format(run=ground.run)).rename(
-        ground.folder / other.format(run=ground.run)
-    )
+def moved(*names: str) -> Callable[[Ground], object]:
+    def move(ground: Ground) -> None:
+        old, new = ground.named(list(names))
+        (ground.folder / old).rename(ground.folder / new)
+
+    return move
 
 
 def larger(ground: Ground) -> None:
@@ -292,7 +322,7 @@ FAULTS = {
     ),
     "disk full to the end": Fault(
         [
-            Start([["after", 4, "fill", "runs"]], 2, FULL),
+            Start([["after", 4, "fill", "runs"]], 2, f"{FULL}.*step 3 is good: beit .* --resume"),
             Start(before=lambda ground: (ground.path.parent / "filler").unlink()),
         ],
         disk="64m",
@@ -344,10 +374,10 @@ FAULTS = {
     ),
     **{
         f"{number} file handles, {workers} workers": Fault(
-            [Start([["handles", number]], 0), Start()], [f"--data.num_workers={workers}"]
+            [Start([["handles", number]], code, "ulimit -n" if code else ""), Start()],
+            [f"--data.num_workers={workers}"],
         )
-        for number in (24, 32, 64)
-        for workers in (0, 2)
+        for number, workers, code in ((24, 0, 0), (24, 6, 2), (32, 6, 2), (64, 6, 0))
     },
     "/dev/shm of 1 MB, 2 workers": Fault([Start()], WORKERS),
     **{
@@ -373,24 +403,27 @@ FAULTS = {
         ON_DISK,
     ),
     "one image vanishes": Fault(
-        [Start([["after", 2, "remove", "images/b/07.png"]], 0, "unreadable, replaced")],
+        [Start([["after", 2, "remove", "{image}"]], 0, "unreadable, replaced")],
         [*ON_DISK, "--data.max_unreadable=0.1"],
         same=False,
     ),
     "one image too many vanishes": Fault(
         [
-            Start([["after", 2, "rename", "images/b/07.png", "07.png"]], 2, "1 of 43 .*b/07.png"),
-            Start(before=moved("07.png", "images/b/07.png")),
+            Start([["after", 2, "rename", "{image}", "07.png"]], 2, "1 of 4[03] .*07.png"),
+            Start(before=moved("07.png", "{image}")),
         ],
         [*ON_DISK, "--data.max_unreadable=0"],
         same=False,
     ),
     "one image replaced": Fault(
-        [Start([["after", 2, "rename", "images/b/07.png", "images/b/08.png"]], 0, "07.png")],
+        [Start([["after", 2, "rename", "{image}", "{other}"]], 0, "07.png")],
         [*ON_DISK, "--data.max_unreadable=0.1"],
         same=False,
     ),
 }
+
+
+QUICK = ("disk full for a while", "disk full to the end", "2 of 2 workers killed")
 
 
 def endures(ground: Ground, fault: Fault, whole: Whole) -> None:
@@ -402,20 +435,14 @@ def endures(ground: Ground, fault: Fault, whole: Whole) -> None:
         assert ground.starter.ask(call=["mount", "-t", "tmpfs", "-o", size, "tmpfs", disk]) == 0
     for start in fault.starts:
         start.before(ground)
-        faults = [
-            [str(word).format(run=ground.run) if isinstance(word, str) else word for word in words]
-            for words in start.faults
-        ]
-        ended = ground.go_on(*faults).end()
-        print(ended.code, "·", ended.error if ended.code else "")
-        expect(ended, start.code, start.says)
-    result = ground.result()
-    for what in whole.result if fault.same else ():
-        assert result[what] == whole.result[what], what
+        check(ground.go_on(*map(ground.named, start.faults)).end(), start.code, start.says)
+    if fault.same:
+        check_same(ground, whole)
 
 
-def expect(ended: Ended, code: int, says: str = "") -> None:
+def check(ended: Ended, code: int, says: str = "") -> None:
     """Check how a command ended, and that it said so in one line."""
+    print(ended.code, "·", ended.error if ended.code else "")
     assert "Traceback" not in ended.said, ended.said[-2000:]
     assert ended.code == code, ended.said[-1000:]
     if code == 2:
@@ -423,13 +450,108 @@ def expect(ended: Ended, code: int, says: str = "") -> None:
     assert re.search(says, ended.error if code == 2 else ended.said), ended.said[-1000:]
 
 
-@pytest.mark.parametrize("training", NAMES)
-@pytest.mark.parametrize("name", FAULTS)
-def test_endures(
-    name: str, training: str, starter: Starter, wholes: Callable[..., Whole], tmp_path: Path
+def check_same(ground: Ground, whole: Whole) -> None:
+    result = ground.result()
+    for what in whole.result:
+        assert result[what] == whole.result[what], what
+
+
+def cases(*quick: str) -> list[Any]:
+    """List the trainings; all but some are slow."""
+    slow = pytest.mark.slow
+    return [pytest.param(name, marks=[] if name in quick else slow) for name in NAMES]
+
+
+@pytest.fixture
+def ground(starter: Starter, tmp_path: Path) -> Callable[..., Ground]:
+    """Returns a function that makes a new folder for a training."""
+    numbers = count()
+
+    def new(name: str, *options: str) -> Ground:
+        folder = tmp_path / str(next(numbers))
+        return Ground(starter, folder, BY_NAME[NAMES[name]], *options)
+
+    return new
+
+
+@pytest.mark.parametrize(
+    ("name", "training"),
+    [
+        pytest.param(name, *case.values, marks=case.marks if name in QUICK else pytest.mark.slow)
+        for name in FAULTS
+        for case in cases("pretrain")
+    ],
+)
+def test_a_training_endures(
+    name: str, training: str, ground: Callable[..., Ground], wholes: Callable[..., Whole]
 ) -> None:
     fault = FAULTS[name]
-    ground = Ground(starter, tmp_path / "g", BY_NAME[NAMES[training]], *fault.options)
-    endures(
-        ground, fault, wholes(ground.training, *fault.options) if fault.same else Whole({}, 0, 0)
-    )
+    new = ground(training, *fault.options)
+    endures(new, fault, wholes(new.training, *fault.options))
+
+
+# ── signals, and several processes ──────────────────────────────────────────────────────────────
+
+
+SIGNALS = {  # and how a run may end by them: also before it begins, or after all is done
+    signal.SIGKILL: (-9, 0),
+    signal.SIGTERM: (75, -15, 0),
+    signal.SIGUSR1: (75, -10, 0),
+}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(
+    ("training", "moments"),
+    [("pretrain", 1), *(pytest.param(name, 20, marks=pytest.mark.slow) for name in NAMES)],
+)
+def test_a_signal_at_a_random_moment(
+    number: signal.Signals,
+    training: str,
+    moments: int,
+    ground: Callable[..., Ground],
+    wholes: Callable[..., Whole],
+) -> None:
+    drawn = random.Random(f"{number} of {training}")
+    for _ in range(moments):
+        new = ground(training)
+        whole = wholes(new.training)
+        moment = drawn.uniform(0, whole.seconds)
+        running = new.start()
+        running.send(number, moment)
+        ended = running.end()
+        print(f"{moment:.2f} s:", ended.code, "·", ended.error)
+        assert ended.code in SIGNALS[number], ended.said[-1000:]
+        assert "Traceback" not in ended.said, ended.said[-2000:]
+        if ended.code != 0:
+            check(new.go_on().end(), 0)
+        check_same(new, whole)
+
+
+@pytest.mark.parametrize("training", NAMES)
+@pytest.mark.parametrize("every", [26, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_kill_before_an_operation_on_files(
+    training: str, every: int, ground: Callable[..., Ground], wholes: Callable[..., Whole]
+) -> None:
+    if every > 1 and training != "pretrain":
+        pytest.skip("only in the slow part")
+    for number in range(3, wholes(BY_NAME[NAMES[training]]).operations + 1, every):
+        new = ground(training)
+        check(new.start(["kill_before", number]).end(), -9)
+        check(new.go_on().end(), 0)
+        check_same(new, wholes(new.training))
+
+
+@pytest.mark.parametrize("training", cases("pretrain"))
+@pytest.mark.parametrize("resumed", [False, True])
+def test_two_processes_in_one_directory(
+    training: str, resumed: bool, ground: Callable[..., Ground], wholes: Callable[..., Whole]
+) -> None:
+    new = ground(training)
+    if resumed:
+        check(new.start(*KILLED.faults).end(), -9)
+    both = [new.go_on(), new.go_on()]
+    first, second = sorted((running.end() for running in both), key=lambda ended: ended.code)
+    check(first, 0)
+    check(second, 2, "is in use by process" if resumed else "in use by process|exists")
+    check_same(new, wholes(new.training))

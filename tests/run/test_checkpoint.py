@@ -8,7 +8,7 @@ import torch
 
 from beit.run.checkpoint import latest, restore
 from beit.run.directory import RunDirectory
-from beit.run.saving import save
+from beit.run.records import save
 
 
 @pytest.fixture

@@ -8,22 +8,20 @@ from beit.run.log import MetricsLog, read_log
 
 
 def write(path: Path, steps: range, resume_step: int | None = None) -> None:
-    log = MetricsLog(path, resume_step)
-    for step in steps:
-        log.write({"step": step, "loss": 0.1 / 3**step})
-    log.close()
+    with MetricsLog(path, resume_step) as log:
+        for step in steps:
+            log.write({"step": step, "loss": 0.1 / 3**step})
 
 
 def test_records_come_back_to_the_bit_and_at_once(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl")
-    log.write({"step": 1, "loss": 0.1 + 0.2, "codes": 7, "note": "Übung"})
-    assert read_log(tmp_path / "metrics.jsonl") == [
-        {"step": 1, "loss": 0.1 + 0.2, "codes": 7, "note": "Übung"}
-    ]
-    log.write({"step": 2, "norm": math.inf, "loss": math.nan})
-    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(lines[1]) == {"step": 2, "norm": None, "loss": None}
-    log.close()
+    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+        log.write({"step": 1, "loss": 0.1 + 0.2, "codes": 7, "note": "Übung"})
+        assert read_log(tmp_path / "metrics.jsonl") == [
+            {"step": 1, "loss": 0.1 + 0.2, "codes": 7, "note": "Übung"}
+        ]
+        log.write({"step": 2, "norm": math.inf, "loss": math.nan})
+        lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(lines[1]) == {"step": 2, "norm": None, "loss": None}
 
 
 def test_a_resumed_log_is_the_uninterrupted_one(tmp_path: Path) -> None:
@@ -47,9 +45,8 @@ def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
 
 def test_no_path_is_no_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    log = MetricsLog(None)
-    log.write({"step": 1})
-    log.close()
+    with MetricsLog(None) as log:
+        log.write({"step": 1})
     assert not list(tmp_path.iterdir())
 
 
@@ -66,10 +63,9 @@ def test_foreign_lines_and_other_runs_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_record_without_a_step_is_refused(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl")
-    with pytest.raises(ValueError, match="needs an integer 'step', got None"):
-        log.write({"loss": 1.0})
-    log.close()
+    with MetricsLog(tmp_path / "metrics.jsonl") as log:
+        with pytest.raises(ValueError, match="needs an integer 'step', got None"):
+            log.write({"loss": 1.0})
 
 
 def test_a_log_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:

@@ -33,7 +33,6 @@ from beit.data.unreadable import TooManyUnreadable, Unreadable
 from beit.run import checkpoint
 from beit.run.device import DeviceConfig, LossScaling, precision_of, summed
 from beit.run.directory import RunConfig, RunDirectory
-from beit.run.log import MetricsLog
 from beit.run.means import Means
 from beit.run.optim import AnyOptimConfig, Schedule
 from beit.run.progress import Progress
@@ -91,7 +90,10 @@ class Journal:
         saved_step: the last step whose checkpoint was written, or failed
         recorded: what was logged in this step, validations included
         means: metrics since the last log line
+        records: writes logs and checkpoints, `beit.run.records`
     """
+
+    records: Any
 
     def __init__(
         self,
@@ -159,8 +161,7 @@ class Journal:
             about = {**self._about, **precision_of(self.fabric)}
             self._directory = RunDirectory.create(self._run.output, settings, about)
         self._directory = directory = self._directory or RunDirectory(Path(self._run.output))
-        self._log = MetricsLog(directory.metrics_file if self._first else None, log_step)
-        self._speed = MetricsLog(directory.speed_file if self._first else None, log_step)
+        self.fabric.call("on_directory", self, log_step)
         self._progress = Progress(self.last_step, self.start_step, enabled=self._first)
         if resumed:
             self.message(f"{directory.path}: resumes after step {self.step} of {self.last_step}")
@@ -174,7 +175,7 @@ class Journal:
         checkpoint of the step: no step is lost.
         """
         run, verb = self.directory, self._about["verb"]
-        with checkpoint.resumable(run, verb), self._log, self._speed, closing(self._stream):
+        with checkpoint.resumable(run, verb), self.records, closing(self._stream):
             try:
                 with self._progress:
                     yield
@@ -186,8 +187,6 @@ class Journal:
                     f"--resume {run.path} (max_unreadable is in {run.config_file.name}; if images "
                     "were removed, add --accept_changed_data true)"
                 ) from error
-            finally:
-                self.fabric.call("finish_saving")
 
     def finish(
         self,
@@ -303,7 +302,7 @@ class Journal:
 
     def log_warning(self, text: str) -> None:
         """Log and show a warning."""
-        self._log.write({"step": self.step, "warning": text})
+        self.records.metrics({"step": self.step, "warning": text})
         self.message(text)
 
     def message(self, text: str) -> None:
@@ -326,7 +325,7 @@ class Journal:
 
     def _write(self, record: Mapping[str, float]) -> None:
         epoch = self.step / self.steps_per_epoch
-        self._log.write({"step": self.step, "epoch": epoch, **record})
+        self.records.metrics({"step": self.step, "epoch": epoch, **record})
         self.recorded |= record
 
     def end_step(self) -> None:
@@ -340,7 +339,7 @@ class Journal:
         if self.step == 5 and hours > LONG and not self._run.fitted_to:
             self.message(f"about {hours:.1f} hours; --budget 30m makes a shorter run")
         if self.logs:
-            self._speed.write({"step": self.step, "time": time.time()} | speed._asdict())
+            self.records.speed({"step": self.step, "time": time.time()} | speed._asdict())
         if self.saves:
             self.save()
         self.fabric.call("on_step_saved", self)  # `beit.run.preemption` may stop the run
@@ -352,14 +351,14 @@ class Journal:
     def save(self) -> None:
         """Write a checkpoint of the step, once: a later validation may load other weights.
 
-        Every process takes part; `beit.run.saving` writes. After a loss that is not finite none is written: the next log line
-        stops the run, and the last good checkpoint stays.
+        Every process takes part; `beit.run.records` writes. After a loss that is not finite none is
+        written: the next log line stops the run, and the last good checkpoint stays.
         """
         if self.step == self.saved_step:
             return
         state = {name: part.state_dict() for name, part in self._parts.items()}
         sums = state["means"].items()
         finite = all(isfinite(total) for name, (total, _) in sums if name.endswith("loss"))
-        if self._first and finite:
-            self.fabric.call("on_checkpoint", self, state, (self._log, self._speed))
+        if finite:
+            self.records.save(state)
         self.saved_step = self.step

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 
-from beit.run import preemption, saving
+from beit.run import preemption, records
 from beit.run.changes import keep_settings
 from beit.run.device import DeviceConfig, precision_of
 from beit.run.directory import RunDirectory
@@ -126,7 +126,7 @@ def launch(config: DeviceConfig, training: bool = False, profile: int = 0) -> Fa
 
 def _of_training() -> list[Any]:
     """Return the callbacks of a training."""
-    return saving.callbacks() + watchers() + preemption.callbacks()
+    return records.callbacks() + watchers() + preemption.callbacks()
 
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's malloc.h

@@ -30,16 +30,17 @@ class MetricsLog:
             resume_step: step of the checkpoint that the run resumes from; lines that were written
                 after this checkpoint are removed. None starts a new file
         """
-        self._path, self._file, self._failed = path, None, False
+        self._path, self._failed = path, False
+        self._file: FileIO | None = None
         if path is None:
             return
         if resume_step is not None and path.exists():
             _drop_after(path, resume_step)
         elif path.exists() and path.stat().st_size:
             raise FileExistsError(f"{path} has lines of another run; a new log needs a new file")
-        self._file: FileIO | None = path.open("ab", buffering=0)
+        self._file = file = path.open("ab", buffering=0)
         # Lines that may not be on the disk, how much of them is in the file, and where they begin.
-        self._lines, self._written, self._start = b"", 0, self._file.tell()
+        self._lines, self._written, self._start = b"", 0, file.tell()
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record of plain values, among them `step`, an int."""

@@ -49,6 +49,7 @@ class Journal(Protocol):
     """What a journal tells about its training."""
 
     fabric: Fabric
+    records: Any
     step: int
     last_step: int
     saved_step: int
@@ -188,7 +189,7 @@ class _Training:
             number = self._agreement.highest(number, journal.step, journal.step < journal.last_step)
         if number:
             journal.save()
-            journal.fabric.call("finish_saving")  # the message tells of it
+            journal.records.wait()  # the message tells of this checkpoint
             journal.fabric.barrier()  # when one process ends, torchrun kills the others
             raise self._stop.error(number)
         self._in_step = False

@@ -1,20 +1,23 @@
-"""Write checkpoints: in the step, or in a thread beside it; a run survives one that fails.
+"""The records of a run, its logs and checkpoints: a disk that fails does not stop a training.
 
-A callback of lightning-fabric, so that loops need not know it: the journal calls it.
+The first process writes them. A callback of lightning-fabric gives them to the journal, so that
+loops need not know files.
 """
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import torch
+from lightning_fabric import Fabric
 
 from beit.files import PARTIAL_SUFFIX, replacing
 from beit.run.checkpoint import saved_steps
 from beit.run.directory import RunConfig, RunDirectory
+from beit.run.log import MetricsLog
 
 _PLAIN = (int, float, bool, str, bytes, type(None))
 
@@ -26,15 +29,11 @@ class Config(Protocol):
     def run(self) -> RunConfig: ...
 
 
-class Log(Protocol):
-    """A log, whose lines up to a checkpoint must be on the disk before it."""
-
-    def flush(self) -> None: ...
-
-
 class Journal(Protocol):
-    """What a journal tells about its checkpoint."""
+    """What a journal tells about its run."""
 
+    fabric: Fabric
+    records: Any
     step: int
     saved_step: int
 
@@ -45,67 +44,102 @@ class Journal(Protocol):
     def message(self, text: str) -> None: ...
 
 
-class Saver:
-    """The callback: one checkpoint at a time.
+def callbacks() -> list[Any]:
+    """Return the callbacks of a training that begins now."""
+    return [_Opener()]
 
-    One that cannot be written is warned of, and the next one is tried at its interval. The first
-    checkpoint of a run has to be written: without any, nothing would be kept.
+
+class _Opener:
+    def on_directory(self, journal: Journal, resume_step: int | None) -> None:
+        """Give the journal its records."""
+        journal.records = Records(journal, resume_step)
+
+
+class Records:
+    """Writes logs and checkpoints of a run; a context manager, which ends what it writes.
+
+    A checkpoint that cannot be written is warned of, and the next one is tried at its interval. The
+    first one of a run has to be written: without any, nothing would be kept.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, journal: Journal, resume_step: int | None) -> None:
+        """Open the logs.
+
+        Args:
+            resume_step: see `beit.run.log`
+        """
+        self._journal, self._first = journal, journal.fabric.is_global_zero
+        self._logs = {
+            file: MetricsLog(file if self._first else None, resume_step)
+            for file in (journal.directory.metrics_file, journal.directory.speed_file)
+        }
+        self._good = journal.saved_step  # of the last good checkpoint; -1 for none
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
-        self._good: int | None = None  # step of the last good checkpoint
 
-    def on_checkpoint(self, journal: Journal, state: dict[str, Any], logs: Iterable[Log]) -> None:
-        """Write a checkpoint, after the lines of the logs that precede it."""
-        self.finish_saving()
-        if self._good is None and journal.saved_step >= 0:
-            self._good = journal.saved_step
-        with self._surviving(journal, journal.step):
-            for log in logs:
+    def metrics(self, record: Mapping[str, Any]) -> None:
+        """Write a line of the metrics log."""
+        self._logs[self._journal.directory.metrics_file].write(record)
+
+    def speed(self, record: Mapping[str, Any]) -> None:
+        """Write a line of the log of speeds."""
+        self._logs[self._journal.directory.speed_file].write(record)
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Write a checkpoint of the step, after the lines of the logs that precede it."""
+        if not self._first:
+            return
+        self.wait()
+        step = self._journal.step
+        with self._surviving(step):
+            for log in self._logs.values():
                 log.flush()
-            if journal.config.run.save_async and self._good is not None:
-                copied = _copied(state)
-                self._writing = self._thread.submit(self._write, journal, journal.step, copied)
+            if self._journal.config.run.save_async and self._good >= 0:
+                self._writing = self._thread.submit(self._write, step, _copied(state))
             else:
-                self._write(journal, journal.step, state)
+                self._write(step, state)
 
-    def finish_saving(self) -> None:
+    def wait(self) -> None:
         """Wait for the checkpoint that a thread is writing."""
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
 
-    def _write(self, journal: Journal, step: int, state: dict[str, Any]) -> None:
-        run = journal.config.run
-        with self._surviving(journal, step):
-            save(journal.directory, step, state, run.keep_last, run.keep_every)
+    def _write(self, step: int, state: dict[str, Any]) -> None:
+        run = self._journal.config.run
+        with self._surviving(step):
+            save(self._journal.directory, step, state, run.keep_last, run.keep_every)
             self._good = step
 
     @contextmanager
-    def _surviving(self, journal: Journal, step: int) -> Iterator[None]:
+    def _surviving(self, step: int) -> Iterator[None]:
         try:
             yield
         except OSError as error:
-            if self._good is None:
+            if self._good < 0:
                 raise
             reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
-            journal.message(
+            self._journal.message(
                 f"no checkpoint of step {step}: {reason}. The run goes on; the checkpoint of step "
                 f"{self._good} is kept, and the next one is tried as usual"
             )
 
+    def __enter__(self) -> Self:
+        return self
 
-def callbacks() -> list[Any]:
-    """Return the callback of a training that begins now."""
-    return [Saver()]
+    def __exit__(self, *error: Any) -> None:
+        """Wait for the last checkpoint, and close the logs."""
+        with ExitStack() as stack:
+            stack.callback(self._thread.shutdown)
+            for log in self._logs.values():
+                stack.callback(log.__exit__, *error)
+            stack.callback(self.wait)
 
 
 def save(
     run: RunDirectory, step: int, state: dict[str, Any], keep_last: int = 2, keep_every: int = 0
 ) -> Path:
-    """Write the state after `step` steps, then remove older checkpoints.
+    """Write the state after `step` steps, whole or not at all, then remove older checkpoints.
 
     Args:
         state: nested dicts, lists and tuples of tensors and plain values
