@@ -423,7 +423,7 @@ FAULTS = {
 }
 
 
-QUICK = ("disk full for a while", "disk full to the end", "2 of 2 workers killed")
+QUICK = ("disk full for a while",)
 
 
 def endures(ground: Ground, fault: Fault, whole: Whole) -> None:
@@ -479,7 +479,7 @@ def ground(starter: Starter, tmp_path: Path) -> Callable[..., Ground]:
     [
         pytest.param(name, *case.values, marks=case.marks if name in QUICK else pytest.mark.slow)
         for name in FAULTS
-        for case in cases("pretrain")
+        for case in cases("finetune")
     ],
 )
 def test_a_training_endures(
@@ -500,10 +500,17 @@ SIGNALS = {  # and how a run may end by them: also before it begins, or after al
 }
 
 
-@pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(
-    ("training", "moments"),
-    [("pretrain", 1), *(pytest.param(name, 20, marks=pytest.mark.slow) for name in NAMES)],
+    ("number", "training", "moments"),
+    [
+        (signal.SIGKILL, "finetune", 1),
+        (signal.SIGTERM, "finetune", 1),
+        *(
+            pytest.param(number, name, 20, marks=pytest.mark.slow)
+            for number in SIGNALS
+            for name in NAMES
+        ),
+    ],
 )
 def test_a_signal_at_a_random_moment(
     number: signal.Signals,
@@ -528,22 +535,27 @@ def test_a_signal_at_a_random_moment(
         check_same(new, whole)
 
 
-@pytest.mark.parametrize("training", NAMES)
-@pytest.mark.parametrize("every", [26, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("training", "first", "every"),
+    [("finetune", 15, 100), *(pytest.param(name, 1, 1, marks=pytest.mark.slow) for name in NAMES)],
+)
 def test_a_kill_before_an_operation_on_files(
-    training: str, every: int, ground: Callable[..., Ground], wholes: Callable[..., Whole]
+    training: str,
+    first: int,
+    every: int,
+    ground: Callable[..., Ground],
+    wholes: Callable[..., Whole],
 ) -> None:
-    if every > 1 and training != "pretrain":
-        pytest.skip("only in the slow part")
-    for number in range(3, wholes(BY_NAME[NAMES[training]]).operations + 1, every):
+    whole = wholes(BY_NAME[NAMES[training]])
+    for number in range(first, whole.operations + 1, every):
         new = ground(training)
         check(new.start(["kill_before", number]).end(), -9)
         check(new.go_on().end(), 0)
-        check_same(new, wholes(new.training))
+        check_same(new, whole)
 
 
-@pytest.mark.parametrize("training", cases("pretrain"))
-@pytest.mark.parametrize("resumed", [False, True])
+@pytest.mark.parametrize("training", cases("finetune"))
+@pytest.mark.parametrize("resumed", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_two_processes_in_one_directory(
     training: str, resumed: bool, ground: Callable[..., Ground], wholes: Callable[..., Whole]
 ) -> None:

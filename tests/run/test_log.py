@@ -1,5 +1,7 @@
 import json
 import math
+import os
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,3 +77,43 @@ def test_a_log_that_is_no_text_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("[" * 100_000 + "\n")
     with pytest.raises(ValueError, match=r"metrics\.jsonl line 1 is not JSON"):
         read_log(tmp_path / "metrics.jsonl")
+
+
+def test_lines_that_cannot_be_written_come_with_the_next_ones(tmp_path: Path, caplog) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.symlink_to("/dev/full")
+    with MetricsLog(path) as log:
+        log.write({"step": 1})
+        log.write({"step": 2})
+        path.unlink()
+        log.write({"step": 3})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+    assert [record.message for record in caplog.records] == [
+        f"{path}: No space left on device; its lines are kept, and written as soon as possible"
+    ]
+
+
+def test_lines_that_a_disk_has_lost_are_written_again_once(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsLog(path) as log:
+        log.write({"step": 1})
+        log.flush()
+        log.write({"step": 2})
+        with monkeypatch.context() as patched, pytest.raises(OSError, match=r"Stale.*metrics"):
+            patched.setattr(os, "fsync", partial(failing, 116))
+            log.flush()
+        log.write({"step": 3})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3}\n'
+
+
+def test_lines_that_are_lost_at_the_end_are_an_error(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(os, "fsync", partial(failing, 5))
+    with pytest.raises(OSError, match=r"Input/output.*metrics"):
+        with MetricsLog(tmp_path / "metrics.jsonl") as log:
+            log.write({"step": 1})
+    with pytest.raises(KeyError), MetricsLog(None, 1), MetricsLog(tmp_path / "other.jsonl"):
+        raise KeyError  # and this one stays
+
+
+def failing(number: int, handle: int) -> None:
+    raise OSError(number, os.strerror(number))

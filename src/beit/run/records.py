@@ -117,6 +117,9 @@ class Records:
             yield
         except OSError as error:
             if self._good < 0:
+                self.__exit__(type(error), error, None)
+                if error.strerror is not None:
+                    error.strerror += "; without a first checkpoint the run stops: resume it then"
                 raise
             reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             self._journal.message(
