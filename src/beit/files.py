@@ -62,10 +62,10 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
         if number in (errno.ENOSPC, errno.EDQUOT):
             words = f"no space left on the disk or in its quota, after writing {size / 1e6:.1f} MB"
             raise OSError(number, words, str(path)) from error
-        if number is not None and not isinstance(error, OSError):
+        if isinstance(error, OSError):
+            error.filename = error.filename or (number and str(path))
+        elif number is not None:
             raise OSError(number, os.strerror(number), str(path)) from error
-        if number is not None and error.filename is None:
-            error.filename = str(path)
         raise
     if not shared:
         flush_to_disk(path.parent)

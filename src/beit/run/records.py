@@ -119,7 +119,8 @@ class Records:
             if self._good < 0:
                 self.__exit__(type(error), error, None)
                 if error.strerror is not None:
-                    error.strerror += "; without a first checkpoint the run stops: resume it then"
+                    error.strerror += "; without a first checkpoint nothing would be kept: see to "
+                    error.strerror += "the disk, then go on with --resume"
                 raise
             reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             self._journal.message(
