@@ -22,7 +22,13 @@ from beit.command.slurm import as_torchrun
 from beit.command.verbs import VERBS
 from beit.files import out_of_memory
 from beit.run.lock import releasing
-from beit.run.preemption import Preempted, stoppable
+from beit.run.preemption import (
+    INTERRUPTED,
+    Interrupted,
+    Preempted,
+    ignore_signals,
+    stoppable,
+)
 from beit.run.reached import is_finished
 
 STOPPED = {  # verbs that train without being trainings, and what to do after a stop outside one
@@ -47,7 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Preempted) as stop:
         if is_first_process():
             print(f"beit: {str(stop) or 'stopped'}", file=sys.stderr)
-        return stop.exit_code if isinstance(stop, Preempted) else 130
+        if argv is None:  # the process ends: what torchrun or a scheduler repeats comes too late
+            ignore_signals()
+        return stop.exit_code if isinstance(stop, Preempted | Interrupted) else INTERRUPTED
     except BrokenPipeError:  # `beit presets | head`: the reader has closed the pipe, no error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

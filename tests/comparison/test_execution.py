@@ -2,6 +2,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from beit.comparison import execution
 from beit.comparison.execution import Job, command, environments, run_jobs
 from beit.comparison.plan import unfold
 from beit.comparison.planned_runs import Chain, planned_chains
+from beit.run.preemption import Preempted, stoppable
 
 
 @pytest.fixture
@@ -122,6 +124,24 @@ def test_processes_end_with_an_error(tmp_path: Path) -> None:
         run_jobs(jobs, [{}, {}])
     pid = tmp_path / "pid"
     assert not pid.exists() or not alive(int(pid.read_text()))
+
+
+def test_a_signal_lets_trainings_save_before_they_end(tmp_path: Path) -> None:
+    script = (
+        "trap 'sleep 0.2; touch saved; exit 75' TERM; touch begun; while :; do sleep 0.01; done"
+    )
+    jobs = [job(tmp_path, "training", f"cd {tmp_path}; {script}")]
+
+    def signalled() -> None:
+        until((tmp_path / "begun").exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=signalled)
+    thread.start()
+    with pytest.raises(Preempted, match=r"^stopped by SIGTERM; again$"), stoppable("again"):
+        run_jobs(jobs, [{}])
+    thread.join()
+    assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux signals a parent's death")

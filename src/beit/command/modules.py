@@ -49,7 +49,7 @@ def run_to_resume(arguments: Iterable[str]) -> tuple[str, bool, list[str]] | Non
         None without `--resume`
     """
     runs, rest = take(arguments, "--resume")
-    if not runs or {"--help", "-h", "--print_config"} & {*rest}:
+    if not runs or "--help" in rest or "-h" in rest:
         return None
     values, rest = take(rest, "--accept_changed_data")
     if unknown := set(values) - {"true", "false"}:

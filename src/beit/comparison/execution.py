@@ -21,7 +21,7 @@ from beit.comparison.planned_runs import Chain, PlannedRun
 
 LOCK_SECONDS = 30.0  # for processes of a killed ablation to end and release the lock
 POLL_SECONDS = 0.1
-TERMINATE_SECONDS = 10.0  # for a process to end before it is killed
+TERMINATE_SECONDS = 120.0  # for a training to end its step and save it before it is killed
 DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of Linux
 
 
@@ -123,8 +123,8 @@ def run_jobs(
     """Run jobs in order, at most one per environment at a time, and print their progress.
 
     A job is not started if one that it needs has failed; needs that are no jobs count as met. The
-    processes end with this one: on Ctrl-C and errors they are terminated, on Linux they are killed
-    even if this process is killed.
+    processes end with this one: on Ctrl-C, SIGTERM and errors they get SIGTERM, on which trainings
+    save a checkpoint; on Linux they are killed even if this process is killed.
 
     Args:
         environments: variables added to the environment of each simultaneous process
@@ -165,6 +165,8 @@ def run_jobs(
             if running:
                 time.sleep(POLL_SECONDS)
     finally:
+        if running:
+            print("stopping: trainings end their step and save it", flush=True)
         for item in running:
             item.process.terminate()
         for item in running:

@@ -56,7 +56,7 @@ def hold(directory: Path) -> Lock | None:
     import fcntl
 
     _close_in_workers()
-    file = os.open(directory / NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    file = os.open(directory / NAME, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -71,7 +71,9 @@ def hold(directory: Path) -> Lock | None:
             if directory.name.endswith(PARTIAL_SUFFIX):
                 run = directory.with_name(directory.name[1 : -len(PARTIAL_SUFFIX)])
             text = f"{run} is in use by {holder}; wait until it ends, or stop it"
-            raise BlockingIOError(text) from None
+            elsewhere = not holder.endswith(f" on {socket.gethostname()}")
+            gone = f". If that machine is gone, delete {directory / NAME}"
+            raise BlockingIOError(text + gone * elsewhere) from None
         return None
     os.ftruncate(file, 0)
     os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

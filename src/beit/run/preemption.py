@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
 RETRY = 75  # exit code, EX_TEMPFAIL of sysexits.h: start me again
+INTERRUPTED = 130  # exit code, as shells have it
 SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, n)]
 ONE_PRESS = 1.0  # seconds; one Ctrl-C comes from the terminal and again from torchrun
 HINT = b"\nbeit: stops after this step, with a checkpoint; Ctrl-C again stops at once\n"
@@ -35,14 +36,21 @@ class Preempted(SystemExit):
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
-        # Fabric kills the first process if another one that it started ends with an error.
-        started_by_fabric = "TORCHELASTIC_RUN_ID" not in os.environ
-        ended_early = started_by_fabric and os.environ.get("LOCAL_RANK", "0") != "0"
-        self.code = self.exit_code = 0 if ended_early else RETRY
+        self.code = self.exit_code = _exit_code(RETRY)
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C stopped a command, a training after a checkpoint."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = _exit_code(INTERRUPTED)
+
+
+def _exit_code(code: int) -> int:
+    """Return 0 where Fabric started this process: for an error it kills the first process."""
+    started_by_fabric = "TORCHELASTIC_RUN_ID" not in os.environ
+    return 0 if started_by_fabric and os.environ.get("LOCAL_RANK", "0") != "0" else code
 
 
 class Journal(Protocol):
@@ -81,6 +89,12 @@ def stoppable(advice: str = "") -> Iterator[None]:
         _stop.reset(token)
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def ignore_signals() -> None:
+    """Let no further signal change how this process ends."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 @contextmanager
@@ -127,9 +141,11 @@ class _Stop:
     def handle(self, number: int, frame: object) -> None:
         if os.getpid() != self._process:  # a forked worker: its parent ends it
             return
-        now = time.monotonic()
-        again = now - self._first.setdefault(number, now) > ONE_PRESS
-        if again or self.training is None or self.training.may_stop_at_once():
+        now, first = time.monotonic(), self._first.get(number)
+        self._first.setdefault(number, now)
+        if first is not None and now - first <= ONE_PRESS:
+            return
+        if first is not None or self.training is None or self.training.may_stop_at_once():
             raise self.error(number)
         if number == signal.SIGINT and not self.asked:
             with suppress(OSError, ValueError, AttributeError):  # print() may be what it interrupts
