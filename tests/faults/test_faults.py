@@ -320,6 +320,14 @@ FAULTS = {
     "disk full for a while": Fault(
         [Start([["after", 2, "fill", "runs"], ["after", 8, "free", "runs"]], 0, FULL)], disk="64m"
     ),
+    "disk full for a while, checkpoints beside the steps": Fault(
+        [Start([["after", 2, "fill", "runs"], ["after", 8, "free", "runs"]], 0, FULL)],
+        ["--run.save_async=true"],
+        disk="64m",
+    ),
+    "killed, checkpoints beside the steps": Fault(
+        [KILLED, Start()], ["--run.save_async=true", *WORKERS]
+    ),
     "disk full to the end": Fault(
         [
             Start([["after", 4, "fill", "runs"]], 2, f"{FULL}.*step 3 is good: beit .* --resume"),
