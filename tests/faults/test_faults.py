@@ -172,10 +172,17 @@ class Ground:
         folder.mkdir()
         (folder / "starts").symlink_to(ASSETS / "starts")
         (folder / "runs").mkdir()
-        if any("=images" in option for option in options):
+        own = []
+        if "--data.train=images" in options:
             write_images(folder)
-        maps = ["--data.maps=maps"] * (training.verb == "segment" and (folder / "maps").exists())
-        self.argv = [*training.arguments, *options, *maps]
+            own = ["--data.shrink=false"]
+            if training.verb == "segment":
+                own = [
+                    "--data.maps=maps",
+                    "--data.validation=images",
+                    "--data.validation_maps=maps",
+                ]
+        self.argv = [*training.arguments, *options, *own]
         self.run = f"runs/{training.name}"
 
     @property
@@ -313,7 +320,7 @@ def larger(ground: Ground) -> None:
 
 KILLED = Start([["after", 7, "die"]], -9)
 WORKERS = ["--data.num_workers=2", "--data.cache_gigabytes=0"]
-ON_DISK = [*WORKERS, "--data.train=images", "--data.shrink=false"]
+ON_DISK = [*WORKERS, "--data.train=images"]
 FULL = "no space left on the disk"
 FAULTS = {
     "disk full at the start": Fault([Start([], 2, FULL), Start(before=larger)], disk="24k"),
@@ -376,7 +383,9 @@ FAULTS = {
     "config.yaml of another width": Fault(
         [
             KILLED,
-            Start([], 2, "config.yaml", edited(r"(?<=hidden_width: )4|(?<=width: )8|", "12")),
+            Start(
+                [], 2, "config.yaml", edited(r"(hidden_width|\bwidth|num_heads): \d+", r"\1: 12")
+            ),
             Start(before=undone),
         ]
     ),

@@ -95,7 +95,7 @@ class Records:
             for log in self._logs.values():
                 log.flush()
             if self._journal.config.run.save_async and self._good >= 0:
-                self._writing = self._thread.submit(self._write, step, _copied(state))
+                self._writing = self._thread.submit(self._write_beside, step, _copied(state))
             else:
                 self._write(step, state)
 
@@ -107,9 +107,12 @@ class Records:
 
     def _write(self, step: int, state: dict[str, Any]) -> None:
         run = self._journal.config.run
+        save(self._journal.directory, step, state, run.keep_last, run.keep_every)
+        self._good = step
+
+    def _write_beside(self, step: int, state: dict[str, Any]) -> None:
         with self._surviving(step):
-            save(self._journal.directory, step, state, run.keep_last, run.keep_every)
-            self._good = step
+            self._write(step, state)
 
     @contextmanager
     def _surviving(self, step: int) -> Iterator[None]:
