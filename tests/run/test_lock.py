@@ -7,11 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from beit import cli
-from beit.run import lock
+from beit.run import launch, lock
 from beit.run.directory import RunDirectory, partial_path
 from beit.run.lock import hold, releasing, reserve
 
@@ -144,3 +146,23 @@ def test_a_run_that_is_running_is_not_resumed(
         expected = f"beit: error: {tmp_path}/run is in use by process {process.pid} on "
         assert capsys.readouterr().err.splitlines()[-1].startswith(expected)
         assert {file: file.read_bytes() for file in (tmp_path / "run").rglob("*.*")} == before
+
+
+def test_processes_that_see_different_checkpoints_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunDirectory.create(tmp_path / "run", {}, {"verb": "pretrain"})
+    (run.checkpoints / "step-000000040.pt").touch()
+    fabric = SimpleNamespace(device="cpu")
+    for others, named in (
+        ([40, 40], ""),
+        ([40, 20], "step 20, step 40"),
+        ([-1], "no run, step 40"),
+    ):
+        steps = torch.tensor([40, *others])
+        monkeypatch.setattr(launch, "gathered", lambda _, own, steps=steps: steps * (own == 40))
+        if not named:
+            launch.refuse_late_files(fabric, run)
+            continue
+        with pytest.raises(ValueError, match=rf"different checkpoints of the run \({named}\)"):
+            launch.refuse_late_files(fabric, run)

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import distributed
 
+import beit
 from beit import cli
 from beit.pretraining import loop, pretrain
 from beit.pretraining.targets import TargetConfig
@@ -163,12 +164,8 @@ def test_processes_agree_a_step_later(tmp_path, monkeypatch):
     try:
         agreement = _Agreement(torch.device("cpu"))
         asked = [0, signal.SIGTERM, 0, 0]
-        told = [agreement.highest(number, step, step < 4) for step, number in enumerate(asked, 1)]
+        told = [agreement.highest(number, step < 4) for step, number in enumerate(asked, 1)]
         assert told == [0, 0, signal.SIGTERM, 0]
-        agreement.highest(0, 5, True)
-        agreement._sent[2] += 3  # as if another process were at step 2
-        with pytest.raises(ValueError, match="different steps, 1 and 4 before this one"):
-            agreement.highest(0, 6, True)
     finally:
         distributed.destroy_process_group()
 
@@ -191,11 +188,16 @@ def test_the_command_that_goes_on_has_its_launcher(monkeypatch, tmp_path):
 
 def test_a_process_that_fabric_has_started_does_not_end_with_an_error(monkeypatch):
     """Fabric kills the first process, which says what is saved, if another one fails."""
-    assert (Preempted("").code, Interrupted("").exit_code) == (75, 130)
+
+    def codes(together):
+        errors = (_Stop("").error(number, together) for number in (signal.SIGTERM, signal.SIGINT))
+        return [error.exit_code for error in errors]
+
+    assert codes(True) == codes(False) == [75, 130]
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert (Preempted("").code, Interrupted("").exit_code) == (0, 0)
+    assert (codes(True), codes(False)) == ([0, 0], [75, 130])
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    assert Preempted("").code == 75
+    assert codes(True) == [75, 130]
 
 
 def test_a_run_is_finished_with_its_weights_and_no_later_checkpoint(tmp_path):
@@ -221,6 +223,22 @@ def test_only_trainings_say_how_they_go_on(verb, monkeypatch, capsys):
     advice = {"ablate": " by SIGINT (Ctrl-C); the same command goes on"}
     advice["pretrain"] = " by SIGINT (Ctrl-C)"
     assert capsys.readouterr().err == f"beit: stopped{advice.get(verb, '')}\n"
+
+
+def test_in_python_the_command_is_a_call(monkeypatch, caplog):
+    def stopped(*_):
+        raise Preempted("stopped by SIGTERM; go on with: beit pretrain --resume runs/x")
+
+    monkeypatch.setattr(cli, "find_module", stopped)
+    with pytest.raises(SystemExit) as raised:
+        beit.pretrain()
+    assert raised.value.code == 75
+    assert str(raised.value) == 'stopped by SIGTERM; go on with: beit.resume("runs/x")'
+    assert caplog.messages == [str(raised.value)]  # Python does not show it
+    monkeypatch.setattr(cli, "find_module", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT"):
+        beit.pretrain()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # ── real processes ──────────────────────────────────────────────────────────────────────────────

@@ -67,7 +67,7 @@ def test_a_run_leaves_everything(finished, records):
     names = {file.name for file in finished.iterdir()}
     assert names == {
         *("config.yaml", "environment.json", "images.json.gz", "metrics.jsonl", "speed.jsonl"),
-        *("weights.safetensors", "report.html", "checkpoints"),
+        *("weights.safetensors", "report.html", "checkpoints", "lock"),
     }
     report = (finished / "report.html").read_text()
     for words in ("Class by class", "half disc", "image, truth, prediction"):

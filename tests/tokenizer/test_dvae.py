@@ -67,7 +67,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, optim: Callable[..., Any])
 def test_a_run_leaves_everything(trained: Path, records: Records) -> None:
     assert {file.name for file in trained.iterdir()} == {
         *("config.yaml", "environment.json", "images.json.gz", "metrics.jsonl", "speed.jsonl"),
-        *("weights.safetensors", "report.html", "checkpoints"),
+        *("weights.safetensors", "report.html", "checkpoints", "lock"),
     }
     assert "kind: dvae" in (trained / "config.yaml").read_text()
     report = (trained / "report.html").read_text()

@@ -26,7 +26,7 @@ def test_a_run_leaves_everything(trained_tokenizer, records):
     names = {file.name for file in trained_tokenizer.iterdir()}
     assert names == {
         *("config.yaml", "environment.json", "images.json.gz", "metrics.jsonl", "speed.jsonl"),
-        *("weights.safetensors", "report.html", "checkpoints"),
+        *("weights.safetensors", "report.html", "checkpoints", "lock"),
     }
     kept = sorted(file.name for file in (trained_tokenizer / "checkpoints").iterdir())
     assert kept == ["step-000000008.pt", "step-000000010.pt"]

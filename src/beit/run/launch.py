@@ -18,12 +18,13 @@ import torch
 
 from beit.run import preemption, records
 from beit.run.changes import keep_settings
-from beit.run.device import DeviceConfig, precision_of
+from beit.run.device import DeviceConfig, gathered, precision_of
 from beit.run.directory import RunDirectory
 from beit.run.journal import TrainingConfig
 from beit.run.lock import Lock, hold, reserve
 from beit.run.precision import bfloat16_unit, choose_precision
 from beit.run.profile import callbacks
+from beit.run.reached import saved_step
 from beit.run.watching import watchers
 
 if TYPE_CHECKING:
@@ -164,6 +165,7 @@ def launch_run(config: TrainingConfig, directory: RunDirectory | None) -> Fabric
     fabric = launch(config.device, training=True, profile=config.run.profile)
     if lock := in_first_process(fabric, partial(reserve if directory is None else _go_on, run)):
         weakref.finalize(fabric, lock.release)
+    refuse_late_files(fabric, directory)
     precision, reason = precision_of(fabric).values()
     if not fabric.is_global_zero:
         return fabric
@@ -195,3 +197,18 @@ def in_first_process(fabric: Fabric, act: Callable[[], T]) -> T | None:
     if error := fabric.broadcast(error):
         raise error
     return result
+
+
+def refuse_late_files(fabric: Fabric, directory: RunDirectory | None) -> None:
+    """Refuse a run of which the processes see different checkpoints, or some of them none.
+
+    They would train different weights. Network file systems may show new files late.
+    """
+    step = -1 if directory is None else saved_step(directory) or 0
+    steps = {*gathered(fabric, torch.tensor([step], device=fabric.device)).tolist()}
+    if len(steps) > 1:
+        names = ", ".join("no run" if step < 0 else f"step {step}" for step in sorted(steps))
+        raise ValueError(
+            f"the processes see different checkpoints of the run ({names}): its file system shows "
+            "new files late. Start again in a minute"
+        )

@@ -32,25 +32,19 @@ HINT = b"\nbeit: stops after this step, with a checkpoint; Ctrl-C again stops at
 
 
 class Preempted(SystemExit):
-    """SIGTERM or SIGUSR1 stopped a command; uncaught it ends the process with exit code 75."""
+    """SIGTERM or SIGUSR1 stopped a command; uncaught it ends the process with its exit code."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, exit_code: int = RETRY) -> None:
         super().__init__(message)
-        self.code = self.exit_code = _exit_code(RETRY)
+        self.code = self.exit_code = exit_code
 
 
 class Interrupted(KeyboardInterrupt):
     """Ctrl-C stopped a command, a training after a checkpoint."""
 
-    def __init__(self, message: str) -> None:
+    def __init__(self, message: str, exit_code: int = INTERRUPTED) -> None:
         super().__init__(message)
-        self.exit_code = _exit_code(INTERRUPTED)
-
-
-def _exit_code(code: int) -> int:
-    """Return 0 where Fabric started this process: for an error it kills the first process."""
-    started_by_fabric = "TORCHELASTIC_RUN_ID" not in os.environ
-    return 0 if started_by_fabric and os.environ.get("LOCAL_RANK", "0") != "0" else code
+        self.exit_code = exit_code
 
 
 class Journal(Protocol):
@@ -152,11 +146,20 @@ class _Stop:
                 os.write(sys.stderr.fileno(), HINT)
         self.asked = max(self.asked, number)
 
-    def error(self, number: int) -> Preempted | Interrupted:
-        """Return the exception that says what was saved, and the command that goes on."""
+    def error(self, number: int, together: bool = False) -> Preempted | Interrupted:
+        """Return the exception that says what was saved, and the command that goes on.
+
+        Args:
+            together: all processes stop; then those that Fabric started end without an error, for
+                which it would kill the first one
+        """
         name = signal.Signals(number).name
         text = f"stopped by {name}{' (Ctrl-C)' * (number == signal.SIGINT)}{self._state()}"
-        return Interrupted(text) if number == signal.SIGINT else Preempted(text)
+        code = INTERRUPTED if number == signal.SIGINT else RETRY
+        by_fabric = "TORCHELASTIC_RUN_ID" not in os.environ
+        if together and by_fabric and os.environ.get("LOCAL_RANK", "0") != "0":
+            code = 0
+        return (Interrupted if number == signal.SIGINT else Preempted)(text, code)
 
     def _state(self) -> str:
         if self.run is None or is_finished(run := RunDirectory(self.run)):
@@ -202,12 +205,12 @@ class _Training:
         self._journal, number = journal, self._stop.asked
         if journal.fabric.world_size > 1:
             self._agreement = self._agreement or _Agreement(journal.fabric.device)
-            number = self._agreement.highest(number, journal.step, journal.step < journal.last_step)
+            number = self._agreement.highest(number, journal.step < journal.last_step)
         if number:
             journal.save()
             journal.records.wait()  # the message tells of this checkpoint
             journal.fabric.barrier()  # when one process ends, torchrun kills the others
-            raise self._stop.error(number)
+            raise self._stop.error(number, together=True)
         self._in_step = False
 
 
@@ -221,24 +224,20 @@ class _Agreement:
         self._work: Any = None  # that sends
         if device.type == "cuda":
             self._side = torch.cuda.Stream(device)
-            self._result = torch.empty(3, dtype=torch.int64, pin_memory=True)
+            self._result = torch.tensor(0).pin_memory()
 
-    def highest(self, number: int, step: int, more: bool) -> int:
-        """Return the highest signal after the last step; send this step's, if there are `more`.
-
-        Raises:
-            ValueError: the processes are at different steps.
-        """
-        highest = self._receive(step) if self._work else 0
+    def highest(self, number: int, more: bool) -> int:
+        """Return the highest signal after the last step; send this step's, if there are `more`."""
+        highest = self._receive() if self._work else 0
         if more and not highest:
-            self._send(number, step)
+            self._send(number)
         return highest
 
-    def _send(self, number: int, step: int) -> None:
+    def _send(self, number: int) -> None:
         import torch
         from torch import distributed
 
-        sent, on_gpu = torch.tensor([number, step, -step]), self._device.type == "cuda"
+        sent, on_gpu = torch.tensor(number), self._device.type == "cuda"
         self._sent = sent.pin_memory().to(self._device, non_blocking=True) if on_gpu else sent
         maximum = distributed.ReduceOp.MAX
         self._work = work = distributed.all_reduce(self._sent, maximum, async_op=True)
@@ -248,21 +247,14 @@ class _Agreement:
                 self._result.copy_(self._sent, non_blocking=True)
                 self._copied = self._side.record_event()
 
-    def _receive(self, step: int) -> int:
-        if self._device.type == "cuda":
+    def _receive(self) -> int:
+        on_gpu = self._device.type == "cuda"
+        if on_gpu:
             self._copied.synchronize()
-            number, last, first = self._result.tolist()
         else:
             self._work.wait()
-            number, last, first = self._sent.tolist()
         self._work = None
-        if last != -first:
-            raise ValueError(
-                f"the processes are at different steps, {-first - 1} and {last - 1} before this "
-                "one: they read different checkpoints of the run, as on a file system that shows "
-                "new files late. Resume again, after a minute"
-            )
-        return int(number)
+        return int(self._result if on_gpu else self._sent)
 
 
 _stop: ContextVar[_Stop | None] = ContextVar("stop", default=None)
