@@ -1,9 +1,12 @@
+import resource
+import signal
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from beit.files import PARTIAL_SUFFIX, replacing, user_path, write_bytes, write_text
 
@@ -90,3 +93,31 @@ def test_other_errors_stay_as_they_are(tmp_path):
         with pytest.raises(type(error)) as caught, replacing(tmp_path / "a"):
             raise error
         assert caught.value is error
+    assert caught.value.filename == str(tmp_path / "a")  # the last one had none
+
+
+def opened_with_torch(file):
+    with file.open("wb") as opened:
+        torch.save({"weight": torch.zeros(99_999)}, opened)
+
+
+def with_safetensors(file):
+    save_file({"weight": torch.zeros(99_999)}, file)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+@pytest.mark.parametrize("write", [opened_with_torch, with_safetensors])
+def test_an_error_behind_that_of_a_library_is_named(tmp_path, write):
+    """A file may not grow past 50 kB; torch says `unexpected pos`, safetensors `os error 27`."""
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limit[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            with replacing(tmp_path / "a") as file:
+                write(file)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, before)
+    assert caught.value.filename == str(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []

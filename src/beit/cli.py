@@ -146,7 +146,7 @@ def _resume(
 ) -> tuple[Any, Any, Any]:
     """Resume a run; return the result of a finished one if `auto` found it."""
     from beit.run.journal import Result  # imports torch
-    from beit.run.log import last_validation
+    from beit.run.finished import last_validation
     from beit.run.resume import to_resume
 
     module = import_module(module_of_run(verb, Path(path)))

@@ -13,6 +13,7 @@ PARTIAL_SUFFIX = ".partial"
 NO_MEMORY = re.compile(r"out of memory|allocate memory|not enough memory")
 # What torch, NumPy and safetensors say instead of an OSError with its number.
 NO_SPACE = re.compile(r"unexpected pos \d|\d requested and \d|No space left|quota exceeded")
+NUMBER = re.compile(r"\(os error (\d+)\)")
 
 
 def user_path(name: str | Path) -> Path:
@@ -42,7 +43,7 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
     The file is flushed to disk before it is renamed, so `path` is complete even after a kill or a
     power cut. If the block raises, the temporary file is deleted and `path` is unchanged. One
     writer at a time: the temporary name is fixed, so the next writer overwrites what a killed one
-    left. OSError naming `path`: the disk is full, whatever library wrote to it.
+    left. Errors of the disk are an OSError that names the file, whatever library wrote to it.
 
     With `shared`, several may write: each has its own name, and what a killed one left stays.
     Nothing is flushed, so `path` is complete after a kill, but may not be after a power cut.
@@ -57,13 +58,26 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
     except BaseException as error:
         size = temporary.stat().st_size if temporary.exists() else 0
         temporary.unlink(missing_ok=True)
-        number = getattr(error, "errno", None)
-        if number in (errno.ENOSPC, errno.EDQUOT) or NO_SPACE.search(str(error)):
+        number = _number_of(error)
+        if number in (errno.ENOSPC, errno.EDQUOT):
             words = f"no space left on the disk or in its quota, after writing {size / 1e6:.1f} MB"
-            raise OSError(number or errno.ENOSPC, words, str(path)) from error
+            raise OSError(number, words, str(path)) from error
+        if isinstance(error, OSError):
+            error.filename = error.filename or (number and str(path))
+        elif number is not None:
+            raise OSError(number, os.strerror(number), str(path)) from error
         raise
     if not shared:
         flush_to_disk(path.parent)
+
+
+def _number_of(error: BaseException) -> int | None:
+    """Return the number of the disk's error behind what a library has raised, if there is one."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno
+    if NO_SPACE.search(str(error)):  # torch says this of any error
+        return getattr(error.__context__, "errno", None) or errno.ENOSPC
+    return int(match[1]) if (match := NUMBER.search(str(error))) else None
 
 
 def write_text(path: Path, text: str) -> None:

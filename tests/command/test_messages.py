@@ -30,6 +30,7 @@ def test_errors_are_one_line():
     assert one_line(ValueError("two\n  lines")) == "two lines"
     assert one_line(KeyError()) == "KeyError"
     assert one_line(FileNotFoundError(2, "No such file", "a.yaml")) == "a.yaml: No such file"
+    assert one_line(OSError(24, "Too many open files")).endswith("fewer workers (num_workers)")
 
 
 def test_types_lose_their_python_names():

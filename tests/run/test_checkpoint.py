@@ -6,8 +6,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from beit.run.checkpoint import latest, restore, save
+from beit.run.checkpoint import latest, restore
 from beit.run.directory import RunDirectory
+from beit.run.records import save
 
 
 @pytest.fixture

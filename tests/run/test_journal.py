@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from beit.data.source import UnreadableImage
 from beit.data.sources import open_source
 from beit.data.unreadable import TooManyUnreadable
 from beit.data.views import EvalView
+from beit.run import records as records_of_run
 from beit.run.batches import train_batches
 from beit.run.checkpoint import latest
 from beit.run.device import DeviceConfig
@@ -285,3 +287,86 @@ def test_a_checkpoint_for_unreadable_images_is_of_the_step(step, ends, tmp_path,
         raise TooManyUnreadable("too many")
     [(saved, state)] = seen
     assert (saved, state["model"]["weight"].item()) == (step, weight)
+
+
+# ── disks that fail ─────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Lets checkpoints of some steps fail; returns the set of these steps."""
+    steps, save = set(), records_of_run.save
+
+    def saved(run, step, *arguments):
+        if step in steps:
+            raise OSError(5, "Input/output error", f"{run.path}/checkpoints/{step}")
+        return save(run, step, *arguments)
+
+    monkeypatch.setattr(records_of_run, "save", saved)
+    return steps
+
+
+@pytest.mark.parametrize("save_async", [False, True])
+def test_a_checkpoint_that_cannot_be_written_is_warned_of(save_async, failing, tmp_path, capsys):
+    train(config(tmp_path / "whole"))
+    capsys.readouterr()
+    failing |= {4, 6}
+    train(config(tmp_path / "run", save_async=save_async))
+    said = [line for line in capsys.readouterr().err.splitlines() if "no checkpoint" in line]
+    assert [line.split(": ")[0] for line in said] == [f"no checkpoint of step {s}" for s in (4, 6)]
+    assert all("4: Input/output error. The run goes on" in line for line in said[:1])
+    assert all("the checkpoint of step 2 is kept" in line for line in said)
+    assert records(tmp_path / "run") == records(tmp_path / "whole")
+    step, state = latest(RunDirectory(tmp_path / "run"))
+    assert (step, state["model"]) == (8, latest(RunDirectory(tmp_path / "whole"))[1]["model"])
+
+
+def test_a_run_without_any_checkpoint_stops(failing, tmp_path):
+    failing |= {0}
+    with pytest.raises(OSError, match=r"Input/output error; without a first .*--resume:"):
+        train(config(tmp_path / "run"))
+    directory = RunDirectory.open(tmp_path / "run")
+    with pytest.raises(OSError, match="Input/output error"):
+        train(config(tmp_path / "run"), directory)
+    failing.clear()
+    assert train(config(tmp_path / "run"), directory).step == 8
+
+
+def test_a_checkpoint_written_beside_the_steps_is_of_its_step(tmp_path, monkeypatch):
+    """The thread waits until the next step has changed the weights."""
+    save, changed = records_of_run.save, Event()
+    monkeypatch.setattr(records_of_run, "save", lambda *a: changed.wait(9) and save(*a))
+    monkeypatch.setattr(Journal, "logs", property(lambda journal: changed.set() or True))
+    changed.set()  # the first one is written at once
+    train(config(tmp_path / "whole", stop_after=2))
+    changed.clear()
+    begin = Journal.begin
+    monkeypatch.setattr(Journal, "begin", lambda *a, **k: (changed.set(), begin(*a, **k)))
+    train(config(tmp_path / "beside", save_async=True, stop_after=2))
+    states = [latest(RunDirectory(tmp_path / name))[1] for name in ("whole", "beside")]
+    assert states[0]["model"] == states[1]["model"]
+
+
+def test_an_error_of_the_system_names_the_good_checkpoint(tmp_path):
+    journal = train(config(tmp_path / "run"))
+
+    def gone(path):
+        raise OSError(116, "Stale file handle", str(path))
+
+    way = "the checkpoint of step 8 is good: beit toy --resume .*run"
+    with pytest.raises(OSError, match=rf"Stale file handle; {way}.*weights.safetensors"):
+        journal.finish({}, gone, list)
+    with pytest.raises(ChildProcessError, match=rf"died; {way}"), journal.recording():
+        raise ChildProcessError("died")
+
+
+def test_a_report_that_cannot_be_written_is_warned_of(tmp_path, capsys):
+    journal = train(config(tmp_path / "run"))
+
+    def read_only():
+        raise OSError(30, "Read-only file system", str(journal.directory.report_file))
+
+    assert journal.finish({}, lambda path: None, read_only).sections == []
+    assert "no report: " in capsys.readouterr().err
+    with pytest.raises(OSError, match="Read-only"), journal.aside("validation"):
+        raise OSError(30, "Read-only file system", "elsewhere/images")

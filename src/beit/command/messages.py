@@ -1,5 +1,6 @@
 """Error messages: suggestions of names, jsonargparse's errors in plain words, one line each."""
 
+import errno
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
@@ -49,4 +50,6 @@ def one_line(error: Exception) -> str:
     message = str(error) or type(error).__name__
     if isinstance(error, OSError) and error.strerror and error.filename is not None:
         message = f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        message += "; allow more open files (ulimit -n 4096), or use fewer workers (num_workers)"
     return " ".join(message.split())

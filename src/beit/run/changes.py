@@ -21,7 +21,14 @@ logger = logging.getLogger(__name__)
 # Settings, or groups of them, that no weight depends on.
 FREE = (
     *("run.output", "run.log_every", "run.checkpoint_every", "run.keep_last", "run.keep_every"),
-    *("run.stop_after", "run.profile", "run.budget", "run.fitted_to", "run.chosen"),
+    *(
+        "run.save_async",
+        "run.stop_after",
+        "run.profile",
+        "run.budget",
+        "run.fitted_to",
+        "run.chosen",
+    ),
     *("data.num_workers", "data.cache_gigabytes", "data.shrink_cache", "data.shrink_gigabytes"),
     *("data.max_unreadable", "validate_every", "check"),
 )

@@ -1,11 +1,11 @@
-"""Checkpoints of a run: written atomically; loading accepts only tensors and plain values."""
+"""Checkpoints of a run: reading accepts only tensors and plain values."""
 
 import logging
 import pickle
 import re
 import zipfile
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from errno import EINVAL
 from pathlib import Path
 from textwrap import shorten
@@ -13,42 +13,12 @@ from typing import Any
 
 import torch
 
-from beit.files import PARTIAL_SUFFIX, out_of_memory, replacing
+from beit.files import out_of_memory
 from beit.run.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
 _NAME = re.compile(r"step-(\d{9})\.pt")
-_PLAIN = (int, float, bool, str, bytes, type(None))
-
-
-def save(
-    run: RunDirectory, step: int, state: dict[str, Any], keep_last: int = 2, keep_every: int = 0
-) -> Path:
-    """Write the state after `step` steps, then remove older checkpoints.
-
-    Args:
-        state: nested dicts, lists and tuples of tensors and plain values
-        keep_last: number of newest checkpoints to keep, including this one
-        keep_every: also keep checkpoints at multiples of this many steps; 0 for none
-    """
-    if keep_last < 1:
-        raise ValueError(f"keep_last is {keep_last}; expected 1 or more")
-    _check_loadable(state, "state")
-    path = run.checkpoints / f"step-{step:09d}.pt"
-    with replacing(path) as temporary, temporary.open("wb") as opened:
-        torch.save({"step": step, "state": state}, opened)
-    for leftover in run.checkpoints.glob(f".*{PARTIAL_SUFFIX}"):  # left by a killed process
-        leftover.unlink(missing_ok=True)
-    saved = saved_steps(run)
-    # A newer checkpoint is damaged, since the run was resumed from an older one: remove it.
-    past = sorted(other for other in saved if other <= step)
-    kept = {step for step in past if keep_every and step and step % keep_every == 0}
-    kept |= set(past[-keep_last:])
-    for other, file in saved.items():
-        if other not in kept:
-            file.unlink()
-    return path
 
 
 def latest(run: RunDirectory) -> tuple[int, dict[str, Any]] | None:
@@ -97,6 +67,21 @@ def restore(
             ) from error
 
 
+@contextmanager
+def resumable(run: RunDirectory, verb: str) -> Iterator[None]:
+    """Let an error of the system, as of a disk or a data worker, say how the run goes on."""
+    try:
+        yield
+    except OSError as error:
+        step = max(saved_steps(run), default=None)
+        way = f"; the checkpoint of step {step} is good: beit {verb} --resume {run.path}"
+        if step is not None and error.strerror:
+            error.strerror += way
+        elif step is not None:
+            error.args = (f"{error}{way}",)
+        raise
+
+
 def saved_steps(run: RunDirectory) -> dict[int, Path]:
     """Return the files of the checkpoints, by their step."""
     files = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
@@ -122,20 +107,5 @@ def read(path: Path, step: int) -> dict[str, Any]:
     fits = isinstance(content, dict) and content.get("step") == step
     if not fits or not isinstance(content.get("state"), dict):
         raise ValueError(f"checkpoint {path} does not hold the state of step {step}")
-    return dict(content["state"])
-
-
-def _check_loadable(value: Any, name: str) -> None:
-    """Refuse to save what a safe load would refuse to read."""
-    if isinstance(value, torch.Tensor) or type(value) in _PLAIN:
-        return
-    if type(value) in (dict, OrderedDict):
-        for key, entry in value.items():
-            if type(key) not in (str, int):
-                raise ValueError(f"{name} has the key {key!r}; expected a string or an int")
-            _check_loadable(entry, f"{name}[{key!r}]")
-    elif type(value) in (list, tuple):
-        for index, entry in enumerate(value):
-            _check_loadable(entry, f"{name}[{index}]")
-    else:
-        raise ValueError(f"{name} is a {type(value).__name__}; expected tensors and plain values")
+    state: dict[str, Any] = content["state"]
+    return state

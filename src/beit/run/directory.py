@@ -22,6 +22,7 @@ class RunConfig:
         checkpoint_every: steps between two checkpoints.
         keep_last: number of newest checkpoints to keep.
         keep_every: also keep checkpoints at multiples of this many steps; 0 for none.
+        save_async: write checkpoints while the training goes on, from a copy in the host's memory.
         stop_after: stop after this many steps, without changing the schedule; null for no limit.
         max_skipped: skipped steps in a row that stop the run, as for losses that are not finite.
         skip_spikes: skip steps with a gradient above this multiple of its median; 0 for never.
@@ -38,6 +39,7 @@ class RunConfig:
     checkpoint_every: int = 1000
     keep_last: int = 2
     keep_every: int = 0
+    save_async: bool = False
     stop_after: int | None = None
     max_skipped: int = 3
     skip_spikes: float = 0.0

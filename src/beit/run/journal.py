@@ -19,7 +19,7 @@ and validation, checkpoints and resuming. Forward, loss, backward, clip and step
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -37,7 +37,6 @@ from beit.data.unreadable import TooManyUnreadable, Unreadable
 from beit.run import checkpoint
 from beit.run.device import DeviceConfig, LossScaling, precision_of, summed
 from beit.run.directory import RunConfig, RunDirectory
-from beit.run.log import MetricsLog
 from beit.run.means import Means
 from beit.run.optim import AnyOptimConfig, Schedule, step_only_if
 from beit.run.progress import Progress
@@ -92,12 +91,15 @@ class Journal:
         start_step: step of the checkpoint that the run resumes from; 0 for a new run
         last_step: the run's last step
         step: the current step, counted from 1
-        saved_step: the last step with a checkpoint
+        saved_step: the last step whose checkpoint was written, or failed
         recorded: what was logged in this step, validations included
         means: metrics of kept steps since the last log line
         indices: of this process's images in this step, (B,) for each micro-batch
         largest_norm: a step whose gradient's norm is not below it is not kept
+        records: writes logs and checkpoints, `beit.run.records`
     """
+
+    records: Any
 
     def __init__(
         self,
@@ -169,8 +171,7 @@ class Journal:
             about = {**self._about, **precision_of(self.fabric)}
             self._directory = RunDirectory.create(self._run.output, settings, about)
         self._directory = directory = self._directory or RunDirectory(Path(self._run.output))
-        self._log = MetricsLog(directory.metrics_file if self._first else None, log_step)
-        self._speed = MetricsLog(directory.speed_file if self._first else None, log_step)
+        self.fabric.call("on_directory", self, log_step)
         self._progress = Progress(self.last_step, self.start_step, enabled=self._first)
         if resumed:
             self.message(f"{directory.path}: resumes after step {self.step} of {self.last_step}")
@@ -183,15 +184,16 @@ class Journal:
         If too many images cannot be read, all processes raise, after the first has written a
         checkpoint of the step: no step is lost.
         """
-        with closing(self._log), closing(self._speed), closing(self._stream), self._progress:
+        run, verb = self.directory, self._about["verb"]
+        with checkpoint.resumable(run, verb), self.records, closing(self._stream):
             try:
-                yield
+                with self._progress:
+                    yield
             except TooManyUnreadable as error:  # between two steps
                 self.save()
                 self.fabric.barrier()  # when one process ends, torchrun kills the others
-                run = self.directory
                 raise ValueError(
-                    f"{error}. Then resume after step {self.step}: beit {self._about['verb']} "
+                    f"{error}. Then resume after step {self.step}: beit {verb} "
                     f"--resume {run.path} (max_unreadable is in {run.config_file.name}; if images "
                     "were removed, add --accept_changed_data true)"
                 ) from error
@@ -211,8 +213,10 @@ class Journal:
         """
         sections = []
         if self._first:
-            save_weights(self.directory.weights_file)
-            sections = report()
+            with checkpoint.resumable(self.directory, self._about["verb"]):
+                save_weights(self.directory.weights_file)
+            with self.aside("report"):
+                sections = report()
         self.fabric.call("after_finish", self)
         self.fabric.barrier()
         return Result(self.directory.path, metrics, sections)
@@ -323,20 +327,30 @@ class Journal:
 
     def log_warning(self, text: str) -> None:
         """Log and show a warning."""
-        self._log.write({"step": self.step, "warning": text})
+        self.records.metrics({"step": self.step, "warning": text})
         self.message(text)
 
     def message(self, text: str) -> None:
         """Show a line of text."""
         self._progress.message(text)
 
-    def aside(self, name: str) -> AbstractContextManager[None]:
-        """Name what is done between two steps, and exclude its time from the speed."""
-        return self._progress.aside(name)
+    @contextmanager
+    def aside(self, name: str) -> Iterator[None]:
+        """Name what is done between two steps, and exclude its time from the speed.
+
+        A file of the run that cannot be written, as a report on a full disk, is warned of.
+        """
+        try:
+            with self._progress.aside(name):
+                yield
+        except OSError as error:
+            if self.directory.path not in Path(str(error.filename)).parents:
+                raise
+            self.message(f"no {name}: {error.filename}: {error.strerror}. The run goes on")
 
     def _write(self, record: Mapping[str, float]) -> None:
         epoch = self.step / self.steps_per_epoch
-        self._log.write({"step": self.step, "epoch": epoch, **record})
+        self.records.metrics({"step": self.step, "epoch": epoch, **record})
         self.recorded |= record
 
     def end_step(self) -> None:
@@ -350,7 +364,7 @@ class Journal:
         if self.step == 5 and hours > LONG and not self._run.fitted_to:
             self.message(f"about {hours:.1f} hours; --budget 30m makes a shorter run")
         if self.logs:
-            self._speed.write({"step": self.step, "time": time.time()} | speed._asdict())
+            self.records.speed({"step": self.step, "time": time.time()} | speed._asdict())
         if self.saves:
             self.save()
         self.fabric.call("on_step_saved", self)  # `beit.run.preemption` may stop the run
@@ -362,12 +376,11 @@ class Journal:
     def save(self) -> None:
         """Write a checkpoint of the step, once: a later validation may load other weights.
 
-        Every process takes part. `beit.run.skipping` refuses weights that are not finite.
+        Every process takes part; `beit.run.records` writes. `beit.run.skipping` refuses weights
+        that are not finite.
         """
         if self.step == self.saved_step:
             return
         self.fabric.call("before_save", self)
-        run, state = self._run, {name: part.state_dict() for name, part in self._parts.items()}
-        if self._first:
-            checkpoint.save(self.directory, self.step, state, run.keep_last, run.keep_every)
+        self.records.save({name: part.state_dict() for name, part in self._parts.items()})
         self.saved_step = self.step

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 
-from beit.run import preemption
+from beit.run import preemption, records
 from beit.run.changes import keep_settings
 from beit.run.device import DeviceConfig, gathered, precision_of
 from beit.run.directory import RunDirectory
@@ -115,7 +115,7 @@ def launch(
     # alone. The command has given torchrun's variables to those that srun started.
     alone = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
     fabric = Fabric(
-        callbacks=callbacks(profile) + (of_training(track) if training else []),
+        callbacks=callbacks(profile) + (_of_training(track) if training else []),
         plugins=[LightningEnvironment()] if alone else None,
         accelerator=accelerator,
         devices=devices,
@@ -131,9 +131,10 @@ def launch(
     return fabric
 
 
-def of_training(track: tuple[str, ...]) -> list[Any]:
-    """Return the callbacks of a training: what its journal tells, and may be stopped by."""
-    return [*watchers(), *preemption.callbacks(), *guards(), *tracking(track)]
+def _of_training(track: str) -> list[Any]:
+    """Return the callbacks of a training, which its journal calls."""
+    callbacks = records.callbacks() + watchers() + preemption.callbacks()
+    return callbacks + guards() + tracking(track)
 
 
 def _strategy(config: DeviceConfig, training: bool, precision: str) -> DDPStrategy:

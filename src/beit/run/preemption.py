@@ -51,6 +51,7 @@ class Journal(Protocol):
     """What a journal tells about its training."""
 
     fabric: Fabric
+    records: Any
     step: int
     last_step: int
     saved_step: int
@@ -207,6 +208,7 @@ class _Training:
             number = self._agreement.highest(number, journal.step < journal.last_step)
         if number:
             journal.save()
+            journal.records.wait()  # the message tells of this checkpoint
             journal.fabric.barrier()  # when one process ends, torchrun kills the others
             raise self._stop.error(number, together=True)
         self._in_step = False

@@ -90,7 +90,10 @@ def test_bad_files_are_refused(files):
 
 @pytest.mark.parametrize(
     ("number", "expected"),
-    [(errno.EMFILE, OSError), (errno.ENOMEM, OSError), (errno.EIO, UnreadableImage)],
+    [
+        *((errno.EMFILE, OSError), (errno.ENOMEM, OSError), (errno.ESTALE, OSError)),
+        (errno.EIO, UnreadableImage),
+    ],
 )
 def test_a_machine_that_is_short_of_something_is_not_the_fault_of_the_image(
     files, monkeypatch, number, expected

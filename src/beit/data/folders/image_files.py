@@ -14,7 +14,11 @@ from beit.data.spec import AS_IT_IS, Reading
 from beit.files import user_path
 
 MAX_FILE_BYTES = 1 << 29  # larger files are not read
-NO_FAULT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the machine is short of something
+# Not the image's fault: the machine is short of something, or a network file system is gone.
+NO_FAULT = (
+    *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
+    *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
+)
 
 
 def read_image(path: Path, name: str, reading: Reading = AS_IT_IS) -> Tensor:
