@@ -25,7 +25,7 @@ from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.vit import ViTConfig
 from beit.run.averaging import WeightAverage
 from beit.run.device import DeviceConfig
-from beit.run.launch import launch
+from beit.run.launch import _strategy, launch
 from beit.run.optim import OptimConfig, clip_gradients
 from beit.run.parameters import build_optimizer, parameter_groups
 from beit.run.sharding import ShardedStrategy
@@ -132,6 +132,8 @@ def test_what_cannot_be_sharded_is_refused(sharded: Fabric, tmp_path: Path) -> N
     device = DeviceConfig(accelerator="cpu", shard=True)
     with pytest.raises(ValueError, match=r"device.shard is for trainings"):
         launch(device)
+    with pytest.raises(ValueError, match=r"does not work with the loss scaling"):
+        _strategy(device, training=True, precision="16-mixed")
     with pytest.raises(ValueError, match=r"a codebook that is learned by gradients"):
         vqkd.Config(device=device, codebook=vqkd.CodebookConfig(learn="gradient"))
     with pytest.raises(ValueError, match=r"device.timeout is 0; expected minutes, more than 0"):
