@@ -3,8 +3,8 @@
     python tests/fuzz/run.py [READER ...] [--inputs 100000] [--seconds 600] [--start 0]
 
 Each reader gets so many inputs, or so much time, in a process of its own with 1 GB of memory more
-than it has at its start. What is no ValueError or OSError that names its file, takes over 5 s or
-ends the process is printed with its number: `--start NUMBER --inputs 1` reads that input again.
+than it has at its start. What is no ValueError or OSError that names its file, takes over 5 s of
+CPU time or ends the process is printed with its number: `--start NUMBER --inputs 1` reads that input again.
 """
 
 import argparse
@@ -21,13 +21,14 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # a script too, so this is no package
 from mutations import changed
 from readers import READERS, Prepared
 
-SECONDS, MEMORY = 5.0, 1 << 30  # for one input
+SECONDS, MEMORY = 5.0, 1 << 30  # for one input, of CPU time
 DOCUMENTED = (ValueError, OSError)
 
 
@@ -51,7 +52,6 @@ class Fuzzed:
         path, content = self.folder / name, changed(name, self.files[name], rng)
         path.write_bytes(content)
         try:
-            signal.setitimer(signal.ITIMER_PROF, SECONDS)
             self.read()
         except DOCUMENTED as error:
             if isinstance(error, UnicodeError) or not _names(error, path):
@@ -60,7 +60,6 @@ class Fuzzed:
                 ) from error
             return True
         finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
             path.write_bytes(self.files[name])
         return False
 
@@ -81,6 +80,19 @@ def where(error: BaseException) -> str:
     return f"{type(error).__name__} at {place}"
 
 
+def timed(read: Callable[[], object]) -> Callable[[], object]:
+    """Raise SIGPROF after so many seconds of CPU time."""
+
+    def within() -> object:
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        try:
+            return read()
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+
+    return within
+
+
 def child(name: str, numbers: range, until: float, place: mmap.mmap, output: int) -> None:
     """Read inputs, and write each kind of finding once."""
     # place: the number of the input, the time when it began, the number of the next one
@@ -95,6 +107,7 @@ def child(name: str, numbers: range, until: float, place: mmap.mmap, output: int
     signal.signal(signal.SIGPROF, stop)
     try:
         fuzzed = Fuzzed(name, folder)
+        fuzzed.read = timed(fuzzed.read)
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         limit = pages * mmap.PAGESIZE + MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
