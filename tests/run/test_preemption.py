@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import distributed
 
+import beit
 from beit import cli
 from beit.pretraining import loop, pretrain
 from beit.pretraining.targets import TargetConfig
@@ -222,6 +223,22 @@ def test_only_trainings_say_how_they_go_on(verb, monkeypatch, capsys):
     advice = {"ablate": " by SIGINT (Ctrl-C); the same command goes on"}
     advice["pretrain"] = " by SIGINT (Ctrl-C)"
     assert capsys.readouterr().err == f"beit: stopped{advice.get(verb, '')}\n"
+
+
+def test_in_python_the_command_is_a_call(monkeypatch, caplog):
+    def stopped(*_):
+        raise Preempted("stopped by SIGTERM; go on with: beit pretrain --resume runs/x")
+
+    monkeypatch.setattr(cli, "find_module", stopped)
+    with pytest.raises(SystemExit) as raised:
+        beit.pretrain()
+    assert raised.value.code == 75
+    assert str(raised.value) == 'stopped by SIGTERM; go on with: beit.resume("runs/x")'
+    assert caplog.messages == [str(raised.value)]  # Python does not show it
+    monkeypatch.setattr(cli, "find_module", lambda *_: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt, match="stopped by SIGINT"):
+        beit.pretrain()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 # ── real processes ──────────────────────────────────────────────────────────────────────────────
