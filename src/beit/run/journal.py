@@ -289,8 +289,9 @@ class Journal:
         measured, self._measured = self._measured, []
         losses = [(n, v) for metrics in measured for n, v in metrics.items() if n.endswith("loss")]
         finite = torch.stack([norm.float(), *(v.float() for _, v in losses)]).isfinite().all()
-        kept = summed(self.fabric, (finite & (norm < self.largest_norm)).float())
-        kept = kept == self.fabric.world_size
+        kept = finite & (norm < self.largest_norm)
+        if self.fabric.world_size > 1:
+            kept = summed(self.fabric, kept.float()) == self.fabric.world_size
         step_only_if(kept, optimizer)
         measured += [{"grad_norm": norm}] * (self.config.optim.clip is not None)
         for metrics in measured if kept.is_cuda or kept else ():
