@@ -4,7 +4,8 @@
 
 Each reader gets so many inputs, or so much time, in a process of its own with 1 GB of memory more
 than it has at its start. What is no ValueError or OSError that names its file, takes over 5 s of
-CPU time or ends the process is printed with its number: `--start NUMBER --inputs 1` reads that input again.
+CPU time or ends the process is printed with its number: `--start NUMBER --inputs 1` reads that
+input again.
 """
 
 import argparse

@@ -14,7 +14,9 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from tensorboard.backend.event_processing import event_file_loader
 
 pytestmark = pytest.mark.slow
 
@@ -105,8 +107,32 @@ def test_killed_and_resumed_equals_undisturbed(
     verb: str, num_workers: int, tmp_path: Path, undisturbed: dict[str, Path]
 ) -> None:
     options = ["--data.num_workers", str(num_workers), *begun_from(verb, undisturbed)]
+    tracked = num_workers > 0  # to TensorBoard, by a process that is killed as well
+    options += ["--run.track", "tensorboard"] * tracked
     killed_run(num_workers + len(verb), tmp_path / "run", verb, *options)
     run, other = tmp_path / "run", undisturbed[verb]
     for name in ("metrics.jsonl", "weights.safetensors"):
         assert (run / name).read_bytes() == (other / name).read_bytes(), name
     assert not [file.name for file in run.rglob(".*")]  # what a killed writer left half written
+    if tracked:
+        points = [point for file in (run / "tensorboard").iterdir() for point in scalars(file)]
+        assert sorted(points) == sorted(logged(run / "metrics.jsonl"))
+
+
+def scalars(file: Path) -> list[tuple[int, str, float]]:
+    """Read the points of an event file, except those of speed."""
+    loader = event_file_loader.LegacyEventFileLoader(str(file))
+    values = [(event.step, value) for event in loader.Load() for value in event.summary.value]
+    found = [(s, v.tag, v.simple_value) for s, v in values if v.HasField("simple_value")]
+    return [point for point in found if not point[1].startswith("speed/")]
+
+
+def logged(log: Path) -> set[tuple[int, str, float]]:
+    """Read the points of a log, rounded to float32."""
+    records = map(json.loads, log.read_text().splitlines())
+    return {
+        (record["step"], name, float(np.float32(value)))
+        for record in records
+        for name, value in record.items()
+        if name != "step" and isinstance(value, float)
+    }
