@@ -440,3 +440,8 @@ def test_all_processes_skip_a_step_of_which_one_is_broken(
     about = torch.load(skipping.record_file(RunDirectory(tmp_path / "broken"), 2))["state"]["about"]
     assert [len(values) for values in about["losses"]] == [6, 6]
     assert sorted(map(len, about["indices"])) == [4, 4]
+    command = [sys.executable, str(script), "broken", "replay", str(tmp_path / "broken"), "6"]
+    done = subprocess.run(command, capture_output=True, env=environment, timeout=300)
+    assert "first in the output of backbone.patch_embed" in done.stdout.decode(), done.stderr
+    assert "computed again as process 1: loss nan" in done.stderr.decode()
+    assert "not the numbers of the record" not in done.stderr.decode()
