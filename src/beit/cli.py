@@ -145,8 +145,8 @@ def _resume(
     changes: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any, Any]:
     """Resume a run; return the result of a finished one if `auto` found it."""
-    from beit.run.journal import Result  # imports torch
     from beit.run.finished import last_validation
+    from beit.run.journal import Result  # imports torch
     from beit.run.resume import to_resume
 
     module = import_module(module_of_run(verb, Path(path)))

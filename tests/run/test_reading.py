@@ -63,7 +63,7 @@ def test_too_many_and_all_are_refused():
 
 def test_what_another_process_cannot_read_counts_here_too(monkeypatch):
     """All processes raise together; one that raised alone would leave the others waiting."""
-    some = reading({1}, share=0.3)
+    some, strict = reading({1}, share=0.3), reading({1}, share=0.2)
     monkeypatch.setattr(type(some._fabric), "world_size", 2)
 
     def gather(everyone, names):
@@ -72,6 +72,5 @@ def test_what_another_process_cannot_read_counts_here_too(monkeypatch):
     monkeypatch.setattr("torch.distributed.all_gather_object", gather)
     assert [batch.indices.tolist() for batch in some] == [[0, 2], [3, 4, 5], [6]]
     assert some.counts() == {"val_images": 5, "val_unreadable": 2}
-    strict = reading({1}, share=0.2)
     with pytest.raises(TooManyUnreadable, match=r"2 of 7 images .*1\.png: broken\. Also 5\.png"):
         list(strict)
