@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from beit.data.batch import Batch
-from beit.data.order import balanced_order, epoch_order
+from beit.data.mixture import mixture_of
+from beit.data.order import balanced_order, epoch_order, mixed_order
 from beit.data.prefetch import on_device
 from beit.data.reader import Key, Reader, with_colours
 from beit.data.resident import resident_reader
@@ -64,7 +65,7 @@ class TrainBatches:
     does not change, so an epoch shows 1/repeats of the images, as in the usual implementation.
 
     With `balance`, rare classes are drawn more often, see `balanced_order`; each repetition of an
-    image in an epoch has its own view. At 0 the order is `epoch_order`.
+    image in an epoch has its own view. At 0 the order is `epoch_order`, of a mixture `mixed_order`.
 
     Batches are on the CPU, or on a CUDA `device`, which then changes their colours, and cuts their
     crops if all images have one size and are in memory.
@@ -111,6 +112,9 @@ class TrainBatches:
         self._labels = source.labels if balance else None
         if balance and (self._labels is None or bool((self._labels < 0).any())):
             raise ValueError("balance needs the class of every image; some images have no label")
+        self._mixture = mixture_of(source)
+        if balance and self._mixture is not None:
+            raise ValueError("balance and a mixture both say how often images come; leave one out")
         self.start_step, self.num_steps, self.accumulate = start_step, num_steps, accumulate
         self._repeats, self._balance = repeats, balance
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
@@ -141,6 +145,8 @@ class TrainBatches:
             epoch, position = divmod(step, self.steps_per_epoch)
             if epoch != order_epoch and self._labels is not None:
                 order, repeats = balanced_order(self._labels, self._seed, epoch, self._balance)
+            elif epoch != order_epoch and self._mixture is not None:
+                order, repeats = mixed_order(*self._mixture, self._seed, epoch)
             elif epoch != order_epoch:
                 order = epoch_order(self._num_images, self._seed, epoch)
                 repeats = torch.zeros_like(order)

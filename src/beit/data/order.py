@@ -3,7 +3,7 @@
 import hashlib
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -31,11 +31,29 @@ def balanced_order(
     From labels (n,) int64, 0 or more. Returns: (n,) int64 indices in random order; (n,) int64, the
     number of each draw among the draws of its image, from 0, which gives each draw its own view.
     """
-    n, generator = len(labels), _generator("balance", seed, epoch)
-    shuffled = torch.randperm(n, generator=generator)
-    images = shuffled[labels[shuffled].argsort(stable=True)]  # class by class
     counts = torch.bincount(labels).double()
-    ends = (counts**-balance)[labels[images]].cumsum(0)  # ends of the intervals of the images
+    return _weighted(labels, counts**-balance, _generator("balance", seed, epoch))
+
+
+def mixed_order(
+    origins: Tensor, shares: Sequence[float], seed: int, epoch: int
+) -> tuple[Tensor, Tensor]:
+    """Draw n of n images from several sets, each set its share of the draws, an image as another.
+
+    From origins (n,) int64, the number of each image's set. Returns what `balanced_order` does; no
+    set is drawn more than one time more or less than its share, and no image.
+    """
+    counts = torch.bincount(origins, minlength=len(shares)).double()
+    weights = torch.tensor(shares, dtype=torch.float64) / counts
+    return _weighted(origins, weights, _generator("mixture", seed, epoch))
+
+
+def _weighted(groups: Tensor, weights: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw n of n images by the weight of an image of each group, as `balanced_order` says."""
+    n = len(groups)
+    shuffled = torch.randperm(n, generator=generator)
+    images = shuffled[groups[shuffled].argsort(stable=True)]  # group by group
+    ends = weights[groups[images]].cumsum(0)  # ends of the intervals of the images
     offset = torch.rand((), generator=generator, dtype=torch.float64)
     points = (torch.arange(n, dtype=torch.float64) + offset) * (ends[-1] / n)
     drawn = torch.searchsorted(ends, points, right=True).clamp_(max=n - 1)
