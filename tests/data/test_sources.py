@@ -143,7 +143,7 @@ def test_parquet_faults_are_named(tmp_path):
     source = RowSource([write_parquet(tmp_path / "hole.parquet", [1, None, 3])])
     with pytest.raises(UnreadableImage, match=r"hole\.parquet\[1\], None\.png: No such file"):
         source.image(1)
-    with pytest.raises(FileNotFoundError, match="no Parquet or Arrow file matches"):
+    with pytest.raises(FileNotFoundError, match="no Parquet or Arrow file, tar or zip matches"):
         open_source(str(tmp_path / "none-*.parquet"))
 
 

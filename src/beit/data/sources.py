@@ -41,7 +41,8 @@ _log = logging.getLogger(__name__)
 KINDS = (
     "a folder of images, *.parquet or *.arrow files, *.tar shards, a .zip, a .csv, .tsv or .jsonl "
     "table of files, hf://datasets/OWNER/NAME or shapes://COUNT?size=64&seed=0, or a part of one, "
-    "as in folder[:90%]; or image files, or @FILE that lists them"
+    "as in folder[:90%]; files also in a store, as s3://bucket/{00..99}.tar; or image files, or "
+    "@FILE that lists them"
 )
 FILES = (*ROWS, ".tar", ".zip")
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")

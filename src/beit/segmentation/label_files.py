@@ -14,7 +14,7 @@ from torch import Tensor
 
 from beit.data.archives.zipped import ZippedFiles
 from beit.data.class_names import some
-from beit.data.folders.image_files import MAX_FILE_BYTES, FileNames, no_fault
+from beit.data.folders.image_files import MAX_FILE_BYTES, FileNames, at_once, no_fault
 from beit.data.folders.listing import is_system, list_folder, say_once
 from beit.data.source import UnreadableImage
 from beit.data.stores.blob import LocalBlob
@@ -56,7 +56,7 @@ class FolderFiles:
     def read(self, index: int) -> bytes:
         path = self._root / self.name(index)
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=at_once) as file:
                 data = file.read(MAX_FILE_BYTES + 1)
         except OSError as error:
             if no_fault(error):

@@ -1,5 +1,7 @@
 """Images in archives and remote folders as a source."""
 
+import logging
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from beit.data.archives.files import Files, RemoteFiles, TarFiles, file_path
 from beit.data.archives.tar_index import LABEL
-from beit.data.archives.zipped import ZippedFiles, wrapped_in, zip_members
+from beit.data.archives.zipped import ZippedFiles, wrapping, zip_members
 from beit.data.class_names import some
 from beit.data.folders.folder import labels_of
 from beit.data.folders.layout import find_layout
@@ -23,6 +25,9 @@ from beit.data.stores.blob import Blob
 from beit.data.stores.remote import files_below
 from beit.data.tabular.columns import label_column
 from beit.data.tabular.labels import joined
+
+_log = logging.getLogger(__name__)
+_SAY_EVERY = 20  # seconds between two lines of progress
 
 
 class FilesSource:
@@ -86,9 +91,8 @@ class FilesSource:
 def open_zip(blob: Blob, reading: Reading, split: Split | None) -> FilesSource:
     """Open the images inside a zip like those of the folder that it would be unpacked to."""
     members = zip_members(blob)
-    tops = {name.partition("/")[0] if "/" in name else "" for name in (m.filename for m in members)}
-    top = tops.pop() if len(tops) == 1 else ""
-    files = ZippedFiles(blob, members, f"{top}/" if wrapped_in(blob.name, top) else "")
+    folder = wrapping(blob.name, (member.filename for member in members))
+    files = ZippedFiles(blob, members, folder)
     return _of_folders([files], reading, split, [str(files.listing)])
 
 
@@ -108,17 +112,21 @@ def open_tars(blobs: Sequence[Blob], reading: Reading, split: Split | None) -> F
     Raises:
         ValueError: a shard cannot be read, or an option of `reading` fits none of them.
     """
-    parts = list[TarFiles]()
-    for number, blob in enumerate(blobs):
+    parts, said = list[TarFiles](), time.monotonic()
+    for number, blob in enumerate(blobs, 1):
         parts.append(TarFiles(blob))
-        if (number + 1) % 1000 == 0:
-            say_once(f"{blob.where}: opened {number + 1} of {len(blobs)} shards")
+        if time.monotonic() - said > _SAY_EVERY:
+            said = time.monotonic()
+            _log.info("%s: indexed %d of %d shards, once", blob.where, number, len(blobs))
     where = f"{blobs[0].where}{f' and {len(blobs) - 1} more' if len(blobs) > 1 else ''}"
-    notes = list(dict.fromkeys(note for part in parts for note in part.about["notes"][1:]))
+    notes = [f"{sum(map(len, parts))} images in {len(parts)} tar"]
+    notes += dict.fromkeys(note for part in parts for note in part.about["notes"][1:])
     if not (reading.image or reading.label or any(part.about["samples"] for part in parts)):
         return _of_folders(parts, reading, split, notes)
     rows = _rows_of_ending(parts, reading.image, where)
     columns = _columns(parts)
+    if reading.label and not columns:
+        raise ValueError(f"{where}: no .cls, .txt or .json beside the images; leave label= out")
     label, why = label_column(columns, where, reading.label or ("cls" if "cls" in columns else ""))
     labels, names = None, None
     if label is not None:
@@ -131,10 +139,10 @@ def open_tars(blobs: Sequence[Blob], reading: Reading, split: Split | None) -> F
     if labels is not None and rows is not None:
         labels = labels[torch.from_numpy(rows)]
     source = FilesSource(parts, reading, rows, labels, names, why, _repeated(parts))
-    said = why
+    found = why
     if labels is not None:
-        said = f"labels of {int(torch.sum(labels >= 0))} from {label!r}"
-    say_once(f"{where}: {'; '.join([f'{len(source)} images in {len(parts)} tar', said, *notes])}")
+        found = f"labels of {int(torch.sum(labels >= 0))} from {label!r}"
+    say_once(f"{where}: {'; '.join([*notes, found])}")
     return source
 
 
@@ -147,10 +155,9 @@ def _of_folders(
         asked = "label" if reading.label else "image"
         raise ValueError(f"{where}: no columns, so {asked}= names nothing; leave it out")
     repeated = _repeated([part for part in parts if isinstance(part, TarFiles)])
-    count = sum(map(len, parts))
     flat = all(isinstance(part, TarFiles) and not part.about["nested"] for part in parts)
     if flat:  # masks by name were left out by the index
-        say_once(f"{where}: {'; '.join([f'{count} images in {len(parts)} tar', *notes])}")
+        say_once(f"{where}: {'; '.join(notes)}")
         why = f"{where} has no class folders, and no .cls or .json beside the images"
         return FilesSource(parts, reading, None, None, None, why, repeated)
     names = [part.name(place) for part in parts for place in range(len(part))]
@@ -161,7 +168,7 @@ def _of_folders(
     layout = find_layout(names, split, where)
     rows = np.array([number_of[image] for image in layout.images])
     labels, class_names, more = labels_of(layout)
-    say_once(f"{where}: {'; '.join([f'{count} images', *notes, *layout.notes, *more])}")
+    say_once(f"{where}: {'; '.join([*notes, *layout.notes, *more])}")
     return FilesSource(parts, reading, rows, labels, class_names, layout.why_unlabelled)
 
 

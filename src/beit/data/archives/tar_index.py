@@ -8,13 +8,13 @@ import logging
 import os
 import posixpath
 import tarfile
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from beit.data.archives.zipped import wrapped_in
+from beit.data.archives.zipped import wrapping
 from beit.data.folders.listing import listed
 from beit.data.folders.masks import without_masks
 from beit.data.pixels.decoding import extensions
@@ -105,14 +105,14 @@ def _places(blob: Blob) -> list[Path]:
 def _built(blob: Blob, key: Mapping[str, Any]) -> Any:
     import pyarrow
 
-    _log.info("%s: its images are indexed, once", blob.where)
     members, notes = _members(blob)
     listing = listed((name for name, file in members.items() if not file.values), blob.where)
     names, unusable = listing.images, dict[str, str]()
     notes = [str(listing), *notes]
-    values = {
-        os.path.splitext(name)[0]: file.values for name, file in members.items() if file.values
-    }
+    values = defaultdict[str, dict[str, Any]](dict)
+    for name, file in members.items():
+        if file.values:
+            values[os.path.splitext(name)[0]] |= file.values
     samples, nested = bool(values), any("/" in name for name in names)
     if not samples and not nested:
         names, _, more = without_masks(names)
@@ -148,7 +148,7 @@ def _members(blob: Blob) -> tuple[dict[str, Member], list[str]]:
     """Read the headers of a tar: its files by name, the last one of each; and notes."""
     found, links, notes = dict[str, Member](), dict[str, str](), list[str]()
     with blob.open(_AHEAD) as file:
-        start = file.read(4)
+        start = file.read(6)
         if packed := [name for mark, name in _PACKED.items() if start.startswith(mark)]:
             raise ValueError(_compressed(blob.where, packed[0]))
         file.seek(0)
@@ -181,9 +181,8 @@ def _members(blob: Blob) -> tuple[dict[str, Member], list[str]]:
             found[name] = found[target]
     if missing := [name for name in links if name not in found]:
         notes.append(f"not read: {len(missing)} links to files outside, such as {missing[0]}")
-    tops = {name.partition("/")[0] if "/" in name else "" for name in found}
-    if len(tops) == 1 and wrapped_in(blob.name, top := tops.pop()):
-        found = {name.removeprefix(f"{top}/"): file for name, file in found.items()}
+    if folder := wrapping(blob.name, found):
+        found = {name.removeprefix(folder): file for name, file in found.items()}
     return found, notes
 
 

@@ -3,12 +3,13 @@
 import os
 import zipfile
 import zlib
+from collections.abc import Iterable
 from operator import attrgetter
 
 import numpy as np
 
 from beit.data.folders.image_files import MAX_FILE_BYTES, FileNames, no_fault
-from beit.data.folders.listing import Listing, listed
+from beit.data.folders.listing import Listing, is_system, listed
 from beit.data.source import UnreadableImage
 from beit.data.stores.blob import Blob
 
@@ -78,6 +79,11 @@ def zip_members(blob: Blob) -> list[zipfile.ZipInfo]:
         raise ValueError(f"{blob.where}: not a readable zip file: {error}") from error
 
 
-def wrapped_in(name: str, top: str) -> bool:
-    """Tell whether all of an archive lies in a folder `top` of its own name: fruit in fruit.zip."""
-    return bool(top) and top == name.rpartition(".")[0]
+def wrapping(archive: str, names: Iterable[str]) -> str:
+    """Return the folder that holds all files of an archive if it has its name: fruit/ in fruit.zip.
+
+    Empty if there is none; what systems add does not count.
+    """
+    tops = {name.partition("/")[0] if "/" in name else "" for name in names}
+    top = archive.rpartition(".")[0]
+    return f"{top}/" if {name for name in tops if not is_system(name)} == {top} else ""

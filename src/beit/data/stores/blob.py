@@ -9,6 +9,8 @@ from typing import BinaryIO, Protocol
 
 from beit.files import user_path
 
+_AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # a pipe that nothing writes to is not waited for
+
 
 class Blob(Protocol):
     """Bytes that any process and thread can read.
@@ -50,7 +52,7 @@ class LocalBlob:
 
     def read(self, start: int, size: int) -> bytes:
         assert self.path is not None
-        handle = os.open(self.path, os.O_RDONLY)
+        handle = os.open(self.path, os.O_RDONLY | _AT_ONCE)
         try:
             found = os.fstat(handle)
             if (found.st_size, str(found.st_mtime_ns)) != (self.size, self.stamp):

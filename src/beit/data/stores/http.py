@@ -59,6 +59,8 @@ def _part(url: str, start: int, end: int) -> tuple[bytes, int, str]:
     span, _, total = said.removeprefix("bytes ").partition("/")
     if span != f"{start}-{end - 1}" or not total.isdecimal():
         raise OSError(f"requested bytes {start}-{end - 1}, the server says {said}")
+    if headers["Content-Length"] not in (None, str(end - start)):
+        raise OSError(f"requested {end - start} bytes, the server says {headers['Content-Length']}")
     if len(data) != end - start:
         raise OSError(f"the connection ended after {len(data)} of {end - start} bytes")
     return bytes(data), int(total), headers["ETag"] or headers["Last-Modified"] or ""

@@ -139,7 +139,7 @@ def _opened(url: str) -> tuple[Any, str]:
         install = 'pip install "beit[remote]"' if package else f"install what it needs ({error})"
         raise ValueError(f"{url}: {package or scheme} is not installed: {install}") from error
     except ValueError as error:  # an unknown scheme
-        raise ValueError(f"{url}: unknown kind of data ({error}); {advice}") from error
+        raise ValueError(f"{url}: unknown kind of data; {advice}") from error
     return store, path
 
 
