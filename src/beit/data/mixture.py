@@ -15,7 +15,7 @@ from torch import Tensor
 from beit.data.class_names import match_names
 from beit.data.imagenet_names import in_one_language
 from beit.data.source import PartSource, Source, file_of
-from beit.data.spec import split_part, split_query
+from beit.data.spec import split_part
 
 _ENTRY = re.compile(r"\s*(?P<source>[^\s].*?)\s*:\s+(?P<weight>[^\s,]+)\s*(?:,|$)")
 _EXPECTED = "expected sources with positive weights, as in {photos: 0.7, shards/*.tar: 0.3}"
@@ -39,7 +39,7 @@ class MixedSource:
         self, specs: Sequence[str], parts: Sequence[Source], weights: Sequence[float]
     ) -> None:
         self._parts, self._ends = list(parts), list(accumulate(map(len, parts)))
-        self._names = [split_query(split_part(spec)[0])[0].rstrip("/") for spec in specs]
+        self._names = [split_part(spec)[0].partition("?")[0].rstrip("/") for spec in specs]
         lengths = torch.tensor([len(part) for part in parts])
         origins = torch.arange(len(parts)).repeat_interleave(lengths)
         self.mixture = Mixture(origins, [weight / sum(weights) for weight in weights])

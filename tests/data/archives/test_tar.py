@@ -222,14 +222,18 @@ def test_a_damaged_image_is_unreadable_alone(write):
     assert int(source.image(1)[0, 0, 0]) // 19 == 1
 
 
-@pytest.mark.parametrize(("ending", "how"), [("tar.gz", "w:gz"), ("tgz", "w:gz"), ("tar.xz", "w:xz")])
+@pytest.mark.parametrize(
+    ("ending", "how"), [("tar.gz", "w:gz"), ("tgz", "w:gz"), ("tar.xz", "w:xz")]
+)
 def test_compressed_shards_are_refused_with_what_to_do(tmp_path, ending, how):
     path = tmp_path / f"x.{ending}"
     tarfile.open(path, how).close()
     with pytest.raises(ValueError, match=rf"x\.{ending}: no image in a compressed .* decompress"):
         open_source(str(path))
     os.rename(path, tmp_path / "x.tar")
-    with pytest.raises(ValueError, match=r"x\.tar: compressed by (gzip|xz), .*: (gunzip|unxz) FILE"):
+    with pytest.raises(
+        ValueError, match=r"x\.tar: compressed by (gzip|xz), .*: (gunzip|unxz) FILE"
+    ):
         open_source(str(tmp_path / "x.tar"))
 
 

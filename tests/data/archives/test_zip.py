@@ -32,12 +32,17 @@ def listed(source):
 
 @pytest.mark.parametrize("folder", ["", "fruit"])
 def test_a_zip_is_the_folder_that_it_would_be_unpacked_to(fruit, tmp_path, folder):
-    source, same = open_source(str(zipped(tmp_path / "fruit.zip", fruit, folder))), open_source(str(fruit))
+    source, same = (
+        open_source(str(zipped(tmp_path / "fruit.zip", fruit, folder))),
+        open_source(str(fruit)),
+    )
     assert listed(source) == listed(same)
     assert source.class_names == ["apple", "lime"] and torch.equal(source.labels, same.labels)
     assert file_of(source, 1) == tmp_path / "fruit.zip"
     for part in ("[:50%]", "[50%:]"):  # the same images, as names are the same
-        assert listed(open_source(f"{fruit}{part}")) == listed(open_source(f"{tmp_path}/fruit.zip{part}"))
+        assert listed(open_source(f"{fruit}{part}")) == listed(
+            open_source(f"{tmp_path}/fruit.zip{part}")
+        )
 
 
 def test_splits_inside_are_chosen(fruit, tmp_path):
@@ -55,7 +60,9 @@ def test_what_is_no_zip_or_cannot_have_the_option_is_named(fruit, tmp_path):
     with pytest.raises(ValueError, match=r"x\.zip: no columns, so label= names nothing"):
         open_source(f"{path}?label=a")
     zipped(tmp_path / "y.zip", fruit)
-    with pytest.raises(ValueError, match=r"2 files that end in \.zip; expected tar shards.* one zip"):
+    with pytest.raises(
+        ValueError, match=r"2 files that end in \.zip; expected tar shards.* one zip"
+    ):
         open_source(f"{tmp_path}/*.zip")
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(ValueError, match=r"x\.zip: not a readable zip file"):

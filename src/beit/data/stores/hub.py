@@ -45,14 +45,15 @@ def fetch_rows(source: str, split: Split | None) -> list[Path]:
         )
     repository = match["repository"]
     revisions = [match["revision"]] if match["revision"] else [None, CONVERTED]
-    reason = _unreachable()
+    reason, known = _unreachable(), list[str]()
     for revision in revisions:
         commit, files = _listed(source, repository, revision, reason)
+        known += files
         rows = [file for file in files if file.lower().endswith(".parquet")]
         if rows:
             break
     else:
-        found = sorted({PurePosixPath(file).suffix or file for file in files})
+        found = sorted({PurePosixPath(file).suffix or file for file in known})
         raise ValueError(
             f"{source}: no Parquet files in this data set (it has {', '.join(found[:8])}); "
             f"download it (hf download --repo-type dataset {repository}) and give its folder"
@@ -170,7 +171,7 @@ def _of_split(source: str, rows: list[str], named: str | None, split: Split | No
         for word in words:
             found.setdefault(word.lower(), []).append(file)
     if named.lower() not in found:
-        has = f"it has {', '.join(splits)}"
+        has = f"it has {', '.join(sorted(splits))}"
         raise ValueError(f"{source}: no split {named!r}; {has}")
     return found[named.lower()]
 
