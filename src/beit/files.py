@@ -29,11 +29,6 @@ def user_path(name: str | Path) -> Path:
     return path
 
 
-def cache_folder(name: str) -> Path:
-    """Return this package's folder `name` in the user's folder of caches."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or user_path("~/.cache"), "beit", name)
-
-
 def out_of_memory(error: Exception) -> bool:
     """Tell whether the memory of the machine or of a GPU was too small."""
     of_torch = isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))

@@ -3,7 +3,6 @@ import torch
 
 from beit.data.batches import TrainBatches
 from beit.data.mixture import MixedSource, mixture_of, weights_of
-from beit.data.order import mixed_order
 from beit.data.source import PartSource
 from beit.data.sources import open_source
 from beit.data.views import TrainViews, ViewConfig
@@ -35,25 +34,6 @@ def test_what_is_no_mixture_is_named(entry):
         weights_of(f"{{c: 1, {entry}}}")
     with pytest.raises(ValueError, match="a is named twice"):
         weights_of("{a: 1, a: 2}")
-
-
-def test_sets_and_images_come_as_often_as_is_due():
-    origins = torch.tensor([0] * 30 + [1] * 4 + [2] * 6)
-    shares = [0.25, 0.5, 0.25]
-    seen = set()
-    for epoch in range(4):
-        images, repeats = mixed_order(origins, shares, 3, epoch)
-        assert len(images) == len(repeats) == 40
-        counts = torch.bincount(images, minlength=40)
-        for part, share in enumerate(shares):
-            due = 40 * share
-            assert abs(int(counts[origins == part].sum()) - due) <= 1
-            each = due / int((origins == part).sum())
-            assert ((counts[origins == part] - each).abs() < 1).all()
-        assert len({*zip(images.tolist(), repeats.tolist(), strict=True)}) == 40
-        seen.add(tuple(images.tolist()))
-    assert len(seen) == 4
-    assert torch.equal(mixed_order(origins, shares, 3, 1)[0], mixed_order(origins, shares, 3, 1)[0])
 
 
 SPEC = "{shapes://30?size=16: 0.5, shapes://6?size=16&seed=1: 1.5}"

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from beit.data.batch import Batch
 from beit.data.mixture import mixture_of
-from beit.data.order import balanced_order, epoch_order, mixed_order
+from beit.data.order import epoch_order
 from beit.data.prefetch import on_device
 from beit.data.reader import Key, Reader, with_colours
 from beit.data.resident import resident_reader
 from beit.data.source import Source, UnreadableImage
+from beit.data.weighted_order import balanced_order, mixed_order
 from beit.data.workers import computed
 
 FIELDS = ("images", "target_images")  # fields of a batch that hold the views of an image
@@ -121,7 +122,7 @@ class TrainBatches:
         self._reader, self._num_workers = Reader(source, views, fields, seed), num_workers
         self._device = torch.device(device)
         self._resident = resident_reader(source, views, seed, self._device)
-        self._seed, self._num_images = seed, len(source)
+        self._seed, self.source, self.num_images = seed, source, len(source)
         self._images_per_step = step_size // repeats
 
     def __len__(self) -> int:
@@ -148,7 +149,7 @@ class TrainBatches:
             elif epoch != order_epoch and self._mixture is not None:
                 order, repeats = mixed_order(*self._mixture, self._seed, epoch)
             elif epoch != order_epoch:
-                order = epoch_order(self._num_images, self._seed, epoch)
+                order = epoch_order(self.num_images, self._seed, epoch)
                 repeats = torch.zeros_like(order)
             order_epoch = epoch
             step_slice = slice(position * distinct, (position + 1) * distinct)

@@ -8,7 +8,7 @@ import time
 import zlib
 from pathlib import Path
 
-from beit.files import replacing
+from beit.files import replacing, user_path
 
 _log = logging.getLogger(__name__)
 
@@ -95,6 +95,11 @@ class KeptBytes:
         if self._room < least:
             self._full = True
             _log.warning("%s is full: %s", self.folder, self._when_full)
+
+
+def cache_folder(name: str) -> Path:
+    """Return this package's folder `name` in the user's folder of caches."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or user_path("~/.cache"), "beit", name)
 
 
 def _touch(path: Path) -> None:

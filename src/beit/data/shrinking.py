@@ -11,8 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from beit.data.kept import KeptBytes
-from beit.files import cache_folder, user_path
+from beit.data.kept import KeptBytes, cache_folder
+from beit.files import user_path
 
 _FORMAT = 2  # raise it when shrunk images change
 _SIZE = struct.Struct("<II")  # height, width

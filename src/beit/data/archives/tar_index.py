@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 from beit.data.archives.zipped import wrapping
 from beit.data.folders.listing import listed
 from beit.data.folders.masks import without_masks
+from beit.data.kept import cache_folder
 from beit.data.pixels.decoding import extensions
 from beit.data.stores.blob import Blob
 from beit.data.tabular.labels import plain
-from beit.files import cache_folder, replacing
+from beit.files import replacing
 
 _log = logging.getLogger(__name__)
 

@@ -11,9 +11,10 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from beit.data.folders.listing import say_once
+from beit.data.kept import cache_folder
 from beit.data.splits import Split, is_split
 from beit.data.tabular.row_files import by_split, chosen
-from beit.files import cache_folder, write_text
+from beit.files import write_text
 
 HUB = "hf://"
 TIMEOUT_SECONDS = 5  # to connect to the hub

@@ -14,10 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, TypeVar
 from urllib.parse import urlsplit
 
-from beit.data.kept import KeptBytes
+from beit.data.kept import KeptBytes, cache_folder
 from beit.data.stores import http
 from beit.data.stores.blob import BlobReader
-from beit.files import cache_folder
 
 GIGABYTES = "BEIT_REMOTE_GIGABYTES"  # environment variable: bound of the folder of blocks
 _USUAL_GIGABYTES = 20.0
