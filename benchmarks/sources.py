@@ -188,39 +188,45 @@ def digest(pair: tuple[bytes, int]) -> str:
 
 def index_of(count: int) -> dict[str, Any]:
     """Make up shards, open their indices in a fresh process, and name images in four workers."""
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = make_up(Path(folder), count)
+        size = sum(path.stat().st_size for path in Path(folder).glob(".*.index"))
+        opened = record.in_fresh_process(__file__, folder=folder)
+    return opened | {"index_bytes": size, "seconds_to_index_a_shard": seconds}
+
+
+def make_up(folder: Path, count: int) -> float:
+    """Write a shard and, for others, empty files with indices. Returns: seconds to index one."""
     import pyarrow
     from pyarrow import ipc
 
     from beit.data.archives.tar_index import read_index
     from beit.data.stores.blob import LocalBlob
 
-    with tempfile.TemporaryDirectory() as folder:
-        first = Path(folder) / "x-00000.tar"
-        with tarfile.open(first, "w") as tar:
-            for number in range(PER_SHARD):
-                for ending, data in (("jpg", b""), ("cls", str(number % 1000).encode())):
-                    info = tarfile.TarInfo(f"n{0:08}_{number:06}.{ending}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
-        began = time.monotonic()
-        table = read_index(LocalBlob(first))
-        seconds = time.monotonic() - began
-        about = json.loads(table.schema.metadata[b"beit"])
-        place = table.column_names.index("digest")
-        for shard in range(1, count // PER_SHARD):
-            path = Path(folder) / f"x-{shard:05}.tar"
-            path.touch()
-            names = [f"n{shard:08}_{number:06}.jpg".encode() for number in range(PER_SHARD)]
-            digests = [int.from_bytes(blake2b(n, digest_size=8).digest(), "little") for n in names]
-            changed = table.set_column(0, "name", pyarrow.array(names, pyarrow.binary()))
-            changed = changed.set_column(place, "digest", pyarrow.array(digests, pyarrow.uint64()))
-            about["key"] |= {"size": 0, "stamp": LocalBlob(path).stamp}
-            changed = changed.replace_schema_metadata({"beit": json.dumps(about)})
-            with ipc.new_file(str(path.with_name(f".{path.name}.index")), changed.schema) as file:
-                file.write_table(changed)
-        size = sum(path.stat().st_size for path in Path(folder).glob(".*.index"))
-        opened = record.in_fresh_process(__file__, folder=folder)
-    return opened | {"index_bytes": size, "seconds_to_index_a_shard": seconds}
+    first = folder / "x-00000.tar"
+    with tarfile.open(first, "w") as tar:
+        for number in range(PER_SHARD):
+            for ending, data in (("jpg", b""), ("cls", str(number % 1000).encode())):
+                info = tarfile.TarInfo(f"n{0:08}_{number:06}.{ending}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    began = time.monotonic()
+    table = read_index(LocalBlob(first))
+    seconds = time.monotonic() - began
+    about = json.loads(table.schema.metadata[b"beit"])
+    place = table.column_names.index("digest")
+    for shard in range(1, count // PER_SHARD):
+        path = folder / f"x-{shard:05}.tar"
+        path.touch()
+        names = [f"n{shard:08}_{number:06}.jpg".encode() for number in range(PER_SHARD)]
+        digests = [int.from_bytes(blake2b(n, digest_size=8).digest(), "little") for n in names]
+        changed = table.set_column(0, "name", pyarrow.array(names, pyarrow.binary()))
+        changed = changed.set_column(place, "digest", pyarrow.array(digests, pyarrow.uint64()))
+        about["key"] |= {"size": 0, "stamp": LocalBlob(path).stamp}
+        changed = changed.replace_schema_metadata({"beit": json.dumps(about)})
+        with ipc.new_file(str(path.with_name(f".{path.name}.index")), changed.schema) as file:
+            file.write_table(changed)
+    return seconds
 
 
 def open_index(folder: str) -> dict[str, Any]:
@@ -232,9 +238,9 @@ def open_index(folder: str) -> dict[str, Any]:
     from beit.data.workers import computed
 
     torch.set_num_threads(1)
-    before, began = memory(), time.monotonic()
+    before, began, used_cpu = memory(), time.monotonic(), time.process_time()
     source = open_source(folder, split="train")
-    seconds, after = time.monotonic() - began, memory()
+    seconds, used_cpu, after = time.monotonic() - began, time.process_time() - used_cpu, memory()
     order = epoch_order(len(source), SEED, 0)
     shares = order[: WORKERS * 50_000].view(WORKERS, -1).tolist()
 
@@ -246,7 +252,8 @@ def open_index(folder: str) -> dict[str, Any]:
 
     used = list(computed(name, shares, WORKERS, str))
     total = memory() + sum(used)
-    result = {"names": len(source), "seconds_to_open": seconds, "workers": WORKERS}
+    result = {"names": len(source), "seconds_to_open": seconds, "cpu_seconds_to_open": used_cpu}
+    result["workers"] = WORKERS
     return result | {"bytes_before": before, "bytes_open": after, "bytes_with_workers": total}
 
 

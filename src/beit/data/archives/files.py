@@ -35,13 +35,15 @@ class TarFiles:
         self.blob: Blob | None = blob
         self.table = read_index(blob)
         self.about: dict[str, Any] = about_index(self.table)
-        columns = [self.table.column(name) for name in ("name", "start", "size")]
-        names, *numbers = (column.combine_chunks() for column in columns)
-        self._names = names
-        self._start, self._size = (array.to_numpy() for array in numbers)  # not copied
+        names, start, size = (self.column(name) for name in ("name", "start", "size"))
+        self._names, self._start, self._size = names, start.to_numpy(), size.to_numpy()
 
     def __len__(self) -> int:
         return len(self._names)
+
+    def column(self, name: str) -> Any:
+        """Return a column of the index, a pyarrow array that stays mapped into memory."""
+        return self.table.column(name).chunk(0)
 
     def name(self, index: int) -> str:
         return os.fsdecode(self._names[index].as_py())
