@@ -199,7 +199,7 @@ def index_of(count: int) -> dict[str, Any]:
 
 
 def make_up(folder: Path, count: int) -> float:
-    """Write a shard and, for others, empty files with indices. Returns: CPU seconds to index one."""
+    """Write a shard and, for others, empty files with indices. Returns: CPU seconds to index it."""
     import pyarrow
     from pyarrow import ipc
 

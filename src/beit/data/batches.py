@@ -24,7 +24,8 @@ class DataConfig:
     """Data sets and how to read them.
 
     Args:
-        train: training images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]
+        train: training images: a folder, *.parquet, *.tar, a zip or shapes://COUNT; a part of
+            one: folder[:90%]; or several by weight: {folder: 0.7, *.tar: 0.3}
         validation: validation images, in the same form; empty for none
         limit: number of training images to use, a fixed random subset; null for all
         num_workers: processes that decode and crop images; 0 for the training process itself

@@ -131,6 +131,14 @@ def test_labels_lie_beside_the_images(write):
         open_source(f"{spec}?label=klass")
 
 
+def test_names_with_several_dots_find_their_own_files(write):
+    members = {f"IMG.{n}.jpg": jpeg(20 * n) for n in range(2)}
+    members |= {f"IMG.{n}.cls": str(n + 4).encode() for n in range(2)} | {"x.y.jpg": jpeg(40)}
+    source = open_source(str(write("x.tar", members | {"x.cls": b"9"})))
+    assert names(source) == ["IMG.0.jpg", "IMG.1.jpg", "x.y.jpg"]
+    assert source.labels.tolist() == [4, 5, 9]
+
+
 def test_a_sample_of_several_images_needs_a_choice(write):
     members = {f"{n}.{end}": jpeg(20 * n) for n in range(2) for end in ("jpg", "seg.jpg")}
     path = write("x.tar", members | {"0.cls": b"4", "1.cls": b"5"})

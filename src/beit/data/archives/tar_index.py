@@ -9,7 +9,7 @@ import os
 import posixpath
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,13 +119,10 @@ def _built(blob: Blob, key: Mapping[str, Any]) -> Any:
         names, _, more = without_masks(names)
         notes += more
     endings = [posixpath.basename(name).partition(".")[2].lower() for name in names]
-    keys = [name[: len(name) - len(end) - 1] for name, end in zip(names, endings, strict=True)]
+    keys = [_key(name, end, values) for name, end in zip(names, endings, strict=True)]
     repeated = [key for key, count in Counter(keys).items() if count > 1 and samples]
     several = [name for name in names if repeated and name.startswith(f"{repeated[0]}.")]
-    beside = [
-        values.get(os.path.splitext(name)[0]) or values.get(key) or {}
-        for name, key in zip(names, keys, strict=True)
-    ]
+    beside = [values.get(key, {}) for key in keys]
     encoded = [os.fsencode(name) for name in names]
     columns: dict[str, Any] = {
         "name": pyarrow.array(encoded, pyarrow.binary()),
@@ -143,6 +140,15 @@ def _built(blob: Blob, key: Mapping[str, Any]) -> Any:
     about = {"key": key, "samples": samples, "nested": nested, "several": several[:3]}
     about |= {"unusable": unusable, "notes": notes}
     return pyarrow.table(columns).replace_schema_metadata({"beit": json.dumps(about)})
+
+
+def _key(name: str, ending: str, values: Container[str]) -> str:
+    """Return what an image shares with the files beside it: the name up to its first dot.
+
+    Up to its last one if there are files of that name, as IMG.1.cls beside IMG.1.jpg.
+    """
+    stem = os.path.splitext(name)[0]
+    return stem if stem in values else name[: len(name) - len(ending) - 1]
 
 
 def _members(blob: Blob) -> tuple[dict[str, Member], list[str]]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from beit.data.pixels.reduced import decode_reduced
 from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
-from beit.files import user_path
+from beit.files import at_once, user_path
 
 MAX_FILE_BYTES = 1 << 29  # larger files are not read
 _SHORT = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)  # the machine is short of something
@@ -51,11 +51,6 @@ def read_image(path: Path, name: str, reading: Reading = AS_IT_IS) -> Tensor:
     if kept is not None and shrunk:
         kept.write(kept.place(path, found, how), image)
     return image
-
-
-def at_once(path: str, flags: int) -> int:
-    """Open a file; a pipe that nothing writes to is not waited for."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class FileSource:

@@ -7,9 +7,7 @@ from errno import EIO, ESTALE
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
-from beit.files import user_path
-
-_AT_ONCE = getattr(os, "O_NONBLOCK", 0)  # a pipe that nothing writes to is not waited for
+from beit.files import at_once, user_path
 
 
 class Blob(Protocol):
@@ -52,14 +50,12 @@ class LocalBlob:
 
     def read(self, start: int, size: int) -> bytes:
         assert self.path is not None
-        handle = os.open(self.path, os.O_RDONLY | _AT_ONCE)
-        try:
-            found = os.fstat(handle)
+        with open(self.path, "rb", buffering=0, opener=at_once) as file:
+            found = os.fstat(file.fileno())
             if (found.st_size, str(found.st_mtime_ns)) != (self.size, self.stamp):
                 raise OSError(ESTALE, f"{self.name} has changed since it was opened; start again")
-            data = os.pread(handle, size, start)
-        finally:
-            os.close(handle)
+            file.seek(start)
+            data = file.read(size)
         if len(data) < size:
             raise OSError(EIO, f"{self.name} ends {size - len(data)} bytes too early")
         return data
