@@ -133,7 +133,7 @@ def test_parts_are_the_same_images_in_folder_tar_and_zip(kinds):
         assert listed[0] == listed[1] == listed[2] and 0 < len(listed[0]) < 13
 
 
-@pytest.mark.parametrize("kind", ["shards", "mixture"])
+@pytest.mark.parametrize("kind", [pytest.param("shards", marks=pytest.mark.slow), "mixture"])
 def test_a_resumed_training_has_the_weights_of_an_uninterrupted_one(
     kinds, kind, tmp_path, trained_tokenizer, pretrain_config, optim, interrupt_at, same_bits
 ):

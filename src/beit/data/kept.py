@@ -33,7 +33,8 @@ class KeptBytes:
         """
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self._what, self._when_full = folder, what, when_full
-        self._bound, self._room, self._full = int(gigabytes * 1e9), 0, False
+        self._bound, self._room = int(gigabytes * 1e9), 0
+        self._full = not self._bound
         self._started = time.time()
 
     def place(self, *key: object) -> Path:

@@ -49,7 +49,8 @@ def open_blobs(names: list[str]) -> list[Blob]:
 
 def ending_of(name: str) -> str:
     """Return the ending of a file in lower case: .tar, but .tar.gz for such an archive."""
-    suffixes = PurePosixPath(name.lower()).suffixes
+    path = name.partition("?")[0] if is_web(name) else name
+    suffixes = PurePosixPath(path.lower()).suffixes
     return "".join(suffixes[-2:]) if ".tar" in suffixes[-2:-1] else "".join(suffixes[-1:])
 
 

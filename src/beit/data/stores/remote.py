@@ -129,7 +129,9 @@ def _opened(url: str) -> tuple[Any, str]:
     scheme = url.partition("://")[0]
     advice = "expected s3://, gs://, https:// or another store of fsspec"
     if is_web(url):
-        raise ValueError(f"{url}: a web server does not list its files; give them in braces, ...")
+        raise ValueError(
+            f"{url}: a web server does not list its files; name them, as in x-{{0..9}}.tar"
+        )
     try:
         fsspec = importlib.import_module("fsspec")
         store, path = fsspec.core.url_to_fs(url)
