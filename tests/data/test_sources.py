@@ -93,7 +93,7 @@ def test_missing_and_empty_folders_are_named(tmp_path):
     with pytest.raises(ValueError, match="no data given"):
         open_source("")
     with pytest.raises(ValueError, match="unknown kind of data; expected"):
-        open_source("s3://bucket")
+        open_source("nowhere://bucket")
 
 
 def test_unreadable_files_are_named(classes):

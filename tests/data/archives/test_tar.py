@@ -81,6 +81,19 @@ def test_the_last_of_two_members_of_one_name_counts_and_links_are_followed(write
     assert names(source) == ["d/a.jpg", "d/hard.jpg", "e/soft.jpg"] and reds(source) == [3, 3, 3]
 
 
+def test_names_and_labels_need_not_be_utf_8(write):
+    name = os.fsdecode(b"\xe9.\xff.jpg")
+    source = open_source(str(write("x.tar", {name: jpeg(20), "a.json": b"{}"})))
+    assert names(source) == [name] and reds(source) == [1]
+    about = [b'{"label": "\\ud800"}', b'{"label": 10000000000000000000000}', b'{"label": true}']
+    members = {
+        f"{n}.{end}": data for n in range(3) for end, data in (("jpg", jpeg(0)), ("json", about[n]))
+    }
+    labelled = open_source(str(write("y.tar", members)))
+    assert labelled.class_names == ["10000000000000000000000", "True", "\\ud800"]
+    assert labelled.labels.tolist() == [2, 0, 1]
+
+
 def test_a_name_that_several_shards_have_gets_that_of_its_shard(write):
     first, second = samples(0, 2), samples(1, 2)
     paths = [write("x-0.tar", first), write("x-1.tar", second)]

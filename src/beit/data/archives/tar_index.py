@@ -118,8 +118,8 @@ def _built(blob: Blob, key: Mapping[str, Any]) -> Any:
     if not samples and not nested:
         names, _, more = without_masks(names)
         notes += more
-    endings = [posixpath.basename(name).partition(".")[2].lower() for name in names]
-    keys = [_key(name, end, values) for name, end in zip(names, endings, strict=True)]
+    endings = [_plain(posixpath.basename(name).partition(".")[2].lower()) for name in names]
+    keys = [_key(name, values) for name in names]
     repeated = [key for key, count in Counter(keys).items() if count > 1 and samples]
     several = [name for name in names if repeated and name.startswith(f"{repeated[0]}.")]
     beside = [values.get(key, {}) for key in keys]
@@ -142,13 +142,14 @@ def _built(blob: Blob, key: Mapping[str, Any]) -> Any:
     return pyarrow.table(columns).replace_schema_metadata({"beit": json.dumps(about)})
 
 
-def _key(name: str, ending: str, values: Container[str]) -> str:
+def _key(name: str, values: Container[str]) -> str:
     """Return what an image shares with the files beside it: the name up to its first dot.
 
     Up to its last one if there are files of that name, as IMG.1.cls beside IMG.1.jpg.
     """
     stem = os.path.splitext(name)[0]
-    return stem if stem in values else name[: len(name) - len(ending) - 1]
+    folder, base = posixpath.split(name)
+    return stem if stem in values else posixpath.join(folder, base.partition(".")[0])
 
 
 def _members(blob: Blob) -> tuple[dict[str, Member], list[str]]:
@@ -228,9 +229,14 @@ def _encoded(values: list[Any]) -> Any:
 
     try:
         return pyarrow.array(values).dictionary_encode()
-    except (pyarrow.ArrowException, OverflowError):  # several types, or huge numbers
-        text = [None if value is None else str(plain(value)) for value in values]
+    except (pyarrow.ArrowException, OverflowError, UnicodeError):  # several types, huge numbers
+        text = [None if value is None else _plain(str(plain(value))) for value in values]
         return pyarrow.array(text).dictionary_encode()
+
+
+def _plain(text: str) -> str:
+    """Write what is no UTF-8 with backslashes."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _digest(name: bytes) -> int:
