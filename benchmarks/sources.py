@@ -46,6 +46,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--results", type=Path, default=record.RESULTS)
     options = parser.parse_args()
+    if options.images % (10 * SHARDS):
+        parser.error(
+            f"--images must be a multiple of {10 * SHARDS}, for ten classes and the shards"
+        )
     result: dict[str, Any] = {"rows": measure(options)}
     record.print_table(
         result["rows"], ["reader", "order", "images_per_s", "images_per_cpu_s", "same"]

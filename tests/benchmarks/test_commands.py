@@ -71,7 +71,7 @@ def test_photos_are_shrunk(benchmarks, tmp_path):
 
 
 def test_sources_give_the_same_and_an_index_is_opened(benchmarks, tmp_path):
-    few = ["--images", 8, "--kilobytes", 5, "--rounds", 1, "--names", 20_000]
+    few = ["--images", 40, "--kilobytes", 5, "--rounds", 1, "--names", 20_000]
     run(benchmarks / "sources.py", *few, "--results", tmp_path)
     result = json.loads((tmp_path / "sources-cpu.json").read_text())
     assert {"ours, tar", "ours, zip"} <= {row["reader"] for row in result["rows"]}
