@@ -30,6 +30,11 @@ def user_path(name: str | Path) -> Path:
     return path
 
 
+def at_once(path: str, flags: int) -> int:
+    """Open a file, as `opener` of `open`; a pipe that nothing writes to is not waited for."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+
+
 def out_of_memory(error: Exception) -> bool:
     """Tell whether the memory of the machine or of a GPU was too small."""
     of_torch = isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))

@@ -75,3 +75,12 @@ def test_photos_are_shrunk(benchmarks, tmp_path):
             assert sorted(image.size) == [3000, 4000]
             turned.append(image.getexif().get(0x0112))
     assert turned.count(8) == 1 and set(turned) == {8, None}
+
+
+def test_sources_give_the_same_and_an_index_is_opened(benchmarks, tmp_path):
+    few = ["--images", 40, "--kilobytes", 5, "--rounds", 1, "--names", 20_000]
+    run(benchmarks / "sources.py", *few, "--results", tmp_path)
+    result = json.loads((tmp_path / "sources-cpu.json").read_text())
+    assert {"ours, tar", "ours, zip"} <= {row["reader"] for row in result["rows"]}
+    assert all(row["same"] for row in result["rows"])
+    assert result["index"]["names"] == 20_000

@@ -140,6 +140,13 @@ def test_held_out_images_are_not_trained_on(tmp_path):
     assert any("held out" in line for line in config.run.chosen)
 
 
+def test_of_a_mixture_nothing_is_held_out(tmp_path):
+    data = f"{{{folder(tmp_path / 'a', {'': 30})}: 1, {folder(tmp_path / 'b', {'': 20})}: 2}}"
+    config = parse("train-tokenizer", vqkd.Config, ["--data", data, "--output", "runs/x"])
+    assert (config.data.train, config.data.validation) == (data, "")
+    assert any("a mixture is for training" in line for line in config.run.chosen)
+
+
 def test_a_split_of_the_data_is_taken(tmp_path):
     data = folder(tmp_path / "photos", {"train": 30, "val": 12})
     config = parse("train-tokenizer", vqkd.Config, ["--data", data, "--output", "runs/x"])

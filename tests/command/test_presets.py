@@ -2,6 +2,7 @@ import pytest
 
 from beit import cli
 from beit.command import presets
+from beit.command.options import nested
 from beit.command.verbs import VERBS
 
 
@@ -34,3 +35,14 @@ def test_every_shipped_preset_is_read_and_has_a_headline(name):
 def test_numbers_without_a_point_are_numbers(tmp_path):
     (tmp_path / "a.yaml").write_text("a: 1e-3\nb: -2E5\nc: 1e\n")
     assert presets.read_yaml(tmp_path / "a.yaml") == {"a": 1e-3, "b": -2e5, "c": "1e"}
+
+
+def test_a_mixture_needs_no_quotes(tmp_path):
+    text = "pretrain:\n  data:\n    train: {photos: 0.7, shards/*.tar: 1}\n    limit: 3\n"
+    (tmp_path / "a.yaml").write_text(text)
+    data = {"train": "{photos: 0.7, shards/*.tar: 1}", "limit": 3}
+    assert presets.read_yaml(tmp_path / "a.yaml") == {"pretrain": {"data": data}}
+    assert nested(["--data.train={a: 1, b: 2}", "--check.train", "2024"]) == {
+        "data": {"train": "{a: 1, b: 2}"},
+        "check": {"train": "2024"},
+    }

@@ -4,7 +4,9 @@ import csv
 import io
 import json
 import logging
+import shutil
 import struct
+import tarfile
 import unicodedata
 import zlib
 from collections.abc import Callable
@@ -381,6 +383,68 @@ def _(place):
     (place.path / "saved" / "state.json").write_text(json.dumps(state))
     with pytest.raises(ValueError, match="flatten_indices"):
         place.open("saved")
+
+
+@rule("Layouts", "zip archive")
+def _(place):
+    for level, name in enumerate(CLASSES):
+        place.image(f"fruit/{name}/{level}.png", level)
+    shutil.make_archive("fruit", "zip", place.path, "fruit")
+    source, folder = place.open("fruit.zip"), place.open("fruit")
+    assert names(source) == names(folder) and levels(source) == [0, 1]
+    assert classes(source) == classes(folder) == [*CLASSES]
+
+
+def pack(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return path
+
+
+@rule("Layouts", "tar shards")
+def _(place):
+    for shard in range(2):
+        number = 2 * shard
+        files = {f"{n}.png": encoded(n) for n in (number + 1, number)}
+        pack(Path(f"x-{shard}.tar"), files | {f"{n}.cls": b"5" for n in (number, number + 1)})
+    for spec in ("x-{0..1}.tar", "x-*.tar", "."):
+        source = open_source(spec)
+        assert levels(source) == [0, 1, 2, 3] and source.labels.tolist() == [5] * 4
+    assert levels(open_source("x-1.tar")) == [2, 3]
+    Path("shards").mkdir()
+    for split in ("train", "val"):
+        pack(Path(f"shards/x-{split}-0.tar"), {"0.png": encoded(len(split))})
+    assert [levels(place.open("shards", split)) for split in ("train", "test")] == [[5], [3]]
+    pack(Path("y.tar"), {f"{name}/0.png": encoded(1) for name in CLASSES})
+    assert classes(open_source("y.tar")) == [*CLASSES]
+
+
+@rule("Layouts", "damaged tar shard")
+def _(place):
+    path = pack(Path("x.tar"), {"0.png": encoded(0), "1.png": b"no image", "2.png": encoded(2)})
+    source = open_source("x.tar")
+    with pytest.raises(UnreadableImage, match=r"1\.png: not an image"):
+        source.image(1)
+    data = path.read_bytes()
+    path.write_bytes(data[:2100])
+    with pytest.raises(UnreadableImage, match="has changed since it was opened"):
+        source.image(0)
+    with pytest.raises(ValueError, match=r"x\.tar: cut or damaged.* after 1\.png"):
+        open_source("x.tar")
+    path.write_bytes(data[:1024] + bytes([1] * 512) + data[1536:])
+    with pytest.raises(ValueError, match=r"no header of a file at byte 1024, after 0\.png"):
+        open_source("x.tar")
+
+
+@rule("Layouts", "compressed tar")
+def _(place):
+    for ending, form in (("tar.gz", "w:gz"), ("tgz", "w:gz"), ("tar.xz", "w:xz")):
+        tarfile.open(f"x.{ending}", form).close()
+        with pytest.raises(ValueError, match="decompress it once"):
+            open_source(f"x.{ending}")
 
 
 @rule("Layouts", "drawn shapes")

@@ -188,7 +188,7 @@ def test_a_full_disk_is_said_once_and_changes_no_image(photos, store, monkeypatc
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("beit.data.shrinking.replacing", full)
+    monkeypatch.setattr("beit.data.kept.replacing", full)
     same = zip(images(photos, store), images(photos, None), strict=True)
     assert all(torch.equal(*pair) for pair in same)
     assert caplog.text.count("no longer kept: [Errno 28] No space left") == 1

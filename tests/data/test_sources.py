@@ -93,7 +93,7 @@ def test_missing_and_empty_folders_are_named(tmp_path):
     with pytest.raises(ValueError, match="no data given"):
         open_source("")
     with pytest.raises(ValueError, match="unknown kind of data; expected"):
-        open_source("s3://bucket")
+        open_source("nowhere://bucket")
 
 
 def test_unreadable_files_are_named(classes):
@@ -143,7 +143,7 @@ def test_parquet_faults_are_named(tmp_path):
     source = RowSource([write_parquet(tmp_path / "hole.parquet", [1, None, 3])])
     with pytest.raises(UnreadableImage, match=r"hole\.parquet\[1\], None\.png: No such file"):
         source.image(1)
-    with pytest.raises(FileNotFoundError, match="no Parquet or Arrow file matches"):
+    with pytest.raises(FileNotFoundError, match="no Parquet or Arrow file, tar or zip matches"):
         open_source(str(tmp_path / "none-*.parquet"))
 
 

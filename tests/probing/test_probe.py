@@ -52,6 +52,8 @@ def test_run_writes_figures_and_report(
     assert "[CLS]" in (output / "report.html").read_text()
     with pytest.raises(FileExistsError, match="first exists and is not overwritten"):
         probe.run(settings)
+    with pytest.raises(ValueError, match="a probe does not draw by weight; name one set"):
+        probe.run(replace(settings, output=None, train="{photos: 1, more: 2}"))
 
 
 def test_without_test_images_the_data_are_divided(

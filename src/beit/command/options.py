@@ -139,7 +139,7 @@ def nested(options: Sequence[str]) -> dict[str, Any]:
         inner = told
         for group in groups:
             inner = inner.setdefault(group, {})
-        inner[last] = presets.plain(text)
+        inner[last] = text if last in ("train", "validation") else presets.plain(text)
     return told
 
 

@@ -72,7 +72,17 @@ def read_yaml(path: Path) -> dict[str, object]:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise ValueError(f"{path} does not hold a configuration; expected lines of `key: value`")
-    return content
+    return _with_mixtures(content)
+
+
+def _with_mixtures(values: dict[str, Any]) -> dict[str, Any]:
+    """Write mixtures as strings: `train: {photos: 0.7, more: 0.3}` needs no quotes in YAML."""
+    for name, value in values.items():
+        if name == "train" and isinstance(value, dict):
+            values[name] = f"{{{', '.join(f'{source}: {w}' for source, w in value.items())}}}"
+        elif isinstance(value, dict):
+            _with_mixtures(value)
+    return values
 
 
 def refuse_expanding(content: object, path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from beit.data.classes import Labelled, known_classes, renumbered
+from beit.data.mixture import weights_of
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import open_source, open_test_split
 
@@ -117,6 +118,8 @@ def usual_side(source: Source) -> int:
 
 def held_out(spec: str, source: Source) -> tuple[str, str, str]:
     """Choose validation images: the data's own split, or a part. Returns: data strings and why."""
+    if weights_of(spec):
+        return spec, "", "no validation: a mixture is for training; --data.validation names a set"
     number = len(source)
     try:
         test = open_test_split(spec, source)

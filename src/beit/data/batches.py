@@ -7,11 +7,13 @@ import torch
 from torch import Tensor
 
 from beit.data.batch import Batch
-from beit.data.order import balanced_order, epoch_order
+from beit.data.mixture import mixture_of
+from beit.data.order import epoch_order
 from beit.data.prefetch import on_device
 from beit.data.reader import Key, Reader, with_colours
 from beit.data.resident import resident_reader
 from beit.data.source import Source, UnreadableImage
+from beit.data.weighted_order import balanced_order, mixed_order
 from beit.data.workers import computed
 
 FIELDS = ("images", "target_images")  # fields of a batch that hold the views of an image
@@ -22,7 +24,8 @@ class DataConfig:
     """Data sets and how to read them.
 
     Args:
-        train: training images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]
+        train: training images: a folder, *.parquet, *.tar, a zip or shapes://COUNT; a part of
+            one: folder[:90%]; or several by weight: {folder: 0.7, *.tar: 0.3}
         validation: validation images, in the same form; empty for none
         limit: number of training images to use, a fixed random subset; null for all
         num_workers: processes that decode and crop images; 0 for the training process itself
@@ -64,7 +67,7 @@ class TrainBatches:
     does not change, so an epoch shows 1/repeats of the images, as in the usual implementation.
 
     With `balance`, rare classes are drawn more often, see `balanced_order`; each repetition of an
-    image in an epoch has its own view. At 0 the order is `epoch_order`.
+    image in an epoch has its own view. At 0 the order is `epoch_order`, of a mixture `mixed_order`.
 
     Batches are on the CPU, or on a CUDA `device`, which then changes their colours, and cuts their
     crops if all images have one size and are in memory.
@@ -111,13 +114,16 @@ class TrainBatches:
         self._labels = source.labels if balance else None
         if balance and (self._labels is None or bool((self._labels < 0).any())):
             raise ValueError("balance needs the class of every image; some images have no label")
+        self._mixture = mixture_of(source)
+        if balance and self._mixture is not None:
+            raise ValueError("balance and a mixture both say how often images come; leave one out")
         self.start_step, self.num_steps, self.accumulate = start_step, num_steps, accumulate
         self._repeats, self._balance = repeats, balance
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
         self._reader, self._num_workers = Reader(source, views, fields, seed), num_workers
         self._device = torch.device(device)
         self._resident = resident_reader(source, views, seed, self._device)
-        self._seed, self._num_images = seed, len(source)
+        self._seed, self.source, self.num_images = seed, source, len(source)
         self._images_per_step = step_size // repeats
 
     def __len__(self) -> int:
@@ -141,8 +147,10 @@ class TrainBatches:
             epoch, position = divmod(step, self.steps_per_epoch)
             if epoch != order_epoch and self._labels is not None:
                 order, repeats = balanced_order(self._labels, self._seed, epoch, self._balance)
+            elif epoch != order_epoch and self._mixture is not None:
+                order, repeats = mixed_order(*self._mixture, self._seed, epoch)
             elif epoch != order_epoch:
-                order = epoch_order(self._num_images, self._seed, epoch)
+                order = epoch_order(self.num_images, self._seed, epoch)
                 repeats = torch.zeros_like(order)
             order_epoch = epoch
             step_slice = slice(position * distinct, (position + 1) * distinct)

@@ -15,46 +15,20 @@ _LOCK = threading.Lock()  # of the global states: a thread can read data beside 
 
 def epoch_order(length: int, seed: int, epoch: int) -> Tensor:
     """Draw the order of the images of an epoch. Returns: (length,) int64 permutation."""
-    return torch.randperm(length, generator=_generator("order", seed, epoch))
-
-
-def balanced_order(
-    labels: Tensor, seed: int, epoch: int, balance: float = 1.0
-) -> tuple[Tensor, Tensor]:
-    """Draw n of n images, those of rare classes more often than others.
-
-    A class of c images is drawn in proportion to c ** (1 - balance): at 0 every image once, at 1
-    every class equally often. 0.5 is the square-root sampling of Mahajan et al. (2018). Systematic
-    sampling of the images, sorted by class and in random order within a class, draws each image and
-    each class its expected number of times, rounded up or down.
-
-    From labels (n,) int64, 0 or more. Returns: (n,) int64 indices in random order; (n,) int64, the
-    number of each draw among the draws of its image, from 0, which gives each draw its own view.
-    """
-    n, generator = len(labels), _generator("balance", seed, epoch)
-    shuffled = torch.randperm(n, generator=generator)
-    images = shuffled[labels[shuffled].argsort(stable=True)]  # class by class
-    counts = torch.bincount(labels).double()
-    ends = (counts**-balance)[labels[images]].cumsum(0)  # ends of the intervals of the images
-    offset = torch.rand((), generator=generator, dtype=torch.float64)
-    points = (torch.arange(n, dtype=torch.float64) + offset) * (ends[-1] / n)
-    drawn = torch.searchsorted(ends, points, right=True).clamp_(max=n - 1)
-    repeats = torch.arange(n) - torch.searchsorted(drawn, drawn)  # draws since the image's first
-    order = torch.randperm(n, generator=generator)
-    return images[drawn[order]], repeats[order]
+    return torch.randperm(length, generator=generator_of("order", seed, epoch))
 
 
 def sample_generator(seed: int, epoch: int, index: int, repeat: int = 0) -> torch.Generator:
     """Return the generator of one view of an image: its augmentation in an epoch and repetition."""
-    return _generator("sample", seed, epoch, index, *([repeat] if repeat else []))
+    return generator_of("sample", seed, epoch, index, *([repeat] if repeat else []))
 
 
 def step_generator(seed: int, step: int, purpose: str) -> torch.Generator:
     """Return the generator of a step for one purpose ("masks", "revival", ...)."""
-    return _generator(f"step {purpose}", seed, step)
+    return generator_of(f"step {purpose}", seed, step)
 
 
-def _generator(domain: str, *numbers: int) -> torch.Generator:
+def generator_of(domain: str, *numbers: int) -> torch.Generator:
     """Return a generator seeded by a hash: neighbouring numbers give unrelated streams."""
     text = f"{domain}:{':'.join(map(str, numbers))}".encode()
     generator = torch.Generator()

@@ -72,7 +72,8 @@ def file_of(source: Source, index: int) -> Path | None:
     if isinstance(source, PartSource):
         return file_of(source._source, int(source._indices[index]))
     file = getattr(source, "file", None)
-    return None if file is None else Path(file(index))
+    path = None if file is None else file(index)
+    return None if path is None else Path(path)
 
 
 def shuffled(length: int) -> Tensor:

@@ -1,6 +1,5 @@
-"""Open a source of images by one string: a folder, a table, a list, or drawn shapes."""
+"""Open a source of images by one string: files on disk, in a store or the hub, or drawn shapes."""
 
-import glob
 import logging
 import os
 import sys
@@ -12,20 +11,26 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from beit.data.archives.files import RemoteFiles
+from beit.data.archives.source import FilesSource, open_remote_folder, open_tars, open_zip
 from beit.data.folders.folder import open_folder
 from beit.data.folders.image_files import FileSource
 from beit.data.folders.listing import list_folder, say_once
 from beit.data.folders.lists import check_file, read_list
+from beit.data.mixture import MixedSource, weights_of
 from beit.data.pixels.decoding import PLUGINS, extensions
 from beit.data.shapes import ShapesSource
 from beit.data.shrinking import Shrinking
 from beit.data.source import PartSource, Source, UnreadableImage, limited
 from beit.data.spec import Reading, cut, expected, split_part, split_query
 from beit.data.splits import Split
+from beit.data.stores.hub import HUB, fetch_rows
+from beit.data.stores.patterns import ending_of, expanded, open_blob, open_blobs
+from beit.data.stores.remote import RemoteBlob, is_remote, read_whole
 from beit.data.tabular.columns import ENCODED, FILE
 from beit.data.tabular.label_tables import labelled_folder, open_table
 from beit.data.tabular.row_files import ENDINGS as ROWS
-from beit.data.tabular.row_files import nested_row_files, row_files
+from beit.data.tabular.row_files import nested_row_files, one_split, row_files
 from beit.data.tabular.rows import images_of_rows, open_row_files
 from beit.data.tabular.text_tables import ENDINGS as TABLES
 from beit.data.tabular.text_tables import splits_in
@@ -34,10 +39,13 @@ from beit.files import user_path
 _log = logging.getLogger(__name__)
 
 KINDS = (
-    "a folder of images, *.parquet or *.arrow files, a .csv, .tsv or .jsonl table of files or "
-    "shapes://COUNT?size=64&seed=0, or a part of one, as in folder[:90%]; or image files, or @FILE "
-    "that lists them"
+    "a folder of images, *.parquet or *.arrow files, *.tar shards, a .zip, a .csv, .tsv or .jsonl "
+    "table of files, hf://datasets/OWNER/NAME or shapes://COUNT?size=64&seed=0, or a part of one, "
+    "as in folder[:90%]; files also in a store, as s3://bucket/{00..99}.tar; or image files, or "
+    "@FILE that lists them"
 )
+FILES = (*ROWS, ".tar", ".zip")
+_PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
 STANDARD_INPUT = ("-", ["-"])  # as data of `open_images`
 _SIZE_SAMPLE = 64  # images decoded to estimate the memory that all need
 _PIECE = 512  # decoded images waiting in memory at most
@@ -103,33 +111,33 @@ def _open(spec: str, split: Split | None, shrinking: Shrinking | None) -> Source
     if part is not None:
         source = _open(whole, split, shrinking)
         return PartSource(source, cut(source, part))
+    if weights := weights_of(spec):
+        if split != "train":
+            raise ValueError(f"{spec}: a mixture is for training images; name one set here")
+        parts = [_open(name, split, shrinking) for name in weights]
+        return MixedSource(list(weights), parts, list(weights.values()))
     if spec.startswith("shapes://"):
         return ShapesSource.from_spec(spec)
-    if "://" in spec:
-        raise ValueError(f"{spec}: unknown kind of data; expected {KINDS}")
     name, reading = split_query(spec)
     reading = reading._replace(shrinking=shrinking)
     right = expected(name, KINDS)
     if name.startswith("@") and not os.path.exists(name):
-        return read_list(user_path(name[1:]).read_bytes(), name, reading)
-    if glob.has_magic(name) and not os.path.exists(name):
-        folder, pattern = os.path.split(user_path(name))
-        if os.path.isdir(folder):  # whose name may have brackets
-            folder = glob.escape(folder)
-        found = map(Path, glob.glob(os.path.join(folder, pattern)))
-        files = sorted(path for path in found if path.suffix.lower() in ROWS)
-        if not files:
-            found_none = "no Parquet or Arrow file matches" if right == KINDS else "no such data"
-            raise FileNotFoundError(f"{name}: {found_none}; expected {right}")
-        return open_row_files(files, reading, split)
+        return _open_list(name, reading)
+    if name.startswith(HUB):
+        return open_row_files(fetch_rows(name, split), reading, None)
+    names = expanded(name)
+    if names is not None:
+        return _open_files(name, names, reading, split, right)
+    if is_remote(name):
+        return _open_remote(name, reading, split)
     path = user_path(name)
     if not path.exists():
         raise FileNotFoundError(f"{name}: no such file or folder; expected {right}")
     if path.is_dir():
         return _open_folder(path, reading, split)
-    ending = path.suffix.lower()
-    if ending in ROWS:
-        return open_row_files([path], reading, split)
+    ending = ending_of(name)
+    if ending in FILES or ending in _PACKED:
+        return _open_files(name, [name], reading, split, right)
     if ending in TABLES:
         return open_table(path, reading, split)
     if ending in extensions():
@@ -139,11 +147,54 @@ def _open(spec: str, split: Split | None, shrinking: Shrinking | None) -> Source
     raise ValueError(f"{name}: neither a folder nor a table of images; expected {KINDS}")
 
 
+def _open_files(
+    pattern: str, names: list[str], reading: Reading, split: Split | None, right: str
+) -> Source:
+    """Open files of rows or archives of one kind, which a pattern or name stands for."""
+    files = [name for name in names if ending_of(name) in (*FILES, *_PACKED)]
+    endings = sorted({*map(ending_of, files)})
+    if not files:
+        none = "no Parquet or Arrow file, tar or zip matches" if right == KINDS else "no such data"
+        raise FileNotFoundError(f"{pattern}: {none}; expected {right}")
+    if packed := [name for name in files if ending_of(name) in _PACKED]:
+        raise ValueError(
+            f"{packed[0]}: no image in a compressed archive can be read without all before it; "
+            "decompress it once, to a .tar (images are compressed already, so it hardly grows)"
+        )
+    if set(endings) <= {*ROWS}:
+        rows = [RemoteBlob(name) if is_remote(name) else user_path(name) for name in files]
+        if missing := [row for row in rows if isinstance(row, Path) and not row.is_file()]:
+            raise FileNotFoundError(f"{missing[0]}: no such file; {pattern} names it")
+        return open_row_files(rows, reading, split)
+    if len(endings) > 1 or (endings == [".zip"] and len(files) > 1):
+        kinds = f"{len(files)} files that end in {', '.join(endings)}"
+        raise ValueError(f"{pattern}: {kinds}; expected tar shards, files of rows, or one zip")
+    if endings == [".zip"]:
+        return open_zip(open_blob(files[0]), reading, split)
+    return open_tars(open_blobs(files), reading, split)
+
+
+def _open_remote(url: str, reading: Reading, split: Split | None) -> Source:
+    ending = ending_of(url)
+    if ending in FILES or ending in _PACKED:
+        return _open_files(url, [url], reading, split, KINDS)
+    if ending in extensions():
+        return FilesSource([RemoteFiles("", [url])], reading)
+    return open_remote_folder(url, reading, split)
+
+
+def _open_list(name: str, reading: Reading) -> Source:
+    if is_remote(name[1:]):
+        return read_list(read_whole(name[1:]), name, reading, name[1:].rpartition("/")[0])
+    return read_list(user_path(name[1:]).read_bytes(), name, reading)
+
+
 def _open_folder(path: Path, reading: Reading, split: Split | None) -> Source:
     """Open the rows of Parquet or Arrow files in a folder, or its images, with a table of labels.
 
     Encoded images in rows count more than image files. One file of rows that only names files is a
-    table beside the images, if there are any; one without either is not read then.
+    table beside the images, if there are any; one without either is not read then. Tar shards are
+    read if there is neither.
     """
     tables = list[Path]()
     if files := row_files(path, split):
@@ -162,6 +213,9 @@ def _open_folder(path: Path, reading: Reading, split: Split | None) -> Source:
     except ValueError:  # without images
         if files := nested_row_files(path, split):
             return open_row_files(files, reading, split)
+        if shards := sorted(path.glob("*.tar")):
+            names = [str(shard) for shard in one_split(shards, split, path)]
+            return open_tars(open_blobs(names), reading, split)
         raise
     return labelled_folder(path, folder, reading, split, tables)
 

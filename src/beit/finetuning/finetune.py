@@ -11,7 +11,6 @@ import torch
 from lightning_fabric import Fabric
 
 from beit.command.ending import Ending, beside, last_values, words
-from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.classes import Classes, Labelled, checked_classes, read_classes, renumbered
 from beit.data.source import Source
 from beit.data.splits import Split
@@ -38,6 +37,7 @@ from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.run.prepare import prepared
+from beit.run.quarantine import NotedBatches
 from beit.run.reading import Reading
 from beit.weights.file import save_weights
 from beit.weights.open import load, load_backbone, load_start
@@ -180,7 +180,7 @@ def shrinking_views(config: Config) -> dict[Split, tuple[View]]:
 
 def training_batches(
     config: Config, source: Source, vit: ViTConfig, journal: Journal
-) -> TrainBatches:
+) -> NotedBatches:
     """Return this process's share of the remaining training batches."""
     views = FinetuneViews(config.view, config.augment, vit.image_size, vit.mean, vit.std)
     sampling = {"repeats": config.augment.repeats, "balance": config.balance}
@@ -189,7 +189,7 @@ def training_batches(
 
 def validation_batches(
     config: Config, source: Source | None, vit: ViTConfig, fabric: Fabric
-) -> EvalBatches | None:
+) -> NotedBatches | None:
     """Return this process's share of the validation set; None without one."""
     if source is None:
         return None

@@ -36,6 +36,7 @@ from typing import Literal
 from beit.command.ending import Ending, beside, words
 from beit.data.class_names import some
 from beit.data.classes import Labelled, checked_classes, renumbered
+from beit.data.mixture import weights_of
 from beit.data.source import PartSource
 from beit.data.sources import open_source, open_test_split
 from beit.data.views import ViewConfig
@@ -197,6 +198,8 @@ def run(config: Config) -> Result:
     output = None if config.output is None else Path(config.output)
     if output is not None and output.exists():
         raise FileExistsError(f"{output} exists and is not overwritten; name another directory")
+    if weights_of(config.train):
+        raise ValueError(f"{config.train}: a probe does not draw by weight; name one set")
     if config.test is None:
         config = _with_test(config)
     cache, test_spec = config.cache_gigabytes, str(config.test)

@@ -17,6 +17,7 @@ from beit.data.splits import Split
 from beit.data.views import EvalView, TrainViews
 from beit.run.budget import Sets
 from beit.run.journal import Journal, TrainingConfig
+from beit.run.quarantine import NotedBatches
 from beit.run.reading import ImageBatches
 
 
@@ -67,7 +68,7 @@ def train_batches(
     source: Source,
     views: Callable[[Tensor, torch.Generator], tuple[Tensor, ...]],
     **settings: Any,
-) -> TrainBatches:
+) -> NotedBatches:
     """Return this process's share of the remaining training batches.
 
     Args:
@@ -75,7 +76,7 @@ def train_batches(
         settings: more arguments of `TrainBatches`
     """
     config, fabric = journal.config, journal.fabric
-    return TrainBatches(
+    batches = TrainBatches(
         source,
         views,
         batch_size=config.optim.micro_batch_size(fabric.world_size),
@@ -89,6 +90,7 @@ def train_batches(
         device=fabric.device,
         **settings,
     )
+    return NotedBatches(batches, config.run.output)
 
 
 def eval_batches(
@@ -98,14 +100,14 @@ def eval_batches(
     fabric: Fabric,
     batch_size: int | None = None,
     **settings: Any,
-) -> EvalBatches:
+) -> NotedBatches:
     """Return this process's share of the batches of a validation set.
 
     Args:
         batch_size: None for that of a training micro-step
         settings: more arguments of `EvalBatches`
     """
-    return EvalBatches(
+    batches = EvalBatches(
         source,
         view,
         batch_size or config.optim.micro_batch_size(fabric.world_size),
@@ -114,11 +116,12 @@ def eval_batches(
         num_workers=config.data.num_workers,
         **settings,
     )
+    return NotedBatches(batches, config.run.output)
 
 
 def open_validation(
     config: ImageSetConfig, size: tuple[int, int], fabric: Fabric
-) -> EvalBatches | None:
+) -> NotedBatches | None:
     """Open this process's share of the validation images, centre crops; None without a set."""
     data = config.data
     if not data.validation:

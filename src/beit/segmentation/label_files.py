@@ -7,19 +7,19 @@ import os
 import zipfile
 import zlib
 from collections.abc import Sequence
-from operator import attrgetter
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from beit.data.archives.zipped import ZippedFiles
 from beit.data.class_names import some
-from beit.data.folders.image_files import MAX_FILE_BYTES, NO_FAULT, FileNames
-from beit.data.folders.listing import is_system, list_folder, listed, say_once
+from beit.data.folders.image_files import MAX_FILE_BYTES, FileNames, no_fault
+from beit.data.folders.listing import is_system, list_folder, say_once
 from beit.data.source import UnreadableImage
-from beit.files import user_path
+from beit.data.stores.blob import LocalBlob
+from beit.files import at_once, user_path
 from beit.segmentation.label_classes import LabelClasses, ade20k_classes, read_label_classes
 
 _log = logging.getLogger(__name__)
@@ -35,11 +35,6 @@ LABEL_KINDS = (
 _SPLITS = {"train": ("training", "train"), "validation": ("validation", "val")}
 _MAP_FOLDERS = ("annotations", "labels", "masks")
 MAX_LIST_BYTES = 1 << 26  # of a list of images
-_LOCAL_HEADER = 30  # bytes before a member's name (APPNOTE 4.3.7)
-_ENCRYPTED = 1  # a flag bit
-_PARTS = attrgetter(
-    *("header_offset", "compress_size", "file_size", "compress_type", "CRC", "flag_bits")
-)
 
 
 # ── files ───────────────────────────────────────────────────────────────────────────────────────
@@ -63,62 +58,14 @@ class FolderFiles:
     def read(self, index: int) -> bytes:
         path = self._root / self.name(index)
         try:
-            with open(path, "rb") as file:
+            with open(path, "rb", opener=at_once) as file:
                 data = file.read(MAX_FILE_BYTES + 1)
         except OSError as error:
-            if error.errno in NO_FAULT:
+            if no_fault(error):
                 raise
             raise UnreadableImage(str(path), error.strerror or str(error)) from error
         if len(data) > MAX_FILE_BYTES:
             raise UnreadableImage(str(path), f"more than {MAX_FILE_BYTES} bytes")
-        return data
-
-
-class ZippedFiles:
-    """The same of a folder inside a zip, read without unpacking it; members are listed once."""
-
-    def __init__(self, place: zipfile.Path) -> None:
-        path, folder = Path(str(place.root.filename)), place.at
-        self.where = f"{path}/{folder}".rstrip("/")
-        self._path = path.resolve()
-        files = [member for member in place.root.infolist() if not member.is_dir()]
-        inside = {
-            m.filename.removeprefix(folder): m for m in files if m.filename.startswith(folder)
-        }
-        listing = listed(inside, self.where)
-        say_once(f"{self.where}: {listing}")
-        self._names = FileNames(listing.images)
-        # Numbers, because forks would copy 40,000 objects.
-        self._parts = np.array([_PARTS(inside[name]) for name in listing.images], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def name(self, index: int) -> str:
-        return self._names[index]
-
-    def read(self, index: int) -> bytes:
-        start, packed, size, method, checksum, flags = map(int, self._parts[index])
-        name = f"{self.where}/{self.name(index)}"
-        if method not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) or flags & _ENCRYPTED:
-            raise UnreadableImage(name, "encrypted, or compressed by a method other than deflate")
-        if max(size, packed) > MAX_FILE_BYTES:
-            raise UnreadableImage(name, f"{size} bytes, at most {MAX_FILE_BYTES} are read")
-        try:
-            with open(self._path, "rb") as file:  # at each read: forks would share one position
-                file.seek(start)
-                header = file.read(_LOCAL_HEADER)
-                name_and_extra = header[26:28], header[28:30]
-                file.seek(sum(int.from_bytes(n, "little") for n in name_and_extra), os.SEEK_CUR)
-                data = file.read(packed)
-            if method == zipfile.ZIP_DEFLATED:
-                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
-        except (OSError, zlib.error) as error:
-            if getattr(error, "errno", None) in NO_FAULT:
-                raise
-            raise UnreadableImage(name, str(error)) from error
-        if header[:4] != b"PK\3\4" or len(data) != size or zlib.crc32(data) != checksum:
-            raise UnreadableImage(name, "damaged in the zip (its checksum differs)")
         return data
 
 
@@ -141,7 +88,11 @@ def open_place(spec: str) -> Place:
 
 def open_files(place: Place) -> Files:
     """List the image files of a folder. Raises ValueError naming it if there are none."""
-    return FolderFiles(place) if isinstance(place, Path) else ZippedFiles(place)
+    if isinstance(place, Path):
+        return FolderFiles(place)
+    files = ZippedFiles(LocalBlob(str(place.root.filename)), place.root.infolist(), place.at)
+    say_once(f"{files.where}: {files.listing}")
+    return files
 
 
 def read_text(place: Place) -> str:

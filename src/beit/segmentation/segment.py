@@ -13,7 +13,6 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from beit.command.ending import Ending, beside, last_values, words
-from beit.data.batches import EvalBatches, TrainBatches
 from beit.draw.names import percent
 from beit.draw.report import Section
 from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter
@@ -30,6 +29,7 @@ from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.run.prepare import prepared
+from beit.run.quarantine import NotedBatches
 from beit.run.reading import Reading
 from beit.segmentation.batches import FIELDS, StackedViews, stacked, whole
 from beit.segmentation.config import Config
@@ -163,7 +163,7 @@ def open_data(config: Config) -> tuple[LabelMaps, LabelMaps | None]:
 
 def training_batches(
     config: Config, source: LabelMaps, vit: ViTConfig, journal: Journal
-) -> TrainBatches:
+) -> NotedBatches:
     """Return this process's share of the remaining training batches."""
     images = stacked(source, config.data.cache_gigabytes)
     views = StackedViews(SegmentViews(config.view, vit.image_size, vit.mean))
@@ -172,7 +172,7 @@ def training_batches(
 
 def validation_batches(
     config: Config, source: LabelMaps | None, fabric: Fabric
-) -> EvalBatches | None:
+) -> NotedBatches | None:
     """Return this process's share of the validation set; None without one."""
     if source is None:
         return None

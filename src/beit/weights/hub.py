@@ -5,17 +5,15 @@ Downloads go into the caches that other programs share: those of torch.hub and h
 """
 
 import re
-import socket
-import urllib.request
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
-from typing import Any, cast
-from urllib.parse import urlsplit
+from typing import Any
 
 import torch
 
 import beit
+from beit.data.stores.hub import first_line, hub_errors, unreachable
 from beit.weights import manifest
 from beit.weights.download import download
 from beit.weights.shards import INDEX, refuse_shard, weight_map
@@ -31,7 +29,6 @@ REPOSITORY_FILES: dict[str, tuple[str, ...]] = {WEIGHTS: ()} | {
 }
 REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")  # OWNER/NAME
 SHIPPED_FILES = Path(__file__).with_name("shipped")
-TIMEOUT_SECONDS = 5  # to connect to the hub
 SOURCE = re.compile(
     r"hf://(?P<repository>[^/@]+/[^/@]+)(@(?P<revision>refs/[^/]+/[^/]+|[^/]+))?(/(?P<file>.+))?"
 )
@@ -98,31 +95,9 @@ def push(repository: str, files: Mapping[str, Path], card: str, private: bool = 
         operations = [CommitOperationAdd(name, source) for name, source in content.items()]
         message = f"Push with beit {beit.__version__}"
         api.create_commit(repository, operations, commit_message=message)
-    except _hub_errors() as error:
+    except hub_errors() as error:
         raise OSError(f"{repository} could not be pushed: {first_line(error)}") from error
     return address
-
-
-def unreachable(endpoint: str) -> str | None:
-    """Say why the hub cannot be reached, or None. Checking first saves a minute of retries."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set"
-    address = urlsplit(endpoint)
-    if address.scheme in urllib.request.getproxies():  # the proxy connects, not this machine
-        return None
-    port = address.port or (80 if address.scheme == "http" else 443)
-    try:
-        socket.create_connection((address.hostname or "", port), timeout=TIMEOUT_SECONDS).close()
-    except OSError as error:
-        return first_line(error)
-    return None
-
-
-def first_line(error: BaseException) -> str:
-    """Return the first line of an error message, or the error's type if it has none."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _shipped(name: str) -> Path:
@@ -184,7 +159,7 @@ def _from_hub(source: str) -> Path:
                     why = reason or first_line(error)
                     raise OSError(f"{name} names {shard}, which is missing ({why})") from error
             return path
-    except _hub_errors() as error:
+    except hub_errors() as error:
         raise OSError(
             f"{source} could not be fetched: {first_line(error)}. If the repository is private, "
             "run `hf auth login`, or set HF_TOKEN"
@@ -200,10 +175,3 @@ def _from_hub(source: str) -> Path:
         f"{source}: there is no {' nor '.join(candidates)}; "
         f"name one of its files, as in {HUB}{repository}/FILE"
     )
-
-
-def _hub_errors() -> tuple[type[Exception], ...]:
-    """List what huggingface_hub raises; its HTTP library differs between releases."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    return (OSError, *cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__))

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from beit.data.stores.hub import first_line, unreachable
 from beit.run.settings import first
 from beit.weights.file import mismatches
 from beit.weights.formats.clip import from_clip
 from beit.weights.formats.containers import read_tensors
 from beit.weights.formats.published_config import num_heads_of, shape_of
-from beit.weights.hub import first_line, unreachable
 
 
 def timm_network(

@@ -1,6 +1,5 @@
 import errno
 import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -102,6 +101,12 @@ def test_a_machine_that_is_short_of_something_is_not_the_fault_of_the_image(
         raise OSError(number, os.strerror(number), "a.png")
 
     source = open_source("a.png")
-    monkeypatch.setattr(Path, "open", opened)
+    monkeypatch.setattr("builtins.open", opened)
     with pytest.raises(expected, match=os.strerror(number)):
         source.image(0)
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(UnreadableImage, match=r"a\.png: not a regular file, but a pipe or device"):
+        open_source(str(tmp_path)).image(0)

@@ -97,7 +97,7 @@ def test_many_endings_are_summed_up(tmp_path):
         ),
         (("data/train-0.parquet",), r"as in '.*p/data/\*\.parquet'"),
         (("saved/data-0.arrow", "saved/state.json"), r"the folder of the Arrow files, .*p/saved$"),
-        (("fruit.zip",), r"unpack the archive in .*p$"),
+        (("fruit.zip",), r"name the archive itself, or unpack it, in .*p$"),
         (("@eaDir/a.jpg", "@eaDir/b.jpg"), r"found 0 images; skipped 2 images in @eaDir;"),
     ],
 )

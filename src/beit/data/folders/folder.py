@@ -9,7 +9,7 @@ from torch import Tensor
 
 from beit.data.class_names import some
 from beit.data.folders.image_files import FileSource
-from beit.data.folders.layout import find_layout
+from beit.data.folders.layout import Layout, find_layout
 from beit.data.folders.listing import is_system, list_folder, say_once
 from beit.data.spec import AS_IT_IS, Reading
 from beit.data.splits import Split
@@ -27,22 +27,24 @@ def open_folder(root: Path, reading: Reading = AS_IT_IS, split: Split | None = N
     """
     listing = list_folder(root)
     layout = find_layout(listing.images, split, str(root))
-    said = [str(listing), *layout.notes]
-    labels: Tensor | None = None
-    names: list[str] | None = None
-    if not layout.why_unlabelled:
-        folders = [image[len(layout.base) :].partition(os.sep)[0] for image in layout.images]
-        composed = {folder: normalize("NFC", folder) for folder in set(folders)}
-        names = sorted(set(composed.values()))
-        number_of = {name: number for number, name in enumerate(names)}
-        labels = torch.tensor([number_of[composed[folder]] for folder in folders])
-        said.append(f"classes: {len(names)} ({some(names)})")
-        if len(composed) > len(names):
-            said.append("folders whose names differ only in their Unicode form are one class")
-    elif any(os.sep in image for image in layout.images) and not layout.notes:
-        said.append(f"no labels: {layout.why_unlabelled}")
-    say_once(f"{root}: {'; '.join(said)}")
+    labels, names, notes = labels_of(layout)
+    say_once(f"{root}: {'; '.join([str(listing), *layout.notes, *notes])}")
     return FileSource(root, layout.images, reading, labels, names, layout.why_unlabelled)
+
+
+def labels_of(layout: Layout) -> tuple[Tensor | None, list[str] | None, list[str]]:
+    """Return the labels of a layout's images (n,) int64, the names of the classes, and notes."""
+    if layout.why_unlabelled:
+        unsaid = any(os.sep in image for image in layout.images) and not layout.notes
+        return None, None, [f"no labels: {layout.why_unlabelled}"] if unsaid else []
+    folders = [image[len(layout.base) :].partition(os.sep)[0] for image in layout.images]
+    composed = {folder: normalize("NFC", folder) for folder in set(folders)}
+    names = sorted(set(composed.values()))
+    number_of = {name: number for number, name in enumerate(names)}
+    notes = [f"classes: {len(names)} ({some(names)})"]
+    if len(composed) > len(names):
+        notes.append("folders whose names differ only in their Unicode form are one class")
+    return torch.tensor([number_of[composed[folder]] for folder in folders]), names, notes
 
 
 def class_folders(root: Path, split: Split | None = None) -> list[str]:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,14 +12,19 @@ from torch import Tensor
 from beit.data.pixels.reduced import decode_reduced
 from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
-from beit.files import user_path
+from beit.files import at_once, user_path
 
 MAX_FILE_BYTES = 1 << 29  # larger files are not read
-# Not the image's fault: the machine is short of something, or a network file system is gone.
-NO_FAULT = (
+# The machine is short of something, or a network file system is gone.
+_NO_FAULT = (
     *(errno.EMFILE, errno.ENFILE, errno.ENOMEM),
     *(errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN),
 )
+
+
+def no_fault(error: OSError) -> bool:
+    """Tell whether an error is not the file's fault: the machine's, or that of a connection."""
+    return error.errno in _NO_FAULT or isinstance(error, ConnectionError)
 
 
 def read_image(path: Path, name: str, reading: Reading = AS_IT_IS) -> Tensor:
@@ -33,14 +39,16 @@ def read_image(path: Path, name: str, reading: Reading = AS_IT_IS) -> Tensor:
             image = kept.read(kept.place(path, path.stat(), how))
             if image is not None:
                 return image
-        with path.open("rb") as file:
+        with open(path, "rb", opener=at_once) as file:
             found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+                raise UnreadableImage(name, "not a regular file, but a pipe or device")
             if found.st_size > MAX_FILE_BYTES:
                 reason = f"{found.st_size} bytes, at most {MAX_FILE_BYTES} are read"
                 raise UnreadableImage(name, reason)
             data = file.read()
     except OSError as error:
-        if error.errno in NO_FAULT:
+        if no_fault(error):
             raise
         raise UnreadableImage(name, error.strerror or str(error)) from error
     image, shrunk = decode_reduced(data, name, reading)

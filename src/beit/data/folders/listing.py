@@ -30,7 +30,8 @@ _VIDEOS = set(".3gp .avi .m4v .mkv .mov .mp4 .mpeg .mpg .webm .wmv".split())
 _ADVICE = {
     ".parquet": "name the Parquet files, as in '{}/*.parquet'",
     ".arrow": "name the folder of the Arrow files, {}",
-    **dict.fromkeys((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar"), "unpack the archive in {}"),
+    **dict.fromkeys((".zip", ".tar"), "name the archive itself, or unpack it, in {}"),
+    **dict.fromkeys((".gz", ".tgz", ".7z", ".rar"), "unpack the archive in {}"),
 }
 _NAMED = 8  # endings named in a message
 

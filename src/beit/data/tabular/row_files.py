@@ -10,9 +10,11 @@ from typing import Any, NamedTuple
 
 from beit.data.folders.listing import say_once
 from beit.data.splits import Split, choose_split, is_split
+from beit.data.stores.remote import RemoteBlob
 
 _brief = reprlib.Repr()  # of values of others in messages
 ENDINGS = (".parquet", ".arrow")
+RowFile = Path | RemoteBlob
 
 
 class Rows(NamedTuple):
@@ -33,10 +35,12 @@ class Rows(NamedTuple):
     class_names: dict[str, list[str]]
 
 
-def open_rows(path: Path) -> Rows:
+def open_rows(path: RowFile) -> Rows:
     """Open a Parquet file, or an Arrow file (stream or random access), mapped into memory."""
+    is_parquet = _is_parquet(path)
+    if not (is_parquet or isinstance(path, Path)):
+        raise ValueError(f"{path}: a remote Arrow file is not read; download it, or use Parquet")
     with _readable(path):
-        is_parquet = path.suffix.lower() == ".parquet"
         rows = _open_parquet(path) if is_parquet else _open_arrow(path)
         names = rows.schema.names
         for field in rows.schema:
@@ -51,6 +55,10 @@ def open_rows(path: Path) -> Rows:
     return rows._replace(column=column)
 
 
+def _is_parquet(file: RowFile) -> bool:
+    return file.name.lower().endswith(".parquet")
+
+
 def _decode_names(kind: Any) -> None:
     """Decode the names of the fields of a struct; UnicodeDecodeError if they are no UTF-8."""
     from pyarrow import types
@@ -62,26 +70,33 @@ def _decode_names(kind: Any) -> None:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def _readable(path: RowFile) -> Iterator[None]:
     """Raise ValueError that names the file where pyarrow finds it damaged."""
     import pyarrow
 
     try:
         yield
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as error:
-        if getattr(error, "errno", None) is not None:  # of the disk; Arrow's own have no number
+        of_disk = getattr(error, "errno", None) is not None  # Arrow's own have no number
+        if of_disk or isinstance(error, ConnectionError):
             raise
-        with path.open("rb") as file:
-            pointer = file.read(20).startswith(b"version https://git")
+        pointer = _begin(path).startswith(b"version https://git")
         reason = "a pointer of Git LFS; run git lfs pull" if pointer else str(error)
-        kind = path.suffix[1:].capitalize()
+        kind = "Parquet" if _is_parquet(path) else "Arrow"
         raise ValueError(f"{path}: not a readable {kind} file: {reason}") from error
 
 
-def _open_parquet(path: Path) -> Rows:
+def _begin(file: RowFile) -> bytes:
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return opened.read(20)
+    return file.read(0, min(20, file.size))
+
+
+def _open_parquet(path: RowFile) -> Rows:
     from pyarrow import parquet
 
-    file = parquet.ParquetFile(path)
+    file = parquet.ParquetFile(path if isinstance(path, Path) else path.open())
     groups = [file.metadata.row_group(number) for number in range(file.metadata.num_row_groups)]
     return Rows(
         file.schema_arrow,
@@ -92,7 +107,7 @@ def _open_parquet(path: Path) -> Rows:
     )
 
 
-def _open_arrow(path: Path) -> Rows:
+def _open_arrow(path: RowFile) -> Rows:
     import pyarrow
     from pyarrow import ipc
 
@@ -116,17 +131,21 @@ def _open_arrow(path: Path) -> Rows:
     return Rows(schema, counts, [0] * number, column, _class_names(schema, path))
 
 
-def _class_names(schema: Any, path: Path) -> dict[str, list[str]]:
+def _class_names(schema: Any, path: RowFile) -> dict[str, list[str]]:
     """Read the class names that the `datasets` library writes to the schema, or beside the file."""
-    beside = path.with_name("dataset_info.json")
     try:
         about = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {})
-        features = about.get("features") or (_read(beside, "features") if beside.is_file() else {})
+        features = about.get("features") or _features_beside(path)
         found = {column: f.get("names") for column, f in features.items() if isinstance(f, dict)}
     except (AttributeError, ValueError, RecursionError):
         return {}
     lists = {column: names for column, names in found.items() if isinstance(names, list) and names}
     return {column: list(map(str, names)) for column, names in lists.items()}
+
+
+def _features_beside(path: RowFile) -> Any:
+    beside = path.with_name("dataset_info.json") if isinstance(path, Path) else None
+    return _read(beside, "features") if beside and beside.is_file() else {}
 
 
 def row_files(folder: Path, split: Split | None) -> list[Path]:
@@ -143,7 +162,7 @@ def row_files(folder: Path, split: Split | None) -> list[Path]:
         splits = _read(about, "splits")
         if not (isinstance(splits, list) and splits and all(map(_is_name, splits))):
             raise ValueError(f"{about}: 'splits' is {splits!r}; expected a list of names")
-        folder = folder / _chosen(splits, split, folder, str(folder / splits[0]))
+        folder = folder / chosen(splits, split, folder, str(folder / splits[0]))
     if (folder / "state.json").is_file() and (folder / "dataset_info.json").is_file():
         return _saved_files(folder)
     for place, ending in ((folder, ".parquet"), (folder / "data", ".parquet"), (folder, ".arrow")):
@@ -152,7 +171,7 @@ def row_files(folder: Path, split: Split | None) -> list[Path]:
         # Tables beside images, see `label_tables`, and what `datasets` keeps for itself.
         files = [f for f in files if not re.match(r"metadata\.|cache-|tmp|indices\.", f.name)]
         if files:
-            return _one_split(files, split, folder)
+            return one_split(files, split, folder)
     return []
 
 
@@ -170,31 +189,37 @@ def nested_row_files(folder: Path, split: Split | None) -> list[Path]:
             f"{folder} has Parquet files of several sets, {', '.join(sorted(sets))}; give one of "
             f"them, as in '{folder / min(sets)}'"
         )
-    return _one_split(files, split, folder) if files else []
+    return one_split(files, split, folder) if files else []
 
 
-def _one_split(files: list[Path], split: Split | None, folder: Path) -> list[Path]:
+def one_split(files: list[Path], split: Split | None, folder: Path) -> list[Path]:
     """Return the files of one split, which names of files or folders tell; all if none do."""
+    example = f"{files[0].parent / files[0].stem.split('-')[0]}*{files[0].suffix}"
+    splits = by_split(files, folder)
+    return splits[chosen([*splits], split, folder, example)]
+
+
+def by_split(files: list[Path], folder: Path) -> dict[str, list[Path]]:
+    """Group the files below a folder by the word of a split in their names, or `others`."""
     splits = dict[str, list[Path]]()
     for file in files:
         words = [*re.split(r"[-_.\d]+", file.stem), *file.relative_to(folder).parent.parts]
         name = next((word.lower() for word in words if is_split(word)), "others")
         splits.setdefault(name, []).append(file)
-    example = f"{files[0].parent / files[0].stem.split('-')[0]}*{files[0].suffix}"
-    return splits[_chosen([*splits], split, folder, example)]
+    return splits
 
 
-def _chosen(names: list[str], split: Split | None, folder: Path, example: str) -> str:
-    """Choose one of the splits of a folder; images for training are never taken for testing."""
+def chosen(names: list[str], split: Split | None, where: str | Path, example: str) -> str:
+    """Choose one of the splits of a set; images for training are never taken for testing."""
     if len(names) == 1 and not (split == "test" and names[0].startswith("train")):
         return names[0]
     if split is None:
         raise ValueError(
-            f"{folder}: contains files of several sets ({', '.join(sorted(names))}); name one of "
+            f"{where}: contains files of several sets ({', '.join(sorted(names))}); name one of "
             f"them, as in '{example}'"
         )
-    name = choose_split(names, split, str(folder))
-    say_once(f"{folder}: images of the split {name}; it has {', '.join(names)}")
+    name = choose_split(names, split, str(where))
+    say_once(f"{where}: images of the split {name}; it has {', '.join(names)}")
     return name
 
 

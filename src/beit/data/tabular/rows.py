@@ -4,6 +4,7 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -16,9 +17,9 @@ from beit.data.pixels.reduced import decode_reduced
 from beit.data.source import PartSource, Source, UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
 from beit.data.splits import Split
-from beit.data.tabular.columns import content, image_column, label_column
+from beit.data.tabular.columns import FILE, content, image_column, label_column
 from beit.data.tabular.labels import joined
-from beit.data.tabular.row_files import Rows, open_rows
+from beit.data.tabular.row_files import RowFile, Rows, open_rows
 from beit.data.tabular.split_columns import rows_of_split
 
 CACHED_BYTES = 1 << 28  # cache of row groups, per process; always holds the one in use
@@ -42,13 +43,12 @@ class RowSource:
 
     def __init__(
         self,
-        files: Sequence[Path],
+        files: Sequence[RowFile],
         reading: Reading = AS_IT_IS,
         cached_bytes: int = CACHED_BYTES,
     ) -> None:
         self._files, self._reading, self._cached_bytes = list(files), reading, cached_bytes
-        folder = os.path.commonpath([path.absolute().parent for path in files])
-        self._names = [os.path.relpath(path, folder) for path in files]
+        self._names = _relative(files)
         self._groups: list[tuple[int, int]] = []  # (file, group in it)
         self._starts: list[int] = []  # first row of each group, counted over all files
         self._file_starts, self._count, self._column = list[int](), 0, ""
@@ -87,6 +87,8 @@ class RowSource:
         if not self._column:
             self._column = image_column(contents, str(path), self._reading.image)
         image_column(contents, str(path), self._column)
+        if not isinstance(path, Path) and contents[self._column] == FILE:
+            raise ValueError(f"{path}: names files; of remote rows, only encoded images are read")
         self._file_starts.append(self._count)
         for group, rows in enumerate(file.counts):
             if rows:
@@ -110,15 +112,19 @@ class RowSource:
         name = f"{self.name(index)}, {value if len(value) < _SHOWN else value[:_SHOWN] + '...'}"
         if "\0" in value:
             raise UnreadableImage(name, "a zero byte in the path of a file")
-        beside = self._files[self._groups[group][0]].parent / value
+        rows = self._files[self._groups[group][0]]
+        if not isinstance(rows, Path):
+            raise UnreadableImage(name, "the row has a path, but no bytes")
+        beside = rows.parent / value
         return read_image(beside if os.path.isfile(beside) else Path(value), name, self._reading)
 
     def name(self, index: int) -> str:
         number = bisect_right(self._file_starts, index) - 1
         return f"{self._names[number]}[{index - self._file_starts[number]}]"
 
-    def file(self, index: int) -> Path:
-        return self._files[bisect_right(self._file_starts, index) - 1]
+    def file(self, index: int) -> Path | None:
+        file = self._files[bisect_right(self._file_starts, index) - 1]
+        return file if isinstance(file, Path) else None
 
     def _values(self, group: int) -> Any:
         """Return the column of images of a group, from the cache or the file."""
@@ -145,7 +151,18 @@ class RowSource:
         self.__dict__.update(state, _lock=Lock())
 
 
-def open_row_files(files: Sequence[Path], reading: Reading, split: Split | None) -> Source:
+def _relative(files: Sequence[RowFile]) -> list[str]:
+    """Name files relative to the folder that holds all of them."""
+    names = [os.path.abspath(file) if isinstance(file, Path) else str(file) for file in files]
+    parts = [name.split("/") for name in names]
+    shared = takewhile(
+        lambda level: len({*level}) == 1, zip(*(p[:-1] for p in parts), strict=False)
+    )
+    count = len(list(shared))
+    return ["/".join(part[count:]) for part in parts]
+
+
+def open_row_files(files: Sequence[RowFile], reading: Reading, split: Split | None) -> Source:
     """Open rows of files; if a column names their splits, those for `split`, or all for None."""
     source = RowSource(files, reading)
     opened = [open_rows(path) for path in files] if split is not None else []

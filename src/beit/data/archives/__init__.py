@@ -1,0 +1,1 @@
+"""Archives of images, read in place: tar shards and zip files; also folders in remote stores."""

@@ -1,0 +1,258 @@
+"""The index of a tar shard: where its images are, and what the files beside them say.
+
+Built once, kept as an Arrow file beside the shard or in the user's caches, and mapped into memory.
+"""
+
+import json
+import logging
+import os
+import posixpath
+import tarfile
+from collections import Counter, defaultdict
+from collections.abc import Container, Iterator, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from beit.data.archives.zipped import wrapping
+from beit.data.folders.listing import listed
+from beit.data.folders.masks import without_masks
+from beit.data.kept import cache_folder
+from beit.data.pixels.decoding import extensions
+from beit.data.stores.blob import Blob
+from beit.data.tabular.labels import plain
+from beit.files import replacing
+
+_log = logging.getLogger(__name__)
+
+LABEL = "label:"  # begins the names of columns that can hold labels
+_FORMAT = 1  # raise it when the index changes
+_AHEAD = 1 << 23  # bytes of a remote shard that are read at once
+_PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
+_TEXTS = ("cls", "txt")  # files beside an image that hold one value; .json holds fields
+_LONGEST = 200  # characters of a value that can be a label
+_MOST = 1 << 20  # bytes of a file beside an image
+
+
+class Member(NamedTuple):
+    """A file in a tar: where its bytes are, and its value or fields if it lies beside an image."""
+
+    start: int
+    size: int
+    values: Mapping[str, Any] = {}
+
+
+def read_index(blob: Blob) -> Any:
+    """Return the index of a shard, a pyarrow table; build it unless one is kept that fits.
+
+    Columns: name, start, size, ending (after the first dot of the name) and digest (of the name) of
+    each image, sorted by name; `LABEL` and a name for each that can hold labels, null where
+    missing. `about_index` reads what is said of the whole.
+
+    Raises:
+        ValueError: the shard is compressed, cut, damaged, or holds no image.
+    """
+    import pyarrow
+    from pyarrow import ipc
+
+    key = {"format": _FORMAT, "size": blob.size, "stamp": blob.stamp}
+    key |= {"endings": " ".join(sorted(extensions()))}
+    places = _places(blob)
+    for place in places:
+        try:
+            table = ipc.open_file(pyarrow.memory_map(str(place))).read_all()
+            about = about_index(table)
+        except (OSError, pyarrow.ArrowException, ValueError):  # none, or not one of ours
+            continue
+        if about["key"] == key:
+            return table
+    table = _built(blob, key)
+    for place in places:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(place, shared=True) as temporary:
+                with ipc.new_file(str(temporary), table.schema) as file:
+                    file.write_table(table)
+            return ipc.open_file(pyarrow.memory_map(str(place))).read_all()
+        except OSError as error:
+            reason = f"{place.parent}: {error.strerror or error}"
+    _log.warning(
+        "%s: its index cannot be kept, and is built at each start (%s)", blob.where, reason
+    )
+    return table
+
+
+def about_index(table: Any) -> dict[str, Any]:
+    """Return what an index says of its shard as a whole.
+
+    key: of the shard that it was built from; samples: whether files beside images hold labels;
+    nested: whether images lie in folders; several: example of a sample with several images;
+    unusable: why columns cannot hold labels; notes: what was taken and what was not.
+    """
+    about: dict[str, Any] = json.loads((table.schema.metadata or {}).get(b"beit", b"{}"))
+    if "key" not in about:
+        raise ValueError("not an index")
+    return about
+
+
+def _places(blob: Blob) -> list[Path]:
+    """Return where an index can be kept: beside the shard, or in the user's caches."""
+    where = blob.where if blob.path is None else str(blob.path)
+    name = blake2b(os.fsencode(where), digest_size=16).hexdigest()
+    beside = [] if blob.path is None else [blob.path.with_name(f".{blob.name}.index")]
+    return [*beside, cache_folder("shards") / f"{name}.index"]
+
+
+def _built(blob: Blob, key: Mapping[str, Any]) -> Any:
+    import pyarrow
+
+    members, notes = _members(blob)
+    listing = listed((name for name, file in members.items() if not file.values), blob.where)
+    names, unusable = listing.images, dict[str, str]()
+    notes = [str(listing), *notes]
+    values = defaultdict[str, dict[str, Any]](dict)
+    for name, file in members.items():
+        if file.values:
+            values[os.path.splitext(name)[0]] |= file.values
+    samples, nested = bool(values), any("/" in name for name in names)
+    if not samples and not nested:
+        names, _, more = without_masks(names)
+        notes += more
+    endings = [_plain(posixpath.basename(name).partition(".")[2].lower()) for name in names]
+    keys = [_key(name, values) for name in names]
+    repeated = [key for key, count in Counter(keys).items() if count > 1 and samples]
+    several = [name for name in names if repeated and name.startswith(f"{repeated[0]}.")]
+    beside = [values.get(key, {}) for key in keys]
+    encoded = [os.fsencode(name) for name in names]
+    columns: dict[str, Any] = {
+        "name": pyarrow.array(encoded, pyarrow.binary()),
+        "start": pyarrow.array([members[name].start for name in names], pyarrow.int64()),
+        "size": pyarrow.array([members[name].size for name in names], pyarrow.int64()),
+        "ending": pyarrow.array(endings).dictionary_encode(),
+        "digest": pyarrow.array(map(_digest, encoded), pyarrow.uint64()),
+    }
+    for column in dict.fromkeys(column for fields in beside for column in fields):
+        found = [fields.get(column) for fields in beside]
+        if why := _why_unusable(found):
+            unusable[column] = why
+        else:
+            columns[LABEL + column] = _encoded(found)
+    about = {"key": key, "samples": samples, "nested": nested, "several": several[:3]}
+    about |= {"unusable": unusable, "notes": notes}
+    return pyarrow.table(columns).replace_schema_metadata({"beit": json.dumps(about)})
+
+
+def _key(name: str, values: Container[str]) -> str:
+    """Return what an image shares with the files beside it: the name up to its first dot.
+
+    Up to its last one if there are files of that name, as IMG.1.cls beside IMG.1.jpg.
+    """
+    stem = os.path.splitext(name)[0]
+    folder, base = posixpath.split(name)
+    return stem if stem in values else posixpath.join(folder, base.partition(".")[0])
+
+
+def _members(blob: Blob) -> tuple[dict[str, Member], list[str]]:
+    """Read the headers of a tar: its files by name, the last one of each; and notes."""
+    found, links, notes = dict[str, Member](), dict[str, str](), list[str]()
+    with blob.open(_AHEAD) as file:
+        start = file.read(6)
+        if packed := [name for mark, name in _PACKED.items() if start.startswith(mark)]:
+            raise ValueError(_compressed(blob.where, packed[0]))
+        file.seek(0)
+        name = "its begin"
+        try:
+            with tarfile.open(fileobj=file, mode="r:") as tar:
+                while (member := tar.next()) is not None:
+                    tar.members.clear()  # type: ignore[attr-defined]  # it would keep all of them
+                    name = posixpath.normpath(member.name).lstrip("/")
+                    if member.issparse():
+                        raise ValueError(f"{blob.where}: {name} is a sparse file; pack it anew")
+                    if member.islnk():
+                        links[name] = posixpath.normpath(member.linkname).lstrip("/")
+                    elif member.issym():
+                        folder = posixpath.dirname(name)
+                        links[name] = posixpath.normpath(posixpath.join(folder, member.linkname))
+                    elif member.isreg():
+                        found[name] = _member(file, name, member, blob.where)
+                end = tar.offset
+        except tarfile.TarError as error:
+            raise ValueError(_damaged(blob, name, str(error))) from error
+        file.seek(end)
+        mark = file.read(tarfile.BLOCKSIZE)
+    if mark.strip(b"\0"):
+        raise ValueError(_damaged(blob, name, f"no header of a file at byte {end}"))
+    if len(mark) < tarfile.BLOCKSIZE:
+        _log.warning("%s has no mark at its end: files behind %s may be missing", blob.where, name)
+    for name, target in links.items():
+        if target in found:
+            found[name] = found[target]
+    if missing := [name for name in links if name not in found]:
+        notes.append(f"not read: {len(missing)} links to files outside, such as {missing[0]}")
+    if folder := wrapping(blob.name, found):
+        found = {name.removeprefix(folder): file for name, file in found.items()}
+    return found, notes
+
+
+def _member(file: Any, name: str, member: tarfile.TarInfo, where: str) -> Member:
+    ending = name.rpartition(".")[2].lower()
+    values = dict[str, Any]()
+    if ending in (*_TEXTS, "json") and member.size <= _MOST:
+        file.seek(member.offset_data)
+        values = dict(_values(file.read(member.size), ending, f"{where}: {name}"))
+    return Member(member.offset_data, member.size, values)
+
+
+def _values(content: bytes, ending: str, where: str) -> Iterator[tuple[str, Any]]:
+    """Read a file beside an image: one value by its ending, or the fields of JSON."""
+    try:
+        text = content.decode("utf-8-sig")
+        fields = {ending: text.strip()} if ending in _TEXTS else json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{where}: not readable as {ending}: {error}") from error
+    if isinstance(fields, dict):
+        yield from ((str(name), value) for name, value in fields.items() if value is not None)
+
+
+def _why_unusable(values: list[Any]) -> str:
+    """Say why values cannot be labels; empty if they can."""
+    for value in values:
+        if isinstance(value, dict | list):
+            return "holds lists or fields of its own"
+        if isinstance(value, str) and len(value) > _LONGEST:
+            return f"holds texts of over {_LONGEST} characters"
+    return ""
+
+
+def _encoded(values: list[Any]) -> Any:
+    import pyarrow
+
+    try:
+        return pyarrow.array(values).dictionary_encode()
+    except (pyarrow.ArrowException, OverflowError, UnicodeError):  # several types, huge numbers
+        text = [None if value is None else _plain(str(plain(value))) for value in values]
+        return pyarrow.array(text).dictionary_encode()
+
+
+def _plain(text: str) -> str:
+    """Write what is no UTF-8 with backslashes."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _digest(name: bytes) -> int:
+    return int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
+
+
+def _damaged(blob: Blob, last: str, reason: str) -> str:
+    return (
+        f"{blob.where}: cut or damaged: {reason}, after {last}; {blob.size} bytes are there. Copy "
+        "or download it again"
+    )
+
+
+def _compressed(where: str, how: str) -> str:
+    tool = {"gzip": "gunzip", "bzip2": "bunzip2", "xz": "unxz", "zstd": "unzstd"}[how]
+    return (
+        f"{where}: compressed by {how}, so that no image in it can be read without all before it; "
+        f"decompress it once: {tool} FILE (images are compressed already, so it hardly grows)"
+    )

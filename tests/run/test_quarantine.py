@@ -1,0 +1,78 @@
+import dataclasses
+import json
+from collections import Counter
+
+import pytest
+from filelock import FileLock
+
+from beit.data.batches import EvalBatches
+from beit.data.sources import open_source
+from beit.data.views import EvalView
+from beit.pretraining import pretrain
+from beit.run import quarantine
+from beit.run.quarantine import NotedBatches, note
+
+
+def read(run):
+    lines = (run / "bad_images.jsonl").read_text().splitlines()
+    return {bad["name"]: (bad["reason"], bad["met"]) for bad in map(json.loads, lines)}
+
+
+@pytest.fixture
+def photos(tmp_path):
+    """Eight images, of which two cannot be read."""
+    root = tmp_path / "photos"
+    root.mkdir()
+    for index in range(8):
+        (root / f"{index}.ppm").write_bytes(b"P6 9 9 255\n" + bytes([index]) * 243)
+    (root / "3.ppm").write_bytes(b"P6 9 9 255\n")
+    (root / "5.ppm").write_bytes(b"")
+    return root
+
+
+def test_bad_images_are_named_with_their_reason_and_how_often_they_were_met(photos, tmp_path):
+    batches = EvalBatches(open_source(str(photos)), EvalView((8, 8)), 3)
+    noted = NotedBatches(batches, str(tmp_path / "run"))
+    assert [batch.indices.tolist() for batch in noted] == [[0, 1, 2], [4], [6, 7]]
+    assert not (tmp_path / "run").exists()  # there is no run yet
+    (tmp_path / "run").mkdir()
+    for times in (1, 2):
+        list(noted)
+        bad = read(tmp_path / "run")
+        assert bad.keys() == {"3.ppm", "5.ppm"} and bad["5.ppm"] == (
+            "not an image (empty)", times
+        )  # fmt: skip
+    next(iterator := iter(noted))
+    next(iterator)
+    iterator.close()  # as when a run is stopped
+    assert read(tmp_path / "run")["3.ppm"][1] == 3
+
+
+def test_processes_add_to_one_file_and_none_waits_for_long(tmp_path, monkeypatch):
+    file = tmp_path / "bad_images.jsonl"
+    for names in (["a: x", "b: y: z"], ["b: y: z", "\udcff: not UTF-8"]):
+        note(file, Counter(names))
+    assert read(tmp_path) == {"a": ("x", 1), "b": ("y: z", 2), "\udcff": ("not UTF-8", 1)}
+    monkeypatch.setattr(quarantine, "_EVERY", 0.01)
+    left = Counter(["c: w"])
+    with FileLock(tmp_path / ".bad_images.jsonl.lock"):
+        note(file, left)
+    assert left and "c" not in read(tmp_path)
+    note(file, left)
+    assert not left and read(tmp_path)["c"] == ("w", 1)
+
+
+def test_a_training_lists_its_bad_images(
+    photos, trained_tokenizer, pretrain_config, optim, tmp_path
+):
+    base = pretrain_config(tmp_path / "run", trained_tokenizer, optim=optim(batch_size=4))
+    data = dataclasses.replace(base.data, train=str(photos), validation="", cache_gigabytes=0.0)
+    config = dataclasses.replace(base, data=dataclasses.replace(data, max_unreadable=0.5))
+    pretrain.run(config)
+    assert read(tmp_path / "run").keys() == {"3.ppm", "5.ppm"}
+    strict = dataclasses.replace(data, max_unreadable=0.0)
+    output = dataclasses.replace(config.run, output=str(tmp_path / "stopped"))
+    with pytest.raises(ValueError, match="cannot be read, more than the allowed"):
+        pretrain.run(dataclasses.replace(config, data=strict, run=output))
+    assert read(tmp_path / "stopped").keys() <= {"3.ppm", "5.ppm"}
+    assert read(tmp_path / "stopped")
