@@ -2,6 +2,7 @@
 
 import errno
 import os
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -29,8 +30,10 @@ def read_image(path: Path, name: str, reading: Reading = AS_IT_IS) -> Tensor:
             image = kept.read(kept.place(path, path.stat(), how))
             if image is not None:
                 return image
-        with path.open("rb") as file:
+        with open(path, "rb", opener=_without_waiting) as file:
             found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise UnreadableImage(name, "not a regular file, but a pipe, device or socket")
             if found.st_size > MAX_FILE_BYTES:
                 reason = f"{found.st_size} bytes, at most {MAX_FILE_BYTES} are read"
                 raise UnreadableImage(name, reason)
@@ -43,6 +46,11 @@ def read_image(path: Path, name: str, reading: Reading = AS_IT_IS) -> Tensor:
     if kept is not None and shrunk:
         kept.write(kept.place(path, found, how), image)
     return image
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    """Open a file; a pipe does not wait for its writer."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 class FileSource:
