@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -25,8 +26,8 @@ from beit.files import out_of_memory
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `beit` with these arguments and return its exit code.
 
-    0: done; 1: runs of an ablation failed; 2: a mistake of the caller or too little memory,
-    explained in one line; 130: stopped by Ctrl-C.
+    0: done; 1: runs of an ablation failed, or doctor found what must be mended; 2: a mistake of the
+    caller or too little memory, explained in one line; 130: stopped by Ctrl-C.
     """
     try:
         os.environ.update(as_torchrun(os.environ))
@@ -99,7 +100,8 @@ def run_verb(verb: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
         config, directory = open_run(module, resumed[0])
         return module, config, module.run(config, directory, resumed[1])
     module = import_module(find_module(verb, options))
-    config = parse(verb, module.Config, options)
+    read = getattr(module, "read_options", partial(parse, verb, module.Config))
+    config = read(options)
     if text := renamed(verb, options):
         logging.getLogger(__name__).warning(text)
     return module, config, module.run(config)

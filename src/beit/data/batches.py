@@ -114,9 +114,9 @@ class TrainBatches:
         self.start_step, self.num_steps, self.accumulate = start_step, num_steps, accumulate
         self._repeats, self._balance = repeats, balance
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
-        self._reader, self._num_workers = Reader(source, views, fields, seed), num_workers
-        self._device = torch.device(device)
-        self._resident = resident_reader(source, views, seed, self._device)
+        self.reader, self.num_workers = Reader(source, views, fields, seed), num_workers
+        self.device = torch.device(device)
+        self.resident = resident_reader(source, views, seed, self.device)
         self._seed, self._num_images = seed, len(source)
         self._images_per_step = step_size // repeats
 
@@ -124,8 +124,8 @@ class TrainBatches:
         return max(0, self.num_steps - self.start_step) * self.accumulate
 
     def __iter__(self) -> Iterator[Batch]:
-        reader, resident, device = self._reader, self._resident, self._device
-        todo = (self._keys(), self._num_workers, reader.named)
+        reader, resident, device = self.reader, self.resident, self.device
+        todo = (self._keys(), self.num_workers, reader.named)
         if device.type != "cuda":
             return computed(resident or reader, *todo)
         if resident is not None:

@@ -4,17 +4,20 @@
 preset or a file of settings it measures that training on this machine, see `beit.doctor.training`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from beit.command.ending import Ending, opened, words
+from beit.command.options import name_positionals, parse
 from beit.doctor.checks import JSON, Findings, check_output, mended, show, write
 from beit.doctor.clean import TABLE
 from beit.doctor.faults import DROPPED, KINDS
 from beit.doctor.images import check_images
 from beit.doctor.machine import check_machine
 from beit.doctor.near import MOST
+from beit.doctor.training import Training, check_training, training_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Config:
         max_unreadable: share of unreadable images from which a training stops
         limit: look at so many images, a fixed random subset; null for all
         num_workers: processes that read images
+        verb: measure a training instead, also by --preset or --config, and predict its speed, time
+            and memory here; its own options follow, such as --data or --optim.batch_size
     """
 
     data: str = ""
@@ -48,6 +53,7 @@ class Config:
     max_unreadable: float = 0.01
     limit: int | None = None
     num_workers: int = 2
+    verb: str | None = None
 
     def __post_init__(self) -> None:
         if unknown := [kind for kind in self.drop if kind not in KINDS]:
@@ -76,9 +82,16 @@ class Result(NamedTuple):
     report: Path | None = None
 
 
-def run(config: Config) -> Result:
-    """Look at the images, or at the machine; print a table and write what was asked for."""
+def read_options(options: Sequence[str]) -> Config | Training:
+    """Read a command line: a training to measure with --preset, --config or --verb, else images."""
+    return training_of(name_positionals("doctor", options)) or parse("doctor", Config, options)
+
+
+def run(config: Config | Training) -> Result:
+    """Look at the images, a training or the machine; print a table, write what was asked for."""
     check_output(config.output)
+    if isinstance(config, Training):
+        return concluded(check_training(config), config.output)
     if config.data:
         return concluded(check_images(config), config.output)
     folder = Path(config.output or ".")
@@ -95,8 +108,13 @@ def concluded(found: Findings, output: str | None) -> Result:
     return Result(failures, dict(found.figures), report)
 
 
-def ending(config: Config, result: Result) -> Ending:
-    """Say what was found; the page is next, or one with pictures, or the first training."""
+def ending(config: Config | Training, result: Result) -> Ending:
+    """Say what was found; the page is next, or one with pictures, or the training."""
+    if isinstance(config, Training):
+        made = "no files" if result.report is None else f"{result.report} and {JSON}"
+        speed, hours = (result.figures[name] for name in ("images_per_second", "hours"))
+        figure = f"{speed:.3g} images/s, {hours:.3g} hours"
+        return Ending(made, figure, words(config.verb, data=config.config.data.train))
     made = "no files"
     if config.write is not None:
         made = f"{config.write}, a list of clean images"

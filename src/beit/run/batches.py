@@ -68,14 +68,14 @@ def train_batches(
     views: Callable[[Tensor, torch.Generator], tuple[Tensor, ...]],
     **settings: Any,
 ) -> TrainBatches:
-    """Return this process's share of the remaining training batches.
+    """Return this process's share of the remaining training batches, after `on_batches` saw them.
 
     Args:
         views: draws the views of an image with a generator
         settings: more arguments of `TrainBatches`
     """
     config, fabric = journal.config, journal.fabric
-    return TrainBatches(
+    batches = TrainBatches(
         source,
         views,
         batch_size=config.optim.micro_batch_size(fabric.world_size),
@@ -89,6 +89,8 @@ def train_batches(
         device=fabric.device,
         **settings,
     )
+    fabric.call("on_batches", batches)
+    return batches
 
 
 def eval_batches(
