@@ -40,7 +40,7 @@ VERBS = {
         spellings={"output": "directory"},
     ),
     "doctor": Verb(
-        "beit.doctor.doctor",
+        "beit.diagnosis.doctor",
         "find what is wrong with images, the machine or a training, before it runs",
         ("data",),
     ),

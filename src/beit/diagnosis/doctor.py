@@ -1,7 +1,7 @@
 """Doctor: what is wrong with images, this machine or the plan of a training, before it begins.
 
 `beit doctor` looks at the machine, `beit doctor DATA` reads every image of a set once. With a
-preset or a file of settings it measures that training on this machine, see `beit.doctor.training`.
+preset or a file of settings it measures that training here, see `beit.diagnosis.training`.
 """
 
 from collections.abc import Sequence
@@ -11,13 +11,13 @@ from typing import NamedTuple
 
 from beit.command.ending import Ending, opened, words
 from beit.command.options import name_positionals, parse
-from beit.doctor.checks import JSON, Findings, check_output, mended, show, write
-from beit.doctor.clean import TABLE
-from beit.doctor.faults import DROPPED, KINDS
-from beit.doctor.images import check_images
-from beit.doctor.machine import check_machine
-from beit.doctor.near import MOST
-from beit.doctor.training import Training, check_training, training_of
+from beit.diagnosis.checks import JSON, Findings, check_output, mended, show, write
+from beit.diagnosis.clean import TABLE
+from beit.diagnosis.faults import DROPPED, KINDS
+from beit.diagnosis.images import check_images
+from beit.diagnosis.machine import check_machine
+from beit.diagnosis.near import MOST
+from beit.diagnosis.training import Training, check_training, training_of
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Some steps of a training in a process of its own, and the parts of reading its images.
 
-`python -m beit.doctor.trial FILE` reads a pickled `Plan` and writes `Measured` beside it. The
+`python -m beit.diagnosis.trial FILE` reads a pickled `Plan` and writes `Measured` beside it. The
 process is its own, so that its memory is that of the training and the doctor survives its end.
 """
 
@@ -33,7 +33,7 @@ from beit.data.resident import ResidentReader
 from beit.data.source import PartSource, Source, UnreadableImage
 from beit.data.sources import CachedSource
 from beit.data.workers import computed
-from beit.doctor.scan import file_of_image
+from beit.diagnosis.scan import file_of_image
 from beit.files import out_of_memory
 from beit.run.budget import as_trial
 from beit.run.directory import RunConfig
@@ -140,7 +140,7 @@ def try_out(plan: Plan) -> Measured:
         source = str(Path(__file__).parents[2])  # where this package is
         paths = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
         done = subprocess.run(
-            [sys.executable, "-m", "beit.doctor.trial", str(file)],
+            [sys.executable, "-m", "beit.diagnosis.trial", str(file)],
             env={**os.environ, "PYTHONPATH": paths},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -453,6 +453,6 @@ def _lines(file: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    from beit.doctor.trial import main as run_trial  # whose results can be read elsewhere
+    from beit.diagnosis.trial import main as run_trial  # whose results can be read elsewhere
 
     run_trial(Path(sys.argv[1]))

@@ -1,8 +1,8 @@
 """What a training will do on this machine: its speed, what binds it, its time, memory and disk.
 
-A trial (`beit.doctor.trial`) measures a step and the reading of images apart. A step of B images,
-which takes s seconds of its own, and images that take r seconds each in one of w workers, on c
-cores, of which the step on a CPU uses t:
+A trial (`beit.diagnosis.trial`) measures a step and the reading of images apart. A step of B
+images, which takes s seconds of its own, and images that take r seconds each in one of w workers,
+on c cores, of which the step on a CPU uses t:
 
     without workers, on a CPU      s + B r
     with workers, on a CPU         max(s, B r / w, (s t + B r) / c)
@@ -24,9 +24,9 @@ from beit.command.options import Layer, parse, take
 from beit.command.presets import path_of, read_yaml
 from beit.command.verbs import VERBS
 from beit.data.sources import open_source
-from beit.doctor.checks import Check, Findings
-from beit.doctor.machine import cores_here, disk, memory_here
-from beit.doctor.trial import Measured, Plan, try_out
+from beit.diagnosis.checks import Check, Findings
+from beit.diagnosis.machine import cores_here, disk, memory_here
+from beit.diagnosis.trial import Measured, Plan, try_out
 from beit.draw.names import percent
 from beit.draw.report import Cell, Section, Table
 from beit.run.budget import evaluations

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.data.class_names import some, spelled
+from beit.data.class_names import plural, some, spelled
 from beit.data.classes import Labelled, known_classes, renumbered
 from beit.data.source import Source
-from beit.doctor.near import Indices, first_copies, near_ones
-from beit.doctor.scan import Facts
+from beit.diagnosis.near import Indices, first_copies, near_ones
+from beit.diagnosis.scan import Facts
 
 SMALLEST = 16  # pixels of the shorter side: a patch
 UNLIKE = 4  # times shorter or longer than the usual side
@@ -48,6 +48,7 @@ KINDS = {
     "size": Kind("of an odd size", "look whether they belong to the set"),
     "unlabelled": Kind("without a label", "label them; what needs labels leaves them out"),
 }
+OF_TEST = ("test_copy", "near_test")  # kinds of images that are like those of the test set
 DROPPED = ("unreadable", "copy", "test_copy", "near_test", "two_labels", "flat", "small")
 
 
@@ -178,10 +179,11 @@ def class_faults(train: Looked, test: Looked | None) -> list[ClassFault]:
         what = f"classes {some([repr(name) for name in names])} differ in case or spaces only"
         found.append(ClassFault(what, "make them one class, or rename one", True))
     if one := [name for name, count in counts if count == 1]:
-        what = f"{len(one)} classes have one image only: {some(one)}"
+        what = f"{len(one)} {plural('class', one)} with one image only: {some(one)}"
         found.append(ClassFault(what, "nothing is left of them for a test; add images"))
     if none := [name for name, count in counts if count == 0]:
-        found.append(ClassFault(f"{len(none)} classes have no image: {some(none)}", "add images"))
+        what = f"{len(none)} {plural('class', none)} without an image: {some(none)}"
+        found.append(ClassFault(what, "add images"))
     present = [count for _, count in counts if count]
     if len(present) > 1 and present[0] > UNEVEN * present[-1]:
         what = f"class {counts[0][0]} has {present[0]} images, the smallest {present[-1]}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from beit.data.source import Source
 from beit.data.sources import open_source
-from beit.doctor.scan import file_of_image
+from beit.diagnosis.scan import file_of_image
 from beit.files import write_bytes
 
 TABLE = ".csv"
@@ -30,7 +30,7 @@ def write_clean(path: str, source: Source, kept: Sequence[int]) -> int:
     """Write the files of the images `kept`: one a line, or with labels if the name ends in .csv.
 
     Names that hold a line break are separated by zero bytes, as by `find -print0`. A table is text
-    in UTF-8: files with other names are left out.
+    in UTF-8: files with other names, or with a line break in theirs, are left out.
 
     Returns: the number of images written
     """
@@ -45,7 +45,7 @@ def write_clean(path: str, source: Source, kept: Sequence[int]) -> int:
         write_bytes(Path(path), end.join(encoded) + end)
         return len(files)
     labels = _labels(source, kept)
-    rows = [(file, label) for file, label in zip(files, labels, strict=True) if _is_text(file)]
+    rows = [(file, label) for file, label in zip(files, labels, strict=True) if _fits_table(file)]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("path", "label"), *rows])
     write_bytes(Path(path), text.getvalue().encode())
@@ -69,5 +69,7 @@ def _labels(source: Source, images: Sequence[int]) -> list[str]:
     return ["" if number < 0 else names[number] for number in numbers]
 
 
-def _is_text(name: str) -> bool:
-    return not any("\ud800" <= letter <= "\udfff" for letter in name)
+def _fits_table(name: str) -> bool:
+    """Tell whether a name is text of one line without blanks at its ends."""
+    is_text = not any("\ud800" <= letter <= "\udfff" for letter in name)
+    return is_text and name.splitlines() == [name.strip()]

@@ -5,15 +5,17 @@ from typing import Protocol
 
 import numpy as np
 
+from beit.data.class_names import plural
 from beit.data.source import Source
 from beit.data.sources import open_source, open_test_split
-from beit.doctor.checks import Check, Findings
-from beit.doctor.clean import check_writable, write_clean
-from beit.doctor.faults import KINDS, Fault, Looked, class_faults, find_faults
-from beit.doctor.page import as_json, fact_sections, fault_sections, shorter_side
-from beit.doctor.scan import scan
+from beit.diagnosis.checks import Check, Findings
+from beit.diagnosis.clean import check_writable, write_clean
+from beit.diagnosis.faults import KINDS, Fault, Looked, class_faults, find_faults
+from beit.diagnosis.page import as_json, fact_sections, fault_sections, shorter_side
+from beit.diagnosis.scan import scan
 from beit.draw.names import percent
 from beit.draw.report import Section
+from beit.rows.lines import printable
 
 
 class ImagesConfig(Protocol):
@@ -92,7 +94,8 @@ def open_sets(config: ImagesConfig) -> tuple[Source, Source | None]:
 def _about(looked: Looked) -> str:
     facts, source = looked.facts, looked.source
     number = f"{len(source)} of {looked.spec}"
-    classes = "" if source.class_names is None else f", {len(source.class_names)} classes"
+    names = source.class_names
+    classes = "" if names is None else f", {len(names)} {plural('class', names)}"
     mean, deviation = ([round(value, 3) for value in values] for values in facts.colours())
     return f"{number}{classes}. {shorter_side(facts)} Mean {mean}, standard deviation {deviation}"
 
@@ -102,9 +105,9 @@ def _check(fault: Fault, looked: Looked, max_unreadable: float) -> Check:
     share = number / len(source)
     must = kind.must or (fault.kind == "unreadable" and share > max_unreadable)
     first = int(fault.images[0])
-    example = source.name(first)
+    example = printable(source.name(first))
     if fault.kind == "unreadable":
-        example += f": {looked.facts.reasons[first]}"
+        example += f": {printable(looked.facts.reasons[first])}"
     return Check(
         fault.kind, f"{number} ({percent(share)}) {kind.images}, as {example}", kind.advice, must
     )

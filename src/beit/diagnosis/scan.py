@@ -77,7 +77,7 @@ class _Found(NamedTuple):
 
 
 def scan(source: Source, num_workers: int, what: str) -> Facts:
-    """Read every image of a set once, `what` in the progress line."""
+    """Read every image of a set once, `what` says which."""
     count = len(source)
     height, width = np.zeros((2, count), np.int32)
     digests, hashes = np.zeros((2, count), np.uint64)
@@ -85,8 +85,8 @@ def scan(source: Source, num_workers: int, what: str) -> Facts:
     sums, formats, reasons = np.zeros((2, 3)), Counter[str](), dict[int, str]()
     facts = Facts(height, width, digests, hashes, flat, grey, reasons, formats, sums)
     tasks = [range(first, min(first + TASK, count)) for first in range(0, count, TASK)]
-    with Progress(count) as progress, progress.aside(what):
-        progress.part(0, count)
+    with Progress(count) as progress:
+        progress.message(f"reading {count} {what}")
         for task, found in zip(tasks, _found(source, tasks, num_workers), strict=True):
             for index, image in zip(task, found, strict=True):
                 if image.reason:
@@ -97,7 +97,7 @@ def scan(source: Source, num_workers: int, what: str) -> Facts:
                 flat[index], grey[index] = image.flat, image.grey
                 formats.update([image.format] if image.format else [])
                 sums += np.reshape(image.sums, (2, 3))
-            progress.part(task.stop, count)
+            progress.update(task.stop, {}, len(task), 0.0)
     return facts
 
 
