@@ -96,10 +96,10 @@ def write(output: Path, found: Findings) -> Path:
     plain = [check._asdict() for check in found.checks]
     values = {"environment": about, "checks": plain, **found.values}
     write_text(output / JSON, json.dumps(values, indent=1) + "\n")
-    rows = [[check.name, check.found, check.advice] for check in found.checks]
-    first = Section("What was found", "", [Table("", ["", "found", "what to do"], rows)])
-    must = len(mended(found.checks))
-    summary = f"{must} of {len(rows)} must be mended." if must else "Nothing must be mended."
+    rows = [[check.name + " !" * check.must, *check[1:3]] for check in found.checks]
+    first = Section("What was found", "", [Table("", ["what", "found", "what to do"], rows)])
+    must = ", ".join(dict.fromkeys(check.name for check in found.checks if check.must))
+    summary = f"To mend, marked with !: {must}." if must else "Nothing must be mended."
     sections = [first, *found.sections]
     facts = {name: str(about[name]) for name in ("started", "machine", "python", "torch", "commit")}
     return write_report(output / PAGE, found.title, sections, facts, summary=summary)

@@ -8,7 +8,7 @@ import numpy as np
 from beit.data.source import Source, UnreadableImage
 from beit.diagnosis.faults import KINDS, OF_TEST, ClassFault, Fault, Looked, class_counts, sizes_of
 from beit.diagnosis.scan import Facts
-from beit.draw.canvas import Pixels, panel, picture
+from beit.draw.canvas import Pixels, opaque, panel, picture
 from beit.draw.names import percent
 from beit.draw.report import Cell, Gallery, Picture, Section, Table
 from beit.rows.lines import printable
@@ -26,7 +26,7 @@ def fault_sections(train: Looked, test: Looked | None, faults: Sequence[Fault]) 
         kind, number = KINDS[fault.kind], len(fault.images)
         other = test if test is not None and fault.kind in OF_TEST else train
         of_all = percent(number / len(train.source))
-        text = f"{number} images, {of_all} of the training images. {kind.advice[0].upper()}"
+        text = f"{number} of {len(train.source)}, {of_all}. {kind.advice[0].upper()}"
         item: Gallery | Table
         if fault.kind == "unreadable":
             item = _reasons(train, fault)
@@ -82,15 +82,15 @@ def _pixels(source: Source, index: int) -> Pixels:
 
 
 def _padded(pictures: Sequence[Pixels]) -> list[Pixels]:
-    """Put pictures (h, w, 3) on transparent squares (s, s, 4) of one size."""
-    side = max(max(pixels.shape[:2]) for pixels in pictures)
-    squares = []
+    """Extend pictures (h, w, 3) to one size with transparent pixels: (H, W, 4)."""
+    height, width = (max(pixels.shape[side] for pixels in pictures) for side in (0, 1))
+    padded = []
     for pixels in pictures:
         h, w = pixels.shape[:2]
-        square = np.zeros((side, side, 4), np.uint8)
-        square[:h, :w] = np.dstack([pixels, np.full((h, w), 255, np.uint8)])
-        squares.append(square)
-    return squares
+        whole = np.zeros((height, width, 4), np.uint8)
+        whole[:h, :w] = opaque(pixels)
+        padded.append(whole)
+    return padded
 
 
 def fact_sections(looked: Looked, found: Sequence[ClassFault]) -> list[Section]:
