@@ -10,7 +10,7 @@ from beit.data.batch import Batch
 from beit.data.order import balanced_order, epoch_order
 from beit.data.prefetch import on_device
 from beit.data.reader import Key, Reader, with_colours
-from beit.data.resident import resident_reader
+from beit.data.resident import ResidentReader, resident_reader
 from beit.data.source import Source, UnreadableImage
 from beit.data.workers import computed
 
@@ -114,18 +114,27 @@ class TrainBatches:
         self.start_step, self.num_steps, self.accumulate = start_step, num_steps, accumulate
         self._repeats, self._balance = repeats, balance
         self._batch_size, self._rank, self._world_size = batch_size, rank, world_size
-        self.reader, self.num_workers = Reader(source, views, fields, seed), num_workers
-        self.device = torch.device(device)
-        self.resident = resident_reader(source, views, seed, self.device)
+        self._reader, self._num_workers = Reader(source, views, fields, seed), num_workers
+        self._device = torch.device(device)
+        self._resident = resident_reader(source, views, seed, self._device)
         self._seed, self._num_images = seed, len(source)
         self._images_per_step = step_size // repeats
 
     def __len__(self) -> int:
         return max(0, self.num_steps - self.start_step) * self.accumulate
 
+    @property
+    def reading(self) -> tuple[Reader, ResidentReader | None, torch.device]:
+        """How batches are read: image by image, or if it is not None whole; and their device."""
+        return self._reader, self._resident, self._device
+
+    def read_with(self, reader: Reader) -> None:
+        """Read images with another reader."""
+        self._reader = reader
+
     def __iter__(self) -> Iterator[Batch]:
-        reader, resident, device = self.reader, self.resident, self.device
-        todo = (self._keys(), self.num_workers, reader.named)
+        reader, resident, device = self._reader, self._resident, self._device
+        todo = (self._keys(), self._num_workers, reader.named)
         if device.type != "cuda":
             return computed(resident or reader, *todo)
         if resident is not None:

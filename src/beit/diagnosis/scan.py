@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from beit.data.folders.image_files import FileSource
-from beit.data.pixels.decoding import BROKEN, read_header
-from beit.data.source import PartSource, Source, UnreadableImage
+from beit.data.pixels.decoding import BROKEN, extensions, read_header
+from beit.data.source import PartSource, Source, UnreadableImage, file_of
 from beit.data.views import resized
 from beit.data.workers import computed
 from beit.run.progress import Progress
@@ -156,7 +156,9 @@ def file_of_image(source: Source, index: int) -> Path | None:
     """Return the file that is an image; None for one in a table or an archive, or drawn."""
     if isinstance(source, PartSource):
         return file_of_image(source._source, int(source._indices[index]))
-    return source.file(index) if isinstance(source, FileSource) else None
+    path = file_of(source, index)
+    is_image = path is not None and path.suffix.lower() in extensions()  # as in a mixture
+    return path if is_image or isinstance(source, FileSource) else None
 
 
 def _format_of(source: Source, index: int) -> str:

@@ -22,6 +22,7 @@ from beit.command.messages import did_you_mean
 from beit.command.modules import find_module
 from beit.command.options import Layer, parse, take
 from beit.command.presets import path_of, read_yaml
+from beit.command.rules import power_of_two
 from beit.command.verbs import VERBS
 from beit.data.sources import open_source
 from beit.diagnosis.checks import Check, Findings
@@ -35,7 +36,8 @@ from beit.run.launch import layout
 from beit.run.profile import TARGETS
 
 TRAININGS = tuple(verb for verb, entry in VERBS.items() if entry.resumable)
-SMALL, MODEST = 8, 128  # images of a first trial on a CPU; batches up to which it has them all
+SMALL, MODEST = 4, 128  # images of a first trial on a CPU; batches up to which it has them all
+TIME, STEPS_OF_TRIAL = 25.0, 5  # seconds of the second trial, and its steps at least
 MOST_WORKERS = 64
 NEAR = 0.95  # share of the best speed that is enough
 KEPT = 0.7  # share of the free memory in which the system keeps files that were read
@@ -144,7 +146,7 @@ def check_training(training: Training) -> Findings:
     checks = checks_of(config, measured, predicted, machine, count, processes)
     if batch < micro:
         sizes = " and ".join(str(size) for size, _ in trials)
-        checks.append(Check("measured", f"batches of {sizes}; {micro} is too slow or large to try"))
+        checks.append(Check("measured", f"batches of {sizes}; from these, what {micro} takes"))
     values = {"measured": vars(measured), "predicted": predicted._asdict()}
     figures = {"images_per_second": predicted.later, "hours": predicted.seconds / 3600}
     sections = sections_of(config, measured, predicted, machine, processes)
@@ -162,11 +164,16 @@ def _trials(training: Training, count: int, micro: int) -> list[tuple[int, Measu
     if not on_cpu or micro <= MODEST:
         print(f"measuring some steps of beit {training.verb}, for a minute at most", flush=True)
         trials = [tried(micro)]
-        if not trials[0][1].failure or micro <= SMALL:
+        if not trials[0][1].failure or micro <= 2 * SMALL:
             return trials
-    print(f"measuring batches of {SMALL} and {2 * SMALL} instead of {micro}", flush=True)
+    print(f"measuring batches of {SMALL} first, as {micro} may take long", flush=True)
     first = tried(SMALL)
-    return [first] if first[1].failure else [first, tried(2 * SMALL)]
+    if first[1].failure:
+        return [first]
+    affordable = power_of_two(TIME / (STEPS_OF_TRIAL * first[1].step / SMALL))
+    batch = min(micro, max(2 * SMALL, affordable))
+    print(f"measuring batches of {batch}", flush=True)
+    return [first, tried(batch)]
 
 
 def scaled(trials: Sequence[tuple[int, Measured]], micro: int) -> Measured:

@@ -37,10 +37,11 @@ from beit.diagnosis.scan import file_of_image
 from beit.files import out_of_memory
 from beit.run.budget import as_trial
 from beit.run.directory import RunConfig
-from beit.run.profile import DATA, REST, StepTimes
+from beit.run.profile import DATA, REST, StepTimes, Stream
 from beit.run.watching import measured_by
 
-WARM_UP = 3  # steps before those that are measured
+WARM_UP = 3  # steps before those that are measured; one if it is slow
+SLOW = 3.0  # seconds
 STEPS = 40  # measured at most
 FEWEST = 2  # measured at least, whatever they take
 ENOUGH = 12.0  # seconds of measured steps
@@ -217,22 +218,23 @@ class Watch(StepTimes):
         self._plan, self.found = plan, Measured()
         self._aside = 0.0  # seconds of measuring
         self._steps = list[float]()  # when they ended
+        self._begun = 0.0  # when the first one began
 
     def on_batches(self, batches: TrainBatches) -> None:
         """Measure how images are read, then let batches after the first ones repeat them."""
         started = time.perf_counter()
-        found, reader = self.found, batches.reader
+        found, (reader, resident, device) = self.found, batches.reading
         found.in_memory = isinstance(reader.source, CachedSource)
-        measure = partial(read_sample, reader, batches.resident)
-        on_gpu, count = batches.device.type != "cpu", self._plan.batch_size
+        measure = partial(read_sample, reader, resident)
+        on_gpu, count = device.type == "cuda", self._plan.batch_size
         for sample in computed(measure, [(count, on_gpu)], 1, lambda task: "images to measure"):
             found.reading, found.file_bytes, found.image_bytes, found.worker = sample[:4]
             found.view_bytes = sum(map(math.prod, sample.shapes))
-            found.resident = batches.resident is not None
-            if on_gpu and batches.resident is None:
-                found.transfer = _seconds_to_move(sample.shapes, count, batches.device)
-        if batches.resident is None:
-            batches.reader = Repeated(reader)
+            found.resident = resident is not None
+            if on_gpu and resident is None:
+                found.transfer = _seconds_to_move(sample.shapes, count, device)
+        if resident is None:
+            batches.read_with(Repeated(reader))
         self._aside += time.perf_counter() - started
         self._made = time.perf_counter()
 
@@ -243,11 +245,18 @@ class Watch(StepTimes):
         super().on_after_setup(fabric, module)
         self.found.device, self.found.threads = fabric.device.type, torch.get_num_threads()
 
+    def on_step_start(self, stream: Stream) -> None:
+        """Note when the first step begins."""
+        super().on_step_start(stream)
+        self._begun = self._begun or self._last
+
     def after_step(self, journal: Any) -> None:
         """End the trial when enough steps are measured."""
         self._steps.append(self._now())
-        measured = len(self._steps) - WARM_UP
-        enough = measured >= FEWEST and self._steps[-1] - self._steps[WARM_UP - 1] > ENOUGH
+        if len(self._steps) == 1 and self._steps[0] - self._begun > SLOW:
+            self.warm_up = 1
+        measured = len(self._steps) - self.warm_up
+        enough = measured >= FEWEST and self._steps[-1] - self._steps[self.warm_up - 1] > ENOUGH
         if enough and journal.step + 1 < journal.last_step:
             journal.last_step = journal.step + 1
         self.found.num_images = journal.config.data.limit
@@ -255,13 +264,14 @@ class Watch(StepTimes):
     def end(self, seconds: float) -> None:
         """Add up what was measured in a trial of so many seconds."""
         found, ended = self.found, time.perf_counter()
-        count = self.taken - WARM_UP
+        count = self.taken - self.warm_up
         parts = {name: max(0.0, value) / count for name, value in self.parts.items()}
-        whole = (self._steps[-2] - self._steps[WARM_UP - 1]) / (count - 1)  # the last one saves
+        measured = self._steps[self.warm_up - 1 : -1]  # the last one saves a checkpoint
+        whole = (measured[-1] - measured[0]) / (len(measured) - 1)
         parts[REST] += max(0.0, whole - sum(parts.values()))
         found.parts = {name: value for name, value in parts.items() if name != DATA}
         found.report = ended - self._steps[-1]
-        steps = self._steps[-1] - self._steps[0]
+        steps = self._steps[-1] - self._begun
         found.once = max(0.0, seconds - steps - self._aside - found.prepared)
         found.host = peak_memory()
         if found.device == "cuda":
@@ -366,7 +376,7 @@ def _seconds_of_views(
 ) -> tuple[float, list[tuple[int, ...]]]:
     """Return the seconds of an image to cut and stack its views, and their shapes."""
     if resident is not None:
-        key = Key(0, list(range(min(batch_size, len(resident.images)))), [0] * batch_size)
+        key = Key(0, list(range(batch_size)), [0] * batch_size)
         read: Any = resident.draw if on_gpu else resident
     else:
         key = Key(0, list(range(len(images))), [0] * len(images))

@@ -30,10 +30,10 @@ def read_image(path: Path, name: str, reading: Reading = AS_IT_IS) -> Tensor:
             image = kept.read(kept.place(path, path.stat(), how))
             if image is not None:
                 return image
-        with open(path, "rb", opener=_without_waiting) as file:
+        with open(path, "rb", opener=at_once) as file:
             found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode):
-                raise UnreadableImage(name, "not a regular file, but a pipe, device or socket")
+            if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+                raise UnreadableImage(name, "not a regular file, but a pipe or device")
             if found.st_size > MAX_FILE_BYTES:
                 reason = f"{found.st_size} bytes, at most {MAX_FILE_BYTES} are read"
                 raise UnreadableImage(name, reason)
@@ -48,8 +48,8 @@ def read_image(path: Path, name: str, reading: Reading = AS_IT_IS) -> Tensor:
     return image
 
 
-def _without_waiting(path: str, flags: int) -> int:
-    """Open a file; a pipe does not wait for its writer."""
+def at_once(path: str, flags: int) -> int:
+    """Open a file; a pipe that nothing writes to is not waited for."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
