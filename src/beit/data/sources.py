@@ -211,8 +211,9 @@ def cached(source: Source, budget: int, shrunk: bool = False) -> Source:
     if expected > budget:
         _say_too_large(count, expected, budget, shrunk)
         return source
-    costs = f": {expected / 1e9:.1f} GB, about {seconds / len(sizes) * count / 60:.1f} minutes"
-    _log.info("decoding %d images into memory%s", count, costs if seconds > 1 else "")
+    minutes = seconds / len(sizes) * count / 60
+    costs = f": {expected / 1e9:.1f} GB, about {minutes:.1f} minutes" if minutes > 0.5 else ""
+    _log.info("decoding %d images into memory%s", count, costs)
     used, unreadable, said = 0, dict[int, str](), time.monotonic()
     images: Tensor | list[Tensor] = []  # (n, 3, H, W) while all have the first one's size
     for index, (image, reason) in enumerate(_decoded(source, range(count))):
