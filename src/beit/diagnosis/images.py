@@ -1,12 +1,13 @@
 """What is wrong with a set of images, and with it beside its test set."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import numpy as np
 
 from beit.data.class_names import plural
-from beit.data.source import Source
+from beit.data.source import Source, limited
 from beit.data.sources import open_source, open_test_split
 from beit.diagnosis.checks import Check, Findings
 from beit.diagnosis.clean import check_writable, write_clean
@@ -81,14 +82,13 @@ def check_images(config: ImagesConfig) -> Findings:
 
 def open_sets(config: ImagesConfig) -> tuple[Source, Source | None]:
     """Open the images, those for training of data with splits, and those to test on, if any."""
-    train = open_source(config.data, split="train", limit=config.limit)
+    whole, test = open_source(config.data, split="train"), None
     if config.test:
-        return train, open_source(config.test, split="test", limit=config.limit)
-    try:
-        test = open_test_split(config.data, open_source(config.data, split="train"))
-    except ValueError:  # a split for training and no other
-        return train, None
-    return train, test
+        test = open_source(config.test, split="test")
+    else:
+        with suppress(ValueError):  # a split for training and no other
+            test = open_test_split(config.data, whole)
+    return limited(whole, config.limit), None if test is None else limited(test, config.limit)
 
 
 def _about(looked: Looked) -> str:

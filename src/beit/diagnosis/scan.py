@@ -4,6 +4,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -102,13 +103,14 @@ def scan(source: Source, num_workers: int, what: str) -> Facts:
 
 
 def _found(source: Source, tasks: Sequence[range], num_workers: int) -> Iterator[list[_Found]]:
-    def compute(task: range) -> list[_Found]:
-        return [look_at(source, index) for index in task]
-
     def named(task: range) -> str:
         return f"{source.name(task.start)} to {source.name(task.stop - 1)}"
 
-    return computed(compute, tasks, num_workers, named)
+    return computed(partial(_look_at_all, source), tasks, num_workers, named)
+
+
+def _look_at_all(source: Source, task: range) -> list[_Found]:
+    return [look_at(source, index) for index in task]
 
 
 def look_at(source: Source, index: int) -> _Found:
