@@ -10,10 +10,12 @@ import torch
 from PIL import Image
 
 from beit.cli import main
+from beit.data.reader import Reader
+from beit.data.sources import open_source
 from beit.diagnosis import training
 from beit.diagnosis.doctor import Config, read_options
 from beit.diagnosis.training import Machine, Training, predict, scaled, seconds_of_step
-from beit.diagnosis.trial import Measured, Plan, tried
+from beit.diagnosis.trial import Measured, Plan, _seconds_of_views, tried
 
 MODULE = "beit.pretraining.pretrain"
 
@@ -96,7 +98,13 @@ def measured(**changes) -> Measured:
         "file_bytes": 1e6,
         "image_bytes": 3e6,
     }
-    values |= {"worker": 200_000_000, "host": 1_000_000_000, "checkpoint": 10_000_000, "once": 9.0}
+    values |= {
+        "worker": 200_000_000,
+        "host": 1_100_000_000,
+        "stepping": 1_000_000_000,
+        "checkpoint": 10_000_000,
+        "once": 9.0,
+    }
     return Measured(**(values | changes))
 
 
@@ -139,16 +147,19 @@ def test_memory_is_that_of_the_process_its_workers_and_the_images():
     assert found.host == pytest.approx(1.4e9, rel=1e-3)
     held = predict(config, measured(in_memory=True), Machine(4, 8e9), 1000, 1, (100, 1, 0))
     assert held.host == pytest.approx(1.4e9 + (900 + 100) * 3e6)
+    alone = replace(config, data=replace(config.data, num_workers=0))
+    found = predict(alone, measured(), Machine(4, 8e9), 1000, 1, (0, 1, 0))
+    assert found.host == 1.1e9  # at the report
     assert held.reading == (0.01, 0.01)
     assert held.seconds > 1100 * 0.08 / 4  # all are decoded first
 
 
 def test_two_small_trials_say_what_a_large_batch_takes():
-    small = measured(host=1_000_000_000)
-    double = measured(host=1_080_000_000, parts={"forward": 0.4, "optimiser": 0.1})
+    small = measured(stepping=1_000_000_000)
+    double = measured(stepping=1_080_000_000, parts={"forward": 0.4, "optimiser": 0.1})
     found = scaled([(8, small), (16, double)], 64)
     assert found.parts == {"forward": pytest.approx(1.6), "optimiser": 0.1}
-    assert found.host == 1_080_000_000 + 48 * 10_000_000
+    assert found.stepping == 1_080_000_000 + 48 * 10_000_000
 
 
 # ── a trial ─────────────────────────────────────────────────────────────────────────────────────
@@ -182,10 +193,25 @@ def test_a_trial_measures_the_parts_and_leaves_nothing(
     assert min(found.reading[name] for name in ("read", "disk", "decode", "again", "views")) > 0
     assert found.image_bytes == 30 * 40 * 3 and 500 < found.file_bytes < 9000
     assert not found.in_memory and found.view_bytes == 16 * 24 * 3
-    assert found.worker > 1e6 and found.host > 1e8 and found.checkpoint > 10_000
+    assert found.worker > 1e6 and found.checkpoint > 10_000
+    assert found.host >= found.stepping > 1e8
     assert not (tmp_path / "unused").exists()
     cached = replace(config, data=replace(config.data, cache_gigabytes=1.0))
     assert tried(Plan(MODULE, cached, 24, 8, str(tmp_path / "other"))).in_memory
+
+
+def test_views_are_cut_anew_for_each_time_that_is_measured():
+    cut = []
+
+    def view(image, generator):
+        cut.append(tuple(image.shape))
+        return image[:, :4, :5], image[:, :6, :7]
+
+    reader = Reader(open_source("shapes://3?size=24"), view, ("images", "target_images"), 0)
+    images = [torch.zeros(3, 9, 9 + number, dtype=torch.uint8) for number in range(2)]
+    seconds, shapes = _seconds_of_views(reader, None, images, 8, on_gpu=False)
+    assert cut == [(3, 9, 9), (3, 9, 10)] * 2 and seconds > 0
+    assert shapes == [(3, 4, 5), (3, 6, 7)]
 
 
 @pytest.mark.slow
@@ -201,3 +227,28 @@ def test_a_training_is_measured_in_a_process_of_its_own(
     refused = replace(config, tokenizer=str(tmp_path / "absent"))
     with pytest.raises((ValueError, OSError), match="absent"):
         training.check_training(Training("pretrain", MODULE, refused))
+
+
+def test_a_batch_that_takes_too_long_is_measured_by_smaller_ones(monkeypatch):
+    config = settings(**{"optim.batch_size": 512, "device.accelerator": "cpu"})
+    for seconds, failing, expected in (
+        (0.1, (), [4, 128]),  # 25 s are five steps of 200 images, and a power of two
+        (0.01, (), [4, 512]),
+        (9.0, (), [4, 8]),
+        (0.1, (4,), [4]),
+    ):
+        tried = []
+
+        def try_out(plan, seconds=seconds, failing=failing, tried=tried):
+            tried.append(plan.batch_size)
+            failure = "out of memory" if plan.batch_size in failing else ""
+            return Measured(parts={"forward": seconds}, failure=failure)
+
+        monkeypatch.setattr(training, "try_out", try_out)
+        found = training._trials(Training("pretrain", MODULE, config), 9999, 512)
+        assert tried == expected == [batch for batch, _ in found]
+    small = settings(**{"device.accelerator": "cpu"})
+    tried.clear()
+    monkeypatch.setattr(training, "try_out", lambda plan: try_out(plan, failing=(64,)))
+    training._trials(Training("pretrain", MODULE, small), 9999, 64)
+    assert tried == [64, 4, 64]  # it fails whole, and here again

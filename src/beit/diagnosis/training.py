@@ -191,7 +191,8 @@ def scaled(trials: Sequence[tuple[int, Measured]], micro: int) -> Measured:
         low, high = int(getattr(first, name)), int(getattr(last, name))
         return round(high + max(0.0, high - low) / (batch - small) * more)
 
-    return replace(last, parts=parts, host=grown("host"), gpu=grown("gpu"))
+    host, stepping, gpu = map(grown, ("host", "stepping", "gpu"))
+    return replace(last, parts=parts, host=host, stepping=stepping, gpu=gpu)
 
 
 def _validated(config: Any, count: int) -> tuple[int, int, int]:
@@ -292,7 +293,8 @@ def _bytes(
     """Return the bytes of memory, of a GPU's and of disk that a process of the training needs."""
     data, run = config.data, config.run
     batch, workers = micro * measured.view_bytes, data.num_workers
-    host = measured.host + workers * (measured.worker + 4 * batch)  # two wait, two are being made
+    of_workers = workers * (measured.worker + 4 * batch)  # two batches wait, two are being made
+    host = float(max(measured.host, measured.stepping + of_workers))
     gpu = measured.gpu + GPU_CONTEXT if measured.gpu else 0.0
     beyond = (count - measured.num_images) * measured.image_bytes
     if measured.in_memory:

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections import defaultdict
 from contextlib import redirect_stdout
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -89,6 +90,7 @@ class Measured:
         once: seconds of all else that a run does once
         report: seconds of a report
         host: bytes of memory of the main process at most
+        stepping: the same until its last step; a report may take more, when workers have ended
         worker: bytes of memory that a worker has for itself
         gpu: bytes of memory of the GPU at most
         checkpoint: bytes of a checkpoint
@@ -112,6 +114,7 @@ class Measured:
     once: float = 0.0
     report: float = 0.0
     host: int = 0
+    stepping: int = 0
     worker: int = 0
     gpu: int = 0
     checkpoint: int = 0
@@ -260,6 +263,7 @@ class Watch(StepTimes):
         if enough and journal.step + 1 < journal.last_step:
             journal.last_step = journal.step + 1
         self.found.num_images = journal.config.data.limit
+        self.found.stepping = peak_memory()
 
     def end(self, seconds: float) -> None:
         """Add up what was measured in a trial of so many seconds."""
@@ -380,9 +384,9 @@ def _seconds_of_views(
         read: Any = resident.draw if on_gpu else resident
     else:
         key = Key(0, list(range(len(images))), [0] * len(images))
-        decoded = Repeated(reader)
+        decoded = copy(reader)
         decoded.source, decoded.labels = _Decoded(reader.source, images), None
-        read = super(Repeated, decoded).read if on_gpu else super(Repeated, decoded).__call__
+        read = decoded.read if on_gpu else decoded
     read(key)  # once before: allocates memory
     started = time.perf_counter()
     result = read(key)
