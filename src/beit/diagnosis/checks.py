@@ -47,27 +47,13 @@ class Findings(NamedTuple):
 def show(checks: Sequence[Check]) -> None:
     """Print a line for each check, and below it what to do; a mark where it must be done."""
     width = max(len(check.name) for check in checks)
-    screen = max(60, shutil.get_terminal_size((100, 24)).columns)
+    screen, indent = max(60, shutil.get_terminal_size((100, 24)).columns), " " * (width + 4)
     for check in checks:
         mark = "!" if check.must else "·" if check.advice else " "
-        indent = " " * (width + 4)
-        print(
-            textwrap.fill(
-                check.found,
-                screen,
-                initial_indent=f"{mark} {check.name:<{width}}  ",
-                subsequent_indent=indent,
-            )
-        )
-        if check.advice:
-            print(
-                textwrap.fill(
-                    check.advice,
-                    screen,
-                    initial_indent=f"{indent}→ ",
-                    subsequent_indent=f"{indent}  ",
-                )
-            )
+        texts = [(check.found, f"{mark} {check.name:<{width}}  ", indent)]
+        texts += [(check.advice, f"{indent}→ ", f"{indent}  ")] if check.advice else []
+        for text, first, others in texts:
+            print(textwrap.fill(text, screen, initial_indent=first, subsequent_indent=others))
 
 
 def mended(checks: Sequence[Check]) -> list[str]:

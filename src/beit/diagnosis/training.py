@@ -39,6 +39,7 @@ TRAININGS = tuple(verb for verb, entry in VERBS.items() if entry.resumable)
 SMALL, MODEST = 4, 128  # images of a first trial on a CPU; batches up to which it has them all
 TIME, STEPS_OF_TRIAL = 25.0, 5  # seconds of the second trial, and its steps at least
 MOST_WORKERS = 64
+LARGE = 3e6  # bytes of a decoded image from which shrinking it once is worth while
 NEAR = 0.95  # share of the best speed that is enough
 KEPT = 0.7  # share of the free memory in which the system keeps files that were read
 GPU_CONTEXT = 0.5e9  # bytes of a GPU that CUDA itself takes
@@ -129,7 +130,7 @@ class Machine(NamedTuple):
 def check_training(training: Training) -> Findings:
     """Measure a training and predict it."""
     config, title = training.config, f"beit {training.verb} on {training.config.data.train}"
-    count = len(open_source(config.data.train, split="train", limit=config.data.limit))
+    count, held_out = _counts(training)
     _, devices, nodes = layout(config.device, os.environ)
     processes = devices * nodes
     micro = config.optim.micro_batch_size(processes)
@@ -141,7 +142,7 @@ def check_training(training: Training) -> Findings:
         return Findings(title, [check])
     measured = scaled(trials, micro)
     machine = Machine(max(1, cores_here() // devices), memory_here() * 1e9 / devices)
-    validated = _validated(config, count)
+    validated = _validated(config, count, held_out)
     predicted = predict(config, measured, machine, count, processes, validated)
     checks = checks_of(config, measured, predicted, machine, count, processes)
     if batch < micro:
@@ -195,10 +196,19 @@ def scaled(trials: Sequence[tuple[int, Measured]], micro: int) -> Measured:
     return replace(last, parts=parts, host=host, stepping=stepping, gpu=gpu)
 
 
-def _validated(config: Any, count: int) -> tuple[int, int, int]:
+def _counts(training: Training) -> tuple[int, int]:
+    """Count the images of a training and those of its validation."""
+    data = training.config.data
+    if training.verb == "segment":  # pairs of images and label maps
+        sets = import_module(training.module).all_sets(training.config)
+        return len(sets.train), len(sets.validation)
+    train = open_source(data.train, split="train", limit=data.limit)
+    held_out = len(open_source(data.validation, split="test")) if data.validation else 0
+    return len(train), held_out
+
+
+def _validated(config: Any, count: int, images: int) -> tuple[int, int, int]:
     """Count the validation images, the validations, and the images of k-NN checks in all."""
-    held = config.data.validation
-    images = len(open_source(held, split="test")) if held else 0
     checked, check = 0, getattr(config, "check", None)
     if check is not None and check.every:
         checks = 1 + evaluations(config, check.every, count)  # one before the first step
@@ -224,7 +234,7 @@ def seconds_of_reading(config: Any, measured: Measured, memory: float, count: in
     seconds = measured.reading
     if measured.in_memory:
         return [seconds["views"]] * 2
-    shrunk = config.data.shrink and config.data.shrink_gigabytes > 0
+    shrunk = getattr(config.data, "shrink", False) and config.data.shrink_gigabytes > 0
     stored = count * (measured.image_bytes if shrunk else measured.file_bytes)
     from_disk = 0.0
     if stored > KEPT * memory:  # the system's cache does not hold them for the next epoch
@@ -304,7 +314,7 @@ def _bytes(
     checkpoints = run.keep_last + 1 + (total // run.keep_every if run.keep_every else 0)
     disk = measured.checkpoint * min(checkpoints, 2 + total // run.checkpoint_every) + measured.kept
     disk += measured.features * count / measured.num_images
-    if data.shrink and measured.file_bytes:
+    if getattr(data, "shrink", False) and measured.file_bytes:
         disk += min(data.shrink_gigabytes * 1e9, (count + held_out) * measured.image_bytes)
     return host, gpu, disk
 
@@ -376,7 +386,11 @@ def _binding(
         now = each / seconds_of_step(measured, machine, predicted.step, reading, workers)
         gain = f"{percent(best / now - 1)} faster" if best > now * 1.02 else "as fast, less memory"
         advice = f"data.num_workers {predicted.workers} suffices: {gain}"
-    if names[0] == "reading" and measured.image_bytes > 3e6 and not config.data.shrink:
+    if (
+        names[0] == "reading"
+        and measured.image_bytes > LARGE
+        and not getattr(config.data, "shrink", True)
+    ):
         advice += "; " * bool(advice) + "--data.shrink true reads large images once"
     return Check("binds", found, advice)
 

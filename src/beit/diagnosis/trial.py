@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import redirect_stdout
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -48,6 +49,7 @@ FEWEST = 2  # measured at least, whatever they take
 ENOUGH = 12.0  # seconds of measured steps
 SAMPLE = 48  # images that are read to measure the parts of it, at most
 READING = 12.0  # seconds in which they are read
+CUTS, CUTTING = 16, 2.0  # times that views of these are cut, and seconds of it
 HELD = 1 << 25  # bytes of them that are in memory at once, about
 
 
@@ -379,18 +381,20 @@ def _seconds_of_views(
     on_gpu: bool,
 ) -> tuple[float, list[tuple[int, ...]]]:
     """Return the seconds of an image to cut and stack its views, and their shapes."""
+    read: Callable[[Key], Any]
     if resident is not None:
-        key = Key(0, list(range(batch_size)), [0] * batch_size)
-        read: Any = resident.draw if on_gpu else resident
+        count, read = batch_size, resident.draw if on_gpu else resident
     else:
-        key = Key(0, list(range(len(images))), [0] * len(images))
         decoded = copy(reader)
         decoded.source, decoded.labels = _Decoded(reader.source, images), None
-        read = decoded.read if on_gpu else decoded
-    read(key)  # once before: allocates memory
-    started = time.perf_counter()
-    result = read(key)
-    seconds = (time.perf_counter() - started) / len(key.indices)
+        count, read = len(images), decoded.read if on_gpu else decoded
+    keys = [Key(epoch, list(range(count)), [0] * count) for epoch in range(1 + CUTS)]
+    result = read(keys[0])  # once before: allocates memory
+    started, times = time.perf_counter(), 0
+    while times < CUTS and (not times or time.perf_counter() - started < CUTTING):
+        times += 1
+        result = read(keys[times])
+    seconds = (time.perf_counter() - started) / (times * count)
     batch = result[0] if on_gpu and resident is None else result
     shapes = [batch.images.shape[1:]] if isinstance(batch, Batch) else []
     if isinstance(batch, Batch) and batch.target_images is not batch.images:
