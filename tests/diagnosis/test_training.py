@@ -36,6 +36,7 @@ def test_a_preset_names_the_training_and_options_are_its_own():
     assert isinstance(read, Training) and (read.verb, read.module) == ("pretrain", MODULE)
     assert (read.config.data.train, read.config.optim.batch_size) == ("shapes://50", 64)
     assert (read.output, read.config.run.output) == ("page", "")
+    assert read.options == ["--data=shapes://50", "--optim.batch_size=64", "--tokenizer", "t"]
 
 
 def test_a_run_says_its_verb(tmp_path, trained_tokenizer):

@@ -114,7 +114,7 @@ def ending(config: Config | Training, result: Result) -> Ending:
         made = "no files" if result.report is None else f"{result.report} and {JSON}"
         speed, hours = (result.figures[name] for name in ("images_per_second", "hours"))
         figure = f"{speed:.3g} images/s, {hours:.3g} hours"
-        return Ending(made, figure, words(config.verb, data=config.config.data.train))
+        return Ending(made, figure, [config.verb, *config.options])
     made = "no files"
     if config.write is not None:
         made = f"{config.write}, a list of clean images"

@@ -48,11 +48,12 @@ FIXED = ("metrics and clipping", "optimiser")  # parts of a step that do not gro
 
 @dataclass(frozen=True)
 class Training:
-    """A training to measure: its verb, module and settings, and the folder for the page."""
+    """A training to measure: its verb, module, settings and options, and the folder for a page."""
 
     verb: str
     module: str
     config: Any
+    options: Sequence[str] = ()
     output: str | None = None
 
 
@@ -76,7 +77,8 @@ def training_of(words: Sequence[str]) -> Training | None:
         raise ValueError(f"--verb is {verb!r}; {known}")
     module = find_module(verb, rest)
     config = parse(verb, import_module(module).Config, rest)
-    return Training(verb, module, config, outputs[-1] if outputs else None)
+    options = take(rest, "--preset")[1]
+    return Training(verb, module, config, options, outputs[-1] if outputs else None)
 
 
 def _verb_of(layers: Sequence[Layer]) -> str:
