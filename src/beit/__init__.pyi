@@ -26,6 +26,14 @@ def fetch(
 ) -> Result:
     """Download a public data set: beit fetch cifar10 DIR; options: help(beit.fetch)."""
 
+def doctor(
+    data: Any = ..., *, test: Any = ..., output: Any = ..., write: Any = ..., drop: Any = ...,
+    near: Any = ..., max_ratio: Any = ..., max_unreadable: Any = ..., limit: Any = ...,
+    num_workers: Any = ..., verb: Any = ..., preset: Any = ..., config: Any = ...,
+    quiet: Any = ..., **options: Any
+) -> Result:
+    """Find what is wrong with images, the machine or a training, before it runs; options: help(beit.doctor)."""
+
 def train_tokenizer(
     *, data: Any = ..., view: Any = ..., model: Any = ..., init: Any = ..., freeze: Any = ...,
     teacher: Any = ..., codebook: Any = ..., optim: Any = ..., crop_ratio: Any = ...,

@@ -9,6 +9,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -45,9 +46,10 @@ STOPPED = {  # verbs that train without being trainings, and what to do after a 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `beit` with these arguments and return its exit code.
 
-    0: done; 1: runs of an ablation failed; 2: a mistake of the caller or too little memory,
-    explained in one line; 75: a training, a demo or an ablation was stopped by SIGTERM or SIGUSR1,
-    a training to be started again with `--resume`; 130: stopped by Ctrl-C.
+    0: done; 1: runs of an ablation failed, or doctor found what must be mended; 2: a mistake of the
+    caller or too little memory, explained in one line; 75: a training, a demo or an ablation was
+    stopped by SIGTERM or SIGUSR1, a training to be started again with `--resume`; 130: stopped by
+    Ctrl-C.
     """
     try:
         os.environ.update(as_torchrun(os.environ))
@@ -131,7 +133,8 @@ def run_verb(verb: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
             if (directory := run_found(verb, options)) is not None:
                 return _resume(verb, directory.path, changed_ok, auto=True)
         module = import_module(find_module(verb, options))
-        config = parse(verb, module.Config, options)
+        read = getattr(module, "read_options", partial(parse, verb, module.Config))
+        config = read(options)
         if text := renamed(verb, options):
             logging.getLogger(__name__).warning(text)
         return module, config, module.run(config)

@@ -21,11 +21,16 @@ from beit.tokenizer import vqkd
 RUN = Path("runs/mine")
 TRAINED = {"directory": RUN, "metrics": {}, "sections": []}
 EVALUATED = {"figures": {"top1": 0.5, "miou": 0.25}, "images": {"evaluated": 2000}}
+CHECKED = {"failures": [], "figures": {}, "report": None}
 ROW = {"features": "cls", "linear": 0.5321, "knn": 0.4}
 
 # By verb: options, fields of the result, a part of what is printed.
 CASES = [
     ("fetch", "cifar10 d", {"train": Path("d/train.parquet"), "test": Path("d/test.parquet")}, "d"),
+    ("doctor", "", CHECKED, "nothing must be mended"),
+    ("doctor", "photos", {**CHECKED, "figures": {"images": 9.0, "near": 2.0}}, "9 images; 2 near"),
+    ("doctor", "p --write o.txt", {**CHECKED, "figures": {"images": 9.0}}, "o.txt"),
+    ("doctor", "photos --output o", {**CHECKED, "report": Path("o/report.html")}, "o/report.html"),
     ("train-tokenizer", "--data photos --output runs/mine", TRAINED, "96.9% of the codes"),
     ("train-tokenizer", "--kind dvae --data photos --output runs/mine", TRAINED, "96.9%"),
     ("pretrain", "--data 'my photos' --output runs/mine", TRAINED, "28.0% of the hidden"),

@@ -39,6 +39,11 @@ VERBS = {
         ("name", "directory"),
         spellings={"output": "directory"},
     ),
+    "doctor": Verb(
+        "beit.diagnosis.doctor",
+        "find what is wrong with images, the machine or a training, before it runs",
+        ("data",),
+    ),
     "train-tokenizer": Verb(
         "beit.tokenizer.vqkd",
         "train a visual tokenizer: from a teacher (VQ-KD), or --kind dvae, a discrete VAE",

@@ -11,7 +11,7 @@ from beit.data.mixture import mixture_of
 from beit.data.order import epoch_order
 from beit.data.prefetch import on_device
 from beit.data.reader import Key, Reader, with_colours
-from beit.data.resident import resident_reader
+from beit.data.resident import ResidentReader, resident_reader
 from beit.data.source import Source, UnreadableImage
 from beit.data.weighted_order import balanced_order, mixed_order
 from beit.data.workers import computed
@@ -128,6 +128,15 @@ class TrainBatches:
 
     def __len__(self) -> int:
         return max(0, self.num_steps - self.start_step) * self.accumulate
+
+    @property
+    def reading(self) -> tuple[Reader, ResidentReader | None, torch.device]:
+        """How batches are read: image by image, or if it is not None whole; and their device."""
+        return self._reader, self._resident, self._device
+
+    def read_with(self, reader: Reader) -> None:
+        """Read images with another reader."""
+        self._reader = reader
 
     def __iter__(self) -> Iterator[Batch]:
         reader, resident, device = self._reader, self._resident, self._device

@@ -69,7 +69,7 @@ def train_batches(
     views: Callable[[Tensor, torch.Generator], tuple[Tensor, ...]],
     **settings: Any,
 ) -> NotedBatches:
-    """Return this process's share of the remaining training batches.
+    """Return this process's share of the remaining training batches, after `on_batches` saw them.
 
     Args:
         views: draws the views of an image with a generator
@@ -90,6 +90,7 @@ def train_batches(
         device=fabric.device,
         **settings,
     )
+    fabric.call("on_batches", batches)
     return NotedBatches(batches, config.run.output)
 
 

@@ -24,7 +24,7 @@ from beit.run.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 WARM_UP = 5  # steps before the profile begins
-DATA, TARGETS = "data wait", "masks, teacher or tokenizer"
+DATA, TARGETS, REST = "data wait", "masks, teacher or tokenizer", "rest of the step"
 # By the names of PyTorch's operators; the first match counts.
 KINDS = {
     "optimiser and clipping": ("adam", "optimizer", "foreach", "vector_norm", "clip_"),
@@ -41,13 +41,17 @@ class Stream(Protocol):
     wait_seconds: float
 
 
-class StepProfile:
-    """Profiles `num_steps` steps of a training and writes a trace and two tables."""
+class StepTimes:
+    """Adds up the seconds of the parts of a training's steps, after the warm-up.
 
-    def __init__(self, num_steps: int) -> None:
-        self._num_steps, self._taken = num_steps, 0
-        self._parts: dict[str, float] = defaultdict(float)  # seconds of all profiled steps
-        self._profiler: profile | None = None
+    Attributes:
+        taken: steps done, the warm-up included
+        parts: seconds of each part, of all measured steps
+    """
+
+    def __init__(self, warm_up: int = WARM_UP) -> None:
+        self.warm_up, self.taken, self.measuring = warm_up, 0, False
+        self.parts: dict[str, float] = defaultdict(float)
         self._hooks: list[Any] = []
 
     # ── called by Fabric and the journal ────────────────────────────────────────────────────────
@@ -67,46 +71,31 @@ class StepProfile:
         fabric.backward = marked  # type: ignore[method-assign]
 
     def on_step_start(self, stream: Stream) -> None:
-        """Begin to profile after the warm-up."""
-        self._taken += 1
-        if self._taken == WARM_UP + 1:
-            activities = [ProfilerActivity.CPU]
-            activities += [ProfilerActivity.CUDA] * (self._device.type == "cuda")
+        """Begin to measure after the warm-up."""
+        self.taken += 1
+        if self.taken == self.warm_up + 1:
             self._hooks = [
                 register_optimizer_step_pre_hook(lambda *_: self._mark("metrics and clipping")),
                 register_optimizer_step_post_hook(lambda *_: self._mark("optimiser")),
             ]
-            self._profiler = profile(activities=activities)
-            self._profiler.start()
+            self.measuring = True
         self._waited, self._last = stream.wait_seconds, self._now()
 
     def on_step_end(self, stream: Stream, directory: RunDirectory, last: bool) -> None:
-        """Add up the step; after the last one to profile, or of the run, write the files."""
-        if self._profiler is None:
-            if last and self._taken <= WARM_UP:
-                logger.warning("run.profile begins after %d steps: nothing is written", WARM_UP)
-            return
-        self._mark("rest of the step")
-        waited = stream.wait_seconds - self._waited
-        self._parts[DATA] += waited
-        self._parts[TARGETS] -= waited  # between the last step and the model
-        if last or self._taken == WARM_UP + self._num_steps:
-            self._write(directory)
+        """Add up the step."""
+        if self.measuring:
+            self._mark(REST)
+            waited = stream.wait_seconds - self._waited
+            self.parts[DATA] += waited
+            self.parts[TARGETS] -= waited  # between the last step and the model
+            if last:
+                self._stop()
 
-    def _write(self, directory: RunDirectory) -> None:
-        """Stop the profile; the first process writes what it measured."""
-        assert self._profiler is not None
-        self._profiler.stop()
+    def _stop(self) -> None:
+        """Measure no more."""
+        self.measuring = False
         for hook in self._hooks:
             hook.remove()
-        if self._fabric.is_global_zero:
-            self._profiler.export_chrome_trace(str(directory.path / "trace.json.gz"))
-            on_gpu = self._device.type == "cuda"
-            operators = by_kind(self._profiler.key_averages(), on_gpu)
-            write_text(directory.path / "profile.md", self._tables(operators, on_gpu))
-        self._profiler = None
-
-    # ── measuring ───────────────────────────────────────────────────────────────────────────────
 
     def _now(self) -> float:
         """Return the time when the device has done what it was given."""
@@ -116,19 +105,58 @@ class StepProfile:
 
     def _mark(self, part: str) -> None:
         """Count the time since the last mark for a part of the step."""
-        if self._profiler is not None:
+        if self.measuring:
             now = self._now()
-            self._parts[part] += now - self._last
+            self.parts[part] += now - self._last
             self._last = now
 
+
+class StepProfile(StepTimes):
+    """Profiles `num_steps` steps of a training and writes a trace and two tables."""
+
+    def __init__(self, num_steps: int) -> None:
+        super().__init__()
+        self._num_steps = num_steps
+        self._profiler: profile | None = None
+
+    def on_step_start(self, stream: Stream) -> None:
+        """Begin to profile after the warm-up."""
+        if self.taken == self.warm_up:
+            activities = [ProfilerActivity.CPU]
+            activities += [ProfilerActivity.CUDA] * (self._device.type == "cuda")
+            self._profiler = profile(activities=activities)
+            self._profiler.start()
+        super().on_step_start(stream)
+
+    def on_step_end(self, stream: Stream, directory: RunDirectory, last: bool) -> None:
+        """Add up the step; after the last one to profile, or of the run, write the files."""
+        super().on_step_end(stream, directory, last)
+        if self._profiler is None:
+            if last and self.taken <= self.warm_up:
+                logger.warning("run.profile begins after %d steps: nothing is written", WARM_UP)
+        elif last or self.taken == self.warm_up + self._num_steps:
+            self._write(directory)
+
+    def _write(self, directory: RunDirectory) -> None:
+        """Stop the profile; the first process writes what it measured."""
+        assert self._profiler is not None
+        self._profiler.stop()
+        self._stop()
+        if self._fabric.is_global_zero:
+            self._profiler.export_chrome_trace(str(directory.path / "trace.json.gz"))
+            on_gpu = self._device.type == "cuda"
+            operators = by_kind(self._profiler.key_averages(), on_gpu)
+            write_text(directory.path / "profile.md", self._tables(operators, on_gpu))
+        self._profiler = None
+
     def _tables(self, operators: Mapping[str, float], on_gpu: bool) -> str:
-        steps = self._taken - WARM_UP
+        steps = self.taken - self.warm_up
         where = "GPU" if on_gpu else "CPU"
         note = " Between two parts the loop waits for the GPU." if on_gpu else ""
         return (
             f"{steps} steps after {WARM_UP} of warm-up, with PyTorch's profiler, which takes time "
             f"itself.{note}\n\n"
-            + _table("part of the step", self._parts, steps)
+            + _table("part of the step", self.parts, steps)
             + f"\n{where} time by operator:\n\n"
             + _table("operators", operators, steps)
         )

@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 OnStep = Callable[[int, dict[str, float]], object]
 
 _watching: ContextVar[OnStep | None] = ContextVar("watching", default=None)
+_measuring: ContextVar[Any] = ContextVar("measuring", default=None)
 
 
 class Steps(Protocol):
@@ -44,10 +45,21 @@ def watched_by(on_step: OnStep | None) -> Iterator[None]:
         _watching.reset(token)
 
 
+@contextmanager
+def measured_by(callback: object) -> Iterator[None]:
+    """Give a callback of lightning-fabric to the trainings that begin in this context."""
+    token = _measuring.set(callback)
+    try:
+        yield
+    finally:
+        _measuring.reset(token)
+
+
 def watchers() -> list[Any]:
     """Return the callbacks of a training that begins now."""
-    on_step = _watching.get()
-    return [] if on_step is None else [_Watcher(on_step)]
+    on_step, callback = _watching.get(), _measuring.get()
+    others = [] if callback is None else [callback]
+    return others if on_step is None else [*others, _Watcher(on_step)]
 
 
 class _Watcher:

@@ -1,0 +1,91 @@
+"""What was looked at, on the screen, as a page and as JSON."""
+
+import json
+import shutil
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from beit.draw.report import Section, Table, write_report
+from beit.files import write_text
+from beit.run.environment import environment
+
+JSON, PAGE = "doctor.json", "report.html"
+
+
+class Check(NamedTuple):
+    """One thing that was looked at: what was found, and what to do; empty if it is well.
+
+    Attributes:
+        must: whether it must be done
+    """
+
+    name: str
+    found: str
+    advice: str = ""
+    must: bool = False
+
+
+class Findings(NamedTuple):
+    """All that was looked at.
+
+    Attributes:
+        title: of the page
+        sections: of the page, after the table of checks
+        values: for the JSON
+        figures: the numbers that matter, by name
+    """
+
+    title: str
+    checks: list[Check]
+    sections: Sequence[Section] = ()
+    values: Mapping[str, Any] = {}
+    figures: Mapping[str, float] = {}
+
+
+def show(checks: Sequence[Check]) -> None:
+    """Print a line for each check, and below it what to do; a mark where it must be done."""
+    width = max(len(check.name) for check in checks)
+    screen, indent = max(60, shutil.get_terminal_size((100, 24)).columns), " " * (width + 4)
+    for check in checks:
+        mark = "!" if check.must else "·" if check.advice else " "
+        texts = [(check.found, f"{mark} {check.name:<{width}}  ", indent)]
+        texts += [(check.advice, f"{indent}→ ", f"{indent}  ")] if check.advice else []
+        for text, first, others in texts:
+            print(textwrap.fill(text, screen, initial_indent=first, subsequent_indent=others))
+
+
+def mended(checks: Sequence[Check]) -> list[str]:
+    """Return what must be mended, a sentence each."""
+    return [f"{check.name}: {check.found}; {check.advice}" for check in checks if check.must]
+
+
+def check_output(output: str | None) -> None:
+    """Refuse a folder that exists, unless it is empty or doctor's own."""
+    if output is None:
+        return
+    folder = Path(output)
+    if folder.exists() and not (
+        folder.is_dir() and ((folder / JSON).is_file() or not any(folder.iterdir()))
+    ):
+        raise FileExistsError(
+            f"{output} exists and is no earlier output of doctor; it is not overwritten, name "
+            "another folder"
+        )
+
+
+def write(output: Path, found: Findings) -> Path:
+    """Write the page and the JSON into a folder. Returns: the page."""
+    output.mkdir(parents=True, exist_ok=True)
+    about = environment("doctor")
+    plain = [check._asdict() for check in found.checks]
+    values = {"environment": about, "checks": plain, **found.values}
+    write_text(output / JSON, json.dumps(values, indent=1) + "\n")
+    rows = [[check.name + " !" * check.must, *check[1:3]] for check in found.checks]
+    first = Section("What was found", "", [Table("", ["what", "found", "what to do"], rows)])
+    must = ", ".join(dict.fromkeys(check.name for check in found.checks if check.must))
+    summary = f"To mend, marked with !: {must}." if must else "Nothing must be mended."
+    sections = [first, *found.sections]
+    facts = {name: str(about[name]) for name in ("started", "machine", "python", "torch", "commit")}
+    return write_report(output / PAGE, found.title, sections, facts, summary=summary)

@@ -1,0 +1,75 @@
+"""A list of the images that are left without those that have faults, `--write`."""
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from beit.data.source import Source
+from beit.data.sources import open_source
+from beit.diagnosis.scan import file_of_image
+from beit.files import write_bytes
+
+TABLE = ".csv"
+
+
+def check_writable(path: str, source: Source) -> None:
+    """Refuse, before anything is read, a list that exists or of images that are no files."""
+    if Path(path).exists():
+        raise FileExistsError(f"{path} exists and is not overwritten; name another file for write")
+    if file_of_image(source, 0) is None:
+        raise ValueError(
+            f"write is {path}, but a list names image files and {source.name(0)} is none: an image "
+            "in a table or an archive, or a drawn one; leave write out, the JSON of --output lists "
+            "the images to remove"
+        )
+
+
+def write_clean(path: str, source: Source, kept: Sequence[int]) -> int:
+    """Write the files of the images `kept`: one a line, or with labels if the name ends in .csv.
+
+    Names that hold a line break are separated by zero bytes, as by `find -print0`. A table is text
+    in UTF-8: files with other names, or with a line break in theirs, are left out.
+
+    Returns: the number of images written
+    """
+    if not kept:
+        raise ValueError(f"{path}: no image is left to list; give fewer kinds in --drop")
+    files = [os.path.abspath(file) for i in kept if (file := file_of_image(source, i))]
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    if not path.lower().endswith(TABLE):
+        encoded = [os.fsencode(file) for file in files]
+        broken = any(b"\n" in file or file.endswith(b"\r") for file in encoded)
+        end = b"\0" if broken else b"\n"
+        write_bytes(Path(path), end.join(encoded) + end)
+        return len(files)
+    labels = _labels(source, kept)
+    rows = [(file, label) for file, label in zip(files, labels, strict=True) if _fits_table(file)]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([("path", "label"), *rows])
+    write_bytes(Path(path), text.getvalue().encode())
+    written = open_source(path)
+    if _labels(written, range(len(written))) != [label for _, label in rows]:
+        Path(path).unlink()
+        raise ValueError(
+            f"{path}: labels of these classes cannot be kept in a table, as a class named NA; "
+            "write a list, as in --write clean.txt"
+        )
+    return len(rows)
+
+
+def _labels(source: Source, images: Sequence[int]) -> list[str]:
+    """Return the name of each image's class, or its number; empty without a label."""
+    if source.labels is None:
+        return [""] * len(images)
+    numbers = [int(source.labels[image]) for image in images]
+    if (names := source.class_names) is None:
+        return ["" if number < 0 else str(number) for number in numbers]
+    return ["" if number < 0 else names[number] for number in numbers]
+
+
+def _fits_table(name: str) -> bool:
+    """Tell whether a name is text of one line without blanks at its ends."""
+    is_text = not any("\ud800" <= letter <= "\udfff" for letter in name)
+    return is_text and name.splitlines() == [name.strip()]

@@ -1,0 +1,136 @@
+"""Doctor: what is wrong with images, this machine or the plan of a training, before it begins.
+
+`beit doctor` looks at the machine, `beit doctor DATA` reads every image of a set once. With a
+preset or a file of settings it measures that training here, see `beit.diagnosis.training`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from beit.command.ending import Ending, opened, words
+from beit.command.options import name_positionals, parse
+from beit.diagnosis.checks import JSON, Findings, check_output, mended, show, write
+from beit.diagnosis.clean import TABLE
+from beit.diagnosis.faults import DROPPED, KINDS
+from beit.diagnosis.images import check_images
+from beit.diagnosis.machine import check_machine
+from beit.diagnosis.near import MOST
+from beit.diagnosis.training import Training, check_training, training_of
+
+
+@dataclass(frozen=True)
+class Config:
+    """Find what is wrong with images, or without any with this machine.
+
+    Args:
+        data: the images, as of any other verb; of data with splits those for training
+        test: images to test on, none of which may be among the others; empty for the data's own
+            split for testing, if there is one
+        output: a new folder for a page with pictures of each kind, and for doctor.json; null for
+            the table on the screen alone
+        write: a new file that lists the images left without those to drop, for any verb as
+            @clean.txt; with their labels if its name ends in .csv
+        drop: kinds of faults that `write` leaves out, of unreadable, copy, near, test_copy,
+            near_test, two_labels, flat, small, long, size, unlabelled
+        near: bits of 64 in which the perceptual hashes of near copies differ at most
+        max_ratio: longer over shorter side of an image above which it is long
+        max_unreadable: share of unreadable images from which a training stops
+        limit: look at so many images, a fixed random subset; null for all
+        num_workers: processes that read images
+        verb: measure a training instead, also by --preset or --config, and predict its speed, time
+            and memory here; its own options follow, such as --data or --optim.batch_size
+    """
+
+    data: str = ""
+    test: str = ""
+    output: str | None = None
+    write: str | None = None
+    drop: tuple[str, ...] = DROPPED
+    near: int = 4
+    max_ratio: float = 5.0
+    max_unreadable: float = 0.01
+    limit: int | None = None
+    num_workers: int = 2
+    verb: str | None = None
+
+    def __post_init__(self) -> None:
+        if unknown := [kind for kind in self.drop if kind not in KINDS]:
+            raise ValueError(f"drop has {unknown[0]!r}; expected some of {', '.join(KINDS)}")
+        if not 0 <= self.near <= MOST:
+            raise ValueError(f"near is {self.near}; expected 0 to {MOST} of 64 bits")
+        if self.max_ratio <= 1:
+            raise ValueError(f"max_ratio is {self.max_ratio}; expected more than 1")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers is {self.num_workers}; expected 0 or more")
+        if not self.data and (self.test or self.write):
+            raise ValueError("data is missing: the images to look at, as in beit doctor photos")
+
+
+class Result(NamedTuple):
+    """What was found.
+
+    Attributes:
+        failures: what must be mended, a sentence each; the exit code is 1 if there are any
+        figures: the numbers that matter, by name
+        report: the page; None without
+    """
+
+    failures: list[str]
+    figures: dict[str, float]
+    report: Path | None = None
+
+
+def read_options(options: Sequence[str]) -> Config | Training:
+    """Read a command line: a training to measure with --preset, --config or --verb, else images."""
+    return training_of(name_positionals("doctor", options)) or parse("doctor", Config, options)
+
+
+def run(config: Config | Training) -> Result:
+    """Look at the images, a training or the machine; print a table, write what was asked for."""
+    check_output(config.output)
+    if isinstance(config, Training):
+        return concluded(check_training(config), config.output)
+    if config.data:
+        return concluded(check_images(config), config.output)
+    folder = Path(config.output or ".")
+    return concluded(Findings("This machine", check_machine(folder)), config.output)
+
+
+def concluded(found: Findings, output: str | None) -> Result:
+    """Print what was found and write the page."""
+    show(found.checks)
+    report = None if output is None else write(Path(output), found)
+    failures = mended(found.checks)
+    if failures:
+        print(f"\n{len(failures)} to mend, marked with !", flush=True)
+    return Result(failures, dict(found.figures), report)
+
+
+def ending(config: Config | Training, result: Result) -> Ending:
+    """Say what was found; the page is next, or one with pictures, or the training."""
+    if isinstance(config, Training):
+        made = "no files" if result.report is None else f"{result.report} and {JSON}"
+        speed, hours = (result.figures[name] for name in ("images_per_second", "hours"))
+        figure = f"{speed:.3g} images/s, {hours:.3g} hours"
+        return Ending(made, figure, [config.verb, *config.options])
+    made = "no files"
+    if config.write is not None:
+        made = f"{config.write}, a list of clean images"
+    if result.report is not None:
+        return Ending(f"{result.report} and {JSON}", _figure(result), opened(result.report))
+    if not config.data:
+        return Ending(made, _figure(result), words("demo"))
+    then = words("doctor", config.data, test=config.test, output="checked")
+    if config.write is not None:
+        is_table = config.write.lower().endswith(TABLE)
+        then = words("train-tokenizer", data=config.write if is_table else f"@{config.write}")
+    return Ending(made, _figure(result), then)
+
+
+def _figure(result: Result) -> str:
+    if "images" not in result.figures:
+        return "nothing must be mended"
+    kinds = [f"{int(result.figures[kind])} {kind}" for kind in KINDS if kind in result.figures]
+    return f"{int(result.figures['images'])} images; {', '.join(kinds) or 'no fault'}"

@@ -1,0 +1,131 @@
+"""What is wrong with a set of images, and with it beside its test set."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Protocol
+
+import numpy as np
+
+from beit.data.class_names import plural
+from beit.data.source import Source, limited
+from beit.data.sources import open_source, open_test_split
+from beit.diagnosis.checks import Check, Findings
+from beit.diagnosis.clean import check_writable, write_clean
+from beit.diagnosis.faults import KINDS, Fault, Looked, class_faults, find_faults
+from beit.diagnosis.page import as_json, fact_sections, fault_sections, shorter_side
+from beit.diagnosis.scan import scan
+from beit.draw.names import percent
+from beit.draw.report import Section
+from beit.rows.lines import printable
+
+
+class ImagesConfig(Protocol):
+    """The settings of `beit doctor DATA`."""
+
+    @property
+    def data(self) -> str: ...
+    @property
+    def test(self) -> str: ...
+    @property
+    def write(self) -> str | None: ...
+    @property
+    def drop(self) -> tuple[str, ...]: ...
+    @property
+    def near(self) -> int: ...
+    @property
+    def max_ratio(self) -> float: ...
+    @property
+    def max_unreadable(self) -> float: ...
+    @property
+    def limit(self) -> int | None: ...
+    @property
+    def num_workers(self) -> int: ...
+
+
+def check_images(config: ImagesConfig) -> Findings:
+    """Read every image once, compare them and write the clean list."""
+    train, test = open_sets(config)
+    if config.write:
+        check_writable(config.write, train)
+    looked = Looked("data", config.data, train, scan(train, config.num_workers, "images"))
+    other = None
+    if test is not None:
+        facts = scan(test, config.num_workers, "test images")
+        other = Looked("test", config.test or config.data, test, facts)
+    faults, test_faults = find_faults(looked, other, config.near, config.max_ratio)
+    classes = class_faults(looked, other)
+    checks = [Check("images", f"{_about(looked)}")]
+    checks += [_check(fault, looked, config.max_unreadable) for fault in faults]
+    checks += [Check("classes", fault.what, fault.advice, fault.must) for fault in classes]
+    sections = fault_sections(looked, other, faults) + fact_sections(looked, classes)
+    values = {"train": as_json(looked, faults, other)}
+    if other is not None:
+        checks.append(Check("test images", _about(other)))
+        of_test = [_check(fault, other, config.max_unreadable) for fault in test_faults]
+        checks += [check._replace(name=f"test: {check.name}") for check in of_test]
+        sections += [
+            Section(f"Test images: {section.title.lower()}", section.text, section.items)
+            for section in fault_sections(other, None, test_faults)
+        ]
+        values["test"] = as_json(other, test_faults, None)
+    if config.write:
+        checks.append(_written(config.write, looked, faults, config.drop))
+    figures = {fault.kind: float(len(fault.images)) for fault in faults}
+    return Findings(
+        f"Images of {config.data}",
+        checks,
+        sections,
+        values,
+        {"images": float(len(train)), **figures},
+    )
+
+
+def open_sets(config: ImagesConfig) -> tuple[Source, Source | None]:
+    """Open the images, those for training of data with splits, and those to test on, if any."""
+    whole, test = open_source(config.data, split="train"), None
+    if config.test:
+        test = open_source(config.test, split="test")
+    else:
+        with suppress(ValueError):  # a split for training and no other
+            test = open_test_split(config.data, whole)
+    return limited(whole, config.limit), None if test is None else limited(test, config.limit)
+
+
+def _about(looked: Looked) -> str:
+    facts, source = looked.facts, looked.source
+    number = f"{len(source)} of {looked.spec}"
+    names = source.class_names
+    classes = "" if names is None else f", {len(names)} {plural('class', names)}"
+    mean, deviation = ([round(value, 3) for value in values] for values in facts.colours())
+    return f"{number}{classes}. {shorter_side(facts)} Mean {mean}, standard deviation {deviation}"
+
+
+def _check(fault: Fault, looked: Looked, max_unreadable: float) -> Check:
+    kind, number, source = KINDS[fault.kind], len(fault.images), looked.source
+    share = number / len(source)
+    must = kind.must or (fault.kind == "unreadable" and share > max_unreadable)
+    first = int(fault.images[0])
+    example = printable(source.name(first))
+    if fault.kind == "unreadable":
+        example += f": {printable(looked.facts.reasons[first])}"
+    return Check(
+        fault.kind, f"{number} ({percent(share)}) {kind.images}, as {example}", kind.advice, must
+    )
+
+
+def _written(path: str, looked: Looked, faults: Sequence[Fault], drop: Sequence[str]) -> Check:
+    """Write the list of clean images, and say what it has."""
+    dropped = np.zeros(len(looked.source), np.bool_)
+    for fault in faults:
+        if fault.kind in drop:
+            dropped[fault.images] = True
+    kept = np.flatnonzero(~dropped).tolist()
+    number = write_clean(path, looked.source, kept)
+    found = f"{number} of {len(looked.source)} images in {path}"
+    if path.lower().endswith(".csv"):
+        advice = f"beit pretrain --data {path}"
+        return Check("clean list", found, advice)
+    advice = f"beit pretrain --data @{path}"
+    if looked.source.labels is not None:
+        advice += "; a list has no labels, --write NAME.csv keeps them"
+    return Check("clean list", found, advice)
