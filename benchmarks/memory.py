@@ -147,7 +147,7 @@ def estimated(case: Namespace) -> float:
     from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
     from beit.nn.tokenizer import VQKD
     from beit.nn.vit import vit_config
-    from beit.run.device import prepared
+    from beit.run.prepare import prepared
 
     side = (case.image_size, case.image_size)
     backbone = vit_config(case.size, image_size=side)

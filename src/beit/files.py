@@ -68,7 +68,8 @@ def replacing(path: Path, shared: bool = False) -> Iterator[Path]:
             words = f"no space left on the disk or in its quota, after writing {size / 1e6:.1f} MB"
             raise OSError(number, words, str(path)) from error
         if isinstance(error, OSError):
-            error.filename = error.filename or (number and str(path))
+            if error.errno is not None and not error.filename:
+                error.filename = str(path)
         elif number is not None:
             raise OSError(number, os.strerror(number), str(path)) from error
         raise

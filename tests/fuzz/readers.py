@@ -45,7 +45,7 @@ from beit.nn.vit import ViTConfig
 from beit.pretraining import pretrain
 from beit.rows.files import Column, read_table, write_table
 from beit.rows.part import read_array
-from beit.run import checkpoint
+from beit.run import checkpoint, records
 from beit.run.directory import RunDirectory
 from beit.run.images import check_images
 from beit.run.log import read_log
@@ -248,7 +248,7 @@ def logs(folder: Path) -> Prepared:
 def checkpoints(folder: Path) -> Prepared:
     run = run_directory(folder)
     state = {"model": mim().state_dict(), "means": {"loss": (1.0, 2.0)}, "names": ["a", b"b"]}
-    file = checkpoint.save(run, 4, state)
+    file = records.save(run, 4, state)
     return Prepared([f"run/checkpoints/{file.name}"], lambda: checkpoint.latest(run))
 
 

@@ -27,7 +27,7 @@ from beit.data.tabular.row_files import open_rows
 from beit.pretraining import pretrain
 from beit.rows.files import read_table
 from beit.rows.part import read_array
-from beit.run import checkpoint
+from beit.run import checkpoint, records
 from beit.run.directory import RunDirectory
 from beit.run.images import check_images
 from beit.run.resume import open_run
@@ -140,7 +140,7 @@ def test_archives_whose_members_lie_before_their_start(read, tmp_path: Path) -> 
 
 
 def test_checkpoints_that_are_compressed_or_displaced(run: RunDirectory) -> None:
-    file = checkpoint.save(run, 3, {"model": {"a": torch.zeros(1000)}})
+    file = records.save(run, 3, {"model": {"a": torch.zeros(1000)}})
     whole = file.read_bytes()
     with zipfile.ZipFile(file) as archive:
         members = {name: archive.read(name) for name in archive.namelist()}

@@ -325,7 +325,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
     config = pretrain_config(tmp_path / "run", trained_tokenizer)
     monkeypatch.setattr(loop, "predict", broken)
-    with pytest.raises(ValueError, match=r"loss is (nan|inf) at step 6, .*step-000000004\.pt"):
+    with pytest.raises(ValueError, match=r"loss is (nan|inf) at step 7, .*step-000000004\.pt"):
         pretrain.run(replace(config, data=replace(config.data, validation="")))
     assert not (tmp_path / "run" / "weights.safetensors").exists()
 

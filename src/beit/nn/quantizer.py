@@ -109,21 +109,26 @@ class Quantizer(nn.Module):
         return grouped_sums(rows, codes.flatten(), len(self.codebook))
 
     @torch.no_grad()
-    def update(self, statistics: Tensor) -> None:
+    def update(self, statistics: Tensor, kept: Tensor | None = None) -> None:
         """Move each code towards the mean direction of the vectors assigned to it.
 
         ``codebook <- unit(decay * codebook + (1 - decay) * unit(sum))``. Codes without vectors do
         not move. This is the published update: no smoothing, no weighting by counts. Without
         ``l2_normalised``, means replace the unit vectors. A codebook learned by gradients is only
         rescaled to length 1. A fixed grid does not change.
+
+        Args:
+            kept: () bool; nothing changes if it is False, as for statistics that are not finite
         """
-        if isinstance(self.codebook, nn.Parameter):
-            self.codebook.copy_(self.project(self.codebook))
-        elif not self.fixed:
-            centroids = self._centroids(statistics, self.codebook)
-            moved = self.decay * self.codebook + (1 - self.decay) * centroids
-            self.codebook.copy_(self.project(moved))
-        self.counts.mul_(self.decay).add_(statistics[:, -1], alpha=1 - self.decay)
+        kept = torch.ones((), dtype=torch.bool, device=statistics.device) if kept is None else kept
+        moved = self.codebook
+        if not (self.fixed or isinstance(moved, nn.Parameter)):
+            centroids = self._centroids(statistics, moved)
+            moved = self.decay * moved + (1 - self.decay) * centroids
+        if not self.fixed:
+            self.codebook.copy_(self.project(moved).where(kept, self.codebook))
+        counts = (self.decay * self.counts).add_(statistics[:, -1], alpha=1 - self.decay)
+        self.counts.copy_(counts.where(kept, self.counts))
 
     @torch.no_grad()
     def start(self, vectors: Tensor, generator: torch.Generator) -> None:

@@ -294,8 +294,8 @@ class Journal:
             kept = summed(self.fabric, kept.float()) == self.fabric.world_size
         step_only_if(kept, optimizer)
         measured += [{"grad_norm": norm}] * (self.config.optim.clip is not None)
-        for metrics in measured if kept.is_cuda or kept else ():
-            self.means.add(metrics, kept if kept.is_cuda else 1.0)
+        for metrics in measured:
+            self.means.add(metrics, kept)
         self.fabric.call("on_gradient", self, kept, norm, losses, optimizer)
         return kept
 

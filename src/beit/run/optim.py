@@ -150,11 +150,13 @@ def clip_gradients(
 def step_only_if(kept: Tensor, optimizer: Optimizer) -> None:
     """Make the next `optimizer.step` do nothing unless `kept`, () bool.
 
-    On a GPU the fused kernel of AdamW reads `kept`; else this waits for it, and takes the gradients
-    away. With float16 loss scaling the scaler has seen them by then, and lowers its scale.
+    The fused kernel of AdamW reads `kept` on the device. For other optimisers and sharded weights
+    this waits for it, and takes the gradients away. With float16 loss scaling the scaler has seen
+    them by then, and lowers its scale.
     """
     inner = getattr(optimizer, "optimizer", optimizer)
-    if kept.is_cuda and type(inner) is AdamW and inner.defaults["fused"]:
+    sharded = hasattr(inner.param_groups[0]["params"][0], "full_tensor")
+    if type(inner) is AdamW and inner.defaults["fused"] and not sharded:
         inner.found_inf = (~kept).float()  # type: ignore[attr-defined]
     elif not kept:
         optimizer.zero_grad()

@@ -32,9 +32,9 @@ class CodeCounts:
         shape = (num_positions, num_codes)
         self.counts = torch.zeros(shape, dtype=torch.int64, device=fabric.device)  # of this process
 
-    def add(self, codes: Tensor) -> None:
-        """Count the codes (B, N) of images."""
-        self.counts += position_counts(codes, self.counts.shape[1])
+    def add(self, codes: Tensor, kept: Tensor | bool = True) -> None:
+        """Count the codes (B, N) of images, unless `kept`, () bool, is False."""
+        self.counts += position_counts(codes, self.counts.shape[1]) * kept
 
     def total(self) -> Tensor:
         """Return the counts (N, K) of all processes."""

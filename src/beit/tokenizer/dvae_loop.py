@@ -106,8 +106,7 @@ def train(
             kept = journal.keep_if_finite(norm, optimizer)
             optimizer.step()
             optimizer.zero_grad()
-            if kept:
-                counts.add(torch.cat(codes))
+            counts.add(torch.cat(codes), kept)
 
             if journal.logs:
                 annealed = {"rate": rate, "temperature": temperature, "kl_weight": kl_weight}

@@ -154,12 +154,12 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
 
-            if quantize and kept:
-                counts.add(torch.cat(codes))
+            if quantize:
+                counts.add(torch.cat(codes), kept)
                 statistics = summed(fabric, statistics)
-                quantizer.update(statistics)
-                use.since_revival += statistics[:, -1]
-                if parts.revive_every and step % parts.revive_every == 0:
+                quantizer.update(statistics, kept)
+                use.since_revival += statistics[:, -1] * kept
+                if parts.revive_every and step % parts.revive_every == 0 and kept:
                     dead = use.dead(parts.revive_below)
                     generator = step_generator(seed, step, "revival")
                     revive(fabric, quantizer, optimizer, vectors, dead, generator)
