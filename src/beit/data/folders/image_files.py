@@ -57,11 +57,6 @@ def read_image(path: Path, name: str, reading: Reading = AS_IT_IS) -> Tensor:
     return image
 
 
-def at_once(path: str, flags: int) -> int:
-    """Open a file; a pipe that nothing writes to is not waited for."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
-
-
 class FileSource:
     """Image files in the order of `names`, relative to `root`; their folders can be classes."""
 
