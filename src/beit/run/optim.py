@@ -155,8 +155,9 @@ def step_only_if(kept: Tensor, optimizer: Optimizer) -> None:
     them by then, and lowers its scale.
     """
     inner = getattr(optimizer, "optimizer", optimizer)
-    sharded = hasattr(inner.param_groups[0]["params"][0], "full_tensor")
-    if type(inner) is AdamW and inner.defaults["fused"] and not sharded:
+    groups = inner.param_groups  # `fused` is that of a resumed run
+    sharded = hasattr(groups[0]["params"][0], "full_tensor")
+    if type(inner) is AdamW and all(group["fused"] for group in groups) and not sharded:
         inner.found_inf = (~kept).float()  # type: ignore[attr-defined]
     elif not kept:
         optimizer.zero_grad()

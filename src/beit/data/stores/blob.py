@@ -3,7 +3,7 @@
 import io
 import os
 import stat
-from errno import EIO, ESTALE
+from errno import EIO
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
@@ -53,7 +53,7 @@ class LocalBlob:
         with open(self.path, "rb", buffering=0, opener=at_once) as file:
             found = os.fstat(file.fileno())
             if (found.st_size, str(found.st_mtime_ns)) != (self.size, self.stamp):
-                raise OSError(ESTALE, f"{self.name} has changed since it was opened; start again")
+                raise OSError(EIO, f"{self.name} has changed since it was opened; start again")
             file.seek(start)
             data = file.read(size)
         if len(data) < size:
