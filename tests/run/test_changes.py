@@ -1,11 +1,16 @@
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 
 import pytest
 
 from beit.pretraining import pretrain
-from beit.run.changes import check_settings, keep_settings, recorded, weight_changes
-from beit.run.directory import RunDirectory
+from beit.run.changes import FREE, check_settings, keep_settings, recorded, weight_changes
+from beit.run.directory import RunConfig, RunDirectory
+
+
+def test_of_a_run_only_seed_and_skipping_lead_to_other_weights():
+    others = {f"run.{field.name}" for field in fields(RunConfig)} - set(FREE)
+    assert others == {"run.seed", "run.skip_spikes"}
 
 
 @pytest.fixture

@@ -54,7 +54,15 @@ def test_an_error_of_the_network_that_no_process_explains_is_ones_own(
     assert second.reason(DistError("no route")) == ""
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        DistError("Timed out waiting 6000ms"),
+        RuntimeError("Application timeout caused pair closure"),  # a later collective's
+    ],
+)
 def test_a_process_that_hangs_says_where(
+    error: RuntimeError,
     pair: tuple[_Watch, _Watch],
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
@@ -63,7 +71,7 @@ def test_a_process_that_hangs_says_where(
     ended = threading.Event()
     monkeypatch.setattr(ranks.os, "_exit", lambda code: ended.set())
     first.start()  # its main thread is this one
-    reason = second.reason(DistError("Timed out waiting 6000ms"))
+    reason = second.reason(error)
     assert ended.wait(5)
     assert reason == f"{second.own_name} ends because {first.own_name} has failed or hangs"
     told = capfd.readouterr().err

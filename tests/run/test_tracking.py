@@ -17,7 +17,7 @@ from PIL import Image
 from beit.draw.report import Gallery, Picture, Section, write_report
 from beit.run.directory import RunDirectory
 from beit.run.log import read_log
-from beit.run.trackers import Logs, flat, pictures_in
+from beit.run.trackers import Logs, pictures_in
 from beit.run.tracking import Tracking, tracking
 from beit.tokenizer import vqkd
 
@@ -197,10 +197,6 @@ def test_a_row_waits_for_the_lines_of_its_step(directory):
         file.write('_loss": 0.2}\n')
         file.flush()
         assert logs.rows(3) == [(3, None, {"val_loss": 0.2}, [])]
-
-
-def test_settings_have_dotted_names():
-    assert flat({"a": {"b": 1, "c": {}}, "d": [1, 2]}) == {"a.b": "1", "a.c": "{}", "d": "[1, 2]"}
 
 
 def png():

@@ -14,6 +14,7 @@ from beit.command.verbs import VERBS
 from beit.run.changes import FREE, ROUNDING, Change, complete, differences, of, shown
 from beit.run.directory import RunDirectory
 from beit.run.extension import LENGTH
+from beit.run.settings import flat
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def refuse_others(verb: str, options: Sequence[str], directory: RunDirectory) ->
             f"{directory.path} has a run with other settings: {named}. Leave these options out to "
             f"resume it, or name another --output{longer if of(others, LENGTH) else ''}"
         )
-    words = _names(nested(in_fields(verb, options)))
+    words = flat(nested(in_fields(verb, options)))
     for change in free:
         if change.option in words:
             text = "%s resumes with %s %s, as its config.yaml says, not %s"
@@ -95,11 +96,3 @@ def _fitted(change: Change, before: Mapping[str, Any], given: Mapping[str, Any])
         return True
     held_out = str(change.before).startswith(f"{change.now}[")
     return bool(run["chosen"]) and change.option == "data.train" and held_out
-
-
-def _names(settings: Mapping[str, Any], prefix: str = "") -> set[str]:
-    names = set[str]()
-    for name, value in settings.items():
-        inner = isinstance(value, Mapping)
-        names |= _names(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}"}
-    return names

@@ -14,21 +14,15 @@ from beit.data.class_names import some
 from beit.files import write_text
 from beit.run.directory import RunDirectory
 from beit.run.found import PATHS
-from beit.run.settings import from_plain
+from beit.run.settings import flat, from_plain
 
 logger = logging.getLogger(__name__)
 
 # Settings, or groups of them, that no weight depends on.
 FREE = (
     *("run.output", "run.log_every", "run.checkpoint_every", "run.keep_last", "run.keep_every"),
-    *(
-        "run.save_async",
-        "run.stop_after",
-        "run.profile",
-        "run.budget",
-        "run.fitted_to",
-        "run.chosen",
-    ),
+    *("run.save_async", "run.stop_after", "run.max_skipped", "run.track", "run.profile"),
+    *("run.budget", "run.fitted_to", "run.chosen", "device.timeout"),
     *("data.num_workers", "data.cache_gigabytes", "data.shrink_cache", "data.shrink_gigabytes"),
     *("data.max_unreadable", "validate_every", "check"),
 )
@@ -58,7 +52,7 @@ def shown(value: Any) -> str:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Change]:
     """Compare two configurations, nested mappings of plain values."""
-    old, new = _flat(before), _flat(now)
+    old, new = flat(before), flat(now)
     pairs = {name: (old.get(name), new.get(name)) for name in {**old, **new}}
     return [Change(name, *pair) for name, pair in pairs.items() if pair[0] != pair[1]]
 
@@ -104,7 +98,9 @@ def check_settings(
         return
     before = complete(config_class, trained, f"settings in {directory.environment_file}")
     now = complete(config_class, directory.config(), str(directory.config_file))
-    if rounding := of(differences(before, now), ROUNDING):
+    changes = differences(before, now)
+    free = of(changes, FREE)
+    if rounding := [change for change in of(changes, ROUNDING) if change not in free]:
         text = "%s resumes with %s: weights are the same only to rounding and random draws"
         logger.warning(text, directory.path, some(list(map(str, rounding))))
     changes = weight_changes(before, now)
@@ -147,14 +143,3 @@ def _only_moved(change: Change) -> bool:
     ends = [min((text.find(mark) for mark in "?[" if mark in text), default=None) for text in texts]
     kept = [text[end:] if end is not None else "" for text, end in zip(texts, ends, strict=True)]
     return kept[0] == kept[1]
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return settings by dotted name; tuples as lists."""
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return flat

@@ -17,13 +17,14 @@ from beit.files import PARTIAL_SUFFIX, write_text
 from beit.run.changes import recorded
 from beit.run.directory import RunDirectory
 from beit.run.images import kept_names
+from beit.run.reached import saved_step
 
 logger = logging.getLogger(__name__)
 
 LENGTH = ("optim.epochs", "optim.steps", "run.stop_after")
 CHANGEABLE = (
     *LENGTH,
-    *("run.checkpoint_every", "run.keep_last", "run.keep_every"),
+    *("run.checkpoint_every", "run.keep_last", "run.keep_every", "run.max_skipped", "run.track"),
     *("data.num_workers", "data.max_unreadable"),
 )
 
@@ -57,8 +58,7 @@ class ExtendedRun(RunDirectory):
             if (before := self.trained[group].get(field)) != value:
                 self.notes.append(f"{name} {_text(value)} instead of {_text(before)}")
             self.settings[group][field] = value
-        steps = (int(file.stem[5:]) for file in self.checkpoints.glob("step-*.pt"))
-        self.step, self.goes_on = max(steps, default=0), False
+        self.step, self.goes_on = saved_step(self) or 0, False
 
     def check(self, before: Any, now: Any) -> None:
         """Describe the seam; refuse a run that ends before its last checkpoint.

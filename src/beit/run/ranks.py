@@ -27,6 +27,7 @@ from torch.distributed import DistError, PrefixStore, Store, TCPStore  # type: i
 POLL = 0.5  # seconds between two looks of a thread
 ANSWER = 3.0  # seconds within which the thread of a living process has answered
 GRACE = 8.0  # seconds for a process to end by itself
+OF_GLOO = re.compile("gloo|pair closure")  # errors that have no type of their own
 LATE = re.compile("timed out|timeout", re.IGNORECASE)
 
 _watch: "_Watch | None" = None
@@ -105,8 +106,8 @@ class _Watch(threading.Thread):
         """
         self.ending.set()
         message = str(error)
-        others = isinstance(error, DistError)  # of torch.distributed; gloo has none of its own
-        if others := others or (isinstance(error, RuntimeError) and "gloo" in message):
+        others = isinstance(error, DistError)
+        if others := others or (isinstance(error, RuntimeError) and bool(OF_GLOO.search(message))):
             time.sleep(POLL)  # a process that was killed is gone a little later than its sockets
         try:
             if os.getppid() != self.parent:  # the store would fail with a trace of its own

@@ -3,6 +3,7 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 MAX_LISTED = 5  # items named in an error message
@@ -12,6 +13,17 @@ def first(items: list[Any]) -> str:
     """Join the first items and count the others: `a; b; c; d; e and 2 more`."""
     more = f" and {len(items) - MAX_LISTED} more" if len(items) > MAX_LISTED else ""
     return "; ".join(map(str, items[:MAX_LISTED])) + more
+
+
+def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by their dotted names; tuples as lists."""
+    values: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            values |= flat(value, f"{prefix}{name}.")
+        else:
+            values[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return values
 
 
 def from_plain(hint: Any, value: Any, name: str) -> Any:

@@ -26,6 +26,7 @@ from uuid import uuid4
 
 from beit.files import write_text
 from beit.run.directory import RunDirectory
+from beit.run.settings import flat
 
 PROJECT = "beit"  # unless the tracker's own environment variable names another
 PNG = "data:image/png;base64,"
@@ -46,6 +47,12 @@ class Picture(NamedTuple):
 
     alt: str
     data: bytes
+
+    def image(self) -> Any:
+        """Return it as a PIL image."""
+        from PIL import Image
+
+        return Image.open(io.BytesIO(self.data))
 
 
 class Tracker(Protocol):
@@ -132,13 +139,38 @@ class TensorBoard:
         self._writer.close()
 
 
-class WandB:
+class _ByStep:
+    """A tracker that cannot be asked what it has: `State` says up to which step it was told."""
+
+    _run: Any
+
+    def __init__(self, state: State) -> None:
+        self._state, self._told = state, state.step
+
+    def log(self, rows: list[Row]) -> None:
+        for row in rows:
+            if row.step > self._told:
+                self._state.keep(step=row.step)
+                text = {"warning": "\n".join(row.warnings)} if row.warnings else {}
+                self._run.log({**row.values, **text}, step=row.step)
+
+    def report(self, step: int, page: Path, pictures: list[Picture]) -> None:
+        if self._state.values.get("report") != step:
+            self._state.keep(report=step)
+            self._run.log(self._shown(page.read_text(encoding="utf-8"), pictures), step=step)
+
+    def _shown(self, page: str, pictures: list[Picture]) -> dict[str, Any]:
+        """Return the page and pictures of a report as the tracker takes them."""
+        raise NotImplementedError
+
+
+class WandB(_ByStep):
     """Weights & Biases, offline if it has no key: `wandb sync` then uploads what RUN/wandb has."""
 
     def __init__(self, directory: RunDirectory, state: State) -> None:
         import wandb
 
-        self._state, self._told = state, state.step
+        super().__init__(state)
         if "id" not in state.values:
             state.keep(id=uuid4().hex[:16])
         mode = os.environ.get("WANDB_MODE")
@@ -153,23 +185,11 @@ class WandB:
             settings=wandb.Settings(console="off", init_timeout=60),
         )
 
-    def log(self, rows: list[Row]) -> None:
-        for row in rows:
-            if row.step > self._told:
-                self._state.keep(step=row.step)
-                text = {"warning": "\n".join(row.warnings)} if row.warnings else {}
-                self._run.log({**row.values, **text}, step=row.step)
-
-    def report(self, step: int, page: Path, pictures: list[Picture]) -> None:
+    def _shown(self, page: str, pictures: list[Picture]) -> dict[str, Any]:
         import wandb
-        from PIL import Image
 
-        if self._state.values.get("report") == step:
-            return
-        self._state.keep(report=step)
-        images = [wandb.Image(Image.open(io.BytesIO(p.data)), caption=p.alt) for p in pictures]
-        page_of = wandb.Html(page.read_text(encoding="utf-8"), inject=False)
-        self._run.log({"report/page": page_of, "report/pictures": images}, step=step)
+        images = [wandb.Image(picture.image(), caption=picture.alt) for picture in pictures]
+        return {"report/page": wandb.Html(page, inject=False), "report/pictures": images}
 
     def close(self, finished: bool) -> None:
         self._run.finish(0 if finished else 1)
@@ -201,7 +221,7 @@ class MLflow:
         run = self._client.create_run(number, run_name=directory.path.resolve().name)
         self._id = run.info.run_id
         settings = flat(directory.config()).items()
-        params = [Param(key, text[:MLFLOW_LONGEST]) for key, text in settings]
+        params = [Param(key, str(value)[:MLFLOW_LONGEST]) for key, value in settings]
         for start in range(0, len(params), 100):  # the most that it takes at once
             self._client.log_batch(self._id, params=params[start : start + 100])
         state.keep(id=self._id)
@@ -229,13 +249,13 @@ class MLflow:
         self._client.set_terminated(self._id, "FINISHED" if finished else "KILLED")
 
 
-class Trackio:
+class Trackio(_ByStep):
     """trackio, in its own folder of this machine unless its environment variables say where."""
 
     def __init__(self, directory: RunDirectory, state: State) -> None:
         import trackio
 
-        self._state, self._told = state, state.step
+        super().__init__(state)
         if "name" not in state.values:  # it resumes by name, so that has to be unique
             state.keep(name=f"{directory.path.resolve().name}-{uuid4().hex[:8]}")
         self._run = trackio.init(
@@ -248,25 +268,13 @@ class Trackio:
             auto_log_cpu=False,
         )
 
-    def log(self, rows: list[Row]) -> None:
-        for row in rows:
-            if row.step > self._told:
-                self._state.keep(step=row.step)
-                text = {"warning": "\n".join(row.warnings)} if row.warnings else {}
-                self._run.log({**row.values, **text}, step=row.step)
-
-    def report(self, step: int, page: Path, pictures: list[Picture]) -> None:
+    def _shown(self, page: str, pictures: list[Picture]) -> dict[str, Any]:
         import trackio
-        from PIL import Image
 
-        if self._state.values.get("report") == step:
-            return
-        self._state.keep(report=step)
-        shown: dict[str, Any] = {"report/page": trackio.Html(page.read_text(encoding="utf-8"))}
+        shown: dict[str, Any] = {"report/page": trackio.Html(page)}
         for number, picture in enumerate(pictures, 1):
-            image = Image.open(io.BytesIO(picture.data))
-            shown[f"report/{number:02d}"] = trackio.Image(image, caption=picture.alt)
-        self._run.log(shown, step=step)
+            shown[f"report/{number:02d}"] = trackio.Image(picture.image(), caption=picture.alt)
+        return shown
 
     def close(self, finished: bool) -> None:
         self._run.finish()
@@ -315,15 +323,6 @@ class Logs:
             elif name not in ("step", "time") and type(value) in (int, float):
                 if math.isfinite(value):
                     row.values[prefix + name] = float(value)
-
-
-def flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested settings by their dotted names."""
-    values: dict[str, str] = {}
-    for name, value in settings.items():
-        inner = flat(value, f"{prefix}{name}.") if isinstance(value, dict) else None
-        values |= inner if inner else {f"{prefix}{name}": str(value)}
-    return values
 
 
 def pictures_in(page: Path) -> list[Picture]:
