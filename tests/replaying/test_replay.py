@@ -63,6 +63,17 @@ def files(run: Path) -> dict[str, bytes]:
     return {str(file): file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
 
+def test_trackers_hear_nothing_of_a_replay(broken: Path, grey_image: None) -> None:
+    config = RunDirectory(broken).config_file
+    text = config.read_text()
+    assert text.count("track: ''") == 1
+    config.write_text(text.replace("track: ''", "track: not-on-this-machine"))
+    try:
+        assert replay.run(Config(str(broken))).same
+    finally:
+        config.write_text(text)
+
+
 def test_the_same_nan_of_the_same_image(broken: Path, grey_image: None, capsys: Any) -> None:
     before = files(broken)
     steps = [int(file.stem[5:]) for file in sorted((broken / "skipped").iterdir())]

@@ -175,7 +175,7 @@ def _for_one_step(settings: Any, precision: str) -> Any:
     changes: dict[str, Any] = {
         "device": device,
         "data": replace(settings.data, num_workers=0),
-        "run": replace(settings.run, profile=0, stop_after=None),
+        "run": replace(settings.run, profile=0, stop_after=None, track=""),
         "validate_every": 2**31,
     }
     if hasattr(settings, "check"):
@@ -192,21 +192,9 @@ def _replay(run: RunDirectory, step: int, rank: int, about: dict[str, Any], trac
     first = trace.forward or trace.gradient
     names = kept_names(run, "data.train")
     images = [names[i] if i < len(names) else f"number {i}" for i in first.images] if first else []
-    return Replay(
-        *(
-            step,
-            about["fault"],
-            about["precision"],
-            rank,
-            first,
-            images,
-            trace.function,
-            trace.weights,
-        ),
-        losses=list(zip(about["names"], losses, strict=False)),
-        norm=trace.norm,
-        same=same,
-    )
+    named = list(zip(about["names"], losses, strict=False))
+    of_step = step, about["fault"], about["precision"], rank
+    return Replay(*of_step, first, images, trace.function, trace.weights, named, trace.norm, same)
 
 
 def _equal(now: float, then: float) -> bool:
