@@ -46,12 +46,8 @@ DEPTH_FIELDS = ("depth", "decoder_depth", "head_layers", "num_layers", "blocks_p
 HEAD = ("head.weight", "head.bias")
 CLASS_FIELDS = ("class_names", "palette")
 TABLE = "rel_pos_bias.table"
-UNBUILT = (
-    RuntimeError,
-    ArithmeticError,
-    TypeError,
-    ValueError,
-)  # what models raise on absurd numbers
+# What models raise on absurd numbers.
+UNBUILT = (RuntimeError, ArithmeticError, TypeError, ValueError)
 # How often storages may be claimed on average, and how many bytes may be claimed in any case.
 MAX_SHARED, MIN_HELD = 4, 2**20
 MAX_INDEX = 2**30  # entries of all position indices; a ViT-L at 1024 x 1024 pixels has 0.4e9
