@@ -3,8 +3,11 @@ import json
 import os
 import tarfile
 
+import numpy as np
+import pyarrow
 import pytest
 from PIL import Image
+from pyarrow import ipc
 
 from beit.data.source import UnreadableImage
 from beit.data.sources import open_source
@@ -190,6 +193,38 @@ def test_the_index_is_built_once_and_anew_for_another_shard(write, monkeypatch):
         first.image(0)
     index.write_bytes(index.read_bytes()[:100])
     assert reds(open_source(str(path))) == [5, 6]
+
+
+@pytest.mark.parametrize(
+    "forge",
+    [
+        lambda table: table.drop_columns("start"),
+        lambda table: table.set_column(2, "size", table.column("name")),
+    ],
+)
+def test_an_index_of_another_kind_is_not_taken(write, forge):
+    path = write("x.tar", samples(0, 3))
+    expected = names(open_source(str(path)))
+    index = path.with_name(".x.tar.index")
+    forged = forge(ipc.open_file(pyarrow.py_buffer(index.read_bytes())).read_all())
+    with ipc.new_file(str(index), forged.schema) as file:
+        file.write_table(forged)
+    source = open_source(str(path))
+    assert names(source) == expected and reds(source) == [0, 1, 2]
+
+
+def test_an_index_whose_names_end_elsewhere_is_not_taken(write):
+    path = write("x.tar", samples(0, 3))
+    expected = names(open_source(str(path)))
+    index = path.with_name(".x.tar.index")
+    ends = np.cumsum([0, *map(len, expected)], dtype=np.int32)
+    forged = ends.copy()
+    forged[-1] = 1 << 30  # far behind the names
+    content = index.read_bytes()
+    assert content.count(ends.tobytes()) == 1
+    index.write_bytes(content.replace(ends.tobytes(), forged.tobytes()))
+    source = open_source(str(path))
+    assert names(source) == expected and reds(source) == [0, 1, 2]
 
 
 def test_an_index_that_cannot_lie_beside_goes_to_the_caches(write, tmp_path, monkeypatch, caplog):

@@ -27,6 +27,10 @@ _log = logging.getLogger(__name__)
 
 LABEL = "label:"  # begins the names of columns that can hold labels
 _FORMAT = 1  # raise it when the index changes
+COLUMNS = {  # of every index, and their types
+    "name": "binary", "start": "int64", "size": "int64", "digest": "uint64",
+    "ending": "dictionary<values=string, indices=int32, ordered=0>",
+}
 _AHEAD = 1 << 23  # bytes of a remote shard that are read at once
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
 _TEXTS = ("cls", "txt")  # files beside an image that hold one value; .json holds fields
@@ -59,12 +63,7 @@ def read_index(blob: Blob) -> Any:
     key |= {"endings": " ".join(sorted(extensions()))}
     places = _places(blob)
     for place in places:
-        try:
-            table = ipc.open_file(pyarrow.memory_map(str(place))).read_all()
-            about = about_index(table)
-        except (OSError, pyarrow.ArrowException, ValueError):  # none, or not one of ours
-            continue
-        if about["key"] == key:
+        if (table := _kept(place, key)) is not None:
             return table
     table = _built(blob, key)
     for place in places:
@@ -80,6 +79,22 @@ def read_index(blob: Blob) -> Any:
         "%s: its index cannot be kept, and is built at each start (%s)", blob.where, reason
     )
     return table
+
+
+def _kept(place: Path, key: Mapping[str, Any]) -> Any:
+    """Return a kept index; None if there is none, or it is of another shard, damaged or forged."""
+    import pyarrow
+    from pyarrow import ipc
+
+    try:
+        table = ipc.open_file(pyarrow.memory_map(str(place))).read_all()
+        table.validate(full=True)  # else forged offsets would read other memory, or abort
+        columns = [table.column(name) for name in COLUMNS]
+        about = about_index(table)
+    except (OSError, pyarrow.ArrowException, LookupError, ValueError):
+        return None
+    types = [str(column.type) for column in columns if column.num_chunks == 1]
+    return table if about["key"] == key and types == list(COLUMNS.values()) else None
 
 
 def about_index(table: Any) -> dict[str, Any]:
