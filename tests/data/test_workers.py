@@ -183,3 +183,28 @@ def test_no_worker_outlives_the_main_process(signum):
         _, errors = process.communicate(timeout=60)  # the workers hold these streams, too
     assert process.returncode == -signum
     assert errors.count("Traceback") == (signum == signal.SIGINT)
+
+
+FORKED = """
+import os, signal
+from beit.data.workers import computed
+
+fork = os.fork
+
+def forked():
+    child = fork()  # in the worker and in the main process: a signal before the next line
+    os.kill(os.getpid(), signal.SIGINT)
+    return child
+
+os.fork = forked
+next(computed(abs, range(4), 2, str))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere workers are not forked")
+def test_a_signal_while_a_worker_starts_ends_the_main_process_alone():
+    command = [sys.executable, "-c", FORKED]
+    process = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert process.stderr.count("Traceback") == 1
+    assert "KeyboardInterrupt" in process.stderr

@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# What a scheduler and Ctrl-C send to all processes.
+SIGNALS = [getattr(signal, n) for n in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, n)]
 _AHEAD = 2  # results per worker, computed before they are asked for
 Function = Callable[[Any], Any]
 
@@ -78,11 +80,12 @@ class _Worker:
         self.socket, other = context.Pipe()
         sockets = (other, self.socket)
         self.process = context.Process(target=_work, args=(*sockets, compute), daemon=True)
-        self.process.start()
+        with _signals_held():  # until the worker ignores them, and it is known how to end it
+            self.process.start()
+            # At exit, too, before multiprocessing sends SIGTERM to its processes and waits.
+            self.end = Finalize(self, self.process.kill, exitpriority=0)
         other.close()  # now the worker alone holds it, and the stream ends with the worker
         self._stream = open(self.socket.fileno(), "rb", closefd=False)
-        # At exit, too, before multiprocessing sends SIGTERM to its processes and waits for them.
-        self.end = Finalize(self, self.process.kill, exitpriority=0)
 
     def give(self, task: tuple[int, Any]) -> None:
         self.task = task
@@ -112,11 +115,25 @@ class _Worker:
         return ChildProcessError(died + (hint if name == "SIGKILL" else ""))
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Let signals wait, in this thread and in processes that it starts."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _work(own: Connection, other: Connection, compute: Function) -> None:
     """Compute tasks until the main process closes its socket or dies."""
-    # A scheduler and Ctrl-C signal all processes; the main one ends the workers, after a last step.
-    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGUSR1", signal.SIGINT)):
+    for number in SIGNALS:  # the main process ends the workers, after a last step
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
     torch.set_num_threads(1)
     other.close()
     stream = open(own.fileno(), "wb", closefd=False)

@@ -28,7 +28,10 @@ _log = logging.getLogger(__name__)
 LABEL = "label:"  # begins the names of columns that can hold labels
 _FORMAT = 1  # raise it when the index changes
 COLUMNS = {  # of every index, and their types
-    "name": "binary", "start": "int64", "size": "int64", "digest": "uint64",
+    "name": "binary",
+    "start": "int64",
+    "size": "int64",
+    "digest": "uint64",
     "ending": "dictionary<values=string, indices=int32, ordered=0>",
 }
 _AHEAD = 1 << 23  # bytes of a remote shard that are read at once
