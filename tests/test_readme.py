@@ -5,12 +5,15 @@ import importlib
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 import beit
 from beit import cli
 from beit.command import presets
+from beit.nn.vit import VisionTransformer, ViTConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -57,6 +60,27 @@ def test_python_of_the_documents_names_what_there_is(page: Path) -> None:
                 assert all(hasattr(module, name.name) for name in node.names), code
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert node.value.id != "beit" or hasattr(beit, node.attr), code
+
+
+def test_the_fine_tuning_loop_of_the_documents_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    config = ViTConfig((16, 24), 8, width=12, depth=3, num_heads=3)
+    (tmp_path / "runs/pretrain").mkdir(parents=True)
+    beit.save(VisionTransformer(config), "runs/pretrain/weights.safetensors")
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if "parameter_groups" in block]
+    loader = [(torch.rand(2, 3, 16, 24), torch.tensor([0, 1]))]
+    names: dict[str, Any] = {"beit": beit, "torch": torch, "loader": loader}
+    exec(code, names)
+    assert {group["lr"] for group in names["optimiser"].param_groups} == {
+        5e-4 * 0.65**layer for layer in range(5)
+    }
+    assert [block.drop_rate for block in names["model"].backbone.blocks] == [0.0, 0.05, 0.1]
+    read = beit.load("classifier.safetensors")
+    assert read.classes == ("cat", "dog")
+    assert torch.equal(read.head.weight, names["model"].head.weight)
 
 
 @pytest.mark.parametrize("name", presets.names())

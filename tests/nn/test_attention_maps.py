@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.nn.attention_maps import attention_maps, probabilities, rollout, top_mass
+from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.position import resized
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.weights.formats.published import from_published
@@ -133,6 +134,8 @@ def test_blocks_that_do_not_exist_are_refused() -> None:
     for layer in (0, 4, -1):
         with pytest.raises(ValueError, match=f"no block {layer}; the model's blocks are 1 to 3"):
             list(attention_maps(vit, images, [layer]))
+    with pytest.raises(TypeError, match=r"a ImageClassifier, expected .* model\.backbone"):
+        list(attention_maps(ImageClassifier(ImageClassifierConfig(CONFIG, 2)), images))
 
 
 def test_rollout_by_hand_and_its_laws() -> None:

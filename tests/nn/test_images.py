@@ -248,3 +248,10 @@ def test_codes_become_int64() -> None:
     assert torch.equal(
         checked_codes(torch.tensor([[0, 6]], dtype=torch.int16), 7), torch.tensor([[0, 6]])
     )
+
+
+def test_a_stacked_batch_of_opened_images_is_refused_with_the_remedy() -> None:
+    stacked = bytes_drawn()[:, None]  # as a DataLoader stacks what open_image returns
+    with pytest.raises(ValueError, match=r"images are \(2, 1, 3, .*; give images\.flatten\(0, 1\)"):
+        pixels_of(stacked)
+    assert torch.equal(pixels_of(stacked.flatten(0, 1)), pixels_of(bytes_drawn()))

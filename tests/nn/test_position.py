@@ -3,15 +3,23 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
+from beit.nn.heads import ImageClassifier, ImageClassifierConfig
+from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.position import (
     CLS_ROWS,
     cubic_spline,
     geometric_distances,
     resize_absolute,
     resize_relative_bias,
+    resized,
 )
 from beit.nn.relative_bias import RelativePositionBias, relative_position_index
+from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
+from beit.nn.vit import VisionTransformer, ViTConfig
+from beit.weights.file import save
+from beit.weights.open import load
 
 GOLDEN = Path(__file__).parents[1] / "goldens/rel_pos_resize.safetensors"
 
@@ -193,3 +201,39 @@ def test_a_constant_position_stays_constant() -> None:
 def test_positions_of_another_grid_are_refused() -> None:
     with pytest.raises(ValueError, match=r"positions are \(1, 16, 2\), expected \(1, 21, width\)"):
         resize_absolute(torch.ones(1, 16, 2), (4, 5), (5, 5))
+
+
+def models(vit: ViTConfig) -> dict[str, nn.Module]:
+    return {
+        "classifier": ImageClassifier(ImageClassifierConfig(vit, 5)),
+        "mim": MaskedImageModel(MaskedImageModelConfig(vit, 7, early_layers=2, head_layers=1)),
+        "segmenter": SemanticSegmenter(SegmenterConfig(vit, 5, (1, 2, 3, 4), auxiliary=False)),
+    }
+
+
+@pytest.mark.parametrize("name", ["classifier", "mim", "segmenter"])
+@torch.no_grad()
+def test_a_model_with_a_backbone_is_resized_with_its_configuration(
+    name: str, tmp_path: Path
+) -> None:
+    vit = ViTConfig((16, 24), 4, width=12, depth=4, num_heads=3, relative_bias="per_block")
+    model = models(vit)[name].eval()
+    other = resized(model, (24, 20))
+    assert other.image_size == other.backbone.image_size == (24, 20)
+    assert model.image_size == model.config.backbone.image_size == (16, 24)
+    save(other, tmp_path / "other.safetensors")
+    read, images = load(tmp_path / "other.safetensors"), torch.rand(2, 3, 24, 20)
+    extra = (torch.tensor([[3], [4]]),) if name == "mim" else ()
+    assert torch.equal(read(images, *extra)[0], other(images, *extra)[0])
+    assert resized(model.backbone, 24)(torch.rand(1, 3, 24, 24)).grid == (6, 6)
+
+
+def test_frozen_positions_stay_frozen() -> None:
+    config = ViTConfig((16, 24), 4, width=12, depth=1, num_heads=3, absolute_positions=True)
+    vit = VisionTransformer(config).requires_grad_(False)
+    assert not any(parameter.requires_grad for parameter in resized(vit, (24, 20)).parameters())
+
+
+def test_only_models_with_a_backbone_are_resized() -> None:
+    with pytest.raises(TypeError, match="a Linear has no backbone to resize"):
+        resized(nn.Linear(2, 3), 16)

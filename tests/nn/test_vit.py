@@ -83,8 +83,11 @@ def test_layers_are_the_raw_outputs_of_the_blocks_from_one(shaken: Shaken) -> No
 @pytest.mark.parametrize("layer", [-1, 5])
 def test_layers_that_do_not_exist_are_refused(layer: int) -> None:
     vit = VisionTransformer(CONFIG)
-    with pytest.raises(ValueError, match=f"layers has {layer}; blocks are 1 to 4"):
+    with pytest.raises(ValueError, match=rf"layers is \(2, {layer}\); .* from 1 to 4, or 0 for"):
         vit(some_images(), layers=(2, layer))
+    for layers in (2, "all"):
+        with pytest.raises(ValueError, match=f"layers is {layers!r}; expected a list of blocks"):
+            vit(some_images(), layers=layers)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -259,3 +262,12 @@ def test_a_configuration_that_cannot_be_built_is_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         replace(CONFIG, **changes)
+
+
+def test_the_remedy_for_another_size_of_images_works(shaken: Shaken) -> None:
+    vit = shaken(VisionTransformer(CONFIG))
+    images = torch.rand(1, 3, 12, 8)
+    with pytest.raises(ValueError, match=r"position\.resized\(model, \(12, 8\)\)$") as refused:
+        vit(images)
+    remedy = str(refused.value).split(": ")[-1].removeprefix("beit.nn.position.")
+    assert eval(remedy, {"resized": resized, "model": vit})(images).grid == (6, 4)

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -77,7 +78,7 @@ def test_normalisation_can_be_replaced_and_sizes_cannot(tokenizer, tmp_path):
     assert torch.allclose(read.encoder.mean.flatten(), torch.tensor([0.1, 0.2, 0.3]))
     with pytest.raises(ValueError, match=r"w\.safetensors: num_heads=3 contradicts .* says 2"):
         load(path, num_heads=3)
-    with pytest.raises(ValueError, match="unknown override depht"):
+    with pytest.raises(ValueError, match="takes no override depht; expected mean, std"):
         load(path, depht=3)
 
 
@@ -197,3 +198,22 @@ def test_failed_writing_keeps_the_older_file(backbone, tmp_path, monkeypatch):
         save_weights(path, backbone)
     assert list(tmp_path.iterdir()) == [path]
     assert load_file(path).keys() == backbone.state_dict().keys()
+
+
+@pytest.mark.parametrize("change", ["head", "dropout", "blocks"])
+def test_a_model_changed_without_its_configuration_is_not_saved(classifier, tmp_path, change):
+    width = classifier.config.backbone.width
+    if change == "head":
+        classifier.head = torch.nn.Linear(width, 7)
+    elif change == "dropout":
+        classifier.head = torch.nn.Sequential(torch.nn.Dropout(0.1), torch.nn.Linear(width, 5))
+    else:
+        classifier.backbone.blocks = classifier.backbone.blocks[:1]
+    path = tmp_path / "mine.safetensors"
+    with pytest.raises(ValueError, match=r"mine\.safetensors is not written: .*model\.config = "):
+        save(classifier, path)
+    assert not path.exists()
+    if change == "head":  # as the message says
+        classifier.config = replace(classifier.config, num_classes=7, class_names=None)
+        save(classifier, path)
+        assert same(load(path), classifier)

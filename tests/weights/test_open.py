@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import struct
 
 import pytest
@@ -408,7 +409,7 @@ def test_a_head_of_another_size_needs_the_number_of_classes(tmp_path, classifier
     tensors["head.weight"], tensors["head.bias"] = torch.zeros(3, 24), torch.zeros(3)
     _, metadata = read_safetensors(path)
     save_file(tensors, path, metadata)
-    expected = r"head\.weight is \(3, 24\), expected \(5, 24\).*; give num_classes=… for a new head"
+    expected = r"head\.weight is \(3, 24\), expected \(5, 24\).*; num_classes=… replaces the head"
     with pytest.raises(ValueError, match=expected):
         load(path)
     assert load(path, num_classes=3).head.out_features == 3
@@ -540,3 +541,63 @@ def test_a_size_is_a_side_or_a_pair(size, backbone, tmp_path):
     save_weights(tmp_path / "w.safetensors", backbone)
     with pytest.raises(ValueError, match=r"image_size is .*, expected one side or \(height, width"):
         load_backbone(tmp_path / "w.safetensors", image_size=size)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "a.safetensors",
+            b"version https://git-lfs.github.com/spec/v1",
+            "a pointer of Git LFS: run",
+        ),
+        ("a.pth", b"version https://git-lfs.github.com/spec/v1", "a pointer of Git LFS: run"),
+        ("a.pth", b"<!DOCTYPE html>", "a web page: download the file itself"),
+        ("a.bin", b"", "is empty: download it again"),
+        (
+            "a.pth",
+            b"\x10" + bytes(7) + b'{"a": 1}',
+            "a safetensors file: rename it to .safetensors",
+        ),
+        ("a.safetensors", b"PK\x03\x04" + bytes(9), "a PyTorch checkpoint: rename it to .pth"),
+    ],
+)
+def test_what_is_no_weights_file_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=rf"{re.escape(name)}.* it is {message}|it {message}"):
+        load(tmp_path / name)
+
+
+def test_a_folder_without_known_files_names_those_to_give(tmp_path, classifier):
+    message = r"is not a run directory: it has no config\.yaml, nor has it weights\.safetensors, "
+    with pytest.raises(
+        FileNotFoundError, match=message + r"model\.safetensors or pytorch_model\.bin$"
+    ):
+        load(tmp_path)
+    torch.save({}, tmp_path / "mine.pth")
+    with pytest.raises(FileNotFoundError, match=r"; give one of its files: mine\.pth$"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("source", "hint"),
+    [
+        (
+            "https://x.org/beitv2_base_patch16_224_pt1k.pth",
+            "published:beitv2_base_patch16_224_pt1k?",
+        ),
+        ("vqkd_encoder_base_decoder_1x768x12_dino-663c55d7.pth", "published:vqkd_encoder_base"),
+        ("timm:beitv2_base_patch16_224", "hf://timm/beitv2_base_patch16_224.TAG"),
+    ],
+)
+def test_other_ways_to_name_published_weights_get_a_hint(source, hint):
+    with pytest.raises(FileNotFoundError, match=re.escape(hint)):
+        load(source)
+
+
+def test_a_model_without_head_takes_no_number_of_classes(tmp_path, backbone):
+    save_weights(tmp_path / "ours.safetensors", backbone)
+    save_file(to_published(backbone), tmp_path / "theirs.safetensors")
+    for name in ("ours", "theirs"):
+        with pytest.raises(ValueError, match=f"{name}.* no override num_classes; .* no head for"):
+            load(tmp_path / f"{name}.safetensors", num_classes=3)

@@ -1,6 +1,6 @@
 """Attention probabilities of a vision Transformer's blocks, with all its biases, and their rollout.
 
-Images have the size of the model; `nn.vit.resized` changes that size.
+Images have the size of the model; `nn.position.resized` changes that size.
 """
 
 from collections.abc import Collection, Iterable, Iterator
@@ -42,6 +42,11 @@ def attention_maps(
 
     Yields: numbers in increasing order, with (B, h, 1+N, 1+N), [CLS] first, see `probabilities`
     """
+    if not isinstance(vit, VisionTransformer):
+        raise TypeError(
+            f"the model is a {type(vit).__name__}, expected a vision Transformer, as from "
+            "beit.load_backbone: of most models model.backbone, of a VQ-KD tokenizer model.encoder"
+        )
     depth = vit.config.depth
     chosen = sorted(range(1, depth + 1) if layers is None else set(layers))
     if invalid := [layer for layer in chosen if not 1 <= layer <= depth]:

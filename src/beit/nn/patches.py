@@ -62,6 +62,8 @@ def pixels_of(images: Tensor, any_values: bool = False) -> Tensor:
         )
     if images.ndim != 4 or images.shape[1] != 3:
         way = WAYS.get((images.ndim, images.shape[-1:] == (3,)), "")
+        if images.ndim == 5 and images.shape[1] == 1:  # a DataLoader of what open_image returns
+            way = "; give images.flatten(0, 1)"
         raise ValueError(f"images are {tuple(images.shape)}, expected RGB (B, 3, H, W){way}")
     if images.dtype not in (torch.uint8, *FLOATS):
         raise ValueError(

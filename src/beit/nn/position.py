@@ -2,6 +2,7 @@
 
 import copy
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,27 +15,50 @@ from beit.nn.vit import VisionTransformer
 
 MIN_RATIO, MAX_RATIO = 1.01, 1.5  # ratio of the geometric progression of offsets (published code)
 RATIO_ERROR = 1e-6
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def resized(vit: VisionTransformer, image_size: Size) -> VisionTransformer:
+def resized(model: Model, image_size: int | Size) -> Model:
     """Return a copy for another image size (height, width), with its positions resized.
 
     See ``resize_relative_bias`` and ``resize_absolute``. For the same grid, the model itself.
+
+    Args:
+        model: a vision Transformer, or a model with one as its ``backbone``
+        image_size: (height, width), or one side
     """
-    config = replace(vit.config, image_size=image_size)
-    old, new = vit.config.grid, config.grid
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    old, new = _vit_of(model).config.grid, replace(_vit_of(model).config, image_size=size).grid
     if old == new:
-        return vit
-    vit = copy.deepcopy(vit)
-    vit.config, vit.image_size = config, config.image_size
+        return model
+    model = copy.deepcopy(model)
+    vit = _vit_of(model)
+    vit.config = replace(vit.config, image_size=size)
+    if vit is not model:
+        model.config = replace(model.config, backbone=vit.config)  # type: ignore[type-var]
+    for part in (vit, model):
+        if "image_size" in vars(part):  # of the others it is a property
+            part.image_size = size
     if vit.pos_embed is not None:
-        vit.pos_embed = nn.Parameter(resize_absolute(vit.pos_embed.detach(), old, new))
-    for module in vit.modules():
+        positions = resize_absolute(vit.pos_embed.detach(), old, new)
+        vit.pos_embed = nn.Parameter(positions, vit.pos_embed.requires_grad)
+    for module in model.modules():
         if isinstance(module, VisionTransformer | Attention) and module.rel_pos_bias is not None:
             bias = module.rel_pos_bias
             module.rel_pos_bias = RelativePositionBias(new, bias.table.shape[1]).to(bias.table)
             table = resize_relative_bias(bias.table, old, new)
-            module.rel_pos_bias.table = nn.Parameter(table.detach())
+            module.rel_pos_bias.table = nn.Parameter(table.detach(), bias.table.requires_grad)
+    return model
+
+
+def _vit_of(model: nn.Module) -> VisionTransformer:
+    vit = model if isinstance(model, VisionTransformer) else getattr(model, "backbone", None)
+    if not isinstance(vit, VisionTransformer):
+        kind = type(model).__name__
+        raise TypeError(
+            f"a {kind} has no backbone to resize; expected a vision Transformer or a "
+            "model with one as its backbone, such as a classifier"
+        )
     return vit
 
 

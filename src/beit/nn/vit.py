@@ -190,10 +190,14 @@ class VisionTransformer(nn.Module):
         if (H, W) != tuple(config.image_size):
             raise ValueError(
                 f"images are {H} x {W}, the model takes {config.image_size[0]} x "
-                f"{config.image_size[1]}; resize the images, or build the model for their size"
+                f"{config.image_size[1]}; resize the images, or the model: "
+                f"beit.nn.position.resized(model, ({H}, {W}))"
             )
-        if unknown := set(layers) - set(range(len(self.blocks) + 1)):
-            raise ValueError(f"layers has {min(unknown)}; blocks are 1 to {len(self.blocks)}")
+        if isinstance(layers, int | str) or not set(layers) <= set(range(len(self.blocks) + 1)):
+            raise ValueError(
+                f"layers is {layers!r}; expected a list of blocks, from 1 to {len(self.blocks)}, "
+                "or 0 for the input of the first"
+            )
         if config.in_channels == 1 and not config.of_codes:
             pixels = grey(pixels)
         if config.mean is not None:

@@ -23,6 +23,7 @@ from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.run.settings import first, from_plain
+from beit.weights.mistaken import instead
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,10 @@ MAX_SHARED, MIN_HELD = 4, 2**20
 MAX_INDEX = 2**30  # entries of all position indices; a ViT-L at 1024 x 1024 pixels has 0.4e9
 
 
+# About `num_classes` for a model that is no classifier.
+NO_HEAD = ". It has no head for classes; docs/python.md says how to put one on it"
+
+
 class EarlyLayersUnknownError(ValueError):
     """The weights do not determine which block feeds the patch aggregation."""
 
@@ -71,6 +76,7 @@ def save(model: nn.Module, path: str | Path, crop_ratio: float | None = None) ->
     """
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"path is {str(path)!r}, expected a name that ends in .safetensors")
+    _check_savable(model, str(path))
     loaded = getattr(model, "crop_ratio", None)
     save_weights(user_path(path), model, loaded if crop_ratio is None else crop_ratio)
 
@@ -81,11 +87,7 @@ def save_weights(path: str | Path, model: nn.Module, crop_ratio: float | None = 
     Args:
         crop_ratio: side of the centre crop of its evaluation images over the shorter side
     """
-    kind = type(model).__name__
-    if kind not in KINDS:
-        known = ", ".join(KINDS)
-        bare = "the bare model (of a compiled one its _orig_mod, of DDP its module)"
-        raise ValueError(f"a {kind} cannot be saved; expected {bare}, one of {known}")
+    _kind_of(model)
     # A single entry: safetensors writes several in an order that differs between runs.
     metadata = {FORMAT: description(model, crop_ratio)}
     state = model.state_dict()
@@ -95,6 +97,31 @@ def save_weights(path: str | Path, model: nn.Module, crop_ratio: float | None = 
         mode = temporary.stat().st_mode
         save_file(tensors, temporary, metadata)
         temporary.chmod(mode)  # the default mode; safetensors gives access to the owner only
+
+
+def _kind_of(model: nn.Module) -> type[nn.Module]:
+    """Return the class of a model that can be saved."""
+    kind = type(model).__name__
+    if kind not in KINDS:
+        known = ", ".join(KINDS)
+        bare = "the bare model (of a compiled one its _orig_mod, of DDP its module)"
+        raise ValueError(f"a {kind} cannot be saved; expected {bare}, one of {known}")
+    return KINDS[kind][0]
+
+
+def _check_savable(model: nn.Module, path: str) -> None:
+    """Refuse a model that was changed without its configuration: its file could not be opened."""
+    model_class = _kind_of(model)
+    with torch.device("meta"):
+        expected = model_class(model.config).state_dict()
+    if problems := mismatches(model.state_dict(), expected):
+        kind = model_class.__name__
+        raise ValueError(
+            f"{path} is not written: the model differs from its configuration, so nothing could "
+            f"open it: {first(problems)}. Change model.config, too, as in model.config = "
+            "dataclasses.replace(model.config, num_classes=7, class_names=None) for another linear "
+            f"head; keep what is no part of a {kind} outside, and save it with torch.save"
+        )
 
 
 def description(model: nn.Module, crop_ratio: float | None = None) -> str:
@@ -125,9 +152,10 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
+        what = instead(path) or f": it is truncated, damaged, or in another format ({error})"
+        size = path.stat().st_size
         raise ValueError(
-            f"{path}, of {path.stat().st_size} bytes, is not a sound safetensors file: it is "
-            f"truncated, damaged, or in another format ({error})"
+            f"{path}, of {size} bytes, is not a sound safetensors file{what}"
         ) from error
 
 
@@ -203,7 +231,7 @@ def assemble(
     expected = {name: expected[name] for name in expected if name not in fresh}
     if problems := mismatches(tensors, expected):
         only_head = all(problem.split()[0].endswith(HEAD) for problem in problems)
-        advice = "; give num_classes=… for a new head" if only_head else ""
+        advice = "; num_classes=… replaces the head by a new, untrained one" if only_head else ""
         kind = model_class.__name__
         raise ValueError(f"{origin} does not fit a {kind}: {first(problems)}{advice}")
     refuse_inflated(tensors, origin)
@@ -291,7 +319,9 @@ def override(config: Any, overrides: Mapping[str, Any]) -> Any:
     for name, value in overrides.items():
         owner = vit if hasattr(vit, name) else config
         if not hasattr(owner, name):
-            raise ValueError(f"unknown override {name}")
+            known = "num_classes, mean, std" if hasattr(config, "num_classes") else "mean, std"
+            more = NO_HEAD if name == "num_classes" else ""
+            raise ValueError(f"takes no override {name}; expected {known}{more}")
         current = getattr(owner, name)
         if name == "image_size":
             value = size_pair(value)

@@ -32,7 +32,7 @@ class Layout(NamedTuple):
 # timm's names are those of the published code, which also saves a relative_position_index.
 LAYOUTS = (
     Layout(
-        "transformers' BEiT (beit.embeddings.*, embeddings.*)",
+        "transformers' BEiT and Data2VecVision (beit.embeddings.*, embeddings.*, ...)",
         transformers_beit,
         transformers_beit.from_transformers,
         json_files={"config": "config.json", "processor": "preprocessor_config.json"},

@@ -254,9 +254,7 @@ def _load_with_head(
             f"{source} holds a {type(model).__name__}, which names no classes of {things}; "
             f"expected {model_class.__name__}"
         )
-    if size is not None:
-        model.backbone = resized(model.backbone, size_pair(size))
-    return model
+    return model if size is None else resized(model, size_pair(size))
 
 
 def _name_classes(model: nn.Module, origin: str) -> None:
@@ -288,6 +286,12 @@ def _find_file(path: Path) -> Path:
                 return file or path
             for shard in sorted(path.glob("*-of-*")):  # without their index
                 refuse_shard(shard)
+            files = [file.name for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)]
+            raise FileNotFoundError(
+                f"{path} is not a run directory: it has no config.yaml, nor has it "
+                f"{hub.WEIGHTS}, {' or '.join(hub.THEIRS)}"
+                + (f"; give one of its files: {first(files)}" if files else "")
+            )
         run = RunDirectory.open(path)
         if not run.weights_file.is_file():
             raise ValueError(
@@ -304,7 +308,10 @@ def _find_file(path: Path) -> Path:
         )
     if not path.is_file():
         hint = f"; in the hub, {hub.HUB}{path}" if hub.REPOSITORY.fullmatch(str(path)) else ""
-        hint = f"; did you mean {hub.PUBLISHED}{path}?" if str(path) in manifest.names() else hint
+        if str(path).startswith("timm:"):
+            hint = f"; timm's weights in the hub are {hub.HUB}timm/{path.name[5:]}.TAG"
+        elif (name := path.stem.partition("-")[0]) in manifest.names():
+            hint = f"; did you mean {hub.PUBLISHED}{name}?"
         raise FileNotFoundError(
             f"{path} does not exist{hint}; expected a run directory, a file ({expected}), "
             "hf://OWNER/NAME, published:NAME or beit:NAME"

@@ -308,7 +308,7 @@ def test_states_that_do_not_fit_are_refused(change, message, theirs):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "vit"}, "its model_type is 'vit', expected 'beit'"),
+        ({"model_type": "vit"}, "its model_type is 'vit', expected beit or data2vec-vision"),
         ({"hidden_act": "relu"}, "its hidden_act is 'relu', expected 'gelu'"),
         ({"layer_norm_eps": 1e-5}, "its layer_norm_eps is 1e-05, expected 1e-06 or less"),
         ({"layer_norm_eps": "small"}, "its layer_norm_eps is 'small', expected float"),
@@ -352,3 +352,26 @@ def test_other_models_are_not_taken_for_beit(theirs):
     vit = transformers.ViTConfig(hidden_size=24, num_hidden_layers=1, num_attention_heads=3)
     assert not recognises(transformers.ViTModel(vit).state_dict())
     assert not recognises({"cls_token": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("task", ["Model", "ForImageClassification", "ForSemanticSegmentation"])
+def test_data2vec_is_the_same_network(task, filled, images, tmp_path):
+    options = {**SMALL, **PYRAMID} if task == "ForSemanticSegmentation" else SMALL
+    config = transformers.Data2VecVisionConfig(**options, use_relative_position_bias=True)
+    model = filled(getattr(transformers, f"Data2VecVision{task}")(config))
+    model.save_pretrained(tmp_path)
+    read = load(tmp_path)
+    with torch.no_grad():
+        output = model(normalised(images))
+        expected = output.last_hidden_state if task == "Model" else output.logits
+    torch.testing.assert_close(output_of_ours(read, images), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_guessed_normalisation_is_warned_about(theirs, tmp_path, caplog):
+    model = theirs("BeitForImageClassification", **PER_BLOCK)
+    model.save_pretrained(tmp_path)
+    load(tmp_path, mean=0.4, std=0.3)
+    assert not caplog.messages
+    load(tmp_path)
+    (message,) = caplog.messages
+    assert "there is no preprocessor_config.json. Taken as by mean and std 0.5" in message

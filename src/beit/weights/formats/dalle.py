@@ -18,8 +18,9 @@ from beit.run.settings import first
 from beit.weights.file import assemble, read_safetensors, size_pair
 from beit.weights.formats.containers import named_tensors
 from beit.weights.formats.published_config import check_overrides, count_blocks, shape_of
+from beit.weights.mistaken import PICKLE, ZIP
 from beit.weights.safe_pickle import records
-from beit.weights.safe_pickle.files import PICKLE, ZIP, read_checkpoint
+from beit.weights.safe_pickle.files import read_checkpoint
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,13 @@ from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, grid_of
 from beit.nn.relative_bias import CLS_ROWS
 from beit.nn.tokenizer import NO_CUT, VQKDConfig
 from beit.nn.vit import ViTConfig
-from beit.weights.file import EarlyLayersUnknownError, SizeUnknownError, size_pair, three
+from beit.weights.file import (
+    NO_HEAD,
+    EarlyLayersUnknownError,
+    SizeUnknownError,
+    size_pair,
+    three,
+)
 from beit.weights.formats.published_names import TABLE
 
 BACKBONE_OVERRIDES = ("num_heads", "image_size", "mean", "std")
@@ -152,7 +158,8 @@ def image_size_of(
         if rows not in (None, expected_rows) or positions not in (None, Gh * Gw):
             raise ValueError(
                 f"image_size {size} is a grid of {Gh} x {Gw} patches of {patch_size}, and the "
-                f"positions in {origin} are for another; give the size it was trained at"
+                f"positions in {origin} are for another; give the size it was trained at, and "
+                "resize the loaded model: beit.nn.position.resized(model, (height, width))"
             )
         return size
     if rows is not None:  # (2g-1)^2, and those of [CLS]
@@ -212,5 +219,5 @@ def check_overrides(overrides: Mapping[str, Any], known: tuple[str, ...], origin
     """Refuse overrides that a layout does not have."""
     unknown = [name for name in overrides if name not in known]
     if unknown:
-        names = ", ".join(unknown)
-        raise ValueError(f"{origin} takes no override {names}; expected {', '.join(known)}")
+        names, more = ", ".join(unknown), NO_HEAD if "num_classes" in unknown else ""
+        raise ValueError(f"{origin} takes no override {names}; expected {', '.join(known)}{more}")

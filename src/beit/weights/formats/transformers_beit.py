@@ -1,5 +1,7 @@
 """Hugging Face transformers' BEiT: masked image modelling, classification, segmentation, backbone.
 
+Its Data2VecVision is the same network, under another prefix.
+
 `transformers_names` translates to and from the names of the published code; the readers of the
 published layouts do the rest. Facts are from transformers 5.23.
 """
@@ -43,9 +45,9 @@ logger = logging.getLogger(__name__)
 def recognises(tensors: Mapping[str, Tensor]) -> bool:
     """Whether the names are those of transformers' BEiT; its plain ViT also has a key bias."""
     embedded = "embeddings.patch_embeddings.projection.weight"
-    return (embedded in tensors or f"beit.{embedded}" in tensors) and not any(
-        name.endswith(("key.bias", "k_proj.bias")) for name in tensors
-    )
+    return any(
+        prefix + embedded in tensors for prefix in ("", "beit.", names.DATA2VEC)
+    ) and not any(name.endswith(("key.bias", "k_proj.bias")) for name in tensors)
 
 
 def from_transformers(
@@ -74,7 +76,11 @@ def from_transformers(
             and width exchanged), a larger LayerNorm epsilon.
     """
     indices = [name for name in tensors if name.endswith(INDEX)]
-    state = {name: tensor for name, tensor in tensors.items() if name not in indices}
+    state = {
+        name.replace(names.DATA2VEC, "beit.", 1): tensor
+        for name, tensor in tensors.items()
+        if name not in indices
+    }
     state = fused(renamed(state, names.FILES), names.QUERY_KEY_VALUE, names.QKV)
     architecture = _recognised(state)
     settings = settings_of(config or {}, architecture, origin) | normalisation_of(processor, origin)
@@ -97,7 +103,12 @@ def from_transformers(
         notes.append(f"the pyramid reads blocks {settings['layers']}, from its out_indices")
     if not {"mean", "std"} & settings.keys():
         settings |= {"mean": HALVES, "std": HALVES}
-        notes.append("mean and std are 0.5, the default of its processor, unless given")
+        logger.warning(
+            "%s does not say how its images were normalised: there is no preprocessor_config.json. "
+            "Taken as by mean and std 0.5, the default of transformers' BEiT; for others give "
+            "mean=… and std=…",
+            origin,
+        )
 
     where = f"{origin} (transformers' {architecture.name}, by published names)"
     build = segmenter_and_summary if architecture is names.SEGMENTER else model_and_summary

@@ -15,6 +15,7 @@ from beit.weights.file import config_of_vit, size_pair
 from beit.weights.formats.names import Architecture
 from beit.weights.formats.transformers_names import BARE, CLASSIFIER, MASKED, SEGMENTER
 
+MODEL_TYPES = ("beit", "data2vec-vision")  # the same network
 HALVES = (0.5, 0.5, 0.5)  # default mean and std of BeitImageProcessor
 ARCHITECTURES = {
     MaskedImageModel: MASKED,
@@ -131,7 +132,11 @@ def settings_of(
     config: Mapping[str, Any], architecture: Architecture, origin: str
 ) -> dict[str, Any]:
     """Read settings that shapes do not determine from `config.json`; refuse unsupported ones."""
-    fixed = {"model_type": "beit", "hidden_act": "gelu", "pool_scales": list(POOL_SIDES)}
+    kind = config.get("model_type", "beit")
+    if kind not in MODEL_TYPES:
+        known = " or ".join(MODEL_TYPES)
+        raise ValueError(f"{origin}: its model_type is {kind!r}, expected {known}")
+    fixed = {"hidden_act": "gelu", "pool_scales": list(POOL_SIDES)}
     for name, expected in fixed.items():
         value = config.get(name, expected)
         if (list(value) if isinstance(value, tuple) else value) != expected:

@@ -4,6 +4,7 @@ from beit.weights.formats import published_segmentation
 from beit.weights.formats.names import Architecture, Rows
 from beit.weights.formats.published_names import TABLE
 
+DATA2VEC = "data2vec_vision."  # where BEiT has "beit."
 ATTENTION = "encoder.layer.#.attention.attention"
 # (published, transformers'), after queries, keys and values were fused. The right side has the
 # names in files, which are the same in all versions; names in memory differ.

@@ -9,9 +9,8 @@ from typing import Any
 
 import torch
 
+from beit.weights.mistaken import PICKLE, ZIP, instead
 from beit.weights.safe_pickle.records import UNSOUND, unsound
-
-ZIP, PICKLE = b"PK", b"\x80"  # first bytes of files of torch 1.6 and later, and of older ones
 
 
 class Ignored:
@@ -44,7 +43,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     with path.open("rb") as file:
         beginning = file.read(2)
     if not beginning.startswith((ZIP, PICKLE)):
-        raise ValueError(f"{path} is not a PyTorch checkpoint: it begins with {beginning!r}")
+        what = instead(path) or f": it begins with {beginning!r}"
+        raise ValueError(f"{path} is not a PyTorch checkpoint{what}")
     placeholders: list[Any] = [(Ignored, name) for name in IGNORED_NAMES]
     try:
         if beginning == ZIP:
@@ -63,7 +63,11 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except (*UNSOUND, MemoryError) as error:
         if not unsound(error):
             raise
-        raise ValueError(f"{path} is damaged, or not a PyTorch checkpoint ({error!r})") from error
+        size = path.stat().st_size
+        raise ValueError(
+            f"{path}, of {size} bytes, is truncated or damaged, or not a PyTorch checkpoint "
+            f"({error!r})"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected tensors by name")
     if content.keys() == {"step", "state"}:
