@@ -134,7 +134,7 @@ def test_blocks_that_do_not_exist_are_refused() -> None:
     for layer in (0, 4, -1):
         with pytest.raises(ValueError, match=f"no block {layer}; the model's blocks are 1 to 3"):
             list(attention_maps(vit, images, [layer]))
-    with pytest.raises(TypeError, match=r"a ImageClassifier, expected .* model\.backbone"):
+    with pytest.raises(TypeError, match=r"type ImageClassifier, expected .* model\.backbone"):
         list(attention_maps(ImageClassifier(ImageClassifierConfig(CONFIG, 2)), images))
 
 

@@ -44,8 +44,8 @@ def attention_maps(
     """
     if not isinstance(vit, VisionTransformer):
         raise TypeError(
-            f"the model is a {type(vit).__name__}, expected a vision Transformer, as from "
-            "beit.load_backbone: of most models model.backbone, of a VQ-KD tokenizer model.encoder"
+            f"the model is of type {type(vit).__name__}, expected a vision Transformer: of most "
+            "models model.backbone, of a VQ-KD tokenizer model.encoder"
         )
     depth = vit.config.depth
     chosen = sorted(range(1, depth + 1) if layers is None else set(layers))

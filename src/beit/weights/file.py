@@ -120,7 +120,7 @@ def _check_savable(model: nn.Module, path: str) -> None:
             f"{path} is not written: the model differs from its configuration, so nothing could "
             f"open it: {first(problems)}. Change model.config, too, as in model.config = "
             "dataclasses.replace(model.config, num_classes=7, class_names=None) for another linear "
-            f"head; keep what is no part of a {kind} outside, and save it with torch.save"
+            f"head, or put other parts around the {kind} and save those with torch.save"
         )
 
 

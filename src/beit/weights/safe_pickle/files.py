@@ -63,11 +63,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except (*UNSOUND, MemoryError) as error:
         if not unsound(error):
             raise
-        size = path.stat().st_size
-        raise ValueError(
-            f"{path}, of {size} bytes, is truncated or damaged, or not a PyTorch checkpoint "
-            f"({error!r})"
-        ) from error
+        raise ValueError(f"{path} is damaged, or not a PyTorch checkpoint ({error!r})") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, expected tensors by name")
     if content.keys() == {"step", "state"}:
