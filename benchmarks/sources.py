@@ -15,6 +15,7 @@ others get copies of that index. Then the indices are opened, and four workers n
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import random
 import tarfile
@@ -251,22 +252,24 @@ def open_index(folder: str) -> dict[str, Any]:
     order = epoch_order(len(source), SEED, 0)
     shares = order[: WORKERS * 50_000].view(WORKERS, -1).tolist()
 
-    def name(share: list[int]) -> int:
+    def name(share: list[int]) -> None:
         assert source.labels is not None
         for index in share:
             assert source.name(index).startswith("n") and int(source.labels[index]) < 1000
-        return memory()
 
-    used = list(computed(name, shares, WORKERS, str))
-    total = memory() + sum(used)
+    naming = computed(name, shares, WORKERS, str)
+    for _ in shares:
+        next(naming)  # workers end with the iterator, not with their task
+    workers = [str(process.pid) for process in multiprocessing.active_children()]
+    total = sum(map(memory, ["self", *workers]))
     result = {"names": len(source), "seconds_to_open": seconds, "cpu_seconds_to_open": used_cpu}
     result["workers"] = WORKERS
     return result | {"bytes_before": before, "bytes_open": after, "bytes_with_workers": total}
 
 
-def memory() -> int:
-    """Return the memory of this process, its part of what it shares with others (PSS)."""
-    text = Path("/proc/self/smaps_rollup").read_text()
+def memory(process: str = "self") -> int:
+    """Return the memory of a process, its part of what it shares with others (PSS)."""
+    text = Path("/proc", process, "smaps_rollup").read_text()
     [line] = [line for line in text.splitlines() if line.startswith("Pss:")]
     return int(line.split()[1]) * 1024
 

@@ -28,9 +28,9 @@ def fetch(
 
 def doctor(
     data: Any = ..., *, test: Any = ..., output: Any = ..., write: Any = ..., drop: Any = ...,
-    near: Any = ..., max_ratio: Any = ..., max_unreadable: Any = ..., limit: Any = ...,
-    num_workers: Any = ..., verb: Any = ..., preset: Any = ..., config: Any = ...,
-    quiet: Any = ..., **options: Any
+    near: Any = ..., model: Any = ..., cosine: Any = ..., max_ratio: Any = ...,
+    max_unreadable: Any = ..., limit: Any = ..., num_workers: Any = ..., verb: Any = ...,
+    preset: Any = ..., config: Any = ..., quiet: Any = ..., **options: Any
 ) -> Result:
     """Find what is wrong with images, the machine or a training, before it runs; options: help(beit.doctor)."""
 

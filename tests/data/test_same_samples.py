@@ -1,6 +1,7 @@
 """The same images in every kind of source give the same samples, to the bit."""
 
 import io
+import multiprocessing
 import tarfile
 import zipfile
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from pyarrow import parquet
+from torch import distributed
 
 from beit.data.batches import TrainBatches
 from beit.data.sources import open_source
@@ -78,19 +80,48 @@ def _caches(tmp_path, monkeypatch):
     remote._kept.cache_clear()
 
 
-def samples(spec, start=0, ranks=1, workers=0):
+def samples(spec, start=0, workers=0, rank=0, processes=1):
     """Returns the images, targets, labels and indices of two epochs and a bit, from a step on."""
-    source = open_source(spec, split="train")
-    common = {"seed": 5, "start_step": start, "num_steps": 7, "world_size": ranks}
-    size = {"batch_size": 4 // ranks, "num_workers": workers}
-    streams = [TrainBatches(source, VIEWS, rank=rank, **common, **size) for rank in range(ranks)]
-    found = []
-    for together in zip(*streams, strict=True):
-        fields = zip(
-            *[(b.images, b.target_images, b.labels, b.indices) for b in together], strict=True
-        )
-        found.append([torch.cat(field) for field in fields])
-    return found
+    batches = TrainBatches(
+        open_source(spec, split="train"),
+        VIEWS,
+        batch_size=4 // processes,
+        seed=5,
+        start_step=start,
+        num_steps=7,
+        rank=rank,
+        world_size=processes,
+        num_workers=workers,
+    )
+    return [[b.images, b.target_images, b.labels, b.indices] for b in batches]
+
+
+def samples_of_two(spec, folder, **options):
+    """Returns the same of two processes, each with its half, gathered over gloo."""
+    folder.mkdir()
+    context = multiprocessing.get_context("fork")  # what is in memory:// is in them too
+    arguments = [(rank, spec, folder, options) for rank in range(2)]
+    started = [context.Process(target=be_one_of_two, args=each) for each in arguments]
+    for process in started:
+        process.start()
+    for process in started:
+        process.join()
+    assert [process.exitcode for process in started] == [0, 0]
+    return torch.load(folder / "samples")
+
+
+def be_one_of_two(rank, spec, folder, options):
+    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    gathered = []
+    for batch in samples(spec, rank=rank, processes=2, **options):
+        halves = [[torch.empty_like(field) for _ in range(2)] for field in batch]
+        for half, field in zip(halves, batch, strict=True):
+            distributed.all_gather(half, field)
+        gathered.append([torch.cat(half) for half in halves])
+    if rank == 0:
+        torch.save(gathered, folder / "samples")
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
 def same(first, second, labels=True):
@@ -110,6 +141,7 @@ KINDS = (
     "folder in a store",
     "rows in a store",
 )
+LESS_OFTEN = [kind for kind in KINDS if kind != "shards"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -117,13 +149,17 @@ def test_every_kind_of_source_gives_the_samples_of_the_folder(kinds, kind):
     same(samples(kinds[kind]), samples(kinds["folder"]), labels=kind != "list")
 
 
-@pytest.mark.parametrize("kind", ["shards", "zip", "rows", "tar in a store", "mixture"])
-def test_workers_processes_and_interruptions_change_no_sample(kinds, kind):
-    whole = samples(kinds[kind])
+@pytest.mark.parametrize(
+    "kind",
+    ["folder", "shards", "mixture", *(pytest.param(k, marks=pytest.mark.slow) for k in LESS_OFTEN)],
+)
+def test_workers_processes_and_interruptions_change_no_sample(kinds, kind, tmp_path):
+    whole = samples(kinds[kind])  # epochs of three steps
     for workers in (1, 4):
         same(samples(kinds[kind], workers=workers), whole)
-    same(samples(kinds[kind], ranks=2), whole)
-    same(samples(kinds[kind], start=2, workers=1), whole[2:])
+    same(samples_of_two(kinds[kind], tmp_path / "two", workers=1), whole)
+    same(samples(kinds[kind], start=2), whole[2:])
+    same(samples_of_two(kinds[kind], tmp_path / "resumed", start=4), whole[4:])
 
 
 def test_parts_are_the_same_images_in_folder_tar_and_zip(kinds):

@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import pytest
@@ -72,7 +73,7 @@ def test_a_training_that_counts_steps_is_shortened_too():
 
 
 @pytest.mark.parametrize(("allowed", "steps"), [("1h", 10), ("0.01s", 1)])
-def test_a_run_records_what_was_chosen_and_not_the_budget(allowed, steps, tmp_path, caplog):
+def test_a_run_records_what_was_chosen_and_not_the_budget(allowed, steps, tmp_path, caplog, capsys):
     config = tokenizer_config(tmp_path / "run")
     config = replace(config, run=replace(config.run, budget=allowed))
     result = vqkd.run(config)
@@ -80,6 +81,8 @@ def test_a_run_records_what_was_chosen_and_not_the_budget(allowed, steps, tmp_pa
     assert (written["run"]["budget"], written["run"]["fitted_to"]) == ("", allowed)
     assert f"{steps} step{'s' * (steps > 1)} of" in written["run"]["chosen"][-1]
     assert ("hardly anything in fewer than 100 steps" in caplog.text) == (steps < 10)  # shortened
+    overrun = re.search(r"minutes, over the budget of 0\.01s: a step took", capsys.readouterr().err)
+    assert bool(overrun) == (steps < 10)
     last = (result.directory / "metrics.jsonl").read_text().splitlines()[-1]
     assert f'"step": {steps},' in last
 
@@ -89,6 +92,7 @@ def test_a_budget_leaves_the_run_as_it_is_otherwise(tmp_path, monkeypatch):
     config = tokenizer_config(tmp_path / "one")
     timed = replace(config, run=replace(config.run, output=str(tmp_path / "two"), budget="1s"))
     short = vqkd.run(timed)
+    assert budget.callbacks() == []  # it was of that run alone
     epochs = yaml.safe_load((short.directory / "config.yaml").read_text())["optim"]["epochs"]
     assert 0 < epochs < 2
     optim = replace(config.optim, epochs=epochs, warmup_epochs=epochs / 2)

@@ -1,15 +1,19 @@
 import dataclasses
 import json
+import os
 from collections import Counter
 
 import pytest
+import torch
 from filelock import FileLock
+from PIL import Image
 
 from beit.data.batches import EvalBatches
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.pretraining import pretrain
 from beit.run import quarantine
+from beit.run.journal import Journal
 from beit.run.quarantine import NotedBatches, note
 
 
@@ -76,3 +80,72 @@ def test_a_training_lists_its_bad_images(
         pretrain.run(dataclasses.replace(config, data=strict, run=output))
     assert read(tmp_path / "stopped").keys() <= {"3.ppm", "5.ppm"}
     assert read(tmp_path / "stopped")
+
+
+REASONS = {  # of the bad images, 10 of 1,000
+    "empty.jpg": "not an image (empty)",
+    "text.jpg": "not an image",
+    "bomb.ppm": "too large",
+    "cut.jpg": "truncated",
+    "pipe.png": "not a regular file",
+    "zero.png": "not a regular file",
+    "loop.png": "symbolic links",
+    os.fsdecode(b"no utf-8 \xff.png"): "not an image (empty)",
+    "removed.ppm": "No such file",
+    "becomes a pipe.ppm": "not a regular file",
+}
+
+
+@pytest.fixture
+def everything(tmp_path):
+    """A thousand images; eight are bad from the beginning, and four are odd and good."""
+    root = tmp_path / "everything"
+    root.mkdir()
+    for number in range(985):
+        (root / f"{number:03}.ppm").write_bytes(b"P6 9 9 255\n" + bytes([number % 256]) * 243)
+    for name in ("removed.ppm", "becomes a pipe.ppm", "becomes larger.ppm"):
+        (root / name).write_bytes(b"P6 9 9 255\n" + bytes(243))
+    for name in ("empty.jpg", os.fsdecode(b"no utf-8 \xff.png")):
+        (root / name).touch()
+    (root / "text.jpg").write_text("no image")
+    (root / "bomb.ppm").write_bytes(b"P6 60000 60000 255\n" + bytes(99))
+    os.mkfifo(root / "pipe.png")
+    os.symlink("/dev/zero", root / "zero.png")
+    os.symlink("loop.png", root / "loop.png")
+    os.symlink("..", root / "up")
+    noise = torch.randint(256, (60, 80, 3), generator=torch.Generator().manual_seed(1)).byte()
+    photo = Image.fromarray(noise.numpy())
+    photo.save(root / "whole.jpg")
+    (root / "cut.jpg").write_bytes((root / "whole.jpg").read_bytes()[:900])
+    photo.save(root / "moving.gif", save_all=True, append_images=[photo.rotate(90)])
+    photo.save(root / os.fsdecode(b"caf\xe9.png"))
+    photo.resize((500, 1)).save(root / "line.png")
+    return root
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_training_ends_well_although_one_of_a_hundred_images_is_bad(
+    workers, everything, trained_tokenizer, pretrain_config, optim, tmp_path, monkeypatch
+):
+    end_step = Journal.end_step
+
+    def changing(journal):
+        if (
+            everything / "removed.ppm"
+        ).exists():  # after the first step; the second epoch meets all
+            for name in ("removed.ppm", "becomes a pipe.ppm", "becomes larger.ppm"):
+                (everything / name).unlink()
+            os.mkfifo(everything / "becomes a pipe.ppm")
+            Image.new("RGB", (70, 90)).save(everything / "becomes larger.ppm")
+        end_step(journal)
+
+    monkeypatch.setattr(Journal, "end_step", changing)
+    base = pretrain_config(tmp_path / "run", trained_tokenizer, optim=optim(batch_size=100))
+    data = dataclasses.replace(base.data, train=str(everything), validation=str(everything))
+    data = dataclasses.replace(data, cache_gigabytes=0.0, num_workers=workers)
+    assert len(open_source(data.train)) == 1000 and data.max_unreadable == 0.01
+    pretrain.run(dataclasses.replace(base, data=data, validate_every=2))
+    bad = read(tmp_path / "run")
+    assert bad.keys() == REASONS.keys()
+    assert all(REASONS[name] in reason for name, (reason, _) in bad.items())
+    assert (tmp_path / "run" / "weights.safetensors").is_file()

@@ -11,12 +11,14 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from beit import cli
+from beit.data.pixels import reduced
 from beit.data.views import EvalView
 from beit.nn.vit import VisionTransformer
 from beit.rows.part import Part
 from beit.run.device import DeviceConfig
 from beit.similarity import similar, vectors
 from beit.similarity.similar import Config
+from beit.tables import embed
 from beit.weights.file import save_weights
 from beit.weights.open import load_backbone
 
@@ -71,6 +73,35 @@ def test_a_copy_is_a_duplicate_wherever_it_lies(
     near = similar.run(config(model, copy, photos)).neighbours[str(copy)]
     assert near[0].name == "blue/4.png" and near[0].cosine == pytest.approx(1)
     assert "blue/4.png  blue  (duplicate)" in capsys.readouterr().out
+
+
+def test_photos_are_read_like_their_set_reduced_or_whole(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator, folder = torch.Generator().manual_seed(0), tmp_path / "large"
+    folder.mkdir()
+    for number in range(3):  # of JPEG's details much is lost at a quarter of the size
+        noise = torch.randint(256, (200, 240, 3), generator=generator, dtype=torch.uint8)
+        Image.fromarray(noise.numpy()).save(folder / f"{number}.jpg")
+    copy = tmp_path / "copy.jpg"
+    shutil.copy(folder / "1.jpg", copy)
+    read = list[bool]()
+    part_of_jpeg = reduced._part_of_jpeg
+
+    def noted(*arguments: Any) -> Any:
+        read.append(True)
+        return part_of_jpeg(*arguments)
+
+    monkeypatch.setattr(reduced, "_part_of_jpeg", noted)
+    near = similar.run(config(model, copy, folder)).neighbours[str(copy)]
+    assert near[0].name == "1.jpg" and near[0].cosine == pytest.approx(1, abs=1e-6)
+    reductions = len(read)
+    assert reductions >= 4
+    table = tmp_path / "table.npz"
+    embed.run(embed.Config(model, str(folder), str(table), num_workers=0, device=CPU))
+    near = similar.run(config(model, copy, table)).neighbours[str(copy)]
+    assert near[0].name == "1.jpg" and near[0].cosine == pytest.approx(1, abs=1e-6)
+    assert len(read) == reductions  # a table has features of whole files
 
 
 def test_only_new_and_changed_images_are_computed_again(

@@ -33,8 +33,11 @@ class Config:
         write: a new file that lists the images left without those to drop, for any verb as
             @clean.txt; with their labels if its name ends in .csv
         drop: kinds of faults that `write` leaves out, of unreadable, copy, near, test_copy,
-            near_test, two_labels, flat, small, long, size, unlabelled
+            near_test, alike_test, two_labels, flat, small, long, size, unlabelled
         near: bits of 64 in which the perceptual hashes of near copies differ at most
+        model: compare training and test images also by the features of this model: a run, a
+            weights file, published:NAME, hf://OWNER/NAME or teacher:SOURCE; empty for none
+        cosine: of these features, from which two images are nearly one
         max_ratio: longer over shorter side of an image above which it is long
         max_unreadable: share of unreadable images from which a training stops
         limit: look at so many images, a fixed random subset; null for all
@@ -49,6 +52,8 @@ class Config:
     write: str | None = None
     drop: tuple[str, ...] = DROPPED
     near: int = 4
+    model: str = ""
+    cosine: float = 0.92
     max_ratio: float = 5.0
     max_unreadable: float = 0.01
     limit: int | None = None
@@ -60,11 +65,13 @@ class Config:
             raise ValueError(f"drop has {unknown[0]!r}; expected some of {', '.join(KINDS)}")
         if not 0 <= self.near <= MOST:
             raise ValueError(f"near is {self.near}; expected 0 to {MOST} of 64 bits")
+        if not 0 < self.cosine <= 1:
+            raise ValueError(f"cosine is {self.cosine}; expected above 0, to 1 for equal features")
         if self.max_ratio <= 1:
             raise ValueError(f"max_ratio is {self.max_ratio}; expected more than 1")
         if self.num_workers < 0:
             raise ValueError(f"num_workers is {self.num_workers}; expected 0 or more")
-        if not self.data and (self.test or self.write):
+        if not self.data and (self.test or self.write or self.model):
             raise ValueError("data is missing: the images to look at, as in beit doctor photos")
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from beit.data.class_names import plural, some, spelled
 from beit.data.classes import Labelled, known_classes, renumbered
 from beit.data.source import Source
+from beit.diagnosis.alike import Nearest
 from beit.diagnosis.near import Indices, first_copies, near_ones
 from beit.diagnosis.scan import Facts
 
@@ -39,6 +40,9 @@ KINDS = {
         "copies of a test image", "remove them: the test says too much of such a model", True
     ),
     "near_test": Kind("nearly a test image", "look at them; remove those that are copies"),
+    "alike_test": Kind(
+        "nearly a test image to the model", "look at them; remove those that are copies"
+    ),
     "two_labels": Kind(
         "copies with another label", "find the right label, or remove all of them", True
     ),
@@ -48,8 +52,8 @@ KINDS = {
     "size": Kind("of an odd size", "look whether they belong to the set"),
     "unlabelled": Kind("without a label", "label them; what needs labels leaves them out"),
 }
-OF_TEST = ("test_copy", "near_test")  # kinds of images that are like those of the test set
-DROPPED = ("unreadable", "copy", "test_copy", "near_test", "two_labels", "flat", "small")
+OF_TEST = ("test_copy", "near_test", "alike_test")  # of images that are like those of the test set
+DROPPED = ("unreadable", "copy", *OF_TEST, "two_labels", "flat", "small")
 
 
 class Fault(NamedTuple):
@@ -60,11 +64,13 @@ class Fault(NamedTuple):
         images: (k,) indices in their set, rising
         like: (k,) the images that they are like, in their set or, for the kinds of the test set, in
             that one; None for other kinds
+        cosines: (k,) of their features with those of these, if a model has found them
     """
 
     kind: str
     images: Indices
     like: Indices | None = None
+    cosines: NDArray[np.float32] | None = None
 
 
 class Looked(NamedTuple):
@@ -77,13 +83,20 @@ class Looked(NamedTuple):
 
 
 def find_faults(
-    train: Looked, test: Looked | None, near: int, max_ratio: float
+    train: Looked,
+    test: Looked | None,
+    near: int,
+    max_ratio: float,
+    seen: Nearest | None = None,
+    cosine: float = 1.0,
 ) -> tuple[list[Fault], list[Fault]]:
     """Find the faults of the images of both sets, in the order of `KINDS`.
 
     Args:
         near: bits in which the hashes of near copies differ at most
         max_ratio: longer side over the shorter one above which an image is long
+        seen: what a model has found of the training images
+        cosine: from which it sees a training image as nearly a test image
     """
     every = [looked.facts for looked in (test, train) if looked]  # test images count as the first
     num_test = len(test.facts.height) if test else 0
@@ -100,6 +113,10 @@ def find_faults(
         "test_copy": Fault("test_copy", leaked, first[num_test:][leaked]),
         "near_test": Fault("near_test", *_pairs(near_test, near_test >= 0)),
     }
+    if test and seen:
+        found = (seen.cosines >= cosine) & ~train.facts.flat & ~test.facts.flat[seen.like]
+        found[leaked], found[near_test >= 0] = False, False
+        of_train["alike_test"] = Fault("alike_test", *_pairs(seen.like, found), seen.cosines[found])
     of_test = _of_set(test, like[:num_test], max_ratio) if test else {}
     return _ordered(of_train), _ordered(of_test)
 

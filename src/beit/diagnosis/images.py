@@ -9,6 +9,7 @@ import numpy as np
 from beit.data.class_names import plural
 from beit.data.source import Source, limited
 from beit.data.sources import open_source, open_test_split
+from beit.diagnosis.alike import nearest_test_images
 from beit.diagnosis.checks import Check, Findings
 from beit.diagnosis.clean import check_writable, write_clean
 from beit.diagnosis.faults import KINDS, Fault, Looked, class_faults, find_faults
@@ -33,6 +34,10 @@ class ImagesConfig(Protocol):
     @property
     def near(self) -> int: ...
     @property
+    def model(self) -> str: ...
+    @property
+    def cosine(self) -> float: ...
+    @property
     def max_ratio(self) -> float: ...
     @property
     def max_unreadable(self) -> float: ...
@@ -45,6 +50,11 @@ class ImagesConfig(Protocol):
 def check_images(config: ImagesConfig) -> Findings:
     """Read every image once, compare them and write the clean list."""
     train, test = open_sets(config)
+    if config.model and test is None:
+        raise ValueError(
+            f"model is {config.model}, but there are no test images to compare with: {config.data} "
+            "has no split for testing; name some, as in --test held-out"
+        )
     if config.write:
         check_writable(config.write, train)
     looked = Looked("data", config.data, train, scan(train, config.num_workers, "images"))
@@ -52,7 +62,11 @@ def check_images(config: ImagesConfig) -> Findings:
     if test is not None:
         facts = scan(test, config.num_workers, "test images")
         other = Looked("test", config.test or config.data, test, facts)
-    faults, test_faults = find_faults(looked, other, config.near, config.max_ratio)
+    seen = None
+    if config.model and test is not None:
+        seen = nearest_test_images(train, test, config.model, config.num_workers)
+    found = find_faults(looked, other, config.near, config.max_ratio, seen, config.cosine)
+    faults, test_faults = found
     classes = class_faults(looked, other)
     checks = [Check("images", f"{_about(looked)}")]
     checks += [_check(fault, looked, config.max_unreadable) for fault in faults]

@@ -35,6 +35,7 @@ def fault_sections(train: Looked, test: Looked | None, faults: Sequence[Fault]) 
             caption = (
                 "left the image, right the one that it is like" if fault.like is not None else ""
             )
+            caption += ", those least alike first" if fault.cosines is not None else ""
             item = Gallery(_first(len(pairs), number, caption), pairs)
         sections.append(Section(kind.images.capitalize(), f"{text}{kind.advice[1:]}.", [item]))
     return sections
@@ -55,12 +56,16 @@ def _pairs(looked: Looked, other: Looked, fault: Fault) -> list[Picture]:
     """Draw the first images of a fault, each beside the one that it is like."""
     drawn = []
     like = fault.images if fault.like is None else fault.like
-    for index, second in zip(fault.images[:SHOWN].tolist(), like.tolist(), strict=False):
+    order = np.arange(len(like)) if fault.cosines is None else np.argsort(fault.cosines)
+    for place in order[:SHOWN].tolist():
+        index, second = int(fault.images[place]), int(like[place])
         name, pixels = printable(looked.source.name(index)), [_pixels(looked.source, index)]
         if fault.like is not None:
             name += f" is like {printable(other.source.name(second))}"
             pixels.append(_pixels(other.source, second))
         caption = f"{name}, {looked.facts.width[index]} x {looked.facts.height[index]}"
+        if fault.cosines is not None:
+            caption += f", cosine {fault.cosines[place]:.3f}"
         if looked.source.labels is not None and (label := _label(looked.source, index)):
             caption += f", {label}"
         drawn.append(picture(caption, caption, [_padded(pixels)]))
@@ -145,6 +150,8 @@ def as_json(looked: Looked, faults: Sequence[Fault], other: Looked | None) -> di
             if fault.like is not None:
                 of = other if other is not None and fault.kind in OF_TEST else looked
                 entry["like"] = printable(of.source.name(int(fault.like[place])))
+            if fault.cosines is not None:
+                entry["cosine"] = round(float(fault.cosines[place]), 4)
             entries.append(entry)
         listed[fault.kind] = entries
     return {

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -34,6 +35,7 @@ STEPS = 2 * BATCHES
 UNTIMED = 4  # first steps of the trial, in which memory is allocated and workers start
 FEW = 100  # steps
 READ = 12  # images that are read to time it
+SLOWER = 1.1  # times as long as it was timed, from which a step is the reason of an overrun
 RESERVE = 0.05  # share of the budget for what a trial does not show
 
 
@@ -98,7 +100,44 @@ def within_budget(
         )
     chosen = (*settings.run.chosen, why)
     recorded = replace(settings.run, budget="", fitted_to=budget, chosen=chosen)
+    _overrun.set(_Overrun(started, seconds, times.step))
     return fit(replace(fitted, run=recorded), steps)
+
+
+class _Overrun:
+    """Says at the end of a training that it took longer than its budget, and why."""
+
+    def __init__(self, started: float, budget: float, step: float) -> None:
+        self._started, self._budget, self._expected = started, budget, step
+        self._steps, self._seconds, self._begun = 0, 0.0, 0.0
+
+    def on_step_start(self, stream: object) -> None:
+        self._begun = time.monotonic()
+
+    def on_step_end(self, *about: object) -> None:
+        self._steps, self._seconds = self._steps + 1, self._seconds + time.monotonic() - self._begun
+
+    def after_finish(self, journal: Any) -> None:
+        taken = time.monotonic() - self._started
+        if taken <= self._budget or not journal.fabric.is_global_zero:
+            return
+        step, reason = self._seconds / max(1, self._steps), "validations and reports took longer"
+        if step > SLOWER * self._expected:
+            reason = "other programs may have used the machine"
+        journal.message(
+            f"{taken / 60:.1f} minutes, over the budget of {journal.config.run.fitted_to}: a step "
+            f"took {step:.2g} s, {self._expected:.2g} s when it was timed; {reason}"
+        )
+
+
+_overrun: ContextVar[_Overrun | None] = ContextVar("overrun", default=None)
+
+
+def callbacks() -> list[Any]:
+    """Return the callback, of lightning-fabric, of a training that begins now with a budget."""
+    overrun = _overrun.get()
+    _overrun.set(None)
+    return [] if overrun is None else [overrun]
 
 
 def seconds_of(duration: str | float) -> float:

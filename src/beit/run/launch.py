@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 import torch
 
-from beit.run import preemption, records
+from beit.run import budget, preemption, records
 from beit.run.changes import keep_settings
 from beit.run.device import DeviceConfig, gathered, precision_of
 from beit.run.directory import RunDirectory
@@ -133,7 +133,7 @@ def launch(
 
 def _of_training(track: str) -> list[Any]:
     """Return the callbacks of a training, which its journal calls."""
-    callbacks = records.callbacks() + watchers() + preemption.callbacks()
+    callbacks = records.callbacks() + watchers() + budget.callbacks() + preemption.callbacks()
     return callbacks + guards() + tracking(track)
 
 

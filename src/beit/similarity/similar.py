@@ -14,6 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from beit.command.ending import Ending, beside, words
+from beit.data.shrinking import Shrinking
 from beit.data.source import Source, UnreadableImage, file_of
 from beit.data.sources import open_source
 from beit.files import user_path, write_bytes
@@ -118,7 +119,10 @@ def run(config: Config) -> Result:
         source = open_source(config.data)
         _check_names(config.photos, files, [printable(source.name(i)) for i in range(len(source))])
         images = indexed(source, config.data, config.index, reading)
-    photos = [_photo(name, files.get(name), images, reading, layer) for name in config.photos]
+    photos = [
+        _photo(name, files.get(name), images, reading, layer, whole=is_table(config.data))
+        for name in config.photos
+    ]
     print(_scale(images, reading.features))
     found: dict[str, list[Neighbour]] = {}
     rows = []
@@ -164,9 +168,9 @@ class _Photo(NamedTuple):
     label: str = ""
 
 
-def _opened(name: str) -> Source:
+def _opened(name: str, shrinking: Shrinking | None = None) -> Source:
     """Open one image file; ValueError if it is none, or cannot be read."""
-    source = open_source(str(user_path(name)))
+    source = open_source(str(user_path(name)), shrinking=shrinking)
     if len(source) != 1:
         raise ValueError(f"{name} holds {len(source)} images; expected one image file")
     try:
@@ -188,12 +192,21 @@ def _check_names(photos: Sequence[str], files: Collection[str], names: Sequence[
 
 
 def _photo(
-    name: str, source: Source | None, images: ImageSet, reading: Reading, layer: int | None
+    name: str,
+    source: Source | None,
+    images: ImageSet,
+    reading: Reading,
+    layer: int | None,
+    whole: bool,
 ) -> _Photo:
-    """Compute the vector of a photo, or find it by its name in the set."""
+    """Compute the vector of a photo, or find it by its name in the set.
+
+    It is read as those of the set were: `whole`, or reduced.
+    """
     if source is not None:
         rows = _itself(user_path(name), images)
-        return _Photo(vector_of(source.image(0), reading, layer), rows, source)
+        read = source if whole else _opened(name, reading.shrinking)
+        return _Photo(vector_of(read.image(0), reading, layer), rows, source)
     if printable(name) not in images.names:
         raise ValueError(f"{name} cannot be read; give another photo")
     row = images.names.index(printable(name))

@@ -18,7 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.data.source import PartSource, Source, file_of
+from beit.data.shrinking import Shrinking
+from beit.data.source import PartSource, Source, file_of, limited
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.files import replacing, user_path
@@ -66,6 +67,11 @@ class Reading(NamedTuple):
     @property
     def view(self) -> EvalView:
         return EvalView(self.model.image_size, self.crop_ratio)
+
+    @property
+    def shrinking(self) -> Shrinking:
+        """How images of an index are read: JPEG files at a part of their size, if that suffices."""
+        return Shrinking(self.view.need)
 
     @property
     def parts(self) -> tuple[Literal["cls", "mean"], ...]:
@@ -236,10 +242,13 @@ def index_file(data: str, about: Mapping[str, Any]) -> Path:
 def indexed(source: Source, data: str, index: str | None, reading: Reading) -> ImageSet:
     """Return the vectors of a set: from its index, the missing ones computed and added to it.
 
+    Args:
+        source: the images of `data`, or a fixed random subset of them
+
     Raises:
         ValueError: the named file is not an index, or one of another model or view.
     """
-    about = reading.about()
+    about = reading.about() | {"reduced": True}
     file = user_path(index) if index else index_file(data, about)
     if file.suffix not in SUFFIXES:
         raise ValueError(f"index is {index!r}; expected a name that ends in .npz or .parquet")
@@ -254,7 +263,10 @@ def indexed(source: Source, data: str, index: str | None, reading: Reading) -> I
     if missing:
         file.parent.mkdir(parents=True, exist_ok=True)
         new_keys = [keys[row] for row in missing]
-        computed, values = _computed(source, missing, new_keys, file, reading)
+        small = limited(open_source(data, shrinking=reading.shrinking), len(source))
+        if [printable(small.name(row)) for row in range(len(small))] != names:
+            raise ValueError(f"{data}: images were added or removed just now; start again")
+        computed, values = _computed(small, missing, new_keys, file, reading, about)
     known = len(keys) - len(missing)
     print(f"index {file}: {known} images known from before, {len(computed)} computed")
     changed = {names[row] for row in computed}
@@ -282,7 +294,12 @@ def _columns(model: FrozenModel) -> list[Column]:
 
 
 def _computed(
-    source: Source, missing: list[int], keys: list[tuple[str, str]], file: Path, reading: Reading
+    source: Source,
+    missing: list[int],
+    keys: list[tuple[str, str]],
+    file: Path,
+    reading: Reading,
+    about: Mapping[str, Any],
 ) -> tuple[list[int], dict[str, Array]]:
     """Compute the rows of some images; an interrupted computation resumes from its parts.
 
@@ -292,7 +309,7 @@ def _computed(
     output = file.with_name(f"{file.name}.{digest}.npz")
     output.unlink(missing_ok=True)
     part, columns = PartSource(source, torch.tensor(missing)), _columns(reading.model)
-    table = RowTable(output, part, columns, reading.about(), _BATCH, _PART)
+    table = RowTable(output, part, columns, about, _BATCH, _PART)
     read = torch.compile(reading.model.read) if reading.device.compile else reading.model.read
     kinds = {column.name: Kind(None, cast(Any, column.name)) for column in columns}
 

@@ -113,6 +113,7 @@ def test_two_links_to_one_folder_are_both_followed_and_circles_end(tmp_path):
     for name in ("apple", "cherry"):
         (tmp_path / "p" / name).symlink_to(tmp_path / "store")
     (tmp_path / "p" / "c" / "up").symlink_to(tmp_path / "p")
+    (tmp_path / "p" / "above").symlink_to(tmp_path)  # the root is in it
     (tmp_path / "store" / "itself").symlink_to(tmp_path / "store")
     (tmp_path / "p" / "loop").symlink_to(tmp_path / "p" / "loop")  # leads nowhere
     listing = list_folder(tmp_path / "p")

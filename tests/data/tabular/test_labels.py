@@ -20,6 +20,8 @@ from beit.data.tabular.labels import joined, numbered
         (pa.array(["cafe\u0301", "caf\xe9"], pa.large_string()), [0, 0], ["caf\xe9"]),
         (pa.array(["b", "a", None]).dictionary_encode(), [1, 0, -1], ["a", "b"]),
         (pa.chunked_array([["b"], ["a", "c"]]).dictionary_encode(), [1, 0, 2], ["a", "b", "c"]),
+        (pa.DictionaryArray.from_arrays([1, None, 1], ["a", "b", "c"]), [0, -1, 0], ["b"]),
+        (pa.DictionaryArray.from_arrays([0, 1, 2], ["a", None, "a"]), [0, -1, 0], ["a"]),
         (pa.array([True, None]), [1, -1], ["False", "True"]),
         (pa.array([30_000_017, 5, -1, 5]), [1, 0, -1, 0], ["5", "30000017"]),
         (pa.array([3, -5]), [1, 0], ["-5", "3"]),

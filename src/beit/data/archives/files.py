@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
 from beit.data.archives.tar_index import about_index, read_index
 from beit.data.folders.image_files import MAX_FILE_BYTES, FileNames, no_fault
 from beit.data.source import UnreadableImage
@@ -35,8 +37,8 @@ class TarFiles:
         self.blob: Blob | None = blob
         self.table = read_index(blob)
         self.about: dict[str, Any] = about_index(self.table)
-        names, start, size = (self.column(name) for name in ("name", "start", "size"))
-        self._names, self._start, self._size = names, start.to_numpy(), size.to_numpy()
+        self._names = self.column("name")
+        self._start, self._size = (np.from_dlpack(self.column(name)) for name in ("start", "size"))
 
     def __len__(self) -> int:
         return len(self._names)

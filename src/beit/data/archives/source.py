@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +192,7 @@ def _rows_of_ending(parts: Sequence[TarFiles], ending: str | None, where: str) -
     for column in endings:
         places = column.dictionary.to_pylist()
         number = places.index(ending.lower()) if ending.lower() in places else -1
-        taken.append(column.indices.to_numpy() == number)
+        taken.append(np.from_dlpack(column.indices) == number)
     return np.flatnonzero(np.concatenate(taken))
 
 
@@ -218,10 +219,16 @@ def _values(parts: Sequence[TarFiles], label: str) -> list[tuple[Any, None]]:
 
 
 def _repeated(parts: Sequence[TarFiles]) -> Any:
-    """Return (all,) True where several shards have the name of an image; None if none is."""
-    if len(parts) < 2:
+    """Return (all,) True where several shards have the name of an image; None if none is.
+
+    Names are sorted in each shard. If the last one of each comes before the first one of the next,
+    as is usual, no more is read; else digests of all names are compared.
+    """
+    ends = sorted((part.name(0), part.name(len(part) - 1)) for part in parts)
+    if all(end < start for (_, end), (start, _) in pairwise(ends)):
         return None
-    digests = np.concatenate([part.column("digest").to_numpy() for part in parts])
-    ordered = np.sort(digests)
+    digests = [np.from_dlpack(part.column("digest")) for part in parts]
+    ordered = np.concatenate(digests)
+    ordered.sort()
     twice = ordered[1:][ordered[1:] == ordered[:-1]]
-    return np.isin(digests, twice) if len(twice) else None
+    return np.isin(np.concatenate(digests), twice) if len(twice) else None

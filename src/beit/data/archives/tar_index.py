@@ -3,6 +3,7 @@
 Built once, kept as an Arrow file beside the shard or in the user's caches, and mapped into memory.
 """
 
+import functools
 import json
 import logging
 import os
@@ -63,13 +64,12 @@ def read_index(blob: Blob) -> Any:
     from pyarrow import ipc
 
     key = {"format": _FORMAT, "size": blob.size, "stamp": blob.stamp}
-    key |= {"endings": " ".join(sorted(extensions()))}
-    places = _places(blob)
-    for place in places:
+    key |= {"endings": _endings()}
+    for place in _places(blob):
         if (table := _kept(place, key)) is not None:
             return table
     table = _built(blob, key)
-    for place in places:
+    for place in _places(blob):
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
             with replacing(place, shared=True) as temporary:
@@ -84,6 +84,11 @@ def read_index(blob: Blob) -> Any:
     return table
 
 
+@functools.cache
+def _endings() -> str:
+    return " ".join(sorted(extensions()))
+
+
 def _kept(place: Path, key: Mapping[str, Any]) -> Any:
     """Return a kept index; None if there is none, or it is of another shard, damaged or forged."""
     import pyarrow
@@ -96,7 +101,8 @@ def _kept(place: Path, key: Mapping[str, Any]) -> Any:
         about = about_index(table)
     except (OSError, pyarrow.ArrowException, LookupError, ValueError):
         return None
-    types = [str(column.type) for column in columns if column.num_chunks == 1]
+    whole = [column for column in columns if column.num_chunks == 1 and not column.null_count]
+    types = [str(column.type) for column in whole]
     return table if about["key"] == key and types == list(COLUMNS.values()) else None
 
 
@@ -113,12 +119,13 @@ def about_index(table: Any) -> dict[str, Any]:
     return about
 
 
-def _places(blob: Blob) -> list[Path]:
-    """Return where an index can be kept: beside the shard, or in the user's caches."""
+def _places(blob: Blob) -> Iterator[Path]:
+    """Yield where an index can be kept: beside the shard, then in the user's caches."""
+    if blob.path is not None:
+        yield blob.path.with_name(f".{blob.name}.index")
     where = blob.where if blob.path is None else str(blob.path)
     name = blake2b(os.fsencode(where), digest_size=16).hexdigest()
-    beside = [] if blob.path is None else [blob.path.with_name(f".{blob.name}.index")]
-    return [*beside, cache_folder("shards") / f"{name}.index"]
+    yield cache_folder("shards") / f"{name}.index"
 
 
 def _built(blob: Blob, key: Mapping[str, Any]) -> Any:

@@ -127,10 +127,9 @@ def _files(root: Path) -> Iterator[str]:
 
 
 def _leads_back(root: Path, path: str) -> bool:
-    """Tell whether a link leads to a folder that it lies in."""
-    target, above = os.stat(root / path), (root / path).parents
-    levels = path.count(os.sep) + 1
-    return any(os.path.samestat(target, os.stat(folder)) for folder in above[:levels])
+    """Tell whether a link leads to a folder that it lies in, the root or one above it too."""
+    target, above = os.stat(root / path), (root / path).absolute().parents
+    return any(os.path.samestat(target, os.stat(folder)) for folder in above)
 
 
 def _reason(ending: str) -> str:

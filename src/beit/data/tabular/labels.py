@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -50,8 +51,7 @@ def joined(parts: Sequence[tuple[Any, Sequence[str] | None]], column: str) -> La
                 distinct = [_named(v, own, column) for v in _whole(distinct, own)]
             keys = [(isinstance(value, bool), value) for value in (*distinct, None)]  # null: last
             table = torch.tensor([places.setdefault(key, len(places)) for key in keys])
-            indices = encoded.indices.fill_null(len(distinct)).to_numpy(zero_copy_only=False)
-            rows.append(table[torch.tensor(indices, dtype=torch.int64)])
+            rows.append(table.index_select(0, _indices(encoded)))
         present = [value for _, value in places]
         if declared:
             union = dict.fromkeys(name for own in declared for name in own)
@@ -65,7 +65,7 @@ def joined(parts: Sequence[tuple[Any, Sequence[str] | None]], column: str) -> La
     except ValueError as error:
         return None, None, str(error)
     numbers = torch.tensor([-1 if value is None else known[value] for value in present])
-    return numbers[torch.cat(rows)], class_names or None, ""
+    return numbers.index_select(0, torch.cat(rows)), class_names or None, ""
 
 
 def _encoded(values: Any, column: str) -> Any:
@@ -74,13 +74,29 @@ def _encoded(values: Any, column: str) -> Any:
     from pyarrow import types
 
     if isinstance(values, pyarrow.ChunkedArray):
-        values = values.combine_chunks()
-    if types.is_dictionary(values.type):
-        values = values.cast(values.type.value_type)
+        values = values.unify_dictionaries().combine_chunks()
+    encoded = types.is_dictionary(values.type)
+    kind = values.type.value_type if encoded else values.type
     usable = (types.is_integer, types.is_floating, types.is_boolean, types.is_null, is_text)
-    if not any(of_kind(values.type) for of_kind in usable):
-        raise ValueError(f"{column} holds {values.type}; expected one number or name")
-    return values.dictionary_encode()
+    if not any(of_kind(kind) for of_kind in usable):
+        raise ValueError(f"{column} holds {kind}; expected one number or name")
+    if encoded and _all_occur(values):
+        return values  # millions of rows, not decoded to be encoded again
+    return (values.cast(kind) if encoded else values).dictionary_encode()
+
+
+def _all_occur(encoded: Any) -> bool:
+    count = len(encoded.dictionary)
+    return bool(_indices(encoded).bincount(minlength=count)[:count].all())
+
+
+def _indices(encoded: Any) -> Tensor:
+    """Return the indices of a pyarrow dictionary array; null has that behind the last value."""
+    if encoded.indices.null_count == 0:  # as a rule; without an import of pandas, which takes 0.8 s
+        return torch.from_numpy(np.from_dlpack(encoded.indices).astype(np.int32))
+    indices = encoded.indices.to_numpy(zero_copy_only=False)  # floats, NaN for null
+    last = len(encoded.dictionary)
+    return torch.from_numpy(np.nan_to_num(indices, nan=last).astype(np.int32))
 
 
 def plain(value: Any) -> Any:
