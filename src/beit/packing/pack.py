@@ -1,0 +1,344 @@
+"""Pack images into shards: tar or Parquet, from any source, in parallel and resumable.
+
+One process writes the shards, in the order of the source; workers read, decode and encode. A shard
+is closed once it has its size, so its bytes depend on source and options alone. It is written under
+another name, flushed, renamed, read back and then noted in the record; a call that is repeated goes
+on behind the last one that is noted.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from errno import EIO
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from beit.command.ending import Ending, beside, words
+from beit.data.mixture import weights_of
+from beit.data.source import Source, file_of
+from beit.data.sources import open_source, open_test_split
+from beit.data.spec import AS_IT_IS, Reading, split_part, split_query
+from beit.data.splits import TRAINING, Split, split_word
+from beit.data.stores.remote import is_remote
+from beit.data.unreadable import Unreadable
+from beit.data.workers import computed
+from beit.files import replacing, user_path
+from beit.packing.encoding import Encoded, Encoding, encoded_all, member_of, names_fit
+from beit.packing.record import CHECKSUM, Finished, Gap, Record
+from beit.packing.shards import FORMATS, Entry, read_back
+from beit.run.lock import releasing
+from beit.run.progress import Progress
+
+Advance = Callable[[], None]  # called for each image
+
+_TASK = 8  # images that a worker reads at a time
+WHOLE = "images"  # name of a set without splits
+
+
+@dataclass(frozen=True)
+class Config:
+    """Pack images into shards.
+
+    Args:
+        data: the images, as of any other verb; of data with splits, those for training and those
+            for validation or testing become shards of their own
+        output: a new folder for the shards, or that of the same call to complete it
+        format: tar, with the names of WebDataset, or parquet, as data sets of the hub
+        shorter_side: shrink larger images to this shorter side in pixels, and save them as JPEG;
+            null copies each file as it is
+        quality: of these JPEG files, 1 to 95
+        shard_megabytes: a shard is closed once its images have so many
+        max_unreadable: largest share of unreadable images that does not stop the work; they are
+            left out
+        num_workers: processes that read images
+    """
+
+    data: str
+    output: str
+    format: Literal["tar", "parquet"] = "tar"
+    shorter_side: int | None = None
+    quality: int = 90
+    shard_megabytes: float = 256.0
+    max_unreadable: float = 0.01
+    num_workers: int = 2
+
+    def __post_init__(self) -> None:
+        if self.shorter_side is not None and self.shorter_side < 1:
+            raise ValueError(f"shorter_side is {self.shorter_side}; expected pixels, or null")
+        if not 1 <= self.quality <= 95:
+            raise ValueError(f"quality is {self.quality}; expected 1 to 95")
+        if self.shard_megabytes <= 0:
+            raise ValueError(f"shard_megabytes is {self.shard_megabytes:g}; expected more than 0")
+        if self.num_workers < 0:
+            raise ValueError(f"num_workers is {self.num_workers}; expected 0 or more")
+        if not self.output or is_remote(self.output):
+            raise ValueError(
+                f"output is {self.output!r}; expected a folder on disk. Copy the shards to a store "
+                "once they are written"
+            )
+        if weights_of(split_part(self.data)[0]):
+            raise ValueError(
+                f"{self.data}: a mixture is drawn by weight in a training, and shards hold no "
+                "weights; pack each of its sets, and mix the packed ones"
+            )
+
+
+class Result(NamedTuple):
+    """The folder of the shards, and what it holds, over all sets."""
+
+    directory: Path
+    images: int
+    unreadable: int
+    shards: int
+    bytes: int
+
+
+def run(config: Config) -> Result:
+    """Write the missing shards, and compare all of them with the source."""
+    folder, (name, reading) = user_path(config.output), _read_spec(config.data)
+    _check_place(folder, name)
+    sets = _open_sets(config.data)
+    how = Encoding(reading, config.shorter_side, config.quality)
+    with releasing():
+        record = Record(folder, _settings(config, sets, how))
+        gaps = [(of, gap) for of in sets for gap in record.gaps(of, len(sets[of]))]
+        total, left = sum(map(len, sets.values())), sum(len(gap.range) for _, gap in gaps)
+        limits = {of: Unreadable(len(images), config.max_unreadable) for of, images in sets.items()}
+        for shard in record.shards.values():
+            limits[shard.set].note(shard.unreadable.values())
+        with Progress(total, total - left) as progress:
+            counts = [f"{len(images)} images of {of}" for of, images in sets.items()]
+            before = f"; {len(record.shards)} shards were written before" if record.shards else ""
+            progress.message(f"{', '.join(counts)}{before}")
+            done = count(total - left)
+
+            def advance() -> None:
+                progress.update(next(done) + 1, {}, 1, 0.0)
+
+            for of, gap in gaps:
+                for shard in _shards(config, how, of, sets[of], gap, advance):
+                    record.add(shard)
+                    for text in limits[of].note(shard.unreadable.values()):
+                        progress.warn(f"unreadable, left out: {text}")
+            with progress.aside("comparing with the source"):
+                record.end(complete=True)
+                try:
+                    _compare(folder, sets, record)
+                except ValueError:
+                    record.end(complete=False)
+                    raise
+    shards = record.shards.values()
+    return Result(
+        folder,
+        sum(shard.images for shard in shards),
+        sum(len(shard.unreadable) for shard in shards),
+        len(shards),
+        sum(shard.bytes for shard in shards),
+    )
+
+
+def ending(config: Config, result: Result) -> Ending:
+    """Say what was packed; a tokenizer is next."""
+    figure = f"{result.images:,} images, {result.bytes / 1e6:,.1f} MB, all read back and compared"
+    if result.unreadable:
+        figure += f"; {result.unreadable} unreadable ones left out"
+    query = "" if config.shorter_side is not None else _pixel_options(config.data)
+    data = f"{config.output}?{query}" if query else config.output
+    then = words("train-tokenizer", data=data, output=beside("runs/x", "tokenizer"))
+    return Ending(f"{result.shards} shards in {result.directory}", figure, then)
+
+
+# ── the source ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _read_spec(spec: str) -> tuple[str, Reading]:
+    """Return the name of a source without its options, and how it is read."""
+    whole = split_part(spec)[0]
+    return (whole, AS_IT_IS) if whole.startswith("shapes://") else split_query(whole)
+
+
+def _pixel_options(spec: str) -> str:
+    """Return the options of a source that concern the pixels in files, which are copied."""
+    name, _ = _read_spec(spec)
+    options = split_part(spec)[0].removeprefix(name).removeprefix("?").split("&")
+    return "&".join(o for o in options if o.startswith(("range=", "bands=")))
+
+
+def _open_sets(spec: str) -> dict[str, Source]:
+    """Open the images by the name of their set: that of a split, or `WHOLE`."""
+    train = open_source(spec, split="train")
+    try:
+        test = open_test_split(spec, train)
+    except ValueError:  # a split for training and no other
+        return {"train": train}
+    if test is None:
+        return {WHOLE: train}
+    found = [split_word(word) for word in re.split(r"[\W\d_]+", test.name(0)) if split_word(word)]
+    return {"train": train, next((w for w in found if w not in TRAINING), "test"): test}
+
+
+def _check_place(folder: Path, name: str) -> None:
+    """Refuse an output inside the folder of the images."""
+    root = user_path(name)
+    if root.is_dir() and folder.resolve().is_relative_to(root.resolve()):
+        raise ValueError(f"output is {folder}, inside {name}; name a folder outside of it")
+
+
+def _settings(config: Config, sets: dict[str, Source], how: Encoding) -> dict[str, Any]:
+    """Return what the bytes of the shards depend on, as plain values."""
+    smaller = config.shorter_side is not None
+    settings: dict[str, Any] = {
+        "format": config.format,
+        "shard_megabytes": config.shard_megabytes,
+        "shorter_side": config.shorter_side,
+        "quality": config.quality if smaller else None,
+        "range": how.reading.range if smaller else None,
+        "bands": how.reading.bands if smaller else None,
+    }
+    for of, images in sets.items():
+        settings[f"{of} images"] = len(images)
+        settings[f"{of} class_names"] = images.class_names
+        settings[f"{of} {CHECKSUM}"] = _checksum(images, config.format)
+    return settings
+
+
+def _checksum(images: Source, form: str) -> str:
+    """Digest names and labels, and sizes and times of local files."""
+    digest, earlier, about = hashlib.blake2b(digest_size=16), None, b""
+    for index in range(len(images)):
+        name = images.name(index)
+        if form == "parquet" and not name.isascii():
+            _check_utf8(name)
+        file = file_of(images, index)
+        if file is not None and file != earlier:
+            earlier, about = file, _about(file)
+        digest.update(os.fsencode(name) + b"\0" + about)
+    if images.labels is not None:
+        digest.update(images.labels.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _about(file: Path) -> bytes:
+    try:
+        found = file.stat()
+    except OSError:  # removed since: unreadable
+        return b""
+    return f"{found.st_size} {found.st_mtime_ns}".encode()
+
+
+def _check_utf8(name: str) -> None:
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{name!a}: a name that is not UTF-8, which Parquet cannot hold; rename the file, or "
+            "use format tar"
+        ) from error
+
+
+# ── the shards ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _shards(
+    config: Config, how: Encoding, of: str, images: Source, gap: Gap, advance: Advance
+) -> Iterator[Finished]:
+    """Write the shards of a gap in a set. Yields: each one, read back."""
+    keeps = names_fit(images)
+    labels, folder = images.labels, user_path(config.output)
+    number, limit = gap.number, config.shard_megabytes * 1e6
+    stream = _encoded(config.num_workers, how, images, gap.range)
+    following = next(stream, None)
+    while following is not None:
+        path = folder / f"{of}-{number:06d}.{config.format}"
+        start, size = following[0], 0
+        digests, unreadable = list[bytes](), dict[str, str]()
+        shard = FORMATS[config.format]
+        with (
+            replacing(path) as temporary,
+            shard(temporary, labels is not None, images.class_names) as add,
+        ):
+            # Unreadable images at the end belong to the shard, so that none is without an image.
+            while following is not None and (size < limit or following[1].unreadable):
+                index, image = following
+                if image.unreadable:
+                    unreadable[str(index)] = image.unreadable
+                else:
+                    name = images.name(index)
+                    label = None if labels is None else int(labels[index])
+                    add(Entry(member_of(name, index, keeps, image), name, label, image.data))
+                    digests.append(image.digest)
+                    size += len(image.data)
+                advance()
+                following = next(stream, None)
+            if not digests:
+                first = next(iter(unreadable.values()))
+                raise ValueError(f"{config.data}: no image can be read; the first is {first}")
+        _read_again(path, digests)
+        with path.open("rb") as file:
+            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+        written = path.stat().st_size
+        yield Finished(path.name, of, start, index + 1, len(digests), written, checksum, unreadable)
+        number += 1
+
+
+def _encoded(
+    num_workers: int, how: Encoding, images: Source, indices: range
+) -> Iterator[tuple[int, Encoded]]:
+    """Read and encode images in order. Yields: index and image."""
+    tasks = [indices[first : first + _TASK] for first in range(0, len(indices), _TASK)]
+
+    def named(task: range) -> str:
+        return f"{images.name(task.start)} to {images.name(task.stop - 1)}"
+
+    for task, found in zip(
+        tasks, computed(partial(encoded_all, images, how), tasks, num_workers, named), strict=True
+    ):
+        yield from zip(task, found, strict=True)
+
+
+def _read_again(path: Path, digests: list[bytes]) -> None:
+    """Read a shard back. OSError, and the shard is deleted, if it holds anything else."""
+    try:
+        same = list(read_back(path)) == digests
+    except ValueError:
+        same = False
+    if not same:
+        path.unlink()
+        reason = "reads back other than it was written: the disk or the memory may be faulty"
+        raise OSError(EIO, f"{reason}; the shard is deleted", str(path))
+
+
+def _compare(folder: Path, sets: dict[str, Source], record: Record) -> None:
+    """Open the shards as every verb does, and compare names, labels and classes with the source."""
+    for of, images in sets.items():
+        split: Split | None = None if of == WHOLE else "train" if of == "train" else "test"
+        packed = open_source(str(folder), split=split)
+        left_out = {int(i) for shard in record.of_set(of) for i in shard.unreadable}
+        kept = [index for index in range(len(images)) if index not in left_out]
+        labels = _known(images)[kept]
+        differing = ""
+        if len(packed) != len(kept):
+            differing = f"{len(packed)} images instead of {len(kept)}"
+        elif any(packed.name(n) != images.name(index) for n, index in enumerate(kept)):
+            differing = "other names of images"
+        elif not torch.equal(_known(packed), labels):
+            differing = "other labels"
+        elif bool((labels >= 0).any()) and packed.class_names != images.class_names:
+            differing = "other names of classes"
+        if differing:
+            raise ValueError(
+                f"{folder}: the shards read back with {differing}; are there other files in the "
+                "folder? Move them elsewhere and repeat the command"
+            )
+
+
+def _known(source: Source) -> Tensor:
+    """Return the labels (n,), -1 where there is none."""
+    return torch.full((len(source),), -1) if source.labels is None else source.labels
