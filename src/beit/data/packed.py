@@ -30,7 +30,8 @@ def read_about(content: bytes, where: str) -> About:
     """Read the member `ABOUT` of a shard. ValueError that names the shard if it is another one."""
     try:
         values = json.loads(content)
-        about = About(values["class_names"], dict(values["names"]))
+        names = values["class_names"]
+        about = About(None if names is None else list(names), dict(values["names"]))
         for text in (*(about.class_names or ()), *about.names.values()):
             text.encode(errors="surrogateescape")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

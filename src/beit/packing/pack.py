@@ -9,7 +9,7 @@ on behind the last one that is noted.
 import hashlib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from errno import EIO
 from functools import partial
@@ -91,13 +91,14 @@ class Config:
 
 
 class Result(NamedTuple):
-    """The folder of the shards, and what it holds, over all sets."""
+    """The folder of the shards, what it holds over all sets, and the images of each set."""
 
     directory: Path
     images: int
     unreadable: int
     shards: int
     bytes: int
+    sets: dict[str, int]
 
 
 def run(config: Config) -> Result:
@@ -114,9 +115,9 @@ def run(config: Config) -> Result:
         for shard in record.shards.values():
             limits[shard.set].note(shard.unreadable.values())
         with Progress(total, total - left) as progress:
-            counts = [f"{len(images)} images of {of}" for of, images in sets.items()]
             before = f"; {len(record.shards)} shards were written before" if record.shards else ""
-            progress.message(f"{', '.join(counts)}{before}")
+            counts = {of: len(images) for of, images in sets.items()}
+            progress.message(f"{_counted(counts)} of {config.data}{before}")
             done = count(total - left)
 
             def advance() -> None:
@@ -141,18 +142,29 @@ def run(config: Config) -> Result:
         sum(len(shard.unreadable) for shard in shards),
         len(shards),
         sum(shard.bytes for shard in shards),
+        {of: sum(shard.images for shard in record.of_set(of)) for of in sets},
     )
 
 
 def ending(config: Config, result: Result) -> Ending:
     """Say what was packed; a tokenizer is next."""
-    figure = f"{result.images:,} images, {result.bytes / 1e6:,.1f} MB, all read back and compared"
+    megabytes = f"{result.bytes / 1e6:,.1f} MB"
+    figure = f"{_counted(result.sets)}, {megabytes}, all read back and compared"
     if result.unreadable:
         figure += f"; {result.unreadable} unreadable ones left out"
     query = "" if config.shorter_side is not None else _pixel_options(config.data)
     data = f"{config.output}?{query}" if query else config.output
     then = words("train-tokenizer", data=data, output=beside("runs/x", "tokenizer"))
-    return Ending(f"{result.shards} shards in {result.directory}", figure, then)
+    shards = f"{result.shards} shard{'s' * (result.shards > 1)}"
+    return Ending(f"{shards} in {result.directory}", figure, then)
+
+
+def _counted(images: Mapping[str, int]) -> str:
+    """Say how many images each set has: `50,000 images of train and 10,000 of test`."""
+    if WHOLE in images:
+        return f"{images[WHOLE]:,} images"
+    first, *others = [f"{number:,}{{}} of {of}" for of, number in images.items()]
+    return " and ".join([first.format(" images"), *(other.format("") for other in others)])
 
 
 # ── the source ──────────────────────────────────────────────────────────────────────────────────
@@ -203,9 +215,9 @@ def _settings(config: Config, sets: dict[str, Source], how: Encoding) -> dict[st
         "bands": how.reading.bands if smaller else None,
     }
     for of, images in sets.items():
-        settings[f"{of} images"] = len(images)
-        settings[f"{of} class_names"] = images.class_names
-        settings[f"{of} {CHECKSUM}"] = _checksum(images, config.format)
+        settings[f"{of}.count"] = len(images)
+        settings[f"{of}.class_names"] = images.class_names
+        settings[f"{of}{CHECKSUM}"] = _checksum(images, config.format)
     return settings
 
 

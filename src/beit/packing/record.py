@@ -11,7 +11,7 @@ from beit.files import PARTIAL_SUFFIX, write_text
 from beit.run import lock
 from beit.run.settings import first
 
-CHECKSUM = "checksum"  # of names, labels and files
+CHECKSUM = ".checksum"  # of names, labels and files of a set
 
 
 class Finished(NamedTuple):
@@ -60,9 +60,14 @@ class Record:
             raise FileExistsError(f"{folder} is a file; name a new folder for the shards")
         folder.mkdir(parents=True, exist_ok=True)
         lock.hold(folder)
-        self.complete = self._read()
+        try:
+            self.complete = self._read()
+            if not self.complete:
+                self._check_files()
+        except (ValueError, OSError):
+            (folder / lock.NAME).unlink()
+            raise
         if not self.complete:
-            self._check_files()
             self._save()
 
     def _read(self) -> bool:
@@ -90,7 +95,8 @@ class Record:
 
     def _check_files(self) -> None:
         """Refuse files that a reader would take besides; remove what a killed call has left."""
-        known = re.compile(rf"({RECORD}|{lock.NAME}|\w+-\d{{6}}\.{self._settings['format']})")
+        shard = rf"\w+-\d{{6}}\.{self._settings['format']}"
+        known = re.compile(f"{RECORD}|{lock.NAME}|{shard}")
         begun = (self.folder / RECORD).exists()
         for path in sorted(self.folder.iterdir()):
             if path.name.startswith("."):
@@ -123,6 +129,8 @@ class Record:
         """Note whether all shards are finished, and read back as the source."""
         self.complete = complete
         self._save()
+        if complete:
+            (self.folder / lock.NAME).unlink(missing_ok=True)
 
     def _save(self) -> None:
         shards = [self.shards[name]._asdict() for name in sorted(self.shards)]
@@ -132,6 +140,6 @@ class Record:
 
 def _difference(name: str, before: Any, now: Any) -> str:
     if name.endswith(CHECKSUM):
-        of = name.removesuffix(CHECKSUM).strip()
+        of = name.removesuffix(CHECKSUM)
         return f"{of}: names, labels, sizes or times of its files have changed"
     return f"{name} was {before!r:.80}, is now {now!r:.80}"

@@ -34,8 +34,16 @@ _ALWAYS = ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm"
 _OPTIONAL = {"jpg_2000": ".jp2 .j2k .j2c .jpc .jpf .jpx", "avif": ".avif"}
 
 _ENDINGS = {  # by Pillow's names of formats
-    "JPEG": ".jpg", "MPO": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp",
-    "GIF": ".gif", "PPM": ".ppm", "AVIF": ".avif", "HEIF": ".heic", "JXL": ".jxl",
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "BMP": ".bmp",
+    "GIF": ".gif",
+    "PPM": ".ppm",
+    "AVIF": ".avif",
+    "HEIF": ".heic",
+    "JXL": ".jxl",
 }
 
 _JPEG_XL = b"\xff\x0a"  # how its codestream begins
