@@ -515,7 +515,7 @@ def test_two_at_a_time_are_refused(sources, tmp_path):
 @pytest.mark.parametrize("form", FORMATS)
 def test_ten_kills_of_the_command_change_no_byte(tmp_path, form):
     words = [sys.executable, "-m", "beit", "pack", "shapes://2500?size=64"]
-    words += [f"--format={form}", "--shard_megabytes=2"]
+    words += [f"--format={form}", "--shard_megabytes=1"]
 
     def start(output):
         return subprocess.Popen(
@@ -527,15 +527,16 @@ def test_ten_kills_of_the_command_change_no_byte(tmp_path, form):
 
     whole = start(tmp_path / "whole")
     assert whole.communicate(timeout=300) and whole.returncode == 0
-    broken, partial = tmp_path / "broken", f".images-*.{form}.partial"
+    broken, finished = tmp_path / "broken", 0
     for kill in range(10):
-        process, deadline = start(broken), time.monotonic() + 120
-        while not (files := [*broken.glob(partial)]) and time.monotonic() < deadline:
+        process, before, deadline = start(broken), finished, time.monotonic() + 120
+        while finished == before and time.monotonic() < deadline:
             time.sleep(0.002)
-        time.sleep(0.03 * kill)
+            finished = len([*broken.glob(f"*.{form}")])
+        time.sleep(0.01 * kill)
         process.kill()
         _, errors = process.communicate(timeout=30)
-        assert files and process.returncode == -signal.SIGKILL, errors.decode()
+        assert process.returncode == -signal.SIGKILL, errors.decode()
     done = start(broken)
     _, errors = done.communicate(timeout=300)
     assert done.returncode == 0, errors.decode()

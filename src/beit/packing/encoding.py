@@ -4,12 +4,11 @@ import io
 import posixpath
 from typing import NamedTuple
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from beit.data.folders.listing import is_system
-from beit.data.pixels.decoding import extensions, format_ending
+from beit.data.pixels.decoding import decode, extensions, format_ending
 from beit.data.pixels.reduced import decode_reduced
 from beit.data.shrinking import Need, Shrinking
 from beit.data.source import Named, Source, UnreadableImage, encoded_of
@@ -17,6 +16,7 @@ from beit.data.spec import Reading
 from beit.packing.shards import digest
 
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif")
+_GLANCE = 64  # shorter side to which a copied image is decoded, to see whether it can be read
 
 
 class Encoding(NamedTuple):
@@ -51,41 +51,36 @@ def encoded_all(source: Source, how: Encoding, indices: range) -> list[Encoded]:
 
 
 def _encoded(source: Source, how: Encoding, index: int) -> Encoded:
-    """Read an image, decode it, which shows whether it can be read, and encode it if needed.
+    """Read an image, see whether it can be decoded, and encode it if needed.
 
     With a shorter side, a range of values or chosen bands are applied to every image.
     """
-    name, reading, side = source.name(index), how.reading, how.shorter_side
+    name, side = source.name(index), how.shorter_side
+    need = Need(0, _GLANCE, _GLANCE) if side is None else Need(0, side, side)
     try:
         stored = encoded_of(source, index)
         if stored is None:
-            data, ending = _png(source.image(index)), ".png"
-            return Encoded(data, ending, True, digest(name, data))
-        if side is not None:
-            reading = reading._replace(shrinking=Shrinking(Need(0, side, side)))
-        image, shrunk = decode_reduced(stored, name, reading)
+            return _new(name, _saved(source.image(index), "PNG"), ".png")
+        small = how.reading._replace(shrinking=Shrinking(need))
+        image, shrunk = decode_reduced(stored, name, small)
+        ending = format_ending(stored)
+        if side is not None and (shrunk or how.reading.range or how.reading.bands):
+            return _new(name, _saved(image, "JPEG", quality=how.quality), JPEG[0])
+        if not ending:  # a format that only Pillow recognises
+            return _new(name, _saved(decode(stored, name, how.reading), "PNG"), ".png")
     except UnreadableImage as error:
         return Encoded(unreadable=str(error))
-    data, ending = stored, format_ending(stored)
-    if shrunk or (side is not None and (reading.range or reading.bands)):
-        data, ending = _jpeg(image, how.quality), JPEG[0]
-    elif not ending:  # a format that only Pillow recognises
-        data, ending = _png(image), ".png"
-    return Encoded(data, ending, data is not stored, digest(name, data))
+    return Encoded(stored, ending, False, digest(name, stored))
 
 
-def _png(image: Tensor) -> bytes:
-    return _saved(image, "PNG", {})
+def _new(name: str, data: bytes, ending: str) -> Encoded:
+    return Encoded(data, ending, True, digest(name, data))
 
 
-def _jpeg(image: Tensor, quality: int) -> bytes:
-    return _saved(image, "JPEG", {"quality": quality})
-
-
-def _saved(image: Tensor, form: str, options: dict[str, int]) -> bytes:
+def _saved(image: Tensor, form: str, **options: int) -> bytes:
+    """Encode (3, H, W) uint8."""
     file = io.BytesIO()
-    pixels = image.permute(1, 2, 0).contiguous(memory_format=torch.contiguous_format)
-    Image.fromarray(pixels.numpy()).save(file, form, **options)
+    Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(file, form, **options)
     return file.getvalue()
 
 
