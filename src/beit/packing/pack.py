@@ -7,8 +7,6 @@ on behind the last one that is noted.
 """
 
 import hashlib
-import os
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from errno import EIO
@@ -22,16 +20,17 @@ from torch import Tensor
 
 from beit.command.ending import Ending, beside, words
 from beit.data.mixture import weights_of
-from beit.data.source import Source, file_of
-from beit.data.sources import open_source, open_test_split
-from beit.data.spec import AS_IT_IS, Reading, split_part, split_query
-from beit.data.splits import TRAINING, Split, split_word
+from beit.data.source import Source
+from beit.data.sources import open_source
+from beit.data.spec import split_part
+from beit.data.splits import Split
 from beit.data.stores.remote import is_remote
 from beit.data.unreadable import Unreadable
 from beit.data.workers import computed
 from beit.files import replacing, user_path
 from beit.packing.encoding import Encoded, Encoding, encoded_all, member_of, names_fit
 from beit.packing.record import CHECKSUM, Finished, Gap, Record
+from beit.packing.sets import WHOLE, check_place, checksum, open_sets, pixel_options, read_spec
 from beit.packing.shards import FORMATS, Entry, read_back
 from beit.run.lock import releasing
 from beit.run.progress import Progress
@@ -39,7 +38,6 @@ from beit.run.progress import Progress
 Advance = Callable[[], None]  # called for each image
 
 _TASK = 8  # images that a worker reads at a time
-WHOLE = "images"  # name of a set without splits
 
 
 @dataclass(frozen=True)
@@ -103,9 +101,9 @@ class Result(NamedTuple):
 
 def run(config: Config) -> Result:
     """Write the missing shards, and compare all of them with the source."""
-    folder, (name, reading) = user_path(config.output), _read_spec(config.data)
-    _check_place(folder, name)
-    sets = _open_sets(config.data)
+    folder, (name, reading) = user_path(config.output), read_spec(config.data)
+    check_place(folder, name)
+    sets = open_sets(config.data)
     how = Encoding(reading, config.shorter_side, config.quality)
     with releasing():
         record = Record(folder, _settings(config, sets, how))
@@ -152,7 +150,7 @@ def ending(config: Config, result: Result) -> Ending:
     figure = f"{_counted(result.sets)}, {megabytes}, all read back and compared"
     if result.unreadable:
         figure += f"; {result.unreadable} unreadable ones left out"
-    query = "" if config.shorter_side is not None else _pixel_options(config.data)
+    query = "" if config.shorter_side is not None else pixel_options(config.data)
     data = f"{config.output}?{query}" if query else config.output
     then = words("train-tokenizer", data=data, output=beside("runs/x", "tokenizer"))
     shards = f"{result.shards} shard{'s' * (result.shards > 1)}"
@@ -165,42 +163,6 @@ def _counted(images: Mapping[str, int]) -> str:
         return f"{images[WHOLE]:,} images"
     first, *others = [f"{number:,}{{}} of {of}" for of, number in images.items()]
     return " and ".join([first.format(" images"), *(other.format("") for other in others)])
-
-
-# ── the source ──────────────────────────────────────────────────────────────────────────────────
-
-
-def _read_spec(spec: str) -> tuple[str, Reading]:
-    """Return the name of a source without its options, and how it is read."""
-    whole = split_part(spec)[0]
-    return (whole, AS_IT_IS) if whole.startswith("shapes://") else split_query(whole)
-
-
-def _pixel_options(spec: str) -> str:
-    """Return the options of a source that concern the pixels in files, which are copied."""
-    name, _ = _read_spec(spec)
-    options = split_part(spec)[0].removeprefix(name).removeprefix("?").split("&")
-    return "&".join(o for o in options if o.startswith(("range=", "bands=")))
-
-
-def _open_sets(spec: str) -> dict[str, Source]:
-    """Open the images by the name of their set: that of a split, or `WHOLE`."""
-    train = open_source(spec, split="train")
-    try:
-        test = open_test_split(spec, train)
-    except ValueError:  # a split for training and no other
-        return {"train": train}
-    if test is None:
-        return {WHOLE: train}
-    found = [split_word(word) for word in re.split(r"[\W\d_]+", test.name(0)) if split_word(word)]
-    return {"train": train, next((w for w in found if w not in TRAINING), "test"): test}
-
-
-def _check_place(folder: Path, name: str) -> None:
-    """Refuse an output inside the folder of the images."""
-    root = user_path(name)
-    if root.is_dir() and folder.resolve().is_relative_to(root.resolve()):
-        raise ValueError(f"output is {folder}, inside {name}; name a folder outside of it")
 
 
 def _settings(config: Config, sets: dict[str, Source], how: Encoding) -> dict[str, Any]:
@@ -217,42 +179,8 @@ def _settings(config: Config, sets: dict[str, Source], how: Encoding) -> dict[st
     for of, images in sets.items():
         settings[f"{of}.count"] = len(images)
         settings[f"{of}.class_names"] = images.class_names
-        settings[f"{of}{CHECKSUM}"] = _checksum(images, config.format)
+        settings[f"{of}{CHECKSUM}"] = checksum(images, config.format)
     return settings
-
-
-def _checksum(images: Source, form: str) -> str:
-    """Digest names and labels, and sizes and times of local files."""
-    digest, earlier, about = hashlib.blake2b(digest_size=16), None, b""
-    for index in range(len(images)):
-        name = images.name(index)
-        if form == "parquet" and not name.isascii():
-            _check_utf8(name)
-        file = file_of(images, index)
-        if file is not None and file != earlier:
-            earlier, about = file, _about(file)
-        digest.update(os.fsencode(name) + b"\0" + about)
-    if images.labels is not None:
-        digest.update(images.labels.numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _about(file: Path) -> bytes:
-    try:
-        found = file.stat()
-    except OSError:  # removed since: unreadable
-        return b""
-    return f"{found.st_size} {found.st_mtime_ns}".encode()
-
-
-def _check_utf8(name: str) -> None:
-    try:
-        name.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError(
-            f"{name!a}: a name that is not UTF-8, which Parquet cannot hold; rename the file, or "
-            "use format tar"
-        ) from error
 
 
 # ── the shards ──────────────────────────────────────────────────────────────────────────────────
@@ -294,9 +222,9 @@ def _shards(
                 raise ValueError(f"{config.data}: no image can be read; the first is {first}")
         _read_again(path, digests)
         with path.open("rb") as file:
-            checksum = hashlib.file_digest(file, "sha256").hexdigest()
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         written = path.stat().st_size
-        yield Finished(path.name, of, start, index + 1, len(digests), written, checksum, unreadable)
+        yield Finished(path.name, of, start, index + 1, len(digests), written, sha256, unreadable)
         number += 1
 
 
