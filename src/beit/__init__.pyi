@@ -34,6 +34,13 @@ def doctor(
 ) -> Result:
     """Find what is wrong with images, the machine or a training, before it runs; options: help(beit.doctor)."""
 
+def pack(
+    data: Any = ..., output: Any = ..., *, format: Any = ..., shorter_side: Any = ...,
+    quality: Any = ..., shard_megabytes: Any = ..., max_unreadable: Any = ...,
+    num_workers: Any = ..., preset: Any = ..., config: Any = ..., quiet: Any = ..., **options: Any
+) -> Result:
+    """Write the images of any source to tar or Parquet shards: beit pack SOURCE FOLDER; options: help(beit.pack)."""
+
 def train_tokenizer(
     *, data: Any = ..., view: Any = ..., model: Any = ..., init: Any = ..., freeze: Any = ...,
     teacher: Any = ..., codebook: Any = ..., optim: Any = ..., crop_ratio: Any = ...,

@@ -37,9 +37,10 @@ from beit.run.preemption import (
 )
 from beit.run.reached import is_finished
 
-STOPPED = {  # verbs that train without being trainings, and what to do after a stop outside one
+STOPPED = {  # other verbs that resume or train, and what to do after a stop outside a training
     "demo": "",
     "ablate": "the same command goes on",
+    "pack": "the same command goes on",
 }
 
 

@@ -31,6 +31,18 @@ CASES = [
     ("doctor", "photos", {**CHECKED, "figures": {"images": 9.0, "near": 2.0}}, "9 images; 2 near"),
     ("doctor", "p --write o.txt", {**CHECKED, "figures": {"images": 9.0}}, "o.txt"),
     ("doctor", "photos --output o", {**CHECKED, "report": Path("o/report.html")}, "o/report.html"),
+    (
+        "pack",
+        "photos shards",
+        {
+            "directory": Path("shards"),
+            "unreadable": 0,
+            "shards": 3,
+            "bytes": 2_500_000,
+            "sets": {"images": 3000},
+        },
+        "3,000 images, 2.5 MB, all read back and compared",
+    ),
     ("train-tokenizer", "--data photos --output runs/mine", TRAINED, "96.9% of the codes"),
     ("train-tokenizer", "--kind dvae --data photos --output runs/mine", TRAINED, "96.9%"),
     ("pretrain", "--data 'my photos' --output runs/mine", TRAINED, "28.0% of the hidden"),

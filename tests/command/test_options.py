@@ -287,7 +287,7 @@ def test_every_verb_that_takes_a_model_or_data_calls_them_so():
         for module in {verb.module, *verb.kinds.values()}:
             taken = {field.name for field in fields(import_module(module).Config)}
             taken |= set(verb.spellings)
-            assert name in own | {"doctor"} or "model" in taken, name
+            assert name in own | {"doctor", "pack"} or "model" in taken, name
             assert name in own | {"export", "push"} or "data" in taken, name
             assert name in ("presets", "push", "replay") or "output" in taken, name
 

@@ -422,6 +422,20 @@ def _(place):
     assert classes(open_source("y.tar")) == [*CLASSES]
 
 
+@rule("Layouts", "shards that `beit pack` wrote")
+def _(place):
+    about = {"class_names": ["b", "a"], "names": {"1.png": "x/one.png"}}
+    members = {"1.png": encoded(1), "1.cls": b"0", "0.png": encoded(0), "0.cls": b"1"}
+    Path("shards").mkdir()
+    pack(Path("shards/x.tar"), members | {"__beit__": json.dumps(about).encode()})
+    source = place.open("shards")
+    assert names(source) == ["x/one.png", "0.png"]
+    assert (levels(source), classes(source)) == ([1, 0], ["b", "a"])
+    Path("shards/pack.json").write_text('{"complete": false}')
+    with pytest.raises(ValueError, match="has not written all of its shards; repeat the command"):
+        place.open("shards")
+
+
 @rule("Layouts", "damaged tar shard")
 def _(place):
     path = pack(Path("x.tar"), {"0.png": encoded(0), "1.png": b"no image", "2.png": encoded(2)})

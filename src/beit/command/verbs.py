@@ -44,6 +44,11 @@ VERBS = {
         "find what is wrong with images, the machine or a training, before it runs",
         ("data",),
     ),
+    "pack": Verb(
+        "beit.packing.pack",
+        "write the images of any source to tar or Parquet shards: beit pack SOURCE FOLDER",
+        ("data", "output"),
+    ),
     "train-tokenizer": Verb(
         "beit.tokenizer.vqkd",
         "train a visual tokenizer: from a teacher (VQ-KD), or --kind dvae, a discrete VAE",

@@ -1,5 +1,6 @@
 """The contract of a source of images, and parts of a source."""
 
+from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
 from typing import Protocol
@@ -74,6 +75,17 @@ def file_of(source: Source, index: int) -> Path | None:
     file = getattr(source, "file", None)
     path = None if file is None else file(index)
     return None if path is None else Path(path)
+
+
+def encoded_of(source: Source, index: int) -> bytes | None:
+    """Return the bytes of an image as they are stored; None for drawn ones.
+
+    Raises UnreadableImage if they cannot be read; they need not be an image.
+    """
+    if isinstance(source, PartSource):
+        return encoded_of(source._source, int(source._indices[index]))
+    encoded: Callable[[int], bytes] | None = getattr(source, "encoded", None)
+    return None if encoded is None else encoded(index)
 
 
 def shuffled(length: int) -> Tensor:

@@ -18,6 +18,7 @@ from beit.data.folders.image_files import FileSource
 from beit.data.folders.listing import list_folder, say_once
 from beit.data.folders.lists import check_file, read_list
 from beit.data.mixture import MixedSource, weights_of
+from beit.data.packed import check_complete
 from beit.data.pixels.decoding import PLUGINS, extensions
 from beit.data.shapes import ShapesSource
 from beit.data.shrinking import Shrinking
@@ -196,6 +197,7 @@ def _open_folder(path: Path, reading: Reading, split: Split | None) -> Source:
     table beside the images, if there are any; one without either is not read then. Tar shards are
     read if there is neither.
     """
+    check_complete(path)
     tables = list[Path]()
     if files := row_files(path, split):
         count, holds = _count_images(path), images_of_rows(files[0], reading)

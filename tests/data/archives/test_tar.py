@@ -302,3 +302,44 @@ def test_others_are_refused(write, tmp_path):
     os.mkfifo(tmp_path / "pipe.tar")
     with pytest.raises(ValueError, match=r"pipe\.tar: not a regular file"):
         open_source(str(tmp_path / "pipe.tar"))
+
+
+# ── shards of `beit pack` ───────────────────────────────────────────────────────────────────────
+
+
+def test_packed_shards_have_names_of_classes_and_images_in_their_order(write):
+    about = {
+        "class_names": ["b", "a", "1"],
+        "names": {"0001.jpg": "x/y.png", "0000.jpg": "x/y.png"},
+    }
+    members = {}
+    for number, label in ((2, b"1"), (0, b"2"), (1, b"-1")):
+        members |= {f"{number:04}.jpg": jpeg(20 * number), f"{number:04}.cls": label}
+    packed = write("x-0.tar", members | {"__beit__": json.dumps(about).encode()})
+    source = open_source(str(packed))
+    assert names(source) == ["0002.jpg", "x/y.png", "x/y.png"]
+    assert (reds(source), source.labels.tolist()) == ([2, 0, 1], [1, 2, -1])
+    assert source.class_names == ["b", "a", "1"]
+    about = {"class_names": ["a", "c"], "names": {}}
+    other = write("x-1.tar", samples(7, 1, cls=b"1") | {"__beit__": json.dumps(about).encode()})
+    both = open_source(str(other.parent / "x-*.tar"))
+    assert (both.labels.tolist(), both.class_names) == ([1, 2, -1, 3], ["b", "a", "1", "c"])
+    bare = {"class_names": None, "names": {}}
+    flat = {"cat/a.jpg": jpeg(0), "dog/a.jpg": jpeg(0), "__beit__": json.dumps(bare).encode()}
+    assert open_source(str(write("y.tar", flat))).labels is None
+
+
+@pytest.mark.parametrize(
+    "about", [b"", b"[]", b"{}", b'{"class_names": 3, "names": {}}', b'{"names": {"a": 1}}']
+)
+def test_what_a_packed_shard_says_may_be_damaged(write, about):
+    with pytest.raises(
+        ValueError, match=r"x\.tar: its member __beit__ is damaged: .* pack it anew"
+    ):
+        open_source(str(write("x.tar", samples(0, 1) | {"__beit__": about})))
+
+
+def test_a_packed_class_is_a_number(write):
+    about = {"__beit__": b'{"class_names": null, "names": {}}'}
+    with pytest.raises(ValueError, match=r"x\.tar: 'cat' in a \.cls file; expected a number"):
+        open_source(str(write("x.tar", samples(0, 1, cls=b"cat") | about)))

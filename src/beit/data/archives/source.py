@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from beit.data.archives.files import Files, RemoteFiles, TarFiles, file_path
-from beit.data.archives.tar_index import LABEL
+from beit.data.archives.tar_index import CLASS, LABEL
 from beit.data.archives.zipped import ZippedFiles, wrapping, zip_members
 from beit.data.class_names import some
 from beit.data.folders.folder import labels_of
@@ -64,12 +65,23 @@ class FilesSource:
 
     def image(self, index: int) -> Tensor:
         part, place = self._place(index)
-        name = self.name(index)
+        with self._located(index):
+            return decode_reduced(part.read(place), part.name(place), self._reading)[0]
+
+    def encoded(self, index: int) -> bytes:
+        part, place = self._place(index)
+        with self._located(index):
+            return part.read(place)
+
+    @contextmanager
+    def _located(self, index: int) -> Iterator[None]:
+        """Let errors of an image have its name in this source, and the archive."""
         try:
-            return decode_reduced(part.read(place), name, self._reading)[0]
+            yield
         except UnreadableImage as error:
-            inside = f"{error.reason} (in {part.where})" if part.where else error.reason
-            raise UnreadableImage(name, inside) from error
+            where = self._place(index)[0].where
+            inside = f"{error.reason} (in {where})" if where else error.reason
+            raise UnreadableImage(self.name(index), inside) from error
 
     def name(self, index: int) -> str:
         part, place = self._place(index)
@@ -130,7 +142,10 @@ def open_tars(blobs: Sequence[Blob], reading: Reading, split: Split | None) -> F
     columns = _columns(parts)
     if reading.label and not columns:
         raise ValueError(f"{where}: no .cls, .txt or .json beside the images; leave label= out")
-    label, why = label_column(columns, where, reading.label or ("cls" if "cls" in columns else ""))
+    label, why = None, f"{where} holds no labels beside the images"
+    if columns:
+        wanted = reading.label or (CLASS if CLASS in columns else "")
+        label, why = label_column(columns, where, wanted)
     labels, names = None, None
     if label is not None:
         if unusable := [u[label] for p in parts if label in (u := p.about["unusable"])]:
@@ -205,27 +220,31 @@ def _columns(parts: Iterable[TarFiles]) -> list[str]:
     return list(found)
 
 
-def _values(parts: Sequence[TarFiles], label: str) -> list[tuple[Any, None]]:
-    """Return what lies beside the images, as `joined` takes it: one array if all have one type."""
+def _values(parts: Sequence[TarFiles], label: str) -> list[tuple[Any, list[str] | None]]:
+    """Return what lies beside the images, as `joined` takes it: one array if all are alike."""
     import pyarrow
 
     found = list[Any]()
+    names = [part.about["class_names"] if label == CLASS else None for part in parts]
     for part in parts:
         has = LABEL + label in part.table.column_names
         found.append(part.column(LABEL + label) if has else pyarrow.nulls(len(part)))
-    if len({array.type for array in found}) == 1:
-        return [(pyarrow.chunked_array(found), None)]
-    return [(array, None) for array in found]
+    if len({array.type for array in found}) == 1 and names.count(names[0]) == len(names):
+        return [(pyarrow.chunked_array(found), names[0])]
+    return list(zip(found, names, strict=True))
 
 
 def _repeated(parts: Sequence[TarFiles]) -> Any:
     """Return (all,) True where several shards have the name of an image; None if none is.
 
     Names are sorted in each shard. If the last one of each comes before the first one of the next,
-    as is usual, no more is read; else digests of all names are compared.
+    as is usual, no more is read; else digests of all names are compared. Packed shards keep the
+    names and the order of their source, which may repeat some.
     """
+    packed = [part.about["packed"] for part in parts]
     ends = sorted((part.name(0), part.name(len(part) - 1)) for part in parts)
-    if all(end < start for (_, end), (start, _) in pairwise(ends)):
+    apart = all(end < start for (_, end), (start, _) in pairwise(ends))
+    if all(packed) or (apart and not any(packed)):
         return None
     digests = [np.from_dlpack(part.column("digest")) for part in parts]
     ordered = np.concatenate(digests)

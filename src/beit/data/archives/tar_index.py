@@ -19,6 +19,7 @@ from beit.data.archives.zipped import wrapping
 from beit.data.folders.listing import listed
 from beit.data.folders.masks import without_masks
 from beit.data.kept import cache_folder
+from beit.data.packed import ABOUT, About, read_about
 from beit.data.pixels.decoding import extensions
 from beit.data.stores.blob import Blob
 from beit.data.tabular.labels import plain
@@ -27,7 +28,7 @@ from beit.files import replacing
 _log = logging.getLogger(__name__)
 
 LABEL = "label:"  # begins the names of columns that can hold labels
-_FORMAT = 1  # raise it when the index changes
+_FORMAT = 2  # raise it when the index changes
 COLUMNS = {  # of every index, and their types
     "name": "binary",
     "start": "int64",
@@ -37,9 +38,11 @@ COLUMNS = {  # of every index, and their types
 }
 _AHEAD = 1 << 23  # bytes of a remote shard that are read at once
 _PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"(\xb5/\xfd": "zstd"}
-_TEXTS = ("cls", "txt")  # files beside an image that hold one value; .json holds fields
+CLASS = "cls"  # ending of the file beside an image that holds its class
+_TEXTS = (CLASS, "txt")  # files beside an image that hold one value; .json holds fields
 _LONGEST = 200  # characters of a value that can be a label
 _MOST = 1 << 20  # bytes of a file beside an image
+_MOST_ABOUT = 1 << 28
 
 
 class Member(NamedTuple):
@@ -54,8 +57,8 @@ def read_index(blob: Blob) -> Any:
     """Return the index of a shard, a pyarrow table; build it unless one is kept that fits.
 
     Columns: name, start, size, ending (after the first dot of the name) and digest (of the name) of
-    each image, sorted by name; `LABEL` and a name for each that can hold labels, null where
-    missing. `about_index` reads what is said of the whole.
+    each image, sorted by name, or as they lie in a shard of `beit pack`; `LABEL` and a name for
+    each that can hold labels, null where missing. `about_index` reads what is said of the whole.
 
     Raises:
         ValueError: the shard is compressed, cut, damaged, or holds no image.
@@ -111,7 +114,8 @@ def about_index(table: Any) -> dict[str, Any]:
 
     key: of the shard that it was built from; samples: whether files beside images hold labels;
     nested: whether images lie in folders; several: example of a sample with several images;
-    unusable: why columns cannot hold labels; notes: what was taken and what was not.
+    unusable: why columns cannot hold labels; notes: what was taken and what was not; packed: by
+    `beit pack`; class_names: of the numbers in `cls`, null where unknown.
     """
     about: dict[str, Any] = json.loads((table.schema.metadata or {}).get(b"beit", b"{}"))
     if "key" not in about:
@@ -131,15 +135,18 @@ def _places(blob: Blob) -> Iterator[Path]:
 def _built(blob: Blob, key: Mapping[str, Any]) -> Any:
     import pyarrow
 
-    members, notes = _members(blob)
+    members, packed, notes = _members(blob)
     listing = listed((name for name, file in members.items() if not file.values), blob.where)
     names, unusable = listing.images, dict[str, str]()
+    if packed is not None:
+        taken = {*names}
+        names = [name for name in members if name in taken]
     notes = [str(listing), *notes]
     values = defaultdict[str, dict[str, Any]](dict)
     for name, file in members.items():
         if file.values:
             values[os.path.splitext(name)[0]] |= file.values
-    samples, nested = bool(values), any("/" in name for name in names)
+    samples, nested = bool(values) or packed is not None, any("/" in name for name in names)
     if not samples and not nested:
         names, _, more = without_masks(names)
         notes += more
@@ -148,7 +155,7 @@ def _built(blob: Blob, key: Mapping[str, Any]) -> Any:
     repeated = [key for key, count in Counter(keys).items() if count > 1 and samples]
     several = [name for name in names if repeated and name.startswith(f"{repeated[0]}.")]
     beside = [values.get(key, {}) for key in keys]
-    encoded = [os.fsencode(name) for name in names]
+    encoded = [os.fsencode(packed.names.get(n, n) if packed else n) for n in names]
     columns: dict[str, Any] = {
         "name": pyarrow.array(encoded, pyarrow.binary()),
         "start": pyarrow.array([members[name].start for name in names], pyarrow.int64()),
@@ -158,12 +165,15 @@ def _built(blob: Blob, key: Mapping[str, Any]) -> Any:
     }
     for column in dict.fromkeys(column for fields in beside for column in fields):
         found = [fields.get(column) for fields in beside]
+        if packed is not None and column == CLASS:
+            found = [_number(value, blob.where) for value in found]
         if why := _why_unusable(found):
             unusable[column] = why
         else:
             columns[LABEL + column] = _encoded(found)
     about = {"key": key, "samples": samples, "nested": nested, "several": several[:3]}
-    about |= {"unusable": unusable, "notes": notes}
+    about |= {"unusable": unusable, "notes": notes, "packed": packed is not None}
+    about["class_names"] = packed.class_names if packed else None
     return pyarrow.table(columns).replace_schema_metadata({"beit": json.dumps(about)})
 
 
@@ -177,8 +187,9 @@ def _key(name: str, values: Container[str]) -> str:
     return stem if stem in values else posixpath.join(folder, base.partition(".")[0])
 
 
-def _members(blob: Blob) -> tuple[dict[str, Member], list[str]]:
-    """Read the headers of a tar: its files by name, the last one of each; and notes."""
+def _members(blob: Blob) -> tuple[dict[str, Member], About | None, list[str]]:
+    """Read the headers of a tar: its files by name, the last one of each; ABOUT of one; notes."""
+    about: About | None = None
     found, links, notes = dict[str, Member](), dict[str, str](), list[str]()
     with blob.open(_AHEAD) as file:
         start = file.read(6)
@@ -198,6 +209,9 @@ def _members(blob: Blob) -> tuple[dict[str, Member], list[str]]:
                     elif member.issym():
                         folder = posixpath.dirname(name)
                         links[name] = posixpath.normpath(posixpath.join(folder, member.linkname))
+                    elif name == ABOUT and member.isreg() and member.size <= _MOST_ABOUT:
+                        file.seek(member.offset_data)
+                        about = read_about(file.read(member.size), blob.where)
                     elif member.isreg():
                         found[name] = _member(file, name, member, blob.where)
                 end = tar.offset
@@ -214,9 +228,9 @@ def _members(blob: Blob) -> tuple[dict[str, Member], list[str]]:
             found[name] = found[target]
     if missing := [name for name in links if name not in found]:
         notes.append(f"not read: {len(missing)} links to files outside, such as {missing[0]}")
-    if folder := wrapping(blob.name, found):
+    if about is None and (folder := wrapping(blob.name, found)):
         found = {name.removeprefix(folder): file for name, file in found.items()}
-    return found, notes
+    return found, about, notes
 
 
 def _member(file: Any, name: str, member: tarfile.TarInfo, where: str) -> Member:
@@ -237,6 +251,13 @@ def _values(content: bytes, ending: str, where: str) -> Iterator[tuple[str, Any]
         raise ValueError(f"{where}: not readable as {ending}: {error}") from error
     if isinstance(fields, dict):
         yield from ((str(name), value) for name, value in fields.items() if value is not None)
+
+
+def _number(value: Any, where: str) -> int:
+    try:
+        return int(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {value!r} in a .{CLASS} file; expected a number") from error
 
 
 def _why_unusable(values: list[Any]) -> str:

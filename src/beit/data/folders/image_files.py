@@ -3,7 +3,8 @@
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -34,27 +35,39 @@ def read_image(path: Path, name: str, reading: Reading = AS_IT_IS) -> Tensor:
     """
     need, kept = reading.shrinking or (None, None)
     how = reading.range, reading.bands, need
-    try:
-        if kept is not None:
+    if kept is not None:
+        with _its_fault(name):
             image = kept.read(kept.place(path, path.stat(), how))
-            if image is not None:
-                return image
-        with open(path, "rb", opener=at_once) as file:
-            found = os.fstat(file.fileno())
-            if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
-                raise UnreadableImage(name, "not a regular file, but a pipe or device")
-            if found.st_size > MAX_FILE_BYTES:
-                reason = f"{found.st_size} bytes, at most {MAX_FILE_BYTES} are read"
-                raise UnreadableImage(name, reason)
-            data = file.read()
-    except OSError as error:
-        if no_fault(error):
-            raise
-        raise UnreadableImage(name, error.strerror or str(error)) from error
+        if image is not None:
+            return image
+    data, found = read_file(path, name)
     image, shrunk = decode_reduced(data, name, reading)
     if kept is not None and shrunk:
         kept.write(kept.place(path, found, how), image)
     return image
+
+
+def read_file(path: Path, name: str) -> tuple[bytes, os.stat_result]:
+    """Read a file whole, and look at it. Raises as `read_image`."""
+    with _its_fault(name), open(path, "rb", opener=at_once) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise UnreadableImage(name, "not a regular file, but a pipe or device")
+        if found.st_size > MAX_FILE_BYTES:
+            reason = f"{found.st_size} bytes, at most {MAX_FILE_BYTES} are read"
+            raise UnreadableImage(name, reason)
+        return file.read(), found
+
+
+@contextmanager
+def _its_fault(name: str) -> Iterator[None]:
+    """Raise UnreadableImage for errors that are the file's fault."""
+    try:
+        yield
+    except OSError as error:
+        if no_fault(error):
+            raise
+        raise UnreadableImage(name, error.strerror or str(error)) from error
 
 
 class FileSource:
@@ -78,6 +91,9 @@ class FileSource:
 
     def image(self, index: int) -> Tensor:
         return read_image(self.file(index), self.name(index), self._reading)
+
+    def encoded(self, index: int) -> bytes:
+        return read_file(self.file(index), self.name(index))[0]
 
     def name(self, index: int) -> str:
         return self._names[index]

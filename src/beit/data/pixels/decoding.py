@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
-from beit.data.pixels.rasters import read_raster
+from beit.data.pixels.rasters import JPEG2000, TIFF, read_raster
 from beit.data.pixels.samples import Samples, over_white, to_rgb
 from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
@@ -32,6 +32,19 @@ BROKEN = (
 PLUGINS = dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif") | {".jxl": "pillow-jxl-plugin"}
 _ALWAYS = ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm"
 _OPTIONAL = {"jpg_2000": ".jp2 .j2k .j2c .jpc .jpf .jpx", "avif": ".avif"}
+
+_ENDINGS = {  # by Pillow's names of formats
+    "JPEG": ".jpg",
+    "MPO": ".jpg",
+    "PNG": ".png",
+    "WEBP": ".webp",
+    "BMP": ".bmp",
+    "GIF": ".gif",
+    "PPM": ".ppm",
+    "AVIF": ".avif",
+    "HEIF": ".heic",
+    "JXL": ".jxl",
+}
 
 _JPEG_XL = b"\xff\x0a"  # how its codestream begins
 _TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")  # chunks of a PNG
@@ -105,6 +118,17 @@ def decode(
         if out_of_memory(error):
             raise
         raise UnreadableImage(name, reason_of(error)) from error
+
+
+def format_ending(data: bytes) -> str:
+    """Return the usual ending of a file with this image; empty if its format has none here.
+
+    The image is one that `decode` can read.
+    """
+    starts = {**dict.fromkeys(TIFF, ".tif"), **dict.fromkeys(JPEG2000, ".jp2")}
+    ending = next((starts[start] for start in starts if data.startswith(start)), "")
+    ending = ending or _ENDINGS.get(read_header(data, "").format or "", "")
+    return ending if ending in extensions() else ""
 
 
 def reason_of(error: Exception) -> str:

@@ -15,9 +15,9 @@ import numpy.typing as npt
 from beit.data.pixels.samples import Samples
 from beit.data.spec import Reading
 
-_TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _CODESTREAM = b"\xff\x4f\xff\x51"  # how that of JPEG 2000 begins: with its sizes
-_JPEG2000 = (b"\0\0\0\x0cjP  ", _CODESTREAM)
+JPEG2000 = (b"\0\0\0\x0cjP  ", _CODESTREAM)
 _RGB = 2  # PhotometricInterpretation of TIFF; 0 and 1 are grey, with the lowest value white at 0
 _MOST_BANDS = 4  # of the largest image
 
@@ -27,9 +27,9 @@ def read_raster(data: bytes, reading: Reading, max_pixels: int) -> Samples | Non
 
     Returns: None for other files. Raises ValueError and the decoders' errors.
     """
-    if data.startswith(_TIFF):
+    if data.startswith(TIFF):
         return _read_tiff(data, reading, max_pixels)
-    if data.startswith(_JPEG2000):
+    if data.startswith(JPEG2000):
         return _read_jpeg2000(data, reading, max_pixels)
     return None
 

@@ -11,8 +11,9 @@ from typing import Any
 
 from torch import Tensor
 
-from beit.data.folders.image_files import read_image
+from beit.data.folders.image_files import FileNames, read_file, read_image
 from beit.data.folders.listing import say_once
+from beit.data.packed import MARK
 from beit.data.pixels.reduced import decode_reduced
 from beit.data.source import PartSource, Source, UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
@@ -48,7 +49,7 @@ class RowSource:
         cached_bytes: int = CACHED_BYTES,
     ) -> None:
         self._files, self._reading, self._cached_bytes = list(files), reading, cached_bytes
-        self._names = _relative(files)
+        self._names, own_names = _relative(files), list[str]()
         self._groups: list[tuple[int, int]] = []  # (file, group in it)
         self._starts: list[int] = []  # first row of each group, counted over all files
         self._file_starts, self._count, self._column = list[int](), 0, ""
@@ -61,6 +62,7 @@ class RowSource:
         for number, path in enumerate(self._files):
             file = open_rows(path)
             self._add(number, file)
+            own_names += _own_names(path, file)
             sizes += file.sizes
             if label is None:
                 names = file.schema.names
@@ -68,6 +70,8 @@ class RowSource:
             parts.append(_labels(file, label))
         if not self._count:
             raise ValueError(f"{self._files[0]}: no rows in this file; expected images")
+        # Of packed images; others are named by file and row.
+        self._own_names = FileNames(own_names) if len(own_names) == self._count else None
         where = f"{self._files[0]}{f' and {len(files) - 1} more' if len(files) > 1 else ''}"
         self.labels, self.class_names, self.why_unlabelled = None, None, why
         if label is not None:
@@ -100,6 +104,17 @@ class RowSource:
         return self._count
 
     def image(self, index: int) -> Tensor:
+        stored, name = self._stored(index)
+        if isinstance(stored, Path):
+            return read_image(stored, name, self._reading)
+        return decode_reduced(stored, name, self._reading)[0]
+
+    def encoded(self, index: int) -> bytes:
+        stored, name = self._stored(index)
+        return read_file(stored, name)[0] if isinstance(stored, Path) else stored
+
+    def _stored(self, index: int) -> tuple[bytes | Path, str]:
+        """Return the bytes or the file of an image, and its name for errors."""
         group = bisect_right(self._starts, index) - 1
         with self._lock:  # a file handle serves one thread at a time
             value = self._values(group)[index - self._starts[group]].as_py()
@@ -108,7 +123,7 @@ class RowSource:
         if not value:
             raise UnreadableImage(self.name(index), "the row holds no bytes")
         if not isinstance(value, str):
-            return decode_reduced(value, self.name(index), self._reading)[0]
+            return value, self.name(index)
         name = f"{self.name(index)}, {value if len(value) < _SHOWN else value[:_SHOWN] + '...'}"
         if "\0" in value:
             raise UnreadableImage(name, "a zero byte in the path of a file")
@@ -116,9 +131,11 @@ class RowSource:
         if not isinstance(rows, Path):
             raise UnreadableImage(name, "the row has a path, but no bytes")
         beside = rows.parent / value
-        return read_image(beside if os.path.isfile(beside) else Path(value), name, self._reading)
+        return beside if os.path.isfile(beside) else Path(value), name
 
     def name(self, index: int) -> str:
+        if self._own_names is not None:
+            return self._own_names[index]
         number = bisect_right(self._file_starts, index) - 1
         return f"{self._names[number]}[{index - self._file_starts[number]}]"
 
@@ -149,6 +166,19 @@ class RowSource:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state, _lock=Lock())
+
+
+def _own_names(path: RowFile, file: Rows) -> list[str]:
+    """Read the names of images in a file of `beit pack`; none of other files."""
+    metadata = file.schema.metadata or {}
+    if any(metadata.get(key) != value for key, value in MARK.items()):
+        return []
+    try:
+        images = file.column(range(len(file.counts)), "image.path").combine_chunks()
+        names: list[str] = images.field("path").to_pylist()
+    except (LookupError, AttributeError):  # no such column
+        return []
+    return [] if None in names else names
 
 
 def _relative(files: Sequence[RowFile]) -> list[str]:

@@ -1,0 +1,1 @@
+"""Images of any source packed into shards: `beit pack`."""
