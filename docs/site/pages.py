@@ -3,9 +3,10 @@
     python docs/site/pages.py write    fills build/pages, from which Zensical builds build/site
     python docs/site/pages.py check    refuses dead links and requests to other hosts in build/site
 
-The documents keep their places in the repository, so that their links work here and there: README.md
-is the home page, docs/ and all files that they link to are copied. The pages of verbs are made from
-`beit VERB --help`, those of the Python API from docstrings (`API`), which mkdocstrings reads.
+The documents keep their places in the repository, so that their links work here and there:
+README.md is the home page, docs/ and all files that they link to are copied. The pages of verbs are
+made from `beit VERB --help`, those of the Python API from docstrings (`API`), which mkdocstrings
+reads.
 """
 
 import io
@@ -15,6 +16,7 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import NamedTuple
@@ -35,9 +37,9 @@ LINK = re.compile(r"\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 API = {
     "models": (
         "Open, use and save models",
-        "Sources are runs, files, folders, `published:NAME`, `beit:NAME` and `hf://OWNER/NAME`: "
-        "[Weights](../docs/weights.md). [Models in your own code]"
-        "(../docs/python.md#models-in-your-own-code) has a training loop.",
+        """Sources are runs, files, folders, `published:NAME`, `beit:NAME` and `hf://OWNER/NAME`:
+[Weights](../docs/weights.md). [Models in your own code](../docs/python.md#models-in-your-own-code)
+has a training loop.""",
         [
             "beit.load beit.weights.open.load",
             "beit.load_backbone beit.weights.open.load_backbone",
@@ -49,8 +51,10 @@ API = {
     ),
     "networks": (
         "Networks and what they return",
-        "`B` images, `H W` pixels, `Gh Gw` the grid, `N` patches, `D` width, `M` hidden patches, `K` "
-        "codes, `C` code width, `T` teacher width, `Y` classes.",
+        """`B` images, `H W` pixels, `Gh Gw` the grid, `N` patches, `D` width, `M` hidden patches,
+`K` codes, `C` code width, `T` teacher width, `Y` classes ([letters](../docs/glossary.md#letters)).
+Images are RGB, (B, 3, H, W), uint8 or float in [0, 1]; all else is refused by a `ValueError` or
+`TypeError` that says what was found and what to give.""",
         [
             "beit.nn.vit.ViTConfig",
             "beit.nn.vit.VisionTransformer",
@@ -118,7 +122,7 @@ def documents() -> list[str]:
     paths += sorted(
         path
         for path in (ROOT / "docs").rglob("*")
-        if path.is_file() and path.suffix in (".md", ".svg", ".webp", ".css")
+        if path.is_file() and path.suffix in (".md", ".svg", ".webp", ".css", ".js")
     )
     for path in paths:  # which grows
         for linked in links(path) if path.suffix == ".md" else ():
@@ -156,32 +160,30 @@ def blocks(names: list[str]) -> str:
 
 
 def calls_page(names: list[str]) -> str:
-    rows = [
-        f"| [`beit.{function}`](../verbs/{function}.md) | {sentence(VERBS[verb].help)} |"
-        for function, verb in VERB_OF.items()
-    ]
-    about = (
-        "Each verb of the command is a function with the same options: `beit.pretrain(...)` does "
-        "what `beit pretrain` does. [From Python](../docs/python.md) explains them, the pages of "
-        "the verbs list their options. Each returns a `Result`."
-    )
-    table = "\n".join(["| function | what it does |", "|---|---|", *rows])
-    return f"# Calls\n\n{about}\n\n{table}\n\n{blocks(names)}"
+    """Write the page of the functions of verbs, and of what else calls need."""
+    about = """Each verb of the command is a function with the same options:
+`beit.pretrain(...)` does what `beit pretrain` does. [From Python](../docs/python.md) explains them, the pages of the verbs
+list their options. Each returns a `Result`."""
+    table = verbs_table({f"beit.{name}": f"../verbs/{name}.md" for name in VERB_OF})
+    return f"# Calls\n\n{about}\n\n{table}\n{blocks(names)}"
 
 
 def overview() -> str:
+    """Write the page of all verbs."""
+    about = """`beit VERB [--preset NAME] [--config FILE] [--field.sub VALUE ...]`. A preset comes
+first, then configuration files, then options: later values override earlier ones. `--print_config`
+prints the settings without running the verb."""
+    table = verbs_table({f"beit {verb}": f"{name}.md" for name, verb in VERB_OF.items()})
+    return f"# The command\n\n{about}\n\n{table}"
+
+
+def verbs_table(links: dict[str, str]) -> str:
+    """Write a table of the verbs, in their order, from what is shown of each to its page."""
     rows = [
-        f"| [`beit {verb}`]({function}.md) | {sentence(VERBS[verb].help)} |"
-        for function, verb in VERB_OF.items()
+        f"| [`{shown}`]({page}) | {sentence(verb.help)} |"
+        for (shown, page), verb in zip(links.items(), VERBS.values(), strict=True)
     ]
-    about = (
-        "`beit VERB [--preset NAME] [--config FILE] [--field.sub VALUE ...]`. A preset comes first, "
-        "then configuration files, then options: later values override earlier ones. "
-        "`--print_config` prints the settings without running the verb."
-    )
-    return "\n".join(
-        ["# The command", "", about, "", "| verb | what it does |", "|---|---|", *rows, ""]
-    )
+    return "\n".join(["| verb | what it does |", "|---|---|", *rows, ""])
 
 
 def verb_page(function: str) -> str:
@@ -192,7 +194,8 @@ def verb_page(function: str) -> str:
     lines = [f"# beit {verb}", "", helps[0].about, "", "```text", helps[0].usage, "```", ""]
     call = "[`beit." + function + "(...)`](../api/calls.md)"
     lines += [f"From Python: {call}, with the same options as keywords.", ""]
-    using = [f"`{name}`" for name in presets.names() if verb in presets_of(name)]
+    parts = {name: presets.read_yaml(presets.path_of(name)) for name in presets.names()}
+    using = [f"`{name}`" for name, verbs in parts.items() if verb in verbs]
     lines += [f"Presets: {', '.join(using)}.", ""] if using else []
     guides = [f"[{title}](../docs/{page}.md)" for page, title in guides_with(verb)]
     lines += [f"Guides: {', '.join(guides)}.", ""] if guides else []
@@ -203,10 +206,6 @@ def verb_page(function: str) -> str:
             for option in group:
                 lines += [f"`{option.spelling}`", f":   {option.text}", ""]
     return "\n".join(lines)
-
-
-def presets_of(name: str) -> list[str]:
-    return [*presets.read_yaml(presets.path_of(name))]
 
 
 def guides_with(verb: str) -> Iterator[tuple[str, str]]:
@@ -232,6 +231,7 @@ class Help(NamedTuple):
     groups: list[tuple[str, list[Option]]]
 
 
+@cache
 def help_of(verb: str, kind: str = "") -> Help:
     """Read `beit VERB --help`."""
     words = [*verb.split(), *([f"--kind={kind}"] if kind else []), "--help"]
@@ -264,12 +264,15 @@ def plain(text: str) -> str:
     if not values:
         return text
     kind = re.sub(r"Literal\[([^]]*)\]", lambda names: names[1].replace("'", ""), values[2])
-    default = "required" if values[1] else f"default `{values[3]}`" if values[3] else "empty by default"
+    default = (
+        "required" if values[1] else f"default `{values[3]}`" if values[3] else "empty by default"
+    )
     return f"{text.rstrip('.')} (`{kind}`; {default})"
 
 
 def sentence(text: str) -> str:
-    return f"{text[0].upper()}{text[1:]}"
+    """Write the first letter as a capital, but that of k-NN."""
+    return text if text[1:2] == "-" else f"{text[0].upper()}{text[1:]}"
 
 
 # ── checking ────────────────────────────────────────────────────────────────────────────────────
@@ -309,7 +312,9 @@ def check(site: Path) -> list[str]:
             parts = urlsplit(link)
             if parts.scheme or parts.netloc or name.name == "404.html":
                 continue
-            target = Path(os.path.normpath(path.parent / unquote(parts.path))) if parts.path else path
+            target = (
+                Path(os.path.normpath(path.parent / unquote(parts.path))) if parts.path else path
+            )
             target = target / "index.html" if target.is_dir() else target
             if not target.is_file():
                 faults.append(f"{name} links to {link}, which does not exist")
