@@ -162,8 +162,8 @@ def blocks(names: list[str]) -> str:
 def calls_page(names: list[str]) -> str:
     """Write the page of the functions of verbs, and of what else calls need."""
     about = """Each verb of the command is a function with the same options:
-`beit.pretrain(...)` does what `beit pretrain` does. [From Python](../docs/python.md) explains them, the pages of the verbs
-list their options. Each returns a `Result`."""
+`beit.pretrain(...)` does what `beit pretrain` does. [From Python](../docs/python.md) explains them,
+the pages of the verbs list their options. Each returns a `Result`."""
     table = verbs_table({f"beit.{name}": f"../verbs/{name}.md" for name in VERB_OF})
     return f"# Calls\n\n{about}\n\n{table}\n{blocks(names)}"
 
