@@ -194,8 +194,7 @@ def verb_page(function: str) -> str:
     lines = [f"# beit {verb}", "", helps[0].about, "", "```text", helps[0].usage, "```", ""]
     call = "[`beit." + function + "(...)`](../api/calls.md)"
     lines += [f"From Python: {call}, with the same options as keywords.", ""]
-    parts = {name: presets.read_yaml(presets.path_of(name)) for name in presets.names()}
-    using = [f"`{name}`" for name, verbs in parts.items() if verb in verbs]
+    using = [f"`{name}`" for name, verbs in verbs_of_presets().items() if verb in verbs]
     lines += [f"Presets: {', '.join(using)}.", ""] if using else []
     guides = [f"[{title}](../docs/{page}.md)" for page, title in guides_with(verb)]
     lines += [f"Guides: {', '.join(guides)}.", ""] if guides else []
@@ -206,6 +205,12 @@ def verb_page(function: str) -> str:
             for option in group:
                 lines += [f"`{option.spelling}`", f":   {option.text}", ""]
     return "\n".join(lines)
+
+
+@cache
+def verbs_of_presets() -> dict[str, list[str]]:
+    """List the verbs for which each preset has settings."""
+    return {name: [*presets.read_yaml(presets.path_of(name))] for name in presets.names()}
 
 
 def guides_with(verb: str) -> Iterator[tuple[str, str]]:
