@@ -117,7 +117,7 @@ def write(folder: Path) -> None:
 
 
 def documents() -> list[str]:
-    """List README.md, docs/ without this folder, and all files that they link to, in turn."""
+    """List README.md, the pages, pictures and styles in docs/, and all files that they link to."""
     paths = [ROOT / "README.md"]
     paths += sorted(
         path

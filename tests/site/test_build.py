@@ -110,4 +110,4 @@ def test_the_search_finds_an_option(address, browser):
     page.keyboard.press("Control+k")
     page.wait_for_timeout(500)
     page.keyboard.type("revive_every")
-    page.get_by_text("beit train-tokenizer").first.wait_for(timeout=20_000)
+    page.get_by_text("Initialisation, update rule and revival of codes").wait_for(timeout=20_000)
