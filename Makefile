@@ -13,7 +13,7 @@ DATA   ?=
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help install demo test test-all lint format bench audit fuzz clean
+.PHONY: help install demo test test-all lint format site site-serve bench audit fuzz clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -39,6 +39,15 @@ format: $(STAMP)  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+site: $(STAMP)  ## the documentation as a site in build/site; a warning or a dead link is an error
+	rm -rf build/site
+	$(BIN)/python docs/site/pages.py write
+	$(BIN)/zensical build --strict
+	$(BIN)/python docs/site/pages.py check
+
+site-serve: site  ## the site at http://localhost:8000; after a change, `make site` again elsewhere
+	$(BIN)/zensical serve
+
 bench: $(STAMP)  ## the table of docs/performance.md, about 12 minutes on two cores; results are kept
 	$(BIN)/python -W ignore benchmarks/table.py
 
@@ -49,7 +58,7 @@ fuzz: $(STAMP)  ## 100,000 damaged files for each reader, or ten minutes each; h
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py
 
 clean:  ## remove .venv and the caches, never a run
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 # The first Python of at least 3.11 on the path, unless PYTHON names one. A .venv that a broken-off
 # call left without pip is made anew. pip is quiet: what it still prints is a warning or an error.

@@ -41,6 +41,9 @@ def attention_maps(
         layers: numbers of blocks, from 1; None for all
 
     Yields: numbers in increasing order, with (B, h, 1+N, 1+N), [CLS] first, see `probabilities`
+
+    Raises:
+        ValueError: there is no such block, or the images do not fit.
     """
     if not isinstance(vit, VisionTransformer):
         raise TypeError(

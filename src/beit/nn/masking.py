@@ -118,6 +118,9 @@ def block_masks(
             index is repeated to fill M columns (see `not_repeated`)
 
     Returns: (B, M) int64, sorted patch indices in [0, N), all different with ``exact``
+
+    Raises:
+        ValueError: M is not in 1 to N, or no block can be that small and that large.
     """
     _check(grid, count)
     smallest = min(min_block, count)

@@ -94,6 +94,9 @@ def resize_relative_bias(table: Tensor, old_grid: Size, new_grid: Size) -> Tenso
 
     table: ((2Gh-1)(2Gw-1)+3, h) for ``old_grid``
     Returns: the table for ``new_grid``, of the same dtype; the same tensor for the same grid
+
+    Raises:
+        ValueError: the table is not of ``old_grid``.
     """
     sides = zip(old_grid, new_grid, strict=True)
     heights, widths = ((2 * old - 1, 2 * new - 1) for old, new in sides)

@@ -73,6 +73,9 @@ def save(model: nn.Module, path: str | Path, crop_ratio: float | None = None) ->
         model: as `load`, `load_backbone` or `load_tokenizer` return it
         crop_ratio: of its evaluation images, which `beit embed`, `predict`, ... then use; None for
             that of the file which the model was loaded from
+
+    Raises:
+        ValueError: the name does not end in .safetensors, or the model is of no known kind.
     """
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"path is {str(path)!r}, expected a name that ends in .safetensors")

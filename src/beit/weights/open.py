@@ -128,7 +128,15 @@ def _load(path: Path, **overrides: Any) -> nn.Module:
 
 
 def load_tokenizer(source: str | Path, **overrides: Any) -> Tokenizer:
-    """Load a model with `encode(images) -> codes`, `vocab_size` and `grid`, in eval mode."""
+    """Load a model with `encode(images) -> codes`, `vocab_size` and `grid`, in eval mode.
+
+    Args:
+        source: as for `load`
+        overrides: as for `load`; for DALL-E's encoder, `decoder` is the file of its decoder
+
+    Raises:
+        ValueError, OSError: as `load`, or it holds another kind of model.
+    """
     model = load(source, **overrides)
     if not isinstance(model, Tokenizer):
         kind = type(model).__name__
@@ -142,10 +150,14 @@ def load_backbone(
     """Load the vision Transformer of any model, in eval mode.
 
     Args:
+        source: as for `load`
         image_size: (height, width) or one side; positions are resized to its grid. If the file does
             not determine its own size, it must be that size.
         overrides: as for `load`, and `relative_bias="per_block"`, which copies the shared bias into
             every block, as in fine-tuning
+
+    Raises:
+        ValueError, OSError: as `load`, or it has no vision Transformer, or none of that size.
     """
     relative_bias = overrides.pop("relative_bias", None)
     backbone = required_backbone(load_start(source, image_size, **overrides), str(source))

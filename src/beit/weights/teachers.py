@@ -159,6 +159,10 @@ def load_teacher(
 
     Its features (B, N, T) of images are `teacher.features(images, grid)`, N = Gh * Gw cells of any
     grid; `teacher.grid` is its own.
+
+    Raises:
+        ValueError: no such network, a damaged or unknown file, or arguments that contradict it.
+        OSError: a file does not exist or cannot be downloaded.
     """
     source = str(source).removeprefix("teacher:")  # as the options for a model say it
     size = None if image_size is None else size_pair(image_size)

@@ -56,6 +56,9 @@ def corrupt(
         indices: (B,), the number of each image in its set
 
     Returns: (B, 3, H, W) uint8, a new tensor
+
+    Raises:
+        ValueError: other images, an unknown kind or severity, or not one index for each image.
     """
     indices = [int(index) for index in indices]
     _check(images, kind, severity, len(indices))
@@ -86,6 +89,9 @@ def mean_corruption_error(
 
     With `baseline`, each kind's mean is first divided by another classifier's (`kind_errors` of it,
     or `ALEXNET_ERRORS`); published mCE does so over all fifteen kinds and five severities.
+
+    Raises:
+        ValueError: errors outside [0, 1], severities that differ, or kinds that `baseline` lacks.
     """
     means = kind_errors(errors)
     if baseline is None:
