@@ -1,6 +1,7 @@
 """The images of a codebook: which of them have patches, and reading some of them again."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -11,6 +12,7 @@ from beit.codebook.crops import Crop, crop_patch
 from beit.data.batches import EvalBatches
 from beit.data.source import PartSource, Source, UnreadableImage
 from beit.data.views import EvalView
+from beit.draw.components import directions, feature_colours
 from beit.draw.thumbnails import thumbnail
 from beit.rows.lines import printable
 
@@ -80,13 +82,35 @@ def read_crops(
 
 
 def read_whole_images(
-    read: Read, book: Codebook, number: int, encode: Callable[[Tensor], Tensor]
-) -> Iterator[WholeImage]:
-    """Yield `number` images, evenly spaced in the source; `encode` gives their codes (B, N)."""
+    read: Read,
+    book: Codebook,
+    number: int,
+    encode: Callable[[Tensor], Tensor],
+    features_of: Callable[[Tensor], Tensor] | None,
+) -> list[WholeImage]:
+    """Read `number` images, evenly spaced in the source, with their codes and features.
+
+    Args:
+        encode: gives the codes (B, N) of images
+        features_of: gives their features (B, N, D); None for images without
+    """
     total = len(book.source)
     chosen = torch.linspace(0, total - 1, min(number, total)).round().long().unique()
+    shown: list[WholeImage] = []
+    features: list[Tensor] = []
     for images, indices in read(chosen):
         rows = encode(images).cpu().numpy()
         for image, codes, index in zip(images, rows, indices, strict=True):
             small = thumbnail(image.permute(1, 2, 0).numpy())
-            yield WholeImage(index, book.source.name(index), small, codes, book.label(index))
+            name, label = book.source.name(index), book.label(index)
+            shown.append(WholeImage(index, name, small, codes, label))
+        if features_of is not None:
+            features += features_of(images).float().cpu()  # (N, D) each
+    if not features:
+        return shown
+    colours = feature_colours(torch.stack(features))  # of all images in the same components
+    units = [directions(rows).double() for rows in features]
+    return [
+        replace(image, colours=rgb, cosines=(rows @ rows.T).numpy())
+        for image, rgb, rows in zip(shown, colours, units, strict=True)
+    ]

@@ -1,56 +1,16 @@
-// The data of the page, its pictures, and the map on a canvas.
-
-const summary = JSON.parse(byId('data-summary').textContent);
-byId('data-summary').remove();
-const sheetLines = takeLines('data-sheets');
-const wordsOf = (encoded) => { const bytes = bytesOf(encoded); return new Uint16Array(bytes.buffer); };
-
-const places = wordsOf(summary.places);
-const near = wordsOf(summary.near);
-const cosines = wordsOf(summary.cosines);
-const number = summary.names.length;
-const perImage = near.length / number;
-const hasLabels = summary.labels !== null;
-const labelOf = (index) => (hasLabels && summary.labels[index] >= 0 ? summary.label_names[summary.labels[index]] : '');
-const images = summary.names.map((name, index) => ({
-  index, name, label: labelOf(index), group: summary.groups[index],
-  x: places[2 * index] / 65535, y: 1 - places[2 * index + 1] / 65535,
-}));
-const neighboursOf = (index) => Array.from({ length: perImage }, (_, rank) => ({
-  image: images[near[index * perImage + rank]], cosine: cosines[index * perImage + rank] / 32767 - 1,
-}));
-
-const [CH, CW] = summary.cell;
-const PER_SHEET = summary.across * summary.across;
-const sheet = cached((which) => createImageBitmap(new Blob([bytesOf(sheetLines[which])], { type: 'image/webp' })), 400);
-const cornerOf = (index) => { const at = index % PER_SHEET; return [(at % summary.across) * CW, Math.floor(at / summary.across) * CH]; };
-
-/** Create a canvas with the picture of an image, `side` CSS pixels wide when it is drawn. */
-function pictureOf(index, side) {
-  const canvas = make('canvas', { 'aria-hidden': 'true' });
-  canvas.width = 1;
-  canvas.style.aspectRatio = `${CW} / ${CH}`;
-  schedule(canvas, async () => {
-    const bitmap = await sheet(Math.floor(index / PER_SHEET));
-    const ratio = Math.min(2, window.devicePixelRatio || 1);
-    canvas.width = Math.round(side * ratio);
-    canvas.height = Math.round((side * ratio * CH) / CW);
-    const context = canvas.getContext('2d');
-    context.imageSmoothingEnabled = CW > 40;
-    context.imageSmoothingQuality = 'high';
-    context.drawImage(bitmap, ...cornerOf(index), CW, CH, 0, 0, canvas.width, canvas.height);
-  });
-  return canvas;
-}
+// A map of things that have a place, on a canvas: pictures or dots, to move over and to zoom into.
 
 /**
- * The map. `look()` returns { shown, colours, dots, open }: the images that match, the colour of
- * each image, whether to draw dots, and the open image or cluster.
+ * Draw `items` [{ index, x, y }], places in [0, 1], on a canvas. `cell` is [height, width] of a
+ * picture; `pictureOf(item)` returns [bitmap, x, y] or null; `describe(item)` returns what the tip
+ * shows, `address(item)` where a click leads. `look()` returns { shown, colours, dots, faded, front }:
+ * the items that match, colours by index, whether to draw dots, a test of further faded items, and
+ * the open item followed by those it is connected with.
  */
-function imageMap(canvas, tip, look) {
+function itemMap(canvas, tip, { items, cell: [CH, CW], pictureOf, describe, address, look }) {
   const context = canvas.getContext('2d');
   const view = { scale: 1, x: 0.5, y: 0.5 };
-  let bitmaps = [];
+  let described = null; // what the tip shows
   let current = null; // under the pointer, or reached by keys
   let waiting = false;
   let dragged = null;
@@ -58,12 +18,12 @@ function imageMap(canvas, tip, look) {
   const unit = () => 0.94 * Math.min(canvas.clientWidth, canvas.clientHeight) * view.scale;
   // The longer side of the window shows more: places are spread along it.
   const stretch = () => Math.min(1.7, Math.max(1, canvas.clientWidth / Math.max(1, canvas.clientHeight)));
-  const toScreen = (image) => [
-    canvas.clientWidth / 2 + (image.x - view.x) * unit() * stretch(),
-    canvas.clientHeight / 2 + (image.y - view.y) * unit(),
+  const toScreen = (item) => [
+    canvas.clientWidth / 2 + (item.x - view.x) * unit() * stretch(),
+    canvas.clientHeight / 2 + (item.y - view.y) * unit(),
   ];
   const side = () => {
-    const room = Math.sqrt((canvas.clientWidth * canvas.clientHeight) / number);
+    const room = Math.sqrt((canvas.clientWidth * canvas.clientHeight) / items.length);
     return Math.min(Math.max(CW, 96), Math.max(8, 1.15 * room * Math.sqrt(view.scale) * Math.min(1.6, Math.sqrt(view.scale))));
   };
 
@@ -82,53 +42,52 @@ function imageMap(canvas, tip, look) {
     context.setTransform(ratio, 0, 0, ratio, 0, 0);
     const style = getComputedStyle(document.documentElement);
     const [ink, accent] = ['--ink', '--accent'].map((name) => style.getPropertyValue(name));
-    const { shown, colours, dots, open } = look();
+    const { shown, colours, dots, faded: alsoFaded, front } = look();
     const size = side();
     const radius = Math.min(7, Math.max(2.2, size / 6));
     context.imageSmoothingEnabled = CW > 40 || size < CW;
-    const front = open && open.kind === 'image' ? [open.item, ...neighboursOf(open.item.index).map(({ image }) => image)] : [];
     const inFront = new Set(front);
-    const faded = (image) => !shown.has(image) || (open && open.kind === 'cluster' && image.group !== open.item.index);
-    const one = (image, large) => {
-      const [x, y] = toScreen(image);
+    const faded = (item) => !shown.has(item) || alsoFaded(item);
+    const one = (item, large) => {
+      const [x, y] = toScreen(item);
       if (x < -size || y < -size || x > width + size || y > height + size) return;
       if (dots && !large) {
-        context.fillStyle = colours[image.index];
+        context.fillStyle = colours[item.index];
         context.beginPath();
         context.arc(x, y, radius, 0, 7);
         context.fill();
         return;
       }
-      const bitmap = bitmaps[Math.floor(image.index / PER_SHEET)];
+      const picture = pictureOf(item);
       const wide = large ? Math.max(size, 40) : size;
       const high = (wide * CH) / CW;
       const edge = wide < 32 ? 1 : 2.5;
-      context.fillStyle = colours[image.index];
+      context.fillStyle = colours[item.index];
       context.fillRect(x - wide / 2 - edge, y - high / 2 - edge, wide + 2 * edge, high + 2 * edge);
-      if (bitmap) context.drawImage(bitmap, ...cornerOf(image.index), CW, CH, x - wide / 2, y - high / 2, wide, high);
+      if (picture) context.drawImage(...picture, CW, CH, x - wide / 2, y - high / 2, wide, high);
     };
-    const outline = (image, colour) => {
-      const [x, y] = toScreen(image);
+    const outline = (item, colour) => {
+      const [x, y] = toScreen(item);
       const wide = Math.max(size, 40) + 8;
       context.lineWidth = 3;
       context.strokeStyle = colour;
       context.strokeRect(x - wide / 2, y - (wide * CH) / CW / 2, wide, (wide * CH) / CW);
     };
     context.globalAlpha = 0.12;
-    for (const image of images) if (faded(image)) one(image);
+    for (const item of items) if (faded(item)) one(item);
     context.globalAlpha = front.length ? 0.35 : 1;
-    for (const image of images) if (!faded(image) && !inFront.has(image)) one(image);
+    for (const item of items) if (!faded(item) && !inFront.has(item)) one(item);
     context.globalAlpha = 1;
     if (front.length) {
       context.strokeStyle = accent;
       context.lineWidth = 1.5;
-      for (const image of front.slice(1)) {
+      for (const item of front.slice(1)) {
         context.beginPath();
         context.moveTo(...toScreen(front[0]));
-        context.lineTo(...toScreen(image));
+        context.lineTo(...toScreen(item));
         context.stroke();
       }
-      for (const image of front.slice(1).reverse()) one(image, true);
+      for (const item of front.slice(1).reverse()) one(item, true);
       one(front[0], true);
       outline(front[0], accent);
     }
@@ -136,9 +95,12 @@ function imageMap(canvas, tip, look) {
       one(current, true);
       outline(current, ink);
       const [x, y] = toScreen(current);
-      tip.textContent = [current.name, current.label, `cluster ${current.group + 1}`].filter(Boolean).join(' · ');
-      tip.style.left = `${Math.max(4, Math.min(x + 14, width - 330))}px`;
-      tip.style.top = `${y + 44 > height ? y - 60 : y + 30}px`;
+      if (described !== current) tip.replaceChildren(...describe(current));
+      described = current;
+      tip.hidden = false;
+      const [across, down] = [tip.offsetWidth, tip.offsetHeight];
+      tip.style.left = `${clamp(x + 14, 4, Math.max(4, width - across - 4))}px`;
+      tip.style.top = `${y + 34 + down > height ? y - 30 - down : y + 30}px`;
     }
     tip.hidden = !current;
   }
@@ -146,16 +108,16 @@ function imageMap(canvas, tip, look) {
   function nearestTo(x, y, most) {
     let [best, found] = [most * most, null];
     const { shown } = look();
-    for (const image of images) {
-      if (!shown.has(image)) continue;
-      const [a, b] = toScreen(image);
+    for (const item of items) {
+      if (!shown.has(item)) continue;
+      const [a, b] = toScreen(item);
       const distance = (a - x) ** 2 + (b - y) ** 2;
-      if (distance < best) [best, found] = [distance, image];
+      if (distance < best) [best, found] = [distance, item];
     }
     return found;
   }
 
-  /** Move to the nearest image in a direction. */
+  /** Move to the nearest item in a direction. */
   function move(dx, dy) {
     const { shown } = look();
     const from = current || nearestTo(canvas.clientWidth / 2, canvas.clientHeight / 2, 1e6);
@@ -163,22 +125,22 @@ function imageMap(canvas, tip, look) {
     let [best, found] = [Infinity, current ? null : from];
     const [x, y] = toScreen(from);
     if (current) {
-      for (const image of images) {
-        if (!shown.has(image) || image === from) continue;
-        const [a, b] = toScreen(image);
+      for (const item of items) {
+        if (!shown.has(item) || item === from) continue;
+        const [a, b] = toScreen(item);
         const along = (a - x) * dx + (b - y) * dy;
         const across = Math.abs((a - x) * dy) + Math.abs((b - y) * dx);
         if (along <= 0 || across > along) continue;
-        if (along + 2 * across < best) [best, found] = [along + 2 * across, image];
+        if (along + 2 * across < best) [best, found] = [along + 2 * across, item];
       }
     }
     if (found) reveal(found, true);
   }
 
-  function reveal(image, mark) {
-    if (mark) current = image;
-    const [x, y] = toScreen(image);
-    if (x < 30 || y < 30 || x > canvas.clientWidth - 30 || y > canvas.clientHeight - 30) [view.x, view.y] = [image.x, image.y];
+  function reveal(item, mark) {
+    if (mark) current = item;
+    const [x, y] = toScreen(item);
+    if (x < 30 || y < 30 || x > canvas.clientWidth - 30 || y > canvas.clientHeight - 30) [view.x, view.y] = [item.x, item.y];
     redraw();
   }
 
@@ -209,7 +171,7 @@ function imageMap(canvas, tip, look) {
   canvas.addEventListener('pointerup', () => {
     const click = dragged && !dragged.moved;
     dragged = null;
-    if (click && current) location.hash = `#image=${current.index}`;
+    if (click && current) location.hash = address(current);
   });
   canvas.addEventListener('pointerleave', () => { if (!dragged) { current = null; redraw(); } });
   canvas.addEventListener('blur', () => { current = null; redraw(); });
@@ -217,7 +179,7 @@ function imageMap(canvas, tip, look) {
     if (event.altKey || event.metaKey || event.ctrlKey) return;
     const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
     if (event.key in steps) move(...steps[event.key]);
-    else if (event.key === 'Enter' && current) location.hash = `#image=${current.index}`;
+    else if (event.key === 'Enter' && current) location.hash = address(current);
     else if (event.key === '+' || event.key === '=') zoom(1.5);
     else if (event.key === '-') zoom(1 / 1.5);
     else if (event.key === '0') zoom(0);
@@ -225,6 +187,5 @@ function imageMap(canvas, tip, look) {
     event.preventDefault();
   });
   new ResizeObserver(redraw).observe(canvas);
-  Promise.all(sheetLines.map((_, which) => sheet(which))).then((all) => { bitmaps = all; redraw(); });
   return { redraw, zoom, reveal, get current() { return current; } };
 }
