@@ -23,7 +23,8 @@ from beit.draw.thumbnails import QUALITIES, TINY, shrunk, webp
 from beit.files import replacing
 
 MAX_BYTES = 58_000_000
-_SCRIPTS = ("explorer_data.js", "explorer_patches.js", "explorer_panel.js", "explorer.js")
+_PARTS = ("data", "map", "patches", "panel")  # of the script, then the page itself
+_SCRIPTS = (*(f"explorer_{part}.js" for part in _PARTS), "explorer.js")
 _PAGE_BYTES = 100_000  # of the page without its data
 _HEAT = 64  # colours of the scale of cosines
 _STEPS = 65_535  # of a cosine, between an image's lowest and highest

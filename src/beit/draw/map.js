@@ -2,12 +2,13 @@
 
 /**
  * Draw `items` [{ index, x, y }], places in [0, 1], on a canvas. `cell` is [height, width] of a
- * picture; `pictureOf(item)` returns [bitmap, x, y] or null; `describe(item)` returns what the tip
- * shows, `address(item)` where a click leads. `look()` returns { shown, colours, dots, faded, front }:
- * the items that match, colours by index, whether to draw dots, a test of further faded items, and
- * the open item followed by those it is connected with.
+ * picture; with `size` 1 all pictures together have the area of the canvas. `pictureOf(item)` returns
+ * [bitmap, x, y] or null; `describe(item)` what the tip shows; `address(item)` where a click leads.
+ * `look()` returns { shown, colours, dots, faded, front }: the items that match, colours by index,
+ * whether to draw dots, a test of further faded items, and the open item followed by those it is
+ * connected with.
  */
-function itemMap(canvas, tip, { items, cell: [CH, CW], pictureOf, describe, address, look }) {
+function itemMap(canvas, tip, { items, cell: [CH, CW], size: relative, pictureOf, describe, address, look }) {
   const context = canvas.getContext('2d');
   const view = { scale: 1, x: 0.5, y: 0.5 };
   let described = null; // what the tip shows
@@ -24,7 +25,7 @@ function itemMap(canvas, tip, { items, cell: [CH, CW], pictureOf, describe, addr
   ];
   const side = () => {
     const room = Math.sqrt((canvas.clientWidth * canvas.clientHeight) / items.length);
-    return Math.min(Math.max(CW, 96), Math.max(8, 1.15 * room * Math.sqrt(view.scale) * Math.min(1.6, Math.sqrt(view.scale))));
+    return Math.min(Math.max(CW, 96), Math.max(8, relative * room * Math.sqrt(view.scale) * Math.min(1.6, Math.sqrt(view.scale))));
   };
 
   function redraw() {
@@ -139,6 +140,7 @@ function itemMap(canvas, tip, { items, cell: [CH, CW], pictureOf, describe, addr
 
   function reveal(item, mark) {
     if (mark) current = item;
+    if (!canvas.clientWidth) return;
     const [x, y] = toScreen(item);
     if (x < 30 || y < 30 || x > canvas.clientWidth - 30 || y > canvas.clientHeight - 30) [view.x, view.y] = [item.x, item.y];
     redraw();

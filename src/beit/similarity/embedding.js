@@ -25,6 +25,7 @@ let bitmaps = [];
 const map = itemMap(byId('map-canvas'), byId('tip'), {
   items: images,
   cell: summary.cell,
+  size: 1.15,
   pictureOf: ({ index }) => (bitmaps.length ? [bitmaps[Math.floor(index / PER_SHEET)], ...cornerOf(index)] : null),
   describe: (image) => [[image.name, image.label, `cluster ${image.group + 1}`].filter(Boolean).join(' · ')],
   address: (image) => `#image=${image.index}`,
