@@ -9,26 +9,34 @@
  * connected with.
  */
 function itemMap(canvas, tip, { items, cell: [CH, CW], size: relative, pictureOf, describe, address, look }) {
-  const context = canvas.getContext('2d');
+  const behind = document.createElement('canvas'); // all items, drawn again when these change
   const view = { scale: 1, x: 0.5, y: 0.5 };
   let described = null; // what the tip shows
   let current = null; // under the pointer, or reached by keys
   let waiting = false;
+  let stale = true;
   let dragged = null;
 
-  const unit = () => 0.94 * Math.min(canvas.clientWidth, canvas.clientHeight) * view.scale;
   // The longer side of the window shows more: places are spread along it.
   const stretch = () => Math.min(1.7, Math.max(1, canvas.clientWidth / Math.max(1, canvas.clientHeight)));
-  const toScreen = (item) => [
-    canvas.clientWidth / 2 + (item.x - view.x) * unit() * stretch(),
-    canvas.clientHeight / 2 + (item.y - view.y) * unit(),
-  ];
+  const unit = () => 0.94 * Math.min(canvas.clientWidth, canvas.clientHeight) * view.scale;
   const side = () => {
     const room = Math.sqrt((canvas.clientWidth * canvas.clientHeight) / items.length);
     return Math.min(Math.max(CW, 96), Math.max(8, relative * room * Math.sqrt(view.scale) * Math.min(1.6, Math.sqrt(view.scale))));
   };
+  /** Return a function from an item to its place on the canvas as it is now. */
+  function placing() {
+    const [width, height, down] = [canvas.clientWidth, canvas.clientHeight, unit()];
+    const across = down * stretch();
+    return (item) => [width / 2 + (item.x - view.x) * across, height / 2 + (item.y - view.y) * down];
+  }
 
+  /** Draw in the next frame: all, or only what is current. */
   function redraw() {
+    stale = true;
+    point();
+  }
+  function point() {
     if (waiting) return;
     waiting = true;
     requestAnimationFrame(() => { waiting = false; draw(); });
@@ -36,24 +44,16 @@ function itemMap(canvas, tip, { items, cell: [CH, CW], size: relative, pictureOf
 
   function draw() {
     const ratio = Math.min(2, window.devicePixelRatio || 1);
-    const [width, height] = [canvas.clientWidth, canvas.clientHeight];
+    const [width, height, size] = [canvas.clientWidth, canvas.clientHeight, side()];
     if (!width) return;
-    canvas.width = Math.round(width * ratio);
-    canvas.height = Math.round(height * ratio);
-    context.setTransform(ratio, 0, 0, ratio, 0, 0);
-    const style = getComputedStyle(document.documentElement);
-    const [ink, accent] = ['--ink', '--accent'].map((name) => style.getPropertyValue(name));
+    const toScreen = placing();
     const { shown, colours, dots, faded: alsoFaded, front } = look();
-    const size = side();
     const radius = Math.min(7, Math.max(2.2, size / 6));
-    context.imageSmoothingEnabled = CW > 40 || size < CW;
-    const inFront = new Set(front);
-    const faded = (item) => !shown.has(item) || alsoFaded(item);
-    const one = (item, large) => {
+    const one = (context, item, large) => {
       const [x, y] = toScreen(item);
       if (x < -size || y < -size || x > width + size || y > height + size) return;
+      context.fillStyle = colours[item.index];
       if (dots && !large) {
-        context.fillStyle = colours[item.index];
         context.beginPath();
         context.arc(x, y, radius, 0, 7);
         context.fill();
@@ -63,10 +63,30 @@ function itemMap(canvas, tip, { items, cell: [CH, CW], size: relative, pictureOf
       const wide = large ? Math.max(size, 40) : size;
       const high = (wide * CH) / CW;
       const edge = wide < 32 ? 1 : 2.5;
-      context.fillStyle = colours[item.index];
       context.fillRect(x - wide / 2 - edge, y - high / 2 - edge, wide + 2 * edge, high + 2 * edge);
       if (picture) context.drawImage(...picture, CW, CH, x - wide / 2, y - high / 2, wide, high);
     };
+    const prepare = (target) => {
+      [target.width, target.height] = [Math.round(width * ratio), Math.round(height * ratio)];
+      const context = target.getContext('2d');
+      context.setTransform(ratio, 0, 0, ratio, 0, 0);
+      context.imageSmoothingEnabled = CW > 40 || size < CW;
+      return context;
+    };
+    if (stale) {
+      const context = prepare(behind);
+      const inFront = new Set(front);
+      const faded = (item) => !shown.has(item) || alsoFaded(item);
+      context.globalAlpha = 0.12;
+      for (const item of items) if (faded(item)) one(context, item);
+      context.globalAlpha = front.length ? 0.35 : 1;
+      for (const item of items) if (!faded(item) && !inFront.has(item)) one(context, item);
+      stale = false;
+    }
+    const style = getComputedStyle(document.documentElement);
+    const [ink, accent] = ['--ink', '--accent'].map((name) => style.getPropertyValue(name));
+    const context = prepare(canvas);
+    context.drawImage(behind, 0, 0, width, height);
     const outline = (item, colour) => {
       const [x, y] = toScreen(item);
       const wide = Math.max(size, 40) + 8;
@@ -74,11 +94,6 @@ function itemMap(canvas, tip, { items, cell: [CH, CW], size: relative, pictureOf
       context.strokeStyle = colour;
       context.strokeRect(x - wide / 2, y - (wide * CH) / CW / 2, wide, (wide * CH) / CW);
     };
-    context.globalAlpha = 0.12;
-    for (const item of items) if (faded(item)) one(item);
-    context.globalAlpha = front.length ? 0.35 : 1;
-    for (const item of items) if (!faded(item) && !inFront.has(item)) one(item);
-    context.globalAlpha = 1;
     if (front.length) {
       context.strokeStyle = accent;
       context.lineWidth = 1.5;
@@ -88,12 +103,12 @@ function itemMap(canvas, tip, { items, cell: [CH, CW], size: relative, pictureOf
         context.lineTo(...toScreen(item));
         context.stroke();
       }
-      for (const item of front.slice(1).reverse()) one(item, true);
-      one(front[0], true);
+      for (const item of front.slice(1).reverse()) one(context, item, true);
+      one(context, front[0], true);
       outline(front[0], accent);
     }
     if (current) {
-      one(current, true);
+      one(context, current, true);
       outline(current, ink);
       const [x, y] = toScreen(current);
       if (described !== current) tip.replaceChildren(...describe(current));
@@ -108,6 +123,7 @@ function itemMap(canvas, tip, { items, cell: [CH, CW], size: relative, pictureOf
 
   function nearestTo(x, y, most) {
     let [best, found] = [most * most, null];
+    const toScreen = placing();
     const { shown } = look();
     for (const item of items) {
       if (!shown.has(item)) continue;
@@ -120,6 +136,7 @@ function itemMap(canvas, tip, { items, cell: [CH, CW], size: relative, pictureOf
 
   /** Move to the nearest item in a direction. */
   function move(dx, dy) {
+    const toScreen = placing();
     const { shown } = look();
     const from = current || nearestTo(canvas.clientWidth / 2, canvas.clientHeight / 2, 1e6);
     if (!from) return;
@@ -141,9 +158,12 @@ function itemMap(canvas, tip, { items, cell: [CH, CW], size: relative, pictureOf
   function reveal(item, mark) {
     if (mark) current = item;
     if (!canvas.clientWidth) return;
-    const [x, y] = toScreen(item);
-    if (x < 30 || y < 30 || x > canvas.clientWidth - 30 || y > canvas.clientHeight - 30) [view.x, view.y] = [item.x, item.y];
-    redraw();
+    const [x, y] = placing()(item);
+    if (x < 30 || y < 30 || x > canvas.clientWidth - 30 || y > canvas.clientHeight - 30) {
+      [view.x, view.y] = [item.x, item.y];
+      stale = true;
+    }
+    point();
   }
 
   function zoom(by, x = canvas.clientWidth / 2, y = canvas.clientHeight / 2) {
@@ -168,15 +188,16 @@ function itemMap(canvas, tip, { items, cell: [CH, CW], size: relative, pictureOf
     }
     const found = nearestTo(x, y, Math.max(12, side() * 0.7));
     canvas.classList.toggle('over', Boolean(found));
-    if (found !== current || dragged) { current = found; redraw(); }
+    if (dragged && dragged.moved) stale = true;
+    if (found !== current || dragged) { current = found; point(); }
   });
   canvas.addEventListener('pointerup', () => {
     const click = dragged && !dragged.moved;
     dragged = null;
     if (click && current) location.hash = address(current);
   });
-  canvas.addEventListener('pointerleave', () => { if (!dragged) { current = null; redraw(); } });
-  canvas.addEventListener('blur', () => { current = null; redraw(); });
+  canvas.addEventListener('pointerleave', () => { if (!dragged) { current = null; point(); } });
+  canvas.addEventListener('blur', () => { current = null; point(); });
   canvas.addEventListener('keydown', (event) => {
     if (event.altKey || event.metaKey || event.ctrlKey) return;
     const steps = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
