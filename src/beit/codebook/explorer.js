@@ -46,7 +46,7 @@ const galleries = { codes: codeGallery, map: codeMap(() => state.open), images: 
 
 const keys = {
   codes: !totalUses ? '' : hasLabels ? 'Below each code: its number and uses, its most frequent label and that label’s share (purity).' : 'Below each code: its number, uses and entropy over positions.',
-  map: mapped.length ? `Similar codes are near each other, by ${summary.map.method}; each is drawn as the mean of its patches, framed in its colour.` : '',
+  map: mapped.length ? `Similar codes are near each other, by ${summary.map.method}. A frame or dot has the colour of its code in token maps.` : '',
   images: '',
 };
 

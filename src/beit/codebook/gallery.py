@@ -23,9 +23,7 @@ class Row(NamedTuple):
     captions: Sequence[str] = ()  # under each crop; () for none
 
 
-def strips(
-    rows: Sequence[Row], caption: str, folded: bool = False, side: int = 128
-) -> Gallery:
+def strips(rows: Sequence[Row], caption: str, folded: bool = False, side: int = 128) -> Gallery:
     """Return a report's gallery with one picture for each row."""
     pictures = []
     for row in rows:

@@ -162,7 +162,9 @@ def _neighbours_row(code: Code, codes: Mapping[int, Code]) -> Row:
     """Return the closest patch of a code, then that of each of its nearest codes."""
     patches, captions = [], []
     words = cosine_words([cosine for _, cosine in code.nearest])
-    nearest = [(other, f"{other} · {word}") for (other, _), word in zip(code.nearest, words, strict=True)]
+    nearest = [
+        (other, f"{other} · {word}") for (other, _), word in zip(code.nearest, words, strict=True)
+    ]
     for index, caption in [(code.index, "itself"), *nearest]:
         for patch in codes[index].closest[:1]:
             patches.append(patch)

@@ -228,9 +228,7 @@ def ending(config: Config, result: Result) -> Ending:
     return Ending(f"{result.directory}, what each code stands for; report {report}", figure, then)
 
 
-def _features_of(
-    tokenizer: Tokenizer, device: torch.device
-) -> Callable[[Tensor], Tensor] | None:
+def _features_of(tokenizer: Tokenizer, device: torch.device) -> Callable[[Tensor], Tensor] | None:
     """Return what gives the patch tokens (B, N, D) of images; None for a discrete VAE and DALL-E.
 
     They are the features of `beit visualise features`.
