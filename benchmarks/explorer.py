@@ -43,7 +43,8 @@ MOVED = """async (zooms) => {
   const gaps = [];
   for (let step = 0, last = performance.now(); step < 60; step++) {
     const at = { clientX: box.x + 100 + 10 * step, clientY: box.y + 100 + 5 * step, bubbles: true };
-    canvas.dispatchEvent(zooms ? new WheelEvent('wheel', { ...at, deltaY: -10 }) : new PointerEvent('pointermove', at));
+    const wheel = new WheelEvent('wheel', { ...at, deltaY: -10 });
+    canvas.dispatchEvent(zooms ? wheel : new PointerEvent('pointermove', at));
     await new Promise(requestAnimationFrame);
     gaps.push(performance.now() - last);
     last = performance.now();

@@ -13,7 +13,7 @@ from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.pictures import features as visualise_features
-from beit.pictures.features import Config, patch_cosines, patch_features, queries_of
+from beit.pictures.features import Config, chosen_patches, patch_cosines, patch_features
 from beit.run.device import DeviceConfig
 from beit.weights.file import save_weights
 from beit.weights.frozen import open_frozen_model
@@ -98,8 +98,10 @@ def test_all_images_are_on_one_scale_whose_ends_are_cosines(files: Path, tmp_pat
 
 
 def test_rows_and_columns_are_counted_from_1() -> None:
-    found = queries_of([(1, 1), (2, 3), (1, 1)], (2, 3))
-    assert [query.patch for query in found] == [0, 5]
+    found = chosen_patches([(1, 1), (2, 3), (1, 1)], (2, 3))
+    assert [one.patch for one in found] == [0, 5]
+    with pytest.raises(ValueError, match="sees an image as one patch; leave it out"):
+        chosen_patches([(1, 1)], (1, 1))
 
 
 @pytest.mark.parametrize(

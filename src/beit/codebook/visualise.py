@@ -25,7 +25,8 @@ from torch import Tensor, nn
 import beit
 from beit.codebook.contents import Codebook, Collected, WholeImage, codes_json, with_crops
 from beit.codebook.crops import CropFile
-from beit.codebook.explorer import CodeMap, ExplorerPage, crop_side, write_explorer
+from beit.codebook.explorer import ExplorerPage, crop_side, write_explorer
+from beit.codebook.explorer_map import CodeMap
 from beit.codebook.images import (
     CodebookSource,
     read_again,

@@ -22,7 +22,7 @@ from beit.draw.numbers import cosine_words
 from beit.draw.panels import Panel, heat
 from beit.draw.report import Cell, Item, Section, Table, link_to, write_report
 from beit.nn.pooling import Kind
-from beit.pictures.attention_panels import Query, smoothed, with_query
+from beit.pictures.attention_panels import smoothed, with_query
 from beit.pictures.images import (
     WHOLE,
     WORDS_UP_TO,
@@ -43,7 +43,7 @@ _COLOUR_TEXT = (
     "{shares} of the variance. Equal colours mean similar features, in any two of the images."
 )
 _COSINE_TEXT = (
-    "The cosine of each patch's features with those of {query}, framed in image 1. Colours are on "
+    "The cosine of each patch's features with those of {patch}, framed in image 1. Colours are on "
     "one scale for all images, from the smallest cosine to the largest of another patch."
 )
 
@@ -82,6 +82,14 @@ class Config:
     device: DeviceConfig = field(default_factory=DeviceConfig)
 
 
+class Chosen(NamedTuple):
+    """A patch of the first image: its index in [0, N), and its names in a title and a file."""
+
+    patch: int
+    title: str
+    file: str
+
+
 class Result(NamedTuple):
     """The page, and the number of images; None in all processes but the first."""
 
@@ -104,7 +112,7 @@ def run(config: Config) -> Result:
         blocks = f"the blocks of {config.model} are 1 to {model.depth}"
         blocks = blocks if model.depth else f"{config.model} gives its final features only"
         raise ValueError(f"layer is {config.layer}; {blocks}")
-    queries = queries_of(config.patches, model.grid)
+    chosen = chosen_patches(config.patches, model.grid)
     (H, W), (Gh, Gw) = model.image_size, model.grid
     view = EvalView(model.image_size, crop_ratio(config.model, config.crop_ratio, WHOLE))
     source = open_source(config.data, limit=config.limit)
@@ -120,10 +128,10 @@ def run(config: Config) -> Result:
     output.mkdir(parents=True, exist_ok=True)
     sections = [_colour_section(output, images, features, model.grid)]
     columns: dict[str, list[Cell]] = {"image": [*range(1, len(names) + 1)], "file": [*names]}
-    for query in queries:
-        cosines = patch_cosines(features, query.patch or 0)
-        sections.append(_cosine_section(output, images, cosines, query, model.grid))
-        columns[f"most like {query.title}"] = _most_similar(cosines, query.patch or 0, Gw)
+    for one in chosen:
+        cosines = patch_cosines(features, one.patch)
+        sections.append(_cosine_section(output, images, cosines, one, model.grid))
+        columns[f"most like {one.title}"] = _most_similar(cosines, one.patch, Gw)
     rows = [*zip(*columns.values(), strict=True)]
     tables: list[Item] = [Table("Numbered as in the figures.", [*columns], rows)]
     sections.append(Section("The images", items=[*tables, *left_out_tables(left_out)]))
@@ -144,17 +152,19 @@ def ending(config: Config, result: Result) -> Ending:
     return Ending(f"{result.report}, features of patches", figure, opened(result.report))
 
 
-def queries_of(patches: Sequence[tuple[int, int]], grid: tuple[int, int]) -> list[Query]:
-    """Return the chosen patches once each; ValueError for one that does not exist."""
-    (Gh, Gw), queries = grid, []
+def chosen_patches(patches: Sequence[tuple[int, int]], grid: tuple[int, int]) -> list[Chosen]:
+    """Return the patches once each; ValueError for one that does not exist or is the only one."""
+    (Gh, Gw), chosen = grid, []
+    if patches and Gh * Gw == 1:
+        raise ValueError("patches is given, but the model sees an image as one patch; leave it out")
     for row, column in dict.fromkeys(patches):
         if not (1 <= row <= Gh and 1 <= column <= Gw):
             raise ValueError(
                 f"patches has [{row}, {column}]; expected a row in 1..{Gh} and a column in 1..{Gw}"
             )
         name = f"row{row:02d}-col{column:02d}"
-        queries.append(Query((row - 1) * Gw + column - 1, f"patch ({row}, {column})", name))
-    return queries
+        chosen.append(Chosen((row - 1) * Gw + column - 1, f"patch ({row}, {column})", name))
+    return chosen
 
 
 def patch_features(
@@ -189,11 +199,11 @@ def _colour_section(
 
 
 def _cosine_section(
-    output: Path, images: Tensor, cosines: Tensor, query: Query, grid: tuple[int, int]
+    output: Path, images: Tensor, cosines: Tensor, chosen: Chosen, grid: tuple[int, int]
 ) -> Section:
     """Draw the cosines (B, N) with a patch of the first image, the first of `images`."""
-    others = cosines.flatten()[torch.arange(cosines.numel()) != query.patch]
-    low, high = map(float, others.aminmax()) if len(others) else (1.0, 1.0)
+    others = cosines.flatten()[torch.arange(cosines.numel()) != chosen.patch]
+    low, high = map(float, others.aminmax())
     extent = high - low
     places = ((cosines - low) / extent).clamp(0, 1) if extent else torch.full_like(cosines, 0.5)
     words = cosine_words(cosines.flatten().tolist())
@@ -203,7 +213,7 @@ def _cosine_section(
         pixels, N = canvas.panel(image), len(values)
         cells = canvas.cells(heat(values.numpy()), grid, pixels)
         written = [word.center(width) for word in words[number * N : (number + 1) * N]]
-        shown = with_query(image, None if number else query.patch, grid)
+        shown = with_query(image, None if number else chosen.patch, grid)
         rows.append(
             [
                 Panel(shown, "image"),
@@ -211,10 +221,10 @@ def _cosine_section(
                 Panel(smoothed(image, values, grid), "overlay"),
             ]
         )
-    title, bar = f"Patches like {query.title} of image 1", "cosine of the features"
+    title, bar = f"Patches like {chosen.title} of image 1", "cosine of the features"
     least, most = cosine_words([low, high])
-    figures = image_figures(output, f"similar-{query.file}", title, rows, bar, (least, most))
-    return Section(title, _COSINE_TEXT.format(query=query.title), figures)
+    figures = image_figures(output, f"similar-{chosen.file}", title, rows, bar, (least, most))
+    return Section(title, _COSINE_TEXT.format(patch=chosen.title), figures)
 
 
 def _most_similar(cosines: Tensor, patch: int, columns: int) -> list[Cell]:
