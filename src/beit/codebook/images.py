@@ -87,8 +87,8 @@ def read_whole_images(
     number: int,
     encode: Callable[[Tensor], Tensor],
     features_of: Callable[[Tensor], Tensor] | None,
-) -> list[WholeImage]:
-    """Read `number` images, evenly spaced in the source, with their codes and features.
+) -> Iterator[WholeImage]:
+    """Yield `number` images, evenly spaced in the source, with their codes and features.
 
     Args:
         encode: gives the codes (B, N) of images
@@ -107,10 +107,9 @@ def read_whole_images(
         if features_of is not None:
             features += features_of(images).float().cpu()  # (N, D) each
     if not features:
-        return shown
+        yield from shown
+        return
     colours = feature_colours(torch.stack(features))  # of all images in the same components
-    units = [directions(rows).double() for rows in features]
-    return [
-        replace(image, colours=rgb, cosines=(rows @ rows.T).numpy())
-        for image, rgb, rows in zip(shown, colours, units, strict=True)
-    ]
+    for image, rgb, patches in zip(shown, colours, features, strict=True):
+        rows = directions(patches).double()
+        yield replace(image, colours=rgb, cosines=(rows @ rows.T).numpy())

@@ -13,7 +13,7 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -203,7 +203,7 @@ def run(config: Config) -> Result:
             read = partial(read_again, source, view, size, workers)
             crops = partial(read_crops, read, grid, config.context)
             whole_images = read_whole_images(
-                *(read, book, config.explorer_images if config.explorer else 0),
+                *(read, book, config.explorer_images),
                 lambda part: rate(part.to(fabric.device))[0],
                 _features_of(tokenizer, fabric.device),
             )
@@ -276,7 +276,7 @@ def _write(
     about: dict[str, Any],
     book: Codebook,
     read_crops: ReadCrops,
-    whole_images: Sequence[WholeImage],
+    whole_images: Iterable[WholeImage],
 ) -> None:
     """Write the directory atomically: after an interruption there is none."""
     output = Path(config.output)
@@ -304,7 +304,7 @@ def _write_explorer(
     book: Codebook,
     layouts: Layouts,
     read_crops: ReadCrops,
-    whole_images: Sequence[WholeImage],
+    whole_images: Iterable[WholeImage],
 ) -> None:
     """Write the explorer's page; the crops are kept in a temporary file, not in memory."""
     K = len(book)
