@@ -111,5 +111,5 @@ def read_whole_images(
         return
     colours = feature_colours(torch.stack(features))  # of all images in the same components
     for image, rgb, patches in zip(shown, colours, features, strict=True):
-        rows = directions(patches).double()
-        yield replace(image, colours=rgb, cosines=(rows @ rows.T).numpy())
+        units = directions(patches).double()
+        yield replace(image, colours=rgb, cosines=(units @ units.T).numpy())
