@@ -84,12 +84,12 @@ def test_a_verb_of_two_words(capsys):
     for words, message in (
         (
             ["visualise"],
-            "what? Expected codes, tokens, attention, explorer, embedding, got nothing.",
+            "what? Expected codes, tokens, attention, features, explorer, embedding, got nothing.",
         ),
         (["visualise", "code"], "got code; did you mean codes?"),
         (
             ["visualise", "--help"],
-            "Expected codes, tokens, attention, explorer, embedding, got --help",
+            "Expected codes, tokens, attention, features, explorer, embedding, got --help",
         ),
     ):
         assert cli.main(words) == 2

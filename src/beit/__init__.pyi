@@ -181,6 +181,13 @@ def visualise_attention(
 ) -> Result:
     """Draw attention maps: beit visualise attention MODEL IMAGE ...; options: help(beit.visualise_attention)."""
 
+def visualise_features(
+    model: Any = ..., data: Any = ..., *, output: Any = ..., limit: Any = ..., patches: Any = ...,
+    layer: Any = ..., image_size: Any = ..., num_heads: Any = ..., crop_ratio: Any = ...,
+    device: Any = ..., preset: Any = ..., config: Any = ..., quiet: Any = ..., **options: Any
+) -> Result:
+    """Draw features in colours, and patches alike: beit visualise features MODEL IMAGE ...; options: help(beit.visualise_features)."""
+
 def visualise_explorer(
     output: Any = ..., *, model: Any = ..., data: Any = ..., limit: Any = ..., codes: Any = ...,
     num_codes: Any = ..., per_code: Any = ..., rank_by: Any = ..., min_uses: Any = ...,

@@ -15,11 +15,13 @@ from PIL import Image
 from beit.codebook.contents import Code, Patch, WholeImage
 from beit.codebook.crops import Crop
 from beit.codebook.explorer import ExplorerPage, write_explorer
+from beit.codebook.explorer_map import CodeMap
 from beit.draw.thumbnails import thumbnail
 
 GRID, K = (3, 5), 7
 NASTY = "</script><script>alert('1')</script> & \"quoted\" <!-- кот"
 RED, BLUE = (200, 30, 30), (30, 30, 200)
+RGB, BROKEN = np.zeros((15, 3), np.uint8), np.full((15, 15), np.nan)
 
 
 CROP = Crop(np.full((30, 30, 3), RED, np.uint8), (0.0, 0.25, 0.5, 0.75))
@@ -88,7 +90,7 @@ def test_a_page_contains_codes_patches_and_images(tmp_path: Path) -> None:
     levels = np.frombuffer(base64.b64decode(lines[0]["positions"]), np.uint8).reshape(GRID)
     assert (levels[1, 2], levels[0, 0], levels.sum()) == (255, 85, 340)
     assert lines[0]["neighbours"] == [[3, 0.5], [1, -0.25]]
-    assert lines[0]["patches"] == [[0, 4, "", None, None, None], [0, 4, "b.png", 0, 0, 0.876]]
+    assert lines[0]["patches"] == [[0, 4, "", None, None, None], [0, 4, "b.png", 0, 0, 0.8765]]
     assert "sheet" not in lines[1]
     sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(lines[0]["sheet"]))))
     assert lines[0]["cell"] == 30 and sheet.shape == (30, 60, 3)
@@ -96,12 +98,46 @@ def test_a_page_contains_codes_patches_and_images(tmp_path: Path) -> None:
     assert abs(sheet[15, 45].astype(int) - BLUE).max() < 12
 
 
+def test_features_are_colours_and_exact_cosines(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((15, 6)) * 0.01 + 1
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    colours, picture = rng.integers(0, 256, (15, 3), dtype=np.uint8), thumbnail(CROP.pixels)
+    shown = WholeImage(5, "a", picture, np.zeros(15, int), None, colours, rows @ rows.T)
+    path = write_explorer(tmp_path / "a.html", page_of(images=[shown]))
+    page = path.read_text("utf-8")
+    _, _, _, found, (low, high) = json.loads(data(page, "summary")[0])["images"][0]
+    assert bytes.fromhex(found) == colours.tobytes()
+    steps = np.frombuffer(base64.b64decode(data(page, "images")[0].split(" ")[1]), "<u2")
+    cosines = low + (high - low) * steps / 65535
+    expected = (rows @ rows.T)[np.triu_indices(15, 1)]
+    assert expected.max() - expected.min() < 0.002
+    np.testing.assert_allclose(cosines, expected, atol=2e-8)
+
+
+def test_the_map_has_the_places_and_pictures_of_its_codes(tmp_path: Path) -> None:
+    places = np.array([[0, 0], [4, 1], [np.nan, 0], [2, 2], [1, 1], [3, 0], [0, 2]], float)
+    patches = np.array([np.full((4, 4, 3), 30 * k, np.uint8) for k in range(K)])
+    code_map = CodeMap(places, patches, "t-SNE")
+    page = write_explorer(tmp_path / "a.html", page_of(code_map=code_map)).read_text("utf-8")
+    found = json.loads(data(page, "summary")[0])["map"]
+    assert (found["codes"], found["cell"], found["method"]) == ([0, 1, 3, 4, 5, 6], [4, 4], "t-SNE")
+    steps = np.frombuffer(base64.b64decode(found["places"]), "<u2").reshape(6, 2) / 65535
+    expected = places[found["codes"]] / 4 + [0, 0.25]  # one scale for both axes, centred
+    np.testing.assert_allclose(steps, expected, atol=1e-5)
+    sheet = np.asarray(Image.open(io.BytesIO(base64.b64decode(data(page, "map")[0]))))
+    assert sheet.shape == (12, 12, 3)
+    assert [int(sheet[4 * (k // 3) + 1, 4 * (k % 3) + 1, 0]) for k in range(K)] == [
+        30 * k for k in range(K)
+    ]
+
+
 def test_names_cannot_leave_the_data(tmp_path: Path) -> None:
     codes = [code(i, labels=[(NASTY, 0.5)], closest=[patch(name=NASTY)]) for i in range(K)]
     image = WholeImage(0, NASTY, thumbnail(np.zeros((8, 9, 3), np.uint8)), np.zeros(15, int), NASTY)
     nasty = page_of(codes, images=[image], tokenizer=NASTY, data=NASTY, facts={NASTY: NASTY})
     page = write_explorer(tmp_path / "a.html", nasty).read_text("utf-8")
-    assert page.count("<script") == page.count("</script>") == 4
+    assert page.count("<script") == page.count("</script>") == 5
     assert "<!--" not in page
     assert json.loads(data(page, "summary")[0])["labels"] == [NASTY]
 
@@ -204,6 +240,22 @@ def test_thumbnails_have_the_given_side() -> None:
         ({"images": [WholeImage(0, "a", b"", np.zeros(14, int))]}, "15 codes"),
         ({"colours": np.zeros((3, 3), np.uint8)}, r"colours must be \(7, 3\)"),
         ({"num_codes": 0}, "num_codes 0"),
+        (
+            {"images": [WholeImage(0, "a", b"RIFF", np.zeros(15, int), None, RGB, np.eye(14))]},
+            r"'a' needs colours \(15, 3\) and finite cosines \(15, 15\), got .* \(14, 14\)",
+        ),
+        (
+            {"images": [WholeImage(0, "a", b"RIFF", np.zeros(15, int), None, RGB, BROKEN)]},
+            "finite cosines",
+        ),
+        (
+            {"code_map": CodeMap(np.zeros((K, 2)), np.zeros((3, 4, 4, 3), np.uint8), "t-SNE")},
+            r"the map needs places \(7, 2\), some of them finite, and 7 patches; .* and 3",
+        ),
+        (
+            {"code_map": CodeMap(np.full((K, 2), np.nan), np.zeros((K, 4, 4, 3)), "t-SNE")},
+            r"got \(7, 2\), finite: False",
+        ),
     ],
 )
 def test_inconsistent_contents_are_refused_and_nothing_is_written(

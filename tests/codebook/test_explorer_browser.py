@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from beit.codebook.contents import Code, Patch, WholeImage
 from beit.codebook.crops import Crop
 from beit.codebook.explorer import ExplorerPage, write_explorer
+from beit.codebook.explorer_map import CodeMap
+from beit.draw.numbers import cosine_words
 from beit.draw.thumbnails import thumbnail
 
 pytestmark = pytest.mark.browser
@@ -73,7 +75,15 @@ def colours(num_codes: int) -> NDArray[np.uint8]:
     return np.random.default_rng(2).integers(0, 256, (num_codes, 3), dtype=np.uint8)
 
 
+def cosines(image: int) -> NDArray[np.float64]:
+    """Close to each other and to 1, as of a network that sees little."""
+    rows = np.random.default_rng(image).standard_normal((N, 8)) * 0.02 + 1
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.asarray(rows @ rows.T)
+
+
 def images() -> list[WholeImage]:
+    """Image 1 has no features."""
     rng = np.random.default_rng(1)
     return [
         WholeImage(
@@ -82,15 +92,28 @@ def images() -> list[WholeImage]:
             thumbnail(rng.integers(0, 256, (45, 75, 3), dtype=np.uint8)),
             (np.arange(N) + 4 * i) % K,
             NASTY if i == 0 else "animal",
+            None if i == 1 else colours(N + i)[i:],
+            None if i == 1 else cosines(i),
         )
         for i in range(8)
     ]
 
 
+def code_map() -> CodeMap:
+    """Codes 0 to 4 are not on it; the others lie on a spiral, code 59 in the middle."""
+    turn = np.arange(K - 1, -1, -1)
+    places = np.stack([turn * np.cos(turn / 4), turn * np.sin(turn / 4)], axis=1)
+    places[:5] = np.nan
+    patches = np.array([np.full((8, 8, 3), colour_of(k), np.uint8) for k in range(K)])
+    return CodeMap(places, patches, "t-SNE")
+
+
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     page = ExplorerPage(
-        NASTY, NASTY, K, GRID, colours(K), codes(), images(), {"Images": "8", NASTY: NASTY}
+        *(NASTY, NASTY, K, GRID, colours(K), codes(), images()),
+        facts={"Images": "8", NASTY: NASTY},
+        code_map=code_map(),
     )
     path = write_explorer(tmp_path_factory.mktemp("explorer") / "explorer.html", page)
     return path.as_uri()
@@ -292,6 +315,117 @@ def test_an_image_shows_its_tokens_and_they_lead_to_codes(visit: Visit) -> None:
     shows(page, "Code 22")
 
 
+def test_features_colour_the_patches(visit: Visit) -> None:
+    page = visit("#image=2")
+    page.check("input[value=features]")
+    assert "of all images here" in page.inner_text(".note")
+    found = page.eval_on_selector_all(
+        ".tokens [role=gridcell] i", "all => all.map(each => each.style.background)"
+    )
+    assert found == [f"rgb({r}, {g}, {b})" for r, g, b in images()[2].colours.tolist()]
+    page.locator(".tokens [role=gridcell]").nth(3).click()
+    shows(page, "Code 11")
+    page.go_back()
+    shows(page, "folder/a rather long name of an image 2.png")
+    assert page.is_checked("input[value=features]")  # kept
+    assert visit("#image=1").locator("[name=mode]").count() == 0
+
+
+def test_a_click_compares_a_patch_with_all_others(visit: Visit) -> None:
+    page = visit("#image=3")
+    page.locator("input[value=tokens]").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.is_checked("input[value=similarity]")
+    page.locator(".tokens [role=gridcell]").nth(6).click()
+    assert page.evaluate("location.hash") == "#image=3&patch=2,2"
+    expected = cosines(3)[6]
+    expected[6] = 1
+    words = cosine_words(expected.tolist())
+    assert len(set(words)) >= N - 1 and words[0].startswith("0.999")  # the numbers differ
+    written = page.eval_on_selector_all(".tokens b", "all => all.map(each => each.textContent)")
+    assert written == words
+    others = np.delete(expected, 6)
+    ends = page.eval_on_selector_all(".whole + .scale span", "all => all.map(e => e.textContent)")
+    assert [float(end) for end in ends] == pytest.approx([others.min(), others.max()], abs=1e-5)
+    cells = page.locator(".tokens [role=gridcell]")
+    assert cells.nth(6).get_attribute("aria-selected") == "true"
+    assert cells.nth(0).get_attribute("aria-label") == f"row 1, column 1: cosine {words[0]}"
+    most = int(np.argsort(-expected)[1])
+    first = f"row {most // 5 + 1}, column {most % 5 + 1} ({words[most]})"
+    assert page.inner_text("[role=status].note").startswith(f"Most like row 2, column 2: {first};")
+    page.locator(".tokens [tabindex='0']").focus()
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#image=3&patch=1,2"
+    assert page.locator(".tokens .same").count() == 1
+    page = visit("#image=3&patch=3,5")
+    assert page.is_checked("input[value=similarity]")
+    assert page.locator(".tokens [role=gridcell]").nth(14).get_attribute("aria-selected") == "true"
+    for lost in ("#image=3&patch=4,1", "#image=1&patch=1,1", "#image=3&patch=x"):
+        assert visit(lost).locator(".compared").count() == 0
+
+
+def test_cosines_of_codes_and_patches_differ(visit: Visit) -> None:
+    page = visit("#code=30")
+    near = page.eval_on_selector_all(".codes .line", "all => all.map(e => e.textContent)")
+    assert near == ["310.90", "320.80"]
+    lines = page.eval_on_selector_all(
+        ".patches .line span:last-child", "all => all.map(e => e.textContent)"
+    )
+    assert lines == [f"{0.9 - 0.01 * i:.3f}" for i in range(10)]
+
+
+def test_the_map_shows_filters_and_opens_codes(visit: Visit) -> None:
+    page = visit("#map")
+    assert page.inner_text("#status") == "55 codes"  # the used ones
+    assert "by t-SNE" in page.inner_text("#key")
+    assert page.is_hidden("#sort") and page.is_visible("#drawn")
+    page.fill("#search", "bnimal")
+    assert page.inner_text("#status") == "28 of 55 codes"
+    page.fill("#search", "")
+    page.locator("#map-canvas").focus()
+    page.keyboard.press("ArrowRight")  # the one in the middle
+    until(page, "!document.getElementById('tip').hidden")
+    first = page.inner_text("#tip")
+    assert "used" in first and "mostly" in first and page.locator("#tip canvas").count() == 1
+    page.keyboard.press("ArrowRight")
+    until(page, f"document.getElementById('tip').innerText !== {first!r}")
+    name = page.inner_text("#tip").split(",")[0]
+    page.keyboard.press("Enter")
+    shows(page, name)
+    page.keyboard.press("Escape")
+    shows(page, "")
+    assert page.evaluate("document.activeElement.id") == "map-canvas"
+    assert page.evaluate("location.hash") == "#map"
+    page.click("[data-view=codes]")
+    assert page.is_visible("#sort") and page.is_hidden("#map-canvas")
+
+
+def test_the_map_draws_the_pictures_of_its_codes(visit: Visit) -> None:
+    page = visit("#map")
+    read = """([x, y]) => {
+      const canvas = document.getElementById('map-canvas');
+      const ratio = canvas.width / canvas.clientWidth;
+      const read = new OffscreenCanvas(1, 1).getContext('2d', { willReadFrequently: true });
+      read.drawImage(canvas, -Math.floor(x * ratio), -Math.floor(y * ratio));
+      return [...read.getImageData(0, 0, 1, 1).data];
+    }"""
+    page.wait_for_timeout(300)
+    box = page.locator("#map-canvas").bounding_box()
+    middle = code_map().places[5:]
+    middle = (middle.min(axis=0) + middle.max(axis=0)) / 2
+    extent = float((code_map().places[5:].max(axis=0) - code_map().places[5:].min(axis=0)).max())
+    stretch = min(1.7, max(1, box["width"] / box["height"]))
+    unit = 0.94 * min(box["width"], box["height"])
+    for drawn, expected in (("patches", colour_of(5)), ("colours", tuple(colours(K)[5]))):
+        page.select_option("#drawn", drawn)
+        page.wait_for_timeout(200)
+        x, y = (code_map().places[5] - middle) / extent  # the outermost code
+        at = [box["width"] / 2 + x * unit * stretch, box["height"] / 2 - y * unit]
+        assert np.abs(np.array(page.evaluate(read, at)[:3]) - expected).max() < 8, drawn
+
+
 def test_an_address_leads_to_its_place(visit: Visit) -> None:
     assert in_panel(visit("#code=12")) == "Code 12"
     page = visit("#image=2")
@@ -346,7 +480,7 @@ def test_a_covered_gallery_cannot_be_reached(visit: Visit) -> None:
     until(page, "!document.getElementById('page').inert")
 
 
-PLACES = ["#codes", "#code=20", "#images", "#image=0", "#code=0"]
+PLACES = ["#codes", "#code=20", "#map", "#images", "#image=0", "#image=2&patch=2,3", "#code=0"]
 
 
 def go(page: Any, place: str, size: tuple[int, int]) -> None:

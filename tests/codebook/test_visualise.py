@@ -20,6 +20,7 @@ from beit.codebook import visualise as visualise_codes
 from beit.codebook.visualise import Config
 from beit.data.sources import open_source
 from beit.data.views import EvalView
+from beit.draw.components import feature_colours
 from beit.nn.quantizer import unit
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import ViTConfig
@@ -179,6 +180,29 @@ def test_names_are_text_and_small_images_are_left_out(
     assert all(HOSTILE in name for name in names)
     for page in ("report.html", "explorer.html"):
         assert "<img src=x" not in (output / page).read_text()
+
+
+def test_the_explorer_has_the_features_of_its_images(model: str, tmp_path: Path) -> None:
+    """The colours and cosines are those of `beit visualise features`: of the encoder's patches."""
+    output = tmp_path / "out"
+    visualise_codes.run(config(model, output, explorer=True, explorer_images=3))
+    page = (output / "explorer.html").read_text()
+    summary = json.loads(page.split('id="data-summary">')[1].split("</script>")[0])
+    tokenizer, source = load_tokenizer(model), open_source(DATA)
+    view = EvalView(tokenizer.image_size, 0.875)
+    images = torch.stack([view(source.image(number)) for number in (0, 11, 22)])
+    assert isinstance(tokenizer, VQKD)
+    with torch.no_grad():
+        features = tokenizer.encoder(images).patches
+    expected = [rows.tobytes().hex() for rows in feature_colours(features)]
+    assert [row[3] for row in summary["images"]] == expected
+    for row, patches in zip(summary["images"], features, strict=True):
+        cosines = unit(patches) @ unit(patches).T
+        others = cosines[~torch.eye(N, dtype=torch.bool)]
+        assert row[4] == pytest.approx([float(others.min()), float(others.max())], abs=1e-5)
+    uses = [code["uses"] for code in read(output)["codes"]]
+    assert summary["map"]["codes"] == [code for code in range(K) if uses[code]]
+    assert summary["map"]["method"] == "principal components"  # layout: none
 
 
 def test_a_tokenizer_of_one_code(model: str, tmp_path: Path) -> None:

@@ -63,3 +63,23 @@ def test_features_are_coloured_by_direction_alone_and_in_shared_components() -> 
     other = fitted.spanning(directions(features[:2]))
     assert other.axes is fitted.axes
     assert not torch.equal(other.low, fitted.low)
+
+
+def test_a_rotation_of_the_features_changes_the_signs_of_their_components_at_most() -> None:
+    features = cloud(60).view(2, 30, 5)
+    turn, _ = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(1)))
+    rows, turned = directions(features), directions(features @ turn)
+    before, after = components(rows).of(rows), components(turned).of(turned)
+    signs = (before * after).sum(dim=0).sign()
+    torch.testing.assert_close(after * signs, before, atol=1e-5, rtol=0)
+    again = feature_colours(features.clone())
+    assert (feature_colours(features) == again).all()
+
+
+def test_equal_features_of_two_images_have_equal_colours() -> None:
+    features = cloud(60).view(2, 30, 5)
+    features[1, 7] = 3 * features[0, 2]
+    colours = feature_colours(features)
+    assert (colours[1, 7] == colours[0, 2]).all()
+    alone = feature_colours(features[1:])  # on a scale of its own
+    assert (alone[0] != colours[1]).any()

@@ -1,6 +1,6 @@
 import pytest
 
-from beit.draw.numbers import aligned_numbers, short_number, tick_labels
+from beit.draw.numbers import aligned_numbers, cosine_words, short_number, tick_labels
 
 
 @pytest.mark.parametrize(
@@ -36,3 +36,12 @@ def test_tick_labels_are_alike_and_distinct() -> None:
     assert tick_labels([0, 2e-6]) == ["0", "2e-6"]
     assert (tick_labels([]), tick_labels([0.3])) == ([], ["0.3"])
     assert len(set(tick_labels([10000.0, 10000.5, 10001.0]))) == 3
+
+
+def test_cosines_are_told_from_each_other_and_from_1() -> None:
+    assert cosine_words([0.25, 0.875, -0.5]) == ["0.25", "0.88", "-0.50"]
+    assert cosine_words([0.951, 0.9846]) == ["0.951", "0.985"]
+    assert cosine_words([0.99991, 0.99998]) == ["0.999910", "0.999980"]
+    assert cosine_words([1.0, 0.9984, 0.3]) == ["1.000", "0.998", "0.300"]
+    assert cosine_words([1.0, 1.0]) == ["1.00", "1.00"]
+    assert cosine_words([]) == []

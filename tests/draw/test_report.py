@@ -198,3 +198,13 @@ def test_a_few_pictures_lead_and_are_not_shown_twice() -> None:
 def test_a_ragged_table_is_refused() -> None:
     with pytest.raises(ValueError, match="2 cells for 3 columns"):
         Table("probe", ["a", "b", "c"], [[1, 2, 3], [1, 2]])
+
+
+def test_a_folded_table_or_gallery_is_under_its_caption(tmp_path: Path) -> None:
+    tables = [Table("open", ["a"], [[1]]), Table("much", ["a"], [[1]], folded=True)]
+    gallery = Gallery("many", [Picture("p", "alt", PNG, "image/png")], folded=True)
+    page = write_report(tmp_path / "r.html", "t", [Section("s", items=[*tables, gallery])], {})
+    text = page.read_text()
+    assert re.findall(r"<details><summary>(.*?)</summary>", text) == ["much", "many"]
+    assert text.count("<figcaption>") == 2  # of the open table and of the picture
+    assert text.count("<details>") == text.count("</details>") == 2

@@ -111,6 +111,8 @@ class WholeImage:
     thumbnail: bytes  # a JPEG, PNG or WebP image (`crops.thumbnail` makes one)
     codes: NDArray[np.integer]  # (N,), row by row
     label: str | None = None  # None if unknown
+    colours: NDArray[np.uint8] | None = None  # (N, 3), its features by principal components
+    cosines: NDArray[np.floating] | None = None  # (N, N), of its patches' features
 
 
 def with_crops(code: Code, find: Callable[[Patch], Crop | None]) -> Code:
@@ -198,7 +200,7 @@ class Codebook:
             label_entropy=_defined(measured.label_entropy[index]),
             position_entropy=_defined(measured.position_entropy[index]),
             labels=self._frequent_labels(index),
-            nearest=[(other, round(cosine, 4)) for other, cosine in nearest],
+            nearest=[(other, round(cosine, 6)) for other, cosine in nearest],
             closest=closest,
             random=random,
         )

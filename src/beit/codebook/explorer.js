@@ -2,8 +2,8 @@
 
 const title = document.title;
 const wide = window.matchMedia('(min-width: 62.01rem)');
-const controls = Object.fromEntries(['search', 'sort', 'shown', 'label', 'purity'].map((id) => [id, byId(id)]));
-const state = { view: 'codes', reversed: false, open: null, scrolled: { codes: 0, images: 0 } };
+const controls = Object.fromEntries(['search', 'sort', 'shown', 'label', 'purity', 'drawn'].map((id) => [id, byId(id)]));
+const state = { view: 'codes', reversed: false, open: null, scrolled: { codes: 0, map: 0, images: 0 } };
 
 const codeGallery = gallery(byId('code-grid'), {
   least: 128,
@@ -36,13 +36,19 @@ const imageGallery = gallery(byId('image-grid'), {
   lines: 2,
   build(image) {
     const link = make('a', { href: `#image=${image.index}`, 'aria-label': [image.name, image.label].filter(Boolean).join(', ') });
-    const picture = make('img', { class: 'picture', src: imageLines[image.index], alt: '', decoding: 'async' });
+    const picture = make('img', { class: 'picture', src: imageLines[image.index][0], alt: '', decoding: 'async' });
     picture.addEventListener('load', () => picture.classList.toggle('pixels', picture.naturalWidth <= 64));
     link.append(picture, make('span', { class: 'line' }, labelSpan(image.name)), make('span', { class: 'line' }, labelSpan(image.label || ''), make('span', {}, `${new Set(image.tokens).size} codes`)));
     return link;
   },
 });
-const galleries = { codes: codeGallery, images: imageGallery };
+const galleries = { codes: codeGallery, map: codeMap(() => state.open), images: imageGallery };
+
+const keys = {
+  codes: !totalUses ? '' : hasLabels ? 'Below each code: its number and uses, its most frequent label and that label’s share (purity).' : 'Below each code: its number, uses and entropy over positions.',
+  map: mapped.length ? `Similar codes are near each other, by ${summary.map.method}. A frame or dot has the colour of its code in token maps.` : '',
+  images: '',
+};
 
 /** Return the codes that match the search and the filters, sorted. */
 function matchingCodes() {
@@ -75,21 +81,23 @@ function refresh() {
   const ascending = (controls.sort.value === 'index' || controls.sort.value === 'entropy') !== state.reversed;
   byId('arrow').textContent = ascending ? '↑' : '↓';
   codeGallery.fill(list);
+  galleries.map.fill(list);
   showStatus();
 }
 
 /** Show the number of visible tiles; a screen reader reads it too. */
 function showStatus() {
-  const inCodes = state.view === 'codes';
-  const number = inCodes ? codeGallery.items.length : images.length;
-  const all = inCodes ? codes.length : images.length;
-  const noun = inCodes ? 'code' : 'image';
+  const { view } = state;
+  const number = galleries[view].items.length;
+  const all = { codes, map: mapped, images }[view].length;
+  const noun = view === 'images' ? 'image' : 'code';
   byId('status').textContent = number === all ? `${count(all)} ${noun}${all === 1 ? '' : 's'}` : `${count(number)} of ${count(all)} ${noun}s`;
   byId('empty').hidden = number > 0;
   byId('none').textContent = `No ${noun} matches.`;
-  byId('code-grid').hidden = !inCodes || !number;
-  byId('image-grid').hidden = inCodes || !number;
-  if (inCodes && number) codeGallery.layout();
+  byId('code-grid').hidden = view !== 'codes' || !number;
+  byId('map-view').hidden = view !== 'map' || !number;
+  byId('image-grid').hidden = view !== 'images' || !number;
+  if (view === 'codes' && number) codeGallery.layout();
 }
 
 function show(view) {
@@ -97,8 +105,11 @@ function show(view) {
     state.scrolled[state.view] = window.scrollY;
     state.view = view;
   }
-  byId('tools').hidden = view !== 'codes';
-  byId('heading').textContent = view === 'codes' ? 'Codes' : 'Images';
+  byId('tools').hidden = view === 'images';
+  for (const pair of document.querySelectorAll('.pair[data-view]')) pair.hidden = pair.dataset.view !== view;
+  byId('heading').textContent = { codes: 'Codes', map: 'Map', images: 'Images' }[view];
+  byId('key').textContent = keys[view];
+  byId('key').hidden = !keys[view];
   for (const link of byId('views').children) {
     if (link.dataset.view === view) link.setAttribute('aria-current', 'page');
     else link.removeAttribute('aria-current');
@@ -107,7 +118,10 @@ function show(view) {
   galleries[view].layout();
 }
 
-/** Parse the address: #codes, #images, #code=12, #image=3 or #image=3&with=12 (mark code 12). */
+/**
+ * Parse the address: #codes, #map, #images, #code=12, #image=3, #image=3&with=12 (mark code 12) or
+ * #image=3&patch=2,5 (compare the patch in row 2, column 5).
+ */
 function parseAddress() {
   const parts = new URLSearchParams(location.hash.slice(1));
   const number = (name, list) => (/^\d+$/.test(parts.get(name) || '') ? list[Number(parts.get(name))] : undefined);
@@ -115,12 +129,13 @@ function parseAddress() {
   const image = number('image', images);
   const marked = number('with', codes);
   if (code) return { kind: 'code', item: code };
-  if (image) return { kind: 'image', item: image, marked: marked ? marked.index : -1 };
+  if (image) return { kind: 'image', item: image, marked: marked ? marked.index : -1, patch: patchOf(image, parts.get('patch') || '') };
+  if (parts.has('map') && mapped.length) return { kind: 'map' };
   return { kind: parts.has('images') && images.length ? 'images' : 'codes' };
 }
 
 function follow() {
-  const { kind, item, marked } = parseAddress();
+  const { kind, item, marked, patch } = parseAddress();
   if (!item) {
     const changed = kind !== state.view;
     show(kind);
@@ -128,14 +143,14 @@ function follow() {
     close();
     return;
   }
-  open(kind, item, marked);
+  open(kind, item, marked, patch);
 }
 
-function open(kind, item, marked) {
+function open(kind, item, marked, patch) {
   const isCode = kind === 'code';
   state.open = { kind, item };
   byId('subject').replaceChildren(...(isCode ? codeTitle(item) : [make('span', { class: 'words name', dir: 'auto', title: item.name }, item.name)]));
-  byId('content').replaceChildren(...(isCode ? codeContent(item) : imageContent(item, marked)));
+  byId('content').replaceChildren(...(isCode ? codeContent(item) : imageContent(item, marked, patch)));
   byId('panel').hidden = false;
   byId('panel').scrollTop = 0;
   document.body.classList.add('open');
@@ -145,6 +160,7 @@ function open(kind, item, marked) {
   byId('previous').disabled = position <= 0;
   byId('next').disabled = position < 0 || position + 1 >= order.length;
   codeGallery.choose(isCode ? item : null);
+  galleries.map.choose(isCode ? item : null);
   imageGallery.choose(isCode ? null : item);
   cover();
   byId('subject').focus({ preventScroll: true });
@@ -202,7 +218,7 @@ function listen() {
     if (event.key === 'Escape' && state.open) location.hash = `#${state.view}`;
     if (event.key === '/' && !typing && !byId('page').inert) {
       event.preventDefault();
-      if (state.view !== 'codes') show('codes');
+      if (state.view === 'images') show('codes');
       controls.search.focus();
       controls.search.select();
     }
@@ -214,15 +230,15 @@ function listen() {
 function start() {
   const used = codes.filter((code) => code.uses).length;
   byId('lede').textContent += used ? ` ${count(used)} are used (${percent(used / codes.length)}).` : ' None of them is used.';
-  byId('key').hidden = !used;
-  byId('key').textContent = hasLabels ? 'Below each code: its number and uses, its most frequent label and that label’s share (purity).' : 'Below each code: its number, uses and entropy over positions.';
   if (!hasLabels) {
     for (const pair of document.querySelectorAll('.pair[data-needs]')) pair.hidden = true;
     document.querySelector('option[data-needs]').remove();
   }
   const names = new Set(codes.filter((code) => code.labels.length).map((code) => code.labels[0].name));
   for (const name of [...names].sort((a, b) => a.localeCompare(b, 'en', { numeric: true }))) controls.label.append(make('option', { value: name }, name));
-  byId('views').hidden = !images.length;
+  document.querySelector('[data-view="map"]').hidden = !mapped.length;
+  document.querySelector('[data-view="images"]').hidden = !images.length;
+  byId('views').hidden = !images.length && !mapped.length;
   setUpScheme();
   listen();
   if (new URLSearchParams(location.hash.slice(1)).has('image') && images.length) state.view = 'images';

@@ -16,13 +16,18 @@ from numpy.typing import NDArray
 
 from beit.codebook.contents import Code, Patch, WholeImage
 from beit.codebook.crops import Crop
+from beit.codebook.explorer_map import CodeMap
 from beit.draw.page import base64_of, data_url, json_text, page_stream
+from beit.draw.panels import heat
 from beit.draw.thumbnails import QUALITIES, TINY, shrunk, webp
 from beit.files import replacing
 
 MAX_BYTES = 58_000_000
-_SCRIPTS = ("explorer_data.js", "explorer_panel.js", "explorer.js")
-_PAGE_BYTES = 70_000  # of the page without its data
+_PARTS = ("data", "map", "patches", "panel")  # of the script, then the page itself
+_SCRIPTS = (*(f"explorer_{part}.js" for part in _PARTS), "explorer.js")
+_PAGE_BYTES = 100_000  # of the page without its data
+_HEAT = 64  # colours of the scale of cosines
+_STEPS = 65_535  # of a cosine, between an image's lowest and highest
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,7 @@ class ExplorerPage:
     codes: Iterable[Code]  # all K, in order; the patches in `closest` that have a crop are shown
     images: Iterable[WholeImage] = ()  # shown whole, each at the cost of its thumbnail's bytes
     facts: Mapping[str, str] = field(default_factory=dict)  # listed under "About"
+    code_map: CodeMap | None = None  # None for a page without a map
 
 
 def crop_side(num_codes: int) -> int:
@@ -67,7 +73,8 @@ def write_explorer(
         page=page,
         images=lines.images(page.images),
         codes=lines.codes(page.codes),
-        summary=lambda: lines.summary(page.colours),
+        map_sheet=lines.map_sheet(page.code_map),
+        summary=lambda: lines.summary(page.colours, page.code_map),
     )
     path = Path(path)
     with replacing(path) as temporary:
@@ -99,7 +106,7 @@ class _Lines:
         self._image_places: dict[int, int] = {}  # place on the page by number in the source
 
     def images(self, images: Iterable[WholeImage]) -> Iterator[Markup]:
-        """Yield a line for each image: its thumbnail as a data URL."""
+        """Yield a line for each image: its thumbnail as a data URL, and its cosines if known."""
         K, N = self._num_codes, prod(self._grid)
         for image in images:
             codes = np.asarray(image.codes)
@@ -111,10 +118,12 @@ class _Lines:
                 )
             if image.index in self._image_places:
                 raise ValueError(f"image {image.name!r} has index {image.index}, as another has")
-            row = [image.name, self._label(image.label), codes.tolist()]
+            features, cosines = _features(image, N)
+            row = [image.name, self._label(image.label), codes.tolist(), *features]
             self._image_places[image.index] = len(self._images)
             self._images.append(row)
             line = data_url(image.thumbnail, f"the thumbnail of image {image.name!r}")
+            line = f"{line} {cosines}" if cosines else line
             self._room -= len(line) + 1 + len(json_text(row))
             yield Markup(line)
 
@@ -133,7 +142,7 @@ class _Lines:
             line = {
                 "most": most,
                 "positions": base64_of(levels.tobytes()),
-                "neighbours": [[int(i), round(cosine, 3)] for i, cosine in code.nearest],
+                "neighbours": [[int(i), round(cosine, 5)] for i, cosine in code.nearest],
                 "patches": [self._patch(patch, crop, code.index) for patch, crop in crops],
             }
             if crops:
@@ -146,7 +155,13 @@ class _Lines:
         if len(self._rows) != K:
             raise ValueError(f"the page has {len(self._rows)} codes, expected {K}")
 
-    def summary(self, colours: NDArray[np.uint8]) -> Markup:
+    def map_sheet(self, code_map: CodeMap | None) -> Markup:
+        """Return the pictures of the map as one sheet; call it before all lines."""
+        sheet = "" if code_map is None else base64_of(code_map.sheet(self._num_codes))
+        self._room -= len(sheet)
+        return Markup(sheet)
+
+    def summary(self, colours: NDArray[np.uint8], code_map: CodeMap | None) -> Markup:
         """Return what the page reads when it is opened; call it after all lines."""
         K = self._num_codes
         if colours.shape != (K, 3):
@@ -158,6 +173,8 @@ class _Lines:
             "codes": self._rows,
             "images": self._images,
             "colours": colours.astype(np.uint8).tobytes().hex(),
+            "heat": heat(np.linspace(0, 1, _HEAT)).tobytes().hex(),
+            "map": None if code_map is None else code_map.summary(),
         }
         return Markup(json_text(summary))
 
@@ -197,7 +214,7 @@ class _Lines:
             )
         frame = tuple(round(1000 * edge) for edge in _letterboxed(crop))
         number = self._frames.setdefault(frame, len(self._frames))
-        closeness = None if patch.closeness is None else round(patch.closeness, 3)
+        closeness = None if patch.closeness is None else round(patch.closeness, 5)
         label, image = self._label(patch.label), self._image_places.get(patch.image)
         return [number, int(patch.position), patch.name, label, image, closeness]
 
@@ -219,6 +236,26 @@ class _Lines:
             if len(data) <= room or self._quality == len(QUALITIES) - 1:
                 return cell, data
             self._quality += 1
+
+
+def _features(image: WholeImage, N: int) -> tuple[list[object], str]:
+    """Return the colours of an image's features with the ends of its cosines, and the cosines.
+
+    The cosines of patch 0 with 1, 2, ..., of patch 1 with 2, 3, ... are steps of two bytes between
+    both ends, so that they differ however close they are. Without features: none.
+    """
+    if image.colours is None or image.cosines is None:
+        return [], ""
+    shapes = (image.colours.shape, image.cosines.shape)
+    if shapes != ((N, 3), (N, N)) or not np.isfinite(image.cosines).all():
+        raise ValueError(
+            f"image {image.name!r} needs colours ({N}, 3) and finite cosines ({N}, {N}), "
+            f"got {shapes[0]} and {shapes[1]}"
+        )
+    pairs = image.cosines[np.triu_indices(N, 1)]
+    low, high = (float(pairs.min()), float(pairs.max())) if len(pairs) else (1.0, 1.0)
+    steps = np.round((pairs - low) / max(high - low, 1e-12) * _STEPS).astype("<u2")
+    return [image.colours.tobytes().hex(), [low, high]], base64_of(steps.tobytes())
 
 
 def _letterboxed(crop: Crop) -> tuple[float, float, float, float]:

@@ -1,5 +1,5 @@
 // The data of the page: lines of text, decoded and drawn on canvases when they are shown.
-const imageLines = takeLines('data-images');
+const imageLines = takeLines('data-images').map((line) => line.split(' ')); // [picture, cosines]
 const codeLines = takeLines('data-codes');
 const summary = JSON.parse(byId('data-summary').textContent);
 byId('data-summary').remove();
@@ -7,17 +7,37 @@ byId('data-summary').remove();
 const [GH, GW] = summary.grid;
 const N = GH * GW;
 const labelOf = (index) => (index === null ? null : summary.labels[index]);
-const colourOf = (code) => '#' + summary.colours.slice(6 * code, 6 * code + 6);
+const hexOf = (colours, index) => '#' + colours.slice(6 * index, 6 * index + 6);
+const colourOf = (code) => hexOf(summary.colours, code);
+const heatOf = (share) => hexOf(summary.heat, Math.round(share * (summary.heat.length / 6 - 1)));
 
+const wordsOf = (encoded) => new Uint16Array(bytesOf(encoded).buffer);
+const mapPlaces = summary.map && wordsOf(summary.map.places);
 const codes = summary.codes.map(([uses, purity, entropy, labels], index) => ({
   index, uses, purity, entropy, labels: labels.map(([label, share]) => ({ name: labelOf(label), share })),
 }));
-const images = summary.images.map(([name, label, tokens], index) => ({ index, name, label: labelOf(label), tokens }));
+// Of features: a colour for each patch, and the lowest and highest cosine of two patches.
+const images = summary.images.map(([name, label, tokens, colours, ends], index) => ({ index, name, label: labelOf(label), tokens, colours, ends }));
+const [mapLine] = takeLines('data-map');
+// The codes on the map, which get a place in [0, 1].
+const mapped = !summary.map ? [] : summary.map.codes.map((index, at) => {
+  const [x, y] = mapPlaces.slice(2 * at, 2 * at + 2);
+  return Object.assign(codes[index], { x: x / 65535, y: 1 - y / 65535 });
+});
 const totalUses = codes.reduce((sum, code) => sum + code.uses, 0);
 const hasLabels = codes.some((code) => code.purity !== null);
 
 const times = (value) => (value === 1 ? 'once' : value === 2 ? 'twice' : count(value) + ' times');
 const place = (position) => `row ${Math.floor(position / GW) + 1}, column ${(position % GW) + 1}`;
+
+/** Format cosines with two to six decimals: enough to tell them from each other and from 1. */
+function cosineWords(values) {
+  const extent = Math.max(...values) - Math.min(...values);
+  const belowOne = Math.min(1, ...values.map((value) => 1 - value).filter((rest) => rest > 1e-6));
+  const decimals = Math.max(2, extent > 0 ? 1 + Math.ceil(-Math.log10(extent)) : 2, Math.ceil(-Math.log10(belowOne)));
+  return values.map((value) => value.toFixed(Math.min(6, decimals)));
+}
+
 const detail = cached((index) => JSON.parse(codeLines[index]), 64);
 // Sixteen pictures of side 48 are 0.15 MB of pixels, of side 96 0.6 MB.
 const sheet = cached(
@@ -26,7 +46,7 @@ const sheet = cached(
 );
 const wholeImage = cached(async (index) => {
   const image = new Image();
-  image.src = imageLines[index];
+  image.src = imageLines[index][0];
   await image.decode();
   return image;
 }, 64);

@@ -1,4 +1,4 @@
-// The panel: a code, or an image with its tokens.
+// The panel of a code, and the codes of an image.
 
 const MOST_LISTED = 24;
 
@@ -34,7 +34,8 @@ function codeContent(code) {
   if (record.patches.length) parts.push(codePatches(code, record));
   if (code.labels.length) parts.push(codeLabels(code));
   if (record.neighbours.length) {
-    const tiles = record.neighbours.map(([index, cosine]) => codeTile(index, cosine.toFixed(2), `cosine ${cosine.toFixed(2)}`));
+    const words = cosineWords(record.neighbours.map(([, cosine]) => cosine));
+    const tiles = record.neighbours.map(([index], which) => codeTile(index, words[which], `cosine ${words[which]}`));
     parts.push(section('Nearest codes', 'With the cosine of their vectors.', make('ul', { class: 'tiles codes' }, ...tiles)));
   }
   if (code.uses) parts.push(codePositions(code, record));
@@ -63,17 +64,18 @@ function codeFigures(code) {
 }
 
 function codePatches(code, record) {
-  const tiles = record.patches.map(([, position, name, label, image, closeness], which) => {
+  const close = record.patches.every((patch) => patch[5] !== null);
+  const words = close ? cosineWords(record.patches.map((patch) => patch[5])) : [];
+  const tiles = record.patches.map(([, position, name, label, image], which) => {
     const canvas = make('canvas', { role: 'img' });
     drawPatch(canvas, code.index, which, 130);
     const known = image === null ? name : images[image].name;
-    const description = [known, labelOf(label), place(position), closeness === null ? null : `closeness ${closeness.toFixed(2)}`].filter(Boolean).join(', ');
+    const description = [known, labelOf(label), place(position), close ? `closeness ${words[which]}` : null].filter(Boolean).join(', ');
     canvas.setAttribute('aria-label', description);
-    const line = make('span', { class: 'line', 'aria-hidden': 'true' }, labelSpan(labelOf(label) || known || place(position)), closeness === null ? null : make('span', {}, closeness.toFixed(2)));
+    const line = make('span', { class: 'line', 'aria-hidden': 'true' }, labelSpan(labelOf(label) || known || place(position)), close ? make('span', {}, words[which]) : null);
     const inside = [canvas, line];
     return make('li', { title: description }, image === null ? make('div', { class: 'still' }, ...inside) : make('a', { href: `#image=${image}&with=${code.index}` }, ...inside));
   });
-  const close = record.patches.some((patch) => patch[5] !== null);
   const text = `${record.patches.length === 1 ? 'The patch' : `${record.patches.length} patches`} with this code, framed${close ? ', closest first, with their closeness' : ''}.`;
   return section('Patches in their surroundings', text, make('ul', { class: 'tiles patches' }, ...tiles));
 }
@@ -111,73 +113,9 @@ function codeTile(index, value, spoken) {
     make('span', { class: 'line' }, make('b', {}, String(index)), make('span', {}, value))));
 }
 
-function imageContent(image, marked) {
-  const picture = make('img', { src: imageLines[image.index], alt: image.label ? `${image.name}, ${image.label}` : image.name });
-  const tokens = tokenMap(image, marked);
-  const whole = make('div', { class: 'whole' }, picture, tokens.map);
-  picture.addEventListener('load', () => {
-    const grown = Math.max(1, 420 / Math.max(picture.naturalWidth, picture.naturalHeight));
-    whole.style.width = `${Math.round(picture.naturalWidth * grown)}px`;
-    picture.classList.toggle('pixels', grown > 3);
-  });
-  const opacity = make('input', { type: 'range', id: 'opacity', min: 0, max: 100, step: 5, value: tokenOpacity });
-  const applyOpacity = () => { tokenOpacity = opacity.value; tokens.map.style.setProperty('--opacity', opacity.value / 100); };
-  opacity.addEventListener('input', applyOpacity);
-  applyOpacity();
+/** List the codes of an image, the most used first. */
+function imageCodes(image) {
   const sorted = [...usesOf(image)].sort((a, b) => b[1] - a[1] || a[0] - b[0]);
   const tiles = sorted.slice(0, MOST_LISTED).map(([code, number]) => codeTile(code, `×\u2009${number}`, times(number)));
-  return [
-    whole,
-    make('div', { class: 'opacity' }, make('label', { for: 'opacity' }, 'Tokens over the image'), opacity),
-    tokens.note,
-    section('Its codes', more(sorted.length, `code on its ${N} patches.`, `different codes on its ${N} patches.`), make('ul', { class: 'tiles codes' }, ...tiles)),
-  ];
-}
-
-let tokenOpacity = 55; // percent, kept from image to image
-
-/** Create a grid of tokens to lay over an image; each links to its code. */
-function tokenMap(image, marked) {
-  const map = make('div', { class: 'tokens', role: 'grid', 'aria-label': `Tokens of ${image.name}` });
-  map.style.gridTemplate = `repeat(${GH}, 1fr) / repeat(${GW}, 1fr)`;
-  const note = make('p', { class: 'note', 'aria-hidden': 'true' }, 'Each colour is a code; select a cell to see it.');
-  const cells = image.tokens.map((code, position) => {
-    const colour = make('i');
-    colour.style.background = colourOf(code);
-    const cell = make('div', { role: 'gridcell', tabindex: -1, 'aria-label': `${place(position)}: code ${code}` }, colour);
-    cell.classList.toggle('same', code === marked);
-    return cell;
-  });
-  for (let row = 0; row < GH; row++) map.append(make('div', { role: 'row' }, ...cells.slice(row * GW, (row + 1) * GW)));
-  let active = Math.max(0, image.tokens.indexOf(marked));
-  cells[active].tabIndex = 0;
-
-  function describe(position) {
-    const code = codes[image.tokens[position]];
-    const label = code.labels.length ? `, mostly ${code.labels[0].name} (${percent(code.labels[0].share)})` : '';
-    const where = place(position);
-    note.textContent = `${where[0].toUpperCase()}${where.slice(1)}: code ${code.index}${label}`;
-    cells.forEach((cell, other) => cell.classList.toggle('same', image.tokens[other] === code.index));
-  }
-  const positionOf = (event) => cells.indexOf(event.target.closest('[role="gridcell"]'));
-  map.addEventListener('pointerover', (event) => { if (positionOf(event) >= 0) describe(positionOf(event)); });
-  map.addEventListener('focusin', (event) => describe(positionOf(event)));
-  map.addEventListener('click', (event) => { if (positionOf(event) >= 0) location.hash = `#code=${image.tokens[positionOf(event)]}`; });
-  map.addEventListener('keydown', (event) => {
-    if (event.key === 'Enter' || event.key === ' ') {
-      event.preventDefault();
-      location.hash = `#code=${image.tokens[active]}`;
-      return;
-    }
-    const [row, column] = [Math.floor(active / GW), active % GW];
-    const targets = { ArrowLeft: [row, column - 1], ArrowRight: [row, column + 1], ArrowUp: [row - 1, column], ArrowDown: [row + 1, column], Home: [row, 0], End: [row, GW - 1] };
-    if (!(event.key in targets)) return;
-    event.preventDefault();
-    cells[active].tabIndex = -1;
-    const [y, x] = targets[event.key];
-    active = clamp(y, 0, GH - 1) * GW + clamp(x, 0, GW - 1);
-    cells[active].tabIndex = 0;
-    cells[active].focus();
-  });
-  return { map, note };
+  return section('Its codes', more(sorted.length, `code on its ${N} patches.`, `different codes on its ${N} patches.`), make('ul', { class: 'tiles codes' }, ...tiles));
 }

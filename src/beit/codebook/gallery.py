@@ -23,7 +23,7 @@ class Row(NamedTuple):
     captions: Sequence[str] = ()  # under each crop; () for none
 
 
-def strips(rows: Sequence[Row], caption: str, side: int = 128) -> Gallery:
+def strips(rows: Sequence[Row], caption: str, folded: bool = False, side: int = 128) -> Gallery:
     """Return a report's gallery with one picture for each row."""
     pictures = []
     for row in rows:
@@ -37,7 +37,7 @@ def strips(rows: Sequence[Row], caption: str, side: int = 128) -> Gallery:
             below, alt = f"{text}: no patch.", text
             pixels = np.full((side // 4, 4 * side, 3), 128, dtype=np.uint8)
         pictures.append(Picture(below, alt, canvas.png(pixels), "image/png"))
-    return Gallery(caption, pictures)
+    return Gallery(caption, pictures, folded)
 
 
 def gallery_figure(rows: Sequence[Row], name: str, title: str, subtitle: str) -> SavedFigure:

@@ -1,6 +1,7 @@
 """The images of a codebook: which of them have patches, and reading some of them again."""
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from math import prod
 
 import torch
@@ -11,6 +12,7 @@ from beit.codebook.crops import Crop, crop_patch
 from beit.data.batches import EvalBatches
 from beit.data.source import PartSource, Source, UnreadableImage
 from beit.data.views import EvalView
+from beit.draw.components import directions, feature_colours
 from beit.draw.thumbnails import thumbnail
 from beit.rows.lines import printable
 
@@ -80,13 +82,34 @@ def read_crops(
 
 
 def read_whole_images(
-    read: Read, book: Codebook, number: int, encode: Callable[[Tensor], Tensor]
+    read: Read,
+    book: Codebook,
+    number: int,
+    encode: Callable[[Tensor], Tensor],
+    features_of: Callable[[Tensor], Tensor] | None,
 ) -> Iterator[WholeImage]:
-    """Yield `number` images, evenly spaced in the source; `encode` gives their codes (B, N)."""
+    """Yield `number` images, evenly spaced in the source, with their codes and features.
+
+    Args:
+        encode: gives the codes (B, N) of images
+        features_of: gives their features (B, N, D); None for images without
+    """
     total = len(book.source)
     chosen = torch.linspace(0, total - 1, min(number, total)).round().long().unique()
+    shown: list[WholeImage] = []
+    features: list[Tensor] = []
     for images, indices in read(chosen):
         rows = encode(images).cpu().numpy()
         for image, codes, index in zip(images, rows, indices, strict=True):
             small = thumbnail(image.permute(1, 2, 0).numpy())
-            yield WholeImage(index, book.source.name(index), small, codes, book.label(index))
+            name, label = book.source.name(index), book.label(index)
+            shown.append(WholeImage(index, name, small, codes, label))
+        if features_of is not None:
+            features += features_of(images).float().cpu()  # (N, D) each
+    if not features:
+        yield from shown
+        return
+    colours = feature_colours(torch.stack(features))  # of all images in the same components
+    for image, rgb, patches in zip(shown, colours, features, strict=True):
+        units = directions(patches).double()
+        yield replace(image, colours=rgb, cosines=(units @ units.T).numpy())

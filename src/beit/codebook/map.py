@@ -1,6 +1,8 @@
 """The codebook laid out in two dimensions, each code drawn as its mean patch."""
 
+import logging
 import math
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -8,13 +10,54 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from beit.codebook.contents import Codebook
 from beit.codebook.style import DPI, WIDTH, SavedFigure, new_figure, saved
 from beit.draw import canvas
 from beit.draw.canvas import Pixels
 from beit.nn.quantizer import unit
 
+logger = logging.getLogger(__name__)
+
+Layout = Literal["tsne", "none"]
 MIN_TSNE = 5  # codes; fewer have no neighbourhoods to preserve
 _SIDE = round(0.92 * WIDTH * DPI)  # pixels of the map
+
+
+class Layouts(NamedTuple):
+    """The used codes of a codebook in two dimensions.
+
+    Attributes:
+        codes: (k,) int64, most used first
+        components: (k, 2) float32, by principal components
+        shares: (2,) float32, of the variance that they explain
+        near: (k, 2) float32, by t-SNE; None without
+        why_not: why there is no t-SNE; empty if there is one, or none is wanted
+    """
+
+    codes: Tensor
+    components: Tensor
+    shares: Tensor
+    near: Tensor | None
+    why_not: str = ""
+
+
+def lay_out(book: Codebook, layout: Layout, seed: int) -> Layouts:
+    """Lay out the used codes by principal components, and by t-SNE if wanted and possible."""
+    uses = book.measures.uses
+    codes = uses.argsort(descending=True, stable=True)[: int((uses > 0).sum())]
+    vectors = book.vectors[codes]
+    places, shares = principal_components(vectors, book.on_sphere)
+    if layout == "none":
+        return Layouts(codes, places, shares, None)
+    if len(codes) < MIN_TSNE:
+        why_not = f"No t-SNE: it needs {MIN_TSNE} codes or more."
+        return Layouts(codes, places, shares, None, why_not)
+    try:
+        return Layouts(codes, places, shares, tsne(vectors, seed, book.on_sphere))
+    except ModuleNotFoundError as error:
+        why_not = f"No t-SNE: {error.name} is not installed; pip install scikit-learn."
+        logger.warning(why_not)
+        return Layouts(codes, places, shares, None, why_not)
 
 
 def principal_components(vectors: Tensor, l2_normalised: bool = True) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """The report of a codebook: figures, and report.html with rankings, tables and galleries."""
 
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -12,17 +11,15 @@ from beit.codebook.contents import Code, Codebook, Patch, with_crops
 from beit.codebook.crops import Crop
 from beit.codebook.figures import pairs_figure, position_figure, usage_figure
 from beit.codebook.gallery import Row, gallery_figure, strips
-from beit.codebook.map import MIN_TSNE, map_figure, principal_components, tsne
+from beit.codebook.map import Layouts, map_figure
+from beit.draw.numbers import cosine_words
 from beit.draw.report import Cell, Section, Table, link_to, write_report
 from beit.nn.code_statistics import CodeMeasures, lift
 from beit.nn.metrics import codebook_health
 
-_log = logging.getLogger(__name__)
-
 COLUMNS, ROWS = 10, 12  # patches and codes of a figure: what fits on a page
 PAIRED = 32  # codes of the co-occurrence figure
 LISTED = 20  # codes of a ranked list
-Layout = Literal["tsne", "none"]
 Rank = Literal["use", "purity", "label_entropy", "position_entropy", "closeness"]
 ReadCrops = Callable[[Tensor], Iterable[tuple[int, Crop]]]
 _HEADS: dict[Rank, str] = {
@@ -42,6 +39,7 @@ _GALLERIES = {
 def write_codebook_report(
     directory: Path,
     book: Codebook,
+    layouts: Layouts,
     read_crops: ReadCrops,
     about: Mapping[str, Any],
     *,
@@ -49,14 +47,13 @@ def write_codebook_report(
     num_codes: int,
     rank_by: Rank | None,
     min_uses: int,
-    layout: Layout,
 ) -> None:
     """Write report.html, figures/*.png and figures/*.svg into an existing directory.
 
     Args:
         read_crops: yields the crop of each readable place, for places (m,) int64 sorted
         about: model, kind, data, images and seed
-        codes, num_codes, rank_by, min_uses, layout: as in `visualise.Config`
+        codes, num_codes, rank_by, min_uses: as in `visualise.Config`
     """
     labelled, measures = bool(book.label_names), book.measures
     by: Rank = rank_by or ("purity" if labelled else "use")
@@ -80,7 +77,7 @@ def write_codebook_report(
     )
     galleries = [
         strips(rows["closest"], "The patches closest to each code, closest first."),
-        strips(rows["random"], "Patches drawn at random from all patches with the code."),
+        strips(rows["random"], "Patches drawn at random from all patches with the code.", True),
     ]
     rank_text = (
         f"Codes with fewer than {min_uses} uses are left out: a few patches are pure by chance. "
@@ -97,7 +94,7 @@ def write_codebook_report(
         Section("Nearest codes", items=[drawn["neighbours"], nearest]),
         Section("Positions in the image", items=[positions.save(folder)]),
         _pairs_section(folder, book, orders["use"]),
-        _maps_section(folder, book, layout, about["seed"]),
+        _maps_section(folder, book, layouts),
     ]
     closeness = f"{'cosine' if book.on_sphere else 'minus the distance'} of patch and code"
     facts = {
@@ -164,7 +161,10 @@ def code_row(code: Code, patches: Sequence[Patch], captions: Sequence[str] = ())
 def _neighbours_row(code: Code, codes: Mapping[int, Code]) -> Row:
     """Return the closest patch of a code, then that of each of its nearest codes."""
     patches, captions = [], []
-    nearest = [(other, f"{other} · {cosine:.2f}") for other, cosine in code.nearest]
+    words = cosine_words([cosine for _, cosine in code.nearest])
+    nearest = [
+        (other, f"{other} · {word}") for (other, _), word in zip(code.nearest, words, strict=True)
+    ]
     for index, caption in [(code.index, "itself"), *nearest]:
         for patch in codes[index].closest[:1]:
             patches.append(patch)
@@ -184,29 +184,19 @@ def _pairs_section(folder: Path, book: Codebook, used: Sequence[int]) -> Section
     return Section(title, "", [pairs_figure(smoothed, codes, patches).save(folder), table])
 
 
-def _maps_section(folder: Path, book: Codebook, layout: Layout, seed: int) -> Section:
+def _maps_section(folder: Path, book: Codebook, layouts: Layouts) -> Section:
     """Draw the codebook in two dimensions."""
-    uses = book.measures.uses
-    codes = uses.argsort(descending=True, stable=True)[: int((uses > 0).sum())]
-    vectors, patches = book.vectors[codes], book.mean_patches[codes.numpy()]
-    places, shares = principal_components(vectors, book.on_sphere)
+    codes, places, shares, near, why_not = layouts
+    patches, unused = book.mean_patches[codes.numpy()], len(book) - len(codes)
     x, y = (f"principal component {n + 1} ({shares[n]:.1%} of the variance)" for n in range(2))
     title = f"The {len(codes):,} used codes"
     maps = [map_figure(places, patches, "map-pca", f"{title}, by principal components", (x, y))]
     notes = ["A code is drawn as its mean patch, moved to a free place so that none is hidden."]
-    if len(codes) < len(uses):
-        notes.append(f"{len(uses) - len(codes):,} unused codes are left out.")
-    if layout == "tsne" and len(codes) < MIN_TSNE:
-        notes.append(f"No t-SNE: it needs {MIN_TSNE} codes or more.")
-    elif layout == "tsne":
-        try:
-            places = tsne(vectors, seed, book.on_sphere)
-        except ModuleNotFoundError as error:
-            notes.append(f"No t-SNE: {error.name} is not installed; pip install scikit-learn.")
-            _log.warning(notes[-1])
-        else:
-            title = f"{title}, by t-SNE: similar codes are near each other"
-            maps.insert(0, map_figure(places, patches, "map-tsne", title, ("", "")))
+    notes += [f"{unused:,} unused codes are left out."] if unused else []
+    notes += [why_not] if why_not else []
+    if near is not None:
+        title = f"{title}, by t-SNE: similar codes are near each other"
+        maps.insert(0, map_figure(near, patches, "map-tsne", title, ("", "")))
     pictures = [figure.save(folder) for figure in maps]
     return Section("The codebook in two dimensions", " ".join(notes), pictures)
 
@@ -226,7 +216,7 @@ def ranked_table(codes: Sequence[Code], by: Rank) -> Table:
         for code, row in zip(codes, rows, strict=True):
             purity = None if code.purity is None else f"{100 * code.purity:.1f}"
             row[-1:-1] = [purity, code.label, _rounded(code.label_entropy, 2)]
-    return Table(_HEADS[by], columns, rows)
+    return Table(_HEADS[by], columns, rows, folded=True)
 
 
 def _rounded(value: float | None, digits: int) -> str | None:
@@ -237,11 +227,11 @@ def nearest_table(codes: Sequence[Code]) -> Table:
     """List the nearest codes of some codes, with their cosines."""
     count = max((len(code.nearest) for code in codes), default=0)
     columns = ["Code", *(f"Nearest {place + 1}" for place in range(count))]
+    words = iter(cosine_words([cosine for code in codes for _, cosine in code.nearest]))
     rows: list[list[Cell]] = [
-        [code.index, *(f"{other} ({cosine:.2f})" for other, cosine in code.nearest)]
-        for code in codes
+        [code.index, *(f"{other} ({next(words)})" for other, _ in code.nearest)] for code in codes
     ]
-    return Table("Nearest codes, with the cosine of their vectors", columns, rows)
+    return Table("Nearest codes, with the cosine of their vectors", columns, rows, folded=True)
 
 
 def pairs_table(lifts: Tensor, both: Tensor, codes: Tensor, min_images: int = 10) -> Table:
@@ -261,7 +251,8 @@ def pairs_table(lifts: Tensor, both: Tensor, codes: Tensor, min_images: int = 10
         for a, b in zip(one[order], other[order], strict=True)
     ]
     caption = f"Pairs that share images most often, of those that share {min_images} or more"
-    return Table(caption, ["Code", "With", "Images with both", "Times chance"], rows)
+    columns = ["Code", "With", "Images with both", "Times chance"]
+    return Table(caption, columns, rows, folded=True)
 
 
 def summary_figures(measures: CodeMeasures, label_shares: Tensor | None) -> dict[str, str]:

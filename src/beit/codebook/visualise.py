@@ -13,26 +13,28 @@ import logging
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import beit
 from beit.codebook.contents import Codebook, Collected, WholeImage, codes_json, with_crops
 from beit.codebook.crops import CropFile
 from beit.codebook.explorer import ExplorerPage, crop_side, write_explorer
+from beit.codebook.explorer_map import CodeMap
 from beit.codebook.images import (
     CodebookSource,
     read_again,
     read_crops,
     read_whole_images,
 )
-from beit.codebook.report import Layout, Rank, ReadCrops, write_codebook_report
+from beit.codebook.map import Layout, Layouts, lay_out
+from beit.codebook.report import Rank, ReadCrops, write_codebook_report
 from beit.command.ending import Ending, beside, opened, words
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
@@ -203,6 +205,7 @@ def run(config: Config) -> Result:
             whole_images = read_whole_images(
                 *(read, book, config.explorer_images),
                 lambda part: rate(part.to(fabric.device))[0],
+                _features_of(tokenizer, fabric.device),
             )
             _write(config, _about(config, fabric, tokenizer, images), book, crops, whole_images)
     seconds = time.perf_counter() - started
@@ -224,6 +227,17 @@ def ending(config: Config, result: Result) -> Ending:
     explorer = beside(result.directory, "explorer")
     then = words("visualise explorer", explorer, model=config.model, data=config.data)
     return Ending(f"{result.directory}, what each code stands for; report {report}", figure, then)
+
+
+def _features_of(tokenizer: Tokenizer, device: torch.device) -> Callable[[Tensor], Tensor] | None:
+    """Return what gives the patch tokens (B, N, D) of images; None for a discrete VAE and DALL-E.
+
+    They are the features of `beit visualise features`.
+    """
+    if not isinstance(tokenizer, VQKD):
+        return None
+    encoder = tokenizer.encoder
+    return lambda images: encoder(images.to(device)).patches
 
 
 def _peak_megabytes() -> float:
@@ -271,16 +285,16 @@ def _write(
         directory = Path(temporary) / output.name
         directory.mkdir()
         write_text(directory / "codes.json", codes_json(about, book))
+        layouts = lay_out(book, config.layout, config.seed)
         write_codebook_report(
-            *(directory, book, read_crops, about),
+            *(directory, book, layouts, read_crops, about),
             codes=config.codes,
             num_codes=config.num_codes,
             rank_by=config.rank_by,
             min_uses=config.min_uses,
-            layout=config.layout,
         )
         if config.explorer:
-            _write_explorer(directory, about, book, read_crops, whole_images)
+            _write_explorer(directory, about, book, layouts, read_crops, whole_images)
         directory.rename(output)
 
 
@@ -288,6 +302,7 @@ def _write_explorer(
     directory: Path,
     about: dict[str, Any],
     book: Codebook,
+    layouts: Layouts,
     read_crops: ReadCrops,
     whole_images: Iterable[WholeImage],
 ) -> None:
@@ -310,5 +325,6 @@ def _write_explorer(
             images=whole_images,
             facts={"Images": f"{about['images']:,}"},
             colours=codebook_colours(book.vectors),  # as in `beit visualise tokens`
+            code_map=CodeMap.of(book, layouts),
         )
         write_explorer(directory / "explorer.html", page)

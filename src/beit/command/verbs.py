@@ -124,6 +124,11 @@ VERBS = {
         "draw attention maps: beit visualise attention MODEL IMAGE ...",
         ("model", "data+"),
     ),
+    "visualise features": Verb(
+        "beit.pictures.features",
+        "draw features in colours, and patches alike: beit visualise features MODEL IMAGE ...",
+        ("model", "data+"),
+    ),
     "visualise explorer": Verb(
         "beit.codebook.visualise",
         "write a page to browse a codebook: beit visualise explorer OUTPUT --model M --data D",

@@ -49,3 +49,12 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     )
     decimals = max(0, -math.floor(math.log10(step / power) + 1e-9))
     return [f"{tick / power:.{decimals}f}{unit}" if tick else "0" for tick in ticks]
+
+
+def cosine_words(values: Sequence[float]) -> list[str]:
+    """Format cosines with two to six decimals: enough to tell them from each other and from 1."""
+    extent = max(values, default=0.0) - min(values, default=0.0)
+    below_one = min((1 - value for value in values if 1 - value > 1e-6), default=1.0)
+    decimals = 2 if extent == 0 else max(2, 1 + math.ceil(-math.log10(extent)))
+    decimals = min(6, max(decimals, math.ceil(-math.log10(below_one))))
+    return [f"{value:.{decimals}f}" for value in values]

@@ -86,6 +86,7 @@
       event.preventDefault();
     });
   }
+  window.addEventListener('beforeprint', () => document.querySelectorAll('details').forEach((part) => { part.open = true; }));
   dialog.addEventListener('click', () => dialog.close());
   dialog.addEventListener('close', () => { hide(); dialog.firstElementChild.replaceChildren(); });
 })();

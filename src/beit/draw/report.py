@@ -30,6 +30,7 @@ class Table:
     caption: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    folded: bool = False  # under its caption until that is clicked
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -54,6 +55,7 @@ class Gallery:
 
     caption: str
     pictures: Sequence[Picture]
+    folded: bool = False  # under its caption until that is clicked
 
 
 Item = Table | Picture | Gallery

@@ -108,9 +108,14 @@ def mass_mask(image: Tensor, weights: Tensor, grid: tuple[int, int], mass: float
 
 def overlay(image: Tensor, weights: Tensor, grid: tuple[int, int]) -> Pixels:
     """Blend the interpolated weights (N,) over the grey image: (h, w, 3)."""
+    return smoothed(image, torch.from_numpy(_over_largest(weights)), grid)
+
+
+def smoothed(image: Tensor, shares: Tensor, grid: tuple[int, int]) -> Pixels:
+    """Blend interpolated shares (N,) in [0, 1] over the grey image: (h, w, 3)."""
     pixels = canvas.panel(image)
     h, w = pixels.shape[:2]
-    field = torch.from_numpy(_over_largest(weights)).view(1, 1, *grid)
+    field = shares.view(1, 1, *grid)
     smooth = F.interpolate(field, (h, w), mode="bicubic", align_corners=False).clamp(0, 1)
     grey = (pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
     backdrop = np.repeat(grey[..., None], 3, axis=2)

@@ -1,4 +1,4 @@
-"""For both recipes: images as the model sees them, the output directory, saved figures."""
+"""For all recipes: images as the model sees them, the output directory, saved figures."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 
 from beit.data.source import Source, UnreadableImage
-from beit.draw.panels import Drawing
-from beit.draw.report import Picture, Table
+from beit.draw.panels import Drawing, Panel, draw_panels
+from beit.draw.report import Item, Picture, Table
 
 WHOLE = 1.0  # the crop for models that do not say one: pictures show the whole image
+WORDS_UP_TO = 6  # cells in a row; with more, words in them would be too small to read
+_IMAGES_PER_FIGURE = 6
 LeftOut = Sequence[tuple[str, str]]  # names of images and reasons
 
 
@@ -74,3 +76,25 @@ def saved_picture(drawing: Drawing, output: Path, file: str, alt: str) -> Pictur
     """Save a figure as PNG and SVG, and return its picture for a report."""
     drawing.save(output, file)
     return drawing.picture(f"{file}.png, {file}.svg", alt)
+
+
+def image_figures(
+    output: Path,
+    name: str,
+    title: str,
+    rows: Sequence[Sequence[Panel]],
+    bar: str = "",
+    ends: tuple[str, str] = ("0", "largest"),
+) -> list[Item]:
+    """Draw a line of panels for each image, save the figures and return their pictures."""
+    pictures: list[Item] = []
+    for first in range(0, len(rows), _IMAGES_PER_FIGURE):
+        part = list(rows[first : first + _IMAGES_PER_FIGURE])
+        labels = [f"image {first + index + 1}" for index in range(len(part))]
+        part = [part[0], *([panel._replace(title="") for panel in row] for row in part[1:])]
+        drawing = draw_panels(part, title, labels=labels, bar=bar, bar_ends=ends)
+        number = first // _IMAGES_PER_FIGURE + 1
+        file = name if len(rows) <= _IMAGES_PER_FIGURE else f"{name}-{number:02d}"
+        alt = f"{title}: images {first + 1} to {first + len(part)}"
+        pictures.append(saved_picture(drawing, output, file, alt))
+    return pictures

@@ -10,13 +10,11 @@ from torch import Tensor
 
 from beit.draw import canvas
 from beit.draw.components import Components, components, directions, feature_colours
-from beit.draw.panels import Panel, draw_panels, heat
-from beit.draw.report import Cell, Item, Section, Table
-from beit.pictures.images import saved_picture
+from beit.draw.panels import Panel, heat
+from beit.draw.report import Cell, Section, Table
+from beit.pictures.images import WORDS_UP_TO, image_figures
 
-WORDS_UP_TO = 6  # cells in a row; with more, code numbers would be too small to read
 HIDDEN = (150, 150, 150)
-IMAGES_PER_FIGURE = 6
 TOKEN_TEXT = (
     "Each patch has the colour of its code. Codes near each other in the codebook have similar "
     "colours: from dark to light along its first principal component, from blue to yellow along "
@@ -171,7 +169,7 @@ def token_section(
         each = zip(rows, copies, strict=True)
         rows = [[*row, Panel(canvas.panel(copy), title)] for row, copy in each]
     title = f"Images and their tokens, {len(colours)} codes"
-    return Section("Tokens", TOKEN_TEXT, _figures(output, "tokens", title, rows))
+    return Section("Tokens", TOKEN_TEXT, image_figures(output, "tokens", title, rows))
 
 
 def prediction_section(
@@ -189,7 +187,7 @@ def prediction_section(
         for row in zip(images, codes, predictions.each(), strict=True)
     ]
     title, ends = "Masked images and predicted tokens", ("0", f"{highest:.0%}")
-    figures = _figures(output, "predictions", title, rows, "probability of a token", ends)
+    figures = image_figures(output, "predictions", title, rows, "probability of a token", ends)
     return Section("Predictions", PREDICTION_TEXT, figures)
 
 
@@ -203,7 +201,7 @@ def feature_section(
         for n, image in enumerate(images)
     ]
     title = "Features of patches, first three principal components"
-    figures = _figures(output, "features", title, rows)
+    figures = image_figures(output, "features", title, rows)
     first = next(iter(features))
     text = (
         "The first three principal components of the features' directions: from dark to light, "
@@ -251,25 +249,3 @@ def summary_figures(codes: Tensor, predictions: Predictions | None) -> dict[str,
         correct = predictions.correct(codes)
         figures["hidden tokens correct"] = f"{int(correct.sum())} of {correct.numel()}"
     return figures
-
-
-def _figures(
-    output: Path,
-    name: str,
-    title: str,
-    rows: Sequence[Sequence[Panel]],
-    bar: str = "",
-    ends: tuple[str, str] = ("0", "largest"),
-) -> list[Item]:
-    """Draw a line of panels for each image, save the figures and return their pictures."""
-    pictures: list[Item] = []
-    for first in range(0, len(rows), IMAGES_PER_FIGURE):
-        part = list(rows[first : first + IMAGES_PER_FIGURE])
-        labels = [f"image {first + index + 1}" for index in range(len(part))]
-        part = [part[0], *([panel._replace(title="") for panel in row] for row in part[1:])]
-        drawing = draw_panels(part, title, labels=labels, bar=bar, bar_ends=ends)
-        number = first // IMAGES_PER_FIGURE + 1
-        file = name if len(rows) <= IMAGES_PER_FIGURE else f"{name}-{number:02d}"
-        alt = f"{title}: images {first + 1} to {first + len(part)}"
-        pictures.append(saved_picture(drawing, output, file, alt))
-    return pictures

@@ -21,7 +21,26 @@ const colourOf = (image) => {
 };
 let colours = [];
 
-const map = imageMap(byId('map-canvas'), byId('tip'), () => ({ shown: state.shown, colours, dots: controls.drawn.value === 'dots', open: state.open }));
+let bitmaps = [];
+const map = itemMap(byId('map-canvas'), byId('tip'), {
+  items: images,
+  cell: summary.cell,
+  size: 1.15,
+  pictureOf: ({ index }) => (bitmaps.length ? [bitmaps[Math.floor(index / PER_SHEET)], ...cornerOf(index)] : null),
+  describe: (image) => [[image.name, image.label, `cluster ${image.group + 1}`].filter(Boolean).join(' · ')],
+  address: (image) => `#image=${image.index}`,
+  look() {
+    const { kind, item } = state.open || {};
+    return {
+      shown: state.shown,
+      colours,
+      dots: controls.drawn.value === 'dots',
+      faded: (image) => kind === 'cluster' && image.group !== item.index,
+      front: kind === 'image' ? [item, ...neighboursOf(item.index).map(({ image }) => image)] : [],
+    };
+  },
+});
+Promise.all(sheetLines.map((_, which) => sheet(which))).then((all) => { bitmaps = all; map.redraw(); });
 
 const imageGallery = gallery(byId('image-grid'), {
   least: 112,

@@ -19,7 +19,7 @@ from beit.similarity.neighbours import DUPLICATE
 MAX_BYTES = 14_000_000  # of the pictures, as text
 MOST = 65_535  # images: their numbers are two bytes
 ACROSS = 16  # pictures in a row of a sheet, which has as many rows at most
-_SCRIPTS = ("embedding_map.js", "embedding.js")
+_SCRIPTS = ("embedding_data.js", "embedding.js")
 
 
 @dataclass(frozen=True)
