@@ -11,6 +11,7 @@ from beit.codebook.crops import Crop, crop_patch
 from beit.data.batches import EvalBatches
 from beit.data.source import PartSource, Source, UnreadableImage
 from beit.data.views import EvalView
+from beit.draw.canvas import shown
 from beit.draw.thumbnails import thumbnail
 from beit.rows.lines import printable
 
@@ -88,5 +89,5 @@ def read_whole_images(
     for images, indices in read(chosen):
         rows = encode(images).cpu().numpy()
         for image, codes, index in zip(images, rows, indices, strict=True):
-            small = thumbnail(image.permute(1, 2, 0).numpy())
+            small = thumbnail(shown(image).permute(1, 2, 0).contiguous().numpy())
             yield WholeImage(index, book.source.name(index), small, codes, book.label(index))
