@@ -53,7 +53,8 @@ def show(checks: Sequence[Check]) -> None:
         texts = [(check.found, f"{mark} {check.name:<{width}}  ", indent)]
         texts += [(check.advice, f"{indent}→ ", f"{indent}  ")] if check.advice else []
         for text, first, others in texts:
-            print(textwrap.fill(text, screen, initial_indent=first, subsequent_indent=others))
+            indents = {"initial_indent": first, "subsequent_indent": others}
+            print(textwrap.fill(text, screen, **indents, break_long_words=False))  # to be pasted
 
 
 def mended(checks: Sequence[Check]) -> list[str]:
