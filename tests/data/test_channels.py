@@ -1,4 +1,4 @@
-"""Images of other channels than three: their bands, ranges and views; sets and trainings of them."""
+"""Images of other channels than three: bands, ranges and views; sets and trainings of them."""
 
 import io
 

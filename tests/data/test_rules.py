@@ -669,10 +669,10 @@ def _(place):
     buffer = io.BytesIO()
     np.save(buffer, np.zeros((5, 4, 4), np.uint8))
     assert decode(buffer.getvalue(), "x", Reading(bands=(1, 2))).shape == (2, 4, 4)
-    (place / "a.npy").write_bytes(buffer.getvalue())
-    assert len(open_source(str(place))) == 1
-    Image.new("RGB", (4, 3)).save(place / "b.png")
-    assert open_source(str(place)).name(0) == "b.png"
+    (place.path / "a.npy").write_bytes(buffer.getvalue())
+    assert len(open_source(str(place.path))) == 1
+    Image.new("RGB", (4, 3)).save(place.path / "b.png")
+    assert open_source(str(place.path)).name(0) == "b.png"
     buffer = io.BytesIO()
     np.save(buffer, np.zeros((8, 12, 10), np.uint8))
     refused(buffer.getvalue(), "could be")

@@ -35,9 +35,9 @@ def scene(number: int, bands: int, side: int) -> np.ndarray:
 
 @pytest.fixture
 def sets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Folders of 16 TIFF files of 16 bits and of 16 arrays, in two classes."""
+    """Folders of 24 TIFF files of 16 bits and of 24 arrays, in two classes."""
     monkeypatch.chdir(tmp_path)
-    for number in range(16):
+    for number in range(24):
         for name in ("cells", "fields"):
             Path(name, "ab"[number % 2]).mkdir(parents=True, exist_ok=True)
         cells = scene(number, 5, 40) * [4000, 3000, 2000, 1000, 500]
@@ -94,8 +94,6 @@ def test_from_files_to_features(data: str, sets: Path, capsys: pytest.CaptureFix
     assert model.config.mean == pytest.approx(found["mean"], rel=1e-3)
     rows = pyarrow.parquet.read_table("features.parquet").to_pydict()
     path = data.replace("?", f"/{rows['path'][3]}?", 1)
-    with torch.no_grad():
-        features = model(beit.open_image(path, size=model, crop_ratio=0.875)).cls[0]
     crop = beit.load("tokens").crop_ratio
     with torch.no_grad():
         features = model(beit.open_image(path, size=model, crop_ratio=crop)).cls[0]
@@ -109,9 +107,7 @@ def test_from_files_to_features(data: str, sets: Path, capsys: pytest.CaptureFix
 def test_a_teacher_sees_the_channels_that_are_named() -> None:
     vit = ViTConfig((32, 32), 8, in_channels=5, mean=(0.5,), std=(0.5,))
     kind = {"kind": "features", "source": "timm:resnet18", "pretrained": False, "image_size": 64}
-    with pytest.raises(
-        ValueError, match=r"the teacher takes 3 channels, but images have 5; .*3,2,1"
-    ):
+    with pytest.raises(ValueError, match=r"takes 3 channels, but images have 5; .*3,2,1"):
         load_target(TargetConfig(**kind), "", vit, torch.device("cpu"))
     target = load_target(TargetConfig(**kind, channels=(4, 2, 5)), "", vit, torch.device("cpu"))
     images = torch.randint(256, (2, 5, 32, 32), dtype=torch.uint8)
@@ -135,11 +131,9 @@ def test_a_tokenizer_takes_all_channels_or_those_that_are_named(tmp_path: Path) 
 
     assert target(5).tokenizer.config.in_channels == 5
     assert target(3, 3, 2, 1).channels == (3, 2, 1)
-    with pytest.raises(
-        ValueError, match="the tokenizer takes 3 channels, but images have 5; .*3,2,1"
-    ):
+    with pytest.raises(ValueError, match="the tokenizer takes 3 channels, but images have 5"):
         target(3)
-    with pytest.raises(ValueError, match="takes 5 channels, but target.channels names 3; leave"):
+    with pytest.raises(ValueError, match=r"takes 5 channels, but target\.channels names 3; leave"):
         target(5, 3, 2, 1)
     with pytest.raises(ValueError, match="takes 5 channels, but images have 3; give --model"):
         target(5, vit=ViTConfig((32, 32), 8))

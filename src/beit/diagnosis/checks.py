@@ -53,8 +53,8 @@ def show(checks: Sequence[Check]) -> None:
         texts = [(check.found, f"{mark} {check.name:<{width}}  ", indent)]
         texts += [(check.advice, f"{indent}→ ", f"{indent}  ")] if check.advice else []
         for text, first, others in texts:
-            indents = {"initial_indent": first, "subsequent_indent": others}
-            print(textwrap.fill(text, screen, **indents, break_long_words=False))  # to be pasted
+            wrapper = textwrap.TextWrapper(screen, first, others, break_long_words=False)
+            print(wrapper.fill(text))  # with lists of numbers whole, to be pasted
 
 
 def mended(checks: Sequence[Check]) -> list[str]:

@@ -52,10 +52,10 @@ def check_images(config: ImagesConfig) -> Findings:
     looked = Looked("data", config.data, train, scan(train, workers, "images", channels))
     other = None
     if test is not None:
-        if config.test and channels_of(config.test) != channels:
+        if config.test and (others := channels_of(config.test)) != channels:
             raise ValueError(
-                f"{config.test} has images of {channels_of(config.test)} channels, {config.data} of "
-                f"{channels}; name the same bands of both"
+                f"{config.test} has images of {others} channels, {config.data} of {channels}; name "
+                "the same bands of both"
             )
         facts = scan(test, workers, "test images", channels)
         other = Looked("test", config.test or config.data, test, facts)

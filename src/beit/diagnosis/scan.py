@@ -40,8 +40,8 @@ class Facts(NamedTuple):
         grey: (n,) bool, whether its channels are equal
         reasons: of the unreadable images, by index
         formats: numbers of images by format, mode and bits, as "JPEG RGB, 8 bits"; files only
-        sums: (4, c) float64, of values in [0, 1], their squares, and the shares of those at 0 and at
-            1; each image counts as one
+        sums: (4, c) float64, of values in [0, 1], their squares, and the shares of those at 0 and
+            at 1; each image counts as one
     """
 
     height: NDArray[np.int32]

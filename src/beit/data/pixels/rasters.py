@@ -144,8 +144,8 @@ def channel_axis(shape: tuple[int, ...]) -> int:
     if 2 * min(first, last) <= min(middle, max(first, last)):
         return 0 if first < last else 2
     raise ValueError(
-        f"an array {shape} could be (C, H, W) or (H, W, C): the sides differ, and are less than twice "
-        "the number of channels; save it as a TIFF, or cut squares"
+        f"an array {shape} could be (C, H, W) or (H, W, C): the sides differ, and are less than "
+        "twice the number of channels; save it as a TIFF, or cut squares"
     )
 
 
