@@ -82,6 +82,8 @@ def test_a_discrete_vae_of_five_channels() -> None:
     )
     assert vae.decode_images(vae.encode(images())).shape == images().shape
     assert DiscreteVAEConfig(in_channels=5).mean == (0.5,) * 5
+    with pytest.raises(ValueError, match="in_channels is 1; expected 3 for RGB and for grey"):
+        DiscreteVAEConfig(in_channels=1)
     with pytest.raises(ValueError, match="mean has 3 values for 5 channels"):
         DiscreteVAEConfig(in_channels=5, mean=(0.1, 0.2, 0.3))
 

@@ -50,8 +50,11 @@ class DiscreteVAEConfig:
             )
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together: give both or neither")
-        if self.in_channels < 1:
-            raise ValueError(f"in_channels is {self.in_channels}; expected 3 for RGB, or 1 or more")
+        if self.in_channels < 2:
+            raise ValueError(
+                f"in_channels is {self.in_channels}; expected 3 for RGB and for grey, whose "
+                "channels are equal, or the number of bands"
+            )
         for name in ("mean", "std"):
             values = per_channel(name, getattr(self, name), self.in_channels)
             object.__setattr__(self, name, values)

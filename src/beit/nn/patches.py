@@ -101,7 +101,7 @@ def per_channel(
         return (fmean(values),) * channels
     raise ValueError(
         f"{name} has {len(values)} values for {channels} channels; give one for each, as "
-        f"`beit doctor DATA` measures them, or one for all"
+        "`beit doctor DATA` measures them, or one for all"
     )
 
 

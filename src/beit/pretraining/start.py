@@ -102,7 +102,7 @@ def same_target(origin: str, config: Config, target: Target) -> tuple[bool, str]
     name = found(run, settings.get("tokenizer") or theirs.get("source") or "")
     seen, seen_here = ([*(each.get("channels") or ())] for each in (theirs, ours))
     if seen != seen_here:
-        return False, f"the source's are of the channels {seen or 'of all'}"
+        return False, f"those of the source are of {f'channels {seen}' if seen else 'all channels'}"
     if not isinstance(target, TokenTarget):
         teacher = {**theirs, "source": name}
         same = all(teacher.get(field) == ours[field] for field in ("source", "pretrained"))
