@@ -38,7 +38,8 @@ def check_channels(data: DataConfig, channels: int, option: str, color_jitter: f
         if spec and (found := channels_of(spec)) != channels:
             bands = "3,2,1" if channels == 3 else f"1-{channels}"
             model = f"{option} is {channels}" if option else f"the model takes {channels}"
-            advice = f"--{option} {found}, or " if option else ""
+            advice = f"--{option} {found}, with mean and std as `beit doctor` prints them, or "
+            advice *= bool(option)
             raise ValueError(
                 f"{name} {spec} has images of {found} channels, but {model}; give "
                 f"{advice}{channels} bands, as in SOURCE?bands={bands}"

@@ -4,7 +4,7 @@ Nothing is stretched image by image: a value means the same in every image of a 
 does not say what its samples are, the rules below assume it or ask for `SOURCE?range=LOW:HIGH` and
 `SOURCE?bands=3,2,1`.
 
-Channels have 8 bits whatever their number: they then cost memory, disk and time as RGB does, and
+Channels have 8 bits whatever their number: memory, disk and time grow with that number alone, and
 every view, cache and model takes them as it takes RGB. What the bits are spent on is said band by
 band, `SOURCE?bands=1-3&range=0:3000,0:3000,0:400`.
 """
