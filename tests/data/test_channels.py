@@ -122,6 +122,10 @@ def test_the_axis_of_the_channels():
         (npy(np.zeros((2, 2), np.complex64)), "complex64, expected"),
         (npy(np.zeros(4)), r"array \(4,\) of float64, expected \(H, W, C\)"),
         (npy(np.zeros((0, 4, 4))), "an array"),
+        (
+            npy(np.zeros((9, 4, 4))).replace(b"(9, 4, 4), }", b"(-1, 4, 4), }"),
+            r"array \(-1, 4, 4\)",
+        ),
         (npy(DEEP)[:-1], "buffer"),
         (npy(DEEP)[:20], "header|magic|read"),
         (npy(DEEP[..., :3]), "3 bands or pages; say which"),

@@ -119,7 +119,7 @@ def _read_array(data: bytes, max_pixels: int) -> Samples:
         shape, by_columns, dtype = reads[version[0] - 1](file)
     except TokenError as error:
         raise ValueError(f"broken header: {error}") from error
-    if dtype.kind not in "buif" or len(shape) not in (2, 3) or 0 in shape:
+    if dtype.kind not in "buif" or len(shape) not in (2, 3) or min(shape) < 1:
         expected = "expected (H, W, C), (C, H, W) or (H, W) of integers or floats"
         raise ValueError(f"an array {shape} of {dtype}, {expected}")
     axis = channel_axis(shape) if len(shape) == 3 else 2
