@@ -15,6 +15,7 @@ from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.nn.vit import ViTConfig
 from beit.pretraining.targets import TargetConfig, load_target
 from beit.weights.file import save_weights
+from beit.weights.teachers import check_chosen
 
 CELLS, FIELDS = "cells?bands=1-5&range=0:4000,0:3000,0:2000,0:1000,0:500", "fields?bands=1-13"
 QUICK = "--optim.batch_size 8 --optim.epochs 1 --optim.warmup_epochs 0 --data.num_workers 0".split()
@@ -102,6 +103,13 @@ def test_from_files_to_features(data: str, sets: Path, capsys: pytest.CaptureFix
     assert main([*probe, "--output", "probe"]) == 0
     assert main(["probe", *probe[1:4], "cells?bands=3,2,1&range=0:4000", *probe[5:]]) == 2
     assert f"expected (B, {channels}, H, W)" in capsys.readouterr().err
+
+
+def test_one_or_three_channels_are_chosen() -> None:
+    check_chosen("x", (), 5)
+    for wrong in ((1, 2), (0, 1, 2), (1, 2, 6)):
+        with pytest.raises(ValueError, match=r"x is \[.*; expected three numbers in 1 to 5"):
+            check_chosen("x", wrong, 5)
 
 
 def test_a_teacher_sees_the_channels_that_are_named() -> None:

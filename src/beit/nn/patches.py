@@ -154,17 +154,6 @@ def chosen_channels(images: Tensor, numbers: tuple[int, ...]) -> Tensor:
     return images[:, places]
 
 
-def check_chosen(name: str, numbers: tuple[int, ...], channels: int) -> None:
-    """Raise ValueError unless numbers are none, or one or three channels of so many."""
-    if numbers and (
-        len(numbers) not in (1, 3) or not 1 <= min(numbers) <= max(numbers) <= channels
-    ):
-        raise ValueError(
-            f"{name} is {list(numbers)}; expected three numbers in 1 to {channels}, for red, green "
-            "and blue, or one for grey"
-        )
-
-
 def grey(images: Tensor) -> Tensor:
     """Return the luma (B, 1, H, W) of float images (B, 3, H, W)."""
     return LUMA[0] * images[:, :1] + LUMA[1] * images[:, 1:2] + LUMA[2] * images[:, 2:]

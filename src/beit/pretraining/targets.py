@@ -6,13 +6,12 @@ from typing import Literal
 import torch
 
 from beit.nn.mim import MaskedImageModelConfig
-from beit.nn.patches import check_chosen
 from beit.nn.target_metrics import Target
 from beit.nn.targets import FeatureTarget, PixelTarget, TokenTarget
 from beit.nn.vit import ViTConfig
 from beit.weights.file import image_channels
 from beit.weights.open import load_tokenizer
-from beit.weights.teachers import load_teacher
+from beit.weights.teachers import check_chosen, load_teacher
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from beit.data.batches import DataConfig
 from beit.data.channels import check_channels
 from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
-from beit.nn.patches import check_chosen
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.run.batches import image_sets, open_sets, open_train, open_validation, train_batches
 from beit.run.budget import Sets, within_budget
@@ -39,7 +38,7 @@ from beit.tokenizer.teacher_cache import CachedFeatures, compute_maps
 from beit.tokenizer.vqkd_loop import CodeUse, VQKDTraining, train
 from beit.weights.file import save_weights
 from beit.weights.open import load
-from beit.weights.teachers import Teacher, TeacherConfig, load_teacher
+from beit.weights.teachers import Teacher, TeacherConfig, check_chosen, load_teacher
 
 VERB = "train-tokenizer"
 TIMED = 32  # images by which a teacher is timed

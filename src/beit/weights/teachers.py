@@ -154,6 +154,17 @@ def with_folded_norms(network: nn.Module) -> nn.Module | None:
     return network
 
 
+def check_chosen(name: str, numbers: tuple[int, ...], channels: int) -> None:
+    """Raise ValueError unless numbers are none, or one or three channels of so many."""
+    if numbers and (
+        len(numbers) not in (1, 3) or not 1 <= min(numbers) <= max(numbers) <= channels
+    ):
+        raise ValueError(
+            f"{name} is {list(numbers)}; expected three numbers in 1 to {channels}, for red, green "
+            "and blue, or one for grey"
+        )
+
+
 def load_teacher(
     source: str | Path,
     image_size: int | tuple[int, int] | None = None,
