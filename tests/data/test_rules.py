@@ -667,6 +667,31 @@ def _(place):
     assert corner(pages, Reading(bands=(2,))) == [2] * 3
 
 
+@rule("Pixels", "two, four or more `bands`")
+def _(place):
+    data = saved(np.full((5, 2, 3), 65535, np.uint16), "TIFF", photometric="minisblack")
+    assert decode(data, "x", Reading(bands=(1, 2, 3, 5))).shape == (4, 2, 3)
+    halves = decode(data, "x", Reading(bands=(1, 5), range=(0, 65535, 0, 131070)))
+    assert halves[:, 0, 0].tolist() == [255, 128]
+    refused(data, "bands=1,6, but there are 5", Reading(bands=(1, 6)))
+    dark = saved(np.full((5, 2, 3), 99, np.uint16), "TIFF", photometric="minisblack")
+    refused(dark, "band 1: .*range=", Reading(bands=(1, 2, 3, 4)))
+
+
+@rule("Pixels", "`.npy` arrays")
+def _(place):
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((5, 4, 4), np.uint8))
+    assert decode(buffer.getvalue(), "x", Reading(bands=(1, 2))).shape == (2, 4, 4)
+    (place.path / "a.npy").write_bytes(buffer.getvalue())
+    assert len(open_source(str(place.path))) == 1
+    Image.new("RGB", (4, 3)).save(place.path / "b.png")
+    assert open_source(str(place.path)).name(0) == "b.png"
+    buffer = io.BytesIO()
+    np.save(buffer, np.zeros((8, 12, 10), np.uint8))
+    refused(buffer.getvalue(), "could be")
+
+
 @rule("Pixels", "animations")
 def _(place):
     first, second = (Image.new("L", (4, 3), level) for level in (7, 90))

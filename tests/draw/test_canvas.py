@@ -45,7 +45,7 @@ def test_mosaic_is_transparent_where_nothing_is() -> None:
 
 
 def test_a_batch_is_not_an_image() -> None:
-    with pytest.raises(ValueError, match=r"\(3, H, W\), got \(1, 3, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"\(c, H, W\), got \(1, 3, 4, 4\)"):
         canvas.panel(torch.zeros(1, 3, 4, 4))
 
 

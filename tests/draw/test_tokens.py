@@ -132,8 +132,8 @@ def test_refusals() -> None:
         token_maps(IMAGES, CODES, (2, 4), COLOURS, "")
     with pytest.raises(ValueError, match=r"codes must lie in \[0, 6\), got 0 to 6"):
         token_maps(IMAGES, CODES, GRID, COLOURS[:6], "")
-    with pytest.raises(ValueError, match=r"images must be \(B, 3, H, W\)"):
-        token_maps(IMAGES[:, :1], CODES, GRID, COLOURS, "")
+    with pytest.raises(ValueError, match=r"images must be \(B, c, H, W\)"):
+        token_maps(IMAGES[0], CODES, GRID, COLOURS, "")
     with pytest.raises(ValueError, match=r"must be \(B, M\) and \(B, M, 7\)"):
         masked_predictions(IMAGES, CODES[:, :2], logits_of(CODES), CODES, GRID, COLOURS, "")
     with pytest.raises(ValueError, match="num_codes_shown 0"):

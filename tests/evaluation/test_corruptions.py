@@ -250,7 +250,7 @@ def test_what_cannot_be_corrupted_is_refused():
             corrupt(images, "fog", severity, seed=0, indices=[0, 1])
     with pytest.raises(ValueError, match=r"uint8 on the CPU, got torch\.float32"):
         corrupt(images.float(), "fog", 1, seed=0, indices=[0, 1])
-    with pytest.raises(ValueError, match=r"\(B, 3, H, W\), got \(3, 40, 36\)"):
+    with pytest.raises(ValueError, match=r"images are \(3, 40, 36\), expected RGB \(B, 3, H, W\)"):
         corrupt(images[0], "fog", 1, seed=0, indices=[0])
     with pytest.raises(ValueError, match="too small"):
         corrupt(images[..., :7], "fog", 1, seed=0, indices=[0, 1])

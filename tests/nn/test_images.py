@@ -97,7 +97,10 @@ def test_every_entry_takes_images_and_refuses_everything_else(name: str, model: 
     ("given", "message"),
     [
         (torch.zeros(16, 24, 3), r"for one image with channels last.*permute\(2, 0, 1\)\[None\]"),
-        (torch.zeros(2, 4, 16, 24), r"\(2, 4, 16, 24\), expected RGB \(B, 3, H, W\)$"),
+        (
+            torch.zeros(2, 4, 16, 24),
+            r"\(2, 4, 16, 24\), expected RGB \(B, 3, H, W\); of files name 3",
+        ),
         (torch.zeros(16, 24), r"\(16, 24\), expected RGB"),
         (torch.full((1, 3, 2, 2), torch.nan), "NaN or infinite"),
         (torch.full((1, 3, 2, 2), torch.inf), "NaN or infinite"),
@@ -203,17 +206,19 @@ def test_models_of_one_channel_train() -> None:
         MaskedImageModel(MaskedImageModelConfig(config, **head, target_width=16))
 
 
-@pytest.mark.parametrize("channels", [0, 2, 4])
-def test_other_numbers_of_channels_are_refused(channels: int) -> None:
-    for normalised in ({}, {"mean": None, "std": None}):
-        with pytest.raises(ValueError, match=rf"in_channels is {channels}; expected 3, or 1"):
-            ViTConfig(in_channels=channels, **normalised)
+def test_other_numbers_of_channels_need_a_mean_and_std_for_each() -> None:
+    with pytest.raises(ValueError, match="in_channels is 0; expected 3 for RGB"):
+        ViTConfig(in_channels=0, mean=None, std=None)
+    with pytest.raises(ValueError, match="mean has 3 values for 5 channels; give one for each"):
+        ViTConfig(in_channels=5)
+    assert ViTConfig(in_channels=5, mean=None, std=None).image_channels == 5
+    assert ViTConfig(in_channels=5, mean=(0.5,) * 3, std=(0.25,)).std == (0.25,) * 5
 
 
 def test_a_value_for_each_channel() -> None:
     assert ViTConfig(mean=(0.5,), std=(0.25,)).mean == (0.5, 0.5, 0.5)
     assert ViTConfig(in_channels=1, mean=(0.2,), std=(0.3,)).mean == (0.2,)
-    with pytest.raises(ValueError, match="std has 2 values, expected 3"):
+    with pytest.raises(ValueError, match="std has 2 values for 3 channels"):
         ViTConfig(mean=(0.5,), std=(0.1, 0.2))
 
 

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from beit.draw.canvas import Pixels
+from beit.draw.canvas import Pixels, shown
 from beit.draw.thumbnails import shrunk
 
 _FRAME = (213, 94, 0)  # vermilion, between white hairlines: visible on any background
@@ -24,7 +24,7 @@ def crop_patch(image: Tensor, position: int, grid: tuple[int, int], context: int
     """Crop a patch with `context` patches on each side; at a border the crop is moved inside.
 
     Args:
-        image: (3, H, W) uint8
+        image: (c, H, W) uint8
         position: in [0, N)
         grid: (Gh, Gw); image sides are multiples of it
         context: 0 or more; limited to what the image holds
@@ -41,7 +41,7 @@ def crop_patch(image: Tensor, position: int, grid: tuple[int, int], context: int
     left = min(max(column - context, 0), Gw - columns)
     height, width = H // Gh, W // Gw
     part = image[:, top * height : (top + rows) * height, left * width : (left + columns) * width]
-    pixels: Pixels = part.permute(1, 2, 0).contiguous().cpu().numpy()
+    pixels: Pixels = shown(part).permute(1, 2, 0).contiguous().cpu().numpy()
     y, x = row - top, column - left
     return Crop(pixels, (y / rows, x / columns, (y + 1) / rows, (x + 1) / columns))
 

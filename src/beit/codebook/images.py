@@ -12,6 +12,7 @@ from beit.codebook.crops import Crop, crop_patch
 from beit.data.batches import EvalBatches
 from beit.data.source import PartSource, Source, UnreadableImage
 from beit.data.views import EvalView
+from beit.draw.canvas import shown
 from beit.draw.components import directions, feature_colours
 from beit.draw.thumbnails import thumbnail
 from beit.rows.lines import printable
@@ -96,20 +97,20 @@ def read_whole_images(
     """
     total = len(book.source)
     chosen = torch.linspace(0, total - 1, min(number, total)).round().long().unique()
-    shown: list[WholeImage] = []
+    found: list[WholeImage] = []
     features: list[Tensor] = []
     for images, indices in read(chosen):
         rows = encode(images).cpu().numpy()
         for image, codes, index in zip(images, rows, indices, strict=True):
-            small = thumbnail(image.permute(1, 2, 0).numpy())
+            small = thumbnail(shown(image).permute(1, 2, 0).contiguous().numpy())
             name, label = book.source.name(index), book.label(index)
-            shown.append(WholeImage(index, name, small, codes, label))
+            found.append(WholeImage(index, name, small, codes, label))
         if features_of is not None:
             features += features_of(images).float().cpu()  # (N, D) each
     if not features:
-        yield from shown
+        yield from found
         return
     colours = feature_colours(torch.stack(features))  # of all images in the same components
-    for image, rgb, patches in zip(shown, colours, features, strict=True):
+    for image, rgb, patches in zip(found, colours, features, strict=True):
         units = directions(patches).double()
         yield replace(image, colours=rgb, cosines=(units @ units.T).numpy())

@@ -16,8 +16,8 @@ class Batch(NamedTuple):
     evaluation, unreadable images are left out: B can be smaller, even 0.
     """
 
-    images: Tensor  # (B, 3, H, W) uint8
-    target_images: Tensor  # (B, 3, H', W') uint8; the same tensor as `images` if sizes are equal
+    images: Tensor  # (B, c, H, W) uint8, c = 3 for RGB
+    target_images: Tensor  # (B, c, H', W') uint8; the same tensor as `images` if sizes are equal
     labels: Tensor  # (B,) int64, -1 where unknown
     indices: Tensor  # (B,) int64, indices of the images in the source
     unreadable: list[str]  # "name: reason" of unreadable images

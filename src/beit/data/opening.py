@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from beit.data.folders.image_files import read_image
 from beit.data.pixels.decoding import decode, rgb_of
+from beit.data.spec import split_query
 from beit.data.views import EvalView
 from beit.files import user_path
 
@@ -26,7 +27,9 @@ def open_image(
     """Return images (B, 3, H, W) uint8, as models take them: upright, RGB, over white.
 
     Args:
-        image: a file's path or its bytes, a PIL image, or a list of these, which becomes a batch
+        image: a file's path or its bytes, a PIL image, or a list of these, which becomes a batch. A
+            path may name bands and their range like data of a command, for a model of as many
+            channels: cell.tif?bands=1-5&range=0:4095
         size: (height, width) or one side: resized and centre-cropped to it, as in validation; or a
             loaded model, for its size and crop; None for whole images, which must have one size
         crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin.
@@ -45,6 +48,9 @@ def open_image(
         stated = getattr(size, "crop_ratio", None) if crop_ratio is None else crop_ratio
         view = EvalView(_sides(size), _CROP if stated is None else stated)
         images = [view(one) for one in images]
+    channels = dict.fromkeys(len(one) for one in images)
+    if len(channels) > 1:
+        raise ValueError(f"images of several numbers of channels, {list(channels)}")
     sizes = dict.fromkeys(tuple(one.shape[-2:]) for one in images)
     if len(sizes) > 1:
         raise ValueError(f"images of several sizes, {list(sizes)[:3]}; give size=(height, width)")
@@ -64,7 +70,8 @@ def _sides(size: object) -> tuple[int, int]:
 
 def _opened(image: object) -> Tensor:
     if isinstance(image, str | os.PathLike):
-        return read_image(user_path(os.fspath(image)), str(image))
+        path, reading = split_query(os.fspath(image))
+        return read_image(user_path(path), path, reading)
     if isinstance(image, bytes):
         return decode(image, "image")
     if isinstance(image, Image.Image):

@@ -62,18 +62,19 @@ class ShrunkImages:
         return self._kept.place(_FORMAT, _decoders(), name, found.st_size, found.st_mtime_ns, how)
 
     def read(self, path: Path) -> Tensor | None:
-        """Read an image (3, H, W) uint8; None if it is not there."""
+        """Read an image (c, H, W) uint8; None if it is not there."""
         content = self._kept.read(path)
         if content is None:
             return None
         height, width = _SIZE.unpack_from(content) if len(content) > _SIZE.size else (0, 0)
-        if not height * width or len(content) != _SIZE.size + height * width * 3:
+        channels, rest = divmod(len(content) - _SIZE.size, max(1, height * width))
+        if not height * width or not channels or rest:
             return None
         pixels = torch.frombuffer(content, dtype=torch.uint8, offset=_SIZE.size)
-        return pixels.view(height, width, 3).permute(2, 0, 1)
+        return pixels.view(height, width, channels).permute(2, 0, 1)
 
     def write(self, path: Path, image: Tensor) -> None:
-        """Keep an image (3, H, W) uint8, if there is room."""
+        """Keep an image (c, H, W) uint8, if there is room."""
         _, height, width = image.shape
         pixels = image.permute(1, 2, 0).contiguous().numpy().tobytes()
         self._kept.write(path, _SIZE.pack(height, width) + pixels)

@@ -33,7 +33,8 @@ class Named(Protocol):
 class Source(Protocol):
     """Images that any process can read in any order.
 
-    `image(index)` is (3, H, W) uint8 or raises UnreadableImage; `name(index)` names it to users.
+    `image(index)` is (c, H, W) uint8, c = 3 unless bands are named (`Reading.channels`), or raises
+    UnreadableImage; `name(index)` names it to users.
     `labels` are the classes (n,) int64, -1 where unknown; None without labels, and `why_unlabelled`
     then completes "images without a label: ..." for the user (else it is empty). `class_names` are
     None if unknown.

@@ -19,7 +19,7 @@ from beit.data.folders.listing import list_folder, say_once
 from beit.data.folders.lists import check_file, read_list
 from beit.data.mixture import MixedSource, weights_of
 from beit.data.packed import check_complete
-from beit.data.pixels.decoding import PLUGINS, extensions
+from beit.data.pixels.decoding import ARRAY, PLUGINS, extensions
 from beit.data.shapes import ShapesSource
 from beit.data.shrinking import Shrinking
 from beit.data.source import PartSource, Source, UnreadableImage, limited
@@ -141,7 +141,7 @@ def _open(spec: str, split: Split | None, shrinking: Shrinking | None) -> Source
         return _open_files(name, [name], reading, split, right)
     if ending in TABLES:
         return open_table(path, reading, split)
-    if ending in extensions():
+    if ending in (*extensions(), ARRAY):
         return FileSource(Path(), [name], reading)
     if ending in PLUGINS:
         raise ValueError(f"{name}: install {PLUGINS[ending]} to read this image")
@@ -179,7 +179,7 @@ def _open_remote(url: str, reading: Reading, split: Split | None) -> Source:
     ending = ending_of(url)
     if ending in FILES or ending in _PACKED:
         return _open_files(url, [url], reading, split, KINDS)
-    if ending in extensions():
+    if ending in (*extensions(), ARRAY):
         return FilesSource([RemoteFiles("", [url])], reading)
     return open_remote_folder(url, reading, split)
 
@@ -241,7 +241,7 @@ class CachedSource:
 
     @property
     def whole(self) -> Tensor | None:
-        """All images (n, 3, H, W) uint8 if they have one size and can be read."""
+        """All images (n, c, H, W) uint8 if they have one size and can be read."""
         if isinstance(self._images, list) or self._unreadable:
             return None
         return self._images
@@ -271,7 +271,7 @@ def cached(source: Source, budget: int, shrunk: bool = False) -> Source:
     costs = f": {expected / 1e9:.1f} GB, about {minutes:.1f} minutes" if minutes > 0.5 else ""
     _log.info("decoding %d images into memory%s", count, costs)
     used, unreadable, said = 0, dict[int, str](), time.monotonic()
-    images: Tensor | list[Tensor] = []  # (n, 3, H, W) while all have the first one's size
+    images: Tensor | list[Tensor] = []  # (n, c, H, W) while all have the first one's size
     for index, (image, reason) in enumerate(_decoded(source, range(count))):
         if reason is not None:
             unreadable[index] = reason

@@ -13,6 +13,7 @@ from beit.data.source import Named, shuffled_by_name
 # some/folder[:90%] and some/folder[90%:] split the images at random, always in the same way
 PART = re.compile(r"(?P<whole>.+)\[(?:(?P<first>\d+)%)?:(?:(?P<end>\d+)%)?\]")
 _EXPECTED = "label=COLUMN, image=COLUMN, range=LOW:HIGH or bands=1,2,3, joined by &"
+_BANDS = re.compile(r"(?P<first>\d{1,4})(?:-(?P<last>\d{1,4}))?")
 _OPTIONS = {"label", "image", "range", "bands"}
 _NEARLY = re.compile(r"\?\w+(=|$)|\[[^]]*[:%][^]]*\]")  # options or a part, in other spellings
 _QUERY = re.compile(r"(?P<path>.+?)\?(?P<query>[a-z]+=.*)")
@@ -24,14 +25,15 @@ class Reading(NamedTuple):
     Attributes:
         label: column of the labels in a table
         image: column of the images in a table
-        range: values that become 0 and 255
-        bands: numbers of the bands, from 1, that become red, green and blue; one for grey
+        range: values that become 0 and 255: low and high for all bands, or for one after the other
+        bands: numbers of the bands, from 1, that become channels: red, green and blue if there are
+            three; one for grey
         shrinking: how images are shrunk once decoded; not an option of the string
     """
 
     label: str | None = None
     image: str | None = None
-    range: tuple[float, float] | None = None
+    range: tuple[float, ...] | None = None
     bands: tuple[int, ...] | None = None
     shrinking: Shrinking | None = None
 
@@ -46,36 +48,52 @@ class Reading(NamedTuple):
             raise ValueError(f"{spec}: unknown option {unknown[0]!r}; expected {_EXPECTED}")
         if empty := [name for name, value in options.items() if not value]:
             raise ValueError(f"{spec}: {empty[0]} has no value; expected {_EXPECTED}")
-        return cls(
-            options.get("label"),
-            options.get("image"),
-            _range(options["range"], spec) if "range" in options else None,
-            _bands(options["bands"], spec) if "bands" in options else None,
-        )
+        bands = _bands(options["bands"], spec) if "bands" in options else None
+        ends = _range(options["range"], spec) if "range" in options else None
+        if ends and len(ends) not in (2, 2 * len(bands or ())):
+            raise ValueError(
+                f"{spec}: range has {len(ends) // 2} pairs and bands {len(bands or ())} numbers; "
+                "expected one LOW:HIGH for all bands, or one for each"
+            )
+        return cls(options.get("label"), options.get("image"), ends, bands)
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of an image (c): 3 unless two bands or more are named."""
+        return len(self.bands) if self.bands and len(self.bands) > 1 else 3
 
 
 AS_IT_IS = Reading()
 
 
-def _range(text: str, spec: str) -> tuple[float, float]:
-    low, _, high = text.partition(":")
-    try:
-        values = float(low), float(high)
-    except ValueError:
-        values = 0.0, 0.0
-    if not -float("inf") < values[0] < values[1] < float("inf"):
-        raise ValueError(f"{spec}: range is {text!r}; expected LOW:HIGH, as in range=0:4095")
-    return values
+def _range(text: str, spec: str) -> tuple[float, ...]:
+    values = list[float]()
+    for pair in text.split(","):
+        low, _, high = pair.partition(":")
+        try:
+            ends = float(low), float(high)
+        except ValueError:
+            ends = 0.0, 0.0
+        if not -float("inf") < ends[0] < ends[1] < float("inf"):
+            raise ValueError(f"{spec}: range is {text!r}; expected LOW:HIGH, as in range=0:4095")
+        values += ends
+    return tuple(values)
 
 
 def _bands(text: str, spec: str) -> tuple[int, ...]:
-    numbers = tuple(int(part) if part.isdecimal() else 0 for part in text.split(","))
-    if len(numbers) not in (1, 3) or min(numbers) < 1:
-        raise ValueError(
-            f"{spec}: bands is {text!r}; expected three numbers from 1 for red, green and blue, as "
-            "in bands=4,3,2, or one for grey"
-        )
-    return numbers
+    numbers = list[int]()
+    for part in text.split(","):
+        match = _BANDS.fullmatch(part)
+        first = int(match["first"]) if match else 0
+        last = int(match["last"] or first) if match else 0
+        if not 1 <= first <= last:
+            raise ValueError(
+                f"{spec}: bands is {text!r}; expected numbers from 1: three for red, green and "
+                "blue, as in bands=4,3,2, one for grey, or as many as the model has channels, as "
+                "in bands=1-13 or bands=1-4,8"
+            )
+        numbers += range(first, last + 1)
+    return tuple(numbers)
 
 
 def split_part(spec: str) -> tuple[str, re.Match[str] | None]:

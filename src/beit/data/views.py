@@ -59,8 +59,8 @@ class ViewConfig:
 class Sample(NamedTuple):
     """What a batch holds of one image, by the names of its fields; its colours not yet changed."""
 
-    images: Tensor  # (3, H, W) uint8
-    target_images: Tensor  # (3, H', W') uint8; the same tensor if sizes are equal
+    images: Tensor  # (c, H, W) uint8
+    target_images: Tensor  # (c, H', W') uint8; the same tensor if sizes are equal
     crops: list[float]  # see `Batch.crops`
     changes: list[list[float]]  # of `draw_changes`; none without jitter
 
@@ -101,7 +101,7 @@ class TrainViews:
         return Need(math.ceil(area), height, width)
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Return views (3, H', W') uint8 of (3, H, W) uint8; the same tensor if sizes are equal."""
+        """Return views (c, H', W') uint8 of (c, H, W) uint8; the same tensor if sizes are equal."""
         sample = self.sample(image, generator)
         changes = torch.tensor([sample.changes])
         view = recoloured(sample.images[None], changes)[0]
@@ -110,8 +110,13 @@ class TrainViews:
         return view, recoloured(sample.target_images[None], changes)[0]
 
     def sample(self, image: Tensor, generator: torch.Generator) -> Sample:
-        """Return the views of (3, H, W) uint8, their crop and the changes of their colours."""
-        _, height, width = image.shape
+        """Return the views of (c, H, W) uint8, their crop and the changes of their colours."""
+        channels, height, width = image.shape
+        if channels != 3 and self.config.color_jitter > 0:
+            raise ValueError(
+                f"color_jitter is {self.config.color_jitter:g}, which changes red, green and blue, "
+                f"but images have {channels} channels; give 0"
+            )
         draws = torch.rand(NUM_DRAWS, generator=generator, dtype=torch.float64).tolist()
         mean = float(grey_mean(image)) if self.config.color_jitter > 0 else 0.0
         box, mirrored, changes = self.plan(height, width, draws, mean)
@@ -155,13 +160,13 @@ class EvalView:
         return Need(height * width, height, width)
 
     def __call__(self, image: Tensor) -> Tensor:
-        """Return the view (3, H', W') uint8 of an image (3, H, W) uint8."""
+        """Return the view (c, H', W') uint8 of an image (c, H, W) uint8."""
         image, (height, width) = self.scaled(image), self.size
         top, left = round((image.shape[-2] - height) / 2), round((image.shape[-1] - width) / 2)
         return image[:, top : top + height, left : left + width].contiguous()
 
     def scaled(self, image: Tensor) -> Tensor:
-        """Resize `image`, (3, H, W) uint8, to `size / crop_ratio` or larger, without the crop.
+        """Resize `image`, (c, H, W) uint8, to `size / crop_ratio` or larger, without the crop.
 
         If it is more than 32 times longer than the view's shape, its middle is taken.
         """
@@ -209,7 +214,7 @@ def crop_box(
 
 
 def resized(images: Tensor, size: Size) -> Tensor:
-    """Resize (B, 3, H, W) uint8 by antialiased bicubic interpolation.
+    """Resize (B, c, H, W) uint8 by antialiased bicubic interpolation.
 
     With the channels last, as decoders give them, torch is faster; pixels are the same.
     """

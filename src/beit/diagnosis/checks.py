@@ -53,7 +53,8 @@ def show(checks: Sequence[Check]) -> None:
         texts = [(check.found, f"{mark} {check.name:<{width}}  ", indent)]
         texts += [(check.advice, f"{indent}→ ", f"{indent}  ")] if check.advice else []
         for text, first, others in texts:
-            print(textwrap.fill(text, screen, initial_indent=first, subsequent_indent=others))
+            wrapper = textwrap.TextWrapper(screen, first, others, break_long_words=False)
+            print(wrapper.fill(text))  # with lists of numbers whole, to be pasted
 
 
 def mended(checks: Sequence[Check]) -> list[str]:

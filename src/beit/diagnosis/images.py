@@ -6,6 +6,7 @@ from typing import Protocol
 
 import numpy as np
 
+from beit.data.channels import channels_of
 from beit.data.class_names import plural
 from beit.data.source import Source, limited
 from beit.data.sources import open_source, open_test_split
@@ -14,7 +15,7 @@ from beit.diagnosis.checks import Check, Findings
 from beit.diagnosis.clean import check_writable, write_clean
 from beit.diagnosis.faults import KINDS, Fault, Looked, class_faults, find_faults
 from beit.diagnosis.page import as_json, fact_sections, fault_sections, shorter_side
-from beit.diagnosis.scan import scan
+from beit.diagnosis.scan import FLAT, Facts, scan
 from beit.draw.names import percent
 from beit.draw.report import Section
 from beit.rows.lines import printable
@@ -57,10 +58,16 @@ def check_images(config: ImagesConfig) -> Findings:
         )
     if config.write:
         check_writable(config.write, train)
-    looked = Looked("data", config.data, train, scan(train, config.num_workers, "images"))
+    workers, channels = config.num_workers, channels_of(config.data)
+    looked = Looked("data", config.data, train, scan(train, workers, "images", channels))
     other = None
     if test is not None:
-        facts = scan(test, config.num_workers, "test images")
+        if config.test and (others := channels_of(config.test)) != channels:
+            raise ValueError(
+                f"{config.test} has images of {others} channels, {config.data} of {channels}; name "
+                "the same bands of both"
+            )
+        facts = scan(test, workers, "test images", channels)
         other = Looked("test", config.test or config.data, test, facts)
     seen = None
     if config.model and test is not None:
@@ -68,7 +75,7 @@ def check_images(config: ImagesConfig) -> Findings:
     found = find_faults(looked, other, config.near, config.max_ratio, seen, config.cosine)
     faults, test_faults = found
     classes = class_faults(looked, other)
-    checks = [Check("images", f"{_about(looked)}")]
+    checks = [Check("images", f"{_about(looked)}"), *_channels(looked.facts)]
     checks += [_check(fault, looked, config.max_unreadable) for fault in faults]
     checks += [Check("classes", fault.what, fault.advice, fault.must) for fault in classes]
     sections = fault_sections(looked, other, faults) + fact_sections(looked, classes)
@@ -112,6 +119,27 @@ def _about(looked: Looked) -> str:
     classes = "" if names is None else f", {len(names)} {plural('class', names)}"
     mean, deviation = ([round(value, 3) for value in values] for values in facts.colours())
     return f"{number}{classes}. {shorter_side(facts)} Mean {mean}, standard deviation {deviation}"
+
+
+def _channels(facts: Facts) -> list[Check]:
+    """Say which options fit a model to images of other channels than RGB."""
+    mean, deviation = ([float(f"{value:.4g}") for value in values] for values in facts.colours())
+    if len(mean) == 3 or not facts.readable.any():
+        return []
+    low, high = ([percent(share) for share in shares] for shares in facts.ends())
+    found = f"{len(mean)} channels; values at 0 {', '.join(low)}, at 255 {', '.join(high)}"
+    if flat := [number for number, value in enumerate(deviation, 1) if value < FLAT / 255]:
+        numbers = ", ".join(map(str, flat))
+        advice = (
+            "give each band its own values of black and white, as in range=0:3000,0:400 for two"
+        )
+        return [Check("channels", f"{found}; nearly one value in channel {numbers}", advice, True)]
+    values = f"[{','.join(map(str, mean))}] --PART.std [{','.join(map(str, deviation))}]"
+    part = "where PART is model.backbone in pretrain, model.encoder or of a discrete VAE model in "
+    part += "train-tokenizer, backbone in finetune"
+    return [
+        Check("channels", found, f"--PART.in_channels {len(mean)} --PART.mean {values}, {part}")
+    ]
 
 
 def _check(fault: Fault, looked: Looked, max_unreadable: float) -> Check:

@@ -111,8 +111,13 @@ def fact_sections(looked: Looked, found: Sequence[ClassFault]) -> list[Section]:
     if formats:
         items.append(Table("Formats as files have them", ["format", "images", "share"], formats))
     mean, deviation = facts.colours()
+    low, high = facts.ends()
     rows: list[list[Cell]] = [["mean", *mean], ["standard deviation", *deviation]]
-    items.append(Table("Colours, in [0, 1]", ["", "red", "green", "blue"], rows))
+    rows += [["share at 0", *low], ["share at 1", *high]]
+    names = ["red", "green", "blue"]
+    if len(mean) != 3:
+        names = [f"channel {number}" for number in range(1, len(mean) + 1)]
+    items.append(Table("Colours, in [0, 1]", ["", *names], rows))
     text = f"{int(facts.grey.sum())} images are grey. {shorter_side(facts)}"
     sections = [Section("Sizes and colours", text, items)]
     counts = class_counts(looked.source)
@@ -163,6 +168,7 @@ def as_json(looked: Looked, faults: Sequence[Fault], other: Looked | None) -> di
         "grey": int(facts.grey.sum()),
         "mean": mean,
         "std": deviation,
+        "ends": dict(zip(("0", "1"), facts.ends(), strict=True)),
         "classes": dict(class_counts(looked.source)),
         "faults": listed,
     }

@@ -18,6 +18,7 @@ from beit.data.pixels.decoding import BROKEN, extensions, read_header
 from beit.data.source import PartSource, Source, UnreadableImage, file_of
 from beit.data.views import resized
 from beit.data.workers import computed
+from beit.nn.patches import LUMA
 from beit.run.progress import Progress
 
 SIDE = 32  # pixels of the picture from which a perceptual hash is computed
@@ -36,10 +37,11 @@ class Facts(NamedTuple):
         digests: (n,) uint64, of the pixels
         hashes: (n,) uint64, perceptual: similar images differ in few bits
         flat: (n,) bool, whether the image has one colour
-        grey: (n,) bool, whether its three channels are equal
+        grey: (n,) bool, whether its channels are equal
         reasons: of the unreadable images, by index
         formats: numbers of images by format, mode and bits, as "JPEG RGB, 8 bits"; files only
-        sums: (2, 3) float64, of values in [0, 1] and their squares; each image counts as one
+        sums: (4, c) float64, of values in [0, 1], their squares, and the shares of those at 0 and
+            at 1; each image counts as one
     """
 
     height: NDArray[np.int32]
@@ -59,8 +61,13 @@ class Facts(NamedTuple):
 
     def colours(self) -> tuple[list[float], list[float]]:
         """Return the mean and the standard deviation of each channel, in [0, 1]."""
-        mean, square = self.sums / max(1, int(self.readable.sum()))
+        mean, square, *_ = self.sums / max(1, int(self.readable.sum()))
         return mean.tolist(), np.sqrt(np.maximum(square - mean**2, 0)).tolist()
+
+    def ends(self) -> tuple[list[float], list[float]]:
+        """Return the share of values of each channel that are 0, and that are 255."""
+        _, _, low, high = self.sums / max(1, int(self.readable.sum()))
+        return low.tolist(), high.tolist()
 
 
 class _Found(NamedTuple):
@@ -74,16 +81,16 @@ class _Found(NamedTuple):
     grey: bool = False
     reason: str = ""
     format: str = ""
-    sums: tuple[float, ...] = (0.0,) * 6
+    sums: tuple[float, ...] = ()
 
 
-def scan(source: Source, num_workers: int, what: str) -> Facts:
-    """Read every image of a set once, `what` says which."""
+def scan(source: Source, num_workers: int, what: str, channels: int = 3) -> Facts:
+    """Read every image of a set once, `what` says which; they have so many `channels`."""
     count = len(source)
     height, width = np.zeros((2, count), np.int32)
     digests, hashes = np.zeros((2, count), np.uint64)
     flat, grey = np.zeros((2, count), np.bool_)
-    sums, formats, reasons = np.zeros((2, 3)), Counter[str](), dict[int, str]()
+    sums, formats, reasons = np.zeros((4, channels)), Counter[str](), dict[int, str]()
     facts = Facts(height, width, digests, hashes, flat, grey, reasons, formats, sums)
     tasks = [range(first, min(first + TASK, count)) for first in range(0, count, TASK)]
     with Progress(count) as progress:
@@ -97,7 +104,7 @@ def scan(source: Source, num_workers: int, what: str) -> Facts:
                 digests[index], hashes[index] = image.digest, image.hash
                 flat[index], grey[index] = image.flat, image.grey
                 formats.update([image.format] if image.format else [])
-                sums += np.reshape(image.sums, (2, 3))
+                sums += np.reshape(image.sums, (4, channels))
             progress.update(task.stop, {}, len(task), 0.0)
     return facts
 
@@ -121,29 +128,32 @@ def look_at(source: Source, index: int) -> _Found:
         return _Found(reason=error.reason)
     _, height, width = image.shape
     step = max(1, math.isqrt(height * width // SAMPLED))
-    sample = image[:, ::step, ::step].flatten(1).double() / 255  # (3, pixels)
+    sample = image[:, ::step, ::step].flatten(1).double() / 255  # (c, pixels)
     square = sample.square().mean(1)
     mean = sample.mean(1)
     deviation = (square - mean.square()).clamp(min=0).sqrt()
+    ends = torch.stack([(sample == end).double().mean(1) for end in (0, 1)])  # (2, c)
     pixels = hashlib.sha1(f"{height} {width} ".encode(), usedforsecurity=False)
     pixels.update(image.contiguous().numpy().data)
     return _Found(
         *(height, width, int.from_bytes(pixels.digest()[:8], "little")),
         perceptual_hash(image),
         flat=bool((deviation < FLAT / 255).all()),
-        grey=bool((sample[0] == sample[1]).all() and (sample[1] == sample[2]).all()),
+        grey=bool((sample == sample[:1]).all()),
         format=_format_of(source, index),
-        sums=(*mean.tolist(), *square.tolist()),
+        sums=(*mean.tolist(), *square.tolist(), *ends.flatten().tolist()),
     )
 
 
 def perceptual_hash(image: torch.Tensor) -> int:
-    """Return 64 bits of (3, H, W) uint8 that change little with size, compression and brightness.
+    """Return 64 bits of (c, H, W) uint8 that change little with size, compression and brightness.
 
     They say which of the lowest frequencies of a small grey picture are above their median (pHash).
+    It is the luma of RGB, the mean of other channels.
     """
     small = resized(image[None], (SIDE, SIDE))[0].double()
-    grey = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64) @ small.flatten(1)
+    weights = LUMA if len(image) == 3 else [1 / len(image)] * len(image)
+    grey = torch.tensor(weights, dtype=torch.float64) @ small.flatten(1)
     low = (_COSINES @ grey.view(SIDE, SIDE) @ _COSINES.T).flatten()
     bits = low > low[1:].median()  # the first one is the mean brightness
     return int.from_bytes(np.packbits(bits.numpy()).tobytes(), "big")

@@ -1,6 +1,8 @@
 """Pixels of the report's pictures: scaled images, coloured cells, panels side by side, PNG."""
 
+import functools
 import io
+import logging
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -11,19 +13,43 @@ from PIL import Image, ImageFont
 from torch import Tensor
 
 from beit.draw.report import Picture
+from beit.nn.patches import as_rgb
 
 Pixels = NDArray[np.uint8]
 Value = TypeVar("Value", bound=np.generic)
+log = logging.getLogger(__name__)
+
 SIDE = 256  # approximate longest side of a panel
 
 
+def shown(images: Tensor) -> Tensor:
+    """Return images (..., c, H, W) as RGB (..., 3, H, W), and log once what is shown of others."""
+    _say_once(images.shape[-3])
+    return as_rgb(images)
+
+
+def shown_facts(channels: int) -> dict[str, str]:
+    """Say on a page which of so many channels its pictures show; empty for RGB."""
+    if channels == 3:
+        return {}
+    what = "channels 1, 2 and 3 as red, green and blue" if channels > 3 else "channel 1 as grey"
+    return {"pictures": f"show {what}, of {channels} channels"}
+
+
+@functools.cache
+def _say_once(channels: int) -> None:
+    for facts in shown_facts(channels).items():
+        log.info("%s %s", *facts)
+
+
 def panel(image: Tensor, side: int = SIDE) -> Pixels:
-    """Scale an image (3, H, W), uint8 or float in [0, 1], to about `side` pixels: (h, w, 3).
+    """Scale an image (c, H, W), uint8 or float in [0, 1], to about `side` pixels: (h, w, 3).
 
     Small images are enlarged by an integer factor without smoothing; large ones are averaged down.
     """
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"an image has shape (3, H, W), got {tuple(image.shape)}")
+    if image.ndim != 3:
+        raise ValueError(f"an image has shape (c, H, W), got {tuple(image.shape)}")
+    image = shown(image)
     if image.dtype != torch.uint8:
         image = (image.detach().float().clamp(0, 1) * 255).round().to(torch.uint8)
     pixels: Pixels = image.permute(1, 2, 0).cpu().numpy()

@@ -191,8 +191,8 @@ def usage_plot(counts: Tensor, caption: str) -> Picture:
 
 def _check(images: Tensor, grid: tuple[int, int], vocab_size: int, codes: Tensor) -> None:
     expected, got = (len(images), grid[0] * grid[1]), tuple(codes.shape)
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+    if images.ndim != 4:
+        raise ValueError(f"images must be (B, c, H, W), got {tuple(images.shape)}")
     if got != expected:
         raise ValueError(f"codes must be (B, N) = {expected} for grid {grid}, got {got}")
     low, high = map(int, codes.aminmax()) if codes.numel() else (0, 0)

@@ -71,10 +71,12 @@ def model_card(
     what = DESCRIPTIONS.get(weights.kind, f"a {weights.kind}")
     by = f"Trained by `beit {run.verb()}`; {weights.values:,} values in its weights file."
     data = {name: value for name, value in config.get("data", {}).items() if name in DATA}
+    use = _use(weights.kind, repository, files)
+    use = use.replace("(B, 3, H, W)", f"(B, {_channels(weights.config)}, H, W)")
     parts = [
         f"# {repository.rpartition('/')[2]}",
         f"{what[0].upper()}{what[1:]}. {by}",
-        f"## Use\n\n{_use(weights.kind, repository, files)}",
+        f"## Use\n\n{use}",
         f"## Data\n\n{_line(data)}",
         f"## Recipe\n\n{_recipe(weights, config)}",
         f"## Scores\n\n{_scores(run.metrics_file)}{'' if probe is None else _probe(probe)}",
@@ -113,6 +115,13 @@ def _use(kind: str, repository: str, files: Mapping[str, Path]) -> str:
     for name in (name for name in files if name.endswith(GRAPHS)):
         lines += [f'`huggingface_hub.hf_hub_download("{repository}", "{name}")` {what}.']
     return "\n\n".join(lines) or "See the files."
+
+
+def _channels(config: Mapping[str, Any]) -> int:
+    """Return the number of channels of the images of a model; a grey one takes RGB."""
+    part = config.get("backbone") or config.get("encoder") or config
+    channels: int = part.get("in_channels", 3)
+    return 3 if channels == 1 else channels
 
 
 def _recipe(weights: Weights, config: Mapping[str, Any]) -> str:

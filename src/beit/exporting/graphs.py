@@ -1,6 +1,6 @@
 """Export models as graphs that run without this package: ONNX and torch.export (.pt2).
 
-A graph takes the inputs of its model: `images` (B, 3, H, W) float in [0, 1], of any batch size and
+A graph takes the inputs of its model: `images` (B, c, H, W) float in [0, 1], of any batch size and
 of the model's height and width, which it normalises itself; for a `MaskedImageModel` also `masked`
 (B, M) int64, of any M. `outputs` lists what it returns.
 """
@@ -16,7 +16,7 @@ from beit.exporting.verification import Reopened, example, outputs
 from beit.nn.mim import MaskedImageModel
 from beit.weights.file import FORMAT, description
 
-INPUT = "images: RGB, (B, 3, H, W), float in [0, 1]; the graph normalises them itself"
+INPUT = "images: {}, float in [0, 1]; the graph normalises them itself"
 DYNAMIC_AXES = {"images": {0: "batch"}, "masked": {1: "hidden"}}  # both inputs share the batch
 
 
@@ -90,7 +90,9 @@ def write_onnx(
         verbose=False,
     )
     assert program is not None
-    program.model.doc_string = INPUT
+    channels = inputs["images"].shape[1]
+    what = "RGB, (B, 3, H, W)" if channels == 3 else f"(B, {channels}, H, W)"
+    program.model.doc_string = INPUT.format(what)
     program.model.metadata_props[FORMAT] = description(model)
     program.save(path)
 

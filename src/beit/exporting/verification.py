@@ -13,7 +13,7 @@ from beit.nn.mim import MaskedImageModel
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD, Tokenizer
 from beit.nn.vit import VisionTransformer
-from beit.weights.file import config_of_vit
+from beit.weights.file import config_of_vit, image_channels
 
 BATCHES = (1, 3, 8)
 SEED = 0
@@ -84,11 +84,12 @@ def outputs(model: nn.Module, images: Tensor, masked: Tensor | None = None) -> M
 
 
 def example(model: nn.Module, count: int = max(BATCHES)) -> tuple[Tensor, Tensor]:
-    """Draw a fixed batch: images (B, 3, H, W), multiples of 1/255, and masked (B, M) int64."""
+    """Draw a fixed batch: images (B, c, H, W), multiples of 1/255, and masked (B, M) int64."""
     config: Any = model.config
     size = (config_of_vit(config) or config).image_size
     generator = torch.Generator().manual_seed(SEED)
-    images = torch.randint(256, (count, 3, *size), generator=generator) / 255
+    shape = (count, image_channels(config), *size)
+    images = torch.randint(256, shape, generator=generator) / 255
     if not isinstance(model, MaskedImageModel):
         return images, torch.zeros(count, 0, dtype=torch.int64)
     N = model.config.backbone.num_patches

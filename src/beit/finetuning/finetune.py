@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 
 from beit.command.ending import Ending, beside, last_values, words
+from beit.data.channels import check_channels
 from beit.data.classes import Classes, Labelled, checked_classes, read_classes, renumbered
 from beit.data.source import Source
 from beit.data.splits import Split
@@ -22,7 +23,7 @@ from beit.finetuning.loop import Finetuning, train
 from beit.finetuning.mixing import build_mixer
 from beit.finetuning.report import report
 from beit.finetuning.validation import validate
-from beit.finetuning.views import FinetuneViews
+from beit.finetuning.views import FinetuneViews, check_augment
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.vit import ViTConfig
 from beit.run.averaging import BestWeights, WeightAverage
@@ -65,8 +66,10 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     images = check_images(directory, sets, changed_ok, labelled=True)
     torch.manual_seed(config.run.seed)
     classifier, head = build_classifier(config, classes)
+    vit, option = classifier.config.backbone, "" if config.init else "backbone.in_channels"
+    check_channels(config.data, vit.image_channels, option, config.view.color_jitter)
+    check_augment(config.augment, vit)
     journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
-    vit = classifier.config.backbone
     batches = training_batches(config, source, vit, journal)
     validation = validation_batches(config, held_out, vit, fabric)
     mixer = build_mixer(config.mix, classes.number, optim.micro_batch_size(fabric.world_size))

@@ -19,6 +19,7 @@ from torch import Tensor
 from beit.data.order import seeded
 from beit.data.views import TrainViews, ViewConfig
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD
+from beit.nn.vit import ViTConfig
 
 _POLICY = re.compile(r"rand(-((m|n|p|mstd|mmax|inc)\d+(\.\d+)?|t\w+))*")
 _SHIFT = 0.45  # largest translation by RandAugment, as a share of the shorter side; published
@@ -50,6 +51,23 @@ class AugmentConfig:
             raise ValueError(f"augment.repeats is {self.repeats}; expected 1 or more")
 
 
+def check_augment(augment: AugmentConfig, vit: ViTConfig) -> None:
+    """Raise ValueError for augmentation that images of other channels than RGB cannot have."""
+    if vit.image_channels == 3:
+        return
+    images = f"images have {vit.image_channels} channels"
+    if augment.policy:
+        raise ValueError(
+            f"augment.policy {augment.policy} changes red, green and blue, but {images}; give "
+            "none: --augment.policy ''"
+        )
+    if augment.erase and vit.mean is None:
+        raise ValueError(
+            f"augment.erase is {augment.erase}: the noise has the mean and std of the model, which "
+            f"has none, and {images}; give 0"
+        )
+
+
 class FinetuneViews:
     """Crop, flip, RandAugment and random erasing, in the published order.
 
@@ -77,7 +95,8 @@ class FinetuneViews:
         from timm.data.random_erasing import RandomErasing
 
         self._views = TrainViews(view, size, size)
-        self._mean = torch.tensor(mean or IMAGENET_MEAN).view(-1, 1, 1).expand(3, 1, 1)
+        colours = mean or IMAGENET_MEAN
+        self._mean = torch.tensor(colours if len(colours) > 1 else colours * 3).view(-1, 1, 1)
         self._std = torch.tensor(std or IMAGENET_STD).view(-1, 1, 1)
         self._policy = None
         if augment.policy:
@@ -95,14 +114,14 @@ class FinetuneViews:
             self._erasing = RandomErasing(augment.erase, mode="pixel", max_count=1, device="cpu")
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw a view of `image`, (3, H, W) uint8. Returns: (3, H', W') uint8, twice."""
+        """Draw a view of `image`, (c, H, W) uint8. Returns: (c, H', W') uint8, twice."""
         view, _ = self._views(image, generator)
         with seeded(generator):
             if self._policy is not None:
                 changed = self._policy(Image.fromarray(view.permute(1, 2, 0).numpy()))
                 view = torch.from_numpy(np.array(changed)).permute(2, 0, 1).contiguous()
             if self._erasing is not None:
-                noise = self._erasing(torch.full(view.shape, torch.nan))  # (3, H', W')
+                noise = self._erasing(torch.full(view.shape, torch.nan))  # (c, H', W')
                 pixels = (noise * self._std + self._mean).mul_(255).round_().clamp_(0, 255)
                 view = torch.where(noise.isnan(), view, pixels.nan_to_num_(0).to(torch.uint8))
         return view, view

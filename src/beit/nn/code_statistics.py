@@ -16,7 +16,7 @@ from beit.nn import metrics
 from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.masking import not_repeated
-from beit.nn.patches import Size, patchify
+from beit.nn.patches import Size, as_rgb, patchify
 from beit.nn.quantizer import unit
 from beit.nn.reservoir import STEP, in_steps
 from beit.nn.tokenizer import VQKD, Tokenizer
@@ -112,7 +112,8 @@ class CodeStatistics:
         """Add a batch of images.
 
         Args:
-            images: (B, 3, H, W) uint8 or [0, 1], as the tokenizer sees them
+            images: (B, c, H, W) uint8 or [0, 1], as the tokenizer sees them; `pixels` are of
+                `as_rgb`
             codes: (B, N) int64
             scores: (B, N), finite
             labels: (B,) int64, negative where unknown
@@ -147,7 +148,7 @@ class CodeStatistics:
             self.pairs.view(-1).index_add_(0, cells, ones)
 
     def _add_pixels(self, images: Tensor, codes: Tensor) -> None:
-        side = self.pixels.shape[1]
+        side, images = self.pixels.shape[1], as_rgb(images)
         if images.dtype != torch.uint8:
             images = (images.float().clamp(0, 1) * 255).round()
         if side < self.patch_size:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from beit.nn.patches import Size, checked_codes, grid_of, pixels_of
+from beit.nn.patches import Size, checked_codes, grid_of, per_channel, pixels_of
 
 TEMPERATURE = 0.9  # default of the published code
 MAX_LAYERS = 16  # one code for 65,536 x 65,536 pixels
@@ -25,8 +25,10 @@ class DiscreteVAEConfig:
         code_width: channels of a code (C)
         num_layers: times the encoder halves the resolution and the decoder doubles it
         hidden_width: channels of the hidden layers
-        mean: per-channel mean of images in [0, 1]; null for no normalisation
-        std: per-channel standard deviation of images in [0, 1]; null for no normalisation
+        mean: per-channel mean of images in [0, 1]; null for no normalisation. One value, or equal
+            ones, are for all channels
+        std: per-channel standard deviation of images in [0, 1], likewise
+        in_channels: channels of the images, 3 for RGB
     """
 
     image_size: Size = (112, 112)
@@ -36,6 +38,7 @@ class DiscreteVAEConfig:
     hidden_width: int = 256
     mean: tuple[float, ...] | None = (0.5, 0.5, 0.5)
     std: tuple[float, ...] | None = (0.5, 0.5, 0.5)
+    in_channels: int = 3
 
     def __post_init__(self) -> None:
         if not 1 <= self.num_layers <= MAX_LAYERS:
@@ -47,6 +50,14 @@ class DiscreteVAEConfig:
             )
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together: give both or neither")
+        if self.in_channels < 2:
+            raise ValueError(
+                f"in_channels is {self.in_channels}; expected 3 for RGB and for grey, whose "
+                "channels are equal, or the number of bands"
+            )
+        for name in ("mean", "std"):
+            values = per_channel(name, getattr(self, name), self.in_channels)
+            object.__setattr__(self, name, values)
         grid_of(self.image_size, self.patch_size)
 
     @property
@@ -70,8 +81,8 @@ class DiscreteVAEOutput(NamedTuple):
 
     logits: Tensor  # (B, K, Gh, Gw) float32, encoder output
     relaxed: Tensor  # (B, K, Gh, Gw) float32, Gumbel-softmax sample, sums to 1 over the codes
-    decoded: Tensor  # (B, 3, H, W) decoder output, normalised pixels
-    pixels: Tensor  # (B, 3, H, W) float32, the normalised images, the target of `decoded`
+    decoded: Tensor  # (B, c, H, W) decoder output, normalised pixels
+    pixels: Tensor  # (B, c, H, W) float32, the normalised images, the target of `decoded`
     kl: Tensor
 
 
@@ -111,17 +122,17 @@ class DiscreteVAE(nn.Module):
         self.codebook = nn.Embedding(config.num_codes, config.code_width)
         self.encoder, self.decoder = nn.Sequential(), nn.Sequential()
         for layer in range(config.num_layers):
-            channels = (width, width) if layer else (3, config.code_width)
+            channels = (width, width) if layer else (config.in_channels, config.code_width)
             halve = nn.Conv2d(channels[0], width, 4, stride=2, padding=1)
             double = nn.ConvTranspose2d(channels[1], width, 4, stride=2, padding=1)
             self.encoder.extend([nn.Sequential(halve, nn.ReLU()), ResidualBlock(width)])
             self.decoder.extend([nn.Sequential(double, nn.ReLU()), ResidualBlock(width)])
         self.encoder.append(nn.Conv2d(width, config.num_codes, 1))
-        self.decoder.append(nn.Conv2d(width, 3, 1))
+        self.decoder.append(nn.Conv2d(width, config.in_channels, 1))
 
     def normalised(self, images: Tensor) -> Tensor:
         """Normalise images (B, 3, H, W), uint8 or float in [0, 1], to float32."""
-        pixels = pixels_of(images).float()
+        pixels = pixels_of(images, channels=self.config.in_channels).float()
         grid_of((images.shape[2], images.shape[3]), self.config.patch_size)
         return pixels if self.config.mean is None else (pixels - self.mean) / self.std
 

@@ -29,7 +29,7 @@ class MaskedImageModelConfig:
         shared_head: use the same norm and linear layer for both predictions
         predicts: output of the head: logits of codes, pixels, or features of a teacher; `beit
             pretrain` sets it to target.kind
-        target_width: values of a patch's pixels (3 * P * P) or features (T); 0 for tokens
+        target_width: values of a patch's pixels (c * P * P) or features (T); 0 for tokens
         normalised: targets are standardised: pixels per patch, features per vector
     """
 
@@ -44,7 +44,7 @@ class MaskedImageModelConfig:
 
     @property
     def head_width(self) -> int:
-        """Outputs of the head for a patch: K, 3 * P * P or T."""
+        """Outputs of the head for a patch: K, c * P * P or T."""
         return self.num_codes if self.predicts == "tokens" else self.target_width
 
     def __post_init__(self) -> None:
@@ -110,7 +110,7 @@ class MaskedImageModel(nn.Module):
         """Predict the targets of the masked patches, or of the patches at ``positions``.
 
         Args:
-            images: (B, 3, H, W) uint8 or float in [0, 1]
+            images: (B, c, H, W) uint8 or float in [0, 1]
             masked: (B, M) int64, sorted indices in [0, N) of the patches hidden from the model
             positions: (B, M') int64, the patches to predict; None for the masked ones
             codes: (B, M') int64, the codes to predict; given, the losses are returned, of logits
@@ -162,7 +162,8 @@ def check_head(config: MaskedImageModelConfig) -> None:
         raise ValueError(f"num_codes is {config.num_codes}; expected 0 for {config.predicts}")
     if config.target_width < 1:
         raise ValueError(f"target_width must be 1 or more, got {config.target_width}")
-    pixels, width = 3 * config.backbone.patch_size**2, config.target_width  # RGB for any student
+    vit, width = config.backbone, config.target_width
+    pixels = vit.image_channels * vit.patch_size**2
     if config.predicts == "pixels" and width != pixels:
         raise ValueError(f"target_width is {width}, but a patch has {pixels} pixel values")
 

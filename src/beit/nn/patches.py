@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601, Pi
 OVERSHOOT = 0.5  # of values outside [0, 1]: a bicubic filter gives -0.45 to 1.45 at sharp edges
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
-WAYS = {  # to (B, 3, H, W), by the number of axes and whether the last has three entries
+WAYS = {  # to (B, c, H, W), by the number of axes and whether the last has c entries
     (3, False): "; for one image give images[None]",
     (3, True): "; for one image with channels last give images.permute(2, 0, 1)[None]",
     (4, True): "; channels are last: give images.permute(0, 3, 1, 2)",
@@ -44,27 +45,31 @@ def as_float(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
-def pixels_of(images: Tensor, any_values: bool = False) -> Tensor:
-    """Check images (B, 3, H, W), uint8 or float in [0, 1], and convert them to float in [0, 1].
+def pixels_of(images: Tensor, any_values: bool = False, channels: int = 3) -> Tensor:
+    """Check images (B, c, H, W), uint8 or float in [0, 1], and convert them to float in [0, 1].
 
-    Every model calls this first. Values of floats may be outside by up to `OVERSHOOT`, or anything
-    finite with `any_values`; reading them waits for a GPU (see `unchecked`). float64 becomes
-    float32.
+    Every model calls this first, with its number of `channels` (c). Values of floats may be outside
+    by up to `OVERSHOOT`, or anything finite with `any_values`; reading them waits for a GPU (see
+    `unchecked`). float64 becomes float32.
 
     Raises:
         TypeError, ValueError: not such images; says what was found and what to give
     """
     if not isinstance(images, Tensor):
         raise TypeError(
-            f"images are of type {type(images).__name__}, expected a tensor (B, 3, H, W); for "
-            "files and PIL images give beit.open_image(images, size=model), for a NumPy "
-            "array (B, H, W, 3) torch.from_numpy(images).permute(0, 3, 1, 2)"
+            f"images are of type {type(images).__name__}, expected a tensor (B, {channels}, H, W); "
+            "for files and PIL images give beit.open_image(images, size=model), for a NumPy "
+            f"array (B, H, W, {channels}) torch.from_numpy(images).permute(0, 3, 1, 2)"
         )
-    if images.ndim != 4 or images.shape[1] != 3:
-        way = WAYS.get((images.ndim, images.shape[-1:] == (3,)), "")
+    if images.ndim != 4 or images.shape[1] != channels:
+        way = WAYS.get((images.ndim, images.shape[-1:] == (channels,)), "")
         if images.ndim == 5 and images.shape[1] == 1:  # a DataLoader of what open_image returns
             way = "; give images.flatten(0, 1)"
-        raise ValueError(f"images are {tuple(images.shape)}, expected RGB (B, 3, H, W){way}")
+        if not way and images.ndim == 4:
+            example = "SOURCE?bands=3,2,1" if channels == 3 else f"SOURCE?bands=1-{channels}"
+            way = f"; of files name {channels} bands, as in {example}"
+        expected = f"{'RGB ' * (channels == 3)}(B, {channels}, H, W)"
+        raise ValueError(f"images are {tuple(images.shape)}, expected {expected}{way}")
     if images.dtype not in (torch.uint8, *FLOATS):
         raise ValueError(
             f"images are {images.dtype}, expected uint8 or float in [0, 1]; if they hold 0 to 255, "
@@ -80,6 +85,26 @@ def pixels_of(images: Tensor, any_values: bool = False) -> Tensor:
                 "themselves: pass values in [0, 1], or 0 to 255 as uint8"
             )
     return images.float() if images.dtype == torch.float64 else as_float(images)
+
+
+def per_channel(
+    name: str, values: tuple[float, ...] | None, channels: int
+) -> tuple[float, ...] | None:
+    """Return a mean or std for so many channels; equal values are for any number of them.
+
+    One channel, a grey one, takes the average of three.
+
+    Raises:
+        ValueError: there is another number of different values.
+    """
+    if values is None or len(values) == channels:
+        return values
+    if len({*values}) == 1 or (channels == 1 and len(values) == 3):
+        return (fmean(values),) * channels
+    raise ValueError(
+        f"{name} has {len(values)} values for {channels} channels; give one for each, as "
+        "`beit doctor DATA` measures them, or one for all"
+    )
 
 
 @contextmanager
@@ -105,6 +130,30 @@ def _range(tensor: Tensor) -> list[Any] | None:
     if transformed or captured or absent or _unchecked.get():
         return None
     return torch.stack(tensor.detach().aminmax()).tolist()  # one copy from a GPU, not two
+
+
+def as_rgb(images: Tensor) -> Tensor:
+    """Return images (..., c, H, W) to look at, (..., 3, H, W): their first three channels.
+
+    With less than three, the first is grey.
+    """
+    if images.shape[-3] == 3:
+        return images
+    chosen = [0, 1, 2] if images.shape[-3] > 3 else [0, 0, 0]
+    return images[..., chosen, :, :]
+
+
+def chosen_channels(images: Tensor, numbers: tuple[int, ...]) -> Tensor:
+    """Return the channels of images (B, c, H, W) with these numbers, from 1, for a model of RGB.
+
+    One becomes three equal ones; none chooses all.
+    """
+    if not numbers:
+        return images
+    if max(numbers) > images.shape[1]:
+        raise ValueError(f"channels are {numbers}, but images have {images.shape[1]}")
+    places = [number - 1 for number in numbers] * (3 if len(numbers) == 1 else 1)
+    return images[:, places]
 
 
 def grey(images: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.losses import Loss
 from beit.nn.mim import Predicts
-from beit.nn.patches import Size, as_float, patchify, take, unchecked
+from beit.nn.patches import Size, as_float, chosen_channels, patchify, take, unchecked
 from beit.nn.resample import lanczos
 from beit.nn.tokenizer import VQKD, Tokenizer
 
@@ -42,8 +42,9 @@ class TokenTarget:
     loss: Loss = "cross-entropy"
     normalised = False
 
-    def __init__(self, tokenizer: Tokenizer, grid: Size) -> None:
-        self.tokenizer, self.width = tokenizer, tokenizer.vocab_size
+    def __init__(self, tokenizer: Tokenizer, grid: Size, channels: tuple[int, ...] = ()) -> None:
+        """Check the grid; of the images' `channels` the tokenizer sees these, or all."""
+        self.tokenizer, self.width, self.channels = tokenizer, tokenizer.vocab_size, channels
         self.image_size, self.lanczos = tokenizer.image_size, False
         if isinstance(tokenizer, DiscreteVAE | DalleTokenizer):
             (H, W), (Gh, Gw) = tokenizer.image_size, tokenizer.grid
@@ -58,7 +59,8 @@ class TokenTarget:
             )
 
     def of(self, images: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Return the codes (B, N) int64 of images (B, 3, H, W), or (B, M) at positions (B, M)."""
+        """Return the codes (B, N) int64 of images (B, c, H, W), or (B, M) at positions (B, M)."""
+        images = chosen_channels(images, self.channels)
         if images.shape[-2:] != torch.Size(self.image_size):
             if self.lanczos and images.dtype == torch.uint8:
                 images = lanczos(images, self.image_size)
@@ -89,15 +91,16 @@ class PixelTarget:
         std: tuple[float, ...] | None,
         normalised: bool = True,
         loss: Loss = "mse",
+        channels: int = 3,
     ) -> None:
         self.image_size, self.patch_size = image_size, patch_size
         self.normalised, self.loss = normalised, loss
-        self.width = 3 * patch_size**2
-        self.mean = torch.tensor(mean or (0.0,) * 3).view(-1, 1, 1)
-        self.std = torch.tensor(std or (1.0,) * 3).view(-1, 1, 1)
+        self.width = channels * patch_size**2
+        self.mean = torch.tensor(mean or (0.0,)).view(-1, 1, 1)
+        self.std = torch.tensor(std or (1.0,)).view(-1, 1, 1)
 
     def of(self, images: Tensor, positions: Tensor | None = None) -> Tensor:
-        """Return the targets (B, N, 3PP) of images (B, 3, H, W), or (B, M, 3PP) at positions."""
+        """Return the targets (B, N, cPP) of images (B, c, H, W), or (B, M, cPP) at positions."""
         patches = at(self._patches(images), positions)
         if not self.normalised:
             return patches
@@ -105,7 +108,7 @@ class PixelTarget:
         return (patches - mean) / std
 
     def paint(self, images: Tensor, masked: Tensor, predicted: Tensor) -> Tensor:
-        """Replace the masked (B, M) patches of images by predicted ones (B, M, 3PP), in [0, 1].
+        """Replace the masked (B, M) patches of images by predicted ones (B, M, cPP), in [0, 1].
 
         Normalised predictions get the mean and standard deviation of the true patch, which the
         model does not know: such a picture shows predicted structure at the true brightness.
@@ -114,14 +117,14 @@ class PixelTarget:
         if self.normalised:
             mean, std = mean_and_std(take(patches, masked))
             predicted = predicted * std + mean
-        index = masked[..., None].expand(-1, -1, self.width)  # (B, M, 3PP)
+        index = masked[..., None].expand(-1, -1, self.width)  # (B, M, cPP)
         pixels = unpatchify(patches.scatter(1, index, predicted), self.image_size, self.patch_size)
         return (pixels * self.std.to(pixels) + self.mean.to(pixels)).clamp(0, 1)
 
     def _patches(self, images: Tensor) -> Tensor:
         pixels = as_float(images).float()
         pixels = (pixels - self.mean.to(pixels)) / self.std.to(pixels)
-        return patchify(pixels, self.patch_size)  # (B, N, 3PP)
+        return patchify(pixels, self.patch_size)  # (B, N, cPP)
 
 
 class FeatureTarget:
@@ -157,7 +160,7 @@ def at(targets: Tensor, positions: Tensor | None) -> Tensor:
 
 
 def mean_and_std(patches: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation (B, N, 1) of the values of each patch (B, N, 3PP)."""
+    """Return mean and standard deviation (B, N, 1) of the values of each patch (B, N, cPP)."""
     return patches.mean(-1, keepdim=True), (patches.var(-1, keepdim=True) + PATCH_EPS).sqrt()
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -10,7 +9,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from beit.nn.block import NORM_EPS, Block, init_published, rescale_residual, trunc_normal_
-from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, PatchEmbed, Size, grey, grid_of, pixels_of
+from beit.nn.patches import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PatchEmbed,
+    Size,
+    grey,
+    grid_of,
+    per_channel,
+    pixels_of,
+)
 from beit.nn.relative_bias import RelativePositionBias
 
 SIZES = {  # width, depth, heads (Touvron et al. 2021 for Ti and S, Dosovitskiy et al. 2021)
@@ -29,7 +37,8 @@ class ViTConfig:
     Attributes:
         image_size: height and width of the images, in pixels
         patch_size: side of a patch, in pixels
-        in_channels: 3, or 1 for a model that reduces its RGB images to grey
+        in_channels: 3 for RGB, 1 for a model that reduces its RGB images to grey, or any number of
+            bands (docs/data.md)
         width: channels of a token (D)
         depth: number of blocks
         num_heads: attention heads (h)
@@ -39,8 +48,8 @@ class ViTConfig:
         layer_scale: initial per-channel scale of both branches; null for no scale
         drop_path: stochastic depth rate of the last block; rates grow linearly from 0
         final_norm: apply a LayerNorm after the last block
-        mean: per-channel mean of images in [0, 1]; null for no normalisation. One value is for all
-            channels, and a grey model takes the average of three
+        mean: per-channel mean of images in [0, 1]; null for no normalisation. One value, or equal
+            ones, are for all channels, and a grey model takes the average of three
         std: per-channel standard deviation of images in [0, 1], likewise
         init_bound: initial weights are normal with std 0.02, truncated at +- this bound
     """
@@ -67,18 +76,11 @@ class ViTConfig:
             raise ValueError(f"width {self.width} is not a multiple of num_heads {self.num_heads}")
         if (self.mean is None) != (self.std is None):
             raise ValueError("mean and std go together: give both or neither")
-        if self.in_channels not in (1, 3) and not self.of_codes:
-            raise ValueError(
-                f"in_channels is {self.in_channels}; expected 3, or 1 for a model that reduces its "
-                "RGB images to grey"
-            )
+        if self.in_channels < 1:
+            raise ValueError(f"in_channels is {self.in_channels}; expected 3 for RGB, or 1 or more")
         for name in ("mean", "std"):
-            values = getattr(self, name)
-            if values is not None and len(values) != self.in_channels:
-                if len(values) not in (1, 3):
-                    got = len(values)
-                    raise ValueError(f"{name} has {got} values, expected {self.in_channels}")
-                object.__setattr__(self, name, (fmean(values),) * self.in_channels)
+            values = per_channel(name, getattr(self, name), self.in_channels)
+            object.__setattr__(self, name, values)
         if not 0 <= self.drop_path < 1:
             raise ValueError(f"drop_path must be in [0, 1), got {self.drop_path}")
 
@@ -86,6 +88,11 @@ class ViTConfig:
     def grid(self) -> Size:
         """Patch grid (Gh, Gw)."""
         return grid_of(self.image_size, self.patch_size)
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the images (c): a grey model takes RGB."""
+        return 3 if self.in_channels == 1 and not self.of_codes else self.in_channels
 
     @property
     def of_codes(self) -> bool:
@@ -174,7 +181,7 @@ class VisionTransformer(nn.Module):
         layers: Collection[int] = (),
         positions: Tensor | None = None,
     ) -> Features:
-        """Encode images (B, 3, H, W), uint8 or float in [0, 1], of the configured size.
+        """Encode images (B, c, H, W), uint8 or float in [0, 1], of the configured size.
 
         Args:
             masked: (B, M) int64, indices in [0, N) of the patches hidden from the model; each is
@@ -185,7 +192,9 @@ class VisionTransformer(nn.Module):
                 M instead of N; the last block computes only these and [CLS]. None for all
         """
         config = self.config
-        pixels = images if config.of_codes else pixels_of(images, not config.normalises)
+        pixels = images
+        if not config.of_codes:
+            pixels = pixels_of(images, not config.normalises, config.image_channels)
         B, _, H, W = images.shape
         if (H, W) != tuple(config.image_size):
             raise ValueError(

@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 
 from beit.command.ending import Ending, beside, last_values, whole, words
 from beit.data.batches import EvalBatches
+from beit.data.channels import check_channels
 from beit.data.classes import Labelled, known_classes, renumbered
 from beit.data.splits import Split
 from beit.data.views import EvalView, TrainViews
@@ -53,6 +54,8 @@ VERB = "pretrain"
 
 def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Pretrain a new model, or resume the run in `directory` from its last checkpoint."""
+    channels, jitter = config.model.backbone.image_channels, config.view.color_jitter
+    check_channels(config.data, channels, "model.backbone.in_channels", jitter)
     config = within_budget(run, config, partial(all_sets, config))
     fabric = launch_run(config, directory)
     target, mim = build(config, fabric)

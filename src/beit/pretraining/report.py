@@ -10,6 +10,7 @@ from beit.command.ending import run_facts
 from beit.data.batches import first_images
 from beit.data.order import step_generator
 from beit.data.views import EvalView
+from beit.draw.canvas import shown_facts
 from beit.draw.curves import curves
 from beit.draw.names import name_of, percent, value_of
 from beit.draw.numbers import short_number
@@ -47,6 +48,7 @@ def report(
     tokens = config.target.kind == "tokens"
     facts = {
         **run_facts("pretrain", directory.path, config),
+        **shown_facts(config.model.backbone.image_channels),
         "tokenizer" if tokens else config.target.kind: link_to(
             config.tokenizer or config.target.source, directory.report_file
         ),

@@ -91,7 +91,7 @@ def same_target(origin: str, config: Config, target: Target) -> tuple[bool, str]
 
     Only a run names its tokenizer or teacher. That of other models is taken for the same, in words.
     """
-    run = RunDirectory(Path(origin))
+    run, ours = RunDirectory(Path(origin)), asdict(config.target)
     if target.kind == "pixels":
         return True, ""
     if not run.config_file.is_file():
@@ -100,8 +100,10 @@ def same_target(origin: str, config: Config, target: Target) -> tuple[bool, str]
     settings = run.config()
     theirs = settings.get("target") or {}
     name = found(run, settings.get("tokenizer") or theirs.get("source") or "")
+    seen, seen_here = ([*(each.get("channels") or ())] for each in (theirs, ours))
+    if seen != seen_here:
+        return False, f"those of the source are of {f'channels {seen}' if seen else 'all channels'}"
     if not isinstance(target, TokenTarget):
-        ours = asdict(config.target)
         teacher = {**theirs, "source": name}
         same = all(teacher.get(field) == ours[field] for field in ("source", "pretrained"))
         return same, "of the same teacher" if same else f"the source's teacher is {name}"

@@ -9,8 +9,9 @@ from beit.nn.mim import MaskedImageModelConfig
 from beit.nn.target_metrics import Target
 from beit.nn.targets import FeatureTarget, PixelTarget, TokenTarget
 from beit.nn.vit import ViTConfig
+from beit.weights.file import image_channels
 from beit.weights.open import load_tokenizer
-from beit.weights.teachers import load_teacher
+from beit.weights.teachers import check_chosen, load_teacher
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,8 @@ class TargetConfig:
         pretrained: false for a teacher with random weights, for comparison.
         num_heads: attention heads of a teacher in a CLIP or DINO file; null for one per 64
             channels.
+        channels: numbers, from 1, of the images' channels that a tokenizer or teacher of RGB sees
+            as red, green and blue, or of one as grey; empty for all.
     """
 
     kind: Literal["tokens", "pixels", "features"] = "tokens"
@@ -38,12 +41,13 @@ class TargetConfig:
     image_size: int | tuple[int, int] | None = None
     pretrained: bool = True
     num_heads: int | None = None
+    channels: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         default = TargetConfig.__dataclass_fields__
         unused = {
             "tokens": ("loss", "normalised", "image_size", "pretrained", "num_heads"),
-            "pixels": ("source", "image_size", "pretrained", "num_heads"),
+            "pixels": ("source", "image_size", "pretrained", "num_heads", "channels"),
             "features": (),
         }[self.kind]
         for name in unused:
@@ -74,10 +78,14 @@ def load_target(
     """
     if config.kind == "pixels":
         normalised, loss = config.normalised is not False, config.loss or "mse"
-        return PixelTarget(vit.image_size, vit.patch_size, vit.mean, vit.std, normalised, loss)
+        sizes = vit.image_size, vit.patch_size
+        return PixelTarget(*sizes, vit.mean, vit.std, normalised, loss, vit.image_channels)
+    check_chosen("target.channels", config.channels, vit.image_channels)
     if config.kind == "features":
         size, heads = config.image_size, config.num_heads
+        check_seen("teacher", 3, config.channels, vit.image_channels)
         teacher = load_teacher(config.source, size, config.pretrained, heads).to(device)
+        teacher.channels = config.channels
         normalised, loss = bool(config.normalised), config.loss or "cosine"
         return FeatureTarget(teacher, vit.image_size, vit.grid, normalised, loss)
     source = tokenizer or config.source
@@ -85,7 +93,22 @@ def load_target(
         raise ValueError(
             "no tokenizer given; give a run or weights file, as in --tokenizer runs/tok"
         )
-    return TokenTarget(load_tokenizer(source).to(device), vit.grid)
+    opened = load_tokenizer(source).to(device)
+    taken = image_channels(getattr(opened, "config", None))
+    check_seen("tokenizer", taken, config.channels, vit.image_channels)
+    return TokenTarget(opened, vit.grid, config.channels)
+
+
+def check_seen(what: str, taken: int, chosen: tuple[int, ...], channels: int) -> None:
+    """Raise ValueError if a tokenizer or teacher takes other channels than those it would see."""
+    if taken == (3 if chosen else channels):
+        return
+    advice = "leave target.channels out"
+    if not chosen:
+        advice = f"give --model.backbone.in_channels {taken} and as many bands"
+        advice += ", or name what it sees, as in --target.channels [3,2,1]" * (taken == 3)
+    seen = f"target.channels names {len(chosen)}" if chosen else f"images have {channels}"
+    raise ValueError(f"the {what} takes {taken} channels, but {seen}; {advice}")
 
 
 def match_target(model: MaskedImageModelConfig, target: Target) -> MaskedImageModelConfig:

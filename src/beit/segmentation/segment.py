@@ -59,6 +59,11 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     segmenter, transferred = build_segmenter(config, source)
     segmenter = synchronised(segmenter, fabric, optim.micro_batch_size(fabric.world_size))
     vit = segmenter.config.backbone
+    if vit.image_channels != 3:
+        raise ValueError(
+            f"the model takes images of {vit.image_channels} channels, and segmentation is of RGB "
+            "only; start from a model of RGB"
+        )
     journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
     batches = training_batches(config, source, vit, journal)
     validation = validation_batches(config, held_out, fabric)

@@ -19,7 +19,7 @@ from beit.data.batches import EvalBatches
 from beit.data.source import PartSource, Source, limited, shuffled
 from beit.data.sources import open_source
 from beit.data.views import EvalView
-from beit.draw.canvas import Pixels
+from beit.draw.canvas import Pixels, shown
 from beit.draw.names import percent
 from beit.draw.thumbnails import shrunk
 from beit.run.device import DeviceConfig
@@ -220,6 +220,6 @@ def thumbnails(
     place = order.argsort()  # a part of a source is in the source's order
     batches = EvalBatches(PartSource(source, order), view, 64, num_workers=num_workers)
     for batch in batches:
-        for image, row in zip(batch.images, batch.indices.tolist(), strict=True):
-            cells[int(place[row])] = shrunk(image.permute(1, 2, 0).numpy(), side)
+        for image, row in zip(shown(batch.images), batch.indices.tolist(), strict=True):
+            cells[int(place[row])] = shrunk(image.permute(1, 2, 0).contiguous().numpy(), side)
     return cells

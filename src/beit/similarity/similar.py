@@ -17,6 +17,7 @@ from beit.command.ending import Ending, beside, words
 from beit.data.shrinking import Shrinking
 from beit.data.source import Source, UnreadableImage, file_of
 from beit.data.sources import open_source
+from beit.data.spec import split_query
 from beit.files import user_path, write_bytes
 from beit.rows.lines import printable
 from beit.run.device import DeviceConfig
@@ -110,7 +111,7 @@ def run(config: Config) -> Result:
     if picture is not None and picture.exists():
         raise FileExistsError(f"{picture} exists and is not overwritten; name another file")
     reading = open_reading(config)
-    files = {name: _opened(name) for name in config.photos if user_path(name).exists()}
+    files = {name: _opened(name) for name in config.photos if _path(name).exists()}
     layer = None
     if is_table(config.data):
         images, layer = read_set(config.data, reading)
@@ -168,9 +169,15 @@ class _Photo(NamedTuple):
     label: str = ""
 
 
+def _path(name: str) -> Path:
+    """Return the path of a photo, which may name its bands, as in cell.tif?bands=1-5."""
+    return user_path(split_query(name)[0])
+
+
 def _opened(name: str, shrinking: Shrinking | None = None) -> Source:
     """Open one image file; ValueError if it is none, or cannot be read."""
-    source = open_source(str(user_path(name)), shrinking=shrinking)
+    file = f"{_path(name)}{name.removeprefix(split_query(name)[0])}"
+    source = open_source(file, shrinking=shrinking)
     if len(source) != 1:
         raise ValueError(f"{name} holds {len(source)} images; expected one image file")
     try:
@@ -204,7 +211,7 @@ def _photo(
     It is read as those of the set were: `whole`, or reduced.
     """
     if source is not None:
-        rows = _itself(user_path(name), images)
+        rows = _itself(_path(name), images)
         read = source if whole else _opened(name, reading.shrinking)
         return _Photo(vector_of(read.image(0), reading, layer), rows, source)
     if printable(name) not in images.names:

@@ -13,6 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from beit.data.batches import DataConfig
+from beit.data.channels import check_channels
 from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
@@ -99,7 +100,8 @@ class Config:
         kl_weight: weight of the KL divergence of the encoder's distribution from uniform.
         kl_per: place: mean divergence per position; step: sum over all positions of all images of
             a step, as in the published class.
-        frechet_images: validation images for a Frechet distance at the end; 0 for none.
+        frechet_images: validation images for a Frechet distance at the end; 0 for none. Its network
+            sees RGB, so there is none for images of other channels.
         optim: the optimiser and its schedule.
         crop_ratio: side of the centre crop of validation images, as a share of the shorter side.
         validate_every: epochs between two validations; the last step always has one.
@@ -148,7 +150,8 @@ class Config:
 
 def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Train a new tokenizer, or resume the run in `directory` from its last checkpoint."""
-    size = config.model.image_size
+    size, channels = config.model.image_size, config.model.in_channels
+    check_channels(config.data, channels, "model.in_channels", config.view.color_jitter)
     views = TrainViews(config.view, size, size)
     config = within_budget(run, config, partial(open_sets, config, views))
     fabric, optim = launch_run(config, directory), config.optim
@@ -201,8 +204,9 @@ def redraw(config: Config, directory: RunDirectory) -> list[Section]:
 
 
 def frechet_sums(config: Config, fabric: Fabric) -> FrechetSums | None:
-    """Return an accumulator for the Fréchet distance; None without the network's package."""
-    if not config.frechet_images or find_spec(LITE0_PACKAGE) is None:
+    """Return an accumulator for the Fréchet distance; None without RGB or the network's package."""
+    rgb = config.model.in_channels == 3
+    if not (config.frechet_images and rgb) or find_spec(LITE0_PACKAGE) is None:
         return None
     teacher = load_teacher(FRECHET_FEATURES, image_size=128).to(fabric.device)
     return FrechetSums(

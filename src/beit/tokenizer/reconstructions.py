@@ -12,11 +12,11 @@ from beit.nn.patches import as_float
 def reconstructions(images: Tensor, painted: Tensor, caption: str) -> Gallery:
     """Show each image, its reconstruction `painted`, and their difference.
 
-    images, painted: (B, 3, H, W) uint8 or [0, 1]; caption: which images these are
+    images, painted: (B, c, H, W) uint8 or [0, 1]; caption: which images these are
     """
-    if images.ndim != 4 or images.shape[1] != 3 or painted.shape != images.shape:
+    if images.ndim != 4 or painted.shape != images.shape:
         got = f"images {tuple(images.shape)} and painted {tuple(painted.shape)}"
-        raise ValueError(f"{got} must both be (B, 3, H, W)")
+        raise ValueError(f"{got} must both be (B, c, H, W)")
     pictures = []
     for index, (image, copy) in enumerate(zip(images, painted, strict=True)):
         error = as_float(copy).float() - as_float(image).float()

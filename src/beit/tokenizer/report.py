@@ -13,6 +13,7 @@ from torch import Tensor
 from beit.command.ending import run_facts
 from beit.data import batches
 from beit.data.views import EvalView
+from beit.draw.canvas import shown_facts
 from beit.draw.components import codebook_colours
 from beit.draw.curves import curves
 from beit.draw.names import name_of, value_of
@@ -29,6 +30,7 @@ from beit.run.log import read_log
 from beit.run.reading import Reading
 from beit.tokenizer.codebook_log import Validated, count_codes
 from beit.tokenizer.reconstructions import reconstructions
+from beit.weights.file import image_channels
 
 if TYPE_CHECKING:
     from beit.tokenizer import dvae as dvae_training
@@ -187,6 +189,7 @@ def written(
 ) -> list[Section]:
     """Write the page, some pictures of the first gallery first of all; return its sections."""
     facts = {**run_facts("train-tokenizer", directory.path, config), **facts}
+    facts |= shown_facts(image_channels(config.model))
     title, page = "Visual tokenizer", directory.report_file
     lead, shown = with_lead(sections)
     write_report(page, title, shown, facts, summary=summary, lead=lead, figures=figures)

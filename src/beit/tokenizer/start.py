@@ -78,7 +78,7 @@ def start_dvae(origin: str, vae: DiscreteVAE) -> str:
     if not isinstance(source, DiscreteVAE):
         raise ValueError(f"{origin} holds a {type(source).__name__}; expected a discrete VAE")
     theirs, ours = source.config, vae.config
-    sizes = ("num_codes", "code_width", "num_layers", "hidden_width")
+    sizes = ("num_codes", "code_width", "num_layers", "hidden_width", "in_channels")
     if different := [name for name in sizes if getattr(theirs, name) != getattr(ours, name)]:
         options = " ".join(f"--model.{name} {getattr(theirs, name)}" for name in different)
         raise ValueError(f"{origin} has other sizes; to start from it give {options}")

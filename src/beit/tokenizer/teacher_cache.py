@@ -46,6 +46,8 @@ def compute_maps(
         "device": kind,
         "precision": precision,
     }
+    if named.channels:
+        about["channels"] = named.channels
     if data.shrink:
         about["shrunk"] = views.need
     maps = FeatureMaps(named.cache, images, (sides, *teacher.grid, teacher.width), about)

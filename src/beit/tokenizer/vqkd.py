@@ -15,6 +15,7 @@ from torch import Tensor
 
 from beit.data.batch import Batch
 from beit.data.batches import DataConfig
+from beit.data.channels import check_channels
 from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
 from beit.nn.tokenizer import VQKD, VQKDConfig
@@ -37,7 +38,7 @@ from beit.tokenizer.teacher_cache import CachedFeatures, compute_maps
 from beit.tokenizer.vqkd_loop import CodeUse, VQKDTraining, train
 from beit.weights.file import save_weights
 from beit.weights.open import load
-from beit.weights.teachers import Teacher, TeacherConfig, load_teacher
+from beit.weights.teachers import Teacher, TeacherConfig, check_chosen, load_teacher
 
 VERB = "train-tokenizer"
 TIMED = 32  # images by which a teacher is timed
@@ -166,7 +167,8 @@ class Config:
 
 def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
     """Train a new tokenizer, or resume the run in `directory` from its last checkpoint."""
-    size = config.model.encoder.image_size
+    size, channels = config.model.encoder.image_size, config.model.encoder.image_channels
+    check_channels(config.data, channels, "model.encoder.in_channels", config.view.color_jitter)
     views = TrainViews(config.view, size, size)
     sets = partial(all_sets, config, views)
     config = within_budget(run, config, sets, trial=quantized_at_once, fit=codebook_started)
@@ -174,7 +176,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     optim, codebook = config.optim, config.codebook
     torch.manual_seed(config.run.seed)
     named = config.teacher
-    teacher = load_teacher(named.source, named.image_size, named.pretrained, named.num_heads)
+    teacher = open_teacher(config)
     torch.manual_seed(config.run.seed)
     vqkd = VQKD(match_teacher(config.model, teacher))
     teacher = teacher.to(fabric.device)
@@ -241,12 +243,30 @@ def all_sets(config: Config, views: TrainViews) -> Sets:
     sets, named = open_sets(config, views), config.teacher
     if not named.cache:
         return sets
-    teacher = load_teacher(named.source, named.image_size, named.pretrained, named.num_heads)
-    images = torch.zeros(TIMED, 3, *views.size, dtype=torch.uint8)
+    teacher, channels = open_teacher(config), config.model.encoder.image_channels
+    images = torch.zeros(TIMED, channels, *views.size, dtype=torch.uint8)
     started = time.monotonic()
     teacher.features(images, teacher.grid)
     seconds = (time.monotonic() - started) / TIMED * len(sets.train)
     return sets._replace(prepared=seconds * (1 + (views.config.flip > 0)))
+
+
+def open_teacher(config: Config) -> Teacher:
+    """Open the teacher, which sees the channels that are named.
+
+    Raises:
+        ValueError: images have other channels than three, and none is named.
+    """
+    named, channels = config.teacher, config.model.encoder.image_channels
+    if channels != 3 and not named.channels:
+        raise ValueError(
+            f"images have {channels} channels, and a teacher sees three; name them, as in "
+            "--teacher.channels [3,2,1], or one as grey"
+        )
+    check_chosen("teacher.channels", named.channels, channels)
+    teacher = load_teacher(named.source, named.image_size, named.pretrained, named.num_heads)
+    teacher.channels = named.channels
+    return teacher
 
 
 def quantized_at_once(config: Config, folder: Path) -> Config:

@@ -308,6 +308,13 @@ def config_of_vit(config: Any) -> ViTConfig | None:
     return next((part for part in parts if isinstance(part, ViTConfig)), None)
 
 
+def image_channels(config: Any) -> int:
+    """Return the number of channels of the images that a model of ours takes."""
+    vit = config_of_vit(config)
+    channels: int = getattr(config, "in_channels", 3) if vit is None else vit.image_channels
+    return channels
+
+
 def num_blocks(config: Any) -> int:
     """Count the blocks and layers of all parts of the model."""
     values = vars(config).items()

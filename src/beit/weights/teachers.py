@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, grid_of, pixels_of
+from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, chosen_channels, grid_of, pixels_of
 from beit.weights.file import size_pair
 from beit.weights.formats.clip import CLIP_MEAN, CLIP_NORM_EPS, CLIP_STD, from_clip
 from beit.weights.formats.containers import read_tensors
@@ -41,6 +41,8 @@ class TeacherConfig:
         num_heads: attention heads of a CLIP or DINO file; null: one per 64 channels
         cache: folder that keeps the features of whole training images, from which those of each
             view are cut instead of computed (docs/tokenizer.md); empty: none
+        channels: numbers, from 1, of the images' channels that it sees as red, green and blue, or
+            of one as grey; empty for images of three
     """
 
     source: str = LITE0
@@ -48,6 +50,7 @@ class TeacherConfig:
     pretrained: bool = True
     num_heads: int | None = None
     cache: str = ""
+    channels: tuple[int, ...] = ()
 
 
 class Teacher(nn.Module):
@@ -57,6 +60,7 @@ class Teacher(nn.Module):
         width: T, channels of a feature vector
         image_size: (height, width) to which images are resized; the aspect ratio is not kept
         grid: (height, width) of its own feature map, before resizing
+        channels: numbers, from 1, of the channels of images that it sees; () for all three
     """
 
     mean: Tensor
@@ -72,6 +76,7 @@ class Teacher(nn.Module):
     ) -> None:
         """Freeze the network; `feature_map` returns its map (B, T, h, w) of normalised images."""
         super().__init__()
+        self.channels: tuple[int, ...] = ()
         self.feature_map = feature_map
         self.image_size = image_size
         self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
@@ -98,9 +103,9 @@ class Teacher(nn.Module):
         A map of another size is resized bilinearly, antialiased if a side shrinks.
 
         Args:
-            images: (B, 3, H, W), uint8 or float in [0, 1], any size
+            images: (B, c, H, W), uint8 or float in [0, 1], any size; c = 3 without `channels`
         """
-        pixels = pixels_of(images).float()
+        pixels = pixels_of(chosen_channels(images, self.channels)).float()
         if not len(images):  # not every network takes an empty batch
             return pixels.new_empty(0, grid[0] * grid[1], self.width)
         maps = self._map(pixels)
@@ -147,6 +152,17 @@ def with_folded_norms(network: nn.Module) -> nn.Module | None:
         # timm's BatchNormAct2d contains the activation that follows.
         setattr(parent, norm_name, getattr(norm, "act", nn.Identity()))
     return network
+
+
+def check_chosen(name: str, numbers: tuple[int, ...], channels: int) -> None:
+    """Raise ValueError unless numbers are none, or one or three channels of so many."""
+    if numbers and (
+        len(numbers) not in (1, 3) or not 1 <= min(numbers) <= max(numbers) <= channels
+    ):
+        raise ValueError(
+            f"{name} is {list(numbers)}; expected three numbers in 1 to {channels}, for red, green "
+            "and blue, or one for grey"
+        )
 
 
 def load_teacher(

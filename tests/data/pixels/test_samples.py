@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 import torch
 
-from beit.data.pixels.samples import Samples, to_rgb
+from beit.data.pixels.samples import Samples, to_channels
 from beit.data.spec import AS_IT_IS, Reading
 
 
 def grey(values, reading=AS_IT_IS, **options):
     """Return the levels of a row of grey values."""
     samples = Samples(np.asarray(values)[None, :, None], (1,), **options)
-    image = to_rgb(samples, reading)
+    image = to_channels(samples, reading)
     assert image.dtype == torch.uint8
     assert image.shape == (3, 1, len(values))
     assert torch.equal(image[0], image[2])
@@ -77,4 +77,4 @@ def test_a_range_beyond_8_bits_is_refused_for_8_bit_images():
 
 def test_one_range_holds_for_all_bands_so_that_colours_stay():
     values = np.array([[[0, 20_000, 40_000]]], dtype=np.uint16)
-    assert to_rgb(Samples(values, (1, 2, 3)), AS_IT_IS).flatten().tolist() == [0, 78, 156]
+    assert to_channels(Samples(values, (1, 2, 3)), AS_IT_IS).flatten().tolist() == [0, 78, 156]

@@ -29,7 +29,7 @@ def no_fault(error: OSError) -> bool:
 
 
 def read_image(path: Path, name: str, reading: Reading = AS_IT_IS) -> Tensor:
-    """Read an image file: (3, H, W) uint8. Raises UnreadableImage with the `name`.
+    """Read an image file: (c, H, W) uint8. Raises UnreadableImage with the `name`.
 
     OSError: not the file's fault, such as too many open files.
     """

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from beit.data.class_names import some
-from beit.data.pixels.decoding import PLUGINS, extensions
+from beit.data.pixels.decoding import ARRAY, PLUGINS, extensions
 
 _log = logging.getLogger(__name__)
 
@@ -73,9 +73,12 @@ def list_folder(root: Path) -> Listing:
 def listed(paths: Iterable[str], where: str) -> Listing:
     """Find the images among the files of a folder `where`, given by their paths relative to it.
 
+    Arrays, `.npy`, are images if there is no other image; else they are what lies beside images.
+
     Raises ValueError that says what is there if there is no image.
     """
     images, others, hidden = list[str](), Counter[str](), Counter[str]()
+    arrays = list[str]()
     folder_of, readable = dict[str, str](), extensions()  # the folder of a first file by ending
     for path in paths:
         ending = os.path.splitext(path)[1].lower()
@@ -88,7 +91,11 @@ def listed(paths: Iterable[str], where: str) -> Listing:
         else:
             ending = ending if re.fullmatch(r"\.(?!\d+$)\w{1,9}", ending) else "(none)"
             others[ending] += 1
+            arrays += [path] * (ending == ARRAY)
             folder_of.setdefault(ending, os.path.join(where, os.path.dirname(path)).rstrip(os.sep))
+    if not images and arrays:
+        images = arrays
+        del others[ARRAY]
     listing = Listing(sorted(images), others, hidden)
     if images:
         return listing

@@ -15,7 +15,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
 from beit.data.pixels.rasters import JPEG2000, TIFF, read_raster
-from beit.data.pixels.samples import Samples, over_white, to_rgb
+from beit.data.pixels.samples import Samples, over_white, to_channels
 from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
 from beit.files import out_of_memory
@@ -30,6 +30,7 @@ BROKEN = (
 
 # Endings that need a plugin of Pillow, and its package.
 PLUGINS = dict.fromkeys((".heic", ".heif", ".hif"), "pillow-heif") | {".jxl": "pillow-jxl-plugin"}
+ARRAY = ".npy"  # often no image: see `beit.data.folders.listing`
 _ALWAYS = ".jpg .jpeg .jpe .jfif .png .webp .bmp .gif .tif .tiff .ppm .pgm"
 _OPTIONAL = {"jpg_2000": ".jp2 .j2k .j2c .jpc .jpf .jpx", "avif": ".avif"}
 
@@ -96,15 +97,16 @@ def decode(
 ) -> Tensor:
     """Decode an image to RGB, with its orientation applied and transparency over white.
 
-    Returns (3, H, W) uint8 or raises UnreadableImage. The header is read first: images of more than
-    `max_pixels` pixels are refused before memory is allocated. Palettes, grey and CMYK are
-    converted; of animations, the first frame is decoded. `beit.data.pixels.samples` says how more
-    than 8 bits and other bands become RGB, and what `reading` changes.
+    Returns (3, H, W) uint8, with as many channels as `reading` names bands (`to_channels`), or
+    raises UnreadableImage. The header is read first: images of more than `max_pixels` pixels are
+    refused before memory is allocated. Palettes, grey and CMYK are converted; of animations, the
+    first frame is decoded. `beit.data.pixels.samples` says how more than 8 bits and other bands
+    become RGB, and what `reading` changes.
     """
     try:
         samples = read_raster(data, reading, max_pixels)
         if samples is not None:
-            return to_rgb(samples, reading)
+            return to_channels(samples, reading)
     except (ImportError, *BROKEN) as error:
         if out_of_memory(error):
             raise
@@ -222,7 +224,7 @@ def rgb_of(header: Image.Image, data: bytes = b"", reading: Reading = AS_IT_IS) 
     bands = values.shape[-1]
     colours, alpha = (1,) if bands < 3 else (1, 2, 3), bands if bands % 2 == 0 else None
     scaled = (0, 65535) if deep and header.format == "PPM" else None  # by Pillow
-    return to_rgb(Samples(values, colours, alpha, range=scaled), reading)
+    return to_channels(Samples(values, colours, alpha, range=scaled), reading)
 
 
 def _decoded(header: Image.Image, data: bytes, mode: str, deep: bool = False) -> Tensor:

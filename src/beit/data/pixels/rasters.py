@@ -1,12 +1,15 @@
-"""Read TIFF and JPEG 2000 files of any depth and number of bands.
+"""Read TIFF, JPEG 2000 and .npy files of any depth and number of bands.
 
 Pillow reads only some of them, and not always as the file says: it knows no bands beyond colours,
-cuts 16-bit colours to 8, and takes a fourth band for transparency.
+cuts 16-bit colours to 8, and takes a fourth band for transparency. Arrays of NumPy, `.npy`, are how
+patches of many bands are often kept.
 """
 
 import importlib
 import io
+import math
 import struct
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -18,12 +21,13 @@ from beit.data.spec import Reading
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _CODESTREAM = b"\xff\x4f\xff\x51"  # how that of JPEG 2000 begins: with its sizes
 JPEG2000 = (b"\0\0\0\x0cjP  ", _CODESTREAM)
+_NUMPY = b"\x93NUMPY"
 _RGB = 2  # PhotometricInterpretation of TIFF; 0 and 1 are grey, with the lowest value white at 0
 _MOST_BANDS = 4  # of the largest image
 
 
 def read_raster(data: bytes, reading: Reading, max_pixels: int) -> Samples | None:
-    """Read the samples of a TIFF or JPEG 2000 file that Pillow does not read as the file says.
+    """Read the samples of a .npy file, or of a TIFF or JPEG 2000 that Pillow reads in another way.
 
     Returns: None for other files. Raises ValueError and the decoders' errors.
     """
@@ -31,6 +35,8 @@ def read_raster(data: bytes, reading: Reading, max_pixels: int) -> Samples | Non
         return _read_tiff(data, reading, max_pixels)
     if data.startswith(JPEG2000):
         return _read_jpeg2000(data, reading, max_pixels)
+    if data.startswith(_NUMPY):
+        return _read_array(data, max_pixels)
     return None
 
 
@@ -100,6 +106,46 @@ def _read_jpeg2000(data: bytes, reading: Reading, max_pixels: int) -> Samples | 
         {1: (1,), 3: (1, 2, 3)}.get(colours, ()),
         bands if opacity else None,
         range=(0, 2 ** (depth + 1) - 1) if depth < 128 and depth % 8 != 7 else None,
+    )
+
+
+def _read_array(data: bytes, max_pixels: int) -> Samples:
+    file = io.BytesIO(data)
+    version = np.lib.format.read_magic(file)
+    if version not in ((1, 0), (2, 0)):
+        raise ValueError(f"version {version} of .npy, expected 1.0 or 2.0, as of plain numbers")
+    reads = np.lib.format.read_array_header_1_0, np.lib.format.read_array_header_2_0
+    try:
+        shape, by_columns, dtype = reads[version[0] - 1](file)
+    except TokenError as error:
+        raise ValueError(f"broken header: {error}") from error
+    if dtype.kind not in "buif" or len(shape) not in (2, 3) or min(shape) < 1:
+        expected = "expected (H, W, C), (C, H, W) or (H, W) of integers or floats"
+        raise ValueError(f"an array {shape} of {dtype}, {expected}")
+    axis = channel_axis(shape) if len(shape) == 3 else 2
+    height, width = [side for number, side in enumerate(shape) if number != axis]
+    _check_size(width, height, math.prod(shape), max_pixels)
+    flat = np.frombuffer(data, dtype, math.prod(shape), file.tell())
+    values = flat.reshape(shape, order="F" if by_columns else "C")
+    values = np.moveaxis(values, axis, 2) if len(shape) == 3 else values[..., None]
+    return Samples(values, (1,) if values.shape[2] == 1 else ())
+
+
+def channel_axis(shape: tuple[int, ...]) -> int:
+    """Return the axis of three that are channels, 0 or 2, as the shape of an array tells it.
+
+    Two equal sides are those of the image; of others, the channels are at most half as many.
+
+    Raises ValueError if both could be.
+    """
+    first, middle, last = shape
+    if (middle == last) != (first == middle):
+        return 0 if middle == last else 2
+    if 2 * min(first, last) <= min(middle, max(first, last)):
+        return 0 if first < last else 2
+    raise ValueError(
+        f"an array {shape} could be (C, H, W) or (H, W, C): the sides differ, and are less than "
+        "twice the number of channels; save it as a TIFF, or cut squares"
     )
 
 

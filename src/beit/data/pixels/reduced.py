@@ -19,7 +19,7 @@ _FINER = 1.75  # a part of a JPEG is resized that has at least so many times the
 def decode_reduced(data: bytes, name: str, reading: Reading) -> tuple[Tensor, bool]:
     """Decode an image like `decode`, and shrink it if `reading` says so.
 
-    Returns: (3, H, W) uint8, and whether it was shrunk. Raises UnreadableImage.
+    Returns: (c, H, W) uint8, and whether it was shrunk. Raises UnreadableImage.
     """
     if reading.shrinking is None:
         return decode(data, name, reading), False

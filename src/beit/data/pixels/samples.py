@@ -1,8 +1,12 @@
-"""Turn samples of any depth and number of bands into RGB of 8 bits.
+"""Turn samples of any depth and number of bands into RGB or other channels of 8 bits.
 
 Nothing is stretched image by image: a value means the same in every image of a set. Where a file
 does not say what its samples are, the rules below assume it or ask for `SOURCE?range=LOW:HIGH` and
 `SOURCE?bands=3,2,1`.
+
+Channels have 8 bits whatever their number: memory, disk and time grow with that number alone, and
+every view, cache and model takes them as it takes RGB. What the bits are spent on is said band by
+band, `SOURCE?bands=1-3&range=0:3000,0:3000,0:400`.
 """
 
 from typing import Any, NamedTuple
@@ -28,37 +32,43 @@ class Samples(NamedTuple):
     range: tuple[float, float] | None = None  # values of black and white, if the file says them
 
 
-def to_rgb(samples: Samples, reading: Reading) -> Tensor:
+def to_channels(samples: Samples, reading: Reading) -> Tensor:
     """Choose the bands, scale them to 8 bits and show transparency over white.
 
     The range of values is the reading's, else the file's, else that of the dtype: all of it for 8
     and 16 bits, [0, 1] for floats. Values beyond it are clipped, NaN is black; others are rounded
     to the nearest level. With bands from the reading, there is no transparency.
 
-    Returns: (3, H, W) uint8. Raises ValueError if bands or range have to be given.
+    Returns: (3, H, W) uint8; with bands from the reading, as many channels as it names, but three
+        equal ones for one band. Raises ValueError if bands or range have to be given.
     """
     values, count = samples.values, samples.values.shape[-1]
     numbers = reading.bands or samples.colours
     if not numbers:
         raise ValueError(
             f"{count} bands or pages; say which are red, green and blue, as in SOURCE?bands=3,2,1, "
-            "or which one is grey, as in SOURCE?bands=1"
+            f"which one is grey, as in SOURCE?bands=1, or take all, as in SOURCE?bands=1-{count}"
         )
     if max(numbers) > count:
-        raise ValueError(f"bands={','.join(map(str, numbers))}, but there are {count}")
+        raise ValueError(
+            f"bands={','.join(map(str, numbers))}, but there are {count}; name bands that all "
+            "images of a set have, and keep others in another set"
+        )
     bands = [values[..., number - 1] for number in numbers]
-    if values.dtype == np.uint8 and reading.range and reading.range[1] > 255:
-        given = "range={:g}:{:g}".format(*reading.range)
+    if values.dtype == np.uint8 and reading.range and max(reading.range) > 255:
+        given = "range={:g}:{:g}".format(*reading.range[:2])
         raise ValueError(f"8 bits a sample, too few for {given}; keep such images in another set")
-    low, high = reading.range or samples.range or _assumed_range(bands)
-    colours = torch.from_numpy(np.stack([_levels(band, low, high) for band in bands]))
+    ends = reading.range or samples.range or _assumed_ranges(bands, numbers)
+    ranges = zip(ends[::2], ends[1::2], strict=True) if len(ends) > 2 else [ends] * len(bands)
+    levels = [_levels(band, low, high) for band, (low, high) in zip(bands, ranges, strict=True)]
+    channels = torch.from_numpy(np.stack(levels))
     if samples.inverted:
-        colours = 255 - colours
+        channels = 255 - channels
     if samples.alpha is not None and not reading.bands:
         opacity = values[..., samples.alpha - 1]
-        levels = _levels(opacity, *(samples.range or _full_range(opacity.dtype)))
-        colours = over_white(colours, torch.from_numpy(levels), samples.premultiplied)
-    return colours.expand(3, -1, -1).contiguous()
+        alpha = _levels(opacity, *(samples.range or _full_range(opacity.dtype)))
+        channels = over_white(channels, torch.from_numpy(alpha), samples.premultiplied)
+    return (channels if len(bands) > 1 else channels.expand(3, -1, -1)).contiguous()
 
 
 def over_white(colours: Tensor, opacity: Tensor, premultiplied: bool = False) -> Tensor:
@@ -71,6 +81,22 @@ def over_white(colours: Tensor, opacity: Tensor, premultiplied: bool = False) ->
 
 def _full_range(dtype: np.dtype[Any]) -> tuple[float, float]:
     return (0, np.iinfo(dtype).max) if dtype.kind in "iu" else (0, 1)
+
+
+def _assumed_ranges(bands: list[Values], numbers: tuple[int, ...]) -> tuple[float, ...]:
+    """Return the range of all bands, or low and high of each if they are no colours.
+
+    Raises ValueError if that is unsure.
+    """
+    if len(bands) in (1, 3):
+        return _assumed_range(bands)
+    ends = list[float]()
+    for number, band in zip(numbers, bands, strict=True):
+        try:
+            ends += _assumed_range([band])
+        except ValueError as error:
+            raise ValueError(f"band {number}: {error}") from None
+    return tuple(ends)
 
 
 def _assumed_range(bands: list[Values]) -> tuple[float, float]:

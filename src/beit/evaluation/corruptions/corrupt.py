@@ -139,7 +139,8 @@ def _check(images: Tensor, kind: str, severity: int, num_indices: int) -> None:
             "them before any scaling or normalisation"
         )
     if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+        got = tuple(images.shape)
+        raise ValueError(f"images are {got}, expected RGB (B, 3, H, W): corruptions are of colours")
     if min(images.shape[-2:]) < 8:
         size = tuple(images.shape[-2:])
         raise ValueError(f"images of {size} pixels are too small; expected 8 or more on each side")

@@ -44,7 +44,7 @@ def from_dvae(
         raise ValueError(f"{origin} is not a discrete VAE: expected {names}, got {got}")
     check_overrides(overrides, OVERRIDES, origin)
     num_codes, code_width = shape_of(tensors, CODEBOOK, 2, origin)
-    hidden_width = shape_of(tensors, STEM, 4, origin)[0]
+    hidden_width, in_channels = shape_of(tensors, STEM, 4, origin)[:2]
     num_layers = sum(re.fullmatch(r"encoder\.\d+\.0\.weight", name) is not None for name in tensors)
     if "mean" not in overrides:
         advice = "if it was trained on normalised images, give mean and std"
@@ -59,6 +59,7 @@ def from_dvae(
             hidden_width=hidden_width,
             mean=None if mean is None else tuple(mean),
             std=None if std is None else tuple(std),
+            in_channels=in_channels,
         )
     except ValueError as error:
         raise ValueError(f"{origin}: {error}") from error
