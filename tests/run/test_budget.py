@@ -80,6 +80,7 @@ def test_a_run_records_what_was_chosen_and_not_the_budget(allowed, steps, tmp_pa
     assert (written["run"]["budget"], written["run"]["fitted_to"]) == ("", allowed)
     assert f"{steps} step{'s' * (steps > 1)} of" in written["run"]["chosen"][-1]
     assert ("hardly anything in fewer than 100 steps" in caplog.text) == (steps < 10)  # shortened
+    assert ("The trial took" in caplog.text) == (steps < 10)
     last = (result.directory / "metrics.jsonl").read_text().splitlines()[-1]
     assert f'"step": {steps},' in last
 

@@ -83,7 +83,8 @@ def load_target(
     source = tokenizer or config.source
     if not source:
         raise ValueError(
-            "no tokenizer given; give a run or weights file, as in --tokenizer runs/tok"
+            "no tokenizer given; give a run or weights file, as in --tokenizer runs/tok, which "
+            "beit train-tokenizer makes"
         )
     return TokenTarget(load_tokenizer(source).to(device), vit.grid)
 

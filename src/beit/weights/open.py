@@ -305,6 +305,8 @@ def _find_file(path: Path) -> Path:
     if not path.is_file():
         hint = f"; in the hub, {hub.HUB}{path}" if hub.REPOSITORY.fullmatch(str(path)) else ""
         hint = f"; did you mean {hub.PUBLISHED}{path}?" if str(path) in manifest.names() else hint
+        if str(path).startswith(("efficientnet-lite0", "timm:")):
+            hint = f"; did you mean teacher:{path}?"
         raise FileNotFoundError(
             f"{path} does not exist{hint}; expected a run directory, a file ({expected}), "
             "hf://OWNER/NAME, published:NAME or beit:NAME"
