@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import signal
 import threading
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
@@ -48,6 +49,9 @@ DATA = DataConfig(
     train="shapes://43?size=24", validation="shapes://13?size=24&seed=1", num_workers=0
 )  # 5 steps of 8 an epoch, and 3 images left over
 CPU = DeviceConfig(accelerator="cpu")
+
+# A shell ignores Ctrl-C for what it starts in the background, and its children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def vit(**changes: Any) -> ViTConfig:
