@@ -59,6 +59,7 @@ def test_a_verb_runs_with_its_config(toy):
     [
         ("pretrian", "unknown verb 'pretrian'; did you mean pretrain? See beit --help"),
         ("--hepl", "unknown option '--hepl'; did you mean --help?"),
+        ("visualize", "unknown verb 'visualize'; did you mean visualise? See beit --help"),
         ("xyzzy", "unknown verb 'xyzzy'. See beit --help"),
     ],
 )

@@ -68,3 +68,26 @@ def test_the_gain_is_told_beside_chance_untrained_and_the_teacher() -> None:
     table = demo.probe_table(probes)
     assert table.rows[0] == ["chance: always the most frequent class", *["10.0"] * 4]
     assert table.rows[2] == ["pretrained backbone", "36.0", "–", "25.0", "–"]
+
+
+def test_an_output_that_exists_is_refused_with_what_the_demo_has(tmp_path: Path) -> None:
+    with pytest.raises(FileExistsError, match="exists and is not overwritten; name another dir"):
+        demo.run(demo.Config(data="photos", output=str(tmp_path)))
+
+
+def test_unreadable_images_are_allowed_in_each_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def stop(config: object) -> None:
+        seen.append(config)
+        raise RuntimeError
+
+    monkeypatch.setattr(demo.vqkd, "run", stop)
+    monkeypatch.setattr(demo.probe, "run", stop)
+    data = "shapes://100?size=64"
+    config = demo.Config(data=data, output=str(tmp_path / "demo"), max_unreadable=0.25)
+    with pytest.raises(RuntimeError):
+        demo.run(config)
+    assert seen[0].data.max_unreadable == 0.25

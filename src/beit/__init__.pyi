@@ -15,8 +15,9 @@ from beit.weights.teachers import load_teacher as load_teacher
 __version__: str
 
 def demo(
-    *, data: Any = ..., output: Any = ..., cache: Any = ..., budget: Any = ..., preset: Any = ...,
-    config: Any = ..., quiet: Any = ..., **options: Any
+    *, data: Any = ..., output: Any = ..., cache: Any = ..., budget: Any = ...,
+    max_unreadable: Any = ..., preset: Any = ..., config: Any = ..., quiet: Any = ...,
+    **options: Any
 ) -> Result:
     """Train, probe and report a small model, in minutes on two CPU cores; options: help(beit.demo)."""
 

@@ -173,7 +173,8 @@ def _split_verb(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
         return f"{name} {word}", options[1:]
     if name not in VERBS:
         is_option = name.startswith("-")
-        kind, known = ("option", ["--help", "--version"]) if is_option else ("verb", list(VERBS))
+        verbs = {verb.partition(" ")[0] for verb in VERBS}
+        kind, known = ("option", {"--help", "--version"}) if is_option else ("verb", verbs)
         raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, known)} See beit --help")
     return name, options
 

@@ -28,7 +28,6 @@ from beit.pretraining.config import Config as PretrainConfig
 from beit.probing import probe
 from beit.probing.charts import format_table
 from beit.run.budget import seconds_of, seconds_to_read
-from beit.run.directory import RunDirectory
 from beit.run.journal import Result as Trained
 from beit.tokenizer import vqkd
 
@@ -59,12 +58,14 @@ class Config:
             images are kept in output
         budget: time in which it ends, as 10m or 1h; empty for 10m with a folder of images, and for
             the whole preset with CIFAR-10
+        max_unreadable: largest share of unreadable images that does not stop the demo
     """
 
     data: str = ""
     output: str = ""
     cache: str = "data/cifar10"
     budget: str = ""
+    max_unreadable: float = 0.01
 
 
 class Sets(NamedTuple):
@@ -99,9 +100,11 @@ def run(config: Config) -> Result:
         return f"{max(seconds, 1):.0f}s" if budget else ""
 
     output = Path(config.output) if config.output else first_free(Path("runs/demo"))
-    RunDirectory.check_new(output)
+    if output.exists():
+        raise FileExistsError(f"{output} exists and is not overwritten; name another directory")
     sets = find_sets(config)
     data = [f"--data={sets.train}", f"--validation={sets.test}", "--data.shrink=true"]
+    data += [f"--data.max_unreadable={config.max_unreadable}"]
 
     print(f"\n1 of 3 · a tokenizer learns codes from a teacher, on {sets.train}")
     vit = [f"--model.encoder.{option}" for option in sets.vit]
@@ -124,6 +127,7 @@ def run(config: Config) -> Result:
     if images.labels is not None:
         print("\n3 of 3 · probes measure how well frozen features separate the classes")
         limits = probe_limits(images, left(READING_SHARE))
+        limits += [f"--max_unreadable={config.max_unreadable}"]
         probes = probe_all(sets, tokenizer, pretrained, tokenizer_config.teacher, limits, output)
 
     minutes = f"{(time.monotonic() - started) / 60:.1f}"

@@ -159,6 +159,14 @@ def test_too_few_images_are_refused(tmp_path):
         parse("train-tokenizer", vqkd.Config, ["--data", data, "--output", "runs/x"])
 
 
+def test_finetune_without_labels_is_refused_before_images_are_decoded(tmp_path, pretrained):
+    data = folder(tmp_path / "photos", {"": 30})
+    source = str(tmp_path / "source.safetensors")
+    save_weights(source, pretrained)
+    with pytest.raises(ValueError, match="all need a class here, from class folders or a table"):
+        parse("finetune", FinetuneConfig, ["--data", data, "--model", source, "--output", "x"])
+
+
 def test_options_and_presets_override(tmp_path):
     data = folder(tmp_path / "photos", {"": 30})
     options = ["--data", data, "--validation", "", "--model.encoder.image_size", "64"]

@@ -28,7 +28,10 @@ def test_empty_batches_are_skipped_and_reported():
     kept = list(readable(batches, Unreadable(10, 0.3), warnings.append))
     assert [len(batch.indices) for batch in kept] == [4, 3]
     assert warnings == [f"unreadable, left out: {name}" for name in ("a: x", "b: y", "c: z")]
-    with pytest.raises(ValueError, match=r"3 of 10 images cannot be read.*raise max_unreadable"):
+    with pytest.raises(
+        ValueError,
+        match=r"3 of 10 images cannot be read.*doctor DATA --write.*raise max_unreadable",
+    ):
         list(readable(batches, Unreadable(10, 0.2), warnings.append))
 
 

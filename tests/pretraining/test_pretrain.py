@@ -331,7 +331,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(
 
 
 def test_no_tokenizer_is_refused(tmp_path, pretrain_config):
-    with pytest.raises(ValueError, match="no tokenizer given; give a run or weights file"):
+    with pytest.raises(ValueError, match=r"no tokenizer given; .*beit train-tokenizer makes"):
         pretrain.run(replace(pretrain_config(tmp_path / "run", tmp_path), tokenizer=""))
     assert not (tmp_path / "run").exists()
 

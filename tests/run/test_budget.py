@@ -83,6 +83,7 @@ def test_a_run_records_what_was_chosen_and_not_the_budget(allowed, steps, tmp_pa
     assert ("hardly anything in fewer than 100 steps" in caplog.text) == (steps < 10)  # shortened
     overrun = re.search(r"minutes, over the budget of 0\.01s: a step took", capsys.readouterr().err)
     assert bool(overrun) == (steps < 10)
+    assert ("The trial took" in caplog.text) == (steps < 10)
     last = (result.directory / "metrics.jsonl").read_text().splitlines()[-1]
     assert f'"step": {steps},' in last
 

@@ -121,6 +121,7 @@ def test_a_kill_between_two_files_loses_nothing(run, finished, monkeypatch):
         ({"run.stop_after": 9}, "with run.stop_after 9 it ends after step 9; give a larger number"),
         ({"optim.learning_rate": 1}, "optim.learning_rate cannot be changed when a run resumes"),
         ({"run.seed": 1}, r"What can be: optim.epochs, run.stop_after, .*--init"),
+        ({"data.train": "b"}, r"If images were only moved, write their place into .*config\.yaml"),
         ({"optim.steps": 9}, "optim.steps cannot be changed"),
         ({"optim.epoch": 9}, "optim.epoch cannot be changed"),
         ({"optim.epochs": "many"}, "epochs is 'many', expected"),

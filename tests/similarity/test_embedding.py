@@ -110,3 +110,16 @@ def test_a_page_is_never_overwritten(photos: Path, model: str, tmp_path: Path) -
     (tmp_path / "page.html").write_text("mine")
     with pytest.raises(FileExistsError, match="is not overwritten"):
         embedding.run(config(model, photos, tmp_path / "page.html"))
+
+
+def test_unreadable_images_are_no_random_subset(
+    photos: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "red" / "broken.jpg").write_bytes(b"")
+    output = tmp_path / "page.html"
+    embedding.run(config(model, photos, output, max_unreadable=0.1))
+    out = capsys.readouterr().out
+    said = "1 of 13 images cannot be read and are left out"
+    assert said in out and said in output.read_text("utf-8")
+    assert "random subset" not in out
+    assert "reading the pictures of 12 images" in out

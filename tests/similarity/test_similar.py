@@ -37,6 +37,17 @@ def known(out: str) -> tuple[int, int]:
     return int(words[words.index("images") - 1]), int(words[-2])
 
 
+def test_the_picture_names_file_and_label(
+    photos: Path, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[Any] = []
+    monkeypatch.setattr(similar, "similar_picture", lambda rows: drawn.extend(rows) or b"")
+    output = str(tmp_path / "near.png")
+    result = similar.run(config(model, photos / "red" / "2.png", photos, output=output))
+    (near, *_), match = next(iter(result.neighbours.values())), drawn[0][1]
+    assert (match.first, match.second) == (f"{near.cosine:.3f} red", Path(near.name).name)
+
+
 def test_the_nearest_are_of_the_photos_class_and_not_itself(
     photos: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

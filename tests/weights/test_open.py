@@ -518,6 +518,8 @@ def test_a_name_of_the_hub_is_recognised(tmp_path, monkeypatch):
         FileNotFoundError, match=r"did you mean published:beit_base_patch16_224_pt22k\?"
     ):
         load("beit_base_patch16_224_pt22k")
+    with pytest.raises(FileNotFoundError, match=r"did you mean teacher:efficientnet-lite0\?"):
+        load("efficientnet-lite0")
     with pytest.raises(TypeError, match="source is a dict; expected the name of a file"):
         load({})
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from beit.data.classes import Labelled, known_classes, renumbered
+from beit.data.classes import Labelled, known_classes, known_labels, renumbered
 from beit.data.mixture import weights_of
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import open_source, open_test_split
@@ -93,6 +93,8 @@ def look_at(verb: str, told: Told, data: Mapping[str, Any]) -> tuple[Images, lis
             "learns little from fewer than some hundred; give more, or use published weights as "
             "they are, as in beit embed --model published:beitv2_base_patch16_224_pt1k_ft21k"
         )
+    if verb == "finetune":
+        known_labels(Labelled("data.train", spec, source))  # before any image is decoded
     side, chosen = usual_side(source), [] if own else [f"data {spec}: as the run it starts from"]
     if validation is None:
         spec, validation, why = held_out(spec, source)

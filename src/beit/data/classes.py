@@ -240,7 +240,10 @@ def known_labels(part: Labelled) -> Tensor:
             return labels
         first = part.source.name(unknown[0])
         why = f"{len(unknown)} of {len(labels)}, the first is {first}; label or remove them"
-    raise ValueError(f"{part.where}: images without a label: {why}; all need a class here")
+    raise ValueError(
+        f"{part.where}: images without a label: {why}; all need a class here, "
+        "from class folders or a table of files and classes"
+    )
 
 
 def check_range(part: Labelled, labels: Tensor, count: int) -> None:

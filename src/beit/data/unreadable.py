@@ -37,7 +37,8 @@ class Unreadable:
             also = f". Also {_listed(others)}" if others else ""
             raise TooManyUnreadable(
                 f"{count} of {self.total} images cannot be read, more than the allowed "
-                f"{self.limit_share:.3%}: {first}{also}. Repair or remove them, or raise "
+                f"{self.limit_share:.3%}: {first}{also}. Repair or remove them, or leave them out "
+                "(beit doctor DATA --write clean.csv, then --data clean.csv), or raise "
                 "max_unreadable (of a training, --data.max_unreadable)"
             )
 

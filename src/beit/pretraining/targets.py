@@ -91,7 +91,8 @@ def load_target(
     source = tokenizer or config.source
     if not source:
         raise ValueError(
-            "no tokenizer given; give a run or weights file, as in --tokenizer runs/tok"
+            "no tokenizer given; give a run or weights file, as in --tokenizer runs/tok, which "
+            "beit train-tokenizer makes"
         )
     opened = load_tokenizer(source).to(device)
     taken = image_channels(getattr(opened, "config", None))

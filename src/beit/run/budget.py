@@ -82,7 +82,8 @@ def within_budget(
     sets = open_sets()
     logger.info("measuring the time of a step, for a run that ends within %s", budget)
     times = _of_first_process(measured(run, partial(trial, config), sets))
-    left = seconds * (1 - RESERVE) - (time.monotonic() - started)
+    spent = time.monotonic() - started
+    left = seconds * (1 - RESERVE) - spent
     most = _of_first_process(affordable(left, settings, sets, times))
     fitted = shortened(settings, len(sets.train), most)
     steps = fitted.optim.schedule(len(sets.train)).total_steps
@@ -92,11 +93,12 @@ def within_budget(
     why = f"{length}{number}: {verdict} {budget}"
     logger.info("%s", why)
     if steps < FEW and fitted is not settings:
+        other = seconds_needed(fitted, sets, times) - steps * times.step
         logger.warning(
-            "%s is little: a training learns hardly anything in fewer than %d steps. Give a longer "
+            "%s is little: a training learns hardly anything in fewer than %d steps. The trial "
+            "took %.0f s; reading, validations and the report take %.0f s. Give a longer "
             "budget; if other programs used the machine just now, begin again without them",
-            number,
-            FEW,
+            *(number, FEW, spent, other),
         )
     chosen = (*settings.run.chosen, why)
     recorded = replace(settings.run, budget="", fitted_to=budget, chosen=chosen)

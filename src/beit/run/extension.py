@@ -27,6 +27,7 @@ CHANGEABLE = (
     *("run.checkpoint_every", "run.keep_last", "run.keep_every", "run.max_skipped", "run.track"),
     *("data.num_workers", "data.max_unreadable"),
 )
+IMAGES = ("data", "data.train", "validation", "data.validation")  # as options say them
 
 
 class ExtendedRun(RunDirectory):
@@ -130,11 +131,15 @@ def check_changeable(run: RunDirectory, changes: Mapping[str, Any]) -> None:
     known = [name for name in CHANGEABLE if _has(run.config(), name)]
     for name in changes:
         if name not in known:
+            moved = (
+                f". If images were only moved, write their place into {run.config_file} and add "
+            )
+            moved += "--accept_changed_data true"
             raise ValueError(
                 f"{name} cannot be changed when a run resumes: its weights so far depend on it. "
                 f"What can be: {', '.join(known)}. Other settings need a new run, which may start "
                 f"from the weights of this one (--init {run.path}; for finetune and segment, "
-                f"--model {run.path})"
+                f"--model {run.path})" + (moved if name in IMAGES else "")
             )
 
 

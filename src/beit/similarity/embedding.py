@@ -23,6 +23,7 @@ from beit.draw.canvas import Pixels, shown
 from beit.draw.names import percent
 from beit.draw.thumbnails import shrunk
 from beit.run.device import DeviceConfig
+from beit.run.progress import Progress
 from beit.similarity.layout import clusters, layout, num_clusters, purity
 from beit.similarity.neighbours import agreement, all_nearest
 from beit.similarity.page import EmbeddingPage, write_page
@@ -107,7 +108,7 @@ def run(config: Config) -> Result:
     if output.exists():
         raise FileExistsError(f"{output} exists and is not overwritten; name another file")
     reading = open_reading(config)
-    images, total = _images(config, reading)
+    images, chosen, total = _images(config, reading)
     n = len(images.names)
     if n < 2:
         raise ValueError(f"{config.data} has one readable image; a map needs two or more")
@@ -116,9 +117,13 @@ def run(config: Config) -> Result:
             f"{config.data}: its images are not found, and the page shows them; run the command "
             "where they are, or give them as data"
         )
-    note = ""
-    if n < total:
-        note = f"{n:,} of {total:,} images, a fixed random subset; --limit shows more or fewer"
+    notes = []
+    if chosen < total:
+        more = "a fixed random subset; --limit shows more or fewer"
+        notes.append(f"{chosen:,} of {total:,} images, {more}")
+    if n < chosen:
+        notes.append(f"{chosen - n:,} of {chosen:,} images cannot be read and are left out")
+    for note in notes:
         print(note)
     near = all_nearest(images.vectors, max(config.neighbours, AGREEING))
     groups = clusters(images.vectors, min(config.clusters or num_clusters(n), n), config.seed)
@@ -131,7 +136,7 @@ def run(config: Config) -> Result:
         model=config.model,
         data=config.data,
         features=reading.features,
-        note=note,
+        note=". ".join(notes),
         names=images.names,
         labels=None if labels is None else labels.tolist(),
         label_names=names,
@@ -161,17 +166,17 @@ def ending(config: Config, result: Result) -> Ending:
     return Ending(f"{result.page}, a page of the set", figure, opened(result.page))
 
 
-def _images(config: Config, reading: Reading) -> tuple[ImageSet, int]:
-    """Return the images to show, and how many there are."""
+def _images(config: Config, reading: Reading) -> tuple[ImageSet, int, int]:
+    """Return the readable ones of the images to show, how many were to show, and of how many."""
     most = config.limit or MOST
     if not is_table(config.data):
         source = open_source(config.data)
         shown = limited(source, most)
-        return indexed(shown, config.data, config.index, reading), len(source)
+        return indexed(shown, config.data, config.index, reading), len(shown), len(source)
     images, _ = read_set(config.data, reading)
     total = len(images.names)
     if total <= most:
-        return images, total
+        return images, total, total
     rows = shuffled(total)[:most].sort().values
     part = images._replace(
         names=[images.names[row] for row in rows.tolist()],
@@ -179,7 +184,7 @@ def _images(config: Config, reading: Reading) -> tuple[ImageSet, int]:
         labels=None if images.labels is None else images.labels[rows],
         indices=[images.indices[row] for row in rows.tolist()],
     )
-    return part, total
+    return part, most, total
 
 
 def _labels(images: ImageSet) -> tuple[Tensor | None, list[str]]:
@@ -219,7 +224,10 @@ def thumbnails(
     order = torch.tensor(indices)
     place = order.argsort()  # a part of a source is in the source's order
     batches = EvalBatches(PartSource(source, order), view, 64, num_workers=num_workers)
-    for batch in batches:
-        for image, row in zip(shown(batch.images), batch.indices.tolist(), strict=True):
-            cells[int(place[row])] = shrunk(image.permute(1, 2, 0).contiguous().numpy(), side)
+    print(f"reading the pictures of {len(indices):,} images")
+    with Progress(len(batches)) as progress:
+        for step, batch in enumerate(batches, start=1):
+            for image, row in zip(shown(batch.images), batch.indices.tolist(), strict=True):
+                cells[int(place[row])] = shrunk(image.permute(1, 2, 0).contiguous().numpy(), side)
+            progress.update(step, {}, len(batch.images), 0.0)
     return cells

@@ -258,8 +258,10 @@ def _drawn(name: str, photo: _Photo, matches: list[tuple[int, Neighbour]], image
     return [first] + [
         Match(
             _pixels(images.source, images.indices[row]),
-            f"{near.cosine:.3f}" + (" duplicate" if near.cosine > DUPLICATE else ""),
-            near.label or Path(near.name).name,
+            f"{near.cosine:.3f}"
+            + (" duplicate" if near.cosine > DUPLICATE else "")
+            + (f" {near.label}" if near.label else ""),
+            Path(near.name).name,
         )
         for row, near in matches
     ]

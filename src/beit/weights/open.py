@@ -321,7 +321,10 @@ def _find_file(path: Path) -> Path:
     if not path.is_file():
         hint = f"; in the hub, {hub.HUB}{path}" if hub.REPOSITORY.fullmatch(str(path)) else ""
         if str(path).startswith("timm:"):
-            hint = f"; timm's weights in the hub are {hub.HUB}timm/{path.name[5:]}.TAG"
+            own = f"{hub.HUB}timm/{path.name[5:]}.TAG"
+            hint = f"; did you mean teacher:{path}? timm's BEiT weights in the hub are {own}"
+        elif str(path).startswith("efficientnet-lite0"):
+            hint = f"; did you mean teacher:{path}?"
         elif (name := path.stem.partition("-")[0]) in manifest.names():
             hint = f"; did you mean {hub.PUBLISHED}{name}?"
         raise FileNotFoundError(

@@ -106,7 +106,7 @@ def test_paths_may_be_relative_to_a_folder_beside_or_to_the_working_directory(ph
     assert int(open_source("set/train.csv").image(0)[0, 0, 0]) == 0
     assert int(open_source(write("set/test_labels.csv", *rows)).image(0)[0, 0, 0]) == 1
     with pytest.raises(
-        FileNotFoundError, match=r"3 of the 3 image files .*first is '0\.png' in se"
+        FileNotFoundError, match=r"3 of the 3 .*'0\.png' in set; .*test, train have that file: put"
     ):
         open_source(write("set/all.csv", *rows))
     (pathlib.Path("set/test") / "2.png").unlink()  # its own folder, although another has the file
@@ -158,7 +158,9 @@ def test_tables_that_cannot_be_are_refused(lines, query, message, photos):
 
 
 def test_other_tables_that_cannot_be_are_refused(photos):
-    with pytest.raises(ValueError, match=r"labels\.csv: .* not text in UTF-8; save it"):
+    with pytest.raises(
+        ValueError, match=r"labels\.csv: .* not text in UTF-8; save it .*Excel, CSV UTF-8"
+    ):
         open_table(pathlib.Path(write("labels.csv", "file,label", "ä,b", encoding="latin-1")))
     with pytest.raises(ValueError, match=r"a\.jsonl: cannot read row 2"):
         open_table(pathlib.Path(write("a.jsonl", '{"file": "0.png"}', "[1]")))

@@ -65,6 +65,7 @@ def open_table(path: Path, reading: Reading = AS_IT_IS, split: Split | None = No
             f"{path}: {len(missing)} of the {len(files)} image files that it names do not "
             f"exist; the first is {_quoted.repr(missing[0])} in {root}; expected paths relative to "
             "the folder of the table, to one folder in it, or to the working directory"
+            f"{_ambiguous(path, files[0])}"
         )
     why = table.why_unlabelled
     labelled = 0 if labels is None else int((labels >= 0).sum())
@@ -241,6 +242,14 @@ def _read(path: Path, reading: Reading) -> Table:
         str(path),
     )
     return Table(files, labels, names, why, label, rows_of)
+
+
+def _ambiguous(table: Path, first: str) -> str:
+    """Say that several folders beside a table have its first file, if so."""
+    having = sorted(path.name for path in table.parent.iterdir() if os.path.isfile(path / first))
+    if len(having) < 2:
+        return ""
+    return f". {', '.join(having)} have that file: put the table into the right one of them"
 
 
 def _check_lines(path: Path, column: str, values: Sequence[str | None]) -> None:

@@ -73,7 +73,8 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     try:
         text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError("the table is not text in UTF-8; save it as such") from error
+        advice = "save it as such (in Excel, CSV UTF-8)"
+        raise ValueError(f"the table is not text in UTF-8; {advice}") from error
     if path.suffix.lower() == ".jsonl":
         yield from (dict(json.loads(line)) for line in text.split("\n") if line.strip())
         return
