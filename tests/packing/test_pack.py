@@ -519,14 +519,15 @@ def test_ten_kills_of_the_command_change_no_byte(tmp_path, form):
 
     def start(output):
         return subprocess.Popen(
-            [*words, str(output)],
+            [*words, f"--output={output}"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             env=os.environ | {"OMP_NUM_THREADS": "1"},
         )
 
     whole = start(tmp_path / "whole")
-    assert whole.communicate(timeout=300) and whole.returncode == 0
+    _, errors = whole.communicate(timeout=300)
+    assert whole.returncode == 0, errors.decode()
     broken, finished = tmp_path / "broken", 0
     for kill in range(10):
         process, before, deadline = start(broken), finished, time.monotonic() + 120
