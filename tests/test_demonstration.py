@@ -71,7 +71,7 @@ def test_the_gain_is_told_beside_chance_untrained_and_the_teacher() -> None:
 
 
 def test_an_output_that_exists_is_refused_with_what_the_demo_has(tmp_path: Path) -> None:
-    with pytest.raises(FileExistsError, match="name another directory$"):
+    with pytest.raises(FileExistsError, match=r"name another directory$"):
         demo.run(demo.Config(data="photos", output=str(tmp_path)))
 
 
