@@ -71,13 +71,11 @@ def test_the_gain_is_told_beside_chance_untrained_and_the_teacher() -> None:
 
 
 def test_an_output_that_exists_is_refused_with_what_the_demo_has(tmp_path: Path) -> None:
-    with pytest.raises(FileExistsError, match="exists and is not overwritten; name another dir"):
+    with pytest.raises(FileExistsError, match=r"name another directory$"):
         demo.run(demo.Config(data="photos", output=str(tmp_path)))
 
 
-def test_unreadable_images_are_allowed_in_each_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_images_are_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
 
     def stop(config: object) -> None:
@@ -85,7 +83,6 @@ def test_unreadable_images_are_allowed_in_each_part(
         raise RuntimeError
 
     monkeypatch.setattr(demo.vqkd, "run", stop)
-    monkeypatch.setattr(demo.probe, "run", stop)
     data = "shapes://100?size=64"
     config = demo.Config(data=data, output=str(tmp_path / "demo"), max_unreadable=0.25)
     with pytest.raises(RuntimeError):
