@@ -53,8 +53,8 @@ has a training loop.""",
         "Networks and what they return",
         """`B` images, `H W` pixels, `Gh Gw` the grid, `N` patches, `D` width, `M` hidden patches,
 `K` codes, `C` code width, `T` teacher width, `Y` classes ([letters](../docs/glossary.md#letters)).
-Images are RGB, (B, 3, H, W), uint8 or float in [0, 1]; all else is refused by a `ValueError` or
-`TypeError` that says what was found and what to give.""",
+Images are RGB, (B, 3, H, W), or have the channels of the model; uint8 or float in [0, 1]. All else
+is refused by a `ValueError` or `TypeError` that says what was found and what to give.""",
         [
             "beit.nn.vit.ViTConfig",
             "beit.nn.vit.VisionTransformer",
@@ -81,7 +81,9 @@ Images are RGB, (B, 3, H, W), uint8 or float in [0, 1]; all else is refused by a
             "beit.nn.quantizer.Quantizer",
             "beit.nn.masking.block_masks",
             "beit.nn.position.resize_relative_bias",
+            "beit.nn.position.resized",
             "beit.nn.attention_maps.attention_maps",
+            "beit.run.parameters.parameter_groups",
             "beit.data.imagenet_names.imagenet_words",
             "beit.weights.crop.crop_ratio",
             "beit.weights.hub.fetch",
