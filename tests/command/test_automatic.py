@@ -178,6 +178,17 @@ def test_options_and_presets_override(tmp_path):
     assert (config.data.train, config.run.chosen) == (data, ())
 
 
+def test_a_model_has_the_channels_of_the_images(tmp_path):
+    for number in range(30):
+        pixels = np.random.default_rng(number).integers(0, 256, (32, 32, 5), np.uint8)
+        np.save(tmp_path / f"{number}.npy", pixels)
+    options = ["--data", f"{tmp_path}?bands=1-5", "--teacher.channels=[1,2,3]"]
+    encoder = parse("train-tokenizer", vqkd.Config, options).model.encoder
+    assert (encoder.in_channels, encoder.mean) == (5, (0.5,) * 5)
+    backbone = chosen(PHOTOS._replace(channels=5), verb="pretrain")["model"]["backbone"]
+    assert (backbone["in_channels"], backbone["std"]) == (5, [0.5] * 5)
+
+
 def test_pretraining_takes_data_and_crops_from_the_tokenizers_run(tmp_path):
     run = vqkd.run(tokenizer_config(tmp_path / "tok")).directory
     config = parse("pretrain", PretrainConfig, ["--tokenizer", str(run), "--output", "runs/x"])

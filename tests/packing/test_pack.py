@@ -254,6 +254,18 @@ def test_a_range_of_values_is_applied_once(photos, tmp_path):
     assert levels == pytest.approx([0, 64, 128], abs=2)
 
 
+def test_images_of_five_channels(tmp_path):
+    (tmp_path / "cells").mkdir()
+    for number in range(3):
+        values = np.random.default_rng(number).integers(0, 256, (5, 24, 20), np.uint8)
+        np.save(tmp_path / f"cells/{number}.npy", values)
+    with pytest.raises(ValueError, match=r"0\.npy: an array, no image file; give --format parquet"):
+        packed(f"{tmp_path}/cells?bands=1-5", tmp_path / "tar")
+    packed(f"{tmp_path}/cells?bands=1-5", tmp_path / "rows", format="parquet")
+    shards, cells = (open_source(f"{tmp_path}/{name}?bands=1-5") for name in ("rows", "cells"))
+    same(shards, cells, pixels=True)
+
+
 @pytest.mark.parametrize("form", FORMATS)
 def test_unreadable_images_are_left_out_and_noted(photos, tmp_path, form, capsys):
     shutil.copytree(photos, tmp_path / "bad")
@@ -421,6 +433,7 @@ def test_a_shard_that_reads_back_differently_is_deleted(sources, tmp_path, form,
         ({"output": "s3://bucket/x"}, "expected a folder on disk. Copy the shards to a store"),
         ({"output": ""}, "output is ''; expected a folder"),
         ({"shorter_side": 0}, "shorter_side is 0; expected pixels"),
+        ({"data": "a?bands=1-5", "shorter_side": 9}, "JPEG files, which have no 5 channels"),
         ({"quality": 96}, "quality is 96; expected 1 to 95"),
         ({"shard_megabytes": 0}, "shard_megabytes is 0; expected more"),
         ({"num_workers": -1}, "num_workers is -1; expected 0 or more"),

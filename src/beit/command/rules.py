@@ -102,6 +102,13 @@ def fitted(
     values, reason, total = pace(verb, preset, images, has, told, image)
     reasons += reason
     vit |= {"image_size": [height, width], "patch_size": shape.patch}
+    if images.channels != 3:
+        halves = [0.5] * images.channels
+        vit |= {"in_channels": images.channels, "mean": halves, "std": halves}
+        reasons.append(
+            f"{images.channels} channels, mean and std 0.5: the bands of the images; beit doctor "
+            "measures better ones"
+        )
     if verb == "finetune":
         fresh = bool(told.get("backbone"))  # else a model is given, or asked for
         return values | ({"backbone": vit} if fresh else {}), reasons

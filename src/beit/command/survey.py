@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from beit.data.channels import channels_of
 from beit.data.classes import Labelled, known_classes, known_labels, renumbered
 from beit.data.mixture import weights_of
 from beit.data.source import Source, UnreadableImage
@@ -36,6 +37,7 @@ class Images(NamedTuple):
         side: usual shorter side in pixels
         unchecked: why there is no k-NN check; empty if there can be one
         limit: of the training images
+        channels: of each
     """
 
     train: str
@@ -44,6 +46,7 @@ class Images(NamedTuple):
     side: int
     unchecked: str = ""
     limit: int | None = None
+    channels: int = 3
 
 
 class Told:
@@ -102,7 +105,8 @@ def look_at(verb: str, told: Told, data: Mapping[str, Any]) -> tuple[Images, lis
         source = open_source(spec, split="train") if spec.endswith("]") else source
     number = min(limit or len(source), len(source))
     unchecked = "" if verb == "finetune" else why_unchecked(spec, source, validation)
-    return Images(spec, validation, number, side, unchecked, limit), chosen
+    channels = channels_of(spec)
+    return Images(spec, validation, number, side, unchecked, limit, channels), chosen
 
 
 def usual_side(source: Source) -> int:

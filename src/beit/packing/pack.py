@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from beit.command.ending import Ending, beside, words
+from beit.data.channels import channels_of
 from beit.data.mixture import weights_of
 from beit.data.source import Source
 from beit.data.sources import open_source
@@ -85,6 +86,11 @@ class Config:
             raise ValueError(
                 f"{self.data}: a mixture is drawn by weight in a training, and shards hold no "
                 "weights; pack each of its sets, and mix the packed ones"
+            )
+        if self.shorter_side is not None and (channels := channels_of(self.data)) != 3:
+            raise ValueError(
+                f"shorter_side saves JPEG files, which have no {channels} channels as the bands of "
+                f"{self.data}; leave it out: files are copied as they are"
             )
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Protocol
 from beit.data.archives.files import TarFiles
 from beit.data.archives.tar_index import CLASS
 from beit.data.packed import ABOUT, MARK, About
+from beit.data.pixels.decoding import ARRAY
 from beit.data.stores.blob import LocalBlob
 from beit.data.tabular.row_files import open_rows
 
@@ -52,7 +53,10 @@ class Shard(Protocol):
 
 @contextmanager
 def tar_shard(path: Path, labelled: bool, class_names: Sequence[str] | None) -> Iterator[Add]:
-    """Write a tar shard: key.jpg and key.cls for each image, and the member `ABOUT`."""
+    """Write a tar shard: key.jpg and key.cls for each image, and the member `ABOUT`.
+
+    Raises ValueError for an array: no reader takes those in a tar as images.
+    """
     names = dict[str, str]()
     with path.open("wb") as file:
         tar = tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT)
@@ -63,6 +67,8 @@ def tar_shard(path: Path, labelled: bool, class_names: Sequence[str] | None) -> 
             tar.addfile(header, io.BytesIO(data))
 
         def add(entry: Entry) -> None:
+            if entry.member.endswith(ARRAY):
+                raise ValueError(f"{entry.name}: an array, no image file; give --format parquet")
             write(entry.member, entry.data)
             if labelled:
                 write(f"{os.path.splitext(entry.member)[0]}.{CLASS}", str(entry.label).encode())

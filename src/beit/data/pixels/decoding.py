@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError, features
 from torch import Tensor
 
-from beit.data.pixels.rasters import JPEG2000, TIFF, read_raster
+from beit.data.pixels.rasters import JPEG2000, NUMPY, TIFF, read_raster
 from beit.data.pixels.samples import Samples, over_white, to_channels
 from beit.data.source import UnreadableImage
 from beit.data.spec import AS_IT_IS, Reading
@@ -127,6 +127,8 @@ def format_ending(data: bytes) -> str:
 
     The image is one that `decode` can read.
     """
+    if data.startswith(NUMPY):
+        return ARRAY
     starts = {**dict.fromkeys(TIFF, ".tif"), **dict.fromkeys(JPEG2000, ".jp2")}
     ending = next((starts[start] for start in starts if data.startswith(start)), "")
     ending = ending or _ENDINGS.get(read_header(data, "").format or "", "")

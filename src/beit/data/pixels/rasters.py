@@ -21,7 +21,7 @@ from beit.data.spec import Reading
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _CODESTREAM = b"\xff\x4f\xff\x51"  # how that of JPEG 2000 begins: with its sizes
 JPEG2000 = (b"\0\0\0\x0cjP  ", _CODESTREAM)
-_NUMPY = b"\x93NUMPY"
+NUMPY = b"\x93NUMPY"
 _RGB = 2  # PhotometricInterpretation of TIFF; 0 and 1 are grey, with the lowest value white at 0
 _MOST_BANDS = 4  # of the largest image
 
@@ -35,7 +35,7 @@ def read_raster(data: bytes, reading: Reading, max_pixels: int) -> Samples | Non
         return _read_tiff(data, reading, max_pixels)
     if data.startswith(JPEG2000):
         return _read_jpeg2000(data, reading, max_pixels)
-    if data.startswith(_NUMPY):
+    if data.startswith(NUMPY):
         return _read_array(data, max_pixels)
     return None
 
