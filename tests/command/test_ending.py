@@ -114,6 +114,12 @@ CASES = [
         "1.0e-06",
     ),
     (
+        "visualise features",
+        "runs/mine a.png --output o",
+        {"images": 1, "report": Path("r.html")},
+        "1 image",
+    ),
+    (
         "replay",
         "runs/mine 3",
         {

@@ -115,7 +115,7 @@ def test_a_backbone_of_ours_opens_in_timm_and_can_be_read_back(final_norm, fille
 
 
 @torch.no_grad()
-def test_a_grey_model_of_timm_scores_grey_images_given_as_rgb(filled, images):
+def test_models_of_one_and_of_four_channels_score_as_in_timm(filled, images):
     model = theirs(filled, in_chans=1, use_rel_pos_bias=True)
     half = {"mean": (0.5,), "std": (0.25,)}
     read = from_timm(model.state_dict(), image_size=SIZE, num_heads=2, **half)
@@ -126,9 +126,12 @@ def test_a_grey_model_of_timm_scores_grey_images_given_as_rgb(filled, images):
     assert from_timm(model.state_dict(), image_size=SIZE, num_heads=2).config.backbone.mean == (
         pytest.approx((0.449,))
     )
-    state = theirs(filled, in_chans=4, use_rel_pos_bias=True).state_dict()
-    with pytest.raises(ValueError, match="in_channels is 4; expected 3, or 1"):
-        from_timm(state, image_size=SIZE, num_heads=2)
+    four = theirs(filled, in_chans=4, use_rel_pos_bias=True)
+    with pytest.raises(ValueError, match="mean has 3 values for 4 channels"):
+        from_timm(four.state_dict(), image_size=SIZE, num_heads=2)
+    read = from_timm(four.state_dict(), image_size=SIZE, num_heads=2, **half)
+    images = torch.cat([images, grey], dim=1)
+    torch.testing.assert_close(read(images), four((images - 0.5) / 0.25), atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
