@@ -148,6 +148,8 @@ def test_huge_image_is_refused_before_decoding(monkeypatch):
     monkeypatch.setattr(decoding, "rgb_of", lambda *_: pytest.fail("decoded"))
     with pytest.raises(UnreadableImage, match=r"huge\.png: too large"):
         decode(data, "huge.png")
+    with pytest.raises(UnreadableImage, match="too large: 10000 x 10000 pixels, at most"):
+        decode(big_png(10_000), "large.png")  # Pillow would warn
     with pytest.raises(UnreadableImage, match="20 x 12 pixels, at most 239"):
         decode(encoded(Image.fromarray(smooth())), "a.png", max_pixels=239)
 
