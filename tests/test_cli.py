@@ -79,9 +79,9 @@ def test_overview_and_version(capsys):
 
 def test_a_verb_of_two_words(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["visualise", "explorer", "out", "--model", "m", "--data", "d", "--print_config"])
+        cli.main(["visualise", "explorer", "m", "d", "--print_config"])
     resolved = yaml.safe_load(capsys.readouterr().out)
-    assert (resolved["output"], resolved["explorer"]) == ("out", True)
+    assert (resolved["model"], resolved["explorer"]) == ("m", True)
     for words, message in (
         (
             ["visualise"],

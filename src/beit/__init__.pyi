@@ -190,14 +190,14 @@ def visualise_features(
     """Draw features in colours, and patches alike: beit visualise features MODEL IMAGE ...; options: help(beit.visualise_features)."""
 
 def visualise_explorer(
-    output: Any = ..., *, model: Any = ..., data: Any = ..., limit: Any = ..., codes: Any = ...,
+    model: Any = ..., data: Any = ..., *, output: Any = ..., limit: Any = ..., codes: Any = ...,
     num_codes: Any = ..., per_code: Any = ..., rank_by: Any = ..., min_uses: Any = ...,
     context: Any = ..., layout: Any = ..., explorer: Any = ..., explorer_images: Any = ...,
     seed: Any = ..., image_size: Any = ..., num_heads: Any = ..., crop_ratio: Any = ...,
     batch_size: Any = ..., num_workers: Any = ..., max_unreadable: Any = ..., device: Any = ...,
     preset: Any = ..., config: Any = ..., quiet: Any = ..., **options: Any
 ) -> Result:
-    """Write a page to browse a codebook: beit visualise explorer OUTPUT --model M --data D; options: help(beit.visualise_explorer)."""
+    """Write a page to browse a codebook; options: help(beit.visualise_explorer)."""
 
 def visualise_embedding(
     model: Any = ..., data: Any = ..., *, output: Any = ..., limit: Any = ...,

@@ -166,7 +166,7 @@ def ending(config: Config, result: Result) -> Ending:
         before, after = gains[UNTRAINED], gains[PRETRAINED]
         figure = f"linear probe of the backbone {after}%, untrained {before}%"
     output = beside(result.report, "explorer")
-    then = words("visualise explorer", output, model=result.tokenizer, data=result.data)
+    then = words("visualise explorer", result.tokenizer, result.data, output=output)
     return Ending(f"{result.report}, the whole story", figure, then)
 
 

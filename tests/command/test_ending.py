@@ -79,7 +79,7 @@ CASES = [
     ),
     (
         "visualise explorer",
-        "o --model m --data p",
+        "m p --output o",
         {"directory": Path("o"), "codes": 5, "vocab_size": 8, "images": 9},
         "o/explorer.html",
     ),

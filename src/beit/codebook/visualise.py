@@ -225,7 +225,7 @@ def ending(config: Config, result: Result) -> Ending:
     if config.explorer:
         return Ending(f"{page}, a page to browse the codebook", figure, opened(page))
     explorer = beside(result.directory, "explorer")
-    then = words("visualise explorer", explorer, model=config.model, data=config.data)
+    then = words("visualise explorer", config.model, config.data, output=explorer)
     return Ending(f"{result.directory}, what each code stands for; report {report}", figure, then)
 
 

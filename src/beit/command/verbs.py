@@ -131,8 +131,8 @@ VERBS = {
     ),
     "visualise explorer": Verb(
         "beit.codebook.visualise",
-        "write a page to browse a codebook: beit visualise explorer OUTPUT --model M --data D",
-        ("output",),
+        "write a page to browse a codebook",
+        ("model", "data"),
         options=("--explorer=true",),
     ),
     "visualise embedding": Verb(
