@@ -162,8 +162,9 @@ def _resume(
             gone, missing, _ = str(error).partition(": no such file or folder")
             if not missing or gone not in f"{config.data.train} {config.data.validation}":
                 raise
+            reason = str(error).partition("; expected ")[0]
             raise FileNotFoundError(
-                f"{str(error).partition('; expected ')[0]}. If the images have moved, write their "
+                f"{reason}{'' if reason.endswith('?') else '.'} If the images have moved, write their "
                 f"new place into {directory.config_file} (data.train and data.validation) and "
                 f"resume with beit {verb} --resume {path} --accept_changed_data true"
             ) from error

@@ -89,6 +89,9 @@ def test_missing_and_empty_folders_are_named(tmp_path):
             open_source(str(tmp_path / wrong / "may"))
         with pytest.raises(FileNotFoundError, match="no such file or folder; expected"):
             open_source(str(tmp_path / wrong / "june"))
+    (tmp_path / "shot.sh").touch()  # too far from "Photos"
+    with pytest.raises(FileNotFoundError, match="no such file or folder; expected"):
+        open_source(str(tmp_path / "Photos"))
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "notes.txt").write_text("no image")

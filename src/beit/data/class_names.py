@@ -117,10 +117,10 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return near and f"; did you mean {near}?"
 
 
-def nearest_name(name: str, known: Sequence[str]) -> str:
+def nearest_name(name: str, known: Sequence[str], cutoff: float = 0.5) -> str:
     """Return the known name that is most like an unknown one, or ``; case counts for nothing."""
     names = {other.casefold(): other for other in reversed(known)}
-    close = get_close_matches(name.casefold(), names, n=1, cutoff=0.5)
+    close = get_close_matches(name.casefold(), names, n=1, cutoff=cutoff)
     return names[close[0]] if close else ""
 
 

@@ -118,7 +118,7 @@ def _near(path: Path) -> str:
         return ""
     below = path.relative_to(missing)
     names = [name for name in names if (missing.parent / name / below).exists()]
-    near = nearest_name(missing.name, names)
+    near = nearest_name(missing.name, names, cutoff=0.75)
     return near and f"; did you mean {missing.parent / near / below}?"
 
 
