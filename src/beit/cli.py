@@ -164,9 +164,9 @@ def _resume(
                 raise
             reason = str(error).partition("; expected ")[0]
             raise FileNotFoundError(
-                f"{reason}{'' if reason.endswith('?') else '.'} If the images have moved, write their "
-                f"new place into {directory.config_file} (data.train and data.validation) and "
-                f"resume with beit {verb} --resume {path} --accept_changed_data true"
+                f"{reason}{'' if reason.endswith('?') else '.'} If the images have moved, write "
+                f"their new place into {directory.config_file} (data.train and data.validation) "
+                f"and resume with beit {verb} --resume {path} --accept_changed_data true"
             ) from error
     logging.getLogger(__name__).info("%s is finished: nothing is left to train", path)
     metrics = last_validation(directory.metrics_file)
