@@ -145,7 +145,7 @@ def test_an_unreadable_image_that_is_not_allowed(name, cache, train, output, fol
     # All 13 images in one step, so that the broken one is among them.
     assert train(folder, "--optim.batch_size", "13", *options) == 2
     message = error_line(capsys)
-    assert "1 of 13 images cannot be read, more than the allowed 0.000%" in message
+    assert "1 of 13 images cannot be read, more than the allowed 0%" in message
     assert f"{name}: " in message
     assert reason in message
     assert "max_unreadable" in message
@@ -176,8 +176,19 @@ def test_more_than_the_allowed_share(budget, train, output, folder, capsys):
     assert train(folder, *options, *budget) == 2
     message = error_line(capsys)
     assert f"--resume {output}" in message or not budget  # not the trial's directory
-    assert "4 of 300 images cannot be read, more than the allowed 1.000%" in message
+    assert "4 of 300 images cannot be read, more than the allowed 1%:" in message
     assert "017.png: not an image" in message
+
+
+def test_resuming_where_images_have_moved(train, output, folder, tmp_path, capsys):
+    assert train(folder, "--optim.epochs", "1") == 0
+    folder.rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert cli.main(["train-tokenizer", "--resume", str(output)]) == 2
+    message = error_line(capsys)
+    assert f"{folder}: no such file or folder. If the images have moved, write" in message
+    assert f"{output / 'config.yaml'} (data.train and data.validation)" in message
+    assert message.endswith(f"--resume {output} --accept_changed_data true")
 
 
 def test_nothing_but_unreadable_images(train, output, tmp_path, capsys):

@@ -124,6 +124,12 @@ def test_words_of_options() -> None:
     ]
 
 
+def test_one_value_of_a_list_is_a_list() -> None:
+    assert calls.words_of("similar", {"photos": "a.jpg"}) == ["--photos+=a.jpg"]
+    assert calls.words_of("similar", {"photos": ["a.jpg"]}) == ['--photos=["a.jpg"]']
+    assert calls.words_of("predict", {"data": "folder"}) == ["--data=folder"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -147,6 +153,10 @@ def test_refusals_of_positions() -> None:
         beit.fetch("cifar10", "x", "y")
     with pytest.raises(TypeError, match="got name by position and by name"):
         beit.fetch("cifar10", name="cifar10")
+    with pytest.raises(TypeError, match=r"as in beit\.embed\(model='runs/a', data='photos'\)"):
+        beit.embed("runs/a", "photos")
+    with pytest.raises(TypeError, match=r"as in beit\.pretrain\(data='photos'\)"):
+        beit.pretrain("photos")
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_drawn_scenes_replace_cifar_if_no_channel_answers(
 
 def results(linear: float, knn: float) -> probe.Result:
     row = {"features": "cls", "linear": linear, "knn": knn}
-    return probe.Result([row], "", [], chance=0.1)  # type: ignore[list-item]
+    return probe.Result([row], "", [], chance=0.1, images=60)  # type: ignore[list-item]
 
 
 def test_the_gain_is_told_beside_chance_untrained_and_the_teacher() -> None:
@@ -60,14 +60,24 @@ def test_the_gain_is_told_beside_chance_untrained_and_the_teacher() -> None:
     linear, knn = demo.gained(probes).values()
     assert linear.value == "+16.0 points"
     assert linear.beside == (
-        "36.0% of the images right; untrained 20.0%, chance 10.0%, teacher 84.0%: "
+        "36.0% of 60 images right; untrained 20.0%, chance 10.0%, teacher 84.0%: "
         "25.0% of the way from untrained to the teacher"
     )
     assert knn.value == "-5.0 points"
     assert "of the way" not in knn.beside
     table = demo.probe_table(probes)
+    assert table.caption == "Accuracy on 60 images never trained on, in percent."
     assert table.rows[0] == ["chance: always the most frequent class", *["10.0"] * 4]
     assert table.rows[2] == ["pretrained backbone", "36.0", "–", "25.0", "–"]
+
+
+def test_probes_have_enough_images_for_an_accuracy_when_the_time_is_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(demo, "seconds_to_read", lambda images: 1.0)
+    images = demo.open_source("shapes://300?size=64")
+    assert demo.probe_limits(images, "1s") == ["--limit=100", "--test_limit=50"]
+    assert demo.probe_limits(images, "1h") == ["--limit=600", "--test_limit=300"]
 
 
 def test_an_output_that_exists_is_refused_with_what_the_demo_has(tmp_path: Path) -> None:

@@ -55,3 +55,5 @@ def test_all_names_are_listed():
 def test_unknown_name_is_refused():
     with pytest.raises(AttributeError, match="module 'beit' has no attribute 'lod'"):
         beit.lod  # noqa: B018
+    with pytest.raises(AttributeError, match=r"'pretrian'; did you mean beit\.pretrain\?"):
+        beit.pretrian  # noqa: B018

@@ -29,7 +29,9 @@ def __getattr__(name: str) -> object:
     elif name in _import_module("beit.calls").VERB_OF:
         value = _import_module("beit.calls").function_of(name)
     else:
-        raise AttributeError(f"module 'beit' has no attribute {name!r}")
+        near = _import_module("difflib").get_close_matches(name, __dir__(), n=1)
+        hint = f"; did you mean beit.{near[0]}?" if near else ""
+        raise AttributeError(f"module 'beit' has no attribute {name!r}{hint}")
     globals()[name] = value
     return value
 

@@ -16,7 +16,7 @@ from importlib import import_module
 from os import PathLike
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 from beit.command.verbs import VERBS
 
@@ -53,6 +53,11 @@ def function_of(name: str) -> "Callable[..., Result]":
         names = positionals(name)
         if len(values) > len(names):
             takes = " and ".join(names) or "nothing"
+            from beit.command.options import named_values
+
+            if not names and (pairs := named_values(verb, values)):
+                named = ", ".join(f"{option}={value!r}" for option, value in pairs)
+                raise TypeError(f"beit.{name} takes options by name, as in beit.{name}({named})")
             raise TypeError(f"beit.{name} takes {takes} by position, got {len(values)} values")
         given = dict(zip(names, values, strict=False))
         if twice := given.keys() & options:
@@ -118,8 +123,17 @@ def words_of(name: str, options: Mapping[str, Any]) -> list[str]:
         if isinstance(value, Mapping):
             words += words_of(name, {f"{option}.{key}": inner for key, inner in value.items()})
         else:
-            words.append(f"--{option}={_text(option, value)}")
+            several = isinstance(value, str | PathLike) and _is_list(name, option)
+            words.append(f"--{option}{'+' * several}={_text(option, value)}")
     return words
+
+
+def _is_list(name: str, option: str) -> bool:
+    """Whether an option takes a list only, so that one value is a list of one."""
+    if name not in VERB_OF or f"{option}+" not in VERBS[VERB_OF[name]].positional:
+        return False
+    fields = get_type_hints(import_module(VERBS[VERB_OF[name]].module).Config)
+    return get_origin(fields[option]) is list
 
 
 def _text(option: str, value: Any) -> str:

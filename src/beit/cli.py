@@ -156,7 +156,18 @@ def _resume(
     module = import_module(module_of_run(verb, Path(path)))
     config, directory = to_resume(module, path, changed_ok, changes)
     if not (auto and is_finished(directory)):
-        return module, config, module.run(config, directory, changed_ok)
+        try:
+            return module, config, module.run(config, directory, changed_ok)
+        except FileNotFoundError as error:
+            gone, missing, _ = str(error).partition(": no such file or folder")
+            if not missing or gone not in f"{config.data.train} {config.data.validation}":
+                raise
+            reason = str(error).partition("; expected ")[0]
+            raise FileNotFoundError(
+                f"{reason}{'' if reason.endswith('?') else '.'} If the images have moved, write "
+                f"their new place into {directory.config_file} (data.train and data.validation) "
+                f"and resume with beit {verb} --resume {path} --accept_changed_data true"
+            ) from error
     logging.getLogger(__name__).info("%s is finished: nothing is left to train", path)
     metrics = last_validation(directory.metrics_file)
     return module, config, Result(directory.path, metrics, [])

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from beit.command.ending import Ending, beside, first_free, words
 from beit.command.options import parse
+from beit.data.class_names import amount
 from beit.data.source import Source
 from beit.data.sources import open_source
 from beit.draw.names import percent
@@ -43,6 +44,7 @@ TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "valid", "validation", "test")
 TOKENIZER_SHARE, PRETRAIN_SHARE = 0.5, 0.7  # of the time of a budget that is left at their start
 READING_SHARE = 0.5  # the same, for the images of the probes
+FEWEST_PROBED = 50  # test images, twice as many for training: of fewer an accuracy says nothing
 SHAPES = "shapes://10000?size=64"
 
 
@@ -201,7 +203,7 @@ def probe_limits(images: Source, budget: str) -> list[str]:
     most = int(seconds_of(budget) / 4 / max(seconds_to_read(images), 1e-6))
     config = from_preset("probe", probe.Config, ["--model="])
     limit, test_limit = (
-        min(max(most * share // 3, 10), limit)
+        min(max(most * share // 3, share * FEWEST_PROBED), limit)
         for share, limit in ((2, config.limit), (1, config.test_limit))
     )
     return [f"--limit={limit}", f"--test_limit={test_limit}"]
@@ -234,14 +236,14 @@ def probe_all(
 
 def gained(probes: Mapping[str, probe.Result]) -> dict[str, Figure]:
     """Return the pretrained backbone's best accuracies, beside those to compare them with."""
-    figures = {}
+    figures, images = {}, amount(probes[PRETRAINED].images, "image")
     for name, score in (("linear probe", "linear"), ("nearest neighbours", "knn")):
         before, after, ceiling = (
             max(float(row[score]) for row in probes[model].rows)  # type: ignore[literal-required]
             for model in (UNTRAINED, PRETRAINED, TEACHER)
         )
         gain = f"{100 * (after - before):+.1f} points"
-        beside = f"{percent(after)} of the images right; untrained {percent(before)}, "
+        beside = f"{percent(after)} of {images} right; untrained {percent(before)}, "
         beside += f"chance {percent(probes[PRETRAINED].chance)}, teacher {percent(ceiling)}"
         if ceiling > after > before:
             way = (after - before) / (ceiling - before)
@@ -261,7 +263,8 @@ def probe_table(probes: Mapping[str, probe.Result]) -> Table:
         found = [by_features[f][score] if f in by_features else None for score, f in places]
         rows.append([name, *("–" if share is None else f"{100 * share:.1f}" for share in found)])
     columns = ["features of", "linear, [CLS]", "linear, mean", "k-NN, [CLS]", "k-NN, mean"]
-    return Table("Accuracy on images never trained on, in percent.", columns, rows)
+    images = amount(next(iter(probes.values())).images, "image")
+    return Table(f"Accuracy on {images} never trained on, in percent.", columns, rows)
 
 
 def find_sets(config: Config) -> Sets:

@@ -212,7 +212,9 @@ def test_help_of_a_verb(ran, capsys):
         ("toy --kind fancy", "error: kind fancy needs a size"),
         ("toy one two", "unexpected argument 'two': beit toy takes NAME"),
         ("toy --untrained true two", "unrecognized arguments: two"),
-        ("probe here", "unexpected argument 'here': beit probe takes only options"),
+        ("probe here", "beit probe takes only options, as in --data here; see beit"),
+        ("embed runs/a a&b", "only options, as in --model runs/a --data 'a&b'; see beit embed"),
+        ("pretrain photos", "only options, as in --data photos; see beit pretrain --help"),
     ],
 )
 def test_mistakes_are_explained_in_one_line(ran, capsys, monkeypatch, arguments, expected):

@@ -19,6 +19,11 @@ def test_the_lists_are_those_of_timm(subset: str, classes: int, first: str) -> N
         assert wordnet_ids() == [name for name, _ in pairs]
 
 
+def test_other_numbers_of_classes_are_refused() -> None:
+    with pytest.raises(ValueError, match="classes is 7; expected 1000 or 21841"):
+        imagenet_words(7)
+
+
 def test_folders_of_ids_are_classes_of_words() -> None:
     ids, words = wordnet_ids(), imagenet_words()
     folders = [ids[517], ids[3], "n99999999"]  # 517 is one of two classes called crane

@@ -83,6 +83,15 @@ def test_links_in_a_circle_end(classes):
 def test_missing_and_empty_folders_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere: no such .* expected a folder of images"):
         open_source(str(tmp_path / "nowhere"))
+    (tmp_path / "Photos 2019" / "may").mkdir(parents=True)
+    for wrong in ("photos 2019", "Photo 2019"):  # the rest of the path exists below it
+        with pytest.raises(FileNotFoundError, match=r"folder; did you mean .*/Photos 2019/may\?"):
+            open_source(str(tmp_path / wrong / "may"))
+        with pytest.raises(FileNotFoundError, match="no such file or folder; expected"):
+            open_source(str(tmp_path / wrong / "june"))
+    (tmp_path / "shot.sh").touch()  # too far from "Photos"
+    with pytest.raises(FileNotFoundError, match="no such file or folder; expected"):
+        open_source(str(tmp_path / "Photos"))
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "notes.txt").write_text("no image")

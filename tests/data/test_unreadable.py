@@ -18,7 +18,7 @@ def test_each_is_counted_once_and_too_large_a_share_raises():
     restored = Unreadable(total=300, limit_share=0.01)
     restored.load_state_dict(count.state_dict())
     assert restored.note(["b: y"]) == []
-    with pytest.raises(ValueError, match=r"4 of 300 images .* 1.000%: a: x. Also b, c, d"):
+    with pytest.raises(ValueError, match=r"4 of 300 images .* 1%: a: x. Also b, c, d"):
         restored.note(["d: w"])
 
 

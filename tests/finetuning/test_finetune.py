@@ -528,8 +528,8 @@ def test_an_imbalanced_set_is_sampled_in_balance(tmp_path, config, optim, monkey
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"init": None}, "not neither"),
-        ({"init": "a", "backbone": ViTConfig()}, "not both"),
+        ({"init": None}, "as in --model runs/pretrained or .*, got none"),
+        ({"init": "a", "backbone": ViTConfig()}, "got both"),
         ({"image_size": (16, 24)}, "image_size is for --model; use backbone.image_size"),
         ({"backbone": ViTConfig(drop_path=0.1)}, "use drop_path instead"),
         ({"layer_decay": 0.0}, "layer_decay is 0.0"),
@@ -553,6 +553,19 @@ def folder(path, classes):
         for number in range(count):
             Image.new("RGB", (24, 24), (40 * place, number, 0)).save(path / name / f"{number}.png")
     return str(path)
+
+
+def test_images_without_labels_are_refused_before_they_are_decoded(tmp_path, config, monkeypatch):
+    flat = folder(tmp_path / "flat", ["ant"]) + "/ant"
+    labelled, decoded = folder(tmp_path / "labelled", ["ant", "bee"]), []
+    monkeypatch.setattr(
+        finetune, "cached", lambda source, *_, **__: decoded.append(len(source)) or source
+    )
+    settings = {"train": flat, "validation": "", "num_workers": 0, "cache_gigabytes": 1.0}
+    for data, sizes in ((settings, []), ({**settings, "train": labelled, "validation": flat}, [8])):
+        with pytest.raises(ValueError, match=r"flat/ant: images without a label"):
+            finetune.run(config(tmp_path / "run", data=DataConfig(**data)))
+        assert decoded == sizes
 
 
 def test_data_that_cannot_be_are_refused_before_a_run_begins(tmp_path, config, optim):

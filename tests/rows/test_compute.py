@@ -244,9 +244,10 @@ def test_summary_counts_the_images_of_this_start(tmp_path: Path) -> None:
     source, output = Pictures(), tmp_path / "t.npz"
     table = row_table(output, source)
     assert summary(table, 9, [0, 2], 0.5) == f"9 rows in {output}, 2 unreadable, 14 images/s"
+    assert summary(table, 1, [0], 4.0) == f"1 row in {output}, 10 unreadable, 1 images/s"
     assert summary(table, 11, [], 0.5) == f"11 rows in {output}"
     stream = LineStream(io.StringIO(), source, COLUMNS, batch_size=2)
-    assert summary(stream, 11, stream.begin(), 2.0) == "11 rows, 6 images/s"
+    assert summary(stream, 11, stream.begin(), 2.0) == "11 rows, 5.5 images/s"
 
 
 # ── what the values depend on ───────────────────────────────────────────────────────────────────

@@ -192,7 +192,8 @@ def run(config: Config) -> Result:
         if left_out > config.max_unreadable * len(source) or not images:  # of all processes
             raise ValueError(
                 f"{left_out} of {len(source)} images are left out, more than the allowed "
-                f"{config.max_unreadable:.3%}; repair or remove them, or raise max_unreadable"
+                f"{100 * config.max_unreadable:.4g}%; repair or remove them, or raise "
+                "max_unreadable"
             )
         if not first:
             return Result(output, None)

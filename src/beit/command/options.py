@@ -4,11 +4,13 @@ Presets, then configuration files, then options: later values override earlier o
 """
 
 import json
+import shlex
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 from beit.command import presets
 from beit.command.messages import did_you_mean, in_plain_words
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 # Verbs whose settings can follow the data, and a field of the Config for which they can.
 FOLLOWING = {"train-tokenizer": "codebook", "pretrain": "mask", "finetune": "mix"}
+# What values without an option are likely meant for, where a verb takes none.
+NAMES = ("model", "data", "output")
 
 
 class Layer(NamedTuple):
@@ -239,11 +243,21 @@ def name_positionals(verb: str, arguments: Iterable[str]) -> list[str]:
         names += names[-1:] * (len(values) - len(names))
     if len(values) > len(names):
         takes = " ".join(map(_metavar, names)) or "only options"
+        if not names and (pairs := named_values(verb, values)):
+            takes += ", as in " + " ".join(f"--{name} {shlex.quote(v)}" for name, v in pairs)
         raise ValueError(
             f"unexpected argument {values[len(names)]!r}: beit {verb} takes {takes}; see beit "
             f"{verb} --help"
         )
     return [f"--{name}={value}" for name, value in zip(names, values, strict=False)] + options
+
+
+def named_values(verb: str, values: Iterable[Any]) -> list[tuple[str, Any]]:
+    """Pair values with the options that they are likely meant for: model, data, output."""
+    fields = get_type_hints(import_module(VERBS[verb].module).Config)
+    texts = {name for name, kind in fields.items() if str in (kind, *get_args(kind))}
+    names = [name for name in NAMES if name in texts | set(VERBS[verb].spellings)]
+    return list(zip(names, values, strict=False))
 
 
 def in_fields(verb: str, arguments: Iterable[str]) -> list[str]:

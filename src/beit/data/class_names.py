@@ -113,9 +113,15 @@ def check_names(names: Sequence[str], where: str) -> None:
 
 def nearest(name: str, known: Sequence[str]) -> str:
     """Suggest the known name that is most like an unknown one: `; did you mean X?`, or ``."""
+    near = nearest_name(name, known)
+    return near and f"; did you mean {near}?"
+
+
+def nearest_name(name: str, known: Sequence[str], cutoff: float = 0.5) -> str:
+    """Return the known name that is most like an unknown one, or ``; case counts for nothing."""
     names = {other.casefold(): other for other in reversed(known)}
-    close = get_close_matches(name.casefold(), names, n=1, cutoff=0.5)
-    return f"; did you mean {names[close[0]]}?" if close else ""
+    close = get_close_matches(name.casefold(), names, n=1, cutoff=cutoff)
+    return names[close[0]] if close else ""
 
 
 def some(names: Sequence[str], count: int = 5) -> str:
@@ -127,6 +133,11 @@ def some(names: Sequence[str], count: int = 5) -> str:
 def plural(word: str, items: Sequence[object]) -> str:
     """Return the word, in the plural unless there is one item."""
     return word if len(items) == 1 else f"{word}{'es' if word.endswith('s') else 's'}"
+
+
+def amount(number: int, word: str) -> str:
+    """Return a number with its word: `1 image`, `2,345 images`."""
+    return f"{number:,} {plural(word, range(number))}"
 
 
 def _places(keys: Iterable[Any]) -> dict[Any, int]:

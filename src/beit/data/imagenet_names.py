@@ -21,6 +21,8 @@ def imagenet_words(classes: int = 1000) -> tuple[str, ...]:
 
     The first of 1000 is "tench, Tinca tinca". Some words are those of several classes, as "crane".
     """
+    if classes not in WORDS_OF:
+        raise ValueError(f"classes is {classes!r}; expected {' or '.join(map(str, WORDS_OF))}")
     return tuple(_imagenet(classes).values())
 
 

@@ -37,9 +37,9 @@ class Unreadable:
             also = f". Also {_listed(others)}" if others else ""
             raise TooManyUnreadable(
                 f"{count} of {self.total} images cannot be read, more than the allowed "
-                f"{self.limit_share:.3%}: {first}{also}. Repair or remove them, or leave them out "
-                "(beit doctor DATA --write clean.csv, then --data clean.csv), or raise "
-                "max_unreadable (of a training, --data.max_unreadable)"
+                f"{100 * self.limit_share:.4g}%: {first}{also}. Repair or remove them, or "
+                "leave them out (beit doctor DATA --write clean.csv, then --data clean.csv), or "
+                "raise max_unreadable (of a training, --data.max_unreadable)"
             )
 
     def state_dict(self) -> dict[str, list[str]]:

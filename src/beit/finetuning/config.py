@@ -88,8 +88,9 @@ class Config:
     def __post_init__(self) -> None:
         if (self.init is None) == (self.backbone is None):
             raise ValueError(
-                "give either initial weights (--model SOURCE) or a network to train from random "
-                "weights (--backbone), not " + ("neither" if self.init is None else "both")
+                "give either initial weights, as in --model runs/pretrained or --model "
+                "published:NAME, or a network to train from random weights (--backbone), got "
+                + ("none" if self.init is None else "both")
             )
         if self.backbone is not None:
             for name in ("image_size", "num_heads"):

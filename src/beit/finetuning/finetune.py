@@ -12,8 +12,16 @@ from lightning_fabric import Fabric
 
 from beit.command.ending import Ending, beside, last_values, words
 from beit.data.channels import check_channels
-from beit.data.classes import Classes, Labelled, checked_classes, read_classes, renumbered
+from beit.data.classes import (
+    Classes,
+    Labelled,
+    checked_classes,
+    known_labels,
+    read_classes,
+    renumbered,
+)
 from beit.data.source import Source
+from beit.data.sources import cached
 from beit.data.splits import Split
 from beit.data.views import EvalView, TrainViews
 from beit.draw.names import percent
@@ -154,9 +162,12 @@ def open_data(config: Config) -> tuple[Source, Source | None, Classes]:
     views = shrinking_views(config) if data.shrink else {}
 
     def labelled(option: str, spec: str, split: Split, limit: int | None = None) -> Labelled:
-        return Labelled(
-            option, spec, open_set(data, spec, split, *views.get(split, ()), limit=limit)
-        )
+        listed = replace(data, cache_gigabytes=0.0)
+        source = open_set(listed, spec, split, *views.get(split, ()), limit=limit)
+        known_labels(Labelled(option, spec, source))  # before images are decoded into memory
+        if data.cache_gigabytes > 0:
+            source = cached(source, int(data.cache_gigabytes * 1e9), shrunk=data.shrink)
+        return Labelled(option, spec, source)
 
     train = labelled("data.train", data.train, "train", data.limit)
     where = train.where

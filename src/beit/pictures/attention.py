@@ -15,6 +15,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from beit.command.ending import Ending, opened
+from beit.data.class_names import amount
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.draw import canvas
@@ -139,7 +140,7 @@ def run(config: Config) -> Result:
             pictures.append(saved_picture(drawing, output, file, f"{title}, of image {number}"))
         num_figures += len(pictures)
         sections.append(Section(f"Image {number}: {name}", items=pictures))
-        print(f"image {number} of {len(images)}: {len(pictures)} figures")
+        print(f"image {number} of {len(images)}: {amount(len(pictures), 'figure')}")
     if left_out:
         sections.append(Section("Left out", items=left_out_tables(left_out)))
     facts = {

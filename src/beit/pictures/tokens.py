@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from beit.command.ending import Ending, opened
+from beit.data.class_names import amount
 from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.draw.components import codebook_colours
@@ -138,7 +139,7 @@ def run(config: Config) -> Result:
 
 def ending(config: Config, result: Result) -> Ending:
     """Say how many images are drawn; the page is next."""
-    figure = f"{result.images} images"
+    figure = amount(result.images or 0, "image")
     return Ending(f"{result.report}, images and their tokens", figure, opened(result.report))
 
 

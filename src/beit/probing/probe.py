@@ -165,12 +165,14 @@ class Result:
 
     Attributes:
         chance: accuracy of always answering the most frequent class of the test images
+        images: how many test images were read
     """
 
     rows: list[Row]
     table: str
     notes: list[str]
     chance: float
+    images: int
     attentive: list[AttentiveRow] = field(default_factory=list)
 
     @property
@@ -241,7 +243,7 @@ def run(config: Config) -> Result:
     remarks += notes(rows, rows_attentive, (config.rates, config.attentive_rates))
     print("\n".join([table, *remarks]))
     chance = float(test_set.labels.bincount().max()) / len(test_set.labels)
-    result = Result(rows, table, remarks, chance, rows_attentive)
+    result = Result(rows, table, remarks, chance, len(test_set.labels), rows_attentive)
     if output is not None:
         sizes = {"train": len(train_set.labels), "test": len(test_set.labels)}
         sizes |= {"classes": num_classes, "width": model.width}

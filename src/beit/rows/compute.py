@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import beit
 from beit.data.batches import EvalBatches
+from beit.data.class_names import amount
 from beit.data.prefetch import prefetch
 from beit.data.unreadable import Unreadable, readable
 from beit.rows.feature_maps import FeatureMaps
@@ -135,10 +136,12 @@ def summary(
     seconds: float,
 ) -> str:
     """Describe the finished table, and how fast the parts `computed` were computed."""
-    texts = [f"{num_rows} rows" + ("" if table.output is None else f" in {table.output}")]
+    where = "" if table.output is None else f" in {table.output}"
+    texts = [f"{amount(num_rows, 'row')}{where}"]
     if num_rows < len(table.images):
         texts.append(f"{len(table.images) - num_rows} unreadable")
     if computed:
         num_images = sum(len(table.indices(number)) for number in computed)
-        texts.append(f"{num_images / seconds:.0f} images/s")
+        rate = num_images / seconds
+        texts.append(f"{rate:.0f} images/s" if rate >= 10 else f"{rate:.2g} images/s")
     return ", ".join(texts)

@@ -7,6 +7,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
+from beit.data.class_names import amount
 from beit.data.source import Source
 from beit.rows.files import TEXT, Array, Column
 from beit.rows.part import Part
@@ -95,7 +96,7 @@ class LineStream:
         return list(range(-(-len(self.images) // self.batch_size)))
 
     def status(self, missing: Sequence[int]) -> str:
-        return f"{len(self.images)} images"
+        return amount(len(self.images), "image")
 
     @contextmanager
     def part(self, number: int) -> Iterator[Part]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from beit.data.class_names import amount
 from beit.data.source import Source
 from beit.files import PARTIAL_SUFFIX, replacing, write_text
 from beit.rows.files import SUFFIXES, TEXT, Array, Column, write_table
@@ -123,9 +124,7 @@ class RowTable:
         """Describe what is to be computed."""
         num_done = self.num_parts - len(missing)
         done = f", {num_done} of them done before" if num_done else ""
-        return (
-            f"{len(self.images)} images in {self.num_parts} part{'s' * (self.num_parts > 1)}{done}"
-        )
+        return f"{amount(len(self.images), 'image')} in {amount(self.num_parts, 'part')}{done}"
 
     @contextmanager
     def part(self, number: int) -> Iterator[Part]:

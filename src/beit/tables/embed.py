@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from beit.command.ending import Ending, beside, words
+from beit.data.class_names import amount
 from beit.data.sources import open_images
 from beit.data.views import EvalView
 from beit.nn.pooling import Kind
@@ -121,4 +122,4 @@ def ending(config: Config, result: TableResult) -> Ending:
     """Say how many images have features; a page of them is next."""
     output = beside(config.output, "map.html")
     then = words("visualise embedding", config.model, config.output, output=output)
-    return Ending(f"{config.output}, a table of features", f"{result.rows:,} images", then)
+    return Ending(f"{config.output}, a table of features", amount(result.rows or 0, "image"), then)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.command.ending import Ending, beside, words
-from beit.data.class_names import match_classes
+from beit.data.class_names import amount, match_classes
 from beit.data.pixels.decoding import extensions
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import STANDARD_INPUT, open_images
@@ -147,7 +147,7 @@ def ending(config: Config, result: TableResult) -> Ending | None:
     )
     picture = "" if config.picture is None else f", and {config.picture}, a picture of them"
     made = f"{config.output}, a table of classes{picture}"
-    return Ending(made, f"{result.rows:,} images", then)
+    return Ending(made, amount(result.rows or 0, "image"), then)
 
 
 def columns_of(classes: ImageClassifierConfig, top_k: int) -> list[Column]:

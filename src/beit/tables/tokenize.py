@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.command.ending import Ending, beside, words
+from beit.data.class_names import amount
 from beit.data.sources import open_images
 from beit.data.views import EvalView
 from beit.rows.compute import TableResult, about_table, compute_table
@@ -90,4 +91,4 @@ def ending(config: Config, result: TableResult) -> Ending:
     """Say how many images have codes; what the codes stand for is next."""
     output = beside(config.output, "codes")
     then = words("visualise codes", config.model, config.data, output=output)
-    return Ending(f"{config.output}, a table of codes", f"{result.rows:,} images", then)
+    return Ending(f"{config.output}, a table of codes", amount(result.rows or 0, "image"), then)
