@@ -32,7 +32,8 @@ class Kind(NamedTuple):
 
 KINDS = {
     "unreadable": Kind(
-        "cannot be read", "repair or remove them; above 1% (--data.max_unreadable) a training stops"
+        "cannot be read",
+        "repair or remove them; a training stops above --data.max_unreadable, 1% unless set",
     ),
     "copy": Kind("copies of another image", "remove them: their kind counts twice"),
     "near": Kind("nearly another image", "look at them; a series of photos is no fault"),
