@@ -131,7 +131,7 @@ class DiscreteVAE(nn.Module):
         self.decoder.append(nn.Conv2d(width, config.in_channels, 1))
 
     def normalised(self, images: Tensor) -> Tensor:
-        """Normalise images (B, 3, H, W), uint8 or float in [0, 1], to float32."""
+        """Normalise images (B, c, H, W), uint8 or float in [0, 1], to float32."""
         pixels = pixels_of(images, channels=self.config.in_channels).float()
         grid_of((images.shape[2], images.shape[3]), self.config.patch_size)
         return pixels if self.config.mean is None else (pixels - self.mean) / self.std
