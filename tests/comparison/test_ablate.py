@@ -20,6 +20,7 @@ from beit.command import presets
 from beit.comparison import ablate, execution
 from beit.comparison.plan import unfold
 from beit.comparison.planned_runs import Chain, PlannedRun, planned_chains
+from beit.comparison.records import hours_of_training, read_metrics
 
 # Writes the files of a finished run; fails if one of its arguments is `failing`.
 STAND_IN = """
@@ -28,7 +29,7 @@ name, folder, verb, failing, *arguments = sys.argv[1:]
 path = pathlib.Path(folder)
 if failing in arguments:
     raise SystemExit("beit: error: told to fail")
-path.mkdir(parents=True)
+path.mkdir(parents=True, exist_ok=True)
 seed = int(arguments[-1].partition("=")[2])
 about = {"commit": "c0ffee", "torch": "2"}
 if verb == "probe":
@@ -129,9 +130,6 @@ def test_a_table_and_no_run_twice(
     capsys.readouterr()
     ablate.run(ablate.Config(str(plan), str(output), dry_run=True))
     assert capsys.readouterr().out.count("to do  ") == 1
-    for file in removed.iterdir():
-        file.unlink()
-    removed.rmdir()
     started.clear()
     ablate.run(ablate.Config(str(plan), str(output)))
     assert started == [removed.name]
@@ -140,6 +138,33 @@ def test_a_table_and_no_run_twice(
         str(removed / name) for name in ("probe.json", "report.html")
     }
     assert (output / "table.csv").read_bytes() == table
+
+
+def test_another_machine_goes_on_from_what_was_measured(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started = stand_in(monkeypatch)
+    here, there = tmp_path / "here", tmp_path / "there"
+    expected = ablate.run(ablate.Config(str(plan), str(here), jobs=2)).table
+    lines = (here / "measured.jsonl").read_text().splitlines(keepends=True)
+    assert len(lines) == 9
+    # The probe of the second row was not measured: it needs the backbone and its tokenizer again.
+    runs = chains_of(plan)[1].runs
+    others = [line for line in lines if runs["probe"].name not in line]
+    there.mkdir()
+    (there / "measured.jsonl").write_text("".join(others))
+    started.clear()
+    assert ablate.run(ablate.Config(str(plan), str(there))).table == expected
+    assert started == [runs[stage].name for stage in ("tokenizer", "pretrain", "probe")]
+    assert (there / "measured.jsonl").read_text() == "".join(lines)
+    page = [(output / "table.md").read_text() for output in (here, there)]
+    assert page[0] == page[1]
+
+
+def test_a_line_that_is_no_record_is_named(plan: Path, tmp_path: Path) -> None:
+    (tmp_path / "measured.jsonl").write_text('{"run": "probe-1", "metrics": {}}\n')
+    with pytest.raises(ValueError, match=r"measured.jsonl, line 1: expected a run with metrics"):
+        ablate.run(ablate.Config(str(plan), str(tmp_path)))
 
 
 def test_a_failing_cell_does_not_stop_the_others(
@@ -176,10 +201,10 @@ def test_metrics_of_a_training_are_the_last_or_the_best(tmp_path: Path) -> None:
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (tmp_path / "metrics.jsonl").write_text(text)
     (tmp_path / "config.yaml").write_text("keep: last")
-    last = ablate.read_metrics(tmp_path)
+    last = read_metrics(tmp_path)
     assert (last["val_top1"], last["val_loss"]) == (0.5, 3)
     (tmp_path / "config.yaml").write_text("keep: best")
-    best = ablate.read_metrics(tmp_path)
+    best = read_metrics(tmp_path)
     assert (best["val_top1"], best["val_loss"]) == (0.6, 1)
 
 
@@ -187,7 +212,7 @@ def test_hours_of_a_training_are_those_of_its_steps(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("optim: {batch_size: 36}")
     lines = [{"step": 100, "images_per_second": 1.0}, {"step": 150, "images_per_second": 0.25}]
     (tmp_path / "speed.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert ablate.hours_of_training(tmp_path) == 1.0 + 2.0
+    assert hours_of_training(tmp_path) == 1.0 + 2.0
 
 
 def test_metrics_of_a_probe_have_the_score_and_the_features_in_their_names(tmp_path: Path) -> None:
@@ -198,7 +223,7 @@ def test_metrics_of_a_probe_have_the_score_and_the_features_in_their_names(tmp_p
     attentive = [{"features": "attentive", "attentive": 0.8}]
     record = {"rows": rows, "attentive": attentive, "environment": {}}
     (tmp_path / "probe.json").write_text(json.dumps(record))
-    assert ablate.read_metrics(tmp_path) == {
+    assert read_metrics(tmp_path) == {
         "linear.cls": 0.5,
         "knn.cls": 0.25,
         "linear.mean": 0.75,
@@ -218,7 +243,7 @@ def test_an_evaluation_is_a_stage(tmp_path: Path) -> None:
     assert evaluation.references == {"model": chain.runs["finetune"].name}
     assert evaluation.arguments[-1] == "--seed=0" and not evaluation.trains
     (tmp_path / "evaluate.json").write_text('{"figures": {"mean_corruption_error": 0.25}}')
-    assert ablate.read_metrics(tmp_path) == {"mean_corruption_error": 0.25}
+    assert read_metrics(tmp_path) == {"mean_corruption_error": 0.25}
 
 
 # ── with training ───────────────────────────────────────────────────────────────────────────────

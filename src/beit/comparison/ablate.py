@@ -1,11 +1,11 @@
 """Ablations: run a plan's grid of runs, each in an ordinary run directory, and tabulate them.
 
-The run directories are the only state. Each has a name made from its settings, so that a complete
-run is skipped, an interrupted one resumes, and cells with the same settings of a stage share its
-run. The command can be killed at any time and started again.
+Each run directory has a name made from its settings, so that a complete run is skipped, an
+interrupted one resumes, and cells with the same settings of a stage share its run. The command can
+be killed at any time and started again; measured.jsonl keeps what complete runs measured, so that
+another machine can go on without their directories.
 """
 
-import json
 import os
 import shlex
 from collections import defaultdict
@@ -15,8 +15,6 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from beit.command import presets
 from beit.command.ending import Ending, opened, words
 from beit.command.messages import did_you_mean
@@ -24,15 +22,14 @@ from beit.comparison.ablation_table import (
     Measured,
     ablation_table,
     as_markdown,
-    complete_runs,
     write_results,
 )
 from beit.comparison.execution import locked, run_all
-from beit.comparison.plan import MEASURES, Plan, unfold
+from beit.comparison.plan import Plan, unfold
 from beit.comparison.planned_runs import Chain, planned_chains, run_option, word
+from beit.comparison.records import RECORDS, Record, read_records, runs_to_do, write_records
 from beit.draw.report import Table
 from beit.files import write_text
-from beit.run.log import read_log
 
 PLANS = Path(__file__).parents[1] / "plans"
 
@@ -71,7 +68,7 @@ class Result(NamedTuple):
 
 
 def run(config: Config) -> Result:
-    """Run the incomplete runs of a plan; write table.md, table.csv, runs.csv and report.html."""
+    """Run the incomplete runs of a plan; write the table, its page and what each run measured."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise ValueError(
             "beit ablate starts each run as a separate process: start it without torchrun, and "
@@ -83,15 +80,17 @@ def run(config: Config) -> Result:
     runs = list({run.name: run for chain in chains for run in chain.runs.values()}.values())
     output = Path(config.output or f"runs/{file.stem}")
     marker = output / "plan.yaml"
-    if output.is_file() or (not marker.is_file() and any(output.glob("[!.]*"))):
+    is_ablation = marker.is_file() or (output / RECORDS).is_file()
+    if output.is_file() or (not is_ablation and any(output.glob("[!.]*"))):
         raise FileExistsError(f"{output} exists and holds no ablation; name another directory")
-    missing = [run for run in runs if not run.is_complete(output)]
+    records = read_records(output, runs)
+    missing = runs_to_do(runs, output, records)
     print(f"{plan.title}: {len(chains)} rows, {len(runs)} runs, {len(missing)} of them to do")
     if config.dry_run:
         for run in runs:
             state = "to do" if run in missing else "done "
             print(f"{state}  {run.name}  beit {run.stage.verb} {shlex.join(run.arguments)}")
-        cells, errors = measure(plan, chains, output)
+        cells, errors = measure(plan, chains, records)
         table = ablation_table(cells, list(plan.columns), len(plan.seeds))
         print(f"\n{as_markdown(table)}")
         return Result(output, table, errors)
@@ -101,11 +100,20 @@ def run(config: Config) -> Result:
         write_text(marker, file.read_text(encoding="utf-8"))
         (output / "logs").mkdir(exist_ok=True)
         # Another ablation may have completed some of them before it released the lock.
-        missing = [run for run in missing if not run.is_complete(output)]
-        failures = run_all(missing, chains, output, config.jobs, config.launcher, lock)
-        cells, errors = measure(plan, chains, output)
+        missing = runs_to_do(runs, output, read_records(output, runs))
+        failures = run_all(
+            missing,
+            chains,
+            output,
+            config.jobs,
+            config.launcher,
+            lock,
+            after_each=lambda: write_records(output, runs),
+        )
+        records = write_records(output, runs)
+        cells, errors = measure(plan, chains, records)
         failures |= errors
-        table = write_results(plan, chains, output, cells, failures)
+        table = write_results(plan, chains, output, records, cells, failures)
     print(f"\n{as_markdown(table)}\n")
     for name, reason in failures.items():
         print(f"failed: {name}: {reason}")
@@ -140,82 +148,39 @@ def plan_file(plan: str) -> Path:
 # ── results ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def measure(plan: Plan, chains: list[Chain], output: Path) -> tuple[list[Measured], dict[str, str]]:
+def measure(
+    plan: Plan, chains: list[Chain], records: Mapping[str, Record]
+) -> tuple[list[Measured], dict[str, str]]:
     """Collect the metrics of complete runs by cell.
 
     Returns: the cells, and for each column whose metric a run does not have an error message.
     """
-    stages = {stage for stage, _ in plan.columns.values()}
-    metrics = {
-        name: read_metrics(run.directory(output))
-        for name, run in complete_runs(chains, output).items()
-        if run.stage.name in stages
-    }
     values: dict[str, dict[str, dict[int, float]]] = {
         cell: {column: {} for column in plan.columns} for cell in plan.cells
     }
     errors: dict[str, str] = {}
     for chain, (column, (stage, metric)) in product(chains, plan.columns.items()):
         run = chain.runs.get(stage)
-        if run is None or run.name not in metrics:
+        if run is None or run.name not in records:
             continue
-        if metric in metrics[run.name]:
-            values[chain.cell][column][chain.seed] = metrics[run.name][metric]
+        metrics = records[run.name].metrics
+        if metric in metrics:
+            values[chain.cell][column][chain.seed] = metrics[metric]
         else:
-            hint = did_you_mean(metric, metrics[run.name], cutoff=0.0)
+            hint = did_you_mean(metric, metrics, cutoff=0.0)
             errors[column] = f"{run.name} has no metric {metric}{hint}"
     settings = differing_settings(chains[: len(plan.cells)])  # those of the first seed
     hours: dict[str, dict[int, float]] = {cell: {} for cell in plan.cells}
     for chain in chains:
-        trainings = [run for run in chain.runs.values() if run.trains]
-        if trainings and all(run.is_complete(output) for run in trainings):
-            spent = sum(hours_of_training(run.directory(output)) for run in trainings)
+        trainings = [run.name for run in chain.runs.values() if run.trains]
+        if all(name in records for name in trainings):
+            spent = sum(records[name].hours for name in trainings)
             hours[chain.cell] |= {chain.seed: spent} if spent else {}
     cells = [
         Measured(name, values[name], settings[name], plan.paper.get(name, {}), hours[name])
         for name in values
     ]
     return cells, errors
-
-
-def hours_of_training(directory: Path) -> float:
-    """Return the hours that the steps of a run took, from its speed.jsonl: no validations."""
-    settings = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
-    before, seconds = 0, 0.0
-    for record in read_log(directory / "speed.jsonl"):
-        images = (record["step"] - before) * settings["optim"]["batch_size"]
-        before, seconds = int(record["step"]), seconds + images / record["images_per_second"]
-    return seconds / 3600
-
-
-def read_metrics(directory: Path) -> dict[str, float]:
-    """Read the metrics of a complete run.
-
-    A probe has linear.cls, knn.mean and so on, linear.paper for the row of the paper's protocol,
-    and attentive. An evaluation has top1, mean_corruption_error and so on. A training has the last
-    value of each name in metrics.jsonl; if it kept the best weights, the values of the best
-    validation.
-    """
-    metrics: dict[str, Any] = {}
-    if (directory / MEASURES["probe"]).is_file():
-        record = json.loads((directory / MEASURES["probe"]).read_text(encoding="utf-8"))
-        for row, score in product(record["rows"], ("linear", "knn")):
-            metrics[f"{score}.{row['features']}"] = row[score]
-            if row["paper"]:
-                metrics[f"{score}.paper"] = row[score]
-        metrics |= {row["features"]: row["attentive"] for row in record["attentive"]}
-    elif (directory / MEASURES["evaluate"]).is_file():
-        record = json.loads((directory / MEASURES["evaluate"]).read_text(encoding="utf-8"))
-        metrics |= record["figures"]
-    else:
-        records = read_log(directory / "metrics.jsonl")
-        for line in records:
-            metrics |= line
-        settings = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
-        if settings.get("keep") == "best" and "val_top1" in metrics:
-            validations = [line for line in records if "val_top1" in line]
-            metrics |= max(validations, key=lambda line: line["val_top1"])
-    return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
 
 
 def differing_settings(chains: Sequence[Chain]) -> dict[str, dict[str, str]]:

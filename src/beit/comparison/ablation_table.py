@@ -5,7 +5,6 @@ A column whose title ends in % holds shares, which are shown multiplied by 100.
 
 import csv
 import io
-import json
 import math
 import re
 import statistics
@@ -15,8 +14,9 @@ from typing import Any, NamedTuple
 
 from scipy import stats
 
-from beit.comparison.plan import MEASURES, Plan
-from beit.comparison.planned_runs import Chain, PlannedRun
+from beit.comparison.plan import Plan
+from beit.comparison.planned_runs import Chain
+from beit.comparison.records import ENVIRONMENT, Record
 from beit.draw.charts import (
     LETTER,
     label_ticks,
@@ -236,7 +236,12 @@ def _chart(cells: Sequence[Measured], column: str) -> Picture:
 
 
 def write_results(
-    plan: Plan, chains: list[Chain], output: Path, cells: list[Measured], failures: dict[str, str]
+    plan: Plan,
+    chains: list[Chain],
+    output: Path,
+    records: Mapping[str, Record],
+    cells: list[Measured],
+    failures: Mapping[str, str],
 ) -> Table:
     """Write table.md, table.csv, runs.csv, the plots and report.html; return the table."""
     table = ablation_table(cells, list(plan.columns), len(plan.seeds))
@@ -245,7 +250,7 @@ def write_results(
         differences = [difference_table(cells, list(plan.columns), plan.reference)]
     settings = [settings_table(cells)] if any(cell.settings for cell in cells) else []
     plots = ablation_plots(cells, list(plan.columns))
-    facts = _facts(plan, chains, output)
+    facts = _facts(plan, chains, records)
     reasons = "\n\n".join(f"`{name}`: {reason}" for name, reason in failures.items())
     parts = [f"# {plan.title}", plan.text.strip(), *map(as_markdown, [table, *differences])]
     for number, plot in enumerate(plots.pictures, start=1):
@@ -264,31 +269,18 @@ def write_results(
     return table
 
 
-def _facts(plan: Plan, chains: Sequence[Chain], output: Path) -> dict[str, str]:
+def _facts(plan: Plan, chains: Sequence[Chain], records: Mapping[str, Record]) -> dict[str, str]:
     """Describe the complete runs: seeds, number, and every environment among them."""
-    runs = complete_runs(chains, output).values()
-    environments = [_environment(run.directory(output)) for run in runs]
+    names = {run.name for chain in chains for run in chain.runs.values()}
+    environments = [record.environment for name, record in records.items() if name in names]
     facts = {"Seeds": ", ".join(map(str, plan.seeds)), "Runs": f"{len(environments)} complete"}
-    for name in ("commit", "torch", "python", "machine", "cpus", "gpus"):
+    for name in ENVIRONMENT:
         values = dict.fromkeys(_one_line(environment.get(name)) for environment in environments)
         facts[name.capitalize()] = ", ".join(values) or "unknown"
     return facts
-
-
-def _environment(directory: Path) -> dict[str, Any]:
-    names = ["environment.json", *MEASURES.values()]
-    file = next(directory / name for name in names if (directory / name).is_file())
-    record: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    return record.get("environment", record)  # type: ignore[no-any-return]
 
 
 def _one_line(value: Any) -> str:
     if isinstance(value, list):
         return " + ".join(map(str, value)) or "none"
     return "unknown" if value is None else str(value)
-
-
-def complete_runs(chains: Iterable[Chain], output: Path) -> dict[str, PlannedRun]:
-    """Return the complete runs by name."""
-    runs = {run.name: run for chain in chains for run in chain.runs.values()}
-    return {name: run for name, run in runs.items() if run.is_complete(output)}

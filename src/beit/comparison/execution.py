@@ -49,7 +49,13 @@ def locked(output: Path) -> Iterator[int]:
 
 
 def run_all(
-    runs: list[PlannedRun], chains: list[Chain], output: Path, jobs: int, launcher: str, lock: int
+    runs: list[PlannedRun],
+    chains: list[Chain],
+    output: Path,
+    jobs: int,
+    launcher: str,
+    lock: int,
+    after_each: Callable[[], object],
 ) -> dict[str, str]:
     """Start or resume runs, at most `jobs` at a time, and print their progress.
 
@@ -57,6 +63,7 @@ def run_all(
         chains: of the plan, to print which rows a run is for
         launcher: replaces `python -m beit` for training
         lock: file descriptor that the runs hold open
+        after_each: called when a run has ended
 
     Returns: the reasons of failures, by the name of the run.
     """
@@ -67,7 +74,7 @@ def run_all(
         more = f" and {len(users) - 1} more rows" if len(users) > 1 else ""
         rows = f"{users[0].cell} (seed {users[0].seed}){more}"
         queue.append(Job(run.name, command(run, output, launcher), needs, log, rows))
-    return run_jobs(queue, environments(jobs, launcher), keep_open=[lock])
+    return run_jobs(queue, environments(jobs, launcher), [lock], after_each)
 
 
 def command(run: PlannedRun, output: Path, launcher: str) -> list[str]:
@@ -118,7 +125,10 @@ class Running(NamedTuple):
 
 
 def run_jobs(
-    jobs: Sequence[Job], environments: Sequence[Mapping[str, str]], keep_open: Collection[int] = ()
+    jobs: Sequence[Job],
+    environments: Sequence[Mapping[str, str]],
+    keep_open: Collection[int] = (),
+    after_each: Callable[[], object] = lambda: None,
 ) -> dict[str, str]:
     """Run jobs in order, at most one per environment at a time, and print their progress.
 
@@ -129,6 +139,7 @@ def run_jobs(
     Args:
         environments: variables added to the environment of each simultaneous process
         keep_open: file descriptors that the processes inherit
+        after_each: called when a job has ended
 
     Returns: the reasons of failures, by the name of the job.
     """
@@ -148,6 +159,7 @@ def run_jobs(
                         outcome = f"failed ({failures[name]})"
                     minutes = (time.monotonic() - item.start) / 60
                     print(f"{name} {outcome} after {minutes:.1f} minutes", flush=True)
+                    after_each()
             busy = {item.slot for item in running}
             free = [slot for slot in range(len(environments)) if slot not in busy]
             for job in list(waiting):
