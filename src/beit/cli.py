@@ -189,8 +189,8 @@ def _split_verb(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
     if name not in VERBS:
         is_option = name.startswith("-")
         verbs = {verb.partition(" ")[0] for verb in VERBS}
-        options = {"--help", "--version", "--print_completion"}
-        kind, known = ("option", options) if is_option else ("verb", verbs)
+        own = {"--help", "--version", "--print_completion"}
+        kind, known = ("option", own) if is_option else ("verb", verbs)
         raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, known)} See beit --help")
     return name, options
 
