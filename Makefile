@@ -33,10 +33,10 @@ test: lint  ## lint, types, import contracts, and every test that is quick
 test-all: lint  ## the same with the slow tests, and those for a GPU where there is one
 	$(PYTEST)
 
-coverage: $(STAMP)  ## lines and branches of src that the quick tests run; TESTS="tests/nn tests/run" for some of them
+coverage: $(STAMP)  ## lines and branches of src that the quick tests run; TESTS="tests/nn tests/run" runs some
 	$(PYTEST) -m "not slow and not gpu" --cov --cov-report=term --cov-report=html:build/coverage $(TESTS)
 
-mutate: $(STAMP)  ## change the code where results depend on it most, and see which tests notice; MUTANTS="beit.nn.masking*"
+mutate: $(STAMP)  ## mutants of five modules, and whether tests notice; MUTANTS="beit.nn.masking*" tries some
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2 $(MUTANTS)
 	$(BIN)/mutmut results
 
@@ -68,7 +68,7 @@ audit: $(STAMP)  ## licences of the packages, and their known vulnerabilities (d
 package: $(STAMP)  ## wheel and sdist in dist/, checked, and tried in an empty environment
 	$(BIN)/python tests/package/check.py
 
-installs: $(STAMP)  ## the same with each Python, and with the oldest and newest dependencies; hours on one core
+installs: $(STAMP)  ## the same with each Python, and with the oldest and newest dependencies: five environments of some gigabytes
 	$(BIN)/python tests/package/check.py --python 3.11 3.12 3.13 3.14 --oldest 3.11
 
 fuzz: $(STAMP)  ## 100,000 damaged files for each reader, or ten minutes each; hours on one core

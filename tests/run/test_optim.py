@@ -68,11 +68,13 @@ def test_the_rate_rises_to_its_base_and_falls_to_the_end() -> None:
     rates = [run.rate(step, steps_per_epoch=3) for step in range(1, 10)]
     expected = [0.2, 0.35, 0.5, 0.5, 0.461803, 0.361803, 0.238197, 0.138197, 0.1]
     assert rates == pytest.approx(expected, abs=1e-6)
-    assert config(epochs=0.1, warmup_epochs=0).rate(1, steps_per_epoch=3) == 0.5
+    one_step = config(epochs=0.1, warmup_epochs=0)
+    assert [one_step.rate(step, steps_per_epoch=3) for step in (1, 2)] == [0.5, 1e-5]
 
 
 def test_a_step_is_shared_by_processes_and_micro_steps() -> None:
-    assert config(batch_size=24, accumulate=3).micro_batch_size(2) == 4
+    images = config(batch_size=24, accumulate=3).micro_batch_size(2)
+    assert images == 4 and type(images) is int
     with pytest.raises(ValueError, match=r"24 .* into 5 processes x 3 micro-steps; .* of 15"):
         config(batch_size=24, accumulate=3).micro_batch_size(5)
 
@@ -102,19 +104,22 @@ def test_the_whole_gradient_is_clipped(model: nn.Module, limit: float | None, le
     clip_gradients(Fabric(accelerator="cpu", devices=1), model, optimizer, limit)  # no error
 
 
-@pytest.mark.parametrize("kind", ["fused AdamW", "AdamW", "SGD"])
+@pytest.mark.parametrize("kind", ["fused", "fused and wrapped", "sharded", "AdamW", "SGD"])
 @pytest.mark.parametrize("kept", [True, False])
 def test_a_step_that_is_not_kept_changes_nothing(model: nn.Module, kind: str, kept: bool) -> None:
-    parameters = model.parameters()
+    if kind == "sharded":
+        model.weight.full_tensor = None  # what tells weights of FSDP2
     if kind == "SGD":
-        optimizer: Any = torch.optim.SGD(parameters, lr=0.1)
+        inner: Any = torch.optim.SGD(model.parameters(), lr=0.1)
     else:
-        optimizer = torch.optim.AdamW(parameters, lr=0.1, fused=kind[0] == "f")
+        inner = torch.optim.AdamW(model.parameters(), lr=0.1, fused=kind != "AdamW")
+    wrapped = "wrapped" in kind
+    optimizer = Fabric(accelerator="cpu", devices=1).setup_optimizers(inner) if wrapped else inner
     before = model.weight.detach().clone()
     step_only_if(torch.tensor(kept), optimizer)
     optimizer.step()
     assert torch.equal(model.weight, before) is not kept
-    assert (getattr(optimizer, "found_inf", None) is not None) == (kind == "fused AdamW")
+    assert hasattr(inner, "found_inf") == kind.startswith("fused")  # else it waits for `kept`
 
 
 def test_a_run_by_steps_has_the_published_schedule_and_its_refusals() -> None:
