@@ -10,10 +10,14 @@ EXTRAS ?= demo,dev
 PYTHON ?=
 # A folder of images for the demo: make demo DATA=some/folder
 DATA   ?=
+# Folders or files of tests for `make coverage`, and modules or functions for `make mutate`
+TESTS   ?=
+MUTANTS ?=
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help install demo test test-all lint format site site-serve bench audit fuzz clean
+.PHONY: help install demo test test-all coverage mutate lint format site site-serve bench audit package installs \
+	fuzz clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
@@ -28,6 +32,13 @@ test: lint  ## lint, types, import contracts, and every test that is quick
 
 test-all: lint  ## the same with the slow tests, and those for a GPU where there is one
 	$(PYTEST)
+
+coverage: $(STAMP)  ## lines and branches of src that the quick tests run; TESTS="tests/nn tests/run" runs some
+	$(PYTEST) -m "not slow and not gpu" --cov --cov-report=term --cov-report=html:build/coverage $(TESTS)
+
+mutate: $(STAMP)  ## mutants of five modules, and whether tests notice; MUTANTS="beit.nn.masking*" tries some
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run --max-children 2 $(MUTANTS)
+	$(BIN)/mutmut results
 
 lint: $(STAMP)  ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .
@@ -54,11 +65,17 @@ bench: $(STAMP)  ## the table of docs/performance.md, about 12 minutes on two co
 audit: $(STAMP)  ## licences of the packages, and their known vulnerabilities (docs/security.md)
 	$(BIN)/python benchmarks/audit.py
 
+package: $(STAMP)  ## wheel and sdist in dist/, checked, and tried in an empty environment
+	$(BIN)/python tests/package/check.py
+
+installs: $(STAMP)  ## the same with each Python, and with the oldest and newest dependencies: five environments of some gigabytes
+	$(BIN)/python tests/package/check.py --python 3.11 3.12 3.13 3.14 --oldest 3.11
+
 fuzz: $(STAMP)  ## 100,000 damaged files for each reader, or ten minutes each; hours on one core
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py
 
 clean:  ## remove .venv and the caches, never a run
-	rm -rf $(VENV) build .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build dist mutants .coverage* .cache .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
 # The first Python of at least 3.11 on the path, unless PYTHON names one. A .venv that a broken-off
 # call left without pip is made anew. pip is quiet: what it still prints is a warning or an error.

@@ -146,6 +146,20 @@ def trained_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    """Say in the last line of a run that tests of pages were skipped for want of a browser."""
+    yield
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")  # not in xdist's workers
+    skipped = reporter.stats.get("skipped", []) if reporter else []
+    files = {r.nodeid.partition("::")[0] for r in skipped if "Chromium" in str(r.longrepr)}
+    if files:
+        untested = ", ".join(sorted(files))
+        reporter.write_line(
+            f"no Chromium (apt install chromium), so these were skipped: {untested}"
+        )
+
+
 # ── steps that break ─────────────────────────────────────────────────────────────────────────────
 
 

@@ -104,6 +104,10 @@ def _dispatch(arguments: list[str]) -> int:
         print(_overview())
     elif arguments[0] == "--version":
         print(f"beit {beit.__version__}")
+    elif arguments[0].partition("=")[0] == "--print_completion":
+        from beit.command.completion import script  # imports jsonargparse
+
+        print(script(take(arguments, "--print_completion")[0][0]))
     else:
         return _run(*_split_verb(arguments))
     return 0
@@ -185,7 +189,8 @@ def _split_verb(arguments: Sequence[str]) -> tuple[str, Sequence[str]]:
     if name not in VERBS:
         is_option = name.startswith("-")
         verbs = {verb.partition(" ")[0] for verb in VERBS}
-        kind, known = ("option", {"--help", "--version"}) if is_option else ("verb", verbs)
+        own = {"--help", "--version", "--print_completion"}
+        kind, known = ("option", own) if is_option else ("verb", verbs)
         raise ValueError(f"unknown {kind} {name!r}{did_you_mean(name, known)} See beit --help")
     return name, options
 
@@ -198,5 +203,6 @@ def _overview() -> str:
         "Self-supervised visual pretraining with semantic tokens.\n\n"
         f"verbs:\n{verbs}\n\n"
         "beit VERB --help lists a verb's options, beit VERB --print_config its resolved\n"
-        "configuration; beit --version prints the version. BEIT_DEBUG=1 shows tracebacks."
+        "configuration; beit --version prints the version, beit --print_completion SHELL what\n"
+        "completes them in bash, zsh or fish. BEIT_DEBUG=1 shows tracebacks."
     )

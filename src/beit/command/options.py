@@ -49,13 +49,12 @@ def parse(
     arguments = [*VERBS[verb].options, *in_fields(verb, name_positionals(verb, arguments))]
     layers, options = read_layers(verb, arguments, names)
     layers[:0] = [] if base is None else [base]
-    kind_is_no_field = bool(VERBS[verb].kinds) and "kind" not in names  # it only chose the Config
-    if kind_is_no_field:
+    if kind_only_chooses(verb, config_class):
         options = take(options, "--kind")[1]
         layers = [
             Layer(s, {n: v for n, v in values.items() if n != "kind"}) for s, values in layers
         ]
-    parser = _parser(verb, config_class, kind_is_no_field)
+    parser = parser_of(verb, config_class)
     try:
         _check_names(parser, verb, layers, options)
         layers, options = squared(parser, layers, options)
@@ -293,7 +292,13 @@ def _metavar(positional: str) -> str:
 # ── the parser ──────────────────────────────────────────────────────────────────────────────────
 
 
-def _parser(verb: str, config_class: type, kind_is_no_field: bool) -> "ArgumentParser":
+def kind_only_chooses(verb: str, config_class: type) -> bool:
+    """Tell whether `--kind` is no field of the Config, but what it was chosen by."""
+    return bool(VERBS[verb].kinds) and "kind" not in {f.name for f in fields(config_class)}
+
+
+def parser_of(verb: str, config_class: type) -> "ArgumentParser":
+    """Make the parser of a verb's options, with the help that `beit VERB --help` prints."""
     from jsonargparse import ArgumentParser  # 0.3 s, too slow for `beit --help`
 
     entry = VERBS[verb]
@@ -319,7 +324,7 @@ def _parser(verb: str, config_class: type, kind_is_no_field: bool) -> "ArgumentP
         text += "have changed, only with --accept_changed_data true; for a longer schedule, with "
         text += "--optim.epochs NUMBER. auto: the run in --output, or start it"
         for_help("--resume", "RUN", text)
-    if kind_is_no_field:
+    if kind_only_chooses(verb, config_class):
         text = f"one of {', '.join(entry.kinds)}; each has its own options, see --kind NAME --help"
         text += ". The model decides by default" if entry.segmenter_kind else ""
         for_help("--kind", "NAME", text)
