@@ -284,6 +284,7 @@ def test_predict_evaluate_and_probe(
         probed = beit.probe(model=backbone.path, neighbours=2, **sets, **settings)
     assert probed.path == output
     assert probed.figures.keys() == {"linear_cls", "knn_cls", "linear_mean", "knn_mean"}
+    assert all(name in repr(probed) for name in probed.figures)
     assert capsys.readouterr() == ("", "")
 
 

@@ -21,7 +21,7 @@ PATHS = ("directory", "file", "output", "report", "card")  # fields of the verbs
 MOST_PICTURES, MOST_FIGURES = 3, 6  # shown
 LARGEST_PAGE = 6_000_000  # bytes of a page that is shown in a notebook, which keeps them
 # For `themed_svg`: ink is the notebook's, light or dark, and the other colours show on both.
-FRAME = "width:100%;height:42em;border:1px solid #8886"
+FRAME = "width:100%;height:50em;border:1px solid #8886"
 STYLE = "--ink:currentColor;--faint:#84898f;--rule:#8886;--series-1:#4a8ad8;--series-2:#dd7433"
 
 
@@ -132,8 +132,10 @@ class Result:
 
     def _shown_figures(self) -> dict[str, str]:
         """Return the figures to show, those of the last validation if there are some."""
-        validated = {n: v for n, v in self.figures.items() if n.startswith(("val_", "knn_"))}
-        figures = validated or self.figures
+        figures = self.figures
+        if isinstance(self.value, Trained):
+            validated = {n: v for n, v in figures.items() if n.startswith(("val_", "knn_"))}
+            figures = validated or figures
         shown = {name: short_number(figures[name]) for name in list(figures)[:MOST_FIGURES]}
         left = len(self.figures) - len(shown)
         return shown | ({"…": f"{left} more in .figures"} if left else {})
@@ -157,8 +159,9 @@ class Result:
         if page := self._page:
             frame = f'<iframe srcdoc="{html.escape(page)}" style="{FRAME}"></iframe>'
             return f"<div>{title}{table}{frame}</div>"
+        width = 30 if len(self.pictures) > 1 else 60
         drawn = "".join(
-            f"<div style='max-width:30em;margin:.5em 1em .5em 0'>{embedded(picture)}</div>"
+            f"<div style='max-width:{width}em;margin:.5em 1em .5em 0'>{embedded(picture)}</div>"
             for picture in self.pictures
         ).replace("<img ", "<img style='max-width:100%;height:auto' ")
         flex = "display:flex;flex-wrap:wrap;align-items:flex-start"
