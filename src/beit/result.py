@@ -19,6 +19,7 @@ from beit.run.journal import Result as Trained
 
 PATHS = ("directory", "file", "output", "report", "card")  # fields of the verbs' own results
 MOST_PICTURES, MOST_FIGURES = 3, 6  # shown
+WIDE = 800  # pixels; text of wider pictures would be too small beside another one
 LARGEST_PAGE = 6_000_000  # bytes of a page that is shown in a notebook, which keeps them
 # For `themed_svg`: ink is the notebook's, light or dark, and the other colours show on both.
 FRAME = "width:100%;height:50em;border:1px solid #8886"
@@ -159,13 +160,19 @@ class Result:
         if page := self._page:
             frame = f'<iframe srcdoc="{html.escape(page)}" style="{FRAME}"></iframe>'
             return f"<div>{title}{table}{frame}</div>"
-        width = 30 if len(self.pictures) > 1 else 60
         drawn = "".join(
-            f"<div style='max-width:{width}em;margin:.5em 1em .5em 0'>{embedded(picture)}</div>"
+            f"<div style='max-width:{_room(picture)}em;margin:.5em 1em .5em 0'>"
+            f"{embedded(picture)}</div>"
             for picture in self.pictures
         ).replace("<img ", "<img style='max-width:100%;height:auto' ")
         flex = "display:flex;flex-wrap:wrap;align-items:flex-start"
         return f"<div style='{STYLE}'>{title}{table}<div style='{flex}'>{drawn}</div></div>"
+
+
+def _room(picture: Picture) -> int:
+    """Return the width in em that a picture gets at most: more for those with many columns."""
+    png = picture.media_type == "image/png"
+    return 60 if png and int.from_bytes(picture.data[16:20]) > WIDE else 30
 
 
 def _is(path: Path | None, suffix: str) -> bool:

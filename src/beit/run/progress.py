@@ -17,6 +17,7 @@ from rich.text import Text
 WINDOW_SECONDS = 30.0  # speed is measured over this time
 EARLY = (1, 2, 4)  # first steps with a line of their own
 SHOWN = 3  # metrics on a line
+LINE_STYLE = "font-family:monospace;white-space:nowrap;overflow:hidden;text-overflow:ellipsis"
 NOTEBOOK_SECONDS = 0.5  # time between two updates of a notebook's line
 
 
@@ -184,7 +185,7 @@ class Progress:
         self._last_shown = self._clock()
         done, total, line = *self._bar(), self.line()
         bar = f"<progress value='{done}' max='{max(total, 1)}'></progress>"
-        page = f"<div style='font-family:monospace'>{bar} {html.escape(line)}</div>"
+        page = f"<div style='{LINE_STYLE}'>{bar} {html.escape(line)}</div>"
         content = {"text/html": page, "text/plain": line}
         if self._display is None:
             from IPython.display import display
