@@ -221,6 +221,7 @@ def test_a_training_returns_path_figures_pictures_and_model(backbone: Result) ->
     assert type(backbone.model).__name__ == "MaskedImageModel"
     page = backbone._repr_html_()
     assert "<svg" in page
+    assert "Top: the image, and the masked image that the model sees." in page
     assert not re.search(r"(src|href)=.https?:", page)
     assert json.loads(json.dumps(backbone.figures))
     assert copy.copy(backbone).path == backbone.path

@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from torch import nn
 
 from beit.command.ending import last_values
 from beit.draw.numbers import short_number
-from beit.draw.report import Gallery, Picture, embedded
+from beit.draw.report import Gallery, Item, Picture, embedded
 from beit.rows.files import read_table
 from beit.run.directory import RunDirectory
 from beit.run.journal import Result as Trained
@@ -22,6 +22,7 @@ MOST_PICTURES, MOST_FIGURES = 3, 6  # shown
 WIDE = 800  # pixels; text of wider pictures would be too small beside another one
 LARGEST_PAGE = 6_000_000  # bytes of a page that is shown in a notebook, which keeps them
 # For `themed_svg`: ink is the notebook's, light or dark, and the other colours show on both.
+CAPTION = "font-size:85%;opacity:.75"
 FRAME = "width:100%;height:50em;border:1px solid #8886"
 STYLE = "--ink:currentColor;--faint:#84898f;--rule:#8886;--series-1:#4a8ad8;--series-2:#dd7433"
 
@@ -98,10 +99,7 @@ class Result:
         """Some pictures: the first of each section of the report, or those in files."""
         found = []
         for section in getattr(self.value, "sections", ()):
-            flat = [
-                p for i in section.items for p in (i.pictures if isinstance(i, Gallery) else [i])
-            ]
-            found += [picture for picture in flat if isinstance(picture, Picture)][:1]
+            found += [picture for item in section.items for picture in _captioned(item)][:1]
         for file in () if found else self._picture_files()[:MOST_PICTURES]:
             found.append(Picture("", file.stem, file.read_bytes(), "image/png"))
         return found[:MOST_PICTURES]
@@ -162,11 +160,19 @@ class Result:
             return f"<div>{title}{table}{frame}</div>"
         drawn = "".join(
             f"<div style='max-width:{_room(picture)}em;margin:.5em 1em .5em 0'>"
-            f"{embedded(picture)}</div>"
+            f"{embedded(picture)}<div style='{CAPTION}'>{html.escape(picture.caption)}</div></div>"
             for picture in self.pictures
         ).replace("<img ", "<img style='max-width:100%;height:auto' ")
         flex = "display:flex;flex-wrap:wrap;align-items:flex-start"
         return f"<div style='{STYLE}'>{title}{table}<div style='{flex}'>{drawn}</div></div>"
+
+
+def _captioned(item: Item) -> list[Picture]:
+    """List the pictures of an item, each with the caption of its gallery."""
+    if isinstance(item, Gallery):
+        both = [(picture, f"{item.caption} {picture.caption}") for picture in item.pictures]
+        return [replace(picture, caption=caption.strip()) for picture, caption in both]
+    return [item] if isinstance(item, Picture) else []
 
 
 def _room(picture: Picture) -> int:
