@@ -1,6 +1,7 @@
 """The functions of the verbs. `python tests/test_calls.py` writes `beit/__init__.pyi` again."""
 
 import copy
+import html
 import inspect
 import json
 import multiprocessing
@@ -220,6 +221,7 @@ def test_a_training_returns_path_figures_pictures_and_model(backbone: Result) ->
     assert type(backbone.model).__name__ == "MaskedImageModel"
     page = backbone._repr_html_()
     assert "<svg" in page
+    assert "Top: the image, and the masked image that the model sees." in page
     assert not re.search(r"(src|href)=.https?:", page)
     assert json.loads(json.dumps(backbone.figures))
     assert copy.copy(backbone).path == backbone.path
@@ -283,7 +285,29 @@ def test_predict_evaluate_and_probe(
         probed = beit.probe(model=backbone.path, neighbours=2, **sets, **settings)
     assert probed.path == output
     assert probed.figures.keys() == {"linear_cls", "knn_cls", "linear_mean", "knn_mean"}
+    assert all(name in repr(probed) for name in probed.figures)
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_notebook_shows_pictures_in_files_and_pages(
+    backbone: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = {"num_workers": 0, "index": tmp_path / "index.npz", "quiet": True}
+    output, photo = tmp_path / "near.png", str(tmp_path / "photo.png")
+    Image.new("RGB", (30, 20)).save(photo)
+    near = beit.similar(backbone.path, [photo], data=OTHERS, neighbours=2, output=output, **options)
+    assert [picture.data for picture in near.pictures] == [output.read_bytes()]
+    tokens = beit.visualise_tokens(
+        backbone.path, OTHERS, output=tmp_path / "tokens", limit=2, quiet=True
+    )
+    assert [picture.alt for picture in tokens.pictures] == ["tokens", "predictions", "features"]
+    assert "<img style='max-width:100%;height:auto' class=" in tokens._repr_html_()
+    page = beit.visualise_embedding(backbone.path, OTHERS, output=tmp_path / "map.html", **options)
+    text = (tmp_path / "map.html").read_text()
+    assert html.escape(text) in page._repr_html_()
+    monkeypatch.setattr("beit.result.LARGEST_PAGE", len(text.encode()) - 1)
+    assert "<iframe" not in page._repr_html_()
+    assert "map.html" in page._repr_html_()
 
 
 def test_pages_exports_and_presets(backbone: Result, tmp_path: Path, capsys: Any) -> None:
@@ -294,6 +318,8 @@ def test_pages_exports_and_presets(backbone: Result, tmp_path: Path, capsys: Any
     )
     assert drawn.figures == {"figures": 2}
     assert capsys.readouterr() == ("", "")
+    beit.export(backbone.path, output=tmp_path / "mine.safetensors", format="safetensors")
+    assert "is now" not in capsys.readouterr().err  # a value by position has no old spelling
     assert "cifar10-cpu" in beit.presets().value
     assert "cifar10-cpu" in capsys.readouterr().out
 

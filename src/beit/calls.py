@@ -62,7 +62,9 @@ def function_of(name: str) -> "Callable[..., Result]":
         given = dict(zip(names, values, strict=False))
         if twice := given.keys() & options:
             raise TypeError(f"beit.{name} got {twice.pop()} by position and by name")
-        words += words_of(name, given | options)
+        from beit.command.options import as_spelled
+
+        words += [*as_spelled(verb, words_of(name, given)), *words_of(name, options)]
         return _call(verb, words, quiet, on_step)
 
     function.__name__ = function.__qualname__ = name

@@ -2,7 +2,7 @@
 
 import html
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,18 @@ from torch import nn
 
 from beit.command.ending import last_values
 from beit.draw.numbers import short_number
-from beit.draw.report import Gallery, Picture, embedded
+from beit.draw.report import Gallery, Item, Picture, embedded
 from beit.rows.files import read_table
 from beit.run.directory import RunDirectory
 from beit.run.journal import Result as Trained
 
 PATHS = ("directory", "file", "output", "report", "card")  # fields of the verbs' own results
 MOST_PICTURES, MOST_FIGURES = 3, 6  # shown
+WIDE = 800  # pixels; text of wider pictures would be too small beside another one
+LARGEST_PAGE = 6_000_000  # bytes of a page that is shown in a notebook, which keeps them
 # For `themed_svg`: ink is the notebook's, light or dark, and the other colours show on both.
+CAPTION = "font-size:85%;opacity:.75"
+FRAME = "width:100%;height:50em;border:1px solid #8886"
 STYLE = "--ink:currentColor;--faint:#84898f;--rule:#8886;--series-1:#4a8ad8;--series-2:#dd7433"
 
 
@@ -95,16 +99,28 @@ class Result:
         """Some pictures: the first of each section of the report, or those in files."""
         found = []
         for section in getattr(self.value, "sections", ()):
-            flat = [
-                p for i in section.items for p in (i.pictures if isinstance(i, Gallery) else [i])
-            ]
-            found += [picture for picture in flat if isinstance(picture, Picture)][:1]
-        if not found:
-            named = getattr(self.config, "picture", None)
-            folder = self.path if self.path and self.path.is_dir() else None
-            files = [Path(named)] if named else sorted(folder.rglob("*.png")) if folder else []
-            found = [Picture("", file.stem, file.read_bytes(), "image/png") for file in files[:1]]
+            found += [picture for item in section.items for picture in _captioned(item)][:1]
+        for file in () if found else self._picture_files()[:MOST_PICTURES]:
+            found.append(Picture("", file.stem, file.read_bytes(), "image/png"))
         return found[:MOST_PICTURES]
+
+    def _picture_files(self) -> list[Path]:
+        """List the pictures that the verb wrote, or those in the folder of its report, in order."""
+        named, path = getattr(self.config, "picture", None), self.path
+        if named or path is None:
+            return [Path(named)] if named else []
+        folder = path.parent if path.name == "report.html" else path
+        if not folder.is_dir():
+            return [path] * _is(path, ".png")
+        return sorted(folder.rglob("*.png"), key=lambda file: (file.stat().st_mtime_ns, file))
+
+    @property
+    def _page(self) -> str:
+        """The page to browse that the verb wrote, as text; empty without one, or if it is large."""
+        page = self.path if _is(self.path, ".html") else self.path and self.path / "explorer.html"
+        if page is None or page.name == "report.html" or not page.is_file():
+            return ""
+        return page.read_text("utf-8") if page.stat().st_size <= LARGEST_PAGE else ""
 
     def __repr__(self) -> str:
         figures = self._shown_figures()
@@ -115,8 +131,10 @@ class Result:
 
     def _shown_figures(self) -> dict[str, str]:
         """Return the figures to show, those of the last validation if there are some."""
-        validated = {n: v for n, v in self.figures.items() if n.startswith(("val_", "knn_"))}
-        figures = validated or self.figures
+        figures = self.figures
+        if isinstance(self.value, Trained):
+            validated = {n: v for n, v in figures.items() if n.startswith(("val_", "knn_"))}
+            figures = validated or figures
         shown = {name: short_number(figures[name]) for name in list(figures)[:MOST_FIGURES]}
         left = len(self.figures) - len(shown)
         return shown | ({"…": f"{left} more in .figures"} if left else {})
@@ -136,10 +154,32 @@ class Result:
                 f" · <a href='{html.escape(str(shown), quote=True)}'>{html.escape(str(shown))}</a>"
             )
         title += f"<br>{html.escape(self.summary)}" if self.summary else ""
-        drawn = "".join(
-            f"<div style='max-width:30em;margin:.5em 1em .5em 0'>{embedded(picture)}</div>"
-            for picture in self.pictures
-        )
-        flex = "display:flex;flex-wrap:wrap;align-items:flex-start"
         table = f"<table>{rows}</table>" if rows else ""
+        if page := self._page:
+            frame = f'<iframe srcdoc="{html.escape(page)}" style="{FRAME}"></iframe>'
+            return f"<div>{title}{table}{frame}</div>"
+        drawn = "".join(
+            f"<div style='max-width:{_room(picture)}em;margin:.5em 1em .5em 0'>"
+            f"{embedded(picture)}<div style='{CAPTION}'>{html.escape(picture.caption)}</div></div>"
+            for picture in self.pictures
+        ).replace("<img ", "<img style='max-width:100%;height:auto' ")
+        flex = "display:flex;flex-wrap:wrap;align-items:flex-start"
         return f"<div style='{STYLE}'>{title}{table}<div style='{flex}'>{drawn}</div></div>"
+
+
+def _captioned(item: Item) -> list[Picture]:
+    """List the pictures of an item, each with the caption of its gallery."""
+    if isinstance(item, Gallery):
+        both = [(picture, f"{item.caption} {picture.caption}") for picture in item.pictures]
+        return [replace(picture, caption=caption.strip()) for picture, caption in both]
+    return [item] if isinstance(item, Picture) else []
+
+
+def _room(picture: Picture) -> int:
+    """Return the width in em that a picture gets at most: more for those with many columns."""
+    png = picture.media_type == "image/png"
+    return 60 if png and int.from_bytes(picture.data[16:20]) > WIDE else 30
+
+
+def _is(path: Path | None, suffix: str) -> bool:
+    return path is not None and path.suffix == suffix

@@ -1,4 +1,6 @@
 import io
+import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -116,3 +118,37 @@ def test_what_matters_most_comes_first_and_three_metrics_are_enough() -> None:
 
 def test_durations() -> None:
     assert [_duration(s) for s in (0.4, 59.6, 3599, 90061)] == ["0:00", "1:00", "59:59", "25:01:01"]
+
+
+def test_a_notebook_has_one_line_replaced_in_place(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shown: list[tuple[str, dict[str, str]]] = []
+
+    class Handle:
+        def update(self, content: dict[str, str], raw: bool) -> None:
+            shown.append(("update", content))
+
+    def display(content: dict[str, str], raw: bool, display_id: bool) -> Handle:
+        shown.append(("new", content))
+        return Handle()
+
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    cell = type("OutStream", (io.StringIO,), {"__module__": "ipykernel.iostream"})()
+    clock = Clock()
+    with Progress(40, stream=cell, clock=clock) as progress:
+        for step in range(1, 41):
+            clock.seconds += 0.1
+            progress.update(step, {"a<b": 0.5}, images=8, wait_seconds=0.0)
+        progress.message("note")
+        with progress.aside("validation"):
+            progress.part(1, 2)
+    assert [kind for kind, _ in shown] == ["new", *["update"] * (len(shown) - 1)]
+    assert len(shown) < 15
+    assert any("validation" in content["text/plain"] for _, content in shown)
+    last = shown[-1][1]
+    assert last["text/plain"] == "step 40/40 · 0:00 left · 80 images/s · a<b 0.5 · data wait 0%"
+    assert "<progress value='40' max='40'></progress> step 40/40" in last["text/html"]
+    assert "a&lt;b 0.5" in last["text/html"]
+    assert cell.getvalue() == ""
+    assert capsys.readouterr() == ("note\n", "")

@@ -66,6 +66,8 @@ def open_source(
 ) -> Source:
     """Open a source of images.
 
+    `source.image(i)` is image i, (3, H, W) uint8; `labels` and `class_names` are None if unknown.
+
     Args:
         spec: one string (see `KINDS`), or several paths of image files, whose order is kept
         split: what the set is for, if the data hold several splits; None for all images

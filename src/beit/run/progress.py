@@ -1,11 +1,12 @@
-"""The progress of a run: a live line on a terminal, otherwise a plain line every few seconds."""
+"""The progress of a run: a live line on a terminal or in a notebook, otherwise plain lines."""
 
+import html
 import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple, Self, TextIO
+from typing import Any, NamedTuple, Self, TextIO
 
 from rich.console import Console
 from rich.live import Live
@@ -16,6 +17,8 @@ from rich.text import Text
 WINDOW_SECONDS = 30.0  # speed is measured over this time
 EARLY = (1, 2, 4)  # first steps with a line of their own
 SHOWN = 3  # metrics on a line
+LINE_STYLE = "font-family:monospace;white-space:nowrap;overflow:hidden;text-overflow:ellipsis"
+NOTEBOOK_SECONDS = 0.5  # time between two updates of a notebook's line
 
 
 class Speed(NamedTuple):
@@ -71,6 +74,9 @@ class Progress:
         self._speed, self._last_line = Speed(0.0, None, 0.0), clock()
         self._stream: TextIO | None = (stream or sys.stderr) if enabled else None
         self._live: Live | None = None
+        self._in_notebook = type(self._stream).__module__.startswith("ipykernel.")
+        self._display: Any = None  # of IPython, the line of a notebook
+        self._last_shown = float("-inf")
         if self._stream is not None and self._stream.isatty():
             console = Console(file=self._stream, highlight=False)
             if not console.is_dumb_terminal:
@@ -89,6 +95,7 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         if self._live is not None:
             self._live.stop()
+        self._show()
 
     def update(
         self,
@@ -116,21 +123,24 @@ class Progress:
         early = latest is not None and step - self._start_step in EARLY
         if self._due(early or step >= self._total_steps):
             self._metrics = {**self._metrics, **(latest() if latest else {})}
-            if self._live is None:
-                self.message(self.line())
+            self._plain()
+        self._show(NOTEBOOK_SECONDS)
         return self._speed
 
     def part(self, done: int, total: int) -> None:
         """Record how much of what is done `aside` is done; 0 starts its clock."""
         self._part_started = self._part_started if done else self._clock()
         self._part = (done, total)
-        if self._live is None and self._due():
-            self.message(self.line())
+        if self._due():
+            self._plain()
+        self._show(NOTEBOOK_SECONDS)
 
     def message(self, text: str) -> None:
         """Print a line above the live one."""
         if self._live is not None:
             self._live.console.print(Text(text), soft_wrap=True)
+        elif self._in_notebook:
+            print(text, flush=True)  # notebooks colour standard error as a fault
         elif self._stream is not None:
             print(text, file=self._stream, flush=True)
 
@@ -144,11 +154,13 @@ class Progress:
         """Name what is done between two steps, such as a validation, and exclude its time."""
         started = self._clock()
         self._aside, self._part = what, (0, 0)
+        self._show()
         try:
             yield
         finally:
             self._aside = ""
             self._aside_seconds += self._clock() - started
+            self._show()
 
     def line(self) -> str:
         """Return the current line."""
@@ -160,6 +172,27 @@ class Progress:
         due = shown and (now or self._clock() - self._last_line >= self._line_seconds)
         self._last_line = self._clock() if due else self._last_line
         return due
+
+    def _plain(self) -> None:
+        """Print the line where none is replaced in place."""
+        if self._live is None and not self._in_notebook:
+            self.message(self.line())
+
+    def _show(self, seconds: float = 0.0) -> None:
+        """Replace the line of a notebook, if the last time is `seconds` ago."""
+        if not self._in_notebook or self._clock() - self._last_shown < seconds:
+            return
+        self._last_shown = self._clock()
+        done, total, line = *self._bar(), self.line()
+        bar = f"<progress value='{done}' max='{max(total, 1)}'></progress>"
+        page = f"<div style='{LINE_STYLE}'>{bar} {html.escape(line)}</div>"
+        content = {"text/html": page, "text/plain": line}
+        if self._display is None:
+            from IPython.display import display
+
+            self._display = display(content, raw=True, display_id=True)
+        else:
+            self._display.update(content, raw=True)
 
     def _now(self) -> float:
         return self._clock() - self._aside_seconds
@@ -193,12 +226,16 @@ class Progress:
             parts = [f"{_duration(left)} left", speed, *parts, f"data wait {wait:.0%}"]
         return parts
 
+    def _bar(self) -> tuple[int, int]:
+        """Return how much is done and of how much: of what is done `aside`, or of all steps."""
+        in_part = self._aside and self._part[1]
+        return self._part if in_part else (self._step, self._total_steps)
+
     def _render(self) -> Table:
         row = Table.grid(padding=(0, 1))
         row.add_column(width=16)
         row.add_column(no_wrap=True, overflow="ellipsis")
-        in_part = self._aside and self._part[1]
-        done, total = self._part if in_part else (self._step, self._total_steps)
+        done, total = self._bar()
         bar = ProgressBar(total=total, completed=done, width=16)
         row.add_row(bar, Text(self.line()))
         return row
