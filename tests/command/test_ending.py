@@ -20,6 +20,7 @@ from beit.tokenizer import vqkd
 
 RUN = Path("runs/mine")
 TRAINED = {"directory": RUN, "metrics": {}, "sections": []}
+COLLAPSED = {**TRAINED, "metrics": {"val_usage": 0.01, "val_perplexity": 9.0, "val_choices": 1e4}}
 EVALUATED = {"figures": {"top1": 0.5, "miou": 0.25}, "images": {"evaluated": 2000}}
 CHECKED = {"failures": [], "figures": {}, "report": None}
 ROW = {"features": "cls", "linear": 0.5321, "knn": 0.4}
@@ -44,6 +45,7 @@ CASES = [
         "3,000 images, 2.5 MB, all read back and compared",
     ),
     ("train-tokenizer", "--data photos --output runs/mine", TRAINED, "96.9% of the codes"),
+    ("train-tokenizer", "--data photos --output runs/mine", COLLAPSED, "codebook has collapsed"),
     ("train-tokenizer", "--kind dvae --data photos --output runs/mine", TRAINED, "96.9%"),
     ("pretrain", "--data 'my photos' --output runs/mine", TRAINED, "28.0% of the hidden"),
     ("pretrain", "--data p --validation q --check.every 1", TRAINED, "k-NN accuracy 41.0%"),
@@ -170,7 +172,8 @@ def test_the_next_command_is_one_that_parses(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("beit.command.options.following_data", lambda *_: [])  # there are no data
     RUN.mkdir(parents=True)
-    log = {"step": 9, "loss": 0.5, "usage": 0.96875, "perplexity": 400.0, "accuracy": 0.28}
+    log = {"step": 9, "loss": 0.5, "accuracy": 0.28}
+    log |= {"usage": 0.96875, "perplexity": 4000.0, "choices": 1e6}
     log |= {"knn_cls": 0.41, "knn_mean": 0.39}
     (RUN / "metrics.jsonl").write_text(json.dumps(log) + "\n")
     arguments = shlex.split(options)

@@ -36,8 +36,8 @@ class TeacherConfig:
     Attributes:
         source: efficientnet-lite0 to 2, timm:NAME, timm:NAME@FILE, or a file in the layout of
             CLIP, DINO or DINOv2, published or of transformers, also as published:NAME or
-            hf://OWNER/NAME; #stride16 after the name of a convolutional network selects its last map of
-            that stride
+            hf://OWNER/NAME; #stride16 after the name of a convolutional network selects its last
+            feature map of that stride
         image_size: size to which the teacher's images are resized; null: that of its training
         pretrained: false: random weights, for comparison (not for files)
         num_heads: attention heads of a CLIP or DINO file; null: one per 64 channels
