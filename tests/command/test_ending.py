@@ -14,6 +14,7 @@ from beit.command.ending import Ending, again, beside, run_facts, show, whole, w
 from beit.command.modules import find_module
 from beit.command.options import parse
 from beit.command.verbs import VERBS
+from beit.probing import probe
 from beit.run.directory import RunDirectory
 from beit.similarity.similar import Neighbour
 from beit.tokenizer import vqkd
@@ -163,6 +164,12 @@ CASES = [
 
 def test_every_verb_that_makes_something_has_an_ending():
     assert {verb for verb, *_ in CASES} == VERBS.keys() - {"presets"}
+
+
+def test_the_tokenizer_of_a_probed_teacher_sees_images_of_the_same_size():
+    config = probe.Config("teacher:x", train="p", test="q", image_size=96)
+    then = probe.ending(config, SimpleNamespace(rows=[ROW])).then
+    assert then[then.index("--teacher.image_size") + 1] == "96"
 
 
 @pytest.mark.parametrize(("verb", "options", "result", "part"), CASES, ids=lambda value: str(value))
