@@ -25,7 +25,8 @@ from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.weights.formats.published import to_published
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *GUIDES]
 BLOCK = re.compile(r"(?:^<!-- not run: ([^>]+) -->\n+)?^```python\n(.*?)^```$", re.M | re.S)
 WITH_BLOCKS = [page for page in PAGES if BLOCK.search(page.read_text("utf-8"))]
 
@@ -35,6 +36,7 @@ STAND_INS = {
     "published:vqkd_encoder_base_decoder_3x768x12_clip": "runs/tokenizer",
     "hf://timm/beitv2_large_patch16_224.in1k_ft_in22k": "beitv2_base_patch16_224_pt1k_ft1k.pth",
     "runs/cifar10-dvae": "dvae.safetensors",
+    "runs/collapsed": "runs/tokenizer",
 }
 MADE = {"README": "runs/tokenizer", "python": "runs/pretrain"}  # by the page's first block
 # Trainings of the pages, made small.
@@ -87,6 +89,8 @@ def prepared(tmp_path_factory):
         beit.finetune(model="runs/pretrain", output="runs/classifier", **small)
         beit.tokenize(model="runs/tokenizer", data="photos", output="codes.parquet", quiet=True)
         beit.embed(model="runs/pretrain", data="photos", output="features.npz", quiet=True)
+        teacher = "teacher:efficientnet-lite0"
+        beit.embed(model=teacher, data="photos", output="features.parquet", quiet=True)
         vae = DiscreteVAE(DiscreteVAEConfig((32, 32), 16, code_width=8, hidden_width=8))
         beit.save(vae, "dvae.safetensors")
         vit = ViTConfig(width=64, depth=2, num_heads=1, relative_bias="per_block")

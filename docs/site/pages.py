@@ -219,10 +219,12 @@ def verbs_of_presets() -> dict[str, list[str]]:
 
 def guides_with(verb: str) -> Iterator[tuple[str, str]]:
     """List the documents, by name and title, with a command of the verb."""
-    for page in sorted((ROOT / "docs").glob("*.md")):
+    docs = ROOT / "docs"
+    for page in [*sorted((docs / "guides").glob("*.md")), *sorted(docs.glob("*.md"))]:
         text = page.read_text("utf-8")
         if page.stem != "diary" and re.search(rf"^[\s#]*(torchrun .*-m )?beit {verb} ", text, re.M):
-            yield page.stem, re.search(r"^# (.+)$", text, re.M)[1]
+            name = page.relative_to(docs).with_suffix("").as_posix()
+            yield name, re.search(r"^# (.+)$", text, re.M)[1]
 
 
 class Option(NamedTuple):

@@ -14,12 +14,14 @@ from beit.command.ending import Ending, again, beside, run_facts, show, whole, w
 from beit.command.modules import find_module
 from beit.command.options import parse
 from beit.command.verbs import VERBS
+from beit.probing import probe
 from beit.run.directory import RunDirectory
 from beit.similarity.similar import Neighbour
 from beit.tokenizer import vqkd
 
 RUN = Path("runs/mine")
 TRAINED = {"directory": RUN, "metrics": {}, "sections": []}
+COLLAPSED = {**TRAINED, "metrics": {"val_usage": 0.01, "val_perplexity": 9.0, "val_choices": 1e4}}
 EVALUATED = {"figures": {"top1": 0.5, "miou": 0.25}, "images": {"evaluated": 2000}}
 CHECKED = {"failures": [], "figures": {}, "report": None}
 ROW = {"features": "cls", "linear": 0.5321, "knn": 0.4}
@@ -44,6 +46,7 @@ CASES = [
         "3,000 images, 2.5 MB, all read back and compared",
     ),
     ("train-tokenizer", "--data photos --output runs/mine", TRAINED, "96.9% of the codes"),
+    ("train-tokenizer", "--data photos --output runs/mine", COLLAPSED, "codebook has collapsed"),
     ("train-tokenizer", "--kind dvae --data photos --output runs/mine", TRAINED, "96.9%"),
     ("pretrain", "--data 'my photos' --output runs/mine", TRAINED, "28.0% of the hidden"),
     ("pretrain", "--data p --validation q --check.every 1", TRAINED, "k-NN accuracy 41.0%"),
@@ -163,6 +166,12 @@ def test_every_verb_that_makes_something_has_an_ending():
     assert {verb for verb, *_ in CASES} == VERBS.keys() - {"presets"}
 
 
+def test_the_tokenizer_of_a_probed_teacher_sees_images_of_the_same_size():
+    config = probe.Config("teacher:x", train="p", test="q", image_size=96)
+    then = probe.ending(config, SimpleNamespace(rows=[ROW])).then
+    assert then[then.index("--teacher.image_size") + 1] == "96"
+
+
 @pytest.mark.parametrize(("verb", "options", "result", "part"), CASES, ids=lambda value: str(value))
 def test_the_next_command_is_one_that_parses(
     verb, options, result, part, tmp_path, monkeypatch, capsys
@@ -170,7 +179,8 @@ def test_the_next_command_is_one_that_parses(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("beit.command.options.following_data", lambda *_: [])  # there are no data
     RUN.mkdir(parents=True)
-    log = {"step": 9, "loss": 0.5, "usage": 0.96875, "perplexity": 400.0, "accuracy": 0.28}
+    log = {"step": 9, "loss": 0.5, "accuracy": 0.28}
+    log |= {"usage": 0.96875, "perplexity": 4000.0, "choices": 1e6}
     log |= {"knn_cls": 0.41, "knn_mean": 0.39}
     (RUN / "metrics.jsonl").write_text(json.dumps(log) + "\n")
     arguments = shlex.split(options)

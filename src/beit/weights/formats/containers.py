@@ -55,7 +55,7 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} is not a file; expected weights in .safetensors, .pth or .pt, or the name of "
-            "a teacher: efficientnet-lite0, timm:NAME, timm:NAME@FILE"
+            "a teacher: efficientnet-lite0 to 2, timm:NAME, timm:NAME@FILE"
         )
     refuse_shard(file)
     content = _read_torchscript(file) if _is_torchscript(file) else read_file(file)[0]
