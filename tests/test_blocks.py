@@ -25,7 +25,8 @@ from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.weights.formats.published import to_published
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *GUIDES]
 BLOCK = re.compile(r"(?:^<!-- not run: ([^>]+) -->\n+)?^```python\n(.*?)^```$", re.M | re.S)
 WITH_BLOCKS = [page for page in PAGES if BLOCK.search(page.read_text("utf-8"))]
 
