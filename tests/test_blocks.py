@@ -36,6 +36,8 @@ STAND_INS = {
     "published:vqkd_encoder_base_decoder_3x768x12_clip": "runs/tokenizer",
     "hf://timm/beitv2_large_patch16_224.in1k_ft_in22k": "beitv2_base_patch16_224_pt1k_ft1k.pth",
     "runs/cifar10-dvae": "dvae.safetensors",
+    "published:beitv2_base_patch16_224_pt1k_ft21kto1k": "beitv2_base_patch16_224_pt1k_ft1k.pth",
+    'published:beitv2_base_patch16_224_pt1k"': 'beitv2_base_patch16_224_pt1k.pth"',
 }
 MADE = {"README": "runs/tokenizer", "python": "runs/pretrain"}  # by the page's first block
 # Trainings of the pages, made small.
