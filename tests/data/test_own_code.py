@@ -89,8 +89,8 @@ def test_only_modules_that_words_of_the_user_name_are_run(tmp_path, monkeypatch)
 
 FILES = {
     "teacher": ["train-tokenizer", "--config=given.yaml", "--output=run", "--preset=shapes-tiny"],
-    "model": ["embed", "--config=given.yaml"],
-    "data": ["embed", "--model=beit:cifar10-small", "--config=given.yaml"],
+    "model": ["embed", "--config=given.yaml", "--output=out.npz"],
+    "data": ["embed", "--model=beit:cifar10-small", "--config=given.yaml", "--output=out.npz"],
 }
 SETTINGS = {
     "teacher": "teacher: {source: 'python:own_sevens:seven', pretrained: true}",
