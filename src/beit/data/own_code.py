@@ -78,7 +78,8 @@ def call(spec: str) -> Any:
             "and among the installed packages"
         ) from error
     function: Any = getattr(imported, name, None)
-    where = f"{spec}: expected a function without arguments in {imported.__file__ or module}"
+    file = getattr(imported, "__file__", None) or module
+    where = f"{spec}: expected a function without arguments in {file}"
     if function is None:
         near = difflib.get_close_matches(name, vars(imported), n=1)
         hint = f"; did you mean {near[0]}?" if near else ""
