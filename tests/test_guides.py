@@ -57,6 +57,7 @@ def test_extending(capsys):
     for line, code in codes.items():
         assert code == (2 if REFUSED in line else 0), line
     assert "allow it: BEIT_PYTHON=my_teacher" in capsys.readouterr().err
+    assert Path("runs/tokenizer/weights.safetensors").exists()  # nothing was changed
 
 
 @pytest.mark.slow
