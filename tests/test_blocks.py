@@ -28,7 +28,10 @@ ROOT = Path(__file__).parents[1]
 GUIDES = sorted((ROOT / "docs" / "guides").glob("*.md"))
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *GUIDES]
 BLOCK = re.compile(r"(?:^<!-- not run: ([^>]+) -->\n+)?^```python\n(.*?)^```$", re.M | re.S)
-WITH_BLOCKS = [page for page in PAGES if BLOCK.search(page.read_text("utf-8"))]
+OF_GUIDES = ("extending", "segmentation-masks")  # with files and commands: tests/test_guides.py
+WITH_BLOCKS = [
+    page for page in PAGES if BLOCK.search(page.read_text("utf-8")) and page.stem not in OF_GUIDES
+]
 
 # What stands in for files that are not here.
 STAND_INS = {

@@ -1,7 +1,7 @@
 """Guides with files and commands: all of it runs in order, the trainings made shorter.
 
-A block of Python that begins with the name of a file is written to that file. Other Python is run
-by tests/test_blocks.py too.
+A block of Python that begins with the name of a file is written to that file. Pages without
+commands that belong to their Python are run by tests/test_blocks.py.
 """
 
 import re
