@@ -78,6 +78,15 @@ def test_a_file_that_is_gone_is_left_out(opened):
     assert len(batch.images) == 1 and batch.unreadable == ["own_set:images/1: b.png is gone"]
 
 
+def test_a_file_of_such_a_name_is_a_file(opened, tmp_path, monkeypatch):
+    """It may come from somebody else, and be named by a shell's `*`."""
+    opened([PIXELS])
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "python:own_set:images").mkdir()
+    with pytest.raises(ValueError, match="no images"):
+        open_source("python:own_set:images")
+
+
 def test_mistakes_are_refused(opened, monkeypatch):
     with pytest.raises(ZeroDivisionError):  # a mistake in the user's code is no unreadable image
         opened([ZeroDivisionError()]).image(0)

@@ -138,7 +138,7 @@ def _open(spec: str, split: Split | None, shrinking: Shrinking | None) -> Source
         return MixedSource(list(weights), parts, list(weights.values()))
     if spec.startswith("shapes://"):
         return ShapesSource.from_spec(spec)
-    if spec.startswith(OWN):
+    if spec.startswith(OWN) and not os.path.exists(spec):  # a file that a shell has named
         return OwnSource(spec, shrinking)
     refuse_file(spec)
     name, reading = split_query(spec)
