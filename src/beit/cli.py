@@ -26,6 +26,7 @@ from beit.command.modules import (
 from beit.command.options import parse, renamed, take
 from beit.command.slurm import as_torchrun
 from beit.command.verbs import VERBS
+from beit.data.own_code import named_by
 from beit.files import out_of_memory
 from beit.run.lock import releasing
 from beit.run.preemption import (
@@ -125,6 +126,7 @@ def _run(verb: str, options: Sequence[str]) -> int:
 def run_verb(verb: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
     """Run a verb, also for `beit.calls`. Returns: its module, its Config, and the result."""
     with ExitStack() as stack:
+        stack.enter_context(named_by(options))
         if VERBS[verb].resumable or verb in STOPPED:
             stack.enter_context(stoppable(STOPPED.get(verb, "")))
             stack.enter_context(releasing())

@@ -461,6 +461,21 @@ def _(place):
             open_source(f"x.{ending}")
 
 
+@rule("Layouts", "data set in Python")
+def _(place):
+    place.path.joinpath("rule_set.py").write_text(
+        "from PIL import Image\nclass Set:\n"
+        "    targets, classes = [1, 0, 0, 1], ['apple', 'lime']\n"
+        "    def __len__(self): return 4\n"
+        "    def __getitem__(self, index): return Image.new('RGB', (4, 3))\n"
+    )
+    with pytest.MonkeyPatch.context() as patched:
+        patched.syspath_prepend(place.path)
+        source = open_source("python:rule_set:Set[:50%]")
+    assert len(source) == 2 and source.class_names == ["apple", "lime"]
+    assert source.labels.sum() >= 0 and source.image(1).shape == (3, 3, 4)
+
+
 @rule("Layouts", "drawn shapes")
 def _(place):
     first, again = (open_source("shapes://12?size=16&seed=1") for _ in range(2))

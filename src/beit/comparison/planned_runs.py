@@ -13,6 +13,7 @@ from beit.command.modules import find_module
 from beit.command.options import parse
 from beit.command.verbs import VERBS
 from beit.comparison.plan import MEASURES, Plan, Stage, flat
+from beit.data.own_code import refuse_unnamed
 
 Settings = Mapping[str, Any]
 DVAE = VERBS["train-tokenizer"].kinds["dvae"]
@@ -65,6 +66,7 @@ def planned_chains(plan: Plan) -> list[Chain]:
             runs: dict[str, PlannedRun] = {}
             for stage in stages:
                 arguments = [f"--{option}={word(value)}" for option, value in stage.fields.items()]
+                refuse_unnamed(arguments)
                 arguments[:0] = [] if stage.preset is None else [f"--preset={stage.preset}"]
                 command = (stage.verb, *arguments)
                 if command not in settings:

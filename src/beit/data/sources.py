@@ -20,6 +20,8 @@ from beit.data.folders.image_files import FileSource
 from beit.data.folders.listing import list_folder, say_once
 from beit.data.folders.lists import check_file, read_list
 from beit.data.mixture import MixedSource, weights_of
+from beit.data.own_code import OWN, refuse_file
+from beit.data.own_images import OwnSource
 from beit.data.packed import check_complete
 from beit.data.pixels.decoding import ARRAY, PLUGINS, extensions
 from beit.data.shapes import ShapesSource
@@ -43,9 +45,9 @@ _log = logging.getLogger(__name__)
 
 KINDS = (
     "a folder of images, *.parquet or *.arrow files, *.tar shards, a .zip, a .csv, .tsv or .jsonl "
-    "table of files, hf://datasets/OWNER/NAME or shapes://COUNT?size=64&seed=0, or a part of one, "
-    "as in folder[:90%]; files also in a store, as s3://bucket/{00..99}.tar; or image files, or "
-    "@FILE that lists them"
+    "table of files, hf://datasets/OWNER/NAME, shapes://COUNT?size=64&seed=0, python:MODULE:NAME, "
+    "or a part of one, as in folder[:90%]; files also in a store, as s3://bucket/{00..99}.tar; or "
+    "image files, or @FILE that lists them"
 )
 FILES = (*ROWS, ".tar", ".zip")
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -138,6 +140,9 @@ def _open(spec: str, split: Split | None, shrinking: Shrinking | None) -> Source
         return MixedSource(list(weights), parts, list(weights.values()))
     if spec.startswith("shapes://"):
         return ShapesSource.from_spec(spec)
+    if spec.startswith(OWN) and not os.path.exists(spec):  # a file that a shell has named
+        return OwnSource(spec, shrinking)
+    refuse_file(spec)
     name, reading = split_query(spec)
     reading = reading._replace(shrinking=shrinking)
     right = expected(name, KINDS)

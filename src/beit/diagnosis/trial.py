@@ -29,6 +29,7 @@ from torch import nn
 
 from beit.data.batch import Batch
 from beit.data.batches import TrainBatches
+from beit.data.own_code import named_by, passed_on
 from beit.data.prefetch import on_device
 from beit.data.reader import Key, Reader
 from beit.data.resident import ResidentReader
@@ -147,7 +148,7 @@ def try_out(plan: Plan) -> Measured:
         paths = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH", "")]))
         done = subprocess.run(
             [sys.executable, "-m", "beit.diagnosis.trial", str(file)],
-            env={**os.environ, "PYTHONPATH": paths},
+            env={**os.environ, "PYTHONPATH": paths, **passed_on()},
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
@@ -186,7 +187,7 @@ def tried(plan: Plan) -> Measured:
     config, folder = trial_settings(plan), Path(plan.folder)
     watch = Watch(plan)
     started = time.perf_counter()
-    with measured_by(watch), redirect_stdout(sys.stderr):
+    with measured_by(watch), named_by(()), redirect_stdout(sys.stderr):
         importlib.import_module(plan.module).run(config)
     watch.end(time.perf_counter() - started)
     run, found = folder / "trial", watch.found

@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from beit.data.own_code import refuse_unnamed
 from beit.run.changes import check_settings
 from beit.run.directory import RunDirectory
 from beit.run.extension import ExtendedRun
 from beit.run.found import with_found_paths
 from beit.run.journal import Result
-from beit.run.settings import from_plain
+from beit.run.settings import flat, from_plain
 
 
 class Training(Protocol):
@@ -56,9 +57,11 @@ def to_resume(
     Returns: as `open_run`
 
     Raises:
-        ValueError: its settings were changed elsewhere, or one of `changes` cannot be.
+        ValueError: its settings were changed elsewhere, one of `changes` cannot be, or they name
+            code that the user does not.
     """
     config, directory = open_run(training, path)
+    refuse_unnamed(map(str, flat(directory.config()).values()))  # before anything is written
     check_settings(training.Config, directory, changed_ok, intended=changes or ())
     if not changes:
         return config, directory

@@ -323,7 +323,7 @@ def _find_file(path: Path) -> Path:
         if str(path).startswith("timm:"):
             own = f"{hub.HUB}timm/{path.name[5:]}.TAG"
             hint = f"; did you mean teacher:{path}? timm's BEiT weights in the hub are {own}"
-        elif str(path).startswith("efficientnet-lite"):
+        elif str(path).startswith(("efficientnet-lite", "python:")):
             hint = f"; did you mean teacher:{path}?"
         elif (name := path.stem.partition("-")[0]) in manifest.names():
             hint = f"; did you mean {hub.PUBLISHED}{name}?"

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from beit.data.own_code import OWN, refuse_file
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, chosen_channels, grid_of, pixels_of
 from beit.weights.file import size_pair
 from beit.weights.formats.clip import CLIP_MEAN, CLIP_NORM_EPS, CLIP_STD, from_clip
@@ -20,6 +21,7 @@ from beit.weights.formats.containers import read_tensors
 from beit.weights.formats.dino import DINO_NORM_EPS, from_dino
 from beit.weights.formats.prefixes import without_prefix
 from beit.weights.hub import HUB, PUBLISHED, fetch, weights_in
+from beit.weights.own_networks import own_map, own_network
 from beit.weights.safe_pickle.files import read_checkpoint
 from beit.weights.timm_networks import clip_map, map_reader, plain_vit, timm_network, token_map
 
@@ -37,7 +39,8 @@ class TeacherConfig:
         source: efficientnet-lite0 to 2, timm:NAME, timm:NAME@FILE, or a file in the layout of
             CLIP, DINO or DINOv2, published or of transformers, also as published:NAME or
             hf://OWNER/NAME; #stride16 after the name of a convolutional network selects its last
-            feature map of that stride
+            feature map of that stride; or python:MODULE:NAME, a network of your own
+            (docs/guides/extending.md)
         image_size: size to which the teacher's images are resized; null: that of its training
         pretrained: false: random weights, for comparison (not for files)
         num_heads: attention heads of a CLIP or DINO file; null: one per 64 channels
@@ -186,6 +189,14 @@ def load_teacher(
     size = None if image_size is None else size_pair(image_size)
     whole, _, file = source.partition("@") if source.startswith(TIMM) else (source, "", "")
     name, stride = _split(whole)
+    if source.startswith(OWN):
+        if num_heads is not None or not pretrained:
+            raise ValueError(
+                f"{source} makes its own network and weights; leave num_heads out, and pretrained, "
+                "or give pretrained=True where a preset says false"
+            )
+        return _own(source, size)
+    refuse_file(source)
     if num_heads is not None and (source.startswith(TIMM) or name in LITES):
         raise ValueError(f"{source} has its own number of heads; leave num_heads out")
     if name in LITES:
@@ -200,6 +211,18 @@ def load_teacher(
         raise ValueError(f"{source} is a file of weights; leave pretrained=False out")
     weights = fetch(source) if source.startswith((HUB, PUBLISHED)) else Path(source)
     return _file_teacher(weights_in(weights) or weights, size, num_heads)
+
+
+def _own(source: str, image_size: tuple[int, int] | None) -> Teacher:
+    """The module that a function of the user's returns; it takes images in [0, 1]."""
+    network = own_network(source)
+    size = image_size or getattr(network, "image_size", None)
+    if size is None:
+        raise ValueError(
+            f"{source} does not say the size of its images; give image_size, or its module an "
+            "attribute image_size, (height, width)"
+        )
+    return Teacher(network, own_map, size_pair(size), (0.0,) * 3, (1.0,) * 3)
 
 
 def _split(source: str) -> tuple[str, int | None]:
