@@ -98,3 +98,26 @@ def test_unreadable_images_are_allowed(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(RuntimeError):
         demo.run(config)
     assert seen[0].data.max_unreadable == 0.25
+
+
+def test_few_labels_compare_two_starts_of_one_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def finetuned(config: demo.FinetuneConfig) -> demo.Trained:
+        seen.append(config)
+        return demo.Trained(Path(config.run.output), {"val_top1": 0.75 - len(seen) / 4}, [])
+
+    monkeypatch.setattr(demo.finetune, "run", finetuned)
+    pretrain_config = demo.from_preset("pretrain", PretrainConfig, ["--tokenizer=runs/t"])
+    pretrained = demo.Trained(tmp_path / "pretrain", {}, [])
+    data = ["--data=shapes://300", "--validation=shapes://60"]
+    few = demo.finetune_both(pretrain_config, pretrained, data, 300)
+    assert few == demo.FewLabels(300, pretrained=0.5, fresh=0.25)
+    assert few.figure() == ("+25.0 points", "50.0% right, from random weights 25.0%")
+    start, fresh = seen
+    assert start.init == str(tmp_path / "pretrain") and fresh.init is None
+    assert fresh.backbone == pretrain_config.model.backbone
+    assert start.optim == fresh.optim and start.data == fresh.data
+    assert start.optim.epochs == 33  # 20 of 500 labels

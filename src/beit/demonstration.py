@@ -1,4 +1,4 @@
-"""The demo: train a tokenizer, pretrain on its codes, probe and report, in minutes on two cores."""
+"""The demo: train a tokenizer, pretrain on its codes and measure, in minutes on two cores."""
 
 import math
 import time
@@ -24,6 +24,8 @@ from beit.draw.report import (
     write_report,
 )
 from beit.fetching import fetch
+from beit.finetuning import finetune
+from beit.finetuning.config import Config as FinetuneConfig
 from beit.pretraining import pretrain
 from beit.pretraining.config import Config as PretrainConfig
 from beit.probing import probe
@@ -39,12 +41,17 @@ GAIN = (
     "elsewhere on far more images, shows how far one can get with more. Of each model the better "
     "of its features counts."
 )
+FEW = (
+    "Two classifiers of the same network, fine-tuned with the same few labels: one starts from the "
+    "pretrained backbone, the other from random weights."
+)
 LARGER = ("image_size=[64,64]", "patch_size=16")  # the same number of patches as the preset's
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "valid", "validation", "test")
-TOKENIZER_SHARE, PRETRAIN_SHARE = 0.5, 0.7  # of the time of a budget that is left at their start
-READING_SHARE = 0.5  # the same, for the images of the probes
+# Of the time of a budget that is left at their start: trainings, and reading images for the probes.
+TOKENIZER_SHARE, PRETRAIN_SHARE, READING_SHARE = 0.45, 0.65, 0.4
 FEWEST_PROBED = 50  # test images, twice as many for training: of fewer an accuracy says nothing
+FEWEST_SECONDS = 30  # of a budget, without which nothing is fine-tuned
 SHAPES = "shapes://10000?size=64"
 
 
@@ -78,16 +85,45 @@ class Sets(NamedTuple):
     vit: tuple[str, ...] = LARGER
 
 
+class FewLabels(NamedTuple):
+    """What fine-tuning with few labels reaches on the test images."""
+
+    labels: int
+    pretrained: float  # top-1 from the pretrained backbone
+    fresh: float  # from random weights
+
+    def table(self) -> Table:
+        """Compare both starts."""
+        rows: list[list[Cell]] = [
+            [name, f"{100 * top1:.1f}"]
+            for name, top1 in (("random weights", self.fresh), (PRETRAINED, self.pretrained))
+        ]
+        caption = f"Top-1 accuracy on the test images with {self.labels} labels, in percent."
+        return Table(caption, ["fine-tuned from", "top-1"], rows)
+
+    def figure(self) -> Figure:
+        """Return the gain in points."""
+        gain = f"{100 * (self.pretrained - self.fresh):+.1f} points"
+        return Figure(gain, self.words())
+
+    def words(self) -> str:
+        """Say both accuracies."""
+        return f"{percent(self.pretrained)} right, from random weights {percent(self.fresh)}"
+
+
 class Result(NamedTuple):
-    """The report, and its table of probes (None for images without labels).
+    """The report, and what it says.
 
     Attributes:
+        table: of probes; None for images without labels
+        few: top-1 after fine-tuning; None without labels or time
         tokenizer: its run directory
         data: the training images
     """
 
     report: Path
     table: Table | None
+    few: FewLabels | None
     tokenizer: str
     data: str
 
@@ -108,7 +144,7 @@ def run(config: Config) -> Result:
     data = [f"--data={sets.train}", f"--validation={sets.test}", "--data.shrink=true"]
     data += [f"--data.max_unreadable={config.max_unreadable}"]
 
-    print(f"\n1 of 3 · a tokenizer learns codes from a teacher, on {sets.train}")
+    print(f"\n1 of 4 · a tokenizer learns codes from a teacher, on {sets.train}")
     vit = [f"--model.encoder.{option}" for option in sets.vit]
     features = (output if config.data else Path(config.cache)) / "teacher"
     folders = [f"--output={output / 'tokenizer'}", f"--teacher.cache={features}"]
@@ -117,7 +153,7 @@ def run(config: Config) -> Result:
     tokenizer_config = fitted(tokenizer_config, len(images))
     tokenizer = vqkd.run(with_budget(tokenizer_config, left(TOKENIZER_SHARE)))
 
-    print("\n2 of 3 · a backbone learns to predict the codes of masked patches")
+    print("\n2 of 4 · a backbone learns to predict the codes of masked patches")
     options = [f"--model.backbone.{option}" for option in sets.vit]
     options += [f"--tokenizer={tokenizer.directory}", f"--output={output / 'pretrain'}"]
     options += ["--check.every=0"] if images.labels is None else []
@@ -126,11 +162,16 @@ def run(config: Config) -> Result:
     pretrained = pretrain.run(with_budget(pretrain_config, left(PRETRAIN_SHARE)))
 
     probes: dict[str, probe.Result] = {}
+    few: FewLabels | None = None
     if images.labels is not None:
-        print("\n3 of 3 · probes measure how well frozen features separate the classes")
+        print("\n3 of 4 · probes measure how well frozen features separate the classes")
         limits = probe_limits(images, left(READING_SHARE))
         limits += [f"--max_unreadable={config.max_unreadable}"]
         probes = probe_all(sets, tokenizer, pretrained, tokenizer_config.teacher, limits, output)
+        if budget and seconds_of(left(1.0)) < FEWEST_SECONDS:
+            print("\n4 of 4 · no time is left for fine-tuning with few labels; see --budget")
+        else:
+            few = finetune_both(pretrain_config, pretrained, data, len(images))
 
     minutes = f"{(time.monotonic() - started) / 60:.1f}"
     table, gain = (probe_table(probes), gained(probes)) if probes else (None, {})
@@ -145,6 +186,9 @@ def run(config: Config) -> Result:
     predicted, *about_predictions = pretrained.sections
     lead, (predicted, *others) = with_lead([predicted, codes, *about_predictions, *about_codes])
     learned = [Section("What was learned", GAIN, [table])] if table else []
+    if few:
+        learned.append(Section("Few labels", FEW, [few.table()]))
+        gain[f"gain by pretraining, fine-tuned with {few.labels} labels"] = few.figure()
     sections = [*learned, predicted, *others]
     facts: dict[str, str | Link] = {
         "images": sets.train,
@@ -152,12 +196,13 @@ def run(config: Config) -> Result:
         "preset": PRESET,
         "minutes": minutes,
     }
-    for made in (output / "tokenizer", output / "pretrain", *(output / "probes").glob("*")):
-        facts[f"run {made.name}"] = link_to(str(made), page)
+    folders_made = [output / "tokenizer", output / "pretrain"]
+    for made in [*folders_made, *output.glob("probes/*"), *output.glob("few-labels/*")]:
+        facts[f"run {made.relative_to(output)}"] = link_to(str(made), page)
     title = "beit: from images to a backbone"
     report = write_report(page, title, sections, facts, summary=summary, lead=lead, figures=gain)
     print("\n" + (format_table(table) if table else summary) + f"\n\n{minutes} minutes")
-    return Result(report, table, str(tokenizer.directory), sets.train)
+    return Result(report, table, few, str(tokenizer.directory), sets.train)
 
 
 def ending(config: Config, result: Result) -> Ending:
@@ -167,6 +212,8 @@ def ending(config: Config, result: Result) -> Ending:
         gains = {str(row[0]): row[1] for row in result.table.rows}
         before, after = gains[UNTRAINED], gains[PRETRAINED]
         figure = f"linear probe of the backbone {after}%, untrained {before}%"
+        if result.few:
+            figure += f"; fine-tuned with {result.few.labels} labels {result.few.words()}"
     output = beside(result.report, "explorer")
     then = words("visualise explorer", result.tokenizer, result.data, output=output)
     return Ending(f"{result.report}, the whole story", figure, then)
@@ -232,6 +279,27 @@ def probe_all(
         settings = [*data, *limits, *options]
         results[name] = probe.run(from_preset("probe", probe.Config, settings))
     return results
+
+
+def finetune_both(
+    pretrain_config: PretrainConfig, pretrained: Trained, data: Sequence[str], num_images: int
+) -> FewLabels:
+    """Fine-tune the pretrained backbone and the same network from random weights."""
+    folder = pretrained.directory.parent / "few-labels"
+    options = [*data, f"--model={pretrained.directory}", f"--output={folder / 'pretrained'}"]
+    config = from_preset(finetune.VERB, FinetuneConfig, options)
+    labels = min(config.data.limit, num_images)
+    print(f"\n4 of 4 · classifiers are fine-tuned with {labels} labels, pretrained and not")
+    config = fitted(config, labels)
+    fresh = replace(
+        config,
+        init=None,
+        backbone=pretrain_config.model.backbone,
+        layer_decay=None,
+        run=replace(config.run, output=str(folder / "random")),
+    )
+    top1 = [finetune.run(each).metrics["val_top1"] for each in (config, fresh)]
+    return FewLabels(labels, *top1)
 
 
 def gained(probes: Mapping[str, probe.Result]) -> dict[str, Figure]:
