@@ -13,6 +13,8 @@ DATA   ?=
 # Folders or files of tests for `make coverage`, and modules or functions for `make mutate`
 TESTS   ?=
 MUTANTS ?=
+# Its time: make demo DATA=some/folder BUDGET=5m
+BUDGET ?=
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
@@ -25,7 +27,7 @@ help:  ## list the targets
 install: $(STAMP)  ## create .venv with everything in it
 
 demo: $(STAMP)  ## the whole job in minutes; DATA=folder for images of your own
-	$(BIN)/beit demo $(if $(DATA),--data "$(DATA)")
+	$(BIN)/beit demo $(if $(DATA),--data "$(DATA)") $(if $(BUDGET),--budget $(BUDGET))
 
 test: lint  ## lint, types, import contracts, and every test that is quick
 	$(PYTEST) -m "not slow and not gpu"

@@ -1,11 +1,16 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from beit import demonstration as demo
 from beit.fetching import fetch
+from beit.pretraining import pretrain
 from beit.pretraining.config import Config as PretrainConfig
+from beit.pretraining.targets import TargetConfig
 from beit.probing import probe
+from beit.run.watching import watched_by
+from beit.tokenizer import vqkd
 
 
 def test_trainings_are_fitted_to_the_number_of_images() -> None:
@@ -83,6 +88,78 @@ def test_probes_have_enough_images_for_an_accuracy_when_the_time_is_over(
 def test_an_output_that_exists_is_refused_with_what_the_demo_has(tmp_path: Path) -> None:
     with pytest.raises(FileExistsError, match=r"name another directory$"):
         demo.run(demo.Config(data="photos", output=str(tmp_path)))
+
+
+def test_an_interrupted_demo_with_the_same_settings_resumes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = []
+
+    def stop(config: vqkd.Config) -> None:
+        outputs.append(Path(config.run.output).parent.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo.vqkd, "run", stop)
+    first, other = demo.Config(data="shapes://100?size=64"), demo.Config(data="shapes://90?size=64")
+    for config in (first, first, other, first):
+        with pytest.raises(KeyboardInterrupt):
+            demo.run(config)
+    (tmp_path / "runs/demo/report.html").touch()
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(first)
+    assert outputs == ["demo", "demo", "demo-2", "demo", "demo-3"]
+
+
+def test_its_trainings_resume_or_are_taken_as_they_are(
+    tmp_path: Path, pretrain_config: Any, same_bits: Any
+) -> None:
+    whole, half = (
+        pretrain_config(tmp_path / name, "", target=TargetConfig("pixels")) for name in "ab"
+    )
+    metrics = demo.trained(pretrain, whole).metrics
+
+    def stop(step: int, figures: object) -> None:
+        if step == 6:  # the last checkpoint is of step 4
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), watched_by(stop):
+        pretrain.run(half)
+    resumed, taken = demo.trained(pretrain, half), demo.trained(pretrain, half)
+    same_bits(tmp_path / "a", tmp_path / "b")
+    assert resumed.metrics == taken.metrics == metrics
+    assert [part.title for part in resumed.sections] == [part.title for part in taken.sections]
+
+
+def test_nothing_is_made_of_a_folder_that_does_not_exist(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "demo"
+    with pytest.raises(FileNotFoundError, match="no such file or folder"):
+        demo.run(demo.Config(data=str(tmp_path / "absent"), output=str(output)))
+    with pytest.raises(ValueError, match="for minutes write 3m"):
+        demo.run(demo.Config(data="shapes://100?size=64", output=str(output), budget="3"))
+    assert not output.exists()
+    assert not capsys.readouterr().out
+
+
+def test_a_training_after_a_slow_one_has_a_part_of_its_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    budgets, seconds = [], iter([0.0, 10.0, 300.0])
+    monkeypatch.setattr(demo.time, "monotonic", lambda: next(seconds, 300.0))
+
+    def slow(training: object, config: vqkd.Config) -> demo.Trained:
+        budgets.append(config.run.budget)
+        if len(budgets) == 2:
+            raise KeyboardInterrupt
+        return demo.Trained(tmp_path / "tokenizer", {}, [])
+
+    monkeypatch.setattr(demo, "trained", slow)
+    config = demo.Config("shapes://100?size=64", str(tmp_path / "demo"), budget="60s")
+    with pytest.raises(KeyboardInterrupt):
+        demo.run(config)
+    assert budgets == ["25s", "10s"]
 
 
 def test_unreadable_images_are_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,10 +38,10 @@ from beit.run.preemption import (
 )
 from beit.run.reached import is_finished
 
-STOPPED = {  # other verbs that resume or train, and what to do after a stop outside a training
-    "demo": "",
-    "ablate": "the same command goes on",
-    "pack": "the same command goes on",
+STOPPED = {  # other verbs that resume or train, and what to do after a stop
+    "demo": "repeat the command to resume",
+    "ablate": "repeat the command to resume",
+    "pack": "repeat the command to resume",
 }
 
 

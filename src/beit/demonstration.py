@@ -1,16 +1,17 @@
 """The demo: train a tokenizer, pretrain on its codes and measure, in minutes on two cores."""
 
+import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from beit.command.ending import Ending, beside, first_free, words
 from beit.command.options import parse
 from beit.data.class_names import amount
-from beit.data.source import Source
+from beit.data.source import Source, limited
 from beit.data.sources import open_source
 from beit.draw.names import percent
 from beit.draw.report import (
@@ -24,6 +25,7 @@ from beit.draw.report import (
     write_report,
 )
 from beit.fetching import fetch
+from beit.files import write_text
 from beit.finetuning import finetune
 from beit.finetuning.config import Config as FinetuneConfig
 from beit.pretraining import pretrain
@@ -31,7 +33,10 @@ from beit.pretraining.config import Config as PretrainConfig
 from beit.probing import probe
 from beit.probing.charts import format_table
 from beit.run.budget import seconds_of, seconds_to_read
+from beit.run.finished import last_validation
 from beit.run.journal import Result as Trained
+from beit.run.reached import is_finished
+from beit.run.resume import to_resume
 from beit.tokenizer import vqkd
 
 PRESET = "demo"
@@ -50,6 +55,8 @@ TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "valid", "validation", "test")
 # Of the time of a budget that is left at their start: trainings, and reading images for the probes.
 TOKENIZER_SHARE, PRETRAIN_SHARE, READING_SHARE = 0.45, 0.65, 0.4
+LEAST = 0.25  # of the budget, of which these are shares if less is left
+SETTINGS = "demo.json"  # in the output
 FEWEST_PROBED = 50  # test images, twice as many for training: of fewer an accuracy says nothing
 FEWEST_SECONDS = 30  # of a budget, without which nothing is fine-tuned
 SHAPES = "shapes://10000?size=64"
@@ -61,8 +68,9 @@ class Config:
 
     Attributes:
         data: a folder of images or any other data string; empty fetches CIFAR-10
-        output: new directory for the runs and report.html; empty takes the first free one of
-            runs/demo, runs/demo-2, ...
+        output: new directory for the runs and report.html, or that of an interrupted demo with the
+            same settings, which resumes; empty takes such a one or the first free one of runs/demo,
+            runs/demo-2, ...
         cache: directory in which CIFAR-10 and the teacher's features of it are kept; those of other
             images are kept in output
         budget: time in which it ends, as 10m or 1h; empty for 10m with a folder of images, and for
@@ -131,16 +139,21 @@ class Result(NamedTuple):
 def run(config: Config) -> Result:
     """Train a tokenizer, pretrain on its codes, probe, and write one report."""
     started, budget = time.monotonic(), config.budget or ("10m" if config.data else "")
+    whole = seconds_of(budget) if budget else 0.0
 
     def left(share: float) -> str:
-        """Return a share of the time that is left, as run.budget; empty without a budget."""
-        seconds = share * (seconds_of(budget) - time.monotonic() + started) if budget else 0
-        return f"{max(seconds, 1):.0f}s" if budget else ""
+        """Return a share of the time that is left, as run.budget; empty without a budget.
 
-    output = Path(config.output) if config.output else first_free(Path("runs/demo"))
-    if output.exists():
-        raise FileExistsError(f"{output} exists and is not overwritten; name another directory")
+        When a training took longer than its share, the next still gets a part of its own.
+        """
+        seconds = max(whole - time.monotonic() + started, LEAST * whole)
+        return f"{max(share * seconds, 1):.0f}s" if budget else ""
+
+    output = directory_of(config)
     sets = find_sets(config)
+    images = open_source(sets.train)
+    output.mkdir(parents=True, exist_ok=True)
+    write_text(output / SETTINGS, json.dumps(asdict(config)) + "\n")
     data = [f"--data={sets.train}", f"--validation={sets.test}", "--data.shrink=true"]
     data += [f"--data.max_unreadable={config.max_unreadable}"]
 
@@ -149,9 +162,9 @@ def run(config: Config) -> Result:
     features = (output if config.data else Path(config.cache)) / "teacher"
     folders = [f"--output={output / 'tokenizer'}", f"--teacher.cache={features}"]
     tokenizer_config = from_preset(vqkd.VERB, vqkd.Config, [*data, *vit, *folders])
-    images = open_source(sets.train, limit=tokenizer_config.data.limit)
+    images = limited(images, tokenizer_config.data.limit)
     tokenizer_config = fitted(tokenizer_config, len(images))
-    tokenizer = vqkd.run(with_budget(tokenizer_config, left(TOKENIZER_SHARE)))
+    tokenizer = trained(vqkd, with_budget(tokenizer_config, left(TOKENIZER_SHARE)))
 
     print("\n2 of 4 · a backbone learns to predict the codes of masked patches")
     options = [f"--model.backbone.{option}" for option in sets.vit]
@@ -159,21 +172,22 @@ def run(config: Config) -> Result:
     options += ["--check.every=0"] if images.labels is None else []
     pretrain_config = from_preset(pretrain.VERB, PretrainConfig, [*data, *options])
     pretrain_config = fitted(pretrain_config, len(images))
-    pretrained = pretrain.run(with_budget(pretrain_config, left(PRETRAIN_SHARE)))
+    pretrained = trained(pretrain, with_budget(pretrain_config, left(PRETRAIN_SHARE)))
 
-    probes: dict[str, probe.Result] = {}
+    probes, folder = dict[str, probe.Result](), first_free(output / "probes")
     few: FewLabels | None = None
     if images.labels is not None:
         print("\n3 of 4 · probes measure how well frozen features separate the classes")
         limits = probe_limits(images, left(READING_SHARE))
         limits += [f"--max_unreadable={config.max_unreadable}"]
-        probes = probe_all(sets, tokenizer, pretrained, tokenizer_config.teacher, limits, output)
+        probes = probe_all(sets, tokenizer, pretrained, tokenizer_config.teacher, limits, folder)
         if budget and seconds_of(left(1.0)) < FEWEST_SECONDS:
             print("\n4 of 4 · no time is left for fine-tuning with few labels; see --budget")
         else:
             few = finetune_both(pretrain_config, pretrained, data, len(images))
 
-    minutes = f"{(time.monotonic() - started) / 60:.1f}"
+    taken = time.monotonic() - started
+    minutes = f"{taken / 60:.1f}"
     table, gain = (probe_table(probes), gained(probes)) if probes else (None, {})
     page = output / "report.html"
     summary = (
@@ -196,12 +210,13 @@ def run(config: Config) -> Result:
         "preset": PRESET,
         "minutes": minutes,
     }
-    folders_made = [output / "tokenizer", output / "pretrain"]
-    for made in [*folders_made, *output.glob("probes/*"), *output.glob("few-labels/*")]:
+    folders_made = [output / "tokenizer", output / "pretrain", *folder.glob("*")]
+    for made in [*folders_made, *output.glob("few-labels/*")]:
         facts[f"run {made.relative_to(output)}"] = link_to(str(made), page)
     title = "beit: from images to a backbone"
     report = write_report(page, title, sections, facts, summary=summary, lead=lead, figures=gain)
-    print("\n" + (format_table(table) if table else summary) + f"\n\n{minutes} minutes")
+    over = f", over the budget of {budget}" if budget and taken > whole else ""
+    print("\n" + (format_table(table) if table else summary) + f"\n\n{minutes} minutes{over}")
     return Result(report, table, few, str(tokenizer.directory), sets.train)
 
 
@@ -217,6 +232,41 @@ def ending(config: Config, result: Result) -> Ending:
     output = beside(result.report, "explorer")
     then = words("visualise explorer", result.tokenizer, result.data, output=output)
     return Ending(f"{result.report}, the whole story", figure, then)
+
+
+def directory_of(config: Config) -> Path:
+    """Return the output: a new directory, or that of an interrupted demo with these settings."""
+
+    def interrupted(path: Path) -> bool:
+        """Whether a directory is that of a demo with these settings that has no report."""
+        settings = path / SETTINGS
+        if (path / "report.html").exists() or not settings.is_file():
+            return False
+        return bool(json.loads(settings.read_text(encoding="utf-8")) == asdict(config))
+
+    default = Path("runs/demo")
+    output = Path(config.output) if config.output else first_free(default)
+    if not config.output:
+        found = sorted(default.parent.glob(f"{default.name}*"))
+        output = next(filter(interrupted, found), output)
+    if output.exists():
+        if not interrupted(output):
+            raise FileExistsError(f"{output} exists and is not overwritten; name another directory")
+        print(f"resuming the demo in {output}")
+    return output
+
+
+def trained(training: Any, config: Any) -> Trained:
+    """Train; a run that an interrupted demo left is resumed, or taken if it is finished."""
+    path = Path(config.run.output)
+    if not path.exists():
+        result: Trained = training.run(config)
+        return result
+    resumed, directory = to_resume(training, path)
+    if not is_finished(directory):
+        return training.run(resumed, directory)  # type: ignore[no-any-return]
+    metrics = last_validation(directory.metrics_file)
+    return Trained(path, metrics, training.redraw(resumed, directory))
 
 
 def from_preset(verb: str, config_class: type, options: Sequence[str]) -> Any:
@@ -262,7 +312,7 @@ def probe_all(
     pretrained: Trained,
     teacher: Any,
     limits: Sequence[str],
-    output: Path,
+    folder: Path,
 ) -> dict[str, probe.Result]:
     """Probe the untrained and the pretrained backbone, the tokenizer's encoder and the teacher."""
     backbone = f"--model={pretrained.directory}"
@@ -274,8 +324,8 @@ def probe_all(
     }
     results = {}
     for name, options in models.items():
-        folder = output / "probes" / name.split()[0].removesuffix("'s")
-        data = [f"--data={sets.train}", f"--test={sets.test}", f"--output={folder}"]
+        run = folder / name.split()[0].removesuffix("'s")
+        data = [f"--data={sets.train}", f"--test={sets.test}", f"--output={run}"]
         settings = [*data, *limits, *options]
         results[name] = probe.run(from_preset("probe", probe.Config, settings))
     return results
@@ -298,7 +348,7 @@ def finetune_both(
         layer_decay=None,
         run=replace(config.run, output=str(folder / "random")),
     )
-    top1 = [finetune.run(each).metrics["val_top1"] for each in (config, fresh)]
+    top1 = [trained(finetune, each).metrics["val_top1"] for each in (config, fresh)]
     return FewLabels(labels, *top1)
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from beit.data.batches import Batch
-from beit.data.unreadable import TooManyUnreadable, Unreadable, readable
+from beit.data.unreadable import TooManyUnreadable, Unreadable, allowed, readable
 
 
 def batch(size, *unreadable):
@@ -20,6 +20,14 @@ def test_each_is_counted_once_and_too_large_a_share_raises():
     assert restored.note(["b: y"]) == []
     with pytest.raises(ValueError, match=r"4 of 300 images .* 1%: a: x. Also b, c, d"):
         restored.note(["d: w"])
+
+
+@pytest.mark.parametrize(
+    ("total", "share", "most"), [(300, 0.01, 3), (91, 0.01, 1), (20, 0.01, 1), (19, 0.01, 0.19)]
+)
+def test_one_broken_photo_does_not_stop_a_set_of_some(total, share, most):
+    assert allowed(total, share) == pytest.approx(most)
+    assert allowed(total, 0.0) == 0
 
 
 def test_empty_batches_are_skipped_and_reported():

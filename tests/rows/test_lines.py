@@ -1,12 +1,14 @@
+import csv
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from beit.rows.files import Column
-from beit.rows.lines import LineStream, json_lines
+from beit.rows.lines import Line, LineStream, json_lines, write_csv
 from beit.rows.table import RowTable
 
 COLUMNS = [
@@ -70,6 +72,31 @@ def test_lines_hold_every_image_in_order(tmp_path) -> None:
     fill(table)
     assert stream.getvalue() == text
     assert [len(table.indices(number)) for number in table.begin()] == [2, 2, 1]
+
+
+def test_csv_has_a_column_for_each_value(tmp_path: Path) -> None:
+    def best(row: Line) -> Line:
+        best, called = row.pop("best"), row.pop("called")
+        return row | {"top": [{"class": b, "name": c} for b, c in zip(best, called, strict=True)]}
+
+    for compose, names in (
+        (dict, ["best_1", "best_2", "called_1", "called_2", "score"]),
+        (best, ["score", "class_1", "name_1", "class_2", "name_2"]),
+    ):
+        output = tmp_path / f"{compose.__name__}.csv"
+        fill(RowTable(output, Named(), COLUMNS, {}, batch_size=2, part_size=4, compose=compose))
+        with output.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0]) == ["path", "index", *names, "error"]
+        assert [row[names[0]] for row in rows][1] == ""
+        assert [row["error"] for row in rows] == ["", "broken: badly", "", "", ""]
+    assert [row["name_2"] for row in rows] == ["cät", "", "bee", "bee", "cät"]
+
+
+def test_csv_of_unreadable_images_alone() -> None:
+    file = io.StringIO()
+    write_csv(file, ['{"path": "a, b.png", "index": 0, "error": "no"}'])
+    assert file.getvalue().splitlines() == ["path,index,error", '"a, b.png",0,no']
 
 
 def test_labels_and_another_form() -> None:

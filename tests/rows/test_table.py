@@ -259,8 +259,8 @@ def test_a_file_that_is_there_is_never_overwritten(tmp_path: Path) -> None:
 
 
 def test_other_formats_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"output is 'codes\.csv'; expected .* \.parquet or \.npz"):
-        check_output("codes.csv")
+    with pytest.raises(ValueError, match=r"output is 'codes\.txt'; expected .* \.parquet or \.npz"):
+        check_output("codes.txt")
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:

@@ -78,6 +78,12 @@ def test_a_signal_in_a_step_loses_nothing(
     same_bits(whole, run.path)
 
 
+def test_what_runs_trainings_says_itself_how_to_resume(config, signal_at):
+    signal_at(3, signal.SIGINT)
+    with pytest.raises(Interrupted, match=r"step 3 is saved; again$"), stoppable("again"):
+        pretrain.run(config)
+
+
 def test_a_signal_in_a_validation_stops_at_once(config, whole, monkeypatch, same_bits):
     def signalled(*_):
         signal.raise_signal(signal.SIGTERM)
@@ -220,7 +226,7 @@ def test_only_trainings_say_how_they_go_on(verb, monkeypatch, capsys):
 
     monkeypatch.setattr(cli, "find_module", interrupted)
     assert cli.main([verb]) == 130
-    advice = {"ablate": " by SIGINT (Ctrl-C); the same command goes on"}
+    advice = {"ablate": " by SIGINT (Ctrl-C); repeat the command to resume"}
     advice["pretrain"] = " by SIGINT (Ctrl-C)"
     assert capsys.readouterr().err == f"beit: stopped{advice.get(verb, '')}\n"
 

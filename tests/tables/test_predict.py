@@ -249,7 +249,7 @@ def test_outputs_that_are_there_or_of_another_kind_are_refused(model: str, tmp_p
             predict.run(config(**({"model": model, "output": None} | {field: tmp_path / name})))
         assert (tmp_path / name).read_text() == "mine"
     with pytest.raises(
-        ValueError, match=r"expected a name that ends in \.jsonl, \.parquet or \.npz"
+        ValueError, match=r"expected a name that ends in \.jsonl, \.csv, \.parquet or \.npz"
     ):
         predict.run(config(model, tmp_path / "rows.json"))
     with pytest.raises(ValueError, match=r"grid\.jpg'; expected a name that ends in \.png"):

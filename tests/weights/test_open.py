@@ -294,13 +294,13 @@ def same(one, other):
     return first.keys() == second.keys() and all(map(torch.equal, first.values(), second.values()))
 
 
-def test_half_precision_becomes_float32_and_is_logged(tmp_path, classifier, caplog):
+def test_half_precision_becomes_float32_without_a_word(tmp_path, classifier, caplog):
     half = {name: tensor.half() for name, tensor in to_published(classifier).items()}
     indices = {name: tensor for name, tensor in to_published(classifier).items() if "index" in name}
     torch.save(half | indices, tmp_path / "half.pth")
     with caplog.at_level(logging.INFO):
         read = load(tmp_path / "half.pth")
-    assert f"{tmp_path / 'half.pth'}: torch.float16 becomes torch.float32" in caplog.messages
+    assert "float32" not in caplog.text
     for name, tensor in read.state_dict().items():
         assert tensor.dtype == torch.float32
         assert torch.equal(tensor, classifier.state_dict()[name].half().float())
@@ -508,9 +508,17 @@ def test_a_backbone_is_read_without_knowing_what_feeds_the_aggregation(tmp_path,
     assert frozen.network is not None and same(frozen.network, pretrained.backbone)
 
 
+def test_a_run_of_another_name_is_suggested_and_a_stopped_one_resumes_by_its_verb(tmp_path):
+    run = RunDirectory.create(tmp_path / "classifier", {}, {"verb": "finetune"})
+    with pytest.raises(FileNotFoundError, match=r"exist; did you mean .*classifier\?$"):
+        load(tmp_path / "clasifier")
+    with pytest.raises(ValueError, match=rf"go on with: beit finetune --resume {run.path}$"):
+        load(run.path)
+
+
 def test_a_name_of_the_hub_is_recognised(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(FileNotFoundError, match="in the hub, hf://microsoft/beit-base; expected"):
+    with pytest.raises(FileNotFoundError, match="as in hf://microsoft/beit-base, "):
         load("microsoft/beit-base")
     with pytest.raises(FileNotFoundError, match=r"runs/a/w\.pth does not exist; expected"):
         load("runs/a/w.pth")

@@ -1,12 +1,16 @@
 """Names of classes: the same ones in two sets, and how messages show them."""
 
+import os
 import unicodedata
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from beit.data.imagenet_names import in_one_language
 
+_LOOK_AT = 1000  # names of a folder to suggest one of them
 _MAX_DIGITS = 18  # a longer number does not fit into int64; such a name is text
 
 
@@ -122,6 +126,25 @@ def nearest_name(name: str, known: Sequence[str], cutoff: float = 0.5) -> str:
     names = {other.casefold(): other for other in reversed(known)}
     close = get_close_matches(name.casefold(), names, n=1, cutoff=cutoff)
     return names[close[0]] if close else ""
+
+
+def near_path(path: Path) -> str:
+    """Suggest a path that exists and differs from one that does not in a single name."""
+    missing = first_missing(path)
+    try:
+        with os.scandir(missing.parent) as entries:
+            names = [entry.name for entry in islice(entries, _LOOK_AT)]
+    except OSError:
+        return ""
+    below = path.relative_to(missing)
+    names = [name for name in names if (missing.parent / name / below).exists()]
+    near = nearest_name(missing.name, names, cutoff=0.75)
+    return near and f"; did you mean {missing.parent / near / below}?"
+
+
+def first_missing(path: Path) -> Path:
+    """Return the first of a path's parents that does not exist, or the path itself."""
+    return next((part for part in reversed(path.parents) if not part.exists()), path)
 
 
 def some(names: Sequence[str], count: int = 5) -> str:

@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from beit.data.archives.files import RemoteFiles
 from beit.data.archives.source import FilesSource, open_remote_folder, open_tars, open_zip
-from beit.data.class_names import nearest_name
+from beit.data.class_names import near_path
 from beit.data.folders.folder import open_folder
 from beit.data.folders.image_files import FileSource
 from beit.data.folders.listing import list_folder, say_once
@@ -54,7 +53,6 @@ _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst"
 STANDARD_INPUT = ("-", ["-"])  # as data of `open_images`
 _SIZE_SAMPLE = 64  # images decoded to estimate the memory that all need
 _PIECE = 512  # decoded images waiting in memory at most
-_LOOK_AT = 1000  # names of a folder to suggest one of them
 _SAY_EVERY = 20  # seconds between two lines of progress
 
 
@@ -112,20 +110,6 @@ def open_images(data: str | Sequence[str], limit: int | None) -> Source:
     return open_source(data, limit=limit)
 
 
-def _near(path: Path) -> str:
-    """Suggest a path that exists and differs from one that does not in a single name."""
-    missing = next(part for part in (*reversed(path.parents), path) if not part.exists())
-    try:
-        with os.scandir(missing.parent) as entries:
-            names = [entry.name for entry in islice(entries, _LOOK_AT)]
-    except OSError:
-        return ""
-    below = path.relative_to(missing)
-    names = [name for name in names if (missing.parent / name / below).exists()]
-    near = nearest_name(missing.name, names, cutoff=0.75)
-    return near and f"; did you mean {missing.parent / near / below}?"
-
-
 def _open(spec: str, split: Split | None, shrinking: Shrinking | None) -> Source:
     if not spec:
         raise ValueError(f"no data given: expected {KINDS}")
@@ -157,7 +141,8 @@ def _open(spec: str, split: Split | None, shrinking: Shrinking | None) -> Source
         return _open_remote(name, reading, split)
     path = user_path(name)
     if not path.exists():
-        raise FileNotFoundError(f"{name}: no such file or folder{_near(path)}; expected {right}")
+        hint = near_path(path) or f"; expected {right}"
+        raise FileNotFoundError(f"{name}: no such file or folder{hint}")
     if path.is_dir():
         return _open_folder(path, reading, split)
     ending = ending_of(name)

@@ -5,6 +5,12 @@ from collections.abc import Callable, Iterable, Iterator
 from beit.data.batch import Batch
 
 _NAMED = 4  # further images named in an error
+_FEW = 20  # images, of which one may be unreadable even if it is a larger share than allowed
+
+
+def allowed(total: int, limit_share: float) -> float:
+    """Return how many of `total` images may be unreadable: a share, or one if they are not few."""
+    return max(limit_share * total, 1.0 if limit_share and total >= _FEW else 0.0)
 
 
 class TooManyUnreadable(ValueError):  # noqa: N818 - reads as the state of a set
@@ -32,7 +38,7 @@ class Unreadable:
     def check(self) -> None:
         """Raise TooManyUnreadable if they are more than the limit."""
         count = len(self.names)
-        if count > self.limit_share * self.total:
+        if count > allowed(self.total, self.limit_share):
             first, *others = sorted(self.names)
             also = f". Also {_listed(others)}" if others else ""
             raise TooManyUnreadable(
@@ -47,7 +53,7 @@ class Unreadable:
 
     def load_state_dict(self, state: dict[str, list[str]]) -> None:
         """Restore the names; none if they were too many and have stopped the run for repair."""
-        many = len(state["names"]) > self.limit_share * self.total
+        many = len(state["names"]) > allowed(self.total, self.limit_share)
         self.names = set() if many else set(state["names"])
 
 

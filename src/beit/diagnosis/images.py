@@ -10,6 +10,7 @@ from beit.data.channels import channels_of
 from beit.data.class_names import plural
 from beit.data.source import Source, limited
 from beit.data.sources import open_source, open_test_split
+from beit.data.unreadable import allowed
 from beit.diagnosis.alike import nearest_test_images
 from beit.diagnosis.checks import Check, Findings
 from beit.diagnosis.clean import check_writable, write_clean
@@ -145,7 +146,8 @@ def _channels(facts: Facts) -> list[Check]:
 def _check(fault: Fault, looked: Looked, max_unreadable: float) -> Check:
     kind, number, source = KINDS[fault.kind], len(fault.images), looked.source
     share = number / len(source)
-    must = kind.must or (fault.kind == "unreadable" and share > max_unreadable)
+    many = number > allowed(len(source), max_unreadable)
+    must = kind.must or (fault.kind == "unreadable" and many)
     first = int(fault.images[0])
     example = printable(source.name(first))
     if fault.kind == "unreadable":

@@ -19,10 +19,14 @@ function itemMap(canvas, tip, { items, cell: [CH, CW], size: relative, pictureOf
 
   // The longer side of the window shows more: places are spread along it.
   const stretch = () => Math.min(1.7, Math.max(1, canvas.clientWidth / Math.max(1, canvas.clientHeight)));
-  const unit = () => 0.94 * Math.min(canvas.clientWidth, canvas.clientHeight) * view.scale;
-  const side = () => {
+  const side = (scale = view.scale) => {
     const room = Math.sqrt((canvas.clientWidth * canvas.clientHeight) / items.length);
-    return Math.min(Math.max(CW, 96), Math.max(8, relative * room * Math.sqrt(view.scale) * Math.min(1.6, Math.sqrt(view.scale))));
+    return Math.min(Math.max(CW, 96), Math.max(8, relative * room * Math.sqrt(scale) * Math.min(1.6, Math.sqrt(scale))));
+  };
+  // The outermost pictures lie inside the canvas.
+  const unit = () => {
+    const room = Math.min(canvas.clientWidth, canvas.clientHeight);
+    return Math.max(0.5 * room, Math.min(0.94 * room, room - side(1))) * view.scale;
   };
   /** Return a function from an item to its place on the canvas as it is now. */
   function placing() {

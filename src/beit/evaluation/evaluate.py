@@ -30,6 +30,7 @@ from beit.draw.names import percent
 from beit.evaluation.classify import EVALUATED, classify
 from beit.evaluation.compare import compare, read_evaluation, refuse_other_images
 from beit.evaluation.corruptions.corrupt import KINDS, SEVERITIES, check_kind
+from beit.evaluation.familiar import note_of_trained
 from beit.evaluation.imagenet import Dataset, open_task
 from beit.evaluation.metrics import classification_metrics, reference_errors, robustness_metrics
 from beit.evaluation.output import METRICS, format_table, write
@@ -165,6 +166,7 @@ def run(config: Config) -> Result:
         present_only=config.present_only,
         real_labels=config.real_labels,
     )
+    task.notes.extend(note_of_trained(config.model, config.data, task.source))
     fingerprint, baseline = task.fingerprint(), None
     if path is not None and reference is not None:
         refuse_other_images({path: reference["fingerprint"], "this evaluation": fingerprint})

@@ -144,6 +144,8 @@ def ending(config: Config, result: Result) -> Ending:
     top1 = result.metrics.get("val_top1")
     if top1 is not None:
         figure = f"top-1 accuracy {percent(top1)} on the validation images"
+        if data.shrink:
+            figure += ", read shrunk; evaluate reads them whole, and may differ slightly"
         output = beside(run.path, f"{run.path.name}-evaluation")
         then = words("evaluate", model=run.path, data=data.validation, output=output)
     else:

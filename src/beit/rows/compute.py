@@ -136,8 +136,7 @@ def summary(
     seconds: float,
 ) -> str:
     """Describe the finished table, and how fast the parts `computed` were computed."""
-    where = "" if table.output is None else f" in {table.output}"
-    texts = [f"{amount(num_rows, 'row')}{where}"]
+    texts = [amount(num_rows, "row")]
     if num_rows < len(table.images):
         texts.append(f"{len(table.images) - num_rows} unreadable")
     if computed:

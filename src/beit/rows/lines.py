@@ -1,8 +1,10 @@
 """Rows as JSON lines, one object per image, unreadable images included; and a stream of them."""
 
+import csv
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any, TextIO
 
 import numpy as np
@@ -47,6 +49,35 @@ def json_lines(
             reasons = [text for text in unreadable if text.startswith(f"{name}: ")]
             line["error"] = reasons[0].removeprefix(f"{name}: ") if reasons else "cannot be read"
         yield json.dumps(line, allow_nan=False) + "\n"
+
+
+def write_csv(file: TextIO, lines: Iterable[str]) -> None:
+    """Write JSON lines of one table as CSV, with a column for each value: `name_1`, `name_2`, ...
+
+    Rows with `error` have no values; the columns are those of the first row that has some.
+    """
+    rows = ({"error": ""} | dict(_flat(json.loads(line))) for line in lines)
+    start = list[Line]()
+    for row in rows:
+        start.append(row)
+        if not row["error"]:
+            break
+    names = [*(name for name in start[-1] if name != "error"), "error"]
+    writer = csv.DictWriter(file, names)
+    writer.writeheader()
+    writer.writerows(chain(start, rows))
+
+
+def _flat(value: Any, name: str = "", places: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the single values of a line by name; those in lists with their place, from 1."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _flat(inner, key, places)
+    elif isinstance(value, list):
+        for place, inner in enumerate(value, 1):
+            yield from _flat(inner, name, f"{places}_{place}")
+    else:
+        yield name + places, value
 
 
 def _plain_values(column: Column, content: Mapping[str, Array]) -> Any:

@@ -21,11 +21,11 @@ from beit.data.class_names import amount
 from beit.data.source import Source
 from beit.files import PARTIAL_SUFFIX, replacing, write_text
 from beit.rows.files import SUFFIXES, TEXT, Array, Column, write_table
-from beit.rows.lines import Line, json_lines, printable
+from beit.rows.lines import Line, json_lines, printable, write_csv
 from beit.rows.part import Part, read_array
 from beit.run.settings import first
 
-LINES = ".jsonl"
+TEXTS = (".jsonl", ".csv")
 PART_BYTES = 1 << 28  # at most: a part must fit into memory several times
 
 
@@ -37,10 +37,9 @@ def smallest_unsigned(count: int) -> str:
 def check_output(output: str | Path) -> None:
     """Raise an error if the output exists or its name ends in no known format."""
     path = Path(output)
-    if path.suffix not in (*SUFFIXES, LINES):
-        raise ValueError(
-            f"output is {str(output)!r}; expected a name that ends in {LINES}, .parquet or .npz"
-        )
+    if path.suffix not in (*TEXTS, *SUFFIXES):
+        known = f"{', '.join(TEXTS)}, {' or '.join(SUFFIXES)}"
+        raise ValueError(f"output is {str(output)!r}; expected a name that ends in {known}")
     if path.exists():
         parts = _parts_of(path)
         left = f". {parts} is left over and can be deleted" if parts.exists() else ""
@@ -63,7 +62,7 @@ class RowTable:
         """Prepare; nothing is written yet.
 
         Args:
-            output: a new .parquet, .npz or .jsonl file
+            output: a new .parquet, .npz, .jsonl or .csv file
             images: one row each, except for unreadable ones
             columns: what is computed for each image, and texts for computed numbers
             about: what the values depend on, as plain values; kept in the file
@@ -162,9 +161,12 @@ class RowTable:
         columns = [Column("index", "int64"), Column("path", TEXT), *labels, *self._columns]
         suffix, text = self.output.suffix, json.dumps(about)
         with replacing(self.output) as temporary:
-            if suffix == LINES:
+            if suffix == ".jsonl":
                 with temporary.open("w", encoding="ascii") as file:
                     file.writelines(self._lines())
+            elif suffix == ".csv":
+                with temporary.open("w", encoding="utf-8-sig", newline="") as file:
+                    write_csv(file, self._lines())
             else:
                 write_table(temporary, suffix, columns, self.num_parts, self._values, text)
         left_over = self.directory.glob(f".*{PARTIAL_SUFFIX}")

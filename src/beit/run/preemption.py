@@ -67,7 +67,7 @@ def stoppable(advice: str = "") -> Iterator[None]:
     of the same kind stops at once.
 
     Args:
-        advice: what to do after a stop outside a training
+        advice: what to do after a stop; if empty, resume the training that was stopped
     """
     in_main = threading.current_thread() is threading.main_thread()
     if not in_main or _stop.get() is not None:
@@ -169,7 +169,7 @@ class _Stop:
         step = saved_step(run)
         state = "no checkpoint yet" if step is None else f"the checkpoint of step {step} is saved"
         command = shlex.join([*_launcher(), "beit", run.verb(), "--resume", str(run.path)])
-        return f"; {state}; go on with: {command}"
+        return f"; {state}; {self._advice or f'go on with: {command}'}"
 
 
 def _launcher() -> list[str]:

@@ -151,9 +151,12 @@ def ending(config: Config, result: Result) -> Ending:
     made = "no files; --output near.png draws the nearest images"
     if result.picture is not None:
         made = f"{result.picture}, a picture of the nearest images"
-    found = [match for matches in result.neighbours.values() for match in matches]
-    best = max(found, key=lambda match: match.cosine, default=None)
-    figure = "no neighbours" if best is None else f"nearest {best.name}, cosine {best.cosine:.3f}"
+    found = [(match, name) for name, matches in result.neighbours.items() for match in matches]
+    figure = "no neighbours"
+    if found:
+        best, photo = max(found, key=lambda pair: pair[0].cosine)
+        of = f" to {printable(photo)}" if len(config.photos) > 1 else ""
+        figure = f"nearest{of} {best.name}, cosine {best.cosine:.3f}"
     output = beside(config.output or "map.html", "map.html")
     return Ending(
         made, figure, words("visualise embedding", config.model, config.data, output=output)

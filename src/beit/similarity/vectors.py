@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from beit.data.class_names import amount
 from beit.data.shrinking import Shrinking
 from beit.data.source import PartSource, Source, file_of, limited
 from beit.data.sources import open_source
@@ -268,7 +269,7 @@ def indexed(source: Source, data: str, index: str | None, reading: Reading) -> I
             raise ValueError(f"{data}: images were added or removed just now; start again")
         computed, values = _computed(small, missing, new_keys, file, reading, about)
     known = len(keys) - len(missing)
-    print(f"index {file}: {known} images known from before, {len(computed)} computed")
+    print(f"index {file}: {amount(known, 'image')} known from before, {len(computed)} computed")
     changed = {names[row] for row in computed}
     stay = [row for row, (name, _) in enumerate(old) if name not in changed]
     keys_kept = [old[row] for row in stay] + [keys[row] for row in computed]

@@ -40,7 +40,7 @@ class Config:
             hf://OWNER/NAME; or teacher:SOURCE, any network that `load_teacher` opens
         data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]; or a list of
             image files
-        output: a new .parquet, .npz or .jsonl file; finished parts are kept in OUTPUT.parts
+        output: a new .parquet, .npz, .jsonl or .csv file; finished parts are kept in OUTPUT.parts
         features: any of cls, mean, patches; null for cls and mean (teacher: mean)
         layer: number of a block, from 1, to take its raw output; null for the final features
         dtype: of the features in the file

@@ -50,8 +50,8 @@ class Config:
         model: a classifier: a run directory, a weights file, published:NAME or hf://OWNER/NAME
         data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]; image files
             as [a.jpg,b.png]; @FILE that lists them, one per line, or - for a list on standard input
-        output: a new .parquet, .npz or .jsonl file; finished parts are kept in OUTPUT.parts; null
-            for JSON lines on standard output
+        output: a new .parquet, .npz, .jsonl or .csv file; finished parts are kept in OUTPUT.parts;
+            null for JSON lines on standard output
         picture: a new .png file with the first images and their likeliest classes; null for none
         picture_images: number of images in the picture
         top_k: number of likeliest classes per image; all classes of a model with fewer

@@ -35,7 +35,7 @@ class Config:
         model: a tokenizer: a run directory, a weights file, published:NAME or hf://OWNER/NAME
         data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]; or a list of
             image files
-        output: a new .parquet, .npz or .jsonl file; finished parts are kept in OUTPUT.parts
+        output: a new .parquet, .npz, .jsonl or .csv file; finished parts are kept in OUTPUT.parts
         limit: use this many images, a fixed random subset; null for all
         image_size: side or [height, width], if not in the file or others work; null for its own
         num_heads: attention heads, if not recorded in the file and not the usual width / 64

@@ -25,14 +25,14 @@ def crop_ratio(source: str, given: float | None, default: float = DEFAULT) -> fl
     """
     if given is not None:
         return given
-    stated = stated_crop(source)
-    ratio, reason = (default, "it does not say one") if stated is None else stated
-    logger.info("%s: crop_ratio %g (%s)", source, ratio, reason)
+    ratio, note = stated_crop(source) or (default, "the default: the model has none of its own")
+    if note:
+        logger.info("%s: crop_ratio %g, %s", source, ratio, note)
     return ratio
 
 
 def stated_crop(source: str) -> tuple[float, str] | None:
-    """Read what a model's files say: the crop, and which file says it; None if none does."""
+    """Read what a model's files say: the crop, and a note if theirs differs; None if none does."""
     if source.startswith((hub.PUBLISHED, "teacher:")):
         return None
     return crop_in(hub.fetch(source) if source.startswith(hub.SCHEMES) else Path(source))
@@ -46,20 +46,20 @@ def crop_in(path: Path) -> tuple[float, str] | None:
     if weights.suffix == ".safetensors" and weights.is_file():
         about = _json(read_shapes(weights)[1].get(FORMAT, ""))
         if (ratio := _ratio(about, "crop_ratio")) is not None:
-            return ratio, f"{weights.name} says so"
+            return ratio, ""
     if is_run:
         ratio = _ratio(run.config(), "crop_ratio")
-        return None if ratio is None else (ratio, f"{run.config_file.name} says so")
+        return None if ratio is None else (ratio, "")
     if not weights.is_file():
         return None
     settings = weights.with_name("config.json")
     if settings.is_file():
         ratio = _ratio(_json(settings.read_text("utf-8")), "pretrained_cfg", "crop_pct")
         if ratio is not None:
-            return ratio, f"{settings.name} says so"
+            return ratio, ""
     processor = weights.with_name("preprocessor_config.json")
     if processor.is_file() and (ratio := _of_processor(_json(processor.read_text("utf-8")))):
-        return ratio, f"{processor.name} says so; proportions are kept, transformers stretches"
+        return ratio, f"as {processor.name}; proportions are kept, transformers stretches"
     return None
 
 

@@ -239,7 +239,8 @@ def assemble(
         raise ValueError(f"{origin} does not fit a {kind}: {first(problems)}{advice}")
     refuse_inflated(tensors, origin)
     floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    if others := sorted(str(dtype) for dtype in floats - {torch.float32}):
+    exact = {torch.float32, torch.bfloat16, torch.float16}  # in float32
+    if others := sorted(str(dtype) for dtype in floats - exact):
         logger.info("%s: %s becomes torch.float32", origin, " and ".join(others))
     try:
         with torch.random.fork_rng(devices=[]):

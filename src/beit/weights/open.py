@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from beit.data.class_names import near_path
 from beit.data.imagenet_names import WORDS_OF, imagenet_words
 from beit.nn.heads import ImageClassifier
 from beit.nn.position import resized, with_bias_per_block
@@ -308,7 +309,7 @@ def _find_file(path: Path) -> Path:
         if not run.weights_file.is_file():
             raise ValueError(
                 f"the run in {path} is not finished: it has no {run.weights_file.name}; "
-                f"continue it with --resume {path}"
+                f"go on with: beit {run.verb()} --resume {path}"
             )
         return run.weights_file
     expected = ", ".join(SUFFIXES)
@@ -319,7 +320,11 @@ def _find_file(path: Path) -> Path:
             f"of beit; open it with beit.load_teacher({name!r}), or use beit embed or beit similar"
         )
     if not path.is_file():
-        hint = f"; in the hub, {hub.HUB}{path}" if hub.REPOSITORY.fullmatch(str(path)) else ""
+        in_hub = f", as in {hub.HUB}{path}" if hub.REPOSITORY.fullmatch(str(path)) else ""
+        hint = (
+            f"; expected a run directory, a file ({expected}), hf://OWNER/NAME{in_hub}, "
+            "published:NAME or beit:NAME"
+        )
         if str(path).startswith("timm:"):
             own = f"{hub.HUB}timm/{path.name[5:]}.TAG"
             hint = f"; did you mean teacher:{path}? timm's BEiT weights in the hub are {own}"
@@ -327,10 +332,7 @@ def _find_file(path: Path) -> Path:
             hint = f"; did you mean teacher:{path}?"
         elif (name := path.stem.partition("-")[0]) in manifest.names():
             hint = f"; did you mean {hub.PUBLISHED}{name}?"
-        raise FileNotFoundError(
-            f"{path} does not exist{hint}; expected a run directory, a file ({expected}), "
-            "hf://OWNER/NAME, published:NAME or beit:NAME"
-        )
+        raise FileNotFoundError(f"{path} does not exist{near_path(path) or hint}")
     if not path.name.endswith(SUFFIXES):
         raise ValueError(f"{path} ends in {path.suffix or 'nothing'}; expected {expected}")
     refuse_shard(path)

@@ -358,3 +358,17 @@ def test_a_table_above_folders_of_splits_labels_no_other_split_by_bare_names():
     assert open_source("kg", split="train").labels is None
     write("kg/all.csv", "image,label", *(f"test/{name},c" for name in NAMES))
     assert set(classes(open_source("kg", split="test")).values()) == {"c"}
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("photso/0.png", r"directory; did you mean photos/0\.png\?$"),
+        ("old/0.png", r"directory; there is no folder old$"),
+        ("photos/8.png", r"directory$"),
+    ],
+)
+def test_a_folder_that_a_table_names_and_that_does_not_exist_is_said(name, hint):
+    table = write("labels.csv", "file,label", f"{name},a")
+    with pytest.raises(FileNotFoundError, match=hint):
+        open_source(table)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from beit.data.class_names import spelled
+from beit.data.class_names import first_missing, near_path, spelled
 from beit.data.folders.image_files import FileSource
 from beit.data.folders.listing import say_once
 from beit.data.source import PartSource, Source
@@ -65,13 +65,21 @@ def open_table(path: Path, reading: Reading = AS_IT_IS, split: Split | None = No
             f"{path}: {len(missing)} of the {len(files)} image files that it names do not "
             f"exist; the first is {_quoted.repr(missing[0])} in {root}; expected paths relative to "
             "the folder of the table, to one folder in it, or to the working directory"
-            f"{_ambiguous(path, files[0])}"
+            f"{_ambiguous(path, files[0]) or _absent_folder(root / missing[0])}"
         )
     why = table.why_unlabelled
     labelled = 0 if labels is None else int((labels >= 0).sum())
     said = why or f"labels of {labelled} from column {table.label!r}"
     say_once(f"{path}: {len(files)} images in {root}; {said}")
     return FileSource(root, files, reading, labels, table.class_names, why)
+
+
+def _absent_folder(missing: Path) -> str:
+    """Name the folder of a missing file that does not exist, or what it may be called."""
+    folder = first_missing(missing)
+    if folder == missing:
+        return ""
+    return near_path(missing) or f"; there is no folder {folder}"
 
 
 def labelled_folder(
