@@ -159,7 +159,7 @@ def test_a_training_after_a_slow_one_has_a_part_of_its_share(
     config = demo.Config("shapes://100?size=64", str(tmp_path / "demo"), budget="60s")
     with pytest.raises(KeyboardInterrupt):
         demo.run(config)
-    assert budgets == ["25s", "10s"]
+    assert budgets == ["22s", "10s"]
 
 
 def test_unreadable_images_are_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
