@@ -200,9 +200,24 @@ def test_patches_to_predict_and_their_weights() -> None:
     assert weights.tolist() == [[1, 1, 0], [1, 1, 1]]
     positions, weights = patches_to_predict(masked, (2, 3), everywhere=True, exact=False)
     assert positions.tolist() == [[0, 1, 2, 3, 4, 5]] * 2 and weights is None
+    elsewhere = patches_to_predict(masked.to("meta"), (2, 3), everywhere=True, exact=False)[0]
+    assert elsewhere.device.type == "meta"
+
+
+def test_each_kind_is_drawn_by_its_function() -> None:
+    assert torch.equal(drawn(MaskConfig("random", count=7)), random_masks(5, (4, 6), 7, seeded()))
+    for exact in (True, False):
+        blocks = block_masks(5, (4, 6), 7, seeded(), min_block=2, exact=exact)
+        assert torch.equal(drawn(MaskConfig(count=7, min_block=2, exact=exact)), blocks)
+
+
+def test_options_at_their_limits_are_taken() -> None:
+    assert MaskConfig(ratio=1, min_block=1).number(24) == 24
 
 
 def test_contradictory_options_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"mask\.ratio is 0; expected above 0"):
+        MaskConfig(ratio=0)
     with pytest.raises(ValueError, match=r"mask\.ratio is 1\.5; expected above 0, to 1"):
         MaskConfig(ratio=1.5)
     with pytest.raises(ValueError, match=r"mask\.min_block is 0; expected 1 patch or more"):

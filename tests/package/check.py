@@ -113,7 +113,8 @@ def install(
         if tests:
             pytest = [folder / "bin" / "python", "-m", "pytest", "-q", "-o", "pythonpath="]
             # Old versions warn of what is gone in new ones.
-            run([*pytest, "-W", "default", "-p", "no:cacheprovider", *tests], cwd=ROOT)
+            few = ["-m", "not slow and not gpu", "-p", "no:cacheprovider"]
+            run([*pytest, *few, "-W", "default", *tests], cwd=ROOT)
     except subprocess.CalledProcessError as error:
         return f"exit code {error.returncode} of {' '.join(map(str, error.cmd))[:200]}"
     return None

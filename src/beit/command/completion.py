@@ -68,7 +68,7 @@ def first_sentence(about: str) -> str:
 
 
 def values_of(verb: str, action: Action) -> list[str]:
-    """List the values that an option can have; empty if there are others."""
+    """List the values of an option that have names; numbers may be possible besides."""
     if action.dest == "preset":
         return [
             name for name in presets.names() if verb in presets.read_yaml(presets.path_of(name))
