@@ -49,13 +49,24 @@ CASES = [
     ("train-tokenizer", "--data photos --output runs/mine", COLLAPSED, "codebook has collapsed"),
     ("train-tokenizer", "--kind dvae --data photos --output runs/mine", TRAINED, "96.9%"),
     ("pretrain", "--data 'my photos' --output runs/mine", TRAINED, "28.0% of the hidden"),
-    ("pretrain", "--data p --validation q --check.every 1", TRAINED, "k-NN accuracy 41.0%"),
+    (
+        "pretrain",
+        "--data p --validation q --check.every 1",
+        TRAINED,
+        "k-NN accuracy 41.0%, 30.0% at the start",
+    ),
     ("finetune", "--data p --model m", TRAINED, "training loss 0.5"),
     (
         "finetune",
         "--data p --validation q --model m",
         {**TRAINED, "metrics": {"val_top1": 0.0}},
         "0.0%",
+    ),
+    (
+        "finetune",
+        "--data p --validation q --model m --data.shrink true",
+        {**TRAINED, "metrics": {"val_top1": 0.5}},
+        "50.0% on the validation images, read shrunk; evaluate reads them whole, and may differ",
     ),
     ("segment", "--data p --model m", TRAINED, "training loss 0.5"),
     (
@@ -182,7 +193,8 @@ def test_the_next_command_is_one_that_parses(
     log = {"step": 9, "loss": 0.5, "accuracy": 0.28}
     log |= {"usage": 0.96875, "perplexity": 4000.0, "choices": 1e6}
     log |= {"knn_cls": 0.41, "knn_mean": 0.39}
-    (RUN / "metrics.jsonl").write_text(json.dumps(log) + "\n")
+    start = {"step": 0, "knn_cls": 0.3, "knn_mean": 0.3}
+    (RUN / "metrics.jsonl").write_text(json.dumps(start) + "\n" + json.dumps(log) + "\n")
     arguments = shlex.split(options)
     module = import_module(find_module(verb, arguments))
     config = parse(verb, module.Config, arguments)

@@ -17,7 +17,7 @@ from beit.nn.vit import VisionTransformer
 from beit.rows.part import Part
 from beit.run.device import DeviceConfig
 from beit.similarity import similar, vectors
-from beit.similarity.similar import Config
+from beit.similarity.similar import Config, Neighbour, Result, ending
 from beit.tables import embed
 from beit.weights.file import save_weights
 from beit.weights.open import load_backbone
@@ -235,3 +235,12 @@ def test_features_of_a_teacher_have_no_cls(photos: Path, tmp_path: Path) -> None
         similar.run(config(teacher, photo, photos, features="cls"))
     near = similar.run(config(teacher, photo, photos)).neighbours[str(photo)]
     assert len(near) == 3
+
+
+def test_the_figure_says_of_which_of_several_photos_it_is() -> None:
+    near = {"a b.jpg": [Neighbour("x.jpg", 0.5, "")], "c.jpg": [Neighbour("y.jpg", 0.75, "")]}
+    config = Config("m", list(near), "photos")
+    assert ending(config, Result(near, None)).figure == "nearest to c.jpg: y.jpg, cosine 0.750"
+    one = {"a b.jpg": near["a b.jpg"]}
+    config = Config("m", list(one), "photos")
+    assert ending(config, Result(one, None)).figure == "nearest x.jpg, cosine 0.500"

@@ -151,7 +151,7 @@ def test_lines_equal_the_table(
 ) -> None:
     predict.run(config(model, tmp_path / "classes.parquet", top_k=2))
     predict.run(config(model, tmp_path / "classes.jsonl", top_k=2))
-    assert "7 rows in" in capsys.readouterr().err
+    assert "7 rows, " in capsys.readouterr().err
     assert predict.run(config(model, None, top_k=2)) == (None, 7)
     shown = capsys.readouterr()
     assert shown.out == (tmp_path / "classes.jsonl").read_text()  # nothing but lines

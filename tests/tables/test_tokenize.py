@@ -107,7 +107,7 @@ def test_unreadable_images_are_reported_and_left_out(
     shown = capsys.readouterr()
     assert "11 images in 3 parts, 1 of them done before" in shown.err
     assert "unreadable, left out: a/04.png: " in shown.err
-    assert "9 rows in" in shown.err
+    assert "9 rows, " in shown.err
     assert ", 2 unreadable, " in shown.err
     with np.load(output) as arrays:
         assert arrays["index"].tolist() == [0, 1, 2, 3, 5, 6, 7, 8, 9]

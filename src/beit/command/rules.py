@@ -177,7 +177,8 @@ def pace(
         "validate_every": max(1, math.ceil(epochs / 5)),
         "run": {"log_every": max(1, min(50, total // 10))},
     }
-    length = f"batches of {batch}, {epochs:g} epochs of {number} images: {why}"
+    passes_of = f"{epochs:g} epoch{'s' * (epochs != 1)} of {number} images"
+    length = f"batches of {batch}, {passes_of}: {why}"
     memory = (
         f"data.num_workers {workers}, data.cache_gigabytes {cache:g}: CPU cores {has.cores}, "
         f"memory {has.memory:.0f} GB"

@@ -26,7 +26,7 @@ function itemMap(canvas, tip, { items, cell: [CH, CW], size: relative, pictureOf
   // The outermost pictures lie inside the canvas.
   const unit = () => {
     const room = Math.min(canvas.clientWidth, canvas.clientHeight);
-    return Math.max(0.5 * room, Math.min(0.94 * room, room - side(1))) * view.scale;
+    return Math.max(0.5 * room, Math.min(0.94 * room, room - side(1) * Math.max(1, CH / CW))) * view.scale;
   };
   /** Return a function from an item to its place on the canvas as it is now. */
   function placing() {

@@ -16,14 +16,15 @@ def note_of_trained(model: str, data: str, source: Source) -> list[str]:
         source: the images of `data` that are evaluated
     """
     run = RunDirectory(Path(model))
-    of_run = run.config().get("data") if run.config_file.is_file() else None
-    train = of_run.get("train") if isinstance(of_run, dict) else None
-    if not isinstance(train, str) or _whole(train) != _whole(data):
+    of_run = run.config().get("data", {}) if run.config_file.is_file() else {}
+    train = of_run.get("train")
+    if not train or _whole(train) != _whole(data):
         return []
     try:
-        known = set(_images(limited(open_source(train, split="train"), of_run.get("limit"))))
+        trained = limited(open_source(train, split="train"), of_run.get("limit"))
     except (ValueError, OSError):  # they have changed since
         return []
+    known = set(_images(trained))
     count = sum(image in known for image in _images(source))
     if not count:
         return []

@@ -44,6 +44,7 @@ from beit.run.finished import last_validation
 from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
+from beit.run.log import read_log
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.run.prepare import prepared
 from beit.weights.file import save_weights
@@ -132,8 +133,11 @@ def ending(config: Config, result: Result) -> Ending:
     figure = f"{percent(value)} {meaning}"
     if (chance := values.get("val_chance")) is not None:
         figure += f" (chance {percent(chance)})"
-    if "knn_cls" in values:
-        figure += f"; k-NN accuracy {percent(max(values['knn_cls'], values['knn_mean']))}"
+    checks = [record for record in read_log(run.metrics_file) if "knn_cls" in record]
+    if checks:
+        before, after = (percent(max(c["knn_cls"], c["knn_mean"])) for c in (checks[0], checks[-1]))
+        figure += f"; k-NN accuracy {after}"
+        figure += f", {before} at the start" if checks[0]["step"] == 0 else ""
     if config.check.every and data.validation:
         output = beside(run.path, f"{run.path.name}-probe")
         then = words("probe", model=run.path, data=data.train, test=data.validation, output=output)

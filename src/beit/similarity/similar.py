@@ -155,7 +155,7 @@ def ending(config: Config, result: Result) -> Ending:
     figure = "no neighbours"
     if found:
         best, photo = max(found, key=lambda pair: pair[0].cosine)
-        of = f" to {printable(photo)}" if len(config.photos) > 1 else ""
+        of = f" to {printable(photo)}:" if len(config.photos) > 1 else ""
         figure = f"nearest{of} {best.name}, cosine {best.cosine:.3f}"
     output = beside(config.output or "map.html", "map.html")
     return Ending(
