@@ -46,7 +46,7 @@ CASES = [
         "3,000 images, 2.5 MB, all read back and compared",
     ),
     ("train-tokenizer", "--data photos --output runs/mine", TRAINED, "96.9% of the codes"),
-    ("train-tokenizer", "--data photos --output runs/mine", COLLAPSED, "codebook has collapsed"),
+    ("train-tokenizer", "--data photos --output runs/mine", COLLAPSED, "a collapsed codebook"),
     ("train-tokenizer", "--kind dvae --data photos --output runs/mine", TRAINED, "96.9%"),
     ("pretrain", "--data 'my photos' --output runs/mine", TRAINED, "28.0% of the hidden"),
     (

@@ -27,7 +27,7 @@ def ending(config: Config, result: Result) -> Ending:
             perplexity = values[f"{prefix}perplexity"]
             figure = f"{percent(use)} of the codes in use on {images}, perplexity {perplexity:.0f}"
             if collapsed(perplexity, config.model.num_codes, values[f"{prefix}choices"]):
-                figure += ": the codebook has collapsed, so mend it before you pretrain on it"
+                figure += ": a collapsed codebook, or too short a run; mend it before pretraining"
     images = whole(data.train, data.validation)
     return Ending(
         f"{run.path}, a tokenizer of {config.model.num_codes} codes; report {run.report_file}",
