@@ -18,6 +18,7 @@ BLOCK = re.compile(r"^```(python|sh)\n(.*?)^```$", re.M | re.S)
 SHORT = {
     "train-tokenizer": ["--optim.epochs=1", "--data.limit=32", "--device.accelerator=cpu"],
     "pretrain": ["--optim.epochs=1", "--data.limit=32", "--check.every=0"],
+    "embed": ["--limit=8"],
     "segment": ["--optim.steps=2", "--optim.warmup_steps=0", "--data.limit=8"],
 }
 REFUSED = "--resume runs/tokenizer"  # it names code, which the command does not
