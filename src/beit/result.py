@@ -156,6 +156,8 @@ class Result:
         title += f"<br>{html.escape(self.summary)}" if self.summary else ""
         table = f"<table>{rows}</table>" if rows else ""
         if page := self._page:
+            # Without a base, links to a place of the page would open the notebook in the frame.
+            page = page.replace("<head>", "<head><base href='about:srcdoc'>", 1)
             frame = f'<iframe srcdoc="{html.escape(page)}" style="{FRAME}"></iframe>'
             return f"<div>{title}{table}{frame}</div>"
         drawn = "".join(

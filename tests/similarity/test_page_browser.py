@@ -3,6 +3,8 @@
 import shutil
 from collections.abc import Callable, Iterator
 from importlib.resources import files
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 import torch
 
 from beit.nn.quantizer import unit
+from beit.result import Result
 from beit.similarity.embedding import central
 from beit.similarity.neighbours import all_nearest
 from beit.similarity.page import EmbeddingPage, write_page
@@ -220,3 +223,19 @@ def test_the_page_suits_everybody_and_every_width(visit: Visit, scheme: str) -> 
             assert page.evaluate(over) == 0, place
     assert page.evaluate("window.ran") is None
     assert page.locator("b b, img[src=x]").count() == 0
+
+
+def test_links_of_a_page_in_a_notebook_stay_in_its_frame(
+    address: str, browser: Any, tmp_path: Path
+) -> None:
+    value = SimpleNamespace(page=Path(address.removeprefix("file://")))
+    shown = Result("visualise embedding", SimpleNamespace(output=str(value.page)), value)
+    notebook = tmp_path / "notebook.html"
+    notebook.write_text(f"<meta charset='utf-8'>{shown._repr_html_()}", "utf-8")
+    page = browser.new_page()
+    page.goto(f"file://{notebook}")
+    frame = page.query_selector("iframe").content_frame()
+    frame.click("a[data-view=clusters]")
+    frame.wait_for_selector("#group-view:visible")
+    assert frame.url == "about:srcdoc#clusters"
+    page.close()
