@@ -209,6 +209,8 @@ def test_each_kind_is_drawn_by_its_function() -> None:
     for exact in (True, False):
         blocks = block_masks(5, (4, 6), 7, seeded(), min_block=2, exact=exact)
         assert torch.equal(drawn(MaskConfig(count=7, min_block=2, exact=exact)), blocks)
+    row = draw_masks(MaskConfig(count=3, exact=False), 5, (1, 6), seeded())  # no block fits
+    assert (not_repeated(row).sum(dim=1) == 1).all()
 
 
 def test_options_at_their_limits_are_taken() -> None:
