@@ -92,12 +92,14 @@ class Result(NamedTuple):
     Attributes:
         tokenizer: its run directory
         data: the training images
+        gain: what pretraining is worth to a linear probe, in words; empty without a table
     """
 
     report: Path
     table: Table | None
     tokenizer: str
     data: str
+    gain: str
 
 
 def run(config: Config) -> Result:
@@ -172,16 +174,13 @@ def run(config: Config) -> Result:
     report = write_report(page, title, sections, facts, summary=summary, lead=lead, figures=gain)
     over = f", over the budget of {budget}" if budget and taken > whole else ""
     print("\n" + (format_table(table) if table else summary) + f"\n\n{minutes} minutes{over}")
-    return Result(report, table, str(tokenizer.directory), sets.train)
+    first = next((f"{name} {value} ({beside})" for name, (value, beside) in gain.items()), "")
+    return Result(report, table, str(tokenizer.directory), sets.train, first)
 
 
 def ending(config: Config, result: Result) -> Ending:
     """Say what the backbone learned; a page to browse the codebook is next."""
-    figure = "no score: the images have no class folders"
-    if result.table is not None:
-        gains = {str(row[0]): row[1] for row in result.table.rows}
-        before, after = gains[UNTRAINED], gains[PRETRAINED]
-        figure = f"linear probe of the backbone {after}%, untrained {before}%"
+    figure = result.gain or "no score: the images have no class folders"
     output = beside(result.report, "explorer")
     then = words("visualise explorer", result.tokenizer, result.data, output=output)
     return Ending(f"{result.report}, the whole story", figure, then)
