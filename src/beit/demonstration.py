@@ -112,11 +112,8 @@ class FewLabels(NamedTuple):
     def figure(self) -> Figure:
         """Return the gain in points."""
         gain = f"{100 * (self.pretrained - self.fresh):+.1f} points"
-        return Figure(gain, self.words())
-
-    def words(self) -> str:
-        """Say both accuracies."""
-        return f"{percent(self.pretrained)} right, from random weights {percent(self.fresh)}"
+        words = f"{percent(self.pretrained)} right, from random weights {percent(self.fresh)}"
+        return Figure(gain, words)
 
 
 class Result(NamedTuple):
@@ -124,16 +121,16 @@ class Result(NamedTuple):
 
     Attributes:
         table: of probes; None for images without labels
-        few: top-1 after fine-tuning; None without labels or time
         tokenizer: its run directory
         data: the training images
+        gain: what pretraining is worth, in words; empty without labels
     """
 
     report: Path
     table: Table | None
-    few: FewLabels | None
     tokenizer: str
     data: str
+    gain: str
 
 
 def run(config: Config) -> Result:
@@ -217,18 +214,14 @@ def run(config: Config) -> Result:
     report = write_report(page, title, sections, facts, summary=summary, lead=lead, figures=gain)
     over = f", over the budget of {budget}" if budget and taken > whole else ""
     print("\n" + (format_table(table) if table else summary) + f"\n\n{minutes} minutes{over}")
-    return Result(report, table, few, str(tokenizer.directory), sets.train)
+    shown = [*gain.items()][:1] + [*gain.items()][-1:] * bool(few)
+    worth = "; ".join(f"{name} {value} ({beside})" for name, (value, beside) in shown)
+    return Result(report, table, str(tokenizer.directory), sets.train, worth)
 
 
 def ending(config: Config, result: Result) -> Ending:
     """Say what the backbone learned; a page to browse the codebook is next."""
-    figure = "no score: the images have no class folders"
-    if result.table is not None:
-        gains = {str(row[0]): row[1] for row in result.table.rows}
-        before, after = gains[UNTRAINED], gains[PRETRAINED]
-        figure = f"linear probe of the backbone {after}%, untrained {before}%"
-        if result.few:
-            figure += f"; fine-tuned with {result.few.labels} labels {result.few.words()}"
+    figure = result.gain or "no score: the images have no class folders"
     output = beside(result.report, "explorer")
     then = words("visualise explorer", result.tokenizer, result.data, output=output)
     return Ending(f"{result.report}, the whole story", figure, then)

@@ -17,6 +17,7 @@ from beit.command.verbs import VERBS
 from beit.probing import probe
 from beit.run.directory import RunDirectory
 from beit.similarity.similar import Neighbour
+from beit.tables import embed
 from beit.tokenizer import vqkd
 
 RUN = Path("runs/mine")
@@ -162,13 +163,11 @@ CASES = [
         "",
         {
             "report": Path("runs/demo/report.html"),
-            "table": SimpleNamespace(
-                rows=[("untrained backbone", "30.1"), ("pretrained backbone", "36.2")]
-            ),
             "tokenizer": "runs/demo/tokenizer",
             "data": "p",
+            "gain": "gain by pretraining, linear probe +4.8 points (85.7% of 21 images right)",
         },
-        "36.2%, untrained 30.1%",
+        "+4.8 points (85.7% of 21 images right)",
     ),
 ]
 
@@ -234,6 +233,15 @@ def test_what_follows_a_held_out_part_is_for_all_images(tmp_path):
         then = vqkd.ending(told, SimpleNamespace(directory=tmp_path, metrics={"loss": 1.0})).then
         assert list(then)[1:3] == ["--data", "photos"] and "--validation" not in then
         assert list(then)[-2:] == ["--budget", "10m"]
+
+
+@pytest.mark.parametrize(
+    ("output", "images"), [("f.parquet", "f.parquet"), ("f.npz", "f.npz"), ("f.csv", "p")]
+)
+def test_a_page_follows_a_table_that_it_can_read(output, images):
+    config = parse("embed", embed.Config, ["--model=m", "--data=p", f"--output={output}"])
+    then = embed.ending(config, SimpleNamespace(rows=3)).then
+    assert list(then)[:4] == ["visualise", "embedding", "m", images]
 
 
 def test_the_next_command_continues_the_preset(capsys):

@@ -12,6 +12,7 @@ The command resumes after an interruption and runs under torchrun, see `beit.row
 
 from dataclasses import dataclass, field, replace
 from math import prod
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -23,7 +24,7 @@ from beit.data.sources import open_images
 from beit.data.views import EvalView
 from beit.nn.pooling import Kind
 from beit.rows.compute import TableResult, about_table, compute_table
-from beit.rows.files import Column
+from beit.rows.files import SUFFIXES, Column
 from beit.rows.table import RowTable, check_output
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
@@ -121,5 +122,6 @@ def kinds_to_embed(config: Config, model: FrozenModel) -> dict[str, Kind]:
 def ending(config: Config, result: TableResult) -> Ending:
     """Say how many images have features; a page of them is next."""
     output = beside(config.output, "map.html")
-    then = words("visualise embedding", config.model, config.output, output=output)
+    images = config.output if Path(config.output).suffix in SUFFIXES else config.data
+    then = words("visualise embedding", config.model, images, output=output)
     return Ending(f"{config.output}, a table of features", amount(result.rows or 0, "image"), then)
