@@ -180,6 +180,8 @@ def run(config: Config) -> Result:
         probes = probe_all(sets, tokenizer, pretrained, tokenizer_config.teacher, limits, folder)
         if budget and seconds_of(left(1.0)) < FEWEST_SECONDS:
             print("\n4 of 4 · no time is left for fine-tuning with few labels; see --budget")
+        elif images.labels.unique().numel() < 2:
+            print("\n4 of 4 · nothing is fine-tuned: the images have one class only")
         else:
             few = finetune_both(pretrain_config, pretrained, data, len(images))
 
