@@ -417,7 +417,9 @@ def test_the_map_draws_the_pictures_of_its_codes(visit: Visit) -> None:
     middle = (middle.min(axis=0) + middle.max(axis=0)) / 2
     extent = float((code_map().places[5:].max(axis=0) - code_map().places[5:].min(axis=0)).max())
     stretch = min(1.7, max(1, box["width"] / box["height"]))
-    unit = 0.94 * min(box["width"], box["height"])
+    room = min(box["width"], box["height"])
+    side = min(96, (box["width"] * box["height"] / (K - 5)) ** 0.5 * 0.7)  # of a picture
+    unit = max(0.5 * room, min(0.94 * room, room - side))
     for drawn, expected in (("patches", colour_of(5)), ("colours", tuple(colours(K)[5]))):
         page.select_option("#drawn", drawn)
         page.wait_for_timeout(200)
