@@ -18,8 +18,8 @@ class SegmentDataConfig:
     Args:
         train: images with label maps: ADE20K (folder or zip), a Pascal VOC folder, a folder of
             images and masks, shapes://COUNT, or a part of one: folder[:90%]
-        validation: the same for validation; takes the validation split of a set that has several;
-            empty for none
+        validation: validation images, in the same form; of a set with splits, the validation split
+            is used; empty for none
         maps: the folder of the training label maps, if `train` does not contain them
         validation_maps: the folder of the validation label maps
         classes: the list of classes: a file, ade20k, voc, or a number; empty for that of the data
