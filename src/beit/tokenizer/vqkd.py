@@ -90,8 +90,9 @@ class Config:
         init: initial weights: a tokenizer, or any run or weights file of a ViT for the encoder,
             published:NAME, hf://OWNER/NAME; what fits is copied, its network decides
             model.encoder. null for random weights.
-        freeze: codebook keeps the codes of init as they are; codes also keeps its encoder, so that
-            images keep their codes and only the decoder learns. null to train everything.
+        freeze: codebook: the codebook of init does not change; codes: its encoder does not change
+            either, so that images keep their codes and only the decoder learns. null to train
+            everything.
         teacher: the network whose features it learns to reconstruct.
         codebook: initialisation, update rule and revival of codes.
         optim: the optimiser and its schedule.
