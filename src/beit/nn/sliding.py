@@ -105,7 +105,7 @@ class MapViewConfig:
     """Views of an image for segmentation; the defaults are those published for ADE20K.
 
     Args:
-        mode: slide through windows, or resize the whole image to the model's input size
+        mode: use sliding windows, or resize the whole image to the model's input size
         stride: pixels between windows; null for two thirds of the window (341 of 512)
         scales: scales of the image; published for BEiT v1, with flip: 0.5, 0.75, ... 1.75
         flip: add mirror images
