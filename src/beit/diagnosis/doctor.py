@@ -30,8 +30,8 @@ class Config:
             test split, if there is one
         output: a new folder for doctor.json and a page with pictures of each kind of fault; null to
             print the table only
-        write: a new file that lists the images without those of the kinds in `drop`; use it with
-            any verb as @clean.txt; a name that ends in .csv keeps the labels
+        write: a new file that lists all images except the kinds in `drop`; use it with any verb as
+            @clean.txt; a name that ends in .csv keeps the labels
         drop: kinds of images that `write` leaves out: unreadable, copy, near, test_copy, near_test,
             alike_test, two_labels, flat, small, long, size, unlabelled
         near: largest number of different bits, of 64, between the perceptual hashes of near copies

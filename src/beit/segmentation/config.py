@@ -93,8 +93,8 @@ class Config:
         image_size: (height, width) of crops; positions of init are resized. null for init's own.
         num_heads: attention heads of init, if its file does not contain them and a head is not 64
             wide.
-        mean: per-channel mean that normalises images in [0, 1]; null for that of init. Published:
-            ImageNet's, for any init.
+        mean: per-channel mean that normalises images in [0, 1]; null for the mean of init.
+            Published: ImageNet's, for any init.
         std: per-channel standard deviation, likewise.
         head: the decoder.
         drop_path: rate of stochastic depth in the last block, increasing linearly from 0.
