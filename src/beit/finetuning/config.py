@@ -25,13 +25,13 @@ class Config:
         image_size: (height, width) of images; positions of init are resized. null for init's own.
         num_heads: attention heads of init, if its file does not contain them and a head is not 64
             wide.
-        init_classes: class names of init, a classifier whose file does not name them; a list as
-            for classes.
+        init_classes: class names of init, if init is a classifier whose file has no names; a list
+            as for classes.
         carry_classes: if init is a classifier with other classes, keep the rows of its head for
             classes with the same name; false, as published, for a head with random weights.
         classes: a file with the name of one class folder per line, in the order of class numbers,
             or timm:NAME, such as timm:imagenet-22k; null for the sorted folders of the data.
-        num_classes: null for the number in the training set.
+        num_classes: number of classes; null for the number in the training set.
         pooling: input of the head, the mean of the patches or the [CLS] token.
         init_scale: factor of the head's random initial weights.
         drop_path: rate of stochastic depth in the last block, increasing linearly from 0.

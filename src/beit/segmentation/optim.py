@@ -25,7 +25,7 @@ class StepOptimConfig:
         final_rate: learning rate at the end of the decay.
         power: power of the decay; 1 for linear.
         warmup_steps: steps of linear warm-up.
-        warmup_ratio: factor of the learning rate at the first step.
+        warmup_ratio: learning rate of the first step, as a factor of the full learning rate.
         betas: of AdamW.
         eps: of AdamW.
         weight_decay: weight decay of matrices; vectors, positions and the [CLS] token have none.
