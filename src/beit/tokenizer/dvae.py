@@ -101,8 +101,8 @@ class Config:
         kl_weight: weight of the KL divergence of the encoder's distribution from uniform.
         kl_per: place: mean divergence per position; step: sum over all positions of all images of
             a step, as in the published class.
-        frechet_images: validation images for a Frechet distance at the end; 0 for none. Its network
-            sees RGB, so there is none for images of other channels.
+        frechet_images: validation images for a Frechet distance at the end; 0 for none. The network
+            for this distance needs RGB, so it is not computed for images with other channels.
         optim: the optimiser and its schedule.
         crop_ratio: side of the centre crop of validation images, as a share of the shorter side.
         validate_every: epochs between two validations; the last step always has one.
