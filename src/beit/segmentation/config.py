@@ -17,7 +17,7 @@ class SegmentDataConfig:
 
     Args:
         train: images with label maps: ADE20K (folder or zip), a Pascal VOC folder, a folder of
-            images and masks, shapes://COUNT, or a part of one: folder[:90%]
+            images and masks, shapes://COUNT, or a part of such a source: folder[:90%]
         validation: validation images, in the same form; of a set with splits, the validation split
             is used; empty for none
         maps: the folder of the training label maps, if `train` does not contain them
