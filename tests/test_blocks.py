@@ -43,7 +43,7 @@ STAND_INS = {
     "published:beitv2_base_patch16_224_pt1k_ft21kto1k": "beitv2_base_patch16_224_pt1k_ft1k.pth",
     'published:beitv2_base_patch16_224_pt1k"': 'beitv2_base_patch16_224_pt1k.pth"',
 }
-MADE = {"README": "runs/tokenizer", "python": "runs/pretrain"}  # by the page's first block
+MADE = {"README": "runs/tokenizer", "python": "runs/pretrain"}  # by the page itself
 # Trainings of the pages, made small.
 SMALL = {
     "optim.batch_size": 16,

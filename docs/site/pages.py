@@ -89,6 +89,7 @@ is refused by a `ValueError` or `TypeError` that says what was found and what to
             "beit.data.imagenet_names.imagenet_words",
             "beit.weights.crop.crop_ratio",
             "beit.weights.hub.fetch",
+            "beit.weights.manifest.published_files",
             "beit.evaluation.corruptions.corrupt.corrupt",
             "beit.evaluation.corruptions.corrupt.mean_corruption_error",
             "beit.codebook.explorer.ExplorerPage",

@@ -24,15 +24,17 @@ class DataConfig:
     """Data sets and how to read them.
 
     Args:
-        train: training images: a folder, *.parquet, *.tar, a zip or shapes://COUNT; a part of
-            one: folder[:90%]; or several by weight: {folder: 0.7, *.tar: 0.3}
+        train: training images: a folder, *.parquet, *.tar, a zip or shapes://COUNT; a part of a
+            source: folder[:90%]; or several sources with weights: {folder: 0.7, *.tar: 0.3}
         validation: validation images, in the same form; empty for none
         limit: number of training images to use, a fixed random subset; null for all
         num_workers: processes that decode and crop images; 0 for the training process itself
-        cache_gigabytes: keep a set decoded in memory if it fits into this size
-        shrink: shrink images to what the largest view needs, and keep those of files on disk
-        shrink_cache: folder of shrunk images, shared by runs; empty for one in the user's caches
-        shrink_gigabytes: size of that folder, which stays below it; 0 to keep nothing on disk
+        cache_gigabytes: keep decoded images in memory if the whole set fits into this size
+        shrink: shrink images to the size that the largest view needs, and keep shrunk image files
+            on disk
+        shrink_cache: folder of shrunk images, shared by runs; empty for a folder in the user's
+            cache
+        shrink_gigabytes: largest size of that folder; 0 to keep nothing on disk
         max_unreadable: largest share of unreadable images; above it the run stops
     """
 

@@ -30,7 +30,8 @@ class ViewConfig:
     Args:
         min_scale: smallest area of the crop, as a share of the image
         max_scale: largest area of the crop, as a share of the image
-        min_ratio: smallest aspect ratio of the crop, width over height, divided by the view's
+        min_ratio: smallest aspect ratio of the crop, width over height, relative to the view's
+            aspect ratio
         max_ratio: largest such ratio
         flip: probability of a horizontal flip
         color_jitter: strength of random brightness, contrast and saturation; 0 for none

@@ -25,25 +25,26 @@ class Config:
     """Find what is wrong with images, or without any with this machine.
 
     Args:
-        data: the images, as of any other verb; of data with splits those for training
-        test: images to test on, none of which may be among the others; empty for the data's own
-            split for testing, if there is one
-        output: a new folder for a page with pictures of each kind, and for doctor.json; null for
-            the table on the screen alone
-        write: a new file that lists the images left without those to drop, for any verb as
-            @clean.txt; with their labels if its name ends in .csv
-        drop: kinds of faults that `write` leaves out, of unreadable, copy, near, test_copy,
-            near_test, alike_test, two_labels, flat, small, long, size, unlabelled
-        near: bits of 64 in which the perceptual hashes of near copies differ at most
+        data: the images, as for any other verb; of data with splits, the training images
+        test: test images, which must not be among the training images; empty for the data's own
+            test split, if there is one
+        output: a new folder for doctor.json and a page with pictures of each kind of fault; null to
+            print the table only
+        write: a new file that lists all images except the kinds in `drop`; use it with any verb as
+            @clean.txt; a name that ends in .csv keeps the labels
+        drop: kinds of images that `write` leaves out: unreadable, copy, near, test_copy, near_test,
+            alike_test, two_labels, flat, small, long, size, unlabelled
+        near: largest number of different bits, of 64, between the perceptual hashes of near copies
         model: compare training and test images also by the features of this model: a run, a
             weights file, published:NAME, hf://OWNER/NAME or teacher:SOURCE; empty for none
-        cosine: of these features, from which two images are nearly one
-        max_ratio: longer over shorter side of an image above which it is long
-        max_unreadable: share of unreadable images from which a training stops
-        limit: look at so many images, a fixed random subset; null for all
+        cosine: smallest cosine of these features at which two images count as almost the same
+        max_ratio: aspect ratio, longer over shorter side, above which an image counts as long
+        max_unreadable: share of unreadable images above which a training stops
+        limit: number of images to check, a fixed random subset; null for all
         num_workers: processes that read images
-        verb: measure a training instead, also by --preset or --config, and predict its speed, time
-            and memory here; its own options follow, such as --data or --optim.batch_size
+        verb: measure a training instead, and predict its speed, time and memory on this machine;
+            --preset or --config also select a training; its own options follow, such as --data or
+            --optim.batch_size
     """
 
     data: str = ""

@@ -61,10 +61,10 @@ class Config:
         output: file to write, or folder for timm and transformers; it must not exist
         format: of the output
         part: the whole model, or only its vision Transformer
-        image_size: side, or height and width: a backbone is resized to it; for a whole model, its
-            own size if the file does not determine it
-        num_heads: attention heads, if the file does not determine them; null: one per 64 channels
-        opset: of the ONNX graph; null for PyTorch's default
+        image_size: side, or height and width: a backbone is resized to this size; for a whole
+            model, the size of its images if the file does not contain it
+        num_heads: attention heads, if the file does not contain them; null for one per 64 channels
+        opset: opset of the ONNX graph; null for PyTorch's default
         atol: largest difference allowed, relative to the largest value if that is above 1
     """
 

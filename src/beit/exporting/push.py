@@ -22,9 +22,9 @@ class Config:
     Args:
         source: a run directory, or a file or folder that beit export wrote
         repository: OWNER/NAME in the hub, created if it does not exist
-        run: for an export: the run directory of the model, for the card
+        run: for an export: the run directory of the model, which the card describes
         probe: output directory of a beit probe whose accuracies are added to the card
-        license: of the weights, by the hub's identifier such as mit; empty for none
+        license: licence of the weights, as the hub's identifier, such as mit; empty for none
         private: create a private repository
         dry_run: write the card, list the files, and upload nothing
     """

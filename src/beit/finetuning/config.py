@@ -23,30 +23,31 @@ class Config:
             (its encoder) or a classifier, published:NAME, hf://OWNER/NAME; null for random weights.
         backbone: the network to train from random weights; null with init.
         image_size: (height, width) of images; positions of init are resized. null for init's own.
-        num_heads: attention heads of init, if its file does not say and a head is not 64 wide.
-        init_classes: class names of init, a classifier whose file does not name them; a list as
-            for classes.
-        carry_classes: if init is a classifier of other classes, keep the rows of its head for
-            classes of the same name; published: no, such a head starts from random weights.
+        num_heads: attention heads of init, if its file does not contain them and a head is not 64
+            wide.
+        init_classes: class names of init, if init is a classifier whose file has no names; a list
+            as for classes.
+        carry_classes: if init is a classifier with other classes, keep the rows of its head for
+            classes with the same name; false, as published, for a head with random weights.
         classes: a file with the name of one class folder per line, in the order of class numbers,
             or timm:NAME, such as timm:imagenet-22k; null for the sorted folders of the data.
-        num_classes: null for the number in the training set.
+        num_classes: number of classes; null for the number in the training set.
         pooling: input of the head, the mean of the patches or the [CLS] token.
         init_scale: factor of the head's random initial weights.
         drop_path: rate of stochastic depth in the last block, increasing linearly from 0.
-        balance: 0 shows every image once per epoch, 1 every class equally often; between them, a
-            class of c images is drawn in proportion to c ** (1 - balance).
+        balance: 0 shows every image once per epoch, 1 shows every class equally often; for values
+            between, a class of c images is drawn in proportion to c ** (1 - balance).
         view: how training views are cropped.
         augment: augmentation of the views.
         mix: mixup and CutMix of a batch.
         optim: the optimiser and its schedule.
         layer_decay: ratio of the learning rates of a layer and the next one; null for none.
-        average: decay of a moving average of the weights, which is validated and kept instead of
-            them (published: off, or 0.9999); null for none.
-        keep: the weights with the best top-1 on the validation set, as published, or the last;
-            without a validation set, the last.
+        average: decay of a moving average of the weights, which is validated and saved instead of
+            the weights (published: off, or 0.9999); null for none.
+        keep: save the weights with the best top-1 on the validation set, as published, or the last
+            weights; without a validation set, the last.
         crop_ratio: side of the centre crop of validation images, as a share of the shorter side;
-            null for 0.875, and 1 from 384 pixels on, as published.
+            null for the published values: 0.875, or 1 from 384 pixels on.
         validate_every: epochs between two validations; the last step always has one.
         run: where and how often to write.
         device: devices and precision.

@@ -32,7 +32,7 @@ class AugmentConfig:
     Args:
         policy: RandAugment policy in timm's notation; empty for none
         erase: probability of random erasing: a rectangle, 2% to a third of the view, becomes noise
-        repeats: views of each image in a step; an epoch then has 1/repeats of the images
+        repeats: number of views of each image in a step; an epoch then has 1/repeats of the images
     """
 
     policy: str = "rand-m9-mstd0.5-inc1"

@@ -26,9 +26,10 @@ class MaskConfig:
     Args:
         kind: blocks, as published, or random patches.
         count: hidden patches of an image (M).
-        ratio: share of hidden patches, replaces count; null to use count.
+        ratio: share of hidden patches, used instead of count; null to use count.
         min_block: area of the smallest block, in patches.
-        exact: false: stop when no further block fits, with count patches or fewer, as BEiT v1.
+        exact: false: stop when no further block fits, as in BEiT v1, so that count or fewer patches
+            are hidden.
     """
 
     kind: Literal["block", "random"] = "block"

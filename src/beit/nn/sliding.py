@@ -105,9 +105,10 @@ class MapViewConfig:
     """Views of an image for segmentation; the defaults are those published for ADE20K.
 
     Args:
-        mode: slide through windows, or resize the whole image to the model's input size
+        mode: use sliding windows, or resize the whole image to the model's input size
         stride: pixels between windows; null for two thirds of the window (341 of 512)
-        scales: scales of the image; published for BEiT v1, with flip: 0.5, 0.75, ... 1.75
+        scales: scales of the image; the published scales for BEiT v1, used with flip, are 0.5,
+            0.75, ... 1.75
         flip: add mirror images
         short_side: shorter side of an image at scale 1; null for the model's, 0 for no resizing
         batch_size: windows classified at a time; null for half a million pixels, 2 of 512 x 512

@@ -46,16 +46,17 @@ class Config:
     """Pack images into shards.
 
     Args:
-        data: the images, as of any other verb; of data with splits, those for training and those
-            for validation or testing become shards of their own
-        output: a new folder for the shards, or that of the same call to complete it
+        data: the images, as for any other verb; of data with splits, the training images and the
+            validation or test images are packed into separate shards
+        output: a new folder for the shards, or the folder of an interrupted call with the same
+            options
         format: tar, with the names of WebDataset, or parquet, as data sets of the hub
         shorter_side: shrink larger images to this shorter side in pixels, and save them as JPEG;
             null copies each file as it is
         quality: of these JPEG files, 1 to 95
-        shard_megabytes: a shard is closed once its images have so many
-        max_unreadable: largest share of unreadable images that does not stop the work; they are
-            left out
+        shard_megabytes: size of a shard's images at which the next shard begins
+        max_unreadable: largest share of unreadable images; above it the command stops, else they
+            are left out
         num_workers: processes that read images
     """
 

@@ -19,9 +19,9 @@ class CheckConfig:
 
     Args:
         every: epochs between two checks; 0 for none.
-        train: labelled images to search for neighbours; empty for data.train.
+        train: labelled images among which neighbours are searched; empty for data.train.
         test: labelled images to classify; empty for data.validation.
-        limit: maximum number of images of each.
+        limit: largest number of images, for train and for test.
     """
 
     every: int = 0
@@ -46,12 +46,13 @@ class Config:
         tokenizer: a run directory or weights file of a trained tokenizer, published:NAME, or
             hf://OWNER/NAME.
         init: initial weights: any run or weights file of a ViT, published:NAME, hf://OWNER/NAME;
-            what fits is copied, its network decides model.backbone. null for random weights.
-        target: what to predict, if not the codes of that tokenizer.
+            weights that fit are copied, and its network sets model.backbone. null for random
+            weights.
+        target: the target of the prediction, if not the codes of the tokenizer.
         view: how training views are cropped and augmented.
         model: the network to pretrain.
         mask: which patches are masked.
-        predict: the masked patches, or all of them.
+        predict: the masked patches, or all patches.
         optim: the optimiser and its schedule.
         check: k-NN accuracy during training.
         crop_ratio: side of the centre crop of validation images, as a share of the shorter side.

@@ -20,18 +20,18 @@ class TargetConfig:
 
     Args:
         kind: tokens of a tokenizer, with cross-entropy; pixels; or features of a teacher.
-        source: for tokens, the tokenizer, the same as --tokenizer; for features, the teacher, as
-            in train-tokenizer's teacher.source.
+        source: for tokens, the tokenizer (same as --tokenizer); for features, the teacher, as in
+            teacher.source of train-tokenizer.
         loss: for pixels, mse (default) or smooth-l1; for features, cosine (default), smooth-l1 or
             mse.
-        normalised: standardise the targets; pixels per patch, on by default; features per vector,
-            off by default.
+        normalised: standardise the targets: pixels per patch (on by default), features per vector
+            (off by default).
         image_size: size of the teacher's input images; null for the size it was trained at.
         pretrained: false for a teacher with random weights, for comparison.
         num_heads: attention heads of a teacher in a CLIP or DINO file; null for one per 64
             channels.
-        channels: numbers, from 1, of the images' channels that a tokenizer or teacher of RGB sees
-            as red, green and blue, or of one as grey; empty for all.
+        channels: the channels of the images, counted from 1, that an RGB tokenizer or teacher sees
+            as red, green and blue, or one channel that it sees as grey; empty for all.
     """
 
     kind: Literal["tokens", "pixels", "features"] = "tokens"

@@ -36,7 +36,8 @@ class Config:
     Args:
         run: the directory of a training that has skipped steps
         step: number of the step; null for the first one that was recorded
-        float32: compute in float32 instead of the run's precision, to see whether that is the cause
+        float32: compute in float32 instead of the run's precision, to see whether the precision is
+            the cause
     """
 
     run: str

@@ -17,19 +17,24 @@ class RunConfig:
 
     Args:
         output: the run directory to create; it must not exist yet.
-        seed: of the initial weights, the sample order, the views and the masks.
+        seed: seed of the initial weights, the sample order, the views and the masks.
         log_every: steps between two lines of the metrics log; each checkpoint is logged too.
         checkpoint_every: steps between two checkpoints.
         keep_last: number of newest checkpoints to keep.
         keep_every: also keep checkpoints at multiples of this many steps; 0 for none.
-        save_async: write checkpoints while the training goes on, from a copy in the host's memory.
+        save_async: write checkpoints while the training continues, from a copy in the host's
+            memory.
         stop_after: stop after this many steps, without changing the schedule; null for no limit.
-        max_skipped: skipped steps in a row that stop the run, as for losses that are not finite.
-        skip_spikes: skip steps with a gradient above this multiple of its median; 0 for never.
-        profile: write where the time of this many steps goes (docs/performance.md); 0 for none.
-        track: trackers to mirror the run to: tensorboard, wandb, mlflow, trackio, with commas.
-        budget: time in which the run ends, as 30m or 2h: the epochs are shortened to what fits.
-        fitted_to: the budget that the epochs fit; written by beit.
+        max_skipped: stop the run after this many skipped steps in a row; a step is skipped if its
+            loss or gradient is not finite.
+        skip_spikes: skip a step if its gradient norm is above this multiple of the recent median; 0
+            to skip none.
+        profile: measure this many steps and write the time of each part (docs/performance.md); 0
+            for none.
+        track: trackers that get the run's metrics: tensorboard, wandb, mlflow, trackio, separated
+            by commas.
+        budget: time for the whole run, such as 30m or 2h; the number of epochs is reduced to fit.
+        fitted_to: the budget to which the epochs were fitted; written by beit.
         chosen: settings that beit chose, and why; written by beit.
     """
 

@@ -37,18 +37,19 @@ class OptimConfig:
     """The optimiser and its schedule: cosine decay with linear warm-up.
 
     Args:
-        kind: adamw; or muon for the weight matrices of blocks, with adamw for the rest.
-        muon_rate: learning rate of muon's matrices, as a multiple of that of the rest.
+        kind: adamw; or muon for the weight matrices of blocks and adamw for all other weights.
+        muon_rate: learning rate of muon's matrices, as a multiple of the learning rate of the other
+            weights.
         batch_size: images per step, over all processes and micro-steps together.
-        accumulate: micro-steps per step; more use less memory, with the same result.
+        accumulate: micro-steps per step; more micro-steps use less memory and give the same result.
         epochs: passes over the training set; may be fractions.
-        learning_rate: after the warm-up; not scaled by the batch size.
+        learning_rate: learning rate after the warm-up; it is not scaled by the batch size.
         final_rate: learning rate at the end of the decay.
         warmup_epochs: epochs of linear warm-up; may be fractions.
         warmup_start: learning rate of the first step.
         betas: of AdamW.
         eps: of AdamW.
-        weight_decay: of matrices; none for vectors, positions and the [CLS] token.
+        weight_decay: weight decay of matrices; vectors, positions and the [CLS] token have none.
         clip: maximum norm of the whole gradient; null for no clipping.
     """
 

@@ -17,16 +17,16 @@ class SegmentDataConfig:
 
     Args:
         train: images with label maps: ADE20K (folder or zip), a Pascal VOC folder, a folder of
-            images and masks, shapes://COUNT, or a part of one: folder[:90%]
-        validation: the same for validation; takes the validation split of a set that has several;
-            empty for none
+            images and masks, shapes://COUNT, or a part of such a source: folder[:90%]
+        validation: validation images, in the same form; of a set with splits, the validation split
+            is used; empty for none
         maps: the folder of the training label maps, if `train` does not contain them
         validation_maps: the folder of the validation label maps
-        classes: the list of classes: a file, ade20k, voc, or a number; empty for that of the data
+        classes: the classes: a file, ade20k, voc, or a number; empty for the classes of the data
         reduce_zero_label: ignore 0 in the maps; classes are 1, 2, ...
         limit: maximum number of training images, a fixed random subset; null for all
         num_workers: processes that read images; 0 reads in the training process
-        cache_gigabytes: a set that fits in it is kept in memory, decoded
+        cache_gigabytes: keep decoded images in memory if the whole set fits into this size
         max_unreadable: stop if a larger share of the images cannot be read
     """
 
@@ -56,12 +56,12 @@ class HeadConfig:
 
     Args:
         kind: the published UPerNet with its pyramid, or a linear layer on each patch.
-        layers: numbers of four blocks, from 1, that feed the pyramid; null for those of init, the
-            published ones at depth 12 and 24, or evenly spaced ones.
-        channels: of the decoder's feature maps; 0 for the backbone's width, as published.
+        layers: numbers of the four blocks, counted from 1, that feed the pyramid; null for the
+            blocks of init, the published blocks at depth 12 and 24, or evenly spaced blocks.
+        channels: channels of the decoder's feature maps; 0 for the backbone's width, as published.
         auxiliary: add an auxiliary head.
-        auxiliary_channels: of the auxiliary head's feature map.
-        auxiliary_weight: of the auxiliary head's loss.
+        auxiliary_channels: channels of the auxiliary head's feature map.
+        auxiliary_weight: weight of the auxiliary head's loss.
         dropout: rate at which whole channels are dropped before a classification layer.
     """
 
@@ -87,13 +87,14 @@ class Config:
     Args:
         data: images with label maps.
         init: initial weights: a run directory or weights file of any model with a ViT,
-            published:NAME, hf://OWNER/NAME; the decoder of a segmenter is carried over too. null
-            for random weights.
+            published:NAME, hf://OWNER/NAME; the decoder of a segmenter is also used. null for
+            random weights.
         backbone: the network to train from random weights; null with init.
         image_size: (height, width) of crops; positions of init are resized. null for init's own.
-        num_heads: attention heads of init, if its file does not say and a head is not 64 wide.
-        mean: per-channel mean that normalises images in [0, 1]; null for that of init. Published:
-            ImageNet's, for any init.
+        num_heads: attention heads of init, if its file does not contain them and a head is not 64
+            wide.
+        mean: per-channel mean that normalises images in [0, 1]; null for the mean of init.
+            Published: ImageNet's, for any init.
         std: per-channel standard deviation, likewise.
         head: the decoder.
         drop_path: rate of stochastic depth in the last block, increasing linearly from 0.
@@ -103,8 +104,8 @@ class Config:
         validate_every: steps between two validations; the last step always has one.
         validation_views: sliding windows and scales for validation images.
         validation_batch: validation images per batch; more than one needs images of one size.
-        keep: the weights with the best mIoU on the validation set, or the last; without a
-            validation set, the last.
+        keep: save the weights with the best mIoU on the validation set, or the last weights;
+            without a validation set, the last.
         run: where and how often to write.
         device: devices and precision.
     """

@@ -14,20 +14,21 @@ class StepOptimConfig:
     The defaults are those for ADE20K.
 
     Args:
-        kind: adamw; or muon for the weight matrices of blocks, with adamw for the rest.
-        muon_rate: learning rate of muon's matrices, as a multiple of that of the rest.
+        kind: adamw; or muon for the weight matrices of blocks and adamw for all other weights.
+        muon_rate: learning rate of muon's matrices, as a multiple of the learning rate of the other
+            weights.
         batch_size: images per step, over all processes and micro-steps together.
-        accumulate: micro-steps per step; more use less memory. Batch normalisation sees one
-            micro-step.
+        accumulate: micro-steps per step; more micro-steps use less memory. Batch normalisation sees
+            one micro-step.
         steps: of the whole run.
-        learning_rate: at the start of the decay, without warm-up.
+        learning_rate: learning rate at the start of the decay, as if there were no warm-up.
         final_rate: learning rate at the end of the decay.
-        power: of the decay; 1 for linear.
+        power: power of the decay; 1 for linear.
         warmup_steps: steps of linear warm-up.
-        warmup_ratio: factor of the learning rate at the first step.
+        warmup_ratio: learning rate of the first step, as a factor of the full learning rate.
         betas: of AdamW.
         eps: of AdamW.
-        weight_decay: of matrices; none for vectors, positions and the [CLS] token.
+        weight_decay: weight decay of matrices; vectors, positions and the [CLS] token have none.
         clip: maximum norm of the whole gradient; null for no clipping.
     """
 

@@ -31,15 +31,16 @@ class SegmentViewConfig:
     Args:
         long_side: upper bound of the longer side after resizing, which keeps the aspect ratio
         short_side: upper bound of the shorter side after resizing
-        min_ratio: lower bound of the random factor of both bounds
-        max_ratio: upper bound of that factor
-        max_share: a crop in which one class exceeds this share is drawn again, up to ten times;
-            1 takes the first
+        min_ratio: smallest value of the random factor by which long_side and short_side are
+            multiplied
+        max_ratio: largest value of this factor
+        max_share: a crop in which one class exceeds this share is drawn again, up to ten times; 1
+            to keep the first crop
         flip: probability of a mirror image
-        brightness: largest shift of the pixels up or down, of 255; each colour change is applied
-            half of the time
-        contrast: largest deviation of the pixels' factor from 1
-        saturation: largest deviation of the saturation's factor from 1
+        brightness: largest change of the pixel values, of 255; each colour change is applied with
+            probability 0.5
+        contrast: largest deviation of the contrast factor from 1
+        saturation: largest deviation of the saturation factor from 1
         hue: largest rotation of the hue in degrees (mmsegmentation's 18 are units of 2 degrees)
     """
 

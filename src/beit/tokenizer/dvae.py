@@ -50,8 +50,9 @@ class AnnealConfig:
     Args:
         start: value at the first step.
         end: value after the annealing.
-        share: share of the run's steps that are annealed, in [0, 1]; 0 for `end` from the start.
-        shape: cosine; or exponential, by the same factor each step, for values above 0.
+        share: share of the run's steps over which the value changes, in [0, 1]; 0 to use `end` from
+            the start.
+        shape: cosine; or exponential (the same factor at each step, for values above 0).
     """
 
     start: float
@@ -95,13 +96,13 @@ class Config:
         model: the tokenizer.
         init: initial weights, another discrete VAE of the same sizes; null for random weights.
         loss: reconstruction loss of pixels, squared error or smooth L1.
-        temperature: of the Gumbel-softmax, above 0.
+        temperature: temperature of the Gumbel-softmax, above 0.
         straight_through: decode single codes in training too, with straight-through gradients.
         kl_weight: weight of the KL divergence of the encoder's distribution from uniform.
         kl_per: place: mean divergence per position; step: sum over all positions of all images of
             a step, as in the published class.
-        frechet_images: validation images for a Frechet distance at the end; 0 for none. Its network
-            sees RGB, so there is none for images of other channels.
+        frechet_images: validation images for a Frechet distance at the end; 0 for none. The network
+            for this distance needs RGB, so it is not computed for images with other channels.
         optim: the optimiser and its schedule.
         crop_ratio: side of the centre crop of validation images, as a share of the shorter side.
         validate_every: epochs between two validations; the last step always has one.

@@ -49,13 +49,13 @@ class CodebookConfig:
     """Initialisation and update rule of the codebook, and revival of unused codes.
 
     Args:
-        start_after: steps in which the decoder gets the encoder's vectors themselves, before the
-            codebook starts; 0, as published, to start with the first.
-        kmeans: initialise by k-means on the codebook's first batch, else at random.
+        start_after: number of steps, before the codebook starts, in which the decoder gets the
+            encoder's vectors directly; 0, as published, to start the codebook at once.
+        kmeans: initialise by k-means on the first batch that the codebook sees, else at random.
         learn: update by moving averages, as published, or by the gradient of Eq. 2's codebook term.
-        commitment: mean over a code's channels, as published, or their sum, as in the paper, which
-            is C times larger; also for the codebook term.
-        revive_every: steps between two revivals of dead codes; 0, as published, for never.
+        commitment: mean over a code's channels, as published, or sum over channels, as in the
+            paper, which is C times larger; also used for the codebook term.
+        revive_every: steps between two revivals of dead codes; 0, as published, to revive none.
         revive_below: a code is dead if it was chosen less often than this share of the mean since
             the last revival.
     """
@@ -88,11 +88,12 @@ class Config:
         view: how training views are cropped and augmented.
         model: the tokenizer.
         init: initial weights: a tokenizer, or any run or weights file of a ViT for the encoder,
-            published:NAME, hf://OWNER/NAME; what fits is copied, its network decides
+            published:NAME, hf://OWNER/NAME; weights that fit are copied, and its network sets
             model.encoder. null for random weights.
-        freeze: codebook keeps the codes of init as they are; codes also keeps its encoder, so that
-            images keep their codes and only the decoder learns. null to train everything.
-        teacher: the network whose features it learns to reconstruct.
+        freeze: codebook: the codebook of init does not change; codes: its encoder does not change
+            either, so that images keep their codes and only the decoder learns. null to train
+            everything.
+        teacher: the network whose features the tokenizer learns to reconstruct.
         codebook: initialisation, update rule and revival of codes.
         optim: the optimiser and its schedule.
         crop_ratio: side of the centre crop of validation images, as a share of the shorter side.
