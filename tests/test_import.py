@@ -1,7 +1,6 @@
 import importlib
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -27,19 +26,9 @@ def test_import_brings_no_torch():
     assert fresh(code) == "False False"
 
 
-def test_import_is_quick():
-    code = "import time; t = time.perf_counter(); import beit; print(time.perf_counter() - t)"
-    assert min(float(fresh(code)) for _ in range(3)) < 0.3
-
-
-def test_help_is_quick_and_brings_no_torch():
+def test_help_brings_no_torch():
     code = "from beit.cli import main; main(['--help']); print('torch' in sys.modules)"
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        assert fresh(code).endswith("False")
-        times.append(time.perf_counter() - start)
-    assert min(times) < 1.5
+    assert fresh(code).endswith("False")
 
 
 def test_public_names_are_the_defining_modules_own():
