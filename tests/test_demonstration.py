@@ -198,3 +198,4 @@ def test_few_labels_compare_two_starts_of_one_network(
     assert fresh.backbone == pretrain_config.model.backbone
     assert start.optim == fresh.optim and start.data == fresh.data
     assert start.optim.epochs == 33  # 20 of 500 labels
+    assert demo.finetune.build_mixer(start.mix, 10, 75) is None  # which would need even batches
