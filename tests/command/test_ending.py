@@ -1,5 +1,6 @@
 """Every verb ends with three lines: what it made, the figure that matters, the next command."""
 
+import gzip
 import json
 import shlex
 from dataclasses import asdict, replace
@@ -67,7 +68,7 @@ CASES = [
         "finetune",
         "--data p --validation q --model m --data.shrink true",
         {**TRAINED, "metrics": {"val_top1": 0.5}},
-        "50.0% on the validation images, read shrunk; evaluate reads them whole, and may differ",
+        "50.0% on 2 validation images, read shrunk; evaluate reads them whole, and may differ",
     ),
     ("segment", "--data p --model m", TRAINED, "training loss 0.5"),
     (
@@ -194,6 +195,9 @@ def test_the_next_command_is_one_that_parses(
     log |= {"knn_cls": 0.41, "knn_mean": 0.39}
     start = {"step": 0, "knn_cls": 0.3, "knn_mean": 0.3}
     (RUN / "metrics.jsonl").write_text(json.dumps(start) + "\n" + json.dumps(log) + "\n")
+    if "shrink" in options:
+        lists = {"data.validation": {"images": "a.jpg\nb.jpg", "classes": []}}
+        (RUN / "images.json.gz").write_bytes(gzip.compress(json.dumps(lists).encode()))
     arguments = shlex.split(options)
     module = import_module(find_module(verb, arguments))
     config = parse(verb, module.Config, arguments)

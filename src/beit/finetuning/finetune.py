@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 
 from beit.command.ending import Ending, beside, last_values, words
 from beit.data.channels import check_channels
+from beit.data.class_names import amount
 from beit.data.classes import (
     Classes,
     Labelled,
@@ -41,7 +42,7 @@ from beit.run.device import DeviceConfig
 from beit.run.directory import RunDirectory
 from beit.run.environment import environment
 from beit.run.finished import kept_step
-from beit.run.images import check_images, keep_images, warn_of_changes
+from beit.run.images import check_images, keep_images, kept_names, warn_of_changes
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
@@ -143,7 +144,9 @@ def ending(config: Config, result: Result) -> Ending:
     run, data = RunDirectory(result.directory), config.data
     top1 = result.metrics.get("val_top1")
     if top1 is not None:
-        figure = f"top-1 accuracy {percent(top1)} on the validation images"
+        images = len(kept_names(run, "data.validation"))
+        of = amount(images, "validation image") if images else "the validation images"
+        figure = f"top-1 accuracy {percent(top1)} on {of}"
         if data.shrink:
             figure += ", read shrunk; evaluate reads them whole, and may differ slightly"
         output = beside(run.path, f"{run.path.name}-evaluation")

@@ -18,16 +18,13 @@ class DeviceConfig:
 
     Args:
         accelerator: auto takes CUDA, else MPS, else the CPU.
-        devices: number of devices per node; auto takes all. If torchrun or srun sets a number, that
-            number is used.
+        devices: number per node; auto takes all. A number set by torchrun or srun is used instead.
         num_nodes: number of nodes; torchrun and srun set it themselves.
         precision: 32-true, or autocast to bfloat16 or (on a GPU) float16 with loss scaling. auto:
-            bfloat16 for trainings on machines with bfloat16 instructions; float32 in all other
-            cases.
+            bfloat16 for trainings on machines with bfloat16 instructions, else float32.
         compile: compile the model with torch.compile.
         gradient_checkpointing: in training, store only the input of each Transformer block and
-            recompute the rest in the backward pass: this needs less memory and more time, and gives
-            the same weights.
+            recompute the rest in the backward pass: less memory, more time, the same weights.
         shard: in a training with several processes, divide weights, gradients and the optimiser's
             state among them (FSDP2): each process needs less memory, but there is more
             communication; the losses are the same.

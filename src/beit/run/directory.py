@@ -22,17 +22,13 @@ class RunConfig:
         checkpoint_every: steps between two checkpoints.
         keep_last: number of newest checkpoints to keep.
         keep_every: also keep checkpoints at multiples of this many steps; 0 for none.
-        save_async: write checkpoints while the training continues, from a copy in the host's
-            memory.
+        save_async: write checkpoints while the training continues, from a copy in host memory.
         stop_after: stop after this many steps, without changing the schedule; null for no limit.
         max_skipped: stop the run after this many skipped steps in a row; a step is skipped if its
             loss or gradient is not finite.
-        skip_spikes: skip a step if its gradient norm is above this multiple of the recent median; 0
-            to skip none.
-        profile: measure this many steps and write the time of each part (docs/performance.md); 0
-            for none.
-        track: trackers that get the run's metrics: tensorboard, wandb, mlflow, trackio, separated
-            by commas.
+        skip_spikes: skip steps with a gradient above this multiple of its recent median; 0: none.
+        profile: write the times of the parts of this many steps (docs/performance.md); 0 for none.
+        track: trackers that get the metrics, with commas: tensorboard, wandb, mlflow, trackio.
         budget: time for the whole run, such as 30m or 2h; the number of epochs is reduced to fit.
         fitted_to: the budget to which the epochs were fitted; written by beit.
         chosen: settings that beit chose, and why; written by beit.

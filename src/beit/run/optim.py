@@ -38,8 +38,7 @@ class OptimConfig:
 
     Args:
         kind: adamw; or muon for the weight matrices of blocks and adamw for all other weights.
-        muon_rate: learning rate of muon's matrices, as a multiple of the learning rate of the other
-            weights.
+        muon_rate: learning rate of muon's matrices, as a multiple of that of the other weights.
         batch_size: images per step, over all processes and micro-steps together.
         accumulate: micro-steps per step; more micro-steps use less memory and give the same result.
         epochs: passes over the training set; may be fractions.
