@@ -399,7 +399,8 @@ def test_the_map_shows_filters_and_opens_codes(visit: Visit) -> None:
     assert page.evaluate("document.activeElement.id") == "map-canvas"
     assert page.evaluate("location.hash") == "#map"
     page.click("[data-view=codes]")
-    assert page.is_visible("#sort") and page.is_hidden("#map-canvas")
+    page.wait_for_selector("#sort", state="visible")  # hashchange comes after the click
+    page.wait_for_selector("#map-canvas", state="hidden")
 
 
 def test_the_map_draws_the_pictures_of_its_codes(visit: Visit) -> None:
