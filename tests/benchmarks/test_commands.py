@@ -84,3 +84,13 @@ def test_sources_give_the_same_and_an_index_is_opened(benchmarks, tmp_path):
     assert {"ours, tar", "ours, zip"} <= {row["reader"] for row in result["rows"]}
     assert all(row["same"] for row in result["rows"])
     assert result["index"]["names"] == 20_000
+
+
+def test_doctor_beside_the_training(benchmarks, tmp_path):
+    training = ["--preset", "shapes-tiny", "--target.kind", "pixels", "--run.stop_after", 30]
+    options = ["--rounds", 1, "--workers", 0, "--name", "tiny", "--results", tmp_path]
+    run(benchmarks / "doctor.py", *options, "--", *training)
+    [row] = json.loads((tmp_path / "doctor-tiny.json").read_text())["rows"]
+    assert row["workers"] == 0
+    assert row["ratio"] == row["predicted"] / row["measured"] > 0
+    assert 0.1 < row["measured_gb"] < 10
