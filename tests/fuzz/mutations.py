@@ -8,6 +8,7 @@ import io
 import json
 import random
 import struct
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -168,6 +169,32 @@ def of_zip(data: bytes, rng: random.Random) -> bytes:
     return output.getvalue()
 
 
+def of_tar(data: bytes, rng: random.Random) -> bytes:
+    """Change a member, its name or its kind; checksums are right."""
+    output = io.BytesIO()
+    with tarfile.open(fileobj=io.BytesIO(data)) as archive:
+        members = [(member, archive.extractfile(member).read()) for member in archive]  # type: ignore[union-attr]
+    number, act = rng.randrange(len(members)), rng.random()
+    with tarfile.open(fileobj=output, mode="w") as written:
+        for place, (member, content) in enumerate(members):
+            if place == number:
+                if act < 0.7:
+                    content = changed(member.name, content, rng)
+                elif act < 0.8:
+                    other = rng.choice(members)[0].name
+                    member.name = rng.choice(
+                        (f"../{other}", f"/{other}", other, "x", "\0", "é" * 200)
+                    )
+                elif act < 0.9:
+                    member.type = rng.choice((tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.DIRTYPE))
+                    member.linkname = rng.choice(members)[0].name
+                else:
+                    continue
+            member.size = len(content)
+            written.addfile(member, io.BytesIO(content))
+    return output.getvalue()
+
+
 def of_safetensors(data: bytes, rng: random.Random) -> bytes:
     """Change the header, or our description of the model in it."""
     (length,) = struct.unpack("<Q", data[:8])
@@ -213,5 +240,7 @@ INSIDE: dict[str, Callable[[bytes, random.Random], bytes]] = {
     ".gz": of_gzip,
     ".safetensors": of_safetensors,
     ".png": of_png,
+    ".tar": of_tar,
+    "__beit__": of_json,
     **dict.fromkeys((".zip", ".npz", ".pt", "new.pth", "script.pt"), of_zip),
 }

@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import sys
+import tarfile
 import types
 import warnings
 import zipfile
@@ -28,8 +29,10 @@ from torch import nn
 
 from beit.command.presets import read_yaml
 from beit.comparison.plan import unfold
+from beit.comparison.records import _kept
 from beit.comparison.runs import read_run, sample_pictures
 from beit.data.classes import read_classes
+from beit.data.packed import RECORD
 from beit.data.pixels.decoding import decode
 from beit.data.shrinking import ShrunkImages
 from beit.data.source import Source, UnreadableImage
@@ -42,12 +45,15 @@ from beit.nn.masking import MaskConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import ViTConfig
+from beit.packing import pack
+from beit.packing.record import Record as PackRecord
 from beit.pretraining import pretrain
 from beit.rows.files import Column, read_table, write_table
 from beit.rows.part import read_array
 from beit.run import checkpoint, records
 from beit.run.directory import RunDirectory
 from beit.run.images import check_images
+from beit.run.lock import releasing
 from beit.run.log import read_log
 from beit.run.optim import OptimConfig
 from beit.run.resume import open_run
@@ -327,7 +333,7 @@ def images(folder: Path) -> Prepared:
         f"a.{kind.lower()}": encoded(kind) for kind in ("PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF")
     }
     files |= {"b.png": encoded("PNG", "P"), "c.png": encoded("PNG", "LA"), "a.ppm": encoded("PPM")}
-    files |= {"d.tiff": tiff(), "e.jpeg": encoded("JPEG", "CMYK")}
+    files |= {"d.tiff": tiff(), "e.jpeg": encoded("JPEG", "CMYK"), "f.npy": array()}
     for name, kind in (
         ("a.jp2", "JPEG2000"),
         ("a.avif", "AVIF"),
@@ -356,6 +362,12 @@ def tiff() -> bytes:
     file = io.BytesIO()
     values = np.arange(7 * 5 * 4, dtype=np.uint16).reshape(5, 7, 4)
     tifffile.imwrite(file, values, photometric="minisblack", planarconfig="contig")
+    return file.getvalue()
+
+
+def array() -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.arange(7 * 5 * 4, dtype=np.float32).reshape(5, 7, 4))
     return file.getvalue()
 
 
@@ -407,6 +419,67 @@ def text_tables(folder: Path) -> Prepared:
         open_source(f"@{folder}/list.txt")
 
     return Prepared(["t.csv", "t.tsv", "t.jsonl", "list.txt"], read)
+
+
+def archives(folder: Path) -> Prepared:
+    """Tar shards of WebDataset's kind, and a zip of class folders."""
+    with tarfile.open(folder / "a.tar", "w") as archive:
+        for number, name in enumerate(CLASSES):
+            for ending, content in (
+                ("png", encoded("PNG")),
+                ("cls", b"%d" % number),
+                ("json", json.dumps({"label": name, "split": "train"}).encode()),
+            ):
+                member = tarfile.TarInfo(f"{number:03}.{ending}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        for name in CLASSES:
+            archive.writestr(f"{name}/a.png", encoded("PNG"))
+
+    def read() -> None:
+        every_image(open_source(f"{folder}/a.tar"))
+        every_image(open_source(f"{folder}/a.zip"))
+
+    return Prepared(["a.tar", "a.zip"], read)
+
+
+def shards_of_pack(folder: Path) -> Path:
+    for name in CLASSES:
+        (folder / "photos" / name).mkdir(parents=True)
+        (folder / "photos" / name / "a.png").write_bytes(encoded("PNG"))
+    pack.run(pack.Config(str(folder / "photos"), str(folder / "packed"), num_workers=0))
+    return folder / "packed"
+
+
+def packed_images(folder: Path) -> Prepared:
+    shards = shards_of_pack(folder)
+    files = [f"packed/{path.name}" for path in shards.glob("*.*") if path.name[0] != "."]
+    return Prepared(files, lambda: every_image(open_source(str(shards))))
+
+
+def indexes_of_shards(folder: Path) -> Prepared:
+    shards = shards_of_pack(folder)
+    [index] = [path.relative_to(folder) for path in shards.glob(".*.index")]
+    return Prepared([str(index)], lambda: every_image(open_source(str(shards))))
+
+
+def records_of_packing(folder: Path) -> Prepared:
+    shards = shards_of_pack(folder)
+    settings = json.loads((shards / RECORD).read_text())["settings"]
+
+    def read() -> None:
+        with releasing():
+            PackRecord(shards, settings)
+
+    return Prepared([f"packed/{RECORD}"], read)
+
+
+def records_of_ablations(folder: Path) -> Prepared:
+    file = folder / "measured.jsonl"
+    record = {"run": "a-1", "metrics": {"loss": 2.5}, "hours": 0.5, "environment": {"torch": "2"}}
+    file.write_text(f"{json.dumps(record)}\n" * 2)
+    return Prepared([file.name], lambda: _kept(file))
 
 
 def label_zips(folder: Path) -> Prepared:
@@ -477,5 +550,6 @@ READERS: Mapping[str, Callable[[Path], Prepared]] = {
         *(settings_of_a_run, logs, checkpoints, image_lists, reports),
         *(settings_files, plans, class_lists, json_files),
         *(images, rows_of_images, text_tables, label_zips, label_map, own_tables, shrunk_images),
+        *(archives, packed_images, indexes_of_shards, records_of_packing, records_of_ablations),
     )
 }

@@ -18,18 +18,21 @@ from safetensors.torch import save_file
 
 from beit.command.presets import read_yaml
 from beit.comparison.plan import unfold
+from beit.comparison.records import _kept
 from beit.comparison.runs import sample_pictures
 from beit.data.pixels.decoding import decode
 from beit.data.shrinking import ShrunkImages
 from beit.data.source import UnreadableImage
 from beit.data.sources import open_source
 from beit.data.tabular.row_files import open_rows
+from beit.packing.record import Finished, Record
 from beit.pretraining import pretrain
 from beit.rows.files import read_table
 from beit.rows.part import read_array
 from beit.run import checkpoint, records
 from beit.run.directory import RunDirectory
 from beit.run.images import check_images
+from beit.run.lock import releasing
 from beit.run.resume import open_run
 from beit.segmentation.label_classes import read_label_classes
 from beit.segmentation.label_files import read_text
@@ -42,7 +45,7 @@ from beit.weights.open import load
 from beit.weights.safe_pickle.files import read_checkpoint
 
 sys.path.insert(0, str(Path(__file__).parent))
-from readers import Holder, mim
+from readers import Holder, mim, shards_of_pack
 
 DEEP = "[" * 100_000
 BOMB = "b0: &b0 [x, x]\n" + "".join(f"b{n}: &b{n} [*b{n - 1}, *b{n - 1}]\n" for n in range(1, 60))
@@ -356,6 +359,41 @@ def test_arrays_that_grow_when_unpacked(tmp_path: Path, monkeypatch: pytest.Monk
     np.savez_compressed(tmp_path / "x.npz", index=np.zeros(1 << 17, np.uint8))
     with pytest.raises(ValueError, match=r"x.npz is damaged \(index.npy claims"):
         read_table(tmp_path / "x.npz")
+
+
+# ── shards of `beit pack`, records of ablations ─────────────────────────────────────────────────
+
+
+def test_a_damaged_index_is_built_again(tmp_path: Path) -> None:
+    shards = shards_of_pack(tmp_path)
+    names = [open_source(str(shards)).name(index) for index in range(2)]
+    [index] = shards.glob(".*.index")
+    whole = index.read_bytes()
+    table = ipc.open_file(pyarrow.BufferReader(whole)).read_all()
+    about = table.schema.metadata[b"beit"].replace(b'"packed"', b'"pucked"')
+    other = table.replace_schema_metadata({**table.schema.metadata, b"beit": about})
+    index.unlink()  # it is mapped into memory
+    with ipc.new_file(str(index), other.schema) as file:
+        file.write_table(other)
+    assert [open_source(str(shards)).name(index) for index in range(2)] == names
+    assert index.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [DEEP, '{"complete": 1, "settings": {}, "shards": [FILE]}'])
+def test_damaged_records_of_packing_are_named(tmp_path: Path, content: str) -> None:
+    shards = shards_of_pack(tmp_path)
+    shard = {**dict.fromkeys(Finished._fields, 1), "file": {}}
+    (shards / "pack.json").write_text(content.replace("FILE", json.dumps(shard)))
+    with pytest.raises(ValueError, match=r"pack.json cannot be read"), releasing():
+        Record(shards, {})
+
+
+@pytest.mark.parametrize("line", [b"\xff{}", DEEP.encode(), b'{"run": {}}', b'{"run": "a"}'])
+def test_damaged_records_of_ablations_are_named(tmp_path: Path, line: bytes) -> None:
+    file = tmp_path / "measured.jsonl"
+    file.write_bytes(line + b"\n")
+    with pytest.raises(ValueError, match=r"measured.jsonl, line 1: expected a run"):
+        _kept(file)
 
 
 def test_settings_of_the_seeds_are_valid() -> None:

@@ -72,16 +72,24 @@ def runs_to_do(
 
 def _kept(file: Path) -> dict[str, Record]:
     records = {}
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    lines = file.read_bytes().splitlines() if file.is_file() else []
     for number, line in enumerate(lines, start=1):
         try:
             content = json.loads(line)
             name = content.pop("run")
-            records[name] = Record(**content)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            metrics, hours, environment = record = Record(**content)
+            if not (
+                isinstance(name, str)
+                and all(isinstance(value, int | float) for value in [hours, *metrics.values()])
+                and isinstance(environment, dict)
+            ):
+                raise ValueError("a value of another type")
+            records[name] = record
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            begin = line[:80].decode(errors="replace")
             raise ValueError(
                 f"{file}, line {number}: expected a run with metrics, hours and environment, got "
-                f"{line[:80]!r}; remove the line, and the run is repeated if its directory is gone"
+                f"{begin!r}; remove the line, and the run is repeated if its directory is gone"
             ) from error
     return records
 

@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
 
 from beit.data.packed import RECORD
 from beit.files import PARTIAL_SUFFIX, write_text
@@ -77,10 +77,10 @@ class Record:
         try:
             values = json.loads(file.read_text("utf-8"))
             before, complete = dict(values["settings"]), bool(values["complete"])
-            shards = [Finished(**shard) for shard in values["shards"]]
+            shards = [_finished(shard) for shard in values["shards"]]
         except FileNotFoundError:
             return False
-        except (ValueError, LookupError, TypeError) as error:
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
             raise ValueError(f"{file} cannot be read ({error}); {again}") from error
         now = self._settings
         names = [name for name in now | before if now.get(name) != before.get(name)]
@@ -136,6 +136,15 @@ class Record:
         shards = [self.shards[name]._asdict() for name in sorted(self.shards)]
         values = {"complete": self.complete, "settings": self._settings, "shards": shards}
         write_text(self.folder / RECORD, json.dumps(values, indent=1) + "\n")
+
+
+def _finished(values: Any) -> Finished:
+    """Check what a record says of a shard. Raises ValueError or TypeError."""
+    shard = Finished(**values)
+    kinds = [get_origin(kind) or kind for kind in Finished.__annotations__.values()]
+    if not all(map(isinstance, shard, kinds)):
+        raise ValueError(f"{values!r:.80} is no shard")
+    return shard
 
 
 def _difference(name: str, before: Any, now: Any) -> str:

@@ -28,7 +28,7 @@ from beit.files import replacing
 _log = logging.getLogger(__name__)
 
 LABEL = "label:"  # begins the names of columns that can hold labels
-_FORMAT = 2  # raise it when the index changes
+_FORMAT = 3  # raise it when the index changes
 COLUMNS = {  # of every index, and their types
     "name": "binary",
     "start": "int64",
@@ -117,9 +117,11 @@ def about_index(table: Any) -> dict[str, Any]:
     unusable: why columns cannot hold labels; notes: what was taken and what was not; packed: by
     `beit pack`; class_names: of the numbers in `cls`, null where unknown.
     """
-    about: dict[str, Any] = json.loads((table.schema.metadata or {}).get(b"beit", b"{}"))
-    if "key" not in about:
+    found = table.schema.metadata or {}
+    text = found.get(b"beit", b"")
+    if found.get(b"digest") != _hex(text):
         raise ValueError("not an index")
+    about: dict[str, Any] = json.loads(text)
     return about
 
 
@@ -174,7 +176,8 @@ def _built(blob: Blob, key: Mapping[str, Any]) -> Any:
     about = {"key": key, "samples": samples, "nested": nested, "several": several[:3]}
     about |= {"unusable": unusable, "notes": notes, "packed": packed is not None}
     about["class_names"] = packed.class_names if packed else None
-    return pyarrow.table(columns).replace_schema_metadata({"beit": json.dumps(about)})
+    text = json.dumps(about).encode()
+    return pyarrow.table(columns).replace_schema_metadata({"beit": text, "digest": _hex(text)})
 
 
 def _key(name: str, values: Container[str]) -> str:
@@ -287,6 +290,10 @@ def _plain(text: str) -> str:
 
 def _digest(name: bytes) -> int:
     return int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
+
+
+def _hex(text: bytes) -> bytes:
+    return blake2b(text, digest_size=16).hexdigest().encode()
 
 
 def _damaged(blob: Blob, last: str, reason: str) -> str:

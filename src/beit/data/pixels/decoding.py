@@ -243,9 +243,9 @@ def _decoded(header: Image.Image, data: bytes, mode: str, deep: bool = False) ->
         except RuntimeError:
             pass  # Pillow reads some files that torchcodec does not, or gives the reason
     # JPEG XL's decoder turns the image; only a JPEG in such a file is as its EXIF says.
-    turned = header.format == "JXL" and not getattr(header, "jpeg", False)
-    image = header if turned else ImageOps.exif_transpose(header)
-    if deep and (mode != "L" or image.mode.startswith("RGB")):
+    if header.format != "JXL" or getattr(header, "jpeg", False):
+        ImageOps.exif_transpose(header, in_place=True)  # a copy of a large image is 250 MB
+    if deep and (mode != "L" or header.mode.startswith("RGB")):
         raise ValueError("colours of 16 bits need torchcodec 0.16, which cannot be loaded here")
-    pixels = np.array(image if deep else image.convert(mode))
+    pixels = np.array(header if deep or header.mode == mode else header.convert(mode))
     return torch.from_numpy(pixels.reshape(*pixels.shape[:2], -1)).permute(2, 0, 1).contiguous()
