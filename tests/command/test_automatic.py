@@ -212,6 +212,18 @@ def test_a_presets_check_is_left_out_if_images_lack_labels(counts, checked, tmp_
     assert told.check.every == 3
 
 
+@pytest.mark.parametrize("verb", ["train-tokenizer", "finetune"])
+def test_validation_images_of_a_preset_are_named_if_the_data_are_not_its_own(verb, caplog):
+    caplog.set_level("INFO")
+    preset = {"train-tokenizer": "cifar10-cpu", "finetune": "cifar10-ft-cpu-scratch"}[verb]
+    own = ["--preset", preset, "--data", "photos"]
+    kind = {"train-tokenizer": vqkd.Config, "finetune": FinetuneConfig}[verb]
+    for words, notes in ((own, 1), ([*own, "--validation", ""], 0), (own[:2], 0)):
+        caplog.clear()
+        parse(verb, kind, words)
+        assert caplog.text.count(f"test.parquet, of preset {preset}") == notes
+
+
 # ── training that starts from other weights ─────────────────────────────────────────────────────
 
 

@@ -4,6 +4,7 @@ Presets, then configuration files, then options: later values override earlier o
 """
 
 import json
+import logging
 import shlex
 from argparse import SUPPRESS, ArgumentError
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,7 @@ from beit.command.verbs import VERBS
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+log = logging.getLogger(__name__)
 C = TypeVar("C")
 # Verbs whose settings can follow the data, and a field of the Config for which they can.
 FOLLOWING = {"train-tokenizer": "codebook", "pretrain": "mask", "finetune": "mix"}
@@ -88,11 +90,16 @@ def following_data(verb: str, layers: Sequence[Layer], options: Sequence[str]) -
 
         preset, values = settings(verb, told)
         return [Layer("preset photos", preset), Layer("settings that follow the data", values)]
-    if (
-        verb == "pretrain"
-        and layers
-        and all(layer.source.startswith("preset ") for layer in layers)
-    ):
+    if not layers or not all(layer.source.startswith("preset ") for layer in layers):
+        return []
+    data, kept = told.get("data", {}), layers[-1].values.get("data", {}).get("validation")
+    if data.get("train") and "validation" not in data and kept:
+        log.info(
+            "validation images: %s, of %s; for others --data '%s[:90%%]' --validation '%s[90%%:]', "
+            "for none --validation ''",
+            *(kept, layers[-1].source, data["train"], data["train"]),
+        )
+    if verb == "pretrain":
         from beit.command.automatic import without_check
 
         return [Layer("what the images lack", without_check(layers[-1].values, told))]
