@@ -44,7 +44,7 @@ class Config:
     Attributes:
         model: a model with a backbone: a run directory, a weights file, published:NAME or
             hf://OWNER/NAME; or teacher:SOURCE
-        photos: image files, or names of images of the set, such as test.parquet[17]; no other sets
+        photos: image files, or names of images of the set, such as test.parquet[17]
         data: the set to search: a folder, *.parquet, or a part: folder[:90%]; or a table of its
             features that beit embed wrote with this model
         output: a new .png file with the photos and their nearest images; null for none
