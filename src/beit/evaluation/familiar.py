@@ -1,5 +1,6 @@
 """Images of an evaluation that the classifier was trained on: of those its accuracy says little."""
 
+from collections.abc import Collection, Iterator
 from functools import cache
 from pathlib import Path
 
@@ -29,8 +30,9 @@ def note_of_trained(model: str, data: str, source: Source) -> list[str]:
         trained = limited(open_source(train, split="train"), of_run.get("limit"))
     except (ValueError, OSError):  # they have changed since
         return []
-    known = set(_images(trained, train))
-    count = sum(image in known for image in _images(source, data))
+    names = {_last(source.name(index)) for index in range(len(source))}
+    known = set(_images(trained, train, names))
+    count = sum(image in known for image in _images(source, data, names))
     if not count:
         return []
     held_out = of_run.get("validation")
@@ -43,14 +45,19 @@ def _whole(spec: str) -> Path:
     return user_path(split_part(spec)[0]).resolve()
 
 
-def _images(source: Source, spec: str) -> list[tuple[Path, str]]:
-    """Return what tells an image from all others: its file, and its name in a table or archive."""
-    images, folder_of = list[tuple[Path, str]](), cache(Path.resolve)
+def _last(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def _images(source: Source, spec: str, names: Collection[str]) -> Iterator[tuple[Path, str]]:
+    """Yield what tells images of these names from all others: file, name in a table or archive."""
+    whole, folder_of = _whole(spec), cache(Path.resolve)
     for index in range(len(source)):
-        file, name = file_of(source, index), source.name(index)
+        if _last(name := source.name(index)) not in names:  # most of a large training set
+            continue
+        file = file_of(source, index)
         if file is None:
-            images.append((_whole(spec), name))
+            yield whole, name
         else:
             alone = file.suffix.lower() in extensions()
-            images.append((folder_of(file.parent) / file.name, "" if alone else name))
-    return images
+            yield folder_of(file.parent) / file.name, "" if alone else name
