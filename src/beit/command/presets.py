@@ -84,7 +84,7 @@ def _with_mixtures(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def parsed(path: Path) -> object:
+def parsed(path: Path) -> Any:
     """Read any values from a YAML file; ValueError, in a few lines, if that is impossible."""
     try:
         content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_PlainLoader)
