@@ -18,11 +18,11 @@ BUDGET ?=
 
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
-.PHONY: help install demo test test-all coverage mutate lint format site site-serve bench audit package installs \
-	fuzz clean
+.PHONY: help install demo test test-all coverage mutate lint format site site-serve bench audit package \
+	wheel-check installs fuzz clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP)  ## create .venv with everything in it
 
@@ -70,8 +70,11 @@ audit: $(STAMP)  ## licences of the packages, and their known vulnerabilities (d
 package: $(STAMP)  ## wheel and sdist in dist/, checked, and tried in an empty environment
 	$(BIN)/python tests/package/check.py
 
-installs: $(STAMP)  ## the same with each Python, and with the oldest and newest dependencies: five environments of some gigabytes
-	$(BIN)/python tests/package/check.py --python 3.11 3.12 3.13 3.14 --oldest 3.11
+wheel-check: $(STAMP)  ## wheel and sdist, and from the wheel in an empty environment the demo and the notebooks
+	$(BIN)/python tests/package/check.py --python --whole
+
+installs: $(STAMP)  ## both with each Python, and with the oldest and newest dependencies: five environments of some gigabytes
+	$(BIN)/python tests/package/check.py --python 3.11 3.12 3.13 --whole 3.14 --oldest 3.11
 
 fuzz: $(STAMP)  ## 100,000 damaged files for each reader, or ten minutes each; hours on one core
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz/run.py

@@ -6,7 +6,8 @@ the last and, where it can, in random order; all must give the same. One process
 page cache.
 
     python -m pip install webdataset datasets        # in an environment of their own
-    python benchmarks/sources.py --names 14000000
+    python benchmarks/sources.py
+    python benchmarks/sources.py --names 14000000    # the index alone
 
 With --names: tar shards of 10,000 made-up names each; one of them is indexed for its time, the
 others get copies of that index. Then the indices are opened, and four workers name random images.
@@ -43,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=1000)
     parser.add_argument("--kilobytes", type=int, default=100)
-    parser.add_argument("--names", type=int, default=0, help="made-up names to index; 0 for none")
+    parser.add_argument("--names", type=int, default=0, help="made-up names to index")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--results", type=Path, default=record.RESULTS)
     options = parser.parse_args()
@@ -51,17 +52,17 @@ def main() -> None:
         parser.error(
             f"--images must be a multiple of {10 * SHARDS}, for ten classes and the shards"
         )
-    result: dict[str, Any] = {"rows": measure(options)}
-    record.print_table(
-        result["rows"], ["reader", "order", "images_per_s", "images_per_cpu_s", "same"]
-    )
-    if options.names:
-        result["index"] = index_of(options.names)
-        print(json.dumps(result["index"], indent=2))
     about = record.provenance("cpu", [SEED])
+    if options.names:
+        index = index_of(options.names)
+        print(json.dumps(index, indent=2))
+        record.write_results("sources-index", about | {"index": index}, options.results)
+        return
+    rows = measure(options)
+    record.print_table(rows, ["reader", "order", "images_per_s", "images_per_cpu_s", "same"])
     about["machine"] |= {name: record.installed(name) for name in ("webdataset", "datasets")}
-    settings = {name: value for name, value in vars(options).items() if name != "results"}
-    record.write_results("sources-cpu", about | {"settings": settings} | result, options.results)
+    about["settings"] = {name: getattr(options, name) for name in ("images", "kilobytes", "rounds")}
+    record.write_results("sources-cpu", about | {"rows": rows}, options.results)
 
 
 def measure(options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from beit import cli
 from beit.command import presets
 from beit.command.options import nested
 from beit.command.verbs import VERBS
+from beit.run.directory import RunDirectory
 
 
 def test_presets_lists_and_prints(monkeypatch, capsys, tmp_path):
@@ -46,3 +47,29 @@ def test_a_mixture_needs_no_quotes(tmp_path):
         "data": {"train": "{a: 1, b: 2}"},
         "check": {"train": "2024"},
     }
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("a: 1\nb: *" + "n" * 5000, "found undefined alias"),
+        ("a: !!int " + "x" * 5000, "invalid literal"),
+        ("a: !!bool " + "maybe" * 1000, "maybe"),
+        ("a: !!timestamp soon", "NoneType"),
+        ("a: " + "9" * 5000, "4300 digits"),
+        ("a: !" + "t " * 5000, "could not determine a constructor"),
+    ],
+)
+def test_what_is_no_yaml_is_named_in_a_few_words(text, reason, tmp_path):
+    file = tmp_path / "x.yaml"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=rf"x.yaml is not valid YAML: (.|\n)*{reason}") as error:
+        presets.read_yaml(file)
+    assert len(str(error.value)) < 500 + len(str(file))
+    with pytest.raises(ValueError, match=r"config.yaml is not valid YAML"):
+        RunDirectory(file.rename(tmp_path / "config.yaml").parent).config()
+
+
+def test_a_value_that_is_no_yaml_is_text():
+    for text in ("!!bool maybe", "9" * 5000, "*gone", "[1"):
+        assert presets.plain(text) == text

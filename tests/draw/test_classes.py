@@ -1,6 +1,12 @@
 import torch
 
-from beit.draw.classes import class_items, class_table, confusion_picture, confusion_table
+from beit.draw.classes import (
+    class_items,
+    class_table,
+    confusion_picture,
+    confusion_table,
+    note_of_missed,
+)
 
 MATRIX = torch.tensor([[8, 2, 0], [0, 0, 0], [3, 1, 4]])
 NAMES = ["cat", "dog", "bow & tie"]
@@ -12,6 +18,14 @@ def test_the_worst_classes_come_first_and_classes_without_images_are_left_out():
     many = class_table(torch.arange(60), torch.full((60,), 60), list(map(str, range(60))))
     assert many.caption.endswith("the 50 worst of 60")
     assert [row[0] for row in many.rows] == list(map(str, range(50)))
+
+
+def test_classes_of_which_nothing_is_right_are_named():
+    names = ["ant", "bee", "cat", "dog", "elk"]
+    right, total = torch.tensor([0, 1, 0, 0, 0]), torch.tensor([5, 5, 4, 0, 90])
+    note = note_of_missed(right, total, names, "image", "look")
+    assert note == "no image of ant, elk is classified correctly (2 of 5 classes); look"
+    assert note_of_missed(right + 1, total, names, "image", "look") == ""
 
 
 def test_confusions_are_sorted_and_right_answers_none():

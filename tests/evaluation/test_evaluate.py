@@ -141,6 +141,19 @@ def test_class_names_in_another_order(
     ]
 
 
+def test_a_class_of_which_no_image_is_right_is_named(
+    tmp_path: Path, config: Any, always: Any, folder: Any
+) -> None:
+    data = folder(
+        tmp_path / "set", *(f"{name}/{n}.png" for name in ("ant", "dog") for n in "12345")
+    )
+    model = always(tmp_path / "dog.safetensors", {0: 5.0}, 2, class_names=("dog", "ant"))
+    result = evaluate.run(config(model, data))
+    (note,) = result.record["notes"]
+    assert note.startswith("no image of ant is classified correctly (1 of 2 classes); ")
+    assert result.table.endswith(note)
+
+
 # ── ImageNet's sets ─────────────────────────────────────────────────────────────────────────────
 
 

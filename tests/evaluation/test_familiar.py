@@ -1,3 +1,4 @@
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,16 +21,20 @@ def photos(tmp_path: Path) -> str:
 def test_images_of_the_training_are_counted(photos: str, tmp_path: Path) -> None:
     data = {"train": f"{photos}[:75%]", "validation": f"{photos}[75%:]", "limit": None}
     run = RunDirectory.create(tmp_path / "run", {"data": data}, {"verb": "finetune"})
-    train = len(open_source(f"{photos}[:75%]"))
-    cases = [(photos, 20, train), (f"{photos}/", 20, train)]
-    cases += [(f"{photos}[75%:]", 20 - train, 0), (f"{photos}/a", 10, 0)]
+    trained = open_source(f"{photos}[:75%]")
+    train, names = len(trained), [trained.name(index) for index in range(len(trained))]
+    of_a = sum(name.startswith("a/") for name in names)
+    table = tmp_path / "labels.csv"
+    table.write_text("path,label\n" + "".join(f"photos/{name},x\n" for name in names[:3]))
+    copy = shutil.copytree(photos, tmp_path / "copy")
+    cases = [(photos, 20, train), (f"{photos}/", 20, train), (f"{photos}/a", 10, of_a)]
+    cases += [(f"{photos}[75%:]", 20 - train, 0), (str(table), 3, 3), (str(copy), 20, 0)]
     for spec, number, count in cases:
         source = open_source(spec)
         notes = note_of_trained(str(run.path), spec, source)
         assert len(source) == number
-        assert [f"run was trained on {count} of the 20 images" in n for n in notes] == [True] * (
-            count > 0
-        )
+        said = [f"run was trained on {count} of the {number} images" in note for note in notes]
+        assert said == [True] * (count > 0), spec
         assert all(note.endswith(f"; {photos}[75%:] was held out") for note in notes)
 
 

@@ -22,13 +22,14 @@ from beit.data.views import EvalView, ViewConfig
 from beit.finetuning import finetune, loop, validation
 from beit.finetuning.config import Config
 from beit.finetuning.mixing import MixConfig
+from beit.finetuning.report import report
 from beit.finetuning.views import AugmentConfig, FinetuneViews
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.position import resize_relative_bias
 from beit.nn.vit import ViTConfig, vit_config
 from beit.run.device import DeviceConfig
-from beit.run.directory import RunConfig
+from beit.run.directory import RunConfig, RunDirectory
 from beit.run.journal import Journal
 from beit.run.launch import launch
 from beit.run.reading import Reading
@@ -154,6 +155,19 @@ def test_the_report_of_a_finished_run_is_drawn_again(finished):
     (finished / "report.html").unlink()
     redraw(finetune, finished)
     assert (finished / "report.html").read_text() == before
+
+
+def test_a_class_that_is_never_right_is_named(tmp_path, config, caplog):
+    run, counts = (
+        RunDirectory.create(tmp_path / "run", {}, {"verb": "finetune"}),
+        torch.tensor([0, 3]),
+    )
+    run.metrics_file.write_text('{"step": 10, "loss": 1.0}\n')
+    validated = validation.Validated({}, counts, torch.tensor([8, 8]), None)
+    draw = (run, config(run.path), Classes(2, ("ant", "bee")), "", 10, validated)
+    report(*draw)
+    assert "no validation image of ant is classified correctly (1 of 2 classes)" in caplog.text
+    assert "no validation image of ant" in run.report_file.read_text()
 
 
 @pytest.mark.parametrize(("keep", "step"), [("best", 5), ("last", 10)])

@@ -1,12 +1,15 @@
 """Build wheel and sdist, check them, and install the wheel into empty environments.
 
-    python tests/package/check.py                          # make package
-    python tests/package/check.py --python 3.11 3.12 3.13 3.14 --oldest 3.11    # make installs
+    python tests/package/check.py                     # make package
+    python tests/package/check.py --python --whole    # make wheel-check
+
+`make installs` names each Python, and the one with the oldest versions.
 
 uv builds, makes the environments and downloads a Python that is not here. In each environment, from
 a folder outside of the sources: `beit --version`, `beit presets`, and README's Python lines about
-the weights that come with the package. With the oldest versions of the dependencies also the tests
-of --tests. An environment takes some gigabytes and is removed unless --keep names a folder.
+the weights that come with the package; with --whole also `beit demo` and the notebooks, on images
+that are drawn. With the oldest versions of the dependencies also the tests of --tests. An
+environment takes some gigabytes and is removed unless --keep names a folder.
 """
 
 import argparse
@@ -40,10 +43,12 @@ def main() -> int:
     )
     here = f"{sys.version_info.major}.{sys.version_info.minor}"
     parser.add_argument("--python", nargs="*", default=[here], help="with the newest versions")
+    parser.add_argument("--whole", nargs="*", help="the same, with demo and notebooks")
     parser.add_argument("--oldest", nargs="*", default=[], help="with the oldest versions")
     parser.add_argument("--tests", nargs="*", default=TESTS.split(), help="run with --oldest")
     parser.add_argument("--keep", type=Path, help="keep the environments in this folder")
     options = parser.parse_args()
+    whole = [here] if options.whole == [] else options.whole or []
     dist = ROOT / "dist"
     shutil.rmtree(dist, ignore_errors=True)
     run([find_uv_bin(), "build", "--quiet", "--out-dir", dist, ROOT])
@@ -51,15 +56,15 @@ def main() -> int:
     wheel, sdist = next(dist.glob("*.whl")), next(dist.glob("*.tar.gz"))
     faults = faults_of(wheel, sdist, tracked_files())
     print("\n".join(faults) or f"{wheel.name} and {sdist.name}: as in the repository", flush=True)
-    for python, resolution in [
-        *((python, "highest") for python in options.python),
-        *((python, "lowest-direct") for python in options.oldest),
+    for python, kind in [
+        *((python, "newest") for python in options.python),
+        *((python, "whole") for python in whole),
+        *((python, "oldest") for python in options.oldest),
     ]:
         with tempfile.TemporaryDirectory() as scratch:
-            folder = options.keep or Path(scratch)
-            tests = options.tests if resolution == "lowest-direct" else []
-            fault = install(wheel, folder / f"{python}-{resolution}", python, resolution, tests)
-        print(f"Python {python}, {resolution}: {fault or 'installs and works'}", flush=True)
+            folder = (options.keep or Path(scratch)) / f"{python}-{kind}"
+            fault = install(wheel, folder, python, kind, options.tests)
+        print(f"Python {python}, {kind}: {fault or 'installs and works'}", flush=True)
         faults += [fault] if fault else []
     return bool(faults)
 
@@ -76,6 +81,8 @@ def tracked_files() -> set[str]:
 def faults_of(wheel: Path, sdist: Path, tracked: set[str]) -> list[str]:
     """Compare the files of wheel and sdist with those of the repository. Returns: differences."""
     with zipfile.ZipFile(wheel) as archive:
+        [about] = [n for n in archive.namelist() if n.endswith(".dist-info/METADATA")]
+        dead = re.findall(r"\]\((?!https?:)[^)]*\)", archive.read(about).decode())
         inside = {n for n in archive.namelist() if ".dist-info/" not in n and n[-1] != "/"}
     with tarfile.open(sdist) as archive:
         names = (m.name.partition("/")[2] for m in archive.getmembers() if m.isfile())
@@ -87,6 +94,7 @@ def faults_of(wheel: Path, sdist: Path, tracked: set[str]) -> list[str]:
         *(f"too much in the wheel: {name}" for name in sorted(inside - package)),
         *(f"missing in the sdist: {name}" for name in sorted(needed - in_sdist)),
         *(f"too much in the sdist: {name}" for name in sorted(in_sdist - tracked)),
+        *(f"a dead link in the description: {link[2:-1]}" for link in dead),
     ]
     for kind, file in (("wheel", wheel), ("sdist", sdist)):
         size = file.stat().st_size / 1e6
@@ -99,18 +107,22 @@ def faults_of(wheel: Path, sdist: Path, tracked: set[str]) -> list[str]:
 # ── an empty environment ────────────────────────────────────────────────────────────────────────
 
 
-def install(
-    wheel: Path, folder: Path, python: str, resolution: str, tests: Sequence[str]
-) -> str | None:
+def install(wheel: Path, folder: Path, python: str, kind: str, tests: Sequence[str]) -> str | None:
     """Install the wheel into a new environment and use it. Returns: what failed, if anything."""
     try:
         run([find_uv_bin(), "venv", "--quiet", "--clear", "--python", python, folder])
-        packages = [wheel, *(["pytest>=8.4"] if tests else [])]
         into = [find_uv_bin(), "pip", "install", "--quiet", "--python", folder]
-        run([*into, "--resolution", resolution, *packages])
+        if kind == "whole":
+            run([*into, f"beit[demo] @ {wheel.as_uri()}", "nbclient>=0.10", "ipykernel>=6.29"])
+        elif kind == "oldest":
+            run([*into, "--resolution", "lowest-direct", wheel, "pytest>=8.4"])
+        else:
+            run([*into, wheel])
         with tempfile.TemporaryDirectory() as elsewhere:
             use(folder / "bin", Path(elsewhere))
-        if tests:
+            if kind == "whole":
+                use_whole(folder / "bin", Path(elsewhere))
+        if kind == "oldest":
             pytest = [folder / "bin" / "python", "-m", "pytest", "-q", "-o", "pythonpath="]
             # Old versions warn of what is gone in new ones.
             few = ["-m", "not slow and not gpu", "-p", "no:cacheprovider"]
@@ -134,6 +146,16 @@ def use(scripts: Path, folder: Path) -> None:
         "    i.fromarray(r.integers(0, 256, (48, 64, 3), 'uint8')).save(n + '.jpg')\n"
     )
     run([scripts / "python", "-c", photos + code], cwd=folder)
+
+
+def use_whole(scripts: Path, folder: Path) -> None:
+    """Run the demo with little time, and the notebooks, in a folder without sources."""
+    drawn = ["--data", "shapes://2000?size=64", "--budget", "60s", "--output", "demo"]
+    run([scripts / "beit", "demo", *drawn], cwd=folder)
+    (folder / "data").touch()  # in place of a folder, so that nothing is fetched
+    for notebook in sorted((ROOT / "notebooks").glob("*.ipynb")):
+        shutil.copy(notebook, folder)
+        run([scripts / "jupyter-execute", "--startup_timeout=600", notebook.name], cwd=folder)
 
 
 def run(command: Iterable[str | Path], **settings: object) -> None:

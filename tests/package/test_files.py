@@ -1,5 +1,6 @@
 """What the package's own files say of it agrees, and the check of wheels finds what is wrong."""
 
+import re
 import runpy
 import tarfile
 import tomllib
@@ -33,7 +34,7 @@ def test_the_container_gets_all_that_the_build_reads() -> None:
     copied = (ROOT / "Containerfile").read_text("utf-8")
     kept = (ROOT / ".containerignore").read_text("utf-8").splitlines()
     files = [
-        settings["project"]["readme"],
+        "README.md",
         *settings["project"]["license-files"],
         "constraints.txt",
     ]
@@ -41,11 +42,31 @@ def test_the_container_gets_all_that_the_build_reads() -> None:
         assert f"!{name}" in kept and f" {name} " in copied
 
 
+def test_the_description_on_pypi_links_to_nothing_that_is_not_there() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    hook = settings["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    text = (ROOT / "README.md").read_text("utf-8")
+    for each in hook["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    assert not re.findall(r"\]\((?!https?:)[^)]*\)", text)
+    assert "[timm](https://github.com/huggingface/pytorch-image-models)" in text
+    assert " container: docs/install.md." in text
+    assert "[first steps]" not in text and "first steps (notebooks/first_steps.ipynb)," in text
+    assert "*Ten codes" not in text  # whose picture is left out
+
+
+def test_the_card_of_the_shipped_weights_states_their_licence() -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    card = (ROOT / "src/beit/weights/shipped/README.md").read_text("utf-8")
+    assert f"**Licence**: {settings['project']['license']}," in card
+
+
 def test_wheel_and_sdist_are_compared_with_the_repository(tmp_path: Path) -> None:
     faults_of = runpy.run_path(str(ROOT / "tests/package/check.py"))["faults_of"]
     wheel, sdist, file = tmp_path / "a.whl", tmp_path / "a.tar.gz", tmp_path / "file"
     file.write_text("x")
     with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("beit-1.dist-info/METADATA", "[a](https://a.b), [data](docs/data.md)")
         for name in ("beit/a.py", "beit/__pycache__/a.pyc", "beit-1.dist-info/RECORD"):
             archive.write(file, name)
     with tarfile.open(sdist, "w:gz") as archive:
@@ -64,6 +85,7 @@ def test_wheel_and_sdist_are_compared_with_the_repository(tmp_path: Path) -> Non
         "too much in the wheel: beit/__pycache__/a.pyc",
         "missing in the sdist: tests/test_a.py",
         "too much in the sdist: x.log",
+        "a dead link in the description: docs/data.md",
     ]
 
 
@@ -73,5 +95,6 @@ def test_too_large_a_wheel_is_said(tmp_path: Path) -> None:
     wheel, sdist = tmp_path / "a.whl", tmp_path / "a.tar.gz"
     with zipfile.ZipFile(wheel, "w") as archive:
         archive.writestr("beit/a.py", bytes(1_200_000))
+        archive.writestr("beit-1.dist-info/METADATA", "")
     tarfile.open(sdist, "w:gz").close()
     assert "the wheel has 1.2 MB, expected at most 1" in check["faults_of"](wheel, sdist, set())

@@ -175,6 +175,19 @@ def test_metrics_are_those_of_the_readable_images_alone(
         evaluate_segments.run(config(model, folder, max_unreadable=0.14))
 
 
+def test_a_class_of_which_no_pixel_is_right_is_named(
+    segmenter: SemanticSegmenter, folder: str, tmp_path: Path
+) -> None:
+    segmenter.decoder.head.bias.data = torch.tensor([1e6, 0.0, 0.0])  # all is sky
+    save_weights(tmp_path / "sky.safetensors", segmenter)
+    settings = {"output": str(tmp_path / "out")}
+    result = evaluate_segments.run(config(str(tmp_path / "sky.safetensors"), folder, **settings))
+    (note,) = result.record["notes"]  # sand does not occur
+    assert note.startswith("no pixel of sea is classified correctly (1 of 3 classes); ")
+    assert result.table.endswith(note)
+    assert "no pixel of sea" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_a_set_without_a_readable_image_is_refused(model: str, folder: str) -> None:
     for path in (Path(folder) / "images").iterdir():
         path.write_bytes(b"no image")

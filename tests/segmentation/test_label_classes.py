@@ -83,7 +83,7 @@ def test_classes_take_the_numbers_of_a_list():
         ("[a, a]", r"own\.yaml: the class a is listed twice"),
         ("{a: [1, 1, 1], b: [1, 1, 1]}", r"the colour \[1, 1, 1\] is listed twice"),
         ("{a: [1, 1, 1], b: [1, 1, 300]}", r"a colour is \[red, green, blue\]"),
-        ("{a: [", "not readable as YAML"),
+        ("{a: [", "is not valid YAML"),
         ("", "the class names are not strings"),
     ],
 )

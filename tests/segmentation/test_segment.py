@@ -15,7 +15,7 @@ from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.sliding import MapViewConfig
 from beit.run.device import DeviceConfig
-from beit.run.directory import RunConfig
+from beit.run.directory import RunConfig, RunDirectory
 from beit.run.journal import Journal
 from beit.run.launch import launch
 from beit.run.resume import redraw, resume
@@ -23,6 +23,8 @@ from beit.segmentation import evaluate as evaluate_segments
 from beit.segmentation import loop, segment
 from beit.segmentation.config import Config, HeadConfig, SegmentDataConfig
 from beit.segmentation.optim import StepOptimConfig
+from beit.segmentation.report import report
+from beit.segmentation.validation import Validated
 from beit.segmentation.views import SegmentViewConfig
 from beit.weights.file import save_weights
 from beit.weights.formats.published import to_published
@@ -122,6 +124,18 @@ def test_the_report_of_a_finished_run_is_drawn_again(finished):
     (finished / "report.html").unlink()
     redraw(segment, finished)
     assert (finished / "report.html").read_text() == before
+
+
+def test_a_class_with_an_iou_of_0_is_named(tmp_path, config, caplog):
+    run = RunDirectory.create(tmp_path / "run", {}, {"verb": "segment"})
+    run.metrics_file.write_text('{"step": 8, "loss": 1.0}\n')
+    source, _ = segment.open_data(made := config(run.path))
+    confusion = torch.eye(11, dtype=torch.int64) * 50
+    confusion[3] = confusion[3].roll(1)
+    report(run, made, source, "", 8, Validated({}, confusion, []))
+    named = f"no validation pixel of {CLASSES[3]} is classified correctly (1 of 11 classes)"
+    assert named in caplog.text
+    assert named in run.report_file.read_text()
 
 
 def test_the_best_weights_are_kept(tmp_path, config, monkeypatch):

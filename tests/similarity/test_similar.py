@@ -227,6 +227,16 @@ def test_a_photo_that_cannot_be_used_is_named_before_anything_is_computed(
     assert not (tmp_path / "caches").exists()
 
 
+def test_a_drawn_photo_is_named_as_in_its_set(model: str) -> None:
+    photo, other = (f"shapes://{number}?size=24x24&seed=0" for number in (3, 9))
+    near = similar.run(config(model, photo, "shapes://5?size=24")).neighbours[photo]
+    assert len(near) == 3 and photo not in [n.name for n in near]
+    with pytest.raises(
+        FileNotFoundError, match=r"first is 'shapes://0\?size=24x24&seed=0'\); give"
+    ):
+        similar.run(config(model, other, "shapes://5?size=24"))
+
+
 def test_features_of_a_teacher_have_no_cls(photos: Path, tmp_path: Path) -> None:
     file = tmp_path / "vit.safetensors"
     save_file(timm.create_model("test_vit").state_dict(), file)

@@ -14,6 +14,9 @@ import yaml
 from beit.command.messages import did_you_mean
 
 MAX_VALUES = 1_000_000  # of a file, once its aliases are written out
+# What PyYAML raises; most of them for a tag with a value that it does not fit, as in !!bool x.
+YAML_ERRORS = (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError)
+LONGEST = 400  # letters of an error that are shown; it may quote the file
 FOLDER = Path(__file__).parents[1] / "presets"
 
 
@@ -63,11 +66,7 @@ def headline(name: str) -> str:
 
 def read_yaml(path: Path) -> dict[str, object]:
     """Read a mapping of plain values from a YAML file; 1e-3 is a number."""
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid YAML: {error}") from error
-    refuse_expanding(content, path)
+    content = parsed(path)
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
@@ -85,7 +84,19 @@ def _with_mixtures(values: dict[str, Any]) -> dict[str, Any]:
     return values
 
 
-def refuse_expanding(content: object, path: Path) -> None:
+def parsed(path: Path) -> Any:
+    """Read any values from a YAML file; ValueError, in a few lines, if that is impossible."""
+    try:
+        content = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=_PlainLoader)
+    except YAML_ERRORS as error:
+        text = str(error).replace('in "<unicode string>", ', "in ")
+        reason = re.sub(r"\S{60,}", lambda word: f"{word[0][:40]}…", text)[:LONGEST]
+        raise ValueError(f"{path} is not valid YAML: {reason}") from error
+    _refuse_expanding(content, path)
+    return content
+
+
+def _refuse_expanding(content: object, path: Path) -> None:
     """Refuse YAML whose aliases (*name) make it endless, or huge once it is written out."""
     sizes: dict[int, int] = {}
 
@@ -113,7 +124,7 @@ def plain(text: str) -> Any:
     """Read one value, as in a YAML file; the text itself if it is none."""
     try:
         return yaml.load(text, Loader=_PlainLoader) if text else ""
-    except yaml.YAMLError:
+    except YAML_ERRORS:
         return text
 
 

@@ -149,6 +149,23 @@ def _meminfo(name: str) -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
 
 
+def peak_memory() -> int:
+    """Return the most bytes of memory that this process has had."""
+    for line in _read("/proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def own_memory() -> int:
+    """Return the bytes of memory that this process does not share with others."""
+    lines = _read("/proc/self/smaps_rollup").splitlines()
+    return sum(int(line.split()[1]) for line in lines if line.startswith("Private_")) * 1024
+
+
 def _read(path: str) -> str:
     try:
         return Path(path).read_text("utf-8")

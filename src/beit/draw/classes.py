@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
+from beit.data.class_names import some
 from beit.draw.charts import LETTER, new_chart, place_axes, shortened, styled, themed_svg
 from beit.draw.colours import SERIES
 from beit.draw.report import Item, Picture, Table
@@ -12,6 +13,7 @@ from beit.draw.report import Item, Picture, Table
 SHOWN = 50  # classes in a table, at most
 DRAWN = 40  # classes in a confusion matrix, at most
 NUMBERED = 14  # classes in a matrix with numbers, at most
+FEWEST = 5  # images or pixels of a class of which none is right, for a note
 
 
 def class_items(
@@ -22,6 +24,21 @@ def class_items(
     if confusion is not None:
         items += [confusion_table(confusion, names), confusion_picture(confusion, names)]
     return [item for item in items if item is not None]
+
+
+def note_of_missed(
+    right: Tensor, total: Tensor, names: Sequence[str], unit: str, advice: str
+) -> str:
+    """Name the classes of which nothing is right, with advice; empty if there are none.
+
+    right, total: (Y,) correctly classified images or pixels (`unit`), and all of each class
+    """
+    missed = ((right == 0) & (total >= FEWEST)).tolist()
+    which = [name for name, is_missed in zip(names, missed, strict=True) if is_missed]
+    if not which:
+        return ""
+    of = f"{len(which)} of {len(names)} classes"
+    return f"no {unit} of {some(which)} is classified correctly ({of}); {advice}"
 
 
 def class_table(right: Tensor, total: Tensor, names: Sequence[str]) -> Table:

@@ -32,7 +32,12 @@ from beit.evaluation.compare import compare, read_evaluation, refuse_other_image
 from beit.evaluation.corruptions.corrupt import KINDS, SEVERITIES, check_kind
 from beit.evaluation.familiar import note_of_trained
 from beit.evaluation.imagenet import Dataset, open_task
-from beit.evaluation.metrics import classification_metrics, reference_errors, robustness_metrics
+from beit.evaluation.metrics import (
+    classification_metrics,
+    missed_classes,
+    reference_errors,
+    robustness_metrics,
+)
 from beit.evaluation.output import METRICS, format_table, write
 from beit.evaluation.target_columns import Task
 from beit.run.device import DeviceConfig, precision_of, summed
@@ -185,7 +190,7 @@ def run(config: Config) -> Result:
         "image_size": classifier.backbone.config.image_size,
         "dataset": config.dataset,
         "fingerprint": fingerprint,
-        "notes": task.notes,
+        "notes": [*task.notes, *missed_classes(outcomes, task)],
         "config": asdict(config),
         "environment": environment("evaluate") | precision_of(fabric),
     }

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from beit.draw.classes import note_of_missed
 from beit.evaluation.classify import CONFIDENCE, CORRUPTED, EVALUATED, NLL, PREDICTED, TOP1, TOP5
 from beit.evaluation.corruptions.corrupt import (
     ALEXNET_ERRORS,
@@ -54,6 +55,15 @@ def by_class(outcomes: Tensor, task: Task) -> tuple[Tensor, Tensor]:
     G = len(task.class_names)
     correct = torch.bincount(task.labels[outcomes[:, TOP1] > 0], minlength=G)
     return correct, torch.bincount(task.labels[outcomes[:, EVALUATED] > 0], minlength=G)
+
+
+def missed_classes(outcomes: Tensor, task: Task) -> list[str]:
+    """Name the classes of which no image is right, in a note; none if there are none."""
+    if task.labels is None:
+        return []
+    advice = "check the labels, and whether --model and --data name the classes alike"
+    note = note_of_missed(*by_class(outcomes, task), task.class_names, "image", advice)
+    return [note] if note else []
 
 
 def class_confusion(outcomes: Tensor, task: Task) -> Tensor:

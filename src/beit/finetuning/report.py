@@ -1,8 +1,10 @@
 """The report of a fine-tuning run: the accuracy of each class, and curves."""
 
+import logging
+
 from beit.command.ending import run_facts
 from beit.data.classes import Classes
-from beit.draw.classes import class_items
+from beit.draw.classes import class_items, note_of_missed
 from beit.draw.curves import curves
 from beit.draw.names import name_of, percent, value_of
 from beit.draw.report import Figure, Link, Section, link_to, write_report
@@ -11,6 +13,12 @@ from beit.finetuning.validation import Validated
 from beit.run.directory import RunDirectory
 from beit.run.log import read_log
 
+logger = logging.getLogger(__name__)
+
+ADVICE = (
+    "check the labels, then train longer (--optim.epochs), with a lower --optim.learning_rate, or "
+    "with --balance 1 if there are few images of it"
+)
 PANELS = {
     "Loss": ["loss", "val_loss"],
     "Validation accuracy": ["val_top1", "val_balanced", "val_top5"],
@@ -26,7 +34,7 @@ def report(
     step: int,
     validated: Validated | None,
 ) -> list[Section]:
-    """Write report.html of a run, and return its sections.
+    """Write report.html of a run, warn of classes that are never right, and return the sections.
 
     Args:
         head: description of the head's initial weights; empty if random
@@ -35,10 +43,13 @@ def report(
     """
     caption = "One point a logging interval or a validation."
     drawn = curves(read_log(directory.metrics_file), PANELS, caption)
-    sections = []
+    sections, note = [], ""
     if validated is not None:
         names = classes.names or tuple(map(str, range(classes.number)))
-        items = class_items(validated.right, validated.total, validated.confusion, names)
+        right, total = validated.right, validated.total
+        items = class_items(right, total, validated.confusion, names)
+        if note := note_of_missed(right, total, names, "validation image", ADVICE):
+            logger.warning(note)
         sections.append(Section("Class by class", items=items))
     sections.append(Section("Fine-tuning", items=drawn))
     chosen = ", chosen on the validation set" if validated and config.keep == "best" else ""
@@ -59,5 +70,5 @@ def report(
         top1, beside = name_of("top1"), f"chance {chance}: always the most frequent class"
         if top1 in figures:
             figures[top1] = figures[top1]._replace(beside=beside)
-    write_report(page, "Fine-tuning", sections, facts, figures=figures)
+    write_report(page, "Fine-tuning", sections, facts, figures=figures, summary=note)
     return sections

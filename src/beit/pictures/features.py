@@ -66,7 +66,7 @@ class Config:
             for the model's own
         num_heads: attention heads, if the file does not contain them and a head is not 64 wide
         crop_ratio: side of the centre crop over the shorter side; null for that of the model's
-            training, else 1
+            training, else 1, the whole image (beit embed: 0.875)
         device: device and precision of the model
     """
 

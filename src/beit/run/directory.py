@@ -127,8 +127,8 @@ class RunDirectory:
             settings = yaml.safe_load(text := self.config_file.read_text(encoding="utf-8"))
             if "*" in text and any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
                 raise ValueError("it refers to parts of itself by *, which beit never writes")
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise ValueError(f"{self.config_file} is not valid YAML: {error}") from error
+        except (yaml.YAMLError, ValueError, LookupError, AttributeError, RecursionError) as error:
+            raise ValueError(f"{self.config_file} is not valid YAML: {error!s:.400}") from error
         if not isinstance(settings, dict) or not settings:
             raise ValueError(f"{self.config_file} does not hold a configuration")
         return settings

@@ -23,6 +23,7 @@ from beit.command.ending import Ending, beside, words
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import prefetch
 from beit.data.unreadable import Unreadable, readable
+from beit.draw.classes import note_of_missed
 from beit.draw.report import Section, link_to, write_report
 from beit.files import replacing, write_text
 from beit.nn.confusion import map_figures, pixel_confusion
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 
 FILE, CONFUSION_FILE = "evaluate.json", "confusion.npz"
 MAX_ROWS = 20  # classes in the table for the terminal
+ADVICE = (
+    "check the label maps, and whether --model and --data number the classes alike; else train on"
+)
 METRICS = {
     "miou": "mIoU, %",
     "mean_accuracy": "Mean accuracy of the classes, %",
@@ -132,9 +136,11 @@ def run(config: Config) -> Result:
     if len(unreadable) == len(source):
         raise ValueError(f"data {config.data}: no image can be read")
     names = segmenter.config.class_names or source.class_names
+    note = note_of_missed(confusion.diagonal(), confusion.sum(dim=1), names, "pixel", ADVICE)
     record = class_metrics(confusion, names) | {
         "images": {"evaluated": len(source) - len(unreadable), "unreadable": unreadable},
         "num_classes": segmenter.config.num_classes,
+        "notes": [note] if note else [],
         "window": segmenter.backbone.config.image_size,
         "config": asdict(config),
         "environment": environment("evaluate") | precision_of(fabric),
@@ -238,7 +244,7 @@ def format_table(record: dict[str, Any]) -> str:
     for row in present[:MAX_ROWS]:
         figures = f"{_percent(row['iou']):>9}{_percent(row['accuracy']):>9}{row['pixels']:>12}"
         lines.append(f"{row['name'][:39]:<40}{figures}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *record["notes"]])
 
 
 def _percent(value: float | None) -> str:
@@ -271,4 +277,5 @@ def write(
         picture = example_picture(counts.examples, names, palette)
         sections.insert(0, Section("Examples", items=[picture]))
     title = f"Evaluation of {config.model}"
-    write_report(output / "report.html", title, sections, facts, figures=figures)
+    summary = "\n\n".join(record["notes"])
+    write_report(output / "report.html", title, sections, facts, figures=figures, summary=summary)

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from beit.command.presets import refuse_expanding
+from beit.command.presets import parsed
 from beit.data.class_names import match_names, some
 from beit.data.classes import read_classes
 from beit.files import user_path
@@ -174,11 +174,7 @@ def default_palette(count: int) -> tuple[Colour, ...]:
 
 
 def _read_yaml(path: Path, reduce_zero_label: bool) -> LabelClasses:
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path}: not readable as YAML: {error}") from error
-    refuse_expanding(content, path)
+    content = parsed(path)
     if not isinstance(content, dict) or "classes" not in content:  # a list, or name: colour
         content = {"classes": content}
     content = {"values": None, "ignored": []} | content

@@ -111,7 +111,7 @@ def run(config: Config) -> Result:
     if picture is not None and picture.exists():
         raise FileExistsError(f"{picture} exists and is not overwritten; name another file")
     reading = open_reading(config)
-    files = {name: _opened(name) for name in config.photos if _path(name).exists()}
+    files = {name: _opened(name) for name in config.photos if _is_file(name)}
     layer = None
     if is_table(config.data):
         images, layer = read_set(config.data, reading)
@@ -177,6 +177,11 @@ def _path(name: str) -> Path:
     return user_path(split_query(name)[0])
 
 
+def _is_file(name: str) -> bool:
+    """Tell whether a photo is a file; else it is a name in the set, such as shapes://3?size=..."""
+    return "://" not in name and _path(name).exists()
+
+
 def _opened(name: str, shrinking: Shrinking | None = None) -> Source:
     """Open one image file; ValueError if it is none, or cannot be read."""
     file = f"{_path(name)}{name.removeprefix(split_query(name)[0])}"
@@ -197,7 +202,7 @@ def _check_names(photos: Sequence[str], files: Collection[str], names: Sequence[
         if name not in files and printable(name) not in known:
             raise FileNotFoundError(
                 f"{name}: no such file, and no image of the set has this name (the first is "
-                f"{names[0]!r})"
+                f"{names[0]!r}); give an image file, or the name of an image of --data"
             )
 
 
