@@ -31,7 +31,8 @@ FROM_MODEL = {**TRAINING, "model": "init"}
 
 VERBS = {
     "demo": Verb(
-        "beit.demonstration", "train, probe and report a small model, in minutes on two CPU cores"
+        "beit.demonstration.demo",
+        "train, probe and report a small model, in minutes on two CPU cores",
     ),
     "fetch": Verb(
         "beit.fetching.fetch",

@@ -44,15 +44,13 @@ def open_set(
     shrinking = None
     if data.shrink:
         need = Need(*map(max, zip(*(view.need for view in views), strict=True)))
-        images = None
+        images, kept = None, "nothing is kept on disk"
         if data.shrink_gigabytes:
             images = ShrunkImages(data.shrink_cache, data.shrink_gigabytes)
-        shrinking = Shrinking(need, images)
-        kept = "nothing is kept on disk"
-        if images is not None:
             kept = f"kept in {images.folder}, at most {data.shrink_gigabytes:g} GB"
-        height, width = need.size_for(3000, 4000)
-        say_once(f"images shrink to what views need, as 4000 x 3000 to {width} x {height}; {kept}")
+        shrinking, (height, width) = Shrinking(need, images), need.size_for(3000, 4000)
+        example = f"one of 4000 x 3000 would be {width} x {height}"
+        say_once(f"images larger than the views need are shrunk: {example}; {kept}")
     cache = data.cache_gigabytes
     return open_source(spec, split=split, cache_gigabytes=cache, limit=limit, shrinking=shrinking)
 

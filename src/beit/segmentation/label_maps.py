@@ -16,7 +16,7 @@ from torch import Tensor
 
 from beit.data.pixels.decoding import decode
 from beit.data.shapes import KINDS as SHAPES
-from beit.data.shapes import ShapesSource, draw
+from beit.data.shapes import ShapesSource
 from beit.data.source import shuffled
 from beit.data.spec import PART, cut
 from beit.files import user_path
@@ -165,19 +165,18 @@ class ShapesMaps(LabelMaps):
         return len(self._scenes)
 
     def image(self, index: int) -> Tensor:
-        return _scene(self._scenes.seed, index, self._scenes.size)[0]
+        return _scene(self._scenes, index)[0]
 
     def label_map(self, index: int) -> Tensor:
-        return self._table[_scene(self._scenes.seed, index, self._scenes.size)[1].long()]
+        return self._table[_scene(self._scenes, index)[1].long()]
 
     def name(self, index: int) -> str:
         return self._scenes.name(index)
 
 
 @lru_cache(maxsize=1)  # an image and its map are drawn together
-def _scene(seed: int, index: int, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    colours, kinds = draw(seed, index, size)
-    return torch.from_numpy(colours), torch.from_numpy(kinds)
+def _scene(scenes: ShapesSource, index: int) -> tuple[Tensor, Tensor]:
+    return scenes.scene(index)
 
 
 class PartMaps(LabelMaps):

@@ -3,12 +3,10 @@ from typing import Any
 
 import pytest
 
-from beit import demonstration as demo
-from beit.fetching import fetch
+from beit.demonstration import demo, sets
 from beit.pretraining import pretrain
 from beit.pretraining.config import Config as PretrainConfig
 from beit.pretraining.targets import TargetConfig
-from beit.probing import probe
 from beit.run.watching import watched_by
 from beit.tokenizer import vqkd
 
@@ -28,52 +26,6 @@ def test_the_first_free_name_is_taken(tmp_path: Path) -> None:
     for name in ("demo", "demo-2"):
         (tmp_path / name).mkdir()
     assert demo.first_free(tmp_path / "demo") == tmp_path / "demo-3"
-
-
-def test_a_folder_keeps_its_own_split_or_is_split(tmp_path: Path) -> None:
-    sets = demo.find_sets(demo.Config(data=str(tmp_path)))
-    assert sets[:2] == (f"{tmp_path}[:80%]", f"{tmp_path}[80%:]")
-    for name in ("train", "val"):
-        (tmp_path / name).mkdir()
-    sets = demo.find_sets(demo.Config(data=str(tmp_path)))
-    assert sets[:2] == (str(tmp_path / "train"), str(tmp_path / "val"))
-
-
-def test_drawn_scenes_replace_cifar_if_no_channel_answers(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def unreachable(config: fetch.Config) -> fetch.Result:
-        raise OSError("no channel answers")
-
-    monkeypatch.setattr(fetch, "run", unreachable)
-    sets = demo.find_sets(demo.Config())
-    assert sets[:2] == ("shapes://10000?size=64[:80%]", "shapes://10000?size=64[80%:]")
-    assert "cannot be fetched" in capsys.readouterr().out
-
-
-def results(linear: float, knn: float) -> probe.Result:
-    row = {"features": "cls", "linear": linear, "knn": knn}
-    return probe.Result([row], "", [], chance=0.1, images=60)  # type: ignore[list-item]
-
-
-def test_the_gain_is_told_beside_chance_untrained_and_the_teacher() -> None:
-    probes = {
-        demo.UNTRAINED: results(0.2, 0.3),
-        demo.PRETRAINED: results(0.36, 0.25),
-        demo.TEACHER: results(0.84, 0.8),
-    }
-    linear, knn = demo.gained(probes).values()
-    assert linear.value == "+16.0 points"
-    assert linear.beside == (
-        "36.0% of 60 images right; untrained 20.0%, chance 10.0%, teacher 84.0%: "
-        "25.0% of the way from untrained to the teacher"
-    )
-    assert knn.value == "-5.0 points"
-    assert "of the way" not in knn.beside
-    table = demo.probe_table(probes)
-    assert table.caption == "Accuracy on 60 images never trained on, in percent."
-    assert table.rows[0] == ["chance: always the most frequent class", *["10.0"] * 4]
-    assert table.rows[2] == ["pretrained backbone", "36.0", "–", "25.0", "–"]
 
 
 def test_probes_have_enough_images_for_an_accuracy_when_the_time_is_over(
@@ -109,6 +61,30 @@ def test_an_interrupted_demo_with_the_same_settings_resumes(
     with pytest.raises(KeyboardInterrupt):
         demo.run(first)
     assert outputs == ["demo", "demo", "demo-2", "demo", "demo-3"]
+
+
+def test_a_demo_of_drawn_scenes_does_not_resume_with_cifar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outputs = []
+
+    def stop(config: vqkd.Config) -> None:
+        outputs.append((Path(config.run.output).parent.name, config.data.train))
+        assert not config.data.shrink  # images of the demo's own are small
+        raise KeyboardInterrupt
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(demo.vqkd, "run", stop)
+    drawn, fetched = sets.Sets("shapes://100", "shapes://9"), sets.Sets("shapes://90", "shapes://9")
+    for found in (drawn, fetched, drawn):
+        monkeypatch.setattr(demo, "find_sets", lambda data, cache, found=found: found)
+        with pytest.raises(KeyboardInterrupt):
+            demo.run(demo.Config())
+    assert outputs == [
+        ("demo", "shapes://100"),
+        ("demo-2", "shapes://90"),
+        ("demo", "shapes://100"),
+    ]
 
 
 def test_its_trainings_resume_or_are_taken_as_they_are(
@@ -175,6 +151,7 @@ def test_unreadable_images_are_allowed(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(RuntimeError):
         demo.run(config)
     assert seen[0].data.max_unreadable == 0.25
+    assert seen[0].data.shrink
 
 
 def test_few_labels_compare_two_starts_of_one_network(

@@ -10,21 +10,20 @@ from typing import Any, NamedTuple
 
 from beit.command.ending import Ending, beside, first_free, words
 from beit.command.options import parse
-from beit.data.class_names import amount
 from beit.data.source import Source, limited
 from beit.data.sources import open_source
-from beit.draw.names import percent
-from beit.draw.report import (
-    Cell,
-    Figure,
-    Link,
-    Section,
-    Table,
-    link_to,
-    with_lead,
-    write_report,
+from beit.demonstration.scores import (
+    FEW,
+    GAIN,
+    PRETRAINED,
+    TEACHER,
+    UNTRAINED,
+    FewLabels,
+    gained,
+    probe_table,
 )
-from beit.fetching import fetch
+from beit.demonstration.sets import Sets, find_sets
+from beit.draw.report import Link, Section, Table, link_to, with_lead, write_report
 from beit.files import write_text
 from beit.finetuning import finetune
 from beit.finetuning.config import Config as FinetuneConfig
@@ -40,26 +39,12 @@ from beit.run.resume import to_resume
 from beit.tokenizer import vqkd
 
 PRESET = "demo"
-UNTRAINED, PRETRAINED, TEACHER = "untrained backbone", "pretrained backbone", "teacher"
-GAIN = (
-    "Pretraining is worth what the backbone gains over its untrained weights. The teacher, trained "
-    "elsewhere on far more images, shows how far one can get with more. Of each model the better "
-    "of its features counts."
-)
-FEW = (
-    "Two classifiers of the same network, fine-tuned with the same few labels: one starts from the "
-    "pretrained backbone, the other from random weights."
-)
-LARGER = ("image_size=[64,64]", "patch_size=16")  # the same number of patches as the preset's
-TRAIN_NAMES = ("train", "training")
-TEST_NAMES = ("val", "valid", "validation", "test")
 # Of the time of a budget that is left at their start: trainings, and reading images for the probes.
 TOKENIZER_SHARE, PRETRAIN_SHARE, READING_SHARE = 0.45, 0.65, 0.4
 LEAST = 0.25  # of the budget, of which these are shares if less is left
 SETTINGS = "demo.json"  # in the output
 FEWEST_PROBED = 50  # test images, twice as many for training: of fewer an accuracy says nothing
 FEWEST_SECONDS = 30  # of a budget, without which nothing is fine-tuned
-SHAPES = "shapes://10000?size=64"
 
 
 @dataclass(frozen=True)
@@ -67,14 +52,15 @@ class Config:
     """Settings of `beit demo`; all others are in the preset `demo`.
 
     Attributes:
-        data: a folder of images or any other data string; empty fetches CIFAR-10
+        data: a folder of images or any other data string; empty fetches CIFAR-10, and takes drawn
+            scenes if it cannot be fetched
         output: new directory for the runs and report.html, or that of an interrupted demo with the
             same settings, which resumes; empty takes such a one or the first free one of runs/demo,
             runs/demo-2, ...
         cache: directory in which CIFAR-10 and the teacher's features of it are kept; those of other
             images are kept in output
         budget: time in which it ends, as 10m or 1h; empty for 10m with a folder of images, and for
-            the whole preset with CIFAR-10
+            the whole preset without data
         max_unreadable: largest share of unreadable images that does not stop the demo
     """
 
@@ -83,37 +69,6 @@ class Config:
     cache: str = "data/cifar10"
     budget: str = ""
     max_unreadable: float = 0.01
-
-
-class Sets(NamedTuple):
-    """Data strings, and options of the ViTs that differ from the preset's."""
-
-    train: str
-    test: str
-    vit: tuple[str, ...] = LARGER
-
-
-class FewLabels(NamedTuple):
-    """What fine-tuning with few labels reaches on the test images."""
-
-    labels: int
-    pretrained: float  # top-1 from the pretrained backbone
-    fresh: float  # from random weights
-
-    def table(self) -> Table:
-        """Compare both starts."""
-        rows: list[list[Cell]] = [
-            [name, f"{100 * top1:.1f}"]
-            for name, top1 in (("random weights", self.fresh), (PRETRAINED, self.pretrained))
-        ]
-        caption = f"Top-1 accuracy on the test images with {self.labels} labels, in percent."
-        return Table(caption, ["fine-tuned from", "top-1"], rows)
-
-    def figure(self) -> Figure:
-        """Return the gain in points."""
-        gain = f"{100 * (self.pretrained - self.fresh):+.1f} points"
-        words = f"{percent(self.pretrained)} right, from random weights {percent(self.fresh)}"
-        return Figure(gain, words)
 
 
 class Result(NamedTuple):
@@ -146,17 +101,19 @@ def run(config: Config) -> Result:
         seconds = max(whole - time.monotonic() + started, LEAST * whole)
         return f"{max(share * seconds, 1):.0f}s" if budget else ""
 
-    output = directory_of(config)
-    sets = find_sets(config)
+    sets = find_sets(config.data, config.cache)
+    settings = asdict(config) | {"images": sets.train}
+    output = directory_of(config.output, settings)
     images = open_source(sets.train)
     output.mkdir(parents=True, exist_ok=True)
-    write_text(output / SETTINGS, json.dumps(asdict(config)) + "\n")
-    data = [f"--data={sets.train}", f"--validation={sets.test}", "--data.shrink=true"]
+    write_text(output / SETTINGS, json.dumps(settings) + "\n")
+    data = [f"--data={sets.train}", f"--validation={sets.test}"]
     data += [f"--data.max_unreadable={config.max_unreadable}"]
+    data += ["--data.shrink=true"] if config.data else []
 
     print(f"\n1 of 4 · a tokenizer learns codes from a teacher, on {sets.train}")
     vit = [f"--model.encoder.{option}" for option in sets.vit]
-    features = (output if config.data else Path(config.cache)) / "teacher"
+    features = (Path(config.cache) if sets.cifar else output) / "teacher"
     folders = [f"--output={output / 'tokenizer'}", f"--teacher.cache={features}"]
     tokenizer_config = from_preset(vqkd.VERB, vqkd.Config, [*data, *vit, *folders])
     images = limited(images, tokenizer_config.data.limit)
@@ -229,19 +186,19 @@ def ending(config: Config, result: Result) -> Ending:
     return Ending(f"{result.report}, the whole story", figure, then)
 
 
-def directory_of(config: Config) -> Path:
+def directory_of(name: str, settings: Mapping[str, Any]) -> Path:
     """Return the output: a new directory, or that of an interrupted demo with these settings."""
 
     def interrupted(path: Path) -> bool:
         """Whether a directory is that of a demo with these settings that has no report."""
-        settings = path / SETTINGS
-        if (path / "report.html").exists() or not settings.is_file():
+        file = path / SETTINGS
+        if (path / "report.html").exists() or not file.is_file():
             return False
-        return bool(json.loads(settings.read_text(encoding="utf-8")) == asdict(config))
+        return bool(json.loads(file.read_text(encoding="utf-8")) == settings)
 
     default = Path("runs/demo")
-    output = Path(config.output) if config.output else first_free(default)
-    if not config.output:
+    output = Path(name) if name else first_free(default)
+    if not name:
         found = sorted(default.parent.glob(f"{default.name}*"))
         output = next(filter(interrupted, found), output)
     if output.exists():
@@ -345,53 +302,3 @@ def finetune_both(
     )
     top1 = [trained(finetune, each).metrics["val_top1"] for each in (config, fresh)]
     return FewLabels(labels, *top1)
-
-
-def gained(probes: Mapping[str, probe.Result]) -> dict[str, Figure]:
-    """Return the pretrained backbone's best accuracies, beside those to compare them with."""
-    figures, images = {}, amount(probes[PRETRAINED].images, "image")
-    for name, score in (("linear probe", "linear"), ("nearest neighbours", "knn")):
-        before, after, ceiling = (
-            max(float(row[score]) for row in probes[model].rows)  # type: ignore[literal-required]
-            for model in (UNTRAINED, PRETRAINED, TEACHER)
-        )
-        gain = f"{100 * (after - before):+.1f} points"
-        beside = f"{percent(after)} of {images} right; untrained {percent(before)}, "
-        beside += f"chance {percent(probes[PRETRAINED].chance)}, teacher {percent(ceiling)}"
-        if ceiling > after > before:
-            way = (after - before) / (ceiling - before)
-            beside += f": {percent(way)} of the way from untrained to the teacher"
-        figures[f"gain by pretraining, {name}"] = Figure(gain, beside)
-    return figures
-
-
-def probe_table(probes: Mapping[str, probe.Result]) -> Table:
-    """List the accuracies of all models, below those of guessing."""
-    rows: list[list[Cell]] = []
-    chance = f"{100 * next(iter(probes.values())).chance:.1f}"
-    rows.append(["chance: always the most frequent class", *[chance] * 4])
-    for name, result in probes.items():
-        by_features: dict[str, Any] = {row["features"]: row for row in result.rows}
-        places = [(score, features) for score in ("linear", "knn") for features in ("cls", "mean")]
-        found = [by_features[f][score] if f in by_features else None for score, f in places]
-        rows.append([name, *("–" if share is None else f"{100 * share:.1f}" for share in found)])
-    columns = ["features of", "linear, [CLS]", "linear, mean", "k-NN, [CLS]", "k-NN, mean"]
-    images = amount(next(iter(probes.values())).images, "image")
-    return Table(f"Accuracy on {images} never trained on, in percent.", columns, rows)
-
-
-def find_sets(config: Config) -> Sets:
-    """Choose the training and test images: a folder's own split, or its first 80 % and the rest."""
-    if not config.data:
-        try:
-            files = fetch.run(fetch.Config(name="cifar10", directory=config.cache))
-        except OSError as error:
-            print(f"{error}\nCIFAR-10 cannot be fetched; using drawn scenes instead, {SHAPES}")
-            return Sets(f"{SHAPES}[:80%]", f"{SHAPES}[80%:]")
-        return Sets(str(files.train), f"{files.test}[:50%]", ())
-    folder = Path(config.data)
-    train = next((folder / name for name in TRAIN_NAMES if (folder / name).is_dir()), None)
-    test = next((folder / name for name in TEST_NAMES if (folder / name).is_dir()), None)
-    if train and test:
-        return Sets(str(train), str(test))
-    return Sets(f"{config.data}[:80%]", f"{config.data}[80%:]")

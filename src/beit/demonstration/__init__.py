@@ -1,0 +1,1 @@
+"""Run the whole pipeline on two cores, and say what was learned."""
