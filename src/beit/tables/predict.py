@@ -25,6 +25,7 @@ from beit.data.class_names import amount, match_classes
 from beit.data.pixels.decoding import extensions
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import STANDARD_INPUT, open_images
+from beit.data.spec import split_query
 from beit.data.views import EvalView
 from beit.files import write_bytes
 from beit.nn.heads import ImageClassifierConfig
@@ -36,6 +37,7 @@ from beit.run.device import DeviceConfig
 from beit.run.launch import launch
 from beit.run.prepare import prepared
 from beit.tables.picture import Prediction, prediction_grid
+from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
 from beit.weights.open import load_classifier
 
@@ -105,6 +107,7 @@ def run(config: Config) -> TableResult:
     source = open_images(config.data, config.limit)
     classifier = load_classifier(config.model, config.image_size, num_heads=config.num_heads)
     config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
+    check_bands(config.model, config.data)
     classes, vit = classifier.config, classifier.backbone.config
     columns = columns_of(classes, config.top_k)
     table: RowTable | LineStream
@@ -170,7 +173,8 @@ def _max_unreadable(config: Config) -> float:
     if config.max_unreadable is not None:
         return config.max_unreadable
     first = config.data if isinstance(config.data, str) else config.data[0]
-    named = first.startswith(("-", "@")) or Path(first).suffix.lower() in extensions()
+    path = Path(split_query(first)[0])
+    named = first.startswith(("-", "@")) or path.suffix.lower() in extensions()
     return 1.0 if named else 0.01
 
 
