@@ -250,7 +250,7 @@ def test_sixteen_bits_end_with_the_command_to_type(
 
     out = said(f"{folder}[:50%]", 1)
     assert f"beit doctor '{folder}?range=0:4095[:50%]'" in out and "Mean" not in out
-    assert "range 0.0% of values at its low end, 0.0% at its high end" in said(
+    assert "range 0.2% of values at its low end, 0.2% at its high end" in said(
         f"{folder}?range=0:4095", 0
     )
     assert "if these are cut off, give a larger range" in said(f"{folder}?range=0:2000", 0)

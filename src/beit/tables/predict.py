@@ -25,7 +25,6 @@ from beit.data.class_names import amount, match_classes
 from beit.data.pixels.decoding import extensions
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import STANDARD_INPUT, open_images
-from beit.data.spec import split_query
 from beit.data.views import EvalView
 from beit.files import write_bytes
 from beit.nn.heads import ImageClassifierConfig
@@ -173,8 +172,8 @@ def _max_unreadable(config: Config) -> float:
     if config.max_unreadable is not None:
         return config.max_unreadable
     first = config.data if isinstance(config.data, str) else config.data[0]
-    path = Path(split_query(first)[0])
-    named = first.startswith(("-", "@")) or path.suffix.lower() in extensions()
+    endings = {Path(name).suffix.lower() for name in (first, first.partition("?")[0])}
+    named = first.startswith(("-", "@")) or not endings.isdisjoint(extensions())
     return 1.0 if named else 0.01
 
 
