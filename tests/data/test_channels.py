@@ -8,7 +8,7 @@ import tifffile
 import torch
 
 from beit.data.batches import DataConfig, EvalBatches, TrainBatches
-from beit.data.channels import channels_of, check_channels
+from beit.data.channels import channels_of, check_channels, compare_pixels, pixel_options
 from beit.data.folders.image_files import read_image
 from beit.data.opening import open_image
 from beit.data.pixels.decoding import decode
@@ -56,6 +56,34 @@ def test_bands_are_numbers_and_spans():
     for text in ("4-2", "0-3", "1-", "x", "1--3"):
         with pytest.raises(ValueError, match="expected numbers from 1"):
             reading(f"bands={text}")
+
+
+def test_equal_options_are_spelled_alike():
+    alike = ["a?bands=1-4&range=0:9,0:9,0:9,0:9", "b?range=0:9.0&label=x&bands=1,2,3,4[5%:]"]
+    assert {*map(tuple, map(pixel_options, alike))} == {("bands=1-4&range=0:9",)}
+    assert pixel_options("a?bands=4,3,2&range=0:1,0:1,-2.5:70000") == [
+        "bands=4,3,2&range=0:1,0:1,-2.5:70000"
+    ]
+    plain = ("a", "shapes://9?size=8", "a?bands=1-3", "a?label=x", "hf://datasets/a/b")
+    assert {*map(tuple, map(pixel_options, plain))} == {("",)}
+    assert pixel_options("{a?range=0:9: 1, b: 2, c?bands=2: 3}") == ["", "bands=2", "range=0:9"]
+    assert pixel_options(["a.tif?bands=2", "b.tif"]) == ["", "bands=2"]
+
+
+def test_a_validation_set_of_another_range_is_warned_of(caplog):
+    data = DataConfig(train="a?range=0:4095", validation="b?range=0:65535")
+    check_channels(data, 3, "", 0.0)
+    assert "b?range=0:65535 has range=0:65535, but the training images have range=0:4095" in (
+        caplog.text
+    )
+    caplog.clear()
+    check_channels(DataConfig(train="a?range=0:4095", validation="b?range=0:4095"), 3, "", 0.0)
+    compare_pixels(["", "range=0:9"], "x", "a?range=0:9", "b")  # a set of a mixture
+    assert not caplog.text
+    with pytest.raises(
+        ValueError, match=r"c\?bands=1,2 has bands=1,2, but x bands=1-5: 2 channels"
+    ):
+        compare_pixels(["bands=1-5"], "x", "c?bands=1,2")
 
 
 def test_each_band_has_its_own_range():

@@ -665,9 +665,11 @@ def _(place):
 def _(place):
     pixels = np.array([[[10, 20, 30, 0]]], dtype=np.uint8)
     assert corner(saved(Image.fromarray(pixels), "PNG")) == [255] * 3
-    for extra, value in (("unassalpha", [255] * 3), ("unspecified", [10, 20, 30])):
-        data = saved(pixels, "TIFF", photometric="rgb", extrasamples=[extra])
-        assert corner(data) == value
+    data = saved(pixels, "TIFF", photometric="rgb", extrasamples=["unassalpha"])
+    assert corner(data) == [255] * 3
+    data = saved(pixels, "TIFF", photometric="rgb", extrasamples=["unspecified"])
+    refused(data, r"4 bands, of which 3 are red, green and blue.*bands=1-3")
+    assert corner(data, Reading(bands=(1, 2, 3))) == [10, 20, 30]
 
 
 @rule("Pixels", "other numbers of bands, several pages of a TIFF")

@@ -276,6 +276,18 @@ def test_other_data_are_opened_as_everywhere(image_paths: list[str]) -> None:
     assert len(open_images("shapes://9?size=24", 4)) == 4
 
 
+def test_files_are_read_by_the_options_after_each_of_them(image_paths: list[str]) -> None:
+    for path, level in zip(image_paths, (0, 50, 100), strict=True):
+        Image.fromarray(np.full((4, 5, 3), level, dtype=np.uint8)).save(path)
+    source = open_images([f"{path}?range=0:100" for path in image_paths], None)
+    assert [int(source.image(i)[0, 0, 0]) for i in range(3)] == [0, 128, 255]
+    assert source.name(1) == image_paths[1]
+    with pytest.raises(
+        ValueError, match=r"0\.png.*: give the same options after each of the files"
+    ):
+        open_images([f"{image_paths[0]}?range=0:100", image_paths[1]], None)
+
+
 def test_an_empty_list_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(b"\n")))
     with pytest.raises(ValueError, match="standard input: the list is empty"):

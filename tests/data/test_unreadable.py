@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from beit.data.batches import Batch
+from beit.data.source import UnreadableImage
 from beit.data.unreadable import TooManyUnreadable, Unreadable, allowed, readable
 
 
@@ -20,6 +21,13 @@ def test_each_is_counted_once_and_too_large_a_share_raises():
     assert restored.note(["b: y"]) == []
     with pytest.raises(ValueError, match=r"4 of 300 images .* 1%: a: x. Also b, c, d"):
         restored.note(["d: w"])
+
+
+def test_a_name_with_a_colon_is_named_whole():
+    names = [str(UnreadableImage(name, "x: y")) for name in ("a", "b: 1", '"c"')]
+    assert names == ["a: x: y", '"b: 1": x: y', '"\\"c\\"": x: y']
+    with pytest.raises(TooManyUnreadable, match=r'Also "b: 1", a\. Repair'):
+        Unreadable(3, 0.0).note(names)
 
 
 @pytest.mark.parametrize(

@@ -232,3 +232,25 @@ def test_labels_of_the_test_set_that_do_not_fit(sets, tmp_path, capsys):
         drawing(number).save(tmp_path / "cows" / name / "x.png")
     result = run(Config(str(sets[0] / "ant" / ".."), test=str(other.parent), num_workers=0))
     assert any("cow" in failure for failure in result.failures)
+
+
+def test_sixteen_bits_end_with_the_command_to_type(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = Path("cells")
+    folder.mkdir()
+    for number in range(20):
+        values = np.random.default_rng(number).integers(4096, size=(40, 50), dtype=np.uint16)
+        Image.fromarray(values).save(folder / f"{number}.png")
+
+    def said(data: str, status: int) -> str:
+        assert main(["doctor", data, "--num_workers", "0"]) == status
+        return " ".join(capsys.readouterr().out.split())
+
+    out = said(f"{folder}[:50%]", 1)
+    assert f"beit doctor '{folder}?range=0:4095[:50%]'" in out and "Mean" not in out
+    assert "range 0.2% of values at its low end, 0.2% at its high end" in said(
+        f"{folder}?range=0:4095", 0
+    )
+    assert "if these are cut off, give a larger range" in said(f"{folder}?range=0:2000", 0)

@@ -11,6 +11,7 @@ import torch
 
 import beit
 from beit.cli import main
+from beit.data.channels import pixel_options
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.nn.vit import ViTConfig
 from beit.pretraining.targets import TargetConfig, load_target
@@ -102,7 +103,14 @@ def test_from_files_to_features(data: str, sets: Path, capsys: pytest.CaptureFix
     probe = ["probe", "--model", "pixels", "--data", data, "--test", data, "--num_workers", "0"]
     assert main([*probe, "--output", "probe"]) == 0
     assert main(["probe", *probe[1:4], "cells?bands=3,2,1&range=0:4000", *probe[5:]]) == 2
-    assert f"expected (B, {channels}, H, W)" in capsys.readouterr().err
+    assert f"3 channels, not {channels}; give as many bands" in capsys.readouterr().err
+    same = data.replace("bands=1-", "bands=2-2,1-1,3-", 1)
+    (recorded,) = pixel_options(data)
+    assert beit.load("tokens").pixel_options == beit.load("codes").pixel_options == [recorded]
+    assert main([*embed[:3], "--data", same, "--output", "b.parquet", "--num_workers", "0"]) == 0
+    assert f"but tokens was trained with {recorded}; give the same" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_one_or_three_channels_are_chosen() -> None:

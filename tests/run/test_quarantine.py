@@ -66,6 +66,18 @@ def test_processes_add_to_one_file_and_none_waits_for_long(tmp_path, monkeypatch
     assert not left and read(tmp_path)["c"] == ("w", 1)
 
 
+def test_a_name_with_a_colon_is_listed_whole(tmp_path):
+    names = ["plate 3: well A1.ppm", 'a "b": c.ppm', '"quoted".ppm', "12:30.ppm", "plain.ppm"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"P6 9 9 255\n")
+    (tmp_path / "run").mkdir()
+    source = open_source(str(tmp_path))
+    list(NotedBatches(EvalBatches(source, EvalView((8, 8)), 3), str(tmp_path / "run")))
+    bad = read(tmp_path / "run")
+    assert bad.keys() == {*names}
+    assert len({reason for reason, _ in bad.values()}) == 1
+
+
 def test_a_training_lists_its_bad_images(
     photos, trained_tokenizer, pretrain_config, optim, tmp_path
 ):

@@ -11,7 +11,7 @@ from beit.data.shapes import KINDS, ShapesSource
 from beit.data.source import UnreadableImage
 from beit.segmentation.label_classes import default_palette
 from beit.segmentation.label_decoding import encode_label_map
-from beit.segmentation.label_maps import open_label_maps, read_pair
+from beit.segmentation.label_maps import image_spec, open_label_maps, read_pair
 
 
 def save_image(path, value, size=(4, 6)):
@@ -64,6 +64,20 @@ def contents(source):
     return [
         (source.name(i), *(t.tolist() for t in read_pair(source, i))) for i in range(len(source))
     ]
+
+
+def test_deep_images_are_read_by_their_range_and_bands(pairs, tmp_path):
+    for name in ("a", "deep/b", "c"):
+        values = np.full((4, 6), 1000, dtype=np.uint16)
+        Image.fromarray(values).save(tmp_path / "photos" / f"{name}.png")
+    with pytest.raises(UnreadableImage, match=r"SOURCE\?range="):
+        open_label_maps(pairs).image(0)
+    deep = open_label_maps(f"{pairs}&range=0:2000[:99%]")
+    assert deep.image(0).unique().tolist() == [128]
+    assert image_spec(f"{pairs}&range=0:2000[:99%]", deep) == f"{tmp_path}/photos?range=0:2000"
+    assert image_spec(pairs, open_label_maps(pairs)) == f"{tmp_path}/photos"
+    with pytest.raises(ValueError, match=r"4 bands, and segmentation is of RGB only; name three"):
+        open_label_maps(f"{pairs}&bands=1-4")
 
 
 # ── layouts ─────────────────────────────────────────────────────────────────────────────────────

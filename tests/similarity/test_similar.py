@@ -155,6 +155,27 @@ def test_another_model_or_view_has_an_index_of_its_own(
         similar.run(config(other, photos / "red" / "0.png", photos, index=index))
 
 
+def test_an_index_of_other_bands_is_not_reused(
+    photos: Path,
+    model: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    photo, index = photos / "red" / "0.png", str(tmp_path / "mine.npz")
+    similar.run(config(model, f"{photo}?bands=3,2,1", f"{photos}?bands=3,2,1", index=index))
+    assert not caplog.text
+    with pytest.raises(ValueError, match=r"pixel_options was \['bands=3,2,1'\], is now \[''\]"):
+        similar.run(config(model, photo, photos, index=index))
+    table = str(tmp_path / "features.parquet")
+    data = f"{photos}?bands=3,2,1"
+    embed.run(embed.Config(model, data, table, num_workers=0, device=CPU))
+    for searched in (data, table):
+        caplog.clear()
+        similar.run(config(model, photo, searched))
+        assert f"{photo} has no bands or range, but {searched} has bands=3,2,1" in caplog.text
+
+
 def test_an_interrupted_index_resumes(
     photos: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,7 @@ from beit.rows.compute import fingerprint
 from beit.run.device import DeviceConfig, precision_of
 from beit.run.launch import launch
 from beit.run.progress import Progress
+from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
 from beit.weights.open import load_tokenizer
 
@@ -150,6 +151,7 @@ def run(config: Config) -> Result:
     overrides = {name: value for name, value in sizes.items() if value is not None}
     tokenizer = load_tokenizer(config.model, **overrides)
     config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
+    check_bands(config.model, config.data)
     K = tokenizer.vocab_size
     if invalid := [code for code in config.codes or () if not 0 <= code < K]:
         raise ValueError(f"codes names {invalid[0]}; {config.model} has the codes 0 to {K - 1}")

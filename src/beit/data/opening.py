@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from beit.data.channels import compare_pixels
 from beit.data.folders.image_files import read_image
 from beit.data.pixels.decoding import decode, rgb_of
 from beit.data.spec import split_query
@@ -31,7 +32,8 @@ def open_image(
             path may name bands and their range like data of a command, for a model of as many
             channels: cell.tif?bands=1-5&range=0:4095
         size: (height, width) or one side: resized and centre-cropped to it, as in validation; or a
-            loaded model, for its size and crop; None for whole images, which must have one size
+            loaded model, for its size and crop, which warns of paths with other bands or another
+            range than its training images; None for whole images, which must have one size
         crop_ratio: side of the centre crop over the shorter side; 1 for images without a margin.
             None for what the model's files say, else 0.875
 
@@ -43,6 +45,10 @@ def open_image(
     several = image if isinstance(image, list | tuple) else [image]
     if not several:
         raise ValueError("no image given; expected at least one")
+    if trained := getattr(size, "pixel_options", None):
+        for path in several:
+            if isinstance(path, str | os.PathLike):
+                compare_pixels(trained, "the model was trained with", os.fspath(path))
     images = [_opened(one) for one in several]
     if size is not None:
         stated = getattr(size, "crop_ratio", None) if crop_ratio is None else crop_ratio

@@ -1,5 +1,6 @@
 """The contract of a source of images, and parts of a source."""
 
+import json
 from collections.abc import Callable
 from hashlib import blake2b
 from pathlib import Path
@@ -13,14 +14,19 @@ _SHUFFLE_SEED = 2022  # fixed: a part or limit has the same images in every run
 
 
 class UnreadableImage(ValueError):  # noqa: N818 - reads as the object
-    """An image that cannot be decoded: its `name` and the `reason`."""
+    """An image that cannot be decoded: its `name` and the `reason`.
+
+    As a text, "name: reason"; the name is a JSON string if it would be unclear where it ends.
+    """
 
     def __init__(self, name: str, reason: str) -> None:
         super().__init__(name, reason)  # both, so that the error can be pickled
         self.name, self.reason = name, reason
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.reason}"
+        unclear = ": " in self.name or self.name.startswith('"')
+        name = json.dumps(self.name, ensure_ascii=False) if unclear else self.name
+        return f"{name}: {self.reason}"
 
 
 class Named(Protocol):

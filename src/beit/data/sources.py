@@ -79,9 +79,12 @@ def open_source(
     if len(paths) == 1:
         source = _open(paths[0], split, shrinking)
     else:
-        for path in paths:
-            check_file(path)
-        source = FileSource(Path(), paths, Reading(shrinking=shrinking))
+        names, readings = zip(*map(split_query, paths), strict=True)
+        if len({*readings}) > 1:
+            raise ValueError(f"{paths[0]}, ...: give the same options after each of the files")
+        for name in names:
+            check_file(name)
+        source = FileSource(Path(), names, readings[0]._replace(shrinking=shrinking))
     source = limited(source, limit)
     if cache_gigabytes < 0:
         raise ValueError(f"cache_gigabytes must not be negative, got {cache_gigabytes}")

@@ -62,6 +62,24 @@ class Reading(NamedTuple):
         """The number of channels of an image (c): 3 unless two bands or more are named."""
         return len(self.bands) if self.bands and len(self.bands) > 1 else 3
 
+    @property
+    def pixel_options(self) -> str:
+        """The options that decide what pixels mean, always spelled alike; empty if files say it.
+
+        The bands 1, 2 and 3 are left out: they are the colours of most files.
+        """
+        ends = [f"{value:.12g}" for value in self.range or ()]
+        pairs = [":".join(pair) for pair in zip(ends[::2], ends[1::2], strict=True)]
+        options = list[str]()
+        if self.bands and self.bands != (1, 2, 3):
+            first, last = self.bands[0], self.bands[-1]
+            whole = len(self.bands) > 2 and self.bands == (*range(first, last + 1),)
+            numbers = f"{first}-{last}" if whole else ",".join(map(str, self.bands))
+            options.append(f"bands={numbers}")
+        if pairs:
+            options.append(f"range={','.join(pairs if len({*pairs}) > 1 else pairs[:1])}")
+        return "&".join(options)
+
 
 AS_IT_IS = Reading()
 

@@ -1,9 +1,11 @@
 """Unreadable images: each is reported once and counted; too many of them stop the run."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 
 from beit.data.batch import Batch
 
+NAME = re.compile(r'"(?:\\.|[^"\\])*"(?=: )|.*?(?=: |\Z)', re.DOTALL)  # of an UnreadableImage
 _NAMED = 4  # further images named in an error
 _FEW = 20  # images, of which one may be unreadable even if it is a larger share than allowed
 
@@ -60,7 +62,7 @@ class Unreadable:
 def _listed(names: list[str]) -> str:
     """Name the first few images, without their reasons."""
     more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(name.split(": ")[0] for name in names[:_NAMED]) + more
+    return ", ".join(NAME.findall(name)[0] for name in names[:_NAMED]) + more
 
 
 def readable(

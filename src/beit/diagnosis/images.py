@@ -1,25 +1,32 @@
 """What is wrong with a set of images, and with it beside its test set."""
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
+from shlex import quote
 from typing import Protocol
 
 import numpy as np
 
-from beit.data.channels import channels_of
+from beit.data.channels import channels_of, compare_pixels, pixel_options
 from beit.data.class_names import plural
 from beit.data.source import Source, limited
 from beit.data.sources import open_source, open_test_split
+from beit.data.spec import split_part, split_query
 from beit.data.unreadable import allowed
 from beit.diagnosis.alike import nearest_test_images
 from beit.diagnosis.checks import Check, Findings
 from beit.diagnosis.clean import check_writable, write_clean
 from beit.diagnosis.faults import KINDS, Fault, Looked, class_faults, find_faults
 from beit.diagnosis.page import as_json, fact_sections, fault_sections, shorter_side
-from beit.diagnosis.scan import FLAT, Facts, scan
+from beit.diagnosis.scan import FLAT, scan
 from beit.draw.names import percent
 from beit.draw.report import Section
 from beit.rows.lines import printable
+from beit.weights.bands import check_bands
+
+CLIPPED = 0.01  # share of values at the high end of a range above which it may be too small
+_OPTION = re.compile(r"SOURCE\?([^\s,;]+)")  # what the reason of an unreadable image asks for
 
 
 class ImagesConfig(Protocol):
@@ -63,20 +70,18 @@ def check_images(config: ImagesConfig) -> Findings:
     looked = Looked("data", config.data, train, scan(train, workers, "images", channels))
     other = None
     if test is not None:
-        if config.test and (others := channels_of(config.test)) != channels:
-            raise ValueError(
-                f"{config.test} has images of {others} channels, {config.data} of {channels}; name "
-                "the same bands of both"
-            )
+        if config.test:
+            compare_pixels(pixel_options(config.data), f"{config.data} has", config.test)
         facts = scan(test, workers, "test images", channels)
         other = Looked("test", config.test or config.data, test, facts)
     seen = None
     if config.model and test is not None:
+        check_bands(config.model, config.data)
         seen = nearest_test_images(train, test, config.model, config.num_workers)
     found = find_faults(looked, other, config.near, config.max_ratio, seen, config.cosine)
     faults, test_faults = found
     classes = class_faults(looked, other)
-    checks = [Check("images", f"{_about(looked)}"), *_channels(looked.facts)]
+    checks = [Check("images", f"{_about(looked)}"), *_channels(looked)]
     checks += [_check(fault, looked, config.max_unreadable) for fault in faults]
     checks += [Check("classes", fault.what, fault.advice, fault.must) for fault in classes]
     sections = fault_sections(looked, other, faults) + fact_sections(looked, classes)
@@ -118,16 +123,23 @@ def _about(looked: Looked) -> str:
     number = f"{len(source)} of {looked.spec}"
     names = source.class_names
     classes = "" if names is None else f", {len(names)} {plural('class', names)}"
+    if not facts.readable.any():
+        return f"{number}{classes}. {shorter_side(facts)}"
     mean, deviation = ([round(value, 3) for value in values] for values in facts.colours())
     return f"{number}{classes}. {shorter_side(facts)} Mean {mean}, standard deviation {deviation}"
 
 
-def _channels(facts: Facts) -> list[Check]:
-    """Say which options fit a model to images of other channels than RGB."""
+def _channels(looked: Looked) -> list[Check]:
+    """Say how a range fits, and which options fit a model to other channels than RGB."""
+    facts, ranged = looked.facts, any("range=" in text for text in pixel_options(looked.spec))
     mean, deviation = ([float(f"{value:.4g}") for value in values] for values in facts.colours())
-    if len(mean) == 3 or not facts.readable.any():
+    if (len(mean) == 3 and not ranged) or not facts.readable.any():
         return []
     low, high = ([percent(share) for share in shares] for shares in facts.ends())
+    if len(mean) == 3:
+        least, most = (percent(max(shares)) for shares in facts.ends())
+        advice = "if these are cut off, give a larger range" * (max(facts.ends()[1]) > CLIPPED)
+        return [Check("range", f"{least} of values at its low end, {most} at its high end", advice)]
     found = f"{len(mean)} channels; values at 0 {', '.join(low)}, at 255 {', '.join(high)}"
     if flat := [number for number, value in enumerate(deviation, 1) if value < FLAT / 255]:
         numbers = ", ".join(map(str, flat))
@@ -150,10 +162,17 @@ def _check(fault: Fault, looked: Looked, max_unreadable: float) -> Check:
     must = kind.must or (fault.kind == "unreadable" and many)
     first = int(fault.images[0])
     example = printable(source.name(first))
+    advice = kind.advice
     if fault.kind == "unreadable":
-        example += f": {printable(looked.facts.reasons[first])}"
+        reason = printable(looked.facts.reasons[first])
+        example += f": {reason}"
+        if (option := _OPTION.search(reason)) is not None:
+            whole, _ = split_part(looked.spec)
+            joint = "?" if split_query(whole)[0] == whole else "&"
+            named = f"{whole}{joint}{option[1]}{looked.spec.removeprefix(whole)}"
+            advice = f"give an option in the string of the data: beit doctor {quote(named)}"
     return Check(
-        fault.kind, f"{number} ({percent(share)}) {kind.images}, as {example}", kind.advice, must
+        fault.kind, f"{number} ({percent(share)}) {kind.images}, as {example}", advice, must
     )
 
 

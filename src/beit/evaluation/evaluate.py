@@ -43,6 +43,7 @@ from beit.evaluation.target_columns import Task
 from beit.run.device import DeviceConfig, precision_of, summed
 from beit.run.environment import environment
 from beit.run.launch import launch
+from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
 from beit.weights.open import load_classifier
 
@@ -162,6 +163,7 @@ def run(config: Config) -> Result:
     reference = None if path is None else read_evaluation(path)
     classifier = load_classifier(config.model, config.image_size, num_heads=config.num_heads)
     config = replace(config, crop_ratio=crop_ratio(config.model, config.crop_ratio))
+    check_bands(config.model, config.data)
     task = open_task(
         config.data,
         config.dataset,

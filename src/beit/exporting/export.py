@@ -51,6 +51,8 @@ FORMATS = {
     "torch-export": Format(torch_export_file, (".pt2",)),
 }
 
+UNRECORDED = ("published", "timm", "transformers")  # formats without a place for bands and range
+
 
 @dataclass(frozen=True)
 class Config:
@@ -109,6 +111,8 @@ def run(config: Config) -> Result:
     print(f"{config.source}: {type(model).__name__} as {config.format} ...", flush=True)
     output.parent.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {} if config.opset is None else {"opset": config.opset}
+    if any(pixels := getattr(model, "pixel_options", None) or ()) and config.format in UNRECORDED:
+        print(f"  {config.format} records no bands or range; tell users: {' or '.join(pixels)}")
     stated = stated_crop(config.source)
     if stated is not None and config.format in ("safetensors", "timm", "transformers"):
         options["crop_ratio"] = stated[0]

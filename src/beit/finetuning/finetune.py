@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 
 from beit.command.ending import Ending, beside, last_values, words
-from beit.data.channels import check_channels
+from beit.data.channels import check_channels, pixel_options
 from beit.data.class_names import amount
 from beit.data.classes import (
     Classes,
@@ -49,6 +49,7 @@ from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.run.prepare import prepared
 from beit.run.quarantine import NotedBatches
 from beit.run.reading import Reading
+from beit.weights.bands import check_bands
 from beit.weights.file import save_weights
 from beit.weights.open import load, load_backbone, load_start
 from beit.weights.transfer import (
@@ -78,6 +79,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     vit, option = classifier.config.backbone, "" if config.init else "backbone.in_channels"
     check_channels(config.data, vit.image_channels, option, config.view.color_jitter)
     check_augment(config.augment, vit)
+    if config.init:
+        check_bands(config.init, config.data.train)
     journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
     batches = training_batches(config, source, vit, journal)
     validation = validation_batches(config, held_out, vit, fabric)
@@ -108,7 +111,12 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     validated, crop = train(parts, journal), validation_view(config, vit.image_size).crop_ratio
     metrics, save = (
         validated.metrics if validated else {},
-        partial(save_weights, model=parts.kept.eval(), crop_ratio=crop),
+        partial(
+            save_weights,
+            model=parts.kept.eval(),
+            crop_ratio=crop,
+            pixel_options=pixel_options(config.data.train),
+        ),
     )
     step = parts.best.step or journal.last_step
     draw = partial(report, journal.directory, config, classes, head, step, validated)

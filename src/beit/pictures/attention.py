@@ -33,6 +33,7 @@ from beit.pictures.attention_panels import (
 from beit.pictures.images import WHOLE, check_output, left_out_tables, read_images, saved_picture
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
+from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
 from beit.weights.open import load_backbone
 
@@ -112,6 +113,7 @@ def run(config: Config) -> Result:
     layers = _existing(config.layers or (vit.depth,), vit.depth, "layers", "block")
     heads = _existing(config.heads or range(1, vit.num_heads + 1), vit.num_heads, "heads", "head")
     view = EvalView(vit.image_size, crop_ratio(config.model, config.crop_ratio, WHOLE))
+    check_bands(config.model, config.data)
     source = open_source(config.data, limit=config.limit)
     names, images, left_out = read_images(source, view, (vit.patch_size, vit.patch_size))
     backbone = backbone.to(fabric.device)

@@ -33,6 +33,7 @@ from beit.pictures.images import (
 )
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
+from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
 from beit.weights.frozen import FrozenModel, open_frozen_model
 
@@ -115,6 +116,7 @@ def run(config: Config) -> Result:
     chosen = chosen_patches(config.patches, model.grid)
     (H, W), (Gh, Gw) = model.image_size, model.grid
     view = EvalView(model.image_size, crop_ratio(config.model, config.crop_ratio, WHOLE))
+    check_bands(config.model, config.data)
     source = open_source(config.data, limit=config.limit)
     names, images, left_out = read_images(source, view, (H // Gh, W // Gw))
     with torch.no_grad(), fabric.autocast():

@@ -43,6 +43,7 @@ from beit.pictures.token_models import (
 )
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
+from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
 from beit.weights.teachers import Teacher
 
@@ -103,6 +104,8 @@ def run(config: Config) -> Result:
     models = open_models(config.model, config.tokenizer, fabric.device, sizes)
     teacher = open_teacher(config.teacher, models) if config.teacher else None
     view = EvalView(models.image_size, crop_ratio(config.model, config.crop_ratio, WHOLE))
+    for origin in filter(None, (config.model, config.tokenizer)):
+        check_bands(origin, config.data)
     source = open_source(config.data, limit=config.limit)
     names, images, left_out = read_images(source, view, models.patch_size)
     inputs = images.to(fabric.device)

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 
 from beit.command.ending import Ending, beside, last_values, whole, words
 from beit.data.batches import EvalBatches
-from beit.data.channels import check_channels
+from beit.data.channels import check_channels, compare_pixels, pixel_options
 from beit.data.classes import Labelled, known_classes, renumbered
 from beit.data.splits import Split
 from beit.data.views import EvalView, TrainViews
@@ -47,6 +47,7 @@ from beit.run.launch import launch, launch_run
 from beit.run.log import read_log
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.run.prepare import prepared
+from beit.weights.bands import check_bands
 from beit.weights.file import save_weights
 from beit.weights.open import load
 
@@ -57,9 +58,13 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     """Pretrain a new model, or resume the run in `directory` from its last checkpoint."""
     channels, jitter = config.model.backbone.image_channels, config.view.color_jitter
     check_channels(config.data, channels, "model.backbone.in_channels", jitter)
+    checked = filter(None, (config.check.train, config.check.test))
+    compare_pixels(pixel_options(config.data.train), "the training images have", *checked)
     config = within_budget(run, config, partial(all_sets, config))
     fabric = launch_run(config, directory)
     target, mim = build(config, fabric)
+    if isinstance(target, TokenTarget) and not target.channels:
+        check_bands(config.tokenizer or config.target.source, config.data.train)
     vit, optim = config.model.backbone, config.optim
     views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
     source = open_train(config, views)
@@ -88,12 +93,18 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     journal.begin(batches, model=mim, optimizer=optimizer)
     keep_images(journal, images)
     if account:
+        check_bands(str(config.init), config.data.train)
         journal.message(account)
     draw = partial(report, journal.directory, config, fabric, mim, target)
     metrics = train(parts, journal, draw)
     return journal.finish(
         metrics,
-        partial(save_weights, model=mim.eval(), crop_ratio=config.crop_ratio),
+        partial(
+            save_weights,
+            model=mim.eval(),
+            crop_ratio=config.crop_ratio,
+            pixel_options=pixel_options(config.data.train),
+        ),
         partial(draw, metrics),
     )
 

@@ -34,6 +34,7 @@ from pathlib import Path
 from typing import Literal
 
 from beit.command.ending import Ending, beside, words
+from beit.data.channels import compare_pixels, pixel_options
 from beit.data.class_names import some
 from beit.data.classes import Labelled, checked_classes, renumbered
 from beit.data.mixture import weights_of
@@ -51,6 +52,7 @@ from beit.probing.training import attentive_rows, probe_features, split, train_o
 from beit.run.device import DeviceConfig, precision_of
 from beit.run.environment import environment
 from beit.run.launch import launch
+from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
 from beit.weights.frozen import TEACHER, open_frozen_model
 
@@ -215,6 +217,8 @@ def run(config: Config) -> Result:
     seed, size = config.seed if config.untrained else None, config.image_size
     model = open_frozen_model(config.model, size, config.num_heads, seed, fabric.device)
     config = replace(config, crop_ratio=crop_ratio(config.model, config.crop_ratio))
+    check_bands(config.model, config.train, test_spec)
+    compare_pixels(pixel_options(config.train), "the training images have", test_spec)
     kinds = kinds_of(config.layers, config.pooling, model.depth, model.has_cls)
     if config.attentive and model.width % config.attentive_heads:
         raise ValueError(

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from beit.data.batch import Batch
+from beit.data.unreadable import NAME
 from beit.files import write_text
 from beit.run.reading import ImageBatches
 
@@ -57,8 +58,9 @@ def note(file: Path, met: Counter[str]) -> None:
             known = [json.loads(line) for line in lines]
             counts = Counter({(bad["name"], bad["reason"]): bad["met"] for bad in known})
             for text, count in met.items():
-                name, _, reason = text.partition(": ")
-                counts[name, reason] += count
+                name = NAME.findall(text)[0]
+                plain = json.loads(name) if name.startswith('"') else name
+                counts[plain, text[len(name) + 2 :]] += count
             bad = [{"name": n, "reason": r, "met": count} for (n, r), count in counts.items()]
             write_text(file, "".join(f"{json.dumps(image)}\n" for image in bad))
     except Timeout:

@@ -34,9 +34,10 @@ from beit.run.environment import environment
 from beit.run.launch import launch
 from beit.run.progress import Progress
 from beit.segmentation.batches import FIELDS, stacked, whole
-from beit.segmentation.label_maps import LabelMaps, open_label_maps
+from beit.segmentation.label_maps import LabelMaps, image_spec, open_label_maps
 from beit.segmentation.pictures import Palette, example_picture, iou_table
 from beit.segmentation.validation import Example, map_predictor
+from beit.weights.bands import check_bands
 from beit.weights.open import load_segmenter
 
 if TYPE_CHECKING:
@@ -127,6 +128,7 @@ def run(config: Config) -> Result:
         raise ValueError("give a segmenter and its images: --model and --data")
     segmenter = load_segmenter(config.model, config.image_size, num_heads=config.num_heads)
     source = open_maps(config, segmenter)
+    check_bands(config.model, image_spec(config.data, source))
     fabric = launch(config.device)
     counts = count_pixels(fabric, segmenter, source, config)
     confusion = summed(fabric, counts.confusion).cpu()

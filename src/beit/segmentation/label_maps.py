@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from typing import Protocol
@@ -18,7 +18,7 @@ from beit.data.pixels.decoding import decode
 from beit.data.shapes import KINDS as SHAPES
 from beit.data.shapes import ShapesSource
 from beit.data.source import shuffled
-from beit.data.spec import PART, cut
+from beit.data.spec import AS_IT_IS, PART, Reading, cut
 from beit.files import user_path
 from beit.nn.segmenter import IGNORED
 from beit.segmentation.label_classes import Colour, LabelClasses, label_classes, read_label_classes
@@ -27,7 +27,8 @@ from beit.segmentation.label_files import LABEL_KINDS, Pairs, Role, find_pairs
 
 _log = logging.getLogger(__name__)
 
-_OPTIONS = ("split", "maps", "classes", "reduce_zero_label")
+_PIXELS = ("range", "bands")
+_OPTIONS = ("split", "maps", "classes", "reduce_zero_label", *_PIXELS)
 _BINARY = (
     "If 255 is a class, give a class list that includes it: a .yaml file of "
     "{classes: [ground, thing], values: [0, 255]}"
@@ -40,6 +41,7 @@ class LabelMaps(Protocol):
     """A list of images and label maps; any process may read them in any order."""
 
     classes: LabelClasses
+    reading: Reading  # of the images
 
     def __len__(self) -> int: ...
 
@@ -80,7 +82,8 @@ def open_label_maps(
 
     Args:
         spec: what to read, see `LABEL_KINDS`. It may set `maps`, `classes`, `reduce_zero_label` and
-            `split`, as in photos?maps=masks&classes=names.yaml, and takes precedence
+            `split`, as in photos?maps=masks&classes=names.yaml, and takes precedence; and `range`
+            and `bands` of the images (docs/data.md)
         role: which split of a set that has both, unless `spec` names one
         maps: the folder (or zip) of the maps, paired with the images by name without extension
         classes: a list of classes, see `read_label_classes`; empty for those of ADE20K, VOC and
@@ -108,7 +111,8 @@ def open_label_maps(
         pairs = find_pairs(path, options.get("split", ""), role, options.get("maps", maps))
         reduced = options.get("reduce_zero_label", str(reduce_zero_label)).lower() in ("1", "true")
         class_list = options.get("classes", classes)
-        source = PairedMaps(pairs, _classes(spec, pairs, class_list, reduced, names))
+        own_classes = _classes(spec, pairs, class_list, reduced, names)
+        source = PairedMaps(pairs, own_classes, _reading(spec, options))
     for part in parts:
         source = PartMaps(source, cut(source, part))
     if limit is not None and limit < 1:
@@ -137,15 +141,15 @@ def read_pair(source: LabelMaps, index: int) -> tuple[Tensor, Tensor]:
 class PairedMaps(LabelMaps):
     """Image files and map files of the same names."""
 
-    def __init__(self, pairs: Pairs, classes: LabelClasses) -> None:
-        self.classes, self._pairs = classes, pairs
+    def __init__(self, pairs: Pairs, classes: LabelClasses, reading: Reading = AS_IT_IS) -> None:
+        self.classes, self.reading, self._pairs = classes, reading, pairs
 
     def __len__(self) -> int:
         return len(self._pairs.places)
 
     def image(self, index: int) -> Tensor:
         files, place = self._pairs.images, int(self._pairs.places[index, 0])
-        return decode(files.read(place), f"{files.where}/{files.name(place)}")
+        return decode(files.read(place), f"{files.where}/{files.name(place)}", self.reading)
 
     def label_map(self, index: int) -> Tensor:
         return decode_label_map(*self._pairs.map_file(index), self.classes)
@@ -158,7 +162,7 @@ class ShapesMaps(LabelMaps):
     """Drawn scenes; the class of a pixel is the kind of shape there, 0 for the ground."""
 
     def __init__(self, scenes: ShapesSource, classes: LabelClasses) -> None:
-        self.classes, self._scenes = classes, scenes
+        self.classes, self.reading, self._scenes = classes, AS_IT_IS, scenes
         self._table = torch.tensor(classes.table).to(torch.uint8)
 
     def __len__(self) -> int:
@@ -183,7 +187,7 @@ class PartMaps(LabelMaps):
     """A subset of the images and maps of a source, in the source's order."""
 
     def __init__(self, source: LabelMaps, indices: Tensor) -> None:
-        self.classes, self._source = source.classes, source
+        self.classes, self.reading, self._source = source.classes, source.reading, source
         self._indices = indices.sort().values
 
     def __len__(self) -> int:
@@ -211,6 +215,24 @@ def _parsed(spec: str) -> tuple[str, dict[str, str]]:
         expected = ", ".join(f"{option}=..." for option in _OPTIONS)
         raise ValueError(f"{spec}: unknown option {', '.join(unknown)}; expected {expected}")
     return path, options
+
+
+def _reading(spec: str, options: Mapping[str, str]) -> Reading:
+    """Return how the pixels of images are read."""
+    query = "&".join(f"{name}={options[name]}" for name in _PIXELS if name in options)
+    reading = Reading.parse(query, spec) if query else AS_IT_IS
+    if reading.channels != 3:
+        raise ValueError(
+            f"{spec}: {reading.channels} bands, and segmentation is of RGB only; name three, as in "
+            "bands=3,2,1, or one for grey"
+        )
+    return reading
+
+
+def image_spec(spec: str, maps: LabelMaps) -> str:
+    """Name the images that a string opens as `maps`, with their bands and range alone."""
+    options = maps.reading.pixel_options
+    return spec.partition("?")[0] + f"?{options}" * bool(options)
 
 
 # ── classes ─────────────────────────────────────────────────────────────────────────────────────

@@ -37,6 +37,7 @@ from beit.segmentation.label_classes import default_palette
 from beit.segmentation.label_decoding import encode_label_map
 from beit.segmentation.pictures import Palette, legend, overlay, with_legend
 from beit.segmentation.validation import map_predictor
+from beit.weights.bands import check_bands
 from beit.weights.open import load_segmenter
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ def run(config: Config) -> Result:
     fabric = launch(config.device)
     output, source = Path(config.output), open_images(config.data, config.limit)
     segmenter = load_segmenter(config.model, config.image_size, num_heads=config.num_heads)
+    check_bands(config.model, config.data)
     Y = segmenter.config.num_classes
     if Y > MAX_CLASSES:
         raise ValueError(f"{config.model} has {Y} classes; a palette PNG has {MAX_CLASSES} at most")

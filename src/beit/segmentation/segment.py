@@ -13,6 +13,7 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from beit.command.ending import Ending, beside, last_values, words
+from beit.data.channels import compare_pixels, pixel_options
 from beit.draw.names import percent
 from beit.draw.report import Section
 from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter
@@ -33,11 +34,12 @@ from beit.run.quarantine import NotedBatches
 from beit.run.reading import Reading
 from beit.segmentation.batches import FIELDS, StackedViews, stacked, whole
 from beit.segmentation.config import Config
-from beit.segmentation.label_maps import LabelMaps, open_label_maps
+from beit.segmentation.label_maps import LabelMaps, image_spec, open_label_maps
 from beit.segmentation.loop import Segmentation, train
 from beit.segmentation.report import report
 from beit.segmentation.validation import validate
 from beit.segmentation.views import SegmentViews
+from beit.weights.bands import check_bands
 from beit.weights.file import save_weights
 from beit.weights.open import load, load_start
 from beit.weights.transfer import backbone_for_finetuning, carry_backbone, carry_decoder
@@ -54,6 +56,12 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     optim = config.optim
     source, held_out = open_data(config)
     sets = {"data.train": source, "data.validation": held_out}
+    named = image_spec(config.data.train, source)
+    if held_out is not None:
+        validated_on = image_spec(config.data.validation, held_out)
+        compare_pixels(pixel_options(named), "the training images have", validated_on)
+    if config.init:
+        check_bands(config.init, named)
     images = check_images(directory, sets, changed_ok, labelled=True)
     torch.manual_seed(config.run.seed)
     segmenter, transferred = build_segmenter(config, source)
@@ -88,7 +96,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     validated = train(parts, journal)
     metrics, save = (
         validated.metrics if validated else {},
-        partial(save_weights, model=segmenter.eval()),
+        partial(save_weights, model=segmenter.eval(), pixel_options=pixel_options(named)),
     )
     step = parts.best.step or journal.last_step
     draw = partial(report, journal.directory, config, source, transferred, step, validated)

@@ -31,11 +31,13 @@ from beit.similarity.vectors import (
     Features,
     ImageSet,
     Reading,
+    images_of,
     indexed,
     is_table,
     open_reading,
     read_set,
 )
+from beit.weights.bands import check_bands
 
 MOST = 4000  # images on a page by default
 AGREEING = 10  # neighbours whose labels are compared
@@ -108,6 +110,7 @@ def run(config: Config) -> Result:
     if output.exists():
         raise FileExistsError(f"{output} exists and is not overwritten; name another file")
     reading = open_reading(config)
+    check_bands(config.model, images_of(config.data))
     images, chosen, total = _images(config, reading)
     n = len(images.names)
     if n < 2:

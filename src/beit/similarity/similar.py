@@ -14,6 +14,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from beit.command.ending import Ending, beside, words
+from beit.data.channels import compare_pixels, pixel_options
 from beit.data.shrinking import Shrinking
 from beit.data.source import Source, UnreadableImage, file_of
 from beit.data.sources import open_source
@@ -27,12 +28,14 @@ from beit.similarity.vectors import (
     Features,
     ImageSet,
     Reading,
+    images_of,
     indexed,
     is_table,
     open_reading,
     read_set,
     vector_of,
 )
+from beit.weights.bands import check_bands
 
 ALIKE = 0.99  # mean cosine of a set above which a cosine says little
 
@@ -112,6 +115,9 @@ def run(config: Config) -> Result:
         raise FileExistsError(f"{picture} exists and is not overwritten; name another file")
     reading = open_reading(config)
     files = {name: _opened(name) for name in config.photos if _is_file(name)}
+    of_set = images_of(config.data)
+    check_bands(config.model, of_set)
+    compare_pixels(pixel_options(of_set), f"{config.data} has", *files)
     layer = None
     if is_table(config.data):
         images, layer = read_set(config.data, reading)

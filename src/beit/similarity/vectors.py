@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from beit.data.channels import pixel_options
 from beit.data.class_names import amount
 from beit.data.shrinking import Shrinking
 from beit.data.source import PartSource, Source, file_of, limited
@@ -182,6 +183,13 @@ def is_table(data: str) -> bool:
     return path.suffix == ".npz" or _about_of(path).get("verb") == "embed"
 
 
+def images_of(data: str) -> str | list[str]:
+    """Return the string, or the list of files, whose images are in a set or in a table of it."""
+    about = _about_of(user_path(data)) if is_table(data) else {}
+    images: str | list[str] = about.get("data", data)
+    return images
+
+
 def read_set(data: str, reading: Reading) -> tuple[ImageSet, int | None]:
     """Read a table of `beit embed`. Returns: the set; the block that its features come from.
 
@@ -249,7 +257,7 @@ def indexed(source: Source, data: str, index: str | None, reading: Reading) -> I
     Raises:
         ValueError: the named file is not an index, or one of another model or view.
     """
-    about = reading.about() | {"reduced": True}
+    about = reading.about() | {"reduced": True, "pixel_options": pixel_options(data)}
     file = user_path(index) if index else index_file(data, about)
     if file.suffix not in SUFFIXES:
         raise ValueError(f"index is {index!r}; expected a name that ends in .npz or .parquet")

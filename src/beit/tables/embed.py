@@ -28,6 +28,7 @@ from beit.rows.files import SUFFIXES, Column
 from beit.rows.table import RowTable, check_output
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
+from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
 from beit.weights.frozen import FrozenModel, open_frozen_model
 
@@ -87,6 +88,7 @@ def run(config: Config) -> TableResult:
         config.model, config.image_size, config.num_heads, device=fabric.device
     )
     config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
+    check_bands(config.model, config.data)
     kinds = kinds_to_embed(config, model)
     source = open_images(config.data, config.limit)
     vit = getattr(model.network, "config", None)  # None for a teacher

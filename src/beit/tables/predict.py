@@ -36,6 +36,7 @@ from beit.run.device import DeviceConfig
 from beit.run.launch import launch
 from beit.run.prepare import prepared
 from beit.tables.picture import Prediction, prediction_grid
+from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
 from beit.weights.open import load_classifier
 
@@ -105,6 +106,7 @@ def run(config: Config) -> TableResult:
     source = open_images(config.data, config.limit)
     classifier = load_classifier(config.model, config.image_size, num_heads=config.num_heads)
     config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
+    check_bands(config.model, config.data)
     classes, vit = classifier.config, classifier.backbone.config
     columns = columns_of(classes, config.top_k)
     table: RowTable | LineStream
@@ -170,7 +172,8 @@ def _max_unreadable(config: Config) -> float:
     if config.max_unreadable is not None:
         return config.max_unreadable
     first = config.data if isinstance(config.data, str) else config.data[0]
-    named = first.startswith(("-", "@")) or Path(first).suffix.lower() in extensions()
+    endings = {Path(name).suffix.lower() for name in (first, first.partition("?")[0])}
+    named = first.startswith(("-", "@")) or not endings.isdisjoint(extensions())
     return 1.0 if named else 0.01
 
 

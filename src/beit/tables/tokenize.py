@@ -23,6 +23,7 @@ from beit.rows.files import Column
 from beit.rows.table import RowTable, check_output, smallest_unsigned
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
+from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
 from beit.weights.open import load_tokenizer
 
@@ -70,6 +71,7 @@ def run(config: Config) -> TableResult:
     settings = {name: value for name, value in settings.items() if value is not None}
     tokenizer = load_tokenizer(config.model, **settings)
     config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
+    check_bands(config.model, config.data)
     module = cast(nn.Module, tokenizer)  # every tokenizer is one
     source = open_images(config.data, config.limit)
     details = {"grid": tokenizer.grid, "vocab_size": tokenizer.vocab_size}

@@ -13,7 +13,7 @@ import torch
 from lightning_fabric import Fabric
 
 from beit.data.batches import DataConfig
-from beit.data.channels import check_channels
+from beit.data.channels import check_channels, pixel_options
 from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
@@ -34,6 +34,7 @@ from beit.tokenizer.ending import ending as ending
 from beit.tokenizer.image_metrics import FrechetSums
 from beit.tokenizer.report import last_validated, report_dvae
 from beit.tokenizer.start import start_dvae
+from beit.weights.bands import check_bands
 from beit.weights.file import save_weights
 from beit.weights.open import load
 from beit.weights.teachers import LITE0, load_teacher
@@ -185,12 +186,18 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     journal.begin(batches, model=vae, optimizer=optimizer, counts=counts)
     keep_images(journal, images)
     if account:
+        check_bands(str(config.init), config.data.train)
         journal.message(account)
     draw = partial(report_dvae, journal.directory, config, fabric, vae)
     validated = train(parts, journal, draw)
     metrics, save = (
         validated.metrics if validated else {},
-        partial(save_weights, model=vae.eval(), crop_ratio=config.crop_ratio),
+        partial(
+            save_weights,
+            model=vae.eval(),
+            crop_ratio=config.crop_ratio,
+            pixel_options=pixel_options(config.data.train),
+        ),
     )
     return journal.finish(metrics, save, partial(draw, validated))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from beit.data.batch import Batch
 from beit.data.batches import DataConfig
-from beit.data.channels import check_channels
+from beit.data.channels import check_channels, pixel_options
 from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
 from beit.nn.tokenizer import VQKD, VQKDConfig
@@ -36,6 +36,7 @@ from beit.tokenizer.report import last_validated, report_vqkd
 from beit.tokenizer.start import start_from
 from beit.tokenizer.teacher_cache import CachedFeatures, compute_maps
 from beit.tokenizer.vqkd_loop import CodeUse, VQKDTraining, train
+from beit.weights.bands import check_bands
 from beit.weights.file import save_weights
 from beit.weights.open import load
 from beit.weights.teachers import Teacher, TeacherConfig, check_chosen, load_teacher
@@ -229,12 +230,18 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     journal.begin(batches, model=vqkd, optimizer=optimizer, use=use, counts=counts)
     keep_images(journal, images)
     if account:
+        check_bands(str(config.init), config.data.train)
         journal.message(account)
     draw = partial(report_vqkd, journal.directory, config, fabric, vqkd)
     validated = train(parts, journal, draw)
     metrics, save = (
         validated.metrics if validated else {},
-        partial(save_weights, model=vqkd.eval(), crop_ratio=config.crop_ratio),
+        partial(
+            save_weights,
+            model=vqkd.eval(),
+            crop_ratio=config.crop_ratio,
+            pixel_options=pixel_options(config.data.train),
+        ),
     )
     return journal.finish(metrics, save, partial(draw, validated))
 

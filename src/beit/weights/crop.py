@@ -40,14 +40,10 @@ def stated_crop(source: str) -> tuple[float, str] | None:
 
 def crop_in(path: Path) -> tuple[float, str] | None:
     """Read the crop as `stated_crop` does, from a run, a weights file or a folder."""
-    run = RunDirectory(path)
-    is_run = run.config_file.is_file()
-    weights = run.weights_file if is_run else hub.weights_in(path) or path
-    if weights.suffix == ".safetensors" and weights.is_file():
-        about = _json(read_shapes(weights)[1].get(FORMAT, ""))
-        if (ratio := _ratio(about, "crop_ratio")) is not None:
-            return ratio, ""
-    if is_run:
+    weights, run = weights_of(path), RunDirectory(path)
+    if (ratio := _ratio(described(weights), "crop_ratio")) is not None:
+        return ratio, ""
+    if run.config_file.is_file():
         ratio = _ratio(run.config(), "crop_ratio")
         return None if ratio is None else (ratio, "")
     if not weights.is_file():
@@ -61,6 +57,19 @@ def crop_in(path: Path) -> tuple[float, str] | None:
     if processor.is_file() and (ratio := _of_processor(_json(processor.read_text("utf-8")))):
         return ratio, f"as {processor.name}; proportions are kept, transformers stretches"
     return None
+
+
+def weights_of(path: Path) -> Path:
+    """Return the weights file in a run or a folder; a file itself."""
+    run = RunDirectory(path)
+    return run.weights_file if run.config_file.is_file() else hub.weights_in(path) or path
+
+
+def described(weights: Path) -> Any:
+    """Read the description that a weights file of ours has of its model; empty for other files."""
+    if weights.suffix != ".safetensors" or not weights.is_file():
+        return {}
+    return _json(read_shapes(weights)[1].get(FORMAT, ""))
 
 
 def _of_processor(values: Any) -> float | None:

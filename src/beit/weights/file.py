@@ -84,15 +84,22 @@ def save(model: nn.Module, path: str | Path, crop_ratio: float | None = None) ->
     save_weights(user_path(path), model, loaded if crop_ratio is None else crop_ratio)
 
 
-def save_weights(path: str | Path, model: nn.Module, crop_ratio: float | None = None) -> None:
+def save_weights(
+    path: str | Path,
+    model: nn.Module,
+    crop_ratio: float | None = None,
+    pixel_options: Sequence[str] | None = None,
+) -> None:
     """Write the model's weights and configuration to a safetensors file, atomically.
 
     Args:
         crop_ratio: side of the centre crop of its evaluation images over the shorter side
+        pixel_options: bands and ranges of its training images (`beit.data.channels`); None for
+            those of the file that the model was loaded from
     """
     _kind_of(model)
     # A single entry: safetensors writes several in an order that differs between runs.
-    metadata = {FORMAT: description(model, crop_ratio)}
+    metadata = {FORMAT: description(model, crop_ratio, pixel_options)}
     state = model.state_dict()
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     with replacing(Path(path)) as temporary:
@@ -127,11 +134,18 @@ def _check_savable(model: nn.Module, path: str) -> None:
         )
 
 
-def description(model: nn.Module, crop_ratio: float | None = None) -> str:
-    """Describe a model in JSON: version of the format, kind, configuration."""
+def description(
+    model: nn.Module,
+    crop_ratio: float | None = None,
+    pixel_options: Sequence[str] | None = None,
+) -> str:
+    """Describe a model in JSON: version of the format, kind, configuration, images."""
     config: Any = model.config
     about = {"version": VERSION, "kind": type(model).__name__, "config": dataclasses.asdict(config)}
-    return json.dumps(about if crop_ratio is None else {**about, "crop_ratio": crop_ratio})
+    if pixel_options is None:
+        pixel_options = getattr(model, "pixel_options", None)
+    images = {"crop_ratio": crop_ratio, "pixel_options": pixel_options}
+    return json.dumps(about | {name: value for name, value in images.items() if value is not None})
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -18,6 +18,7 @@ from beit.nn.vit import VisionTransformer
 from beit.run.directory import RunDirectory
 from beit.run.settings import first
 from beit.weights import hub, manifest
+from beit.weights.bands import bands_in
 from beit.weights.crop import crop_in
 from beit.weights.file import (
     FORMAT,
@@ -51,7 +52,8 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     """Load the model in `source`, of any kind, in eval mode and in float32.
 
     Its attribute `crop_ratio`, that of its backbone too, is what its files say of its images' crop
-    (side of the centre crop over the shorter side); None if they say nothing.
+    (side of the centre crop over the shorter side), and `pixel_options` of the bands and ranges of
+    its training images, as in ["bands=4,3,2"]; None if they say nothing.
 
     Args:
         source: a run directory; a file with an ending of `SUFFIXES`, ours or in one of `LAYOUTS`,
@@ -76,9 +78,11 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     model = _load(path, **overrides)
     is_published = str(source).startswith(hub.PUBLISHED)
     is_remote = str(source).startswith(hub.SCHEMES)
-    stated = None if is_published else crop_in(path if is_remote else Path(source))
+    where = path if is_remote else Path(source)
+    stated = None if is_published else crop_in(where)
     for part in (model, backbone_of(model) or model):
         part.crop_ratio = None if stated is None else stated[0]  # type: ignore[assignment]
+        part.pixel_options = None if is_published else bands_in(where)  # type: ignore[assignment]
     return model
 
 

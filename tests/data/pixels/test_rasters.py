@@ -87,8 +87,11 @@ def test_infrared_as_a_fourth_band_is_not_transparency():
     silent = unspecified.replace(struct.pack("<HHI", 338, 3, 1), struct.pack("<HHI", 65000, 3, 1))
     assert tifffile.TiffFile(io.BytesIO(silent)).pages.first.extrasamples == ()
     colours = torch.from_numpy(values[..., :3]).permute(2, 0, 1)
-    assert torch.equal(decode(silent, "a"), colours)
-    assert torch.equal(decode(unspecified, "a"), colours)
+    for data in (silent, unspecified):
+        refused(data, r"4 bands, of which 3 are red, green and blue; .*bands=1-3, .*bands=1-4")
+        assert torch.equal(decode(data, "a", Reading(bands=(1, 2, 3))), colours)
+    both = tiff(DEEP, photometric="rgb", extrasamples=["unassalpha", "unspecified"])
+    refused(both, r"5 bands, of which 3 are")
     false_colours = decode(unspecified, "a", Reading(bands=(4, 1, 2)))
     assert torch.equal(false_colours, torch.from_numpy(values[..., [3, 0, 1]]).permute(2, 0, 1))
 
@@ -175,7 +178,7 @@ def test_large_and_truncated_files_are_refused():
     refused(data[: len(data) // 2], "field.tif: ")
     for encoded in (data, imagecodecs.jpeg2k_encode(DEEP[..., 0])):
         with pytest.raises(UnreadableImage, match="too large: 32 x 20 pixels"):
-            decode(encoded, "a", max_pixels=639)
+            decode(encoded, "a", Reading(bands=(1,)), max_pixels=639)
     refused(b"II*\0", "broken or truncated")
     refused(b"\0\0\0\x0cjP  ", "broken or truncated")
 

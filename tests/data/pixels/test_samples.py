@@ -32,7 +32,8 @@ def test_floats_from_0_to_1_are_shares_of_white():
 @pytest.mark.parametrize("bits", [10, 12, 14])
 def test_few_bits_in_sixteen_are_refused_until_the_range_is_given(bits):
     values = np.array([0, 2 ** (bits - 1), 2**bits - 1], dtype=np.uint16)
-    with pytest.raises(ValueError, match=rf"up to {2**bits - 1} only.*SOURCE\?range=0:4095"):
+    camera = 4095 if bits < 13 else 16383  # as the error shows it: a smaller range would cut
+    with pytest.raises(ValueError, match=rf"up to {2**bits - 1} only.*SOURCE\?range=0:{camera} "):
         grey(values)
     assert grey(values, Reading(range=(0, 2**bits - 1))) == [0, 128, 255]
     assert max(grey(values, Reading(range=(0, 65535)))) <= 64

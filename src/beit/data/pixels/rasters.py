@@ -53,6 +53,11 @@ def _read_tiff(data: bytes, reading: Reading, max_pixels: int) -> Samples | None
         kind, bits, extra = int(page.photometric), page.bitspersample, page.extrasamples
         bands, opacity = page.samplesperpixel, [int(use) in (1, 2) for use in extra]
         colours = bands - len(extra) if kind == _RGB else bands - sum(opacity)
+        if planes == 1 and kind == _RGB and bands - sum(opacity) > 3 and not reading.bands:
+            raise ValueError(
+                f"{bands} bands, of which 3 are red, green and blue; take these, as in "
+                f"SOURCE?bands=1-3, or all, as in SOURCE?bands=1-{bands}"
+            )
         usual = planes == 1 and page.index == 0 and bits <= 8 and int(page.sampleformat) == 1
         if kind in (0, 1, _RGB):  # others are palettes, CMYK, YCbCr
             plain = colours == (3 if kind == _RGB else 1) and len(extra) < 2

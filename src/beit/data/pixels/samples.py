@@ -45,9 +45,11 @@ def to_channels(samples: Samples, reading: Reading) -> Tensor:
     values, count = samples.values, samples.values.shape[-1]
     numbers = reading.bands or samples.colours
     if not numbers:
+        order = "1,2,3" if count == 3 else "3,2,1"
+        colours = f"which are red, green and blue, as in SOURCE?bands={order}, " * (count > 2)
         raise ValueError(
-            f"{count} bands or pages; say which are red, green and blue, as in SOURCE?bands=3,2,1, "
-            f"which one is grey, as in SOURCE?bands=1, or take all, as in SOURCE?bands=1-{count}"
+            f"{count} bands or pages; say {colours}which one is grey, as in SOURCE?bands=1, or "
+            f"take all, as in SOURCE?bands=1-{count}"
         )
     if max(numbers) > count:
         raise ValueError(
@@ -114,7 +116,9 @@ def _assumed_range(bands: list[Values]) -> tuple[float, float]:
             "this set, as in SOURCE?range=0:3000"
         )
     if 0 < most < high / 4:
-        example = "0:0.1" if dtype.kind == "f" else "0:4095 for a camera of 12 bits"
+        bits = 12 if most < 1 << 12 else 14
+        camera = f"0:{(1 << bits) - 1} for a camera of {bits} bits"
+        example = "0:0.1" if dtype.kind == "f" else camera
         raise ValueError(
             f"{dtype} values up to {most:g} only, nearly black between 0 and {high:g}; say which "
             f"values are black and white in this set, as in SOURCE?range={example}, or "
