@@ -194,7 +194,10 @@ def directory_of(name: str, settings: Mapping[str, Any]) -> Path:
         file = path / SETTINGS
         if (path / "report.html").exists() or not file.is_file():
             return False
-        return bool(json.loads(file.read_text(encoding="utf-8")) == settings)
+        try:
+            return bool(json.loads(file.read_text(encoding="utf-8")) == settings)
+        except (ValueError, RecursionError):
+            return False
 
     default = Path("runs/demo")
     output = Path(name) if name else first_free(default)
