@@ -18,6 +18,7 @@ NAMES = {
     "choices": "patches counted",
     "position_perplexity_min": "lowest perplexity at a position",
     "position_perplexity_max": "highest perplexity at a position",
+    "constant": "reconstruction by a constant",
     "psnr": "PSNR, dB",
     "ssim": "SSIM",
     "kl": "divergence from uniform",

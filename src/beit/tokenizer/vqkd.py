@@ -30,6 +30,7 @@ from beit.run.launch import launch, launch_run
 from beit.run.optim import OptimConfig
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.run.prepare import prepared
+from beit.tokenizer.centre import Centre
 from beit.tokenizer.codebook_log import CodeCounts
 from beit.tokenizer.ending import ending as ending
 from beit.tokenizer.report import last_validated, report_vqkd
@@ -215,8 +216,10 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     model, optimizer = fabric.setup(prepared(vqkd, config.device), optimizer)
     use = CodeUse(vqkd.vocab_size, fabric.device)
     counts = CodeCounts(vqkd.config.encoder.num_patches, vqkd.vocab_size, fabric)
+    centre = Centre(fabric, teacher.width) if named.centred else None
     parts = VQKDTraining(
-        *(fabric, vqkd, model, optimizer, teacher, targets, use, counts, optim, config.run.seed),
+        *(fabric, vqkd, model, optimizer, teacher, targets, centre, use, counts, optim),
+        seed=config.run.seed,
         start_after=codebook.start_after,
         kmeans=codebook.kmeans,
         commitment_weight=config.commitment_weight,
@@ -227,7 +230,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
         validation=validation,
         validate_every=config.validate_every * journal.steps_per_epoch,
     )
-    journal.begin(batches, model=vqkd, optimizer=optimizer, use=use, counts=counts)
+    state = {"use": use, "counts": counts} | ({"centre": centre} if centre else {})
+    journal.begin(batches, model=vqkd, optimizer=optimizer, **state)
     keep_images(journal, images)
     if account:
         check_bands(str(config.init), config.data.train)

@@ -24,6 +24,7 @@ from beit.run.journal import Journal
 from beit.run.means import Means
 from beit.run.optim import OptimConfig, clip_gradients, set_learning_rate
 from beit.run.reading import ImageBatches, Reading
+from beit.tokenizer.centre import Centre
 from beit.tokenizer.codebook_log import (
     CodeCounts,
     Validated,
@@ -69,6 +70,7 @@ class VQKDTraining(NamedTuple):
         vqkd: the unwrapped tokenizer
         model: the same, wrapped by Fabric for training
         targets: the teacher's features (B, N, T) of the images of a training batch
+        centre: takes the mean from them, part of checkpoints; None to leave it in
         use: of the codes since the last revival, part of checkpoints
         counts: of the codes since the last log line, part of checkpoints
         start_after: steps without quantization, before the codebook starts
@@ -88,6 +90,7 @@ class VQKDTraining(NamedTuple):
     optimizer: Optimizer
     teacher: Teacher
     targets: Callable[[Batch], Tensor]
+    centre: Centre | None
     use: CodeUse
     counts: CodeCounts
     optim: OptimConfig
@@ -115,7 +118,7 @@ def train(
     """
     fabric, vqkd, model, optimizer = parts.fabric, parts.vqkd, parts.model, parts.optimizer
     optim, seed, quantizer = parts.optim, parts.seed, parts.vqkd.quantizer
-    use, counts = parts.use, parts.counts
+    use, counts, centre = parts.use, parts.counts, parts.centre
     started = bool(quantizer.initialised)
     validated: Validated | None = None
     with journal.recording():
@@ -137,6 +140,8 @@ def train(
             for micro, batch in enumerate(micro_batches, 1):
                 with fabric.autocast():
                     target = parts.targets(batch)  # (B, N, T)
+                if centre is not None:
+                    target = centre.train()(target)
                 with fabric.no_backward_sync(model, enabled=micro < optim.accumulate):
                     output = model(batch.images, quantize)
                     reconstruction = cosine_distance(output.features, target)
@@ -154,6 +159,8 @@ def train(
             optimizer.step()
             optimizer.zero_grad()
 
+            if centre is not None:
+                centre.update(kept)
             if quantize:
                 counts.add(torch.cat(codes), kept)
                 statistics = summed(fabric, statistics)
@@ -191,7 +198,7 @@ def evaluate(
     if parts.validation is not None:
         with journal.aside("validation"):
             reading = journal.read(parts.validation)
-            validated = validate(parts.fabric, parts.vqkd, parts.teacher, reading)
+            validated = validate(parts, reading)
         journal.log_result(validated.metrics)
     parts.vqkd.eval()  # in all processes: the first may need the whole model for its report
     if journal.reports:
@@ -201,17 +208,23 @@ def evaluate(
 
 
 @torch.no_grad()
-def validate(fabric: Fabric, vqkd: VQKD, teacher: Teacher, reading: Reading) -> Validated:
-    """Measure the losses and the use of the codebook on the validation set."""
-    vqkd.eval()
+def validate(parts: VQKDTraining, reading: Reading) -> Validated:
+    """Measure the losses and the use of the codebook on the validation set.
+
+    val_constant is the reconstruction loss of the best constant for each position.
+    """
+    fabric, vqkd, grid = parts.fabric, parts.vqkd.eval(), parts.vqkd.grid
     means = Means(partial(summed, fabric))
     # All processes need the same names, even one without a batch.
     means.add({"val_reconstruction": 0.0, "val_commitment": 0.0}, weight=0)
     counts = CodeCounts(vqkd.config.encoder.num_patches, vqkd.vocab_size, fabric)
+    directions = torch.zeros(grid[0] * grid[1], vqkd.config.teacher_width, device=fabric.device)
     for batch in reading:
         with fabric.autocast():
-            target = teacher.features(batch.images, vqkd.grid)
+            target = parts.teacher.features(batch.images, grid)
             output = vqkd(batch.images)
+        target = target if parts.centre is None else parts.centre.eval()(target)
+        directions += torch.nn.functional.normalize(target.float(), dim=-1).sum(0)
         reconstruction = cosine_distance(output.features, target)
         means.add(
             {"val_reconstruction": reconstruction, "val_commitment": output.commitment},
@@ -219,7 +232,8 @@ def validate(fabric: Fabric, vqkd: VQKD, teacher: Teacher, reading: Reading) -> 
         )
         counts.add(output.codes)
     total = counts.total()
-    metrics = means.read()
+    constant = 1 - (summed(fabric, directions) / total.sum(1, keepdim=True)).norm(dim=1).mean()
+    metrics = means.read() | {"val_constant": float(constant)}
     use = code_metrics(total) | position_metrics(total)
     metrics |= {f"val_{name}": value for name, value in use.items()}
     return Validated(metrics | reading.counts(), total.cpu())

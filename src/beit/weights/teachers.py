@@ -48,6 +48,8 @@ class TeacherConfig:
             view are cut instead of computed (docs/tokenizer.md); empty: none
         channels: numbers, from 1, of the images' channels that it sees as red, green and blue, or
             of one as grey; empty for images of three
+        centred: subtract the mean of the features so far from the targets: what all images share
+            (docs/tokenizer.md); not in the paper
     """
 
     source: str = LITE0
@@ -56,6 +58,7 @@ class TeacherConfig:
     num_heads: int | None = None
     cache: str = ""
     channels: tuple[int, ...] = ()
+    centred: bool = False
 
 
 class Teacher(nn.Module):
