@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, get_origin
+from typing import Any, NamedTuple
 
 from beit.data.packed import RECORD
 from beit.files import PARTIAL_SUFFIX, write_text
@@ -141,8 +141,8 @@ class Record:
 def _finished(values: Any) -> Finished:
     """Check what a record says of a shard. Raises ValueError or TypeError."""
     shard = Finished(**values)
-    kinds = [get_origin(kind) or kind for kind in Finished.__annotations__.values()]
-    if not all(map(isinstance, shard, kinds)):
+    kinds = (str, str, int, int, int, int, str, dict)  # of its fields
+    if not all(isinstance(value, kind) for value, kind in zip(shard, kinds, strict=True)):
         raise ValueError(f"{values!r:.80} is no shard")
     return shard
 
