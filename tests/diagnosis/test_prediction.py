@@ -15,12 +15,21 @@ def test_a_step_takes_what_takes_longest():
     assert seconds_of_step(measured, four, 1.0, 0.5, 0) == 1.5
     assert seconds_of_step(measured, four, 1.0, 3.0, 2) == 1.5  # reading
     assert seconds_of_step(measured, four, 1.0, 0.5, 2) == 1.0  # the step
-    assert seconds_of_step(measured, Machine(2, 8e9), 1.0, 1.0, 4) == 1.5  # both cores, by both
+    alone = replace(measured, threads=1)
+    assert seconds_of_step(alone, Machine(2, 8e9), 1.0, 1.5, 4) == 1.25  # both cores, by both
     assert seconds_of_step(measured, one, 1.0, 0.5, 2) == 1.5  # the only core
     on_gpu = Measured("cuda", transfer=0.2)
     assert seconds_of_step(on_gpu, four, 0.1, 3.0, 0) == 3.0  # it reads ahead
     assert seconds_of_step(on_gpu, four, 0.1, 3.0, 16) == 0.75  # by four cores
     assert seconds_of_step(on_gpu, four, 0.1, 0.1, 4) == 0.2  # the copy
+
+
+def test_threads_of_a_step_wait_for_each_other_while_workers_have_their_cores():
+    measured, two = Measured("cpu", threads=2), Machine(2, 8e9)
+    step, reading = 0.178, 0.624  # 16 photos of 12 megapixels: 0.68 s by the clock
+    assert seconds_of_step(measured, two, step, reading, 2) == pytest.approx(0.66, abs=0.01)
+    assert seconds_of_step(replace(measured, threads=1), two, step, reading, 2) < 0.41
+    assert seconds_of_step(measured, two, step, 0.003, 2) == pytest.approx(step, rel=0.03)
 
 
 def settings(**changes):
@@ -88,6 +97,8 @@ def test_memory_is_that_of_the_process_its_workers_and_the_images():
     assert found.host == pytest.approx(1.4e9, rel=1e-3)
     held = predict(config, measured(in_memory=True), Machine(4, 8e9), 1000, 1, (100, 1, 0))
     assert held.host == pytest.approx(1.4e9 + (900 + 100) * 3e6)
+    beside = predict(config, measured(), Machine(4, 8e9), 1000, 1, (100, 1, 0))
+    assert beside.host == pytest.approx(1.4e9 + 100 * 3e6, rel=1e-3)  # for validation
     alone = replace(config, data=replace(config.data, num_workers=0))
     found = predict(alone, measured(), Machine(4, 8e9), 1000, 1, (0, 1, 0))
     assert found.host == 1.1e9  # at the report

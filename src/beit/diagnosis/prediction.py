@@ -5,8 +5,11 @@ images, which takes s seconds of its own, and images that take r seconds each in
 on c cores, of which the step on a CPU uses t:
 
     without workers, on a CPU      s + B r
-    with workers, on a CPU         max(s, B r / w, (s t + B r) / c)
+    with workers, on a CPU         max(s, B r / w, (s t (1 + 2 b) + B r) / c)
     on a GPU, which reads ahead    max(s, B r / max(w, 1), copy)
+
+b is 0 unless t + w > c: then it is the share of time that a worker is busy. A thread of the step
+then often waits, computing, for another one whose core a worker has (docs/doctor.md).
 """
 
 from collections.abc import Sequence
@@ -20,6 +23,7 @@ MOST_WORKERS = 64
 NEAR = 0.95  # share of the best speed that is enough
 KEPT = 0.7  # share of the free memory in which the system keeps files that were read
 GPU_CONTEXT = 0.5e9  # bytes of a GPU that CUDA itself takes
+WASTED = 2.0  # of a step's CPU time, by threads that wait for others while all workers are busy
 FIXED = ("metrics and clipping", "optimiser")  # parts of a step that do not grow with its images
 
 
@@ -81,8 +85,17 @@ def seconds_of_step(
     if not workers:
         return step + reading
     threads = min(measured.threads, machine.cores) if measured.device == "cpu" else 0
-    shared = (step * threads + reading) / machine.cores
+    shared, work, waits = 0.0, step * threads, crowded(measured, machine, workers)
+    for _ in range(9):  # converges: the busier the workers, the longer the step, the less they are
+        busy = min(1.0, reading / (workers * shared)) if waits and shared else 0.0
+        shared = (work * (1 + WASTED * busy) + reading) / machine.cores
     return max(step, reading / workers, shared)
+
+
+def crowded(measured: Measured, machine: Machine, workers: int) -> bool:
+    """Whether the threads of a step on the CPU and the workers are more than the cores."""
+    threads = min(measured.threads, machine.cores) if measured.device == "cpu" else 0
+    return threads > 1 and threads + workers > machine.cores
 
 
 def seconds_of_reading(config: Any, measured: Measured, memory: float, count: int) -> list[float]:
@@ -163,8 +176,11 @@ def _bytes(
     host = float(max(measured.host, measured.stepping + of_workers))
     gpu = measured.gpu + GPU_CONTEXT if measured.gpu else 0.0
     beyond = (count - measured.num_images) * measured.image_bytes
+    held = held_out * measured.image_bytes
+    if held <= getattr(data, "cache_gigabytes", 0.0) * 1e9:
+        host += held
     if measured.in_memory:
-        host += beyond + held_out * measured.image_bytes
+        host += beyond
         gpu += beyond if measured.gpu and measured.resident else 0.0
     total = config.optim.schedule(count).total_steps
     checkpoints = run.keep_last + 1 + (total // run.keep_every if run.keep_every else 0)

@@ -7,7 +7,7 @@ import torch
 
 from beit.diagnosis.checks import Check
 from beit.diagnosis.machine import disk
-from beit.diagnosis.prediction import Machine, Prediction, seconds_of_step
+from beit.diagnosis.prediction import Machine, Prediction, crowded, seconds_of_step
 from beit.diagnosis.trial import Measured
 from beit.draw.names import percent
 from beit.draw.report import Cell, Section, Table
@@ -74,19 +74,21 @@ def _binding(
         names, pair = names[::-1], pair[::-1]
     ratio = pair[0] / max(pair[1], 1e-9)
     found = f"{names[0]}: {_ms(pair[0])}, {names[1]} {_ms(pair[1])} ({_count(ratio)} times)"
-    advice = ""
+    advice = list[str]()
     if predicted.workers != workers:
         best = each / seconds_of_step(measured, machine, predicted.step, reading, predicted.workers)
         now = each / seconds_of_step(measured, machine, predicted.step, reading, workers)
         gain = f"{percent(best / now - 1)} faster" if best > now * 1.02 else "as fast, less memory"
-        advice = f"data.num_workers {predicted.workers} suffices: {gain}"
+        advice.append(f"data.num_workers {predicted.workers} suffices: {gain}")
+    if names[0] == "reading" and workers and crowded(measured, machine, workers):
+        advice.append("the environment variable OMP_NUM_THREADS=1 leaves the cores to the workers")
     if (
         names[0] == "reading"
         and measured.image_bytes > LARGE
         and not getattr(config.data, "shrink", True)
     ):
-        advice += "; " * bool(advice) + "--data.shrink true reads large images once"
-    return Check("binds", found, advice)
+        advice.append("--data.shrink true reads large images once")
+    return Check("binds", found, "; ".join(advice))
 
 
 def _room(name: str, needed: float, there: float, advice: str) -> Check:
