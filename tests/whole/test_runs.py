@@ -39,8 +39,12 @@ ROUNDING = Tolerance(1e-3, 1e-4)
 REORDERED = Tolerance(1e-5, 1e-6)
 # Of 20 images or a few hundred codes some lie between two answers: here one more or less may.
 COUNTED = Tolerance(0.05, 0.06)
-# Metrics that came after the recording: how near predicted codes are, and neighbours at step 0.
-ADDED = ("chance", "rank", "first5", "first5_chance", "wrong_cosine", "random_cosine")
+# Metrics that came after the recording: how near predicted codes are, neighbours at step 0, and the
+# reconstruction of a constant.
+ADDED = (
+    *("chance", "rank", "first5", "first5_chance", "wrong_cosine", "random_cosine"),
+    "constant",
+)
 COUNTED_WORDS = (
     *("accuracy", "miou", "top1", "top5", "balanced", "knn"),
     *("usage", "perplexity", "entropy", "dead"),
