@@ -78,11 +78,8 @@ def _kept(file: Path) -> dict[str, Record]:
             content = json.loads(line)
             name = content.pop("run")
             metrics, hours, environment = record = Record(**content)
-            if not (
-                isinstance(name, str)
-                and all(isinstance(value, int | float) for value in [hours, *metrics.values()])
-                and isinstance(environment, dict)
-            ):
+            numbers = all(isinstance(value, int | float) for value in [hours, *metrics.values()])
+            if not (numbers and isinstance(name, str) and isinstance(environment, dict)):
                 raise ValueError("a value of another type")
             records[name] = record
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

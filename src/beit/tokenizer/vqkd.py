@@ -230,8 +230,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
         validation=validation,
         validate_every=config.validate_every * journal.steps_per_epoch,
     )
-    state = {"use": use, "counts": counts} | ({"centre": centre} if centre else {})
-    journal.begin(batches, model=vqkd, optimizer=optimizer, **state)
+    centred = {} if centre is None else {"centre": centre}
+    journal.begin(batches, model=vqkd, optimizer=optimizer, use=use, counts=counts, **centred)
     keep_images(journal, images)
     if account:
         check_bands(str(config.init), config.data.train)

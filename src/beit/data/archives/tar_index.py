@@ -117,10 +117,10 @@ def about_index(table: Any) -> dict[str, Any]:
     unusable: why columns cannot hold labels; notes: what was taken and what was not; packed: by
     `beit pack`; class_names: of the numbers in `cls`, null where unknown.
     """
-    found = table.schema.metadata or {}
-    text = found.get(b"beit", b"")
-    if found.get(b"digest") != _hex(text):
-        raise ValueError("not an index")
+    metadata = table.schema.metadata or {}
+    text = metadata.get(b"beit", b"")
+    if metadata.get(b"digest") != _checksum(text):
+        raise ValueError("not an index, or a damaged one")
     about: dict[str, Any] = json.loads(text)
     return about
 
@@ -177,7 +177,7 @@ def _built(blob: Blob, key: Mapping[str, Any]) -> Any:
     about |= {"unusable": unusable, "notes": notes, "packed": packed is not None}
     about["class_names"] = packed.class_names if packed else None
     text = json.dumps(about).encode()
-    return pyarrow.table(columns).replace_schema_metadata({"beit": text, "digest": _hex(text)})
+    return pyarrow.table(columns).replace_schema_metadata({"beit": text, "digest": _checksum(text)})
 
 
 def _key(name: str, values: Container[str]) -> str:
@@ -292,7 +292,7 @@ def _digest(name: bytes) -> int:
     return int.from_bytes(blake2b(name, digest_size=8).digest(), "little")
 
 
-def _hex(text: bytes) -> bytes:
+def _checksum(text: bytes) -> bytes:
     return blake2b(text, digest_size=16).hexdigest().encode()
 
 
