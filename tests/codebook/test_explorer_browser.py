@@ -294,7 +294,7 @@ def test_where_a_code_stands_is_drawn_to_scale(visit: Visit) -> None:
 def test_an_image_shows_its_tokens_and_they_lead_to_codes(visit: Visit) -> None:
     page = visit()
     page.click("[data-view=images]")
-    assert page.inner_text("#status") == "8 images"
+    eventually(lambda: page.inner_text("#status"), "8 images")  # hashchange comes after the click
     page.click("#image-grid a[href='#image=3']")
     shows(page, "folder/a rather long name of an image 3.png")
     cells = page.locator(".tokens [role=gridcell]")
