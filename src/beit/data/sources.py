@@ -295,7 +295,7 @@ def cached(source: Source, budget: int, shrunk: bool = False) -> Source:
         if index == 0 and reason is None and image.numel() * count <= budget:
             images = torch.empty((count, *image.shape), dtype=torch.uint8)
         if isinstance(images, Tensor) and image.shape != images.shape[1:]:
-            images = [earlier.clone() for earlier in images[:index]]
+            images = list(images[:index])  # pages that nobody has written take no memory
         if isinstance(images, Tensor):
             images[index] = image
         else:
