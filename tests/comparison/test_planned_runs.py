@@ -49,3 +49,11 @@ def test_names_do_not_change_between_releases(plan: Path) -> None:
         "pretrain-b49015dffb",
         "probe-eb6010a4f8",
     ]
+
+
+def test_two_cells_with_the_same_settings_are_refused(plan: Path) -> None:
+    """As when YAML's merge of an anchor brings back what a cell was meant to leave out."""
+    text = plan.read_text()
+    plan.write_text(text.replace("one block: {}", "one block: {}\n  twin: {}"))
+    with pytest.raises(ValueError, match=r"cells 'one block' and 'twin' have the same settings"):
+        chains_of(plan)

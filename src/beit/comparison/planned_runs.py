@@ -57,9 +57,11 @@ def planned_chains(plan: Plan) -> list[Chain]:
     The chains are sorted by seed, so that early results fill every row of the table.
 
     Raises:
-        ValueError: a configuration is refused; names the plan, the cell and the stage.
+        ValueError: a configuration is refused; names the plan, the cell and the stage. Or two cells
+            have the same runs.
     """
     settings: dict[tuple[str, ...], dict[str, Any]] = {}
+    cells: dict[tuple[str, ...], str] = {}
     chains = []
     for seed in plan.seeds:
         for cell, stages in plan.cells.items():
@@ -77,6 +79,12 @@ def planned_chains(plan: Plan) -> list[Chain]:
                         raise ValueError(f"{where}: {error}") from error
                 runs[stage.name] = _planned_run(stage, arguments, settings[command], seed, runs)
             chains.append(Chain(cell, seed, runs))
+            twin = cells.setdefault(tuple(run.name for run in runs.values()), cell)
+            if twin != cell:
+                raise ValueError(
+                    f"{plan.source}: cells {twin!r} and {cell!r} have the same settings in every "
+                    "stage, so their rows would show the same runs; change or delete one of them"
+                )
     return chains
 
 
