@@ -88,11 +88,11 @@ class Config:
         attentive: also train an attentive probe on the patch tokens
         attentive_heads: heads of its query; must divide the width
         attentive_rates: its initial learning rates, all tried
-        held_out: share of the training images that chooses the rate
+        held_out: share of the training images on which the learning rate is chosen
         rates: initial learning rates of the linear probe, all tried
         epochs: passes of the classifiers over the features
         batch_size: features per step
-        neighbours: how many vote in k-NN; one number, or several for one accuracy each
+        neighbours: number of nearest images that vote in k-NN; several give one accuracy each
         seed: of the held-out part, the order of the features, the views and the untrained weights
         output: directory for probe.json and report.html; null for none
         dtype: of the features in memory
