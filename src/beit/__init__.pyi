@@ -87,7 +87,7 @@ def replay(
     run: Any = ..., step: Any = ..., *, float32: Any = ..., preset: Any = ..., config: Any = ...,
     quiet: Any = ..., **options: Any
 ) -> Result:
-    """Compute a skipped step of a training again, and say where it was not finite first; options: help(beit.replay)."""
+    """Compute a skipped step again, and name the first module that was not finite; options: help(beit.replay)."""
 
 def probe(
     *, model: Any = ..., train: Any = ..., test: Any = ..., untrained: Any = ...,
@@ -126,7 +126,7 @@ def tokenize(
     part_size: Any = ..., num_workers: Any = ..., max_unreadable: Any = ..., device: Any = ...,
     preset: Any = ..., config: Any = ..., quiet: Any = ..., **options: Any
 ) -> Result:
-    """Write the codes of images to Parquet or NPZ; options: help(beit.tokenize)."""
+    """Write a table of the codes of images; options: help(beit.tokenize)."""
 
 def embed(
     *, model: Any = ..., data: Any = ..., output: Any = ..., features: Any = ...,
@@ -135,7 +135,7 @@ def embed(
     num_workers: Any = ..., max_unreadable: Any = ..., device: Any = ..., preset: Any = ...,
     config: Any = ..., quiet: Any = ..., **options: Any
 ) -> Result:
-    """Write the features of images to Parquet or NPZ; options: help(beit.embed)."""
+    """Write a table of the features of images; options: help(beit.embed)."""
 
 def similar(
     model: Any = ..., photos: Any = ..., *, data: Any = ..., output: Any = ...,

@@ -77,7 +77,7 @@ VERBS = {
     ),
     "replay": Verb(
         "beit.replaying.replay",
-        "compute a skipped step of a training again, and say where it was not finite first",
+        "compute a skipped step again, and name the first module that was not finite",
         ("run", "step"),
     ),
     "probe": Verb(
@@ -96,8 +96,8 @@ VERBS = {
         kinds={"classes": "beit.evaluation.evaluate", "maps": "beit.segmentation.evaluate"},
         segmenter_kind="maps",
     ),
-    "tokenize": Verb("beit.tables.tokenize", "write the codes of images to Parquet or NPZ"),
-    "embed": Verb("beit.tables.embed", "write the features of images to Parquet or NPZ"),
+    "tokenize": Verb("beit.tables.tokenize", "write a table of the codes of images"),
+    "embed": Verb("beit.tables.embed", "write a table of the features of images"),
     "similar": Verb(
         "beit.similarity.similar",
         "find the nearest images of a set: beit similar MODEL PHOTO ... --data FOLDER",

@@ -57,10 +57,10 @@ class Config:
         output: new directory for the runs and report.html, or that of an interrupted demo with the
             same settings, which resumes; empty takes such a one or the first free one of runs/demo,
             runs/demo-2, ...
-        cache: directory in which CIFAR-10 and the teacher's features of it are kept; those of other
-            images are kept in output
-        budget: time in which it ends, as 10m or 1h; empty for 10m with a folder of images, and for
-            the whole preset without data
+        cache: directory for CIFAR-10 and the teacher's features of it; features of other images are
+            kept in output
+        budget: time for the whole demo, such as 10m or 1h; empty for 10m with images of your own,
+            and for the whole preset without data
         max_unreadable: largest share of unreadable images that does not stop the demo
     """
 

@@ -22,7 +22,7 @@ from beit.diagnosis.training import Training, check_training, training_of
 
 @dataclass(frozen=True)
 class Config:
-    """Find what is wrong with images, or without any with this machine.
+    """Find what is wrong with images, or, if none are given, with this machine.
 
     Args:
         data: the images, as for any other verb; of data with splits, the training images

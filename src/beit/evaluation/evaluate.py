@@ -63,8 +63,7 @@ class Config:
             evaluated, and model and data are not needed
         limit: use this many images, a fixed random subset; null for all
         image_size: input side, or [height, width]; null for the model's own
-        num_heads: attention heads, if the file does not say it and a head does not have the usual
-            64 channels
+        num_heads: attention heads, if the file does not contain them and a head is not 64 wide
         crop_ratio: side of the centre crop over the shorter side; null for that of the model's
             training, else 0.875; published: 1
             from 384 pixels on

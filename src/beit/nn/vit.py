@@ -44,7 +44,7 @@ class ViTConfig:
         num_heads: attention heads (h)
         mlp_ratio: hidden width of the MLP, as a multiple of D
         absolute_positions: add a learned position vector to every token
-        relative_bias: relative position biases: none, one table shared by all blocks, or per_block
+        relative_bias: relative position bias: none, one table for all blocks, or one per_block
         layer_scale: initial per-channel scale of both branches; null for no scale
         drop_path: stochastic depth rate of the last block; rates grow linearly from 0
         final_norm: apply a LayerNorm after the last block

@@ -66,14 +66,13 @@ class Config:
     Attributes:
         model: a run directory, a weights file, or teacher:SOURCE
         train: labelled images to train on
-        test: labelled images to report on; null for the split of the data for it, else a fifth of
-            them, which is then not trained on
+        test: labelled test images; null for the test split of the data, else a fifth of the images,
+            which is then not used for training
         untrained: fresh weights drawn from the seed, as a baseline (fixed weights for a teacher)
         limit: use this many training images, a fixed subset; null for all
         test_limit: use this many test images, a fixed subset; null for all
         image_size: input side in pixels; null for the model's own
-        num_heads: attention heads, if the file does not say it and a head does not have the usual
-            64 channels
+        num_heads: attention heads, if the file does not contain them and a head is not 64 wide
         crop_ratio: side of the centre crop over the shorter side; null for that of the model's
             training, else 0.875
         layers: last for the final features; numbers of blocks, from 1, for their raw outputs; all
@@ -88,11 +87,11 @@ class Config:
         attentive: also train an attentive probe on the patch tokens
         attentive_heads: heads of its query; must divide the width
         attentive_rates: its initial learning rates, all tried
-        held_out: share of the training images that chooses the rate
+        held_out: share of the training images on which the learning rate is chosen
         rates: initial learning rates of the linear probe, all tried
         epochs: passes of the classifiers over the features
         batch_size: features per step
-        neighbours: how many vote in k-NN; one number, or several for one accuracy each
+        neighbours: number of nearest images that vote in k-NN; several give one accuracy each
         seed: of the held-out part, the order of the features, the views and the untrained weights
         output: directory for probe.json and report.html; null for none
         dtype: of the features in memory

@@ -69,8 +69,7 @@ class Config:
         output: new directory for evaluate.json, report.html and confusion.npz; null for none
         limit: use this many images, a fixed random subset; null for all
         image_size: side of the model's input window, or [height, width]; null for the model's own
-        num_heads: attention heads, if the file does not say it and a head does not have the usual
-            64 channels
+        num_heads: attention heads, if the file does not contain them and a head is not 64 wide
         views: how the model reads each image
         pictures: number of images in the report, with labels and prediction
         num_workers: processes that decode images, per process

@@ -56,10 +56,10 @@ class Config:
         limit: show this many images, a fixed random subset; null for all, 4,000 at most
         neighbours: number of nearest images to show for each
         clusters: number of clusters; null to choose by the number of images
-        features: cls, mean, or both; null for what the paper reads of this model: cls after
-            pretraining with patch aggregation, else mean (teacher: mean)
-        index: .npz or .parquet file that keeps the vectors of the set; null for one in the user's
-            folder of caches
+        features: cls, mean, or both; null for the paper's choice: cls after pretraining with
+            patch aggregation, else mean (teacher: mean)
+        index: .npz or .parquet file that keeps the vectors of the set; null for a file in the
+            user's cache folder
         seed: of the clusters
         image_size: input size of the model, a side or [height, width]; null for the model's own
         num_heads: attention heads, if not recorded in the file and not the usual width / 64

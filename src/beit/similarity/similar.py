@@ -52,10 +52,10 @@ class Config:
             features that beit embed wrote with this model
         output: a new .png file with the photos and their nearest images; null for none
         neighbours: number of nearest images to list for each photo
-        features: cls, mean, or both; null for what the paper reads of this model: cls after
-            pretraining with patch aggregation, else mean (teacher: mean)
-        index: .npz or .parquet file that keeps the vectors of the set; null for one in the user's
-            folder of caches
+        features: cls, mean, or both; null for the paper's choice: cls after pretraining with
+            patch aggregation, else mean (teacher: mean)
+        index: .npz or .parquet file that keeps the vectors of the set; null for a file in the
+            user's cache folder
         image_size: input size of the model, a side or [height, width]; null for the model's own
         num_heads: attention heads, if not recorded in the file and not the usual width / 64
         crop_ratio: side of the centre crop over the shorter side; null for that of the model's
