@@ -206,6 +206,9 @@ def test_metrics_of_a_training_are_the_last_or_the_best(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("keep: best")
     best = read_metrics(tmp_path)
     assert (best["val_top1"], best["val_loss"]) == (0.6, 1)
+    (tmp_path / "metrics.jsonl").write_text(text.replace("top1", "miou"))  # of a segmenter
+    best = read_metrics(tmp_path)
+    assert (best["val_miou"], best["val_loss"]) == (0.6, 1)
 
 
 def test_hours_of_a_training_are_those_of_its_steps(tmp_path: Path) -> None:

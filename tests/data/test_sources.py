@@ -14,7 +14,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from beit.data.source import PartSource, UnreadableImage
-from beit.data.sources import CachedSource, open_images, open_source
+from beit.data.sources import CachedSource, open_images, open_source, open_test_split
 from beit.data.tabular.rows import RowSource
 
 
@@ -154,6 +154,17 @@ def test_parquet_faults_are_named(tmp_path):
         source.image(1)
     with pytest.raises(FileNotFoundError, match="no Parquet or Arrow file, tar or zip matches"):
         open_source(str(tmp_path / "none-*.parquet"))
+
+
+def test_splits_with_images_of_the_same_names_and_number_are_two(tmp_path):
+    for place, split in enumerate(("train", "test")):
+        (tmp_path / split).mkdir()
+        write_parquet(tmp_path / split / "0.parquet", [place, place, place])
+    train = open_source(str(tmp_path), split="train")
+    test = open_test_split(str(tmp_path), train)
+    assert (len(train), train.name(0)) == (len(test), test.name(0)) == (3, "0.parquet[0]")
+    assert int(test.image(0)[0, 0, 0]) == 1
+    assert open_test_split(f"{tmp_path}/train", train) is None
 
 
 def test_a_folder_of_several_parquet_sets_asks_which(tmp_path):

@@ -50,6 +50,20 @@ def test_results_of_different_numbers_of_readable_images_say_so(
     evaluate.run(config(model, data, max_unreadable=0.1, output=str(tmp_path / "nine")))
     compared = evaluate.run(Config(compare=(str(tmp_path / "all"), str(tmp_path / "nine"))))
     assert "Images evaluated: A 10, B 9" in compared.table
+    assert "Images of A" not in compared.table
+
+
+def test_images_that_are_the_same_by_name_only_say_so(
+    model: str, tmp_path: Path, config: Any, folder: Any
+) -> None:
+    places = []
+    for stain in ("blue", "red"):
+        data = folder(tmp_path / stain, *(f"{number}/1.png" for number in range(10)))
+        places.append(str(tmp_path / f"on {stain}"))
+        evaluate.run(config(model, data, output=places[-1]))
+    table = evaluate.run(Config(compare=tuple(places))).table
+    of = f"A {tmp_path}/blue, B {tmp_path}/red"
+    assert f"Images of {of}: the same by names and classes; check that they are" in table
 
 
 def test_results_of_other_images_do_not_compare(model: str, tmp_path: Path, config: Any) -> None:

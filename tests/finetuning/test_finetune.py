@@ -150,6 +150,14 @@ def test_a_run_stopped_in_its_last_validation_resumes_there(
     same_bits(finished, tmp_path / "run")
 
 
+def test_validation_images_that_are_trained_on_are_counted(tmp_path, config, finished):
+    data = DataConfig("shapes://43?size=24", "shapes://13?size=24", num_workers=0)
+    finetune.run(config(tmp_path / "run", data=data))
+    log = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert log.count("13 of the 13 images of data.validation shapes://13?size=24 are in") == 1
+    assert "images of data.validation" not in (finished / "metrics.jsonl").read_text()
+
+
 def test_the_report_of_a_finished_run_is_drawn_again(finished):
     before = (finished / "report.html").read_text()
     (finished / "report.html").unlink()

@@ -392,7 +392,9 @@ def test_a_neighbour_check_without_labels_is_refused(tmp_path, trained_tokenizer
     assert not (tmp_path / "run").exists()
 
 
-def test_a_neighbour_check_matches_classes_by_name(tmp_path, trained_tokenizer, pretrain_config):
+def test_a_neighbour_check_matches_classes_by_name(
+    tmp_path, trained_tokenizer, pretrain_config, caplog
+):
     for folder, colours in (
         ("train", "red lime blue"),
         ("test", "blue red"),
@@ -409,6 +411,10 @@ def test_a_neighbour_check_matches_classes_by_name(tmp_path, trained_tokenizer, 
     colours = {int(n): image for n, image in zip(pairs[0].labels, pairs[0].images, strict=True)}
     for label, image in zip(pairs[1].labels, pairs[1].images, strict=True):
         assert torch.equal(image, colours[int(label)])
+    assert "little about new images" not in caplog.text
+    same = replace(check, test=f"{tmp_path}/train/")
+    pretrain.check_batches(replace(config, check=same), fabric)
+    assert "3 of the 3 images of check.test" in caplog.text
     check = replace(check, test=str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"1 class .* lacks: pink; .* --check\.every 0"):
         pretrain.check_batches(replace(config, check=check), fabric)

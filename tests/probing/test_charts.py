@@ -17,7 +17,9 @@ def row(layer: int | None, pooling: Any, accuracy: float, **changes: Any) -> Row
 
 
 ROWS = [row(None, "cls", 0.75, paper=True), row(2, "both", 0.5, rate=0.03)]
-ATTENTIVE = [AttentiveRow(**figures(Kind(2, "attentive"), 0.1, torch.ones(2)), attentive=1.0)]
+ATTENTIVE = [
+    AttentiveRow(**figures(Kind(2, "attentive"), 0.1, torch.tensor([0.5, 1])), attentive=1.0)
+]
 
 
 def test_the_table_on_a_terminal() -> None:
@@ -40,6 +42,8 @@ def test_notes_name_the_paper_and_the_ends_of_the_grids() -> None:
     assert lines[2].startswith("attentive, block 2: the best rate 0.1 is the largest")
     assert len(lines) == 3
     assert notes_of([row(None, "cls", 0.5)], [], ([0.01], RATES)) == []  # nothing was chosen
+    (line,) = notes_of([row(None, "cls", 0.25)], [], (RATES, RATES))
+    assert line.startswith("[CLS]: on the held-out images all rates are equally good, so the")
 
 
 def test_depth_is_drawn_where_there_are_several_blocks() -> None:

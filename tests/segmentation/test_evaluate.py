@@ -1,7 +1,7 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,10 @@ from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.sliding import MapViewConfig, window_starts
 from beit.nn.vit import ViTConfig
 from beit.run.device import DeviceConfig
+from beit.run.directory import RunDirectory
 from beit.segmentation import evaluate as evaluate_segments
+from beit.segmentation.config import Config as SegmentConfig
+from beit.segmentation.config import SegmentDataConfig
 from beit.segmentation.evaluate import Config
 from beit.segmentation.label_maps import open_label_maps, read_pair
 from beit.weights.file import save_weights
@@ -186,6 +189,21 @@ def test_a_class_of_which_no_pixel_is_right_is_named(
     assert note.startswith("no pixel of sea is classified correctly (1 of 3 classes); ")
     assert result.table.endswith(note)
     assert "no pixel of sea" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_images_of_the_training_are_counted(
+    segmenter: SemanticSegmenter, folder: str, tmp_path: Path
+) -> None:
+    names = str(tmp_path / "names.txt")
+    data = SegmentDataConfig(f"{folder}[:70%]", f"{folder}[70%:]", classes=names)
+    run = RunDirectory.create(
+        tmp_path / "run", asdict(SegmentConfig(data, "x")), {"verb": "segment"}
+    )
+    save_weights(run.weights_file, segmenter)
+    maps = f"{folder}/images?maps={folder}/masks"  # the same files by another string
+    (note,) = evaluate_segments.run(config(str(run.path), maps)).record["notes"]
+    assert note.startswith(f"{run.path} was trained on 2 of the 3 images, which it knows better")
+    assert evaluate_segments.run(config(str(run.path), f"{folder}[70%:]")).record["notes"] == []
 
 
 def test_a_set_without_a_readable_image_is_refused(model: str, folder: str) -> None:

@@ -53,6 +53,20 @@ def test_indices_of_grey_palette_bilevel_and_16_bit_pngs():
     assert bilevel.dtype == torch.uint8
 
 
+def test_a_map_is_turned_as_its_exif_says():
+    exif = Image.Exif()
+    exif[274] = 3  # upside down
+    turned = encoded(MAP.numpy()[::-1, ::-1].copy(), exif=exif)
+    assert torch.equal(decode_label_map(turned, "a.png", CLASSES), MAP)
+
+
+def test_a_map_of_several_pages_is_refused():
+    pages = [Image.fromarray(MAP.numpy()) for _ in range(3)]
+    data = encoded(MAP, form="TIFF", save_all=True, append_images=pages[1:])
+    with pytest.raises(ValueError, match=r"a\.tif: a label map of 3 pages, expected one; "):
+        decode_label_map(data, "a.tif", CLASSES)
+
+
 def test_a_map_with_a_long_text_is_read():
     text = PngImagePlugin.PngInfo()
     text.add_itxt("XML:com.adobe.xmp", "<rdf:li>brush</rdf:li>" * 95_000, zip=True)

@@ -163,6 +163,20 @@ def test_a_folder_with_images_and_masks(tmp_path, caplog):
     caplog.set_level(logging.WARNING)
     open_label_maps(f"{tmp_path}?classes=2")
     assert "hold only 0 and 255, and 255 is ignored" in caplog.text
+    caplog.clear()
+    open_label_maps(str(tmp_path), names=source.class_names)  # those of a model
+    assert "hold only 0 and 255, and 255 is ignored" in caplog.text
+
+
+@pytest.mark.parametrize(("reduced", "count"), [(False, 129), (True, 128)])
+def test_greys_that_are_no_numbers_of_classes_are_refused(tmp_path, reduced, count):
+    save_image(tmp_path / "images" / "a.jpg", 1)
+    save_map(tmp_path / "masks" / "a.png", [[0, 128, 255, 64, 0, 0]] * 4)
+    message = rf"values up to 128 \(.*64, 128\), so most of {count} classes have no pixel. Give"
+    with pytest.raises(ValueError, match=message):
+        open_label_maps(str(tmp_path), reduce_zero_label=reduced)
+    counted = open_label_maps(str(tmp_path), classes="129")
+    assert counted.label_map(0)[0].tolist() == [0, 128, 255, 64, 0, 0]
 
 
 def test_drawn_shapes():
@@ -279,6 +293,7 @@ def test_a_split_or_layout_that_is_missing_is_told(ade20k, tmp_path):
     [
         ("", {}, "no data given: expected ADE20K"),
         ("photos?mask=x", {}, "unknown option mask; expected split=.*, maps="),
+        ("photos?reduce_zero_label=yes", {}, "reduce_zero_label is 'yes'; expected true or false"),
         ("shapes://4", {"classes": "3"}, "drawn scenes have their own maps and classes"),
         ("shapes://4", {"limit": 0}, "limit must be at least 1 image, got 0"),
         ("shapes://4[:10%]", {}, "none of the 4 images is in this part"),

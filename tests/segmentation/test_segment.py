@@ -16,7 +16,7 @@ from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.sliding import MapViewConfig
 from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig, RunDirectory
-from beit.run.journal import Journal
+from beit.run.journal import Journal, Result
 from beit.run.launch import launch
 from beit.run.resume import redraw, resume
 from beit.segmentation import evaluate as evaluate_segments
@@ -136,6 +136,23 @@ def test_a_class_with_an_iou_of_0_is_named(tmp_path, config, caplog):
     named = f"no validation pixel of {CLASSES[3]} is classified correctly (1 of 11 classes)"
     assert named in caplog.text
     assert named in run.report_file.read_text()
+
+
+def test_the_next_command_reads_the_label_maps_as_the_run_did(tmp_path, config):
+    data = SegmentDataConfig("a", "b", validation_maps="c", classes="d", reduce_zero_label=True)
+    result = Result(tmp_path / "run", {"val_miou": 0.5}, [])
+    then = segment.ending(config(tmp_path / "run", data=data), result).then
+    assert then[:2] == ["evaluate", "--model"]
+    said = dict(zip(then[1::2], then[2::2], strict=True))
+    assert (said["--maps"], said["--classes"], said["--reduce_zero_label"]) == ("c", "d", "true")
+
+
+def test_validation_images_that_are_trained_on_are_counted(tmp_path, config, finished):
+    data = SegmentDataConfig("shapes://15?size=24", "shapes://5?size=24", num_workers=0)
+    segment.run(config(tmp_path / "run", data=data))
+    log = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert log.count("5 of the 5 images of data.validation shapes://5?size=24 are in") == 1
+    assert "images of data.validation" not in (finished / "metrics.jsonl").read_text()
 
 
 def test_the_best_weights_are_kept(tmp_path, config, monkeypatch):

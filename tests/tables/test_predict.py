@@ -18,7 +18,7 @@ from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.vit import ViTConfig
 from beit.run.device import DeviceConfig
 from beit.tables import predict
-from beit.tables.predict import Config, likeliest, true_classes
+from beit.tables.predict import Config, in_numbers_of, likeliest, true_classes
 from beit.weights.file import save_weights
 
 DATA = "shapes://7?size=24"
@@ -339,6 +339,18 @@ def test_true_classes_have_the_numbers_of_the_model(
     classes = ImageClassifierConfig(vit(), 4, class_names=CLASSES)
     assert true_classes(Labelled(class_names), classes, 9) == expected
     assert true_classes(Labelled(class_names), classes, 2) == expected[:2]
+
+
+def test_labels_have_the_numbers_of_the_model(
+    vit: Callable[..., ViTConfig], caplog: pytest.LogCaptureFixture
+) -> None:
+    classes = ImageClassifierConfig(vit(), 4, class_names=CLASSES)
+    images = in_numbers_of(classes, Labelled(["dog", "ant", "wolf"]))
+    assert images.labels is not None
+    assert (images.labels.tolist(), images.class_names) == ([3, 0, -1, -1], [*CLASSES])
+    assert "1 of 4 images are of classes that the model does not have" in caplog.text
+    same = Labelled([*CLASSES])
+    assert in_numbers_of(classes, same) is same
 
 
 def test_true_classes_of_a_model_without_names(

@@ -134,7 +134,7 @@ def read_metrics(directory: Path) -> dict[str, float]:
         for line in records:
             metrics |= line
         settings = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
-        if settings.get("keep") == "best" and "val_top1" in metrics:
-            validations = [line for line in records if "val_top1" in line]
-            metrics |= max(validations, key=lambda line: line["val_top1"])
+        for score in ("val_top1", "val_miou") if settings.get("keep") == "best" else ():
+            validations = [line for line in records if score in line]
+            metrics |= max(validations, key=lambda line: line[score], default={})
     return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from beit.data.class_names import check_names, match_classes, nearest, plural, some, spelled
 from beit.data.folders.folder import class_folders
-from beit.data.source import Source
+from beit.data.source import Source, file_of
 from beit.data.spec import split_part, split_query
 from beit.files import user_path
 
@@ -65,6 +66,9 @@ class RenumberedSource:
 
     def name(self, index: int) -> str:
         return self._source.name(index)
+
+    def file(self, index: int) -> Path | None:
+        return file_of(self._source, index)
 
 
 def read_classes(spec: str) -> tuple[str, ...]:

@@ -75,7 +75,7 @@ class PartSource:
         return self._source.name(int(self._indices[index]))
 
 
-def file_of(source: Source, index: int) -> Path | None:
+def file_of(source: Named, index: int) -> Path | None:
     """Return the file that contains an image, that of the rows in a table; None for drawn ones."""
     if isinstance(source, PartSource):
         return file_of(source._source, int(source._indices[index]))

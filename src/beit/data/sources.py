@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -25,7 +26,14 @@ from beit.data.packed import check_complete
 from beit.data.pixels.decoding import ARRAY, PLUGINS, extensions
 from beit.data.shapes import ShapesSource
 from beit.data.shrinking import Shrinking
-from beit.data.source import PartSource, Source, UnreadableImage, limited
+from beit.data.source import (
+    PartSource,
+    Source,
+    UnreadableImage,
+    encoded_of,
+    file_of,
+    limited,
+)
 from beit.data.spec import Reading, cut, expected, split_part, split_query
 from beit.data.splits import Split
 from beit.data.stores.hub import HUB, fetch_rows
@@ -103,7 +111,16 @@ def open_test_split(spec: str, train: Source) -> Source | None:
         ValueError: there is a split for training and no other
     """
     test = open_source(spec, split="test")
-    return None if (len(test), test.name(0)) == (len(train), train.name(0)) else test
+    return None if _beginning(test) == _beginning(train) else test
+
+
+def _beginning(source: Source) -> tuple[int, str, Path | None, bytes | None]:
+    """Return what tells a split from another, which may have as many images, of the same names."""
+    file, stored = file_of(source, 0), None
+    if file is None:  # in a store
+        with suppress(UnreadableImage):
+            stored = encoded_of(source, 0)
+    return len(source), source.name(0), file, stored
 
 
 def open_images(data: str | Sequence[str], limit: int | None) -> Source:
@@ -268,6 +285,9 @@ class CachedSource:
 
     def name(self, index: int) -> str:
         return self._source.name(index)
+
+    def file(self, index: int) -> Path | None:
+        return file_of(self._source, index)
 
 
 def cached(source: Source, budget: int, shrunk: bool = False) -> Source:

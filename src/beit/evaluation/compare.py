@@ -40,6 +40,11 @@ def compare(sources: Sequence[str], output: Path | None) -> tuple[dict[str, dict
     if len(set(counts)) > 1:  # unreadable images make them differ
         pairs = zip(letters, counts, strict=True)
         notes.insert(0, "Images evaluated: " + ", ".join(f"{x} {count}" for x, count in pairs))
+    data = [record.get("config", {}).get("data") for record in records.values()]
+    if len(set(data)) > 1:
+        pairs = zip(letters, data, strict=True)
+        of = ", ".join(f"{letter} {spec}" for letter, spec in pairs)
+        notes.insert(0, f"Images of {of}: the same by names and classes; check that they are")
     lines = [f"{letter}: {source}" for letter, source in letters.items()]
     heads: Row = [*columns]
     for name, *cells in (heads, *rows):

@@ -17,6 +17,7 @@ the first process writes.
 """
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -25,12 +26,13 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from beit.command.ending import Ending, beside, opened, words
+from beit.data.source import Source, limited
+from beit.data.sources import open_source
 from beit.data.unreadable import Unreadable
 from beit.draw.names import percent
 from beit.evaluation.classify import EVALUATED, classify
 from beit.evaluation.compare import compare, read_evaluation, refuse_other_images
 from beit.evaluation.corruptions.corrupt import KINDS, SEVERITIES, check_kind
-from beit.evaluation.familiar import note_of_trained
 from beit.evaluation.imagenet import Dataset, open_task
 from beit.evaluation.metrics import (
     classification_metrics,
@@ -42,6 +44,7 @@ from beit.evaluation.output import METRICS, format_table, write
 from beit.evaluation.target_columns import Task
 from beit.run.device import DeviceConfig, precision_of, summed
 from beit.run.environment import environment
+from beit.run.familiar import note_of_trained
 from beit.run.launch import launch
 from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
@@ -172,7 +175,7 @@ def run(config: Config) -> Result:
         present_only=config.present_only,
         real_labels=config.real_labels,
     )
-    task.notes.extend(note_of_trained(config.model, config.data, task.source))
+    task.notes.extend(note_of_trained(config.model, config.data, task.source, training_images))
     fingerprint, baseline = task.fingerprint(), None
     if path is not None and reference is not None:
         refuse_other_images({path: reference["fingerprint"], "this evaluation": fingerprint})
@@ -201,6 +204,11 @@ def run(config: Config) -> Result:
         if output is not None:
             write(output, config, record, outcomes, task)
     return result
+
+
+def training_images(of_run: Mapping[str, Any]) -> Source:
+    """Open the training images of a run by its options `data`."""
+    return limited(open_source(of_run["train"], split="train"), of_run.get("limit"))
 
 
 def ending(config: Config, result: Result) -> Ending:

@@ -4,6 +4,7 @@ The loop is in `beit.pretraining.loop`. `TargetConfig` selects other targets tha
 a teacher's features.
 """
 
+import logging
 from functools import partial
 
 import torch
@@ -40,6 +41,7 @@ from beit.run.budget import Sets, within_budget
 from beit.run.device import DeviceConfig
 from beit.run.directory import RunDirectory
 from beit.run.environment import environment
+from beit.run.familiar import ImageSet, note_of_shared
 from beit.run.finished import last_validation
 from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result
@@ -50,6 +52,8 @@ from beit.run.prepare import prepared
 from beit.weights.bands import check_bands
 from beit.weights.file import save_weights
 from beit.weights.open import load
+
+logger = logging.getLogger(__name__)
 
 VERB = "pretrain"
 
@@ -206,6 +210,8 @@ def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatc
         source = open_set(config.data, spec, split, *views, limit=config.check.limit)
         sets.append(Labelled(option, spec, source))
     train, test = sets
+    for note in note_of_shared(ImageSet(*test), ImageSet(*train)):
+        logger.warning("%s", note)
     try:
         test = renumbered(test, known_classes(train), train.where)
     except ValueError as error:

@@ -85,7 +85,7 @@ def format_table(table: Table) -> str:
 
 
 def notes(rows: Sequence[Row], attentive: Sequence[AttentiveRow], rates: Rates) -> list[str]:
-    """Explain the paper's rows, and warn if the best rate is at an end of the grid."""
+    """Explain the paper's rows, and warn of rates that are not chosen or at an end of the grid."""
     lines = []
     for row in rows:
         if row["paper"]:
@@ -96,8 +96,15 @@ def notes(rows: Sequence[Row], attentive: Sequence[AttentiveRow], rates: Rates) 
             )
     groups: tuple[Sequence[Figures], ...] = rows, attentive
     for option, group, grid in zip(("rates", "attentive_rates"), groups, rates, strict=True):
+        tried = group if len(grid) > 1 else ()
+        if equal := [title(row) for row in tried if len({*row["held_out"]}) == 1]:
+            lines.append(
+                f"{'; '.join(equal)}: on the held-out images all rates are equally good, so the "
+                f"smallest was taken; more images, or a larger held_out, would choose one"
+            )
         for end, rate in (("smallest", min(grid)), ("largest", max(grid))):
-            at_end = [title(row) for row in group if len(grid) > 1 and row["rate"] == rate]
+            chosen = [row for row in tried if len({*row["held_out"]}) > 1]
+            at_end = [title(row) for row in chosen if row["rate"] == rate]
             if at_end:
                 lines.append(
                     f"{'; '.join(at_end)}: the best rate {rate:g} is the {end} of the grid; "

@@ -51,6 +51,7 @@ from beit.probing.features import FeatureReader
 from beit.probing.training import attentive_rows, probe_features, split, train_on_stream
 from beit.run.device import DeviceConfig, precision_of
 from beit.run.environment import environment
+from beit.run.familiar import ImageSet, note_of_shared
 from beit.run.launch import launch
 from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
@@ -243,6 +244,7 @@ def run(config: Config) -> Result:
     table = format_table(accuracy_table(rows, rows_attentive, config.votes))
     remarks = unreadable_note("training", train_set.unreadable, len(train))
     remarks += unreadable_note("test", test_set.unreadable, len(test))
+    remarks += note_of_shared(ImageSet("test", test_spec, test), ImageSet(*labelled))
     remarks += notes(rows, rows_attentive, (config.rates, config.attentive_rates))
     print("\n".join([table, *remarks]))
     chance = float(test_set.labels.bincount().max()) / len(test_set.labels)

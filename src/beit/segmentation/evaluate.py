@@ -10,8 +10,9 @@ Under torchrun each process takes every n-th image and the first one writes.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,6 +32,7 @@ from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapViewConfig
 from beit.run.device import DeviceConfig, precision_of, summed
 from beit.run.environment import environment
+from beit.run.familiar import note_of_trained
 from beit.run.launch import launch
 from beit.run.progress import Progress
 from beit.segmentation.batches import FIELDS, stacked, whole
@@ -137,11 +139,13 @@ def run(config: Config) -> Result:
     if len(unreadable) == len(source):
         raise ValueError(f"data {config.data}: no image can be read")
     names = segmenter.config.class_names or source.class_names
-    note = note_of_missed(confusion.diagonal(), confusion.sum(dim=1), names, "pixel", ADVICE)
+    missed = note_of_missed(confusion.diagonal(), confusion.sum(dim=1), names, "pixel", ADVICE)
+    opened = partial(training_maps, names)
+    trained = note_of_trained(config.model, config.data, source, opened)
     record = class_metrics(confusion, names) | {
         "images": {"evaluated": len(source) - len(unreadable), "unreadable": unreadable},
         "num_classes": segmenter.config.num_classes,
-        "notes": [note] if note else [],
+        "notes": [*trained, *([missed] if missed else [])],
         "window": segmenter.backbone.config.image_size,
         "config": asdict(config),
         "environment": environment("evaluate") | precision_of(fabric),
@@ -163,6 +167,12 @@ def ending(config: Config, result: Result) -> Ending:
     miou, images = result.record["figures"]["miou"], result.record["images"]["evaluated"]
     then = words("predict", config.model, config.data, output=beside(config.output or "x", "maps"))
     return Ending(made, f"mIoU {_percent(miou)}% on {images:,} images", then)
+
+
+def training_maps(names: Sequence[str], of_run: Mapping[str, Any]) -> LabelMaps:
+    """Open the training images of a run by its options `data`; `names` are its classes."""
+    options = {name: of_run[name] for name in ("maps", "classes", "reduce_zero_label", "limit")}
+    return open_label_maps(of_run["train"], names=names, **options)
 
 
 def open_maps(config: Config, segmenter: SemanticSegmenter) -> LabelMaps:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from beit.data.pixels.decoding import BROKEN, read_header, reason_of
@@ -51,15 +51,25 @@ def decode_label_map(data: bytes, name: str, classes: LabelClasses) -> Tensor:
 
 
 def open_map(data: bytes, name: str) -> Image.Image:
-    """Open and load an encoded map. Raises UnreadableImage; ValueError for a lossy format."""
+    """Open and load an encoded map, turned as its EXIF says.
+
+    Raises UnreadableImage; ValueError for a lossy format, and for several pages.
+    """
     image = read_header(data, name)
     if image.format in _LOSSY:
         raise ValueError(f"{name}: a label map in {image.format}, which is lossy; save it as PNG")
     tiles = image.tile
     try:
+        pages = getattr(image, "n_frames", 1)
         image.load()
+        ImageOps.exif_transpose(image, in_place=True)  # as images are turned
     except BROKEN as error:
         raise UnreadableImage(name, reason_of(error)) from error
+    if pages > 1:
+        raise ValueError(
+            f"{name}: a label map of {pages} pages, expected one; save the page with the classes, "
+            "or join pages of one class each to one map of numbers"
+        )
     image.info["step"] = _GREY_STEPS.get(str(tiles[0].args), 1) if tiles else 1
     return image
 

@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from beit.data.archives.files import file_path
 from beit.data.archives.zipped import ZippedFiles
 from beit.data.class_names import some
 from beit.data.folders.image_files import MAX_FILE_BYTES, FileNames, no_fault
@@ -119,6 +120,13 @@ class Pairs(NamedTuple):
     maps: Files
     places: Tensor  # (n, 2) int64: index of an image and of its map
     classes: LabelClasses | None  # if the layout defines them
+
+    def image_file(self, index: int) -> Path | None:
+        """Return the file that contains an image, the zip if it is in one."""
+        place = int(self.places[index, 0])
+        if isinstance(self.images, ZippedFiles):
+            return file_path(self.images)
+        return Path(self.images.where, self.images.name(place))
 
     def map_file(self, index: int) -> tuple[bytes, str]:
         """Read the map file of an image. Returns: its bytes and path. Raises UnreadableImage."""

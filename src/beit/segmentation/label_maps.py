@@ -8,12 +8,14 @@ import re
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from beit.data.class_names import some
 from beit.data.pixels.decoding import decode
 from beit.data.shapes import KINDS as SHAPES
 from beit.data.shapes import ShapesSource
@@ -56,6 +58,9 @@ class LabelMaps(Protocol):
 
     def name(self, index: int) -> str:
         """Return the name of an image."""
+
+    def file(self, index: int) -> Path | None:
+        """Return the file that contains an image; None for a drawn one."""
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -108,8 +113,8 @@ def open_label_maps(
         source: LabelMaps = ShapesMaps(ShapesSource.from_spec(spec), shapes)
     else:
         path, options = _parsed(spec)
+        reduced = _flag(spec, options.get("reduce_zero_label", str(reduce_zero_label)))
         pairs = find_pairs(path, options.get("split", ""), role, options.get("maps", maps))
-        reduced = options.get("reduce_zero_label", str(reduce_zero_label)).lower() in ("1", "true")
         class_list = options.get("classes", classes)
         own_classes = _classes(spec, pairs, class_list, reduced, names)
         source = PairedMaps(pairs, own_classes, _reading(spec, options))
@@ -157,6 +162,9 @@ class PairedMaps(LabelMaps):
     def name(self, index: int) -> str:
         return self._pairs.images.name(int(self._pairs.places[index, 0]))
 
+    def file(self, index: int) -> Path | None:
+        return self._pairs.image_file(index)
+
 
 class ShapesMaps(LabelMaps):
     """Drawn scenes; the class of a pixel is the kind of shape there, 0 for the ground."""
@@ -176,6 +184,9 @@ class ShapesMaps(LabelMaps):
 
     def name(self, index: int) -> str:
         return self._scenes.name(index)
+
+    def file(self, index: int) -> None:
+        return None
 
 
 @lru_cache(maxsize=1)  # an image and its map are drawn together
@@ -202,6 +213,9 @@ class PartMaps(LabelMaps):
     def name(self, index: int) -> str:
         return self._source.name(int(self._indices[index]))
 
+    def file(self, index: int) -> Path | None:
+        return self._source.file(int(self._indices[index]))
+
 
 def _parsed(spec: str) -> tuple[str, dict[str, str]]:
     """Split PATH?key=value&key=value. A spec that exists as a path has no options."""
@@ -215,6 +229,13 @@ def _parsed(spec: str) -> tuple[str, dict[str, str]]:
         expected = ", ".join(f"{option}=..." for option in _OPTIONS)
         raise ValueError(f"{spec}: unknown option {', '.join(unknown)}; expected {expected}")
     return path, options
+
+
+def _flag(spec: str, value: str) -> bool:
+    known = {"1": True, "true": True, "0": False, "false": False}
+    if value.lower() not in known:
+        raise ValueError(f"{spec}: reduce_zero_label is {value!r}; expected true or false")
+    return known[value.lower()]
 
 
 def _reading(spec: str, options: Mapping[str, str]) -> Reading:
@@ -250,7 +271,9 @@ def _classes(
         names = [str(number) for number in range(_count_classes(spec, pairs, reduced))]
     colours = file_palette(open_map(*pairs.map_file(0)))[reduced:][: len(names)]
     palette = colours if len(colours) == len(names) else None
-    return label_classes(names, palette, reduce_zero_label=reduced)
+    classes = label_classes(names, palette, reduce_zero_label=reduced)
+    _warn_of_binary(spec, pairs, classes)  # where names are those of a model
+    return classes
 
 
 def _warn_of_binary(spec: str, pairs: Pairs, classes: LabelClasses) -> None:
@@ -271,26 +294,41 @@ def _warn_of_binary(spec: str, pairs: Pairs, classes: LabelClasses) -> None:
 
 
 def _count_classes(spec: str, pairs: Pairs, reduced: bool) -> int:
-    """Count the classes: one more than the largest value of all maps, ignoring 255."""
+    """Count the classes: one more than the largest value of all maps, ignoring 255.
 
-    def largest(index: int) -> int:
+    Raises ValueError if most of these classes have no pixel: their values are other numbers.
+    """
+
+    def found(index: int) -> set[int]:
         data, name = pairs.map_file(index)
-        values = map_values(open_map(data, name), name)
-        value = int(values.max(initial=0, where=values != IGNORED))
-        if value > IGNORED:
-            raise ValueError(f"{name}: value {value}; expected classes from 0 to {IGNORED - 1}")
-        return value
+        values = np.unique(map_values(open_map(data, name), name)).tolist()
+        if max(values) > IGNORED:
+            expected = f"expected classes from 0 to {IGNORED - 1}"
+            raise ValueError(f"{name}: value {max(values)}; {expected}")
+        return {*values}
 
-    total, highest = len(pairs.places), 0
+    total, present = len(pairs.places), set[int]()
     message = "%s: reading %d label maps to count their classes; a class list avoids this"
     _log.info(message, spec, total)
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
         for first in range(0, total, _CHUNK):
             chunk = range(first, min(first + _CHUNK, total))
-            highest = max(highest, *pool.map(largest, chunk))
-    count = highest if reduced else highest + 1
+            present.update(*pool.map(found, chunk))
+    present -= {IGNORED, 0} if reduced else {IGNORED}
+    count = max(present, default=0) + (not reduced)
     if count < 2:
         raise ValueError(
             f"{spec}: the label maps hold one class, apart from 255, which is ignored. {_BINARY}"
         )
+    values = some(list(map(str, sorted(present))))
+    if 2 * len(present) < count:
+        raise ValueError(
+            f"{spec}: the label maps hold {len(present)} values up to {max(present)} ({values}), "
+            f"so most of {count} classes have no pixel. Give a class list with their values: a "
+            ".yaml file of {classes: [NAME, ...], values: [NUMBER, ...]}; or, if they are numbers "
+            f"of {count} classes, {count} in its place"
+        )
+    if len(present) < count:
+        message = "%s: only %d of %d classes have a pixel: %s"
+        _log.warning(message, spec, len(present), count, values)
     return count

@@ -1,9 +1,10 @@
 """Predict: write the likeliest classes of every image of a set to a table or JSON lines.
 
-One row per image, in the source's order: `index` in the source, `path`, `label` if the source has
-labels, `class_index` (k,), the likeliest classes, best first (the smaller number first on a tie);
-`class_name` (k,) if the model has class names; `probability` (k,) float32, softmax over all
-classes. Unreadable images have no row: they are reported, counted and listed in the metadata.
+One row per image, in the source's order: `index` in the source, `path`; if the source has labels
+`label`, the true class in the model's numbers, -1 if it is unknown; `class_index` (k,), the
+likeliest classes, best first (the smaller number first on a tie); `class_name` (k,) if the model
+has class names; `probability` (k,) float32, softmax over all classes. Unreadable images have no
+row: they are reported, counted and listed in the metadata.
 
 As JSON lines, one line per image: `path`, `index`, `label`, and `top`, a list of objects with
 `class`, `name` and `probability`; or `error`, why the image cannot be read.
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 
 from beit.command.ending import Ending, beside, words
 from beit.data.class_names import amount, match_classes
+from beit.data.classes import RenumberedSource
 from beit.data.pixels.decoding import extensions
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import STANDARD_INPUT, open_images
@@ -108,6 +110,7 @@ def run(config: Config) -> TableResult:
     config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
     check_bands(config.model, config.data)
     classes, vit = classifier.config, classifier.backbone.config
+    source = in_numbers_of(classes, source)
     columns = columns_of(classes, config.top_k)
     table: RowTable | LineStream
     if config.output is None:
@@ -218,6 +221,24 @@ def _predictions(
     return predictions
 
 
+def in_numbers_of(classes: ImageClassifierConfig, source: Source) -> Source:
+    """Give images the model's numbers as labels: -1 where unknown, or of a class that it lacks.
+
+    So a label can be compared with `class_index`, whatever classes the source has.
+    """
+    if source.labels is None:
+        return source
+    present, places = source.labels.unique(return_inverse=True)
+    numbers = _numbers(source, classes, present.tolist())
+    labels = torch.tensor([numbers.get(label, -1) for label in present.tolist()])[places]
+    if torch.equal(labels, source.labels.clamp(min=-1)):
+        return source
+    if lost := int(((labels < 0) & (source.labels >= 0)).sum()):
+        text = "%d of %d images are of classes that the model does not have: their label is -1"
+        _log.warning(text, lost, len(source))
+    return RenumberedSource(source, labels, classes.class_names)
+
+
 def true_classes(source: Source, classes: ImageClassifierConfig, count: int) -> list[int | None]:
     """Return the true classes of the first `count` images, in the model's numbers; None if unknown.
 
@@ -225,14 +246,21 @@ def true_classes(source: Source, classes: ImageClassifierConfig, count: int) -> 
     """
     if source.labels is None:
         return [None] * min(count, len(source))
-    labels, names = source.labels[:count].tolist(), source.class_names
+    labels = source.labels[:count].tolist()
+    numbers = _numbers(source, classes, labels)
+    return [numbers.get(label) for label in labels]
+
+
+def _numbers(source: Source, classes: ImageClassifierConfig, labels: list[int]) -> dict[int, int]:
+    """Return the model's number of each label of a source; of none if they cannot be matched."""
+    names = source.class_names
     present = [label for label in labels if label >= 0 and (names is None or label < len(names))]
     known = (classes.class_names, classes.num_classes)
     try:
         match = match_classes(present, names, *known, "the data", "the model")
     except ValueError as error:
         _log.warning("no image is marked as right or wrong: %s", error)
-        return [None] * len(labels)
+        return {}
     if match.note:
         _log.info("%s", match.note)
-    return [match.numbers.get(label) for label in labels]
+    return match.numbers

@@ -4,9 +4,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from beit.data.classes import Labelled, checked_classes, renumbered
+from beit.data.source import limited
 from beit.data.sources import open_source
-from beit.evaluation.familiar import note_of_trained
 from beit.run.directory import RunDirectory
+from beit.run.familiar import ImageSet, note_of_shared, note_of_trained
 
 
 @pytest.fixture
@@ -16,6 +18,10 @@ def photos(tmp_path: Path) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 3)).save(path)
     return str(tmp_path / "photos")
+
+
+def opened(of_run):
+    return limited(open_source(of_run["train"]), of_run.get("limit"))
 
 
 def test_images_of_the_training_are_counted(photos: str, tmp_path: Path) -> None:
@@ -31,7 +37,7 @@ def test_images_of_the_training_are_counted(photos: str, tmp_path: Path) -> None
     cases += [(f"{photos}[75%:]", 20 - train, 0), (str(table), 3, 3), (str(copy), 20, 0)]
     for spec, number, count in cases:
         source = open_source(spec)
-        notes = note_of_trained(str(run.path), spec, source)
+        notes = note_of_trained(str(run.path), spec, source, opened)
         assert len(source) == number
         said = [f"run was trained on {count} of the {number} images" in note for note in notes]
         assert said == [True] * (count > 0), spec
@@ -40,6 +46,23 @@ def test_images_of_the_training_are_counted(photos: str, tmp_path: Path) -> None
 
 def test_of_other_models_nothing_is_known(photos: str, tmp_path: Path) -> None:
     source = open_source(photos)
-    assert note_of_trained(str(tmp_path / "weights.safetensors"), photos, source) == []
+    assert note_of_trained(str(tmp_path / "weights.safetensors"), photos, source, opened) == []
     run = RunDirectory.create(tmp_path / "run", {"data": {"train": ""}}, {"verb": "finetune"})
-    assert note_of_trained(str(run.path), photos, source) == []
+    assert note_of_trained(str(run.path), photos, source, opened) == []
+
+
+def test_images_of_a_set_that_are_trained_on_are_counted(photos: str, tmp_path: Path) -> None:
+    train = open_source(photos, cache_gigabytes=0.1)
+    (tmp_path / "labels.csv").write_text("path,label\nphotos/a/0.png,a\nphotos/b/1.png,b\n")
+    table = Labelled("test", f"{tmp_path}/labels.csv", open_source(f"{tmp_path}/labels.csv"))
+    test = renumbered(table, checked_classes(Labelled("train", photos, train)), "train")
+    (note,) = note_of_shared(ImageSet(*test), ImageSet("train", photos, train))
+    assert note.startswith(f"2 of the 2 images of test {test.spec} are in train {photos} too; ")
+    specs = f"{photos}[:90%]", f"{photos}[90%:]"
+    assert note_of_shared(*(ImageSet("", spec, open_source(spec)) for spec in specs)) == []
+    few, many = (ImageSet("", spec, open_source(spec)) for spec in ("shapes://3", "shapes://9"))
+    (note,) = note_of_shared(few, many)
+    assert note.startswith("3 of the 3 images of  shapes://3 are in")
+    # A store's splits may have images of the same names.
+    store = ImageSet("", "s3://bucket/photos", train)
+    assert note_of_shared(store, store) == []
