@@ -16,10 +16,10 @@ from torch.optim import Optimizer
 
 from beit.data.batch import Batch
 from beit.data.order import seed_torch, step_generator
-from beit.nn.losses import masked_losses
+from beit.nn.losses import masked_losses, weighted_mean
 from beit.nn.masking import MaskConfig, draw_masks, patches_to_predict
 from beit.nn.mim import MaskedImageModel, MaskedLosses
-from beit.nn.target_metrics import Target, explained_from_error, target_metrics
+from beit.nn.target import Target, explained_from_error
 from beit.pretraining.validation import Validation, knn_check, validate
 from beit.run.journal import Journal
 from beit.run.optim import OptimConfig, clip_gradients, set_learning_rate
@@ -119,7 +119,8 @@ def predict(parts: Pretraining, batch: Batch, masked: Tensor) -> dict[str, Tenso
         return losses._asdict()
     prediction = parts.model(batch.images, masked, predicted)
     patch_loss, cls_loss = masked_losses(prediction, targets, target.loss, weights)
-    metrics = target_metrics(target.kind, prediction.logits, targets, weights)
+    measured = target.measure(prediction.logits.detach(), targets)  # (B, M') each
+    metrics = {name: weighted_mean(values, weights) for name, values in measured.items()}
     return {"patch_loss": patch_loss, "cls_loss": cls_loss, **metrics}
 
 

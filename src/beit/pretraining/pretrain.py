@@ -20,13 +20,13 @@ from beit.draw.report import Section
 from beit.nn.code_ranks import CodeRanks
 from beit.nn.code_statistics import code_vectors
 from beit.nn.mim import MaskedImageModel
-from beit.nn.target_metrics import Target
+from beit.nn.target import Target
 from beit.nn.targets import TokenTarget
 from beit.pretraining.config import Config
 from beit.pretraining.loop import Pretraining, train
 from beit.pretraining.report import report
 from beit.pretraining.start import start_from
-from beit.pretraining.targets import load_target, match_target
+from beit.pretraining.targets import MAIN_METRICS, load_target, match_target
 from beit.pretraining.validation import Validation
 from beit.run.batches import (
     image_sets,
@@ -128,18 +128,11 @@ def redraw(config: Config, directory: RunDirectory) -> list[Section]:
     return report(directory, config, fabric, mim.to(fabric.device), target, metrics)
 
 
-PREDICTED = {  # by target.kind: the metric, and what it says
-    "tokens": ("accuracy", "of the hidden patches' codes predicted right"),
-    "pixels": ("explained", "of the variance of hidden pixels explained"),
-    "features": ("cosine", "cosine of predicted and true features"),
-}
-
-
 def ending(config: Config, result: Result) -> Ending:
     """Say how well hidden patches are predicted; a probe is next, or features without labels."""
     run, data = RunDirectory(result.directory), config.data
     values = last_values(run.metrics_file, result.metrics)
-    metric, meaning = PREDICTED[config.target.kind]
+    metric, _, meaning = MAIN_METRICS[config.target.kind]
     value = values.get(f"val_{metric}", values.get(metric, 0.0))
     figure = f"{percent(value)} {meaning}"
     if (chance := values.get("val_chance")) is not None:

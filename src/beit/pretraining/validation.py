@@ -8,11 +8,11 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from beit.data.order import step_generator
-from beit.nn.losses import masked_losses
+from beit.nn.losses import masked_losses, weighted_mean
 from beit.nn.masking import MaskConfig, draw_masks, patches_to_predict
 from beit.nn.metrics import knn_accuracy
 from beit.nn.mim import MaskedImageModel
-from beit.nn.target_metrics import TARGET_METRICS, Target, explained_from_error, target_metrics
+from beit.nn.target import Target, explained_from_error
 from beit.nn.vit import VisionTransformer
 from beit.run.device import summed
 from beit.run.means import Means
@@ -67,8 +67,8 @@ def validate(
     means, grid = Means(partial(summed, fabric)), mim.config.backbone.grid
     ranks, counts = validation.ranks, torch.zeros(4, target.width, device=fabric.device)
     # All processes need the same names, even one without a batch.
-    names = ["val_loss"] + [f"val_{name}" for name in TARGET_METRICS[target.kind]]
-    names += [f"val_cls_{name}" for name in TARGET_METRICS[target.kind] if mim.aggregation]
+    names = ["val_loss"] + [f"val_{name}" for name in target.metrics]
+    names += [f"val_cls_{name}" for name in target.metrics if mim.aggregation]
     means.add(dict.fromkeys(names, 0.0), weight=0)
     for batch in reading:
         masked = validation_masks(validation, grid, batch.indices).to(fabric.device)
@@ -82,8 +82,8 @@ def validate(
         measured = {"val_loss": patch_loss + cls_loss}
         for prefix, logits in (("val", prediction.logits), ("val_cls", prediction.cls_logits)):
             if logits is not None:
-                values = target_metrics(target.kind, logits, targets, weights)
-                measured |= {f"{prefix}_{name}": value for name, value in values.items()}
+                for name, values in target.measure(logits, targets).items():
+                    measured[f"{prefix}_{name}"] = weighted_mean(values, weights)
         if ranks is not None:
             counts += ranks.count(prediction.logits, targets, weights)
         means.add(measured, weight=len(masked) if weights is None else float(weights.sum()))
