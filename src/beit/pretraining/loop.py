@@ -6,7 +6,8 @@ whole image.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -20,12 +21,21 @@ from beit.nn.losses import masked_losses, weighted_mean
 from beit.nn.masking import MaskConfig, draw_masks, patches_to_predict
 from beit.nn.mim import MaskedImageModel, MaskedLosses
 from beit.nn.target import Target, explained_from_error
-from beit.pretraining.validation import Validation, knn_check, validate
+from beit.pretraining.neighbours import knn_check
+from beit.run.device import summed
 from beit.run.journal import Journal
+from beit.run.means import Means
 from beit.run.optim import OptimConfig, clip_gradients, set_learning_rate
-from beit.run.reading import ImageBatches
+from beit.run.reading import ImageBatches, Reading
 
 SHOWN = ("loss", "accuracy", "explained", "cosine", "cls_loss")  # of these the first three
+
+
+class Ranks(Protocol):
+    """Interface of `beit.nn.code_ranks.CodeRanks`."""
+
+    def count(self, logits: Tensor, codes: Tensor, weights: Tensor | None = None) -> Tensor: ...
+    def figures(self, counts: Tensor) -> dict[str, float]: ...
 
 
 class Pretraining(NamedTuple):
@@ -37,7 +47,8 @@ class Pretraining(NamedTuple):
         target: of the predictions
         mask: which patches are masked
         everywhere: predict all patches, not only the masked ones
-        validation: inputs of the validation; None without a validation set
+        ranks: measures how near predicted codes are; None for other targets
+        validation: this process's share of the validation set; None without one
         validate_every: steps between two validations
         check: labelled images of the k-NN check, to search and to classify; None for no check
         check_every: steps between two checks
@@ -52,7 +63,8 @@ class Pretraining(NamedTuple):
     mask: MaskConfig
     everywhere: bool
     seed: int
-    validation: Validation | None
+    ranks: Ranks | None
+    validation: ImageBatches | None
     validate_every: int
     check: tuple[ImageBatches, ImageBatches] | None
     check_every: int
@@ -137,8 +149,7 @@ def evaluate(
     validates = journal.at_interval(parts.validate_every)
     if validates and parts.validation is not None:
         with journal.aside("validation"):
-            reading = journal.read(parts.validation.batches)
-            metrics = validate(parts.fabric, parts.mim, parts.target, parts.validation, reading)
+            metrics = validate(parts, journal.read(parts.validation))
         journal.log_result(metrics)
     if parts.check is not None and journal.at_interval(parts.check_every):
         check(parts.check, parts, journal)
@@ -148,6 +159,53 @@ def evaluate(
             with journal.aside("report"):
                 report(metrics)
     return metrics
+
+
+@torch.no_grad()
+def validate(parts: Pretraining, reading: Reading) -> dict[str, float]:
+    """Measure the loss and the metrics of the target on the validation set."""
+    fabric, mim, target, ranks = parts.fabric, parts.mim.eval(), parts.target, parts.ranks
+    means, grid = Means(partial(summed, fabric)), mim.config.backbone.grid
+    counts = torch.zeros(4, target.width, device=fabric.device)  # of `ranks`
+    # All processes need the same names, even one without a batch.
+    names = ["val_loss"] + [f"val_{name}" for name in target.metrics]
+    names += [f"val_cls_{name}" for name in target.metrics if mim.aggregation]
+    means.add(dict.fromkeys(names, 0.0), weight=0)
+    for batch in reading:
+        step_size = parts.optim.batch_size
+        masked = validation_masks(parts.mask, step_size, grid, parts.seed, batch.indices)
+        masked = masked.to(fabric.device)
+        predicted, weights = patches_to_predict(masked, grid, parts.everywhere, parts.mask.exact)
+        with fabric.autocast():
+            targets = target.of(batch.images, predicted)
+            prediction = mim(batch.images, masked, predicted)
+        patch_loss, cls_loss = masked_losses(prediction, targets, target.loss, weights)
+        measured = {"val_loss": patch_loss + cls_loss}
+        for prefix, logits in (("val", prediction.logits), ("val_cls", prediction.cls_logits)):
+            if logits is not None:
+                for name, values in target.measure(logits, targets).items():
+                    measured[f"{prefix}_{name}"] = weighted_mean(values, weights)
+        if ranks is not None:
+            counts += ranks.count(prediction.logits, targets, weights)
+        means.add(measured, weight=len(masked) if weights is None else float(weights.sum()))
+    metrics = explained_from_error(means.read())
+    if ranks is not None:
+        figures = ranks.figures(summed(fabric, counts))
+        metrics |= {f"val_{name}": value for name, value in figures.items()}
+    return metrics | reading.counts()
+
+
+def validation_masks(
+    mask: MaskConfig, step_size: int, grid: tuple[int, int], seed: int, indices: Tensor
+) -> Tensor:
+    """Draw the masks (B, M) of images by their indices (B,) int64 in the validation set.
+
+    An image's mask depends only on its index, not on the number of processes or on unreadable
+    images. All indices lie within one piece of `step_size` images, the batch size of training.
+    """
+    piece = int(indices[0]) // step_size
+    generator = step_generator(seed, piece, "validation masks")
+    return draw_masks(mask, step_size, grid, generator)[indices.cpu() - piece * step_size]
 
 
 def check(images: tuple[ImageBatches, ImageBatches], parts: Pretraining, journal: Journal) -> None:

@@ -27,7 +27,6 @@ from beit.pretraining.loop import Pretraining, train
 from beit.pretraining.report import report
 from beit.pretraining.start import start_from
 from beit.pretraining.targets import MAIN_METRICS, load_target, match_target
-from beit.pretraining.validation import Validation
 from beit.run.batches import (
     image_sets,
     open_set,
@@ -68,8 +67,9 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     vit, optim = config.model.backbone, config.optim
     views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
     source = open_train(config, views)
-    validation, check = build_validation(config, fabric, target), check_batches(config, fabric)
-    sets = image_sets(source, validation and validation.batches)
+    validation = open_validation(config, vit.image_size, fabric)
+    check = check_batches(config, fabric)
+    sets = image_sets(source, validation)
     if check is not None:
         sets |= {"check.train": check[0].source, "check.test": check[1].source}
     images = check_images(directory, sets, changed_ok)
@@ -81,10 +81,14 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     groups = parameter_groups(mim, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(prepared(mim, config.device), optimizer)
+    ranks = None
+    if validation is not None and isinstance(target, TokenTarget):
+        ranks = CodeRanks(code_vectors(target.tokenizer))
     parts = Pretraining(
         *(fabric, mim, model, optimizer, target, optim, config.mask),
         everywhere=config.predict == "all",
         seed=config.run.seed,
+        ranks=ranks,
         validation=validation,
         validate_every=config.validate_every * journal.steps_per_epoch,
         check=check,
@@ -158,18 +162,6 @@ def build(config: Config, fabric: Fabric) -> tuple[Target, MaskedImageModel]:
     target = load_target(config.target, config.tokenizer, config.model.backbone, fabric.device)
     torch.manual_seed(config.run.seed)
     return target, MaskedImageModel(match_target(config.model, target))
-
-
-def build_validation(config: Config, fabric: Fabric, target: Target) -> Validation | None:
-    """Open the validation set; None without one."""
-    batches = open_validation(config, config.model.backbone.image_size, fabric)
-    if batches is None:
-        return None
-    everywhere, size = config.predict == "all", config.optim.batch_size
-    ranks = None
-    if isinstance(target, TokenTarget):
-        ranks = CodeRanks(code_vectors(target.tokenizer))
-    return Validation(batches, config.mask, everywhere, size, config.run.seed, ranks)
 
 
 def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatches] | None:
