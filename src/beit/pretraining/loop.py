@@ -52,6 +52,7 @@ class Pretraining(NamedTuple):
         validate_every: steps between two validations
         check: labelled images of the k-NN check, to search and to classify; None for no check
         check_every: steps between two checks
+        report: draws the report from the metrics of the last validation
     """
 
     fabric: Fabric
@@ -68,15 +69,11 @@ class Pretraining(NamedTuple):
     validate_every: int
     check: tuple[ImageBatches, ImageBatches] | None
     check_every: int
+    report: Callable[[dict[str, float]], object]
 
 
-def train(
-    parts: Pretraining, journal: Journal, report: Callable[[dict[str, float]], object]
-) -> dict[str, float]:
+def train(parts: Pretraining, journal: Journal) -> dict[str, float]:
     """Train from the journal's first step to its last.
-
-    Args:
-        report: draws the report from the metrics of the last validation
 
     Returns: the metrics of the last validation; empty without one
     """
@@ -87,7 +84,7 @@ def train(
     validated: dict[str, float] = {}
     with journal.recording():
         if journal.resumed:  # repeat the validation that follows the checkpoint
-            validated = evaluate(parts, journal, validated, report)
+            validated = evaluate(parts, journal, validated)
         elif parts.check is not None:
             check(parts.check, parts, journal)  # the untrained backbone, to compare with
         for step in journal.steps():
@@ -113,7 +110,7 @@ def train(
             if journal.logs:
                 journal.log({"rate": rate}, explained_from_error(journal.means.read()), SHOWN)
             journal.end_step()
-            validated = evaluate(parts, journal, validated, report)
+            validated = evaluate(parts, journal, validated)
     return validated
 
 
@@ -136,12 +133,7 @@ def predict(parts: Pretraining, batch: Batch, masked: Tensor) -> dict[str, Tenso
     return {"patch_loss": patch_loss, "cls_loss": cls_loss, **metrics}
 
 
-def evaluate(
-    parts: Pretraining,
-    journal: Journal,
-    metrics: dict[str, float],
-    report: Callable[[dict[str, float]], object],
-) -> dict[str, float]:
+def evaluate(parts: Pretraining, journal: Journal, metrics: dict[str, float]) -> dict[str, float]:
     """Validate, check neighbours and report after a step, each at its interval.
 
     Returns: the metrics of the last validation
@@ -157,7 +149,7 @@ def evaluate(
         parts.mim.eval()  # in all processes: the first may need the whole model for its report
         if journal.reports:
             with journal.aside("report"):
-                report(metrics)
+                parts.report(metrics)
     return metrics
 
 

@@ -84,6 +84,12 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     ranks = None
     if validation is not None and isinstance(target, TokenTarget):
         ranks = CodeRanks(code_vectors(target.tokenizer))
+    journal.begin(batches, model=mim, optimizer=optimizer)
+    keep_images(journal, images)
+    if account:
+        check_bands(str(config.init), config.data.train)
+        journal.message(account)
+    draw = partial(report, journal.directory, config, fabric, mim, target)
     parts = Pretraining(
         *(fabric, mim, model, optimizer, target, optim, config.mask),
         everywhere=config.predict == "all",
@@ -93,14 +99,9 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
         validate_every=config.validate_every * journal.steps_per_epoch,
         check=check,
         check_every=config.check.every * journal.steps_per_epoch,
+        report=draw,
     )
-    journal.begin(batches, model=mim, optimizer=optimizer)
-    keep_images(journal, images)
-    if account:
-        check_bands(str(config.init), config.data.train)
-        journal.message(account)
-    draw = partial(report, journal.directory, config, fabric, mim, target)
-    metrics = train(parts, journal, draw)
+    metrics = train(parts, journal)
     return journal.finish(
         metrics,
         partial(

@@ -171,6 +171,12 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(prepared(vae, config.device), optimizer)
     total, counts = journal.total_steps, CodeCounts(num_places(vae), vae.vocab_size, fabric)
+    journal.begin(batches, model=vae, optimizer=optimizer, counts=counts)
+    keep_images(journal, images)
+    if account:
+        check_bands(str(config.init), config.data.train)
+        journal.message(account)
+    draw = partial(report_dvae, journal.directory, config, fabric, vae)
     parts = VAETraining(
         *(fabric, vae, model, optimizer, counts, optim, config.run.seed),
         temperature=partial(config.temperature.at, total_steps=total),
@@ -182,15 +188,10 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
         validate_every=config.validate_every * journal.steps_per_epoch,
         frechet_sums=partial(frechet_sums, config, fabric),
         frechet_images=config.frechet_images,
+        report=draw,
     )
-    journal.begin(batches, model=vae, optimizer=optimizer, counts=counts)
-    keep_images(journal, images)
-    if account:
-        check_bands(str(config.init), config.data.train)
-        journal.message(account)
-    draw = partial(report_dvae, journal.directory, config, fabric, vae)
-    validated = train(parts, journal, draw)
-    metrics, save = (
+    validated = train(parts, journal)
+    return journal.finish(
         validated.metrics if validated else {},
         partial(
             save_weights,
@@ -198,8 +199,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
             crop_ratio=config.crop_ratio,
             pixel_options=pixel_options(config.data.train),
         ),
+        partial(draw, validated),
     )
-    return journal.finish(metrics, save, partial(draw, validated))
 
 
 def redraw(config: Config, directory: RunDirectory) -> list[Section]:

@@ -50,6 +50,7 @@ class VAETraining(NamedTuple):
         validate_every: steps between two validations
         frechet_sums: returns an accumulator for the Fréchet distance, or None to skip it
         frechet_images: number of images for that distance
+        report: draws the report from the last validation
     """
 
     fabric: Fabric
@@ -68,15 +69,11 @@ class VAETraining(NamedTuple):
     validate_every: int
     frechet_sums: Callable[[], FrechetSums | None]
     frechet_images: int
+    report: Callable[[Validated | None], object]
 
 
-def train(
-    parts: VAETraining, journal: Journal, report: Callable[[Validated | None], object]
-) -> Validated | None:
+def train(parts: VAETraining, journal: Journal) -> Validated | None:
     """Train from the journal's first step to its last.
-
-    Args:
-        report: draws the report from the last validation
 
     Returns: the last validation; None without a validation set
     """
@@ -85,7 +82,7 @@ def train(
     validated: Validated | None = None
     with journal.recording():
         if journal.resumed:  # repeat the validation that follows the checkpoint
-            validated = evaluate(parts, journal, validated, report)
+            validated = evaluate(parts, journal, validated)
         for step in journal.steps():
             rate = optim.rate(step, journal.steps_per_epoch)
             temperature, kl_weight = parts.temperature(step), parts.kl_weight(step)
@@ -115,16 +112,11 @@ def train(
                 warning = COLLAPSE.format(num_codes=vae.vocab_size)
                 warn_of_collapse(journal, means, vae.vocab_size, warning)
             journal.end_step()
-            validated = evaluate(parts, journal, validated, report)
+            validated = evaluate(parts, journal, validated)
     return validated
 
 
-def evaluate(
-    parts: VAETraining,
-    journal: Journal,
-    validated: Validated | None,
-    report: Callable[[Validated | None], object],
-) -> Validated | None:
+def evaluate(parts: VAETraining, journal: Journal, validated: Validated | None) -> Validated | None:
     """Validate and report after a step, at their interval. Returns: the last validation."""
     if not journal.at_interval(parts.validate_every):
         return validated
@@ -137,7 +129,7 @@ def evaluate(
         journal.log_result(validated.metrics)
     if journal.reports:
         with journal.aside("report"):
-            report(validated)
+            parts.report(validated)
     return validated
 
 

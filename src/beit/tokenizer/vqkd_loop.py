@@ -82,6 +82,7 @@ class VQKDTraining(NamedTuple):
         collapse_warning: text for `warn_of_collapse`
         validation: this process's share of the validation set; None without one
         validate_every: steps between two validations
+        report: draws the report from the last validation
     """
 
     fabric: Fabric
@@ -104,15 +105,11 @@ class VQKDTraining(NamedTuple):
     collapse_warning: str
     validation: ImageBatches | None
     validate_every: int
+    report: Callable[[Validated | None], object]
 
 
-def train(
-    parts: VQKDTraining, journal: Journal, report: Callable[[Validated | None], object]
-) -> Validated | None:
+def train(parts: VQKDTraining, journal: Journal) -> Validated | None:
     """Train from the journal's first step to its last.
-
-    Args:
-        report: draws the report from the last validation
 
     Returns: the last validation; None without a validation set
     """
@@ -123,7 +120,7 @@ def train(
     validated: Validated | None = None
     with journal.recording():
         if journal.resumed:  # repeat the validation that follows the checkpoint
-            validated = evaluate(parts, journal, validated, report)
+            validated = evaluate(parts, journal, validated)
         for step in journal.steps():
             rate = optim.rate(step, journal.steps_per_epoch)
             set_learning_rate(optimizer, rate)
@@ -179,15 +176,12 @@ def train(
                     warn_of_collapse(journal, metrics, vqkd.vocab_size, parts.collapse_warning)
                 journal.log({"rate": rate}, metrics, SHOWN)
             journal.end_step()
-            validated = evaluate(parts, journal, validated, report)
+            validated = evaluate(parts, journal, validated)
     return validated
 
 
 def evaluate(
-    parts: VQKDTraining,
-    journal: Journal,
-    validated: Validated | None,
-    report: Callable[[Validated | None], object],
+    parts: VQKDTraining, journal: Journal, validated: Validated | None
 ) -> Validated | None:
     """Validate and report after a step, at their interval. Returns: the last validation."""
     if not journal.at_interval(parts.validate_every):
@@ -203,7 +197,7 @@ def evaluate(
     parts.vqkd.eval()  # in all processes: the first may need the whole model for its report
     if journal.reports:
         with journal.aside("report"):
-            report(validated)
+            parts.report(validated)
     return validated
 
 
