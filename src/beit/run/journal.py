@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from beit.data.batch import Batch
-from beit.data.prefetch import prefetch
+from beit.data.prefetch import Prefetch
 from beit.data.unreadable import TooManyUnreadable, Unreadable
 from beit.run import checkpoint
 from beit.run.device import DeviceConfig, LossScaling, precision_of, summed
@@ -162,7 +162,7 @@ class Journal:
             restored = {n: part for n, part in self._parts.items() if n not in left_out}
             checkpoint.restore(self.directory, self.start_step, restored, self._state)
             self._state = {}
-        self._stream = prefetch(batches, self.fabric.device)
+        self._stream = Prefetch(batches, self.fabric.device)
         self._stream.begin()
         self.fabric.barrier()
         log_step = None if self._directory is None else self.start_step
