@@ -225,7 +225,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
         journal.message(account)
     draw = partial(report_vqkd, journal.directory, config, fabric, vqkd)
     parts = VQKDTraining(
-        *(fabric, vqkd, model, optimizer, teacher, targets, centre, use, counts, optim),
+        *(fabric, vqkd, model, optimizer, features, targets, centre, use, counts, optim),
         seed=config.run.seed,
         start_after=codebook.start_after,
         kmeans=codebook.kmeans,

@@ -6,7 +6,7 @@ sphere, and a small decoder reconstructs a frozen teacher's features from the co
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -36,12 +36,6 @@ from beit.tokenizer.codebook_log import (
 SHOWN = ("loss", "usage", "perplexity")
 
 
-class Teacher(Protocol):
-    """A frozen network from images (B, 3, H, W) to features (B, N, T) on a grid."""
-
-    def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor: ...
-
-
 class CodeUse:
     """How often each code was chosen since the last revival, over all processes."""
 
@@ -69,7 +63,8 @@ class VQKDTraining(NamedTuple):
     Attributes:
         vqkd: the unwrapped tokenizer
         model: the same, wrapped by Fabric for training
-        targets: the teacher's features (B, N, T) of the images of a training batch
+        features: computes the frozen teacher's features (B, N, T) of a batch's images
+        targets: the same of a training batch, or reads what was kept of them
         centre: takes the mean from them, part of checkpoints; None to leave it in
         use: of the codes since the last revival, part of checkpoints
         counts: of the codes since the last log line, part of checkpoints
@@ -89,7 +84,7 @@ class VQKDTraining(NamedTuple):
     vqkd: VQKD
     model: _FabricModule
     optimizer: Optimizer
-    teacher: Teacher
+    features: Callable[[Batch], Tensor]
     targets: Callable[[Batch], Tensor]
     centre: Centre | None
     use: CodeUse
@@ -207,15 +202,16 @@ def validate(parts: VQKDTraining, reading: Reading) -> Validated:
 
     val_constant is the reconstruction loss of the best constant for each position.
     """
-    fabric, vqkd, grid = parts.fabric, parts.vqkd.eval(), parts.vqkd.grid
+    fabric, vqkd = parts.fabric, parts.vqkd.eval()
     means = Means(partial(summed, fabric))
     # All processes need the same names, even one without a batch.
     means.add({"val_reconstruction": 0.0, "val_commitment": 0.0}, weight=0)
-    counts = CodeCounts(vqkd.config.encoder.num_patches, vqkd.vocab_size, fabric)
-    directions = torch.zeros(grid[0] * grid[1], vqkd.config.teacher_width, device=fabric.device)
+    N, T = vqkd.config.encoder.num_patches, vqkd.config.teacher_width
+    counts = CodeCounts(N, vqkd.vocab_size, fabric)
+    directions = torch.zeros(N, T, device=fabric.device)
     for batch in reading:
         with fabric.autocast():
-            target = parts.teacher.features(batch.images, grid)
+            target = parts.features(batch)
             output = vqkd(batch.images)
         target = target if parts.centre is None else parts.centre.eval()(target)
         directions += torch.nn.functional.normalize(target.float(), dim=-1).sum(0)
