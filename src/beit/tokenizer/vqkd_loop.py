@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from beit.data.batch import Batch
@@ -36,25 +36,20 @@ from beit.tokenizer.codebook_log import (
 SHOWN = ("loss", "usage", "perplexity")
 
 
-class CodeUse:
+class CodeUse(nn.Module):
     """How often each code was chosen since the last revival, over all processes."""
 
+    since_revival: Tensor  # (K,)
+
     def __init__(self, num_codes: int, device: torch.device) -> None:
-        self.since_revival = torch.zeros(num_codes, device=device)  # (K,)
+        super().__init__()
+        self.register_buffer("since_revival", torch.zeros(num_codes, device=device))
 
     def dead(self, share: float) -> Tensor:
         """Return which codes (K,) bool were chosen less than a share of the mean; reset."""
         dead = self.since_revival < share * self.since_revival.mean()
         self.since_revival.zero_()
         return dead
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the counts, for a checkpoint."""
-        return {"since_revival": self.since_revival}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
-        self.since_revival.copy_(state["since_revival"])
 
 
 class VQKDTraining(NamedTuple):
@@ -214,7 +209,7 @@ def validate(parts: VQKDTraining, reading: Reading) -> Validated:
             target = parts.features(batch)
             output = vqkd(batch.images)
         target = target if parts.centre is None else parts.centre.eval()(target)
-        directions += torch.nn.functional.normalize(target.float(), dim=-1).sum(0)
+        directions += nn.functional.normalize(target.float(), dim=-1).sum(0)
         reconstruction = cosine_distance(output.features, target)
         means.add(
             {"val_reconstruction": reconstruction, "val_commitment": output.commitment},
