@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from beit.run.optim import Schedule, check_settings, micro_batch_size
-from beit.run.schedules import check_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +105,7 @@ def warmup_poly(
         warmup_steps: 0 for none
         warmup_ratio: factor of step 0
     """
-    check_step(step, total_steps, warmup_steps)
+    assert step >= 0 and 0 <= warmup_steps <= total_steps  # the settings see to it
     if step >= total_steps:
         return final
     left = (1 - step / total_steps) ** power
