@@ -17,7 +17,6 @@ from torch.optim import Optimizer
 from beit.data.batch import Batch
 from beit.data.order import seed_torch, step_generator
 from beit.nn.losses import cosine_distance
-from beit.nn.quantizer import Quantizer
 from beit.nn.tokenizer import VQKD
 from beit.run.device import gathered, summed
 from beit.run.journal import Journal
@@ -154,9 +153,7 @@ def train(parts: VQKDTraining, journal: Journal) -> Validated | None:
                 quantizer.update(statistics, kept)
                 use.since_revival += statistics[:, -1] * kept
                 if parts.revive_every and step % parts.revive_every == 0 and kept:
-                    dead = use.dead(parts.revive_below)
-                    generator = step_generator(seed, step, "revival")
-                    revive(fabric, quantizer, optimizer, vectors, dead, generator)
+                    revive(parts, vectors, step)
 
             if journal.logs:
                 metrics = journal.means.read()
@@ -244,20 +241,15 @@ def start_codebook(parts: VQKDTraining, micro_batches: Iterator[Batch]) -> Itera
 
 
 @torch.no_grad()
-def revive(
-    fabric: Fabric,
-    quantizer: Quantizer,
-    optimizer: Optimizer,
-    vectors: list[Tensor],
-    dead: Tensor,
-    generator: torch.Generator,
-) -> None:
-    """Replace dead codes (K,) bool by vectors (B, N, C) of the step, the same in all processes.
+def revive(parts: VQKDTraining, vectors: list[Tensor], step: int) -> None:
+    """Replace dead codes by vectors (B, N, C) of the step, the same in all processes.
 
     If the codebook is learned by gradient, the optimiser's moments of these codes are reset.
     """
-    indices = quantizer.revive(rows_of(fabric, vectors), dead, generator)
-    state = optimizer.state.get(quantizer.codebook, {})
+    quantizer, dead = parts.vqkd.quantizer, parts.use.dead(parts.revive_below)
+    generator = step_generator(parts.seed, step, "revival")
+    indices = quantizer.revive(rows_of(parts.fabric, vectors), dead, generator)
+    state = parts.optimizer.state.get(quantizer.codebook, {})
     for moment in ("exp_avg", "exp_avg_sq"):
         if moment in state:
             state[moment][indices] = 0
