@@ -294,7 +294,10 @@ def test_revived_codes_lose_what_adam_remembers_of_them():
     parts = SimpleNamespace(
         fabric=launch(DeviceConfig(accelerator="cpu")),
         vqkd=SimpleNamespace(quantizer=quantizer),
-        **{"optimizer": optimizer, "use": use, "seed": 0, "revive_below": 0.5},
+        optimizer=optimizer,
+        use=use,
+        seed=0,
+        revive_below=0.5,
     )
     revive(parts, [vectors], 1)
     for moment in ("exp_avg", "exp_avg_sq"):

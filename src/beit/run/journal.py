@@ -119,8 +119,7 @@ class Journal:
         self._first = fabric.is_global_zero
         self.start_step, self._state = (directory and checkpoint.latest(directory)) or (0, {})
         self.steps_per_epoch = schedule.steps_per_epoch
-        self.total_steps = schedule.total_steps
-        self.last_step = min(self.total_steps, config.run.stop_after or self.total_steps)
+        self.last_step = min(schedule.total_steps, config.run.stop_after or schedule.total_steps)
         self.step, self.saved_step = self.start_step, self.start_step if self._state else -1
         self.recorded: dict[str, float] = {}
         self.means = Means(partial(summed, fabric))

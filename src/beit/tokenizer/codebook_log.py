@@ -25,11 +25,11 @@ class Validated(NamedTuple):
 
 
 class CodeCounts:
-    """Counts each code at each position."""
+    """Counts each code of a tokenizer at each position."""
 
-    def __init__(self, num_positions: int, num_codes: int, fabric: Fabric) -> None:
+    def __init__(self, tokenizer: Tokenizer, fabric: Fabric) -> None:
         self._sum = partial(summed, fabric)
-        shape = (num_positions, num_codes)
+        shape = (math.prod(tokenizer.grid), tokenizer.vocab_size)
         self.counts = torch.zeros(shape, dtype=torch.int64, device=fabric.device)  # of this process
 
     def add(self, codes: Tensor, kept: Tensor | bool = True) -> None:
@@ -58,7 +58,7 @@ class CodeCounts:
 @torch.no_grad()
 def count_codes(tokenizer: Tokenizer, reading: Reading, fabric: Fabric) -> Tensor:
     """Count each code at each position of the images' grid: (N, K)."""
-    counts = CodeCounts(math.prod(tokenizer.grid), tokenizer.vocab_size, fabric)
+    counts = CodeCounts(tokenizer, fabric)
     for batch in reading:
         with fabric.autocast():
             counts.add(tokenizer.encode(batch.images))

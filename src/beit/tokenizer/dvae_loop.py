@@ -168,11 +168,6 @@ def step_noise(parts: VAETraining, step: int, micro: int) -> Tensor:
     return torch.stack(noise)
 
 
-def num_places(vae: DiscreteVAE) -> int:
-    """Count the codes of an image, N."""
-    return vae.grid[0] * vae.grid[1]
-
-
 @torch.no_grad()
 def validate(
     fabric: Fabric,
@@ -190,7 +185,7 @@ def validate(
     # All processes need the same names, even one without a batch.
     names = ["val_mse", "val_kl", "val_psnr"] + ["val_ssim"] * (min(vae.image_size) >= 11)
     means.add(dict.fromkeys(names, 0.0), weight=0)
-    counts = CodeCounts(num_places(vae), vae.vocab_size, fabric)
+    counts = CodeCounts(vae, fabric)
     for batch in reading:
         images, B = batch.images.float() / 255, len(batch.images)
         with torch.autocast(fabric.device.type, enabled=False):

@@ -215,7 +215,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(prepared(vqkd, config.device), optimizer)
     use = CodeUse(vqkd.vocab_size, fabric.device)
-    counts = CodeCounts(vqkd.config.encoder.num_patches, vqkd.vocab_size, fabric)
+    counts = CodeCounts(vqkd, fabric)
     centre = Centre(fabric, teacher.width) if named.centred else None
     centred = {} if centre is None else {"centre": centre}
     journal.begin(batches, model=vqkd, optimizer=optimizer, use=use, counts=counts, **centred)

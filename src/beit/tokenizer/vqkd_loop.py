@@ -199,7 +199,7 @@ def validate(parts: VQKDTraining, reading: Reading) -> Validated:
     # All processes need the same names, even one without a batch.
     means.add({"val_reconstruction": 0.0, "val_commitment": 0.0}, weight=0)
     N, T = vqkd.config.encoder.num_patches, vqkd.config.teacher_width
-    counts = CodeCounts(N, vqkd.vocab_size, fabric)
+    counts = CodeCounts(vqkd, fabric)
     directions = torch.zeros(N, T, device=fabric.device)
     for batch in reading:
         with fabric.autocast():
