@@ -358,7 +358,8 @@ class Journal:
         ended = self.step == self.last_step
         self.fabric.call("on_step_end", self._stream, self.directory, ended)
         images, wait = self.config.optim.batch_size, self._stream.wait_seconds
-        speed = self._progress.update(self.step, self._shown, images, wait, self._loss_so_far)
+        loss = partial(self.means.peek, "loss")  # since the last log line; waits for the device
+        speed = self._progress.update(self.step, self._shown, images, wait, loss)
         self._shown = {}
         hours = (speed.seconds_left or 0.0) / 3600
         if self.step == 5 and hours > LONG and not self._run.fitted_to:
@@ -368,10 +369,6 @@ class Journal:
         if self.saves:
             self.save()
         self.fabric.call("on_step_saved", self)  # `beit.run.preemption` may stop the run
-
-    def _loss_so_far(self) -> dict[str, float]:
-        """Return the mean loss since the last log line, of this process; waits for the device."""
-        return {name: loss for name, loss in self.means.peek().items() if name == "loss"}
 
     def save(self) -> None:
         """Write a checkpoint of the step, once: a later validation may load other weights.

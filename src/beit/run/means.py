@@ -41,9 +41,9 @@ class Means:
         self._sums, self._weights = {}, {}
         return means
 
-    def peek(self) -> dict[str, float]:
-        """Return the means over this process alone, without resetting them."""
-        return _means(self._totals(None))
+    def peek(self, name: str) -> dict[str, float]:
+        """Return one mean over this process alone, without resetting it."""
+        return {n: mean for n, mean in _means(self._totals(None)).items() if n == name}
 
     def state_dict(self) -> dict[str, tuple[float, float]]:
         """Return the sum and the weight of each metric over all processes, for a checkpoint."""
