@@ -25,7 +25,7 @@ from beit.pretraining.neighbours import knn_check
 from beit.run.device import summed
 from beit.run.journal import Journal
 from beit.run.means import Means
-from beit.run.optim import OptimConfig, clip_gradients, set_learning_rate
+from beit.run.optim import OptimConfig, clip_gradients, micro_batch_size, set_learning_rate
 from beit.run.reading import ImageBatches, Reading
 
 SHOWN = ("loss", "accuracy", "explained", "cosine", "cls_loss")  # of these the first three
@@ -80,7 +80,7 @@ def train(parts: Pretraining, journal: Journal) -> dict[str, float]:
     fabric, optim, seed, optimizer = parts.fabric, parts.optim, parts.seed, parts.optimizer
     model, grid = parts.model, parts.mim.config.backbone.grid
     rank, world_size = fabric.global_rank, fabric.world_size
-    shape = (optim.accumulate, world_size, optim.micro_batch_size(world_size), -1)
+    shape = (optim.accumulate, world_size, micro_batch_size(optim, world_size), -1)
     validated: dict[str, float] = {}
     with journal.recording():
         if journal.resumed:  # repeat the validation that follows the checkpoint

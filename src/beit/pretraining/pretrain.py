@@ -44,6 +44,7 @@ from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.log import read_log
+from beit.run.optim import micro_batch_size
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.run.prepare import prepared
 from beit.weights.bands import check_bands
@@ -173,7 +174,7 @@ def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatc
     """
     if config.check.every == 0:
         return None
-    size = config.optim.micro_batch_size(fabric.world_size)
+    size = micro_batch_size(config.optim, fabric.world_size)
     image_size = config.model.backbone.image_size
     view = EvalView(image_size, config.crop_ratio)
     training = TrainViews(config.view, image_size, image_size)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from beit.run.optim import Schedule, check_settings, micro_batch_size
+from beit.run.optim import Schedule, check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +59,6 @@ class StepOptimConfig:
             )
         if not 0 <= self.warmup_ratio <= 1:
             raise ValueError(f"optim.warmup_ratio is {self.warmup_ratio}; expected 0 to 1")
-
-    def micro_batch_size(self, world_size: int) -> int:
-        """Return the number of images per process and micro-step."""
-        return micro_batch_size(self.batch_size, self.accumulate, world_size)
 
     def schedule(self, num_images: int) -> Schedule:
         """Return the schedule for a training set of `num_images`."""

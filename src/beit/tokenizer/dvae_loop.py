@@ -20,7 +20,7 @@ from beit.nn.dvae import DiscreteVAE, DiscreteVAEOutput, gumbel_noise, reconstru
 from beit.run.device import summed
 from beit.run.journal import Journal
 from beit.run.means import Means
-from beit.run.optim import OptimConfig, clip_gradients, set_learning_rate
+from beit.run.optim import OptimConfig, clip_gradients, micro_batch_size, set_learning_rate
 from beit.run.reading import ImageBatches, Reading
 from beit.tokenizer.codebook_log import CodeCounts, Validated, code_metrics, warn_of_collapse
 from beit.tokenizer.image_metrics import FrechetSums, frechet_distance, psnr, ssim
@@ -156,7 +156,7 @@ def step_noise(parts: VAETraining, step: int, micro: int) -> Tensor:
     depend on interruptions or on the number of processes and micro-steps.
     """
     fabric, vae = parts.fabric, parts.vae
-    B = parts.optim.micro_batch_size(fabric.world_size)
+    B = micro_batch_size(parts.optim, fabric.world_size)
     first = (micro * fabric.world_size + fabric.global_rank) * B
     shape, device = (vae.vocab_size, *vae.grid), fabric.device
     noise = []
