@@ -12,7 +12,6 @@ from beit.nn.metrics import codebook_health, position_counts
 from beit.nn.tokenizer import Tokenizer
 from beit.run.device import summed
 from beit.run.journal import Journal
-from beit.run.reading import Reading
 
 COLLAPSED = 0.1  # of the largest perplexity that is possible
 
@@ -53,16 +52,6 @@ class CodeCounts:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned, in one of the processes."""
         self.counts.copy_(state["counts"])
-
-
-@torch.no_grad()
-def count_codes(tokenizer: Tokenizer, reading: Reading, fabric: Fabric) -> Tensor:
-    """Count each code at each position of the images' grid: (N, K)."""
-    counts = CodeCounts(tokenizer, fabric)
-    for batch in reading:
-        with fabric.autocast():
-            counts.add(tokenizer.encode(batch.images))
-    return counts.total().cpu()
 
 
 def code_metrics(counts: Tensor) -> dict[str, float]:
