@@ -1,4 +1,5 @@
-from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -22,19 +23,17 @@ def test_no_weight_is_no_mean() -> None:
 
 
 def test_processes_together_see_what_one_would() -> None:
-    def run(
-        parts: list[tuple[float, float]], reduce: Callable[[Tensor], Tensor] | None = None
-    ) -> Means:
-        means = Means(reduce)
+    def run(parts: list[tuple[float, float]], fabric: Any = None) -> Means:
+        means = Means(fabric)
         for value, weight in parts:
             means.add({"loss": torch.tensor(value)}, weight)
         return means
 
-    def reduce(table: Tensor) -> Tensor:
+    def all_reduce(table: Tensor, reduce_op: str) -> Tensor:
         return table + torch.tensor([[5.0 * 3], [3.0]])  # what the other process has added
 
     alone = run([(1.0, 2), (2.0, 1), (5.0, 3)]).read()
-    assert run([(1.0, 2), (2.0, 1)], reduce).read() == alone
+    assert run([(1.0, 2), (2.0, 1)], SimpleNamespace(all_reduce=all_reduce)).read() == alone
 
 
 def test_restored_sums_go_on_to_the_same_bits() -> None:

@@ -6,7 +6,6 @@ whole image.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -157,7 +156,7 @@ def evaluate(parts: Pretraining, journal: Journal, metrics: dict[str, float]) ->
 def validate(parts: Pretraining, reading: Reading) -> dict[str, float]:
     """Measure the loss and the metrics of the target on the validation set."""
     fabric, mim, target, ranks = parts.fabric, parts.mim.eval(), parts.target, parts.ranks
-    means, grid = Means(partial(summed, fabric)), mim.config.backbone.grid
+    means, grid = Means(fabric), mim.config.backbone.grid
     counts = torch.zeros(4, target.width, device=fabric.device)  # of `ranks`
     # All processes need the same names, even one without a batch.
     names = ["val_loss"] + [f"val_{name}" for name in target.metrics]

@@ -122,7 +122,7 @@ class Journal:
         self.last_step = min(schedule.total_steps, config.run.stop_after or schedule.total_steps)
         self.step, self.saved_step = self.start_step, self.start_step if self._state else -1
         self.recorded: dict[str, float] = {}
-        self.means = Means(partial(summed, fabric))
+        self.means = Means(fabric)
         self._unreadable = Unreadable(schedule.num_images, config.data.max_unreadable)
         self.indices: list[Tensor] = []
         self.largest_norm = float("inf")

@@ -1,7 +1,6 @@
 """Metrics of codebook use, shared by the trainings of both tokenizers."""
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -27,7 +26,7 @@ class CodeCounts:
     """Counts each code of a tokenizer at each position."""
 
     def __init__(self, tokenizer: Tokenizer, fabric: Fabric) -> None:
-        self._sum = partial(summed, fabric)
+        self._fabric = fabric
         shape = (math.prod(tokenizer.grid), tokenizer.vocab_size)
         self.counts = torch.zeros(shape, dtype=torch.int64, device=fabric.device)  # of this process
 
@@ -37,7 +36,7 @@ class CodeCounts:
 
     def total(self) -> Tensor:
         """Return the counts (N, K) of all processes."""
-        return self._sum(self.counts)
+        return summed(self._fabric, self.counts)
 
     def restart(self) -> Tensor:
         """Return the counts (N, K) of all processes, and reset them."""

@@ -181,7 +181,7 @@ def validate(
     The codes are the argmax of the logits, not sampled; everything is computed in float32.
     """
     vae.eval()
-    means = Means(partial(summed, fabric))
+    means = Means(fabric)
     # All processes need the same names, even one without a batch.
     names = ["val_mse", "val_kl", "val_psnr"] + ["val_ssim"] * (min(vae.image_size) >= 11)
     means.add(dict.fromkeys(names, 0.0), weight=0)

@@ -5,7 +5,6 @@ sphere, and a small decoder reconstructs a frozen teacher's features from the co
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -195,7 +194,7 @@ def validate(parts: VQKDTraining, reading: Reading) -> Validated:
     val_constant is the reconstruction loss of the best constant for each position.
     """
     fabric, vqkd = parts.fabric, parts.vqkd.eval()
-    means = Means(partial(summed, fabric))
+    means = Means(fabric)
     # All processes need the same names, even one without a batch.
     means.add({"val_reconstruction": 0.0, "val_commitment": 0.0}, weight=0)
     N, T = vqkd.config.encoder.num_patches, vqkd.config.teacher_width
