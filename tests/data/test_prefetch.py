@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from beit.data.batch import Batch
-from beit.data.prefetch import prefetch
+from beit.data.prefetch import Prefetch
+
+CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 def batch(number):
@@ -12,7 +14,7 @@ def batch(number):
 
 def test_cpu_batches_pass_unchanged():
     batches = [batch(number) for number in range(3)]
-    assert all(out is batch for out, batch in zip(prefetch(batches, "cpu"), batches, strict=True))
+    assert all(out is batch for out, batch in zip(Prefetch(batches, CPU), batches, strict=True))
 
 
 def test_all_tensors_move_and_equal_ones_move_once():
@@ -20,14 +22,14 @@ def test_all_tensors_move_and_equal_ones_move_once():
     with_maps = batch(0)._replace(label_maps=label_maps, crops=torch.zeros(2, 5))
     empty = torch.empty(0, 3, 0, 0, dtype=torch.uint8)
     none = Batch(empty, empty, torch.empty(0).long(), torch.empty(0).long(), ["a: b"])
-    for before, moved in zip((with_maps, none), prefetch([with_maps, none], "meta"), strict=True):
+    for before, moved in zip((with_maps, none), Prefetch([with_maps, none], META), strict=True):
         assert moved.target_images is moved.images
         assert moved.unreadable == ["a: b"]
         for name in ("images", "labels", "indices", "label_maps", "crops"):
             assert getattr(moved, name).device.type == "meta"
             assert getattr(moved, name).shape == getattr(before, name).shape
     other = batch(0)._replace(target_images=torch.zeros(2, 3, 2, 2, dtype=torch.uint8))
-    assert next(prefetch([other], "meta")).target_images.shape == (2, 3, 2, 2)
+    assert next(Prefetch([other], META)).target_images.shape == (2, 3, 2, 2)
 
 
 def test_closing_ends_what_reads_ahead():
@@ -40,7 +42,7 @@ def test_closing_ends_what_reads_ahead():
             finally:
                 ended.append(True)
 
-    batches = prefetch(Batches(), "cpu")
+    batches = Prefetch(Batches(), CPU)
     batches.begin()
     next(batches)
     assert not ended
@@ -51,7 +53,7 @@ def test_closing_ends_what_reads_ahead():
 def test_waiting_is_measured(monkeypatch):
     clock = iter([0.0, 3.0, 10.0, 14.0])  # the seven between 3 and 10 are the step's own
     monkeypatch.setattr("beit.data.prefetch.time.perf_counter", lambda: next(clock))
-    batches = prefetch([batch(0), batch(1)], "cpu")
+    batches = Prefetch([batch(0), batch(1)], CPU)
     next(batches)
     next(batches)
     assert batches.wait_seconds == 7.0
@@ -65,7 +67,7 @@ def test_beginning_reads_one_batch_and_loses_none():
             read.append(number)
             yield batch(number)
 
-    batches = prefetch(reading(), "cpu")
+    batches = Prefetch(reading(), CPU)
     batches.begin()
     assert read == [0]
     assert [int(out.indices[1]) for out in batches] == [0, 1, 2]
@@ -76,7 +78,7 @@ def test_errors_reach_the_loop():
         yield batch(0)
         raise ValueError("4 images in a row")
 
-    batches = prefetch(failing(), "cpu")
+    batches = Prefetch(failing(), CPU)
     next(batches)
     with pytest.raises(ValueError, match="4 images in a row"):
         next(batches)
@@ -85,7 +87,7 @@ def test_errors_reach_the_loop():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_cuda_batches_arrive_whole_and_in_order():
-    batches = prefetch((batch(number) for number in range(20)), "cuda")
+    batches = Prefetch((batch(number) for number in range(20)), torch.device("cuda"))
     for number, moved in enumerate(batches):
         assert moved.images.device.type == "cuda"
         assert moved.target_images is moved.images
@@ -98,7 +100,7 @@ def test_cuda_batches_arrive_whole_and_in_order():
         raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
-        list(prefetch(failing(), "cuda"))
-    abandoned = prefetch((batch(number) for number in range(20)), "cuda")
+        list(Prefetch(failing(), torch.device("cuda")))
+    abandoned = Prefetch((batch(number) for number in range(20)), torch.device("cuda"))
     next(abandoned)
     del abandoned

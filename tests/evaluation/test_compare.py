@@ -1,4 +1,6 @@
 import json
+import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 
 from beit.evaluation import evaluate
+from beit.evaluation.compare import mcnemar
 from beit.evaluation.evaluate import Config
 
 
@@ -71,3 +74,13 @@ def test_results_of_other_images_do_not_compare(model: str, tmp_path: Path, conf
         evaluate.run(config(model, limit=limit, output=str(tmp_path / place)))
     with pytest.raises(ValueError, match=r"one and .*two are not of the same images"):
         evaluate.run(Config(compare=(str(tmp_path / "one"), str(tmp_path / "two"))))
+
+
+def test_mcnemar_by_hand() -> None:
+    assert mcnemar(1, 4) == pytest.approx(2 * (1 + 5) / 32)
+    assert mcnemar(4, 1) == mcnemar(1, 4)
+    assert mcnemar(0, 0) == mcnemar(3, 3) == 1
+    tail = Fraction(2 * sum(math.comb(1500, k) for k in range(701)), 2**1500)
+    assert mcnemar(800, 700) == pytest.approx(float(tail))  # 2^1500 is beyond what floats hold
+    with pytest.raises(ValueError, match="must not be negative, got -1 and 2"):
+        mcnemar(-1, 2)

@@ -145,3 +145,24 @@ def test_features_are_the_teachers():
     centred = expected - expected.mean(-1, keepdim=True)
     deviation = (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     torch.testing.assert_close(normed, centred / deviation)
+
+
+# ── metrics ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_metrics_by_hand():
+    tokens, pixels = TokenTarget(vqkd(), (2, 3)), PixelTarget((4, 6), 2, MEAN, STD)
+    features = FeatureTarget(ToyTeacher(), (4, 6), (2, 3))
+    predicted = torch.tensor([[[0.0, 1.0], [3.0, 1.0], [2.0, 1.0]]])
+    codes, values = torch.tensor([[1, 1, 0]]), torch.tensor([[[0.0, 2.0], [1.0, 1.0], [1.0, 0.0]]])
+    expected = {
+        "accuracy": [1, 0, 1],
+        "error": [1 / 2, 4 / 2, 2 / 2],
+        "spread": [4 / 2, 2 / 2, 1 / 2],
+        "cosine": [1, 4 / 20**0.5, 2 / 5**0.5],
+    }
+    for target, truth in (tokens, codes), (pixels, values), (features, values):
+        measured = target.measure(predicted, truth)
+        assert tuple(measured) == target.metrics
+        for name, of_patches in measured.items():
+            assert of_patches[0].tolist() == pytest.approx(expected[name])

@@ -1,5 +1,6 @@
 import shutil
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ from beit.nn.masking import MaskConfig
 from beit.nn.mim import MaskedImageModel
 from beit.pretraining import loop, pretrain
 from beit.pretraining.config import CheckConfig
+from beit.pretraining.loop import validation_masks
 from beit.pretraining.targets import TargetConfig
-from beit.pretraining.validation import validation_masks
+from beit.run.batches import open_validation
 from beit.run.launch import launch
 from beit.run.resume import redraw, resume
 from beit.weights.file import save_weights
@@ -138,12 +140,13 @@ def test_unreadable_validation_images_have_their_masks_to_themselves(
     fabric = launch(config.device)
     target, mim = pretrain.build(config, fabric)
     mim.load_state_dict(load(tmp_path / "holed").state_dict())
-    validation = pretrain.build_validation(config, fabric, target)
+    grid, step_size = mim.config.backbone.grid, config.optim.batch_size
+    drawn = partial(validation_masks, config.mask, step_size, grid, config.run.seed)
     accuracies = []
-    for batch in validation.batches:
-        masked = validation_masks(validation, mim.config.backbone.grid, batch.indices)
+    for batch in open_validation(config, mim.image_size, fabric):
+        masked = drawn(batch.indices)
         for row in range(len(masked)):  # one by one, by the mask of its own index
-            own = validation_masks(validation, mim.config.backbone.grid, batch.indices[row:][:1])
+            own = drawn(batch.indices[row:][:1])
             assert torch.equal(own, masked[row][None])
             with torch.no_grad():
                 output = mim(batch.images[row][None], own)

@@ -23,6 +23,7 @@ from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig, RunDirectory
 from beit.run.journal import Journal
 from beit.run.launch import launch_run
+from beit.run.means import Means
 from beit.run.optim import OptimConfig, clip_gradients
 from beit.run.progress import Progress
 
@@ -165,21 +166,20 @@ def test_a_loss_is_shown_from_the_first_steps_on(tmp_path, capsys):
 
 def test_the_loss_is_read_when_a_line_is_due_and_only_then(tmp_path, monkeypatch):
     """Each reading waits for the device: after the first steps one in five seconds, no more."""
-    reads, seconds = [], iter(range(1000))
-    update, peek = Progress.update, Journal._loss_so_far
+    reads, steps = [], [0]
+    update, peek = Progress.update, Means.peek
 
-    def ticking(progress, *arguments):
-        progress._clock = lambda: step_seconds[0]
-        step_seconds[0] += 2.0
-        return update(progress, *arguments)
+    def ticking(progress, step, *arguments):
+        steps[0] = step
+        progress._clock = lambda: 1e6 + 2.0 * step
+        return update(progress, step, *arguments)
 
-    def counted(journal):
-        reads.append(journal.step)
-        return peek(journal)
+    def counted(means, name):
+        reads.append(steps[0])
+        return peek(means, name)
 
-    step_seconds = [float(next(seconds)) + 1e6]
     monkeypatch.setattr(Progress, "update", ticking)
-    monkeypatch.setattr(Journal, "_loss_so_far", counted)
+    monkeypatch.setattr(Means, "peek", counted)
     long = config(tmp_path / "run", log_every=100, checkpoint_every=100)
     train(replace(long, optim=replace(OPTIM, epochs=5)))
     assert reads == [1, 2, 4, 7, 10, 13, 16, 19, 20]

@@ -9,6 +9,7 @@ from beit.run.optim import (
     OptimConfig,
     Schedule,
     clip_gradients,
+    micro_batch_size,
     set_learning_rate,
     step_only_if,
 )
@@ -73,10 +74,10 @@ def test_the_rate_rises_to_its_base_and_falls_to_the_end() -> None:
 
 
 def test_a_step_is_shared_by_processes_and_micro_steps() -> None:
-    images = config(batch_size=24, accumulate=3).micro_batch_size(2)
+    images = micro_batch_size(config(batch_size=24, accumulate=3), 2)
     assert images == 4 and type(images) is int
     with pytest.raises(ValueError, match=r"24 .* into 5 processes x 3 micro-steps; .* of 15"):
-        config(batch_size=24, accumulate=3).micro_batch_size(5)
+        micro_batch_size(config(batch_size=24, accumulate=3), 5)
 
 
 @pytest.fixture
@@ -126,9 +127,9 @@ def test_a_run_by_steps_has_the_published_schedule_and_its_refusals() -> None:
     config = StepOptimConfig()
     assert config.rate(1) == pytest.approx(5e-5 * 1e-6)
     assert config.rate(1501) == pytest.approx(5e-5 * 158_500 / 160_000)
-    assert config.micro_batch_size(8) == 2
+    assert micro_batch_size(config, 8) == 2
     with pytest.raises(ValueError, match="16 does not divide into 3 processes x 1 micro-steps"):
-        config.micro_batch_size(3)
+        micro_batch_size(config, 3)
     for change, message in (
         ({"steps": 0}, "optim.steps is 0; expected 1 or more"),
         ({"power": -1.0}, "optim.power is -1.0"),

@@ -42,13 +42,6 @@ def test_short_runs(warmup_steps: int, expected: list[float]) -> None:
     assert rates == pytest.approx(expected)
 
 
-def test_a_warm_up_longer_than_the_run_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"warm-up of 9 steps in a run of 8; expected 0 to 8"):
-        warmup_cosine(0, base=1.0, final=0.0, total_steps=8, warmup_steps=9)
-    with pytest.raises(ValueError, match="step -1"):
-        warmup_cosine(-1, base=1.0, final=0.0, total_steps=8)
-
-
 def test_polynomial_decay_with_its_warm_up_by_hand() -> None:
     rates = [
         warmup_poly(step, base=2.0, total_steps=10, warmup_steps=4, warmup_ratio=0.2)
@@ -71,7 +64,3 @@ def test_the_published_segmentation_schedule() -> None:
     assert warmup_poly(750, **settings) == pytest.approx(5e-5 * 0.5000005 * (1 - 750 / 160_000))
     assert warmup_poly(1500, **settings) == pytest.approx(5e-5 * 158_500 / 160_000)
     assert warmup_poly(159_999, **settings) == pytest.approx(5e-5 / 160_000)
-    with pytest.raises(ValueError, match=r"warm-up of 1500 steps in a run of 8; expected 0 to 8"):
-        warmup_poly(0, base=1.0, total_steps=8, warmup_steps=1500)
-    with pytest.raises(ValueError, match="step -1"):
-        warmup_poly(-1, base=1.0, total_steps=8)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.order import epoch_order, sample_generator
-from beit.data.prefetch import prefetch
+from beit.data.prefetch import Prefetch
 from beit.segmentation.batches import FIELDS, StackedViews, stacked, whole
 from beit.segmentation.label_classes import label_classes
 from beit.segmentation.label_maps import open_label_maps
@@ -104,19 +104,19 @@ def test_evaluation_shows_whole_images_once(tmp_path):
 
 def test_batches_on_a_device():
     plain = list(train())
-    moved = prefetch(train(), "cpu")
+    moved = Prefetch(train(), torch.device("cpu"))
     moved.begin()
     assert_equal(plain, list(moved))
     assert moved.wait_seconds > 0
     whole = evaluated(open_label_maps(SPEC), 4)
-    assert_equal(list(whole), list(prefetch(whole, "cpu")))
+    assert_equal(list(whole), list(Prefetch(whole, torch.device("cpu"))))
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_batches_on_a_gpu():
     plain = list(train())
-    moved = list(prefetch(train(num_workers=1), "cuda"))
+    moved = list(Prefetch(train(num_workers=1), torch.device("cuda")))
     assert moved[0].label_maps.device.type == "cuda"
     assert_equal(plain, moved)
 

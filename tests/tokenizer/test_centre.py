@@ -74,12 +74,11 @@ def test_a_constant_for_each_position_is_as_good_as_features_are_alike(
     shape = (tokenizer.config.encoder.num_patches, tokenizer.config.teacher_width)
     of_positions = torch.randn(shape)
 
-    def features(images: Tensor, grid: object) -> Tensor:
-        return of_positions + spread * torch.randn(len(images), *shape)
+    def features(batch: Any) -> Tensor:
+        return of_positions + spread * torch.randn(len(batch.images), *shape)
 
-    teacher = SimpleNamespace(features=features)
     parts: Any = SimpleNamespace(
-        fabric=Fabric(accelerator="cpu"), vqkd=tokenizer, teacher=teacher, centre=None
+        fabric=Fabric(accelerator="cpu"), vqkd=tokenizer, features=features, centre=None
     )
     images = torch.zeros(400, 3, 16, 24, dtype=torch.uint8)
 

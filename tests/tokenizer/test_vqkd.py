@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from beit.run.resume import redraw, resume
 from beit.tokenizer import vqkd as train_tokenizer
 from beit.tokenizer import vqkd_loop
 from beit.tokenizer.vqkd import CodebookConfig, match_teacher
-from beit.tokenizer.vqkd_loop import revive
+from beit.tokenizer.vqkd_loop import CodeUse, revive
 from beit.weights.file import read_safetensors
 from beit.weights.open import load, load_backbone, load_tokenizer
 
@@ -288,8 +289,17 @@ def test_revived_codes_lose_what_adam_remembers_of_them():
     optimizer.step()
     dead = torch.tensor([False, True, False, False, True])
     vectors = torch.randn(2, 4, 3)
-    fabric = launch(DeviceConfig(accelerator="cpu"))
-    revive(fabric, quantizer, optimizer, [vectors], dead, torch.Generator())
+    use = CodeUse(5, torch.device("cpu"))
+    use.since_revival += ~dead
+    parts = SimpleNamespace(
+        fabric=launch(DeviceConfig(accelerator="cpu")),
+        vqkd=SimpleNamespace(quantizer=quantizer),
+        optimizer=optimizer,
+        use=use,
+        seed=0,
+        revive_below=0.5,
+    )
+    revive(parts, [vectors], 1)
     for moment in ("exp_avg", "exp_avg_sq"):
         assert (optimizer.state[codebook][moment] == 0).all(dim=1).tolist() == dead.tolist()
     rows = unit(vectors).flatten(0, 1)

@@ -37,7 +37,7 @@ from beit.codebook.map import Layout, Layouts, lay_out
 from beit.codebook.report import Rank, ReadCrops, write_codebook_report
 from beit.command.ending import Ending, beside, opened, words
 from beit.data.batches import EvalBatches
-from beit.data.prefetch import prefetch
+from beit.data.prefetch import Prefetch
 from beit.data.sources import open_source
 from beit.data.unreadable import Unreadable, readable
 from beit.data.views import EvalView
@@ -180,7 +180,7 @@ def run(config: Config) -> Result:
         Reservoir(K, config.per_code, counting),
     )
 
-    loader = prefetch(batches, fabric.device)
+    loader = Prefetch(batches, fabric.device)
     started = time.perf_counter()
     with Progress(len(batches), enabled=first) as progress, torch.no_grad():
         for step, batch in enumerate(readable(loader, unreadable, progress.warn), start=1):

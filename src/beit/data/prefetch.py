@@ -44,11 +44,6 @@ class Prefetch:
             self.wait_seconds += time.perf_counter() - started
 
 
-def prefetch(batches: Iterable[Batch], device: torch.device | str) -> Prefetch:
-    """Iterate over batches on a device; for CUDA a thread copies them ahead."""
-    return Prefetch(batches, torch.device(device))
-
-
 def on_device(batch: Batch, device: torch.device) -> Batch:
     """Copy what is not there yet to a device."""
     if device.type == "cpu":

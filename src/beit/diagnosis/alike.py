@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from beit.data.batches import EvalBatches
-from beit.data.prefetch import prefetch
+from beit.data.prefetch import Prefetch
 from beit.data.source import Source, limited
 from beit.data.views import EvalView
 from beit.nn.pooling import Kind
@@ -84,7 +84,7 @@ def _features(
     kind = Kind(None, model.paper or "mean")
     view = EvalView(model.image_size, crop_ratio=1.0)
     batches = EvalBatches(source, view, BATCH, num_workers=num_workers)
-    for batch in prefetch(batches, device):
+    for batch in Prefetch(batches, device):
         if len(batch.indices):
             with torch.no_grad():
                 yield batch.indices.cpu(), model.read(batch.images, [kind])[kind].cpu()

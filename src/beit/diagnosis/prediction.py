@@ -17,6 +17,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from beit.diagnosis.trial import Measured
+from beit.run.optim import micro_batch_size
 from beit.run.profile import TARGETS
 
 MOST_WORKERS = 64
@@ -128,7 +129,7 @@ def predict(
         validated: validation images, validations, images of k-NN checks
     """
     optim, data = config.optim, config.data
-    micro, workers = optim.micro_batch_size(processes), data.num_workers
+    micro, workers = micro_batch_size(optim, processes), data.num_workers
     each = micro * optim.accumulate  # images of a step and process
     fixed = sum(measured.parts.get(name, 0.0) for name in FIXED)
     step = fixed + (measured.step - fixed) * optim.accumulate

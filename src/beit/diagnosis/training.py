@@ -22,6 +22,7 @@ from beit.diagnosis.trial import Measured, Plan, try_out
 from beit.run.budget import evaluations
 from beit.run.directory import RunDirectory
 from beit.run.launch import layout
+from beit.run.optim import micro_batch_size
 
 TRAININGS = tuple(verb for verb, entry in VERBS.items() if entry.resumable)
 SMALL, MODEST = 4, 128  # images of a first trial on a CPU; batches up to which it has them all
@@ -87,7 +88,7 @@ def check_training(training: Training) -> Findings:
     count, held_out = _counts(training)
     _, devices, nodes = layout(config.device, os.environ)
     processes = devices * nodes
-    micro = config.optim.micro_batch_size(processes)
+    micro = micro_batch_size(config.optim, processes)
     trials = _trials(training, count, micro)
     batch, measured = trials[-1]
     if measured.failure:

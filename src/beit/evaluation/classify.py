@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.data.batches import EvalBatches
-from beit.data.prefetch import prefetch
+from beit.data.prefetch import Prefetch
 from beit.data.unreadable import Unreadable, readable
 from beit.data.views import EvalView
 from beit.evaluation.corruptions.corrupt import corrupt
@@ -83,7 +83,7 @@ def classify(fabric: "Fabric", classifier: ImageClassifier, task: Task, config: 
     model = prepared(classifier.to(fabric.device).eval(), config.device)
     columns = task.columns.to(fabric.device)
     outcomes = torch.zeros(len(task.source), CORRUPTED + len(config.pairs))
-    loader = prefetch(batches, fabric.device)
+    loader = Prefetch(batches, fabric.device)
 
     def classified(images: Tensor, targets: Tensor) -> Tensor:
         images = images.to(fabric.device)

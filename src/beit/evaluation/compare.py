@@ -16,7 +16,6 @@ from beit.evaluation.output import (
     robustness_section,
 )
 from beit.files import write_text
-from beit.nn.metrics import mcnemar
 from beit.rows.files import open_npz
 from beit.run.environment import environment
 
@@ -136,3 +135,18 @@ def _significance(letters: Mapping[str, str], a: str, b: str) -> list[str]:
     p = mcnemar(only_a, only_b)
     counts = f"Only {a} is right on {only_a} images, only {b} on {only_b}"
     return [f"{counts}; by chance alone as unequal with p = {p:.2g} (McNemar's exact test)"]
+
+
+def mcnemar(only_first: int, only_second: int) -> float:
+    """Return the two-sided p-value of McNemar's exact test that two classifiers are equally good.
+
+    The counts are of images that only the first, or only the second, classified correctly.
+    """
+    if only_first < 0 or only_second < 0:
+        raise ValueError(f"counts must not be negative, got {only_first} and {only_second}")
+    n, ways, below = only_first + only_second, 1, 0
+    for k in range(min(only_first, only_second) + 1):
+        below += ways  # binomial(n, k), exactly
+        ways = ways * (n - k) // (k + 1)
+    p: float = 2 * below / 2**n  # of integers, which may be too large for floats
+    return min(1.0, p)

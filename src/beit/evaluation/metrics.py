@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from beit.draw.classes import note_of_missed
+from beit.evaluation.calibration import expected_calibration_error, reliability
 from beit.evaluation.classify import CONFIDENCE, CORRUPTED, EVALUATED, NLL, PREDICTED, TOP1, TOP5
 from beit.evaluation.corruptions.corrupt import (
     ALEXNET_ERRORS,
@@ -16,7 +17,7 @@ from beit.evaluation.corruptions.corrupt import (
     mean_corruption_error,
 )
 from beit.evaluation.target_columns import Task
-from beit.nn.metrics import confusion_matrix, expected_calibration_error, reliability
+from beit.nn.metrics import confusion_matrix
 
 if TYPE_CHECKING:
     from beit.evaluation.evaluate import Config

@@ -46,6 +46,7 @@ from beit.run.finished import kept_step
 from beit.run.images import check_images, keep_images, kept_names, warn_of_changes
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
+from beit.run.optim import micro_batch_size
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.run.prepare import prepared
 from beit.run.quarantine import NotedBatches
@@ -85,7 +86,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
     batches = training_batches(config, source, vit, journal)
     validation = validation_batches(config, held_out, vit, fabric)
-    mixer = build_mixer(config.mix, classes.number, optim.micro_batch_size(fabric.world_size))
+    mixer = build_mixer(config.mix, classes.number, micro_batch_size(optim, fabric.world_size))
 
     average = None if config.average is None else WeightAverage(classifier, config.average)
     groups = parameter_groups(classifier, optim.weight_decay, config.layer_decay)

@@ -1,6 +1,5 @@
 """Validation of a classifier during training."""
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -38,7 +37,7 @@ class Validated(NamedTuple):
 def validate(fabric: Fabric, classifier: ImageClassifier, reading: Reading) -> Validated:
     """Classify the validation images."""
     classifier.eval()
-    Y, means = classifier.config.num_classes, Means(partial(summed, fabric))
+    Y, means = classifier.config.num_classes, Means(fabric)
     # All processes need the same names, even one without a batch.
     names = ["val_loss", "val_top1"] + ["val_top5"] * (Y > 5)
     means.add(dict.fromkeys(names, 0.0), weight=0)

@@ -88,7 +88,8 @@ def random_masks(batch: int, grid: Size, count: int, generator: torch.Generator)
     """Draw masks of ``count`` independent patches, each equally likely; see `block_masks`."""
     _check(grid, count)
     N, device = grid[0] * grid[1], generator.device
-    return _largest(torch.rand(batch, N, generator=generator, device=device), count)
+    order = torch.rand(batch, N, generator=generator, device=device)
+    return order.topk(count, dim=1, sorted=False).indices.sort(dim=1).values  # (B, M)
 
 
 def block_masks(
@@ -97,7 +98,6 @@ def block_masks(
     count: int,
     generator: torch.Generator,
     min_block: int = 16,
-    max_block: int | None = None,
     exact: bool = True,
 ) -> Tensor:
     """Draw masks of rectangles of patches, until M patches are hidden (BEiT, algorithm 1).
@@ -114,23 +114,17 @@ def block_masks(
         count: hidden patches M of each mask, 1 to Gh * Gw
         generator: source of all randomness; its device is the masks' device
         min_block: smallest target area of a block, in patches; at most M is used
-        max_block: largest area of a block, in patches; None for M
         exact: false: stop after the blocks, as BEiT v1's code, with 1 to M hidden patches; the last
             index is repeated to fill M columns (see `not_repeated`)
 
     Returns: (B, M) int64, sorted patch indices in [0, N), all different with ``exact``
 
     Raises:
-        ValueError: M is not in 1 to N, or no block can be that small and that large.
+        ValueError: M is not in 1 to N, or `min_block` is below 1.
     """
     _check(grid, count)
-    smallest = min(min_block, count)
-    largest = count if max_block is None else min(max_block, count)
-    if not 1 <= smallest <= largest:
-        raise ValueError(
-            f"blocks of {min_block} to {max_block} patches cannot be drawn; "
-            "expected 1 <= min_block <= max_block"
-        )
+    if min_block < 1:
+        raise ValueError(f"min_block is {min_block}; expected 1 patch or more")
     (Gh, Gw), N, device = grid, grid[0] * grid[1], generator.device
     single = torch.rand(batch, N, generator=generator, device=device)  # (B, N)
     rounds: list[Tensor] = []  # (4, B, ATTEMPTS) random numbers for the next block of each image
@@ -142,7 +136,7 @@ def block_masks(
 
     hidden = torch.empty(Gh, Gw, batch, dtype=torch.int32, device=device)
     for images in _parts(torch.arange(batch, device=device), max(ATTEMPTS, Gh + 1, Gw + 1)):
-        _grow_blocks(hidden, images, draw, count, (smallest, largest))
+        _grow_blocks(hidden, images, draw, count, min(min_block, count))
     rows = zip(_parts(hidden.view(N, batch).T, N), _parts(single, N), strict=True)
     return torch.cat([_listed(blocks.bool(), others, count, exact) for blocks, others in rows])
 
@@ -155,7 +149,7 @@ def _parts(rows: Tensor, elements: int) -> tuple[Tensor, ...]:
 
 
 def _grow_blocks(
-    hidden: Tensor, images: Tensor, draw: Callable[[int], Tensor], count: int, area: tuple[int, int]
+    hidden: Tensor, images: Tensor, draw: Callable[[int], Tensor], count: int, smallest: int
 ) -> None:
     """Hide one block after another until no further one fits.
 
@@ -166,9 +160,9 @@ def _grow_blocks(
         hidden: (Gh, Gw, B) int32, to fill with 0 for visible and 1 for hidden patches
         images: (b,) int64, the images to fill
         draw: returns the random numbers (4, B, ATTEMPTS) in [0, 1) of a round, counted from 0
-        area: of the smallest and the largest block, in patches
+        smallest: target area of the smallest block, in patches
     """
-    (Gh, Gw, _), (smallest, largest) = hidden.shape, area
+    Gh, Gw, _ = hidden.shape
     rows, columns = (
         torch.arange(n, dtype=torch.int32, device=images.device)[:, None] for n in (Gh, Gw)
     )
@@ -181,7 +175,7 @@ def _grow_blocks(
             images, growing = images[kept], growing[kept]
             patches = [row.index_select(1, kept) for row in patches]
         sums = _sums(patches)
-        room = (count - sums[-1, -1]).clamp(max=largest)  # (b,)
+        room = count - sums[-1, -1]  # (b,)
         draws = [d.index_select(0, images).T.contiguous() for d in draw(number)]  # (ATTEMPTS, b)
         top, bottom, left, right, fits = _draw_blocks(draws, smallest, room, (Gh, Gw))
         covered = _sums_of_blocks(sums, top, bottom, left, right)
@@ -244,11 +238,6 @@ def _listed(hidden: Tensor, single: Tensor, count: int, exact: bool) -> Tensor:
     patches = torch.arange(N, device=hidden.device)
     indices = torch.where(listed, patches, N).sort(dim=1).values[:, :count]  # (b, M)
     return torch.minimum(indices, torch.where(listed, patches, -1).amax(dim=1, keepdim=True))
-
-
-def _largest(values: Tensor, count: int) -> Tensor:
-    """Return the sorted indices (B, M) of the ``count`` largest values of each row (B, N)."""
-    return values.topk(count, dim=1, sorted=False).indices.sort(dim=1).values
 
 
 def _draw_blocks(

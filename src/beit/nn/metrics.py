@@ -1,6 +1,5 @@
-"""Metrics of codebooks, of nearest neighbours and of classifiers."""
+"""Metrics of codebooks and of nearest neighbours, and the confusion of classes."""
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -72,49 +71,3 @@ def knn_accuracy(
         votes.scatter_add_(1, train_labels[near.indices], (near.values / temperature).exp())
         hits += (votes.argmax(dim=1) == labels).sum()
     return float(hits) / len(test_labels)
-
-
-class Reliability(NamedTuple):
-    """Predictions in bins of equal width by confidence; bin b of m covers (b/m, (b + 1)/m]."""
-
-    number: Tensor  # (m,) int64, predictions in each bin
-    confidence: Tensor  # (m,) float64, their mean confidence; 0 for empty bins
-    accuracy: Tensor  # (m,) float64, share of correct ones; 0 for empty bins
-
-
-def reliability(confidence: Tensor, correct: Tensor, num_bins: int = 15) -> Reliability:
-    """Sort predictions into bins (Guo et al. 2017, section 2).
-
-    confidence: (n,) probability of the predicted class, in [0, 1]; correct: (n,) bool
-    """
-    if confidence.shape != correct.shape or confidence.ndim != 1:
-        raise ValueError(
-            "confidence and correct must both be (n,), "
-            f"got {tuple(confidence.shape)} and {tuple(correct.shape)}"
-        )
-    confidence = confidence.double()
-    places = (confidence * num_bins).ceil().long().sub(1).clamp(0, num_bins - 1)
-    number = torch.bincount(places, minlength=num_bins)
-    sums = (torch.bincount(places, values, num_bins) for values in (confidence, correct.double()))
-    return Reliability(number, *(total / number.clamp(min=1) for total in sums))
-
-
-def expected_calibration_error(bins: Reliability) -> float:
-    """Average |accuracy - confidence| over bins, weighted by size (Guo et al. 2017, equation 3)."""
-    gaps = (bins.accuracy - bins.confidence).abs() * bins.number
-    return float(gaps.sum() / bins.number.sum().clamp(min=1))
-
-
-def mcnemar(only_first: int, only_second: int) -> float:
-    """Return the two-sided p-value of McNemar's exact test that two classifiers are equally good.
-
-    The counts are of images that only the first, or only the second, classified correctly.
-    """
-    if only_first < 0 or only_second < 0:
-        raise ValueError(f"counts must not be negative, got {only_first} and {only_second}")
-    n, ways, below = only_first + only_second, 1, 0
-    for k in range(min(only_first, only_second) + 1):
-        below += ways  # binomial(n, k), exactly
-        ways = ways * (n - k) // (k + 1)
-    scale = max(0, below.bit_length() - 60)  # both are too large for floats
-    return min(1.0, 2 * math.ldexp(below >> scale, scale - n))

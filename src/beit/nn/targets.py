@@ -39,6 +39,7 @@ class TokenTarget:
     """
 
     kind: Predicts = "tokens"
+    metrics: tuple[str, ...] = ("accuracy",)
     loss: Loss = "cross-entropy"
     normalised = False
 
@@ -73,6 +74,10 @@ class TokenTarget:
                 return self.tokenizer.encode(images, positions)
             return at(self.tokenizer.encode(images), positions)
 
+    def measure(self, predicted: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return 1 where logits (B, M, K) are largest for the codes (B, M), else 0: (B, M)."""
+        return {"accuracy": (predicted.argmax(dim=2) == targets).float()}
+
 
 class PixelTarget:
     """Pixels normalised as for the backbone, row by row, the channels of a pixel together.
@@ -81,6 +86,7 @@ class PixelTarget:
     """
 
     kind: Predicts = "pixels"
+    metrics: tuple[str, ...] = ("error", "spread")
     lanczos = False
 
     def __init__(
@@ -106,6 +112,11 @@ class PixelTarget:
             return patches
         mean, std = mean_and_std(patches)
         return (patches - mean) / std
+
+    def measure(self, predicted: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return squared errors (B, M), and squares of the targets; see `explained_from_error`."""
+        error, spread = (predicted.float() - targets).square(), targets.square()
+        return {"error": error.mean(dim=-1), "spread": spread.mean(dim=-1)}
 
     def paint(self, images: Tensor, masked: Tensor, predicted: Tensor) -> Tensor:
         """Replace the masked (B, M) patches of images by predicted ones (B, M, cPP), in [0, 1].
@@ -134,6 +145,7 @@ class FeatureTarget:
     """
 
     kind: Predicts = "features"
+    metrics: tuple[str, ...] = ("cosine",)
     lanczos = False
 
     def __init__(
@@ -152,6 +164,10 @@ class FeatureTarget:
         """Return the features (B, N, T) float32 of images, or (B, M, T) at positions (B, M)."""
         features = at(self.teacher.features(images, self.grid).float(), positions)
         return F.layer_norm(features, (self.width,)) if self.normalised else features
+
+    def measure(self, predicted: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return the cosine (B, M) of predicted and true features (B, M, T)."""
+        return {"cosine": F.cosine_similarity(predicted.float(), targets, dim=-1)}
 
 
 def at(targets: Tensor, positions: Tensor | None) -> Tensor:

@@ -19,17 +19,9 @@ NO_CUT = 2.0  # init_bound of the published tokenizers: 100 standard deviations,
 class Tokenizer(Protocol):
     """Interface of every visual tokenizer; all of them are ``nn.Module``s."""
 
-    @property
-    def vocab_size(self) -> int:
-        """Number of codes (K)."""
-
-    @property
-    def grid(self) -> Size:
-        """Grid (Gh, Gw) of the codes of an image; N = Gh * Gw."""
-
-    @property
-    def image_size(self) -> Size:
-        """(height, width) of the input images."""
+    vocab_size: int  # number of codes (K)
+    grid: Size  # (Gh, Gw) of the codes of an image; N = Gh * Gw
+    image_size: Size  # (height, width) of the input images
 
     def encode(self, images: Tensor) -> Tensor:
         """Tokenize images (B, 3, H, W), uint8 or float in [0, 1]: codes (B, N) int64 in [0, K)."""

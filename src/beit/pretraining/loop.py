@@ -6,7 +6,7 @@ whole image.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from lightning_fabric import Fabric
@@ -16,16 +16,25 @@ from torch.optim import Optimizer
 
 from beit.data.batch import Batch
 from beit.data.order import seed_torch, step_generator
-from beit.nn.losses import masked_losses
+from beit.nn.losses import masked_losses, weighted_mean
 from beit.nn.masking import MaskConfig, draw_masks, patches_to_predict
 from beit.nn.mim import MaskedImageModel, MaskedLosses
-from beit.nn.target_metrics import Target, explained_from_error, target_metrics
-from beit.pretraining.validation import Validation, knn_check, validate
+from beit.nn.target import Target, explained_from_error
+from beit.pretraining.neighbours import knn_check
+from beit.run.device import summed
 from beit.run.journal import Journal
-from beit.run.optim import OptimConfig, clip_gradients, set_learning_rate
-from beit.run.reading import ImageBatches
+from beit.run.means import Means
+from beit.run.optim import OptimConfig, clip_gradients, micro_batch_size, set_learning_rate
+from beit.run.reading import ImageBatches, Reading
 
 SHOWN = ("loss", "accuracy", "explained", "cosine", "cls_loss")  # of these the first three
+
+
+class Ranks(Protocol):
+    """Interface of `beit.nn.code_ranks.CodeRanks`."""
+
+    def count(self, logits: Tensor, codes: Tensor, weights: Tensor | None = None) -> Tensor: ...
+    def figures(self, counts: Tensor) -> dict[str, float]: ...
 
 
 class Pretraining(NamedTuple):
@@ -37,10 +46,12 @@ class Pretraining(NamedTuple):
         target: of the predictions
         mask: which patches are masked
         everywhere: predict all patches, not only the masked ones
-        validation: inputs of the validation; None without a validation set
+        ranks: measures how near predicted codes are; None for other targets
+        validation: this process's share of the validation set; None without one
         validate_every: steps between two validations
         check: labelled images of the k-NN check, to search and to classify; None for no check
         check_every: steps between two checks
+        report: draws the report from the metrics of the last validation
     """
 
     fabric: Fabric
@@ -52,30 +63,27 @@ class Pretraining(NamedTuple):
     mask: MaskConfig
     everywhere: bool
     seed: int
-    validation: Validation | None
+    ranks: Ranks | None
+    validation: ImageBatches | None
     validate_every: int
     check: tuple[ImageBatches, ImageBatches] | None
     check_every: int
+    report: Callable[[dict[str, float]], object]
 
 
-def train(
-    parts: Pretraining, journal: Journal, report: Callable[[dict[str, float]], object]
-) -> dict[str, float]:
+def train(parts: Pretraining, journal: Journal) -> dict[str, float]:
     """Train from the journal's first step to its last.
-
-    Args:
-        report: draws the report from the metrics of the last validation
 
     Returns: the metrics of the last validation; empty without one
     """
     fabric, optim, seed, optimizer = parts.fabric, parts.optim, parts.seed, parts.optimizer
     model, grid = parts.model, parts.mim.config.backbone.grid
     rank, world_size = fabric.global_rank, fabric.world_size
-    shape = (optim.accumulate, world_size, optim.micro_batch_size(world_size), -1)
+    shape = (optim.accumulate, world_size, micro_batch_size(optim, world_size), -1)
     validated: dict[str, float] = {}
     with journal.recording():
         if journal.resumed:  # repeat the validation that follows the checkpoint
-            validated = evaluate(parts, journal, validated, report)
+            validated = evaluate(parts, journal, validated)
         elif parts.check is not None:
             check(parts.check, parts, journal)  # the untrained backbone, to compare with
         for step in journal.steps():
@@ -101,7 +109,7 @@ def train(
             if journal.logs:
                 journal.log({"rate": rate}, explained_from_error(journal.means.read()), SHOWN)
             journal.end_step()
-            validated = evaluate(parts, journal, validated, report)
+            validated = evaluate(parts, journal, validated)
     return validated
 
 
@@ -119,16 +127,12 @@ def predict(parts: Pretraining, batch: Batch, masked: Tensor) -> dict[str, Tenso
         return losses._asdict()
     prediction = parts.model(batch.images, masked, predicted)
     patch_loss, cls_loss = masked_losses(prediction, targets, target.loss, weights)
-    metrics = target_metrics(target.kind, prediction.logits, targets, weights)
+    measured = target.measure(prediction.logits.detach(), targets)  # (B, M') each
+    metrics = {name: weighted_mean(values, weights) for name, values in measured.items()}
     return {"patch_loss": patch_loss, "cls_loss": cls_loss, **metrics}
 
 
-def evaluate(
-    parts: Pretraining,
-    journal: Journal,
-    metrics: dict[str, float],
-    report: Callable[[dict[str, float]], object],
-) -> dict[str, float]:
+def evaluate(parts: Pretraining, journal: Journal, metrics: dict[str, float]) -> dict[str, float]:
     """Validate, check neighbours and report after a step, each at its interval.
 
     Returns: the metrics of the last validation
@@ -136,8 +140,7 @@ def evaluate(
     validates = journal.at_interval(parts.validate_every)
     if validates and parts.validation is not None:
         with journal.aside("validation"):
-            reading = journal.read(parts.validation.batches)
-            metrics = validate(parts.fabric, parts.mim, parts.target, parts.validation, reading)
+            metrics = validate(parts, journal.read(parts.validation))
         journal.log_result(metrics)
     if parts.check is not None and journal.at_interval(parts.check_every):
         check(parts.check, parts, journal)
@@ -145,8 +148,55 @@ def evaluate(
         parts.mim.eval()  # in all processes: the first may need the whole model for its report
         if journal.reports:
             with journal.aside("report"):
-                report(metrics)
+                parts.report(metrics)
     return metrics
+
+
+@torch.no_grad()
+def validate(parts: Pretraining, reading: Reading) -> dict[str, float]:
+    """Measure the loss and the metrics of the target on the validation set."""
+    fabric, mim, target, ranks = parts.fabric, parts.mim.eval(), parts.target, parts.ranks
+    means, grid = Means(fabric), mim.config.backbone.grid
+    counts = torch.zeros(4, target.width, device=fabric.device)  # of `ranks`
+    # All processes need the same names, even one without a batch.
+    names = ["val_loss"] + [f"val_{name}" for name in target.metrics]
+    names += [f"val_cls_{name}" for name in target.metrics if mim.aggregation]
+    means.add(dict.fromkeys(names, 0.0), weight=0)
+    for batch in reading:
+        step_size = parts.optim.batch_size
+        masked = validation_masks(parts.mask, step_size, grid, parts.seed, batch.indices)
+        masked = masked.to(fabric.device)
+        predicted, weights = patches_to_predict(masked, grid, parts.everywhere, parts.mask.exact)
+        with fabric.autocast():
+            targets = target.of(batch.images, predicted)
+            prediction = mim(batch.images, masked, predicted)
+        patch_loss, cls_loss = masked_losses(prediction, targets, target.loss, weights)
+        measured = {"val_loss": patch_loss + cls_loss}
+        for prefix, logits in (("val", prediction.logits), ("val_cls", prediction.cls_logits)):
+            if logits is not None:
+                for name, values in target.measure(logits, targets).items():
+                    measured[f"{prefix}_{name}"] = weighted_mean(values, weights)
+        if ranks is not None:
+            counts += ranks.count(prediction.logits, targets, weights)
+        means.add(measured, weight=len(masked) if weights is None else float(weights.sum()))
+    metrics = explained_from_error(means.read())
+    if ranks is not None:
+        figures = ranks.figures(summed(fabric, counts))
+        metrics |= {f"val_{name}": value for name, value in figures.items()}
+    return metrics | reading.counts()
+
+
+def validation_masks(
+    mask: MaskConfig, step_size: int, grid: tuple[int, int], seed: int, indices: Tensor
+) -> Tensor:
+    """Draw the masks (B, M) of images by their indices (B,) int64 in the validation set.
+
+    An image's mask depends only on its index, not on the number of processes or on unreadable
+    images. All indices lie within one piece of `step_size` images, the batch size of training.
+    """
+    piece = int(indices[0]) // step_size
+    generator = step_generator(seed, piece, "validation masks")
+    return draw_masks(mask, step_size, grid, generator)[indices.cpu() - piece * step_size]
 
 
 def check(images: tuple[ImageBatches, ImageBatches], parts: Pretraining, journal: Journal) -> None:

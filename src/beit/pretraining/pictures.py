@@ -11,7 +11,7 @@ from beit.draw.report import Gallery
 from beit.draw.tokens import masked_predictions
 from beit.nn.code_statistics import code_vectors
 from beit.nn.patches import take
-from beit.nn.target_metrics import Target
+from beit.nn.target import Target
 from beit.nn.targets import FeatureTarget, PixelTarget, TokenTarget
 
 _LEGEND = "Left to right: the image, the masked image that the model sees,"

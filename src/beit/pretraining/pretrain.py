@@ -21,14 +21,13 @@ from beit.draw.report import Section
 from beit.nn.code_ranks import CodeRanks
 from beit.nn.code_statistics import code_vectors
 from beit.nn.mim import MaskedImageModel
-from beit.nn.target_metrics import Target
+from beit.nn.target import Target
 from beit.nn.targets import TokenTarget
 from beit.pretraining.config import Config
 from beit.pretraining.loop import Pretraining, train
 from beit.pretraining.report import report
 from beit.pretraining.start import start_from
-from beit.pretraining.targets import load_target, match_target
-from beit.pretraining.validation import Validation
+from beit.pretraining.targets import MAIN_METRICS, load_target, match_target
 from beit.run.batches import (
     image_sets,
     open_set,
@@ -47,6 +46,7 @@ from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
 from beit.run.log import read_log
+from beit.run.optim import micro_batch_size
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.run.prepare import prepared
 from beit.weights.bands import check_bands
@@ -72,8 +72,9 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     vit, optim = config.model.backbone, config.optim
     views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
     source = open_train(config, views)
-    validation, check = build_validation(config, fabric, target), check_batches(config, fabric)
-    sets = image_sets(source, validation and validation.batches)
+    validation = open_validation(config, vit.image_size, fabric)
+    check = check_batches(config, fabric)
+    sets = image_sets(source, validation)
     if check is not None:
         sets |= {"check.train": check[0].source, "check.test": check[1].source}
     images = check_images(directory, sets, changed_ok)
@@ -85,22 +86,27 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     groups = parameter_groups(mim, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(prepared(mim, config.device), optimizer)
-    parts = Pretraining(
-        *(fabric, mim, model, optimizer, target, optim, config.mask),
-        everywhere=config.predict == "all",
-        seed=config.run.seed,
-        validation=validation,
-        validate_every=config.validate_every * journal.steps_per_epoch,
-        check=check,
-        check_every=config.check.every * journal.steps_per_epoch,
-    )
+    ranks = None
+    if validation is not None and isinstance(target, TokenTarget):
+        ranks = CodeRanks(code_vectors(target.tokenizer))
     journal.begin(batches, model=mim, optimizer=optimizer)
     keep_images(journal, images)
     if account:
         check_bands(str(config.init), config.data.train)
         journal.message(account)
     draw = partial(report, journal.directory, config, fabric, mim, target)
-    metrics = train(parts, journal, draw)
+    parts = Pretraining(
+        *(fabric, mim, model, optimizer, target, optim, config.mask),
+        everywhere=config.predict == "all",
+        seed=config.run.seed,
+        ranks=ranks,
+        validation=validation,
+        validate_every=config.validate_every * journal.steps_per_epoch,
+        check=check,
+        check_every=config.check.every * journal.steps_per_epoch,
+        report=draw,
+    )
+    metrics = train(parts, journal)
     return journal.finish(
         metrics,
         partial(
@@ -132,18 +138,11 @@ def redraw(config: Config, directory: RunDirectory) -> list[Section]:
     return report(directory, config, fabric, mim.to(fabric.device), target, metrics)
 
 
-PREDICTED = {  # by target.kind: the metric, and what it says
-    "tokens": ("accuracy", "of the hidden patches' codes predicted right"),
-    "pixels": ("explained", "of the variance of hidden pixels explained"),
-    "features": ("cosine", "cosine of predicted and true features"),
-}
-
-
 def ending(config: Config, result: Result) -> Ending:
     """Say how well hidden patches are predicted; a probe is next, or features without labels."""
     run, data = RunDirectory(result.directory), config.data
     values = last_values(run.metrics_file, result.metrics)
-    metric, meaning = PREDICTED[config.target.kind]
+    metric, _, meaning = MAIN_METRICS[config.target.kind]
     value = values.get(f"val_{metric}", values.get(metric, 0.0))
     figure = f"{percent(value)} {meaning}"
     if (chance := values.get("val_chance")) is not None:
@@ -171,18 +170,6 @@ def build(config: Config, fabric: Fabric) -> tuple[Target, MaskedImageModel]:
     return target, MaskedImageModel(match_target(config.model, target))
 
 
-def build_validation(config: Config, fabric: Fabric, target: Target) -> Validation | None:
-    """Open the validation set; None without one."""
-    batches = open_validation(config, config.model.backbone.image_size, fabric)
-    if batches is None:
-        return None
-    everywhere, size = config.predict == "all", config.optim.batch_size
-    ranks = None
-    if isinstance(target, TokenTarget):
-        ranks = CodeRanks(code_vectors(target.tokenizer))
-    return Validation(batches, config.mask, everywhere, size, config.run.seed, ranks)
-
-
 def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatches] | None:
     """Open the labelled images of the k-NN check, all of them in each process; None without one.
 
@@ -191,7 +178,7 @@ def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatc
     """
     if config.check.every == 0:
         return None
-    size = config.optim.micro_batch_size(fabric.world_size)
+    size = micro_batch_size(config.optim, fabric.world_size)
     image_size = config.model.backbone.image_size
     view = EvalView(image_size, config.crop_ratio)
     training = TrainViews(config.view, image_size, image_size)

@@ -17,9 +17,10 @@ from beit.draw.numbers import short_number
 from beit.draw.report import Figure, Gallery, Section, link_to, with_lead, write_report
 from beit.nn.masking import draw_masks
 from beit.nn.mim import MaskedImageModel
-from beit.nn.target_metrics import Target
+from beit.nn.target import Target
 from beit.pretraining.config import Config
 from beit.pretraining.pictures import predictions
+from beit.pretraining.targets import MAIN_METRICS
 from beit.run.batches import open_shown
 from beit.run.directory import RunDirectory
 from beit.run.log import read_log
@@ -92,9 +93,9 @@ def main_figures(
         near = Figure(f"{values['wrong_cosine']:.3f}", f"random {values['random_cosine']:.3f}")
         figures["cosine of a wrong code to the true one"] = near
     else:
-        for key, value in metrics.items():
-            if key.removeprefix("val_") in ("explained", "cosine", "accuracy"):
-                figures[name_of(key.removeprefix("val_"))] = Figure(value_of(key, value))
+        for metric, _, _ in MAIN_METRICS.values():
+            if (value := metrics.get(f"val_{metric}")) is not None:
+                figures[name_of(metric)] = Figure(value_of(metric, value))
     checks = [record for record in records if "knn_cls" in record]
     if checks:
         before, after = checks[0], checks[-1]
@@ -106,11 +107,7 @@ def main_figures(
 
 def panels(config: Config) -> dict[str, list[str]]:
     """Return the metrics of each panel of curves, by its title."""
-    metric, title = {
-        "tokens": ("accuracy", "Accuracy"),
-        "pixels": ("explained", "Explained share"),
-        "features": ("cosine", "Cosine"),
-    }[config.target.kind]
+    metric, title, _ = MAIN_METRICS[config.target.kind]
     shown = {
         "Loss": ["patch_loss", "cls_loss"],
         f"{title} at {config.predict} patches": [metric, f"val_{metric}", f"val_cls_{metric}"],

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from beit.nn.mim import MaskedImageModel
-from beit.nn.target_metrics import Target
+from beit.nn.target import Target
 from beit.nn.targets import TokenTarget
 from beit.pretraining.config import Config
 from beit.run.directory import RunDirectory

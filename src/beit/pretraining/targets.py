@@ -5,13 +5,19 @@ from typing import Literal
 
 import torch
 
-from beit.nn.mim import MaskedImageModelConfig
-from beit.nn.target_metrics import Target
+from beit.nn.mim import MaskedImageModelConfig, Predicts
+from beit.nn.target import Target
 from beit.nn.targets import FeatureTarget, PixelTarget, TokenTarget
 from beit.nn.vit import ViTConfig
 from beit.weights.file import image_channels
 from beit.weights.open import load_tokenizer
 from beit.weights.teachers import check_chosen, load_teacher
+
+MAIN_METRICS = {  # by target.kind: name in the log, title of its curves, what a percentage is of
+    "tokens": ("accuracy", "Accuracy", "of the hidden patches' codes predicted right"),
+    "pixels": ("explained", "Explained share", "of the variance of hidden pixels explained"),
+    "features": ("cosine", "Cosine", "cosine of predicted and true features"),
+}
 
 
 @dataclass(frozen=True)
@@ -34,7 +40,7 @@ class TargetConfig:
             as red, green and blue, or one channel that it sees as grey; empty for all.
     """
 
-    kind: Literal["tokens", "pixels", "features"] = "tokens"
+    kind: Predicts = "tokens"
     source: str = ""
     loss: Literal["mse", "smooth-l1", "cosine"] | None = None
     normalised: bool | None = None

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from beit.data.batch import Batch
 from beit.data.batches import EvalBatches, TrainBatches
-from beit.data.prefetch import prefetch
+from beit.data.prefetch import Prefetch
 from beit.data.source import Source
 from beit.data.unreadable import Unreadable, readable
 from beit.data.views import EvalView, TrainViews
@@ -101,7 +101,7 @@ class FeatureReader(NamedTuple):
         self, kinds: Sequence[Kind], batches: EvalBatches | TrainBatches, message: str, total: int
     ) -> Iterator[tuple[FeaturesByKind, Batch]]:
         """Yield features of batches, and the batches; show the progress."""
-        loader = prefetch(batches, self.fabric.device)
+        loader = Prefetch(batches, self.fabric.device)
         unreadable = Unreadable(total, self.config.max_unreadable)
         with Progress(len(batches)) as progress:
             progress.message(message)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import beit
 from beit.data.batches import EvalBatches
 from beit.data.class_names import amount
-from beit.data.prefetch import prefetch
+from beit.data.prefetch import Prefetch
 from beit.data.unreadable import Unreadable, readable
 from beit.rows.feature_maps import FeatureMaps
 from beit.rows.lines import LineStream
@@ -101,7 +101,7 @@ def compute_table(
     numbers = [batch for part in mine for batch in table.batches(part)]
     source, batch_size = table.images, table.batch_size
     batches = EvalBatches(source, view, batch_size, num_workers=num_workers, batches=numbers)
-    loader = prefetch(batches, fabric.device)
+    loader = Prefetch(batches, fabric.device)
     unreadable = Unreadable(len(source), max_unreadable)
     step, started = 0, time.perf_counter()
     with Progress(len(batches), enabled=first and show_progress) as progress, torch.no_grad():

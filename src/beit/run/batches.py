@@ -17,6 +17,7 @@ from beit.data.splits import Split
 from beit.data.views import EvalView, TrainViews
 from beit.run.budget import Sets
 from beit.run.journal import Journal, TrainingConfig
+from beit.run.optim import micro_batch_size
 from beit.run.quarantine import NotedBatches
 from beit.run.reading import ImageBatches
 
@@ -77,7 +78,7 @@ def train_batches(
     batches = TrainBatches(
         source,
         views,
-        batch_size=config.optim.micro_batch_size(fabric.world_size),
+        batch_size=micro_batch_size(config.optim, fabric.world_size),
         seed=config.run.seed,
         start_step=journal.start_step,
         num_steps=journal.last_step,
@@ -109,7 +110,7 @@ def eval_batches(
     batches = EvalBatches(
         source,
         view,
-        batch_size or config.optim.micro_batch_size(fabric.world_size),
+        batch_size or micro_batch_size(config.optim, fabric.world_size),
         rank=fabric.global_rank,
         world_size=fabric.world_size,
         num_workers=config.data.num_workers,

@@ -32,21 +32,20 @@ def latest(run: RunDirectory) -> tuple[int, dict[str, Any]] | None:
             restarts from step 0 by itself.
     """
     saved = saved_steps(run)
-    if not saved and (run.weights_file.exists() or not run.checkpoints.is_dir()):
-        raise FileNotFoundError(
-            f"{run.checkpoints} holds no checkpoint to resume from; put those of the run back, or "
-            "start a new run"
-        )
     if not saved:
+        if run.weights_file.exists() or not run.checkpoints.is_dir():
+            raise FileNotFoundError(
+                f"{run.checkpoints} holds no checkpoint to resume from; put those of the run back, "
+                "or start a new run"
+            )
         logger.warning("%s has no checkpoint yet: the run starts again at step 0", run.path)
+        return None
     for step in sorted(saved, reverse=True):
         try:
             return step, read(saved[step], step)
         except ValueError as error:
             logger.warning("%s; trying the checkpoint before it", error)
-    if saved:
-        raise ValueError(f"every checkpoint in {run.checkpoints} is damaged; start a new run")
-    return None
+    raise ValueError(f"every checkpoint in {run.checkpoints} is damaged; start a new run")
 
 
 def restore(

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from beit.data.batch import Batch
-from beit.data.prefetch import prefetch
+from beit.data.prefetch import Prefetch
 from beit.data.unreadable import TooManyUnreadable, Unreadable
 from beit.run import checkpoint
 from beit.run.device import DeviceConfig, LossScaling, precision_of, summed
@@ -119,11 +119,10 @@ class Journal:
         self._first = fabric.is_global_zero
         self.start_step, self._state = (directory and checkpoint.latest(directory)) or (0, {})
         self.steps_per_epoch = schedule.steps_per_epoch
-        self.total_steps = schedule.total_steps
-        self.last_step = min(self.total_steps, config.run.stop_after or self.total_steps)
+        self.last_step = min(schedule.total_steps, config.run.stop_after or schedule.total_steps)
         self.step, self.saved_step = self.start_step, self.start_step if self._state else -1
         self.recorded: dict[str, float] = {}
-        self.means = Means(partial(summed, fabric))
+        self.means = Means(fabric)
         self._unreadable = Unreadable(schedule.num_images, config.data.max_unreadable)
         self.indices: list[Tensor] = []
         self.largest_norm = float("inf")
@@ -162,7 +161,7 @@ class Journal:
             restored = {n: part for n, part in self._parts.items() if n not in left_out}
             checkpoint.restore(self.directory, self.start_step, restored, self._state)
             self._state = {}
-        self._stream = prefetch(batches, self.fabric.device)
+        self._stream = Prefetch(batches, self.fabric.device)
         self._stream.begin()
         self.fabric.barrier()
         log_step = None if self._directory is None else self.start_step
@@ -359,7 +358,8 @@ class Journal:
         ended = self.step == self.last_step
         self.fabric.call("on_step_end", self._stream, self.directory, ended)
         images, wait = self.config.optim.batch_size, self._stream.wait_seconds
-        speed = self._progress.update(self.step, self._shown, images, wait, self._loss_so_far)
+        loss = partial(self.means.peek, "loss")  # since the last log line; waits for the device
+        speed = self._progress.update(self.step, self._shown, images, wait, loss)
         self._shown = {}
         hours = (speed.seconds_left or 0.0) / 3600
         if self.step == 5 and hours > LONG and not self._run.fitted_to:
@@ -369,10 +369,6 @@ class Journal:
         if self.saves:
             self.save()
         self.fabric.call("on_step_saved", self)  # `beit.run.preemption` may stop the run
-
-    def _loss_so_far(self) -> dict[str, float]:
-        """Return the mean loss since the last log line, of this process; waits for the device."""
-        return {name: loss for name, loss in self.means.peek().items() if name == "loss"}
 
     def save(self) -> None:
         """Write a checkpoint of the step, once: a later validation may load other weights.

@@ -1,9 +1,12 @@
 """Means over a logging interval, accumulated on the device."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor
+
+from beit.run.device import summed
 
 
 class Means:
@@ -13,16 +16,15 @@ class Means:
     float64 (float32 on MPS, which has no float64).
     """
 
-    def __init__(self, reduce: Callable[[Tensor], Tensor] | None = None) -> None:
+    def __init__(self, fabric: Fabric | None = None) -> None:
         """Start without metrics.
 
         Args:
-            reduce: sums a tensor over all processes, which must add the same names; the means are
-                then over all processes
+            fabric: of processes that add the same names, for means over all of them
         """
         self._sums: dict[str, Tensor | float] = {}
         self._weights: dict[str, Tensor | float] = {}
-        self._reduce = reduce
+        self._fabric = fabric
 
     @torch.no_grad()
     def add(self, metrics: Mapping[str, Tensor | float], weight: Tensor | float = 1.0) -> None:
@@ -37,24 +39,24 @@ class Means:
 
     def read(self) -> dict[str, float]:
         """Return the means and reset them; a metric whose weights sum to 0 is omitted."""
-        means = _means(self._totals(self._reduce))
+        means = _means(self._totals(self._fabric))
         self._sums, self._weights = {}, {}
         return means
 
-    def peek(self) -> dict[str, float]:
-        """Return the means over this process alone, without resetting them."""
-        return _means(self._totals(None))
+    def peek(self, name: str) -> dict[str, float]:
+        """Return one mean over this process alone, without resetting it."""
+        return {n: mean for n, mean in _means(self._totals(None)).items() if n == name}
 
     def state_dict(self) -> dict[str, tuple[float, float]]:
         """Return the sum and the weight of each metric over all processes, for a checkpoint."""
-        return self._totals(self._reduce)
+        return self._totals(self._fabric)
 
     def load_state_dict(self, state: Mapping[str, tuple[float, float]]) -> None:
         """Restore what `state_dict` returned, in one of the processes."""
         self._sums = {name: total for name, (total, _) in state.items()}
         self._weights = {name: weight for name, (_, weight) in state.items()}
 
-    def _totals(self, reduce: Callable[[Tensor], Tensor] | None) -> dict[str, tuple[float, float]]:
+    def _totals(self, fabric: Fabric | None) -> dict[str, tuple[float, float]]:
         if not self._sums:
             return {}
         names, values = list(self._sums), list(self._sums.values())
@@ -64,7 +66,7 @@ class Means:
         values += [self._weights[name] for name in names]
         table = torch.stack([torch.as_tensor(v, dtype=kind, device=device) for v in values])
         table = table.view(2, len(names))  # sums, weights
-        totals, counts = (table if reduce is None else reduce(table)).tolist()
+        totals, counts = (table if fabric is None else summed(fabric, table)).tolist()
         return dict(zip(names, zip(totals, counts, strict=True), strict=True))
 
 

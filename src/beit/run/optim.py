@@ -29,7 +29,6 @@ class AnyOptimConfig(Protocol):
     def betas(self) -> tuple[float, float]: ...
     @property
     def clip(self) -> float | None: ...
-    def micro_batch_size(self, world_size: int) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,10 +79,6 @@ class OptimConfig:
                 f"expected 0 to optim.epochs, {self.epochs}"
             )
 
-    def micro_batch_size(self, world_size: int) -> int:
-        """Return the number of images per process and micro-step."""
-        return micro_batch_size(self.batch_size, self.accumulate, world_size)
-
     def schedule(self, num_images: int) -> Schedule:
         """Return the schedule for a training set of `num_images`."""
         steps_per_epoch = max(1, num_images // self.batch_size)
@@ -121,15 +116,15 @@ def check_settings(config: AnyOptimConfig, counts: tuple[str, ...], rates: tuple
         raise ValueError(f"optim.clip is {config.clip}; expected above 0, or null for none")
 
 
-def micro_batch_size(batch_size: int, accumulate: int, world_size: int) -> int:
+def micro_batch_size(config: AnyOptimConfig, world_size: int) -> int:
     """Return the number of images per process and micro-step."""
-    parts = world_size * accumulate
-    if batch_size % parts:
+    parts = world_size * config.accumulate
+    if config.batch_size % parts:
         raise ValueError(
-            f"optim.batch_size {batch_size} does not divide into {world_size} processes "
-            f"x {accumulate} micro-steps; use a multiple of {parts}"
+            f"optim.batch_size {config.batch_size} does not divide into {world_size} processes "
+            f"x {config.accumulate} micro-steps; use a multiple of {parts}"
         )
-    return batch_size // parts
+    return config.batch_size // parts
 
 
 def set_learning_rate(optimizer: Optimizer, rate: float) -> None:

@@ -121,19 +121,14 @@ class Progress:
         self._marks.append(_Mark(self._now(), step, last.images + images, wait_seconds))
         self._speed = self._measure()
         early = latest is not None and step - self._start_step in EARLY
-        if self._due(early or step >= self._total_steps):
-            self._metrics = {**self._metrics, **(latest() if latest else {})}
-            self._plain()
-        self._show(NOTEBOOK_SECONDS)
+        self._refresh(early or step >= self._total_steps, latest)
         return self._speed
 
     def part(self, done: int, total: int) -> None:
         """Record how much of what is done `aside` is done; 0 starts its clock."""
         self._part_started = self._part_started if done else self._clock()
         self._part = (done, total)
-        if self._due():
-            self._plain()
-        self._show(NOTEBOOK_SECONDS)
+        self._refresh()
 
     def message(self, text: str) -> None:
         """Print a line above the live one."""
@@ -166,17 +161,17 @@ class Progress:
         """Return the current line."""
         return " · ".join([f"step {self._step}/{self._total_steps}", *self._parts()])
 
-    def _due(self, now: bool = False) -> bool:
-        """Tell whether a line is due, by the time or `now`; never in other processes."""
-        shown = self._stream is not None
-        due = shown and (now or self._clock() - self._last_line >= self._line_seconds)
-        self._last_line = self._clock() if due else self._last_line
-        return due
-
-    def _plain(self) -> None:
-        """Print the line where none is replaced in place."""
-        if self._live is None and not self._in_notebook:
-            self.message(self.line())
+    def _refresh(
+        self, now: bool = False, latest: Callable[[], Mapping[str, float]] | None = None
+    ) -> None:
+        """Show the line if it is due, by the time or `now`; the live one shows itself."""
+        due = now or self._clock() - self._last_line >= self._line_seconds
+        if self._stream is not None and due:
+            self._last_line = self._clock()
+            self._metrics = {**self._metrics, **(latest() if latest else {})}
+            if self._live is None and not self._in_notebook:
+                self.message(self.line())
+        self._show(NOTEBOOK_SECONDS)
 
     def _show(self, seconds: float = 0.0) -> None:
         """Replace the line of a notebook, if the last time is `seconds` ago."""
@@ -202,15 +197,11 @@ class Progress:
         marks, last = self._marks, self._marks[-1]
         while len(marks) > 2 and last.seconds - marks[1].seconds >= WINDOW_SECONDS:
             marks.popleft()
-        first = marks[0]
-        seconds, steps = last.seconds - first.seconds, last.step - first.step
+        seconds, steps, images, wait = (b - a for a, b in zip(marks[0], last, strict=True))
         if seconds <= 0 or steps <= 0:
             return self._speed
-        return Speed(
-            images_per_second=(last.images - first.images) / seconds,
-            seconds_left=max(self._total_steps - last.step, 0) * seconds / steps,
-            wait_share=min((last.wait_seconds - first.wait_seconds) / seconds, 1.0),
-        )
+        left = max(self._total_steps - last.step, 0)
+        return Speed(images / seconds, left * seconds / steps, min(wait / seconds, 1.0))
 
     def _parts(self) -> list[str]:
         """Return what matters most first: a narrow terminal cuts the end."""

@@ -8,7 +8,7 @@ from lightning_fabric import Fabric
 from torch import distributed
 
 from beit.data.batch import Batch
-from beit.data.prefetch import prefetch
+from beit.data.prefetch import Prefetch
 from beit.data.unreadable import TooManyUnreadable, Unreadable, readable
 
 
@@ -47,7 +47,7 @@ class Reading:
         self._unreadable = Unreadable(batches.num_images, max_unreadable)
 
     def __iter__(self) -> Iterator[Batch]:
-        stream, done = prefetch(self._batches, self._fabric.device), 0
+        stream, done = Prefetch(self._batches, self._fabric.device), 0
         self._show(done, self._unreadable.total)
         with suppress(TooManyUnreadable):  # raised below
             for batch in readable(stream, self._unreadable, self._warn):

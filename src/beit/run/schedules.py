@@ -25,21 +25,10 @@ def warmup_cosine(
         warmup_steps: 0 for none
         start: rate of step 0 if there is a warm-up
     """
-    check_step(step, total_steps, warmup_steps)
+    assert step >= 0 and 0 <= warmup_steps <= total_steps  # the settings see to it
     if step >= total_steps:
         return final
     if step < warmup_steps:
         return start + (base - start) * step / max(warmup_steps - 1, 1)
     done = (step - warmup_steps) / (total_steps - warmup_steps)
     return final + (base - final) * (1 + math.cos(math.pi * done)) / 2
-
-
-def check_step(step: int, total_steps: int, warmup_steps: int) -> None:
-    """Raise ValueError for a step or a warm-up that cannot be."""
-    if not 0 <= warmup_steps <= total_steps:
-        raise ValueError(
-            f"warm-up of {warmup_steps} steps in a run of {total_steps}; "
-            f"expected 0 to {total_steps}; use a shorter warm-up"
-        )
-    if step < 0:
-        raise ValueError(f"step {step} has no learning rate; steps count from 0")

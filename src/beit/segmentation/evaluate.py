@@ -22,7 +22,7 @@ from torch import Tensor
 
 from beit.command.ending import Ending, beside, words
 from beit.data.batches import EvalBatches
-from beit.data.prefetch import prefetch
+from beit.data.prefetch import Prefetch
 from beit.data.unreadable import Unreadable, readable
 from beit.draw.classes import note_of_missed
 from beit.draw.report import Section, link_to, write_report
@@ -207,7 +207,7 @@ def count_pixels(
     batches = EvalBatches(
         images, whole, 1, rank=rank, world_size=world_size, num_workers=workers, fields=FIELDS
     )
-    loader = prefetch(batches, fabric.device)
+    loader = Prefetch(batches, fabric.device)
     with Progress(len(batches), enabled=fabric.is_global_zero) as progress:
         for step, batch in enumerate(readable(loader, unreadable, progress.warn), start=1):
             predicted = predict(batch.images)  # (1, H, W)

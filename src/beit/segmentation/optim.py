@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from beit.run.optim import Schedule, check_settings, micro_batch_size
-from beit.run.schedules import check_step
+from beit.run.optim import Schedule, check_settings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,10 +60,6 @@ class StepOptimConfig:
         if not 0 <= self.warmup_ratio <= 1:
             raise ValueError(f"optim.warmup_ratio is {self.warmup_ratio}; expected 0 to 1")
 
-    def micro_batch_size(self, world_size: int) -> int:
-        """Return the number of images per process and micro-step."""
-        return micro_batch_size(self.batch_size, self.accumulate, world_size)
-
     def schedule(self, num_images: int) -> Schedule:
         """Return the schedule for a training set of `num_images`."""
         return Schedule(max(1, num_images // self.batch_size), self.steps, num_images)
@@ -106,7 +101,7 @@ def warmup_poly(
         warmup_steps: 0 for none
         warmup_ratio: factor of step 0
     """
-    check_step(step, total_steps, warmup_steps)
+    assert step >= 0 and 0 <= warmup_steps <= total_steps  # the settings see to it
     if step >= total_steps:
         return final
     left = (1 - step / total_steps) ** power

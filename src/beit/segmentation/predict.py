@@ -21,7 +21,7 @@ from torch import Tensor
 import beit
 from beit.command.ending import Ending, opened
 from beit.data.batches import EvalBatches
-from beit.data.prefetch import prefetch
+from beit.data.prefetch import Prefetch
 from beit.data.source import Source
 from beit.data.sources import open_images
 from beit.data.unreadable import Unreadable, readable
@@ -140,7 +140,7 @@ def predict_maps(
     predict = map_predictor(fabric, segmenter, config.views, config.device)
     workers, view = config.num_workers, Tensor.contiguous  # whole images
     batches = EvalBatches(source, view, 1, num_workers=workers, batches=mine)
-    loader = prefetch(batches, fabric.device)
+    loader = Prefetch(batches, fabric.device)
     unreadable = Unreadable(len(source), config.max_unreadable)
     with Progress(len(mine), enabled=fabric.is_global_zero) as progress:
         progress.message(f"{len(todo)} of {len(source)} images to label")

@@ -29,6 +29,7 @@ from beit.run.finished import kept_step
 from beit.run.images import check_images, keep_images, warn_of_changes
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
+from beit.run.optim import micro_batch_size
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.run.prepare import prepared
 from beit.run.quarantine import NotedBatches
@@ -66,7 +67,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     images = check_images(directory, sets, changed_ok, labelled=True)
     torch.manual_seed(config.run.seed)
     segmenter, transferred = build_segmenter(config, source)
-    segmenter = synchronised(segmenter, fabric, optim.micro_batch_size(fabric.world_size))
+    segmenter = synchronised(segmenter, fabric, micro_batch_size(optim, fabric.world_size))
     vit = segmenter.config.backbone
     if vit.image_channels != 3:
         raise ValueError(

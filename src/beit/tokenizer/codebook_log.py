@@ -1,7 +1,6 @@
 """Metrics of codebook use, shared by the trainings of both tokenizers."""
 
 import math
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -12,7 +11,6 @@ from beit.nn.metrics import codebook_health, position_counts
 from beit.nn.tokenizer import Tokenizer
 from beit.run.device import summed
 from beit.run.journal import Journal
-from beit.run.reading import Reading
 
 COLLAPSED = 0.1  # of the largest perplexity that is possible
 
@@ -25,11 +23,11 @@ class Validated(NamedTuple):
 
 
 class CodeCounts:
-    """Counts each code at each position."""
+    """Counts each code of a tokenizer at each position."""
 
-    def __init__(self, num_positions: int, num_codes: int, fabric: Fabric) -> None:
-        self._sum = partial(summed, fabric)
-        shape = (num_positions, num_codes)
+    def __init__(self, tokenizer: Tokenizer, fabric: Fabric) -> None:
+        self._fabric = fabric
+        shape = (math.prod(tokenizer.grid), tokenizer.vocab_size)
         self.counts = torch.zeros(shape, dtype=torch.int64, device=fabric.device)  # of this process
 
     def add(self, codes: Tensor, kept: Tensor | bool = True) -> None:
@@ -38,7 +36,7 @@ class CodeCounts:
 
     def total(self) -> Tensor:
         """Return the counts (N, K) of all processes."""
-        return self._sum(self.counts)
+        return summed(self._fabric, self.counts)
 
     def restart(self) -> Tensor:
         """Return the counts (N, K) of all processes, and reset them."""
@@ -53,16 +51,6 @@ class CodeCounts:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` returned, in one of the processes."""
         self.counts.copy_(state["counts"])
-
-
-@torch.no_grad()
-def count_codes(tokenizer: Tokenizer, reading: Reading, fabric: Fabric) -> Tensor:
-    """Count each code at each position of the images' grid: (N, K)."""
-    counts = CodeCounts(math.prod(tokenizer.grid), tokenizer.vocab_size, fabric)
-    for batch in reading:
-        with fabric.autocast():
-            counts.add(tokenizer.encode(batch.images))
-    return counts.total().cpu()
 
 
 def code_metrics(counts: Tensor) -> dict[str, float]:

@@ -29,7 +29,7 @@ from beit.run.optim import OptimConfig
 from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.run.prepare import prepared
 from beit.tokenizer.codebook_log import CodeCounts
-from beit.tokenizer.dvae_loop import VAETraining, num_places, train
+from beit.tokenizer.dvae_loop import VAETraining, train
 from beit.tokenizer.ending import ending as ending
 from beit.tokenizer.image_metrics import FrechetSums
 from beit.tokenizer.report import last_validated, report_dvae
@@ -162,7 +162,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     source = open_train(config, views)
     validation = open_validation(config, size, fabric)
     images = check_images(directory, image_sets(source, validation), changed_ok)
-    journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
+    schedule = optim.schedule(len(source))
+    journal = Journal(environment(VERB), config, fabric, schedule, directory)
     batches = train_batches(journal, source, views)
 
     begins = config.init is not None and not journal.resumed
@@ -170,27 +171,28 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     groups = parameter_groups(vae, optim.weight_decay)
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(prepared(vae, config.device), optimizer)
-    total, counts = journal.total_steps, CodeCounts(num_places(vae), vae.vocab_size, fabric)
-    parts = VAETraining(
-        *(fabric, vae, model, optimizer, counts, optim, config.run.seed),
-        temperature=partial(config.temperature.at, total_steps=total),
-        kl_weight=partial(config.kl_weight.at, total_steps=total),
-        hard=config.straight_through,
-        smooth=config.loss == "smooth_l1",
-        kl_places=optim.batch_size * num_places(vae) if config.kl_per == "step" else 1,
-        validation=validation,
-        validate_every=config.validate_every * journal.steps_per_epoch,
-        frechet_sums=partial(frechet_sums, config, fabric),
-        frechet_images=config.frechet_images,
-    )
+    total, counts = schedule.total_steps, CodeCounts(vae, fabric)
     journal.begin(batches, model=vae, optimizer=optimizer, counts=counts)
     keep_images(journal, images)
     if account:
         check_bands(str(config.init), config.data.train)
         journal.message(account)
     draw = partial(report_dvae, journal.directory, config, fabric, vae)
-    validated = train(parts, journal, draw)
-    metrics, save = (
+    parts = VAETraining(
+        *(fabric, vae, model, optimizer, counts, optim, config.run.seed),
+        temperature=partial(config.temperature.at, total_steps=total),
+        kl_weight=partial(config.kl_weight.at, total_steps=total),
+        hard=config.straight_through,
+        smooth=config.loss == "smooth_l1",
+        kl_places=optim.batch_size * math.prod(vae.grid) if config.kl_per == "step" else 1,
+        validation=validation,
+        validate_every=config.validate_every * journal.steps_per_epoch,
+        frechet_sums=partial(frechet_sums, config, fabric),
+        frechet_images=config.frechet_images,
+        report=draw,
+    )
+    validated = train(parts, journal)
+    return journal.finish(
         validated.metrics if validated else {},
         partial(
             save_weights,
@@ -198,8 +200,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
             crop_ratio=config.crop_ratio,
             pixel_options=pixel_options(config.data.train),
         ),
+        partial(draw, validated),
     )
-    return journal.finish(metrics, save, partial(draw, validated))
 
 
 def redraw(config: Config, directory: RunDirectory) -> list[Section]:

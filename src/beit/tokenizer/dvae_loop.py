@@ -20,7 +20,7 @@ from beit.nn.dvae import DiscreteVAE, DiscreteVAEOutput, gumbel_noise, reconstru
 from beit.run.device import summed
 from beit.run.journal import Journal
 from beit.run.means import Means
-from beit.run.optim import OptimConfig, clip_gradients, set_learning_rate
+from beit.run.optim import OptimConfig, clip_gradients, micro_batch_size, set_learning_rate
 from beit.run.reading import ImageBatches, Reading
 from beit.tokenizer.codebook_log import CodeCounts, Validated, code_metrics, warn_of_collapse
 from beit.tokenizer.image_metrics import FrechetSums, frechet_distance, psnr, ssim
@@ -50,6 +50,7 @@ class VAETraining(NamedTuple):
         validate_every: steps between two validations
         frechet_sums: returns an accumulator for the Fréchet distance, or None to skip it
         frechet_images: number of images for that distance
+        report: draws the report from the last validation
     """
 
     fabric: Fabric
@@ -68,15 +69,11 @@ class VAETraining(NamedTuple):
     validate_every: int
     frechet_sums: Callable[[], FrechetSums | None]
     frechet_images: int
+    report: Callable[[Validated | None], object]
 
 
-def train(
-    parts: VAETraining, journal: Journal, report: Callable[[Validated | None], object]
-) -> Validated | None:
+def train(parts: VAETraining, journal: Journal) -> Validated | None:
     """Train from the journal's first step to its last.
-
-    Args:
-        report: draws the report from the last validation
 
     Returns: the last validation; None without a validation set
     """
@@ -85,7 +82,7 @@ def train(
     validated: Validated | None = None
     with journal.recording():
         if journal.resumed:  # repeat the validation that follows the checkpoint
-            validated = evaluate(parts, journal, validated, report)
+            validated = evaluate(parts, journal, validated)
         for step in journal.steps():
             rate = optim.rate(step, journal.steps_per_epoch)
             temperature, kl_weight = parts.temperature(step), parts.kl_weight(step)
@@ -115,16 +112,11 @@ def train(
                 warning = COLLAPSE.format(num_codes=vae.vocab_size)
                 warn_of_collapse(journal, means, vae.vocab_size, warning)
             journal.end_step()
-            validated = evaluate(parts, journal, validated, report)
+            validated = evaluate(parts, journal, validated)
     return validated
 
 
-def evaluate(
-    parts: VAETraining,
-    journal: Journal,
-    validated: Validated | None,
-    report: Callable[[Validated | None], object],
-) -> Validated | None:
+def evaluate(parts: VAETraining, journal: Journal, validated: Validated | None) -> Validated | None:
     """Validate and report after a step, at their interval. Returns: the last validation."""
     if not journal.at_interval(parts.validate_every):
         return validated
@@ -137,7 +129,7 @@ def evaluate(
         journal.log_result(validated.metrics)
     if journal.reports:
         with journal.aside("report"):
-            report(validated)
+            parts.report(validated)
     return validated
 
 
@@ -164,7 +156,7 @@ def step_noise(parts: VAETraining, step: int, micro: int) -> Tensor:
     depend on interruptions or on the number of processes and micro-steps.
     """
     fabric, vae = parts.fabric, parts.vae
-    B = parts.optim.micro_batch_size(fabric.world_size)
+    B = micro_batch_size(parts.optim, fabric.world_size)
     first = (micro * fabric.world_size + fabric.global_rank) * B
     shape, device = (vae.vocab_size, *vae.grid), fabric.device
     noise = []
@@ -174,11 +166,6 @@ def step_noise(parts: VAETraining, step: int, micro: int) -> Tensor:
             generator = torch.Generator(device).manual_seed(generator.initial_seed())
         noise.append(gumbel_noise(shape, generator, device))
     return torch.stack(noise)
-
-
-def num_places(vae: DiscreteVAE) -> int:
-    """Count the codes of an image, N."""
-    return vae.grid[0] * vae.grid[1]
 
 
 @torch.no_grad()
@@ -194,11 +181,11 @@ def validate(
     The codes are the argmax of the logits, not sampled; everything is computed in float32.
     """
     vae.eval()
-    means = Means(partial(summed, fabric))
+    means = Means(fabric)
     # All processes need the same names, even one without a batch.
     names = ["val_mse", "val_kl", "val_psnr"] + ["val_ssim"] * (min(vae.image_size) >= 11)
     means.add(dict.fromkeys(names, 0.0), weight=0)
-    counts = CodeCounts(num_places(vae), vae.vocab_size, fabric)
+    counts = CodeCounts(vae, fabric)
     for batch in reading:
         images, B = batch.images.float() / 255, len(batch.images)
         with torch.autocast(fabric.device.type, enabled=False):

@@ -28,7 +28,7 @@ from beit.run.finished import last_validation
 from beit.run.images import warn_of_changes
 from beit.run.log import read_log
 from beit.run.reading import Reading
-from beit.tokenizer.codebook_log import Validated, count_codes
+from beit.tokenizer.codebook_log import CodeCounts, Validated
 from beit.tokenizer.reconstructions import reconstructions
 from beit.weights.file import image_channels
 
@@ -122,6 +122,7 @@ def report_dvae(
     return written(directory, config, sections, facts, summary, main_figures(validated, K))
 
 
+@torch.no_grad()
 def last_validated(
     config: Config, directory: RunDirectory, fabric: Fabric, tokenizer: VQKD | DiscreteVAE
 ) -> Validated | None:
@@ -134,8 +135,11 @@ def last_validated(
         return None
     warn_of_changes(directory, {"data.validation": batches.source})
     reading = Reading(batches, fabric, config.data.max_unreadable, logger.warning)
-    counts = count_codes(tokenizer, reading, fabric)
-    return Validated(last_validation(directory.metrics_file), counts)
+    counts = CodeCounts(tokenizer, fabric)
+    for batch in reading:
+        with fabric.autocast():
+            counts.add(tokenizer.encode(batch.images))
+    return Validated(last_validation(directory.metrics_file), counts.total().cpu())
 
 
 def first_images(config: Config, size: tuple[int, int], count: int) -> Tensor:

@@ -215,10 +215,17 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     optimizer = build_optimizer(groups, optim, fused=can_fuse(fabric))
     model, optimizer = fabric.setup(prepared(vqkd, config.device), optimizer)
     use = CodeUse(vqkd.vocab_size, fabric.device)
-    counts = CodeCounts(vqkd.config.encoder.num_patches, vqkd.vocab_size, fabric)
+    counts = CodeCounts(vqkd, fabric)
     centre = Centre(fabric, teacher.width) if named.centred else None
+    centred = {} if centre is None else {"centre": centre}
+    journal.begin(batches, model=vqkd, optimizer=optimizer, use=use, counts=counts, **centred)
+    keep_images(journal, images)
+    if account:
+        check_bands(str(config.init), config.data.train)
+        journal.message(account)
+    draw = partial(report_vqkd, journal.directory, config, fabric, vqkd)
     parts = VQKDTraining(
-        *(fabric, vqkd, model, optimizer, teacher, targets, centre, use, counts, optim),
+        *(fabric, vqkd, model, optimizer, features, targets, centre, use, counts, optim),
         seed=config.run.seed,
         start_after=codebook.start_after,
         kmeans=codebook.kmeans,
@@ -229,16 +236,10 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
         collapse_warning=collapse_warning(config),
         validation=validation,
         validate_every=config.validate_every * journal.steps_per_epoch,
+        report=draw,
     )
-    centred = {} if centre is None else {"centre": centre}
-    journal.begin(batches, model=vqkd, optimizer=optimizer, use=use, counts=counts, **centred)
-    keep_images(journal, images)
-    if account:
-        check_bands(str(config.init), config.data.train)
-        journal.message(account)
-    draw = partial(report_vqkd, journal.directory, config, fabric, vqkd)
-    validated = train(parts, journal, draw)
-    metrics, save = (
+    validated = train(parts, journal)
+    return journal.finish(
         validated.metrics if validated else {},
         partial(
             save_weights,
@@ -246,8 +247,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
             crop_ratio=config.crop_ratio,
             pixel_options=pixel_options(config.data.train),
         ),
+        partial(draw, validated),
     )
-    return journal.finish(metrics, save, partial(draw, validated))
 
 
 def all_sets(config: Config, views: TrainViews) -> Sets:

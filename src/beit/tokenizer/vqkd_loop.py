@@ -5,19 +5,17 @@ sphere, and a small decoder reconstructs a frozen teacher's features from the co
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from beit.data.batch import Batch
 from beit.data.order import seed_torch, step_generator
 from beit.nn.losses import cosine_distance
-from beit.nn.quantizer import Quantizer
 from beit.nn.tokenizer import VQKD
 from beit.run.device import gathered, summed
 from beit.run.journal import Journal
@@ -36,31 +34,20 @@ from beit.tokenizer.codebook_log import (
 SHOWN = ("loss", "usage", "perplexity")
 
 
-class Teacher(Protocol):
-    """A frozen network from images (B, 3, H, W) to features (B, N, T) on a grid."""
-
-    def features(self, images: Tensor, grid: tuple[int, int]) -> Tensor: ...
-
-
-class CodeUse:
+class CodeUse(nn.Module):
     """How often each code was chosen since the last revival, over all processes."""
 
+    since_revival: Tensor  # (K,)
+
     def __init__(self, num_codes: int, device: torch.device) -> None:
-        self.since_revival = torch.zeros(num_codes, device=device)  # (K,)
+        super().__init__()
+        self.register_buffer("since_revival", torch.zeros(num_codes, device=device))
 
     def dead(self, share: float) -> Tensor:
         """Return which codes (K,) bool were chosen less than a share of the mean; reset."""
         dead = self.since_revival < share * self.since_revival.mean()
         self.since_revival.zero_()
         return dead
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the counts, for a checkpoint."""
-        return {"since_revival": self.since_revival}
-
-    def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` returned."""
-        self.since_revival.copy_(state["since_revival"])
 
 
 class VQKDTraining(NamedTuple):
@@ -69,7 +56,8 @@ class VQKDTraining(NamedTuple):
     Attributes:
         vqkd: the unwrapped tokenizer
         model: the same, wrapped by Fabric for training
-        targets: the teacher's features (B, N, T) of the images of a training batch
+        features: computes the frozen teacher's features (B, N, T) of a batch's images
+        targets: the same of a training batch, or reads what was kept of them
         centre: takes the mean from them, part of checkpoints; None to leave it in
         use: of the codes since the last revival, part of checkpoints
         counts: of the codes since the last log line, part of checkpoints
@@ -82,13 +70,14 @@ class VQKDTraining(NamedTuple):
         collapse_warning: text for `warn_of_collapse`
         validation: this process's share of the validation set; None without one
         validate_every: steps between two validations
+        report: draws the report from the last validation
     """
 
     fabric: Fabric
     vqkd: VQKD
     model: _FabricModule
     optimizer: Optimizer
-    teacher: Teacher
+    features: Callable[[Batch], Tensor]
     targets: Callable[[Batch], Tensor]
     centre: Centre | None
     use: CodeUse
@@ -104,15 +93,11 @@ class VQKDTraining(NamedTuple):
     collapse_warning: str
     validation: ImageBatches | None
     validate_every: int
+    report: Callable[[Validated | None], object]
 
 
-def train(
-    parts: VQKDTraining, journal: Journal, report: Callable[[Validated | None], object]
-) -> Validated | None:
+def train(parts: VQKDTraining, journal: Journal) -> Validated | None:
     """Train from the journal's first step to its last.
-
-    Args:
-        report: draws the report from the last validation
 
     Returns: the last validation; None without a validation set
     """
@@ -123,7 +108,7 @@ def train(
     validated: Validated | None = None
     with journal.recording():
         if journal.resumed:  # repeat the validation that follows the checkpoint
-            validated = evaluate(parts, journal, validated, report)
+            validated = evaluate(parts, journal, validated)
         for step in journal.steps():
             rate = optim.rate(step, journal.steps_per_epoch)
             set_learning_rate(optimizer, rate)
@@ -167,9 +152,7 @@ def train(
                 quantizer.update(statistics, kept)
                 use.since_revival += statistics[:, -1] * kept
                 if parts.revive_every and step % parts.revive_every == 0 and kept:
-                    dead = use.dead(parts.revive_below)
-                    generator = step_generator(seed, step, "revival")
-                    revive(fabric, quantizer, optimizer, vectors, dead, generator)
+                    revive(parts, vectors, step)
 
             if journal.logs:
                 metrics = journal.means.read()
@@ -179,15 +162,12 @@ def train(
                     warn_of_collapse(journal, metrics, vqkd.vocab_size, parts.collapse_warning)
                 journal.log({"rate": rate}, metrics, SHOWN)
             journal.end_step()
-            validated = evaluate(parts, journal, validated, report)
+            validated = evaluate(parts, journal, validated)
     return validated
 
 
 def evaluate(
-    parts: VQKDTraining,
-    journal: Journal,
-    validated: Validated | None,
-    report: Callable[[Validated | None], object],
+    parts: VQKDTraining, journal: Journal, validated: Validated | None
 ) -> Validated | None:
     """Validate and report after a step, at their interval. Returns: the last validation."""
     if not journal.at_interval(parts.validate_every):
@@ -203,7 +183,7 @@ def evaluate(
     parts.vqkd.eval()  # in all processes: the first may need the whole model for its report
     if journal.reports:
         with journal.aside("report"):
-            report(validated)
+            parts.report(validated)
     return validated
 
 
@@ -213,18 +193,19 @@ def validate(parts: VQKDTraining, reading: Reading) -> Validated:
 
     val_constant is the reconstruction loss of the best constant for each position.
     """
-    fabric, vqkd, grid = parts.fabric, parts.vqkd.eval(), parts.vqkd.grid
-    means = Means(partial(summed, fabric))
+    fabric, vqkd = parts.fabric, parts.vqkd.eval()
+    means = Means(fabric)
     # All processes need the same names, even one without a batch.
     means.add({"val_reconstruction": 0.0, "val_commitment": 0.0}, weight=0)
-    counts = CodeCounts(vqkd.config.encoder.num_patches, vqkd.vocab_size, fabric)
-    directions = torch.zeros(grid[0] * grid[1], vqkd.config.teacher_width, device=fabric.device)
+    N, T = vqkd.config.encoder.num_patches, vqkd.config.teacher_width
+    counts = CodeCounts(vqkd, fabric)
+    directions = torch.zeros(N, T, device=fabric.device)
     for batch in reading:
         with fabric.autocast():
-            target = parts.teacher.features(batch.images, grid)
+            target = parts.features(batch)
             output = vqkd(batch.images)
         target = target if parts.centre is None else parts.centre.eval()(target)
-        directions += torch.nn.functional.normalize(target.float(), dim=-1).sum(0)
+        directions += nn.functional.normalize(target.float(), dim=-1).sum(0)
         reconstruction = cosine_distance(output.features, target)
         means.add(
             {"val_reconstruction": reconstruction, "val_commitment": output.commitment},
@@ -259,20 +240,15 @@ def start_codebook(parts: VQKDTraining, micro_batches: Iterator[Batch]) -> Itera
 
 
 @torch.no_grad()
-def revive(
-    fabric: Fabric,
-    quantizer: Quantizer,
-    optimizer: Optimizer,
-    vectors: list[Tensor],
-    dead: Tensor,
-    generator: torch.Generator,
-) -> None:
-    """Replace dead codes (K,) bool by vectors (B, N, C) of the step, the same in all processes.
+def revive(parts: VQKDTraining, vectors: list[Tensor], step: int) -> None:
+    """Replace dead codes by vectors (B, N, C) of the step, the same in all processes.
 
     If the codebook is learned by gradient, the optimiser's moments of these codes are reset.
     """
-    indices = quantizer.revive(rows_of(fabric, vectors), dead, generator)
-    state = optimizer.state.get(quantizer.codebook, {})
+    quantizer, dead = parts.vqkd.quantizer, parts.use.dead(parts.revive_below)
+    generator = step_generator(parts.seed, step, "revival")
+    indices = quantizer.revive(rows_of(parts.fabric, vectors), dead, generator)
+    state = parts.optimizer.state.get(quantizer.codebook, {})
     for moment in ("exp_avg", "exp_avg_sq"):
         if moment in state:
             state[moment][indices] = 0

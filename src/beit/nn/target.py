@@ -1,23 +1,19 @@
-"""Interface of the targets of pretraining (see `targets.py`), and metrics of predictions."""
+"""Interface of the targets of pretraining (see `targets.py`), and a metric read from two sums."""
 
 from collections.abc import Mapping
 from typing import Protocol
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from beit.nn.losses import Loss, weighted_mean
+from beit.nn.losses import Loss
 from beit.nn.mim import Predicts
-
-# The keys of `target_metrics` for each kind of target.
-TARGET_METRICS = {"tokens": ("accuracy",), "pixels": ("error", "spread"), "features": ("cosine",)}
 
 
 class Target(Protocol):
     """Interface of a target.
 
     Attributes:
+        metrics: names of what `measure` returns
         width: number of codes (K), or values of a patch (T)
         normalised: targets are standardised, pixels per patch, features per vector
         image_size: (height, width) to which `target_images` are resized
@@ -25,6 +21,7 @@ class Target(Protocol):
     """
 
     kind: Predicts
+    metrics: tuple[str, ...]
     loss: Loss
     width: int
     normalised: bool
@@ -37,29 +34,8 @@ class Target(Protocol):
         positions: (B, M) int64, the patches to return, M instead of N; None for all
         """
 
-
-@torch.no_grad()
-def target_metrics(
-    kind: Predicts, predicted: Tensor, targets: Tensor, weights: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Return the metrics of a prediction, () each, averaged over patches.
-
-    Tokens: `accuracy`. Features: `cosine`. Pixels: `error`, the squared error, and `spread`, the
-    square of the target, which `explained_from_error` combines.
-
-    Args:
-        predicted: (B, M, K) or (B, M, T)
-        targets: (B, M) int64 or (B, M, T)
-        weights: (B, M) of the patches; None for equal weights
-    """
-    if kind == "tokens":
-        values = {"accuracy": (predicted.argmax(dim=2) == targets).float()}
-    elif kind == "features":
-        values = {"cosine": F.cosine_similarity(predicted.float(), targets, dim=-1)}
-    else:
-        error, spread = (predicted.float() - targets).square(), targets.square()
-        values = {"error": error.mean(dim=-1), "spread": spread.mean(dim=-1)}
-    return {name: weighted_mean(value, weights) for name, value in values.items()}
+    def measure(self, predicted: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """Return metrics, (B, M) each, of predictions (B, M, K or T), given what `of` returns."""
 
 
 def explained_from_error(metrics: Mapping[str, float]) -> dict[str, float]:
