@@ -201,7 +201,7 @@ def test_images_of_the_training_are_counted(
     )
     save_weights(run.weights_file, segmenter)
     maps = f"{folder}/images?maps={folder}/masks"  # the same files by another string
-    (note,) = evaluate_segments.run(config(str(run.path), maps)).record["notes"]
+    (note,) = evaluate_segments.run(config(str(run.path), maps, classes=names)).record["notes"]
     assert note.startswith(f"{run.path} was trained on 2 of the 3 images, which it knows better")
     assert evaluate_segments.run(config(str(run.path), f"{folder}[70%:]")).record["notes"] == []
 
