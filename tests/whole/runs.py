@@ -15,6 +15,7 @@ from safetensors.numpy import save_file
 
 HALF = 6  # the checkpoint from which half-finished runs go on
 TEACHER = "starts/teacher.safetensors"
+SETTINGS = "starts/settings.yaml"  # with a file of settings, none follow the machine
 TOKENIZER = "starts/tokenizer.safetensors"
 PRETRAINED = "starts/pretrained.safetensors"
 CLASSIFIER = "starts/classifier.safetensors"
@@ -40,7 +41,8 @@ class Training(NamedTuple):
 
     @property
     def arguments(self) -> list[str]:
-        return [self.verb, *_words(self.options), f"--run.output=runs/{self.name}"]
+        output = f"--run.output=runs/{self.name}"
+        return [self.verb, f"--config={SETTINGS}", *_words(self.options), output]
 
 
 class Reading(NamedTuple):
@@ -56,12 +58,13 @@ class Reading(NamedTuple):
 
 
 def write_teacher(path: Path) -> None:
-    """Write a tiny ViT in DINO's published layout.
+    """Write a tiny ViT in DINO's published layout, and the settings beside it.
 
     Its numbers are drawn whole and fit into float16, so they are the same on any machine.
     """
     rng, width = np.random.default_rng(7), 16
     path.parent.mkdir(parents=True, exist_ok=True)
+    path.with_name(Path(SETTINGS).name).write_text("run: {seed: 0}\n")
 
     def drawn(*shape: int, around: float = 0.0) -> np.ndarray:
         return (rng.integers(-64, 65, shape) / 512 + around).astype(np.float16)
