@@ -5,7 +5,7 @@ images, which takes s seconds of its own, and images that take r seconds each in
 on c cores, of which the step on a CPU uses t:
 
     without workers, on a CPU      s + B r
-    with workers, on a CPU         max(s, B r / w, (s t (1 + 2 b) + B r) / c)
+    with workers, on a CPU         max(s, B r / w, (s t (1 + 4 b) + B r) / c)
     on a GPU, which reads ahead    max(s, B r / max(w, 1), copy)
 
 b is 0 unless t + w > c: then it is the share of time that a worker is busy. A thread of the step
@@ -24,7 +24,7 @@ MOST_WORKERS = 64
 NEAR = 0.95  # share of the best speed that is enough
 KEPT = 0.7  # share of the free memory in which the system keeps files that were read
 GPU_CONTEXT = 0.5e9  # bytes of a GPU that CUDA itself takes
-WASTED = 2.0  # of a step's CPU time, by threads that wait for others while all workers are busy
+WASTED = 4.0  # of a step's CPU time, by threads that wait for others while all workers are busy
 FIXED = ("metrics and clipping", "optimiser")  # parts of a step that do not grow with its images
 
 
