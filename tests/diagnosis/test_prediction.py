@@ -26,10 +26,10 @@ def test_a_step_takes_what_takes_longest():
 
 def test_threads_of_a_step_wait_for_each_other_while_workers_have_their_cores():
     measured, two = Measured("cpu", threads=2), Machine(2, 8e9)
-    step, reading = 0.178, 0.624  # 16 photos of 12 megapixels: 0.68 s by the clock
-    assert seconds_of_step(measured, two, step, reading, 2) == pytest.approx(0.66, abs=0.01)
+    step, reading = 0.178, 0.624  # 16 photos of 12 megapixels: 0.66 to 0.85 s by the clock
+    assert seconds_of_step(measured, two, step, reading, 2) == pytest.approx(0.77, abs=0.01)
     assert seconds_of_step(replace(measured, threads=1), two, step, reading, 2) < 0.41
-    assert seconds_of_step(measured, two, step, 0.003, 2) == pytest.approx(step, rel=0.03)
+    assert seconds_of_step(measured, two, step, 0.003, 2) == pytest.approx(step, rel=0.05)
 
 
 def settings(**changes):
