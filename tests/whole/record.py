@@ -34,6 +34,7 @@ from safetensors.torch import load_file
 ASSETS = Path(__file__).parent / "assets"
 PARTS = ("trainings", "rows", "figures", "config")
 LEGEND = "legend.png"
+SETTINGS = "settings.yaml"  # with a file of settings, trainings take none from the machine
 WORK = "work"  # where the commands ran: below a recording, and no part of it
 # Beside the number itself, what decides the order in which floats are added up.
 FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16")
@@ -83,6 +84,7 @@ def record(source: Path, output: Path, parts: Iterable[str] = PARTS) -> list[str
     work = output / WORK
     work.mkdir(parents=True)
     write_teacher(work / TEACHER)
+    (work / SETTINGS).write_text("run: {seed: 0}\n")
     for folder in ("rows", "figures"):
         (work / folder).mkdir()
     readings = [
@@ -91,7 +93,7 @@ def record(source: Path, output: Path, parts: Iterable[str] = PARTS) -> list[str
     ]
     steps = [
         step(
-            training.arguments,
+            [*training.arguments, f"--config={SETTINGS}"],
             *(
                 [(f"runs/{training.name}/weights.safetensors", training.keeps)]
                 * bool(training.keeps)

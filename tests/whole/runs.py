@@ -15,7 +15,6 @@ from safetensors.numpy import save_file
 
 HALF = 6  # the checkpoint from which half-finished runs go on
 TEACHER = "starts/teacher.safetensors"
-SETTINGS = "starts/settings.yaml"  # with a file of settings, none follow the machine
 TOKENIZER = "starts/tokenizer.safetensors"
 PRETRAINED = "starts/pretrained.safetensors"
 CLASSIFIER = "starts/classifier.safetensors"
@@ -41,8 +40,7 @@ class Training(NamedTuple):
 
     @property
     def arguments(self) -> list[str]:
-        output = f"--run.output=runs/{self.name}"
-        return [self.verb, f"--config={SETTINGS}", *_words(self.options), output]
+        return [self.verb, *_words(self.options), f"--run.output=runs/{self.name}"]
 
 
 class Reading(NamedTuple):
@@ -58,13 +56,12 @@ class Reading(NamedTuple):
 
 
 def write_teacher(path: Path) -> None:
-    """Write a tiny ViT in DINO's published layout, and the settings beside it.
+    """Write a tiny ViT in DINO's published layout.
 
     Its numbers are drawn whole and fit into float16, so they are the same on any machine.
     """
     rng, width = np.random.default_rng(7), 16
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.with_name(Path(SETTINGS).name).write_text("run: {seed: 0}\n")
 
     def drawn(*shape: int, around: float = 0.0) -> np.ndarray:
         return (rng.integers(-64, 65, shape) / 512 + around).astype(np.float16)
