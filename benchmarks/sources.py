@@ -209,7 +209,7 @@ def make_up(folder: Path, count: int) -> float:
     import pyarrow
     from pyarrow import ipc
 
-    from beit.data.archives.tar_index import read_index
+    from beit.data.archives.tar_index import _checksum, read_index
     from beit.data.stores.blob import LocalBlob
 
     first = folder / "x-00000.tar"
@@ -232,7 +232,8 @@ def make_up(folder: Path, count: int) -> float:
         changed = table.set_column(0, "name", pyarrow.array(names, pyarrow.binary()))
         changed = changed.set_column(place, "digest", pyarrow.array(digests, pyarrow.uint64()))
         about["key"] |= {"size": 0, "stamp": LocalBlob(path).stamp}
-        changed = changed.replace_schema_metadata({"beit": json.dumps(about)})
+        text = json.dumps(about).encode()
+        changed = changed.replace_schema_metadata({b"beit": text, b"digest": _checksum(text)})
         with ipc.new_file(str(path.with_name(f".{path.name}.index")), changed.schema) as file:
             file.write_table(changed)
     return seconds
