@@ -100,6 +100,12 @@ def test_an_empty_class_folder_is_refused(tmp_path, part):
     assert checked_classes(train([0, 1], ["cat", "dog"], f"{tmp_path}{part}")).number == 2
 
 
+@pytest.mark.parametrize("name", ["images-000000.tar", "train.parquet"])
+def test_a_folder_of_shards_has_no_class_folders(tmp_path, name):
+    (tmp_path / name).touch()
+    assert checked_classes(train([0, 1], ["a", "b"], str(tmp_path))).number == 2
+
+
 def test_a_folder_named_like_a_home_directory_is_no_error():
     assert checked_classes(train([0, 1], ["a", "b"], "~nobody-of-this-name/set")).number == 2
 

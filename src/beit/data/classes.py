@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -230,8 +231,10 @@ def _empty_folders(part: Labelled) -> list[str]:
     names, whole = set(part.source.class_names or []), split_part(part.spec)[0]
     if "://" in whole:
         return []
-    root = user_path(split_query(whole)[0])
-    folders = class_folders(root, "train") if names and root.is_dir() else []
+    root, folders = user_path(split_query(whole)[0]), list[str]()
+    if names and root.is_dir():
+        with suppress(ValueError):  # no image files: a folder of shards or of rows
+            folders = class_folders(root, "train")
     return [name for name in folders if name not in names] if names <= set(folders) else []
 
 
