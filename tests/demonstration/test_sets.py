@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 
-from beit.data.shapes import KINDS
 from beit.data.sources import open_source
 from beit.demonstration.sets import find_sets
 from beit.fetching import fetch
@@ -16,7 +15,7 @@ def test_a_folder_keeps_its_own_split_or_is_split(tmp_path: Path) -> None:
     assert sets[:2] == (str(tmp_path / "train"), str(tmp_path / "val"))
 
 
-def test_drawn_scenes_replace_cifar_if_no_channel_answers(
+def test_drawings_of_the_package_replace_cifar_if_no_channel_answers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def unreachable(config: fetch.Config) -> fetch.Result:
@@ -26,7 +25,10 @@ def test_drawn_scenes_replace_cifar_if_no_channel_answers(
     sets = find_sets("", "data")
     assert not sets.cifar and sets.vit[0] == "image_size=[64,64]"
     train, test = open_source(sets.train), open_source(sets.test)
-    assert train.class_names == KINDS and len(train) + len(test) == 10_000
+    assert (len(train), len(test)) == (1614, 404)
+    assert train.class_names == test.class_names and len(train.class_names or ()) == 11
+    assert not {*map(train.name, range(len(train)))} & {*map(test.name, range(len(test)))}
+    assert {min(train.image(index).shape[1:]) for index in range(0, len(train), 50)} <= {*range(65)}
     said = capsys.readouterr().out
-    assert "no channel answers\nThe demo goes on with drawn scenes, shapes://10000?" in said
+    assert "no channel answers\nThe demo goes on with 2,018 drawings" in said
     assert "beit demo --data FOLDER" in said

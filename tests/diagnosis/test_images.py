@@ -150,9 +150,21 @@ def test_a_table_keeps_the_labels_and_drop_says_what_goes(sets, capsys):
         for i in range(len(whole))
     }
     for index in range(len(left)):
-        assert left.class_names[left.labels[index]] == labels[left.name(index)]
+        name = os.path.abspath(left.name(index))
+        assert left.class_names[left.labels[index]] == labels[name]
     assert len(left) == len(whole) - 9 - 2  # a name that is no text, and one of two lines
     assert f"{len(left)} of {len(whole)} images in clean.csv" in capsys.readouterr().out
+
+
+def test_a_table_beside_its_images_can_be_moved_with_them(tmp_path):
+    folder = tmp_path / "photos"
+    for number, name in enumerate(("ant", "bee")):
+        (folder / name).mkdir(parents=True)
+        drawing(number).save(folder / name / f"{number}.png")
+    main(["doctor", str(folder), "--write", str(folder / "clean.csv"), "--num_workers", "0"])
+    moved = folder.rename(tmp_path / "moved")
+    source = open_source(str(moved / "clean.csv"))
+    assert [source.name(index) for index in range(2)] == ["ant/0.png", "bee/1.png"]
 
 
 def test_workers_find_the_same(sets):

@@ -1,5 +1,6 @@
 """What the package's own files say of it agrees, and the check of wheels finds what is wrong."""
 
+import hashlib
 import re
 import runpy
 import tarfile
@@ -59,6 +60,14 @@ def test_the_card_of_the_shipped_weights_states_their_licence() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     card = (ROOT / "src/beit/weights/shipped/README.md").read_text("utf-8")
     assert f"**Licence**: {settings['project']['license']}," in card
+
+
+def test_the_card_of_the_drawings_has_their_checksums() -> None:
+    folder = ROOT / "src/beit/demonstration/drawings"
+    card = (folder / "README.md").read_text("utf-8")
+    for name in ("train.parquet", "test.parquet"):
+        checksum = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        assert f"`{name}`" in card and checksum in card
 
 
 def test_wheel_and_sdist_are_compared_with_the_repository(tmp_path: Path) -> None:

@@ -2,8 +2,6 @@
 
 A scene has a textured ground, one large shape, and a few small shapes that may cover it. Its class
 is the kind of the large shape; colour, texture, position and rotation are independent of the class.
-With `look=own` each kind has a texture and, loosely, a hue of its own, and grounds are plain: more
-than the outline then tells the class, as in photographs.
 """
 
 import math
@@ -26,7 +24,6 @@ _SIZE = re.compile(r"(\d+)(?:x(\d+))?")
 _MAX_SIDE = 4096
 _MAX_SMALL = 3
 _MIN_CONTRAST = 0.25  # mean distance between a shape's colours and the ground's
-_HUE_SPREAD = 0.1  # deviation of the hues of a kind, in turns: the distance between two kinds
 
 
 def _star(x: Array, y: Array) -> Array:
@@ -56,58 +53,32 @@ _OUTLINES: dict[str, Callable[[Array, Array], Array]] = {
 }
 KINDS = list(_OUTLINES)
 
-# Share of the second colour before it is clipped to [0, 1], at phases u and v along two
-# perpendicular directions and at a ramp that grows by 1 across the area. The first five are for
-# any shape and ground; with `look=own` each kind has the texture of its number.
-_TEXTURES: list[Callable[[Array, Array, Array], Array]] = [
-    lambda u, v, ramp: np.zeros_like(u),  # plain
-    lambda u, v, ramp: ramp + np.float32(0.5),  # gradient
-    lambda u, v, ramp: np.sin(u) * 2 + np.float32(0.5),  # stripes
-    lambda u, v, ramp: np.sin(u) * np.sin(v) * 4 + np.float32(0.5),  # checks
-    lambda u, v, ramp: (np.cos(u) + np.cos(v)) * 2 - np.float32(1.5),  # dots
-    lambda u, v, ramp: np.maximum(np.cos(u), np.cos(v)) * 4 - np.float32(2.5),  # grid
-    lambda u, v, ramp: np.sin(np.hypot(u, v)) * 2 + np.float32(0.5),  # rings
-    lambda u, v, ramp: np.sin(u + 2 * np.sin(v / 2)) * 2 + np.float32(0.5),  # waves
-    lambda u, v, ramp: (  # bricks
-        np.maximum(np.cos(u + _course(v) * np.float32(math.pi)), np.cos(v)) * 4 - np.float32(2.5)
-    ),
-    lambda u, v, ramp: np.sin(np.arctan2(v, u) * 9) * 4 + np.float32(0.5),  # rays
-]
-_PLAIN, _FOR_ANY = 0, 5
-
 
 class ShapesSource:
-    """`count` scenes, each a pure function of (seed, index, own). Class: index modulo 10."""
+    """`count` scenes, each a pure function of (seed, index). Class: index modulo 10."""
 
-    def __init__(
-        self, count: int, size: tuple[int, int] = (64, 64), seed: int = 0, own: bool = False
-    ) -> None:
-        """`own`: each kind has a look of its own."""
+    def __init__(self, count: int, size: tuple[int, int] = (64, 64), seed: int = 0) -> None:
         if count < 1:
             raise ValueError(f"shapes://: the number of scenes must be at least 1, got {count}")
         if not all(8 <= side <= _MAX_SIDE for side in size):
             raise ValueError(f"shapes://: size must be from 8 to {_MAX_SIDE} pixels, got {size}")
-        self.count, self.size, self.seed, self.own = count, size, seed, own
+        self.count, self.size, self.seed = count, size, seed
         self.labels = torch.arange(count) % len(KINDS)
         self.class_names, self.why_unlabelled = list(KINDS), ""
 
     @classmethod
     def from_spec(cls, spec: str) -> Self:
-        """Read `shapes://COUNT[?size=64&seed=0&look=any]`; size may be HEIGHTxWIDTH."""
-        expected = (
-            "expected shapes://COUNT?size=64&seed=0&look=any (size may be HEIGHTxWIDTH; look any, "
-            "or own for a texture and hue of each kind)"
-        )
+        """Read `shapes://COUNT[?size=64&seed=0]`; size may be HEIGHTxWIDTH."""
+        expected = "expected shapes://COUNT?size=64&seed=0 (size may be HEIGHTxWIDTH)"
         count, _, query = spec.removeprefix("shapes://").partition("?")
         options = dict(parse_qsl(query, keep_blank_values=True))
-        unknown = sorted(set(options) - {"size", "seed", "look"})
+        unknown = sorted(set(options) - {"size", "seed"})
         size = _SIZE.fullmatch(options.get("size", "64"))
-        seed, look = options.get("seed", "0"), options.get("look", "any")
-        numbers = count.isdecimal() and seed.isdecimal()
-        if unknown or size is None or not numbers or look not in ("any", "own"):
+        seed = options.get("seed", "0")
+        if unknown or size is None or not count.isdecimal() or not seed.isdecimal():
             raise ValueError(f"{spec}: not understood; {expected}")
         height = int(size[1])
-        return cls(int(count), (height, int(size[2] or height)), int(seed), look == "own")
+        return cls(int(count), (height, int(size[2] or height)), int(seed))
 
     def __len__(self) -> int:
         return self.count
@@ -121,46 +92,38 @@ class ShapesSource:
 
     def scene(self, index: int) -> tuple[Tensor, Tensor]:
         """Draw an image together with its label map."""
-        colours, kinds = _draw(self.seed, index, self.size, self.own)
+        colours, kinds = _draw(self.seed, index, self.size)
         return torch.from_numpy(colours), torch.from_numpy(kinds)
 
     def name(self, index: int) -> str:
         height, width = self.size
-        look = "&look=own" if self.own else ""
-        return f"shapes://{index}?size={height}x{width}&seed={self.seed}{look}"
+        return f"shapes://{index}?size={height}x{width}&seed={self.seed}"
 
 
-def _draw(seed: int, index: int, size: tuple[int, int], own: bool) -> tuple[Pixels, Pixels]:
+def _draw(seed: int, index: int, size: tuple[int, int]) -> tuple[Pixels, Pixels]:
     """Draw scene `index`. Returns: colours (3, H, W) uint8; kinds (H, W) uint8, 0 for ground."""
     rng = np.random.default_rng([seed, index])
     height, width = size
     rows = np.arange(height, dtype=np.float32)[:, None]
     columns = np.arange(width, dtype=np.float32)[None, :]
     ground = rng.random((2, 3))
-    scene = _textured(rng, rows, columns, ground, min(size), _PLAIN if own else None)
+    scene = _textured(rng, rows, columns, ground, min(size))
     kinds = np.zeros(size, dtype=np.uint8)
     side = min(height, width) / 2
     large = side * rng.uniform(0.55, 0.8)
     top, left = (half + rng.uniform(-1, 1) * (half - large) for half in (height / 2, width / 2))
-    _paint(rng, scene, kinds, index % len(KINDS), large, (top, left), ground, own)
+    _paint(rng, scene, kinds, index % len(KINDS), large, (top, left), ground)
     for _ in range(rng.integers(0, _MAX_SMALL + 1)):
         small = large * rng.uniform(0.2, 0.35)
         place = (rng.uniform(0, height), rng.uniform(0, width))
-        _paint(rng, scene, kinds, int(rng.integers(len(KINDS))), small, place, ground, own)
+        _paint(rng, scene, kinds, int(rng.integers(len(KINDS))), small, place, ground)
     grain = rng.standard_normal(size, dtype=np.float32) * np.float32(rng.uniform(0, 0.04))
     np.clip((scene + grain) * 255 + 0.5, 0, 255, out=scene)
     return scene.astype(np.uint8), kinds
 
 
 def _paint(
-    rng: Rng,
-    scene: Array,
-    kinds: Pixels,
-    kind: int,
-    radius: float,
-    place: Place,
-    ground: Array,
-    own: bool,
+    rng: Rng, scene: Array, kinds: Pixels, kind: int, radius: float, place: Place, ground: Array
 ) -> None:
     """Draw an antialiased shape into scene (3, H, W) and kinds (H, W), in place."""
     _, height, width = scene.shape
@@ -173,40 +136,31 @@ def _paint(
     cos, sin = np.float32(math.cos(angle) / radius), np.float32(math.sin(angle) / radius)
     distance = _OUTLINES[KINDS[kind]](columns * cos + rows * sin, rows * cos - columns * sin)
     cover = np.clip(0.5 - distance * np.float32(radius), 0, 1)
-    colours = _colours(rng, kind if own else None)
+    colours = rng.random((2, 3))
     while np.abs(colours[:, None] - ground[None]).mean(axis=-1).min() < _MIN_CONTRAST:
-        colours = _colours(rng, kind if own else None)
-    paint = _textured(rng, rows, columns, colours, radius, kind if own else None)
+        colours = rng.random((2, 3))
+    paint = _textured(rng, rows, columns, colours, radius)
     part = scene[:, top:bottom, left:right]
     part += (paint - part) * cover
     kinds[top:bottom, left:right][cover > 0.5] = kind + 1
 
 
-def _colours(rng: Rng, kind: int | None) -> Array:
-    """Draw two colours (2, 3), the first of about the hue of a kind; None for any."""
-    colours = rng.random((2, 3))
-    if kind is not None:
-        hue = kind / len(KINDS) + rng.normal(0, _HUE_SPREAD)  # in turns
-        wheel = 0.5 + 0.5 * np.cos(2 * math.pi * (hue - np.arange(3) / 3))
-        colours[0] = wheel * rng.uniform(0.5, 1)
-    return colours
-
-
-def _textured(
-    rng: Rng, rows: Array, columns: Array, colours: Array, scale: float, texture: int | None
-) -> Array:
-    """Fill an area with two colours (2, 3) in a texture; None for one of those for any shape."""
+def _textured(rng: Rng, rows: Array, columns: Array, colours: Array, scale: float) -> Array:
+    """Fill an area with two colours (2, 3): plain, gradient, stripes, checks or dots."""
     first, second = colours.astype(np.float32)[:, :, None, None]
-    chosen = int(rng.integers(_FOR_ANY)) if texture is None else texture
+    style = rng.integers(5)
     angle, period = rng.uniform(0, 2 * math.pi), scale * rng.uniform(0.2, 0.5)
     cos, sin = np.float32(math.cos(angle)), np.float32(math.sin(angle))
     along, across = columns * cos + rows * sin, rows * cos - columns * sin
     turn = np.float32(2 * math.pi / max(period, 4.0))
-    ramp = along / np.float32(2 * scale)
-    share = np.clip(_TEXTURES[chosen](along * turn, across * turn, ramp), 0, 1)
+    if style == 0:
+        share = np.zeros_like(along)
+    elif style == 1:
+        share = np.clip(along / np.float32(2 * scale) + np.float32(0.5), 0, 1)
+    elif style == 2:
+        share = np.clip(np.sin(along * turn) * 2 + np.float32(0.5), 0, 1)
+    elif style == 3:
+        share = np.clip(np.sin(along * turn) * np.sin(across * turn) * 4 + np.float32(0.5), 0, 1)
+    else:
+        share = np.clip((np.cos(along * turn) + np.cos(across * turn)) * 2 - np.float32(1.5), 0, 1)
     return np.asarray(first + (second - first) * share, dtype=np.float32)
-
-
-def _course(v: Array) -> Array:
-    """Return 1 in every second course of bricks, else 0."""
-    return np.asarray(np.floor(v / np.float32(2 * math.pi)) % 2, dtype=np.float32)

@@ -52,8 +52,8 @@ class Config:
     """Settings of `beit demo`; all others are in the preset `demo`.
 
     Attributes:
-        data: a folder of images or any other data string; empty fetches CIFAR-10, and takes drawn
-            scenes if it cannot be fetched
+        data: a folder of images or any other data string; empty fetches CIFAR-10, and takes the
+            2,018 drawings of the package if it cannot be fetched
         output: new directory for the runs and report.html, or that of an interrupted demo with the
             same settings, which resumes; empty takes such a one or the first free one of runs/demo,
             runs/demo-2, ...

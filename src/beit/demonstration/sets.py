@@ -1,4 +1,4 @@
-"""The images of the demo: a folder, CIFAR-10, or drawn scenes where nothing can be fetched."""
+"""The images of the demo: a folder, CIFAR-10, or, where nothing can be fetched, drawings."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -8,10 +8,10 @@ from beit.fetching import fetch
 LARGER = ("image_size=[64,64]", "patch_size=16")  # as many patches as the preset's, for CIFAR-10
 TRAIN_NAMES = ("train", "training")
 TEST_NAMES = ("val", "valid", "validation", "test")
-SHAPES = "shapes://10000?size=64&look=own"
+DRAWINGS = Path(__file__).parent / "drawings"
 INSTEAD = (
-    f"The demo goes on with drawn scenes, {SHAPES}. So small a network learns little from them in "
-    "minutes; photos of your own teach it more: beit demo --data FOLDER"
+    "The demo goes on with 2,018 drawings that come with the package. Photos of your own: "
+    "beit demo --data FOLDER"
 )
 
 
@@ -32,14 +32,14 @@ def find_sets(data: str, cache: str) -> Sets:
     """Choose the training and test images: a folder's own split, or its first 80 % and the rest.
 
     Args:
-        data: empty for CIFAR-10, kept in the folder `cache`, or drawn scenes
+        data: empty for CIFAR-10, kept in the folder `cache`, or the drawings of the package
     """
     if not data:
         try:
             files = fetch.run(fetch.Config(name="cifar10", directory=cache))
         except OSError as error:
             print(f"{error}\n{INSTEAD}")
-            return find_sets(SHAPES, cache)
+            return Sets(str(DRAWINGS / "train.parquet"), str(DRAWINGS / "test.parquet"))
         return Sets(str(files.train), f"{files.test}[:50%]", cifar=True)
     folder = Path(data)
     train = next((folder / name for name in TRAIN_NAMES if (folder / name).is_dir()), None)

@@ -30,7 +30,8 @@ def write_clean(path: str, source: Source, kept: Sequence[int]) -> int:
     """Write the files of the images `kept`: one a line, or with labels if the name ends in .csv.
 
     Names that hold a line break are separated by zero bytes, as by `find -print0`. A table is text
-    in UTF-8: files with other names, or with a line break in theirs, are left out.
+    in UTF-8: files with other names, or with a line break in theirs, are left out. Its paths are
+    relative if all files are in its folder or below it, so that both can be moved together.
 
     Returns: the number of images written
     """
@@ -44,6 +45,9 @@ def write_clean(path: str, source: Source, kept: Sequence[int]) -> int:
         end = b"\0" if broken else b"\n"
         write_bytes(Path(path), end.join(encoded) + end)
         return len(files)
+    folder = os.path.abspath(Path(path).parent)
+    if os.path.commonpath([folder, *files]) == folder:
+        files = [os.path.relpath(file, folder) for file in files]
     labels = _labels(source, kept)
     rows = [(file, label) for file, label in zip(files, labels, strict=True) if _fits_table(file)]
     text = io.StringIO()
