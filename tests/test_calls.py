@@ -26,6 +26,7 @@ from beit.data.sources import open_source
 from beit.draw.canvas import png
 from beit.pretraining import pretrain
 from beit.result import Result
+from beit.run.journal import Result as Trained
 from beit.run.watching import watched_by, watchers
 from beit.segmentation import segment
 from beit.tokenizer import vqkd
@@ -209,6 +210,13 @@ def pretrained(tokenizer: Path, output: Path, run: Any = None, **more: Any) -> R
 def classifier(backbone: Result, tmp_path_factory: pytest.TempPathFactory) -> Result:
     output = tmp_path_factory.mktemp("calls") / "classifier"
     return beit.finetune(init=backbone.path, run={"output": output}, **TRAINING)
+
+
+def test_figures_are_of_the_weights_that_were_kept(tmp_path: Path) -> None:
+    lines = ['{"step": 5, "val_top1": 0.9}', '{"step": 9, "loss": 2.0}']
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 9, "val_top1": 0.5}', ""]))
+    result = Result("finetune", None, Trained(tmp_path, {"val_top1": 0.9}, []))
+    assert result.figures == {"val_top1": 0.9, "loss": 2.0}
 
 
 def test_a_training_returns_path_figures_pictures_and_model(backbone: Result) -> None:

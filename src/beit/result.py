@@ -38,7 +38,8 @@ class Result:
         ending: of the verb, which the command prints
         temporary: the rows are in `arrays` only, no file is kept
         path: what was written, a directory or a file; None for nothing
-        figures: by name, shares as fractions; of a training the last ones of its log
+        figures: by name, shares as fractions; of a training the last ones of its log, but those of
+            the validation are of the weights that it kept
     """
 
     verb: str
@@ -56,7 +57,8 @@ class Result:
         figures = getattr(self.value, "figures", None)
         if isinstance(self.value, Trained):
             file = RunDirectory(self.value.directory).metrics_file
-            last = last_values(file, {}) if file.exists() else {}  # not on other nodes
+            kept = self.value.metrics
+            last = last_values(file, kept) if file.exists() else kept  # no file on other nodes
             figures = {n: v for n, v in last.items() if n not in ("step", "epoch", "warning")}
         elif not isinstance(figures, Mapping):  # counts, such as rows or images
             fields = self.value._asdict() if hasattr(self.value, "_asdict") else {}

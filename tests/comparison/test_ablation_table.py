@@ -50,11 +50,13 @@ def test_differences_are_paired_by_seed() -> None:
     # 10, 12 and 8 points: mean 10, deviation 2; the t of 95% with 2 degrees of freedom is 4.303.
     better = Measured("better", {TOP1: {0: 0.6, 1: 0.64, 2: 0.65, 3: 0.0}}, {}, {})
     same = Measured("same", {TOP1: {0: 0.5, 1: 0.52}}, {}, {})
-    table = difference_table([OFF, better, same, ON], [TOP1, LOSS], "off")
+    ten = Measured("ten", {TOP1: {0: 0.6, 1: 0.62, 2: 0.67}}, {}, {})
+    table = difference_table([OFF, better, same, ten, ON], [TOP1, LOSS], "off")
     assert table.columns == ["Cell", TOP1, LOSS]
     assert table.rows == [
         ["better", "+10.0 ± 5.0, p 0.013", "–"],
         ["same", "+0.0", "–"],
+        ["ten", "+10.0", "–"],  # though 0.67 - 0.57 is not 0.6 - 0.5
         ["on", "+9.0", "–"],  # of one seed
     ]
 

@@ -69,6 +69,12 @@ def test_images_that_are_the_same_by_name_only_say_so(
     assert f"Images of {of}: the same by names and classes; check that they are" in table
 
 
+def test_the_result_of_a_segmenter_does_not_compare(tmp_path: Path) -> None:
+    (tmp_path / "evaluate.json").write_text('{"figures": {"miou": 0.5}, "classes": []}')
+    with pytest.raises(ValueError, match=r"json is the evaluation of a segmenter; --compare"):
+        evaluate.run(Config(compare=(str(tmp_path), str(tmp_path / "evaluate.json"))))
+
+
 def test_results_of_other_images_do_not_compare(model: str, tmp_path: Path, config: Any) -> None:
     for place, limit in (("one", 5), ("two", 6)):
         evaluate.run(config(model, limit=limit, output=str(tmp_path / place)))

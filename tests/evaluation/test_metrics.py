@@ -25,6 +25,12 @@ def test_mce_is_relative_to_a_reference_or_on_imagenet_to_alexnet(
     second = evaluate.run(config(one, data, **settings))
     assert second.record["figures"]["mce"] == pytest.approx(1 / 2, rel=1e-5)
     assert f"The reference of mCE is {tmp_path / 'two'}." in second.table
+    note = "the same by names and classes; check that they are"
+    assert note not in second.table
+    other = Path(data).rename(tmp_path / "other")
+    of = f"Images of the reference {data}, this evaluation {other}"
+    assert f"{of}: {note}" in evaluate.run(config(one, str(other), **settings)).table
+    other.rename(data)
     with pytest.raises(ValueError, match="reference takes means over severities 1 to 5, got"):
         evaluate.run(config(one, data, **(settings | {"severities": (1,)})))
     with pytest.raises(ValueError, match="not of the same images"):

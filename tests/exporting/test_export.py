@@ -154,7 +154,7 @@ def test_onnx_runtime_equals_the_model(
         close(array, target)
     assert result.differences[0].equal == (1.0 if "codes" in expected else None)
     about = session.get_modelmeta()
-    assert "float in [0, 1]" in about.description
+    assert "float32 in [0, 1]" in about.description
     described = json.loads(about.custom_metadata_map["beit"])
     assert described["kind"] == type(beit.load(source)).__name__
     assert (described["config"].get("class_names") is not None) == (kind == "classifier")

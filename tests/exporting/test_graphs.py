@@ -54,6 +54,14 @@ def test_other_sizes_are_refused_by_the_graph_too():
         module(torch.rand(2, 3, 16, 20))
 
 
+def test_a_graph_refuses_uint8_which_it_would_not_scale(tmp_path):
+    images = torch.randint(256, (2, 3, 12, 20), dtype=torch.uint8)
+    program = traced(VisionTransformer(VIT).eval(), {"images": images / 255})
+    torch.export.save(program, tmp_path / "vit.pt2")
+    with pytest.raises(RuntimeError, match=r"dtype mismatch! Expected: .*Float"):
+        torch.export.load(tmp_path / "vit.pt2").module()(images)
+
+
 def test_a_missing_package_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(graphs, "find_spec", lambda name: None if name == "onnxruntime" else name)
     expected = r'ONNX needs the package onnxruntime, .* pip install "beit\[onnx\]"'

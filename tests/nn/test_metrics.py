@@ -93,6 +93,15 @@ def test_weights_of_neighbours_grow_with_the_cosine() -> None:
     assert knn_accuracy(train, labels, test, truth, num_neighbours=3, temperature=100.0) == 0
 
 
+@pytest.mark.parametrize("broken", ["train", "test"])
+def test_features_that_are_not_finite_have_no_neighbours(broken: str) -> None:
+    sets = {name: torch.randn(5, 3, generator=seeded()) for name in ("train", "test")}
+    sets[broken][3, 1] = math.nan
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    with pytest.raises(ValueError, match="features are not finite"):
+        knn_accuracy(sets["train"], labels, sets["test"], labels)
+
+
 def test_a_class_absent_from_the_training_set_is_never_hit() -> None:
     vectors = torch.eye(3)
     train_labels, test_labels = torch.tensor([0, 1, 1]), torch.tensor([0, 1, 5])

@@ -30,7 +30,7 @@ def files(tmp_path_factory: pytest.TempPathFactory, vit: Callable[..., ViTConfig
     encoder = vit(absolute_positions=True, relative_bias="none", layer_scale=None)
     vqkd = VQKDConfig(encoder, decoder_depth=1, num_codes=11, code_width=5, teacher_width=7)
     broken = VisionTransformer(vit())
-    torch.nn.init.constant_(broken.cls_token, torch.inf)
+    torch.nn.init.constant_(broken.norm.weight, 3e38)
     models = {
         "vqkd": VQKD(vqkd),
         "classifier": ImageClassifier(ImageClassifierConfig(vit(), 4)),

@@ -1,3 +1,4 @@
+import json
 import shutil
 from dataclasses import replace
 from functools import partial
@@ -393,6 +394,34 @@ def test_a_neighbour_check_without_labels_is_refused(tmp_path, trained_tokenizer
     with pytest.raises(ValueError, match=r"needs labelled images; give --check\.test"):
         pretrain.run(replace(config, data=data))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_tokenizer_that_was_trained_again_is_not_resumed_with(
+    tmp_path, trained_tokenizer, pretrain_config
+):
+    shutil.copy(trained_tokenizer / "weights.safetensors", tmp_path / "tok.safetensors")
+    config = pretrain_config(tmp_path / "run", tmp_path / "tok.safetensors")
+    pretrain.run(replace(config, run=replace(config.run, stop_after=1)))
+    tokenizer = load(tmp_path / "tok.safetensors")
+    tokenizer.quantizer.codebook.copy_(tokenizer.quantizer.codebook.flip(0))
+    save_weights(tmp_path / "tok.safetensors", tokenizer)
+    with pytest.raises(ValueError, match=r"tok\.safetensors has other weights than when .*run st"):
+        resume(pretrain, tmp_path / "run")
+    about = tmp_path / "run" / "environment.json"
+    kept = json.loads(about.read_text())
+    del kept["tokenizer"]  # as older versions wrote it
+    about.write_text(json.dumps(kept))
+    resume(pretrain, tmp_path / "run")
+
+
+def test_validation_images_that_are_trained_on_are_counted(
+    tmp_path, trained_tokenizer, pretrain_config
+):
+    config = pretrain_config(tmp_path / "run", trained_tokenizer)
+    data = replace(config.data, validation="shapes://9?size=24")
+    pretrain.run(replace(config, data=data, run=replace(config.run, stop_after=1)))
+    log = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert log.count("9 of the 9 images of data.validation shapes://9?size=24 are in") == 1
 
 
 def test_a_neighbour_check_matches_classes_by_name(

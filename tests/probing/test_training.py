@@ -194,6 +194,9 @@ def test_score_counts_hits_of_every_probe() -> None:
     features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [2.0, 1.0], [0.0, 3.0]])
     accuracies = score(probes, features, torch.tensor([0, 1, 0, 0]), chunk=3)
     assert accuracies.tolist() == [0.75, 0.25]
+    with torch.no_grad():
+        probes.weight[1] = math.nan  # overflowed; argmax of NaN is 0
+    assert score(probes, features, torch.tensor([0, 0, 0, 0]))[1] == 0
 
 
 def test_the_first_of_equals_is_chosen() -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from beit.data.source import UnreadableImage
 from beit.rows.files import Column
 from beit.rows.lines import Line, LineStream, json_lines, write_csv
 from beit.rows.table import RowTable
@@ -34,6 +35,17 @@ class Named:
 
     def name(self, index: int) -> str:
         return "\udcff.png" if index == 3 else f"{index}.png"
+
+
+def test_an_error_is_found_by_a_name_with_a_colon() -> None:
+    class Colons(Named):
+        def name(self, index: int) -> str:
+            return f"day: {index}.png"
+
+    reason = str(UnreadableImage("day: 1.png", "broken: badly"))
+    content = {"index": np.array([0]), "unreadable": np.array(json.dumps([reason]))}
+    lines = json_lines(Colons(), range(2), [], content)
+    assert [json.loads(line).get("error") for line in lines] == [None, "broken: badly"]
 
 
 def fill(table: RowTable | LineStream) -> None:

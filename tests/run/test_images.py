@@ -10,6 +10,7 @@ import torch
 
 from beit.run.directory import RunDirectory
 from beit.run.images import check_images, keep_images, warn_of_changes
+from beit.segmentation.label_classes import label_classes
 
 
 class Named:
@@ -90,6 +91,22 @@ def test_order_labels_classes_and_sets_are_compared(directory):
     added = {**train, "data.validation": Named(["d"], [0])}
     expected = "data.validation: 0 images then, 1 now, 1 new (d with label 0)."
     assert expected in refused(directory, added, True)
+
+
+def test_values_of_classes_in_label_maps_are_compared(directory):
+    def maps(*values):
+        named = Named(["a"], class_names=["ground", "crack"])
+        named.classes = label_classes(["ground", "crack"], values=values)
+        return {"data.train": named}
+
+    keep(directory, maps(0, 9), labelled=True)
+    assert check_images(directory, maps(0, 9), False, labelled=True)
+    changed = "in the maps ground is 0, crack is 9 then, ground is 9, crack is 0 now."
+    assert changed in refused(directory, maps(9, 0), True)
+    lists = json.loads(gzip.decompress(directory.images_file.read_bytes()))
+    del lists["data.train"]["values"]  # as older versions wrote them
+    directory.images_file.write_bytes(gzip.compress(json.dumps(lists).encode(), mtime=0))
+    assert check_images(directory, maps(9, 0), False, labelled=True)
 
 
 def test_only_the_first_process_writes(directory):

@@ -1,6 +1,8 @@
 import os
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -275,3 +277,18 @@ def test_the_figure_says_of_which_of_several_photos_it_is() -> None:
     one = {"a b.jpg": near["a b.jpg"]}
     config = Config("m", list(one), "photos")
     assert ending(config, Result(one, None)).figure == "nearest x.jpg, cosine 0.500"
+
+
+def test_images_without_a_file_are_known_by_name_only_and_it_says_so(
+    photos: Path, model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = [np.full((24, 30, 3), value, np.uint8) for value in (0, 99, 250)]
+    module = SimpleNamespace(images=lambda: images, __file__="")
+    monkeypatch.setitem(sys.modules, "own_set", module)
+    note = "3 images without a file on this machine, known by name only: if they have changed,"
+    for said in (False, True):
+        similar.run(config(model, photos / "red" / "0.png", "python:own_set:images"))
+        assert (note in capsys.readouterr().out) is said
+    for _ in range(2):
+        similar.run(config(model, photos / "red" / "0.png", "shapes://3?size=24"))
+        assert "known by name only" not in capsys.readouterr().out

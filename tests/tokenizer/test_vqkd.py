@@ -143,6 +143,17 @@ def test_without_a_validation_set(tmp_path, tokenizer_config):
     assert "codebook on the validation set" not in (tmp_path / "run/report.html").read_text()
 
 
+def test_validation_images_that_are_trained_on_are_counted(
+    tmp_path, tokenizer_config, trained_tokenizer
+):
+    config = tokenizer_config(tmp_path / "run")
+    data = replace(config.data, validation="shapes://9?size=24")
+    train_tokenizer.run(replace(config, data=data, run=replace(config.run, stop_after=1)))
+    log = (tmp_path / "run" / "metrics.jsonl").read_text()
+    assert log.count("9 of the 9 images of data.validation shapes://9?size=24 are in") == 1
+    assert "images of data.validation" not in (trained_tokenizer / "metrics.jsonl").read_text()
+
+
 # ── what goes wrong ─────────────────────────────────────────────────────────────────────────────
 
 

@@ -1,3 +1,4 @@
+import copy
 import json
 from dataclasses import replace
 
@@ -28,6 +29,17 @@ def test_saved_and_read_is_the_identity(kind, request, tmp_path):
     assert same(read, model)
     assert not read.training
     assert [file.name for file in tmp_path.iterdir()] == ["weights.safetensors"]
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "backbone"])
+def test_weights_that_are_not_finite_are_refused(kind, request, tmp_path):
+    model = copy.deepcopy(request.getfixturevalue(kind))
+    name = next(name for name, _ in model.named_parameters() if name.endswith("mlp.fc2.bias"))
+    with torch.no_grad():
+        model.get_parameter(name)[1] = torch.nan
+    save_weights(tmp_path / "weights.safetensors", model)
+    with pytest.raises(ValueError, match=rf"weights\.safetensors: .* not .* finite in {name};"):
+        load(tmp_path / "weights.safetensors")
 
 
 def test_a_users_model_is_saved_with_its_crop(backbone, tmp_path):

@@ -125,7 +125,8 @@ def _difference(cell: Measured, base: Measured, column: str) -> str:
     ones, others = cell.values.get(column, {}), base.values.get(column, {})
     factor = 100 if column.endswith("%") else 1
     seeds = sorted(set(ones) & set(others))
-    by_seed = [factor * (ones[seed] - others[seed]) for seed in seeds]
+    # Rounded: equal differences are equal, not apart by the last bit, which any test finds certain.
+    by_seed = [round(factor * (ones[seed] - others[seed]), 9) for seed in seeds]
     if not by_seed:
         return "–"
     mean, digits = statistics.fmean(by_seed), 1 if factor == 100 else 3

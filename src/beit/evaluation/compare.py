@@ -39,11 +39,7 @@ def compare(sources: Sequence[str], output: Path | None) -> tuple[dict[str, dict
     if len(set(counts)) > 1:  # unreadable images make them differ
         pairs = zip(letters, counts, strict=True)
         notes.insert(0, "Images evaluated: " + ", ".join(f"{x} {count}" for x, count in pairs))
-    data = [record.get("config", {}).get("data") for record in records.values()]
-    if len(set(data)) > 1:
-        pairs = zip(letters, data, strict=True)
-        of = ", ".join(f"{letter} {spec}" for letter, spec in pairs)
-        notes.insert(0, f"Images of {of}: the same by names and classes; check that they are")
+    notes[:0] = note_of_data(dict(zip(letters, map(data_of, records.values()), strict=True)))
     lines = [f"{letter}: {source}" for letter, source in letters.items()]
     heads: Row = [*columns]
     for name, *cells in (heads, *rows):
@@ -68,6 +64,11 @@ def read_evaluation(source: str) -> dict[str, Any]:
     """Read evaluate.json, given its path or its directory."""
     path = Path(source) / FILE if Path(source).is_dir() else Path(source)
     record = read_json(path)
+    if isinstance(record, dict) and "miou" in record.get("figures", ()):
+        raise ValueError(
+            f"{path} is the evaluation of a segmenter; --compare and --reference take those of "
+            "image classifiers. Compare mIoU in the report.html of each"
+        )
     if not isinstance(record, dict) or not {"figures", "fingerprint", "corruptions"} <= set(record):
         raise ValueError(f"{path} is not a result of beit evaluate; expected an {FILE}")
     return record
@@ -82,6 +83,20 @@ def refuse_other_images(fingerprints: Mapping[str, str]) -> None:
                 f"{first} and {source} are not of the same images with the same classes compared; "
                 "evaluate both on the same data, with the same dataset and limit"
             )
+
+
+def data_of(record: Record) -> str | None:
+    """Return the data string of a result; None in results without settings."""
+    spec: str | None = record.get("config", {}).get("data")
+    return spec
+
+
+def note_of_data(data: Mapping[str, str | None]) -> list[str]:
+    """Note that results, by name, have other data strings: only names and classes were compared."""
+    if len(set(data.values())) < 2:
+        return []
+    of = ", ".join(f"{name} {spec}" for name, spec in data.items())
+    return [f"Images of {of}: the same by names and classes; check that they are"]
 
 
 def _rows(records: Sequence[Record]) -> tuple[list[Row], list[str]]:

@@ -31,7 +31,13 @@ from beit.data.sources import open_source
 from beit.data.unreadable import Unreadable
 from beit.draw.names import percent
 from beit.evaluation.classify import EVALUATED, classify
-from beit.evaluation.compare import compare, read_evaluation, refuse_other_images
+from beit.evaluation.compare import (
+    compare,
+    data_of,
+    note_of_data,
+    read_evaluation,
+    refuse_other_images,
+)
 from beit.evaluation.corruptions.corrupt import KINDS, SEVERITIES, check_kind
 from beit.evaluation.imagenet import Dataset, open_task
 from beit.evaluation.metrics import (
@@ -180,6 +186,8 @@ def run(config: Config) -> Result:
     if path is not None and reference is not None:
         refuse_other_images({path: reference["fingerprint"], "this evaluation": fingerprint})
         baseline = reference_errors(reference, path, config.pairs)
+        both = {"the reference": data_of(reference), "this evaluation": config.data}
+        task.notes.extend(note_of_data(both))
     fabric = launch(config.device)
     outcomes = classify(fabric, classifier, task, config).to(fabric.device)
     outcomes = summed(fabric, outcomes).cpu()  # a row is zero in all processes but one

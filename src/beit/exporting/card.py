@@ -111,7 +111,7 @@ def _use(kind: str, repository: str, files: Mapping[str, Path]) -> str:
         else:
             call = f'transformers opens it too: `AutoModel.from_pretrained("{repository}")`'
         lines += [f"{call}."]
-    what = "fetches the graph, which takes images as float in [0, 1], (B, 3, H, W)"
+    what = "fetches the graph, which takes images as float32 in [0, 1], (B, 3, H, W)"
     for name in (name for name in files if name.endswith(GRAPHS)):
         lines += [f'`huggingface_hub.hf_hub_download("{repository}", "{name}")` {what}.']
     return "\n\n".join(lines) or "See the files."

@@ -1,8 +1,8 @@
 """Export models as graphs that run without this package: ONNX and torch.export (.pt2).
 
-A graph takes the inputs of its model: `images` (B, c, H, W) float in [0, 1], of any batch size and
-of the model's height and width, which it normalises itself; for a `MaskedImageModel` also `masked`
-(B, M) int64, of any M. `outputs` lists what it returns.
+A graph takes the inputs of its model: `images` (B, c, H, W) float32 in [0, 1], of any batch size
+and of the model's height and width, which it normalises itself; for a `MaskedImageModel` also
+`masked` (B, M) int64, of any M. `outputs` lists what it returns.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ from beit.exporting.verification import Reopened, example, outputs
 from beit.nn.mim import MaskedImageModel
 from beit.weights.file import FORMAT, description
 
-INPUT = "images: {}, float in [0, 1]; the graph normalises them itself"
+INPUT = "images: {}, float32 in [0, 1]; the graph normalises them itself"
 DYNAMIC_AXES = {"images": {0: "batch"}, "masked": {1: "hidden"}}  # both inputs share the batch
 
 
@@ -55,6 +55,8 @@ class Graph(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor, masked: Tensor | None = None) -> Mapping[str, Tensor]:
+        # A traced graph does not divide uint8 by 255, so it has to refuse it.
+        torch.ops.aten._assert_tensor_metadata(images, dtype=torch.float32)
         return outputs(self.model, images, masked)
 
 

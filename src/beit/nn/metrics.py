@@ -61,6 +61,9 @@ def knn_accuracy(
         test_features: (m, D), labels (m,) int64
         num_neighbours: how many vote; n if there are fewer
         chunk: test vectors compared at a time
+
+    Raises:
+        ValueError: a feature is not finite.
     """
     train, num_classes = F.normalize(train_features.float(), dim=1), int(train_labels.max()) + 1
     hits = torch.zeros((), dtype=torch.int64, device=train.device)
@@ -70,4 +73,10 @@ def knn_accuracy(
         votes = similarity.new_zeros(len(features), num_classes)
         votes.scatter_add_(1, train_labels[near.indices], (near.values / temperature).exp())
         hits += (votes.argmax(dim=1) == labels).sum()
+    # A NaN is the largest cosine for topk and the most votes for argmax.
+    if not bool(train_features.isfinite().all() & test_features.isfinite().all()):
+        raise ValueError(
+            "features are not finite, so they have no nearest neighbours; the weights may be "
+            "broken, or the precision too low: try --device.precision 32-true"
+        )
     return float(hits) / len(test_labels)

@@ -4,11 +4,14 @@ The loop is in `beit.pretraining.loop`. `TargetConfig` selects other targets tha
 a teacher's features.
 """
 
+import json
 import logging
 from functools import partial
+from typing import cast
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
 from beit.command.ending import Ending, beside, last_values, whole, words
 from beit.data.batches import EvalBatches
@@ -28,6 +31,7 @@ from beit.pretraining.loop import Pretraining, train
 from beit.pretraining.report import report
 from beit.pretraining.start import start_from
 from beit.pretraining.targets import MAIN_METRICS, load_target, match_target
+from beit.rows.compute import fingerprint
 from beit.run.batches import (
     image_sets,
     open_set,
@@ -40,7 +44,7 @@ from beit.run.budget import Sets, within_budget
 from beit.run.device import DeviceConfig
 from beit.run.directory import RunDirectory
 from beit.run.environment import environment
-from beit.run.familiar import ImageSet, note_of_shared
+from beit.run.familiar import ImageSet, note_of_shared, warn_of_shared
 from beit.run.finished import last_validation
 from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result
@@ -67,8 +71,12 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     config = within_budget(run, config, partial(all_sets, config))
     fabric = launch_run(config, directory)
     target, mim = build(config, fabric)
-    if isinstance(target, TokenTarget) and not target.channels:
-        check_bands(config.tokenizer or config.target.source, config.data.train)
+    about = environment(VERB)
+    if isinstance(target, TokenTarget):
+        about["tokenizer"] = fingerprint(cast(nn.Module, target.tokenizer))
+        same_tokenizer(directory, config, about["tokenizer"])
+        if not target.channels:
+            check_bands(config.tokenizer or config.target.source, config.data.train)
     vit, optim = config.model.backbone, config.optim
     views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
     source = open_train(config, views)
@@ -78,7 +86,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     if check is not None:
         sets |= {"check.train": check[0].source, "check.test": check[1].source}
     images = check_images(directory, sets, changed_ok)
-    journal = Journal(environment(VERB), config, fabric, optim.schedule(len(source)), directory)
+    journal = Journal(about, config, fabric, optim.schedule(len(source)), directory)
     batches = train_batches(journal, source, views)
 
     begins = config.init is not None and not journal.resumed
@@ -91,6 +99,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
         ranks = CodeRanks(code_vectors(target.tokenizer))
     journal.begin(batches, model=mim, optimizer=optimizer)
     keep_images(journal, images)
+    warn_of_shared(journal, config.data, source, validation and validation.source)
     if account:
         check_bands(str(config.init), config.data.train)
         journal.message(account)
@@ -170,6 +179,23 @@ def build(config: Config, fabric: Fabric) -> tuple[Target, MaskedImageModel]:
     return target, MaskedImageModel(match_target(config.model, target))
 
 
+def same_tokenizer(directory: RunDirectory | None, config: Config, digest: str) -> None:
+    """Raise ValueError if a run that is resumed has learned the codes of other weights.
+
+    Args:
+        digest: of the tokenizer's weights
+    """
+    if directory is None:
+        return
+    about = json.loads(directory.environment_file.read_text(encoding="utf-8"))
+    if about.get("tokenizer", digest) != digest:  # not kept by older versions
+        raise ValueError(
+            f"the tokenizer {config.tokenizer or config.target.source} has other weights than when "
+            f"{directory.path} started, so its codes mean something else; put those weights back, "
+            "or start a new run"
+        )
+
+
 def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatches] | None:
     """Open the labelled images of the k-NN check, all of them in each process; None without one.
 
@@ -197,7 +223,8 @@ def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatc
         source = open_set(config.data, spec, split, *views, limit=config.check.limit)
         sets.append(Labelled(option, spec, source))
     train, test = sets
-    for note in note_of_shared(ImageSet(*test), ImageSet(*train)):
+    others = config.check.train or config.check.test  # of data.train the training says it itself
+    for note in note_of_shared(ImageSet(*test), ImageSet(*train)) if others else ():
         logger.warning("%s", note)
     try:
         test = renumbered(test, known_classes(train), train.where)

@@ -145,10 +145,14 @@ def score_stream(
 
 @torch.no_grad()
 def _hits(heads: nn.Module, features: Tensor, labels: Tensor) -> Tensor:
-    """Count the correct predictions of each head, features (B, ...), labels (B,): (R,) float64."""
+    """Count the correct predictions of each head, features (B, ...), labels (B,): (R,) float64.
+
+    Heads that have overflowed are never right: argmax would take their first NaN for the answer.
+    """
     heads.eval()
-    predicted: Tensor = heads(features.float()).argmax(dim=2)  # (R, B)
-    return (predicted == labels).sum(dim=1).double()
+    logits: Tensor = heads(features.float())  # (R, B, Y)
+    right = (logits.argmax(dim=2) == labels) & ~logits.isnan().any(dim=2)
+    return right.sum(dim=1).double()
 
 
 def choose(accuracies: Tensor) -> int:

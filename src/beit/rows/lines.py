@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import numpy as np
 
 from beit.data.class_names import amount
-from beit.data.source import Source
+from beit.data.source import Source, UnreadableImage
 from beit.rows.files import TEXT, Array, Column
 from beit.rows.part import Part
 
@@ -46,8 +46,9 @@ def json_lines(
             row = rows[index]
             line = compose(line | {name: column[row] for name, column in values.items()})
         else:
-            reasons = [text for text in unreadable if text.startswith(f"{name}: ")]
-            line["error"] = reasons[0].removeprefix(f"{name}: ") if reasons else "cannot be read"
+            start = str(UnreadableImage(name, ""))  # the name, in quotes if it holds ": "
+            reasons = [text for text in unreadable if text.startswith(start)]
+            line["error"] = reasons[0].removeprefix(start) if reasons else "cannot be read"
         yield json.dumps(line, allow_nan=False) + "\n"
 
 

@@ -1,8 +1,9 @@
 """The lists of a run's images: kept in its directory, compared when the run is resumed.
 
 Order, views and masks of images are functions of their numbers in these lists, so other images
-lead to other weights. A list has the names and, for a training with labels, labels and classes. It
-does not cover pixels: an image that was replaced under its name is not noticed.
+lead to other weights. A list has the names and, for a training with labels, labels and classes; for
+one with label maps, also the values of each class in their files. It does not cover pixels: an
+image that was replaced under its name is not noticed.
 """
 
 import gzip
@@ -82,6 +83,8 @@ def _listed(sets: Sets, labelled: bool) -> Lists:
             lines = [f"{name} with label {label}" for name, label in pairs]
         classes = list(source.class_names or ()) if labelled else []
         lists[option] = {"images": "\n".join(lines), "classes": classes}
+        if labelled and (of_maps := getattr(source, "classes", None)) is not None:
+            lists[option]["values"] = of_maps.in_files()
     return lists
 
 
@@ -91,7 +94,10 @@ def _changes(directory: RunDirectory, lists: Lists) -> str:
         return ""
     kept = _kept(directory, most=max(MAX_BYTES, MAX_GROWTH * len(json.dumps(lists))))
     pairs = {option: (kept.get(option, {}), now) for option, now in lists.items()}
-    different = {option: pair for option, pair in pairs.items() if pair[0] != pair[1]}
+    # Lists of older versions have no values.
+    different = {
+        o: (then, now) for o, (then, now) in pairs.items() if not then or now | then != now
+    }
     return "; ".join(f"{option}: {_difference(*pair)}" for option, pair in different.items())
 
 
@@ -111,14 +117,17 @@ def _kept(directory: RunDirectory, most: int) -> Lists:
             raise ValueError(f"more than {most} bytes")
         lists: Lists = json.loads(text)
         for kept in lists.values():
-            classes = kept.get("classes", [])
-            names = isinstance(classes, list) and all(isinstance(name, str) for name in classes)
-            if kept and not (names and isinstance(kept.get("images"), str)):
+            named = all(_are_texts(kept.get(key, [])) for key in ("classes", "values"))
+            if kept and not (named and isinstance(kept.get("images"), str)):
                 raise ValueError("it does not hold lists of images")
     except (OSError, EOFError, zlib.error, ValueError, AttributeError, RecursionError) as error:
         advice = "delete it to resume with the images as they are now"
         raise ValueError(f"{file} is damaged ({error}); {advice}") from error
     return lists
+
+
+def _are_texts(items: Any) -> bool:
+    return isinstance(items, list) and all(isinstance(item, str) for item in items)
 
 
 def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -130,4 +139,11 @@ def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     old, new = then.get("classes", []), now["classes"]
     if old != new:
         parts.append(f"classes {some(old)} then, {some(new)} now")
+    new = now.get("values", [])
+    old = then.get("values", new)
+    if old != new:
+        gone, found = (
+            [v for v in one if v not in other] for one, other in ((old, new), (new, old))
+        )
+        parts.append(f"in the maps {some(gone)} then, {some(found)} now")
     return ", ".join(parts if len(parts) > 1 else [*parts, "in another order"])

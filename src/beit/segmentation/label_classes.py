@@ -49,6 +49,15 @@ class LabelClasses:
         ignored = _spans(value for value, number in enumerate(self.table) if number == IGNORED)
         return f"{spans}, or {ignored} where ignored" if ignored else spans
 
+    def in_files(self) -> list[str]:
+        """Say which values and colours of a map are each class: `crack is 1, 255`."""
+        listed = []
+        for number, name in [*enumerate(self.names), (IGNORED, "ignored")]:
+            spans = _spans(value for value, place in enumerate(self.table) if place == number)
+            colours = [str(list(colour)) for colour, c in self.colours.items() if c == number]
+            listed.append(f"{name} is {', '.join([spans, *sorted(colours)])}")
+        return listed
+
     def renumbered(self, names: Sequence[str], where: str = "classes") -> LabelClasses:
         """Return the classes numbered as in a list, for example that of a model.
 

@@ -278,6 +278,11 @@ def indexed(source: Source, data: str, index: str | None, reading: Reading) -> I
         computed, values = _computed(small, missing, new_keys, file, reading, about)
     known = len(keys) - len(missing)
     print(f"index {file}: {amount(known, 'image')} known from before, {len(computed)} computed")
+    if by_name := sum(not stamp and "://" not in name for name, stamp in {*keys} & {*old}):
+        print(
+            f"{amount(by_name, 'image')} without a file on this machine, known by name only: if "
+            f"they have changed, delete {file}"
+        )
     changed = {names[row] for row in computed}
     stay = [row for row, (name, _) in enumerate(old) if name not in changed]
     keys_kept = [old[row] for row in stay] + [keys[row] for row in computed]

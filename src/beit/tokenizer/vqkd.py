@@ -24,6 +24,7 @@ from beit.run.budget import Sets, within_budget
 from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig, RunDirectory
 from beit.run.environment import environment
+from beit.run.familiar import warn_of_shared
 from beit.run.images import check_images, keep_images
 from beit.run.journal import Journal, Result
 from beit.run.launch import launch, launch_run
@@ -220,6 +221,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     centred = {} if centre is None else {"centre": centre}
     journal.begin(batches, model=vqkd, optimizer=optimizer, use=use, counts=counts, **centred)
     keep_images(journal, images)
+    warn_of_shared(journal, config.data, source, validation and validation.source)
     if account:
         check_bands(str(config.init), config.data.train)
         journal.message(account)

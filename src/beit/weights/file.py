@@ -233,6 +233,9 @@ def assemble(
     and shapes agree and the tensors are known to be held in full, so a forged configuration cannot
     allocate more memory than the file has. The default random generator is unchanged. `fresh` names
     tensors that keep their initial values.
+
+    Raises:
+        ValueError: the tensors do not fit the configuration, or are not finite.
     """
     blocks = num_blocks(config)
     if blocks > len(tensors):
@@ -252,6 +255,12 @@ def assemble(
         kind = model_class.__name__
         raise ValueError(f"{origin} does not fit a {kind}: {first(problems)}{advice}")
     refuse_inflated(tensors, origin)
+    # A NaN would be the nearest code and the best class of all images.
+    if broken := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+        raise ValueError(
+            f"{origin}: not all numbers are finite in {first(broken)}; the file is damaged, or was "
+            "written by a training that had failed: take an earlier one"
+        )
     floats = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
     exact = {torch.float32, torch.bfloat16, torch.float16}  # in float32
     if others := sorted(str(dtype) for dtype in floats - exact):

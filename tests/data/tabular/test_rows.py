@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
-from beit.data.source import UnreadableImage
+from beit.data.source import UnreadableImage, file_of
 from beit.data.sources import open_source
 from beit.data.tabular.rows import RowSource
 
@@ -291,3 +291,13 @@ def test_files_of_one_name_in_several_folders_have_different_names(tmp_path):
     source = RowSource(files)
     assert [source.name(index) for index in range(2)] == ["a/0.parquet[0]", "b/0.parquet[0]"]
     assert RowSource(files[1:]).name(0) == "0.parquet[0]"
+
+
+def test_the_file_of_a_row_that_names_one_is_that_file(tmp_path):
+    """An index or a pack notices by it that an image was replaced."""
+    (tmp_path / "b.png").write_bytes(png(7))
+    rows = write(tmp_path / "a.parquet", {"image": ["b.png", None]})
+    whole = write(tmp_path / "whole.parquet", {"image": encoded([1])})
+    source = open_source(str(rows))
+    assert [file_of(source, index) for index in (0, 1)] == [tmp_path / "b.png", rows]
+    assert file_of(open_source(str(whole)), 0) == whole

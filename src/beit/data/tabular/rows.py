@@ -4,6 +4,7 @@ import os
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from threading import Lock
@@ -53,6 +54,7 @@ class RowSource:
         self._groups: list[tuple[int, int]] = []  # (file, group in it)
         self._starts: list[int] = []  # first row of each group, counted over all files
         self._file_starts, self._count, self._column = list[int](), 0, ""
+        self._names_files = False
         self._process = -1
         self._open: dict[int, Rows] = {}
         self._cache: OrderedDict[int, Any] = OrderedDict()  # group -> its column of images
@@ -91,7 +93,8 @@ class RowSource:
         if not self._column:
             self._column = image_column(contents, str(path), self._reading.image)
         image_column(contents, str(path), self._column)
-        if not isinstance(path, Path) and contents[self._column] == FILE:
+        self._names_files |= contents[self._column] == FILE
+        if not isinstance(path, Path) and self._names_files:
             raise ValueError(f"{path}: names files; of remote rows, only encoded images are read")
         self._file_starts.append(self._count)
         for group, rows in enumerate(file.counts):
@@ -140,7 +143,12 @@ class RowSource:
         return f"{self._names[number]}[{index - self._file_starts[number]}]"
 
     def file(self, index: int) -> Path | None:
+        """Return the image file that a row names, else that of the rows; None in a store."""
         file = self._files[bisect_right(self._file_starts, index) - 1]
+        if self._names_files:
+            with suppress(UnreadableImage):
+                if isinstance(stored := self._stored(index)[0], Path):
+                    return stored
         return file if isinstance(file, Path) else None
 
     def _values(self, group: int) -> Any:
