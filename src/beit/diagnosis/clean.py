@@ -11,8 +11,6 @@ from beit.data.sources import open_source
 from beit.diagnosis.scan import file_of_image
 from beit.files import write_bytes
 
-TABLE = ".csv"
-
 
 def check_writable(path: str, source: Source) -> None:
     """Refuse, before anything is read, a list that exists or of images that are no files."""
@@ -24,6 +22,16 @@ def check_writable(path: str, source: Source) -> None:
             "in a table or an archive, or a drawn one; leave write out, the JSON of --output lists "
             "the images to remove"
         )
+
+
+def is_table(path: str) -> bool:
+    """Tell whether a clean list is a table, which keeps labels."""
+    return path.lower().endswith(".csv")
+
+
+def as_data(path: str) -> str:
+    """Return a clean list as `--data` takes it."""
+    return path if is_table(path) else f"@{path}"
 
 
 def write_clean(path: str, source: Source, kept: Sequence[int]) -> int:
@@ -38,7 +46,7 @@ def write_clean(path: str, source: Source, kept: Sequence[int]) -> int:
         raise ValueError(f"{path}: no image is left to list; give fewer kinds in --drop")
     files = [os.path.abspath(file) for i in kept if (file := file_of_image(source, i))]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if not path.lower().endswith(TABLE):
+    if not is_table(path):
         encoded = [os.fsencode(file) for file in files]
         broken = any(b"\n" in file or file.endswith(b"\r") for file in encoded)
         end = b"\0" if broken else b"\n"

@@ -12,6 +12,7 @@ from beit.data.class_names import plural, some, spelled
 from beit.data.classes import Labelled, known_classes, renumbered
 from beit.data.source import Source
 from beit.diagnosis.alike import Nearest
+from beit.diagnosis.checks import Check
 from beit.diagnosis.near import Indices, first_copies, near_ones
 from beit.diagnosis.scan import Facts
 
@@ -172,14 +173,6 @@ def _sizes(facts: Facts, max_ratio: float) -> dict[str, NDArray[np.bool_]]:
     return {"small": small, "long": long, "size": odd & ~small & ~long}
 
 
-class ClassFault(NamedTuple):
-    """Something about the classes: what, what to do, and whether it must be done."""
-
-    what: str
-    advice: str
-    must: bool = False
-
-
 def class_counts(source: Source) -> list[tuple[str, int]]:
     """Count the images of each class, the largest class first; empty without labels."""
     if source.labels is None:
@@ -190,30 +183,30 @@ def class_counts(source: Source) -> list[tuple[str, int]]:
     return sorted(zip(names, padded, strict=True), key=lambda pair: -pair[1])
 
 
-def class_faults(train: Looked, test: Looked | None) -> list[ClassFault]:
+def class_checks(train: Looked, test: Looked | None) -> list[Check]:
     """Find what is wrong with the classes of the sets."""
-    counts, found = class_counts(train.source), list[ClassFault]()
+    counts, found = class_counts(train.source), list[Check]()
     for names in _alike(name for name, _ in counts):
         what = f"classes {some([repr(name) for name in names])} differ in case or spaces only"
-        found.append(ClassFault(what, "make them one class, or rename one", True))
+        found.append(Check("classes", what, "make them one class, or rename one", True))
     if one := [name for name, count in counts if count == 1]:
         what = f"{len(one)} {plural('class', one)} with one image only: {some(one)}"
-        found.append(ClassFault(what, "nothing is left of them for a test; add images"))
+        found.append(Check("classes", what, "nothing is left of them for a test; add images"))
     if none := [name for name, count in counts if count == 0]:
         what = f"{len(none)} {plural('class', none)} without an image: {some(none)}"
-        found.append(ClassFault(what, "add images"))
+        found.append(Check("classes", what, "add images"))
     present = [count for _, count in counts if count]
     if len(present) > 1 and present[0] > UNEVEN * present[-1]:
         what = f"class {counts[0][0]} has {present[0]} images, the smallest {present[-1]}"
         advice = "look at balanced accuracy; beit finetune --balance 0.5 shows rare ones more often"
-        found.append(ClassFault(what, advice))
+        found.append(Check("classes", what, advice))
     if test is None or not (_all_labelled(train.source) and _all_labelled(test.source)):
         return found
     one_set, other = (Labelled(each.option, each.spec, each.source) for each in (train, test))
     try:
         renumbered(other, known_classes(one_set), one_set.where)
     except ValueError as error:
-        found.append(ClassFault(str(error), "give both sets the same classes", True))
+        found.append(Check("classes", str(error), "give both sets the same classes", True))
     return found
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from shlex import quote
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from beit.data.spec import split_part, split_query
 from beit.data.unreadable import allowed
 from beit.diagnosis.alike import nearest_test_images
 from beit.diagnosis.checks import Check, Findings
-from beit.diagnosis.clean import check_writable, write_clean
-from beit.diagnosis.faults import KINDS, Fault, Looked, class_faults, find_faults
+from beit.diagnosis.clean import as_data, check_writable, is_table, write_clean
+from beit.diagnosis.faults import KINDS, Fault, Looked, class_checks, find_faults
 from beit.diagnosis.page import as_json, fact_sections, fault_sections, shorter_side
 from beit.diagnosis.scan import FLAT, scan
 from beit.draw.names import percent
@@ -25,38 +25,14 @@ from beit.draw.report import Section
 from beit.rows.lines import printable
 from beit.weights.bands import check_bands
 
+if TYPE_CHECKING:
+    from beit.diagnosis.doctor import Config
+
 CLIPPED = 0.01  # share of values at the high end of a range above which it may be too small
 _OPTION = re.compile(r"SOURCE\?([^\s,;]+)")  # what the reason of an unreadable image asks for
 
 
-class ImagesConfig(Protocol):
-    """The settings of `beit doctor DATA`."""
-
-    @property
-    def data(self) -> str: ...
-    @property
-    def test(self) -> str: ...
-    @property
-    def write(self) -> str | None: ...
-    @property
-    def drop(self) -> tuple[str, ...]: ...
-    @property
-    def near(self) -> int: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def cosine(self) -> float: ...
-    @property
-    def max_ratio(self) -> float: ...
-    @property
-    def max_unreadable(self) -> float: ...
-    @property
-    def limit(self) -> int | None: ...
-    @property
-    def num_workers(self) -> int: ...
-
-
-def check_images(config: ImagesConfig) -> Findings:
+def check_images(config: "Config") -> Findings:
     """Read every image once, compare them and write the clean list."""
     train, test = open_sets(config)
     if config.model and test is None:
@@ -78,12 +54,13 @@ def check_images(config: ImagesConfig) -> Findings:
     if config.model and test is not None:
         check_bands(config.model, config.data)
         seen = nearest_test_images(train, test, config.model, config.num_workers)
-    found = find_faults(looked, other, config.near, config.max_ratio, seen, config.cosine)
-    faults, test_faults = found
-    classes = class_faults(looked, other)
-    checks = [Check("images", f"{_about(looked)}"), *_channels(looked)]
+    faults, test_faults = find_faults(
+        looked, other, config.near, config.max_ratio, seen, config.cosine
+    )
+    classes = class_checks(looked, other)
+    checks = [Check("images", _about(looked)), *_channels(looked)]
     checks += [_check(fault, looked, config.max_unreadable) for fault in faults]
-    checks += [Check("classes", fault.what, fault.advice, fault.must) for fault in classes]
+    checks += classes
     sections = fault_sections(looked, other, faults) + fact_sections(looked, classes)
     values = {"train": as_json(looked, faults, other)}
     if other is not None:
@@ -97,17 +74,12 @@ def check_images(config: ImagesConfig) -> Findings:
         values["test"] = as_json(other, test_faults, None)
     if config.write:
         checks.append(_written(config.write, looked, faults, config.drop))
-    figures = {fault.kind: float(len(fault.images)) for fault in faults}
-    return Findings(
-        f"Images of {config.data}",
-        checks,
-        sections,
-        values,
-        {"images": float(len(train)), **figures},
-    )
+    figures = {"images": float(len(train))}
+    figures |= {fault.kind: float(len(fault.images)) for fault in faults}
+    return Findings(f"Images of {config.data}", checks, sections, values, figures)
 
 
-def open_sets(config: ImagesConfig) -> tuple[Source, Source | None]:
+def open_sets(config: "Config") -> tuple[Source, Source | None]:
     """Open the images, those for training of data with splits, and those to test on, if any."""
     whole, test = open_source(config.data, split="train"), None
     if config.test:
@@ -184,11 +156,7 @@ def _written(path: str, looked: Looked, faults: Sequence[Fault], drop: Sequence[
             dropped[fault.images] = True
     kept = np.flatnonzero(~dropped).tolist()
     number = write_clean(path, looked.source, kept)
-    found = f"{number} of {len(looked.source)} images in {path}"
-    if path.lower().endswith(".csv"):
-        advice = f"beit pretrain --data {path}"
-        return Check("clean list", found, advice)
-    advice = f"beit pretrain --data @{path}"
-    if looked.source.labels is not None:
+    advice = f"beit pretrain --data {as_data(path)}"
+    if looked.source.labels is not None and not is_table(path):
         advice += "; a list has no labels, --write NAME.csv keeps them"
-    return Check("clean list", found, advice)
+    return Check("clean list", f"{number} of {len(looked.source)} images in {path}", advice)

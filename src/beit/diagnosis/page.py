@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from beit.data.source import Source, UnreadableImage
-from beit.diagnosis.faults import KINDS, OF_TEST, ClassFault, Fault, Looked, class_counts, sizes_of
+from beit.diagnosis.checks import Check
+from beit.diagnosis.faults import KINDS, OF_TEST, Fault, Looked, class_counts, sizes_of
 from beit.diagnosis.scan import Facts
 from beit.draw.canvas import Pixels, opaque, panel, picture
 from beit.draw.names import percent
@@ -98,8 +99,8 @@ def _padded(pictures: Sequence[Pixels]) -> list[Pixels]:
     return padded
 
 
-def fact_sections(looked: Looked, found: Sequence[ClassFault]) -> list[Section]:
-    """Show sizes, formats, colours and classes of a set."""
+def fact_sections(looked: Looked, checks: Sequence[Check]) -> list[Section]:
+    """Show sizes, formats and colours of a set, and its classes with their checks."""
     facts, count = looked.facts, max(1, int(looked.facts.readable.sum()))
     sizes: list[list[Cell]] = [
         [size, number, percent(number / count)] for size, number in sizes_of(facts).items()
@@ -127,7 +128,7 @@ def fact_sections(looked: Looked, found: Sequence[ClassFault]) -> list[Section]:
         if len(counts) > CLASSES:
             half = CLASSES // 2
             shown, caption = [*shown[:half], *shown[-half:]], "The largest and smallest classes"
-        words = "\n\n".join(f"{fault.what}: {fault.advice}." for fault in found)
+        words = "\n\n".join(f"{check.found}: {check.advice}." for check in checks)
         sections.append(Section("Classes", words, [Table(caption, ["class", "images"], shown)]))
     return sections
 
