@@ -15,7 +15,7 @@ standard output appear as they are computed.
 
 import logging
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -107,9 +107,9 @@ def run(config: Config) -> TableResult:
         )
     source = open_images(config.data, config.limit)
     classifier = load_classifier(config.model, config.image_size, num_heads=config.num_heads)
-    config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
-    check_bands(config.model, config.data)
     classes, vit = classifier.config, classifier.backbone.config
+    view = EvalView(vit.image_size, crop_ratio(config.model, config.crop_ratio))
+    check_bands(config.model, config.data)
     source = in_numbers_of(classes, source)
     columns = columns_of(classes, config.top_k)
     table: RowTable | LineStream
@@ -119,10 +119,9 @@ def run(config: Config) -> TableResult:
         details: dict[str, object]
         details = {"num_classes": classes.num_classes, "class_names": classes.class_names}
         details |= {"grid": vit.grid, "image_size": vit.image_size, "num_heads": vit.num_heads}
-        about = about_table("predict", config, classifier, fabric, details)
+        about = about_table("predict", config, view, classifier, fabric, details)
         sizes = (config.batch_size, config.part_size)
         table = RowTable(config.output, source, columns, about, *sizes, _line)
-    view = EvalView(vit.image_size, crop)
     model = prepared(classifier.to(fabric.device), config.device)
 
     def compute(images: Tensor) -> dict[str, Tensor]:
@@ -204,11 +203,11 @@ def _check_picture(path: Path) -> None:
 def _predictions(
     model: nn.Module, source: Source, view: EvalView, classes: ImageClassifierConfig, count: int
 ) -> list[Prediction]:
-    """Classify the first images again for the picture, as the model sees them."""
+    """Classify the first images again for the picture; labels are numbers of the model."""
     names = classes.class_names or [f"class {number}" for number in range(classes.num_classes)]
     device = next(model.parameters()).device
     predictions = []
-    for index, truth in enumerate(true_classes(source, classes, count)):
+    for index in range(min(count, len(source))):
         try:
             image = view(source.image(index))
         except UnreadableImage:
@@ -216,7 +215,8 @@ def _predictions(
             continue
         best = likeliest(model(image[None].to(device)), 1)
         guess, probability = int(best["class_index"]), float(best["probability"])
-        true_name = None if truth is None else names[truth]
+        truth = -1 if source.labels is None else int(source.labels[index])
+        true_name = None if truth < 0 else names[truth]
         predictions.append(Prediction(image, names[guess], probability, true_name, guess == truth))
     return predictions
 
@@ -237,18 +237,6 @@ def in_numbers_of(classes: ImageClassifierConfig, source: Source) -> Source:
         text = "%d of %d images are of classes that the model does not have: their label is -1"
         _log.warning(text, lost, len(source))
     return RenumberedSource(source, labels, classes.class_names)
-
-
-def true_classes(source: Source, classes: ImageClassifierConfig, count: int) -> list[int | None]:
-    """Return the true classes of the first `count` images, in the model's numbers; None if unknown.
-
-    They are matched as in `match_classes`. Classes that the model lacks are unknown.
-    """
-    if source.labels is None:
-        return [None] * min(count, len(source))
-    labels = source.labels[:count].tolist()
-    numbers = _numbers(source, classes, labels)
-    return [numbers.get(label) for label in labels]
 
 
 def _numbers(source: Source, classes: ImageClassifierConfig, labels: list[int]) -> dict[int, int]:
