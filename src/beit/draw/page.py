@@ -10,7 +10,7 @@ from jinja2.environment import TemplateStream
 from markupsafe import Markup
 
 _MEDIA = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"RIFF": "webp"}
-_SHARED = ("page.js", "gallery.js", "map.js")
+_SHARED = ("page.js", "gallery.js", "map.js", "frame.js")
 
 
 def page_stream(
