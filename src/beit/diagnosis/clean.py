@@ -1,4 +1,4 @@
-"""A list of the images that are left without those that have faults, `--write`."""
+"""The clean list, `--write`: a file that names the images without faults."""
 
 import csv
 import io
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from beit.data.source import Source
 from beit.data.sources import open_source
+from beit.diagnosis.faults import label_of
 from beit.diagnosis.scan import file_of_image
 from beit.files import write_bytes
 
@@ -52,29 +53,19 @@ def write_clean(path: str, source: Source, kept: Sequence[int]) -> int:
         end = b"\0" if broken else b"\n"
         write_bytes(Path(path), end.join(encoded) + end)
         return len(files)
-    labels = _labels(source, kept)
+    labels = [label_of(source, image) for image in kept]
     rows = [(file, label) for file, label in zip(files, labels, strict=True) if _fits_table(file)]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("path", "label"), *rows])
     write_bytes(Path(path), text.getvalue().encode())
     written = open_source(path)
-    if _labels(written, range(len(written))) != [label for _, label in rows]:
+    if [label_of(written, row) for row in range(len(written))] != [label for _, label in rows]:
         Path(path).unlink()
         raise ValueError(
             f"{path}: labels of these classes cannot be kept in a table, as a class named NA; "
             "write a list, as in --write clean.txt"
         )
     return len(rows)
-
-
-def _labels(source: Source, images: Sequence[int]) -> list[str]:
-    """Return the name of each image's class, or its number; empty without a label."""
-    if source.labels is None:
-        return [""] * len(images)
-    numbers = [int(source.labels[image]) for image in images]
-    if (names := source.class_names) is None:
-        return ["" if number < 0 else str(number) for number in numbers]
-    return ["" if number < 0 else names[number] for number in numbers]
 
 
 def _fits_table(name: str) -> bool:

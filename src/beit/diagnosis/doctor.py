@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from beit.command.ending import Ending, opened, words
 from beit.command.options import name_positionals, parse
-from beit.diagnosis.checks import JSON, Findings, check_output, mended, show, write
+from beit.diagnosis.checks import JSON, Findings, check_output, failures, show, write
 from beit.diagnosis.clean import as_data
 from beit.diagnosis.faults import DROPPED, KINDS
 from beit.diagnosis.images import check_images
@@ -110,10 +110,9 @@ def concluded(found: Findings, output: str | None) -> Result:
     """Print what was found and write the page."""
     show(found.checks)
     report = None if output is None else write(Path(output), found)
-    failures = mended(found.checks)
-    if failures:
-        print(f"\n{len(failures)} to mend, marked with !", flush=True)
-    return Result(failures, dict(found.figures), report)
+    if failed := failures(found.checks):
+        print(f"\n{len(failed)} to mend, marked with !", flush=True)
+    return Result(failed, dict(found.figures), report)
 
 
 def ending(config: Config | Training, result: Result) -> Ending:

@@ -1,4 +1,4 @@
-"""What may be wrong with images and their classes, found from the facts of a pass."""
+"""Faults of images and of their classes, found from the facts of one pass over them."""
 
 import re
 from collections import Counter
@@ -24,7 +24,7 @@ FEW = 1000  # images below which no size is odd
 
 
 class Kind(NamedTuple):
-    """A kind of fault: what the images are, and what to do about them; whether it must be done."""
+    """A kind of fault: a description of its images, advice, and whether it must be mended."""
 
     images: str
     advice: str
@@ -64,9 +64,9 @@ class Fault(NamedTuple):
     Attributes:
         kind: one of `KINDS`
         images: (k,) indices in their set, rising
-        like: (k,) the images that they are like, in their set or, for the kinds of the test set, in
-            that one; None for other kinds
-        cosines: (k,) of their features with those of these, if a model has found them
+        like: (k,) the images that they resemble: of the test set for the kinds `OF_TEST`, else of
+            their own set; None for other kinds
+        cosines: (k,) of their features with those of `like`, if a model has compared them
     """
 
     kind: str
@@ -75,8 +75,8 @@ class Fault(NamedTuple):
     cosines: NDArray[np.float32] | None = None
 
 
-class Looked(NamedTuple):
-    """A set that was read: its option and data string, its images and what is known of them."""
+class Scanned(NamedTuple):
+    """A set that was scanned: its option and data string, its images and their facts."""
 
     option: str
     spec: str
@@ -85,8 +85,8 @@ class Looked(NamedTuple):
 
 
 def find_faults(
-    train: Looked,
-    test: Looked | None,
+    train: Scanned,
+    test: Scanned | None,
     near: int,
     max_ratio: float,
     seen: Nearest | None = None,
@@ -97,10 +97,12 @@ def find_faults(
     Args:
         near: bits in which the hashes of near copies differ at most
         max_ratio: longer side over the shorter one above which an image is long
-        seen: what a model has found of the training images
-        cosine: from which it sees a training image as nearly a test image
+        seen: the nearest test images by the features of a model
+        cosine: from which a training image is nearly a test image to the model
     """
-    every = [looked.facts for looked in (test, train) if looked]  # test images count as the first
+    every = [
+        scanned.facts for scanned in (test, train) if scanned
+    ]  # test images count as the first
     num_test = len(test.facts.height) if test else 0
     shown = np.concatenate([facts.readable & ~facts.flat for facts in every])
     hashes = np.concatenate([facts.hashes for facts in every])
@@ -132,9 +134,9 @@ def _pairs(like: Indices, where: NDArray[np.bool_]) -> tuple[Indices, Indices]:
     return images, like[images]
 
 
-def _of_set(looked: Looked, like: Indices, max_ratio: float) -> dict[str, Fault]:
+def _of_set(scanned: Scanned, like: Indices, max_ratio: float) -> dict[str, Fault]:
     """Find what is wrong with the images of one set alone."""
-    facts, labels = looked.facts, looked.source.labels
+    facts, labels = scanned.facts, scanned.source.labels
     itself, readable = np.arange(len(like)), facts.readable
     first = first_copies(facts.digests, readable & ~facts.flat)
     copy = first != itself
@@ -157,7 +159,7 @@ def _contradicted(first: Indices, labels: Indices) -> NDArray[np.bool_]:
 
 
 def _sizes(facts: Facts, max_ratio: float) -> dict[str, NDArray[np.bool_]]:
-    """Tell which images have a size unlike that of the rest."""
+    """Tell which images are far smaller, longer or otherwise unlike the rest."""
     readable = facts.readable
     shorter = np.minimum(facts.height, facts.width)
     longer = np.maximum(facts.height, facts.width)
@@ -173,6 +175,13 @@ def _sizes(facts: Facts, max_ratio: float) -> dict[str, NDArray[np.bool_]]:
     return {"small": small, "long": long, "size": odd & ~small & ~long}
 
 
+def label_of(source: Source, image: int) -> str:
+    """Return the name of an image's class, or its number; empty without a label."""
+    number = -1 if source.labels is None else int(source.labels[image])
+    names = source.class_names
+    return "" if number < 0 else names[number] if names else str(number)
+
+
 def class_counts(source: Source) -> list[tuple[str, int]]:
     """Count the images of each class, the largest class first; empty without labels."""
     if source.labels is None:
@@ -183,7 +192,7 @@ def class_counts(source: Source) -> list[tuple[str, int]]:
     return sorted(zip(names, padded, strict=True), key=lambda pair: -pair[1])
 
 
-def class_checks(train: Looked, test: Looked | None) -> list[Check]:
+def class_checks(train: Scanned, test: Scanned | None) -> list[Check]:
     """Find what is wrong with the classes of the sets."""
     counts, found = class_counts(train.source), list[Check]()
     for names in _alike(name for name, _ in counts):

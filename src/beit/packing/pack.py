@@ -27,9 +27,9 @@ from beit.data.spec import split_part
 from beit.data.splits import Split
 from beit.data.stores.remote import is_remote
 from beit.data.unreadable import Unreadable
-from beit.data.workers import computed
+from beit.data.workers import computed_each
 from beit.files import replacing, user_path
-from beit.packing.encoding import Encoded, Encoding, encoded_all, member_of, names_fit
+from beit.packing.encoding import Encoding, encoded, member_of, names_fit
 from beit.packing.record import CHECKSUM, Finished, Gap, Record
 from beit.packing.sets import WHOLE, check_place, checksum, open_sets, pixel_options, read_spec
 from beit.packing.shards import FORMATS, Entry, read_back
@@ -200,7 +200,9 @@ def _shards(
     keeps = names_fit(images)
     labels, folder = images.labels, user_path(config.output)
     number, limit = gap.number, config.shard_megabytes * 1e6
-    stream = _encoded(config.num_workers, how, images, gap.range)
+    encode = partial(encoded, images, how)
+    found = computed_each(encode, gap.range, config.num_workers, _TASK, images.name)
+    stream = zip(gap.range, found, strict=True)
     following = next(stream, None)
     while following is not None:
         path = folder / f"{of}-{number:06d}.{config.format}"
@@ -233,21 +235,6 @@ def _shards(
         written = path.stat().st_size
         yield Finished(path.name, of, start, index + 1, len(digests), written, sha256, unreadable)
         number += 1
-
-
-def _encoded(
-    num_workers: int, how: Encoding, images: Source, indices: range
-) -> Iterator[tuple[int, Encoded]]:
-    """Read and encode images in order. Yields: index and image."""
-    tasks = [indices[first : first + _TASK] for first in range(0, len(indices), _TASK)]
-
-    def named(task: range) -> str:
-        return f"{images.name(task.start)} to {images.name(task.stop - 1)}"
-
-    for task, found in zip(
-        tasks, computed(partial(encoded_all, images, how), tasks, num_workers, named), strict=True
-    ):
-        yield from zip(task, found, strict=True)
 
 
 def _read_again(path: Path, digests: list[bytes]) -> None:
