@@ -233,7 +233,7 @@ def ending(config: Config, result: Result) -> Ending:
 
 
 def _features_of(tokenizer: Tokenizer, device: torch.device) -> Callable[[Tensor], Tensor] | None:
-    """Return what gives the patch tokens (B, N, D) of images; None for a discrete VAE and DALL-E.
+    """Return a function from images to their patch tokens (B, N, D); None for discrete VAEs.
 
     They are the features of `beit visualise features`.
     """

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 C = TypeVar("C")
 # Verbs whose settings can follow the data, and a field of the Config for which they can.
 FOLLOWING = {"train-tokenizer": "codebook", "pretrain": "mask", "finetune": "mix"}
-# What values without an option are likely meant for, where a verb takes none.
+# The options that values are likely meant for, where a verb takes no positional ones.
 NAMES = ("model", "data", "output")
 
 

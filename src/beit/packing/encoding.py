@@ -46,7 +46,7 @@ class Encoded(NamedTuple):
 
 
 def encoded(source: Source, how: Encoding, index: int) -> Encoded:
-    """Read an image, see whether it can be decoded, and encode it if needed.
+    """Read an image, check that it can be decoded, and encode it if needed.
 
     With a shorter side, a range of values or chosen bands are applied to every image.
     """

@@ -2,8 +2,8 @@
 
 One process writes the shards, in the order of the source; workers read, decode and encode. A shard
 is closed once it has its size, so its bytes depend on source and options alone. It is written under
-another name, flushed, renamed, read back and then noted in the record; a call that is repeated goes
-on behind the last one that is noted.
+another name, flushed, renamed, read back and then recorded; a repeated call continues after the
+last recorded shard.
 """
 
 import hashlib
@@ -256,13 +256,13 @@ def _compare(folder: Path, sets: dict[str, Source], record: Record) -> None:
         packed = open_source(str(folder), split=split)
         left_out = {int(i) for shard in record.of_set(of) for i in shard.unreadable}
         kept = [index for index in range(len(images)) if index not in left_out]
-        labels = _known(images)[kept]
+        labels = _labels_of(images)[kept]
         differing = ""
         if len(packed) != len(kept):
             differing = f"{len(packed)} images instead of {len(kept)}"
         elif any(packed.name(n) != images.name(index) for n, index in enumerate(kept)):
             differing = "other names of images"
-        elif not torch.equal(_known(packed), labels):
+        elif not torch.equal(_labels_of(packed), labels):
             differing = "other labels"
         elif bool((labels >= 0).any()) and packed.class_names != images.class_names:
             differing = "other names of classes"
@@ -273,6 +273,6 @@ def _compare(folder: Path, sets: dict[str, Source], record: Record) -> None:
             )
 
 
-def _known(source: Source) -> Tensor:
-    """Return the labels (n,), -1 where there is none."""
+def _labels_of(source: Source) -> Tensor:
+    """Return the labels (n,), -1 where unknown."""
     return torch.full((len(source),), -1) if source.labels is None else source.labels
