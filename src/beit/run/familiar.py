@@ -49,10 +49,14 @@ def note_of_trained(
     return [f"{model} was trained on {of}, which it knows better than new ones{advice}"]
 
 
-def warn_of_shared(journal: Journal, held_out: ImageSet, trained: ImageSet) -> None:
-    """Log what `note_of_shared` says, once in a run."""
-    for note in note_of_shared(held_out, trained) if not journal.resumed else ():
-        journal.log_warning(note)
+def warn_of_shared(journal: Journal, sets: Mapping[str, Any]) -> None:
+    """Log what `note_of_shared` says of a run's validation images, once; `sets` are by option."""
+    data: Any = journal.config.data
+    trained = ImageSet("data.train", data.train, sets["data.train"])
+    held_out = ImageSet("data.validation", data.validation, sets["data.validation"])
+    if held_out.images is not None and not journal.resumed:
+        for note in note_of_shared(held_out, trained):
+            journal.log_warning(note)
 
 
 def note_of_shared(held_out: ImageSet, trained: ImageSet) -> list[str]:

@@ -24,7 +24,7 @@ from beit.run.budget import Sets, within_budget
 from beit.run.device import DeviceConfig
 from beit.run.directory import RunDirectory
 from beit.run.environment import environment
-from beit.run.familiar import ImageSet, warn_of_shared
+from beit.run.familiar import warn_of_shared
 from beit.run.finished import kept_step
 from beit.run.images import check_images, keep_images, warn_of_changes
 from beit.run.journal import Journal, Result
@@ -93,9 +93,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     )
     journal.begin(batches, model=segmenter, optimizer=optimizer, best=parts.best)
     keep_images(journal, images)
-    if held_out is not None:
-        held = ImageSet("data.validation", config.data.validation, held_out)
-        warn_of_shared(journal, held, ImageSet("data.train", config.data.train, source))
+    warn_of_shared(journal, sets)
     if transferred:
         journal.message(f"{config.init}: {transferred}")
     validated = train(parts, journal)
