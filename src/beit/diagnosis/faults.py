@@ -100,9 +100,8 @@ def find_faults(
         seen: the nearest test images by the features of a model
         cosine: from which a training image is nearly a test image to the model
     """
-    every = [
-        scanned.facts for scanned in (test, train) if scanned
-    ]  # test images count as the first
+    # Test images come first, so that training images are the copies.
+    every = [scanned.facts for scanned in (test, train) if scanned]
     num_test = len(test.facts.height) if test else 0
     shown = np.concatenate([facts.readable & ~facts.flat for facts in every])
     hashes = np.concatenate([facts.hashes for facts in every])

@@ -42,17 +42,17 @@ if TYPE_CHECKING:
 
     from beit.similarity import embedding, similar
 
-    ReadingConfig = similar.Config | embedding.Config
+    EmbedderConfig = similar.Config | embedding.Config
 
 Features = Literal["cls", "mean", "both"]
 CACHE = "beit/features"  # in the user's folder of caches
 _BATCH, _PART = 64, 512  # images computed together; images an interruption loses at most
 
 
-class Reading(NamedTuple):
+class Embedder(NamedTuple):
     """How images become vectors: the model, which of its features, and the view."""
 
-    config: "ReadingConfig"
+    config: "EmbedderConfig"
     fabric: "Fabric"
     model: FrozenModel
     features: Features
@@ -84,7 +84,7 @@ class Reading(NamedTuple):
         return cast(dict[str, Any], json.loads(json.dumps(about)))
 
 
-class ImageSet(NamedTuple):
+class VectorSet(NamedTuple):
     """The readable images of a set, n of them.
 
     Attributes:
@@ -112,7 +112,7 @@ class ImageSet(NamedTuple):
         return printable(names[number]) if number < len(names) else f"class {number}"
 
 
-def open_reading(config: "ReadingConfig") -> Reading:
+def open_embedder(config: "EmbedderConfig") -> Embedder:
     """Open the model; by default its features are what the paper reads (mean of a teacher)."""
     fabric = launch(config.device)
     if fabric.world_size > 1:
@@ -123,7 +123,7 @@ def open_reading(config: "ReadingConfig") -> Reading:
         what = f"{config.model} has no [CLS] token; expected mean"
         raise ValueError(f"features is {config.features}, but {what}")
     features: Features = config.features or model.paper or "mean"
-    return Reading(config, fabric, model, features, crop_ratio(config.model, config.crop_ratio))
+    return Embedder(config, fabric, model, features, crop_ratio(config.model, config.crop_ratio))
 
 
 def joined(parts: Iterable[Tensor]) -> Tensor:
@@ -132,12 +132,12 @@ def joined(parts: Iterable[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def vector_of(image: Tensor, reading: Reading, layer: int | None = None) -> Tensor:
+def vector_of(image: Tensor, embedder: Embedder, layer: int | None = None) -> Tensor:
     """Compute the vector (D,) of one image (3, H, W) uint8, on the CPU."""
-    batch = reading.view(image)[None].to(reading.fabric.device)
-    kinds = [Kind(layer, part) for part in reading.parts]
-    with reading.fabric.autocast():
-        values = reading.model.read(batch, kinds)
+    batch = embedder.view(image)[None].to(embedder.fabric.device)
+    kinds = [Kind(layer, part) for part in embedder.parts]
+    with embedder.fabric.autocast():
+        values = embedder.model.read(batch, kinds)
     return joined(values[kind].cpu() for kind in kinds)[0]
 
 
@@ -159,7 +159,7 @@ def images_of(data: str) -> str | list[str]:
     return images
 
 
-def read_set(data: str, reading: Reading) -> tuple[ImageSet, int | None]:
+def read_set(data: str, embedder: Embedder) -> tuple[VectorSet, int | None]:
     """Read a table of `beit embed`. Returns: the set; the block that its features come from.
 
     Raises ValueError if the table is of another model or lacks the features.
@@ -168,7 +168,7 @@ def read_set(data: str, reading: Reading) -> tuple[ImageSet, int | None]:
     about = read_about(path)
     if about.get("verb") != "embed":
         raise ValueError(f"{data} was not written by beit embed; give the images, or its table")
-    now = reading.about()
+    now = embedder.about()
     differing = [
         f"{name} of the table is {about.get(name)}, of this command {now[name]}"
         for name in ("weights", "image_size", "crop_ratio")
@@ -180,17 +180,17 @@ def read_set(data: str, reading: Reading) -> tuple[ImageSet, int | None]:
             f"the table was made with --model {about.get('model')}"
         )
     columns = read_table(path, without=("patches",))
-    missing = [part for part in reading.parts if part not in columns]
+    missing = [part for part in embedder.parts if part not in columns]
     if missing:
         raise ValueError(
             f"{data} has no column {missing[0]}; choose other features, or make it again with "
             "beit embed --features [cls,mean]"
         )
-    vectors = joined(torch.tensor(columns[part]).float() for part in reading.parts)
+    vectors = joined(torch.tensor(columns[part]).float() for part in embedder.parts)
     labels = torch.tensor(columns["label"]) if "label" in columns else None
     names, indices = columns["path"].tolist(), columns["index"].tolist()
     source = _source_of(about, names, indices)
-    images = ImageSet(names, vectors, labels, about["label_names"], source, indices)
+    images = VectorSet(names, vectors, labels, about["label_names"], source, indices)
     return images, about["layer"]
 
 
@@ -224,7 +224,7 @@ class _Index(NamedTuple):
     values: dict[str, Array]
 
 
-def indexed(source: Source, data: str, index: str | None, reading: Reading) -> ImageSet:
+def indexed(source: Source, data: str, index: str | None, embedder: Embedder) -> VectorSet:
     """Return the vectors of a set: from its index, the missing ones computed and added to it.
 
     Args:
@@ -233,7 +233,7 @@ def indexed(source: Source, data: str, index: str | None, reading: Reading) -> I
     Raises:
         ValueError: the named file is not an index, or one of another model or view.
     """
-    about = reading.about() | {"reduced": True, "pixel_options": pixel_options(data)}
+    about = embedder.about() | {"reduced": True, "pixel_options": pixel_options(data)}
     file = user_path(index) if index else index_file(data, about)
     if file.suffix not in SUFFIXES:
         raise ValueError(f"index is {index!r}; expected a name that ends in .npz or .parquet")
@@ -245,24 +245,24 @@ def indexed(source: Source, data: str, index: str | None, reading: Reading) -> I
     new = _Index([], {})
     if missing:
         file.parent.mkdir(parents=True, exist_ok=True)
-        small = limited(open_source(data, shrinking=reading.shrinking), len(source))
+        small = limited(open_source(data, shrinking=embedder.shrinking), len(source))
         if [printable(small.name(row)) for row in range(len(small))] != names:
             raise ValueError(f"{data}: images were added or removed just now; start again")
-        new = _computed(small, missing, [keys[row] for row in missing], file, reading, about)
+        new = _computed(small, missing, [keys[row] for row in missing], file, embedder, about)
     before = amount(len(keys) - len(missing), "image")
     print(f"index {file}: {before} known from before, {len(new.keys)} computed")
     if new.keys:
         kept = _merged(kept, new)
-        _write(file, kept, reading.model, about)
+        _write(file, kept, embedder.model, about)
     place = {key: row for row, key in enumerate(kept.keys)}
     rows = [row for row, key in enumerate(keys) if key in place]
     if not rows:
         raise ValueError(f"none of the {len(source)} images of {data} can be read")
     at = [place[keys[row]] for row in rows]
-    vectors = joined(torch.from_numpy(kept.values[part][at]) for part in reading.parts)
+    vectors = joined(torch.from_numpy(kept.values[part][at]) for part in embedder.parts)
     labels = None if source.labels is None else source.labels[torch.tensor(rows)]
     names = [names[row] for row in rows]
-    return ImageSet(names, vectors, labels, source.class_names, source, rows)
+    return VectorSet(names, vectors, labels, source.class_names, source, rows)
 
 
 def _merged(old: _Index, new: _Index) -> _Index:
@@ -286,7 +286,7 @@ def _computed(
     missing: list[int],
     keys: list[tuple[str, str]],
     file: Path,
-    reading: Reading,
+    embedder: Embedder,
     about: Mapping[str, Any],
 ) -> _Index:
     """Compute the rows of the readable ones of `missing` images, whose keys are `keys`.
@@ -296,13 +296,13 @@ def _computed(
     digest = hashlib.blake2b(json.dumps(keys).encode(), digest_size=8).hexdigest()
     output = file.with_name(f"{file.name}.{digest}.npz")
     output.unlink(missing_ok=True)
-    part, columns = PartSource(source, torch.tensor(missing)), _columns(reading.model)
+    part, columns = PartSource(source, torch.tensor(missing)), _columns(embedder.model)
     table = RowTable(output, part, columns, about, _BATCH, _PART)
     kinds = {column.name: Kind(None, cast(Any, column.name)) for column in columns}
-    config = reading.config
-    compute = reading.model.columns(kinds, config.device.compile)
+    config = embedder.config
+    compute = embedder.model.columns(kinds, config.device.compile)
     most = min(1.0, config.max_unreadable * len(source) / len(part))
-    compute_table(reading.fabric, table, reading.view, compute, config.num_workers, most)
+    compute_table(embedder.fabric, table, embedder.view, compute, config.num_workers, most)
     arrays = read_table(output)
     for left in file.parent.glob(f"{file.name}.*.npz*"):  # also parts of images that have changed
         shutil.rmtree(left) if left.is_dir() else left.unlink()
