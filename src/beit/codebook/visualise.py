@@ -42,7 +42,7 @@ from beit.data.sources import open_source
 from beit.data.unreadable import Unreadable, readable
 from beit.data.views import EvalView
 from beit.draw.components import codebook_colours
-from beit.files import write_text
+from beit.files import refuse_existing, write_text
 from beit.nn.code_statistics import CodeStatistics, code_vectors, rated
 from beit.nn.reservoir import Reservoir
 from beit.nn.tokenizer import VQKD, Tokenizer
@@ -143,8 +143,7 @@ class Result(NamedTuple):
 def run(config: Config) -> Result:
     """Process the images and write the directory."""
     output = Path(config.output)
-    if output.exists():
-        raise FileExistsError(f"{output} exists and is not overwritten; name another directory")
+    refuse_existing(output)
     fabric = launch(config.device)
     first = fabric.is_global_zero
     sizes = {"image_size": config.image_size, "num_heads": config.num_heads}

@@ -10,13 +10,12 @@ from beit.data.source import Source
 from beit.data.sources import open_source
 from beit.diagnosis.faults import label_of
 from beit.diagnosis.scan import file_of_image
-from beit.files import write_bytes
+from beit.files import refuse_existing, write_bytes
 
 
 def check_writable(path: str, source: Source) -> None:
     """Refuse, before anything is read, a list that exists or of images that are no files."""
-    if Path(path).exists():
-        raise FileExistsError(f"{path} exists and is not overwritten; name another file for write")
+    refuse_existing(Path(path), "file for write")
     if file_of_image(source, 0) is None:
         raise ValueError(
             f"write is {path}, but a list names image files and {source.name(0)} is none: an image "

@@ -22,6 +22,7 @@ from beit.data.views import EvalView
 from beit.draw.canvas import Pixels, shown
 from beit.draw.names import percent
 from beit.draw.thumbnails import shrunk
+from beit.files import refuse_existing
 from beit.run.device import DeviceConfig
 from beit.run.progress import Progress
 from beit.similarity.layout import clusters, layout, num_clusters, purity
@@ -107,8 +108,7 @@ class Result(NamedTuple):
 def run(config: Config) -> Result:
     """Compute the missing vectors, the map and the clusters, and write the page."""
     output = Path(config.output)
-    if output.exists():
-        raise FileExistsError(f"{output} exists and is not overwritten; name another file")
+    refuse_existing(output, "file")
     embedder = open_embedder(config)
     check_bands(config.model, images_of(config.data))
     images, chosen, total = _images(config, embedder)

@@ -19,7 +19,7 @@ from beit.data.shrinking import Shrinking
 from beit.data.source import Source, UnreadableImage, file_of
 from beit.data.sources import open_source
 from beit.data.spec import split_query
-from beit.files import user_path, write_bytes
+from beit.files import refuse_existing, user_path, write_bytes
 from beit.rows.lines import printable
 from beit.run.device import DeviceConfig
 from beit.similarity.neighbours import DUPLICATE, mean_cosine, nearest
@@ -111,8 +111,7 @@ class Result(NamedTuple):
 def run(config: Config) -> Result:
     """Print the nearest images of each photo, and draw them."""
     picture = None if config.output is None else Path(config.output)
-    if picture is not None and picture.exists():
-        raise FileExistsError(f"{picture} exists and is not overwritten; name another file")
+    refuse_existing(picture, "file")
     embedder = open_embedder(config)
     files = {name: _opened(name) for name in config.photos if _is_file(name)}
     of_set = images_of(config.data)

@@ -28,7 +28,7 @@ from beit.data.pixels.decoding import extensions
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import STANDARD_INPUT, open_images
 from beit.data.views import EvalView
-from beit.files import write_bytes
+from beit.files import refuse_existing, write_bytes
 from beit.nn.heads import ImageClassifierConfig
 from beit.rows.compute import TableResult, about_table, compute_table
 from beit.rows.files import Column
@@ -193,8 +193,7 @@ def _line(row: Line) -> Line:
 def _check_picture(path: Path) -> None:
     if path.suffix != ".png":
         raise ValueError(f"picture is {str(path)!r}; expected a name that ends in .png")
-    if path.exists():
-        raise FileExistsError(f"{path} exists and is not overwritten; name another file")
+    refuse_existing(path, "file")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: its folder does not exist; make it")
 
