@@ -59,12 +59,12 @@ class Machine(NamedTuple):
 
 
 class Case(NamedTuple):
-    """A training that was measured on a machine: `processes` of it share `count` images."""
+    """A training that was measured on a machine: `processes` of it share `images` images."""
 
     config: Any
     measured: Measured
     machine: Machine
-    count: int
+    images: int
     processes: int
 
 
