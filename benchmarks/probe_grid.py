@@ -21,14 +21,15 @@ import record
 import torch
 from torch import Tensor
 
-from beit.data.classes import Labelled, checked_classes
+from beit.data.classes import Labelled, checked_classes, renumbered
 from beit.data.sources import open_source
 from beit.nn.pooling import kinds_of
 from beit.probing import probe
-from beit.probing.features import FeatureReader, open_frozen_model
+from beit.probing.features import FeatureReader
 from beit.probing.training import fit, linear_grid, probe_features, split, steps_per_epoch
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
+from beit.weights.frozen import open_frozen_model
 
 PENALTIES = (1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0)  # values of C, the inverse regularisation
 SIZES = ((5000, 192, 10, 3), (5000, 768, 100, 1), (2048, 768, 1000, 1))  # n, D, Y, epochs
@@ -77,8 +78,9 @@ def on_images(config: probe.Config, fabric: Any) -> dict[str, Any]:
     """Compute features once, and compare accuracies and times on them."""
     train = open_source(config.train, limit=config.limit)
     test = open_source(config.test, limit=config.test_limit)
-    labelled = Labelled("train", config.train, train), Labelled("test", config.test, test)
-    num_classes = checked_classes(*labelled).number
+    labelled = Labelled("train", config.train, train)
+    classes = checked_classes(labelled)
+    test = renumbered(Labelled("test", config.test, test), classes, labelled.where).source
     frozen = open_frozen_model(config.model, device=fabric.device)
     kinds = kinds_of("last", None, frozen.depth, frozen.has_cls)
     started = time.perf_counter()
@@ -96,7 +98,7 @@ def on_images(config: probe.Config, fabric: Any) -> dict[str, Any]:
         for name, rates in (("one rate", ONE_RATE), ("ten rates", config.rates)):
             started = time.perf_counter()
             settings = replace(config, rates=rates)
-            row = probe_features(kind, data[:2], data[2:], settings, num_classes)
+            row = probe_features(kind, data[:2], data[2:], settings, classes.number)
             seconds[name] += time.perf_counter() - started
         theirs, penalty = logistic_regression(*(tensor.cpu() for tensor in data), config)
         accuracy.append(

@@ -30,6 +30,12 @@ def user_path(name: str | Path) -> Path:
     return path
 
 
+def refuse_existing(output: Path | None, kind: str = "directory") -> None:
+    """Raise FileExistsError if an output is there already; `kind` says what it is to be."""
+    if output is not None and output.exists():
+        raise FileExistsError(f"{output} exists and is not overwritten; name another {kind}")
+
+
 def at_once(path: str, flags: int) -> int:
     """Open a file, as `opener` of `open`; a pipe that nothing writes to is not waited for."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))

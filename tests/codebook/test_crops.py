@@ -22,11 +22,6 @@ def test_a_crop_contains_the_patch_and_its_surroundings() -> None:
             assert inside.tolist() == expected.tolist()
 
 
-def test_a_position_outside_the_grid_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"position 12 of a grid \(3, 4\) on an image of 6 x 8"):
-        crop_patch(IMAGE, 12, GRID, 1)
-
-
 @pytest.mark.parametrize(("size", "side"), [(30, 120), (300, 120)])
 def test_the_frame_lies_on_the_edges_of_the_patch(size: int, side: int) -> None:
     drawn = framed(Crop(np.full((size, size, 3), 7, np.uint8), (1 / 3, 0, 2 / 3, 1 / 3)), side)

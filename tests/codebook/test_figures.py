@@ -57,12 +57,3 @@ def test_co_occurring_codes_are_adjacent() -> None:
     patches = np.zeros((6, 2, 2, 3), np.uint8)
     drawn = pairs_figure(lifts, torch.arange(10, 16), patches)
     assert {"10", "15", "Which of the 6 most used codes share an image"} <= set(words(drawn))
-
-
-def test_nothing_to_draw_is_refused() -> None:
-    with pytest.raises(ValueError, match="no code is used"):
-        usage_figure(torch.zeros(3, dtype=torch.long))
-    with pytest.raises(ValueError, match="no code is used"):
-        position_figure(torch.zeros(6, 3), (2, 3), torch.zeros(3), torch.arange(1))
-    with pytest.raises(ValueError, match="got 1 codes"):
-        pairs_figure(torch.ones(1, 1), torch.arange(1), np.zeros((1, 2, 2, 3), np.uint8))

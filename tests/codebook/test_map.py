@@ -45,9 +45,7 @@ def test_tsne_keeps_groups_together_and_repeats_itself() -> None:
     assert (nearest // 8).tolist() == [number // 8 for number in range(24)]
 
 
-def test_tsne_needs_enough_codes_and_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="needs 5 codes or more, got 4"):
-        tsne(torch.randn(4, 3), seed=0)
+def test_tsne_needs_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     with pytest.raises(ModuleNotFoundError):
         tsne(torch.randn(9, 3), seed=0)
@@ -60,8 +58,6 @@ def test_every_point_gets_its_own_cell_nearby() -> None:
     assert len({tuple(cell) for cell in cells.tolist()}) == 30
     assert cells[0].tolist() == (places[0] * 7).round().tolist()  # the first gets the nearest
     assert np.abs(cells - places * 7).max() < 3
-    with pytest.raises(ValueError, match="5 points do not fit into 2 x 2 cells"):
-        free_cells(np.zeros((5, 2)), 2)
 
 
 def test_a_map_shows_every_patch(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,5 +75,3 @@ def test_a_map_shows_every_patch(monkeypatch: pytest.MonkeyPatch) -> None:
         middles.append(found.mean(axis=0))
     assert middles[1][1] > middles[0][1]  # to the right
     assert middles[2][0] < middles[0][0]  # above
-    with pytest.raises(ValueError, match="got 0 and 0"):
-        map_figure(places[:0], patches[:0], "map", "None", ("", ""))

@@ -13,7 +13,7 @@ from tests.conftest import tokenizer_config
 from beit.command import presets
 from beit.command.options import parse
 from beit.command.rules import Geometry, Given, fitted
-from beit.command.survey import Images, Machine, Told
+from beit.command.survey import Images, Machine, Options
 from beit.finetuning import finetune
 from beit.finetuning.config import Config as FinetuneConfig
 from beit.nn.vit import ViTConfig
@@ -30,7 +30,7 @@ PHOTOS = Images("photos[:90%]", "photos[90%:]", 2700, 3000)
 def chosen(images=PHOTOS, has=CPU, options=None, verb="train-tokenizer", given=None):
     kind = "gpu" if has.gpu else "cpu"
     preset = presets.read_yaml(presets.path_of(f"photos-{kind}"))[verb]
-    return fitted(verb, preset, images, has, Told(options or {}), given)[0]
+    return fitted(verb, preset, images, has, Options(options or {}), given)[0]
 
 
 def folder(path: Path, counts: dict[str, int], size: int = 40) -> str:

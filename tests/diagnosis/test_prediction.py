@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from beit.diagnosis.doctor import read_options
-from beit.diagnosis.prediction import Machine, predict, scaled, seconds_of_step
+from beit.diagnosis.prediction import Case, Machine, predict, scaled, seconds_of_step
 from beit.diagnosis.trial import Measured
 
 
@@ -58,22 +58,20 @@ def measured(**changes) -> Measured:
     return Measured(**(values | changes))
 
 
+def case(config, found=None, memory=8e9):
+    return Case(config, found or measured(), Machine(4, memory), 1000, 1)
+
+
 def test_time_is_that_of_all_steps_and_validations():
     config = settings(**{"data.num_workers": 2, "optim.batch_size": 10, "optim.epochs": 4})
-    found = predict(config, measured(), Machine(4, 8e9), 1000, 1, (0, 1, 0))
+    found = predict(case(config), (0, 1, 0))
     assert found.reading == pytest.approx((0.09, 0.06))
     assert found.step == pytest.approx(0.7)
     assert found.first == pytest.approx(10 / 0.7) and found.later == pytest.approx(10 / 0.7)
     assert found.seconds == pytest.approx(400 * 0.7 + 9)
     assert found.workers == 1  # 0.6 s of reading beside 0.7 s of the step
-    serial = predict(
-        replace(config, data=replace(config.data, num_workers=0)),
-        measured(),
-        Machine(4, 8e9),
-        1000,
-        1,
-        (50, 3, 20),
-    )
+    alone = replace(config, data=replace(config.data, num_workers=0))
+    serial = predict(case(alone), (50, 3, 20))
     assert serial.first == pytest.approx(10 / 1.6) and serial.later == pytest.approx(10 / 1.3)
     evaluated = (50 * 3 + 20) * (0.3 / 10 + 0.06)
     assert serial.seconds == pytest.approx(100 * 1.6 + 300 * 1.3 + evaluated + 9)
@@ -81,26 +79,26 @@ def test_time_is_that_of_all_steps_and_validations():
 
 def test_files_that_memory_does_not_hold_are_read_from_the_disk_again():
     config = settings(**{"optim.batch_size": 10})
-    found = predict(config, measured(), Machine(4, 1e9), 1000, 1, (0, 1, 0))  # 1 GB of files
+    found = predict(case(config, memory=1e9), (0, 1, 0))  # 1 GB of files
     assert found.reading[1] == pytest.approx(0.05 + 0.03 + 0.01)
 
 
 def test_accumulation_repeats_all_but_the_optimiser():
     config = settings(**{"optim.batch_size": 40, "optim.accumulate": 4})
-    found = predict(config, measured(), Machine(4, 8e9), 1000, 1, (0, 1, 0))
+    found = predict(case(config), (0, 1, 0))
     assert found.step == pytest.approx(4 * 0.6 + 0.1)
 
 
 def test_memory_is_that_of_the_process_its_workers_and_the_images():
     config = settings(**{"data.num_workers": 2, "optim.batch_size": 10})
-    found = predict(config, measured(view_bytes=1000), Machine(4, 8e9), 1000, 1, (0, 1, 0))
+    found = predict(case(config, measured(view_bytes=1000)), (0, 1, 0))
     assert found.host == pytest.approx(1.4e9, rel=1e-3)
-    held = predict(config, measured(in_memory=True), Machine(4, 8e9), 1000, 1, (100, 1, 0))
+    held = predict(case(config, measured(in_memory=True)), (100, 1, 0))
     assert held.host == pytest.approx(1.4e9 + (900 + 100) * 3e6)
-    beside = predict(config, measured(), Machine(4, 8e9), 1000, 1, (100, 1, 0))
+    beside = predict(case(config), (100, 1, 0))
     assert beside.host == pytest.approx(1.4e9 + 100 * 3e6, rel=1e-3)  # for validation
     alone = replace(config, data=replace(config.data, num_workers=0))
-    found = predict(alone, measured(), Machine(4, 8e9), 1000, 1, (0, 1, 0))
+    found = predict(case(alone), (0, 1, 0))
     assert found.host == 1.1e9  # at the report
     assert held.reading == (0.01, 0.01)
     assert held.seconds > 1100 * 0.08 / 4  # all are decoded first

@@ -48,7 +48,7 @@ from beit.nn.vit import ViTConfig
 from beit.packing import pack
 from beit.packing.record import Record as PackRecord
 from beit.pretraining import pretrain
-from beit.rows.files import Column, read_table, write_table
+from beit.rows.files import Column, read_about, read_table, write_table
 from beit.rows.part import read_array
 from beit.run import checkpoint, records
 from beit.run.directory import RunDirectory
@@ -60,7 +60,6 @@ from beit.run.resume import open_run
 from beit.segmentation.label_classes import label_classes, read_label_classes
 from beit.segmentation.label_decoding import decode_label_map
 from beit.segmentation.label_maps import open_label_maps
-from beit.similarity.vectors import _about_of, _read
 from beit.weights.crop import crop_in
 from beit.weights.file import save_weights
 from beit.weights.formats.containers import read_tensors
@@ -529,8 +528,7 @@ def own_tables(folder: Path) -> Prepared:
     def read() -> None:
         for file in files:
             read_table(file)
-            _about_of(file)
-            _read(file)
+            read_about(file)
         read_array(files[0], "index")
 
     return Prepared([file.name for file in files], read)

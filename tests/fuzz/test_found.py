@@ -27,7 +27,7 @@ from beit.data.sources import open_source
 from beit.data.tabular.row_files import open_rows
 from beit.packing.record import Finished, Record
 from beit.pretraining import pretrain
-from beit.rows.files import read_table
+from beit.rows.files import read_about, read_table
 from beit.rows.part import read_array
 from beit.run import checkpoint, records
 from beit.run.directory import RunDirectory
@@ -36,7 +36,6 @@ from beit.run.lock import releasing
 from beit.run.resume import open_run
 from beit.segmentation.label_classes import read_label_classes
 from beit.segmentation.label_files import read_text
-from beit.similarity.vectors import _about_of, _read
 from beit.weights.file import description
 from beit.weights.formats.containers import read_tensors
 from beit.weights.formats.dalle import read_pickled_module
@@ -345,13 +344,12 @@ def test_damaged_tables_are_named(tmp_path: Path) -> None:
     header = whole.replace(b"(100,)", b"(1e9,)"), whole.replace(b"(100,)", b"((((,,")
     for content in (*header, whole[:200], b"\x93NUMPY", b""):
         file.write_bytes(content)
-        for read in (read_table, _read, lambda path: read_array(path, "index")):
+        for read in (read_table, lambda path: read_array(path, "index")):
             with pytest.raises(ValueError, match=r"x.npz is damaged"):
                 read(file)
-        assert _about_of(file) == {}
-    for read in (read_table, _read):
-        with pytest.raises(ValueError, match=r"x.parquet is damaged"):
-            read(other)
+        assert read_about(file) == {}
+    with pytest.raises(ValueError, match=r"x.parquet is damaged"):
+        read_table(other)
 
 
 def test_arrays_that_grow_when_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import beit
 from beit.data.source import UnreadableImage
+from beit.data.views import EvalView
 from beit.rows.compute import about_table, compute_table, fingerprint, summary
 from beit.rows.files import Column
 from beit.rows.lines import LineStream
@@ -255,11 +256,13 @@ def test_summary_counts_the_images_of_this_start(tmp_path: Path) -> None:
 
 def test_facts_common_to_all_tables_frame_those_of_the_verb() -> None:
     device = DeviceConfig(accelerator="cpu")
-    config = Config("m.safetensors", "images", "t.npz", limit=7, crop_ratio=0.9, device=device)
-    model = nn.Linear(3, 2)
-    about: dict[str, Any] = about_table(
-        "tokenize", config, model, launch(device), {"grid": (2, 3), "num_heads": None}
+    config = Config("m.safetensors", "images", "t.npz", limit=7, device=device)
+    model, view, details = (
+        nn.Linear(3, 2),
+        EvalView((4, 6), 0.9),
+        {"grid": (2, 3), "num_heads": None},
     )
+    about: dict[str, Any] = about_table("tokenize", config, view, model, launch(device), details)
     assert list(about.items()) == [
         ("beit", beit.__version__),
         ("verb", "tokenize"),

@@ -145,7 +145,5 @@ def test_a_map_of_another_size_ends_the_run(workers):
 
 
 def test_refusals():
-    with pytest.raises(ValueError, match="cache_gigabytes must not be negative"):
-        train(cache_gigabytes=-1.0)
     with pytest.raises(ValueError, match=r"a step takes 12 images .* but there are only 11"):
         train(batch_size=12)

@@ -29,8 +29,6 @@ def test_colours_lie_over_the_image_but_for_ignored_pixels() -> None:
     assert drawn[0, 0].tolist() == [25, 25, 175]
     assert drawn[1, 2].tolist() == [32, 212, 48]  # of 32.5, 212.5, 47.5
     assert drawn[1, 0].tolist() == [100, 100, 100]
-    with pytest.raises(ValueError, match=r"the image is 2 x 3 pixels and its label map 3 x 2"):
-        overlay(image, LABELS.T, PALETTE)
 
 
 def test_a_legend_has_a_line_for_each_class_that_is_there() -> None:
@@ -63,8 +61,6 @@ def test_examples_are_drawn_in_rows_of_three() -> None:
     with Image.open(io.BytesIO(picture.data)) as image:
         assert image.size[1] == 2 * 224 + 8
         assert image.size[0] > 3 * 224 + 2 * 8
-    with pytest.raises(ValueError, match="examples are empty"):
-        example_picture([], NAMES, PALETTE)
 
 
 def test_the_table_has_the_worst_class_first_and_absent_ones_last() -> None:

@@ -1,7 +1,6 @@
 import io
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -65,8 +64,3 @@ def test_words_are_cut_to_their_room() -> None:
     assert cut.endswith("…")
     assert "a rather long name".startswith(cut[:-1])
     assert font.getlength(cut) <= 60
-
-
-def test_nothing_to_draw_is_refused() -> None:
-    with pytest.raises(ValueError, match="predictions are empty"):
-        prediction_grid([])

@@ -18,7 +18,7 @@ from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.vit import ViTConfig
 from beit.run.device import DeviceConfig
 from beit.tables import predict
-from beit.tables.predict import Config, in_numbers_of, likeliest, true_classes
+from beit.tables.predict import Config, in_numbers_of, likeliest
 from beit.weights.file import save_weights
 
 DATA = "shapes://7?size=24"
@@ -325,20 +325,19 @@ class Labelled:
 @pytest.mark.parametrize(
     ("class_names", "expected"),
     [
-        (None, [0, 1, 2, None]),
-        ([*CLASSES], [0, 1, 2, None]),
-        (["dog", "ant", "cat"], [3, 0, 2, None]),  # by name
-        (["n01", "n02", "n03", "n04"], [None] * 4),  # other names, though as many
-        (["dog", "ant", "wolf"], [3, 0, None, None]),
-        (["dog"], [3, None, None, None]),  # labels without a name
+        (None, [0, 1, 2, -1]),
+        ([*CLASSES], [0, 1, 2, -1]),
+        (["dog", "ant", "cat"], [3, 0, 2, -1]),  # by name
+        (["n01", "n02", "n03", "n04"], [-1] * 4),  # other names, though as many
+        (["dog", "ant", "wolf"], [3, 0, -1, -1]),
+        (["dog"], [3, -1, -1, -1]),  # labels without a name
     ],
 )
 def test_true_classes_have_the_numbers_of_the_model(
-    class_names: list[str] | None, expected: list[int | None], vit: Callable[..., ViTConfig]
+    class_names: list[str] | None, expected: list[int], vit: Callable[..., ViTConfig]
 ) -> None:
     classes = ImageClassifierConfig(vit(), 4, class_names=CLASSES)
-    assert true_classes(Labelled(class_names), classes, 9) == expected
-    assert true_classes(Labelled(class_names), classes, 2) == expected[:2]
+    assert in_numbers_of(classes, Labelled(class_names)).labels.tolist() == expected
 
 
 def test_labels_have_the_numbers_of_the_model(
@@ -357,6 +356,6 @@ def test_true_classes_of_a_model_without_names(
     vit: Callable[..., ViTConfig], caplog: pytest.LogCaptureFixture
 ) -> None:
     classes = ImageClassifierConfig(vit(), 4)
-    assert true_classes(Labelled(["3", "0", "1"]), classes, 9) == [3, 0, 1, None]
-    assert true_classes(Labelled(["a", "b", "c"]), classes, 9) == [None] * 4
+    assert in_numbers_of(classes, Labelled(["3", "0", "1"])).labels.tolist() == [3, 0, 1, -1]
+    assert in_numbers_of(classes, Labelled(["a", "b", "c"])).labels.tolist() == [-1] * 4
     assert "no image is marked as right or wrong: the model has no class names" in caplog.text

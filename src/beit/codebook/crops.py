@@ -30,11 +30,6 @@ def crop_patch(image: Tensor, position: int, grid: tuple[int, int], context: int
         context: 0 or more; limited to what the image holds
     """
     (_, H, W), (Gh, Gw) = image.shape, grid
-    if not 0 <= position < Gh * Gw or H % Gh or W % Gw:
-        raise ValueError(
-            f"position {position} of a grid {grid} on an image of {H} x {W}; expected one in "
-            f"[0, {Gh * Gw}) and sides that are multiples of the grid's"
-        )
     row, column = divmod(position, Gw)
     rows, columns = min(2 * context + 1, Gh), min(2 * context + 1, Gw)
     top = min(max(row - context, 0), Gh - rows)

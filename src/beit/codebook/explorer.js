@@ -1,7 +1,5 @@
-// The page: search, sorting, filters, the open view, and the address.
+// The page: search, sorting, filters, its views, and what the address means.
 
-const title = document.title;
-const wide = window.matchMedia('(min-width: 62.01rem)');
 const controls = Object.fromEntries(['search', 'sort', 'shown', 'label', 'purity', 'drawn'].map((id) => [id, byId(id)]));
 const state = { view: 'codes', reversed: false, open: null, scrolled: { codes: 0, map: 0, images: 0 } };
 
@@ -100,20 +98,10 @@ function showStatus() {
   if (view === 'codes' && number) codeGallery.layout();
 }
 
-function show(view) {
-  if (view !== state.view) {
-    state.scrolled[state.view] = window.scrollY;
-    state.view = view;
-  }
-  byId('tools').hidden = view === 'images';
+function showView(view) {
   for (const pair of document.querySelectorAll('.pair[data-view]')) pair.hidden = pair.dataset.view !== view;
-  byId('heading').textContent = { codes: 'Codes', map: 'Map', images: 'Images' }[view];
   byId('key').textContent = keys[view];
   byId('key').hidden = !keys[view];
-  for (const link of byId('views').children) {
-    if (link.dataset.view === view) link.setAttribute('aria-current', 'page');
-    else link.removeAttribute('aria-current');
-  }
   showStatus();
   galleries[view].layout();
 }
@@ -134,98 +122,37 @@ function parseAddress() {
   return { kind: parts.has('images') && images.length ? 'images' : 'codes' };
 }
 
-function follow() {
-  const { kind, item, marked, patch } = parseAddress();
-  if (!item) {
-    const changed = kind !== state.view;
-    show(kind);
-    if (changed) window.scrollTo({ top: state.scrolled[kind], behavior: 'instant' });
-    close();
-    return;
-  }
-  open(kind, item, marked, patch);
-}
+const page = explore({
+  state,
+  controls,
+  headings: { codes: 'Codes', map: 'Map', images: 'Images' },
+  unsearched: 'images',
+  searched: 'codes',
+  parse: parseAddress,
+  refresh,
+  shown: showView,
+  name: ({ kind, item }) => (kind === 'code' ? `Code ${item.index}` : item.name),
+  subject: ({ kind, item }) => (kind === 'code' ? codeTitle(item) : [make('span', { class: 'words name', dir: 'auto', title: item.name }, item.name)]),
+  content: ({ kind, item, marked, patch }) => (kind === 'code' ? codeContent(item) : imageContent(item, marked, patch)),
+  order: (kind) => (kind === 'code' ? codeGallery.items : images),
+  choose(open) {
+    const code = open && open.kind === 'code' ? open.item : null;
+    codeGallery.choose(code);
+    galleries.map.choose(code);
+    imageGallery.choose(code ? null : open && open.item);
+  },
+  enter: () => galleries[state.view].focus(),
+  leave() {
+    galleries[state.view].layout();
+    galleries[state.view].focus();
+  },
+});
 
-function open(kind, item, marked, patch) {
-  const isCode = kind === 'code';
-  state.open = { kind, item };
-  byId('subject').replaceChildren(...(isCode ? codeTitle(item) : [make('span', { class: 'words name', dir: 'auto', title: item.name }, item.name)]));
-  byId('content').replaceChildren(...(isCode ? codeContent(item) : imageContent(item, marked, patch)));
-  byId('panel').hidden = false;
-  byId('panel').scrollTop = 0;
-  document.body.classList.add('open');
-  document.title = `${isCode ? `Code ${item.index}` : item.name} – ${title}`;
-  const order = isCode ? codeGallery.items : images;
-  const position = order.indexOf(item);
-  byId('previous').disabled = position <= 0;
-  byId('next').disabled = position < 0 || position + 1 >= order.length;
-  codeGallery.choose(isCode ? item : null);
-  galleries.map.choose(isCode ? item : null);
-  imageGallery.choose(isCode ? null : item);
-  cover();
-  byId('subject').focus({ preventScroll: true });
-}
-
-function close() {
-  if (!state.open) return;
-  state.open = null;
-  byId('panel').hidden = true;
-  byId('content').replaceChildren();
-  document.body.classList.remove('open');
-  document.title = title;
-  cover();
-  for (const each of Object.values(galleries)) each.choose(null);
-  galleries[state.view].layout();
-  galleries[state.view].focus();
-}
-
-/** In a narrow window the panel covers the page, which is then inert. */
-function cover() {
-  byId('page').inert = Boolean(state.open) && !wide.matches;
-}
-
-function step(by) {
-  const { kind, item } = state.open;
-  const order = kind === 'code' ? codeGallery.items : images;
-  const next = order[order.indexOf(item) + by];
-  if (next) location.hash = `#${kind}=${next.index}`;
-}
-
-function listen() {
-  for (const control of Object.values(controls)) control.addEventListener('input', refresh);
-  byId('tools').addEventListener('submit', (event) => event.preventDefault());
-  byId('reverse').addEventListener('click', () => {
-    state.reversed = !state.reversed;
-    byId('reverse').setAttribute('aria-pressed', state.reversed);
-    refresh();
-  });
-  byId('clear').addEventListener('click', () => {
-    byId('tools').reset();
-    refresh();
-    controls.search.focus();
-  });
-  byId('fold').addEventListener('click', () => {
-    const opened = byId('filters').classList.toggle('open');
-    byId('fold').setAttribute('aria-expanded', opened);
-  });
-  byId('skip').addEventListener('click', (event) => { event.preventDefault(); galleries[state.view].focus(); });
-  byId('close').addEventListener('click', () => { location.hash = `#${state.view}`; });
-  byId('previous').addEventListener('click', () => step(-1));
-  byId('next').addEventListener('click', () => step(1));
-  document.addEventListener('keydown', (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const typing = event.target.closest('input, select, textarea');
-    if (event.key === 'Escape' && state.open) location.hash = `#${state.view}`;
-    if (event.key === '/' && !typing && !byId('page').inert) {
-      event.preventDefault();
-      if (state.view === 'images') show('codes');
-      controls.search.focus();
-      controls.search.select();
-    }
-  });
-  window.addEventListener('hashchange', follow);
-  wide.addEventListener('change', cover);
-}
+byId('reverse').addEventListener('click', () => {
+  state.reversed = !state.reversed;
+  byId('reverse').setAttribute('aria-pressed', state.reversed);
+  refresh();
+});
 
 function start() {
   const used = codes.filter((code) => code.uses).length;
@@ -240,12 +167,11 @@ function start() {
   document.querySelector('[data-view="images"]').hidden = !images.length;
   byId('views').hidden = !images.length && !mapped.length;
   setUpScheme();
-  listen();
   if (new URLSearchParams(location.hash.slice(1)).has('image') && images.length) state.view = 'images';
   imageGallery.fill(images);
   refresh();
-  show(state.view);
-  follow();
+  page.show(state.view);
+  page.follow();
 }
 
 start();

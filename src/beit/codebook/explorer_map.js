@@ -32,11 +32,6 @@ function codeMap(opened) {
       return { shown, colours, dots: byId('drawn').value === 'colours', faded: () => false, front: open ? [item, ...near] : [] };
     },
   });
-  byId('nearer').addEventListener('click', () => map.zoom(1.6));
-  byId('farther').addEventListener('click', () => map.zoom(1 / 1.6));
-  byId('whole').addEventListener('click', () => map.zoom(0));
-  byId('scheme').addEventListener('click', map.redraw);
-  window.matchMedia('(prefers-color-scheme: dark)').addEventListener('change', map.redraw);
   if (mapped.length) {
     const blob = new Blob([bytesOf(mapLine)], { type: 'image/webp' });
     createImageBitmap(blob).then((sheet) => { bitmap = sheet; map.redraw(); });

@@ -23,7 +23,6 @@ _MAPS = 12  # codes whose positions are drawn
 
 def usage_figure(uses: Tensor) -> SavedFigure:
     """Draw the uses (K,) int64 of each code, sorted, and a histogram of them; not all are zero."""
-    _check_used(uses)
     K = len(uses)
     health = codebook_health(uses)
     ordered = uses.double().sort(descending=True).values.numpy()
@@ -89,7 +88,6 @@ def position_figure(
         entropies: (K,) bits, of each code over positions; NaN for unused codes
         codes: (k,) int64; the positions of the first dozen are drawn
     """
-    _check_used(positions.sum(0))
     Gh, Gw = grid
     share = positions.double() / positions.sum(1, keepdim=True).clamp(min=1)
     perplexity = (-torch.xlogy(share, share).sum(1)).exp().view(Gh, Gw).numpy()
@@ -148,11 +146,6 @@ def pairs_figure(lifts: Tensor, codes: Tensor, patches: Pixels) -> SavedFigure:
         patches: (k, p, p, 3), the mean patch of each code
     """
     k = len(codes)
-    if k < 2 or lifts.shape != (k, k) or len(patches) != k:
-        raise ValueError(
-            f"pairs need 2 codes or more and their lifts and patches, got {k} codes, lifts "
-            f"{tuple(lifts.shape)} and {len(patches)} patches"
-        )
     logs = lifts.clamp(min=2**-6).log2()
     order = _similarity_order(logs)
     cells, shown = logs[order][:, order].numpy(), codes[order].tolist()
@@ -187,8 +180,3 @@ def _similarity_order(logs: Tensor) -> Tensor:
     order: Tensor = angle.argsort(stable=True)
     gaps = torch.cat([angle[order][1:], angle[order][:1] + 2 * math.pi]) - angle[order]
     return order.roll(-int(gaps.argmax()) - 1)  # start after the widest gap of the circle
-
-
-def _check_used(uses: Tensor) -> None:
-    if not len(uses) or not bool(uses.sum()):
-        raise ValueError("no code is used, so there is nothing to draw")

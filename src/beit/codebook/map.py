@@ -80,17 +80,14 @@ def principal_components(vectors: Tensor, l2_normalised: bool = True) -> tuple[T
 
 
 def tsne(vectors: Tensor, seed: int, l2_normalised: bool = True) -> Tensor:
-    """Embed vectors (k, C) by t-SNE (van der Maaten and Hinton 2008): (k, 2) float32.
+    """Embed vectors (k, C), k at least `MIN_TSNE`, by t-SNE: (k, 2) float32.
 
-    It uses scikit-learn, which probing needs too. UMAP would need umap-learn and numba, which
-    supports only some versions of Python and NumPy. The start is the principal components, so that
-    the seed changes little.
+    Van der Maaten and Hinton 2008. The start is the principal components, so that the seed changes
+    little.
 
     Raises:
         ModuleNotFoundError: scikit-learn is not installed.
     """
-    if len(vectors) < MIN_TSNE:
-        raise ValueError(f"t-SNE needs {MIN_TSNE} codes or more, got {len(vectors)}")
     from sklearn.manifold import TSNE
 
     rows = unit(vectors) if l2_normalised else vectors.float()
@@ -107,8 +104,6 @@ def free_cells(points: NDArray[np.float64], side: int) -> NDArray[np.int64]:
 
     points: (k, 2) in [0, 1], in order of priority. Returns: (k, 2), column and row
     """
-    if len(points) > side * side:
-        raise ValueError(f"{len(points)} points do not fit into {side} x {side} cells")
     rows, columns = np.divmod(np.arange(side * side), side)
     cells: list[int] = []
     for x, y in points * (side - 1):
@@ -124,14 +119,10 @@ def map_figure(
     """Draw each code as its mean patch near its place, without overlap.
 
     Args:
-        places: (k, 2), in order of priority for their exact place
+        places: (k, 2), k at least 1, in order of priority for their exact place
         patches: (k, p, p, 3)
         labels: of the axes
     """
-    if not len(places) or len(places) != len(patches):
-        raise ValueError(
-            f"a map needs 1 code or more and a patch for each, got {len(places)} and {len(patches)}"
-        )
     points = places.double().numpy()
     low, high = points.min(axis=0), points.max(axis=0)
     scale = max(float((high - low).max()), 1e-12)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from beit.draw.numbers import cosine_words
 from beit.draw.report import Cell, Section, Table, link_to, write_report
 from beit.nn.code_statistics import CodeMeasures, lift
 from beit.nn.metrics import codebook_health
+
+if TYPE_CHECKING:
+    from beit.codebook.visualise import Config
 
 COLUMNS, ROWS = 10, 12  # patches and codes of a figure: what fits on a page
 PAIRED = 32  # codes of the co-occurrence figure
@@ -42,26 +45,23 @@ def write_codebook_report(
     layouts: Layouts,
     read_crops: ReadCrops,
     about: Mapping[str, Any],
-    *,
-    codes: Sequence[int] | None,
-    num_codes: int,
-    rank_by: Rank | None,
-    min_uses: int,
+    config: "Config",
 ) -> None:
     """Write report.html, figures/*.png and figures/*.svg into an existing directory.
 
     Args:
         read_crops: yields the crop of each readable place, for places (m,) int64 sorted
         about: model, kind, data, images and seed
-        codes, num_codes, rank_by, min_uses: as in `visualise.Config`
+        config: which codes to show, and in which order
     """
     labelled, measures = bool(book.label_names), book.measures
-    by: Rank = rank_by or ("purity" if labelled else "use")
+    by: Rank = config.rank_by or ("purity" if labelled else "use")
     kinds = [kind for kind in _HEADS if labelled or kind not in ("purity", "label_entropy")]
-    orders = {kind: ranked(measures, kind, min_uses).tolist() for kind in kinds}
-    shown = list(dict.fromkeys(codes or orders[by][:num_codes]))
+    orders = {kind: ranked(measures, kind, config.min_uses).tolist() for kind in kinds}
+    shown = list(dict.fromkeys(config.codes or orders[by][: config.num_codes]))
     rows = _gallery_rows(book, shown, read_crops)
-    count = f"{min(ROWS, len(shown))} codes" + ("" if codes else f", by {by.replace('_', ' ')}")
+    order = "" if config.codes else f", by {by.replace('_', ' ')}"
+    count = f"{min(ROWS, len(shown))} codes{order}"
     subtitle = f"{count}, on {about['images']:,} images. Framed: the patch; around it: the image"
     folder = directory / "figures"
     folder.mkdir()
@@ -70,18 +70,18 @@ def write_codebook_report(
         part = [row._replace(crops=row.crops[:COLUMNS]) for row in rows[name][:ROWS]]
         drawn[name] = gallery_figure(part, name, title, subtitle).save(folder)
 
+    which = "The codes named by --codes" if config.codes else _HEADS[by]
     patch_text = (
-        f"{'The codes named by --codes' if codes else _HEADS[by]}. A frame marks the patch; around "
-        "it is the image as the tokenizer saw it. The closest patches show a code at its best, the "
-        "random ones what it is used for."
+        f"{which}. A frame marks the patch; around it is the image as the tokenizer saw it. The "
+        "closest patches show a code at its best, the random ones what it is used for."
     )
     galleries = [
         strips(rows["closest"], "The patches closest to each code, closest first."),
         strips(rows["random"], "Patches drawn at random from all patches with the code.", True),
     ]
     rank_text = (
-        f"Codes with fewer than {min_uses} uses are left out: a few patches are pure by chance. "
-        "Entropies are in bits."
+        f"Codes with fewer than {config.min_uses} uses are left out: a few patches are pure by "
+        "chance. Entropies are in bits."
     )
     listed = {kind: [book.code(code) for code in orders[kind][:LISTED]] for kind in kinds}
     nearest = nearest_table([book.code(code) for code in shown])

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -42,7 +42,7 @@ from beit.data.sources import open_source
 from beit.data.unreadable import Unreadable, readable
 from beit.data.views import EvalView
 from beit.draw.components import codebook_colours
-from beit.files import write_text
+from beit.files import refuse_existing, write_text
 from beit.nn.code_statistics import CodeStatistics, code_vectors, rated
 from beit.nn.reservoir import Reservoir
 from beit.nn.tokenizer import VQKD, Tokenizer
@@ -143,14 +143,12 @@ class Result(NamedTuple):
 def run(config: Config) -> Result:
     """Process the images and write the directory."""
     output = Path(config.output)
-    if output.exists():
-        raise FileExistsError(f"{output} exists and is not overwritten; name another directory")
+    refuse_existing(output)
     fabric = launch(config.device)
     first = fabric.is_global_zero
     sizes = {"image_size": config.image_size, "num_heads": config.num_heads}
     overrides = {name: value for name, value in sizes.items() if value is not None}
     tokenizer = load_tokenizer(config.model, **overrides)
-    config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
     check_bands(config.model, config.data)
     K = tokenizer.vocab_size
     if invalid := [code for code in config.codes or () if not 0 <= code < K]:
@@ -163,7 +161,7 @@ def run(config: Config) -> Result:
             f"rank_by is {config.rank_by}, which needs labels, and {config.data} has none; rank by "
             "use, position_entropy or closeness, or use class folders or a column 'label'"
         )
-    view = EvalView(tokenizer.image_size, crop)
+    view = EvalView(tokenizer.image_size, crop_ratio(config.model, config.crop_ratio))
     size, workers, world_size = config.batch_size, config.num_workers, fabric.world_size
     batches = EvalBatches(
         *(source, view, size), rank=fabric.global_rank, world_size=world_size, num_workers=workers
@@ -210,7 +208,8 @@ def run(config: Config) -> Result:
                 lambda part: rate(part.to(fabric.device))[0],
                 _features_of(tokenizer, fabric.device),
             )
-            _write(config, _about(config, fabric, tokenizer, images), book, crops, whole_images)
+            about = _about(config, view, fabric, tokenizer, images)
+            _write(config, about, book, crops, whole_images)
     seconds = time.perf_counter() - started
     left_out_note = f" ({left_out} left out)" if left_out else ""
     logger.info(
@@ -233,7 +232,7 @@ def ending(config: Config, result: Result) -> Ending:
 
 
 def _features_of(tokenizer: Tokenizer, device: torch.device) -> Callable[[Tensor], Tensor] | None:
-    """Return what gives the patch tokens (B, N, D) of images; None for a discrete VAE and DALL-E.
+    """Return a function from images to their patch tokens (B, N, D); None for discrete VAEs.
 
     They are the features of `beit visualise features`.
     """
@@ -253,7 +252,9 @@ def _peak_megabytes() -> float:
     return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
-def _about(config: Config, fabric: "Fabric", tokenizer: Tokenizer, images: int) -> dict[str, Any]:
+def _about(
+    config: Config, view: EvalView, fabric: "Fabric", tokenizer: Tokenizer, images: int
+) -> dict[str, Any]:
     """Return everything that the result depends on, as plain values."""
     return {
         "beit": beit.__version__,
@@ -268,7 +269,7 @@ def _about(config: Config, fabric: "Fabric", tokenizer: Tokenizer, images: int) 
         "images": images,
         "limit": config.limit,
         "per_code": config.per_code,
-        "crop_ratio": config.crop_ratio,
+        "crop_ratio": view.crop_ratio,
         "seed": config.seed,
         "precision": precision_of(fabric)["precision"],
     }
@@ -289,13 +290,7 @@ def _write(
         directory.mkdir()
         write_text(directory / "codes.json", codes_json(about, book))
         layouts = lay_out(book, config.layout, config.seed)
-        write_codebook_report(
-            *(directory, book, layouts, read_crops, about),
-            codes=config.codes,
-            num_codes=config.num_codes,
-            rank_by=config.rank_by,
-            min_uses=config.min_uses,
-        )
+        write_codebook_report(directory, book, layouts, read_crops, about, config)
         if config.explorer:
             _write_explorer(directory, about, book, layouts, read_crops, whole_images)
         directory.rename(output)

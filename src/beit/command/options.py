@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 C = TypeVar("C")
 # Verbs whose settings can follow the data, and a field of the Config for which they can.
 FOLLOWING = {"train-tokenizer": "codebook", "pretrain": "mask", "finetune": "mix"}
-# What values without an option are likely meant for, where a verb takes none.
+# The options that values are likely meant for, where a verb takes no positional ones.
 NAMES = ("model", "data", "output")
 
 
@@ -61,12 +61,7 @@ def parse(
         _check_names(parser, verb, layers, options)
         layers, options = squared(parser, layers, options)
         if FOLLOWING.get(verb) in names and not {"-h", "--help"} & {*options}:
-            following = following_data(verb, layers, options)
-            if len(following) > 1:  # a part may be held out of what the option names
-                options.append(f"--data.train={following[-1].values['data']['train']}")
-            place = next((i for i, layer in enumerate(layers) if is_file(layer, base)), len(layers))
-            before, files = [*layers[:place], *following], layers[place:]
-            layers = [*before, *following_init(verb, before, files, options, base), *files]
+            layers, options = with_following(verb, layers, options, base)
         settings = [f"--config={json.dumps(values, default=str)}" for _, values in layers if values]
         built = parser.instantiate(parser.parse_args([*settings, *options]))
     except (ArgumentError, ValueError) as error:  # of the parser; of a Config's own checks
@@ -77,68 +72,70 @@ def parse(
     return config_class(**{name: built[name] for name in names})
 
 
-def following_data(verb: str, layers: Sequence[Layer], options: Sequence[str]) -> list[Layer]:
+def with_following(
+    verb: str, layers: Sequence[Layer], options: list[str], base: Layer | None
+) -> tuple[list[Layer], list[str]]:
+    """Add values that follow the data and the initial weights; files and options override them.
+
+    Returns: the layers, and the options, with other training images if a part is held out
+    """
+    num_presets = sum(layer.source.startswith("preset ") for layer in layers)
+    place = num_presets + (base is not None)
+    weaker, files = [*layers[:place]], layers[place:]
+    if base is not None:  # a run's settings followed both; presets do not override them
+        groups = ("model", "codebook") if base.values.get("init") and verb != "finetune" else ()
+        kept = {group: base.values[group] for group in groups if group in base.values}
+        return [*weaker, Layer(base.source, kept), *files], options
+    given = nested(options)
+    if not files:
+        weaker += following_data(verb, weaker, given)
+    if weaker and not num_presets:  # a part may be held out of the training images
+        options = [*options, f"--data.train={weaker[-1].values['data']['train']}"]
+    return [*weaker, *following_init(verb, weaker, [*files, Layer("", given)]), *files], options
+
+
+def following_data(verb: str, chosen: Sequence[Layer], given: Mapping[str, Any]) -> list[Layer]:
     """Return values that follow the data, for trainings but those of dVAEs and segmenters.
 
-    Without preset and file these are all settings. With a preset a k-NN check is left out that the
-    images cannot have, unless the options ask for it.
+    Without a chosen preset these are all settings. With one, a k-NN check is left out that the
+    images cannot have, unless the given options ask for it.
     """
-    told = nested(options)
-    starts = told.get("data", {}).get("train") or told.get("tokenizer") or told.get("init")
-    if starts and not layers:
+    data = given.get("data", {})
+    if not chosen:
+        if not (data.get("train") or given.get("tokenizer") or given.get("init")):
+            return []
         from beit.command.automatic import settings  # imports torch
 
-        preset, values = settings(verb, told)
+        preset, values = settings(verb, given)
         return [Layer("preset photos", preset), Layer("settings that follow the data", values)]
-    if not layers or not all(layer.source.startswith("preset ") for layer in layers):
-        return []
-    data, kept = told.get("data", {}), layers[-1].values.get("data", {}).get("validation")
+    kept = chosen[-1].values.get("data", {}).get("validation")
     if data.get("train") and "validation" not in data and kept:
         log.info(
             "validation images: %s, of %s; for others --data '%s[:90%%]' --validation '%s[90%%:]', "
             "for none --validation ''",
-            *(kept, layers[-1].source, data["train"], data["train"]),
+            *(kept, chosen[-1].source, data["train"], data["train"]),
         )
-    if verb == "pretrain":
-        from beit.command.automatic import without_check
+    if verb != "pretrain":
+        return []
+    from beit.command.automatic import without_check
 
-        return [Layer("what the images lack", without_check(layers[-1].values, told))]
-    return []
-
-
-def is_file(layer: Layer, base: Layer | None) -> bool:
-    """Whether the values are those of a configuration file of the caller."""
-    return layer.source != (base and base.source) and not layer.source.startswith("preset ")
+    return [Layer("what the images lack", without_check(chosen[-1].values, given))]
 
 
-def following_init(
-    verb: str,
-    before: Sequence[Layer],
-    files: Sequence[Layer],
-    options: Sequence[str],
-    base: Layer | None,
-) -> list[Layer]:
-    """Return the network of the model that pretraining, or a tokenizer, starts from.
-
-    It overrides presets and what follows the data; files and options override it. The settings of
-    a run, the base, have it already.
-    """
-    if base is not None:
-        groups = ("model", "codebook") if base.values.get("init") and verb != "finetune" else ()
-        return [Layer(base.source, {g: base.values[g] for g in groups if g in base.values})]
-    weaker = [layer.values for layer in before]
-    stronger = [*(layer.values for layer in files), nested(options)]
-    given = [values["init"] for values in (*weaker, *stronger) if values.get("init")]
+def following_init(verb: str, weaker: Sequence[Layer], stronger: Sequence[Layer]) -> list[Layer]:
+    """Return the network of the model that pretraining, or a tokenizer, starts from."""
+    before, after = ([layer.values for layer in layers] for layers in (weaker, stronger))
+    given = [values["init"] for values in (*before, *after) if values.get("init")]
     if not given or verb == "finetune":
         return []
     from beit.command.automatic import network  # imports torch
 
-    return [Layer(f"the network of {given[-1]}", network(verb, given[-1], weaker, stronger))]
+    return [Layer(f"the network of {given[-1]}", network(verb, given[-1], before, after))]
 
 
 def nested(options: Sequence[str]) -> dict[str, Any]:
     """Read options as nested values, as a configuration file has them."""
-    told: dict[str, Any] = {}
+    given: dict[str, Any] = {}
     for place, word in enumerate(options):
         name, equals, value = word.partition("=")
         if not name.startswith("--"):
@@ -146,11 +143,11 @@ def nested(options: Sequence[str]) -> dict[str, Any]:
         following = [*options[place + 1 : place + 2], "true"][0]
         text = value if equals else "true" if following.startswith("--") else following
         *groups, last = name.removeprefix("--").split(".")
-        inner = told
+        inner = given
         for group in groups:
             inner = inner.setdefault(group, {})
         inner[last] = text if last in ("train", "validation") else presets.plain(text)
-    return told
+    return given
 
 
 def squared(

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from beit.command.survey import HELD_OUT, Images, Machine, Told
+from beit.command.survey import HELD_OUT, Images, Machine, Options
 from beit.run.budget import seconds_of
 
 LONG = 4 * 3600.0  # seconds of a budget from which a CPU trains a larger model
@@ -75,7 +75,7 @@ def fitted(
     preset: Mapping[str, Any],
     images: Images,
     has: Machine,
-    told: Told,
+    options: Options,
     given: Given | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """Fit a preset's numbers to the images and the machine. Returns: values, and why.
@@ -84,22 +84,22 @@ def fitted(
         given: what the tokenizer, or the model to fine-tune, decides
     """
     part, reasons = PARTS[verb], list[str]()
-    budget = told.get("run.budget", "")
+    budget = options.get("run.budget", "")
     long = bool(budget) and seconds_of(budget) >= LONG
     if given is None:
-        shape, why = geometry(images.side, has, long, told, part)
+        shape, why = geometry(images.side, has, long, options, part)
     else:
         shape, why = given.shape, f"as {given.name}"
     (height, width), N = shape.size, shape.patches
     reasons.append(f"{height} x {width} pixels, {N} patches of {shape.patch}: {why}")
     if given is None or not given.vit:
         usual_vit, why = network(images.number, has, long)
-        vit = {name: told.get(f"{part}.{name}", value) for name, value in usual_vit.items()}
+        vit = {name: options.get(f"{part}.{name}", value) for name, value in usual_vit.items()}
     else:
         vit, why = dict(given.vit), f"as {given.name}"
     reasons.append(f"a ViT of width {vit['width']} and depth {vit['depth']}: {why}")
     image = (N + 1) * vit["width"] * vit["depth"] * BLOCK_BYTES
-    values, reason, total = pace(verb, preset, images, has, told, image)
+    values, reason, total = pace(verb, preset, images, has, options, image)
     reasons += reason
     vit |= {"image_size": [height, width], "patch_size": shape.patch}
     if images.channels != 3:
@@ -110,12 +110,12 @@ def fitted(
             "measures better ones"
         )
     if verb == "finetune":
-        fresh = bool(told.get("backbone"))  # else a model is given, or asked for
+        fresh = bool(options.get("backbone"))  # else a model is given, or asked for
         return values | ({"backbone": vit} if fresh else {}), reasons
     if verb == "train-tokenizer":
         batch = values["optim"]["batch_size"]
         codes, why = codebook(preset["model"]["num_codes"], images.number, N, batch)
-        reasons.append(f"{told.get('model.num_codes', codes)} codes: {why}")
+        reasons.append(f"{options.get('model.num_codes', codes)} codes: {why}")
         values["model"] = {"encoder": vit, "num_codes": codes}
         values["teacher"] = {"image_size": teacher_size(shape, bool(has.gpu))}
         start = preset["codebook"].get("start_after", 0)
@@ -124,7 +124,7 @@ def fitted(
     values["model"] = {"backbone": vit, "early_layers": max(1, vit["depth"] * 3 // 4)}
     values["mask"] = {"count": max(1, round(0.385 * N)), "min_block": max(1, N // 12)}
     values["check"] = {"every": 0 if images.unchecked else values["validate_every"]}
-    if images.unchecked and not told.get("check.every"):
+    if images.unchecked and not options.get("check.every"):
         reasons.append(f"no k-NN check: {images.unchecked}")
     return values, reasons
 
@@ -134,7 +134,7 @@ def pace(
     preset: Mapping[str, Any],
     images: Images,
     has: Machine,
-    told: Told,
+    options: Options,
     image_bytes: int,
 ) -> tuple[dict[str, Any], list[str], int]:
     """Choose the batch, the epochs and what follows from them. Returns: values, why, and steps.
@@ -142,11 +142,11 @@ def pace(
     Args:
         image_bytes: what a training step keeps of an image
     """
-    budget, kind, number = told.get("run.budget", ""), "gpu" if has.gpu else "cpu", images.number
+    budget, kind, number = options.get("run.budget", ""), "gpu" if has.gpu else "cpu", images.number
     most = preset["optim"]["batch_size"]
     if has.gpu:
         most = min(most, power_of_two(has.gpu * 1e9 * SHARE_OF_GPU / image_bytes))
-    batch = told.get("optim.batch_size", min(most, power_of_two(number / 3)))
+    batch = options.get("optim.batch_size", min(most, power_of_two(number / 3)))
     if batch > number:
         raise ValueError(
             f"optim.batch_size is {batch}, but there are {number} training images; give that or "
@@ -154,9 +154,9 @@ def pace(
         )
     usual = LENGTHS[verb, kind]
     passes = min(usual.most, max(usual.least, round(usual.views / number)))
-    epochs = told.get("optim.epochs", usual.most if budget else passes)
+    epochs = options.get("optim.epochs", usual.most if budget else passes)
     why = "the usual; --budget 30m says how long" if not budget else f"or what fits into {budget}"
-    if told.get("optim.epochs"):
+    if options.get("optim.epochs"):
         why = "as given"
     total = max(1, round(epochs * max(1, number // batch)))
     workers = min(16, has.cores - 1) if has.gpu else min(4, has.cores // 2)
@@ -186,20 +186,22 @@ def pace(
     return values, [length, memory], total
 
 
-def geometry(side: int, has: Machine, long: bool, told: Told, part: str) -> tuple[Geometry, str]:
+def geometry(
+    side: int, has: Machine, long: bool, options: Options, part: str
+) -> tuple[Geometry, str]:
     """Choose the size of images, and of patches."""
     sizes = ((224, 16), (128, 16), (64, 8), (32, 4)) if has.gpu else ((96, 16), (64, 16), (32, 8))
     if long and not has.gpu:
         sizes = ((128, 16), *sizes)
     usual, patch = next((one for one in sizes if one[0] <= side), sizes[-1])
-    given = told.get(f"{part}.image_size")
+    given = options.get(f"{part}.image_size")
     height, width = given or (usual, usual)
     fitting = [
         p for p in (16, 8, 4) if not (height % p or width % p) and min(height, width) >= 4 * p
     ]
     if given:
         patch = next(iter(fitting), patch)
-    shape = Geometry((height, width), told.get(f"{part}.patch_size", patch))
+    shape = Geometry((height, width), options.get(f"{part}.patch_size", patch))
     why = f"a {'GPU' if has.gpu else 'CPU'} has time for that"
     if side < sizes[0][0]:
         why = f"the images have {side} pixels or so"

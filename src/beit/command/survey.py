@@ -49,8 +49,8 @@ class Images(NamedTuple):
     channels: int = 3
 
 
-class Told:
-    """The options of the caller, by dotted name."""
+class Options:
+    """Nested values, by dotted name: the options of the caller, or a preset."""
 
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = options
@@ -77,7 +77,7 @@ def machine(accelerator: str = "auto") -> Machine:
     return Machine(max(1, cores // processes), memory / processes, gpu)
 
 
-def look_at(verb: str, told: Told, data: Mapping[str, Any]) -> tuple[Images, list[str]]:
+def look_at(verb: str, options: Options, data: Mapping[str, Any]) -> tuple[Images, list[str]]:
     """Open the images: count and size them, and choose those for validation.
 
     Args:
@@ -85,10 +85,10 @@ def look_at(verb: str, told: Told, data: Mapping[str, Any]) -> tuple[Images, lis
 
     Returns: the images, and what was chosen
     """
-    own = bool(told.get("data.train"))
-    spec = told.get("data.train") or data["train"]
-    limit = told.get("data.limit", None if own else data.get("limit"))
-    validation = told.get("data.validation", None if own else data.get("validation"))
+    own = bool(options.get("data.train"))
+    spec = options.get("data.train") or data["train"]
+    limit = options.get("data.limit", None if own else data.get("limit"))
+    validation = options.get("data.validation", None if own else data.get("validation"))
     source = open_source(spec, split="train")
     if len(source) < FEWEST and verb != "finetune":
         raise ValueError(

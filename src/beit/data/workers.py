@@ -12,6 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
@@ -67,6 +68,31 @@ def computed(
         for worker in workers:
             worker.end()
             worker.process.join()
+
+
+def computed_each(
+    compute: Callable[[int], Any],
+    indices: range,
+    num_workers: int,
+    size: int,
+    name: Callable[[int], str],
+) -> Iterator[Any]:
+    """Yield `compute(index)` for each image, in order; a task is `size` images.
+
+    Args:
+        name: of an image
+    """
+    tasks = [indices[first : first + size] for first in range(0, len(indices), size)]
+
+    def named(task: range) -> str:
+        return f"{name(task.start)} to {name(task.stop - 1)}"
+
+    for results in computed(partial(_of_each, compute), tasks, num_workers, named):
+        yield from results
+
+
+def _of_each(compute: Callable[[int], Any], task: range) -> list[Any]:
+    return [compute(index) for index in task]
 
 
 class _Worker:

@@ -1,8 +1,8 @@
 """Near copies of test images by features: what a frozen model sees as nearly the same.
 
-Features of the test images lie in a file, half precision, that is mapped into memory; those of
-training images are compared with them a batch at a time and forgotten. So memory does not grow with
-the training images, but for their nearest test image and its cosine.
+Features of the test images are kept in half precision in a file that is mapped into memory. Each
+batch of training images is compared with them; of a training image only the nearest test image and
+its cosine are kept.
 """
 
 import tempfile

@@ -1,4 +1,4 @@
-"""What was looked at, on the screen, as a page and as JSON."""
+"""Checks with their findings: printed, as a page and as JSON."""
 
 import json
 import shutil
@@ -15,10 +15,10 @@ JSON, PAGE = "doctor.json", "report.html"
 
 
 class Check(NamedTuple):
-    """One thing that was looked at: what was found, and what to do; empty if it is well.
+    """One check: what was found, and advice; no advice if all is well.
 
     Attributes:
-        must: whether it must be done
+        must: whether the advice must be followed
     """
 
     name: str
@@ -28,7 +28,7 @@ class Check(NamedTuple):
 
 
 class Findings(NamedTuple):
-    """All that was looked at.
+    """All checks, and what else the page and the JSON show.
 
     Attributes:
         title: of the page
@@ -45,7 +45,7 @@ class Findings(NamedTuple):
 
 
 def show(checks: Sequence[Check]) -> None:
-    """Print a line for each check, and below it what to do; a mark where it must be done."""
+    """Print a line for each check, and its advice below; a mark where it must be followed."""
     width = max(len(check.name) for check in checks)
     screen, indent = max(60, shutil.get_terminal_size((100, 24)).columns), " " * (width + 4)
     for check in checks:
@@ -57,7 +57,7 @@ def show(checks: Sequence[Check]) -> None:
             print(wrapper.fill(text))  # with lists of numbers whole, to be pasted
 
 
-def mended(checks: Sequence[Check]) -> list[str]:
+def failures(checks: Sequence[Check]) -> list[str]:
     """Return what must be mended, a sentence each."""
     return [f"{check.name}: {check.found}; {check.advice}" for check in checks if check.must]
 

@@ -1,4 +1,4 @@
-"""A list of the images that are left without those that have faults, `--write`."""
+"""The clean list, `--write`: a file that names the images without faults."""
 
 import csv
 import io
@@ -8,22 +8,30 @@ from pathlib import Path
 
 from beit.data.source import Source
 from beit.data.sources import open_source
+from beit.diagnosis.faults import label_of
 from beit.diagnosis.scan import file_of_image
-from beit.files import write_bytes
-
-TABLE = ".csv"
+from beit.files import refuse_existing, write_bytes
 
 
 def check_writable(path: str, source: Source) -> None:
     """Refuse, before anything is read, a list that exists or of images that are no files."""
-    if Path(path).exists():
-        raise FileExistsError(f"{path} exists and is not overwritten; name another file for write")
+    refuse_existing(Path(path), "file for write")
     if file_of_image(source, 0) is None:
         raise ValueError(
             f"write is {path}, but a list names image files and {source.name(0)} is none: an image "
             "in a table or an archive, or a drawn one; leave write out, the JSON of --output lists "
             "the images to remove"
         )
+
+
+def is_table(path: str) -> bool:
+    """Tell whether a clean list is a table, which keeps labels."""
+    return path.lower().endswith(".csv")
+
+
+def as_data(path: str) -> str:
+    """Return a clean list as `--data` takes it."""
+    return path if is_table(path) else f"@{path}"
 
 
 def write_clean(path: str, source: Source, kept: Sequence[int]) -> int:
@@ -39,7 +47,7 @@ def write_clean(path: str, source: Source, kept: Sequence[int]) -> int:
         raise ValueError(f"{path}: no image is left to list; give fewer kinds in --drop")
     files = [os.path.abspath(file) for i in kept if (file := file_of_image(source, i))]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    if not path.lower().endswith(TABLE):
+    if not is_table(path):
         encoded = [os.fsencode(file) for file in files]
         broken = any(b"\n" in file or file.endswith(b"\r") for file in encoded)
         end = b"\0" if broken else b"\n"
@@ -48,29 +56,19 @@ def write_clean(path: str, source: Source, kept: Sequence[int]) -> int:
     folder = os.path.abspath(Path(path).parent)
     if os.path.commonpath([folder, *files]) == folder:
         files = [os.path.relpath(file, folder) for file in files]
-    labels = _labels(source, kept)
+    labels = [label_of(source, image) for image in kept]
     rows = [(file, label) for file, label in zip(files, labels, strict=True) if _fits_table(file)]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("path", "label"), *rows])
     write_bytes(Path(path), text.getvalue().encode())
     written = open_source(path)
-    if _labels(written, range(len(written))) != [label for _, label in rows]:
+    if [label_of(written, row) for row in range(len(written))] != [label for _, label in rows]:
         Path(path).unlink()
         raise ValueError(
             f"{path}: labels of these classes cannot be kept in a table, as a class named NA; "
             "write a list, as in --write clean.txt"
         )
     return len(rows)
-
-
-def _labels(source: Source, images: Sequence[int]) -> list[str]:
-    """Return the name of each image's class, or its number; empty without a label."""
-    if source.labels is None:
-        return [""] * len(images)
-    numbers = [int(source.labels[image]) for image in images]
-    if (names := source.class_names) is None:
-        return ["" if number < 0 else str(number) for number in numbers]
-    return ["" if number < 0 else names[number] for number in numbers]
 
 
 def _fits_table(name: str) -> bool:

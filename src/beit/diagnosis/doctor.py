@@ -11,8 +11,8 @@ from typing import NamedTuple
 
 from beit.command.ending import Ending, opened, words
 from beit.command.options import name_positionals, parse
-from beit.diagnosis.checks import JSON, Findings, check_output, mended, show, write
-from beit.diagnosis.clean import TABLE
+from beit.diagnosis.checks import JSON, Findings, check_output, failures, show, write
+from beit.diagnosis.clean import as_data
 from beit.diagnosis.faults import DROPPED, KINDS
 from beit.diagnosis.images import check_images
 from beit.diagnosis.machine import check_machine
@@ -110,10 +110,9 @@ def concluded(found: Findings, output: str | None) -> Result:
     """Print what was found and write the page."""
     show(found.checks)
     report = None if output is None else write(Path(output), found)
-    failures = mended(found.checks)
-    if failures:
-        print(f"\n{len(failures)} to mend, marked with !", flush=True)
-    return Result(failures, dict(found.figures), report)
+    if failed := failures(found.checks):
+        print(f"\n{len(failed)} to mend, marked with !", flush=True)
+    return Result(failed, dict(found.figures), report)
 
 
 def ending(config: Config | Training, result: Result) -> Ending:
@@ -132,8 +131,7 @@ def ending(config: Config | Training, result: Result) -> Ending:
         return Ending(made, _figure(result), words("demo"))
     then = words("doctor", config.data, test=config.test, output="checked")
     if config.write is not None:
-        is_table = config.write.lower().endswith(TABLE)
-        then = words("train-tokenizer", data=config.write if is_table else f"@{config.write}")
+        then = words("train-tokenizer", data=as_data(config.write))
     return Ending(made, _figure(result), then)
 
 

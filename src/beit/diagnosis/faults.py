@@ -1,4 +1,4 @@
-"""What may be wrong with images and their classes, found from the facts of a pass."""
+"""Faults of images and of their classes, found from the facts of one pass over them."""
 
 import re
 from collections import Counter
@@ -12,6 +12,7 @@ from beit.data.class_names import plural, some, spelled
 from beit.data.classes import Labelled, known_classes, renumbered
 from beit.data.source import Source
 from beit.diagnosis.alike import Nearest
+from beit.diagnosis.checks import Check
 from beit.diagnosis.near import Indices, first_copies, near_ones
 from beit.diagnosis.scan import Facts
 
@@ -23,7 +24,7 @@ FEW = 1000  # images below which no size is odd
 
 
 class Kind(NamedTuple):
-    """A kind of fault: what the images are, and what to do about them; whether it must be done."""
+    """A kind of fault: a description of its images, advice, and whether it must be mended."""
 
     images: str
     advice: str
@@ -63,9 +64,9 @@ class Fault(NamedTuple):
     Attributes:
         kind: one of `KINDS`
         images: (k,) indices in their set, rising
-        like: (k,) the images that they are like, in their set or, for the kinds of the test set, in
-            that one; None for other kinds
-        cosines: (k,) of their features with those of these, if a model has found them
+        like: (k,) the images that they resemble: of the test set for the kinds `OF_TEST`, else of
+            their own set; None for other kinds
+        cosines: (k,) of their features with those of `like`, if a model has compared them
     """
 
     kind: str
@@ -74,8 +75,8 @@ class Fault(NamedTuple):
     cosines: NDArray[np.float32] | None = None
 
 
-class Looked(NamedTuple):
-    """A set that was read: its option and data string, its images and what is known of them."""
+class Scanned(NamedTuple):
+    """A set that was scanned: its option and data string, its images and their facts."""
 
     option: str
     spec: str
@@ -84,8 +85,8 @@ class Looked(NamedTuple):
 
 
 def find_faults(
-    train: Looked,
-    test: Looked | None,
+    train: Scanned,
+    test: Scanned | None,
     near: int,
     max_ratio: float,
     seen: Nearest | None = None,
@@ -96,10 +97,11 @@ def find_faults(
     Args:
         near: bits in which the hashes of near copies differ at most
         max_ratio: longer side over the shorter one above which an image is long
-        seen: what a model has found of the training images
-        cosine: from which it sees a training image as nearly a test image
+        seen: the nearest test images by the features of a model
+        cosine: from which a training image is nearly a test image to the model
     """
-    every = [looked.facts for looked in (test, train) if looked]  # test images count as the first
+    # Test images come first, so that training images are the copies.
+    every = [scanned.facts for scanned in (test, train) if scanned]
     num_test = len(test.facts.height) if test else 0
     shown = np.concatenate([facts.readable & ~facts.flat for facts in every])
     hashes = np.concatenate([facts.hashes for facts in every])
@@ -131,9 +133,9 @@ def _pairs(like: Indices, where: NDArray[np.bool_]) -> tuple[Indices, Indices]:
     return images, like[images]
 
 
-def _of_set(looked: Looked, like: Indices, max_ratio: float) -> dict[str, Fault]:
+def _of_set(scanned: Scanned, like: Indices, max_ratio: float) -> dict[str, Fault]:
     """Find what is wrong with the images of one set alone."""
-    facts, labels = looked.facts, looked.source.labels
+    facts, labels = scanned.facts, scanned.source.labels
     itself, readable = np.arange(len(like)), facts.readable
     first = first_copies(facts.digests, readable & ~facts.flat)
     copy = first != itself
@@ -156,7 +158,7 @@ def _contradicted(first: Indices, labels: Indices) -> NDArray[np.bool_]:
 
 
 def _sizes(facts: Facts, max_ratio: float) -> dict[str, NDArray[np.bool_]]:
-    """Tell which images have a size unlike that of the rest."""
+    """Tell which images are far smaller, longer or otherwise unlike the rest."""
     readable = facts.readable
     shorter = np.minimum(facts.height, facts.width)
     longer = np.maximum(facts.height, facts.width)
@@ -172,12 +174,11 @@ def _sizes(facts: Facts, max_ratio: float) -> dict[str, NDArray[np.bool_]]:
     return {"small": small, "long": long, "size": odd & ~small & ~long}
 
 
-class ClassFault(NamedTuple):
-    """Something about the classes: what, what to do, and whether it must be done."""
-
-    what: str
-    advice: str
-    must: bool = False
+def label_of(source: Source, image: int) -> str:
+    """Return the name of an image's class, or its number; empty without a label."""
+    number = -1 if source.labels is None else int(source.labels[image])
+    names = source.class_names
+    return "" if number < 0 else names[number] if names else str(number)
 
 
 def class_counts(source: Source) -> list[tuple[str, int]]:
@@ -190,30 +191,30 @@ def class_counts(source: Source) -> list[tuple[str, int]]:
     return sorted(zip(names, padded, strict=True), key=lambda pair: -pair[1])
 
 
-def class_faults(train: Looked, test: Looked | None) -> list[ClassFault]:
+def class_checks(train: Scanned, test: Scanned | None) -> list[Check]:
     """Find what is wrong with the classes of the sets."""
-    counts, found = class_counts(train.source), list[ClassFault]()
+    counts, found = class_counts(train.source), list[Check]()
     for names in _alike(name for name, _ in counts):
         what = f"classes {some([repr(name) for name in names])} differ in case or spaces only"
-        found.append(ClassFault(what, "make them one class, or rename one", True))
+        found.append(Check("classes", what, "make them one class, or rename one", True))
     if one := [name for name, count in counts if count == 1]:
         what = f"{len(one)} {plural('class', one)} with one image only: {some(one)}"
-        found.append(ClassFault(what, "nothing is left of them for a test; add images"))
+        found.append(Check("classes", what, "nothing is left of them for a test; add images"))
     if none := [name for name, count in counts if count == 0]:
         what = f"{len(none)} {plural('class', none)} without an image: {some(none)}"
-        found.append(ClassFault(what, "add images"))
+        found.append(Check("classes", what, "add images"))
     present = [count for _, count in counts if count]
     if len(present) > 1 and present[0] > UNEVEN * present[-1]:
         what = f"class {counts[0][0]} has {present[0]} images, the smallest {present[-1]}"
         advice = "look at balanced accuracy; beit finetune --balance 0.5 shows rare ones more often"
-        found.append(ClassFault(what, advice))
+        found.append(Check("classes", what, advice))
     if test is None or not (_all_labelled(train.source) and _all_labelled(test.source)):
         return found
     one_set, other = (Labelled(each.option, each.spec, each.source) for each in (train, test))
     try:
         renumbered(other, known_classes(one_set), one_set.where)
     except ValueError as error:
-        found.append(ClassFault(str(error), "give both sets the same classes", True))
+        found.append(Check("classes", str(error), "give both sets the same classes", True))
     return found
 
 

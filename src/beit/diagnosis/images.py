@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from contextlib import suppress
 from shlex import quote
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,8 +16,8 @@ from beit.data.spec import split_part, split_query
 from beit.data.unreadable import allowed
 from beit.diagnosis.alike import nearest_test_images
 from beit.diagnosis.checks import Check, Findings
-from beit.diagnosis.clean import check_writable, write_clean
-from beit.diagnosis.faults import KINDS, Fault, Looked, class_faults, find_faults
+from beit.diagnosis.clean import as_data, check_writable, is_table, write_clean
+from beit.diagnosis.faults import KINDS, Fault, Scanned, class_checks, find_faults
 from beit.diagnosis.page import as_json, fact_sections, fault_sections, shorter_side
 from beit.diagnosis.scan import FLAT, scan
 from beit.draw.names import percent
@@ -25,38 +25,14 @@ from beit.draw.report import Section
 from beit.rows.lines import printable
 from beit.weights.bands import check_bands
 
+if TYPE_CHECKING:
+    from beit.diagnosis.doctor import Config
+
 CLIPPED = 0.01  # share of values at the high end of a range above which it may be too small
 _OPTION = re.compile(r"SOURCE\?([^\s,;]+)")  # what the reason of an unreadable image asks for
 
 
-class ImagesConfig(Protocol):
-    """The settings of `beit doctor DATA`."""
-
-    @property
-    def data(self) -> str: ...
-    @property
-    def test(self) -> str: ...
-    @property
-    def write(self) -> str | None: ...
-    @property
-    def drop(self) -> tuple[str, ...]: ...
-    @property
-    def near(self) -> int: ...
-    @property
-    def model(self) -> str: ...
-    @property
-    def cosine(self) -> float: ...
-    @property
-    def max_ratio(self) -> float: ...
-    @property
-    def max_unreadable(self) -> float: ...
-    @property
-    def limit(self) -> int | None: ...
-    @property
-    def num_workers(self) -> int: ...
-
-
-def check_images(config: ImagesConfig) -> Findings:
+def check_images(config: "Config") -> Findings:
     """Read every image once, compare them and write the clean list."""
     train, test = open_sets(config)
     if config.model and test is None:
@@ -67,25 +43,26 @@ def check_images(config: ImagesConfig) -> Findings:
     if config.write:
         check_writable(config.write, train)
     workers, channels = config.num_workers, channels_of(config.data)
-    looked = Looked("data", config.data, train, scan(train, workers, "images", channels))
+    scanned = Scanned("data", config.data, train, scan(train, workers, "images", channels))
     other = None
     if test is not None:
         if config.test:
             compare_pixels(pixel_options(config.data), f"{config.data} has", config.test)
         facts = scan(test, workers, "test images", channels)
-        other = Looked("test", config.test or config.data, test, facts)
+        other = Scanned("test", config.test or config.data, test, facts)
     seen = None
     if config.model and test is not None:
         check_bands(config.model, config.data)
         seen = nearest_test_images(train, test, config.model, config.num_workers)
-    found = find_faults(looked, other, config.near, config.max_ratio, seen, config.cosine)
-    faults, test_faults = found
-    classes = class_faults(looked, other)
-    checks = [Check("images", f"{_about(looked)}"), *_channels(looked)]
-    checks += [_check(fault, looked, config.max_unreadable) for fault in faults]
-    checks += [Check("classes", fault.what, fault.advice, fault.must) for fault in classes]
-    sections = fault_sections(looked, other, faults) + fact_sections(looked, classes)
-    values = {"train": as_json(looked, faults, other)}
+    faults, test_faults = find_faults(
+        scanned, other, config.near, config.max_ratio, seen, config.cosine
+    )
+    classes = class_checks(scanned, other)
+    checks = [Check("images", _about(scanned)), *_channels(scanned)]
+    checks += [_check(fault, scanned, config.max_unreadable) for fault in faults]
+    checks += classes
+    sections = fault_sections(scanned, other, faults) + fact_sections(scanned, classes)
+    values = {"train": as_json(scanned, faults, other)}
     if other is not None:
         checks.append(Check("test images", _about(other)))
         of_test = [_check(fault, other, config.max_unreadable) for fault in test_faults]
@@ -96,18 +73,13 @@ def check_images(config: ImagesConfig) -> Findings:
         ]
         values["test"] = as_json(other, test_faults, None)
     if config.write:
-        checks.append(_written(config.write, looked, faults, config.drop))
-    figures = {fault.kind: float(len(fault.images)) for fault in faults}
-    return Findings(
-        f"Images of {config.data}",
-        checks,
-        sections,
-        values,
-        {"images": float(len(train)), **figures},
-    )
+        checks.append(_written(config.write, scanned, faults, config.drop))
+    figures = {"images": float(len(train))}
+    figures |= {fault.kind: float(len(fault.images)) for fault in faults}
+    return Findings(f"Images of {config.data}", checks, sections, values, figures)
 
 
-def open_sets(config: ImagesConfig) -> tuple[Source, Source | None]:
+def open_sets(config: "Config") -> tuple[Source, Source | None]:
     """Open the images, those for training of data with splits, and those to test on, if any."""
     whole, test = open_source(config.data, split="train"), None
     if config.test:
@@ -118,9 +90,9 @@ def open_sets(config: ImagesConfig) -> tuple[Source, Source | None]:
     return limited(whole, config.limit), None if test is None else limited(test, config.limit)
 
 
-def _about(looked: Looked) -> str:
-    facts, source = looked.facts, looked.source
-    number = f"{len(source)} of {looked.spec}"
+def _about(scanned: Scanned) -> str:
+    facts, source = scanned.facts, scanned.source
+    number = f"{len(source)} of {scanned.spec}"
     names = source.class_names
     classes = "" if names is None else f", {len(names)} {plural('class', names)}"
     if not facts.readable.any():
@@ -129,9 +101,9 @@ def _about(looked: Looked) -> str:
     return f"{number}{classes}. {shorter_side(facts)} Mean {mean}, standard deviation {deviation}"
 
 
-def _channels(looked: Looked) -> list[Check]:
+def _channels(scanned: Scanned) -> list[Check]:
     """Say how a range fits, and which options fit a model to other channels than RGB."""
-    facts, ranged = looked.facts, any("range=" in text for text in pixel_options(looked.spec))
+    facts, ranged = scanned.facts, any("range=" in text for text in pixel_options(scanned.spec))
     mean, deviation = ([float(f"{value:.4g}") for value in values] for values in facts.colours())
     if (len(mean) == 3 and not ranged) or not facts.readable.any():
         return []
@@ -155,8 +127,8 @@ def _channels(looked: Looked) -> list[Check]:
     ]
 
 
-def _check(fault: Fault, looked: Looked, max_unreadable: float) -> Check:
-    kind, number, source = KINDS[fault.kind], len(fault.images), looked.source
+def _check(fault: Fault, scanned: Scanned, max_unreadable: float) -> Check:
+    kind, number, source = KINDS[fault.kind], len(fault.images), scanned.source
     share = number / len(source)
     many = number > allowed(len(source), max_unreadable)
     must = kind.must or (fault.kind == "unreadable" and many)
@@ -164,31 +136,27 @@ def _check(fault: Fault, looked: Looked, max_unreadable: float) -> Check:
     example = printable(source.name(first))
     advice = kind.advice
     if fault.kind == "unreadable":
-        reason = printable(looked.facts.reasons[first])
+        reason = printable(scanned.facts.reasons[first])
         example += f": {reason}"
         if (option := _OPTION.search(reason)) is not None:
-            whole, _ = split_part(looked.spec)
+            whole, _ = split_part(scanned.spec)
             joint = "?" if split_query(whole)[0] == whole else "&"
-            named = f"{whole}{joint}{option[1]}{looked.spec.removeprefix(whole)}"
+            named = f"{whole}{joint}{option[1]}{scanned.spec.removeprefix(whole)}"
             advice = f"give an option in the string of the data: beit doctor {quote(named)}"
     return Check(
         fault.kind, f"{number} ({percent(share)}) {kind.images}, as {example}", advice, must
     )
 
 
-def _written(path: str, looked: Looked, faults: Sequence[Fault], drop: Sequence[str]) -> Check:
+def _written(path: str, scanned: Scanned, faults: Sequence[Fault], drop: Sequence[str]) -> Check:
     """Write the list of clean images, and say what it has."""
-    dropped = np.zeros(len(looked.source), np.bool_)
+    dropped = np.zeros(len(scanned.source), np.bool_)
     for fault in faults:
         if fault.kind in drop:
             dropped[fault.images] = True
     kept = np.flatnonzero(~dropped).tolist()
-    number = write_clean(path, looked.source, kept)
-    found = f"{number} of {len(looked.source)} images in {path}"
-    if path.lower().endswith(".csv"):
-        advice = f"beit pretrain --data {path}"
-        return Check("clean list", found, advice)
-    advice = f"beit pretrain --data @{path}"
-    if looked.source.labels is not None:
+    number = write_clean(path, scanned.source, kept)
+    advice = f"beit pretrain --data {as_data(path)}"
+    if scanned.source.labels is not None and not is_table(path):
         advice += "; a list has no labels, --write NAME.csv keeps them"
-    return Check("clean list", found, advice)
+    return Check("clean list", f"{number} of {len(scanned.source)} images in {path}", advice)

@@ -89,8 +89,8 @@ def near_ones(
         considered: (n,) images that can be near others at all
 
     Returns:
-        for each image an earlier one of its own set that is near it, or itself. No two images that
-            have themselves are near each other.
+        for each image an earlier one of its own set that is near it, or itself; no two images that
+            have themselves here are near each other
         for each training image the test image that is nearest, -1 if none is near; and -1s
     """
     like, leak = np.arange(len(hashes)), np.full(len(hashes), -1)

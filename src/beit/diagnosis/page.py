@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 
 from beit.data.source import Source, UnreadableImage
-from beit.diagnosis.faults import KINDS, OF_TEST, ClassFault, Fault, Looked, class_counts, sizes_of
+from beit.diagnosis.checks import Check
+from beit.diagnosis.faults import KINDS, OF_TEST, Fault, Scanned, class_counts, label_of, sizes_of
 from beit.diagnosis.scan import Facts
 from beit.draw.canvas import Pixels, opaque, panel, picture
 from beit.draw.names import percent
@@ -19,7 +20,7 @@ CLASSES = 30  # in a table, the largest and the smallest
 PIXELS = 180  # longest side of a picture
 
 
-def fault_sections(train: Looked, test: Looked | None, faults: Sequence[Fault]) -> list[Section]:
+def fault_sections(train: Scanned, test: Scanned | None, faults: Sequence[Fault]) -> list[Section]:
     """Show the faults of the training images, each kind in a section."""
     sections = []
     for fault in faults:
@@ -46,36 +47,30 @@ def _first(shown: int, number: int, caption: str) -> str:
     return "; ".join(part for part in (some, caption) if part).capitalize()
 
 
-def _reasons(looked: Looked, fault: Fault) -> Table:
+def _reasons(scanned: Scanned, fault: Fault) -> Table:
     first = fault.images[:LISTED].tolist()
-    rows = [[printable(looked.source.name(i)), printable(looked.facts.reasons[i])] for i in first]
+    rows = [[printable(scanned.source.name(i)), printable(scanned.facts.reasons[i])] for i in first]
     return Table(_first(len(first), len(fault.images), ""), ["image", "reason"], rows)
 
 
-def _pairs(looked: Looked, other: Looked, fault: Fault) -> list[Picture]:
+def _pairs(scanned: Scanned, other: Scanned, fault: Fault) -> list[Picture]:
     """Draw the first images of a fault, each beside the one that it is like."""
     drawn = []
     like = fault.images if fault.like is None else fault.like
     order = np.arange(len(like)) if fault.cosines is None else np.argsort(fault.cosines)
     for place in order[:SHOWN].tolist():
         index, second = int(fault.images[place]), int(like[place])
-        name, pixels = printable(looked.source.name(index)), [_pixels(looked.source, index)]
+        name, pixels = printable(scanned.source.name(index)), [_pixels(scanned.source, index)]
         if fault.like is not None:
             name += f" is like {printable(other.source.name(second))}"
             pixels.append(_pixels(other.source, second))
-        caption = f"{name}, {looked.facts.width[index]} x {looked.facts.height[index]}"
+        caption = f"{name}, {scanned.facts.width[index]} x {scanned.facts.height[index]}"
         if fault.cosines is not None:
             caption += f", cosine {fault.cosines[place]:.3f}"
-        if looked.source.labels is not None and (label := _label(looked.source, index)):
+        if label := label_of(scanned.source, index):
             caption += f", {label}"
         drawn.append(picture(caption, caption, [_padded(pixels)]))
     return drawn
-
-
-def _label(source: Source, index: int) -> str:
-    assert source.labels is not None
-    number = int(source.labels[index])
-    return str(source.class_names[number] if source.class_names else number) if number >= 0 else ""
 
 
 def _pixels(source: Source, index: int) -> Pixels:
@@ -98,9 +93,9 @@ def _padded(pictures: Sequence[Pixels]) -> list[Pixels]:
     return padded
 
 
-def fact_sections(looked: Looked, found: Sequence[ClassFault]) -> list[Section]:
-    """Show sizes, formats, colours and classes of a set."""
-    facts, count = looked.facts, max(1, int(looked.facts.readable.sum()))
+def fact_sections(scanned: Scanned, checks: Sequence[Check]) -> list[Section]:
+    """Show sizes, formats and colours of a set, and its classes with their checks."""
+    facts, count = scanned.facts, max(1, int(scanned.facts.readable.sum()))
     sizes: list[list[Cell]] = [
         [size, number, percent(number / count)] for size, number in sizes_of(facts).items()
     ]
@@ -120,14 +115,14 @@ def fact_sections(looked: Looked, found: Sequence[ClassFault]) -> list[Section]:
     items.append(Table("Colours, in [0, 1]", ["", *names], rows))
     text = f"{int(facts.grey.sum())} images are grey. {shorter_side(facts)}"
     sections = [Section("Sizes and colours", text, items)]
-    counts = class_counts(looked.source)
+    counts = class_counts(scanned.source)
     if counts:
         shown: list[list[Cell]] = [list(pair) for pair in counts]
         caption = "Images of each class"
         if len(counts) > CLASSES:
             half = CLASSES // 2
             shown, caption = [*shown[:half], *shown[-half:]], "The largest and smallest classes"
-        words = "\n\n".join(f"{fault.what}: {fault.advice}." for fault in found)
+        words = "\n\n".join(f"{check.found}: {check.advice}." for check in checks)
         sections.append(Section("Classes", words, [Table(caption, ["class", "images"], shown)]))
     return sections
 
@@ -141,27 +136,27 @@ def shorter_side(facts: Facts) -> str:
     return f"Shorter sides are {low} to {high} pixels, the median {middle}."
 
 
-def as_json(looked: Looked, faults: Sequence[Fault], other: Looked | None) -> dict[str, Any]:
+def as_json(scanned: Scanned, faults: Sequence[Fault], other: Scanned | None) -> dict[str, Any]:
     """Return what was found of a set, every image with a fault by name, as plain values."""
-    facts = looked.facts
+    facts = scanned.facts
     mean, deviation = facts.colours()
     listed: dict[str, Any] = {}
     for fault in faults:
         entries = []
         for place, index in enumerate(fault.images.tolist()):
-            entry: dict[str, Any] = {"index": index, "name": printable(looked.source.name(index))}
+            entry: dict[str, Any] = {"index": index, "name": printable(scanned.source.name(index))}
             if fault.kind == "unreadable":
                 entry["reason"] = printable(facts.reasons[index])
             if fault.like is not None:
-                of = other if other is not None and fault.kind in OF_TEST else looked
+                of = other if other is not None and fault.kind in OF_TEST else scanned
                 entry["like"] = printable(of.source.name(int(fault.like[place])))
             if fault.cosines is not None:
                 entry["cosine"] = round(float(fault.cosines[place]), 4)
             entries.append(entry)
         listed[fault.kind] = entries
     return {
-        "data": looked.spec,
-        "images": len(looked.source),
+        "data": scanned.spec,
+        "images": len(scanned.source),
         "readable": int(facts.readable.sum()),
         "sizes": dict(sizes_of(facts)),
         "formats": dict(facts.formats),
@@ -169,6 +164,6 @@ def as_json(looked: Looked, faults: Sequence[Fault], other: Looked | None) -> di
         "mean": mean,
         "std": deviation,
         "ends": dict(zip(("0", "1"), facts.ends(), strict=True)),
-        "classes": dict(class_counts(looked.source)),
+        "classes": dict(class_counts(scanned.source)),
         "faults": listed,
     }

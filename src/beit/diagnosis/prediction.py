@@ -58,6 +58,16 @@ class Machine(NamedTuple):
     memory: float
 
 
+class Case(NamedTuple):
+    """A training that was measured on a machine: `processes` of it share `images` images."""
+
+    config: Any
+    measured: Measured
+    machine: Machine
+    images: int
+    processes: int
+
+
 def scaled(trials: Sequence[tuple[int, Measured]], micro: int) -> Measured:
     """Return what a batch of `micro` images takes, from trials with it or with two smaller ones."""
     batch, last = trials[-1]
@@ -114,20 +124,13 @@ def seconds_of_reading(config: Any, measured: Measured, memory: float, count: in
     return [first, seconds["again"] + from_disk + seconds["views"]]
 
 
-def predict(
-    config: Any,
-    measured: Measured,
-    machine: Machine,
-    count: int,
-    processes: int,
-    validated: tuple[int, int, int],
-) -> Prediction:
-    """Predict a training of `count` images from what was measured of its micro-steps.
+def predict(case: Case, validated: tuple[int, int, int]) -> Prediction:
+    """Predict a training from what was measured of its micro-steps.
 
     Args:
-        processes: that share a step
         validated: validation images, validations, images of k-NN checks
     """
+    config, measured, machine, count, processes = case
     optim, data = config.optim, config.data
     micro, workers = micro_batch_size(optim, processes), data.num_workers
     each = micro * optim.accumulate  # images of a step and process
@@ -163,14 +166,13 @@ def predict(
         step,
         enough,
         seconds,
-        *_bytes(config, measured, count, images, micro),
+        *_bytes(case, images, micro),
     )
 
 
-def _bytes(
-    config: Any, measured: Measured, count: int, held_out: int, micro: int
-) -> tuple[float, float, float]:
+def _bytes(case: Case, held_out: int, micro: int) -> tuple[float, float, float]:
     """Return the bytes of memory, of a GPU's and of disk that a process of the training needs."""
+    config, measured, _, count, _ = case
     data, run = config.data, config.run
     batch, workers = micro * measured.view_bytes, data.num_workers
     of_workers = workers * (measured.worker + 4 * batch)  # two batches wait, two are being made

@@ -1,9 +1,8 @@
-"""One pass over a set of images: what is known of each of them, in arrays of some bytes each."""
+"""One pass over a set of images, which measures each: arrays of a few bytes per image."""
 
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +16,7 @@ from beit.data.folders.image_files import FileSource
 from beit.data.pixels.decoding import BROKEN, extensions, read_header
 from beit.data.source import PartSource, Source, UnreadableImage, file_of
 from beit.data.views import resized
-from beit.data.workers import computed
+from beit.data.workers import computed_each
 from beit.nn.patches import LUMA
 from beit.run.progress import Progress
 
@@ -70,8 +69,8 @@ class Facts(NamedTuple):
         return low.tolist(), high.tolist()
 
 
-class _Found(NamedTuple):
-    """What is known of one image: columns of `Facts`; a reason alone if it cannot be read."""
+class _ImageFacts(NamedTuple):
+    """The facts of one image, columns of `Facts`; a reason alone if it cannot be read."""
 
     height: int = 0
     width: int = 0
@@ -92,40 +91,29 @@ def scan(source: Source, num_workers: int, what: str, channels: int = 3) -> Fact
     flat, grey = np.zeros((2, count), np.bool_)
     sums, formats, reasons = np.zeros((4, channels)), Counter[str](), dict[int, str]()
     facts = Facts(height, width, digests, hashes, flat, grey, reasons, formats, sums)
-    tasks = [range(first, min(first + TASK, count)) for first in range(0, count, TASK)]
     with Progress(count) as progress:
         progress.message(f"reading {count} {what}")
-        for task, found in zip(tasks, _found(source, tasks, num_workers), strict=True):
-            for index, image in zip(task, found, strict=True):
-                if image.reason:
-                    reasons[index] = image.reason
-                    continue
-                height[index], width[index] = image.height, image.width
-                digests[index], hashes[index] = image.digest, image.hash
-                flat[index], grey[index] = image.flat, image.grey
-                formats.update([image.format] if image.format else [])
-                sums += np.reshape(image.sums, (4, channels))
-            progress.update(task.stop, {}, len(task), 0.0)
+        measure = partial(measured, source)
+        images = computed_each(measure, range(count), num_workers, TASK, source.name)
+        for index, image in enumerate(images):
+            progress.update(index + 1, {}, 1, 0.0)
+            if image.reason:
+                reasons[index] = image.reason
+                continue
+            height[index], width[index] = image.height, image.width
+            digests[index], hashes[index] = image.digest, image.hash
+            flat[index], grey[index] = image.flat, image.grey
+            formats.update([image.format] if image.format else [])
+            sums += np.reshape(image.sums, (4, channels))
     return facts
 
 
-def _found(source: Source, tasks: Sequence[range], num_workers: int) -> Iterator[list[_Found]]:
-    def named(task: range) -> str:
-        return f"{source.name(task.start)} to {source.name(task.stop - 1)}"
-
-    return computed(partial(_look_at_all, source), tasks, num_workers, named)
-
-
-def _look_at_all(source: Source, task: range) -> list[_Found]:
-    return [look_at(source, index) for index in task]
-
-
-def look_at(source: Source, index: int) -> _Found:
+def measured(source: Source, index: int) -> _ImageFacts:
     """Read one image of a set and measure it."""
     try:
         image = source.image(index)
     except UnreadableImage as error:
-        return _Found(reason=error.reason)
+        return _ImageFacts(reason=error.reason)
     _, height, width = image.shape
     step = max(1, math.isqrt(height * width // SAMPLED))
     sample = image[:, ::step, ::step].flatten(1).double() / 255  # (c, pixels)
@@ -135,7 +123,7 @@ def look_at(source: Source, index: int) -> _Found:
     ends = torch.stack([(sample == end).double().mean(1) for end in (0, 1)])  # (2, c)
     pixels = hashlib.sha1(f"{height} {width} ".encode(), usedforsecurity=False)
     pixels.update(image.contiguous().numpy().data)
-    return _Found(
+    return _ImageFacts(
         *(height, width, int.from_bytes(pixels.digest()[:8], "little")),
         perceptual_hash(image),
         flat=bool((deviation < FLAT / 255).all()),

@@ -16,7 +16,7 @@ from beit.command.verbs import VERBS
 from beit.data.sources import open_source
 from beit.diagnosis.checks import Check, Findings
 from beit.diagnosis.machine import cores_here, memory_here
-from beit.diagnosis.prediction import Machine, predict, scaled
+from beit.diagnosis.prediction import Case, Machine, predict, scaled
 from beit.diagnosis.training_findings import checks_of, sections_of
 from beit.diagnosis.trial import Measured, Plan, try_out
 from beit.run.budget import evaluations
@@ -98,15 +98,15 @@ def check_training(training: Training) -> Findings:
     measured = scaled(trials, micro)
     machine = Machine(max(1, cores_here() // devices), memory_here() * 1e9 / devices)
     validated = _validated(config, count, held_out)
-    predicted = predict(config, measured, machine, count, processes, validated)
-    checks = checks_of(config, measured, predicted, machine, count, processes)
+    case = Case(config, measured, machine, count, processes)
+    predicted = predict(case, validated)
+    checks = checks_of(case, predicted)
     if batch < micro:
         sizes = " and ".join(str(size) for size, _ in trials)
         checks.append(Check("measured", f"batches of {sizes}; from these, what {micro} takes"))
     values = {"measured": vars(measured), "predicted": predicted._asdict()}
     figures = {"images_per_second": predicted.later, "hours": predicted.seconds / 3600}
-    sections = sections_of(config, measured, predicted, machine, processes)
-    return Findings(title, checks, sections, values, figures)
+    return Findings(title, checks, sections_of(case, predicted), values, figures)
 
 
 def _trials(training: Training, count: int, micro: int) -> list[tuple[int, Measured]]:

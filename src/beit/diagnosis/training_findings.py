@@ -1,14 +1,12 @@
 """What is shown of a training that was measured: checks with advice, and tables for the page."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from beit.diagnosis.checks import Check
 from beit.diagnosis.machine import disk
-from beit.diagnosis.prediction import Machine, Prediction, crowded, seconds_of_step
-from beit.diagnosis.trial import Measured
+from beit.diagnosis.prediction import Case, Prediction, crowded, seconds_of_step
 from beit.draw.names import percent
 from beit.draw.report import Cell, Section, Table
 from beit.run.profile import TARGETS
@@ -16,15 +14,9 @@ from beit.run.profile import TARGETS
 LARGE = 3e6  # bytes of a decoded image from which shrinking it once is worth while
 
 
-def checks_of(
-    config: Any,
-    measured: Measured,
-    predicted: Prediction,
-    machine: Machine,
-    count: int,
-    processes: int,
-) -> list[Check]:
+def checks_of(case: Case, predicted: Prediction) -> list[Check]:
     """Say what was measured, what binds, and what the run will take."""
+    config, measured, machine, count, processes = case
     optim, data, seconds = config.optim, config.data, measured.reading
     schedule, each = optim.schedule(count), optim.batch_size // processes
     length = f"{schedule.total_steps} steps of {optim.batch_size}, {count} images"
@@ -45,7 +37,7 @@ def checks_of(
     checks.append(
         Check("model", f"{_ms(predicted.step - targets)} a step: forward, backward, optimiser")
     )
-    checks.append(_binding(config, measured, predicted, machine, each))
+    checks.append(_binding(case, predicted, each))
     speed = f"{_count(predicted.later)} images/s"
     if abs(predicted.first / predicted.later - 1) > 0.1:
         speed += f", in the first epoch {_count(predicted.first)}"
@@ -62,10 +54,9 @@ def checks_of(
     return checks
 
 
-def _binding(
-    config: Any, measured: Measured, predicted: Prediction, machine: Machine, each: int
-) -> Check:
+def _binding(case: Case, predicted: Prediction, each: int) -> Check:
     """Say whether reading or the step takes longer, by how much, and how many workers suffice."""
+    config, measured, machine, *_ = case
     workers, reading = config.data.num_workers, predicted.reading[1] * each
     alone = reading / max(1, workers)
     names = ("the step", "reading")
@@ -97,10 +88,9 @@ def _room(name: str, needed: float, there: float, advice: str) -> Check:
     return Check(name, found, advice if short else "", short)
 
 
-def sections_of(
-    config: Any, measured: Measured, predicted: Prediction, machine: Machine, processes: int
-) -> list[Section]:
+def sections_of(case: Case, predicted: Prediction) -> list[Section]:
     """Show the parts of a step, and the speed by the number of workers."""
+    config, measured, machine, _, processes = case
     total = sum(measured.parts.values())
     parts: list[list[Cell]] = [
         [name, 1e3 * seconds, percent(seconds / total)]

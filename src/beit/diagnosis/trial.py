@@ -46,7 +46,7 @@ ENOUGH = 12.0  # seconds of measured steps
 
 @dataclass(frozen=True)
 class Plan:
-    """What is tried.
+    """What a trial runs.
 
     Attributes:
         module: of the training

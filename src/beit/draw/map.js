@@ -213,6 +213,11 @@ function itemMap(canvas, tip, { items, cell: [CH, CW], size: relative, pictureOf
     else return;
     event.preventDefault();
   });
+  byId('nearer').addEventListener('click', () => zoom(1.6));
+  byId('farther').addEventListener('click', () => zoom(1 / 1.6));
+  byId('whole').addEventListener('click', () => zoom(0));
+  byId('scheme').addEventListener('click', redraw);
+  window.matchMedia('(prefers-color-scheme: dark)').addEventListener('change', redraw);
   new ResizeObserver(redraw).observe(canvas);
-  return { redraw, zoom, reveal, get current() { return current; } };
+  return { redraw, reveal };
 }

@@ -10,7 +10,7 @@ from jinja2.environment import TemplateStream
 from markupsafe import Markup
 
 _MEDIA = {b"\xff\xd8\xff": "jpeg", b"\x89PNG": "png", b"RIFF": "webp"}
-_SHARED = ("page.js", "gallery.js", "map.js")
+_SHARED = ("page.js", "gallery.js", "map.js", "frame.js")
 
 
 def page_stream(
@@ -18,15 +18,24 @@ def page_stream(
 ) -> TemplateStream:
     """Render NAME.html.jinja of a package with NAME.css and its scripts, after those of all pages.
 
-    The template gets `script`, `style`, their hashes for the page's policy, and `values`.
+    The template fills the blocks of page.html.jinja. It gets `script`, `style`, their hashes for
+    the page's policy, and `values`.
     """
     parts = [_text("beit.draw", part) for part in _SHARED] + [_text(package, s) for s in scripts]
     script = "(() => {\n" + "\n".join(parts) + "})();"
     style = _text("beit.draw", "page.css") + _text(package, f"{name}.css")
+    templates = {
+        "page.html.jinja": _text("beit.draw", "page.html.jinja"),
+        "own": _text(package, f"{name}.html.jinja"),
+    }
     environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=jinja2.DictLoader(templates),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    return environment.from_string(_text(package, f"{name}.html.jinja")).stream(
+    return environment.get_template("own").stream(
         script=Markup(script),
         script_hash=script_hash(script),
         style=Markup(style),

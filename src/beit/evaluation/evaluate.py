@@ -48,6 +48,7 @@ from beit.evaluation.metrics import (
 )
 from beit.evaluation.output import METRICS, format_table, write
 from beit.evaluation.target_columns import Task
+from beit.files import refuse_existing
 from beit.run.device import DeviceConfig, precision_of, summed
 from beit.run.environment import environment
 from beit.run.familiar import note_of_trained
@@ -161,8 +162,7 @@ class Result(NamedTuple):
 def run(config: Config) -> Result:
     """Evaluate a classifier, or compare results."""
     output = None if config.output is None else Path(config.output)
-    if output is not None and output.exists():
-        raise FileExistsError(f"{output} exists and is not overwritten; name another directory")
+    refuse_existing(output)
     if config.compare:
         return Result(*compare(config.compare, output))
     if not config.model or not config.data:

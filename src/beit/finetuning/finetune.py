@@ -108,18 +108,16 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     stateful |= {} if average is None else {"average": average}
     journal.begin(batches, **stateful)
     keep_images(journal, images)
-    warn_of_shared(journal, config.data, source, held_out)
+    warn_of_shared(journal, sets)
     if head:
         journal.message(f"{config.init}: {head}")
-    validated, crop = train(parts, journal), validation_view(config, vit.image_size).crop_ratio
-    metrics, save = (
-        validated.metrics if validated else {},
-        partial(
-            save_weights,
-            model=parts.kept.eval(),
-            crop_ratio=crop,
-            pixel_options=pixel_options(config.data.train),
-        ),
+    validated = train(parts, journal)
+    metrics = validated.metrics if validated else {}
+    save = partial(
+        save_weights,
+        model=parts.kept.eval(),
+        crop_ratio=validation_view(config, vit.image_size).crop_ratio,
+        pixel_options=pixel_options(config.data.train),
     )
     step = parts.best.step or journal.last_step
     draw = partial(report, journal.directory, config, classes, head, step, validated)

@@ -45,13 +45,8 @@ class Encoded(NamedTuple):
     unreadable: str = ""
 
 
-def encoded_all(source: Source, how: Encoding, indices: range) -> list[Encoded]:
-    """Read and encode several images."""
-    return [_encoded(source, how, index) for index in indices]
-
-
-def _encoded(source: Source, how: Encoding, index: int) -> Encoded:
-    """Read an image, see whether it can be decoded, and encode it if needed.
+def encoded(source: Source, how: Encoding, index: int) -> Encoded:
+    """Read an image, check that it can be decoded, and encode it if needed.
 
     With a shorter side, a range of values or chosen bands are applied to every image.
     """

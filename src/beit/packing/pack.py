@@ -2,8 +2,8 @@
 
 One process writes the shards, in the order of the source; workers read, decode and encode. A shard
 is closed once it has its size, so its bytes depend on source and options alone. It is written under
-another name, flushed, renamed, read back and then noted in the record; a call that is repeated goes
-on behind the last one that is noted.
+another name, flushed, renamed, read back and then recorded; a repeated call continues after the
+last recorded shard.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ from beit.data.spec import split_part
 from beit.data.splits import Split
 from beit.data.stores.remote import is_remote
 from beit.data.unreadable import Unreadable
-from beit.data.workers import computed
+from beit.data.workers import computed_each
 from beit.files import replacing, user_path
-from beit.packing.encoding import Encoded, Encoding, encoded_all, member_of, names_fit
+from beit.packing.encoding import Encoding, encoded, member_of, names_fit
 from beit.packing.record import CHECKSUM, Finished, Gap, Record
 from beit.packing.sets import WHOLE, check_place, checksum, open_sets, pixel_options, read_spec
 from beit.packing.shards import FORMATS, Entry, read_back
@@ -200,7 +200,9 @@ def _shards(
     keeps = names_fit(images)
     labels, folder = images.labels, user_path(config.output)
     number, limit = gap.number, config.shard_megabytes * 1e6
-    stream = _encoded(config.num_workers, how, images, gap.range)
+    encode = partial(encoded, images, how)
+    found = computed_each(encode, gap.range, config.num_workers, _TASK, images.name)
+    stream = zip(gap.range, found, strict=True)
     following = next(stream, None)
     while following is not None:
         path = folder / f"{of}-{number:06d}.{config.format}"
@@ -235,21 +237,6 @@ def _shards(
         number += 1
 
 
-def _encoded(
-    num_workers: int, how: Encoding, images: Source, indices: range
-) -> Iterator[tuple[int, Encoded]]:
-    """Read and encode images in order. Yields: index and image."""
-    tasks = [indices[first : first + _TASK] for first in range(0, len(indices), _TASK)]
-
-    def named(task: range) -> str:
-        return f"{images.name(task.start)} to {images.name(task.stop - 1)}"
-
-    for task, found in zip(
-        tasks, computed(partial(encoded_all, images, how), tasks, num_workers, named), strict=True
-    ):
-        yield from zip(task, found, strict=True)
-
-
 def _read_again(path: Path, digests: list[bytes]) -> None:
     """Read a shard back. OSError, and the shard is deleted, if it holds anything else."""
     try:
@@ -269,13 +256,13 @@ def _compare(folder: Path, sets: dict[str, Source], record: Record) -> None:
         packed = open_source(str(folder), split=split)
         left_out = {int(i) for shard in record.of_set(of) for i in shard.unreadable}
         kept = [index for index in range(len(images)) if index not in left_out]
-        labels = _known(images)[kept]
+        labels = _labels_of(images)[kept]
         differing = ""
         if len(packed) != len(kept):
             differing = f"{len(packed)} images instead of {len(kept)}"
         elif any(packed.name(n) != images.name(index) for n, index in enumerate(kept)):
             differing = "other names of images"
-        elif not torch.equal(_known(packed), labels):
+        elif not torch.equal(_labels_of(packed), labels):
             differing = "other labels"
         elif bool((labels >= 0).any()) and packed.class_names != images.class_names:
             differing = "other names of classes"
@@ -286,6 +273,6 @@ def _compare(folder: Path, sets: dict[str, Source], record: Record) -> None:
             )
 
 
-def _known(source: Source) -> Tensor:
-    """Return the labels (n,), -1 where there is none."""
+def _labels_of(source: Source) -> Tensor:
+    """Return the labels (n,), -1 where unknown."""
     return torch.full((len(source),), -1) if source.labels is None else source.labels

@@ -94,7 +94,7 @@ class Record:
         return complete and len(self.shards) == len(shards)
 
     def _check_files(self) -> None:
-        """Refuse files that a reader would take besides; remove what a killed call has left."""
+        """Refuse files that are no shards; remove the partial files of a killed call."""
         shard = rf"\w+-\d{{6}}\.{self._settings['format']}"
         known = re.compile(f"{RECORD}|{lock.NAME}|{shard}")
         begun = (self.folder / RECORD).exists()
@@ -116,7 +116,7 @@ class Record:
         return sorted((s for s in self.shards.values() if s.set == name), key=lambda s: s.start)
 
     def gaps(self, name: str, count: int) -> Iterator[Gap]:
-        """Yield what is left of a set of `count` images."""
+        """Yield the missing parts of a set of `count` images."""
         number, stop = 0, 0
         for shard in self.of_set(name):
             if shard.start > stop:
@@ -126,7 +126,7 @@ class Record:
             yield Gap(number, range(stop, count))
 
     def end(self, complete: bool) -> None:
-        """Note whether all shards are finished, and read back as the source."""
+        """Record whether all shards are finished and equal to the source."""
         self.complete = complete
         self._save()
         if complete:

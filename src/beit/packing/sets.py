@@ -1,4 +1,4 @@
-"""The sets of a source that become shards: one for each split that verbs take, or all images."""
+"""The sets of a source that become shards: one for each split, or all images."""
 
 import hashlib
 import logging

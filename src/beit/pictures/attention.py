@@ -16,8 +16,6 @@ from torch import Tensor
 
 from beit.command.ending import Ending, opened
 from beit.data.class_names import amount
-from beit.data.sources import open_source
-from beit.data.views import EvalView
 from beit.draw import canvas
 from beit.draw.report import Section, link_to, write_report
 from beit.nn.attention_maps import attention_maps, rollout
@@ -30,11 +28,9 @@ from beit.pictures.attention_panels import (
     rollout_figure,
     with_query,
 )
-from beit.pictures.images import WHOLE, check_output, left_out_tables, read_images, saved_picture
+from beit.pictures.images import check_output, chosen_images, left_out_tables, saved_picture
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
-from beit.weights.bands import check_bands
-from beit.weights.crop import crop_ratio
 from beit.weights.open import load_backbone
 
 
@@ -112,10 +108,8 @@ def run(config: Config) -> Result:
     queries = queries_of(config, vit)
     layers = _existing(config.layers or (vit.depth,), vit.depth, "layers", "block")
     heads = _existing(config.heads or range(1, vit.num_heads + 1), vit.num_heads, "heads", "head")
-    view = EvalView(vit.image_size, crop_ratio(config.model, config.crop_ratio, WHOLE))
-    check_bands(config.model, config.data)
-    source = open_source(config.data, limit=config.limit)
-    names, images, left_out = read_images(source, view, (vit.patch_size, vit.patch_size))
+    patch_size = (vit.patch_size, vit.patch_size)
+    names, images, left_out = chosen_images(config, vit.image_size, patch_size)
     backbone = backbone.to(fabric.device)
 
     output.mkdir(parents=True, exist_ok=True)
@@ -164,7 +158,7 @@ def run(config: Config) -> Result:
 
 def ending(config: Config, result: Result) -> Ending:
     """Say how many figures are drawn; the page is next."""
-    figure = f"{result.figures} figure{'s' * (result.figures != 1)}"
+    figure = amount(result.figures or 0, "figure")
     return Ending(f"{result.report}, where the model looks", figure, opened(result.report))
 
 

@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from beit.command.ending import Ending, opened
-from beit.data.sources import open_source
-from beit.data.views import EvalView
+from beit.data.class_names import amount
 from beit.draw import canvas
 from beit.draw.components import components, directions, feature_colours
 from beit.draw.numbers import cosine_words
@@ -24,17 +23,14 @@ from beit.draw.report import Cell, Item, Section, Table, link_to, write_report
 from beit.nn.pooling import Kind
 from beit.pictures.attention_panels import smoothed, with_query
 from beit.pictures.images import (
-    WHOLE,
     WORDS_UP_TO,
     check_output,
+    chosen_images,
     image_figures,
     left_out_tables,
-    read_images,
 )
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
-from beit.weights.bands import check_bands
-from beit.weights.crop import crop_ratio
 from beit.weights.frozen import FrozenModel, open_frozen_model
 
 _BATCH = 32  # images in the model at once
@@ -109,16 +105,10 @@ def run(config: Config) -> Result:
     model = open_frozen_model(
         config.model, config.image_size, config.num_heads, device=fabric.device
     )
-    if config.layer is not None and not 1 <= config.layer <= model.depth:
-        blocks = f"the blocks of {config.model} are 1 to {model.depth}"
-        blocks = blocks if model.depth else f"{config.model} gives its final features only"
-        raise ValueError(f"layer is {config.layer}; {blocks}")
+    model.check_layer(config.layer, config.model)
     chosen = chosen_patches(config.patches, model.grid)
     (H, W), (Gh, Gw) = model.image_size, model.grid
-    view = EvalView(model.image_size, crop_ratio(config.model, config.crop_ratio, WHOLE))
-    check_bands(config.model, config.data)
-    source = open_source(config.data, limit=config.limit)
-    names, images, left_out = read_images(source, view, (H // Gh, W // Gw))
+    names, images, left_out = chosen_images(config, (H, W), (H // Gh, W // Gw))
     with torch.no_grad(), fabric.autocast():
         features = patch_features(model, images, config.layer, fabric.device)
     if broken := [n for n, rows in zip(names, features, strict=True) if not rows.isfinite().all()]:
@@ -150,7 +140,7 @@ def run(config: Config) -> Result:
 
 def ending(config: Config, result: Result) -> Ending:
     """Say how many images are drawn; the page is next."""
-    figure = f"{result.images} image{'s' * (result.images != 1)}"
+    figure = amount(result.images or 0, "image")
     return Ending(f"{result.report}, features of patches", figure, opened(result.report))
 
 

@@ -1,19 +1,38 @@
-"""For all recipes: images as the model sees them, the output directory, saved figures."""
+"""What all three commands need: images as the model sees them, the output, saved figures."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from beit.data.source import Source, UnreadableImage
+from beit.data.sources import open_source
+from beit.data.views import EvalView
 from beit.draw.panels import Drawing, Panel, draw_panels
 from beit.draw.report import Item, Picture, Table
+from beit.weights.bands import check_bands
+from beit.weights.crop import crop_ratio
+
+if TYPE_CHECKING:
+    from beit.pictures import attention, features, tokens
+
+    PicturesConfig = attention.Config | features.Config | tokens.Config
 
 WHOLE = 1.0  # the crop for models that do not say one: pictures show the whole image
 WORDS_UP_TO = 6  # cells in a row; with more, words in them would be too small to read
 _IMAGES_PER_FIGURE = 6
 LeftOut = Sequence[tuple[str, str]]  # names of images and reasons
+
+
+def chosen_images(
+    config: "PicturesConfig", size: tuple[int, int], patch_size: tuple[int, int]
+) -> tuple[list[str], Tensor, LeftOut]:
+    """Read the images of `data` as a model of this image size sees them; see `read_images`."""
+    view = EvalView(size, crop_ratio(config.model, config.crop_ratio, WHOLE))
+    check_bands(config.model, config.data)
+    return read_images(open_source(config.data, limit=config.limit), view, patch_size)
 
 
 def read_images(

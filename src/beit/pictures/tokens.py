@@ -15,8 +15,6 @@ from torch import Tensor
 
 from beit.command.ending import Ending, opened
 from beit.data.class_names import amount
-from beit.data.sources import open_source
-from beit.data.views import EvalView
 from beit.draw.components import codebook_colours
 from beit.draw.report import Item, Section, link_to, write_report
 from beit.nn.code_statistics import code_vectors
@@ -25,7 +23,7 @@ from beit.nn.dvae import DiscreteVAE
 from beit.nn.masking import MaskConfig
 from beit.nn.targets import TokenTarget
 from beit.nn.tokenizer import VQKD
-from beit.pictures.images import WHOLE, check_output, left_out_tables, read_images
+from beit.pictures.images import check_output, chosen_images, left_out_tables
 from beit.pictures.token_figures import (
     Predictions,
     feature_section,
@@ -44,7 +42,6 @@ from beit.pictures.token_models import (
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
 from beit.weights.bands import check_bands
-from beit.weights.crop import crop_ratio
 from beit.weights.teachers import Teacher
 
 
@@ -103,11 +100,9 @@ def run(config: Config) -> Result:
     sizes = {"image_size": config.image_size, "num_heads": config.num_heads}
     models = open_models(config.model, config.tokenizer, fabric.device, sizes)
     teacher = open_teacher(config.teacher, models) if config.teacher else None
-    view = EvalView(models.image_size, crop_ratio(config.model, config.crop_ratio, WHOLE))
-    for origin in filter(None, (config.model, config.tokenizer)):
-        check_bands(origin, config.data)
-    source = open_source(config.data, limit=config.limit)
-    names, images, left_out = read_images(source, view, models.patch_size)
+    if config.tokenizer:
+        check_bands(config.tokenizer, config.data)
+    names, images, left_out = chosen_images(config, models.image_size, models.patch_size)
     inputs = images.to(fabric.device)
     with torch.no_grad(), fabric.autocast():
         codes = TokenTarget(models.tokenizer, models.grid).of(inputs).cpu()  # (B, N)

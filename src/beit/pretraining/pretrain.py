@@ -99,7 +99,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
         ranks = CodeRanks(code_vectors(target.tokenizer))
     journal.begin(batches, model=mim, optimizer=optimizer)
     keep_images(journal, images)
-    warn_of_shared(journal, config.data, source, validation and validation.source)
+    warn_of_shared(journal, sets)
     if account:
         check_bands(str(config.init), config.data.train)
         journal.message(account)

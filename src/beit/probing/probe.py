@@ -43,7 +43,7 @@ from beit.data.sources import open_source, open_test_split
 from beit.data.views import ViewConfig
 from beit.draw.names import percent
 from beit.draw.report import Figure, Section, link_to, write_report
-from beit.files import write_text
+from beit.files import refuse_existing, write_text
 from beit.nn.pooling import kinds_of
 from beit.probing.charts import AttentiveRow, accuracy_table, drawings, format_table, notes, title
 from beit.probing.charts import Row as Row
@@ -200,8 +200,7 @@ def run(config: Config) -> Result:
     """Probe one model by the protocol at the head of this file."""
     device = _one_process(config.device)
     output = None if config.output is None else Path(config.output)
-    if output is not None and output.exists():
-        raise FileExistsError(f"{output} exists and is not overwritten; name another directory")
+    refuse_existing(output)
     if weights_of(config.train):
         raise ValueError(f"{config.train}: a probe does not draw by weight; name one set")
     if config.test is None:

@@ -1,4 +1,4 @@
-"""Compute a step again that a training has skipped: which module and image gave the first NaN.
+"""Repeat a step that a training has skipped, to find the module and image of the first NaN.
 
 The training itself runs: from the weights that were kept with the step, for this step alone, in a
 directory of its own that is removed. The run stays as it is.
@@ -54,7 +54,7 @@ class Replay(NamedTuple):
         precision: in which it was computed again
         rank: the process, of those of the run, that this is about
         first: where numbers were not finite first; None if all were finite
-        images: names of the images of these numbers; empty if they cannot be told
+        images: names of their images; empty if unknown
         function: of PyTorch, whose gradient was nan first though all activations were finite
         weights: names of those whose gradients were not finite
         losses: names and values, of each micro-batch

@@ -15,6 +15,7 @@ from beit.data.batches import EvalBatches
 from beit.data.class_names import amount
 from beit.data.prefetch import Prefetch
 from beit.data.unreadable import Unreadable, readable
+from beit.data.views import EvalView
 from beit.rows.feature_maps import FeatureMaps
 from beit.rows.lines import LineStream
 from beit.rows.table import RowTable
@@ -35,13 +36,16 @@ class TableConfig(Protocol):
     @property
     def limit(self) -> int | None: ...
     @property
-    def crop_ratio(self) -> float | None: ...
-    @property
     def device(self) -> DeviceConfig: ...
 
 
 def about_table(
-    verb: str, config: TableConfig, model: nn.Module, fabric: "Fabric", details: Mapping[str, Any]
+    verb: str,
+    config: TableConfig,
+    view: EvalView,
+    model: nn.Module,
+    fabric: "Fabric",
+    details: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Describe how a command makes a table, as plain values; `details` are of this verb only."""
     return {
@@ -51,7 +55,7 @@ def about_table(
         "kind": type(model).__name__,
         "weights": fingerprint(model),
         **details,
-        "crop_ratio": config.crop_ratio,
+        "crop_ratio": view.crop_ratio,
         "data": config.data,
         "limit": config.limit,
         "device": fabric.device.type,

@@ -1,15 +1,18 @@
-"""Write columns to one Parquet or NPZ file, piece by piece; its bytes depend on the values only.
+"""Write columns to one Parquet or NPZ file piece by piece, and read them.
+
+The bytes of a file depend on the values only.
 
 Numbers with a shape become Arrow's fixed-shape tensors in Parquet: pyarrow reads them as one array,
 other readers as lists. NPZ files are not compressed and hold no pickles.
 """
 
 import errno
+import json
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,11 +164,15 @@ def open_npz(path: Path, advice: str = "make it again") -> Iterator[Any]:
         yield arrays
 
 
-def read_table(path: Path) -> dict[str, Array]:
-    """Read the columns of a table that `write_table` has written: (rows, *shape) by name."""
+def read_table(path: Path, without: Collection[str] = ()) -> dict[str, Array]:
+    """Read the columns of a table that `write_table` has written: (rows, *shape) by name.
+
+    Columns `without` are not read.
+    """
     if path.suffix == ".npz":
         with open_npz(path) as archive:
-            return {name: archive[name] for name in archive.files if name != ABOUT}
+            names = [name for name in archive.files if name not in (ABOUT, *without)]
+            return {name: archive[name] for name in names}
     if path.suffix != ".parquet":
         raise ValueError(f"{path} holds no arrays; expected a name that ends in .parquet or .npz")
     import pyarrow
@@ -178,5 +185,23 @@ def read_table(path: Path) -> dict[str, Array]:
         return np.array(values.to_pylist())
 
     with naming(path, "make it again"):
-        table = parquet.read_table(path)
-        return {name: array(table[name]) for name in table.column_names}
+        names = [name for name in parquet.read_schema(path).names if name not in without]
+        table = parquet.read_table(path, columns=names)
+        return {name: array(table[name]) for name in names}
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """Read how a table was made, as plain values; empty if `write_table` did not write it."""
+    if path.suffix == ".npz":
+        try:
+            with open_npz(path) as arrays:
+                return dict(json.loads(str(arrays[ABOUT])))
+        except (ValueError, OSError):
+            return {}
+    from pyarrow import ArrowException, parquet
+
+    try:
+        metadata = parquet.read_schema(path).metadata or {}
+        return dict(json.loads(metadata.get(METADATA.encode(), b"{}")))
+    except (ValueError, TypeError, RecursionError, ArrowException, OSError):
+        return {}

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from beit.data.pixels.decoding import extensions
 from beit.data.source import Named, file_of
@@ -49,24 +49,14 @@ def note_of_trained(
     return [f"{model} was trained on {of}, which it knows better than new ones{advice}"]
 
 
-class DataStrings(Protocol):
-    """The strings that name the images of a training."""
-
-    @property
-    def train(self) -> str: ...
-    @property
-    def validation(self) -> str: ...
-
-
-def warn_of_shared(
-    journal: Journal, data: DataStrings, trained: Named, held_out: Named | None
-) -> None:
-    """Log once in a run what `note_of_shared` says of its validation images, if it has some."""
-    if held_out is None or journal.resumed:
-        return
-    test = ImageSet("data.validation", data.validation, held_out)
-    for note in note_of_shared(test, ImageSet("data.train", data.train, trained)):
-        journal.log_warning(note)
+def warn_of_shared(journal: Journal, sets: Mapping[str, Any]) -> None:
+    """Log what `note_of_shared` says of a run's validation images, once; `sets` are by option."""
+    data: Any = journal.config.data
+    trained = ImageSet("data.train", data.train, sets["data.train"])
+    held_out = ImageSet("data.validation", data.validation, sets["data.validation"])
+    if held_out.images is not None and not journal.resumed:
+        for note in note_of_shared(held_out, trained):
+            journal.log_warning(note)
 
 
 def note_of_shared(held_out: ImageSet, trained: ImageSet) -> list[str]:

@@ -5,8 +5,8 @@ It reads lines from its standard input, the steps up to which the logs of the ru
 output, all that the trackers print to standard error. `beit.run.tracking` starts it.
 
 A resumed run continues its record. No value is written twice: TensorBoard's files are written anew
-from the logs, MLflow is asked for what it has, and `tracking.json` in the run directory says up to
-which step Weights & Biases and trackio were told.
+from the logs, MLflow is queried for the values that it has, and `tracking.json` in the run
+directory keeps the last step that was passed on to Weights & Biases and trackio.
 """
 
 import base64
@@ -56,7 +56,7 @@ class Picture(NamedTuple):
 
 
 class Tracker(Protocol):
-    """What a tracker does; whatever it raises leaves it out."""
+    """A tracker; after an error it gets nothing more."""
 
     def log(self, rows: list[Row]) -> None: ...
     def report(self, step: int, page: Path, pictures: list[Picture]) -> None: ...
@@ -64,7 +64,7 @@ class Tracker(Protocol):
 
 
 class State:
-    """What is kept about a tracker in the run directory, for the time when the run is resumed."""
+    """What the run directory keeps about a tracker, for when the run is resumed."""
 
     def __init__(self, file: Path, name: str) -> None:
         self._file, self._name = file, name
@@ -100,7 +100,7 @@ class TensorBoard:
         folder = directory.path / "tensorboard"
         self._old = list(folder.glob("events.out.tfevents.*")) if folder.is_dir() else []
         self._writer = EventFileWriter(str(folder))
-        if self._old:  # a TensorBoard that runs forgets what it has read of them
+        if self._old:  # a running TensorBoard then forgets what it has read from them
             self._add(0, None, session_log={"status": "START"})
         settings = directory.config_file.read_text(encoding="utf-8")
         self._add(0, None, summary={"value": [self._text("settings", settings)]})
@@ -124,7 +124,7 @@ class TensorBoard:
                 values.append(self._text("warnings", "\n".join(row.warnings)))
             self._add(row.step, row.time, summary={"value": values})
         self._writer.flush()
-        for file in self._old:  # its values are in the new one
+        for file in self._old:  # the new file has their values
             file.unlink(missing_ok=True)
         self._old = []
 
@@ -140,16 +140,16 @@ class TensorBoard:
 
 
 class _ByStep:
-    """A tracker that cannot be asked what it has: `State` says up to which step it was told."""
+    """A tracker that cannot be queried: `State` keeps the last step that was passed on."""
 
     _run: Any
 
     def __init__(self, state: State) -> None:
-        self._state, self._told = state, state.step
+        self._state, self._last = state, state.step
 
     def log(self, rows: list[Row]) -> None:
         for row in rows:
-            if row.step > self._told:
+            if row.step > self._last:
                 self._state.keep(step=row.step)
                 text = {"warning": "\n".join(row.warnings)} if row.warnings else {}
                 self._run.log({**row.values, **text}, step=row.step)

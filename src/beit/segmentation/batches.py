@@ -51,8 +51,6 @@ def stacked(source: LabelMaps, cache_gigabytes: float = 0.0) -> Source:
 
     A set that fits into `cache_gigabytes` is decoded into memory once.
     """
-    if cache_gigabytes < 0:
-        raise ValueError(f"cache_gigabytes must not be negative, got {cache_gigabytes}")
     images: Source = _StackedSource(source)
     return cached(images, int(cache_gigabytes * 1e9)) if cache_gigabytes else images
 

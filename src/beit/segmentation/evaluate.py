@@ -26,7 +26,7 @@ from beit.data.prefetch import Prefetch
 from beit.data.unreadable import Unreadable, readable
 from beit.draw.classes import note_of_missed
 from beit.draw.report import Section, link_to, write_report
-from beit.files import replacing, write_text
+from beit.files import refuse_existing, replacing, write_text
 from beit.nn.confusion import map_figures, pixel_confusion
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.sliding import MapViewConfig
@@ -123,8 +123,7 @@ class Counts(NamedTuple):
 def run(config: Config) -> Result:
     """Evaluate a segmenter."""
     output = None if config.output is None else Path(config.output)
-    if output is not None and output.exists():
-        raise FileExistsError(f"{output} exists and is not overwritten; name another directory")
+    refuse_existing(output)
     if not config.model or not config.data:
         raise ValueError("give a segmenter and its images: --model and --data")
     segmenter = load_segmenter(config.model, config.image_size, num_heads=config.num_heads)

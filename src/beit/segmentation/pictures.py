@@ -30,11 +30,6 @@ def overlay(image: Tensor, labels: Tensor, palette: Palette, share: float = SHAR
     Takes an image (3, H, W) uint8 and classes or IGNORED, (H, W) of any integer type; `share` in
     [0, 1] is the weight of the colours. Returns: (H, W, 3)
     """
-    if image.shape[1:] != labels.shape:
-        raise ValueError(
-            f"the image is {image.shape[1]} x {image.shape[2]} pixels and its label map "
-            f"{' x '.join(map(str, labels.shape))}; expected one size"
-        )
     pixels: Pixels = image.permute(1, 2, 0).cpu().numpy()
     classes = labels.cpu().numpy()
     known = classes != IGNORED
@@ -81,8 +76,6 @@ def with_legend(pixels: Pixels, names: Sequence[str], palette: Palette, labels: 
 
 def example_picture(examples: Sequence[Example], names: Sequence[str], palette: Palette) -> Picture:
     """Draw a row for each image, with true and predicted classes over it, and a legend."""
-    if not examples:
-        raise ValueError("examples are empty; expected at least one image")
     rows, covered = [], np.zeros(len(names))
     for image, *label_maps in examples:
         drawn = [torch.from_numpy(overlay(image, labels, palette)) for labels in label_maps]

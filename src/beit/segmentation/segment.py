@@ -93,14 +93,12 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     )
     journal.begin(batches, model=segmenter, optimizer=optimizer, best=parts.best)
     keep_images(journal, images)
-    warn_of_shared(journal, config.data, source, held_out)
+    warn_of_shared(journal, sets)
     if transferred:
         journal.message(f"{config.init}: {transferred}")
     validated = train(parts, journal)
-    metrics, save = (
-        validated.metrics if validated else {},
-        partial(save_weights, model=segmenter.eval(), pixel_options=pixel_options(named)),
-    )
+    metrics = validated.metrics if validated else {}
+    save = partial(save_weights, model=segmenter.eval(), pixel_options=pixel_options(named))
     step = parts.best.step or journal.last_step
     draw = partial(report, journal.directory, config, source, transferred, step, validated)
     return journal.finish(metrics, save, draw)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -74,9 +75,10 @@ def validate(
         predicted = predict(batch.images)  # (B, H, W)
         confusion += pixel_confusion(batch.label_maps, predicted, Y)
         maps = zip(batch.images, batch.label_maps, predicted, strict=True)
-        for image, label_map, labels in maps if len(examples) < EXAMPLES else ():
-            example = Example(image.cpu(), label_map.cpu(), labels.to("cpu", torch.uint8))
-            examples = [*examples, example][:EXAMPLES]
+        examples += [
+            Example(image.cpu(), label_map.cpu(), labels.to("cpu", torch.uint8))
+            for image, label_map, labels in islice(maps, EXAMPLES - len(examples))
+        ]
     confusion = summed(fabric, confusion).cpu()
     figures = map_figures(confusion)
     names = ("miou", "mean_accuracy", "pixel_accuracy")

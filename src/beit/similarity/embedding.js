@@ -1,7 +1,5 @@
-// The page: search, filters, the three views, the panel, and the address.
+// The page: search, filters, the three views, the panel, and what the address means.
 
-const title = document.title;
-const wide = window.matchMedia('(min-width: 62.01rem)');
 const controls = Object.fromEntries(['search', 'label', 'colour', 'drawn'].map((id) => [id, byId(id)]));
 const state = { view: 'map', open: null, shown: new Set(images), scrolled: { map: 0, clusters: 0, images: 0 } };
 const MOST_LISTED = 60;
@@ -103,20 +101,6 @@ function showStatus() {
   map.redraw();
 }
 
-function show(view) {
-  if (view !== state.view) {
-    state.scrolled[state.view] = window.scrollY;
-    state.view = view;
-  }
-  byId('heading').textContent = { map: 'Map', clusters: 'Clusters', images: 'Images' }[view];
-  for (const link of byId('views').children) {
-    if (link.dataset.view === view) link.setAttribute('aria-current', 'page');
-    else link.removeAttribute('aria-current');
-  }
-  byId('tools').hidden = view === 'clusters';
-  showStatus();
-}
-
 /** Parse the address: #map, #clusters, #images, #image=3 or #cluster=2. */
 function parseAddress() {
   const parts = new URLSearchParams(location.hash.slice(1));
@@ -126,38 +110,6 @@ function parseAddress() {
   if (image) return { kind: 'image', item: image };
   if (group) return { kind: 'cluster', item: group };
   return { kind: ['clusters', 'images'].find((view) => parts.has(view)) || (parts.has('map') || !location.hash ? 'map' : state.view) };
-}
-
-function follow() {
-  const { kind, item } = parseAddress();
-  if (item) {
-    open(kind, item);
-    return;
-  }
-  const changed = kind !== state.view;
-  show(kind);
-  if (changed) window.scrollTo({ top: state.scrolled[kind], behavior: 'instant' });
-  close();
-}
-
-function open(kind, item) {
-  state.open = { kind, item };
-  const isImage = kind === 'image';
-  byId('subject').replaceChildren(make('span', { class: 'words name', dir: 'auto', title: item.name }, item.name));
-  byId('content').replaceChildren(...(isImage ? imageContent(item) : groupContent(item)));
-  byId('panel').hidden = false;
-  byId('panel').scrollTop = 0;
-  document.body.classList.add('open');
-  document.title = `${item.name} – ${title}`;
-  const order = isImage ? imageGallery.items : groups;
-  const position = order.indexOf(item);
-  byId('previous').disabled = position <= 0;
-  byId('next').disabled = position < 0 || position + 1 >= order.length;
-  imageGallery.choose(isImage ? item : null);
-  if (isImage) map.reveal(item, false);
-  map.redraw();
-  cover();
-  byId('subject').focus({ preventScroll: true });
 }
 
 function imageContent(image) {
@@ -188,63 +140,36 @@ function groupContent(group) {
   return parts;
 }
 
-function close() {
-  if (!state.open) return;
-  const { kind, item } = state.open;
-  state.open = null;
-  byId('panel').hidden = true;
-  byId('content').replaceChildren();
-  document.body.classList.remove('open');
-  document.title = title;
-  cover();
-  imageGallery.choose(null);
-  map.redraw();
-  if (state.view === 'map') byId('map-canvas').focus({ preventScroll: true });
-  else if (state.view === 'images') { imageGallery.layout(); imageGallery.focus(); }
-  else if (kind === 'cluster') document.querySelector(`#group-view a[href="#cluster=${item.index}"]`).focus();
-  else byId('heading').focus({ preventScroll: true });
-}
-
-/** In a narrow window the panel covers the page, which is then inert. */
-function cover() {
-  byId('page').inert = Boolean(state.open) && !wide.matches;
-}
-
-function step(by) {
-  const { kind, item } = state.open;
-  const order = kind === 'image' ? imageGallery.items : groups;
-  const next = order[order.indexOf(item) + by];
-  if (next) location.hash = `#${kind}=${next.index}`;
-}
-
-function listen() {
-  for (const control of Object.values(controls)) control.addEventListener('input', refresh);
-  byId('tools').addEventListener('submit', (event) => event.preventDefault());
-  byId('clear').addEventListener('click', () => { byId('tools').reset(); refresh(); controls.search.focus(); });
-  byId('fold').addEventListener('click', () => byId('fold').setAttribute('aria-expanded', byId('filters').classList.toggle('open')));
-  byId('skip').addEventListener('click', (event) => { event.preventDefault(); if (state.view === 'images') imageGallery.focus(); else if (state.view === 'map') byId('map-canvas').focus(); else byId('heading').focus(); });
-  byId('close').addEventListener('click', () => { location.hash = `#${state.view}`; });
-  byId('previous').addEventListener('click', () => step(-1));
-  byId('next').addEventListener('click', () => step(1));
-  byId('nearer').addEventListener('click', () => map.zoom(1.6));
-  byId('farther').addEventListener('click', () => map.zoom(1 / 1.6));
-  byId('whole').addEventListener('click', () => map.zoom(0));
-  byId('scheme').addEventListener('click', map.redraw);
-  window.matchMedia('(prefers-color-scheme: dark)').addEventListener('change', map.redraw);
-  document.addEventListener('keydown', (event) => {
-    if (event.ctrlKey || event.metaKey || event.altKey) return;
-    const typing = event.target.closest('input, select, textarea');
-    if (event.key === 'Escape' && state.open) location.hash = `#${state.view}`;
-    if (event.key === '/' && !typing && !byId('page').inert) {
-      event.preventDefault();
-      if (state.view === 'clusters') show('images');
-      controls.search.focus();
-      controls.search.select();
-    }
-  });
-  window.addEventListener('hashchange', follow);
-  wide.addEventListener('change', cover);
-}
+const page = explore({
+  state,
+  controls,
+  headings: { map: 'Map', clusters: 'Clusters', images: 'Images' },
+  unsearched: 'clusters',
+  searched: 'images',
+  parse: parseAddress,
+  refresh,
+  shown: showStatus,
+  name: ({ item }) => item.name,
+  subject: ({ item }) => [make('span', { class: 'words name', dir: 'auto', title: item.name }, item.name)],
+  content: ({ kind, item }) => (kind === 'image' ? imageContent(item) : groupContent(item)),
+  order: (kind) => (kind === 'image' ? imageGallery.items : groups),
+  choose(open) {
+    const image = open && open.kind === 'image' ? open.item : null;
+    imageGallery.choose(image);
+    if (image) map.reveal(image, false);
+    map.redraw();
+  },
+  enter() {
+    if (state.view === 'images') imageGallery.focus();
+    else byId(state.view === 'map' ? 'map-canvas' : 'heading').focus();
+  },
+  leave({ kind, item }) {
+    if (state.view === 'map') byId('map-canvas').focus({ preventScroll: true });
+    else if (state.view === 'images') { imageGallery.layout(); imageGallery.focus(); }
+    else if (kind === 'cluster') document.querySelector(`#group-view a[href="#cluster=${item.index}"]`).focus();
+    else byId('heading').focus({ preventScroll: true });
+  },
+});
 
 function start() {
   const facts = [];
@@ -256,11 +181,10 @@ function start() {
   if (!hasLabels) for (const pair of document.querySelectorAll('.pair[data-needs]')) pair.hidden = true;
   for (const name of summary.label_names) controls.label.append(make('option', { value: name }, name));
   setUpScheme();
-  listen();
   fillGroups();
   refresh();
-  show('map');
-  follow();
+  page.show('map');
+  page.follow();
 }
 
 start();

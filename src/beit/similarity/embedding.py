@@ -22,19 +22,20 @@ from beit.data.views import EvalView
 from beit.draw.canvas import Pixels, shown
 from beit.draw.names import percent
 from beit.draw.thumbnails import shrunk
+from beit.files import refuse_existing
 from beit.run.device import DeviceConfig
 from beit.run.progress import Progress
 from beit.similarity.layout import clusters, layout, num_clusters, purity
 from beit.similarity.neighbours import agreement, all_nearest
 from beit.similarity.page import EmbeddingPage, write_page
 from beit.similarity.vectors import (
+    Embedder,
     Features,
-    ImageSet,
-    Reading,
+    VectorSet,
     images_of,
     indexed,
     is_table,
-    open_reading,
+    open_embedder,
     read_set,
 )
 from beit.weights.bands import check_bands
@@ -107,11 +108,10 @@ class Result(NamedTuple):
 def run(config: Config) -> Result:
     """Compute the missing vectors, the map and the clusters, and write the page."""
     output = Path(config.output)
-    if output.exists():
-        raise FileExistsError(f"{output} exists and is not overwritten; name another file")
-    reading = open_reading(config)
+    refuse_existing(output, "file")
+    embedder = open_embedder(config)
     check_bands(config.model, images_of(config.data))
-    images, chosen, total = _images(config, reading)
+    images, chosen, total = _images(config, embedder)
     n = len(images.names)
     if n < 2:
         raise ValueError(f"{config.data} has one readable image; a map needs two or more")
@@ -134,11 +134,11 @@ def run(config: Config) -> Result:
     compared = min(AGREEING, n - 1)
     shares = None if labels is None else agreement(near.rows[:, :compared], labels)
     pure = None if labels is None else purity(groups, labels, config.seed)
-    cells = thumbnails(images.source, images.indices, reading.view, _side(n), config.num_workers)
+    cells = thumbnails(images.source, images.indices, embedder.view, _side(n), config.num_workers)
     page = EmbeddingPage(
         model=config.model,
         data=config.data,
-        features=reading.features,
+        features=embedder.features,
         note=". ".join(notes),
         names=images.names,
         labels=None if labels is None else labels.tolist(),
@@ -169,14 +169,14 @@ def ending(config: Config, result: Result) -> Ending:
     return Ending(f"{result.page}, a page of the set", figure, opened(result.page))
 
 
-def _images(config: Config, reading: Reading) -> tuple[ImageSet, int, int]:
+def _images(config: Config, embedder: Embedder) -> tuple[VectorSet, int, int]:
     """Return the readable ones of the images to show, how many were to show, and of how many."""
     most = config.limit or MOST
     if not is_table(config.data):
         source = open_source(config.data)
         shown = limited(source, most)
-        return indexed(shown, config.data, config.index, reading), len(shown), len(source)
-    images, _ = read_set(config.data, reading)
+        return indexed(shown, config.data, config.index, embedder), len(shown), len(source)
+    images, _ = read_set(config.data, embedder)
     total = len(images.names)
     if total <= most:
         return images, total, total
@@ -190,7 +190,7 @@ def _images(config: Config, reading: Reading) -> tuple[ImageSet, int, int]:
     return part, most, total
 
 
-def _labels(images: ImageSet) -> tuple[Tensor | None, list[str]]:
+def _labels(images: VectorSet) -> tuple[Tensor | None, list[str]]:
     """Return the labels (n,) as numbers of those that occur, -1 where unknown, and their names."""
     if images.labels is None or not bool((images.labels >= 0).any()):
         return None, []

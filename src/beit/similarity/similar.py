@@ -19,19 +19,19 @@ from beit.data.shrinking import Shrinking
 from beit.data.source import Source, UnreadableImage, file_of
 from beit.data.sources import open_source
 from beit.data.spec import split_query
-from beit.files import user_path, write_bytes
+from beit.files import refuse_existing, user_path, write_bytes
 from beit.rows.lines import printable
 from beit.run.device import DeviceConfig
 from beit.similarity.neighbours import DUPLICATE, mean_cosine, nearest
 from beit.similarity.picture import Match, Row, similar_picture
 from beit.similarity.vectors import (
+    Embedder,
     Features,
-    ImageSet,
-    Reading,
+    VectorSet,
     images_of,
     indexed,
     is_table,
-    open_reading,
+    open_embedder,
     read_set,
     vector_of,
 )
@@ -111,26 +111,25 @@ class Result(NamedTuple):
 def run(config: Config) -> Result:
     """Print the nearest images of each photo, and draw them."""
     picture = None if config.output is None else Path(config.output)
-    if picture is not None and picture.exists():
-        raise FileExistsError(f"{picture} exists and is not overwritten; name another file")
-    reading = open_reading(config)
+    refuse_existing(picture, "file")
+    embedder = open_embedder(config)
     files = {name: _opened(name) for name in config.photos if _is_file(name)}
     of_set = images_of(config.data)
     check_bands(config.model, of_set)
     compare_pixels(pixel_options(of_set), f"{config.data} has", *files)
     layer = None
     if is_table(config.data):
-        images, layer = read_set(config.data, reading)
+        images, layer = read_set(config.data, embedder)
         _check_names(config.photos, files, images.names)
     else:
         source = open_source(config.data)
         _check_names(config.photos, files, [printable(source.name(i)) for i in range(len(source))])
-        images = indexed(source, config.data, config.index, reading)
+        images = indexed(source, config.data, config.index, embedder)
     photos = [
-        _photo(name, files.get(name), images, reading, layer, whole=is_table(config.data))
+        _photo(name, files.get(name), images, embedder, layer, whole=is_table(config.data))
         for name in config.photos
     ]
-    print(_scale(images, reading.features))
+    print(_scale(images, embedder.features))
     found: dict[str, list[Neighbour]] = {}
     rows = []
     for name, photo in zip(config.photos, photos, strict=True):
@@ -215,8 +214,8 @@ def _check_names(photos: Sequence[str], files: Collection[str], names: Sequence[
 def _photo(
     name: str,
     source: Source | None,
-    images: ImageSet,
-    reading: Reading,
+    images: VectorSet,
+    embedder: Embedder,
     layer: int | None,
     whole: bool,
 ) -> _Photo:
@@ -226,15 +225,15 @@ def _photo(
     """
     if source is not None:
         rows = _itself(_path(name), images)
-        read = source if whole else _opened(name, reading.shrinking)
-        return _Photo(vector_of(read.image(0), reading, layer), rows, source)
+        read = source if whole else _opened(name, embedder.shrinking)
+        return _Photo(vector_of(read.image(0), embedder, layer), rows, source)
     if printable(name) not in images.names:
         raise ValueError(f"{name} cannot be read; give another photo")
     row = images.names.index(printable(name))
     return _Photo(images.vectors[row], [row], None, images.label(row))
 
 
-def _itself(path: Path, images: ImageSet) -> list[int]:
+def _itself(path: Path, images: VectorSet) -> list[int]:
     """Return the rows of the set whose file is that of the photo."""
     if images.source is None:
         return []
@@ -247,7 +246,7 @@ def _itself(path: Path, images: ImageSet) -> list[int]:
     ]
 
 
-def _scale(images: ImageSet, features: str) -> str:
+def _scale(images: VectorSet, features: str) -> str:
     """Say how near two images of the set are on average, without which a cosine says little."""
     if len(images.names) < 2:
         return "the set has one image only"
@@ -264,7 +263,9 @@ def _line(rank: int, neighbour: Neighbour) -> str:
     return f"{rank:4}  {neighbour.cosine:.3f}  {neighbour.name}{label}{twin}"
 
 
-def _drawn(name: str, photo: _Photo, matches: list[tuple[int, Neighbour]], images: ImageSet) -> Row:
+def _drawn(
+    name: str, photo: _Photo, matches: list[tuple[int, Neighbour]], images: VectorSet
+) -> Row:
     """Read the images of one row of the picture; those not found are left grey."""
     source = photo.source or images.source
     index = 0 if photo.source is not None else images.indices[photo.rows[0]]

@@ -10,9 +10,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -28,20 +28,10 @@ from beit.files import replacing, user_path
 from beit.nn.pooling import Kind
 from beit.nn.quantizer import unit
 from beit.rows.compute import compute_table, fingerprint
-from beit.rows.files import (
-    ABOUT,
-    METADATA,
-    SUFFIXES,
-    TEXT,
-    Array,
-    Column,
-    naming,
-    open_npz,
-    write_table,
-)
+from beit.rows.files import SUFFIXES, TEXT, Array, Column, read_about, read_table, write_table
 from beit.rows.lines import printable
 from beit.rows.table import RowTable
-from beit.run.device import DeviceConfig, precision_of
+from beit.run.device import precision_of
 from beit.run.launch import launch
 from beit.run.settings import first
 from beit.weights.crop import crop_ratio
@@ -50,21 +40,23 @@ from beit.weights.frozen import FrozenModel, open_frozen_model
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
 
+    from beit.similarity import embedding, similar
+
+    EmbedderConfig = similar.Config | embedding.Config
+
 Features = Literal["cls", "mean", "both"]
 CACHE = "beit/features"  # in the user's folder of caches
 _BATCH, _PART = 64, 512  # images computed together; images an interruption loses at most
 
 
-class Reading(NamedTuple):
-    """How images become vectors: the model, the view and what reads the files."""
+class Embedder(NamedTuple):
+    """How images become vectors: the model, which of its features, and the view."""
 
+    config: "EmbedderConfig"
     fabric: "Fabric"
     model: FrozenModel
     features: Features
     crop_ratio: float
-    num_workers: int
-    max_unreadable: float
-    device: DeviceConfig
 
     @property
     def view(self) -> EvalView:
@@ -92,7 +84,7 @@ class Reading(NamedTuple):
         return cast(dict[str, Any], json.loads(json.dumps(about)))
 
 
-class ImageSet(NamedTuple):
+class VectorSet(NamedTuple):
     """The readable images of a set, n of them.
 
     Attributes:
@@ -120,28 +112,7 @@ class ImageSet(NamedTuple):
         return printable(names[number]) if number < len(names) else f"class {number}"
 
 
-class ReadingConfig(Protocol):
-    """Options that similar and visualise embedding share."""
-
-    @property
-    def model(self) -> str: ...
-    @property
-    def features(self) -> Features | None: ...
-    @property
-    def image_size(self) -> int | tuple[int, int] | None: ...
-    @property
-    def num_heads(self) -> int | None: ...
-    @property
-    def crop_ratio(self) -> float | None: ...
-    @property
-    def num_workers(self) -> int: ...
-    @property
-    def max_unreadable(self) -> float: ...
-    @property
-    def device(self) -> DeviceConfig: ...
-
-
-def open_reading(config: ReadingConfig) -> Reading:
+def open_embedder(config: "EmbedderConfig") -> Embedder:
     """Open the model; by default its features are what the paper reads (mean of a teacher)."""
     fabric = launch(config.device)
     if fabric.world_size > 1:
@@ -152,24 +123,22 @@ def open_reading(config: ReadingConfig) -> Reading:
         what = f"{config.model} has no [CLS] token; expected mean"
         raise ValueError(f"features is {config.features}, but {what}")
     features: Features = config.features or model.paper or "mean"
-    limits = (config.num_workers, config.max_unreadable)
-    crop = crop_ratio(config.model, config.crop_ratio)
-    return Reading(fabric, model, features, crop, *limits, config.device)
+    return Embedder(config, fabric, model, features, crop_ratio(config.model, config.crop_ratio))
 
 
-def joined(columns: Mapping[str, Tensor], parts: Sequence[str]) -> Tensor:
-    """Join columns (n, D) to one vector (n, D or 2D) of length 1 each; each part counts equally."""
-    return unit(torch.cat([unit(columns[part]) for part in parts], dim=1))
+def joined(parts: Iterable[Tensor]) -> Tensor:
+    """Join features (n, D) to vectors (n, D or 2D) of length 1; each part counts equally."""
+    return unit(torch.cat([unit(part) for part in parts], dim=1))
 
 
 @torch.no_grad()
-def vector_of(image: Tensor, reading: Reading, layer: int | None = None) -> Tensor:
+def vector_of(image: Tensor, embedder: Embedder, layer: int | None = None) -> Tensor:
     """Compute the vector (D,) of one image (3, H, W) uint8, on the CPU."""
-    batch = reading.view(image)[None].to(reading.fabric.device)
-    kinds = {part: Kind(layer, part) for part in reading.parts}
-    with reading.fabric.autocast():
-        values = reading.model.read(batch, kinds.values())
-    return joined({part: values[kind].cpu() for part, kind in kinds.items()}, reading.parts)[0]
+    batch = embedder.view(image)[None].to(embedder.fabric.device)
+    kinds = [Kind(layer, part) for part in embedder.parts]
+    with embedder.fabric.autocast():
+        values = embedder.model.read(batch, kinds)
+    return joined(values[kind].cpu() for kind in kinds)[0]
 
 
 # ── a table of `beit embed` ─────────────────────────────────────────────────────────────────────
@@ -180,26 +149,26 @@ def is_table(data: str) -> bool:
     path = user_path(data)
     if path.suffix not in SUFFIXES or not path.is_file():
         return False
-    return path.suffix == ".npz" or _about_of(path).get("verb") == "embed"
+    return path.suffix == ".npz" or read_about(path).get("verb") == "embed"
 
 
 def images_of(data: str) -> str | list[str]:
-    """Return the string, or the list of files, whose images are in a set or in a table of it."""
-    about = _about_of(user_path(data)) if is_table(data) else {}
+    """Return what names the images: `data` itself, or what a table of `beit embed` was made of."""
+    about = read_about(user_path(data)) if is_table(data) else {}
     images: str | list[str] = about.get("data", data)
     return images
 
 
-def read_set(data: str, reading: Reading) -> tuple[ImageSet, int | None]:
+def read_set(data: str, embedder: Embedder) -> tuple[VectorSet, int | None]:
     """Read a table of `beit embed`. Returns: the set; the block that its features come from.
 
     Raises ValueError if the table is of another model or lacks the features.
     """
     path = user_path(data)
-    about = _about_of(path)
+    about = read_about(path)
     if about.get("verb") != "embed":
         raise ValueError(f"{data} was not written by beit embed; give the images, or its table")
-    now = reading.about()
+    now = embedder.about()
     differing = [
         f"{name} of the table is {about.get(name)}, of this command {now[name]}"
         for name in ("weights", "image_size", "crop_ratio")
@@ -210,19 +179,19 @@ def read_set(data: str, reading: Reading) -> tuple[ImageSet, int | None]:
             f"{data} holds vectors that cannot be compared with this model's: {first(differing)}; "
             f"the table was made with --model {about.get('model')}"
         )
-    columns = _read(path)
-    missing = [part for part in reading.parts if part not in columns]
+    columns = read_table(path, without=("patches",))
+    missing = [part for part in embedder.parts if part not in columns]
     if missing:
         raise ValueError(
             f"{data} has no column {missing[0]}; choose other features, or make it again with "
             "beit embed --features [cls,mean]"
         )
-    rows = {str(part): torch.from_numpy(columns[part]).float() for part in reading.parts}
-    labels = torch.from_numpy(columns["label"]) if "label" in columns else None
+    vectors = joined(torch.tensor(columns[part]).float() for part in embedder.parts)
+    labels = torch.tensor(columns["label"]) if "label" in columns else None
     names, indices = columns["path"].tolist(), columns["index"].tolist()
     source = _source_of(about, names, indices)
-    vectors, classes = joined(rows, reading.parts), about["label_names"]
-    return ImageSet(names, vectors, labels, classes, source, indices), about["layer"]
+    images = VectorSet(names, vectors, labels, about["label_names"], source, indices)
+    return images, about["layer"]
 
 
 def _source_of(about: Mapping[str, Any], names: list[str], indices: list[int]) -> Source | None:
@@ -248,7 +217,14 @@ def index_file(data: str, about: Mapping[str, Any]) -> Path:
     return Path(caches, CACHE, hashlib.blake2b(text.encode(), digest_size=8).hexdigest() + ".npz")
 
 
-def indexed(source: Source, data: str, index: str | None, reading: Reading) -> ImageSet:
+class _Index(NamedTuple):
+    """The rows of an index: path and stamp of each image, and its values (n, D) by column."""
+
+    keys: list[tuple[str, str]]
+    values: dict[str, Array]
+
+
+def indexed(source: Source, data: str, index: str | None, embedder: Embedder) -> VectorSet:
     """Return the vectors of a set: from its index, the missing ones computed and added to it.
 
     Args:
@@ -257,49 +233,52 @@ def indexed(source: Source, data: str, index: str | None, reading: Reading) -> I
     Raises:
         ValueError: the named file is not an index, or one of another model or view.
     """
-    about = reading.about() | {"reduced": True, "pixel_options": pixel_options(data)}
+    about = embedder.about() | {"reduced": True, "pixel_options": pixel_options(data)}
     file = user_path(index) if index else index_file(data, about)
     if file.suffix not in SUFFIXES:
         raise ValueError(f"index is {index!r}; expected a name that ends in .npz or .parquet")
     names = [printable(source.name(row)) for row in range(len(source))]
     keys = list(zip(names, _stamps(source), strict=True))
-    columns = _columns(reading.model)
-    before = _kept(file, about) if file.exists() else {}
-    old = before.get("keys", [])
-    missing = [row for row, key in enumerate(keys) if key not in set(old)]
-    values = {column.name: np.empty((0, *column.shape), column.dtype) for column in columns}
-    computed: list[int] = []
+    kept = _read_index(file, about) if file.exists() else _Index([], {})
+    known = set(kept.keys)
+    missing = [row for row, key in enumerate(keys) if key not in known]
+    new = _Index([], {})
     if missing:
         file.parent.mkdir(parents=True, exist_ok=True)
-        new_keys = [keys[row] for row in missing]
-        small = limited(open_source(data, shrinking=reading.shrinking), len(source))
+        small = limited(open_source(data, shrinking=embedder.shrinking), len(source))
         if [printable(small.name(row)) for row in range(len(small))] != names:
             raise ValueError(f"{data}: images were added or removed just now; start again")
-        computed, values = _computed(small, missing, new_keys, file, reading, about)
-    known = len(keys) - len(missing)
-    print(f"index {file}: {amount(known, 'image')} known from before, {len(computed)} computed")
-    if by_name := sum(not stamp and "://" not in name for name, stamp in {*keys} & {*old}):
+        new = _computed(small, missing, [keys[row] for row in missing], file, embedder, about)
+    before = amount(len(keys) - len(missing), "image")
+    print(f"index {file}: {before} known from before, {len(new.keys)} computed")
+    if by_name := sum(not stamp and "://" not in name for name, stamp in {*keys} & known):
         print(
             f"{amount(by_name, 'image')} without a file on this machine, known by name only: if "
             f"they have changed, delete {file}"
         )
-    changed = {names[row] for row in computed}
-    stay = [row for row, (name, _) in enumerate(old) if name not in changed]
-    keys_kept = [old[row] for row in stay] + [keys[row] for row in computed]
-    tables = {
-        name: np.concatenate([before.get(name, new[:0])[stay], new]) for name, new in values.items()
-    }
-    if computed:
-        _write(file, keys_kept, columns, tables, about)
-    place = {key: row for row, key in enumerate(keys_kept)}
+    if new.keys:
+        kept = _merged(kept, new)
+        _write(file, kept, embedder.model, about)
+    place = {key: row for row, key in enumerate(kept.keys)}
     rows = [row for row, key in enumerate(keys) if key in place]
     if not rows:
         raise ValueError(f"none of the {len(source)} images of {data} can be read")
     at = [place[keys[row]] for row in rows]
-    tensors = {name: torch.from_numpy(table[at]) for name, table in tables.items()}
+    vectors = joined(torch.from_numpy(kept.values[part][at]) for part in embedder.parts)
     labels = None if source.labels is None else source.labels[torch.tensor(rows)]
-    names, vectors = [names[row] for row in rows], joined(tensors, reading.parts)
-    return ImageSet(names, vectors, labels, source.class_names, source, rows)
+    names = [names[row] for row in rows]
+    return VectorSet(names, vectors, labels, source.class_names, source, rows)
+
+
+def _merged(old: _Index, new: _Index) -> _Index:
+    """Add new rows to old ones, in place of those of the same path."""
+    if not old.keys:
+        return new
+    replaced = {path for path, _ in new.keys}
+    stay = [row for row, (path, _) in enumerate(old.keys) if path not in replaced]
+    keys = [old.keys[row] for row in stay] + new.keys
+    values = {n: np.concatenate([old.values[n][stay], rows]) for n, rows in new.values.items()}
+    return _Index(keys, values)
 
 
 def _columns(model: FrozenModel) -> list[Column]:
@@ -312,33 +291,28 @@ def _computed(
     missing: list[int],
     keys: list[tuple[str, str]],
     file: Path,
-    reading: Reading,
+    embedder: Embedder,
     about: Mapping[str, Any],
-) -> tuple[list[int], dict[str, Array]]:
-    """Compute the rows of some images; an interrupted computation resumes from its parts.
+) -> _Index:
+    """Compute the rows of the readable ones of `missing` images, whose keys are `keys`.
 
-    Returns: the readable ones of `missing`; their values by column
+    An interrupted computation resumes from its parts.
     """
     digest = hashlib.blake2b(json.dumps(keys).encode(), digest_size=8).hexdigest()
     output = file.with_name(f"{file.name}.{digest}.npz")
     output.unlink(missing_ok=True)
-    part, columns = PartSource(source, torch.tensor(missing)), _columns(reading.model)
+    part, columns = PartSource(source, torch.tensor(missing)), _columns(embedder.model)
     table = RowTable(output, part, columns, about, _BATCH, _PART)
-    read = torch.compile(reading.model.read) if reading.device.compile else reading.model.read
     kinds = {column.name: Kind(None, cast(Any, column.name)) for column in columns}
-
-    def compute(images: Tensor) -> dict[str, Tensor]:
-        values = read(images, kinds.values())
-        return {name: values[kind] for name, kind in kinds.items()}
-
-    most = min(1.0, reading.max_unreadable * len(source) / len(part))
-    compute_table(reading.fabric, table, reading.view, compute, reading.num_workers, most)
-    with np.load(output, allow_pickle=False) as arrays:
-        values = {column.name: arrays[column.name] for column in columns}
-        new = [missing[row] for row in arrays["index"].tolist()]
+    config = embedder.config
+    compute = embedder.model.columns(kinds, config.device.compile)
+    most = min(1.0, config.max_unreadable * len(source) / len(part))
+    compute_table(embedder.fabric, table, embedder.view, compute, config.num_workers, most)
+    arrays = read_table(output)
     for left in file.parent.glob(f"{file.name}.*.npz*"):  # also parts of images that have changed
         shutil.rmtree(left) if left.is_dir() else left.unlink()
-    return new, values
+    computed = [keys[row] for row in arrays["index"].tolist()]
+    return _Index(computed, {column.name: arrays[column.name] for column in columns})
 
 
 def _stamps(source: Source) -> list[str]:
@@ -357,9 +331,9 @@ def _stamps(source: Source) -> list[str]:
     return stamps
 
 
-def _kept(file: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Read an index, as columns, and its `keys` (path, stamp)."""
-    before = _about_of(file)
+def _read_index(file: Path, about: Mapping[str, Any]) -> _Index:
+    """Read an index. ValueError if it is none, or one of another model or view."""
+    before = read_about(file)
     if before.get("verb") != "similar":
         raise ValueError(f"{file} is not an index of beit similar; name another file")
     differing = [
@@ -372,66 +346,19 @@ def _kept(file: Path, about: Mapping[str, Any]) -> dict[str, Any]:
             f"{file} is the index of another model or view: {first(differing)}; name another file, "
             "or delete it"
         )
-    columns: dict[str, Any] = _read(file)
-    columns["keys"] = list(zip(columns["path"].tolist(), columns["stamp"].tolist(), strict=True))
-    return columns
+    values = read_table(file)
+    paths, stamps = values.pop("path").tolist(), values.pop("stamp").tolist()
+    return _Index(list(zip(paths, stamps, strict=True)), values)
 
 
-def _write(
-    file: Path,
-    keys: Sequence[tuple[str, str]],
-    columns: Sequence[Column],
-    values: Mapping[str, Array],
-    about: Mapping[str, Any],
-) -> None:
-    texts = {
-        name: np.array(text, dtype=np.str_)
-        for name, text in zip(("path", "stamp"), zip(*keys, strict=True), strict=True)
-    }
-    contents = {**texts, **values}
-    listed = [Column("path", TEXT), Column("stamp", TEXT), *columns]
+def _write(file: Path, index: _Index, model: FrozenModel, about: Mapping[str, Any]) -> None:
+    paths, stamps = (np.array(texts, np.str_) for texts in zip(*index.keys, strict=True))
+    contents = {"path": paths, "stamp": stamps, **index.values}
+    columns = [Column("path", TEXT), Column("stamp", TEXT), *_columns(model)]
+    text = json.dumps({"verb": "similar"} | dict(about))
+
+    def values(_: int, column: Column) -> Array:
+        return contents[column.name]
+
     with replacing(file) as temporary:
-        write_table(
-            temporary,
-            file.suffix,
-            listed,
-            1,
-            lambda _, column: contents[column.name],
-            json.dumps({"verb": "similar"} | dict(about)),
-        )
-
-
-def _about_of(path: Path) -> dict[str, Any]:
-    """Return what a table says about itself; empty if it is none of ours."""
-    if path.suffix == ".npz":
-        try:
-            with open_npz(path) as arrays:
-                return dict(json.loads(str(arrays[ABOUT])))
-        except (ValueError, OSError):
-            return {}
-    from pyarrow import ArrowException, parquet
-
-    try:
-        metadata = parquet.read_schema(path).metadata or {}
-        return dict(json.loads(metadata.get(METADATA.encode(), b"{}")))
-    except (ValueError, TypeError, RecursionError, ArrowException, OSError):
-        return {}
-
-
-def _read(path: Path) -> dict[str, Array]:
-    """Read the columns of a table as arrays, without those of patches."""
-    if path.suffix == ".npz":
-        with open_npz(path) as arrays:
-            return {name: arrays[name] for name in arrays.files if name not in ("patches", ABOUT)}
-    from pyarrow import parquet
-
-    with naming(path, "make it again"):
-        names = [name for name in parquet.read_schema(path).names if name != "patches"]
-        table = parquet.read_table(path, columns=names).combine_chunks()
-        columns = {}
-        for name in names:
-            column = table[name].combine_chunks()
-            shaped = hasattr(column, "to_numpy_ndarray")
-            values = column.to_numpy_ndarray() if shaped else column.to_pylist()
-            columns[name] = np.array(values)  # Arrow's own memory is read-only
-    return columns
+        write_table(temporary, file.suffix, columns, 1, values, text)

@@ -10,13 +10,10 @@ in the metadata.
 The command resumes after an interruption and runs under torchrun, see `beit.rows.table`.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Literal
-
-import torch
-from torch import Tensor
 
 from beit.command.ending import Ending, beside, words
 from beit.data.class_names import amount
@@ -87,7 +84,7 @@ def run(config: Config) -> TableResult:
     model = open_frozen_model(
         config.model, config.image_size, config.num_heads, device=fabric.device
     )
-    config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
+    view = EvalView(model.image_size, crop_ratio(config.model, config.crop_ratio))
     check_bands(config.model, config.data)
     kinds = kinds_to_embed(config, model)
     source = open_images(config.data, config.limit)
@@ -97,24 +94,15 @@ def run(config: Config) -> TableResult:
     details |= {"image_size": model.image_size, "num_heads": vit and vit.num_heads}
     shapes = {"patches": (prod(model.grid), model.width)}
     columns = [Column(name, config.dtype, shapes.get(name, (model.width,))) for name in kinds]
-    about = about_table("embed", config, model.network, fabric, details)
+    about = about_table("embed", config, view, model.network, fabric, details)
     table = RowTable(config.output, source, columns, about, config.batch_size, config.part_size)
-    read = torch.compile(model.read) if config.device.compile else model.read
-
-    def compute(images: Tensor) -> dict[str, Tensor]:
-        values = read(images, kinds.values())
-        return {name: values[kind] for name, kind in kinds.items()}
-
-    view = EvalView(model.image_size, crop)
+    compute = model.columns(kinds, config.device.compile)
     return compute_table(fabric, table, view, compute, config.num_workers, config.max_unreadable)
 
 
 def kinds_to_embed(config: Config, model: FrozenModel) -> dict[str, Kind]:
     """Return the features to write by column; ValueError for those that the model does not have."""
-    if config.layer is not None and not 1 <= config.layer <= model.depth:
-        blocks = f"the blocks of {config.model} are 1 to {model.depth}"
-        blocks = blocks if model.depth else f"{config.model} gives its final features only"
-        raise ValueError(f"layer is {config.layer}; {blocks}")
+    model.check_layer(config.layer, config.model)
     names = config.features or (("cls", "mean") if model.has_cls else ("mean",))
     if "cls" in names and not model.has_cls:
         raise ValueError(f"features name cls, but {config.model} has no [CLS] token; expected mean")

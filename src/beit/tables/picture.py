@@ -38,8 +38,6 @@ def prediction_grid(predictions: Sequence[Prediction], num_columns: int | None =
 
     With `num_columns` None there are about as many columns as rows, six at most.
     """
-    if not predictions:
-        raise ValueError("predictions are empty; expected at least one image")
     if num_columns is None:
         num_columns = min(6, int(np.ceil(np.sqrt(len(predictions)))))
     panels = [None if p.image is None else canvas.panel(p.image, SIDE) for p in predictions]

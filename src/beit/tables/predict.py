@@ -15,7 +15,7 @@ standard output appear as they are computed.
 
 import logging
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -28,7 +28,7 @@ from beit.data.pixels.decoding import extensions
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import STANDARD_INPUT, open_images
 from beit.data.views import EvalView
-from beit.files import write_bytes
+from beit.files import refuse_existing, write_bytes
 from beit.nn.heads import ImageClassifierConfig
 from beit.rows.compute import TableResult, about_table, compute_table
 from beit.rows.files import Column
@@ -107,9 +107,9 @@ def run(config: Config) -> TableResult:
         )
     source = open_images(config.data, config.limit)
     classifier = load_classifier(config.model, config.image_size, num_heads=config.num_heads)
-    config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
-    check_bands(config.model, config.data)
     classes, vit = classifier.config, classifier.backbone.config
+    view = EvalView(vit.image_size, crop_ratio(config.model, config.crop_ratio))
+    check_bands(config.model, config.data)
     source = in_numbers_of(classes, source)
     columns = columns_of(classes, config.top_k)
     table: RowTable | LineStream
@@ -119,10 +119,9 @@ def run(config: Config) -> TableResult:
         details: dict[str, object]
         details = {"num_classes": classes.num_classes, "class_names": classes.class_names}
         details |= {"grid": vit.grid, "image_size": vit.image_size, "num_heads": vit.num_heads}
-        about = about_table("predict", config, classifier, fabric, details)
+        about = about_table("predict", config, view, classifier, fabric, details)
         sizes = (config.batch_size, config.part_size)
         table = RowTable(config.output, source, columns, about, *sizes, _line)
-    view = EvalView(vit.image_size, crop)
     model = prepared(classifier.to(fabric.device), config.device)
 
     def compute(images: Tensor) -> dict[str, Tensor]:
@@ -194,8 +193,7 @@ def _line(row: Line) -> Line:
 def _check_picture(path: Path) -> None:
     if path.suffix != ".png":
         raise ValueError(f"picture is {str(path)!r}; expected a name that ends in .png")
-    if path.exists():
-        raise FileExistsError(f"{path} exists and is not overwritten; name another file")
+    refuse_existing(path, "file")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(f"{path}: its folder does not exist; make it")
 
@@ -204,11 +202,11 @@ def _check_picture(path: Path) -> None:
 def _predictions(
     model: nn.Module, source: Source, view: EvalView, classes: ImageClassifierConfig, count: int
 ) -> list[Prediction]:
-    """Classify the first images again for the picture, as the model sees them."""
+    """Classify the first images again for the picture; labels are numbers of the model."""
     names = classes.class_names or [f"class {number}" for number in range(classes.num_classes)]
     device = next(model.parameters()).device
     predictions = []
-    for index, truth in enumerate(true_classes(source, classes, count)):
+    for index in range(min(count, len(source))):
         try:
             image = view(source.image(index))
         except UnreadableImage:
@@ -216,7 +214,8 @@ def _predictions(
             continue
         best = likeliest(model(image[None].to(device)), 1)
         guess, probability = int(best["class_index"]), float(best["probability"])
-        true_name = None if truth is None else names[truth]
+        truth = -1 if source.labels is None else int(source.labels[index])
+        true_name = None if truth < 0 else names[truth]
         predictions.append(Prediction(image, names[guess], probability, true_name, guess == truth))
     return predictions
 
@@ -237,18 +236,6 @@ def in_numbers_of(classes: ImageClassifierConfig, source: Source) -> Source:
         text = "%d of %d images are of classes that the model does not have: their label is -1"
         _log.warning(text, lost, len(source))
     return RenumberedSource(source, labels, classes.class_names)
-
-
-def true_classes(source: Source, classes: ImageClassifierConfig, count: int) -> list[int | None]:
-    """Return the true classes of the first `count` images, in the model's numbers; None if unknown.
-
-    They are matched as in `match_classes`. Classes that the model lacks are unknown.
-    """
-    if source.labels is None:
-        return [None] * min(count, len(source))
-    labels = source.labels[:count].tolist()
-    numbers = _numbers(source, classes, labels)
-    return [numbers.get(label) for label in labels]
 
 
 def _numbers(source: Source, classes: ImageClassifierConfig, labels: list[int]) -> dict[int, int]:

@@ -7,7 +7,7 @@ have no row: they are reported, counted and listed in the metadata.
 The command resumes after an interruption and runs under torchrun, see `beit.rows.table`.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from math import prod
 from typing import cast
 
@@ -70,13 +70,13 @@ def run(config: Config) -> TableResult:
     settings = {"image_size": config.image_size, "num_heads": config.num_heads}
     settings = {name: value for name, value in settings.items() if value is not None}
     tokenizer = load_tokenizer(config.model, **settings)
-    config = replace(config, crop_ratio=(crop := crop_ratio(config.model, config.crop_ratio)))
+    view = EvalView(tokenizer.image_size, crop_ratio(config.model, config.crop_ratio))
     check_bands(config.model, config.data)
     module = cast(nn.Module, tokenizer)  # every tokenizer is one
     source = open_images(config.data, config.limit)
     details = {"grid": tokenizer.grid, "vocab_size": tokenizer.vocab_size}
     details |= {"image_size": tokenizer.image_size, "num_heads": config.num_heads}
-    about = about_table("tokenize", config, module, fabric, details)
+    about = about_table("tokenize", config, view, module, fabric, details)
     codes = Column("codes", smallest_unsigned(tokenizer.vocab_size), (prod(tokenizer.grid),))
     table = RowTable(config.output, source, [codes], about, config.batch_size, config.part_size)
     tokenizer = tokenizer.to(fabric.device)
@@ -85,7 +85,6 @@ def run(config: Config) -> TableResult:
     def compute(images: Tensor) -> dict[str, Tensor]:
         return {"codes": encode(images)}  # (B, N)
 
-    view = EvalView(tokenizer.image_size, crop)
     return compute_table(fabric, table, view, compute, config.num_workers, config.max_unreadable)
 
 

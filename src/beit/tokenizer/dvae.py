@@ -162,7 +162,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     vae = DiscreteVAE(config.model)
     source = open_train(config, views)
     validation = open_validation(config, size, fabric)
-    images = check_images(directory, image_sets(source, validation), changed_ok)
+    opened = image_sets(source, validation)
+    images = check_images(directory, opened, changed_ok)
     schedule = optim.schedule(len(source))
     journal = Journal(environment(VERB), config, fabric, schedule, directory)
     batches = train_batches(journal, source, views)
@@ -175,7 +176,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     total, counts = schedule.total_steps, CodeCounts(vae, fabric)
     journal.begin(batches, model=vae, optimizer=optimizer, counts=counts)
     keep_images(journal, images)
-    warn_of_shared(journal, config.data, source, validation and validation.source)
+    warn_of_shared(journal, opened)
     if account:
         check_bands(str(config.init), config.data.train)
         journal.message(account)

@@ -186,7 +186,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     teacher = teacher.to(fabric.device)
     source = open_train(config, views)
     validation = open_validation(config, size, fabric)
-    images = check_images(directory, image_sets(source, validation), changed_ok)
+    opened = image_sets(source, validation)
+    images = check_images(directory, opened, changed_ok)
     schedule = optim.schedule(len(source))
     if codebook.start_after >= schedule.total_steps:
         raise ValueError(
@@ -221,7 +222,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     centred = {} if centre is None else {"centre": centre}
     journal.begin(batches, model=vqkd, optimizer=optimizer, use=use, counts=counts, **centred)
     keep_images(journal, images)
-    warn_of_shared(journal, config.data, source, validation and validation.source)
+    warn_of_shared(journal, opened)
     if account:
         check_bands(str(config.init), config.data.train)
         journal.message(account)

@@ -52,9 +52,7 @@ UNBUILT = (RuntimeError, ArithmeticError, TypeError, ValueError)
 # How often storages may be claimed on average, and how many bytes may be claimed in any case.
 MAX_SHARED, MIN_HELD = 4, 2**20
 MAX_INDEX = 2**30  # entries of all position indices; a ViT-L at 1024 x 1024 pixels has 0.4e9
-
-
-# About `num_classes` for a model that is no classifier.
+# In the error about `num_classes` of a model that is no classifier.
 NO_HEAD = ". It has no head for classes; docs/python.md says how to put one on it"
 
 
@@ -97,7 +95,7 @@ def save_weights(
         pixel_options: bands and ranges of its training images (`beit.data.channels`); None for
             those of the file that the model was loaded from
     """
-    _kind_of(model)
+    _class_of(model)
     # A single entry: safetensors writes several in an order that differs between runs.
     metadata = {FORMAT: description(model, crop_ratio, pixel_options)}
     state = model.state_dict()
@@ -109,7 +107,7 @@ def save_weights(
         temporary.chmod(mode)  # the default mode; safetensors gives access to the owner only
 
 
-def _kind_of(model: nn.Module) -> type[nn.Module]:
+def _class_of(model: nn.Module) -> type[nn.Module]:
     """Return the class of a model that can be saved."""
     kind = type(model).__name__
     if kind not in KINDS:
@@ -121,7 +119,7 @@ def _kind_of(model: nn.Module) -> type[nn.Module]:
 
 def _check_savable(model: nn.Module, path: str) -> None:
     """Refuse a model that was changed without its configuration: its file could not be opened."""
-    model_class = _kind_of(model)
+    model_class = _class_of(model)
     with torch.device("meta"):
         expected = model_class(model.config).state_dict()
     if problems := mismatches(model.state_dict(), expected):

@@ -1,6 +1,6 @@
 """A frozen model that gives features of whole images: any backbone, or any teacher."""
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -11,7 +11,7 @@ from beit.nn.pooling import Kind, Layer, Tokens, pooled
 from beit.nn.position import resized
 from beit.nn.vit import VisionTransformer
 from beit.weights.file import size_pair
-from beit.weights.open import backbone_of, load_start
+from beit.weights.open import load_start, required_backbone
 from beit.weights.teachers import load_teacher
 
 TEACHER = "teacher:"
@@ -35,6 +35,25 @@ class FrozenModel(NamedTuple):
     paper: Literal["cls", "mean"] | None = None  # None for a teacher
     network: nn.Module = nn.Identity()  # what computes them
     grid: tuple[int, int] = (1, 1)  # (Gh, Gw) of its patches
+
+    def check_layer(self, layer: Layer, source: str) -> None:
+        """Raise ValueError for a block that the model, opened from `source`, does not have."""
+        if layer is not None and not 1 <= layer <= self.depth:
+            blocks = f"the blocks of {source} are 1 to {self.depth}"
+            blocks = blocks if self.depth else f"{source} gives its final features only"
+            raise ValueError(f"layer is {layer}; {blocks}")
+
+    def columns(
+        self, kinds: Mapping[str, Kind], compiled: bool = False
+    ) -> Callable[[Tensor], dict[str, Tensor]]:
+        """Return a function from images (B, 3, H, W) to the features of each column."""
+        read = torch.compile(self.read) if compiled else self.read
+
+        def compute(images: Tensor) -> dict[str, Tensor]:
+            features = read(images, kinds.values())
+            return {name: features[kind] for name, kind in kinds.items()}
+
+        return compute
 
 
 def open_frozen_model(
@@ -65,9 +84,7 @@ def open_frozen_model(
 
     size = None if image_size is None else size_pair(image_size)
     model = load_start(source, size, num_heads=num_heads)
-    backbone = backbone_of(model)
-    if backbone is None:
-        raise ValueError(f"{source} holds a {type(model).__name__}, which has no backbone")
+    backbone = required_backbone(model, source)
     if size is not None:
         try:
             backbone = resized(backbone, size)
