@@ -66,6 +66,13 @@ def displaced(path: Path) -> Path:
     return path
 
 
+def save_script(path: Path) -> None:
+    """Save a module as TorchScript."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.save(torch.jit.trace(Holder(), torch.zeros(1, 2)), path)
+
+
 # ── weights ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -129,13 +136,28 @@ def test_a_storage_that_the_file_does_not_list(tmp_path: Path) -> None:
 def test_archives_whose_members_lie_before_their_start(read, tmp_path: Path) -> None:
     file = tmp_path / "x.pt"
     if read is read_tensors:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.jit.save(torch.jit.trace(Holder(), torch.zeros(1, 2)), file)
+        save_script(file)
     else:
         torch.save({"a": torch.ones(3)}, file)
     with pytest.raises(ValueError, match=r"x.pt"):
         read(displaced(file))
+
+
+@pytest.mark.parametrize(
+    ("mark", "at", "expected"),
+    [
+        (b"PK\6\7", 16, "span multiple disks"),  # number of disks
+        (b"PK\1\2", 20, "claims 2000000000 bytes"),  # size of the first member
+    ],
+)
+def test_scripts_whose_directory_is_forged(mark, at, expected, tmp_path: Path) -> None:
+    file = tmp_path / "x.pt"
+    save_script(file)
+    data = bytearray(file.read_bytes())
+    struct.pack_into("<I", data, data.find(mark) + at, 2_000_000_000)
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"x.pt is not a sound .*{expected}"):
+        read_tensors(file)
 
 
 # ── runs ────────────────────────────────────────────────────────────────────────────────────────

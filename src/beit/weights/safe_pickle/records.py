@@ -6,6 +6,7 @@ For files that `torch.load(weights_only=True)` refuses: TorchScript archives and
 import errno
 import io
 import math
+import os
 import pickle
 import pickletools
 import struct
@@ -197,10 +198,14 @@ def zip_root(archive: zipfile.ZipFile) -> str | None:
 
 
 def zip_read(archive: zipfile.ZipFile, name: str) -> bytes:
-    """Read an uncompressed entry, as PyTorch writes them: it is never larger than the file."""
-    entry = archive.getinfo(name)
+    """Read an uncompressed entry, as PyTorch writes them, that is not larger than the file."""
+    entry, size = archive.getinfo(name), os.path.getsize(str(archive.filename))
     if entry.compress_type != zipfile.ZIP_STORED:
         raise pickle.UnpicklingError(f"{name} is compressed, expected it uncompressed")
+    if entry.compress_size > size:  # zipfile would allocate as much
+        raise pickle.UnpicklingError(
+            f"{name} claims {entry.compress_size} bytes and the file has {size}"
+        )
     return archive.read(entry)
 
 
