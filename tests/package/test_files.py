@@ -46,6 +46,8 @@ def test_the_container_gets_all_that_the_build_reads() -> None:
 def test_the_description_on_pypi_links_to_nothing_that_is_not_there() -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
     hook = settings["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]
+    included = settings["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]
+    assert {each["path"] for each in hook["fragments"]} <= {*included}  # a wheel is built from it
     text = (ROOT / "README.md").read_text("utf-8")
     for each in hook["substitutions"]:
         text = re.sub(each["pattern"], each["replacement"], text)
