@@ -129,6 +129,7 @@ def test_more_patches_than_there_are_is_refused(draw, count) -> None:  # type: i
 def test_blocks_without_patches_are_refused() -> None:
     with pytest.raises(ValueError, match="min_block is 0; expected 1 patch or more"):
         block_masks(2, (3, 5), 6, seeded(), min_block=0)
+    assert block_masks(2, (3, 5), 6, seeded(), min_block=1).shape == (2, 6)
 
 
 # ── BEiT v1: no more than the blocks ─────────────────────────────────────────────────────────

@@ -228,6 +228,14 @@ def test_a_model_with_a_backbone_is_resized_with_its_configuration(
     assert resized(model.backbone, 24)(torch.rand(1, 3, 24, 24)).grid == (6, 6)
 
 
+def test_absolute_positions_of_a_model_are_resized() -> None:
+    vit = VisionTransformer(
+        ViTConfig((16, 24), 4, width=12, depth=1, num_heads=3, absolute_positions=True)
+    )
+    other = resized(vit, (24, 20))
+    assert torch.equal(other.pos_embed, resize_absolute(vit.pos_embed, (4, 6), (6, 5)))
+
+
 def test_frozen_positions_stay_frozen() -> None:
     config = ViTConfig((16, 24), 4, width=12, depth=1, num_heads=3, absolute_positions=True)
     vit = VisionTransformer(config).requires_grad_(False)
