@@ -33,6 +33,12 @@ def test_a_file_its_bytes_and_what_pillow_opens_are_the_same_image(file):
         assert torch.equal(beit.open_image(same), image)
 
 
+def test_the_callers_image_is_not_turned(file):
+    image = Image.open(file)
+    beit.open_image(image)
+    assert image.size == (44, 30) and image.getexif()[ORIENTATION] == 6
+
+
 def test_a_size_gives_the_view_of_evaluation(file):
     whole = beit.open_image(file)[0]
     assert torch.equal(beit.open_image(file, size=(16, 8))[0], EvalView((16, 8))(whole))

@@ -244,7 +244,10 @@ def _decoded(header: Image.Image, data: bytes, mode: str, deep: bool = False) ->
             pass  # Pillow reads some files that torchcodec does not, or gives the reason
     # JPEG XL's decoder turns the image; only a JPEG in such a file is as its EXIF says.
     if header.format != "JXL" or getattr(header, "jpeg", False):
-        ImageOps.exif_transpose(header, in_place=True)  # a copy of a large image is 250 MB
+        if data:
+            ImageOps.exif_transpose(header, in_place=True)  # a copy of a large image is 250 MB
+        else:  # the caller's image
+            header = ImageOps.exif_transpose(header)
     if deep and (mode != "L" or header.mode.startswith("RGB")):
         raise ValueError("colours of 16 bits need torchcodec 0.16, which cannot be loaded here")
     pixels = np.array(header if deep or header.mode == mode else header.convert(mode))
