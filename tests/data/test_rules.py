@@ -18,7 +18,7 @@ import pyarrow as pa
 import pytest
 import tifffile
 import torch
-from PIL import Image, features
+from PIL import Image, ImageCms, features
 from pyarrow import ipc, parquet
 
 from beit.data.classes import (
@@ -713,6 +713,18 @@ def _(place):
 def _(place):
     first, second = (Image.new("L", (4, 3), level) for level in (7, 90))
     assert corner(saved(first, "GIF", save_all=True, append_images=[second])) == [7] * 3
+
+
+@rule("Pixels", "colour profile (ICC)")
+def _(place):
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    swapped = profile.replace(b"rXYZ", b"none").replace(b"gXYZ", b"rXYZ").replace(b"none", b"gXYZ")
+    assert swapped != profile  # of a device whose red is green
+    image = Image.new("RGB", (4, 3), (200, 40, 10))
+    for kind in ("PNG", "TIFF", "JPEG", "WEBP"):
+        exact = {"WEBP": {"lossless": True}, "JPEG": {"quality": 95}}.get(kind, {})
+        plain = corner(saved(image, kind, **exact))
+        assert corner(saved(image, kind, icc_profile=swapped, **exact)) == plain
 
 
 @rule("Pixels", "orientation in EXIF, TIFF, HEIC")
