@@ -319,6 +319,22 @@ def test_rows_that_cannot_be_read_later_name_the_file(tmp_path: Path) -> None:
         open_source(str(file)).image(0)
 
 
+def test_a_column_with_fewer_values_than_rows(tmp_path: Path) -> None:
+    """A page that claims to be of another kind is passed over by pyarrow without an error."""
+    file = tmp_path / "x.parquet"
+    image = {"bytes": b"abcd", "path": None}
+    parquet.write_table(pyarrow.table({"image": [image] * 3, "label": [0, 1, 0]}), file)
+    data, errors = file.read_bytes(), set()
+    for place in range(4, 64):  # the header of the first page
+        file.write_bytes(data[:place] + bytes([data[place] ^ 8]) + data[place + 1 :])
+        try:
+            open_source(str(file)).encoded(2)
+        except ValueError as error:
+            assert "x.parquet" in str(error)
+            errors.add(str(error).partition("parquet: ")[2])
+    assert "damaged: column 'image' has 0 values in 3 rows" in errors
+
+
 @pytest.mark.parametrize(
     "name", ["../secret.arrow", "/etc/secret.arrow", "..", "", "a\\b", 3, None]
 )

@@ -2,10 +2,17 @@ import json
 from dataclasses import asdict, fields, replace
 
 import pytest
+import timm
+import torch
+from safetensors.torch import save_file
 
 from beit.pretraining import pretrain
+from beit.pretraining.targets import TargetConfig
 from beit.run.changes import FREE, check_settings, keep_settings, recorded, weight_changes
 from beit.run.directory import RunConfig, RunDirectory
+from beit.run.resume import resume
+from beit.tokenizer import vqkd as train_tokenizer
+from beit.weights.teachers import TeacherConfig
 
 
 def test_of_a_run_only_seed_and_skipping_lead_to_other_weights():
@@ -110,3 +117,23 @@ def test_differences_are_found_at_any_depth():
     now = {"a": {"b": 2, "c": {"d": 3}}, "run": {"log_every": 2}}
     changes = weight_changes(before, now)
     assert list(map(str, changes)) == ["a.b: 1 -> 2", "gone: 0 -> null", "a.c.d: null -> 3"]
+
+
+@pytest.mark.parametrize("verb", [train_tokenizer, pretrain])
+def test_a_run_goes_on_with_the_teacher_it_began_with(
+    tmp_path, tokenizer_config, pretrain_config, verb
+):
+    file = tmp_path / "teacher.safetensors"
+    state = timm.create_model("test_efficientnet").state_dict()
+    save_file(state, file)
+    source, run = f"timm:test_efficientnet@{file}", tmp_path / "run"
+    if verb is pretrain:
+        config = pretrain_config(run, "", target=TargetConfig("features", source, image_size=32))
+    else:
+        config = tokenizer_config(run, teacher=TeacherConfig(source, image_size=32))
+    verb.run(replace(config, run=replace(config.run, stop_after=1)))
+    save_file(state | {"conv_stem.weight": torch.zeros_like(state["conv_stem.weight"])}, file)
+    with pytest.raises(ValueError, match=r"teacher timm:.*teacher\.safetensors has other weights"):
+        resume(verb, run)
+    save_file(state, file)
+    assert resume(verb, run).directory == run

@@ -4,7 +4,6 @@ The loop is in `beit.pretraining.loop`. `TargetConfig` selects other targets tha
 a teacher's features.
 """
 
-import json
 import logging
 from functools import partial
 from typing import cast
@@ -25,7 +24,7 @@ from beit.nn.code_ranks import CodeRanks
 from beit.nn.code_statistics import code_vectors
 from beit.nn.mim import MaskedImageModel
 from beit.nn.target import Target
-from beit.nn.targets import TokenTarget
+from beit.nn.targets import FeatureTarget, TokenTarget
 from beit.pretraining.config import Config
 from beit.pretraining.loop import Pretraining, train
 from beit.pretraining.report import report
@@ -41,6 +40,7 @@ from beit.run.batches import (
     train_batches,
 )
 from beit.run.budget import Sets, within_budget
+from beit.run.changes import check_teacher
 from beit.run.device import DeviceConfig
 from beit.run.directory import RunDirectory
 from beit.run.environment import environment
@@ -72,11 +72,15 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     fabric = launch_run(config, directory)
     target, mim = build(config, fabric)
     about = environment(VERB)
+    named = config.tokenizer or config.target.source
     if isinstance(target, TokenTarget):
         about["tokenizer"] = fingerprint(cast(nn.Module, target.tokenizer))
-        same_tokenizer(directory, config, about["tokenizer"])
+        check_teacher(directory, "tokenizer", named, about["tokenizer"])
         if not target.channels:
-            check_bands(config.tokenizer or config.target.source, config.data.train)
+            check_bands(named, config.data.train)
+    elif isinstance(target, FeatureTarget):
+        about["teacher"] = fingerprint(cast(nn.Module, target.teacher))
+        check_teacher(directory, "teacher", named, about["teacher"])
     vit, optim = config.model.backbone, config.optim
     views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
     source = open_train(config, views)
@@ -177,23 +181,6 @@ def build(config: Config, fabric: Fabric) -> tuple[Target, MaskedImageModel]:
     target = load_target(config.target, config.tokenizer, config.model.backbone, fabric.device)
     torch.manual_seed(config.run.seed)
     return target, MaskedImageModel(match_target(config.model, target))
-
-
-def same_tokenizer(directory: RunDirectory | None, config: Config, digest: str) -> None:
-    """Raise ValueError if a run that is resumed has learned the codes of other weights.
-
-    Args:
-        digest: of the tokenizer's weights
-    """
-    if directory is None:
-        return
-    about = json.loads(directory.environment_file.read_text(encoding="utf-8"))
-    if about.get("tokenizer", digest) != digest:  # not kept by older versions
-        raise ValueError(
-            f"the tokenizer {config.tokenizer or config.target.source} has other weights than when "
-            f"{directory.path} started, so its codes mean something else; put those weights back, "
-            "or start a new run"
-        )
 
 
 def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatches] | None:

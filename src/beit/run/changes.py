@@ -1,7 +1,7 @@
-"""Settings that were changed between stop and resume: which of them lead to other weights.
+"""What was changed between stop and resume and leads to other weights: settings, and a teacher.
 
 A run's environment.json keeps the settings that its checkpoints were trained with, beside its
-config.yaml, which people edit.
+config.yaml, which people edit, and a digest of the network that the run learns from.
 """
 
 import json
@@ -115,6 +115,28 @@ def check_settings(
             f"{'; '.join(map(str, refused))}. Undo this there, or start a new run with it: "
             f"beit {verb} --config {file} --output NEW"
             + (moved if set(refused) <= set(places) else "")
+        )
+
+
+def check_teacher(directory: RunDirectory | None, kind: str, source: str, digest: str) -> None:
+    """Compare the network that a run learns from with the one that it has learned from so far.
+
+    Args:
+        directory: of the run that is resumed; None for a new run
+        kind: what the network is, the name of its digest in environment.json
+        source: the option that names it
+        digest: of its weights
+
+    Raises:
+        ValueError: it has other weights.
+    """
+    if directory is None:
+        return
+    about = json.loads(directory.environment_file.read_text(encoding="utf-8"))
+    if about.get(kind, digest) != digest:  # not kept by older versions
+        raise ValueError(
+            f"the {kind} {source} has other weights than when {directory.path} started, so the run "
+            "would learn something else from here on; put those weights back, or start a new run"
         )
 
 

@@ -19,8 +19,10 @@ from beit.data.channels import check_channels, pixel_options
 from beit.data.views import TrainViews, ViewConfig
 from beit.draw.report import Section
 from beit.nn.tokenizer import VQKD, VQKDConfig
+from beit.rows.compute import fingerprint
 from beit.run.batches import image_sets, open_sets, open_train, open_validation, train_batches
 from beit.run.budget import Sets, within_budget
+from beit.run.changes import check_teacher
 from beit.run.device import DeviceConfig
 from beit.run.directory import RunConfig, RunDirectory
 from beit.run.environment import environment
@@ -181,6 +183,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     torch.manual_seed(config.run.seed)
     named = config.teacher
     teacher = open_teacher(config)
+    about = environment(VERB) | {"teacher": fingerprint(teacher)}
+    check_teacher(directory, "teacher", named.source, about["teacher"])
     torch.manual_seed(config.run.seed)
     vqkd = VQKD(match_teacher(config.model, teacher))
     teacher = teacher.to(fabric.device)
@@ -194,7 +198,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
             f"codebook.start_after is {codebook.start_after}, but the run has "
             f"{schedule.total_steps} steps; give fewer, or more epochs"
         )
-    journal = Journal(environment(VERB), config, fabric, schedule, directory)
+    journal = Journal(about, config, fabric, schedule, directory)
     batches = train_batches(journal, source, views)
 
     def features(batch: Batch) -> Tensor:

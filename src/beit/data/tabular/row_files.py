@@ -48,7 +48,13 @@ def open_rows(path: RowFile) -> Rows:
 
     def column(groups: Sequence[int], name: str) -> Any:
         with _readable(path):
-            return rows.column(groups, name)
+            values = rows.column(groups, name)
+        expected = sum(rows.counts[group] for group in groups)
+        if len(values) != expected:
+            raise ValueError(
+                f"{path}: damaged: column {name!r} has {len(values)} values in {expected} rows"
+            )
+        return values
 
     if twice := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
         raise ValueError(f"{path}: several columns are named {twice[0]!r}; rename all but one")
