@@ -213,7 +213,10 @@ def test_settings_with_aliases(run: RunDirectory) -> None:
         run.config()
 
 
-@pytest.mark.parametrize("text", ["optim: 3", "run: 1.5", "run: {output: {}}", "mask: {count: x}"])
+@pytest.mark.parametrize(
+    "text",
+    ["optim: 3", "optim: {}", "run: 1.5", "run: {output: {}}", "mask: {count: x}"],
+)
 def test_settings_of_other_kinds_name_the_file(text: str, run: RunDirectory) -> None:
     run.config_file.write_text(f"tokenizer: x\n{text}\n")
     with pytest.raises(ValueError, match=r"config.yaml"):
@@ -365,6 +368,14 @@ def test_lists_inside_a_zip(
         archive.writestr("list.txt", content)
     with zipfile.ZipFile(tmp_path / "x.zip") as archive:
         with pytest.raises(ValueError, match=rf"x.zip/list.txt: not a readable text .*{reason}"):
+            read_text(zipfile.Path(archive, "list.txt"))
+
+
+def test_a_list_before_the_start_of_its_zip(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("list.txt", "a")
+    with zipfile.ZipFile(displaced(tmp_path / "x.zip")) as archive:
+        with pytest.raises(ValueError, match=r"x.zip/list.txt: not a readable text file: "):
             read_text(zipfile.Path(archive, "list.txt"))
 
 

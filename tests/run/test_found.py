@@ -28,6 +28,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RunDirectory:
         ("photos?label=x", "work/photos?label=x"),
         ("../tok2", "tok2"),
         ("gone", "gone"),
+        ("x" * 300, "x" * 300),  # longer than a name of a file may be
         ("shapes://10", "shapes://10"),
         ("published:beitv2", "published:beitv2"),
         ("", ""),

@@ -35,7 +35,7 @@ def found(run: RunDirectory, name: str) -> str:
     if not output.is_absolute() and here.parts[-len(output.parts) :] == output.parts:
         folders.insert(0, Path(*here.parts[: -len(output.parts)]))
     for folder in (*folders, run.path):
-        if (folder / path).exists():
+        if os.path.exists(folder / path):  # of a name that is too long, no error
             return name if folder.absolute() == Path.cwd() else str(folder / name)
     return name
 

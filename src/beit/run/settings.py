@@ -45,6 +45,8 @@ def from_plain(hint: Any, value: Any, name: str) -> Any:
         unknown = [field for field in value if field not in hints]
         if unknown:
             raise ValueError(f"{name} has unknown fields: {first(unknown)}")
+        if missing := [field for field in _required(hint) if field not in value]:
+            raise ValueError(f"{name} lacks {first(missing)}")
         fields = {field: from_plain(hints[field], entry, field) for field, entry in value.items()}
         return hint(**fields)
     origin, options = typing.get_origin(hint), typing.get_args(hint)
@@ -68,3 +70,10 @@ def from_plain(hint: Any, value: Any, name: str) -> Any:
     elif hint in (int, bool, str) and type(value) is hint:
         return value
     raise ValueError(f"{name} is {value!r}, expected {getattr(hint, '__name__', hint)}")
+
+
+def _required(kind: Any) -> list[str]:
+    """Return the names of the fields of a dataclass that have no default."""
+    none = dataclasses.MISSING
+    fields = dataclasses.fields(kind)
+    return [f.name for f in fields if f.default is none and f.default_factory is none]

@@ -106,7 +106,9 @@ def read_text(place: Place) -> str:
         if len(data) > MAX_LIST_BYTES:
             raise ValueError(f"more than {MAX_LIST_BYTES} bytes")
         return data.decode("utf-8")
-    except (ValueError, RuntimeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, RuntimeError, EOFError, OSError) as error:
+        if isinstance(error, OSError) and (isinstance(place, Path) or no_fault(error)):
+            raise
         raise ValueError(f"{place}: not a readable text file: {error}") from error
 
 
