@@ -31,8 +31,16 @@ def user_path(name: str | Path) -> Path:
 
 
 def refuse_existing(output: Path | None, kind: str = "directory") -> None:
-    """Raise FileExistsError if an output is there already; `kind` says what it is to be."""
-    if output is not None and output.exists():
+    """Raise FileExistsError if an output is there already; `kind` says what it is to be.
+
+    Raises ValueError for a directory that would be taken for a page.
+    """
+    if output is None:
+        return
+    if kind == "directory" and output.suffix.lower() == ".html":
+        name = output.with_suffix("")
+        raise ValueError(f"{output} is to be a directory, with the page in it; name it {name}")
+    if output.exists():
         raise FileExistsError(f"{output} exists and is not overwritten; name another {kind}")
 
 

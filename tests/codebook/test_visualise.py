@@ -244,6 +244,8 @@ def test_invalid_options_are_refused_before_an_image_is_read(
         config(model, out, per_code=0)
     with pytest.raises(FileExistsError, match="is not overwritten"):
         visualise_codes.run(config("no such model", tmp_path))
+    with pytest.raises(ValueError, match=r"codes.html is to be a directory, .* name it .*/codes$"):
+        visualise_codes.run(config("no such model", tmp_path / "codes.html"))
 
 
 # ── real processes ──────────────────────────────────────────────────────────────────────────────
