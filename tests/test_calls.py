@@ -155,8 +155,6 @@ def test_refusals_of_positions() -> None:
         beit.fetch("cifar10", "x", "y")
     with pytest.raises(TypeError, match="got name by position and by name"):
         beit.fetch("cifar10", name="cifar10")
-    with pytest.raises(TypeError, match=r"as in beit\.embed\(model='runs/a', data='photos'\)"):
-        beit.embed("runs/a", "photos")
     with pytest.raises(TypeError, match=r"as in beit\.pretrain\(data='photos'\)"):
         beit.pretrain("photos")
 

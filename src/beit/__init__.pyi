@@ -110,7 +110,7 @@ def ablate(
     """Run a plan's grid of trainings and tabulate the results; options: help(beit.ablate)."""
 
 def evaluate(
-    *, model: Any = ..., data: Any = ..., dataset: Any = ..., output: Any = ...,
+    model: Any = ..., data: Any = ..., *, dataset: Any = ..., output: Any = ...,
     compare: Any = ..., limit: Any = ..., image_size: Any = ..., num_heads: Any = ...,
     crop_ratio: Any = ..., crops: Any = ..., flip: Any = ..., present_only: Any = ...,
     real_labels: Any = ..., corruptions: Any = ..., severities: Any = ..., reference: Any = ...,
@@ -121,7 +121,7 @@ def evaluate(
     """Measure a classifier's accuracy and robustness, or a segmenter's mIoU; options: help(beit.evaluate)."""
 
 def tokenize(
-    *, model: Any = ..., data: Any = ..., output: Any = ..., limit: Any = ...,
+    model: Any = ..., data: Any = ..., *, output: Any = ..., limit: Any = ...,
     image_size: Any = ..., num_heads: Any = ..., crop_ratio: Any = ..., batch_size: Any = ...,
     part_size: Any = ..., num_workers: Any = ..., max_unreadable: Any = ..., device: Any = ...,
     preset: Any = ..., config: Any = ..., quiet: Any = ..., **options: Any
@@ -129,7 +129,7 @@ def tokenize(
     """Write a table of the codes of images; options: help(beit.tokenize)."""
 
 def embed(
-    *, model: Any = ..., data: Any = ..., output: Any = ..., features: Any = ...,
+    model: Any = ..., data: Any = ..., *, output: Any = ..., features: Any = ...,
     layer: Any = ..., dtype: Any = ..., limit: Any = ..., image_size: Any = ...,
     num_heads: Any = ..., crop_ratio: Any = ..., batch_size: Any = ..., part_size: Any = ...,
     num_workers: Any = ..., max_unreadable: Any = ..., device: Any = ..., preset: Any = ...,

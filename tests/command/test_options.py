@@ -213,7 +213,7 @@ def test_help_of_a_verb(ran, capsys):
         ("toy one two", "unexpected argument 'two': beit toy takes NAME"),
         ("toy --untrained true two", "unrecognized arguments: two"),
         ("probe here", "beit probe takes only options, as in --data here; see beit"),
-        ("embed runs/a a&b", "only options, as in --model runs/a --data 'a&b'; see beit embed"),
+        ("probe a&b", "takes only options, as in --data 'a&b'; see beit probe"),
         ("pretrain photos", "only options, as in --data photos; see beit pretrain --help"),
     ],
 )

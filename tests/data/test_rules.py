@@ -751,7 +751,7 @@ def _(place):
     assert corner(data[:33] + long + data[33:]) == [9] * 3
 
 
-@rule("Pixels", "more than 64 megapixels")
+@rule("Pixels", "more than 64 megapixels, or a million pixels a side")
 def _(place):
     assert MAX_PIXELS == 64_000_000
     header = struct.pack(">IIBBBBB", 8001, 8000, 8, 2, 0, 0, 0)

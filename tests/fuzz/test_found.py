@@ -1,9 +1,11 @@
 """What fuzzing and the audit of docs/security.md found: each file here did more than be refused."""
 
 import gzip
+import io
 import json
 import struct
 import sys
+import tarfile
 import warnings
 import zipfile
 from dataclasses import asdict
@@ -338,6 +340,26 @@ def test_a_column_with_fewer_values_than_rows(tmp_path: Path) -> None:
     assert "damaged: column 'image' has 0 values in 3 rows" in errors
 
 
+def test_json_beside_an_image_that_is_nested_deeply(tmp_path: Path) -> None:
+    shard = tmp_path / "x.tar"
+    with tarfile.open(shard, "w") as archive:
+        for name, content in (("0.png", b"a"), ("0.json", DEEP.encode())):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(ValueError, match=r"x.tar: 0.json: not readable as json"):
+        open_source(str(shard))
+
+
+def test_a_file_without_a_name_in_a_zip(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("a.png", b"a")
+        archive.writestr("b.png", b"b")
+    forged = (tmp_path / "x.zip").read_bytes().replace(b"b.png", b"\0.png")
+    (tmp_path / "x.zip").write_bytes(forged)
+    assert len(open_source(str(tmp_path / "x.zip"))) == 1
+
+
 @pytest.mark.parametrize(
     "name", ["../secret.arrow", "/etc/secret.arrow", "..", "", "a\\b", 3, None]
 )
@@ -426,7 +448,14 @@ def test_a_damaged_index_is_built_again(tmp_path: Path) -> None:
     assert index.read_bytes() == whole
 
 
-@pytest.mark.parametrize("content", [DEEP, '{"complete": 1, "settings": {}, "shards": [FILE]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        DEEP,
+        '{"complete": 1, "settings": {}, "shards": [FILE]}',
+        '{"complete": 1, "settings": [[1, 2]], "shards": []}',
+    ],
+)
 def test_damaged_records_of_packing_are_named(tmp_path: Path, content: str) -> None:
     shards = shards_of_pack(tmp_path)
     shard = {**dict.fromkeys(Finished._fields, 1), "file": {}}

@@ -93,11 +93,16 @@ VERBS = {
     "evaluate": Verb(
         "beit.evaluation.evaluate",
         "measure a classifier's accuracy and robustness, or a segmenter's mIoU",
+        ("model", "data"),
         kinds={"classes": "beit.evaluation.evaluate", "maps": "beit.segmentation.evaluate"},
         segmenter_kind="maps",
     ),
-    "tokenize": Verb("beit.tables.tokenize", "write a table of the codes of images"),
-    "embed": Verb("beit.tables.embed", "write a table of the features of images"),
+    "tokenize": Verb(
+        "beit.tables.tokenize", "write a table of the codes of images", ("model", "data")
+    ),
+    "embed": Verb(
+        "beit.tables.embed", "write a table of the features of images", ("model", "data")
+    ),
     "similar": Verb(
         "beit.similarity.similar",
         "find the nearest images of a set: beit similar MODEL PHOTO ... --data FOLDER",

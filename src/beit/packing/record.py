@@ -76,7 +76,7 @@ class Record:
         again = f"repeat the earlier command, or delete {self.folder} to start again"
         try:
             values = json.loads(file.read_text("utf-8"))
-            before, complete = dict(values["settings"]), bool(values["complete"])
+            before, complete = {**values["settings"]}, bool(values["complete"])
             shards = [_finished(shard) for shard in values["shards"]]
         except FileNotFoundError:
             return False

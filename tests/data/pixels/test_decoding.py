@@ -152,6 +152,9 @@ def test_huge_image_is_refused_before_decoding(monkeypatch):
         decode(big_png(10_000), "large.png")  # Pillow would warn
     with pytest.raises(UnreadableImage, match="20 x 12 pixels, at most 239"):
         decode(encoded(Image.fromarray(smooth())), "a.png", max_pixels=239)
+    thin = encoded(Image.new("1", (1, 1_000_001)), "PNG")
+    with pytest.raises(UnreadableImage, match=r"1 x 1000001 pixels, .* and 1000000 a side"):
+        decode(thin, "thin.png")
 
 
 def test_float_pixels_beyond_1_are_refused(decoder):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from beit.data.pixels.samples import Samples, to_channels
+from beit.data.pixels.samples import Samples, over_white, to_channels
 from beit.data.spec import AS_IT_IS, Reading
 
 
@@ -79,3 +79,35 @@ def test_a_range_beyond_8_bits_is_refused_for_8_bit_images():
 def test_one_range_holds_for_all_bands_so_that_colours_stay():
     values = np.array([[[0, 20_000, 40_000]]], dtype=np.uint16)
     assert to_channels(Samples(values, (1, 2, 3)), AS_IT_IS).flatten().tolist() == [0, 78, 156]
+
+
+@pytest.mark.parametrize(
+    "kind", ["u1", "i1", "<u2", ">u2", "<i2", "<f2", "<u4", ">i4", "<f4", "<f8"]
+)
+def test_a_level_depends_on_the_number_alone(kind, monkeypatch):
+    """By a table or not, in any order of bytes, strides and size of the image."""
+    monkeypatch.setattr("beit.data.pixels.samples._TOGETHER", 64)
+    if kind.strip("<>")[0] == "f":
+        values = np.linspace(-9, 300, 1200).reshape(30, 40).astype(kind)
+    else:
+        size = 40 * np.dtype(kind).itemsize
+        values = np.random.default_rng(0).integers(0, 256, (30, size), "u1").view(kind)
+    low, high = -5.0, 200.5
+    scaled = (values.astype(np.float64) - low) * 255 / (high - low)
+    expected = torch.from_numpy((np.clip(scaled, 0, 255) + 0.5).astype(np.uint8))
+    for part in (slice(None), np.s_[::2, ::3], np.s_[:, :1]):
+        samples = Samples(values[part][..., None], (1,), range=(low, high))
+        assert torch.equal(to_channels(samples, AS_IT_IS)[1], expected[part])
+
+
+@pytest.mark.parametrize("premultiplied", [False, True])
+def test_opacity_is_the_same_in_an_image_of_any_size(premultiplied, monkeypatch):
+    colours = torch.randint(256, (3, 9, 11), dtype=torch.uint8)
+    opacity = torch.randint(256, (9, 11), dtype=torch.uint8)
+    whole = over_white(colours, opacity, premultiplied)
+    alpha = opacity / 255
+    shown = colours + 255 * (1 - alpha) if premultiplied else colours * alpha + 255 * (1 - alpha)
+    assert (whole - shown.clamp(max=255)).abs().max() <= 0.501
+    monkeypatch.setattr("beit.data.pixels.samples._TOGETHER", 10)
+    assert torch.equal(over_white(colours, opacity, premultiplied), whole)
+    assert torch.equal(over_white(colours.mT, opacity.mT, premultiplied), whole.mT)

@@ -250,7 +250,7 @@ def _values(content: bytes, ending: str, where: str) -> Iterator[tuple[str, Any]
     try:
         text = content.decode("utf-8-sig")
         fields = {ending: text.strip()} if ending in _TEXTS else json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{where}: not readable as {ending}: {error}") from error
     if isinstance(fields, dict):
         yield from ((str(name), value) for name, value in fields.items() if value is not None)

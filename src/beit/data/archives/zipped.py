@@ -29,9 +29,9 @@ class ZippedFiles:
         self.where = f"{blob.where}/{folder}".rstrip("/")
         self.blob: Blob | None = blob
         inside = {
-            member.filename.removeprefix(folder): member
+            name.removeprefix(folder): member
             for member in members
-            if member.filename.startswith(folder) and not member.is_dir()
+            if (name := member.filename).startswith(folder) and name and not name.endswith("/")
         }
         self.listing: Listing = listed(inside, self.where)
         self._names = FileNames(self.listing.images)

@@ -22,6 +22,7 @@ from beit.data.spec import AS_IT_IS, Reading
 from beit.files import out_of_memory
 
 MAX_PIXELS = 64_000_000  # 8000 x 8000: 192 MB decoded
+MAX_SIDE = 1_000_000  # libpng has the same; Pillow would take a gigabyte for a longer one
 
 # What decoders raise on broken data.
 BROKEN = (
@@ -162,8 +163,9 @@ def read_header(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> ImageFi
         raise UnreadableImage(name, f"not an image ({content})") from error
     except BROKEN as error:
         raise UnreadableImage(name, f"broken header: {reason_of(error)}") from error
-    if width * height > max_pixels:
+    if width * height > max_pixels or max(width, height) > MAX_SIDE:
         reason = f"too large: {width} x {height} pixels, at most {max_pixels} are decoded"
+        reason += f", and {MAX_SIDE} a side"
         raise UnreadableImage(name, reason)
     return image
 

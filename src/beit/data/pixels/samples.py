@@ -9,6 +9,7 @@ every view, cache and model takes them as it takes RGB. What the bits are spent 
 band, `SOURCE?bands=1-3&range=0:3000,0:3000,0:400`.
 """
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from beit.data.spec import Reading
 
 Values = npt.NDArray[Any]
+_TOGETHER = 1 << 20  # pixels computed at once: a whole image in wider numbers takes gigabytes
 
 
 class Samples(NamedTuple):
@@ -75,10 +77,15 @@ def to_channels(samples: Samples, reading: Reading) -> Tensor:
 
 def over_white(colours: Tensor, opacity: Tensor, premultiplied: bool = False) -> Tensor:
     """Show colours (C, H, W) uint8 of an opacity (H, W) uint8 over white: (C, H, W) uint8."""
-    colour, alpha = colours.to(torch.int32), opacity.to(torch.int32)
-    if premultiplied:
-        return (colour + 255 - alpha).clamp(max=255).to(torch.uint8)
-    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
+    shown = torch.empty_like(colours, memory_format=torch.contiguous_format)
+    whole = (shown.flatten(1), colours.flatten(1), opacity.flatten())
+    for part, colour, alpha in zip(*(v.split(_TOGETHER, -1) for v in whole), strict=True):
+        colour, alpha = colour.to(torch.int32), alpha.to(torch.int32)
+        if premultiplied:
+            part.copy_((colour + 255 - alpha).clamp(max=255))
+        else:
+            part.copy_((colour * alpha + 255 * (255 - alpha) + 127) // 255)
+    return shown
 
 
 def _full_range(dtype: np.dtype[Any]) -> tuple[float, float]:
@@ -128,7 +135,24 @@ def _assumed_range(bands: list[Values]) -> tuple[float, float]:
 
 
 def _levels(band: Values, low: float, high: float) -> npt.NDArray[np.uint8]:
-    """Map (H, W) from [low, high] to 0..255."""
-    levels = ((band.astype(np.float64) - low) * 255 / (high - low)).clip(0, 255)
+    """Map (H, W) from [low, high] to 0..255: whole numbers of at most 16 bits by a table."""
+    if band.dtype.kind != "f" and band.dtype.itemsize <= 2:
+        return _table(band.dtype, low, high).take(band.view(f"u{band.dtype.itemsize}"))
+    levels = np.empty(band.shape, np.uint8)
+    rows = max(1, _TOGETHER // max(1, band.shape[1]))
+    for start in range(0, len(band), rows):
+        levels[start : start + rows] = _scaled(band[start : start + rows], low, high)
+    return levels
+
+
+@lru_cache(maxsize=8)
+def _table(kind: np.dtype[Any], low: float, high: float) -> npt.NDArray[np.uint8]:
+    """Return the level of each number that so few bits can be."""
+    bits = np.arange(1 << (8 * kind.itemsize), dtype=f"u{kind.itemsize}")
+    return _scaled(bits.view(kind), low, high)
+
+
+def _scaled(values: Values, low: float, high: float) -> npt.NDArray[np.uint8]:
+    levels = ((values.astype(np.float64) - low) * 255 / (high - low)).clip(0, 255)
     rounded: npt.NDArray[np.uint8] = (np.nan_to_num(levels) + 0.5).astype(np.uint8)
     return rounded
