@@ -137,7 +137,9 @@ def _assumed_range(bands: list[Values]) -> tuple[float, float]:
 def _levels(band: Values, low: float, high: float) -> npt.NDArray[np.uint8]:
     """Map (H, W) from [low, high] to 0..255: whole numbers of at most 16 bits by a table."""
     if band.dtype.kind != "f" and band.dtype.itemsize <= 2:
-        return _table(band.dtype, low, high).take(band.view(f"u{band.dtype.itemsize}"))
+        bits = band.view(f"u{band.dtype.itemsize}")
+        found: Values = _table(band.dtype, low, high)[bits]  # `take` needs four times the memory
+        return found
     levels = np.empty(band.shape, np.uint8)
     rows = max(1, _TOGETHER // max(1, band.shape[1]))
     for start in range(0, len(band), rows):
