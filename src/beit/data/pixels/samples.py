@@ -138,7 +138,7 @@ def _levels(band: Values, low: float, high: float) -> npt.NDArray[np.uint8]:
     """Map (H, W) from [low, high] to 0..255: whole numbers of at most 16 bits by a table."""
     if band.dtype.kind != "f" and band.dtype.itemsize <= 2:
         bits = band.view(f"u{band.dtype.itemsize}")
-        found: Values = _table(band.dtype, low, high)[bits]  # `take` needs four times the memory
+        found: Values = _table(band.dtype, low, high)[bits]  # `take` would widen the bits
         return found
     levels = np.empty(band.shape, np.uint8)
     rows = max(1, _TOGETHER // max(1, band.shape[1]))
