@@ -56,6 +56,21 @@ def test_data_recipe_and_last_scores_are_in_the_card(run, tokenizer):
     assert yaml.safe_load(whole[1]) == CONFIG
 
 
+def test_scores_are_those_of_the_weights_that_were_kept(run):
+    values = [(2, 0.5, 1.5), (4, 0.75, 1.25), (6, 0.75, 1.0), (8, 0.25, 0.5)]
+    lines = [{"step": s, "val_top1": top1, "val_loss": loss} for s, top1, loss in values]
+    lines.insert(1, {"step": 3, "loss": 2.5, "note": "a text"})
+    run.metrics_file.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    best, last = (
+        "| `val_top1` | 0.75 | 4 |\n| `val_loss` | 1.25 | 4 |\n",
+        "| `val_top1` | 0.25 | 8 |",
+    )
+    assert last in model_card(run, "me/mine", {})
+    run.config_file.write_text("keep: best\n")
+    card = model_card(run, "me/mine", {})
+    assert best in card and last not in card and "| `loss` | 2.5 | 3 |" in card
+
+
 def test_accuracies_of_a_probe_are_in_the_card(run, tmp_path):
     record = {"rows": [{"features": "cls", "linear": 0.3824, "knn": 0.27}]}
     record |= {"config": {"test": "some/test"}, "sizes": {"test": 91}}

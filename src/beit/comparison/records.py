@@ -15,6 +15,7 @@ import yaml
 from beit.comparison.plan import MEASURES
 from beit.comparison.planned_runs import PlannedRun
 from beit.files import write_text
+from beit.run.finished import kept_metrics
 from beit.run.log import read_log
 
 RECORDS = "measured.jsonl"
@@ -130,11 +131,7 @@ def read_metrics(directory: Path) -> dict[str, float]:
         record = json.loads((directory / MEASURES["evaluate"]).read_text(encoding="utf-8"))
         metrics |= record["figures"]
     else:
-        records = read_log(directory / "metrics.jsonl")
-        for line in records:
-            metrics |= line
         settings = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
-        for score in ("val_top1", "val_miou") if settings.get("keep") == "best" else ():
-            validations = [line for line in records if score in line]
-            metrics |= max(validations, key=lambda line: line[score], default={})
+        kept = kept_metrics(directory / "metrics.jsonl", settings)
+        metrics |= {name: value for name, (value, _) in kept.items()}
     return {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}

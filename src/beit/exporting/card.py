@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from beit.run.directory import RunDirectory
+from beit.run.finished import kept_metrics
 from beit.weights.file import FORMAT, read_shapes
 from beit.weights.hub import REPOSITORY_FILES
 from beit.weights.open import SUFFIXES
@@ -79,7 +80,7 @@ def model_card(
         f"## Use\n\n{use}",
         f"## Data\n\n{_line(data)}",
         f"## Recipe\n\n{_recipe(weights, config)}",
-        f"## Scores\n\n{_scores(run.metrics_file)}{'' if probe is None else _probe(probe)}",
+        f"## Scores\n\n{_scores(run, config)}{'' if probe is None else _probe(probe)}",
         f"## Made with\n\n{_line(_environment(environment))}",
     ]
     return f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n" + "\n\n".join(parts) + "\n"
@@ -136,20 +137,15 @@ def _recipe(weights: Weights, config: Mapping[str, Any]) -> str:
     return "\n".join(lines) + f"\n\n{title}\n\n```yaml\n{whole}```\n\n</details>"
 
 
-def _scores(metrics: Path) -> str:
-    """Tabulate the last value of each metric in the log, validation metrics first."""
-    last: dict[str, tuple[float, int]] = {}
-    if metrics.is_file():
-        for record in map(json.loads, metrics.read_text(encoding="utf-8").splitlines()):
-            for name, value in record.items():
-                number = isinstance(value, int | float)  # a warning is a text
-                if number and name not in BOOKKEEPING:
-                    last[name] = (value, record["step"])
-    if not last:
+def _scores(run: RunDirectory, config: Mapping[str, Any]) -> str:
+    """Tabulate the metrics of the weights, those of the validation first."""
+    logged = kept_metrics(run.metrics_file, config) if run.metrics_file.is_file() else {}
+    values = {name: value for name, value in logged.items() if name not in BOOKKEEPING}
+    if not values:
         return "None were logged.\n"
-    order = sorted(last, key=lambda name: not name.startswith(("val_", "knn_")))  # stable
-    rows = [f"| `{name}` | {last[name][0]:.4g} | {last[name][1]} |" for name in order]
-    return "\n".join(["| figure | last value | step |", "|---|---|---|", *rows]) + "\n"
+    order = sorted(values, key=lambda name: not name.startswith(("val_", "knn_")))  # stable
+    rows = [f"| `{name}` | {values[name][0]:.4g} | {values[name][1]} |" for name in order]
+    return "\n".join(["| figure | value | step |", "|---|---|---|", *rows]) + "\n"
 
 
 def _probe(path: Path) -> str:

@@ -1,8 +1,12 @@
-"""What a finished run has logged, for its report drawn again."""
+"""What a finished run has logged, of the weights that it has kept."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from beit.run.log import read_log
+
+CHOOSES = ("val_top1", "val_miou")  # the metrics that choose the best weights
 
 
 def last_validation(path: Path) -> dict[str, float]:
@@ -21,8 +25,27 @@ def kept_step(path: Path, metric: str | None) -> int:
         metric: the step of its first highest value; None for the last step
     """
     records = read_log(path)
-    best = records[-1]
-    if metric is not None:
-        validated = [record for record in records if metric in record]
-        best = max(validated, key=lambda record: record[metric], default=best)
-    return int(best["step"])
+    best = _best(records, metric) if metric else {}
+    return int((best or records[-1])["step"])
+
+
+def kept_metrics(path: Path, config: Mapping[str, Any]) -> dict[str, tuple[float, int]]:
+    """Return the last value of each metric of a finished run, and the step of its record.
+
+    If the run has kept its best weights, metrics of the validation are theirs.
+    """
+    records = read_log(path)
+    if config.get("keep") == "best":
+        records += filter(None, (_best(records, metric) for metric in CHOOSES))
+    return {
+        name: (value, record["step"])
+        for record in records
+        for name, value in record.items()
+        if isinstance(value, int | float)  # a warning is a text
+    }
+
+
+def _best(records: list[dict[str, Any]], metric: str) -> dict[str, Any]:
+    """Return the first record with the highest value of a metric; empty if none has it."""
+    having = [record for record in records if metric in record]
+    return max(having, key=lambda record: record[metric], default={})
