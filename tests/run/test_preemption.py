@@ -138,6 +138,25 @@ def test_a_second_signal_stops_at_once_but_one_that_came_twice_does_not(monkeypa
     stop.handle(signal.SIGTERM, None)  # in a worker that was forked
 
 
+def test_a_signal_in_a_finalizer_is_not_lost(capsys):
+    """Python prints an error that is raised there, and goes on."""
+
+    class Finalized:
+        def __del__(self):
+            signal.raise_signal(signal.SIGTERM)
+            ended.append(self)
+
+    ended, hook = [], sys.unraisablehook
+    with pytest.raises(Preempted, match="SIGTERM"), stoppable():
+        Finalized()
+        assert not ended  # the error came up in it
+        assert sys.unraisablehook is not hook
+        for _ in range(1000):
+            time.sleep(0.01)
+    assert sys.unraisablehook is hook
+    assert not capsys.readouterr().err
+
+
 def test_handlers_are_put_back_and_ignored_signals_stay_ignored(monkeypatch):
     before = [signal.getsignal(number) for number in preemption.SIGNALS]
     ignored = signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -5,15 +5,17 @@ A callback of lightning-fabric, so that loops need not know it: the journal call
 
 from __future__ import annotations
 
+import math
 import os
 import shlex
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -28,6 +30,7 @@ RETRY = 75  # exit code, EX_TEMPFAIL of sysexits.h: start me again
 INTERRUPTED = 130  # exit code, as shells have it
 SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, n)]
 ONE_PRESS = 1.0  # seconds; one Ctrl-C comes from the terminal and again from torchrun
+AGAIN = 0.05  # seconds after which a signal is sent again
 HINT = b"\nbeit: stops after this step, with a checkpoint; Ctrl-C again stops at once\n"
 
 
@@ -76,10 +79,13 @@ def stoppable(advice: str = "") -> Iterator[None]:
     stop = _Stop(advice)
     caught = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, stop.handle) for number in caught}
-    token = _stop.set(stop)
+    token, hook = _stop.set(stop), sys.unraisablehook
+    sys.unraisablehook = partial(stop.unraised, hook)
     try:
         yield
     finally:
+        sys.unraisablehook = hook
+        stop.sender.cancel()
         _stop.reset(token)
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -123,11 +129,14 @@ class _Stop:
         asked: number of the signal that asked to stop; 0 for none
         run: directory of the training, also before it exists; None outside one
         training: that has begun
+        sender: sends a signal again
     """
 
     def __init__(self, advice: str) -> None:
         self._advice, self._process = advice, os.getpid()
         self._first: dict[int, float] = {}  # seconds, by signal
+        self._raised: tuple[int, BaseException] | None = None
+        self.sender = threading.Timer(0, lambda: None)
         self.asked = 0
         self.run: Path | None = None
         self.training: _Training | None = None
@@ -140,11 +149,23 @@ class _Stop:
         if first is not None and now - first <= ONE_PRESS:
             return
         if first is not None or self.training is None or self.training.may_stop_at_once():
-            raise self.error(number)
+            self._raised = number, self.error(number)
+            raise self._raised[1]
         if number == signal.SIGINT and not self.asked:
             with suppress(OSError, ValueError, AttributeError):  # print() may be what it interrupts
                 os.write(sys.stderr.fileno(), HINT)
         self.asked = max(self.asked, number)
+
+    def unraised(self, hook: Callable[[Any], object], lost: Any) -> None:
+        """Send a signal again whose error came up in a finalizer, which lets none out."""
+        if self._raised is None or lost.exc_value is not self._raised[1]:
+            hook(lost)
+            return
+        number, _ = self._raised
+        self._first[number] = -math.inf  # stop at once, as before
+        main = threading.main_thread().ident
+        self.sender = threading.Timer(AGAIN, signal.pthread_kill, (main, number))
+        self.sender.start()
 
     def error(self, number: int, together: bool = False) -> Preempted | Interrupted:
         """Return the exception that says what was saved, and the command that goes on.
