@@ -24,7 +24,7 @@ from torch.distributed import checkpoint as folders
 
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.vit import ViTConfig
-from beit.run import checkpoint
+from beit.run import records
 from beit.run.device import DeviceConfig
 from beit.run.directory import RunDirectory
 from beit.run.launch import launch
@@ -103,7 +103,7 @@ def save(options: argparse.Namespace) -> None:
     if options.way == "shards":
         folders.save(state, checkpoint_id=options.output / "checkpoints" / "step-1")
     elif fabric.is_global_zero:
-        checkpoint.save(RunDirectory(options.output), 1, state)
+        records.save(RunDirectory(options.output), 1, state)
     figures |= since(begin, "write") | {"after": gigabytes()}
     text = json.dumps({name: round(value, 2) for name, value in figures.items()})
     (options.output / f"figures-{fabric.global_rank}.json").write_text(text)

@@ -68,6 +68,7 @@ def test_values_that_cannot_be_read_are_not_checked() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_cuda_graph_is_captured() -> None:
     images, graph = torch.full((2, 3, 4, 6), 7.0, device="cuda"), torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
