@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -138,23 +139,50 @@ def test_a_second_signal_stops_at_once_but_one_that_came_twice_does_not(monkeypa
     stop.handle(signal.SIGTERM, None)  # in a worker that was forked
 
 
-def test_a_signal_in_a_finalizer_is_not_lost(capsys):
-    """Python prints an error that is raised there, and goes on."""
+class Finalized:
+    def __del__(self):
+        signal.raise_signal(signal.SIGTERM)
 
-    class Finalized:
-        def __del__(self):
-            signal.raise_signal(signal.SIGTERM)
-            ended.append(self)
 
-    ended, hook = [], sys.unraisablehook
+def finalize():
+    """Python prints an error that is raised in a finalizer, and goes on."""
+    Finalized()
+
+
+def swallow():
+    with suppress(Preempted):
+        signal.raise_signal(signal.SIGTERM)
+
+
+def convert():
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except Preempted:
+        raise ValueError("no shape") from None
+
+
+@pytest.mark.parametrize("lose", [finalize, swallow, convert])
+def test_a_stop_is_not_lost_where_it_comes_up(lose, capsys):
+    hook = sys.unraisablehook
     with pytest.raises(Preempted, match="SIGTERM"), stoppable():
-        Finalized()
-        assert not ended  # the error came up in it
-        assert sys.unraisablehook is not hook
+        lose()
         for _ in range(1000):
             time.sleep(0.01)
     assert sys.unraisablehook is hook
     assert not capsys.readouterr().err
+
+
+def test_a_stop_that_is_underway_is_not_disturbed():
+    done = []
+    with pytest.raises(Preempted), stoppable():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            time.sleep(4 * preemption.AGAIN)
+            done.append("cleared up")
+    assert done
+    with pytest.raises(ValueError, match="no signal"), stoppable():
+        raise ValueError("no signal")
 
 
 def test_handlers_are_put_back_and_ignored_signals_stay_ignored(monkeypatch):

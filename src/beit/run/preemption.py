@@ -5,7 +5,7 @@ A callback of lightning-fabric, so that loops need not know it: the journal call
 
 from __future__ import annotations
 
-import math
+import _thread
 import os
 import shlex
 import signal
@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from beit.run.directory import RunDirectory
 from beit.run.reached import is_finished, saved_step
@@ -30,7 +30,7 @@ RETRY = 75  # exit code, EX_TEMPFAIL of sysexits.h: start me again
 INTERRUPTED = 130  # exit code, as shells have it
 SIGNALS = [getattr(signal, n) for n in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, n)]
 ONE_PRESS = 1.0  # seconds; one Ctrl-C comes from the terminal and again from torchrun
-AGAIN = 0.05  # seconds after which a signal is sent again
+AGAIN = 0.1  # seconds after which a signal is sent again
 HINT = b"\nbeit: stops after this step, with a checkpoint; Ctrl-C again stops at once\n"
 
 
@@ -80,12 +80,17 @@ def stoppable(advice: str = "") -> Iterator[None]:
     caught = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, stop.handle) for number in caught}
     token, hook = _stop.set(stop), sys.unraisablehook
-    sys.unraisablehook = partial(stop.unraised, hook)
+    sys.unraisablehook, stop.active = partial(stop.unraised, hook), True
     try:
         yield
+    except (Preempted, Interrupted):
+        raise
+    except BaseException as error:
+        if stop.raised is None:
+            raise
+        raise stop.raised from error  # which took its place, as in code that is not Python
     finally:
-        sys.unraisablehook = hook
-        stop.sender.cancel()
+        sys.unraisablehook, stop.active = hook, False
         _stop.reset(token)
         for number, handler in before.items():
             signal.signal(number, signal.SIG_DFL if handler is None else handler)
@@ -129,14 +134,16 @@ class _Stop:
         asked: number of the signal that asked to stop; 0 for none
         run: directory of the training, also before it exists; None outside one
         training: that has begun
-        sender: sends a signal again
+        raised: by the last signal that stopped at once
+        active: signals may be sent again
     """
 
     def __init__(self, advice: str) -> None:
         self._advice, self._process = advice, os.getpid()
         self._first: dict[int, float] = {}  # seconds, by signal
-        self._raised: tuple[int, BaseException] | None = None
-        self.sender = threading.Timer(0, lambda: None)
+        self._again = False  # the next signal is one that was sent again
+        self.raised: BaseException | None = None
+        self.active = False
         self.asked = 0
         self.run: Path | None = None
         self.training: _Training | None = None
@@ -144,28 +151,50 @@ class _Stop:
     def handle(self, number: int, frame: object) -> None:
         if os.getpid() != self._process:  # a forked worker: its parent ends it
             return
+        again, self._again = self._again, False
+        if again:
+            if not self._underway():
+                self._raise(number)
+            return
         now, first = time.monotonic(), self._first.get(number)
         self._first.setdefault(number, now)
         if first is not None and now - first <= ONE_PRESS:
             return
         if first is not None or self.training is None or self.training.may_stop_at_once():
-            self._raised = number, self.error(number)
-            raise self._raised[1]
+            self._raise(number)
         if number == signal.SIGINT and not self.asked:
             with suppress(OSError, ValueError, AttributeError):  # print() may be what it interrupts
                 os.write(sys.stderr.fileno(), HINT)
         self.asked = max(self.asked, number)
 
-    def unraised(self, hook: Callable[[Any], object], lost: Any) -> None:
-        """Send a signal again whose error came up in a finalizer, which lets none out."""
-        if self._raised is None or lost.exc_value is not self._raised[1]:
-            hook(lost)
-            return
-        number, _ = self._raised
-        self._first[number] = -math.inf  # stop at once, as before
+    def _raise(self, number: int) -> NoReturn:
+        """Raise an error where the program is now, and once more if that place loses it.
+
+        A finalizer lets no error out, a library may catch it or raise its own instead.
+        """
+        self.raised = self.error(number)
+        # Not threading.Thread, whose locks the program may hold here.
+        _thread.start_new_thread(self._send_again, (number,))
+        raise self.raised
+
+    def _send_again(self, number: int) -> None:
+        time.sleep(AGAIN)
         main = threading.main_thread().ident
-        self.sender = threading.Timer(AGAIN, signal.pthread_kill, (main, number))
-        self.sender.start()
+        if self.active and main is not None:
+            self._again = True
+            signal.pthread_kill(main, number)
+
+    def _underway(self) -> bool:
+        """Whether the program is ending by the error that was raised."""
+        error = sys.exc_info()[1]
+        while error is not None and error is not self.raised:
+            error = error.__context__
+        return error is not None
+
+    def unraised(self, hook: Callable[[Any], object], lost: Any) -> None:
+        """Show an error that a finalizer has lost, but not that of a signal."""
+        if self.raised is None or lost.exc_value is not self.raised:
+            hook(lost)
 
     def error(self, number: int, together: bool = False) -> Preempted | Interrupted:
         """Return the exception that says what was saved, and the command that goes on.
