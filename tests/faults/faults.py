@@ -19,13 +19,13 @@ CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate")
 _kept: list[Any] = []
 
 
-def kill_before(number: int) -> None:
-    """Kill the process before the n-th operation that changes a file of the run."""
-    on_operation(lambda counted: counted == number and os.kill(os.getpid(), signal.SIGKILL))
+def signal_before(operation: int, number: int) -> None:
+    """Send the process a signal before the n-th operation that changes a file of the run."""
+    on_operation(lambda counted: counted == operation and os.kill(os.getpid(), number))
 
 
 def count_operations(file: str) -> None:
-    """Keep the number of operations that `kill_before` counts in a file of that size."""
+    """Keep the number of operations that `signal_before` counts in a file of that size."""
     size = os.open(file, os.O_WRONLY | os.O_CREAT)
     on_operation(lambda counted: os.posix_fallocate(size, 0, counted))
 

@@ -555,10 +555,19 @@ def test_a_signal_at_a_random_moment(
 
 
 @pytest.mark.parametrize(
-    ("training", "first", "every"),
-    [("finetune", 15, 100), *(pytest.param(name, 1, 1, marks=pytest.mark.slow) for name in NAMES)],
+    ("number", "training", "first", "every"),
+    [
+        (signal.SIGKILL, "finetune", 15, 100),
+        (signal.SIGTERM, "finetune", 25, 100),
+        *(
+            pytest.param(number, name, 1, 1, marks=pytest.mark.slow)
+            for number in SIGNALS
+            for name in NAMES
+        ),
+    ],
 )
-def test_a_kill_before_an_operation_on_files(
+def test_a_signal_before_an_operation_on_files(
+    number: signal.Signals,
     training: str,
     first: int,
     every: int,
@@ -566,10 +575,14 @@ def test_a_kill_before_an_operation_on_files(
     wholes: Callable[..., Whole],
 ) -> None:
     whole = wholes(BY_NAME[NAMES[training]])
-    for number in range(first, whole.operations + 1, every):
+    for operation in range(first, whole.operations + 1, every):
         new = ground(training)
-        check(new.start(["kill_before", number]).end(), -9)
-        check(new.go_on().end(), 0)
+        ended = new.start(["signal_before", operation, number]).end()
+        print(f"operation {operation}:", ended.code, "·", ended.error)
+        assert ended.code in SIGNALS[number], ended.said[-1000:]
+        assert "Traceback" not in ended.said, ended.said[-2000:]
+        if ended.code != 0:
+            check(new.go_on().end(), 0)
         check_same(new, whole)
 
 
