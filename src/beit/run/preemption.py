@@ -168,7 +168,7 @@ class _Stop:
         self.asked = max(self.asked, number)
 
     def _raise(self, number: int) -> NoReturn:
-        """Raise an error where the program is now, and once more if that place loses it.
+        """Raise an error where the program is now, and again as long as such a place loses it.
 
         A finalizer lets no error out, a library may catch it or raise its own instead.
         """
