@@ -19,8 +19,9 @@ from beit import cli
 from beit.pretraining import loop, pretrain
 from beit.pretraining.targets import TargetConfig
 from beit.run import preemption
+from beit.run.agreement import Agreement
 from beit.run.directory import RunDirectory
-from beit.run.preemption import Interrupted, Preempted, _Agreement, _Stop, stoppable
+from beit.run.preemption import Interrupted, Preempted, _Stop, stoppable
 from beit.run.progress import Progress
 from beit.run.reached import is_finished, saved_step
 from beit.run.resume import resume
@@ -215,7 +216,7 @@ def test_processes_agree_a_step_later(tmp_path, monkeypatch):
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
     )
     try:
-        agreement = _Agreement(torch.device("cpu"))
+        agreement = Agreement(torch.device("cpu"))
         asked = [0, signal.SIGTERM, 0, 0]
         told = [agreement.highest(number, step < 4) for step, number in enumerate(asked, 1)]
         assert told == [0, 0, signal.SIGTERM, 0]

@@ -12,6 +12,7 @@ from beit.data.sources import open_source
 from beit.data.views import EvalView
 from beit.draw.panels import Drawing, Panel, draw_panels
 from beit.draw.report import Item, Picture, Table
+from beit.files import refuse_existing
 from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
 
@@ -87,8 +88,8 @@ def check_output(output: Path, example: str) -> None:
     """Raise an error unless `output` names a new or empty directory; `example` is a name."""
     if output == Path():
         raise ValueError(f"output is empty; name a new folder, as in --output {example}")
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} exists and is not overwritten; name another folder")
+    if not output.is_dir() or any(output.iterdir()):
+        refuse_existing(output)
 
 
 def saved_picture(drawing: Drawing, output: Path, file: str, alt: str) -> Picture:

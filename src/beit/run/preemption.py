@@ -23,8 +23,9 @@ from beit.run.directory import RunDirectory
 from beit.run.reached import is_finished, saved_step
 
 if TYPE_CHECKING:
-    import torch
     from lightning_fabric import Fabric
+
+    from beit.run.agreement import Agreement
 
 RETRY = 75  # exit code, EX_TEMPFAIL of sysexits.h: start me again
 INTERRUPTED = 130  # exit code, as shells have it
@@ -237,7 +238,7 @@ class _Training:
     def __init__(self, stop: _Stop) -> None:
         self._stop, self._in_step = stop, False
         self._journal: Journal | None = None  # after the first step
-        self._agreement: _Agreement | None = None
+        self._agreement: Agreement | None = None
 
     def may_stop_at_once(self) -> bool:
         """Whether nothing is lost, and no other process waits for this one."""
@@ -254,7 +255,9 @@ class _Training:
         """Save and stop if a signal, in any of the processes, has asked for it."""
         self._journal, number = journal, self._stop.asked
         if journal.fabric.world_size > 1:
-            self._agreement = self._agreement or _Agreement(journal.fabric.device)
+            from beit.run.agreement import Agreement  # imports torch
+
+            self._agreement = self._agreement or Agreement(journal.fabric.device)
             number = self._agreement.highest(number, journal.step < journal.last_step)
         if number:
             journal.save()
@@ -262,49 +265,6 @@ class _Training:
             journal.fabric.barrier()  # when one process ends, torchrun kills the others
             raise self._stop.error(number, together=True)
         self._in_step = False
-
-
-class _Agreement:
-    """The highest signal of all processes a step ago, so that neither host nor device waits."""
-
-    def __init__(self, device: torch.device) -> None:
-        import torch
-
-        self._device = device
-        self._work: Any = None  # that sends
-        if device.type == "cuda":
-            self._side = torch.cuda.Stream(device)
-            self._result = torch.tensor(0).pin_memory()
-
-    def highest(self, number: int, more: bool) -> int:
-        """Return the highest signal after the last step; send this step's, if there are `more`."""
-        highest = self._receive() if self._work else 0
-        if more and not highest:
-            self._send(number)
-        return highest
-
-    def _send(self, number: int) -> None:
-        import torch
-        from torch import distributed
-
-        sent, on_gpu = torch.tensor(number), self._device.type == "cuda"
-        self._sent = sent.pin_memory().to(self._device, non_blocking=True) if on_gpu else sent
-        maximum = distributed.ReduceOp.MAX
-        self._work = work = distributed.all_reduce(self._sent, maximum, async_op=True)
-        if on_gpu:
-            with torch.cuda.stream(self._side):
-                work.wait()  # this stream waits, not the host
-                self._result.copy_(self._sent, non_blocking=True)
-                self._copied = self._side.record_event()
-
-    def _receive(self) -> int:
-        on_gpu = self._device.type == "cuda"
-        if on_gpu:
-            self._copied.synchronize()
-        else:
-            self._work.wait()
-        self._work = None
-        return int(self._result if on_gpu else self._sent)
 
 
 _stop: ContextVar[_Stop | None] = ContextVar("stop", default=None)
