@@ -70,7 +70,7 @@ def finetune(
     output: Any = ..., budget: Any = ..., model: Any = ..., preset: Any = ..., config: Any = ...,
     quiet: Any = ..., on_step: Any = ..., **options: Any
 ) -> Result:
-    """Train a whole classifier from a pretrained backbone; options: help(beit.finetune)."""
+    """Fine-tune a pretrained backbone as a classifier; options: help(beit.finetune)."""
 
 def segment(
     *, data: Any = ..., init: Any = ..., backbone: Any = ..., image_size: Any = ...,
@@ -187,7 +187,7 @@ def visualise_features(
     layer: Any = ..., image_size: Any = ..., num_heads: Any = ..., crop_ratio: Any = ...,
     device: Any = ..., preset: Any = ..., config: Any = ..., quiet: Any = ..., **options: Any
 ) -> Result:
-    """Draw features in colours, and patches alike: beit visualise features MODEL IMAGE ...; options: help(beit.visualise_features)."""
+    """Draw features in colours, and similar patches: beit visualise features MODEL IMAGE ...; options: help(beit.visualise_features)."""
 
 def visualise_explorer(
     model: Any = ..., data: Any = ..., *, output: Any = ..., limit: Any = ..., codes: Any = ...,

@@ -13,6 +13,8 @@ from beit.command.options import as_spelled, in_fields, parse, renamed
 from beit.command.verbs import VERBS, Verb
 from beit.finetuning import finetune
 from beit.pretraining import pretrain
+from beit.probing import probe
+from beit.segmentation import segment
 from beit.tables import predict
 
 
@@ -306,12 +308,25 @@ def test_an_old_spelling_has_one_hint_and_a_new_one_none(monkeypatch, capsys):
         assert capsys.readouterr().err.count("is now --output") == lines
 
 
+def test_missing_options_are_named_as_users_write_them():
+    for words, message in (
+        (["--test=x"], "--model and --data must be given; see beit probe --help"),
+        (["--model=x"], "--data must be given; see beit probe --help"),
+    ):
+        with pytest.raises(ValueError, match=f"^{message}$"):
+            parse("probe", probe.Config, words)
+
+
 def test_help_and_suggestions_have_the_spellings(capsys):
     with pytest.raises(SystemExit):
         parse("finetune", finetune.Config, ["--help"])
     shown = capsys.readouterr().out
-    for option in ("--data TRAIN", "--validation VALIDATION", "--output OUTPUT", "--model INIT"):
+    for option in ("--data DATA", "--validation VALIDATION", "--output OUTPUT", "--model MODEL"):
         assert f"  {option}" in shown
+    assert "required" not in shown and "null with init" not in shown
+    with pytest.raises(SystemExit):
+        parse("segment", segment.Config, ["--help"])
+    assert "--optim.steps NUMBER" in " ".join(capsys.readouterr().out.split())
     for option in ("--data.train", "--run.output", "--init "):
         assert f"  {option}" not in shown
     for wrong, right in (("--ouput", "--output"), ("--dat", "--data"), ("--modl", "--model")):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 
 import beit
@@ -167,6 +168,23 @@ def test_a_table_beside_its_images_can_be_moved_with_them(tmp_path):
     assert [source.name(index) for index in range(2)] == ["ant/0.png", "bee/1.png"]
 
 
+def test_a_clean_list_is_read_as_its_source_without_labels(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("cells")
+    folder.mkdir()
+    for number in range(2):
+        values = np.random.default_rng(number).integers(4000, size=(40, 56), dtype=np.uint16)
+        Image.fromarray(values).save(folder / f"{number}.png")
+    (folder / "wells.csv").write_text("file,drug\n0.png,A\n1.png,B\n")
+    command = ["doctor", f"{folder}?range=0:4095[:100%]", "--num_workers", "0"]
+    for path, data in (("clean.txt", "@clean.txt"), ("clean.csv", "clean.csv")):
+        assert main([*command, "--write", path]) == 0
+        shown = " ".join(capsys.readouterr().out.split())
+        assert shown.count(f"--data '{data}?range=0:4095'") == 2
+        assert int(open_source(f"{data}?range=0:4095").image(0).max()) > 200
+        assert "labels none:" in shown and "?label=COLUMN of file, drug" in shown
+
+
 def test_workers_find_the_same(sets):
     source = open_source(str(sets[0]))
     alone, several = scan(source, 0, "images"), scan(source, 2, "images")
@@ -266,3 +284,6 @@ def test_sixteen_bits_end_with_the_command_to_type(
         f"{folder}?range=0:4095", 0
     )
     assert "if these are cut off, give a larger range" in said(f"{folder}?range=0:2000", 0)
+    Path("stack").mkdir()
+    tifffile.imwrite("stack/pages.tif", np.zeros((5, 40, 50), np.uint8))
+    assert "beit doctor 'stack?bands=3,2,1'" in said("stack", 1)

@@ -43,9 +43,9 @@ def test_weights_that_are_not_finite_are_refused(kind, request, tmp_path):
 
 
 def test_a_users_model_is_saved_with_its_crop(backbone, tmp_path):
-    save(backbone, tmp_path / "mine.safetensors", crop_ratio=0.9)
-    assert same(load(tmp_path / "mine.safetensors"), backbone)
-    assert stated_crop(str(tmp_path / "mine.safetensors")) == (0.9, "")
+    save(backbone, tmp_path / "new" / "mine.safetensors", crop_ratio=0.9)
+    assert same(load(tmp_path / "new" / "mine.safetensors"), backbone)
+    assert stated_crop(str(tmp_path / "new" / "mine.safetensors")) == (0.9, "")
     with pytest.raises(ValueError, match=r"'.*mine\.pth', expected a name that ends in \.safe"):
         save(backbone, tmp_path / "mine.pth")
     with pytest.raises(ValueError, match=r"a OptimizedModule cannot be saved; .* its _orig_mod"):

@@ -66,7 +66,7 @@ class Config:
 
     Attributes:
         model: a tokenizer: a run directory, a weights file, published:NAME or hf://OWNER/NAME
-        data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]
+        data: images: a folder, a table or another source (docs/data.md), or a part: folder[:90%]
         output: a new directory
         limit: number of images to use, a fixed random subset; null for all
         codes: show these codes; null for the first `num_codes` by `rank_by`

@@ -65,7 +65,12 @@ def parse(
         settings = [f"--config={json.dumps(values, default=str)}" for _, values in layers if values]
         built = parser.instantiate(parser.parse_args([*settings, *options]))
     except (ArgumentError, ValueError) as error:  # of the parser; of a Config's own checks
-        raise ValueError(in_plain_words(str(error))) from error
+        message = in_plain_words(str(error))
+        absent = message.removeprefix("the following arguments are required: ")
+        if absent != message:
+            missing = as_spelled(verb, [f"--{name}" for name in absent.split(", ")])
+            message = f"{' and '.join(missing)} must be given; see beit {verb} --help"
+        raise ValueError(message) from error
     except RecursionError as error:
         sources = ", ".join([*(source for source, _ in layers), "the options"])
         raise ValueError(f"a value is nested too deep in one of: {sources}") from error
@@ -307,12 +312,14 @@ def parser_of(verb: str, config_class: type) -> "ArgumentParser":
 
     entry = VERBS[verb]
     positional = "".join(f" [{_metavar(name)}]" for name in entry.positional)
+    follows = FOLLOWING.get(verb) in {field.name for field in fields(config_class)}
     parser = ArgumentParser(
         prog=f"beit {verb}",
         usage=f"beit {verb}{positional} [--preset NAME] [--config FILE] [--field.sub VALUE ...]",
-        description=f"{entry.help[0].upper()}{entry.help[1:]}.",
+        description=f"{entry.help[0].upper()}{entry.help[1:]}{'.' * (entry.help[-1] != '.')}",
         epilog="Preset, then configuration files, then options: later overrides earlier. "
-        "Write lists as [1,2].",
+        + "Without preset and file, defaults that depend on the images, the machine and --budget "
+        "are chosen and printed. " * follows + "Write lists as [1,2].",
         exit_on_error=False,
         allow_abbrev=False,
     )
@@ -321,12 +328,13 @@ def parser_of(verb: str, config_class: type) -> "ArgumentParser":
         """Show an option that is read before the parser runs."""
         parser.add_argument(option, metavar=value, default=SUPPRESS, help=text)
 
-    for_help("--preset", "NAME", "start from a preset")
+    for_help("--preset", "NAME", "start from a preset; beit presets lists them")
     parser.add_argument("--config", metavar="FILE", action="config", help="values from a YAML file")
     if entry.resumable:
         text = "resume this run from its last checkpoint, with its own settings; if its images "
         text += "have changed, only with --accept_changed_data true; for a longer schedule, with "
-        text += "--optim.epochs NUMBER. auto: the run in --output, or start it"
+        text += f"--optim.{'steps' if verb == 'segment' else 'epochs'} NUMBER. auto: the run in "
+        text += "--output, or start it"
         for_help("--resume", "RUN", text)
     if kind_only_chooses(verb, config_class):
         text = f"one of {', '.join(entry.kinds)}; each has its own options, see --kind NAME --help"
@@ -334,6 +342,7 @@ def parser_of(verb: str, config_class: type) -> "ArgumentParser":
         for_help("--kind", "NAME", text)
     parser.add_class_arguments(config_class)
     for action in parser._actions:
+        action.required &= action.default is None  # the Config has a default for the whole group
         if getattr(action, "_typehint", None) is bool:
             action.nargs, action.const, action.metavar = "?", True, "BOOL"  # --flag: --flag true
         if type(action).__name__ == "_ActionConfigLoad" or action.dest.endswith(".help"):
@@ -342,9 +351,12 @@ def parser_of(verb: str, config_class: type) -> "ArgumentParser":
 
     def with_spellings() -> str:
         """Show options as users write them; the parser itself reads the fields."""
-        shown = {field: [f"--{name}"] for name, field in entry.spellings.items()}
+        shown = {field: name for name, field in entry.spellings.items()}
         for action in parser._actions:
-            action.option_strings = shown.get(action.dest, action.option_strings)
+            options = [option for option in action.option_strings if not option.endswith("+")]
+            if name := shown.get(action.dest):
+                options, action.metavar = [f"--{name}"], name.upper()
+            action.option_strings = options
         return format_help()
 
     parser.format_help = with_spellings  # type: ignore[method-assign, assignment]

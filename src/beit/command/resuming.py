@@ -76,10 +76,13 @@ def refuse_others(verb: str, options: Sequence[str], directory: RunDirectory) ->
         named = "; ".join(
             f"{c.option} {shown(c.before)} there, {shown(c.now)} given" for c in others
         )
-        longer = f"; a longer schedule: beit {verb} --resume {directory.path} --optim.epochs NUMBER"
+        longer = [
+            f"; a longer schedule: beit {verb} --resume {directory.path} --{change.option} NUMBER"
+            for change in of(others, LENGTH)
+        ]
         raise ValueError(
             f"{directory.path} has a run with other settings: {named}. Leave these options out to "
-            f"resume it, or name another --output{longer if of(others, LENGTH) else ''}"
+            f"resume it, or name another --output{longer[0] if longer else ''}"
         )
     words = flat(nested(in_fields(verb, options)))
     for change in free:

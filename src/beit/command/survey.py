@@ -125,7 +125,7 @@ def usual_side(source: Source) -> int:
 def held_out(spec: str, source: Source) -> tuple[str, str, str]:
     """Choose validation images: the data's own split, or a part. Returns: data strings and why."""
     if weights_of(spec):
-        return spec, "", "no validation: a mixture is for training; --data.validation names a set"
+        return spec, "", "no validation: a mixture is for training; --validation names a set"
     number = len(source)
     try:
         test = open_test_split(spec, source)

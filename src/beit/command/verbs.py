@@ -65,7 +65,7 @@ VERBS = {
     ),
     "finetune": Verb(
         "beit.finetuning.finetune",
-        "train a whole classifier from a pretrained backbone",
+        "fine-tune a pretrained backbone as a classifier",
         resumable=True,
         spellings=FROM_MODEL,
     ),
@@ -132,7 +132,7 @@ VERBS = {
     ),
     "visualise features": Verb(
         "beit.pictures.features",
-        "draw features in colours, and patches alike: beit visualise features MODEL IMAGE ...",
+        "draw features in colours, and similar patches: beit visualise features MODEL IMAGE ...",
         ("model", "data+"),
     ),
     "visualise explorer": Verb(

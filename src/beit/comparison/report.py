@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple
 from beit.command.ending import Ending, opened
 from beit.comparison.ablation_table import as_markdown
 from beit.comparison.runs import Run, figure_keys, own_pictures, points, read_run, short_names
+from beit.data.class_names import amount
 from beit.draw.charts import MARKED, Line, shortened, styled, with_hover, worded
 from beit.draw.colours import RULE, SERIES
 from beit.draw.names import is_share, name_of, percent
@@ -129,7 +130,7 @@ def run(config: Config) -> Result:
 
 def ending(config: Config, result: Result) -> Ending:
     """Say what is compared; the page is next."""
-    figure = f"{len(config.runs)} runs, {result.curves} curves"
+    figure = f"{amount(len(config.runs), 'run')}, {amount(result.curves, 'curve')}"
     return Ending(f"{result.report} and {result.markdown}", figure, opened(result.report))
 
 

@@ -24,11 +24,13 @@ class DataConfig:
     """Data sets and how to read them.
 
     Args:
-        train: training images: a folder, *.parquet, *.tar, a zip or shapes://COUNT; a part of a
-            source: folder[:90%]; or several sources with weights: {folder: 0.7, *.tar: 0.3}
+        train: training images: a folder, a table (.csv, .parquet), *.tar, a zip or shapes://COUNT;
+            a part of a source: folder[:90%]; with options: folder?range=0:4095 (docs/data.md); or
+            several sources with weights: {folder: 0.7, *.tar: 0.3}
         validation: validation images, in the same form; empty for none
         limit: number of training images to use, a fixed random subset; null for all
-        num_workers: processes that decode and crop images; 0 for the training process itself
+        num_workers: processes that decode and crop images, for each training process; 0: that
+            process itself
         cache_gigabytes: keep decoded images in memory if the whole set fits into this size
         shrink: shrink images to the size that the largest view needs, and keep shrunk image files
             on disk

@@ -131,7 +131,7 @@ def ending(config: Config | Training, result: Result) -> Ending:
         return Ending(made, _figure(result), words("demo"))
     then = words("doctor", config.data, test=config.test, output="checked")
     if config.write is not None:
-        then = words("train-tokenizer", data=as_data(config.write))
+        then = words("train-tokenizer", data=as_data(config.write, config.data))
     return Ending(made, _figure(result), then)
 
 

@@ -52,7 +52,9 @@ KINDS = {
     "small": Kind("far smaller than the rest", "remove them, or find larger ones"),
     "long": Kind("long and narrow", "crops of them are distorted; cut them, or leave them"),
     "size": Kind("of an odd size", "look whether they belong to the set"),
-    "unlabelled": Kind("without a label", "label them; what needs labels leaves them out"),
+    "unlabelled": Kind(
+        "without a label", "label them, or leave them out by --drop; finetune and probe refuse them"
+    ),
 }
 OF_TEST = ("test_copy", "near_test", "alike_test")  # of images that are like those of the test set
 DROPPED = ("unreadable", "copy", *OF_TEST, "two_labels", "flat", "small")

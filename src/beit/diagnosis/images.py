@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from beit.diagnosis.doctor import Config
 
 CLIPPED = 0.01  # share of values at the high end of a range above which it may be too small
-_OPTION = re.compile(r"SOURCE\?([^\s,;]+)")  # what the reason of an unreadable image asks for
+_OPTION = re.compile(r"SOURCE\?(\S*[^\s,;])")  # what the reason of an unreadable image asks for
 
 
 def check_images(config: "Config") -> Findings:
@@ -59,6 +59,8 @@ def check_images(config: "Config") -> Findings:
     )
     classes = class_checks(scanned, other)
     checks = [Check("images", _about(scanned)), *_channels(scanned)]
+    if train.labels is None and train.why_unlabelled:
+        checks.append(Check("labels", f"none: {train.why_unlabelled}"))
     checks += [_check(fault, scanned, config.max_unreadable) for fault in faults]
     checks += classes
     sections = fault_sections(scanned, other, faults) + fact_sections(scanned, classes)
@@ -156,7 +158,7 @@ def _written(path: str, scanned: Scanned, faults: Sequence[Fault], drop: Sequenc
             dropped[fault.images] = True
     kept = np.flatnonzero(~dropped).tolist()
     number = write_clean(path, scanned.source, kept)
-    advice = f"beit pretrain --data {as_data(path)}"
+    advice = f"for any verb: --data {quote(as_data(path, scanned.spec))}"
     if scanned.source.labels is not None and not is_table(path):
         advice += "; a list has no labels, --write NAME.csv keeps them"
     return Check("clean list", f"{number} of {len(scanned.source)} images in {path}", advice)

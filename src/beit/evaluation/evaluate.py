@@ -65,7 +65,8 @@ class Config:
     Attributes:
         model: an image classifier: a run directory, a weights file, published:NAME or
             hf://OWNER/NAME
-        data: labelled images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]
+        data: labelled images: a folder, a table or another source (docs/data.md), or a part:
+            folder[:90%]
         dataset: plain for any labelled images, matched with the classifier by class names if both
             have them; or one of ImageNet's sets, laid out as published (docs/evaluation.md)
         output: new directory for evaluate.json, report.html and images.npz; null for none

@@ -15,20 +15,22 @@ from beit.run.optim import OptimConfig
 
 @dataclass(frozen=True)
 class Config:
-    """Settings of `beit finetune`; the defaults are the published ViT-B/16 recipe (1600 epochs).
+    """Settings of `beit finetune`; the defaults are the published recipe for ViT-B/16.
 
     Args:
         data: the labelled images.
         init: initial weights: a run directory or weights file of a pretrained model, a tokenizer
             (its encoder) or a classifier, published:NAME, hf://OWNER/NAME; null for random weights.
-        backbone: the network to train from random weights; null with init.
-        image_size: (height, width) of images; positions of init are resized. null for init's own.
-        num_heads: attention heads of init, if its file does not contain them and a head is not 64
-            wide.
-        init_classes: class names of init, if init is a classifier whose file has no names; a list
-            as for classes.
-        carry_classes: if init is a classifier with other classes, keep the rows of its head for
-            classes with the same name; false, as published, for a head with random weights.
+        backbone: the network to train from random weights; null if there are initial weights.
+        image_size: (height, width) of images; positions of the initial weights are resized. null:
+            as in the initial weights.
+        num_heads: attention heads of the initial weights, if their file does not contain them and a
+            head is not 64 wide.
+        init_classes: class names of the initial weights, if these are a classifier whose file has
+            no names; a list as for classes.
+        carry_classes: if the initial weights are a classifier with other classes, keep the rows of
+            the old head for classes with the same name; false, as published, for a head with random
+            weights.
         classes: a file with the name of one class folder per line, in the order of class numbers,
             or timm:NAME, such as timm:imagenet-22k; null for the sorted folders of the data.
         num_classes: number of classes; null for the number in the training set.

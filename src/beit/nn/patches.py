@@ -67,7 +67,7 @@ def pixels_of(images: Tensor, any_values: bool = False, channels: int = 3) -> Te
             way = "; give images.flatten(0, 1)"
         if not way and images.ndim == 4:
             example = "SOURCE?bands=3,2,1" if channels == 3 else f"SOURCE?bands=1-{channels}"
-            way = f"; of files name {channels} bands, as in {example}"
+            way = f"; of files with other bands give {channels}, as in {example}"
         expected = f"{'RGB ' * (channels == 3)}(B, {channels}, H, W)"
         raise ValueError(f"images are {tuple(images.shape)}, expected {expected}{way}")
     if images.dtype not in (torch.uint8, *FLOATS):

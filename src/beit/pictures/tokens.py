@@ -52,8 +52,8 @@ class Config:
     Attributes:
         model: a tokenizer, or a run of pretrain that predicts tokens: a run directory, a weights
             file, published:NAME or hf://OWNER/NAME
-        data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]; image files
-            as [a.jpg,b.png]; @FILE that lists them, one a line
+        data: images: a folder, a table or another source (docs/data.md), or a part: folder[:90%];
+            image files as [a.jpg,b.png]; @FILE that lists them, one a line
         output: a new folder for the figures and report.html
         limit: number of images to draw, a fixed random subset
         tokenizer: tokenizer of a pretrained model; empty for the one that its run names

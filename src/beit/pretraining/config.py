@@ -19,8 +19,8 @@ class CheckConfig:
 
     Args:
         every: epochs between two checks; 0 for none.
-        train: labelled images among which neighbours are searched; empty for data.train.
-        test: labelled images to classify; empty for data.validation.
+        train: labelled images among which neighbours are searched; empty for the training images.
+        test: labelled images to classify; empty for the validation images.
         limit: largest number of images, for train and for test.
     """
 

@@ -66,7 +66,8 @@ class Config:
 
     Attributes:
         model: a run directory, a weights file, or teacher:SOURCE
-        train: labelled images to train on
+        train: labelled images to train on: a folder, a table or another source (docs/data.md), or a
+            part: folder[:90%]
         test: labelled test images; null for the test split of the data, else a fifth of the images,
             which is then not used for training
         untrained: fresh weights drawn from the seed, as a baseline (fixed weights for a teacher)

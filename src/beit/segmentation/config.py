@@ -20,7 +20,7 @@ class SegmentDataConfig:
             images and masks, shapes://COUNT, or a part of such a source: folder[:90%]
         validation: validation images, in the same form; of a set with splits, the validation split
             is used; empty for none
-        maps: the folder of the training label maps, if `train` does not contain them
+        maps: the folder of the training label maps, if they are not found from the images
         validation_maps: the folder of the validation label maps
         classes: the classes: a file, ade20k, voc, or a number; empty for the classes of the data
         reduce_zero_label: ignore 0 in the maps; classes are 1, 2, ...
@@ -56,8 +56,9 @@ class HeadConfig:
 
     Args:
         kind: the published UPerNet with its pyramid, or a linear layer on each patch.
-        layers: numbers of the four blocks, counted from 1, that feed the pyramid; null for the
-            blocks of init, the published blocks at depth 12 and 24, or evenly spaced blocks.
+        layers: numbers of the four blocks, counted from 1, that feed the pyramid; null: as in the
+            initial weights if these are a segmenter, else the published blocks at depth 12 and 24,
+            or evenly spaced blocks.
         channels: channels of the decoder's feature maps; 0 for the backbone's width, as published.
         auxiliary: add an auxiliary head.
         auxiliary_channels: channels of the auxiliary head's feature map.
@@ -89,12 +90,13 @@ class Config:
         init: initial weights: a run directory or weights file of any model with a ViT,
             published:NAME, hf://OWNER/NAME; the decoder of a segmenter is also used. null for
             random weights.
-        backbone: the network to train from random weights; null with init.
-        image_size: (height, width) of crops; positions of init are resized. null for init's own.
-        num_heads: attention heads of init, if its file does not contain them and a head is not 64
-            wide.
-        mean: per-channel mean that normalises images in [0, 1]; null for the mean of init.
-            Published: ImageNet's, for any init.
+        backbone: the network to train from random weights; null if there are initial weights.
+        image_size: (height, width) of crops; positions of the initial weights are resized. null: as
+            in the initial weights.
+        num_heads: attention heads of the initial weights, if their file does not contain them and a
+            head is not 64 wide.
+        mean: per-channel mean that normalises images in [0, 1]; null: as in the initial weights.
+            Published: ImageNet's, for any initial weights.
         std: per-channel standard deviation, likewise.
         head: the decoder.
         drop_path: rate of stochastic depth in the last block, increasing linearly from 0.

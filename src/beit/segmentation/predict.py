@@ -54,8 +54,9 @@ class Config:
 
     Attributes:
         model: a segmenter: a run directory, a weights file, published:NAME or hf://OWNER/NAME
-        data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]; image files
-            as [a.jpg,b.png]; @FILE that lists them, one per line, or - for a list on standard input
+        data: images: a folder, a table or another source (docs/data.md), or a part: folder[:90%];
+            image files as [a.jpg,b.png]; @FILE that lists them, one per line, or - for a list on
+            standard input
         output: a directory, new or of an earlier start of the same command
         overlays: write overlays too: the colours drawn over each image
         limit: use this many images, a fixed random subset; null for all

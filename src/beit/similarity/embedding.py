@@ -51,8 +51,8 @@ class Config:
     Attributes:
         model: a model with a backbone: a run directory, a weights file, published:NAME or
             hf://OWNER/NAME; or teacher:SOURCE
-        data: the images: a folder, *.parquet, or a part: folder[:90%]; or a table of their features
-            that beit embed wrote with this model
+        data: the images: a folder, a table or another source (docs/data.md), or a part:
+            folder[:90%]; or a table of their features that beit embed wrote with this model
         output: a new .html file
         limit: show this many images, a fixed random subset; null for all, 4,000 at most
         neighbours: number of nearest images to show for each

@@ -48,8 +48,8 @@ class Config:
         model: a model with a backbone: a run directory, a weights file, published:NAME or
             hf://OWNER/NAME; or teacher:SOURCE
         photos: image files, or names of images of the set, such as test.parquet[17]
-        data: the set to search: a folder, *.parquet, or a part: folder[:90%]; or a table of its
-            features that beit embed wrote with this model
+        data: the set to search: a folder, a table or another source (docs/data.md), or a part:
+            folder[:90%]; or a table of its features that beit embed wrote with this model
         output: a new .png file with the photos and their nearest images; null for none
         neighbours: number of nearest images to list for each photo
         features: cls, mean, or both; null for the paper's choice: cls after pretraining with
@@ -196,7 +196,8 @@ def _opened(name: str, shrinking: Shrinking | None = None) -> Source:
     try:
         source.image(0)
     except UnreadableImage as error:
-        raise ValueError(f"{error}; give another photo") from error
+        advice = "" if "SOURCE?" in str(error) else "; give another photo"
+        raise ValueError(f"{error}{advice}") from error
     return source
 
 

@@ -37,8 +37,8 @@ class Config:
     Attributes:
         model: a model with a backbone: a run directory, a weights file, published:NAME or
             hf://OWNER/NAME; or teacher:SOURCE, any network that `load_teacher` opens
-        data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]; or a list of
-            image files
+        data: images: a folder, a table or another source (docs/data.md), or a part: folder[:90%];
+            image files as [a.jpg,b.png]; @FILE that lists them, one per line
         output: a new .parquet, .npz, .jsonl or .csv file; finished parts are kept in OUTPUT.parts
         features: any of cls, mean, patches; null for cls and mean (teacher: mean)
         layer: number of a block, from 1, to take its raw output; null for the final features

@@ -47,17 +47,19 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Config:
-    """Compute the likeliest classes of images.
+    """Compute the most probable classes of images.
 
     Attributes:
         model: a classifier: a run directory, a weights file, published:NAME or hf://OWNER/NAME
-        data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]; image files
-            as [a.jpg,b.png]; @FILE that lists them, one per line, or - for a list on standard input
+        data: images: a folder, a table or another source (docs/data.md), or a part: folder[:90%];
+            image files as [a.jpg,b.png]; @FILE that lists them, one per line, or - for a list on
+            standard input
         output: a new .parquet, .npz, .jsonl or .csv file; finished parts are kept in OUTPUT.parts;
             null for JSON lines on standard output
-        picture: a new .png file with the first images and their likeliest classes; null for none
+        picture: a new .png file with the first images and their most probable classes; null for
+            none
         picture_images: number of images in the picture
-        top_k: number of likeliest classes per image; all classes of a model with fewer
+        top_k: number of most probable classes per image; all classes of a model with fewer
         limit: use this many images, a fixed random subset; null for all
         image_size: input size of the model, a side or [height, width]; null for the model's own
         num_heads: attention heads, if not recorded in the file and not the usual width / 64

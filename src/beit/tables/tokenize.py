@@ -34,8 +34,8 @@ class Config:
 
     Attributes:
         model: a tokenizer: a run directory, a weights file, published:NAME or hf://OWNER/NAME
-        data: images: a folder, *.parquet or shapes://COUNT, or a part: folder[:90%]; or a list of
-            image files
+        data: images: a folder, a table or another source (docs/data.md), or a part: folder[:90%];
+            image files as [a.jpg,b.png]; @FILE that lists them, one per line
         output: a new .parquet, .npz, .jsonl or .csv file; finished parts are kept in OUTPUT.parts
         limit: use this many images, a fixed random subset; null for all
         image_size: side or [height, width], if not in the file or others work; null for its own

@@ -95,9 +95,9 @@ class Config:
         init: initial weights: a tokenizer, or any run or weights file of a ViT for the encoder,
             published:NAME, hf://OWNER/NAME; weights that fit are copied, and its network sets
             model.encoder. null for random weights.
-        freeze: codebook: the codebook of init does not change; codes: its encoder does not change
-            either, so that images keep their codes and only the decoder learns. null to train
-            everything.
+        freeze: codebook: the codebook of the initial weights does not change; codes: its encoder
+            does not change either, so that images keep their codes and only the decoder learns.
+            null to train everything.
         teacher: the network whose features the tokenizer learns to reconstruct.
         codebook: initialisation, update rule and revival of codes.
         optim: the optimiser and its schedule.

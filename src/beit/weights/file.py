@@ -79,7 +79,9 @@ def save(model: nn.Module, path: str | Path, crop_ratio: float | None = None) ->
         raise ValueError(f"path is {str(path)!r}, expected a name that ends in .safetensors")
     _check_savable(model, str(path))
     loaded = getattr(model, "crop_ratio", None)
-    save_weights(user_path(path), model, loaded if crop_ratio is None else crop_ratio)
+    file = user_path(path)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    save_weights(file, model, loaded if crop_ratio is None else crop_ratio)
 
 
 def save_weights(

@@ -42,7 +42,7 @@ MVTEC = under("nut", "bolt", of=("train/good/0.png", "test/bad/1.png", "ground_t
             "train",
             under("images/train"),
             "images/train/",
-            "takes images",
+            "takes its folder images",
         ),
         (under("train/images", "val/images"), "test", under("val/images"), "val/images/", "images"),
         (MASKS, "train", under("images", of=FLAT), "images/", "takes images, not masks"),

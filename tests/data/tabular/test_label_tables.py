@@ -121,7 +121,11 @@ def test_paths_may_be_relative_to_a_folder_beside_or_to_the_working_directory(ph
 @pytest.mark.parametrize(
     ("lines", "query", "message"),
     [
-        (("id,label", "0,a"), "", r"no column 'image'; it has id, label; name .*\?image=COLUMN"),
+        (
+            ("id,label", "0,a"),
+            "",
+            r"no column of images .*; it has id, label; name .*\?image=COLUMN",
+        ),
         (
             ("id,label", "0,a"),
             "?image=id",

@@ -188,7 +188,7 @@ def test_encoded_bytes_as_text_are_no_path(tmp_path):
          r"column 'image' holds list<.*expected one image a row.*it has image, n; name the right"),
         ({"image": [[1, 2]], "thumb": [b""]}, "", "column 'image' holds list"),
         ({"left": [b""], "right": [b""]}, "", "several columns hold images; it has left, right"),
-        ({"number": [1], "text": ["a"]}, "", r"no column 'image'; it has number, text; name"),
+        ({"number": [1], "text": ["a"]}, "", r"no column of images .*; it has number, text; name"),
         ({"image": [b""]}, "?image=imag", r"no column 'imag'; it has image; did you mean image"),
         ({"image": [b""], "kind": [1]}, "?label=knd", "did you mean kind"),
         ({"image": [b""], "kind": [1]}, "?image=kind", "column 'kind' holds int64; expected one"),

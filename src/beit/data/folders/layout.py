@@ -113,7 +113,7 @@ def _in_one_folder(level: _Level) -> Layout | None:
     (name,) = level.folders
     taken = name in level.pictures  # and said
     usual = name.lower() in IMAGES or name == os.path.basename(level.where)
-    layout = level.inside(name, f"takes {name}" if usual and not taken else "")
+    layout = level.inside(name, f"takes its folder {name}" if usual and not taken else "")
     inner = layout.base != os.path.join(name, "")
     return layout if layout.notes or inner or taken or usual else None
 

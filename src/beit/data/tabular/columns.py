@@ -44,7 +44,8 @@ def image_column(contents: Mapping[str, str], where: str, wanted: str | None = N
     names = names or [name for name in _named(_FILES, contents) if contents[name] == FILE][:1]
     advice = f"it has {', '.join(contents)}; name the right one with ?image=COLUMN"
     if len(names) != 1:
-        what = "several columns hold images" if names else "no column 'image'"
+        what = "several columns hold images"
+        what = what if names else "no column of images or names of files, as 'image' or 'file'"
         raise ValueError(f"{where}: {what}; {advice}")
     if contents[names[0]] not in (ENCODED, FILE):
         raise ValueError(
