@@ -1,7 +1,7 @@
 """A frozen model that gives features of whole images: any backbone, or any teacher."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,17 @@ class FrozenModel(NamedTuple):
     paper: Literal["cls", "mean"] | None = None  # None for a teacher
     network: nn.Module = nn.Identity()  # what computes them
     grid: tuple[int, int] = (1, 1)  # (Gh, Gw) of its patches
+
+    def settings(self, source: str, num_heads: int | None) -> dict[str, Any]:
+        """Return what its features depend on besides its weights, which have it in no shape.
+
+        Args:
+            source, num_heads: with which it was opened
+        """
+        if isinstance(vit := self.network, VisionTransformer):
+            config = vit.config
+            return {"num_heads": config.num_heads, "mean": config.mean, "std": config.std}
+        return {"model": source, "num_heads": num_heads}
 
     def check_layer(self, layer: Layer, source: str) -> None:
         """Raise ValueError for a block that the model, opened from `source`, does not have."""
