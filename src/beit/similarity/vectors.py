@@ -81,7 +81,7 @@ class Embedder(NamedTuple):
             "crop_ratio": self.crop_ratio,
             "precision": precision_of(self.fabric)["precision"],
         }
-        about |= self.model.settings(self.config.model, self.config.num_heads)
+        about |= self.model.settings(self.config.model)
         return cast(dict[str, Any], json.loads(json.dumps(about)))
 
 

@@ -12,7 +12,7 @@ from beit.nn.position import resized
 from beit.nn.vit import VisionTransformer
 from beit.weights.file import size_pair
 from beit.weights.open import load_start, required_backbone
-from beit.weights.teachers import load_teacher
+from beit.weights.teachers import Teacher, load_teacher
 
 TEACHER = "teacher:"
 FeaturesByKind = dict[Kind, Tensor]
@@ -36,16 +36,13 @@ class FrozenModel(NamedTuple):
     network: nn.Module = nn.Identity()  # what computes them
     grid: tuple[int, int] = (1, 1)  # (Gh, Gw) of its patches
 
-    def settings(self, source: str, num_heads: int | None) -> dict[str, Any]:
-        """Return what its features depend on besides its weights, which have it in no shape.
-
-        Args:
-            source, num_heads: with which it was opened
-        """
+    def settings(self, source: str) -> dict[str, Any]:
+        """Return what its features depend on besides its weights; it was opened from `source`."""
         if isinstance(vit := self.network, VisionTransformer):
             config = vit.config
             return {"num_heads": config.num_heads, "mean": config.mean, "std": config.std}
-        return {"model": source, "num_heads": num_heads}
+        assert isinstance(self.network, Teacher)
+        return {"model": source, **self.network.settings}
 
     def check_layer(self, layer: Layer, source: str) -> None:
         """Raise ValueError for a block that the model, opened from `source`, does not have."""

@@ -110,6 +110,7 @@ def plain_vit(
     image_size: tuple[int, int] | None,
     num_heads: int | None,
     norm_eps: float,
+    activation: str = "gelu",
     clip: bool = False,
 ) -> Any:
     """Build timm's ViT with [CLS] and learned positions, and load the tensors strictly, in float32.
@@ -121,7 +122,8 @@ def plain_vit(
             are positions of patches only
         image_size: (height, width), to which positions are resized; None: that of its training
         num_heads: None: one per 64 channels
-        clip: use QuickGELU, a norm before the blocks, and a projection `head` without bias
+        activation: of the MLP, by timm's name
+        clip: use a norm before the blocks, and a projection `head` without bias
     """
     from timm.layers.mlp import SwiGLUPacked
     from timm.layers.pos_embed import resample_abs_pos_embed
@@ -134,7 +136,7 @@ def plain_vit(
     num_prefix = 0 if registers else 1  # of the positions
     num_patches = shape_of(tensors, "pos_embed", 3, "the file")[1] - num_prefix
     hidden = shape_of(tensors, "blocks.0.mlp.fc1.weight", 2, "the file")[0]
-    mlp: dict[str, Any] = {"act_layer": "quick_gelu" if clip else "gelu"}
+    mlp: dict[str, Any] = {"act_layer": activation}
     if hidden == 2 * shape_of(tensors, "blocks.0.mlp.fc2.weight", 2, "the file")[1]:
         mlp = {"mlp_layer": SwiGLUPacked, "act_layer": "silu"}  # of DINOv2's giant
     side = math.isqrt(max(num_patches, 0))
