@@ -1,6 +1,7 @@
 """timm networks as teachers: create them, build ViTs from tensors, read their feature maps."""
 
 import difflib
+import logging
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,6 +18,8 @@ from beit.weights.file import mismatches
 from beit.weights.formats.clip import from_clip
 from beit.weights.formats.containers import read_tensors
 from beit.weights.formats.published_config import num_heads_of, shape_of
+
+logger = logging.getLogger(__name__)
 
 
 def timm_network(
@@ -36,9 +39,16 @@ def timm_network(
     options: dict[str, Any] = {"pretrained": pretrained}
     if file is not None:
         options["pretrained_cfg_overlay"] = _file_overlay(cfg, file)
+        if others := other_weights(name):
+            logger.warning(
+                "timm:%s@%s: read as the weights %s, mean %s and std %s; of the same architecture "
+                "are others, such as %s, which see images or features otherwise: if the file is "
+                "theirs, name it so, as in timm:%s@FILE",
+                *(name, file, cfg.tag, cfg.mean, cfg.std, first(others), others[0]),
+            )
     if image_size is not None and cfg.fixed_input_size:
         options["img_size"] = image_size
-    if "quickgelu" not in name and any("natively QuickGELU" in note for note in cfg.notes or ()):
+    if "quickgelu" not in name and _has_quick_gelu(cfg):
         options["act_layer"] = "quick_gelu"  # used in training, according to timm's note
     try:
         if pretrained and file is None:
@@ -58,6 +68,26 @@ def timm_network(
         if "img_size" not in str(error):
             raise
         raise ValueError(f"timm:{name} takes images of {cfg.input_size[1:]} only") from error
+
+
+def other_weights(name: str) -> list[str]:
+    """List timm's weights of an architecture, if named without a tag, that its default are unlike.
+
+    They normalise images otherwise, or have another activation, or are fine-tuned or not: a file
+    does not say it.
+    """
+    import timm
+
+    def read_as(cfg: Any) -> tuple[object, ...]:
+        return cfg.mean, cfg.std, _has_quick_gelu(cfg), "_clip_" in name and "ft_" in cfg.tag
+
+    tags = [] if "." in name else timm.list_pretrained(f"{name}.*")
+    usual = read_as(timm.get_pretrained_cfg(name)) if tags else ()
+    return [tag for tag in tags if read_as(timm.get_pretrained_cfg(tag)) != usual]
+
+
+def _has_quick_gelu(cfg: Any) -> bool:
+    return any("natively QuickGELU" in note for note in cfg.notes or ())
 
 
 def _config(name: str) -> Any:
