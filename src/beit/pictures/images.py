@@ -97,8 +97,8 @@ def read_images(
         )
     for name, reason in left_out:
         print(f"left out: {name}: {reason}")
-    both = map(torch.stack, zip(*seen.values(), strict=True))
-    return Chosen([names[index] for index in seen], *both, left_out)
+    images, target_images = map(torch.stack, zip(*seen.values(), strict=True))
+    return Chosen([names[index] for index in seen], images, target_images, left_out)
 
 
 def left_out_tables(left_out: LeftOut) -> list[Table]:

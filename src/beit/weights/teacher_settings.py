@@ -63,12 +63,11 @@ def settings_of(
         )
     mean, std = (CLIP_MEAN, CLIP_STD) if clip else (IMAGENET_MEAN, IMAGENET_STD)
     if not processor.get("do_normalize", True):
-        mean, std = (0.0,) * 3, (1.0,) * 3
-    elif {"image_mean", "image_std"} <= processor.keys():
-        colours = (f"image_{name}" for name in ("mean", "std"))
-        mean, std = (
-            _value(processor, name, Colour, file.with_name(SETTINGS[1])) for name in colours
-        )
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+    elif processor.get("image_mean") and processor.get("image_std"):
+        place = file.with_name(SETTINGS[1])
+        mean = _value(processor, "image_mean", Colour, place)
+        std = _value(processor, "image_std", Colour, place)
     elif known and not clip:
         logger.warning(
             "%s does not say how its images were normalised: there is no preprocessor_config.json "
