@@ -175,7 +175,7 @@ def _resume(
                 f"and resume with beit {verb} --resume {path} --accept_changed_data true"
             ) from error
     logging.getLogger(__name__).info("%s is finished: nothing is left to train", path)
-    metrics = last_validation(directory.metrics_file)
+    metrics = last_validation(directory.metrics_file, getattr(config, "keep", "last"))
     return module, config, Result(directory.path, metrics, [])
 
 

@@ -20,7 +20,7 @@ from beit.command import presets
 from beit.comparison import ablate, execution
 from beit.comparison.plan import unfold
 from beit.comparison.planned_runs import Chain, PlannedRun, planned_chains
-from beit.comparison.records import hours_of_training, read_metrics
+from beit.comparison.records import Record, hours_of_training, read_metrics
 
 # Writes the files of a finished run; fails if one of its arguments is `failing`.
 STAND_IN = """
@@ -159,6 +159,15 @@ def test_another_machine_goes_on_from_what_was_measured(
     assert (there / "measured.jsonl").read_text() == "".join(lines)
     page = [(output / "table.md").read_text() for output in (here, there)]
     assert page[0] == page[1]
+
+
+def test_a_stage_with_its_own_seed_has_no_deviation(plan: Path) -> None:
+    plan.write_text(plan.read_text().replace("Loss: pretrain", "Loss: tokenizer"))
+    unfolded, chains = unfold(presets.read_yaml(plan), str(plan), {}), chains_of(plan)
+    metrics = {"val_loss": 3.0, "linear.paper": 0.5}
+    records = {run.name: Record(metrics, 0.0, {}) for c in chains for run in c.runs.values()}
+    cells, _ = ablate.measure(unfolded, chains, records)
+    assert [cell.once for cell in cells] == [["Loss"], ["Loss"]]
 
 
 def test_a_line_that_is_no_record_is_named(plan: Path, tmp_path: Path) -> None:

@@ -40,6 +40,17 @@ def test_the_table_has_means_deviations_and_the_paper_beside() -> None:
     ]
 
 
+def test_one_run_for_all_seeds_is_one_value() -> None:
+    fixed = Measured("fixed", {TOP1: {0: 0.5, 1: 0.5, 2: 0.5}, LOSS: {0: 1.0, 1: 2.0}}, {}, {})
+    fixed = fixed._replace(once=[TOP1])
+    assert ablation_table([fixed], [TOP1, LOSS], seeds=2).rows[0][:3] == [
+        *("fixed", "50.0", "1.50 ± 0.71"),
+    ]
+    (row,) = csv.DictReader(ablation_csv([fixed], [TOP1]).splitlines())
+    assert (row[f"{TOP1} sd"], row[f"{TOP1} n"]) == ("", "1")
+    assert difference_table([OFF, fixed], [TOP1], "off").rows == [["fixed", "-3.0 ± 9.0, p 0.29"]]
+
+
 def test_what_a_paper_reports_of_other_kinds_has_its_own_column() -> None:
     table = ablation_table([OFF, ON._replace(paper={"mIoU": "52.7"})], [LOSS], seeds=3)
     assert table.columns == ["Cell", LOSS, "Paper: mIoU", "Seeds"]

@@ -8,7 +8,7 @@ from torchvision.transforms.v2 import functional as transforms
 
 from beit.data.colours import draw_changes, recoloured
 from beit.data.order import sample_generator
-from beit.data.views import EvalView, TrainViews, ViewConfig, crop_box
+from beit.data.views import EvalView, EvalViews, TrainViews, ViewConfig, crop_box, resized
 from beit.nn.resample import lanczos
 
 
@@ -226,3 +226,17 @@ def test_wrong_sizes_are_refused():
         TrainViews(ViewConfig(), (8, 8), (0, 8))
     with pytest.raises(ValueError, match="crop_ratio"):
         EvalView((8, 8), 1.5)
+
+
+@pytest.mark.parametrize("by_lanczos", [False, True])
+def test_the_centre_crop_of_a_target_is_cut_from_the_image_itself(by_lanczos: bool) -> None:
+    image = torch.randint(256, (3, 90, 75), dtype=torch.uint8)
+    views = EvalViews((8, 12), (16, 24), 0.8, by_lanczos)
+    view, target = views(image)
+    assert torch.equal(view, EvalView((8, 12), 0.8)(image))
+    resize = lanczos if by_lanczos else resized
+    whole = resize(image[None], (36, 30))[0]  # 24 / 0.8 wide
+    assert torch.equal(target, whole[:, 10:26, 3:27])
+    assert views.need == EvalView((16, 24), 0.8).need
+    view, target = EvalViews((8, 12), (8, 12), 0.8, by_lanczos)(image)
+    assert target is view

@@ -1,5 +1,6 @@
 import json
 import math
+import shutil
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -139,6 +140,20 @@ def test_micro_steps_change_memory_not_results(tmp_path, config, optim, records,
 
 
 # ── which weights are kept ──────────────────────────────────────────────────────────────────────
+
+
+def test_a_finished_run_tells_the_accuracy_of_the_weights_it_kept(tmp_path, finished):
+    """Also where it is the result of --resume auto: not that of the last validation."""
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    first = next(place for place, line in enumerate(lines) if "val_top1" in line)
+    lines[first] = json.dumps(json.loads(lines[first]) | {"val_top1": 0.99, "val_loss": 0.01})
+    (run / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+    words = ["--config", str(run / "config.yaml"), "--output", str(run), "--resume", "auto"]
+    module, config, result = cli.run_verb("finetune", words)
+    assert (result.metrics["val_top1"], result.metrics["val_loss"]) == (0.99, 0.01)
+    assert module.ending(config, result).figure.startswith("top-1 accuracy 99.0%")
 
 
 def test_a_run_stopped_in_its_last_validation_resumes_there(

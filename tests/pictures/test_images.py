@@ -26,14 +26,17 @@ class Album:
         return torch.full((3, *self.sizes[index]), index, dtype=torch.uint8)
 
 
-def view(image):
-    return image[:, :2, :3]
+def views(image):
+    return image[:, :2, :3], image[:, :1]
 
 
 def test_images_are_read_or_left_out_with_a_reason():
-    names, images, left_out = read_images(Album((4, 5), None, (4, 4), (2, 3)), view, (2, 5))
+    names, images, target_images, left_out = read_images(
+        Album((4, 5), None, (4, 4), (2, 3)), views, (2, 5)
+    )
     assert names == ["? 0"]  # valid UTF-8
     assert torch.equal(images, torch.zeros(1, 3, 2, 3, dtype=torch.uint8))
+    assert target_images.shape == (1, 3, 1, 5)
     assert left_out == [
         ("? 1", "cannot be read: cut short"),
         ("? 2", "4 x 4 pixels, smaller than a patch of 2 x 5"),
@@ -43,4 +46,4 @@ def test_images_are_read_or_left_out_with_a_reason():
 
 def test_no_readable_image_is_an_error():
     with pytest.raises(ValueError, match=r"none of 2 images .* is \? 0: cannot be read: cut short"):
-        read_images(Album(None, (1, 9)), view, (2, 2))
+        read_images(Album(None, (1, 9)), views, (2, 2))

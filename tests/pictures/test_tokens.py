@@ -1,12 +1,17 @@
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 from beit.data.sources import open_source
+from beit.data.views import EvalView
+from beit.draw.report import Section
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.nn.heads import ImageClassifier, ImageClassifierConfig
 from beit.nn.masking import MaskConfig
@@ -14,10 +19,11 @@ from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import ViTConfig
 from beit.pictures import tokens as visualise_tokens
-from beit.pictures.token_models import open_models, predict_tokens, sample_masks
+from beit.pictures.token_models import open_models, open_teacher, predict_tokens, sample_masks
 from beit.pictures.tokens import Config
 from beit.run.device import DeviceConfig
 from beit.weights.file import save_weights
+from beit.weights.open import load_tokenizer
 
 CPU = DeviceConfig(accelerator="cpu")
 DATA = "shapes://2?size=24"
@@ -134,6 +140,59 @@ def test_a_run_names_its_tokenizer_masks_and_teacher(
     (made / "config.yaml").write_text("tokenizer: gone/away\n")
     with pytest.raises(ValueError, match="tokenizer gone/away, which does not exist; name its"):
         visualise_tokens.run(Config(str(made), DATA, str(tmp_path / "two"), device=CPU))
+
+
+@pytest.fixture
+def drawn_by(monkeypatch: pytest.MonkeyPatch) -> Callable[[Config], list[torch.Tensor]]:
+    """A function that returns the images and the codes that a command draws."""
+    drawn: list[torch.Tensor] = []
+
+    def token_section(_: Path, images: torch.Tensor, codes: torch.Tensor, *others: Any) -> Section:
+        drawn[:] = images, codes
+        return Section("Tokens")
+
+    monkeypatch.setattr(visualise_tokens, "token_section", token_section)
+    return lambda config: [visualise_tokens.run(config)] and drawn
+
+
+def test_the_tokenizer_sees_images_at_its_own_size(
+    files: Path,
+    tmp_path: Path,
+    vit: Callable[..., ViTConfig],
+    drawn_by: Callable[[Config], list[torch.Tensor]],
+) -> None:
+    small = vit(image_size=(8, 12), patch_size=4)
+    model = MaskedImageModel(MaskedImageModelConfig(small, 11, early_layers=1, head_layers=1))
+    save_weights(tmp_path / "small.safetensors", model)
+    settings = config(files, "mim", tmp_path / "out", tokenizer="vqkd")
+    images, codes = drawn_by(replace(settings, model=str(tmp_path / "small.safetensors")))
+    assert images.shape == (2, 3, 8, 12)
+    source, view = open_source(DATA), EvalView((16, 24), 1.0)
+    whole = torch.stack([view(source.image(index)) for index in range(2)])
+    assert torch.equal(codes, load_tokenizer(settings.tokenizer).encode(whole))
+
+
+def test_tokenizer_and_teacher_see_the_channels_that_their_runs_name(
+    trained_tokenizer: Path,
+    files: Path,
+    tmp_path: Path,
+    drawn_by: Callable[[Config], list[torch.Tensor]],
+) -> None:
+    tokenizer, made = tmp_path / "tokenizer", tmp_path / "mim"
+    shutil.copytree(trained_tokenizer, tokenizer)
+    settings = yaml.safe_load((tokenizer / "config.yaml").read_text())
+    settings["teacher"]["channels"] = [3, 2, 1]
+    (tokenizer / "config.yaml").write_text(yaml.safe_dump(settings))
+    made.mkdir()
+    (made / "weights.safetensors").write_bytes((files / "mim.safetensors").read_bytes())
+    (made / "environment.json").write_text('{"verb": "pretrain"}')
+    (made / "config.yaml").write_text(f"tokenizer: {tokenizer}\ntarget: {{channels: [3, 2, 1]}}\n")
+    images, codes = drawn_by(Config(str(made), DATA, str(tmp_path / "out"), device=CPU))
+    encode = load_tokenizer(tokenizer).encode
+    assert torch.equal(codes, encode(images.flip(1)))
+    assert not torch.equal(codes, encode(images))
+    models = open_models(str(tokenizer), "", torch.device("cpu"), {})
+    assert open_teacher("run", models).channels == (3, 2, 1)
 
 
 def test_small_images_are_listed_and_odd_names_are_text(files: Path, tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 import os
 import shutil
 import sys
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,7 +17,7 @@ from safetensors.torch import save_file
 from beit import cli
 from beit.data.pixels import reduced
 from beit.data.views import EvalView
-from beit.nn.vit import VisionTransformer
+from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.rows.part import Part
 from beit.run.device import DeviceConfig
 from beit.similarity import similar, vectors
@@ -157,6 +159,29 @@ def test_another_model_or_view_has_an_index_of_its_own(
         similar.run(config(other, photos / "red" / "0.png", photos, index=index))
 
 
+@pytest.mark.parametrize("change", [{"num_heads": 6}, {"mean": (0.5,) * 3, "std": (0.5,) * 3}])
+def test_equal_weights_that_are_read_otherwise_have_an_index_of_their_own(
+    change: dict[str, Any],
+    photos: Path,
+    vit: Callable[..., ViTConfig],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, other = (str(tmp_path / f"{name}.safetensors") for name in ("one", "other"))
+    photo = photos / "red" / "0.png"
+    backbone = VisionTransformer(vit(relative_bias="none", absolute_positions=True))
+    save_weights(model, backbone)
+    backbone.config = replace(backbone.config, **change)
+    save_weights(other, backbone)
+    for source in (model, other):
+        similar.run(config(source, photo, photos))
+        assert known(capsys.readouterr().out) == (0, 12)
+    table = str(tmp_path / "features.npz")
+    embed.run(embed.Config(model, str(photos), table, num_workers=0, device=CPU))
+    with pytest.raises(ValueError, match=f"{next(iter(change))} of the table is .*, of this com"):
+        similar.run(config(other, photo, table))
+
+
 def test_an_index_of_other_bands_is_not_reused(
     photos: Path,
     model: str,
@@ -268,6 +293,17 @@ def test_features_of_a_teacher_have_no_cls(photos: Path, tmp_path: Path) -> None
         similar.run(config(teacher, photo, photos, features="cls"))
     near = similar.run(config(teacher, photo, photos)).neighbours[str(photo)]
     assert len(near) == 3
+
+
+def test_each_map_of_a_teacher_has_an_index_of_its_own(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "resnet.safetensors"
+    save_file(timm.create_model("test_resnet").state_dict(), file)
+    for stride in (8, 16):  # both of 48 channels
+        teacher = f"teacher:timm:test_resnet#stride{stride}@{file}"
+        similar.run(config(teacher, photos / "red" / "0.png", photos))
+        assert known(capsys.readouterr().out) == (0, 12)
 
 
 def test_the_figure_says_of_which_of_several_photos_it_is() -> None:

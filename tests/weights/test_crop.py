@@ -12,6 +12,7 @@ from beit.nn.vit import VisionTransformer
 from beit.run.directory import RunDirectory
 from beit.weights.crop import crop_ratio, stated_crop
 from beit.weights.file import save_weights
+from beit.weights.manifest import published_files
 from beit.weights.open import load
 
 
@@ -40,8 +41,20 @@ def test_an_old_file_has_the_default(
     with caplog.at_level("INFO", logger="beit"):
         assert crop_ratio(file, None, default) == expected
     assert "the default: the model has none of its own" in caplog.text
-    assert stated_crop("published:beitv2_base") is None
     assert stated_crop("teacher:efficientnet-lite0") is None
+
+
+def test_published_classifiers_of_large_images_see_all_of_them(tmp_path: Path) -> None:
+    large, small = "beit_base_patch16_384_pt22k_ft22kto1k", "beit_base_patch16_224_pt22k_ft22kto1k"
+    note = "as published for images from 384 pixels on"
+    for name, expected in ((large, (1.0, note)), (small, None), ("beitv2_base", None)):
+        assert stated_crop(f"published:{name}") == expected
+        file = tmp_path / f"{name}.pth"
+        file.touch()
+        assert stated_crop(str(file)) == expected
+    segmenter = "beit_base_patch16_640_pt22k_ft22ktoade20k"
+    assert published_files()[segmenter].shapes["image"] == 640
+    assert stated_crop(f"published:{segmenter}") is None
 
 
 def test_an_old_run_says_it_in_its_settings(tmp_path: Path, backbone: VisionTransformer) -> None:

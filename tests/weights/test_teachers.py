@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from beit.weights import timm_networks
 from beit.weights.teachers import Teacher, load_teacher
+from beit.weights.timm_networks import other_weights
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 
@@ -167,6 +169,25 @@ def test_a_timm_file_of_any_number_of_classes_is_read(tmp_path: Path) -> None:
     broken = {name: tensor for name, tensor in model.state_dict().items() if name != "cls_token"}
     with pytest.raises(ValueError, match="cls_token"):
         load_teacher(f"timm:test_vit@{write(tmp_path / 'b.safetensors', broken)}")
+
+
+def test_a_timm_file_that_may_be_of_other_weights_is_warned_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import timm
+
+    assert {"vit_base_patch16_224.dino", "vit_base_patch16_224.mae"} <= {
+        *other_weights("vit_base_patch16_224")  # whose default has mean and std 0.5
+    }
+    assert "vit_base_patch16_clip_224.openai" in other_weights("vit_base_patch16_clip_224")
+    assert other_weights("vit_base_patch16_224.dino") == other_weights("resnet50") == []
+    file = write(tmp_path / "a.safetensors", timm.create_model("test_vit").state_dict())
+    load_teacher(f"timm:test_vit@{file}")
+    assert not caplog.messages
+    monkeypatch.setattr(timm_networks, "other_weights", lambda name: [f"{name}.other"])
+    load_teacher(f"timm:test_vit@{file}")
+    assert "read as the weights r160_in1k, mean (0.5, 0.5, 0.5)" in caplog.text
+    assert "name it so, as in timm:test_vit.other@FILE" in caplog.text
 
 
 def test_random_teachers_repeat_and_leave_the_generator_alone() -> None:

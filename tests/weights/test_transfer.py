@@ -39,6 +39,15 @@ def test_the_head_of_the_same_classes_is_copied():
     assert (message, rows) == ("its head for 3 classes was copied, class names unknown", [0, 1, 2])
 
 
+def test_a_head_that_reads_another_vector_now_says_so():
+    message, rows = carried(classifier("a", "b", pooling="cls"), classifier("a", "b"))
+    moved = "; it reads the mean patch now, and was trained on [CLS]"
+    assert (message, rows) == (f"its head for 2 classes was copied{moved}", [0, 1])
+    source, target = classifier("a", "b"), classifier("b", "c", pooling="cls")
+    message, _ = carried(source, target, by_name=True)
+    assert message.endswith("2 classes; it reads [CLS] now, and was trained on the mean patch")
+
+
 def test_a_head_of_the_same_classes_is_copied_by_name():
     message, rows = carried(classifier("a", "e\u0301", "c"), classifier("c", "a", "\xe9"))
     assert (message, rows) == ("its head for 3 classes was copied", [2, 0, 1])

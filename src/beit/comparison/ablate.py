@@ -158,9 +158,11 @@ def measure(
     values: dict[str, dict[str, dict[int, float]]] = {
         cell: {column: {} for column in plan.columns} for cell in plan.cells
     }
+    measured_by: dict[tuple[str, str], set[str]] = defaultdict(set)
     errors: dict[str, str] = {}
     for chain, (column, (stage, metric)) in product(chains, plan.columns.items()):
         run = chain.runs.get(stage)
+        measured_by[chain.cell, column] |= set() if run is None else {run.name}
         if run is None or run.name not in records:
             continue
         metrics = records[run.name].metrics
@@ -177,7 +179,10 @@ def measure(
             spent = sum(records[name].hours for name in trainings)
             hours[chain.cell] |= {chain.seed: spent} if spent else {}
     cells = [
-        Measured(name, values[name], settings[name], plan.paper.get(name, {}), hours[name])
+        Measured(
+            *(name, values[name], settings[name], plan.paper.get(name, {}), hours[name]),
+            once=[column for column in plan.columns if len(measured_by[name, column]) == 1],
+        )
         for name in values
     ]
     return cells, errors

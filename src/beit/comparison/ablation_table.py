@@ -8,7 +8,7 @@ import io
 import math
 import re
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,7 @@ class Measured(NamedTuple):
     settings: Mapping[str, str]  # those that differ between cells, by dotted name
     paper: Mapping[str, str]  # published results, by column or by another name
     hours: Mapping[int, float] = {}  # of the trainings of its chain, by seed
+    once: Collection[str] = ()  # columns whose value is that of one run for all seeds
 
 
 def spread(values: Sequence[float]) -> Spread | None:
@@ -54,9 +55,10 @@ def spread(values: Sequence[float]) -> Spread | None:
 
 
 def shown(cell: Measured, column: str) -> list[float]:
-    """Return a cell's values of a column in the unit of the table, sorted by seed."""
+    """Return a cell's values of a column in the unit of the table, of each run, sorted by seed."""
     factor = 100 if column.endswith("%") else 1
-    return [factor * value for _, value in sorted(cell.values.get(column, {}).items())]
+    values = [factor * value for _, value in sorted(cell.values.get(column, {}).items())]
+    return values[:1] if column in cell.once else values
 
 
 # ── tables ──────────────────────────────────────────────────────────────────────────────────────

@@ -149,10 +149,11 @@ class TrainViews:
 class EvalView:
     """Centre crop: resize the shorter side to `size / crop_ratio`, then crop."""
 
-    def __init__(self, size: Size, crop_ratio: float = 0.875) -> None:
+    def __init__(self, size: Size, crop_ratio: float = 0.875, by_lanczos: bool = False) -> None:
         if not 0 < crop_ratio <= 1:
             raise ValueError(f"crop_ratio must be in (0, 1], got {crop_ratio}")
         self.size, self.crop_ratio = _checked_size("size", size), crop_ratio
+        self.by_lanczos = by_lanczos
 
     @property
     def need(self) -> Need:
@@ -182,7 +183,28 @@ class EvalView:
             size = (least_height, max(least_width, least_height * width // height))
         else:
             size = (max(least_height, least_width * height // width), least_width)
-        return resized(image[None], size)[0]
+        return (lanczos if self.by_lanczos else resized)(image[None], size)[0]
+
+
+class EvalViews:
+    """Two centre crops that differ in size only, as `TrainViews`: for the model and its target."""
+
+    def __init__(
+        self, size: Size, target_size: Size, crop_ratio: float = 0.875, by_lanczos: bool = False
+    ) -> None:
+        by_lanczos = by_lanczos and tuple(size) != tuple(target_size)
+        self.both = EvalView(size, crop_ratio), EvalView(target_size, crop_ratio, by_lanczos)
+
+    @property
+    def need(self) -> Need:
+        """The least size of images: that of the larger crop."""
+        return Need(*map(max, zip(*(view.need for view in self.both), strict=True)))
+
+    def __call__(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Return views (c, H', W') uint8 of (c, H, W) uint8; the same tensor if sizes are equal."""
+        view, target = self.both
+        pixels = view(image)
+        return pixels, pixels if view.size == target.size else target(image)
 
 
 def crop_box(

@@ -220,7 +220,7 @@ def trained(training: Any, config: Any) -> Trained:
     resumed, directory = to_resume(training, path)
     if not is_finished(directory):
         return training.run(resumed, directory)  # type: ignore[no-any-return]
-    metrics = last_validation(directory.metrics_file)
+    metrics = last_validation(directory.metrics_file, getattr(config, "keep", "last"))
     return Trained(path, metrics, training.redraw(resumed, directory))
 
 

@@ -76,8 +76,7 @@ class Config:
         image_size: input side, or [height, width]; null for the model's own
         num_heads: attention heads, if the file does not contain them and a head is not 64 wide
         crop_ratio: side of the centre crop over the shorter side; null for that of the model's
-            training, else 0.875; published: 1
-            from 384 pixels on
+            training, else 0.875
         crops: 1 for the centre, 5 for the centre and the corners
         flip: also average over mirror images
         present_only: for plain data, compare only the logits of classes that have images

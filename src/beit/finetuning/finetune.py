@@ -52,6 +52,7 @@ from beit.run.prepare import prepared
 from beit.run.quarantine import NotedBatches
 from beit.run.reading import Reading
 from beit.weights.bands import check_bands
+from beit.weights.crop import DEFAULT, WHOLE_FROM
 from beit.weights.file import save_weights
 from beit.weights.open import load, load_backbone, load_start
 from beit.weights.transfer import (
@@ -64,8 +65,6 @@ from beit.weights.transfer import (
 logger = logging.getLogger(__name__)
 
 VERB = "finetune"
-# Larger images are validated without cropping (docs/reference/finetuning.md, "Evaluation view").
-WHOLE_FROM = 384
 
 
 def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool = False) -> Result:
@@ -226,7 +225,7 @@ def validation_batches(
 
 def validation_view(config: Config, size: tuple[int, int]) -> EvalView:
     """Return the view of validation images; as published, uncropped from 384 pixels on."""
-    default = 1.0 if min(size) >= WHOLE_FROM else 0.875
+    default = 1.0 if min(size) >= WHOLE_FROM else DEFAULT
     return EvalView(size, default if config.crop_ratio is None else config.crop_ratio)
 
 

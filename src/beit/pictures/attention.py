@@ -109,7 +109,7 @@ def run(config: Config) -> Result:
     layers = _existing(config.layers or (vit.depth,), vit.depth, "layers", "block")
     heads = _existing(config.heads or range(1, vit.num_heads + 1), vit.num_heads, "heads", "head")
     patch_size = (vit.patch_size, vit.patch_size)
-    names, images, left_out = chosen_images(config, vit.image_size, patch_size)
+    names, images, _, left_out = chosen_images(config, vit.image_size, patch_size)
     backbone = backbone.to(fabric.device)
 
     output.mkdir(parents=True, exist_ok=True)

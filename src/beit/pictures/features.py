@@ -108,7 +108,7 @@ def run(config: Config) -> Result:
     model.check_layer(config.layer, config.model)
     chosen = chosen_patches(config.patches, model.grid)
     (H, W), (Gh, Gw) = model.image_size, model.grid
-    names, images, left_out = chosen_images(config, (H, W), (H // Gh, W // Gw))
+    names, images, _, left_out = chosen_images(config, (H, W), (H // Gh, W // Gw))
     with torch.no_grad(), fabric.autocast():
         features = patch_features(model, images, config.layer, fabric.device)
     if broken := [n for n, rows in zip(names, features, strict=True) if not rows.isfinite().all()]:

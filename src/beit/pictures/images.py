@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import open_source
-from beit.data.views import EvalView
+from beit.data.views import EvalViews
 from beit.draw.panels import Drawing, Panel, draw_panels
 from beit.draw.report import Item, Picture, Table
 from beit.files import refuse_existing
@@ -27,31 +27,53 @@ _IMAGES_PER_FIGURE = 6
 LeftOut = Sequence[tuple[str, str]]  # names of images and reasons
 
 
+class Chosen(NamedTuple):
+    """The images that are drawn.
+
+    Attributes:
+        names: in valid UTF-8
+        images: (B, 3, H, W) uint8, as the model sees them
+        target_images: (B, 3, H', W') uint8, as its target does
+        left_out: the others
+    """
+
+    names: list[str]
+    images: Tensor
+    target_images: Tensor
+    left_out: LeftOut
+
+
 def chosen_images(
-    config: "PicturesConfig", size: tuple[int, int], patch_size: tuple[int, int]
-) -> tuple[list[str], Tensor, LeftOut]:
-    """Read the images of `data` as a model of this image size sees them; see `read_images`."""
-    view = EvalView(size, crop_ratio(config.model, config.crop_ratio, WHOLE))
+    config: "PicturesConfig",
+    size: tuple[int, int],
+    patch_size: tuple[int, int],
+    target_size: tuple[int, int] | None = None,
+    by_lanczos: bool = False,
+) -> Chosen:
+    """Read the images of `data` as a model of this image size and its target see them.
+
+    See `read_images` and `EvalViews`.
+    """
+    ratio = crop_ratio(config.model, config.crop_ratio, WHOLE)
+    views = EvalViews(size, target_size or size, ratio, by_lanczos)
     check_bands(config.model, config.data)
-    return read_images(open_source(config.data, limit=config.limit), view, patch_size)
+    return read_images(open_source(config.data, limit=config.limit), views, patch_size)
 
 
 def read_images(
-    source: Source, view: Callable[[Tensor], Tensor], patch_size: tuple[int, int]
-) -> tuple[list[str], Tensor, LeftOut]:
+    source: Source, views: Callable[[Tensor], tuple[Tensor, Tensor]], patch_size: tuple[int, int]
+) -> Chosen:
     """Read all images of a source, in order; print those that are left out.
 
     Args:
         source: the images
-        view: from (3, H, W) uint8 to the model's input
+        views: from (3, H, W) uint8 to the inputs of the model and of its target
         patch_size: (height, width); smaller images are left out, like unreadable ones
-
-    Returns: names in valid UTF-8; images (B, 3, H, W) uint8; those left out
 
     Raises:
         ValueError: no image can be drawn.
     """
-    views: dict[int, Tensor] = {}
+    seen: dict[int, tuple[Tensor, Tensor]] = {}
     reasons: dict[int, str] = {}
     P, Q = patch_size
     for index in range(len(source)):
@@ -64,10 +86,10 @@ def read_images(
         if h < P or w < Q:
             reasons[index] = f"{h} x {w} pixels, smaller than a patch of {P} x {Q}"
         else:
-            views[index] = view(image)
+            seen[index] = views(image)
     names = [source.name(index).encode(errors="replace").decode() for index in range(len(source))]
     left_out = [(names[index], reason) for index, reason in reasons.items()]
-    if not views:
+    if not seen:
         name, reason = left_out[0]
         raise ValueError(
             f"none of {len(source)} images can be drawn; the first is {name}: {reason}; "
@@ -75,7 +97,8 @@ def read_images(
         )
     for name, reason in left_out:
         print(f"left out: {name}: {reason}")
-    return [names[index] for index in views], torch.stack([*views.values()]), left_out
+    images, target_images = map(torch.stack, zip(*seen.values(), strict=True))
+    return Chosen([names[index] for index in seen], images, target_images, left_out)
 
 
 def left_out_tables(left_out: LeftOut) -> list[Table]:

@@ -34,6 +34,7 @@ class Models(NamedTuple):
     image_size: tuple[int, int]  # of the input of both
     grid: tuple[int, int]
     device: torch.device
+    channels: tuple[int, ...] = ()  # of the images, from 1, that the tokenizer sees; () for all
 
     @property
     def patch_size(self) -> tuple[int, int]:
@@ -78,8 +79,9 @@ def open_models(
             f"the tokenizer {origin} has {tokenizer.vocab_size} codes, {source} predicts {K}; "
             "name the tokenizer that it was trained with"
         )
-    predictor = model.to(device)
-    return Models(tokenizer, origin, predictor, backbone.image_size, backbone.grid, device)
+    channels = tuple((_settings_of_run(source).get("target") or {}).get("channels") or ())
+    predictor, vit = model.to(device), (backbone.image_size, backbone.grid)
+    return Models(tokenizer, origin, predictor, *vit, device, channels)
 
 
 def _settings_of_run(source: str) -> dict[str, Any]:
@@ -122,6 +124,7 @@ def open_teacher(source: str, models: Models) -> Teacher:
             )
         config = from_plain(TeacherConfig, settings, "teacher")
     teacher = load_teacher(config.source, config.image_size, config.pretrained, config.num_heads)
+    teacher.channels = config.channels
     return teacher.to(models.device)
 
 

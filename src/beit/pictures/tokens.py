@@ -102,10 +102,13 @@ def run(config: Config) -> Result:
     teacher = open_teacher(config.teacher, models) if config.teacher else None
     if config.tokenizer:
         check_bands(config.tokenizer, config.data)
-    names, images, left_out = chosen_images(config, models.image_size, models.patch_size)
+    target = TokenTarget(models.tokenizer, models.grid, models.channels)
+    names, images, target_images, left_out = chosen_images(
+        *(config, models.image_size, models.patch_size), target.image_size, target.lanczos
+    )
     inputs = images.to(fabric.device)
     with torch.no_grad(), fabric.autocast():
-        codes = TokenTarget(models.tokenizer, models.grid).of(inputs).cpu()  # (B, N)
+        codes = target.of(target_images.to(fabric.device)).cpu()  # (B, N)
         predictions = None
         if models.predictor is not None:
             masked = sample_masks(config.model, config.mask, models.grid, len(images), config.seed)

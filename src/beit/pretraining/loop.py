@@ -168,7 +168,7 @@ def validate(parts: Pretraining, reading: Reading) -> dict[str, float]:
         masked = masked.to(fabric.device)
         predicted, weights = patches_to_predict(masked, grid, parts.everywhere, parts.mask.exact)
         with fabric.autocast():
-            targets = target.of(batch.images, predicted)
+            targets = target.of(batch.target_images, predicted)
             prediction = mim(batch.images, masked, predicted)
         patch_loss, cls_loss = masked_losses(prediction, targets, target.loss, weights)
         measured = {"val_loss": patch_loss + cls_loss}

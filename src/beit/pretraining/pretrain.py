@@ -84,7 +84,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     vit, optim = config.model.backbone, config.optim
     views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)
     source = open_train(config, views)
-    validation = open_validation(config, vit.image_size, fabric)
+    validation = open_validation(config, vit.image_size, fabric, target.image_size, target.lanczos)
     check = check_batches(config, fabric)
     sets = image_sets(source, validation)
     if check is not None:

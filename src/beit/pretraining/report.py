@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from beit.command.ending import run_facts
 from beit.data.batches import first_images
 from beit.data.order import step_generator
-from beit.data.views import EvalView
+from beit.data.views import EvalViews
 from beit.draw.canvas import shown_facts
 from beit.draw.curves import curves
 from beit.draw.names import name_of, percent, value_of
@@ -123,11 +123,12 @@ def predicted_images(
     """Draw the first validation images, masked, with the model's predictions."""
     mim.eval()
     source, backbone = open_shown(config.data), mim.config.backbone
-    view = EvalView(backbone.image_size, config.crop_ratio)
-    images = first_images(source, view, SHOWN)
+    sizes = backbone.image_size, target.image_size
+    both = EvalViews(*sizes, config.crop_ratio, target.lanczos).both
+    images, target_images = (first_images(source, view, SHOWN) for view in both)
     generator = step_generator(config.run.seed, 0, "validation masks")
     masked = draw_masks(config.mask, len(images), backbone.grid, generator)
     with fabric.autocast():
-        targets = target.of(images.to(fabric.device)).cpu()
+        targets = target.of(target_images.to(fabric.device)).cpu()
         logits = mim(images.to(fabric.device), masked.to(fabric.device)).logits.cpu()
     return predictions(target, images, masked, logits, targets, backbone.grid)

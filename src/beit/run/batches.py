@@ -8,13 +8,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from beit.data.batches import DataConfig, EvalBatches, TrainBatches
+from beit.data.batches import FIELDS, DataConfig, EvalBatches, TrainBatches
 from beit.data.folders.listing import say_once
 from beit.data.shrinking import Need, Shrinking, ShrunkImages
 from beit.data.source import Source
 from beit.data.sources import open_source
 from beit.data.splits import Split
-from beit.data.views import EvalView, TrainViews
+from beit.data.views import EvalView, EvalViews, TrainViews
 from beit.run.budget import Sets
 from beit.run.journal import Journal, TrainingConfig
 from beit.run.optim import micro_batch_size
@@ -120,14 +120,23 @@ def eval_batches(
 
 
 def open_validation(
-    config: ImageSetConfig, size: tuple[int, int], fabric: Fabric
+    config: ImageSetConfig,
+    size: tuple[int, int],
+    fabric: Fabric,
+    target_size: tuple[int, int] | None = None,
+    by_lanczos: bool = False,
 ) -> NotedBatches | None:
-    """Open this process's share of the validation images, centre crops; None without a set."""
+    """Open this process's share of the validation images, centre crops; None without a set.
+
+    Args:
+        target_size: of `Batch.target_images`, see `EvalViews`; None for `size`
+    """
     data = config.data
     if not data.validation:
         return None
-    view = EvalView(size, config.crop_ratio)
-    return eval_batches(config, open_set(data, data.validation, "test", view), view, fabric)
+    view = EvalViews(size, target_size or size, config.crop_ratio, by_lanczos)
+    source = open_set(data, data.validation, "test", view)
+    return eval_batches(config, source, view, fabric, fields=FIELDS)
 
 
 def open_sets(config: ImageSetConfig, views: TrainViews) -> Sets:

@@ -9,9 +9,15 @@ from beit.run.log import read_log
 CHOOSES = ("val_top1", "val_miou")  # the metrics that choose the best weights
 
 
-def last_validation(path: Path) -> dict[str, float]:
-    """Read the metrics `val_...` of the last validation; empty without one."""
-    for record in reversed(read_log(path)):
+def last_validation(path: Path, kept: str = "last") -> dict[str, float]:
+    """Read the metrics `val_...` of the last validation; empty without one.
+
+    Args:
+        kept: best for those of the best weights, which a finished run has kept
+    """
+    records = read_log(path)
+    best = [_best(records, metric) for metric in CHOOSES if kept == "best"]
+    for record in [*best, *reversed(records)]:
         metrics = {name: value for name, value in record.items() if name.startswith("val_")}
         if metrics:
             return metrics

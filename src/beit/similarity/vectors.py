@@ -81,6 +81,7 @@ class Embedder(NamedTuple):
             "crop_ratio": self.crop_ratio,
             "precision": precision_of(self.fabric)["precision"],
         }
+        about |= self.model.settings(self.config.model)
         return cast(dict[str, Any], json.loads(json.dumps(about)))
 
 
@@ -170,9 +171,9 @@ def read_set(data: str, embedder: Embedder) -> tuple[VectorSet, int | None]:
         raise ValueError(f"{data} was not written by beit embed; give the images, or its table")
     now = embedder.about()
     differing = [
-        f"{name} of the table is {about.get(name)}, of this command {now[name]}"
-        for name in ("weights", "image_size", "crop_ratio")
-        if about.get(name) != now[name]
+        f"{name} of the table is {about[name]}, of this command {value}"
+        for name, value in now.items()
+        if name not in ("kind", "precision") and about.get(name, value) != value
     ]
     if differing:
         raise ValueError(

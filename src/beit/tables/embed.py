@@ -91,7 +91,8 @@ def run(config: Config) -> TableResult:
     vit = getattr(model.network, "config", None)  # None for a teacher
     normed = config.layer is None and (vit is None or vit.final_norm)
     details = {"layer": config.layer, "normed": normed, "grid": model.grid}
-    details |= {"image_size": model.image_size, "num_heads": vit and vit.num_heads}
+    details |= {"image_size": model.image_size}
+    details |= model.settings(config.model)
     shapes = {"patches": (prod(model.grid), model.width)}
     columns = [Column(name, config.dtype, shapes.get(name, (model.width,))) for name in kinds]
     about = about_table("embed", config, view, model.network, fabric, details)

@@ -45,6 +45,7 @@ def compute_maps(
         "view_size": size,
         "device": kind,
         "precision": precision,
+        **teacher.settings,
     }
     if named.channels:
         about["channels"] = named.channels

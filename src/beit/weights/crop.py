@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from beit.run.directory import RunDirectory
-from beit.weights import hub
+from beit.weights import hub, manifest
 from beit.weights.file import FORMAT, read_shapes
 
 logger = logging.getLogger(__name__)
 
 DEFAULT = 0.875  # of ImageNet: 224 of 256 pixels
+# Larger images are validated without cropping (docs/reference/finetuning.md, "Evaluation view").
+WHOLE_FROM = 384
 
 
 def crop_ratio(source: str, given: float | None, default: float = DEFAULT) -> float:
@@ -33,7 +35,9 @@ def crop_ratio(source: str, given: float | None, default: float = DEFAULT) -> fl
 
 def stated_crop(source: str) -> tuple[float, str] | None:
     """Read what a model's files say: the crop, and a note if theirs differs; None if none does."""
-    if source.startswith((hub.PUBLISHED, "teacher:")):
+    if source.startswith(hub.PUBLISHED):
+        return _published(source.removeprefix(hub.PUBLISHED))
+    if source.startswith("teacher:"):
         return None
     return crop_in(hub.fetch(source) if source.startswith(hub.SCHEMES) else Path(source))
 
@@ -48,6 +52,8 @@ def crop_in(path: Path) -> tuple[float, str] | None:
         return None if ratio is None else (ratio, "")
     if not weights.is_file():
         return None
+    if manifest.of_file(weights.name) is not None:
+        return _published(weights.name)
     settings = weights.with_name("config.json")
     if settings.is_file():
         ratio = _ratio(_json(settings.read_text("utf-8")), "pretrained_cfg", "crop_pct")
@@ -57,6 +63,15 @@ def crop_in(path: Path) -> tuple[float, str] | None:
     if processor.is_file() and (ratio := _of_processor(_json(processor.read_text("utf-8")))):
         return ratio, f"as {processor.name}; proportions are kept, transformers stretches"
     return None
+
+
+def _published(name: str) -> tuple[float, str] | None:
+    """Return the crop of a published classifier of large images: all of it. Others have none."""
+    file = manifest.published_files().get(name) or manifest.of_file(name)
+    large = file is not None and file.shapes.get("image", 0) >= WHOLE_FROM
+    if file is None or file.model != "ImageClassifier" or not large:
+        return None
+    return 1.0, f"as published for images from {WHOLE_FROM} pixels on"
 
 
 def weights_of(path: Path) -> Path:

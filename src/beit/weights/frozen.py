@@ -1,7 +1,7 @@
 """A frozen model that gives features of whole images: any backbone, or any teacher."""
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from beit.nn.position import resized
 from beit.nn.vit import VisionTransformer
 from beit.weights.file import size_pair
 from beit.weights.open import load_start, required_backbone
-from beit.weights.teachers import load_teacher
+from beit.weights.teachers import Teacher, load_teacher
 
 TEACHER = "teacher:"
 FeaturesByKind = dict[Kind, Tensor]
@@ -35,6 +35,14 @@ class FrozenModel(NamedTuple):
     paper: Literal["cls", "mean"] | None = None  # None for a teacher
     network: nn.Module = nn.Identity()  # what computes them
     grid: tuple[int, int] = (1, 1)  # (Gh, Gw) of its patches
+
+    def settings(self, source: str) -> dict[str, Any]:
+        """Return what its features depend on besides its weights; it was opened from `source`."""
+        if isinstance(vit := self.network, VisionTransformer):
+            config = vit.config
+            return {"num_heads": config.num_heads, "mean": config.mean, "std": config.std}
+        assert isinstance(self.network, Teacher)
+        return {"model": source, **self.network.settings}
 
     def check_layer(self, layer: Layer, source: str) -> None:
         """Raise ValueError for a block that the model, opened from `source`, does not have."""

@@ -139,7 +139,7 @@ def _from_hub(source: str) -> Path:
         options |= {"library_name": "beit", "library_version": beit.__version__}
         return Path(hf_hub_download(repository, name, **options))
 
-    candidates = {file: ()} if file is not None else REPOSITORY_FILES
+    candidates = REPOSITORY_FILES if file is None else {file: REPOSITORY_FILES.get(file, ())}
     try:
         for name, companions in candidates.items():
             try:

@@ -79,7 +79,7 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     is_published = str(source).startswith(hub.PUBLISHED)
     is_remote = str(source).startswith(hub.SCHEMES)
     where = path if is_remote else Path(source)
-    stated = None if is_published else crop_in(where)
+    stated = crop_in(where)
     for part in (model, backbone_of(model) or model):
         part.crop_ratio = None if stated is None else stated[0]  # type: ignore[assignment]
         part.pixel_options = None if is_published else bands_in(where)  # type: ignore[assignment]

@@ -14,15 +14,16 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from beit.data.own_code import OWN, refuse_file
-from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, chosen_channels, grid_of, pixels_of
+from beit.nn.patches import chosen_channels, grid_of, pixels_of
 from beit.weights.file import size_pair
-from beit.weights.formats.clip import CLIP_MEAN, CLIP_NORM_EPS, CLIP_STD, from_clip
+from beit.weights.formats.clip import CLIP_NORM_EPS, from_clip
 from beit.weights.formats.containers import read_tensors
 from beit.weights.formats.dino import DINO_NORM_EPS, from_dino
 from beit.weights.formats.prefixes import without_prefix
 from beit.weights.hub import HUB, PUBLISHED, fetch, weights_in
 from beit.weights.own_networks import own_map, own_network
 from beit.weights.safe_pickle.files import read_checkpoint
+from beit.weights.teacher_settings import settings_of
 from beit.weights.timm_networks import clip_map, map_reader, plain_vit, timm_network, token_map
 
 TIMM = "timm:"
@@ -69,6 +70,7 @@ class Teacher(nn.Module):
         image_size: (height, width) to which images are resized; the aspect ratio is not kept
         grid: (height, width) of its own feature map, before resizing
         channels: numbers, from 1, of the channels of images that it sees; () for all three
+        settings: what files beside the weights say of it, as plain values
     """
 
     mean: Tensor
@@ -85,6 +87,7 @@ class Teacher(nn.Module):
         """Freeze the network; `feature_map` returns its map (B, T, h, w) of normalised images."""
         super().__init__()
         self.channels: tuple[int, ...] = ()
+        self.settings: dict[str, Any] = {}
         self.feature_map = feature_map
         self.image_size = image_size
         self.register_buffer("mean", torch.tensor(mean).reshape(3, 1, 1), persistent=False)
@@ -284,21 +287,23 @@ def _file_teacher(file: Path, image_size: tuple[int, int] | None, num_heads: int
     """A file in the layout of CLIP, DINO or DINOv2, recognised by its tensor names."""
     tensors = read_tensors(file)
     tensors = without_prefix(tensors, lambda t: from_clip(t) or from_dino(t), str(file))
-    layout, reader, norm_eps, mean, std = "CLIP", clip_map, CLIP_NORM_EPS, CLIP_MEAN, CLIP_STD
-    state = from_clip(tensors)
+    layout, reader, norm_eps, state = "CLIP", clip_map, CLIP_NORM_EPS, from_clip(tensors)
     if state is None:
-        layout, reader, norm_eps = "DINO", token_map, DINO_NORM_EPS
-        mean, std = IMAGENET_MEAN, IMAGENET_STD
-        state = from_dino(tensors)
+        layout, reader, norm_eps, state = "DINO", token_map, DINO_NORM_EPS, from_dino(tensors)
     if state is None:
         raise ValueError(
             f"{file} is not in the layout of a ViT of CLIP, DINO or DINOv2 (its first tensors are "
             f"{', '.join(list(tensors)[:3])}); for a timm model give {TIMM}NAME@{file}"
         )
+    clip = layout == "CLIP"
     try:
         if image_size is not None:
             grid_of(image_size, state["patch_embed.proj.weight"].shape[-1])
-        network = plain_vit(state, image_size, num_heads, norm_eps, clip=layout == "CLIP")
+        settings = settings_of(file, tensors, clip, num_heads)
+        heads, activation, mean, std = settings
+        network = plain_vit(state, image_size, heads, norm_eps, activation, clip)
     except ValueError as error:
         raise ValueError(f"{file}, read in the layout of {layout}: {error}") from error
-    return Teacher(network, reader, network.patch_embed.img_size, mean, std)
+    teacher = Teacher(network, reader, network.patch_embed.img_size, mean, std)
+    teacher.settings = settings._asdict()
+    return teacher

@@ -1,6 +1,7 @@
 """timm networks as teachers: create them, build ViTs from tensors, read their feature maps."""
 
 import difflib
+import logging
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -17,6 +18,8 @@ from beit.weights.file import mismatches
 from beit.weights.formats.clip import from_clip
 from beit.weights.formats.containers import read_tensors
 from beit.weights.formats.published_config import num_heads_of, shape_of
+
+logger = logging.getLogger(__name__)
 
 
 def timm_network(
@@ -36,9 +39,16 @@ def timm_network(
     options: dict[str, Any] = {"pretrained": pretrained}
     if file is not None:
         options["pretrained_cfg_overlay"] = _file_overlay(cfg, file)
+        if others := other_weights(name):
+            logger.warning(
+                "timm:%s@%s: read as the weights %s, mean %s and std %s; of the same architecture "
+                "are others, such as %s, which see images or features otherwise: if the file is "
+                "theirs, name it so, as in timm:%s@FILE",
+                *(name, file, cfg.tag, cfg.mean, cfg.std, first(others), others[0]),
+            )
     if image_size is not None and cfg.fixed_input_size:
         options["img_size"] = image_size
-    if "quickgelu" not in name and any("natively QuickGELU" in note for note in cfg.notes or ()):
+    if "quickgelu" not in name and _has_quick_gelu(cfg):
         options["act_layer"] = "quick_gelu"  # used in training, according to timm's note
     try:
         if pretrained and file is None:
@@ -58,6 +68,26 @@ def timm_network(
         if "img_size" not in str(error):
             raise
         raise ValueError(f"timm:{name} takes images of {cfg.input_size[1:]} only") from error
+
+
+def other_weights(name: str) -> list[str]:
+    """List timm's weights of an architecture, if named without a tag, that its default are unlike.
+
+    They normalise images otherwise, or have another activation, or are fine-tuned or not: a file
+    does not say it.
+    """
+    import timm
+
+    def read_as(cfg: Any) -> tuple[object, ...]:
+        return cfg.mean, cfg.std, _has_quick_gelu(cfg), "_clip_" in name and "ft_" in cfg.tag
+
+    tags = [] if "." in name else timm.list_pretrained(f"{name}.*")
+    usual = read_as(timm.get_pretrained_cfg(name)) if tags else ()
+    return [tag for tag in tags if read_as(timm.get_pretrained_cfg(tag)) != usual]
+
+
+def _has_quick_gelu(cfg: Any) -> bool:
+    return any("natively QuickGELU" in note for note in cfg.notes or ())
 
 
 def _config(name: str) -> Any:
@@ -110,6 +140,7 @@ def plain_vit(
     image_size: tuple[int, int] | None,
     num_heads: int | None,
     norm_eps: float,
+    activation: str = "gelu",
     clip: bool = False,
 ) -> Any:
     """Build timm's ViT with [CLS] and learned positions, and load the tensors strictly, in float32.
@@ -121,7 +152,8 @@ def plain_vit(
             are positions of patches only
         image_size: (height, width), to which positions are resized; None: that of its training
         num_heads: None: one per 64 channels
-        clip: use QuickGELU, a norm before the blocks, and a projection `head` without bias
+        activation: of the MLP, by timm's name
+        clip: use a norm before the blocks, and a projection `head` without bias
     """
     from timm.layers.mlp import SwiGLUPacked
     from timm.layers.pos_embed import resample_abs_pos_embed
@@ -134,7 +166,7 @@ def plain_vit(
     num_prefix = 0 if registers else 1  # of the positions
     num_patches = shape_of(tensors, "pos_embed", 3, "the file")[1] - num_prefix
     hidden = shape_of(tensors, "blocks.0.mlp.fc1.weight", 2, "the file")[0]
-    mlp: dict[str, Any] = {"act_layer": "quick_gelu" if clip else "gelu"}
+    mlp: dict[str, Any] = {"act_layer": activation}
     if hidden == 2 * shape_of(tensors, "blocks.0.mlp.fc2.weight", 2, "the file")[1]:
         mlp = {"mlp_layer": SwiGLUPacked, "act_layer": "silu"}  # of DINOv2's giant
     side = math.isqrt(max(num_patches, 0))

@@ -18,6 +18,8 @@ from beit.weights.open import required_backbone
 
 logger = logging.getLogger(__name__)
 
+READS = {"mean": "the mean patch", "cls": "[CLS]"}  # by the pooling of a classifier
+
 
 def backbone_for_finetuning(
     source: nn.Module, origin: str, image_size: tuple[int, int] | None
@@ -96,11 +98,13 @@ def carry_head(
         match = Match({}, str(error))
     shared, rows = list(match.numbers), list(match.numbers.values())
     nameless = source_names is None or target_names is None
+    reads, read = READS[target.config.pooling], READS[source.config.pooling]
+    moved = "" if reads == read else f"; it reads {reads} now, and was trained on {read}"
     if len(shared) == new == count:
         note = f", {match.note or 'class names unknown'}" if nameless else ""
         target.head.weight[shared] = source.head.weight[rows]
         target.head.bias[shared] = source.head.bias[rows]
-        return f"its head for {count} classes was copied{note}"
+        return f"its head for {count} classes was copied{note}{moved}"
     if not by_name:
         why = f" ({match.note})" if match.note else ""
         return f"its head for {count} classes was left out; that for {new} is new{why}"
@@ -114,7 +118,7 @@ def carry_head(
     target.head.weight[shared] = source.head.weight[rows]
     target.head.bias[shared] = source.head.bias[rows]
     copied = f"{len(shared)} of {len(target_names)} rows were copied"
-    return f"{copied} from its head for {count} classes"
+    return f"{copied} from its head for {count} classes{moved}"
 
 
 def carry_decoder(source: nn.Module, target: SemanticSegmenter) -> str:

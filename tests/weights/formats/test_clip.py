@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -47,6 +49,38 @@ def test_a_clip_of_transformers_is_a_teacher_with_the_same_features(name, whole,
     tokens = tower((images - mean) / std).last_hidden_state[:, 1:]
     expected = model.visual_projection(tower.post_layernorm(tokens))
     torch.testing.assert_close(teacher.features(images, (5, 5)), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_what_the_folder_says_of_a_clip_is_followed(filled, tmp_path, caplog):
+    """As for the models of LAION, which have GELU, and heads of other than 64 channels."""
+    vision = VISION | {"hidden_size": 64, "num_attention_heads": 4, "hidden_act": "gelu"}
+    config = transformers.CLIPVisionConfig(**vision)
+    model = filled(transformers.CLIPVisionModelWithProjection(config))
+    model.save_pretrained(tmp_path)
+    processor = tmp_path / "preprocessor_config.json"
+    processor.write_text(json.dumps({"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.4]}))
+    images = torch.rand(2, 3, 20, 20, generator=torch.Generator().manual_seed(1))
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.4, 0.5, 0.6), (0.2, 0.3, 0.4)))
+    tower = model.vision_model
+    tokens = tower((images - mean) / std).last_hidden_state[:, 1:]
+    expected = model.visual_projection(tower.post_layernorm(tokens))
+    found = load_teacher(tmp_path).features(images, (5, 5))
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert not caplog.messages
+    with pytest.raises(ValueError, match=r"num_heads=1, but config\.json beside it says 4"):
+        load_teacher(tmp_path, num_heads=1)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    for change, message in (
+        ({"hidden_act": "gelu_new"}, "its hidden_act is gelu_new, expected gelu or quick_gelu"),
+        ({"num_attention_heads": "4"}, "config.json: num_attention_heads is '4', expected int"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(settings | change))
+        with pytest.raises(ValueError, match=message):
+            load_teacher(tmp_path)
+    (tmp_path / "config.json").unlink()
+    load_teacher(tmp_path)
+    assert "does not say its activation: taken as OpenAI's CLIP" in caplog.text
 
 
 def test_counts_of_positions_in_older_files_are_passed_over(whole):

@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -40,6 +42,21 @@ def test_a_vit_of_transformers_is_a_teacher_with_the_same_features(names, vit, t
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
     expected = vit((images - mean) / std).last_hidden_state[:, 1:]
     torch.testing.assert_close(teacher.features(images, (5, 5)), expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_vit_is_normalised_as_its_folder_says(vit, tmp_path, caplog):
+    """As google/vit-base-patch16-224-in21k, whose mean and std are 0.5."""
+    vit.save_pretrained(tmp_path)
+    load_teacher(tmp_path)
+    assert "there is no preprocessor_config.json beside it. Taken as by ImageNet's" in caplog.text
+    images = torch.rand(2, 3, 20, 20, generator=torch.Generator().manual_seed(1))
+    halves = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    for content, seen in ((halves, images * 2 - 1), ({"do_normalize": False}, images)):
+        (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
+        found = load_teacher(tmp_path).features(images, (5, 5))
+        expected = vit(seen).last_hidden_state[:, 1:]
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_backbone_without_positions_or_with_other_names_is_not_taken_for_a_vit(vit):

@@ -372,6 +372,8 @@ def test_a_guessed_normalisation_is_warned_about(theirs, tmp_path, caplog):
     model.save_pretrained(tmp_path)
     load(tmp_path, mean=0.4, std=0.3)
     assert not caplog.messages
-    load(tmp_path)
-    (message,) = caplog.messages
-    assert "there is no preprocessor_config.json. Taken as by mean and std 0.5" in message
+    for given, std in (({}, 0.5), ({"mean": 0.4}, 0.5), ({"std": 0.3}, 0.3)):
+        caplog.clear()
+        assert load(tmp_path, **given).config.backbone.std == (std,) * 3
+        (message,) = caplog.messages
+        assert "there is no preprocessor_config.json. Taken as by mean and std 0.5" in message

@@ -101,8 +101,8 @@ def from_transformers(
         notes.append(f"its layer_norm_eps of {config['layer_norm_eps']} becomes {NORM_EPS}")
     if "layers" in settings and "layers" not in overrides:
         notes.append(f"the pyramid reads blocks {settings['layers']}, from its out_indices")
-    if not {"mean", "std"} & settings.keys():
-        settings |= {"mean": HALVES, "std": HALVES}
+    if not {"mean", "std"} <= settings.keys():
+        settings = {"mean": HALVES, "std": HALVES} | settings
         logger.warning(
             "%s does not say how its images were normalised: there is no preprocessor_config.json. "
             "Taken as by mean and std 0.5, the default of transformers' BEiT; for others give "
