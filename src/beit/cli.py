@@ -36,7 +36,6 @@ from beit.run.preemption import (
     ignore_signals,
     stoppable,
 )
-from beit.run.reached import is_finished
 
 STOPPED = {  # other verbs that resume or train, and what to do after a stop
     "demo": "repeat the command to resume",
@@ -161,7 +160,7 @@ def _resume(
 
     module = import_module(module_of_run(verb, Path(path)))
     config, directory = to_resume(module, path, changed_ok, changes)
-    if not (auto and is_finished(directory)):
+    if not (auto and directory.is_finished()):
         try:
             return module, config, module.run(config, directory, changed_ok)
         except FileNotFoundError as error:

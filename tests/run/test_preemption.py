@@ -23,7 +23,6 @@ from beit.run.agreement import Agreement
 from beit.run.directory import RunDirectory
 from beit.run.preemption import Interrupted, Preempted, _Stop, stoppable
 from beit.run.progress import Progress
-from beit.run.reached import is_finished, saved_step
 from beit.run.resume import resume
 
 
@@ -74,7 +73,7 @@ def test_a_signal_in_a_step_loses_nothing(
         f"stopped by {name}; the checkpoint of step {step} is saved; go on with: beit pretrain "
         f"--resume {run.path}"
     )
-    assert saved_step(run) == step  # at 5, too, where a validation follows
+    assert run.saved_step() == step  # at 5, too, where a validation follows
     monkeypatch.undo()
     resume(pretrain, run.path)
     same_bits(whole, run.path)
@@ -256,15 +255,15 @@ def test_a_process_that_fabric_has_started_does_not_end_with_an_error(monkeypatc
 
 def test_a_run_is_finished_with_its_weights_and_no_later_checkpoint(tmp_path):
     run = RunDirectory.create(tmp_path / "run", {}, {"verb": "pretrain"})
-    assert saved_step(run) is None
+    assert run.saved_step() is None
     (run.checkpoints / "step-000000007.pt").touch()
-    assert (saved_step(run), is_finished(run)) == (7, False)
+    assert (run.saved_step(), run.is_finished()) == (7, False)
     run.weights_file.touch()
     os.utime(run.weights_file, (9e9, 9e9))
-    assert is_finished(run)
+    assert run.is_finished()
     (run.checkpoints / "step-000000008.pt").touch()
     os.utime(run.checkpoints / "step-000000008.pt", (9e9 + 1, 9e9 + 1))
-    assert not is_finished(run)
+    assert not run.is_finished()
 
 
 @pytest.mark.parametrize("verb", ["presets", "pretrain", "ablate"])

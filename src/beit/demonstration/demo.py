@@ -34,7 +34,6 @@ from beit.probing.charts import format_table
 from beit.run.budget import seconds_of, seconds_to_read
 from beit.run.finished import last_validation
 from beit.run.journal import Result as Trained
-from beit.run.reached import is_finished
 from beit.run.resume import to_resume
 from beit.tokenizer import vqkd
 
@@ -218,7 +217,7 @@ def trained(training: Any, config: Any) -> Trained:
         result: Trained = training.run(config)
         return result
     resumed, directory = to_resume(training, path)
-    if not is_finished(directory):
+    if not directory.is_finished():
         return training.run(resumed, directory)  # type: ignore[no-any-return]
     metrics = last_validation(directory.metrics_file)
     return Trained(path, metrics, training.redraw(resumed, directory))

@@ -72,8 +72,7 @@ def weight_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Ch
 
 def recorded(directory: RunDirectory) -> dict[str, Any] | None:
     """Read the settings that the checkpoints were trained with; None in runs of older versions."""
-    about = json.loads(directory.environment_file.read_text(encoding="utf-8"))
-    settings = about.get("settings")
+    settings = directory.environment().get("settings")
     return settings if isinstance(settings, dict) else None
 
 
@@ -107,14 +106,14 @@ def check_settings(
     places = of(changes, PLACES)
     accepted = {c.option for c in (*of(changes, intended), *(places if changed_ok else ()))}
     if refused := [change for change in changes if change.option not in accepted]:
-        verb, file = directory.verb(), directory.config_file
-        moved = f"; if files were only moved: beit {verb} --resume {directory.path} "
-        moved += "--accept_changed_data true"
+        verb, file, moved = directory.verb(), directory.config_file, ""
+        if set(refused) <= set(places):
+            moved = f"; if files were only moved: beit {verb} --resume {directory.path} "
+            moved += "--accept_changed_data true"
         raise ValueError(
             f"{file} is not what the checkpoints were trained with: "
             f"{'; '.join(map(str, refused))}. Undo this there, or start a new run with it: "
-            f"beit {verb} --config {file} --output NEW"
-            + (moved if set(refused) <= set(places) else "")
+            f"beit {verb} --config {file} --output NEW{moved}"
         )
 
 
@@ -132,8 +131,7 @@ def check_teacher(directory: RunDirectory | None, kind: str, source: str, digest
     """
     if directory is None:
         return
-    about = json.loads(directory.environment_file.read_text(encoding="utf-8"))
-    if about.get(kind, digest) != digest:  # not kept by older versions
+    if directory.environment().get(kind, digest) != digest:  # not kept by older versions
         raise ValueError(
             f"the {kind} {source} has other weights than when {directory.path} started, so the run "
             "would learn something else from here on; put those weights back, or start a new run"
@@ -150,8 +148,7 @@ def keep_settings(directory: RunDirectory) -> None:
     """Record the settings in config.yaml as those of the checkpoints, after `check_settings`."""
     settings = directory.config()
     if recorded(directory) != settings:
-        about = json.loads(directory.environment_file.read_text(encoding="utf-8"))
-        text = json.dumps({**about, "settings": settings}, indent=2)
+        text = json.dumps({**directory.environment(), "settings": settings}, indent=2)
         write_text(directory.environment_file, text + "\n")
 
 

@@ -292,7 +292,8 @@ class Journal:
         if self.fabric.world_size > 1:
             kept = summed(self.fabric, kept.float()) == self.fabric.world_size
         step_only_if(kept, optimizer)
-        measured += [{"grad_norm": norm}] * (self.config.optim.clip is not None)
+        if self.config.optim.clip is not None:
+            measured.append({"grad_norm": norm})
         for metrics in measured:
             self.means.add(metrics, kept)
         self.fabric.call("on_gradient", self, kept, norm, losses, optimizer)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import inspect
-import json
 import logging
 import os
 import sys
@@ -26,7 +25,6 @@ from beit.run.journal import TrainingConfig
 from beit.run.lock import Lock, hold, reserve
 from beit.run.precision import bfloat16_unit, choose_precision
 from beit.run.profile import callbacks
-from beit.run.reached import saved_step
 from beit.run.skipping import guards
 from beit.run.tracking import tracking
 from beit.run.watching import watchers
@@ -207,8 +205,7 @@ def launch_run(config: TrainingConfig, directory: RunDirectory | None) -> Fabric
         return fabric
     logger.info("precision %s: %s", precision, reason)
     if directory is not None:
-        file = directory.environment_file
-        before = json.loads(file.read_text(encoding="utf-8")).get("precision", precision)
+        before = directory.environment().get("precision", precision)
         if before != precision:
             text = "%s began in precision %s; set device.precision in its config.yaml to keep that"
             logger.warning(text, directory.path, before)
@@ -242,7 +239,7 @@ def refuse_late_files(fabric: Fabric, directory: RunDirectory | None) -> None:
 
     They would train different weights. Network file systems may show new files late.
     """
-    step = -1 if directory is None else saved_step(directory) or 0
+    step = -1 if directory is None else directory.saved_step() or 0
     steps = {*gathered(fabric, torch.tensor([step], device=fabric.device)).tolist()}
     if len(steps) > 1:
         names = ", ".join("no run" if step < 0 else f"step {step}" for step in sorted(steps))

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from beit.run.directory import RunDirectory
-from beit.run.reached import is_finished, saved_step
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -213,11 +212,11 @@ class _Stop:
         return (Interrupted if number == signal.SIGINT else Preempted)(text, code)
 
     def _state(self) -> str:
-        if self.run is None or is_finished(run := RunDirectory(self.run)):
+        if self.run is None or (run := RunDirectory(self.run)).is_finished():
             return self._advice and f"; {self._advice}"
         if not run.config_file.exists():
             return f" before {run.path} began; {self._advice or 'start it again'}"
-        step = saved_step(run)
+        step = run.saved_step()
         state = "no checkpoint yet" if step is None else f"the checkpoint of step {step} is saved"
         command = shlex.join([*_launcher(), "beit", run.verb(), "--resume", str(run.path)])
         return f"; {state}; {self._advice or f'go on with: {command}'}"

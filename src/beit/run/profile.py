@@ -123,7 +123,8 @@ class StepProfile(StepTimes):
         """Begin to profile after the warm-up."""
         if self.taken == self.warm_up:
             activities = [ProfilerActivity.CPU]
-            activities += [ProfilerActivity.CUDA] * (self._device.type == "cuda")
+            if self._device.type == "cuda":
+                activities.append(ProfilerActivity.CUDA)
             self._profiler = profile(activities=activities)
             self._profiler.start()
         super().on_step_start(stream)

@@ -15,7 +15,6 @@ import torch
 from lightning_fabric import Fabric
 
 from beit.files import PARTIAL_SUFFIX, replacing
-from beit.run.checkpoint import saved_steps
 from beit.run.directory import RunConfig, RunDirectory
 from beit.run.log import MetricsLog
 
@@ -168,7 +167,7 @@ def save(
 def _remove_others(run: RunDirectory, step: int, keep_last: int, keep_every: int) -> None:
     for leftover in run.checkpoints.glob(f".*{PARTIAL_SUFFIX}"):  # left by a killed process
         leftover.unlink(missing_ok=True)
-    saved = saved_steps(run)
+    saved = run.saved_steps()
     # A newer checkpoint is damaged, since the run was resumed from an older one: remove it.
     past = sorted(other for other in saved if other <= step)
     kept = {step for step in past if keep_every and step and step % keep_every == 0}

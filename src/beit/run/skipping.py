@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from beit.files import replacing
-from beit.run.checkpoint import saved_steps
 from beit.run.device import gathered, precision_of, scaler_of
 from beit.run.directory import RunConfig, RunDirectory
 
@@ -206,7 +205,7 @@ def _finite(losses: list[list[float]]) -> bool:
 
 
 def _last_good(run: RunDirectory) -> str:
-    saved = saved_steps(run)
+    saved = run.saved_steps()
     return f"last good checkpoint: {saved[max(saved)] if saved else 'none'}"
 
 
