@@ -17,14 +17,13 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from beit.run.directory import RunDirectory
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
     from beit.run.agreement import Agreement
+    from beit.run.journal import Journal
 
 RETRY = 75  # exit code, EX_TEMPFAIL of sysexits.h: start me again
 INTERRUPTED = 130  # exit code, as shells have it
@@ -48,18 +47,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, exit_code: int = INTERRUPTED) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-
-class Journal(Protocol):
-    """What a journal tells about its training."""
-
-    fabric: Fabric
-    records: Any
-    step: int
-    last_step: int
-    saved_step: int
-
-    def save(self) -> None: ...
 
 
 @contextmanager

@@ -9,38 +9,16 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
-from lightning_fabric import Fabric
 
 from beit.files import PARTIAL_SUFFIX, replacing
-from beit.run.directory import RunConfig, RunDirectory
+from beit.run.directory import RunDirectory
+from beit.run.journal import Journal
 from beit.run.log import MetricsLog
 
 _PLAIN = (int, float, bool, str, bytes, type(None))
-
-
-class Config(Protocol):
-    """The settings of a training that matter here."""
-
-    @property
-    def run(self) -> RunConfig: ...
-
-
-class Journal(Protocol):
-    """What a journal tells about its run."""
-
-    fabric: Fabric
-    records: Any
-    step: int
-    saved_step: int
-
-    @property
-    def config(self) -> Config: ...
-    @property
-    def directory(self) -> RunDirectory: ...
-    def message(self, text: str) -> None: ...
 
 
 def callbacks() -> list[Any]:

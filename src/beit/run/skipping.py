@@ -14,36 +14,20 @@ from contextvars import ContextVar
 from math import inf, isfinite
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
 from beit.files import replacing
 from beit.run.device import gathered, precision_of, scaler_of
 from beit.run.directory import RunConfig, RunDirectory
+from beit.run.journal import Journal
 
 KEPT = 2  # records in a run directory, each with the model's weights
 NORMS = 100  # the last ones, of which the median is taken
 FEWEST = 20  # before which no gradient is called a spike
-
-
-class Journal(Protocol):
-    """What this module needs of `beit.run.journal.Journal`."""
-
-    fabric: Fabric
-    step: int
-    steps_per_epoch: int
-    indices: list[Tensor]
-    largest_norm: float
-
-    @property
-    def config(self) -> Any: ...
-    @property
-    def directory(self) -> RunDirectory: ...
-    def log_warning(self, text: str) -> None: ...
 
 
 class Step(NamedTuple):
@@ -143,8 +127,7 @@ class Skips:
 
     @property
     def _run(self) -> RunConfig:
-        run: RunConfig = self._journal.config.run
-        return run
+        return self._journal.config.run
 
     def _set_limit(self) -> None:
         times = self._run.skip_spikes

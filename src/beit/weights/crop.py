@@ -33,9 +33,8 @@ def crop_ratio(source: str, given: float | None, default: float = DEFAULT) -> fl
 
 def stated_crop(source: str) -> tuple[float, str] | None:
     """Read what a model's files say: the crop, and a note if theirs differs; None if none does."""
-    if source.startswith((hub.PUBLISHED, "teacher:")):
-        return None
-    return crop_in(hub.fetch(source) if source.startswith(hub.SCHEMES) else Path(source))
+    path = described_by(source)
+    return None if path is None else crop_in(path)
 
 
 def crop_in(path: Path) -> tuple[float, str] | None:
@@ -57,6 +56,13 @@ def crop_in(path: Path) -> tuple[float, str] | None:
     if processor.is_file() and (ratio := _of_processor(_json(processor.read_text("utf-8")))):
         return ratio, f"as {processor.name}; proportions are kept, transformers stretches"
     return None
+
+
+def described_by(source: str) -> Path | None:
+    """Return the run, file or folder of a model; None if it says nothing of the model's images."""
+    if source.startswith((hub.PUBLISHED, "teacher:")):
+        return None
+    return hub.fetch(source) if source.startswith(hub.SCHEMES) else Path(source)
 
 
 def weights_of(path: Path) -> Path:

@@ -235,23 +235,7 @@ def assemble(
     Raises:
         ValueError: the tensors do not fit the configuration, or are not finite.
     """
-    blocks = num_blocks(config)
-    if blocks > len(tensors):
-        raise ValueError(f"{origin} claims {blocks} blocks and has {len(tensors)} tensors")
-    vit = config_of_vit(config)
-    if vit is not None:
-        _check_grid(vit, tensors, origin)
-    try:
-        with torch.device("meta"):
-            expected = model_class(config).state_dict()
-    except UNBUILT as error:
-        raise ValueError(f"{origin} describes a model that cannot be built ({error})") from error
-    expected = {name: expected[name] for name in expected if name not in fresh}
-    if problems := mismatches(tensors, expected):
-        only_head = all(problem.split()[0].endswith(HEAD) for problem in problems)
-        advice = "; num_classes=… replaces the head by a new, untrained one" if only_head else ""
-        kind = model_class.__name__
-        raise ValueError(f"{origin} does not fit a {kind}: {first(problems)}{advice}")
+    _check_fit(model_class, config, tensors, origin, fresh)
     refuse_inflated(tensors, origin)
     # A NaN would be the nearest code and the best class of all images.
     if broken := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
@@ -263,15 +247,45 @@ def assemble(
     exact = {torch.float32, torch.bfloat16, torch.float16}  # in float32
     if others := sorted(str(dtype) for dtype in floats - exact):
         logger.info("%s: %s becomes torch.float32", origin, " and ".join(others))
+    with _building(origin), torch.random.fork_rng(devices=[]):
+        model = model_class(config)
+    model.load_state_dict(model.state_dict() | dict(tensors))
+    return model.eval()
+
+
+def _check_fit(
+    model_class: type[nn.Module],
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    origin: str,
+    fresh: Collection[str],
+) -> None:
+    """Refuse tensors whose names or shapes are not those of the model; allocate nothing."""
+    blocks = num_blocks(config)
+    if blocks > len(tensors):
+        raise ValueError(f"{origin} claims {blocks} blocks and has {len(tensors)} tensors")
+    vit = config_of_vit(config)
+    if vit is not None:
+        _check_grid(vit, tensors, origin)
+    with _building(origin), torch.device("meta"):
+        expected = model_class(config).state_dict()
+    expected = {name: expected[name] for name in expected if name not in fresh}
+    if problems := mismatches(tensors, expected):
+        only_head = all(problem.split()[0].endswith(HEAD) for problem in problems)
+        advice = "; num_classes=… replaces the head by a new, untrained one" if only_head else ""
+        kind = model_class.__name__
+        raise ValueError(f"{origin} does not fit a {kind}: {first(problems)}{advice}")
+
+
+@contextmanager
+def _building(origin: str) -> Iterator[None]:
+    """Raise ValueError that names the file if its numbers describe no model."""
     try:
-        with torch.random.fork_rng(devices=[]):
-            model = model_class(config)
+        yield
     except UNBUILT as error:
         if out_of_memory(error):
             raise
         raise ValueError(f"{origin} describes a model that cannot be built ({error})") from error
-    model.load_state_dict(model.state_dict() | dict(tensors))
-    return model.eval()
 
 
 def refuse_inflated(tensors: Mapping[str, Tensor], origin: str) -> None:

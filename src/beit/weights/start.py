@@ -74,11 +74,11 @@ def check_fit(source: ViTConfig, target: ViTConfig, origin: str, part: str) -> N
     Raises:
         ValueError: names what differs, and the options that make it fit.
     """
-    if not (different := misfits(source, target)):
+    different = misfits(source, target)
+    if not different:
         return
-    theirs, ours = (
-        ", ".join(f"{name} {_value(vit, name)}" for name in different) for vit in (source, target)
-    )
+    theirs = ", ".join(f"{name} {_value(source, name)}" for name in different)
+    ours = ", ".join(f"{name} {_value(target, name)}" for name in different)
     options = " ".join(f"--{part}.{name} {_value(source, name)}" for name in different)
     raise ValueError(
         f"{origin} has a ViT of {theirs}, but the settings are {ours}. To start from it give "
@@ -117,9 +117,9 @@ def carry_network(source: VisionTransformer, target: VisionTransformer, name: st
     notes, taken = list[Note](), list[str]()
     parts = {"absolute positions": "pos_embed", "relative bias": TABLE, "final norm": "norm.weight"}
     for what, ending in parts.items():
-        theirs, own, both = (
-            any(key.endswith(ending) for key in tensors) for tensors in (state, ours, fitting)
-        )
+        theirs = any(key.endswith(ending) for key in state)
+        own = any(key.endswith(ending) for key in ours)
+        both = any(key.endswith(ending) for key in fitting)
         if both and ending != "norm.weight" and old.grid != new.grid:
             grids = f"from a grid of {_grid(old.grid)} to {_grid(new.grid)}"
             notes.append(Note("resized", f"{what} of the {name}, {grids}"))
