@@ -25,9 +25,9 @@ from torch import nn
 
 from beit.data.batch import Batch
 from beit.data.batches import TrainBatches
+from beit.data.cached import CachedSource
 from beit.data.own_code import named_by, passed_on
 from beit.data.reader import Key, Reader
-from beit.data.sources import CachedSource
 from beit.data.workers import computed
 from beit.diagnosis.machine import peak_memory
 from beit.diagnosis.reading import read_sample, seconds_to_move

@@ -63,9 +63,11 @@ def curves(
         places = {float(record[x]) for some in logged.values() for record in some}
         if len(places) > 1:
             pictures.append(_chart(logged, title, x, title in log, title in percent))
-        for key, some in logged.items() if len(places) == 1 else ():
-            value, unit = _scaled(key, float(some[-1][key]), title in percent) if some else (0, "")
-            rows += [[title, name_of(key), worded(value, unit), some[-1][x]]] if some else []
+            continue
+        for key, some in logged.items():
+            if some:
+                value, unit = _scaled(key, float(some[-1][key]), title in percent)
+                rows.append([title, name_of(key), worded(value, unit), some[-1][x]])
     items: list[Item] = [Gallery(caption, pictures)] if pictures else []
     if rows:
         items.append(Table("Measured once", ["", "figure", "value", x], rows))
@@ -93,7 +95,8 @@ def _chart(logged: Mapping[str, Records], title: str, x: str, log: bool, percent
         if num_missing := len(points) - len(known):
             notes.append(f"{name_of(key)}: {num_missing} not {'positive' if log else 'finite'}")
     alt = f"{title} against {x}: {'; '.join(ranges)}"
-    data = line_chart(title + " (log)" * log, lines, x, notes=notes, log=log, unit=unit)
+    above = f"{title} (log)" if log else title
+    data = line_chart(above, lines, x, notes=notes, log=log, unit=unit)
     return Picture("", alt, data, "image/svg+xml")
 
 

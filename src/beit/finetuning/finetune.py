@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 
 from beit.command.ending import Ending, beside, last_values, words
+from beit.data.cached import cached
 from beit.data.channels import check_channels, pixel_options
 from beit.data.class_names import amount
 from beit.data.classes import (
@@ -22,7 +23,6 @@ from beit.data.classes import (
     renumbered,
 )
 from beit.data.source import Source
-from beit.data.sources import cached
 from beit.data.splits import Split
 from beit.data.views import EvalView, TrainViews
 from beit.draw.names import percent

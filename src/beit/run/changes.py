@@ -6,6 +6,7 @@ config.yaml, which people edit, and a digest of the network that the run learns 
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -159,6 +160,5 @@ def _only_moved(change: Change) -> bool:
     texts = [str(value or "") for value in (change.before, change.now)]
     if not all(texts) or any("://" in text for text in texts):
         return False
-    ends = [min((text.find(mark) for mark in "?[" if mark in text), default=None) for text in texts]
-    kept = [text[end:] if end is not None else "" for text, end in zip(texts, ends, strict=True)]
-    return kept[0] == kept[1]
+    before, now = (text.removeprefix(re.split(r"[?\[]", text)[0]) for text in texts)
+    return before == now

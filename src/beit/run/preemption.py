@@ -200,7 +200,7 @@ class _Stop:
 
     def _state(self) -> str:
         if self.run is None or (run := RunDirectory(self.run)).is_finished():
-            return self._advice and f"; {self._advice}"
+            return f"; {self._advice}" if self._advice else ""
         if not run.config_file.exists():
             return f" before {run.path} began; {self._advice or 'start it again'}"
         step = run.saved_step()

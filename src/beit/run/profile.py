@@ -8,7 +8,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -19,6 +19,7 @@ from torch.optim.optimizer import (
 )
 from torch.profiler import ProfilerActivity, profile
 
+from beit.data.prefetch import Prefetch
 from beit.files import write_text
 from beit.run.directory import RunDirectory
 
@@ -33,12 +34,6 @@ KINDS = {
     "normalisation and activation": ("norm", "gelu", "relu", "silu", "swish", "tanh", "sigmoid"),
 }
 OTHER = "other operators"
-
-
-class Stream(Protocol):
-    """The batches of a training; counts the seconds that the loop waited for them."""
-
-    wait_seconds: float
 
 
 class StepTimes:
@@ -70,7 +65,7 @@ class StepTimes:
 
         fabric.backward = marked  # type: ignore[method-assign]
 
-    def on_step_start(self, stream: Stream) -> None:
+    def on_step_start(self, stream: Prefetch) -> None:
         """Begin to measure after the warm-up."""
         self.taken += 1
         if self.taken == self.warm_up + 1:
@@ -81,7 +76,7 @@ class StepTimes:
             self.measuring = True
         self._waited, self._last = stream.wait_seconds, self._now()
 
-    def on_step_end(self, stream: Stream, directory: RunDirectory, last: bool) -> None:
+    def on_step_end(self, stream: Prefetch, directory: RunDirectory, last: bool) -> None:
         """Add up the step."""
         if self.measuring:
             self._mark(REST)
@@ -119,7 +114,7 @@ class StepProfile(StepTimes):
         self._num_steps = num_steps
         self._profiler: profile | None = None
 
-    def on_step_start(self, stream: Stream) -> None:
+    def on_step_start(self, stream: Prefetch) -> None:
         """Begin to profile after the warm-up."""
         if self.taken == self.warm_up:
             activities = [ProfilerActivity.CPU]
@@ -129,7 +124,7 @@ class StepProfile(StepTimes):
             self._profiler.start()
         super().on_step_start(stream)
 
-    def on_step_end(self, stream: Stream, directory: RunDirectory, last: bool) -> None:
+    def on_step_end(self, stream: Prefetch, directory: RunDirectory, last: bool) -> None:
         """Add up the step; after the last one to profile, or of the run, write the files."""
         super().on_step_end(stream, directory, last)
         if self._profiler is None:

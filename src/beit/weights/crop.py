@@ -8,16 +8,15 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from beit.data.views import CROP_RATIO
 from beit.run.directory import RunDirectory
 from beit.weights import hub
 from beit.weights.file import FORMAT, read_shapes
 
 logger = logging.getLogger(__name__)
 
-DEFAULT = 0.875  # of ImageNet: 224 of 256 pixels
 
-
-def crop_ratio(source: str, given: float | None, default: float = DEFAULT) -> float:
+def crop_ratio(source: str, given: float | None, default: float = CROP_RATIO) -> float:
     """Return the side of the centre crop over the shorter side: given, the model's, or default.
 
     Args:

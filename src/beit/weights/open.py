@@ -18,11 +18,11 @@ from beit.nn.vit import VisionTransformer
 from beit.run.directory import RunDirectory
 from beit.run.settings import first
 from beit.weights import hub, manifest
+from beit.weights.assemble import TABLE
 from beit.weights.bands import bands_in
 from beit.weights.crop import crop_in
 from beit.weights.file import (
     FORMAT,
-    TABLE,
     EarlyLayersUnknownError,
     SizeUnknownError,
     kind_of,

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 
+from beit.nn.dvae import DiscreteVAEConfig
 from beit.nn.patches import Size
 from beit.nn.position import resize_relative_bias, resized, with_bias_per_block
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.weights.file import TABLE
+from beit.weights.assemble import TABLE
 from beit.weights.open import load_start
 
 # Fields of a ViT that must be those of the source, besides whether it has a layer scale.
@@ -18,15 +19,6 @@ SHAPE = ("patch_size", "in_channels", "width", "depth", "num_heads", "mlp_ratio"
 # Fields that follow from the source unless they are set.
 FOLLOWING = (*SHAPE, "layer_scale", "absolute_positions", "relative_bias", "mean", "std")
 CODES = ("num_codes", "code_width", "l2_normalised", "levels")  # settings of a VQ-KD codebook
-
-
-class Normalising(Protocol):
-    """A configuration that says how images are normalised."""
-
-    @property
-    def mean(self) -> tuple[float, ...] | None: ...
-    @property
-    def std(self) -> tuple[float, ...] | None: ...
 
 
 Kind = Literal["taken", "resized", "new", "left out", "differs"]
@@ -135,7 +127,9 @@ def carry_network(source: VisionTransformer, target: VisionTransformer, name: st
     return [Note("taken", text), *notes, *normalised(old, new)]
 
 
-def normalised(old: Normalising, new: Normalising) -> list[Note]:
+def normalised(
+    old: ViTConfig | DiscreteVAEConfig, new: ViTConfig | DiscreteVAEConfig
+) -> list[Note]:
     """Say if the new model normalises images in another way."""
     ours, theirs = (f"mean {model.mean} and std {model.std}" for model in (new, old))
     text = f"images are normalised by {ours}, for the source by {theirs}"

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from beit.data.stores.hub import first_line, unreachable
 from beit.run.settings import first
-from beit.weights.file import mismatches
+from beit.weights.assemble import mismatches
 from beit.weights.formats.clip import from_clip
 from beit.weights.formats.containers import read_tensors
 from beit.weights.formats.published_config import num_heads_of, shape_of

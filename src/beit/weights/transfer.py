@@ -13,7 +13,7 @@ from beit.nn.position import resized, with_bias_per_block
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer
-from beit.weights.file import HEAD
+from beit.weights.assemble import HEAD
 from beit.weights.open import required_backbone
 
 logger = logging.getLogger(__name__)

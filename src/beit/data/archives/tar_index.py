@@ -165,14 +165,14 @@ def _built(blob: Blob, key: Mapping[str, Any]) -> Any:
         "ending": pyarrow.array(endings).dictionary_encode(),
         "digest": pyarrow.array(map(_digest, encoded), pyarrow.uint64()),
     }
-    for column in dict.fromkeys(column for fields in beside for column in fields):
-        found = [fields.get(column) for fields in beside]
-        if packed is not None and column == CLASS:
+    for name in dict.fromkeys(name for fields in beside for name in fields):
+        found = [fields.get(name) for fields in beside]
+        if packed is not None and name == CLASS:
             found = [_number(value, blob.where) for value in found]
         if why := _why_unusable(found):
-            unusable[column] = why
+            unusable[name] = why
         else:
-            columns[LABEL + column] = _encoded(found)
+            columns[LABEL + name] = _encoded(found)
     about = {"key": key, "samples": samples, "nested": nested, "several": several[:3]}
     about |= {"unusable": unusable, "notes": notes, "packed": packed is not None}
     about["class_names"] = packed.class_names if packed else None

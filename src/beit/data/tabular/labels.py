@@ -102,9 +102,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, str):
         text = spelled(value)
         return None if text in _UNKNOWN else text
-    if isinstance(value, float):
-        return None if value != value else int(value) if value.is_integer() else value
-    return value
+    if isinstance(value, float) and value != value:  # NaN
+        return None
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _whole(values: list[Any], names: Sequence[str] = ()) -> list[Any]:

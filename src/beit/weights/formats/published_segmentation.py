@@ -9,7 +9,7 @@ from torch import Tensor
 
 from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter
 from beit.run.settings import from_plain
-from beit.weights.file import assemble
+from beit.weights.assemble import assemble
 from beit.weights.formats import published_names as names
 from beit.weights.formats.containers import named_tensors
 from beit.weights.formats.names import Rows
