@@ -23,12 +23,12 @@ def whole_windows(records: Records) -> Records:
     ends = [int(record["step"]) for record in records if "rate" in record]
     steps = {end: end - before for before, end in pairwise([0, *ends])}
     least = WHOLE * max(steps.values(), default=0)
-    return [
-        record
-        if "rate" not in record or steps[record["step"]] >= least
-        else {key: record[key] for key in ("step", "epoch", "rate") if key in record}
-        for record in records
-    ]
+    kept = []
+    for record in records:
+        if "rate" in record and steps[record["step"]] < least:
+            record = {key: record[key] for key in ("step", "epoch", "rate") if key in record}
+        kept.append(record)
+    return kept
 
 
 def curves(
@@ -76,7 +76,9 @@ def curves(
 
 def _scaled(key: str, value: float, percent: bool) -> tuple[float, str]:
     """Return a value as drawn, and its unit."""
-    return (100 * value, "%") if is_share(key) else (value, "%" if percent else "")
+    if is_share(key):
+        return 100 * value, "%"
+    return value, "%" if percent else ""
 
 
 def _chart(logged: Mapping[str, Records], title: str, x: str, log: bool, percent: bool) -> Picture:

@@ -31,7 +31,7 @@ def crop_ratio(source: str, given: float | None, default: float = CROP_RATIO) ->
 
 
 def stated_crop(source: str) -> tuple[float, str] | None:
-    """Read what a model's files say: the crop, and a note if theirs differs; None if none does."""
+    """Read the crop in a model's files, and a note if they crop in another way; None without it."""
     path = described_by(source)
     return None if path is None else crop_in(path)
 

@@ -168,14 +168,18 @@ def _from_hub(source: str) -> Path:
             f"{source} could not be fetched: {first_line(error)}. If the repository is private, "
             "run `hf auth login`, or set HF_TOKEN"
         ) from error
+    raise _not_found(source, repository, [*candidates], reason)
+
+
+def _not_found(source: str, repository: str, names: list[str], reason: str | None) -> OSError:
+    """Say that a repository has none of the files; `reason` is why the hub was not asked."""
     if reason is not None:
-        usual = " or ".join(list(candidates)[:2])
-        raise OSError(
+        return OSError(
             f"{source} is not in the hub's cache, and the hub cannot be reached ({reason}); "
-            f"without a network, download {usual} elsewhere, with the .json files beside it (hf "
-            f"download {repository}), and give the folder"
+            f"without a network, download {' or '.join(names[:2])} elsewhere, with the .json files "
+            f"beside it (hf download {repository}), and give the folder"
         )
-    raise FileNotFoundError(
-        f"{source}: there is no {' nor '.join(candidates)}; "
+    return FileNotFoundError(
+        f"{source}: there is no {' nor '.join(names)}; "
         f"name one of its files, as in {HUB}{repository}/FILE"
     )

@@ -207,11 +207,8 @@ def _members(blob: Blob) -> tuple[dict[str, Member], About | None, list[str]]:
                     name = posixpath.normpath(member.name).lstrip("/")
                     if member.issparse():
                         raise ValueError(f"{blob.where}: {name} is a sparse file; pack it anew")
-                    if member.islnk():
-                        links[name] = posixpath.normpath(member.linkname).lstrip("/")
-                    elif member.issym():
-                        folder = posixpath.dirname(name)
-                        links[name] = posixpath.normpath(posixpath.join(folder, member.linkname))
+                    if member.islnk() or member.issym():
+                        links[name] = _target(name, member)
                     elif name == ABOUT and member.isreg() and member.size <= _MOST_ABOUT:
                         file.seek(member.offset_data)
                         about = read_about(file.read(member.size), blob.where)
@@ -234,6 +231,13 @@ def _members(blob: Blob) -> tuple[dict[str, Member], About | None, list[str]]:
     if about is None and (folder := wrapping(blob.name, found)):
         found = {name.removeprefix(folder): file for name, file in found.items()}
     return found, about, notes
+
+
+def _target(name: str, link: tarfile.TarInfo) -> str:
+    """Return the file that a link stands for; symbolic ones are relative to their folder."""
+    if link.issym():
+        return posixpath.normpath(posixpath.join(posixpath.dirname(name), link.linkname))
+    return posixpath.normpath(link.linkname).lstrip("/")
 
 
 def _member(file: Any, name: str, member: tarfile.TarInfo, where: str) -> Member:

@@ -230,7 +230,8 @@ def rgb_of(header: Image.Image, data: bytes = b"", reading: Reading = AS_IT_IS) 
     mode += "A" if transparent else ""
     values = _decoded(header, data, mode, deep).permute(1, 2, 0).numpy()
     bands = values.shape[-1]
-    colours, alpha = (1,) if bands < 3 else (1, 2, 3), bands if bands % 2 == 0 else None
+    colours = (1,) if bands < 3 else (1, 2, 3)
+    alpha = bands if bands in (2, 4) else None
     scaled = (0, 65535) if deep and header.format == "PPM" else None  # by Pillow
     return to_channels(Samples(values, colours, alpha, range=scaled), reading)
 
