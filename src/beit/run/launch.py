@@ -131,7 +131,7 @@ def launch(
 
 def _of_training(track: str) -> list[Any]:
     """Return the callbacks of a training, which its journal calls."""
-    callbacks = records.callbacks() + watchers() + budget.callbacks() + preemption.callbacks()
+    callbacks = [records.Opener(), *watchers(), *budget.callbacks(), *preemption.callbacks()]
     return callbacks + guards() + tracking(track)
 
 

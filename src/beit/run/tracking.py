@@ -1,6 +1,6 @@
 """Mirror a run to trackers, for `run.track`: TensorBoard, Weights & Biases, MLflow, trackio.
 
-A process of its own, `beit.run.trackers`, reads the logs and the report from the run directory and
+A process of its own, `beit.run.mirror`, reads the logs and the report from the run directory and
 passes them on, so that no tracker can stop or slow a training. The callback of lightning-fabric
 here starts it and says how far the run is; loops need not know it.
 """
@@ -107,7 +107,7 @@ class Tracking:
         """Start the process; writing to it and reading from it never waits."""
         path = [str(Path(beit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
-        command = [sys.executable, "-P", "-m", "beit.run.trackers", str(directory.path)]
+        command = [sys.executable, "-P", "-m", "beit.run.mirror", str(directory.path)]
         with (directory.path / LOG_FILE).open("ab") as log:
             process = subprocess.Popen(
                 [*command, *self._names],
