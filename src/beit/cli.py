@@ -28,6 +28,7 @@ from beit.command.slurm import as_torchrun
 from beit.command.verbs import VERBS
 from beit.data.own_code import named_by
 from beit.files import out_of_memory
+from beit.run.finished import is_finished
 from beit.run.lock import releasing
 from beit.run.preemption import (
     INTERRUPTED,
@@ -160,7 +161,7 @@ def _resume(
 
     module = import_module(module_of_run(verb, Path(path)))
     config, directory = to_resume(module, path, changed_ok, changes)
-    if not (auto and directory.is_finished()):
+    if not (auto and is_finished(directory)):
         try:
             return module, config, module.run(config, directory, changed_ok)
         except FileNotFoundError as error:

@@ -21,6 +21,7 @@ from beit.pretraining.targets import TargetConfig
 from beit.run import preemption
 from beit.run.agreement import Agreement
 from beit.run.directory import RunDirectory
+from beit.run.finished import is_finished
 from beit.run.preemption import Interrupted, Preempted, _Stop, stoppable
 from beit.run.progress import Progress
 from beit.run.resume import resume
@@ -257,13 +258,13 @@ def test_a_run_is_finished_with_its_weights_and_no_later_checkpoint(tmp_path):
     run = RunDirectory.create(tmp_path / "run", {}, {"verb": "pretrain"})
     assert run.saved_step() is None
     (run.checkpoints / "step-000000007.pt").touch()
-    assert (run.saved_step(), run.is_finished()) == (7, False)
+    assert (run.saved_step(), is_finished(run)) == (7, False)
     run.weights_file.touch()
     os.utime(run.weights_file, (9e9, 9e9))
-    assert run.is_finished()
+    assert is_finished(run)
     (run.checkpoints / "step-000000008.pt").touch()
     os.utime(run.checkpoints / "step-000000008.pt", (9e9 + 1, 9e9 + 1))
-    assert not run.is_finished()
+    assert not is_finished(run)
 
 
 @pytest.mark.parametrize("verb", ["presets", "pretrain", "ablate"])

@@ -136,7 +136,7 @@ def following_init(verb: str, weaker: Sequence[Layer], stronger: Sequence[Layer]
 def nested(options: Sequence[str]) -> dict[str, Any]:
     """Read options as nested values, as a configuration file has them."""
     given: dict[str, Any] = {}
-    for word, following in zip(options, [*options[1:], "--"], strict=True):
+    for word, following in zip(options, [*options[1:], "--"], strict=False):
         name, equals, text = word.partition("=")
         if not name.startswith("--"):
             continue

@@ -32,7 +32,7 @@ from beit.pretraining.config import Config as PretrainConfig
 from beit.probing import probe
 from beit.probing.charts import format_table
 from beit.run.budget import seconds_of, seconds_to_read
-from beit.run.finished import last_validation
+from beit.run.finished import is_finished, last_validation
 from beit.run.journal import Result as Trained
 from beit.run.resume import to_resume
 from beit.tokenizer import vqkd
@@ -217,7 +217,7 @@ def trained(training: Any, config: Any) -> Trained:
         result: Trained = training.run(config)
         return result
     resumed, directory = to_resume(training, path)
-    if not directory.is_finished():
+    if not is_finished(directory):
         return training.run(resumed, directory)  # type: ignore[no-any-return]
     metrics = last_validation(directory.metrics_file)
     return Trained(path, metrics, training.redraw(resumed, directory))

@@ -225,10 +225,10 @@ class VisionTransformer(nn.Module):
         tokens = torch.cat([cls, patches], dim=1)  # (B, 1+N, D)
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
-        selected = None if positions is None else F.pad(1 + positions, (1, 0))  # (B, 1+M)
+        chosen = None if positions is None else F.pad(1 + positions, (1, 0))  # (B, 1+M)
         bias, outputs = self.bias(), {0: tokens} if 0 in layers else {}
         for layer, block in enumerate(self.blocks, 1):
-            tokens = block(tokens, bias, selected if layer == len(self.blocks) else None)
+            tokens = block(tokens, bias, chosen if layer == len(self.blocks) else None)
             if layer in layers:
                 outputs[layer] = tokens
         normed = self.norm(tokens)  # (B, 1+N, D), or (B, 1+M, D)

@@ -162,13 +162,6 @@ class RunDirectory:
         """Return the step of the newest checkpoint; None without one."""
         return max(self.saved_steps(), default=None)
 
-    def is_finished(self) -> bool:
-        """Whether the run has its weights, and no later checkpoint."""
-        if not self.weights_file.is_file():
-            return False
-        ended = self.weights_file.stat().st_mtime_ns
-        return all(file.stat().st_mtime_ns <= ended for file in self.saved_steps().values())
-
 
 def partial_path(run: str | Path) -> Path:
     """Return the name of a run directory until it is complete (`beit.run.lock.reserve`)."""

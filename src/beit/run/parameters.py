@@ -4,14 +4,14 @@ import logging
 import re
 from collections.abc import Iterable
 from itertools import compress
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 from torch.optim import AdamW
 
 from beit.run.muon import Muon
-from beit.run.optim import AnyOptimConfig, set_learning_rate
+from beit.run.optim import set_learning_rate
 from beit.run.precision import bfloat16_unit
 
 if TYPE_CHECKING:
@@ -24,6 +24,21 @@ UNDECAYED = ("bias", "pos_embed", "cls_token")
 STEM = ("cls_token", "mask_token", "pos_embed")  # with patch_embed: the layer before block 0
 _MATRIX = re.compile(r"\.(?:attn|mlp)\.\w+\.weight$")
 _BLOCK = re.compile(r"(?:^|(?P<trunk>.*)\.)blocks\.(?P<number>\d+)\.")
+
+
+class OptimizerConfig(Protocol):
+    """What an optimiser is built of; the attributes are those of `OptimConfig`."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def muon_rate(self) -> float: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def betas(self) -> tuple[float, float]: ...
+    @property
+    def eps(self) -> float: ...
 
 
 def parameter_groups(
@@ -71,7 +86,7 @@ def can_fuse(fabric: "Fabric") -> bool:
 
 
 def build_optimizer(
-    groups: Iterable[dict[str, Any]], config: AnyOptimConfig, fused: bool = False
+    groups: Iterable[dict[str, Any]], config: OptimizerConfig, fused: bool = False
 ) -> AdamW:
     """Build the optimiser for `parameter_groups`; `fused` updates all weights in one kernel.
 
@@ -94,7 +109,7 @@ def build_optimizer(
 
 
 def _muon(
-    groups: Iterable[dict[str, Any]], config: AnyOptimConfig, settings: dict[str, Any]
+    groups: Iterable[dict[str, Any]], config: OptimizerConfig, settings: dict[str, Any]
 ) -> Muon:
     """Build Muon, with the matrices of blocks in groups of their own, and log what it takes."""
     parts = [part for group in groups for part in _matrices_apart(group, config.muon_rate)]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from beit.run.directory import RunDirectory
+from beit.run.finished import is_finished
 
 if TYPE_CHECKING:
     from beit.run.agreement import Agreement
@@ -199,7 +200,7 @@ class _Stop:
         return (Interrupted if number == signal.SIGINT else Preempted)(text, code)
 
     def _state(self) -> str:
-        if self.run is None or (run := RunDirectory(self.run)).is_finished():
+        if self.run is None or is_finished(run := RunDirectory(self.run)):
             return f"; {self._advice}" if self._advice else ""
         if not run.config_file.exists():
             return f" before {run.path} began; {self._advice or 'start it again'}"
