@@ -28,7 +28,7 @@ from beit.command.slurm import as_torchrun
 from beit.command.verbs import VERBS
 from beit.data.own_code import named_by
 from beit.files import out_of_memory
-from beit.run.finished import is_finished
+from beit.run.finished import is_finished, last_validation
 from beit.run.lock import releasing
 from beit.run.preemption import (
     INTERRUPTED,
@@ -155,7 +155,6 @@ def _resume(
     changes: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any, Any]:
     """Resume a run; return the result of a finished one if `auto` found it."""
-    from beit.run.finished import last_validation
     from beit.run.journal import Result  # imports torch
     from beit.run.resume import to_resume
 

@@ -24,7 +24,7 @@ from beit.run.extension import ExtendedRun
 from beit.run.journal import TrainingConfig
 from beit.run.lock import Lock, hold, reserve
 from beit.run.precision import bfloat16_unit, choose_precision
-from beit.run.profile import callbacks
+from beit.run.profile import StepProfile
 from beit.run.skipping import guards
 from beit.run.tracking import tracking
 from beit.run.watching import watchers
@@ -112,8 +112,9 @@ def launch(
     # Fabric takes any process of a Slurm job for one of several, also a batch script, which is one
     # alone. The command has given torchrun's variables to those that srun started.
     alone = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+    callbacks: list[Any] = [StepProfile(profile)] if profile else []
     fabric = Fabric(
-        callbacks=callbacks(profile) + (_of_training(track) if training else []),
+        callbacks=callbacks + (_of_training(track) if training else []),
         plugins=[LightningEnvironment()] if alone else None,
         accelerator=accelerator,
         devices=devices,

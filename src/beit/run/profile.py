@@ -181,8 +181,3 @@ def _table(title: str, seconds: Mapping[str, float], steps: int) -> str:
         for name, value in sorted(seconds.items(), key=lambda item: -item[1])
     ]
     return "\n".join([f"| {title} | ms a step | share |", "|---|---|---|", *rows, ""])
-
-
-def callbacks(num_steps: int) -> list[Any]:
-    """Return the callbacks of a training that profiles so many steps; none for 0."""
-    return [StepProfile(num_steps)] if num_steps else []

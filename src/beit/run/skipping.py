@@ -140,7 +140,8 @@ class Skips:
         losses = gathered(fabric, step.values[None, 2:].to(fabric.device)).tolist()
         indices = gathered(fabric, torch.cat(step.indices)[None].to(fabric.device)).tolist()
         scaler = scaler_of(fabric)
-        if _finite(losses) and not isfinite(norm) and scaler and scaler.get_scale() >= 1:
+        finite = all(isfinite(loss) for values in losses for loss in values)
+        if finite and not isfinite(norm) and scaler and scaler.get_scale() >= 1:
             return  # no fault: the scaler seeks its scale
         self.in_a_row += 1
         fault = self._fault(step, norm, losses)
@@ -181,10 +182,6 @@ class Skips:
             return f"the norm of the gradient is {norm}"
         times = self._run.skip_spikes
         return f"the norm of the gradient is {norm:.3g}, above {times:g} times its median"
-
-
-def _finite(losses: list[list[float]]) -> bool:
-    return all(isfinite(loss) for values in losses for loss in values)
 
 
 def _last_good(run: RunDirectory) -> str:
