@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -85,3 +86,8 @@ class RemoteFiles:
             if no_fault(error):
                 raise
             raise UnreadableImage(self.name(index), str(error)) from error
+
+
+def file_path(files: Files) -> Path | None:
+    """Return the file on disk that holds all images."""
+    return None if files.blob is None else files.blob.path

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.data.archives.files import Files, RemoteFiles, TarFiles
+from beit.data.archives.files import Files, RemoteFiles, TarFiles, file_path
 from beit.data.archives.tar_index import CLASS, LABEL
 from beit.data.archives.zipped import ZippedFiles, wrapping, zip_members
 from beit.data.class_names import some
@@ -90,8 +90,7 @@ class FilesSource:
         return part.name(place)
 
     def file(self, index: int) -> Path | None:
-        blob = self._place(index)[0].blob
-        return None if blob is None else blob.path
+        return file_path(self._place(index)[0])
 
     def _number(self, index: int) -> int:
         return index if self._rows is None else int(self._rows[index])
