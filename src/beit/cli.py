@@ -28,6 +28,7 @@ from beit.command.slurm import as_torchrun
 from beit.command.verbs import VERBS
 from beit.data.own_code import named_by
 from beit.files import out_of_memory
+from beit.run.finished import is_finished, last_validation
 from beit.run.lock import releasing
 from beit.run.preemption import (
     INTERRUPTED,
@@ -36,7 +37,6 @@ from beit.run.preemption import (
     ignore_signals,
     stoppable,
 )
-from beit.run.reached import is_finished
 
 STOPPED = {  # other verbs that resume or train, and what to do after a stop
     "demo": "repeat the command to resume",
@@ -155,7 +155,6 @@ def _resume(
     changes: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any, Any]:
     """Resume a run; return the result of a finished one if `auto` found it."""
-    from beit.run.finished import last_validation
     from beit.run.journal import Result  # imports torch
     from beit.run.resume import to_resume
 

@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 from pyarrow import parquet
 
+from beit.data.cached import CachedSource
 from beit.data.source import PartSource, UnreadableImage
-from beit.data.sources import CachedSource, open_images, open_source, open_test_split
+from beit.data.sources import open_images, open_source, open_test_split
 from beit.data.tabular.rows import RowSource
 
 

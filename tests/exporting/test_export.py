@@ -28,8 +28,9 @@ from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
 from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.tokenizer import VQKD, VQKDConfig
 from beit.nn.vit import VisionTransformer, ViTConfig
+from beit.weights.assemble import config_of_vit
 from beit.weights.crop import stated_crop
-from beit.weights.file import config_of_vit, save_weights
+from beit.weights.file import save_weights
 
 Vit = Callable[..., ViTConfig]
 

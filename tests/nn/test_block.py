@@ -220,16 +220,16 @@ def test_residual_weights_are_divided_by_the_root_of_twice_the_layer() -> None:
 def test_the_tokens_asked_for_are_those_of_the_whole_block(shaken: Shaken, own_bias: bool) -> None:
     block = Block(WIDTH, HEADS, 4.0, 0.1, 0.5, GRID if own_bias else None)
     shaken(block).train()
-    asked = torch.tensor([[0, 7, 3], [15, 15, 1]])  # twice the same one: gradients add up
+    chosen = torch.tensor([[0, 7, 3], [15, 15, 1]])  # twice the same one: gradients add up
     results = []
     for part in (False, True):
         tokens = some_tokens().requires_grad_()
         shared = torch.randn(1, HEADS, 16, 16, generator=seeded(1)).requires_grad_()
         torch.manual_seed(3)  # drops the same branches
         if part:
-            output = block(tokens, shared, asked)
+            output = block(tokens, shared, chosen)
         else:
-            output = take(block(tokens, shared), asked)
+            output = take(block(tokens, shared), chosen)
         inputs = (tokens, shared, *block.parameters())
         results.append([output, *torch.autograd.grad(output.square().sum(), inputs)])
     torch.testing.assert_close(results[0], results[1], rtol=1e-5, atol=1e-5)

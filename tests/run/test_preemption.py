@@ -21,9 +21,9 @@ from beit.pretraining.targets import TargetConfig
 from beit.run import preemption
 from beit.run.agreement import Agreement
 from beit.run.directory import RunDirectory
+from beit.run.finished import is_finished
 from beit.run.preemption import Interrupted, Preempted, _Stop, stoppable
 from beit.run.progress import Progress
-from beit.run.reached import is_finished, saved_step
 from beit.run.resume import resume
 
 
@@ -74,7 +74,7 @@ def test_a_signal_in_a_step_loses_nothing(
         f"stopped by {name}; the checkpoint of step {step} is saved; go on with: beit pretrain "
         f"--resume {run.path}"
     )
-    assert saved_step(run) == step  # at 5, too, where a validation follows
+    assert run.saved_step() == step  # at 5, too, where a validation follows
     monkeypatch.undo()
     resume(pretrain, run.path)
     same_bits(whole, run.path)
@@ -256,9 +256,9 @@ def test_a_process_that_fabric_has_started_does_not_end_with_an_error(monkeypatc
 
 def test_a_run_is_finished_with_its_weights_and_no_later_checkpoint(tmp_path):
     run = RunDirectory.create(tmp_path / "run", {}, {"verb": "pretrain"})
-    assert saved_step(run) is None
+    assert run.saved_step() is None
     (run.checkpoints / "step-000000007.pt").touch()
-    assert (saved_step(run), is_finished(run)) == (7, False)
+    assert (run.saved_step(), is_finished(run)) == (7, False)
     run.weights_file.touch()
     os.utime(run.weights_file, (9e9, 9e9))
     assert is_finished(run)

@@ -17,7 +17,7 @@ from PIL import Image
 from beit.draw.report import Gallery, Picture, Section, write_report
 from beit.run.directory import RunDirectory
 from beit.run.log import read_log
-from beit.run.trackers import Logs, pictures_in
+from beit.run.mirror import Logs, pictures_in
 from beit.run.tracking import Tracking, tracking
 from beit.tokenizer import vqkd
 
@@ -57,7 +57,7 @@ def write(run, metrics, speed=()):
 def mirror(run, name, lines):
     """Run the process of a tracker; return its messages."""
     return subprocess.run(
-        [sys.executable, "-m", "beit.run.trackers", str(run.path), name],
+        [sys.executable, "-m", "beit.run.mirror", str(run.path), name],
         input=lines,
         capture_output=True,
         text=True,

@@ -82,11 +82,12 @@ def run_facts(verb: str, run: Path, config: Any) -> dict[str, str]:
     """Return what the report of a training says of it: how to repeat it, images, length, seed."""
     optim, budget = config.optim, config.run.fitted_to
     length = f"{optim.epochs:g} epochs" if hasattr(optim, "epochs") else f"{optim.steps} steps"
+    length += f", batches of {optim.batch_size}"
     facts = {
         "command": again(verb, run),
         "images": config.data.train,
         "held out for validation": config.data.validation or "none",
-        "length": f"{length}, batches of {optim.batch_size}" + f"; budget {budget}" * bool(budget),
+        "length": f"{length}; budget {budget}" if budget else length,
         "chosen": "; ".join(config.run.chosen),
         "seed": str(config.run.seed),
     }

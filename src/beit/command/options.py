@@ -141,12 +141,12 @@ def following_init(verb: str, weaker: Sequence[Layer], stronger: Sequence[Layer]
 def nested(options: Sequence[str]) -> dict[str, Any]:
     """Read options as nested values, as a configuration file has them."""
     given: dict[str, Any] = {}
-    for place, word in enumerate(options):
-        name, equals, value = word.partition("=")
+    for word, following in zip(options, [*options[1:], "--"], strict=False):
+        name, equals, text = word.partition("=")
         if not name.startswith("--"):
             continue
-        following = [*options[place + 1 : place + 2], "true"][0]
-        text = value if equals else "true" if following.startswith("--") else following
+        if not equals:  # `--name value`, or `--flag` alone
+            text = "true" if following.startswith("--") else following
         *groups, last = name.removeprefix("--").split(".")
         inner = given
         for group in groups:

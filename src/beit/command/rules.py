@@ -142,17 +142,9 @@ def pace(
     Args:
         image_bytes: what a training step keeps of an image
     """
-    budget, kind, number = options.get("run.budget", ""), "gpu" if has.gpu else "cpu", images.number
-    most = preset["optim"]["batch_size"]
-    if has.gpu:
-        most = min(most, power_of_two(has.gpu * 1e9 * SHARE_OF_GPU / image_bytes))
-    batch = options.get("optim.batch_size", min(most, power_of_two(number / 3)))
-    if batch > number:
-        raise ValueError(
-            f"optim.batch_size is {batch}, but there are {number} training images; give that or "
-            "less, or leave it out"
-        )
-    usual = LENGTHS[verb, kind]
+    budget, number = options.get("run.budget", ""), images.number
+    batch = batch_size(preset["optim"]["batch_size"], number, has, options, image_bytes)
+    usual = LENGTHS[verb, "gpu" if has.gpu else "cpu"]
     passes = min(usual.most, max(usual.least, round(usual.views / number)))
     epochs = options.get("optim.epochs", usual.most if budget else passes)
     why = "the usual; --budget 30m says how long" if not budget else f"or what fits into {budget}"
@@ -184,6 +176,19 @@ def pace(
         f"memory {has.memory:.0f} GB"
     )
     return values, [length, memory], total
+
+
+def batch_size(most: int, number: int, has: Machine, options: Options, image_bytes: int) -> int:
+    """Choose the batch: that of the preset or less, as the GPU and the images allow."""
+    if has.gpu:
+        most = min(most, power_of_two(has.gpu * 1e9 * SHARE_OF_GPU / image_bytes))
+    batch: int = options.get("optim.batch_size", min(most, power_of_two(number / 3)))
+    if batch > number:
+        raise ValueError(
+            f"optim.batch_size is {batch}, but there are {number} training images; give that or "
+            "less, or leave it out"
+        )
+    return batch
 
 
 def geometry(

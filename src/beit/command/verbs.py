@@ -10,9 +10,7 @@ class Verb:
 
     module: str
     help: str
-    positional: tuple[
-        str, ...
-    ] = ()  # options that may be given by position; a last NAME+ is a list
+    positional: tuple[str, ...] = ()  # options given by position too; a last NAME+ is a list
     resumable: bool = False  # it trains, and takes `--resume RUN`
     options: tuple[str, ...] = ()  # put before the options of the caller
     kinds: Mapping[str, str] = field(default_factory=dict)  # modules by `--kind`; `module` is first

@@ -90,9 +90,10 @@ def check_channels(data: DataConfig, channels: int, option: str, color_jitter: f
     for name, spec in (("data.train", data.train), ("data.validation", data.validation)):
         if spec and (found := channels_of(spec)) != channels:
             bands = "3,2,1" if channels == 3 else f"1-{channels}"
-            model = f"{option} is {channels}" if option else f"the model takes {channels}"
-            advice = f"--{option} {found}, with mean and std as `beit doctor` prints them, or "
-            advice *= bool(option)
+            model, advice = f"the model takes {channels}", ""
+            if option:
+                model = f"{option} is {channels}"
+                advice = f"--{option} {found}, with mean and std as `beit doctor` prints them, or "
             raise ValueError(
                 f"{name} {spec} has images of {found} channels, but {model}; give "
                 f"{advice}{channels} bands, as in SOURCE?bands={bands}"

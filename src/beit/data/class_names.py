@@ -32,9 +32,9 @@ def match_classes(
     """Find classes, by their numbers, among those of a reference with `count` classes.
 
     Names are matched with names as in `match_names`, and the words of ImageNet's 1000 classes with
-    their WordNet ids. A side without names is matched by number:
-    with the names of the other side if all of these are whole numbers, else with its numbers as
-    they are, and a note says so. `here` and `there` are the set and the reference in messages.
+    their WordNet ids. A side without names is matched by number: with the names of the other side
+    if all of these are whole numbers, else with its numbers as they are, and a note says so. `here`
+    and `there` are the set and the reference in messages.
 
     Raises:
         ValueError: numbers cannot be taken as they are, because the set with names has more or
@@ -118,7 +118,7 @@ def check_names(names: Sequence[str], where: str) -> None:
 def nearest(name: str, known: Sequence[str]) -> str:
     """Suggest the known name that is most like an unknown one: `; did you mean X?`, or ``."""
     near = nearest_name(name, known)
-    return near and f"; did you mean {near}?"
+    return f"; did you mean {near}?" if near else ""
 
 
 def nearest_name(name: str, known: Sequence[str], cutoff: float = 0.5) -> str:
@@ -139,7 +139,7 @@ def near_path(path: Path) -> str:
     below = path.relative_to(missing)
     names = [name for name in names if (missing.parent / name / below).exists()]
     near = nearest_name(missing.name, names, cutoff=0.75)
-    return near and f"; did you mean {missing.parent / near / below}?"
+    return f"; did you mean {missing.parent / near / below}?" if near else ""
 
 
 def first_missing(path: Path) -> Path:

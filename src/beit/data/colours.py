@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_LUMA = (0.299, 0.587, 0.114)
+from beit.nn.patches import LUMA
+
 _ORDERS = list(permutations(("brightness", "contrast", "saturation")))
 _EXACT = 256  # rows of uint8 whose sum fits into uint16
 _PIECE = 1 << 16  # pixels changed at once on a CPU: their floats fit into its cache
@@ -66,8 +67,8 @@ def _changed(views: Tensor, changes: Iterable[Sequence[float | Tensor]]) -> Tens
     red, green, blue = colours.split(1, dim=1)
     for factor, luma_factor, added in changes:
         if isinstance(luma_factor, Tensor) or luma_factor:
-            luma = red * _LUMA[0]
-            added = luma.add_(green * _LUMA[1]).add_(blue * _LUMA[2]).mul_(luma_factor).add_(added)
+            luma = red * LUMA[0]
+            added = luma.add_(green * LUMA[1]).add_(blue * LUMA[2]).mul_(luma_factor).add_(added)
         colours.mul_(factor)
         if isinstance(added, Tensor) or added:
             colours.add_(added)
@@ -84,4 +85,4 @@ def grey_mean(images: Tensor) -> Any:
         rows = pixels[..., top : top + _EXACT, :]
         sums = sums + np.add.reduce(rows, axis=-2, dtype=np.uint16).sum(axis=-1, dtype=np.int64)
     red, green, blue = sums[..., 0], sums[..., 1], sums[..., 2]
-    return (_LUMA[0] * red + _LUMA[1] * green + _LUMA[2] * blue) / (height * width)
+    return (LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue) / (height * width)

@@ -12,10 +12,8 @@ from beit.data.channels import compare_pixels
 from beit.data.folders.image_files import read_image
 from beit.data.pixels.decoding import decode, rgb_of
 from beit.data.spec import split_query
-from beit.data.views import EvalView
+from beit.data.views import CROP_RATIO, EvalView
 from beit.files import user_path
-
-_CROP = 0.875  # of ImageNet: 224 of 256 pixels
 
 Picture = str | Path | bytes | Image.Image
 
@@ -52,7 +50,7 @@ def open_image(
     images = [_opened(one) for one in several]
     if size is not None:
         stated = getattr(size, "crop_ratio", None) if crop_ratio is None else crop_ratio
-        view = EvalView(_sides(size), _CROP if stated is None else stated)
+        view = EvalView(_sides(size), CROP_RATIO if stated is None else stated)
         images = [view(one) for one in images]
     channels = dict.fromkeys(len(one) for one in images)
     if len(channels) > 1:

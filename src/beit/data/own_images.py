@@ -36,7 +36,7 @@ class OwnSource:
         targets, classes = getattr(dataset, "targets", None), getattr(dataset, "classes", None)
         self.class_names = None if classes is None else [str(name) for name in classes]
         self.labels = None if targets is None else self._checked(targets)
-        self.why_unlabelled = "the data set has no attribute targets" * (targets is None)
+        self.why_unlabelled = "the data set has no attribute targets" if targets is None else ""
 
     def __len__(self) -> int:
         return self._length

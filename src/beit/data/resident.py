@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from beit.data.batch import Batch
+from beit.data.cached import CachedSource
 from beit.data.colours import grey_mean
 from beit.data.reader import Key, with_colours
 from beit.data.source import Source
-from beit.data.sources import CachedSource
 from beit.data.views import NUM_DRAWS, TrainViews
 from beit.nn.resample import bicubic_crops
 

@@ -13,11 +13,12 @@ from torch.nn import functional
 
 from beit.data.colours import draw_changes, grey_mean, recoloured
 from beit.data.shrinking import Need
+from beit.nn.patches import Size
 from beit.nn.resample import lanczos
 
-Size = tuple[int, int]  # height, width
 Box = tuple[int, int, int, int]  # top, left, height, width
 
+CROP_RATIO = 0.875  # of ImageNet: 224 of 256 pixels
 _CROP_TRIES = 10  # as published; then the largest central box of an allowed ratio is used
 NUM_DRAWS = 5 + 4 * _CROP_TRIES  # random numbers of a view: flip, four of the colours, crop
 _LONGEST = 32  # of an image longer than so many views, such as a line, the ends are cut off
@@ -149,7 +150,9 @@ class TrainViews:
 class EvalView:
     """Centre crop: resize the shorter side to `size / crop_ratio`, then crop."""
 
-    def __init__(self, size: Size, crop_ratio: float = 0.875, by_lanczos: bool = False) -> None:
+    def __init__(
+        self, size: Size, crop_ratio: float = CROP_RATIO, by_lanczos: bool = False
+    ) -> None:
         if not 0 < crop_ratio <= 1:
             raise ValueError(f"crop_ratio must be in (0, 1], got {crop_ratio}")
         self.size, self.crop_ratio = _checked_size("size", size), crop_ratio
@@ -190,7 +193,7 @@ class EvalViews:
     """Two centre crops that differ in size only, as `TrainViews`: for the model and its target."""
 
     def __init__(
-        self, size: Size, target_size: Size, crop_ratio: float = 0.875, by_lanczos: bool = False
+        self, size: Size, target_size: Size, crop_ratio: float = CROP_RATIO, by_lanczos: bool = False
     ) -> None:
         by_lanczos = by_lanczos and tuple(size) != tuple(target_size)
         self.both = EvalView(size, crop_ratio), EvalView(target_size, crop_ratio, by_lanczos)

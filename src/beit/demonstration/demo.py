@@ -32,9 +32,8 @@ from beit.pretraining.config import Config as PretrainConfig
 from beit.probing import probe
 from beit.probing.charts import format_table
 from beit.run.budget import seconds_of, seconds_to_read
-from beit.run.finished import last_validation
+from beit.run.finished import is_finished, last_validation
 from beit.run.journal import Result as Trained
-from beit.run.reached import is_finished
 from beit.run.resume import to_resume
 from beit.tokenizer import vqkd
 

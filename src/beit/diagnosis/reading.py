@@ -11,11 +11,11 @@ from typing import Any, NamedTuple
 import torch
 
 from beit.data.batch import Batch
+from beit.data.cached import CachedSource
 from beit.data.prefetch import on_device
 from beit.data.reader import Key, Reader
 from beit.data.resident import ResidentReader
 from beit.data.source import PartSource, Source, UnreadableImage
-from beit.data.sources import CachedSource
 from beit.diagnosis.machine import own_memory
 from beit.diagnosis.scan import file_of_image
 

@@ -25,16 +25,17 @@ from torch import nn
 
 from beit.data.batch import Batch
 from beit.data.batches import TrainBatches
+from beit.data.cached import CachedSource
 from beit.data.own_code import named_by, passed_on
+from beit.data.prefetch import Prefetch
 from beit.data.reader import Key, Reader
-from beit.data.sources import CachedSource
 from beit.data.workers import computed
 from beit.diagnosis.machine import peak_memory
 from beit.diagnosis.reading import read_sample, seconds_to_move
 from beit.files import out_of_memory
 from beit.run.budget import as_trial
 from beit.run.directory import RunConfig
-from beit.run.profile import DATA, REST, StepTimes, Stream
+from beit.run.profile import DATA, REST, StepTimes
 from beit.run.watching import measured_by
 
 WARM_UP = 3  # steps before those that are measured; one if it is slow
@@ -241,7 +242,7 @@ class Watch(StepTimes):
         super().on_after_setup(fabric, module)
         self.found.device, self.found.threads = fabric.device.type, torch.get_num_threads()
 
-    def on_step_start(self, stream: Stream) -> None:
+    def on_step_start(self, stream: Prefetch) -> None:
         """Note when the first step begins."""
         super().on_step_start(stream)
         self._begun = self._begun or self._last

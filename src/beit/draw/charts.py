@@ -234,11 +234,10 @@ def line_chart(
             axes.set_xlim((low, high) if low < high else (low - 1, high + 1))
         finish_axes(axes, top, x_label, integer=bool((known[:, 0] % 1 == 0).all()), unit=unit)
         if unit == "%" and known[:, 1].max() <= 100 < axes.get_ylim()[1]:
-            labelled = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
-            axes.set_yticks(
-                *zip(*((y, w.get_text()) for y, w in labelled if y <= 100), strict=True)
-            )
-            axes.set_ylim(top=100)  # there is no share above all
+            ticks = [y for y in axes.get_yticks() if y <= 100]  # there is no share above all
+            words = [label.get_text() for label in axes.get_yticklabels()]
+            axes.set_yticks(ticks, words[: len(ticks)])
+            axes.set_ylim(top=100)
         colours = [SERIES[number % len(SERIES)] for number in range(len(lines))]
         named = [line._replace(name=line.name or line.label or title) for line in lines]
         return with_hover(themed_svg(figure), axes, named, colours, x_label, unit)

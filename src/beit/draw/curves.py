@@ -23,12 +23,12 @@ def whole_windows(records: Records) -> Records:
     ends = [int(record["step"]) for record in records if "rate" in record]
     steps = {end: end - before for before, end in pairwise([0, *ends])}
     least = WHOLE * max(steps.values(), default=0)
-    return [
-        record
-        if "rate" not in record or steps[record["step"]] >= least
-        else {key: record[key] for key in ("step", "epoch", "rate") if key in record}
-        for record in records
-    ]
+    kept = []
+    for record in records:
+        if "rate" in record and steps[record["step"]] < least:
+            record = {key: record[key] for key in ("step", "epoch", "rate") if key in record}
+        kept.append(record)
+    return kept
 
 
 def curves(
@@ -63,9 +63,11 @@ def curves(
         places = {float(record[x]) for some in logged.values() for record in some}
         if len(places) > 1:
             pictures.append(_chart(logged, title, x, title in log, title in percent))
-        for key, some in logged.items() if len(places) == 1 else ():
-            value, unit = _scaled(key, float(some[-1][key]), title in percent) if some else (0, "")
-            rows += [[title, name_of(key), worded(value, unit), some[-1][x]]] if some else []
+            continue
+        for key, some in logged.items():
+            if some:
+                value, unit = _scaled(key, float(some[-1][key]), title in percent)
+                rows.append([title, name_of(key), worded(value, unit), some[-1][x]])
     items: list[Item] = [Gallery(caption, pictures)] if pictures else []
     if rows:
         items.append(Table("Measured once", ["", "figure", "value", x], rows))
@@ -74,7 +76,9 @@ def curves(
 
 def _scaled(key: str, value: float, percent: bool) -> tuple[float, str]:
     """Return a value as drawn, and its unit."""
-    return (100 * value, "%") if is_share(key) else (value, "%" if percent else "")
+    if is_share(key):
+        return 100 * value, "%"
+    return value, "%" if percent else ""
 
 
 def _chart(logged: Mapping[str, Records], title: str, x: str, log: bool, percent: bool) -> Picture:
@@ -93,7 +97,8 @@ def _chart(logged: Mapping[str, Records], title: str, x: str, log: bool, percent
         if num_missing := len(points) - len(known):
             notes.append(f"{name_of(key)}: {num_missing} not {'positive' if log else 'finite'}")
     alt = f"{title} against {x}: {'; '.join(ranges)}"
-    data = line_chart(title + " (log)" * log, lines, x, notes=notes, log=log, unit=unit)
+    above = f"{title} (log)" if log else title
+    data = line_chart(above, lines, x, notes=notes, log=log, unit=unit)
     return Picture("", alt, data, "image/svg+xml")
 
 

@@ -15,6 +15,7 @@ from beit.draw.canvas import Pixels
 from beit.draw.charts import styled, themed_svg
 from beit.draw.colours import FAINT, INK
 from beit.draw.report import Picture
+from beit.nn.patches import LUMA
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,7 +162,7 @@ def _write_words(axes: "Axes", panel: Panel, side: float) -> None:
     for index, word in enumerate(panel.words):
         row, column = divmod(index, Gw)
         x, y = (column + 0.5) * w / Gw, (row + 0.5) * h / Gh
-        dark = panel.pixels[int(y), int(x), :3] @ np.array([0.299, 0.587, 0.114]) < 140
+        dark = panel.pixels[int(y), int(x), :3] @ np.array(LUMA) < 140
         colour = "white" if dark else "black"
         axes.text(x, y, word, size=size, ha="center", va="center", color=colour)
 

@@ -231,10 +231,12 @@ def _columns(table: Table) -> list[tuple[list[str], bool]]:
     for index in range(len(table.columns)):
         values = [row[index] for row in table.rows]
         written = iter(aligned_numbers([value for value in values if isinstance(value, float)]))
-        words = [
-            "–" if value is None else next(written) if isinstance(value, float) else str(value)
-            for value in values
-        ]
+        words = []
+        for value in values:
+            if isinstance(value, float):
+                words.append(next(written))
+            else:
+                words.append("–" if value is None else str(value))
         present = [word for word in words if word != "–"]
         columns.append((words, bool(present) and all(map(_NUMBER.fullmatch, present))))
     return columns

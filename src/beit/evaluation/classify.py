@@ -13,13 +13,12 @@ from torch import Tensor, nn
 from beit.data.batches import EvalBatches
 from beit.data.prefetch import Prefetch
 from beit.data.unreadable import Unreadable, readable
-from beit.data.views import EvalView
+from beit.data.views import CROP_RATIO, EvalView
 from beit.evaluation.corruptions.corrupt import corrupt
 from beit.evaluation.target_columns import Task
 from beit.nn.heads import ImageClassifier
 from beit.run.prepare import prepared
 from beit.run.progress import Progress
-from beit.weights.crop import DEFAULT
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
@@ -69,7 +68,7 @@ def classify(fabric: "Fabric", classifier: ImageClassifier, task: Task, config: 
     PREDICTED, then the corruptions. Rows of unreadable images and of other processes are zero.
     """
     image_size = classifier.backbone.config.image_size
-    crop = DEFAULT if config.crop_ratio is None else config.crop_ratio
+    crop = CROP_RATIO if config.crop_ratio is None else config.crop_ratio
     view = CropViews(image_size, crop, config.crops, task.border)
     batches = EvalBatches(
         task.source,

@@ -63,7 +63,7 @@ def model_card(
         license: by the hub's identifier; empty for none
     """
     weights, config = read_metadata(run.weights_file), run.config()
-    environment = json.loads(run.environment_file.read_text(encoding="utf-8"))
+    environment = run.environment()
     task = TASKS.get(weights.kind, DEFAULT_TASK)
     head: dict[str, Any] = {"library_name": "beit", "pipeline_tag": task}
     head["tags"] = ["beit", run.verb(), weights.kind.lower()]

@@ -13,7 +13,8 @@ from beit.nn.mim import MaskedImageModel
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD, Tokenizer
 from beit.nn.vit import VisionTransformer
-from beit.weights.file import config_of_vit, image_channels
+from beit.weights.assemble import config_of_vit
+from beit.weights.file import image_channels
 
 BATCHES = (1, 3, 8)
 SEED = 0

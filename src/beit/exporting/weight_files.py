@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from beit.data.views import CROP_RATIO
 from beit.exporting.verification import Reopened, outputs
 from beit.files import write_text
 from beit.nn.mim import MaskedImageModel
@@ -17,8 +18,8 @@ from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer
 from beit.run.settings import first
-from beit.weights import crop
-from beit.weights.file import config_of_vit, save_weights
+from beit.weights.assemble import config_of_vit
+from beit.weights.file import save_weights
 from beit.weights.formats.published import to_published
 from beit.weights.formats.published_segmentation import published_meta
 from beit.weights.formats.timm_beit import timm_config, to_timm
@@ -66,7 +67,7 @@ def _save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
 
 
 def timm_folder(
-    model: nn.Module, path: Path, output: str, crop_ratio: float = crop.DEFAULT
+    model: nn.Module, path: Path, output: str, crop_ratio: float = CROP_RATIO
 ) -> Reopened:
     """Write a folder for timm.create_model: weights and configuration, with the crop."""
     import timm
@@ -87,7 +88,7 @@ def timm_folder(
 
 
 def transformers_folder(
-    model: nn.Module, path: Path, output: str, crop_ratio: float = crop.DEFAULT
+    model: nn.Module, path: Path, output: str, crop_ratio: float = CROP_RATIO
 ) -> Reopened:
     """Write a folder for from_pretrained: weights, configuration, image processor with the crop."""
     try:

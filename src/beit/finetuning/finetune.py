@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 
 from beit.command.ending import Ending, beside, last_values, words
+from beit.data.cached import cached
 from beit.data.channels import check_channels, pixel_options
 from beit.data.class_names import amount
 from beit.data.classes import (
@@ -22,9 +23,8 @@ from beit.data.classes import (
     renumbered,
 )
 from beit.data.source import Source
-from beit.data.sources import cached
 from beit.data.splits import Split
-from beit.data.views import EvalView, TrainViews
+from beit.data.views import CROP_RATIO, EvalView, TrainViews
 from beit.draw.names import percent
 from beit.draw.report import Section
 from beit.finetuning.config import Config
@@ -52,7 +52,7 @@ from beit.run.prepare import prepared
 from beit.run.quarantine import NotedBatches
 from beit.run.reading import Reading
 from beit.weights.bands import check_bands
-from beit.weights.crop import DEFAULT, WHOLE_FROM
+from beit.weights.crop import WHOLE_FROM
 from beit.weights.file import save_weights
 from beit.weights.open import load, load_backbone, load_start
 from beit.weights.transfer import (
@@ -225,7 +225,7 @@ def validation_batches(
 
 def validation_view(config: Config, size: tuple[int, int]) -> EvalView:
     """Return the view of validation images; as published, uncropped from 384 pixels on."""
-    default = 1.0 if min(size) >= WHOLE_FROM else DEFAULT
+    default = 1.0 if min(size) >= WHOLE_FROM else CROP_RATIO
     return EvalView(size, default if config.crop_ratio is None else config.crop_ratio)
 
 

@@ -1,1 +1,1 @@
-"""Floor 0: tensors in, tensors out. Torch only; no files, network, logging or collectives."""
+"""Models and mathematics: tensors in, tensors out. Torch only; no files, network or logging."""

@@ -31,12 +31,12 @@ class Attention(nn.Module):
         self.rel_pos_bias = RelativePositionBias(grid, num_heads) if grid else None
         self.proj = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor, bias: Tensor | None, asked: Tensor | None = None) -> Tensor:
+    def forward(self, tokens: Tensor, bias: Tensor | None, chosen: Tensor | None = None) -> Tensor:
         """Attend among tokens (B, n, D); ``bias`` (1, h, n, n) is added to the attention logits.
 
-        Returns: (B, n, D), or (B, m, D) for the tokens at ``asked`` (B, m) int64 alone
+        Returns: (B, n, D), or (B, m, D) for the tokens at ``chosen`` (B, m) int64 alone
         """
-        q, k, v, bias = self.inputs(tokens, bias, asked)
+        q, k, v, bias = self.inputs(tokens, bias, chosen)
         attended = attention(q, k, v, bias).transpose(1, 2)  # (B, m, h, D/h)
         if torch.compiler.is_exporting():
             # The memory layout depends on the attention kernel, which a graph does not know.
@@ -44,27 +44,27 @@ class Attention(nn.Module):
         return self.proj(attended.flatten(2))  # type: ignore[no-any-return]
 
     def inputs(
-        self, tokens: Tensor, bias: Tensor | None, asked: Tensor | None = None
+        self, tokens: Tensor, bias: Tensor | None, chosen: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         """Return queries (B, h, m, D/h), keys and values (B, h, n, D/h), and the whole bias.
 
-        The bias is ``bias`` plus the block's own, (1, h, n, n) or with ``asked`` (B, h, m, n); None
-        if there is neither.
+        The bias is ``bias`` plus the block's own: (1, h, n, n), with ``chosen`` (B, h, m, n), or
+        None.
         """
         D, weight, zeros = tokens.shape[2], self.qkv.weight, torch.zeros_like(self.v_bias)
         if self.rel_pos_bias is not None:
             own = self.rel_pos_bias()
             bias = own if bias is None else bias + own
-        if asked is None:
+        if chosen is None:
             qkv_bias = torch.cat([self.q_bias, zeros, self.v_bias])
             parts = F.linear(tokens, weight, qkv_bias).chunk(3, dim=2)  # (B, n, D) each
         else:
-            queries = F.linear(take(tokens, asked), weight[:D], self.q_bias)  # (B, m, D)
+            queries = F.linear(take(tokens, chosen), weight[:D], self.q_bias)  # (B, m, D)
             keys_values = F.linear(tokens, weight[D:], torch.cat([zeros, self.v_bias]))
             parts = queries, *keys_values.chunk(2, dim=2)
             if bias is not None:
-                rows = bias[0].transpose(0, 1).index_select(0, asked.flatten())  # (B * m, h, n)
-                bias = rows.unflatten(0, asked.shape).transpose(1, 2)  # (B, h, m, n)
+                rows = bias[0].transpose(0, 1).index_select(0, chosen.flatten())  # (B * m, h, n)
+                bias = rows.unflatten(0, chosen.shape).transpose(1, 2)  # (B, h, m, n)
         q, k, v = (part.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for part in parts)
         return q, k, v, bias
 
@@ -171,23 +171,23 @@ class Block(nn.Module):
         self.gamma_2 = None if scale is None else nn.Parameter(scale.clone())
 
     def forward(
-        self, tokens: Tensor, bias: Tensor | None = None, asked: Tensor | None = None
+        self, tokens: Tensor, bias: Tensor | None = None, chosen: Tensor | None = None
     ) -> Tensor:
         """Transform tokens (B, n, D); ``bias`` (1, h, n, n) is the shared position bias.
 
-        Returns: (B, n, D), or (B, m, D) for the tokens at ``asked`` (B, m) int64 alone, without
+        Returns: (B, n, D), or (B, m, D) for the tokens at ``chosen`` (B, m) int64 alone, without
             computing the others
         """
         if self.gradient_checkpointing and torch.is_grad_enabled():
-            output: Tensor = checkpoint(self._forward, tokens, bias, asked, use_reentrant=False)
+            output: Tensor = checkpoint(self._forward, tokens, bias, chosen, use_reentrant=False)
             return output
-        return self._forward(tokens, bias, asked)
+        return self._forward(tokens, bias, chosen)
 
-    def _forward(self, tokens: Tensor, bias: Tensor | None, asked: Tensor | None) -> Tensor:
+    def _forward(self, tokens: Tensor, bias: Tensor | None, chosen: Tensor | None) -> Tensor:
         again = not self.gradient_checkpointing  # which computes the whole block again
         with computed(self.norm1, tokens, again) as normed:
-            branch = self.attn(normed, bias, asked)
-        tokens = tokens if asked is None else take(tokens, asked)
+            branch = self.attn(normed, bias, chosen)
+        tokens = tokens if chosen is None else take(tokens, chosen)
         tokens = self._added(tokens, branch, self.gamma_1)
         with computed(self.norm2, tokens, again) as normed:
             branch = self.mlp(normed, again)

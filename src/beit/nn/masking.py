@@ -163,9 +163,8 @@ def _grow_blocks(
         smallest: target area of the smallest block, in patches
     """
     Gh, Gw, _ = hidden.shape
-    rows, columns = (
-        torch.arange(n, dtype=torch.int32, device=images.device)[:, None] for n in (Gh, Gw)
-    )
+    rows = torch.arange(Gh, dtype=torch.int32, device=images.device)[:, None]
+    columns = torch.arange(Gw, dtype=torch.int32, device=images.device)[:, None]
     growing, number = torch.ones_like(images, dtype=torch.bool), 0  # images that are not full yet
     patches = [hidden.new_zeros(Gw, len(images)) for _ in range(Gh)]  # (Gw, b) of each row
     while num_growing := int(growing.sum()):
@@ -215,9 +214,8 @@ def _sums_of_blocks(
     """Sum the patches of blocks (n, b), from the sums (Gh+1, Gw+1, b) above and to the left."""
     _, width, b = sums.shape
     top, bottom = top * (width * b), bottom * (width * b)
-    left, right = (
-        side * b + torch.arange(b, dtype=torch.int32, device=sums.device) for side in (left, right)
-    )
+    images = torch.arange(b, dtype=torch.int32, device=sums.device)
+    left, right = left * b + images, right * b + images
     corners = [
         sums.view(-1).index_select(0, (row + column).view(-1))
         for row, column in ((bottom, right), (top, left), (top, right), (bottom, left))

@@ -134,9 +134,9 @@ class MaskedImageModel(nn.Module):
         """Return the normed patches (B, M', D) of the last block, and of the aggregation if any."""
         last, early = self.config.backbone.depth, self.config.early_layers
         layers = (early, last) if self.aggregation else ()
-        asked = None if len(set(layers)) == 1 else positions  # if l = L, all patches go on
-        features = self.backbone(images, masked, self.mask_token, layers, asked)
-        patches = take(features.patches, positions) if asked is None else features.patches
+        chosen = None if len(set(layers)) == 1 else positions  # if l = L, all patches go on
+        features = self.backbone(images, masked, self.mask_token, layers, chosen)
+        patches = take(features.patches, positions) if chosen is None else features.patches
         if not self.aggregation:
             return patches, None
         last_cls = features.layers[last][:, :1]  # (B, 1, D)
@@ -144,8 +144,8 @@ class MaskedImageModel(nn.Module):
         tokens = torch.cat([last_cls, early_patches], dim=1)  # (B, 1+N, D)
         bias = self.backbone.bias()
         for number, block in enumerate(self.aggregation, 1):
-            asked = 1 + positions if number == len(self.aggregation) else None
-            tokens = block(tokens, bias, asked)  # (B, 1+N, D); of the last block, (B, M', D)
+            chosen = 1 + positions if number == len(self.aggregation) else None
+            tokens = block(tokens, bias, chosen)  # (B, 1+N, D); of the last block, (B, M', D)
         norm = self.backbone.norm if self.cls_norm is None else self.cls_norm
         return patches, norm(tokens)
 

@@ -175,9 +175,8 @@ class UPerNetDecoder(nn.Module):
         ]
         above = self.bottleneck(torch.cat([coarsest, *context], dim=1))  # (B, c, h4, w4)
         outputs = [above]
-        for level, lateral, smooth in reversed(
-            list(zip(fine, self.lateral, self.smooth, strict=True))
-        ):
+        stages = list(zip(fine, self.lateral, self.smooth, strict=True))
+        for level, lateral, smooth in reversed(stages):
             above = lateral(level) + resize_maps(above, level.shape[2:])  # (B, c, h, w)
             outputs.insert(0, smooth(above))
         size = outputs[0].shape[2:]
@@ -213,8 +212,8 @@ class SemanticSegmenter(nn.Module):
         self.decoder = (
             UPerNetDecoder(D, config.channels, Y, rate) if upernet else MapHead(D, 0, Y, rate)
         )
-        extra = config.auxiliary_channels
-        self.auxiliary = MapHead(D, extra, Y, rate) if config.auxiliary else None
+        width = config.auxiliary_channels
+        self.auxiliary = MapHead(D, width, Y, rate) if config.auxiliary else None
 
     @property
     def image_size(self) -> Size:

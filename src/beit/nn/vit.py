@@ -173,6 +173,22 @@ class VisionTransformer(nn.Module):
         """Return the relative position bias (1, h, 1+N, 1+N) shared by all blocks, or None."""
         return None if self.rel_pos_bias is None else self.rel_pos_bias()
 
+    def normalised(self, images: Tensor) -> Tensor:
+        """Check images (B, c, H, W), uint8 or float in [0, 1], and normalise them to float."""
+        config, pixels = self.config, images
+        if not config.of_codes:
+            pixels = pixels_of(images, not config.normalises, config.image_channels)
+        H, W = images.shape[2:]
+        if (H, W) != tuple(config.image_size):
+            raise ValueError(
+                f"images are {H} x {W}, the model takes {config.image_size[0]} x "
+                f"{config.image_size[1]}; resize the images, or the model: "
+                f"beit.nn.position.resized(model, ({H}, {W}))"
+            )
+        if config.in_channels == 1 and not config.of_codes:
+            pixels = grey(pixels)
+        return pixels if config.mean is None else (pixels - self.mean) / self.std
+
     def forward(
         self,
         images: Tensor,
@@ -191,26 +207,12 @@ class VisionTransformer(nn.Module):
             positions: (B, M) int64, the patches to return, also of the last block in ``layers``,
                 M instead of N; the last block computes only these and [CLS]. None for all
         """
-        config = self.config
-        pixels = images
-        if not config.of_codes:
-            pixels = pixels_of(images, not config.normalises, config.image_channels)
-        B, _, H, W = images.shape
-        if (H, W) != tuple(config.image_size):
-            raise ValueError(
-                f"images are {H} x {W}, the model takes {config.image_size[0]} x "
-                f"{config.image_size[1]}; resize the images, or the model: "
-                f"beit.nn.position.resized(model, ({H}, {W}))"
-            )
+        pixels = self.normalised(images)
         if isinstance(layers, int | str) or not set(layers) <= set(range(len(self.blocks) + 1)):
             raise ValueError(
                 f"layers is {layers!r}; expected a list of blocks, from 1 to {len(self.blocks)}, "
                 "or 0 for the input of the first"
             )
-        if config.in_channels == 1 and not config.of_codes:
-            pixels = grey(pixels)
-        if config.mean is not None:
-            pixels = (pixels - self.mean) / self.std
         patches = self.patch_embed(pixels.to(self.cls_token.dtype))  # (B, N, D)
         if masked is not None:
             assert mask_token is not None
@@ -219,13 +221,14 @@ class VisionTransformer(nn.Module):
                 raise ValueError(f"masked is bool, expected indices (B, M) int64: give {give}")
             hidden = masked.new_zeros(patches.shape[:2]).scatter_(1, masked, 1).bool()  # (B, N)
             patches = torch.where(hidden[..., None], mask_token, patches)
-        tokens = torch.cat([self.cls_token.expand(B, -1, -1), patches], dim=1)  # (B, 1+N, D)
+        cls = self.cls_token.expand(images.shape[0], -1, -1)  # (B, 1, D)
+        tokens = torch.cat([cls, patches], dim=1)  # (B, 1+N, D)
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
-        asked = None if positions is None else F.pad(1 + positions, (1, 0))  # (B, 1+M)
+        chosen = None if positions is None else F.pad(1 + positions, (1, 0))  # (B, 1+M)
         bias, outputs = self.bias(), {0: tokens} if 0 in layers else {}
         for layer, block in enumerate(self.blocks, 1):
-            tokens = block(tokens, bias, asked if layer == len(self.blocks) else None)
+            tokens = block(tokens, bias, chosen if layer == len(self.blocks) else None)
             if layer in layers:
                 outputs[layer] = tokens
         normed = self.norm(tokens)  # (B, 1+N, D), or (B, 1+M, D)

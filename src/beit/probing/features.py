@@ -15,10 +15,9 @@ from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.prefetch import Prefetch
 from beit.data.source import Source
 from beit.data.unreadable import Unreadable, readable
-from beit.data.views import EvalView, TrainViews
+from beit.data.views import CROP_RATIO, EvalView, TrainViews
 from beit.nn.pooling import Kind
 from beit.run.progress import Progress
-from beit.weights.crop import DEFAULT
 from beit.weights.frozen import FeaturesByKind, FrozenModel
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ class FeatureReader(NamedTuple):
     @property
     def crop_ratio(self) -> float:
         """The side of the centre crop over the shorter side."""
-        return DEFAULT if self.config.crop_ratio is None else self.config.crop_ratio
+        return CROP_RATIO if self.config.crop_ratio is None else self.config.crop_ratio
 
     def cache(self, kinds: Sequence[Kind], source: Source, name: str) -> CachedFeatures:
         """Compute features of all readable images of the set `name` (step 1 of the protocol)."""

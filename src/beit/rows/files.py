@@ -192,15 +192,12 @@ def read_table(path: Path, without: Collection[str] = ()) -> dict[str, Array]:
 
 def read_about(path: Path) -> dict[str, Any]:
     """Read how a table was made, as plain values; empty if `write_table` did not write it."""
-    if path.suffix == ".npz":
-        try:
-            with open_npz(path) as arrays:
-                return dict(json.loads(str(arrays[ABOUT])))
-        except (ValueError, OSError):
-            return {}
     from pyarrow import ArrowException, parquet
 
     try:
+        if path.suffix == ".npz":
+            with open_npz(path) as arrays:
+                return dict(json.loads(str(arrays[ABOUT])))
         metadata = parquet.read_schema(path).metadata or {}
         return dict(json.loads(metadata.get(METADATA.encode(), b"{}")))
     except (ValueError, TypeError, RecursionError, ArrowException, OSError):

@@ -1,6 +1,6 @@
 """The training and validation batches of a run, built from settings that all trainings share."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any, Protocol
 
@@ -42,18 +42,22 @@ def open_set(
     data: DataConfig, spec: str, split: Split, *views: View, limit: int | None = None
 ) -> Source:
     """Open the images of a run, shrunk to what the largest of `views` needs if `data.shrink`."""
-    shrinking = None
-    if data.shrink:
-        need = Need(*map(max, zip(*(view.need for view in views), strict=True)))
-        images, kept = None, "nothing is kept on disk"
-        if data.shrink_gigabytes:
-            images = ShrunkImages(data.shrink_cache, data.shrink_gigabytes)
-            kept = f"kept in {images.folder}, at most {data.shrink_gigabytes:g} GB"
-        shrinking, (height, width) = Shrinking(need, images), need.size_for(3000, 4000)
-        example = f"one of 4000 x 3000 would be {width} x {height}"
-        say_once(f"images larger than the views need are shrunk: {example}; {kept}")
+    shrinking = _shrinking(data, views) if data.shrink else None
     cache = data.cache_gigabytes
     return open_source(spec, split=split, cache_gigabytes=cache, limit=limit, shrinking=shrinking)
+
+
+def _shrinking(data: DataConfig, views: Iterable[View]) -> Shrinking:
+    """Shrink images to what the largest of the views needs, and log that."""
+    need = Need(*map(max, zip(*(view.need for view in views), strict=True)))
+    images, kept = None, "nothing is kept on disk"
+    if data.shrink_gigabytes:
+        images = ShrunkImages(data.shrink_cache, data.shrink_gigabytes)
+        kept = f"kept in {images.folder}, at most {data.shrink_gigabytes:g} GB"
+    height, width = need.size_for(3000, 4000)
+    example = f"one of 4000 x 3000 would be {width} x {height}"
+    say_once(f"images larger than the views need are shrunk: {example}; {kept}")
+    return Shrinking(need, images)
 
 
 def open_train(config: ImageSetConfig, views: TrainViews) -> Source:
@@ -141,10 +145,8 @@ def open_validation(
 
 def open_sets(config: ImageSetConfig, views: TrainViews) -> Sets:
     """Open the images of a training as it does, without keeping them in memory."""
-    data, centre = (
-        replace(config.data, cache_gigabytes=0.0),
-        EvalView(views.size, config.crop_ratio),
-    )
+    data = replace(config.data, cache_gigabytes=0.0)
+    centre = EvalView(views.size, config.crop_ratio)
     train = open_set(data, data.train, "train", views, centre, limit=data.limit)
     return Sets(train, open_set(data, data.validation, "test", centre) if data.validation else ())
 

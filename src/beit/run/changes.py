@@ -6,6 +6,7 @@ config.yaml, which people edit, and a digest of the network that the run learns 
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
@@ -72,8 +73,7 @@ def weight_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[Ch
 
 def recorded(directory: RunDirectory) -> dict[str, Any] | None:
     """Read the settings that the checkpoints were trained with; None in runs of older versions."""
-    about = json.loads(directory.environment_file.read_text(encoding="utf-8"))
-    settings = about.get("settings")
+    settings = directory.environment().get("settings")
     return settings if isinstance(settings, dict) else None
 
 
@@ -107,14 +107,14 @@ def check_settings(
     places = of(changes, PLACES)
     accepted = {c.option for c in (*of(changes, intended), *(places if changed_ok else ()))}
     if refused := [change for change in changes if change.option not in accepted]:
-        verb, file = directory.verb(), directory.config_file
-        moved = f"; if files were only moved: beit {verb} --resume {directory.path} "
-        moved += "--accept_changed_data true"
+        verb, file, moved = directory.verb(), directory.config_file, ""
+        if set(refused) <= set(places):
+            moved = f"; if files were only moved: beit {verb} --resume {directory.path} "
+            moved += "--accept_changed_data true"
         raise ValueError(
             f"{file} is not what the checkpoints were trained with: "
             f"{'; '.join(map(str, refused))}. Undo this there, or start a new run with it: "
-            f"beit {verb} --config {file} --output NEW"
-            + (moved if set(refused) <= set(places) else "")
+            f"beit {verb} --config {file} --output NEW{moved}"
         )
 
 
@@ -132,8 +132,7 @@ def check_teacher(directory: RunDirectory | None, kind: str, source: str, digest
     """
     if directory is None:
         return
-    about = json.loads(directory.environment_file.read_text(encoding="utf-8"))
-    if about.get(kind, digest) != digest:  # not kept by older versions
+    if directory.environment().get(kind, digest) != digest:  # not kept by older versions
         raise ValueError(
             f"the {kind} {source} has other weights than when {directory.path} started, so the run "
             "would learn something else from here on; put those weights back, or start a new run"
@@ -150,8 +149,7 @@ def keep_settings(directory: RunDirectory) -> None:
     """Record the settings in config.yaml as those of the checkpoints, after `check_settings`."""
     settings = directory.config()
     if recorded(directory) != settings:
-        about = json.loads(directory.environment_file.read_text(encoding="utf-8"))
-        text = json.dumps({**about, "settings": settings}, indent=2)
+        text = json.dumps({**directory.environment(), "settings": settings}, indent=2)
         write_text(directory.environment_file, text + "\n")
 
 
@@ -162,6 +160,5 @@ def _only_moved(change: Change) -> bool:
     texts = [str(value or "") for value in (change.before, change.now)]
     if not all(texts) or any("://" in text for text in texts):
         return False
-    ends = [min((text.find(mark) for mark in "?[" if mark in text), default=None) for text in texts]
-    kept = [text[end:] if end is not None else "" for text, end in zip(texts, ends, strict=True)]
-    return kept[0] == kept[1]
+    before, now = (text.removeprefix(re.split(r"[?\[]", text)[0]) for text in texts)
+    return before == now

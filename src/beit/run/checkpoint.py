@@ -2,7 +2,6 @@
 
 import logging
 import pickle
-import re
 import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,8 +17,6 @@ from beit.run.directory import RunDirectory
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"step-(\d{9})\.pt")
-
 
 def latest(run: RunDirectory) -> tuple[int, dict[str, Any]] | None:
     """Read the newest undamaged checkpoint onto the CPU: (step, state); None before the first.
@@ -31,7 +28,7 @@ def latest(run: RunDirectory) -> tuple[int, dict[str, Any]] | None:
         FileNotFoundError: they, or their folder, are gone. A run that had a checkpoint never
             restarts from step 0 by itself.
     """
-    saved = saved_steps(run)
+    saved = run.saved_steps()
     if not saved:
         if run.weights_file.exists() or not run.checkpoints.is_dir():
             raise FileNotFoundError(
@@ -72,19 +69,13 @@ def resumable(run: RunDirectory, verb: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        step = max(saved_steps(run), default=None)
+        step = run.saved_step()
         way = f"; the checkpoint of step {step} is good: beit {verb} --resume {run.path}"
         if step is not None and error.strerror:
             error.strerror += way
         elif step is not None:
             error.args = (f"{error}{way}",)
         raise
-
-
-def saved_steps(run: RunDirectory) -> dict[int, Path]:
-    """Return the files of the checkpoints, by their step."""
-    files = run.checkpoints.iterdir() if run.checkpoints.is_dir() else ()
-    return {int(match[1]): file for file in files if (match := _NAME.fullmatch(file.name))}
 
 
 def read(path: Path, step: int) -> dict[str, Any]:

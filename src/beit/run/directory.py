@@ -1,6 +1,7 @@
 """The run directory: the files of one training run, under fixed names."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 import yaml
 
 from beit.files import PARTIAL_SUFFIX, flush_to_disk, write_text
+
+_CHECKPOINT = re.compile(r"step-(\d{9})\.pt")
 
 
 @dataclass(frozen=True)
@@ -133,8 +136,8 @@ class RunDirectory:
             raise ValueError(f"{self.config_file} does not hold a configuration")
         return settings
 
-    def verb(self) -> str:
-        """Read the command of this run."""
+    def environment(self) -> dict[str, Any]:
+        """Read what `create` was told about the environment, the verb among it."""
         try:
             recorded = json.loads(self.environment_file.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
@@ -144,7 +147,20 @@ class RunDirectory:
                 f"{self.environment_file} does not name the command of the run; expected an object "
                 'with the entry "verb", as beit writes it'
             )
-        return str(recorded["verb"])
+        return recorded
+
+    def verb(self) -> str:
+        """Read the command of this run."""
+        return str(self.environment()["verb"])
+
+    def saved_steps(self) -> dict[int, Path]:
+        """Return the files of the checkpoints, by their step."""
+        files = self.checkpoints.iterdir() if self.checkpoints.is_dir() else ()
+        return {int(name[1]): file for file in files if (name := _CHECKPOINT.fullmatch(file.name))}
+
+    def saved_step(self) -> int | None:
+        """Return the step of the newest checkpoint; None without one."""
+        return max(self.saved_steps(), default=None)
 
 
 def partial_path(run: str | Path) -> Path:

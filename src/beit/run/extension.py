@@ -17,7 +17,6 @@ from beit.files import PARTIAL_SUFFIX, write_text
 from beit.run.changes import recorded
 from beit.run.directory import RunDirectory
 from beit.run.images import kept_names
-from beit.run.reached import saved_step
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ class ExtendedRun(RunDirectory):
             if (before := self.trained[group].get(field)) != value:
                 self.notes.append(f"{name} {_text(value)} instead of {_text(before)}")
             self.settings[group][field] = value
-        self.step, self.goes_on = saved_step(self) or 0, False
+        self.step, self.goes_on = self.saved_step() or 0, False
 
     def check(self, before: Any, now: Any) -> None:
         """Describe the seam; refuse a run that ends before its last checkpoint.
@@ -130,17 +129,18 @@ def check_changeable(run: RunDirectory, changes: Mapping[str, Any]) -> None:
     """Refuse to change settings that a run's checkpoints depend on."""
     known = [name for name in CHANGEABLE if _has(run.config(), name)]
     for name in changes:
-        if name not in known:
-            moved = (
-                f". If images were only moved, write their place into {run.config_file} and add "
-            )
-            moved += "--accept_changed_data true"
-            raise ValueError(
-                f"{name} cannot be changed when a run resumes: its weights so far depend on it. "
-                f"What can be: {', '.join(known)}. Other settings need a new run, which may start "
-                f"from the weights of this one (--init {run.path}; for finetune and segment, "
-                f"--model {run.path})" + (moved if name in IMAGES else "")
-            )
+        if name in known:
+            continue
+        moved = ""
+        if name in IMAGES:
+            moved = f". If images were only moved, write their place into {run.config_file} and add"
+            moved += " --accept_changed_data true"
+        raise ValueError(
+            f"{name} cannot be changed when a run resumes: its weights so far depend on it. What "
+            f"can be: {', '.join(known)}. Other settings need a new run, which may start from the "
+            f"weights of this one (--init {run.path}; for finetune and segment, --model {run.path})"
+            + moved
+        )
 
 
 def _has(settings: Mapping[str, Any], name: str) -> bool:

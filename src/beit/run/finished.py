@@ -1,12 +1,21 @@
-"""What a finished run has logged, of the weights that it has kept."""
+"""Whether a run is finished, and what it has logged of the weights that it has kept."""
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from beit.run.directory import RunDirectory
 from beit.run.log import read_log
 
 CHOOSES = ("val_top1", "val_miou")  # the metrics that choose the best weights
+
+
+def is_finished(run: RunDirectory) -> bool:
+    """Whether a run has its weights, and no later checkpoint."""
+    if not run.weights_file.is_file():
+        return False
+    ended = run.weights_file.stat().st_mtime_ns
+    return all(file.stat().st_mtime_ns <= ended for file in run.saved_steps().values())
 
 
 def last_validation(path: Path, kept: str = "last") -> dict[str, float]:

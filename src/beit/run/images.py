@@ -93,12 +93,12 @@ def _changes(directory: RunDirectory, lists: Lists) -> str:
     if not directory.images_file.exists():
         return ""
     kept = _kept(directory, most=max(MAX_BYTES, MAX_GROWTH * len(json.dumps(lists))))
-    pairs = {option: (kept.get(option, {}), now) for option, now in lists.items()}
-    # Lists of older versions have no values.
-    different = {
-        o: (then, now) for o, (then, now) in pairs.items() if not then or now | then != now
-    }
-    return "; ".join(f"{option}: {_difference(*pair)}" for option, pair in different.items())
+    changes = []
+    for option, now in lists.items():
+        then = kept.get(option, {})
+        if not then or now | then != now:  # lists of older versions have no values
+            changes.append(f"{option}: {_difference(then, now)}")
+    return "; ".join(changes)
 
 
 def kept_names(directory: RunDirectory, option: str) -> list[str]:
@@ -142,8 +142,6 @@ def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     new = now.get("values", [])
     old = then.get("values", new)
     if old != new:
-        gone, found = (
-            [v for v in one if v not in other] for one, other in ((old, new), (new, old))
-        )
-        parts.append(f"in the maps {some(gone)} then, {some(found)} now")
+        gone, added = [v for v in old if v not in new], [v for v in new if v not in old]
+        parts.append(f"in the maps {some(gone)} then, {some(added)} now")
     return ", ".join(parts if len(parts) > 1 else [*parts, "in another order"])

@@ -117,7 +117,8 @@ class Journal:
         self.config, self.fabric, self._about, self._run = config, fabric, about, config.run
         self._directory = directory
         self._first = fabric.is_global_zero
-        self.start_step, self._state = (directory and checkpoint.latest(directory)) or (0, {})
+        saved = None if directory is None else checkpoint.latest(directory)
+        self.start_step, self._state = saved or (0, {})
         self.steps_per_epoch = schedule.steps_per_epoch
         self.last_step = min(schedule.total_steps, config.run.stop_after or schedule.total_steps)
         self.step, self.saved_step = self.start_step, self.start_step if self._state else -1
@@ -157,7 +158,9 @@ class Journal:
         self._parts, resumed = {**parts, **own, "means": self.means}, bool(self._state)
         self.fabric.call("on_begin", self, self._parts)
         if resumed:  # checkpoints of older versions follow a log line and lack some parts
-            left_out = {*SUMS, "skips"} - self._state.keys() | (set() if self._first else {*SUMS})
+            left_out = {*SUMS, "skips"} - self._state.keys()
+            if not self._first:
+                left_out.update(SUMS)
             restored = {n: part for n, part in self._parts.items() if n not in left_out}
             checkpoint.restore(self.directory, self.start_step, restored, self._state)
             self._state = {}
@@ -292,7 +295,8 @@ class Journal:
         if self.fabric.world_size > 1:
             kept = summed(self.fabric, kept.float()) == self.fabric.world_size
         step_only_if(kept, optimizer)
-        measured += [{"grad_norm": norm}] * (self.config.optim.clip is not None)
+        if self.config.optim.clip is not None:
+            measured.append({"grad_norm": norm})
         for metrics in measured:
             self.means.add(metrics, kept)
         self.fabric.call("on_gradient", self, kept, norm, losses, optimizer)

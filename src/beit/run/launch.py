@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import inspect
-import json
 import logging
 import os
 import sys
@@ -25,8 +24,7 @@ from beit.run.extension import ExtendedRun
 from beit.run.journal import TrainingConfig
 from beit.run.lock import Lock, hold, reserve
 from beit.run.precision import bfloat16_unit, choose_precision
-from beit.run.profile import callbacks
-from beit.run.reached import saved_step
+from beit.run.profile import StepProfile
 from beit.run.skipping import guards
 from beit.run.tracking import tracking
 from beit.run.watching import watchers
@@ -114,8 +112,9 @@ def launch(
     # Fabric takes any process of a Slurm job for one of several, also a batch script, which is one
     # alone. The command has given torchrun's variables to those that srun started.
     alone = "SLURM_NTASKS" in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ
+    callbacks: list[Any] = [StepProfile(profile)] if profile else []
     fabric = Fabric(
-        callbacks=callbacks(profile) + (_of_training(track) if training else []),
+        callbacks=callbacks + (_of_training(track) if training else []),
         plugins=[LightningEnvironment()] if alone else None,
         accelerator=accelerator,
         devices=devices,
@@ -133,7 +132,7 @@ def launch(
 
 def _of_training(track: str) -> list[Any]:
     """Return the callbacks of a training, which its journal calls."""
-    callbacks = records.callbacks() + watchers() + budget.callbacks() + preemption.callbacks()
+    callbacks = [records.Opener(), *watchers(), *budget.callbacks(), *preemption.callbacks()]
     return callbacks + guards() + tracking(track)
 
 
@@ -207,8 +206,7 @@ def launch_run(config: TrainingConfig, directory: RunDirectory | None) -> Fabric
         return fabric
     logger.info("precision %s: %s", precision, reason)
     if directory is not None:
-        file = directory.environment_file
-        before = json.loads(file.read_text(encoding="utf-8")).get("precision", precision)
+        before = directory.environment().get("precision", precision)
         if before != precision:
             text = "%s began in precision %s; set device.precision in its config.yaml to keep that"
             logger.warning(text, directory.path, before)
@@ -242,7 +240,7 @@ def refuse_late_files(fabric: Fabric, directory: RunDirectory | None) -> None:
 
     They would train different weights. Network file systems may show new files late.
     """
-    step = -1 if directory is None else saved_step(directory) or 0
+    step = -1 if directory is None else directory.saved_step() or 0
     steps = {*gathered(fabric, torch.tensor([step], device=fabric.device)).tolist()}
     if len(steps) > 1:
         names = ", ".join("no run" if step < 0 else f"step {step}" for step in sorted(steps))

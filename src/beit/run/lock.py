@@ -71,9 +71,9 @@ def hold(directory: Path) -> Lock | None:
             if directory.name.endswith(PARTIAL_SUFFIX):
                 run = directory.with_name(directory.name[1 : -len(PARTIAL_SUFFIX)])
             text = f"{run} is in use by {holder}; wait until it ends, or stop it"
-            elsewhere = not holder.endswith(f" on {socket.gethostname()}")
-            gone = f". If that machine is gone, delete {directory / NAME}"
-            raise BlockingIOError(text + gone * elsewhere) from None
+            if not holder.endswith(f" on {socket.gethostname()}"):
+                text += f". If that machine is gone, delete {directory / NAME}"
+            raise BlockingIOError(text) from None
         return None
     os.ftruncate(file, 0)
     os.pwrite(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)

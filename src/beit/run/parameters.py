@@ -3,6 +3,7 @@
 import logging
 import re
 from collections.abc import Iterable
+from itertools import compress
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
@@ -99,9 +100,10 @@ def build_optimizer(
         "weight_decay": 0.0,  # each group has its own
         "fused": fused,
     }
-    optimizer = (
-        AdamW(groups, **settings) if config.kind == "adamw" else _muon(groups, config, settings)
-    )
+    if config.kind == "muon":
+        optimizer: AdamW = _muon(groups, config, settings)
+    else:
+        optimizer = AdamW(groups, **settings)
     set_learning_rate(optimizer, config.learning_rate)
     return optimizer
 
@@ -117,10 +119,8 @@ def _muon(
             "optim.kind is muon, which is for the weight matrices of Transformer blocks, and this "
             "model has none to train; use adamw"
         )
-    taken, total = (
-        sum(weight.numel() for weight in weights) / 1e6
-        for weights in (matrices, [weight for part in parts for weight in part["params"]])
-    )
+    taken = sum(matrix.numel() for matrix in matrices) / 1e6
+    total = sum(weight.numel() for part in parts for weight in part["params"]) / 1e6
     device = matrices[0].device.type
     dtype = torch.bfloat16 if bfloat16_unit(device) else torch.float32
     logger.info(
@@ -134,16 +134,11 @@ def _matrices_apart(group: dict[str, Any], muon_rate: float) -> list[dict[str, A
     """Split a parameter group into that of Muon's matrices and that of the rest."""
     parts = []
     for orthogonal in (True, False):
-        named = [
-            (name, weight)
-            for name, weight in zip(group["names"], group["params"], strict=True)
-            if orthogonal == (_MATRIX.search(name) is not None)
-        ]
-        if named:
-            names, weights = map(list, zip(*named, strict=True))
+        chosen = [orthogonal == (_MATRIX.search(name) is not None) for name in group["names"]]
+        if any(chosen):
+            changed = {key: list(compress(group[key], chosen)) for key in ("names", "params")}
             scale = group["lr_scale"] * (muon_rate if orthogonal else 1)
-            changed = {"names": names, "params": weights, "lr_scale": scale}
-            parts.append(group | changed | {"orthogonal": orthogonal})
+            parts.append(group | changed | {"lr_scale": scale, "orthogonal": orthogonal})
     return parts
 
 

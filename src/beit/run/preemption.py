@@ -17,15 +17,14 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from beit.run.directory import RunDirectory
-from beit.run.reached import is_finished, saved_step
+from beit.run.finished import is_finished
 
 if TYPE_CHECKING:
-    from lightning_fabric import Fabric
-
     from beit.run.agreement import Agreement
+    from beit.run.journal import Journal
 
 RETRY = 75  # exit code, EX_TEMPFAIL of sysexits.h: start me again
 INTERRUPTED = 130  # exit code, as shells have it
@@ -49,18 +48,6 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, message: str, exit_code: int = INTERRUPTED) -> None:
         super().__init__(message)
         self.exit_code = exit_code
-
-
-class Journal(Protocol):
-    """What a journal tells about its training."""
-
-    fabric: Fabric
-    records: Any
-    step: int
-    last_step: int
-    saved_step: int
-
-    def save(self) -> None: ...
 
 
 @contextmanager
@@ -214,10 +201,10 @@ class _Stop:
 
     def _state(self) -> str:
         if self.run is None or is_finished(run := RunDirectory(self.run)):
-            return self._advice and f"; {self._advice}"
+            return f"; {self._advice}" if self._advice else ""
         if not run.config_file.exists():
             return f" before {run.path} began; {self._advice or 'start it again'}"
-        step = saved_step(run)
+        step = run.saved_step()
         state = "no checkpoint yet" if step is None else f"the checkpoint of step {step} is saved"
         command = shlex.join([*_launcher(), "beit", run.verb(), "--resume", str(run.path)])
         return f"; {state}; {self._advice or f'go on with: {command}'}"

@@ -8,7 +8,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -19,6 +19,7 @@ from torch.optim.optimizer import (
 )
 from torch.profiler import ProfilerActivity, profile
 
+from beit.data.prefetch import Prefetch
 from beit.files import write_text
 from beit.run.directory import RunDirectory
 
@@ -33,12 +34,6 @@ KINDS = {
     "normalisation and activation": ("norm", "gelu", "relu", "silu", "swish", "tanh", "sigmoid"),
 }
 OTHER = "other operators"
-
-
-class Stream(Protocol):
-    """The batches of a training; counts the seconds that the loop waited for them."""
-
-    wait_seconds: float
 
 
 class StepTimes:
@@ -70,7 +65,7 @@ class StepTimes:
 
         fabric.backward = marked  # type: ignore[method-assign]
 
-    def on_step_start(self, stream: Stream) -> None:
+    def on_step_start(self, stream: Prefetch) -> None:
         """Begin to measure after the warm-up."""
         self.taken += 1
         if self.taken == self.warm_up + 1:
@@ -81,7 +76,7 @@ class StepTimes:
             self.measuring = True
         self._waited, self._last = stream.wait_seconds, self._now()
 
-    def on_step_end(self, stream: Stream, directory: RunDirectory, last: bool) -> None:
+    def on_step_end(self, stream: Prefetch, directory: RunDirectory, last: bool) -> None:
         """Add up the step."""
         if self.measuring:
             self._mark(REST)
@@ -119,16 +114,17 @@ class StepProfile(StepTimes):
         self._num_steps = num_steps
         self._profiler: profile | None = None
 
-    def on_step_start(self, stream: Stream) -> None:
+    def on_step_start(self, stream: Prefetch) -> None:
         """Begin to profile after the warm-up."""
         if self.taken == self.warm_up:
             activities = [ProfilerActivity.CPU]
-            activities += [ProfilerActivity.CUDA] * (self._device.type == "cuda")
+            if self._device.type == "cuda":
+                activities.append(ProfilerActivity.CUDA)
             self._profiler = profile(activities=activities)
             self._profiler.start()
         super().on_step_start(stream)
 
-    def on_step_end(self, stream: Stream, directory: RunDirectory, last: bool) -> None:
+    def on_step_end(self, stream: Prefetch, directory: RunDirectory, last: bool) -> None:
         """Add up the step; after the last one to profile, or of the run, write the files."""
         super().on_step_end(stream, directory, last)
         if self._profiler is None:
@@ -185,8 +181,3 @@ def _table(title: str, seconds: Mapping[str, float], steps: int) -> str:
         for name, value in sorted(seconds.items(), key=lambda item: -item[1])
     ]
     return "\n".join([f"| {title} | ms a step | share |", "|---|---|---|", *rows, ""])
-
-
-def callbacks(num_steps: int) -> list[Any]:
-    """Return the callbacks of a training that profiles so many steps; none for 0."""
-    return [StepProfile(num_steps)] if num_steps else []

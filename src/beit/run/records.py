@@ -9,49 +9,23 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
 import torch
-from lightning_fabric import Fabric
 
 from beit.files import PARTIAL_SUFFIX, replacing
-from beit.run.checkpoint import saved_steps
-from beit.run.directory import RunConfig, RunDirectory
+from beit.run.directory import RunDirectory
+from beit.run.journal import Journal
 from beit.run.log import MetricsLog
 
 _PLAIN = (int, float, bool, str, bytes, type(None))
 
 
-class Config(Protocol):
-    """The settings of a training that matter here."""
+class Opener:
+    """The callback that gives a journal its records."""
 
-    @property
-    def run(self) -> RunConfig: ...
-
-
-class Journal(Protocol):
-    """What a journal tells about its run."""
-
-    fabric: Fabric
-    records: Any
-    step: int
-    saved_step: int
-
-    @property
-    def config(self) -> Config: ...
-    @property
-    def directory(self) -> RunDirectory: ...
-    def message(self, text: str) -> None: ...
-
-
-def callbacks() -> list[Any]:
-    """Return the callbacks of a training that begins now."""
-    return [_Opener()]
-
-
-class _Opener:
     def on_directory(self, journal: Journal, resume_step: int | None) -> None:
-        """Give the journal its records."""
+        """Open them in the run directory."""
         journal.records = Records(journal, resume_step)
 
 
@@ -168,7 +142,7 @@ def save(
 def _remove_others(run: RunDirectory, step: int, keep_last: int, keep_every: int) -> None:
     for leftover in run.checkpoints.glob(f".*{PARTIAL_SUFFIX}"):  # left by a killed process
         leftover.unlink(missing_ok=True)
-    saved = saved_steps(run)
+    saved = run.saved_steps()
     # A newer checkpoint is damaged, since the run was resumed from an older one: remove it.
     past = sorted(other for other in saved if other <= step)
     kept = {step for step in past if keep_every and step and step % keep_every == 0}

@@ -39,16 +39,7 @@ def from_plain(hint: Any, value: Any, name: str) -> Any:
             type and the value.
     """
     if dataclasses.is_dataclass(hint) and isinstance(hint, type):
-        hints = typing.get_type_hints(hint)
-        if not isinstance(value, dict):
-            raise ValueError(f"{name} is {value!r}, expected a mapping")
-        unknown = [field for field in value if field not in hints]
-        if unknown:
-            raise ValueError(f"{name} has unknown fields: {first(unknown)}")
-        if missing := [field for field in _required(hint) if field not in value]:
-            raise ValueError(f"{name} lacks {first(missing)}")
-        fields = {field: from_plain(hints[field], entry, field) for field, entry in value.items()}
-        return hint(**fields)
+        return _dataclass_from(hint, value, name)
     origin, options = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         for option in options:
@@ -72,8 +63,14 @@ def from_plain(hint: Any, value: Any, name: str) -> Any:
     raise ValueError(f"{name} is {value!r}, expected {getattr(hint, '__name__', hint)}")
 
 
-def _required(kind: Any) -> list[str]:
-    """Return the names of the fields of a dataclass that have no default."""
-    none = dataclasses.MISSING
+def _dataclass_from(kind: Any, value: Any, name: str) -> Any:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} is {value!r}, expected a mapping")
+    hints, none = typing.get_type_hints(kind), dataclasses.MISSING
+    if unknown := [field for field in value if field not in hints]:
+        raise ValueError(f"{name} has unknown fields: {first(unknown)}")
     fields = dataclasses.fields(kind)
-    return [f.name for f in fields if f.default is none and f.default_factory is none]
+    required = [f.name for f in fields if f.default is none and f.default_factory is none]
+    if missing := [field for field in required if field not in value]:
+        raise ValueError(f"{name} lacks {first(missing)}")
+    return kind(**{field: from_plain(hints[field], entry, field) for field, entry in value.items()})

@@ -14,37 +14,20 @@ from contextvars import ContextVar
 from math import inf, isfinite
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 from torch.optim import Optimizer
 
 from beit.files import replacing
-from beit.run.checkpoint import saved_steps
 from beit.run.device import gathered, precision_of, scaler_of
 from beit.run.directory import RunConfig, RunDirectory
+from beit.run.journal import Journal
 
 KEPT = 2  # records in a run directory, each with the model's weights
 NORMS = 100  # the last ones, of which the median is taken
 FEWEST = 20  # before which no gradient is called a spike
-
-
-class Journal(Protocol):
-    """What this module needs of `beit.run.journal.Journal`."""
-
-    fabric: Fabric
-    step: int
-    steps_per_epoch: int
-    indices: list[Tensor]
-    largest_norm: float
-
-    @property
-    def config(self) -> Any: ...
-    @property
-    def directory(self) -> RunDirectory: ...
-    def log_warning(self, text: str) -> None: ...
 
 
 class Step(NamedTuple):
@@ -144,8 +127,7 @@ class Skips:
 
     @property
     def _run(self) -> RunConfig:
-        run: RunConfig = self._journal.config.run
-        return run
+        return self._journal.config.run
 
     def _set_limit(self) -> None:
         times = self._run.skip_spikes
@@ -158,7 +140,8 @@ class Skips:
         losses = gathered(fabric, step.values[None, 2:].to(fabric.device)).tolist()
         indices = gathered(fabric, torch.cat(step.indices)[None].to(fabric.device)).tolist()
         scaler = scaler_of(fabric)
-        if _finite(losses) and not isfinite(norm) and scaler and scaler.get_scale() >= 1:
+        finite = all(isfinite(loss) for values in losses for loss in values)
+        if finite and not isfinite(norm) and scaler and scaler.get_scale() >= 1:
             return  # no fault: the scaler seeks its scale
         self.in_a_row += 1
         fault = self._fault(step, norm, losses)
@@ -201,12 +184,8 @@ class Skips:
         return f"the norm of the gradient is {norm:.3g}, above {times:g} times its median"
 
 
-def _finite(losses: list[list[float]]) -> bool:
-    return all(isfinite(loss) for values in losses for loss in values)
-
-
 def _last_good(run: RunDirectory) -> str:
-    saved = saved_steps(run)
+    saved = run.saved_steps()
     return f"last good checkpoint: {saved[max(saved)] if saved else 'none'}"
 
 

@@ -1,6 +1,6 @@
 """Mirror a run to trackers, for `run.track`: TensorBoard, Weights & Biases, MLflow, trackio.
 
-A process of its own, `beit.run.trackers`, reads the logs and the report from the run directory and
+A process of its own, `beit.run.mirror`, reads the logs and the report from the run directory and
 passes them on, so that no tracker can stop or slow a training. The callback of lightning-fabric
 here starts it and says how far the run is; loops need not know it.
 """
@@ -11,12 +11,11 @@ import sys
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol
-
-from lightning_fabric import Fabric
+from typing import Any
 
 import beit
 from beit.run.directory import RunDirectory
+from beit.run.journal import Journal
 
 # The package to import and the one to install, by tracker.
 PACKAGES = {
@@ -27,18 +26,6 @@ PACKAGES = {
 }
 END_SECONDS = 120  # for what is left to pass on at the end of a run
 LOG_FILE = "tracking.log"  # what the trackers print
-
-
-class Steps(Protocol):
-    """What a journal tells about its steps."""
-
-    fabric: Fabric
-    step: int
-    recorded: dict[str, float]
-
-    @property
-    def directory(self) -> RunDirectory: ...
-    def message(self, text: str) -> None: ...
 
 
 def tracking(track: str) -> list[Any]:
@@ -73,12 +60,12 @@ class Tracking:
         self._names, self._failed = names, False
         self._process: subprocess.Popen[bytes] | None = None
 
-    def after_step(self, journal: Steps) -> None:
+    def after_step(self, journal: Journal) -> None:
         """Pass on what was logged in this step."""
         if journal.fabric.is_global_zero and journal.recorded:
             self._tell(journal, f"{journal.step}\n")
 
-    def after_finish(self, journal: Steps) -> None:
+    def after_finish(self, journal: Journal) -> None:
         """Pass on the rest and the report, and wait for that."""
         if not journal.fabric.is_global_zero:
             return
@@ -97,7 +84,7 @@ class Tracking:
         self._check(journal)
         process.stdout.close()
 
-    def _tell(self, journal: Steps, line: str) -> None:
+    def _tell(self, journal: Journal, line: str) -> None:
         """Write a line to the process; never wait for it."""
         if self._failed:
             return
@@ -120,7 +107,7 @@ class Tracking:
         """Start the process; writing to it and reading from it never waits."""
         path = [str(Path(beit.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path))}
-        command = [sys.executable, "-P", "-m", "beit.run.trackers", str(directory.path)]
+        command = [sys.executable, "-P", "-m", "beit.run.mirror", str(directory.path)]
         with (directory.path / LOG_FILE).open("ab") as log:
             process = subprocess.Popen(
                 [*command, *self._names],
@@ -135,7 +122,7 @@ class Tracking:
             os.set_blocking(stream.fileno(), False)
         return process
 
-    def _show_messages(self, journal: Steps) -> None:
+    def _show_messages(self, journal: Journal) -> None:
         """Show the lines that the process has written for the user."""
         assert self._process is not None and self._process.stdout is not None
         try:
@@ -145,12 +132,12 @@ class Tracking:
         for line in lines.decode(errors="replace").splitlines():
             journal.message(line)
 
-    def _check(self, journal: Steps) -> None:
+    def _check(self, journal: Journal) -> None:
         assert self._process is not None
         if self._process.returncode:
             self._warn(journal, f"their process ended with exit code {self._process.returncode}")
 
-    def _warn(self, journal: Steps, reason: str) -> None:
+    def _warn(self, journal: Journal, reason: str) -> None:
         """Say once that there will be no more tracking."""
         if not self._failed:
             journal.message(

@@ -6,27 +6,14 @@ A callback of lightning-fabric, so that loops need not know it: the journal call
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Protocol
+from typing import Any
 
-from lightning_fabric import Fabric
+from beit.run.journal import Journal
 
 OnStep = Callable[[int, dict[str, float]], object]
 
 _watching: ContextVar[OnStep | None] = ContextVar("watching", default=None)
 _measuring: ContextVar[Any] = ContextVar("measuring", default=None)
-
-
-class Steps(Protocol):
-    """What a journal tells about its steps."""
-
-    fabric: Fabric
-    step: int
-    last_step: int
-    recorded: dict[str, float]
-
-    @property
-    def logs(self) -> bool: ...
-    def message(self, text: str) -> None: ...
 
 
 @contextmanager
@@ -66,7 +53,7 @@ class _Watcher:
     def __init__(self, on_step: OnStep) -> None:
         self._on_step, self._stops = on_step, False
 
-    def after_step(self, journal: Steps) -> None:
+    def after_step(self, journal: Journal) -> None:
         """Call the function, and shorten the run if it has asked for that."""
         if journal.fabric.is_global_zero and not self._stops:
             self._stops = self._on_step(journal.step, dict(journal.recorded)) is False

@@ -7,8 +7,8 @@ views fill `Batch.images` and `Batch.label_maps`.
 import torch
 from torch import Tensor
 
+from beit.data.cached import cached
 from beit.data.source import Source
-from beit.data.sources import cached
 from beit.segmentation.label_maps import LabelMaps, read_pair
 from beit.segmentation.views import SegmentViews
 

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from beit.data.channels import compare_pixels
-from beit.weights import hub
-from beit.weights.crop import described, weights_of
+from beit.weights.crop import described, described_by, weights_of
 
 
 def check_bands(source: str, *data: str | Sequence[str]) -> None:
@@ -21,9 +20,8 @@ def check_bands(source: str, *data: str | Sequence[str]) -> None:
     Raises:
         ValueError: they have another number of channels.
     """
-    if source.startswith((hub.PUBLISHED, "teacher:")):
-        return
-    trained = bands_in(hub.fetch(source) if source.startswith(hub.SCHEMES) else Path(source))
+    path = described_by(source)
+    trained = None if path is None else bands_in(path)
     if trained is not None:
         specs = [spec for one in data for spec in ([one] if isinstance(one, str) else one)]
         compare_pixels(trained, f"{source} was trained with", *specs)

@@ -8,18 +8,18 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from beit.data.views import CROP_RATIO
 from beit.run.directory import RunDirectory
 from beit.weights import hub, manifest
 from beit.weights.file import FORMAT, read_shapes
 
 logger = logging.getLogger(__name__)
 
-DEFAULT = 0.875  # of ImageNet: 224 of 256 pixels
 # Larger images are validated without cropping (docs/reference/finetuning.md, "Evaluation view").
 WHOLE_FROM = 384
 
 
-def crop_ratio(source: str, given: float | None, default: float = DEFAULT) -> float:
+def crop_ratio(source: str, given: float | None, default: float = CROP_RATIO) -> float:
     """Return the side of the centre crop over the shorter side: given, the model's, or default.
 
     Args:
@@ -37,9 +37,8 @@ def stated_crop(source: str) -> tuple[float, str] | None:
     """Read what a model's files say: the crop, and a note if theirs differs; None if none does."""
     if source.startswith(hub.PUBLISHED):
         return _published(source.removeprefix(hub.PUBLISHED))
-    if source.startswith("teacher:"):
-        return None
-    return crop_in(hub.fetch(source) if source.startswith(hub.SCHEMES) else Path(source))
+    path = described_by(source)
+    return None if path is None else crop_in(path)
 
 
 def crop_in(path: Path) -> tuple[float, str] | None:
@@ -72,6 +71,13 @@ def _published(name: str) -> tuple[float, str] | None:
     if file is None or file.model != "ImageClassifier" or not large:
         return None
     return 1.0, f"as published for images from {WHOLE_FROM} pixels on"
+
+
+def described_by(source: str) -> Path | None:
+    """Return the run, file or folder of a model; None if it says nothing of the model's images."""
+    if source.startswith((hub.PUBLISHED, "teacher:")):
+        return None
+    return hub.fetch(source) if source.startswith(hub.SCHEMES) else Path(source)
 
 
 def weights_of(path: Path) -> Path:

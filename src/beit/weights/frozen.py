@@ -81,15 +81,7 @@ def open_frozen_model(
     """
     if source.startswith(TEACHER):
         name = source.removeprefix(TEACHER)
-        teacher = load_teacher(name, image_size, untrained is None, num_heads).to(device)
-
-        def read_teacher(images: Tensor, kinds: Collection[Kind]) -> FeaturesByKind:
-            tokens = Tokens(None, teacher.features(images, teacher.grid))
-            return {kind: pooled(tokens, kind.pooling) for kind in kinds}
-
-        sizes = (teacher.image_size, teacher.width)
-        return FrozenModel(read_teacher, *sizes, network=teacher, grid=teacher.grid)
-
+        return _of_teacher(load_teacher(name, image_size, untrained is None, num_heads).to(device))
     size = None if image_size is None else size_pair(image_size)
     model = load_start(source, size, num_heads=num_heads)
     backbone = required_backbone(model, source)
@@ -102,8 +94,20 @@ def open_frozen_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(untrained)
             backbone = VisionTransformer(backbone.config)
-    vit = backbone.to(device).eval()
+    aggregated = isinstance(model, MaskedImageModel) and model.config.head_layers > 0
+    return _of_backbone(backbone.to(device).eval(), "cls" if aggregated else "mean")
 
+
+def _of_teacher(teacher: Teacher) -> FrozenModel:
+    def read(images: Tensor, kinds: Collection[Kind]) -> FeaturesByKind:
+        tokens = Tokens(None, teacher.features(images, teacher.grid))
+        return {kind: pooled(tokens, kind.pooling) for kind in kinds}
+
+    sizes = (teacher.image_size, teacher.width)
+    return FrozenModel(read, *sizes, network=teacher, grid=teacher.grid)
+
+
+def _of_backbone(vit: VisionTransformer, paper: Literal["cls", "mean"]) -> FrozenModel:
     def read(images: Tensor, kinds: Collection[Kind]) -> FeaturesByKind:
         features = vit(images, layers={kind.layer for kind in kinds} - {None})
         tokens: dict[Layer, Tokens] = {None: Tokens(features.cls, features.patches)}
@@ -111,8 +115,6 @@ def open_frozen_model(
             tokens[block] = Tokens(output[:, 0], output[:, 1:])
         return {kind: pooled(tokens[kind.layer], kind.pooling) for kind in kinds}
 
-    aggregated = isinstance(model, MaskedImageModel) and model.config.head_layers > 0
-    paper: Literal["cls", "mean"] = "cls" if aggregated else "mean"
     config = vit.config
     return FrozenModel(
         read, config.image_size, config.width, config.depth, True, paper, vit, config.grid

@@ -78,9 +78,9 @@ def push(repository: str, files: Mapping[str, Path], card: str, private: bool = 
         card: Markdown, uploaded as README.md
         private: refuse an existing public repository; false: the owner's default visibility
     """
-    from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+    from huggingface_hub import CommitOperationAdd, HfApi, get_token
 
-    reason = unreachable(constants.ENDPOINT)
+    reason = unreachable()
     if reason is not None:
         raise OSError(f"the hub cannot be reached ({reason}); nothing was uploaded")
     if get_token() is None:
@@ -127,17 +127,25 @@ def _published(file: manifest.PublishedFile) -> Path:
 
 
 def _from_hub(source: str) -> Path:
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     repository, revision, file = location(source)
     refuse_shard(PurePosixPath(file or ""))
-    reason = unreachable(constants.ENDPOINT)  # if set, only the cache is searched
+    reason = unreachable()  # if set, only the cache is searched
 
     def get(name: str) -> Path:
         options: dict[str, Any] = {"revision": revision, "local_files_only": reason is not None}
         options |= {"library_name": "beit", "library_version": beit.__version__}
         return Path(hf_hub_download(repository, name, **options))
+
+    def get_shards(name: str, index: Path) -> None:
+        for shard in sorted(set(weight_map(index).values())):
+            try:
+                get(str(PurePosixPath(name).with_name(shard)))
+            except EntryNotFoundError as error:
+                why = reason or first_line(error)
+                raise OSError(f"{name} names {shard}, which is missing ({why})") from error
 
     candidates = REPOSITORY_FILES if file is None else {file: REPOSITORY_FILES.get(file, ())}
     try:
@@ -152,26 +160,26 @@ def _from_hub(source: str) -> Path:
             for companion in companions:
                 with suppress(EntryNotFoundError):
                     get(companion)
-            for shard in sorted(set(weight_map(path).values())) if name.endswith(INDEX) else ():
-                try:
-                    get(str(PurePosixPath(name).with_name(shard)))
-                except EntryNotFoundError as error:
-                    why = reason or first_line(error)
-                    raise OSError(f"{name} names {shard}, which is missing ({why})") from error
+            if name.endswith(INDEX):
+                get_shards(name, path)
             return path
     except hub_errors() as error:
         raise OSError(
             f"{source} could not be fetched: {first_line(error)}. If the repository is private, "
             "run `hf auth login`, or set HF_TOKEN"
         ) from error
+    raise _not_found(source, repository, [*candidates], reason)
+
+
+def _not_found(source: str, repository: str, names: list[str], reason: str | None) -> OSError:
+    """Say that a repository has none of the files; `reason` is why the hub was not asked."""
     if reason is not None:
-        usual = " or ".join(list(candidates)[:2])
-        raise OSError(
+        return OSError(
             f"{source} is not in the hub's cache, and the hub cannot be reached ({reason}); "
-            f"without a network, download {usual} elsewhere, with the .json files beside it (hf "
-            f"download {repository}), and give the folder"
+            f"without a network, download {' or '.join(names[:2])} elsewhere, with the .json files "
+            f"beside it (hf download {repository}), and give the folder"
         )
-    raise FileNotFoundError(
-        f"{source}: there is no {' nor '.join(candidates)}; "
+    return FileNotFoundError(
+        f"{source}: there is no {' nor '.join(names)}; "
         f"name one of its files, as in {HUB}{repository}/FILE"
     )

@@ -73,10 +73,9 @@ def of_file(file_name: str) -> PublishedFile | None:
 def find(name: str) -> PublishedFile:
     """Look up a published file by NAME or by file name."""
     files = published_files()
-    by_file = {file.file: file for file in files.values()}
-    if name in files or name in by_file:
-        return files.get(name) or by_file[name]
-    near = get_close_matches(name, [*files, *by_file], n=1)
+    if file := files.get(name) or of_file(name):
+        return file
+    near = get_close_matches(name, [*files, *(file.file for file in files.values())], n=1)
     raise ValueError(
         f"no published file is called {name!r}{f'; did you mean {near[0]}?' if near else '.'} "
         "beit.weights.manifest.names() lists them, docs/hub.md describes them"

@@ -18,11 +18,11 @@ from beit.nn.vit import VisionTransformer
 from beit.run.directory import RunDirectory
 from beit.run.settings import first
 from beit.weights import hub, manifest
+from beit.weights.assemble import TABLE
 from beit.weights.bands import bands_in
 from beit.weights.crop import crop_in
 from beit.weights.file import (
     FORMAT,
-    TABLE,
     EarlyLayersUnknownError,
     SizeUnknownError,
     kind_of,
@@ -77,11 +77,10 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     path, overrides = _local_path(source, overrides)
     model = _load(path, **overrides)
     is_published = str(source).startswith(hub.PUBLISHED)
-    is_remote = str(source).startswith(hub.SCHEMES)
-    where = path if is_remote else Path(source)
-    stated = crop_in(where)
+    where = path if str(source).startswith(hub.SCHEMES) else Path(source)
+    crop = crop_in(where)
     for part in (model, backbone_of(model) or model):
-        part.crop_ratio = None if stated is None else stated[0]  # type: ignore[assignment]
+        part.crop_ratio = None if crop is None else crop[0]  # type: ignore[assignment]
         part.pixel_options = None if is_published else bands_in(where)  # type: ignore[assignment]
     return model
 
@@ -104,8 +103,8 @@ def _load(path: Path, **overrides: Any) -> nn.Module:
             f"itself, {'; '.join(layout.what for layout in LAYOUTS)}. Other vision models can "
             f"serve as a teacher (beit.load_teacher), those of timm as timm:NAME@{path}"
         )
-    is_dalle = path.name.removeprefix("dall_e_") in dalle.FILES  # prefix of downloads
-    if is_dalle and layout.module is not dalle:
+    named_dalle = path.name.removeprefix("dall_e_") in dalle.FILES  # prefix of downloads
+    if named_dalle and layout.module is not dalle:
         raise ValueError(
             f"{path} has the name of DALL-E's tokenizer, but holds another model: "
             f"{layout.what}; to load it, rename the file"
@@ -119,14 +118,14 @@ def _load(path: Path, **overrides: Any) -> nn.Module:
         if str(path) in str(error):
             raise
         raise ValueError(f"{path}: {error}") from error
-    if layout.module in GUESSED and not settings and manifest.of_file(path.name) is None:
-        if not isinstance(model, VQKD) and not {"mean", "std"} <= overrides.keys():
-            logger.warning(
-                "%s does not say how its images were normalised; taken as by ImageNet's mean and "
-                "std, as for BEiT v2. timm's beit_*, and BEiT v1 of ImageNet-22k, need "
-                "mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)",
-                path,
-            )
+    unsaid = layout.module in GUESSED and not settings and manifest.of_file(path.name) is None
+    if unsaid and not isinstance(model, VQKD) and not {"mean", "std"} <= overrides.keys():
+        logger.warning(
+            "%s does not say how its images were normalised; taken as by ImageNet's mean and std, "
+            "as for BEiT v2. timm's beit_*, and BEiT v1 of ImageNet-22k, need "
+            "mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)",
+            path,
+        )
     if manifest.is_of_imagenet(path.name) or is_of_imagenet(settings.get("config", {})):
         _name_classes(model, str(path))
     return model
@@ -295,28 +294,9 @@ def _local_path(source: str | Path, overrides: dict[str, Any]) -> tuple[Path, di
 
 
 def _find_file(path: Path) -> Path:
-    """Find the weights in a folder: those of a finished run, or of a repository."""
+    """Find the file of weights, or DALL-E's folder, at a path."""
     if path.is_dir():
-        if not RunDirectory(path).config_file.is_file():
-            file = hub.weights_in(path)
-            if file is not None or (path / "encoder.pkl").is_file():
-                return file or path
-            for shard in sorted(path.glob("*-of-*")):  # without their index
-                refuse_shard(shard)
-            files = [file.name for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)]
-            raise FileNotFoundError(
-                f"{path} is not a run directory: it has no config.yaml, nor has it "
-                f"{hub.WEIGHTS}, {' or '.join(hub.THEIRS)}"
-                + (f"; give one of its files: {first(files)}" if files else "")
-            )
-        run = RunDirectory.open(path)
-        if not run.weights_file.is_file():
-            raise ValueError(
-                f"the run in {path} is not finished: it has no {run.weights_file.name}; "
-                f"go on with: beit {run.verb()} --resume {path}"
-            )
-        return run.weights_file
-    expected = ", ".join(SUFFIXES)
+        return _find_in_folder(path)
     if str(path).startswith("teacher:"):
         name = str(path).removeprefix("teacher:")
         raise ValueError(
@@ -324,23 +304,51 @@ def _find_file(path: Path) -> Path:
             f"of beit; open it with beit.load_teacher({name!r}), or use beit embed or beit similar"
         )
     if not path.is_file():
-        in_hub = f", as in {hub.HUB}{path}" if hub.REPOSITORY.fullmatch(str(path)) else ""
-        hint = (
-            f"; expected a run directory, a file ({expected}), hf://OWNER/NAME{in_hub}, "
-            "published:NAME or beit:NAME"
-        )
-        if str(path).startswith("timm:"):
-            own = f"{hub.HUB}timm/{path.name[5:]}.TAG"
-            hint = f"; did you mean teacher:{path}? timm's BEiT weights in the hub are {own}"
-        elif str(path).startswith(("efficientnet-lite", "python:")):
-            hint = f"; did you mean teacher:{path}?"
-        elif (name := path.stem.partition("-")[0]) in manifest.names():
-            hint = f"; did you mean {hub.PUBLISHED}{name}?"
-        raise FileNotFoundError(f"{path} does not exist{near_path(path) or hint}")
+        raise FileNotFoundError(f"{path} does not exist{near_path(path) or _meant(path)}")
     if not path.name.endswith(SUFFIXES):
+        expected = ", ".join(SUFFIXES)
         raise ValueError(f"{path} ends in {path.suffix or 'nothing'}; expected {expected}")
     refuse_shard(path)
     return path
+
+
+def _find_in_folder(path: Path) -> Path:
+    """Find the weights in a folder: those of a finished run, or of a repository."""
+    if RunDirectory(path).config_file.is_file():
+        run = RunDirectory.open(path)
+        if not run.weights_file.is_file():
+            raise ValueError(
+                f"the run in {path} is not finished: it has no {run.weights_file.name}; "
+                f"go on with: beit {run.verb()} --resume {path}"
+            )
+        return run.weights_file
+    file = hub.weights_in(path)
+    if file is not None or (path / "encoder.pkl").is_file():
+        return file or path
+    for shard in sorted(path.glob("*-of-*")):  # without their index
+        refuse_shard(shard)
+    files = [file.name for file in sorted(path.iterdir()) if file.name.endswith(SUFFIXES)]
+    raise FileNotFoundError(
+        f"{path} is not a run directory: it has no config.yaml, nor has it "
+        f"{hub.WEIGHTS}, {' or '.join(hub.THEIRS)}"
+        + (f"; give one of its files: {first(files)}" if files else "")
+    )
+
+
+def _meant(path: Path) -> str:
+    """Say what a path that does not exist may have been meant to be."""
+    if str(path).startswith("timm:"):
+        own = f"{hub.HUB}timm/{path.name[5:]}.TAG"
+        return f"; did you mean teacher:{path}? timm's BEiT weights in the hub are {own}"
+    if str(path).startswith(("efficientnet-lite", "python:")):
+        return f"; did you mean teacher:{path}?"
+    if (name := path.stem.partition("-")[0]) in manifest.names():
+        return f"; did you mean {hub.PUBLISHED}{name}?"
+    in_hub = f", as in {hub.HUB}{path}" if hub.REPOSITORY.fullmatch(str(path)) else ""
+    return (
+        f"; expected a run directory, a file ({', '.join(SUFFIXES)}), hf://OWNER/NAME{in_hub}, "
+        "published:NAME or beit:NAME"
+    )
 
 
 def _read(path: Path) -> tuple[Mapping[str, Any], dict[str, str]]:

@@ -3,14 +3,15 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 
+from beit.nn.dvae import DiscreteVAEConfig
 from beit.nn.patches import Size
 from beit.nn.position import resize_relative_bias, resized, with_bias_per_block
 from beit.nn.vit import VisionTransformer, ViTConfig
-from beit.weights.file import TABLE
+from beit.weights.assemble import TABLE
 from beit.weights.open import load_start
 
 # Fields of a ViT that must be those of the source, besides whether it has a layer scale.
@@ -18,15 +19,6 @@ SHAPE = ("patch_size", "in_channels", "width", "depth", "num_heads", "mlp_ratio"
 # Fields that follow from the source unless they are set.
 FOLLOWING = (*SHAPE, "layer_scale", "absolute_positions", "relative_bias", "mean", "std")
 CODES = ("num_codes", "code_width", "l2_normalised", "levels")  # settings of a VQ-KD codebook
-
-
-class Normalising(Protocol):
-    """A configuration that says how images are normalised."""
-
-    @property
-    def mean(self) -> tuple[float, ...] | None: ...
-    @property
-    def std(self) -> tuple[float, ...] | None: ...
 
 
 Kind = Literal["taken", "resized", "new", "left out", "differs"]
@@ -74,11 +66,11 @@ def check_fit(source: ViTConfig, target: ViTConfig, origin: str, part: str) -> N
     Raises:
         ValueError: names what differs, and the options that make it fit.
     """
-    if not (different := misfits(source, target)):
+    different = misfits(source, target)
+    if not different:
         return
-    theirs, ours = (
-        ", ".join(f"{name} {_value(vit, name)}" for name in different) for vit in (source, target)
-    )
+    theirs = ", ".join(f"{name} {_value(source, name)}" for name in different)
+    ours = ", ".join(f"{name} {_value(target, name)}" for name in different)
     options = " ".join(f"--{part}.{name} {_value(source, name)}" for name in different)
     raise ValueError(
         f"{origin} has a ViT of {theirs}, but the settings are {ours}. To start from it give "
@@ -117,9 +109,9 @@ def carry_network(source: VisionTransformer, target: VisionTransformer, name: st
     notes, taken = list[Note](), list[str]()
     parts = {"absolute positions": "pos_embed", "relative bias": TABLE, "final norm": "norm.weight"}
     for what, ending in parts.items():
-        theirs, own, both = (
-            any(key.endswith(ending) for key in tensors) for tensors in (state, ours, fitting)
-        )
+        theirs = any(key.endswith(ending) for key in state)
+        own = any(key.endswith(ending) for key in ours)
+        both = any(key.endswith(ending) for key in fitting)
         if both and ending != "norm.weight" and old.grid != new.grid:
             grids = f"from a grid of {_grid(old.grid)} to {_grid(new.grid)}"
             notes.append(Note("resized", f"{what} of the {name}, {grids}"))
@@ -135,7 +127,9 @@ def carry_network(source: VisionTransformer, target: VisionTransformer, name: st
     return [Note("taken", text), *notes, *normalised(old, new)]
 
 
-def normalised(old: Normalising, new: Normalising) -> list[Note]:
+def normalised(
+    old: ViTConfig | DiscreteVAEConfig, new: ViTConfig | DiscreteVAEConfig
+) -> list[Note]:
     """Say if the new model normalises images in another way."""
     ours, theirs = (f"mean {model.mean} and std {model.std}" for model in (new, old))
     text = f"images are normalised by {ours}, for the source by {theirs}"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from beit.data.stores.hub import first_line, unreachable
 from beit.run.settings import first
-from beit.weights.file import mismatches
+from beit.weights.assemble import mismatches
 from beit.weights.formats.clip import from_clip
 from beit.weights.formats.containers import read_tensors
 from beit.weights.formats.published_config import num_heads_of, shape_of
@@ -118,14 +118,14 @@ def _file_overlay(cfg: Any, file: Path) -> dict[str, Any]:
 
 def _hub_overlay(name: str, cfg: Any) -> dict[str, Any]:
     """If the hub cannot be reached, set the file in its cache; raise OSError if there is none."""
-    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     if not cfg.has_weights:
         raise ValueError(
             f"timm has no pretrained weights for {name}; give timm:{name}@FILE or "
             "pretrained=False for random ones"
         )
-    reason = unreachable(constants.ENDPOINT)
+    reason = unreachable()
     if reason is None:
         return {}
     for filename in ("model.safetensors", "pytorch_model.bin"):
@@ -160,14 +160,14 @@ def plain_vit(
     from timm.models.vision_transformer import VisionTransformer
 
     tensors = {name: tensor.float() for name, tensor in state.items()}
-    width, _, patch_size, _ = shape_of(tensors, "patch_embed.proj.weight", 4, "the file")
+    shape = partial(shape_of, tensors, origin="the file")
+    width, _, patch_size, _ = shape("patch_embed.proj.weight", 4)
     registers = "reg_token" in tensors
-    num_registers = shape_of(tensors, "reg_token", 3, "the file")[1] if registers else 0
     num_prefix = 0 if registers else 1  # of the positions
-    num_patches = shape_of(tensors, "pos_embed", 3, "the file")[1] - num_prefix
-    hidden = shape_of(tensors, "blocks.0.mlp.fc1.weight", 2, "the file")[0]
+    num_patches = shape("pos_embed", 3)[1] - num_prefix
+    hidden = shape("blocks.0.mlp.fc1.weight", 2)[0]
     mlp: dict[str, Any] = {"act_layer": activation}
-    if hidden == 2 * shape_of(tensors, "blocks.0.mlp.fc2.weight", 2, "the file")[1]:
+    if hidden == 2 * shape("blocks.0.mlp.fc2.weight", 2)[1]:
         mlp = {"mlp_layer": SwiGLUPacked, "act_layer": "silu"}  # of DINOv2's giant
     side = math.isqrt(max(num_patches, 0))
     if side < 1 or side**2 != num_patches:
@@ -183,7 +183,7 @@ def plain_vit(
             norm_layer=partial(nn.LayerNorm, eps=norm_eps),
             pre_norm=clip,
             init_values=1e-5 if "blocks.0.ls1.gamma" in tensors else None,
-            reg_tokens=num_registers,
+            reg_tokens=shape("reg_token", 3)[1] if registers else 0,
             no_embed_class=registers,
             mlp_ratio=(hidden + 0.5) / width,  # timm rounds down
             **mlp,

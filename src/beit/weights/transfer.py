@@ -13,7 +13,7 @@ from beit.nn.position import resized, with_bias_per_block
 from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer
-from beit.weights.file import HEAD
+from beit.weights.assemble import HEAD
 from beit.weights.open import required_backbone
 
 logger = logging.getLogger(__name__)
@@ -82,43 +82,50 @@ def carry_head(
                 "leave out init_classes and carry_classes"
             )
         return ""
-    count, source_names = source.config.num_classes, source.config.class_names
-    if names is not None:
-        if len(names) != count:
-            head = f"the head of {origin} has {count}"
-            raise ValueError(f"init_classes names {len(names)} classes, but {head}")
-        known, given = in_one_language(names if source_names is None else source_names, names)
-        if [*map(spelled, known)] != [*map(spelled, given)]:
-            raise ValueError(f"init_classes contradicts the class names in {origin}")
-        source_names = tuple(names)
+    count, source_names = source.config.num_classes, _names_of(source, origin, names)
     target_names, new = target.config.class_names, target.config.num_classes
     try:
         match = match_classes(range(new), target_names, source_names, count, "the data", origin)
     except ValueError as error:  # without names the numbers are not the same classes
         match = Match({}, str(error))
     shared, rows = list(match.numbers), list(match.numbers.values())
-    nameless = source_names is None or target_names is None
     reads, read = READS[target.config.pooling], READS[source.config.pooling]
     moved = "" if reads == read else f"; it reads {reads} now, and was trained on {read}"
-    if len(shared) == new == count:
-        note = f", {match.note or 'class names unknown'}" if nameless else ""
-        target.head.weight[shared] = source.head.weight[rows]
-        target.head.bias[shared] = source.head.bias[rows]
-        return f"its head for {count} classes was copied{note}{moved}"
-    if not by_name:
+    whole = len(shared) == new == count
+    if not whole and not by_name:
         why = f" ({match.note})" if match.note else ""
         return f"its head for {count} classes was left out; that for {new} is new{why}"
-    if source_names is None or target_names is None:
+    nameless = source_names is None or target_names is None
+    if not whole and nameless:
         missing = f"{origin} (--init_classes FILE)" if source_names is None else "the data"
         lists = "needs both lists of class names"
         raise ValueError(f"carry_classes {lists}; that of {missing} is unknown")
     if not shared:
+        assert source_names is not None
         classes = f"those of {origin}, such as {source_names[0]}"
         raise ValueError(f"carry_classes: no class of the data is one of {classes}")
     target.head.weight[shared] = source.head.weight[rows]
     target.head.bias[shared] = source.head.bias[rows]
-    copied = f"{len(shared)} of {len(target_names)} rows were copied"
-    return f"{copied} from its head for {count} classes{moved}"
+    if whole:
+        note = f", {match.note or 'class names unknown'}" if nameless else ""
+        return f"its head for {count} classes was copied{note}{moved}"
+    return f"{len(shared)} of {new} rows were copied from its head for {count} classes{moved}"
+
+
+def _names_of(
+    source: ImageClassifier, origin: str, names: Sequence[str] | None
+) -> tuple[str, ...] | None:
+    """Return the class names of a classifier: `names`, which its own must not contradict."""
+    own, count = source.config.class_names, source.config.num_classes
+    if names is None:
+        return own
+    if len(names) != count:
+        head = f"the head of {origin} has {count}"
+        raise ValueError(f"init_classes names {len(names)} classes, but {head}")
+    known, given = in_one_language(names if own is None else own, names)
+    if [*map(spelled, known)] != [*map(spelled, given)]:
+        raise ValueError(f"init_classes contradicts the class names in {origin}")
+    return tuple(names)
 
 
 def carry_decoder(source: nn.Module, target: SemanticSegmenter) -> str:
@@ -136,9 +143,8 @@ def carry_decoder(source: nn.Module, target: SemanticSegmenter) -> str:
     if any(shapes.get(name) != tensor.shape for name, tensor in body.items()):
         return "its decoder is of another kind or size and was left out"
     # Published class names have blanks around them.
-    source_names, target_names = (
-        [spelled(name) for name in model.config.class_names or ()] for model in (source, target)
-    )
+    source_names = [spelled(name) for name in source.config.class_names or ()]
+    target_names = [spelled(name) for name in target.config.class_names or ()]
     old, new = source.config.num_classes, target.config.num_classes
     same = source_names == target_names and old == new
     target.load_state_dict(decoder if same else body, strict=False)

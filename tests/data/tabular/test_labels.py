@@ -4,7 +4,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from beit.data.tabular.labels import joined, numbered
+from beit.data.tabular.labels import joined
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ from beit.data.tabular.labels import joined, numbered
     ],
 )
 def test_labels_are_numbers_or_names(values, labels, names):
-    found, found_names, why = numbered(values)
+    found, found_names, why = joined([(values, None)], "the labels")
     assert found.dtype == torch.int64
     assert (found.tolist(), found_names, why) == (labels, names, "")
 
@@ -59,7 +59,7 @@ def test_labels_are_numbers_or_names(values, labels, names):
     ],
 )
 def test_a_column_without_labels_says_why(values, why):
-    labels, names, reason = numbered(values, "column 'x'")
+    labels, names, reason = joined([(values, None)], "column 'x'")
     assert labels is names is None
     assert re.search(why, reason)
 

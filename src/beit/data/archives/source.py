@@ -125,8 +125,6 @@ def open_tars(blobs: Sequence[Blob], reading: Reading, split: Split | None) -> F
     Raises:
         ValueError: a shard cannot be read, or an option of `reading` fits none of them.
     """
-    import pyarrow
-
     parts, said = list[TarFiles](), time.monotonic()
     for number, blob in enumerate(blobs, 1):
         parts.append(TarFiles(blob))
@@ -139,21 +137,7 @@ def open_tars(blobs: Sequence[Blob], reading: Reading, split: Split | None) -> F
     if not (reading.image or reading.label or any(part.about["samples"] for part in parts)):
         return _of_folders(parts, reading, split, notes)
     rows = _rows_of_ending(parts, reading.image, where)
-    columns = _columns(parts)
-    if reading.label and not columns:
-        raise ValueError(f"{where}: no .cls, .txt or .json beside the images; leave label= out")
-    label, why = None, f"{where} holds no labels beside the images"
-    if columns:
-        wanted = reading.label or (CLASS if CLASS in columns else "")
-        label, why = label_column(columns, where, wanted)
-    labels, names = None, None
-    if label is not None:
-        if unusable := [u[label] for p in parts if label in (u := p.about["unusable"])]:
-            raise ValueError(f"{where}: {label!r} {unusable[0]}; expected one number or name")
-        labels, names, why = joined(_values(parts, label), f"{label!r} of {where}")
-        pyarrow.default_memory_pool().release_unused()  # it keeps 150 MB of 14 million labels
-        if labels is None and reading.label:
-            raise ValueError(f"{where}?label={label}: {why}")
+    label, labels, names, why = _labels(parts, reading.label, where)
     if labels is not None and rows is not None:
         labels = labels[torch.from_numpy(rows)]
     source = FilesSource(parts, reading, rows, labels, names, why, _repeated(parts))
@@ -209,6 +193,33 @@ def _rows_of_ending(parts: Sequence[TarFiles], ending: str | None, where: str) -
         number = places.index(ending.lower()) if ending.lower() in places else -1
         taken.append(np.from_dlpack(column.indices) == number)
     return np.flatnonzero(np.concatenate(taken))
+
+
+def _labels(
+    parts: Sequence[TarFiles], wanted: str | None, where: str
+) -> tuple[str | None, Tensor | None, list[str] | None, str]:
+    """Read the labels beside the images of all parts.
+
+    Returns: the column, labels (all,) int64, the names of the classes, and why there are none
+    """
+    import pyarrow
+
+    columns = _columns(parts)
+    if not columns:
+        if wanted:
+            raise ValueError(f"{where}: no .cls, .txt or .json beside the images; leave label= out")
+        return None, None, None, f"{where} holds no labels beside the images"
+    label, why = label_column(columns, where, wanted or (CLASS if CLASS in columns else ""))
+    if label is None:
+        return None, None, None, why
+    for part in parts:
+        if reason := part.about["unusable"].get(label):
+            raise ValueError(f"{where}: {label!r} {reason}; expected one number or name")
+    labels, names, why = joined(_values(parts, label), f"{label!r} of {where}")
+    pyarrow.default_memory_pool().release_unused()  # it keeps 150 MB of 14 million labels
+    if labels is None and wanted:
+        raise ValueError(f"{where}?label={label}: {why}")
+    return label, labels, names, why
 
 
 def _columns(parts: Iterable[TarFiles]) -> list[str]:

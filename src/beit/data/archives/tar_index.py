@@ -165,14 +165,14 @@ def _built(blob: Blob, key: Mapping[str, Any]) -> Any:
         "ending": pyarrow.array(endings).dictionary_encode(),
         "digest": pyarrow.array(map(_digest, encoded), pyarrow.uint64()),
     }
-    for column in dict.fromkeys(column for fields in beside for column in fields):
-        found = [fields.get(column) for fields in beside]
-        if packed is not None and column == CLASS:
+    for name in dict.fromkeys(name for fields in beside for name in fields):
+        found = [fields.get(name) for fields in beside]
+        if packed is not None and name == CLASS:
             found = [_number(value, blob.where) for value in found]
         if why := _why_unusable(found):
-            unusable[column] = why
+            unusable[name] = why
         else:
-            columns[LABEL + column] = _encoded(found)
+            columns[LABEL + name] = _encoded(found)
     about = {"key": key, "samples": samples, "nested": nested, "several": several[:3]}
     about |= {"unusable": unusable, "notes": notes, "packed": packed is not None}
     about["class_names"] = packed.class_names if packed else None
@@ -207,11 +207,8 @@ def _members(blob: Blob) -> tuple[dict[str, Member], About | None, list[str]]:
                     name = posixpath.normpath(member.name).lstrip("/")
                     if member.issparse():
                         raise ValueError(f"{blob.where}: {name} is a sparse file; pack it anew")
-                    if member.islnk():
-                        links[name] = posixpath.normpath(member.linkname).lstrip("/")
-                    elif member.issym():
-                        folder = posixpath.dirname(name)
-                        links[name] = posixpath.normpath(posixpath.join(folder, member.linkname))
+                    if member.islnk() or member.issym():
+                        links[name] = _target(name, member)
                     elif name == ABOUT and member.isreg() and member.size <= _MOST_ABOUT:
                         file.seek(member.offset_data)
                         about = read_about(file.read(member.size), blob.where)
@@ -234,6 +231,13 @@ def _members(blob: Blob) -> tuple[dict[str, Member], About | None, list[str]]:
     if about is None and (folder := wrapping(blob.name, found)):
         found = {name.removeprefix(folder): file for name, file in found.items()}
     return found, about, notes
+
+
+def _target(name: str, link: tarfile.TarInfo) -> str:
+    """Return the file that a link stands for; symbolic ones are relative to their folder."""
+    if link.issym():
+        return posixpath.normpath(posixpath.join(posixpath.dirname(name), link.linkname))
+    return posixpath.normpath(link.linkname).lstrip("/")
 
 
 def _member(file: Any, name: str, member: tarfile.TarInfo, where: str) -> Member:

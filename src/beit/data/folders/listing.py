@@ -91,7 +91,8 @@ def listed(paths: Iterable[str], where: str) -> Listing:
         else:
             ending = ending if re.fullmatch(r"\.(?!\d+$)\w{1,9}", ending) else "(none)"
             others[ending] += 1
-            arrays += [path] * (ending == ARRAY)
+            if ending == ARRAY:
+                arrays.append(path)
             folder_of.setdefault(ending, os.path.join(where, os.path.dirname(path)).rstrip(os.sep))
     if not images and arrays:
         images = arrays
@@ -129,8 +130,10 @@ def _files(root: Path) -> Iterator[str]:
                 path, link = os.path.join(folder, entry.name), entry.is_symlink()
                 if not (os.path.isdir(entry.path) if link else entry.is_dir()):
                     yield path
-                elif not (link and _leads_back(root, path)):
-                    waiting += [path] * (entry.name.lower() not in _SNAPSHOTS)
+                elif link and _leads_back(root, path):
+                    continue
+                elif entry.name.lower() not in _SNAPSHOTS:
+                    waiting.append(path)
 
 
 def _leads_back(root: Path, path: str) -> bool:

@@ -113,7 +113,7 @@ def decode(
         if out_of_memory(error):
             raise
         absent = isinstance(error, ImportError) or "'imagecodecs' package" in str(error)
-        hint = ': pip install "beit[formats]"' * absent
+        hint = ': pip install "beit[formats]"' if absent else ""
         raise UnreadableImage(name, reason_of(error) + hint) from error
     header = read_header(data, name, max_pixels)
     try:
@@ -227,9 +227,11 @@ def rgb_of(header: Image.Image, data: bytes = b"", reading: Reading = AS_IT_IS) 
         image = _decoded(header, data, "RGBA" if transparent else "RGB")
         return over_white(image[:3], image[3]) if transparent else image
     mode = "L" if header.mode in ("1", "L", "LA", "La", "F") or header.mode[0] == "I" else "RGB"
-    values = _decoded(header, data, mode + "A" * transparent, deep).permute(1, 2, 0).numpy()
+    mode += "A" if transparent else ""
+    values = _decoded(header, data, mode, deep).permute(1, 2, 0).numpy()
     bands = values.shape[-1]
-    colours, alpha = (1,) if bands < 3 else (1, 2, 3), bands if bands % 2 == 0 else None
+    colours = (1,) if bands < 3 else (1, 2, 3)
+    alpha = bands if bands in (2, 4) else None
     scaled = (0, 65535) if deep and header.format == "PPM" else None  # by Pillow
     return to_channels(Samples(values, colours, alpha, range=scaled), reading)
 

@@ -68,11 +68,16 @@ def _read_tiff(data: bytes, reading: Reading, max_pixels: int) -> Samples | None
         values, orientation = image.asarray(), page.tags.valueof(274, default=1)
     axes = [image.axes.index("Y"), image.axes.index("X")]
     values = np.moveaxis(values, axes, (0, 1)).reshape(page.imagelength, page.imagewidth, -1)
-    grey = planes == 1 and kind in (0, 1) and colours == 1
+    shown: tuple[int, ...] = ()
+    if planes == 1 and kind == _RGB:
+        shown = (1, 2, 3)
+    elif planes == 1 and kind in (0, 1) and colours == 1:  # grey
+        shown = (1,)
+    alpha = bands - len(extra) + opacity.index(True) + 1 if any(opacity) else None
     return Samples(
         _upright(values, orientation),
-        (1,) if grey else (1, 2, 3) if planes == 1 and kind == _RGB else (),
-        bands - len(extra) + opacity.index(True) + 1 if any(opacity) else None,
+        shown,
+        alpha,
         premultiplied=1 in extra,
         inverted=kind == 0,
         range=(0, 2**bits - 1) if bits % 8 else None,

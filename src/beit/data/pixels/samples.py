@@ -47,8 +47,9 @@ def to_channels(samples: Samples, reading: Reading) -> Tensor:
     values, count = samples.values, samples.values.shape[-1]
     numbers = reading.bands or samples.colours
     if not numbers:
-        order = "1,2,3" if count == 3 else "3,2,1"
-        colours = f"which are red, green and blue, as in SOURCE?bands={order}, " * (count > 2)
+        order, colours = "1,2,3" if count == 3 else "3,2,1", ""
+        if count > 2:
+            colours = f"which are red, green and blue, as in SOURCE?bands={order}, "
         raise ValueError(
             f"{count} bands or pages; say {colours}which one is grey, as in SOURCE?bands=1, or "
             f"take all, as in SOURCE?bands=1-{count}"

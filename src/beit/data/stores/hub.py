@@ -46,7 +46,7 @@ def fetch_rows(source: str, split: Split | None) -> list[Path]:
         )
     repository = match["repository"]
     revisions = [match["revision"]] if match["revision"] else [None, CONVERTED]
-    reason, known = _unreachable(), list[str]()
+    reason, known = unreachable(), list[str]()
     for revision in revisions:
         commit, files = _listed(source, repository, revision, reason)
         known += files
@@ -65,13 +65,13 @@ def fetch_rows(source: str, split: Split | None) -> list[Path]:
         return list(pool.map(lambda file: _fetched(source, repository, commit, file), taken))
 
 
-def unreachable(endpoint: str) -> str | None:
+def unreachable() -> str | None:
     """Say why the hub cannot be reached, or None. Checking first saves a minute of retries."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    address = urlsplit(endpoint)
+    address = urlsplit(constants.ENDPOINT)
     if address.scheme in urllib.request.getproxies():  # the proxy connects, not this machine
         return None
     port = address.port or (80 if address.scheme == "http" else 443)
@@ -92,12 +92,6 @@ def hub_errors() -> tuple[type[Exception], ...]:
     from huggingface_hub.errors import HfHubHTTPError
 
     return (OSError, *cast(tuple[type[Exception], ...], HfHubHTTPError.__bases__))
-
-
-def _unreachable() -> str | None:
-    from huggingface_hub import constants
-
-    return unreachable(constants.ENDPOINT)
 
 
 def _listed(

@@ -18,26 +18,24 @@ _UNKNOWN = frozenset(["", "NA", "N/A", "nan", "NaN", "null", "NULL"])  # as R an
 Labels = tuple[Tensor | None, list[str] | None, str]
 
 
-def numbered(values: Any, column: str = "the column of labels") -> Labels:
-    """Turn a pyarrow array or chunked array of labels into numbers of classes.
+def joined(parts: Sequence[tuple[Any, Sequence[str] | None]], column: str) -> Labels:
+    """Turn the labels of one or several files into numbers of classes.
 
     Whole numbers, also as floats or text, stay as they are, without names; but if one is above
     `MAX_NUMBER` or negative, each distinct number is a class of that name. Text is a class name, in
     Unicode form NFC and without spaces around it; classes are numbered in the order of their names.
     Booleans are the classes False and True. Null, NaN, NA, empty text and -1 are unknown.
 
+    Files that number their classes differently are matched by name, also with names in text; a file
+    without names has those of the others.
+
+    Args:
+        parts: of each file a pyarrow array or chunked array, and what its numbers are named
+        column: in errors
+
     Returns:
         labels (n,) int64, -1 where unknown; class names or None; and "". For other types, for
         fractions, and if no label is known, None twice, and a clause about `column` that says why.
-    """
-    return joined([(values, None)], column)
-
-
-def joined(parts: Sequence[tuple[Any, Sequence[str] | None]], column: str) -> Labels:
-    """Join the labels of several files: arrays, and what their numbers are named, if known.
-
-    Files that number their classes differently are matched by name, also with names in text; a file
-    without names has those of the others. Returns what `numbered` does.
     """
     declared = list(dict.fromkeys(tuple(names) for _, names in parts if names))
     only = declared[0] if len(declared) == 1 else ()
@@ -104,9 +102,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, str):
         text = spelled(value)
         return None if text in _UNKNOWN else text
-    if isinstance(value, float):
-        return None if value != value else int(value) if value.is_integer() else value
-    return value
+    if isinstance(value, float) and value != value:  # NaN
+        return None
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _whole(values: list[Any], names: Sequence[str] = ()) -> list[Any]:

@@ -5,7 +5,6 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import takewhile
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -193,10 +192,9 @@ def _relative(files: Sequence[RowFile]) -> list[str]:
     """Name files relative to the folder that holds all of them."""
     names = [os.path.abspath(file) if isinstance(file, Path) else str(file) for file in files]
     parts = [name.split("/") for name in names]
-    shared = takewhile(
-        lambda level: len({*level}) == 1, zip(*(p[:-1] for p in parts), strict=False)
-    )
-    count = len(list(shared))
+    count = 0
+    while all(len(part) > count + 1 and part[count] == parts[0][count] for part in parts):
+        count += 1
     return ["/".join(part[count:]) for part in parts]
 
 

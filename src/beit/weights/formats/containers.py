@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from beit.run.settings import first
-from beit.weights.file import refuse_inflated
+from beit.weights.assemble import refuse_inflated
 from beit.weights.safe_pickle import records
 from beit.weights.shards import read_file, refuse_shard
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from beit.nn.dalle import GROUPS, DalleConfig, DalleTokenizer
 from beit.run.settings import first
-from beit.weights.file import assemble, read_safetensors, size_pair
+from beit.weights.assemble import assemble
+from beit.weights.file import read_safetensors, size_pair
 from beit.weights.formats.containers import named_tensors
 from beit.weights.formats.published_config import check_overrides, count_blocks, shape_of
 from beit.weights.mistaken import PICKLE, ZIP

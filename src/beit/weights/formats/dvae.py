@@ -9,7 +9,8 @@ from torch import Tensor
 
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
 from beit.run.settings import first
-from beit.weights.file import assemble, size_pair
+from beit.weights.assemble import assemble
+from beit.weights.file import size_pair
 from beit.weights.formats.containers import named_tensors
 from beit.weights.formats.published_config import check_overrides, shape_of
 

@@ -38,17 +38,21 @@ def without_prefix(
         listed = ", ".join(map(repr, prefixes))
         raise ValueError(f"{origin} has models under the prefixes {listed}; save one of them alone")
     prefix = "".join(prefixes)
-    removed = [repr(COMPILED)] * (named.keys() != tensors.keys())
-    removed += [f"the prefix {prefix!r}"] * bool(prefix)
-    names = [name for name in named if name.startswith(prefix)]
-    kept = {name.removeprefix(prefix): named[name] for name in names}
+    kept = {name.removeprefix(prefix): named[name] for name in named if name.startswith(prefix)}
+    removed = [repr(COMPILED)] if named.keys() != tensors.keys() else []
+    removed += [f"the prefix {prefix!r}"] if prefix else []
     if removed:
-        depth = prefix.count(".")
-        outside = (name.split(".") for name in named if not name.startswith(prefix))
-        groups = (".".join([*parts[:depth], *["*"] * (len(parts) > depth)]) for parts in outside)
+        outside = [name for name in named if not name.startswith(prefix)]
+        groups = (_beginning(name, prefix.count(".")) for name in outside)
         notes = "; left out ".join([f"of {len(kept)} names", *counted(groups)])
         logger.info("%s: removed %s %s", origin, " and ".join(removed), notes)
     return kept
+
+
+def _beginning(name: str, count: int) -> str:
+    """Shorten a name to so many parts: `decoder.*` for one; shorter names stay."""
+    parts = name.split(".")
+    return name if len(parts) <= count else ".".join([*parts[:count], "*"])
 
 
 def _prefixes(tensors: Mapping[str, Tensor], recognises: Recognises, depth: int) -> list[str]:

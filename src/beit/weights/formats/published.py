@@ -17,7 +17,7 @@ from beit.nn.segmenter import SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer
 from beit.run.settings import first
-from beit.weights.file import HEAD, assemble, config_of_vit
+from beit.weights.assemble import HEAD, assemble, config_of_vit
 from beit.weights.formats import published_names as names
 from beit.weights.formats.containers import named_tensors
 from beit.weights.formats.names import Rows

@@ -12,13 +12,7 @@ from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD, grid_of
 from beit.nn.relative_bias import CLS_ROWS
 from beit.nn.tokenizer import NO_CUT, VQKDConfig
 from beit.nn.vit import ViTConfig
-from beit.weights.file import (
-    NO_HEAD,
-    EarlyLayersUnknownError,
-    SizeUnknownError,
-    size_pair,
-    three,
-)
+from beit.weights.file import NO_HEAD, EarlyLayersUnknownError, SizeUnknownError, size_pair, three
 from beit.weights.formats.published_names import TABLE
 
 BACKBONE_OVERRIDES = ("num_heads", "image_size", "mean", "std")

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter
 from beit.run.settings import from_plain
-from beit.weights.file import assemble
+from beit.weights.assemble import assemble
 from beit.weights.formats import published_names as names
 from beit.weights.formats.containers import named_tensors
 from beit.weights.formats.names import Rows
@@ -132,10 +132,8 @@ def segmenter_config(
             "four blocks feed the pyramid; give layers=…"
         )
     num_rows, channels = shape_of(tensors, CLASSIFIER, 4, origin)[:2]
-    auxiliary, auxiliary_channels = (
-        AUXILIARY_CLASSIFIER in tensors,
-        SegmenterConfig.auxiliary_channels,
-    )
+    auxiliary = AUXILIARY_CLASSIFIER in tensors
+    auxiliary_channels = SegmenterConfig.auxiliary_channels
     if auxiliary:
         auxiliary_channels = shape_of(tensors, AUXILIARY_CLASSIFIER, 4, origin)[1]
     num_classes = overrides.get("num_classes", num_rows)

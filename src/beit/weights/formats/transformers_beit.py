@@ -75,27 +75,11 @@ def from_transformers(
             activation, images that are not square (transformers reads position tables with height
             and width exchanged), a larger LayerNorm epsilon.
     """
-    indices = [name for name in tensors if name.endswith(INDEX)]
-    state = {
-        name.replace(names.DATA2VEC, "beit.", 1): tensor
-        for name, tensor in tensors.items()
-        if name not in indices
-    }
-    state = fused(renamed(state, names.FILES), names.QUERY_KEY_VALUE, names.QKV)
-    architecture = _recognised(state)
+    state, architecture, left_out = _in_file_names(tensors)
     settings = settings_of(config or {}, architecture, origin) | normalisation_of(processor, origin)
     if overrides.get("num_classes") not in (None, len(settings.get("class_names", ()))):
         settings.pop("class_names", None)
     settings |= overrides
-    if architecture is names.BARE:
-        state = {name.removeprefix("beit."): tensor for name, tensor in state.items()}
-    left_out = [name for name in architecture.ignored if state.pop(name, None) is not None]
-    if indices:
-        left_out.append(f"{INDEX} ({len(indices)} tensors)")
-    if architecture is names.SEGMENTER and (count := _remove_idle_blocks(state)):
-        left_out.append(f"idle blocks at the end ({count})")
-    published = to_published_names(state, architecture, "transformers", origin)
-
     notes = [f"left out {', '.join(left_out)}"] if left_out else []
     if config and config.get("layer_norm_eps", NORM_EPS) != NORM_EPS:
         notes.append(f"its layer_norm_eps of {config['layer_norm_eps']} becomes {NORM_EPS}")
@@ -109,7 +93,7 @@ def from_transformers(
             "mean=… and std=…",
             origin,
         )
-
+    published = to_published_names(state, architecture, "transformers", origin)
     where = f"{origin} (transformers' {architecture.name}, by published names)"
     build = segmenter_and_summary if architecture is names.SEGMENTER else model_and_summary
     model, about = build(published, where, settings)
@@ -146,6 +130,31 @@ def to_transformers(model: nn.Module) -> dict[str, Tensor]:
         state["pooler.layernorm.weight"] = torch.ones(model.config.width)
         state["pooler.layernorm.bias"] = torch.zeros(model.config.width)
     return split(state, names.QUERY_KEY_VALUE, names.QKV)
+
+
+def _in_file_names(
+    tensors: Mapping[str, Tensor],
+) -> tuple[dict[str, Tensor], Architecture, list[str]]:
+    """Rename tensors as in files, with fused queries, keys and values; leave out the unused.
+
+    Returns: the tensors, the architecture that their names tell, and what was left out
+    """
+    indices = [name for name in tensors if name.endswith(INDEX)]
+    state = {
+        name.replace(names.DATA2VEC, "beit.", 1): tensor
+        for name, tensor in tensors.items()
+        if name not in indices
+    }
+    state = fused(renamed(state, names.FILES), names.QUERY_KEY_VALUE, names.QKV)
+    architecture = _recognised(state)
+    if architecture is names.BARE:
+        state = {name.removeprefix("beit."): tensor for name, tensor in state.items()}
+    left_out = [name for name in architecture.ignored if state.pop(name, None) is not None]
+    if indices:
+        left_out.append(f"{INDEX} ({len(indices)} tensors)")
+    if architecture is names.SEGMENTER and (count := _remove_idle_blocks(state)):
+        left_out.append(f"idle blocks at the end ({count})")
+    return state, architecture, left_out
 
 
 def _recognised(state: Mapping[str, Tensor]) -> Architecture:

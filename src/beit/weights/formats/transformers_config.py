@@ -11,7 +11,8 @@ from beit.nn.mim import MaskedImageModel
 from beit.nn.segmenter import POOL_SIDES, SemanticSegmenter
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.run.settings import from_plain
-from beit.weights.file import config_of_vit, size_pair
+from beit.weights.assemble import config_of_vit
+from beit.weights.file import size_pair
 from beit.weights.formats.names import Architecture
 from beit.weights.formats.transformers_names import BARE, CLASSIFIER, MASKED, SEGMENTER
 
