@@ -193,7 +193,11 @@ class EvalViews:
     """Two centre crops that differ in size only, as `TrainViews`: for the model and its target."""
 
     def __init__(
-        self, size: Size, target_size: Size, crop_ratio: float = CROP_RATIO, by_lanczos: bool = False
+        self,
+        size: Size,
+        target_size: Size,
+        crop_ratio: float = CROP_RATIO,
+        by_lanczos: bool = False,
     ) -> None:
         by_lanczos = by_lanczos and tuple(size) != tuple(target_size)
         self.both = EvalView(size, crop_ratio), EvalView(target_size, crop_ratio, by_lanczos)
