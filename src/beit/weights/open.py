@@ -144,7 +144,10 @@ def load_tokenizer(source: str | Path, **overrides: Any) -> Tokenizer:
     model = load(source, **overrides)
     if not isinstance(model, Tokenizer):
         kind = type(model).__name__
-        raise ValueError(f"{source} holds a {kind}, which has no encode(); expected a tokenizer")
+        advice = "as beit train-tokenizer makes, or beit:cifar10-small-tokenizer"
+        raise ValueError(
+            f"{source} holds a {kind}, which has no encode(); expected a tokenizer, {advice}"
+        )
     return model
 
 
