@@ -217,6 +217,8 @@ def test_help_of_a_verb(ran, capsys):
         ("probe here", "beit probe takes only options, as in --data here; see beit"),
         ("probe a&b", "takes only options, as in --data 'a&b'; see beit probe"),
         ("pretrain photos", "only options, as in --data photos; see beit pretrain --help"),
+        ("finetune photos", "only options, as in --data photos; see beit finetune --help"),
+        ("finetune run photos", "only options, as in --model run --data photos; see"),
     ],
 )
 def test_mistakes_are_explained_in_one_line(ran, capsys, monkeypatch, arguments, expected):

@@ -261,10 +261,16 @@ def name_positionals(verb: str, arguments: Iterable[str]) -> list[str]:
 
 
 def named_values(verb: str, values: Iterable[Any]) -> list[tuple[str, Any]]:
-    """Pair values with the options that they are likely meant for: model, data, output."""
+    """Pair values with the options that they are likely meant for: model, data, output.
+
+    A single value of a training is its data.
+    """
+    values = list(values)
     fields = get_type_hints(import_module(VERBS[verb].module).Config)
     texts = {name for name, kind in fields.items() if str in (kind, *get_args(kind))}
     names = [name for name in NAMES if name in texts | set(VERBS[verb].spellings)]
+    if VERBS[verb].resumable and len(values) == 1 and "model" in names:
+        names.remove("model")
     return list(zip(names, values, strict=False))
 
 
