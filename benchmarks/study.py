@@ -51,8 +51,9 @@ TARGETS = {
 }
 LABELS = {500: "Fine-tuned, 1%, %", 5000: "Fine-tuned, 10%, %", 50000: "Fine-tuned, all, %"}
 IMAGES = (1_000, 10_000, 50_000)
+LONGER = "codes of a longer trained tokenizer, 4 epochs"
 EPOCHS = {0.5: "0.5 epochs", 1: "1 epoch", 2: "2 epochs", 4: "4 epochs"}
-MEAN = "Student, linear, mean, %"
+MEAN, CLS = "Student, linear, mean, %", "Linear, [CLS], %"
 PLOTS: dict[str, tuple[str, str, str, list[Curve]]] = {  # file: plan, title, axis, curves
     "labels": (
         "study-targets",
@@ -81,8 +82,12 @@ PLOTS: dict[str, tuple[str, str, str, list[Curve]]] = {  # file: plan, title, ax
         "Linear probe of [CLS], %",
         "epochs of pretraining",
         [
-            Curve(label, {x: (f"{kind}, {e}", "Linear, [CLS], %") for x, e in EPOCHS.items()})
-            for kind, label in (("features", "features"), ("codes", "codes, VQ-KD"))
+            *(
+                Curve(label, {x: (f"{kind}, {e}", CLS) for x, e in EPOCHS.items()})
+                for kind, label in (("features", "features"), ("codes", "codes"))
+            ),
+            Curve("codes, longer tokenizer", {4: (LONGER, CLS)}),
+            Curve("tokenizer's encoder", dict.fromkeys(EPOCHS, ("the tokenizer's encoder", CLS))),
         ],
     ),
 }  # fmt: skip
@@ -144,6 +149,8 @@ def plot(title: str, axis: str, curves: Sequence[Curve], cells: Mapping[str, Mea
         ticks = [*curves[0].points]
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], color=INK)
         axes.set_xticks([], minor=True)
+        margin = (ticks[-1] / ticks[0]) ** 0.08
+        axes.set_xlim(ticks[0] / margin, ticks[-1] * margin)
         axes.set_xlabel(axis, color=FAINT)
         axes.grid(axis="y")
         low, high = axes.get_ylim()
