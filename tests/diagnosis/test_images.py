@@ -168,13 +168,18 @@ def test_a_table_beside_its_images_can_be_moved_with_them(tmp_path):
     assert [source.name(index) for index in range(2)] == ["ant/0.png", "bee/1.png"]
 
 
+def twelve_bits(folder: Path, count: int) -> Path:
+    """Make a folder of 16-bit files whose values have 12 bits."""
+    folder.mkdir()
+    for number in range(count):
+        values = np.random.default_rng(number).integers(4096, size=(40, 50), dtype=np.uint16)
+        Image.fromarray(values).save(folder / f"{number}.png")
+    return folder
+
+
 def test_a_clean_list_is_read_as_its_source_without_labels(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    folder = Path("cells")
-    folder.mkdir()
-    for number in range(2):
-        values = np.random.default_rng(number).integers(4000, size=(40, 56), dtype=np.uint16)
-        Image.fromarray(values).save(folder / f"{number}.png")
+    folder = twelve_bits(Path("cells"), 2)
     (folder / "wells.csv").write_text("file,drug\n0.png,A\n1.png,B\n")
     command = ["doctor", f"{folder}?range=0:4095[:100%]", "--num_workers", "0"]
     for path, data in (("clean.txt", "@clean.txt"), ("clean.csv", "clean.csv")):
@@ -268,11 +273,7 @@ def test_sixteen_bits_end_with_the_command_to_type(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    folder = Path("cells")
-    folder.mkdir()
-    for number in range(20):
-        values = np.random.default_rng(number).integers(4096, size=(40, 50), dtype=np.uint16)
-        Image.fromarray(values).save(folder / f"{number}.png")
+    folder = twelve_bits(Path("cells"), 20)
 
     def said(data: str, status: int) -> str:
         assert main(["doctor", data, "--num_workers", "0"]) == status

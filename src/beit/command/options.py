@@ -318,14 +318,15 @@ def parser_of(verb: str, config_class: type) -> "ArgumentParser":
 
     entry = VERBS[verb]
     positional = "".join(f" [{_metavar(name)}]" for name in entry.positional)
-    follows = FOLLOWING.get(verb) in {field.name for field in fields(config_class)}
+    epilog = "Preset, then configuration files, then options: later overrides earlier."
+    if FOLLOWING.get(verb) in {field.name for field in fields(config_class)}:
+        epilog += " Without preset and file, defaults that depend on the images, the machine and "
+        epilog += "--budget are chosen and printed."
     parser = ArgumentParser(
         prog=f"beit {verb}",
         usage=f"beit {verb}{positional} [--preset NAME] [--config FILE] [--field.sub VALUE ...]",
-        description=f"{entry.help[0].upper()}{entry.help[1:]}{'.' * (entry.help[-1] != '.')}",
-        epilog="Preset, then configuration files, then options: later overrides earlier. "
-        + "Without preset and file, defaults that depend on the images, the machine and --budget "
-        "are chosen and printed. " * follows + "Write lists as [1,2].",
+        description=f"{entry.help[0].upper()}{entry.help[1:].removesuffix('.')}.",
+        epilog=f"{epilog} Write lists as [1,2].",
         exit_on_error=False,
         allow_abbrev=False,
     )
