@@ -1,3 +1,5 @@
+import io
+
 import pytest
 import torch
 
@@ -7,6 +9,8 @@ from beit.data.unreadable import TooManyUnreadable
 from beit.data.views import EvalView
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
+from beit.run.one_pass import one_pass
+from beit.run.progress import Progress
 from beit.run.reading import Reading
 
 
@@ -74,3 +78,15 @@ def test_what_another_process_cannot_read_counts_here_too(monkeypatch):
     assert some.counts() == {"val_images": 5, "val_unreadable": 2}
     with pytest.raises(TooManyUnreadable, match=r"2 of 7 images .*1\.png: broken\. Also 5\.png"):
         list(strict)
+
+
+def test_one_pass_leaves_images_out_and_shows_its_progress():
+    batches, stream = EvalBatches(Holed({1, 3, 4, 5}), EvalView((8, 8)), 3), io.StringIO()
+    fabric = launch(DeviceConfig(accelerator="cpu"))
+    with Progress(len(batches), stream=stream, line_seconds=0.0) as progress:
+        passed = one_pass(fabric, batches, 1.0, progress)
+        assert [batch.indices.tolist() for batch in passed] == [[0, 2], [6]]
+        assert stream.getvalue().count("unreadable, left out: ") == 4
+        with pytest.raises(TooManyUnreadable, match="4 of 7 images cannot be read"):
+            list(one_pass(fabric, batches, 0.5, progress))
+    assert "step 3" in stream.getvalue()

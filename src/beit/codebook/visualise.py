@@ -37,9 +37,7 @@ from beit.codebook.map import Layout, Layouts, lay_out
 from beit.codebook.report import Rank, ReadCrops, write_codebook_report
 from beit.command.ending import Ending, beside, opened, words
 from beit.data.batches import EvalBatches
-from beit.data.prefetch import Prefetch
 from beit.data.sources import open_source
-from beit.data.unreadable import Unreadable, readable
 from beit.data.views import EvalView
 from beit.draw.components import codebook_colours
 from beit.files import refuse_existing, write_text
@@ -49,6 +47,7 @@ from beit.nn.tokenizer import VQKD, Tokenizer
 from beit.rows.compute import fingerprint
 from beit.run.device import DeviceConfig, precision_of
 from beit.run.launch import launch
+from beit.run.one_pass import one_pass
 from beit.run.progress import Progress
 from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
@@ -166,7 +165,6 @@ def run(config: Config) -> Result:
     batches = EvalBatches(
         *(source, view, size), rank=fabric.global_rank, world_size=world_size, num_workers=workers
     )
-    unreadable = Unreadable(len(source), config.max_unreadable)
     tokenizer = tokenizer.to(fabric.device)
     rate = partial(rated, tokenizer)
     rate = cast(Any, torch.compile(rate)) if config.device.compile else rate
@@ -178,14 +176,12 @@ def run(config: Config) -> Result:
         Reservoir(K, config.per_code, counting),
     )
 
-    loader = Prefetch(batches, fabric.device)
     started = time.perf_counter()
     with Progress(len(batches), enabled=first) as progress, torch.no_grad():
-        for step, batch in enumerate(readable(loader, unreadable, progress.warn), start=1):
+        for batch in one_pass(fabric, batches, config.max_unreadable, progress):
             with fabric.autocast():
                 codes, scores = rate(batch.images)  # (B, N) each
             collected.add(config.seed, batch, codes, scores)
-            progress.update(step, {}, len(codes) * world_size, loader.wait_seconds)
         collected.reduce(fabric)
         images = int(collected.statistics.total)
         left_out = len(source) - images

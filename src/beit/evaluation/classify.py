@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from beit.data.batches import EvalBatches
-from beit.data.prefetch import Prefetch
-from beit.data.unreadable import Unreadable, readable
 from beit.data.views import CROP_RATIO, EvalView
 from beit.evaluation.corruptions.corrupt import corrupt
 from beit.evaluation.target_columns import Task
 from beit.nn.heads import ImageClassifier
+from beit.run.one_pass import one_pass
 from beit.run.prepare import prepared
 from beit.run.progress import Progress
 
@@ -78,11 +77,9 @@ def classify(fabric: "Fabric", classifier: ImageClassifier, task: Task, config: 
         world_size=fabric.world_size,
         num_workers=config.num_workers,
     )
-    unreadable = Unreadable(len(task.source), config.max_unreadable)
     model = prepared(classifier.to(fabric.device).eval(), config.device)
     columns = task.columns.to(fabric.device)
     outcomes = torch.zeros(len(task.source), CORRUPTED + len(config.pairs))
-    loader = Prefetch(batches, fabric.device)
 
     def classified(images: Tensor, targets: Tensor) -> Tensor:
         images = images.to(fabric.device)
@@ -93,14 +90,13 @@ def classify(fabric: "Fabric", classifier: ImageClassifier, task: Task, config: 
     with progress_line as progress, ThreadPoolExecutor(max(1, config.num_workers)) as pool:
         for note in task.notes:
             progress.message(note)
-        for step, batch in enumerate(readable(loader, unreadable, progress.warn), start=1):
+        for batch in one_pass(fabric, batches, config.max_unreadable, progress):
             indices = batch.indices.cpu()
             targets = task.targets[indices]
             outcomes[indices, :CORRUPTED] = classified(batch.images, targets)
             corrupted = corrupted_batches(batch.images.cpu(), indices, config, pool)
             for column, images in enumerate(corrupted, start=CORRUPTED):
                 outcomes[indices, column] = classified(images, targets)[:, TOP1]
-            progress.update(step, {}, len(indices) * fabric.world_size, loader.wait_seconds)
     return outcomes
 
 

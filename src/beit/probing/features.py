@@ -12,11 +12,10 @@ from torch import Tensor
 
 from beit.data.batch import Batch
 from beit.data.batches import EvalBatches, TrainBatches
-from beit.data.prefetch import Prefetch
 from beit.data.source import Source
-from beit.data.unreadable import Unreadable, readable
 from beit.data.views import CROP_RATIO, EvalView, TrainViews
 from beit.nn.pooling import Kind
+from beit.run.one_pass import one_pass
 from beit.run.progress import Progress
 from beit.weights.frozen import FeaturesByKind, FrozenModel
 
@@ -76,7 +75,7 @@ class FeatureReader(NamedTuple):
         """Yield the features of all readable images of the set `name`, and their batches."""
         config, view = self.config, EvalView(self.model.image_size, self.crop_ratio)
         batches = EvalBatches(source, view, config.images_per_batch, num_workers=config.num_workers)
-        return self._read(kinds, batches, f"features of {len(source)} {name} images", len(source))
+        return self._read(kinds, batches, f"features of {len(source)} {name} images")
 
     def read_epochs(
         self, kinds: Sequence[Kind], source: Source, num_steps: int
@@ -94,22 +93,19 @@ class FeatureReader(NamedTuple):
             num_workers=config.num_workers,
         )
         message = f"probes of {len(source)} images, {config.epochs} passes"
-        return self._read(kinds, batches, message, len(source))
+        return self._read(kinds, batches, message)
 
     def _read(
-        self, kinds: Sequence[Kind], batches: EvalBatches | TrainBatches, message: str, total: int
+        self, kinds: Sequence[Kind], batches: EvalBatches | TrainBatches, message: str
     ) -> Iterator[tuple[FeaturesByKind, Batch]]:
         """Yield features of batches, and the batches; show the progress."""
-        loader = Prefetch(batches, self.fabric.device)
-        unreadable = Unreadable(total, self.config.max_unreadable)
         with Progress(len(batches)) as progress:
             progress.message(message)
-            for step, batch in enumerate(readable(loader, unreadable, progress.warn), start=1):
+            for batch in one_pass(self.fabric, batches, self.config.max_unreadable, progress):
                 with torch.no_grad(), self.fabric.autocast():
                     chunks = batch.images.split(self.config.images_per_batch)
                     parts = [self.model.read(images, kinds) for images in chunks]
                 yield {kind: torch.cat([part[kind] for part in parts]) for kind in kinds}, batch
-                progress.update(step, {}, len(batch.labels), loader.wait_seconds)
 
 
 def _fixed_views(view: EvalView, image: Tensor, _: torch.Generator) -> tuple[Tensor, Tensor]:

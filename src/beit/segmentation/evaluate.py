@@ -22,8 +22,7 @@ from torch import Tensor
 
 from beit.command.ending import Ending, beside, words
 from beit.data.batches import EvalBatches
-from beit.data.prefetch import Prefetch
-from beit.data.unreadable import Unreadable, readable
+from beit.data.unreadable import Unreadable
 from beit.draw.classes import note_of_missed
 from beit.draw.report import Section, link_to, write_report
 from beit.files import refuse_existing, replacing, write_text
@@ -34,6 +33,7 @@ from beit.run.device import DeviceConfig, precision_of, summed
 from beit.run.environment import environment
 from beit.run.familiar import note_of_trained
 from beit.run.launch import launch
+from beit.run.one_pass import one_pass
 from beit.run.progress import Progress
 from beit.segmentation.batches import FIELDS, stacked, whole
 from beit.segmentation.label_maps import LabelMaps, image_spec, open_label_maps
@@ -201,21 +201,18 @@ def count_pixels(
     predict = map_predictor(fabric, segmenter, config.views, config.device)
     confusion = torch.zeros(Y, Y, dtype=torch.int64, device=fabric.device)
     evaluated = torch.zeros(len(source), dtype=torch.int64)
-    unreadable, examples = Unreadable(len(source), config.max_unreadable), list[Example]()
-    images, workers = stacked(source), config.num_workers
+    images, workers, examples = stacked(source), config.num_workers, list[Example]()
     batches = EvalBatches(
         images, whole, 1, rank=rank, world_size=world_size, num_workers=workers, fields=FIELDS
     )
-    loader = Prefetch(batches, fabric.device)
     with Progress(len(batches), enabled=fabric.is_global_zero) as progress:
-        for step, batch in enumerate(readable(loader, unreadable, progress.warn), start=1):
+        for batch in one_pass(fabric, batches, config.max_unreadable, progress):
             predicted = predict(batch.images)  # (1, H, W)
             confusion += pixel_confusion(batch.label_maps, predicted, Y)
             evaluated[batch.indices.cpu()] = 1
             if len(examples) < config.pictures:
                 maps = (batch.label_maps[0].cpu(), predicted[0].to("cpu", torch.uint8))
                 examples.append(Example(batch.images[0].cpu(), *maps))
-            progress.update(step, {}, world_size, loader.wait_seconds)
     return Counts(confusion, evaluated, examples)
 
 

@@ -21,10 +21,8 @@ from torch import Tensor
 import beit
 from beit.command.ending import Ending, opened
 from beit.data.batches import EvalBatches
-from beit.data.prefetch import Prefetch
 from beit.data.source import Source
 from beit.data.sources import open_images
-from beit.data.unreadable import Unreadable, readable
 from beit.draw import canvas
 from beit.files import write_bytes, write_text
 from beit.nn.segmenter import SemanticSegmenter
@@ -32,6 +30,7 @@ from beit.nn.sliding import MapViewConfig
 from beit.rows.compute import fingerprint
 from beit.run.device import DeviceConfig, precision_of
 from beit.run.launch import launch
+from beit.run.one_pass import one_pass
 from beit.run.progress import Progress
 from beit.segmentation.label_classes import default_palette
 from beit.segmentation.label_decoding import encode_label_map
@@ -141,15 +140,11 @@ def predict_maps(
     predict = map_predictor(fabric, segmenter, config.views, config.device)
     workers, view = config.num_workers, Tensor.contiguous  # whole images
     batches = EvalBatches(source, view, 1, num_workers=workers, batches=mine)
-    loader = Prefetch(batches, fabric.device)
-    unreadable = Unreadable(len(source), config.max_unreadable)
     with Progress(len(mine), enabled=fabric.is_global_zero) as progress:
         progress.message(f"{len(todo)} of {len(source)} images to label")
-        for step, batch in enumerate(loader, start=1):
-            for filled in readable([batch], unreadable, progress.warn):
-                predicted = predict(filled.images)[0].to("cpu", torch.uint8)  # (H, W)
-                yield int(filled.indices), filled.images[0], predicted
-            progress.update(step, {}, len(batch.indices) * fabric.world_size, loader.wait_seconds)
+        for batch in one_pass(fabric, batches, config.max_unreadable, progress):
+            predicted = predict(batch.images)[0].to("cpu", torch.uint8)  # (H, W)
+            yield int(batch.indices), batch.images[0], predicted
 
 
 def about_of(
