@@ -186,7 +186,8 @@ def test_a_class_that_is_never_right_is_named(tmp_path, config, caplog):
         torch.tensor([0, 3]),
     )
     run.metrics_file.write_text('{"step": 10, "loss": 1.0}\n')
-    validated = validation.Validated({}, counts, torch.tensor([8, 8]), None)
+    metrics = {"val_top1": 3 / 16}
+    validated = validation.Validated(metrics, counts, torch.tensor([8, 8]), None)
     draw = (run, config(run.path), Classes(2, ("ant", "bee")), "", 10, validated)
     report(*draw)
     assert "no validation image of ant is classified correctly (1 of 2 classes)" in caplog.text

@@ -19,7 +19,7 @@ from beit.codebook.crops import Crop
 from beit.codebook.explorer_map import CodeMap
 from beit.draw.page import base64_of, data_url, json_text, page_stream
 from beit.draw.panels import heat
-from beit.draw.thumbnails import QUALITIES, TINY, shrunk, webp
+from beit.draw.thumbnails import QUALITIES, TINY, shrunk, tiled, webp
 from beit.files import replacing
 
 MAX_BYTES = 58_000_000
@@ -221,14 +221,14 @@ class _Lines:
     def _sheet(self, crops: Sequence[Crop], room: int) -> tuple[int, bytes]:
         """Encode crops as a square sheet of at most `room` bytes, if any quality is that small."""
         cell = min(self._side, max(max(crop.pixels.shape[:2]) for crop in crops))
-        across = ceil(sqrt(len(crops)))
-        down = ceil(len(crops) / across)
-        sheet = np.zeros((down * cell, across * cell, 3), np.uint8)
-        for i, crop in enumerate(crops):
+        cells = np.zeros((len(crops), cell, cell, 3), np.uint8)
+        for centred, crop in zip(cells, crops, strict=True):
             pixels = shrunk(crop.pixels, cell)
-            y = i // across * cell + (cell - pixels.shape[0]) // 2
-            x = i % across * cell + (cell - pixels.shape[1]) // 2
-            sheet[y : y + pixels.shape[0], x : x + pixels.shape[1]] = pixels
+            h, w = pixels.shape[:2]
+            y, x = (cell - h) // 2, (cell - w) // 2
+            centred[y : y + h, x : x + w] = pixels
+        across = ceil(sqrt(len(crops)))
+        sheet = tiled(cells, ceil(len(crops) / across), across)
         best = 0 if cell <= TINY else 1
         self._quality = max(best, self._quality - 1)
         while True:

@@ -10,7 +10,7 @@ from beit.codebook.contents import Codebook
 from beit.codebook.map import Layouts
 from beit.draw.canvas import Pixels
 from beit.draw.page import base64_of
-from beit.draw.thumbnails import LOSSLESS, webp
+from beit.draw.thumbnails import LOSSLESS, tiled, webp
 
 _STEPS = 65_535  # of a coordinate
 _SMALL = 2**18  # pixels of all pictures that are encoded without loss
@@ -45,12 +45,8 @@ class CodeMap(NamedTuple):
                 f"the map needs places ({num_codes}, 2), some of them finite, and {num_codes} "
                 f"patches; got {shape}, finite: {finite}, and {len(self.patches)}"
             )
-        _, h, w, _ = self.patches.shape
-        across = ceil(sqrt(num_codes))
-        whole = np.zeros((across * across, h, w, 3), np.uint8)
-        whole[:num_codes] = self.patches
-        rows = whole.reshape(across, across, h, w, 3).transpose(0, 2, 1, 3, 4)
-        sheet = rows.reshape(across * h, across * w, 3)
+        side = ceil(sqrt(num_codes))
+        sheet = tiled(self.patches, side, side)
         return webp(sheet, LOSSLESS if sheet[..., 0].size <= _SMALL else 88)
 
     def summary(self) -> dict[str, object]:

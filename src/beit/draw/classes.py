@@ -8,6 +8,7 @@ from torch import Tensor
 from beit.data.class_names import some
 from beit.draw.charts import LETTER, new_chart, place_axes, shortened, styled, themed_svg
 from beit.draw.colours import SERIES
+from beit.draw.names import percent
 from beit.draw.report import Item, Picture, Table
 
 SHOWN = 50  # classes in a table, at most
@@ -24,6 +25,11 @@ def class_items(
     if confusion is not None:
         items += [confusion_table(confusion, names), confusion_picture(confusion, names)]
     return [item for item in items if item is not None]
+
+
+def chance_words(share: float) -> str:
+    """Say what to compare an accuracy with, from the share of the most frequent class."""
+    return f"chance {percent(share)}: always the most frequent class"
 
 
 def note_of_missed(

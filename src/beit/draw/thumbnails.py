@@ -24,6 +24,15 @@ def shrunk(pixels: Pixels, side: int) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
+def tiled(cells: Pixels, down: int, across: int, fill: int = 0) -> Pixels:
+    """Lay out cells (n, h, w, 3) row by row; places without one have the value `fill`."""
+    n, h, w, _ = cells.shape
+    whole = np.full((down * across, h, w, 3), fill, np.uint8)
+    whole[:n] = cells
+    rows = whole.reshape(down, across, h, w, 3).transpose(0, 2, 1, 3, 4)
+    return rows.reshape(down * h, across * w, 3)
+
+
 def webp(pixels: Pixels, quality: int) -> bytes:
     """Encode (h, w, 3) as WebP, without loss at quality `LOSSLESS`."""
     file = io.BytesIO()

@@ -9,9 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from beit.draw.charts import Line, line_chart
-from beit.draw.classes import class_items
+from beit.draw.classes import chance_words, class_items
 from beit.draw.curves import curves
-from beit.draw.names import percent
 from beit.draw.report import (
     Cell,
     Figure,
@@ -90,10 +89,9 @@ def write(output: Path, config: "Config", record: Record, outcomes: Tensor, task
     figures = {
         METRICS[name]: Figure(format_metric(name, n)) for name, n in record["figures"].items()
     }
-    if task.labels is not None and "top1" in record["figures"]:
-        counts = by_class(outcomes, task)[1]
-        chance = percent(float(counts.max() / counts.sum().clamp(min=1)))
-        beside = f"chance {chance}: always the most frequent class"
+    if task.labels is not None:
+        _, total = by_class(outcomes, task)
+        beside = chance_words(float(total.max() / total.sum()))
         figures[METRICS["top1"]] = figures[METRICS["top1"]]._replace(beside=beside)
     title, sections = f"Evaluation of {config.model}", _sections(record, outcomes, task)
     summary = "\n\n".join(record["notes"])

@@ -4,9 +4,9 @@ import logging
 
 from beit.command.ending import run_facts
 from beit.data.classes import Classes
-from beit.draw.classes import class_items, note_of_missed
+from beit.draw.classes import chance_words, class_items, note_of_missed
 from beit.draw.curves import curves
-from beit.draw.names import name_of, percent, value_of
+from beit.draw.names import name_of, value_of
 from beit.draw.report import Figure, Link, Section, link_to, write_report
 from beit.finetuning.config import Config
 from beit.finetuning.validation import Validated
@@ -65,10 +65,8 @@ def report(
         name_of(name.removeprefix("val_")): Figure(value_of(name, value))
         for name, value in metrics.items()
     }
-    if validated is not None and validated.total.sum():
-        chance = percent(float(validated.total.max() / validated.total.sum()))
-        top1, beside = name_of("top1"), f"chance {chance}: always the most frequent class"
-        if top1 in figures:
-            figures[top1] = figures[top1]._replace(beside=beside)
+    if validated is not None:
+        beside = chance_words(float(validated.total.max() / validated.total.sum()))
+        figures[name_of("top1")] = figures[name_of("top1")]._replace(beside=beside)
     write_report(page, "Fine-tuning", sections, facts, figures=figures, summary=note)
     return sections

@@ -25,6 +25,7 @@ from beit.pictures.attention_panels import (
     attention_figure,
     flat_map,
     mass_mask,
+    patch_query,
     rollout_figure,
     with_query,
 )
@@ -180,9 +181,7 @@ def queries_of(config: Config, vit: ViTConfig) -> list[Query]:
             )
         patch = y // P * vit.grid[1] + x // P
         if patch not in [query.patch for query in queries]:
-            row, column = y // P + 1, x // P + 1
-            name = f"row{row:02d}-col{column:02d}"
-            queries.append(Query(patch, f"patch ({row}, {column})", name))
+            queries.append(patch_query(patch, vit.grid[1]))
     return queries
 
 

@@ -14,6 +14,7 @@ from beit.draw import canvas
 from beit.draw.canvas import Pixels
 from beit.draw.panels import Drawing, Panel, draw_panels, heat
 from beit.nn.attention_maps import top_mass
+from beit.nn.patches import LUMA
 
 TINT = (213, 94, 0)  # vermilion: distinct from green with red-green colour blindness
 FADED = 115  # alpha of the other patches
@@ -33,6 +34,12 @@ class Query(NamedTuple):
     patch: int | None
     title: str
     file: str
+
+
+def patch_query(patch: int, columns: int) -> Query:
+    """Return a patch of a grid as a query; its names count rows and columns from 1."""
+    row, column = patch // columns + 1, patch % columns + 1
+    return Query(patch, f"patch ({row}, {column})", f"row{row:02d}-col{column:02d}")
 
 
 def attention_figure(
@@ -117,7 +124,7 @@ def smoothed(image: Tensor, shares: Tensor, grid: tuple[int, int]) -> Pixels:
     h, w = pixels.shape[:2]
     field = shares.view(1, 1, *grid)
     smooth = F.interpolate(field, (h, w), mode="bicubic", align_corners=False).clamp(0, 1)
-    grey = (pixels @ np.array([0.299, 0.587, 0.114])).astype(np.uint8)
+    grey = (pixels @ np.array(LUMA)).astype(np.uint8)
     backdrop = np.repeat(grey[..., None], 3, axis=2)
     return canvas.blend(backdrop, heat(smooth[0, 0].numpy()), 0.6)
 

@@ -21,7 +21,7 @@ from beit.draw.numbers import cosine_words
 from beit.draw.panels import Panel, heat
 from beit.draw.report import Cell, Item, Section, Table, link_to, write_report
 from beit.nn.pooling import Kind
-from beit.pictures.attention_panels import smoothed, with_query
+from beit.pictures.attention_panels import Query, patch_query, smoothed, with_query
 from beit.pictures.images import (
     WORDS_UP_TO,
     check_output,
@@ -79,14 +79,6 @@ class Config:
     device: DeviceConfig = field(default_factory=DeviceConfig)
 
 
-class Chosen(NamedTuple):
-    """A patch of the first image: its index in [0, N), and its names in a title and a file."""
-
-    patch: int
-    title: str
-    file: str
-
-
 class Result(NamedTuple):
     """The page, and the number of images; None in all processes but the first."""
 
@@ -121,6 +113,7 @@ def run(config: Config) -> Result:
     sections = [_colour_section(output, images, features, model.grid)]
     columns: dict[str, list[Cell]] = {"image": [*range(1, len(names) + 1)], "file": [*names]}
     for one in chosen:
+        assert one.patch is not None  # none is [CLS]
         cosines = patch_cosines(features, one.patch)
         sections.append(_cosine_section(output, images, cosines, one, model.grid))
         columns[f"most like {one.title}"] = _most_similar(cosines, one.patch, Gw)
@@ -144,7 +137,7 @@ def ending(config: Config, result: Result) -> Ending:
     return Ending(f"{result.report}, features of patches", figure, opened(result.report))
 
 
-def chosen_patches(patches: Sequence[tuple[int, int]], grid: tuple[int, int]) -> list[Chosen]:
+def chosen_patches(patches: Sequence[tuple[int, int]], grid: tuple[int, int]) -> list[Query]:
     """Return the patches once each; ValueError for one that does not exist or is the only one."""
     (Gh, Gw), chosen = grid, []
     if patches and Gh * Gw == 1:
@@ -154,8 +147,7 @@ def chosen_patches(patches: Sequence[tuple[int, int]], grid: tuple[int, int]) ->
             raise ValueError(
                 f"patches has [{row}, {column}]; expected a row in 1..{Gh} and a column in 1..{Gw}"
             )
-        name = f"row{row:02d}-col{column:02d}"
-        chosen.append(Chosen((row - 1) * Gw + column - 1, f"patch ({row}, {column})", name))
+        chosen.append(patch_query((row - 1) * Gw + column - 1, Gw))
     return chosen
 
 
@@ -191,7 +183,7 @@ def _colour_section(
 
 
 def _cosine_section(
-    output: Path, images: Tensor, cosines: Tensor, chosen: Chosen, grid: tuple[int, int]
+    output: Path, images: Tensor, cosines: Tensor, chosen: Query, grid: tuple[int, int]
 ) -> Section:
     """Draw the cosines (B, N) with a patch of the first image, the first of `images`."""
     others = cosines.flatten()[torch.arange(cosines.numel()) != chosen.patch]

@@ -228,7 +228,7 @@ def fitted_to(features: Mapping[str, Tensor]) -> dict[str, Components]:
 
 
 def token_table(names: Sequence[str], codes: Tensor, predictions: Predictions | None) -> Table:
-    """List the images with their metrics, in the order of the figures."""
+    """List the images and the metrics of their codes (B, N), in the order of the figures."""
     columns = ["image", "file", "different codes"]
     images = enumerate(zip(names, codes, strict=True), 1)
     rows: list[list[Cell]] = [[n, name, len(row.unique())] for n, (name, row) in images]
@@ -243,7 +243,7 @@ def token_table(names: Sequence[str], codes: Tensor, predictions: Predictions | 
 
 
 def summary_figures(codes: Tensor, predictions: Predictions | None) -> dict[str, str]:
-    """Return the main numbers, for the top of the page."""
+    """Return the main numbers of the codes (B, N), for the top of the page."""
     figures = {"images": str(len(codes)), "different codes": str(len(codes.unique()))}
     if predictions is not None:
         correct = predictions.correct(codes)

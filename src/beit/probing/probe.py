@@ -41,12 +41,20 @@ from beit.data.mixture import weights_of
 from beit.data.source import PartSource
 from beit.data.sources import open_source, open_test_split
 from beit.data.views import ViewConfig
+from beit.draw.classes import chance_words
 from beit.draw.names import percent
 from beit.draw.report import Figure, Section, link_to, write_report
 from beit.files import refuse_existing, write_text
 from beit.nn.pooling import kinds_of
-from beit.probing.charts import AttentiveRow, accuracy_table, drawings, format_table, notes, title
-from beit.probing.charts import Row as Row
+from beit.probing.charts import (
+    AttentiveRow,
+    Row,
+    accuracy_table,
+    drawings,
+    format_table,
+    notes,
+    title,
+)
 from beit.probing.features import FeatureReader
 from beit.probing.training import attentive_rows, probe_features, split, train_on_stream
 from beit.run.device import DeviceConfig, precision_of
@@ -325,7 +333,7 @@ def _write(
     sections = [Section("Frozen features", "\n\n".join(result.notes), [table, *pictures])]
     page = output / "report.html"
     best = max(result.rows, key=lambda row: (row["paper"], row["linear"]))
-    chance = f"chance {percent(result.chance)}: always the most frequent class"
+    chance = chance_words(result.chance)
     figures = {
         f"linear probe, {title(best)}": Figure(percent(best["linear"]), chance),
         f"nearest neighbours, {title(best)}": Figure(percent(best["knn"]), chance),

@@ -12,11 +12,11 @@ from torch import Tensor
 from beit.draw.canvas import Pixels
 from beit.draw.colours import place_colours
 from beit.draw.page import base64_of, json_text, page_stream
-from beit.draw.thumbnails import QUALITIES, TINY, webp
+from beit.draw.thumbnails import QUALITIES, TINY, tiled, webp
 from beit.files import replacing
 from beit.similarity.neighbours import DUPLICATE
 
-MAX_BYTES = 14_000_000  # of the pictures, as text
+MAX_BYTES = 14_000_000  # of the pictures in base64
 MOST = 65_535  # images: their numbers are two bytes
 ACROSS = 16  # pictures in a row of a sheet, which has as many rows at most
 _SCRIPTS = ("embedding_data.js", "embedding.js")
@@ -112,18 +112,11 @@ def _colours(count: int) -> list[str]:
 
 def _sheets(cells: Pixels) -> list[bytes]:
     """Encode pictures (n, h, w, 3) as WebP sheets, in the best quality that is small enough."""
-    n, h, w, _ = cells.shape
     size = ACROSS * ACROSS
-    sheets = []
-    for start in range(0, n, size):
-        part = cells[start : start + size]
-        down = -(-len(part) // ACROSS)
-        whole = np.full((down * ACROSS, h, w, 3), 128, np.uint8)
-        whole[: len(part)] = part
-        rows = whole.reshape(down, ACROSS, h, w, 3).transpose(0, 2, 1, 3, 4)
-        sheets.append(rows.reshape(down * h, ACROSS * w, 3))
+    parts = [cells[start : start + size] for start in range(0, len(cells), size)]
+    sheets = [tiled(part, -(-len(part) // ACROSS), ACROSS, fill=128) for part in parts]
     encoded: list[bytes] = []
-    for quality in QUALITIES[0 if max(h, w) <= TINY else 2 :]:
+    for quality in QUALITIES[0 if max(cells.shape[1:3]) <= TINY else 2 :]:
         encoded = [webp(sheet, quality) for sheet in sheets]
         if sum(map(len, encoded)) * 4 / 3 <= MAX_BYTES:
             break

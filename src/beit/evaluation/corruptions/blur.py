@@ -7,7 +7,6 @@ depend on its batch.
 
 import math
 from functools import lru_cache
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -221,9 +220,11 @@ def filtered(images: Tensor, kernel: Kernel) -> Tensor:
 
 def _by_fourier(images: Tensor, kernel: Kernel) -> Tensor:
     # In float64: rounding that depends on the batch is far below one level.
+    from scipy.fft import next_fast_len  # slow to import
+
     height, width = images.shape[-2:]
     last = len(kernel) - 1
-    sides = _fast_size(height + last), _fast_size(width + last)
+    sides = [next_fast_len(side + last, real=True) for side in (height, width)]
     half = last // 2
     margins = [half, sides[1] - width - half, half, sides[0] - height - half]
     spectrum = torch.fft.rfft2(torch.from_numpy(kernel), s=sides)
@@ -233,11 +234,6 @@ def _by_fourier(images: Tensor, kernel: Kernel) -> Tensor:
         sums = torch.fft.irfft2(torch.fft.rfft2(padded[0]).mul_(spectrum), s=sides)
         into.copy_(sums[:, last : last + height, last : last + width])
     return result
-
-
-def _fast_size(least: int) -> int:
-    """Return the next size without prime factors above 5, for which Fourier transforms are fast."""
-    return next(side for side in count(least) if pow(2 * 3 * 5, side.bit_length(), side) == 0)
 
 
 def gaussian_blurred(images: Tensor, sigma: float) -> Tensor:

@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from beit.evaluation.corruptions.blur import motion_blurred, truncated, zoomed
 from beit.evaluation.corruptions.noise import Generators, Parameters, normals, uniforms
+from beit.nn.patches import LUMA
 
 PARAMETERS: dict[str, Parameters] = {
     "snow": {  # mean, deviation, zoom, threshold, radius, sigma, share of the image
@@ -42,7 +43,6 @@ PARAMETERS: dict[str, Parameters] = {
     },
 }
 
-_LUMA = (0.299, 0.587, 0.114)
 _FROST_TINT = (0.86, 0.94, 1.0)  # our choice: a bluish white
 
 
@@ -64,7 +64,7 @@ def snow(
     flakes = truncated(functional.threshold(flakes, threshold, 0).mul_(255))
     flakes = motion_blurred(flakes, radius, sigma, angles)
     red, green, blue = images.split(1, dim=1)
-    grey = (red * _LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
+    grey = (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
     white = torch.maximum(images, grey.mul_(1.5).add_(0.5 * 255))
     white.mul_(1 - share).add_(images, alpha=share)
     return white.add_(flakes.rot90(2, (-2, -1)).add_(flakes))
