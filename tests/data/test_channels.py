@@ -16,7 +16,7 @@ from beit.data.pixels.rasters import channel_axis
 from beit.data.shrinking import Need, Shrinking, ShrunkImages
 from beit.data.source import UnreadableImage
 from beit.data.sources import open_source
-from beit.data.spec import AS_IT_IS, Reading
+from beit.data.spec import AS_IT_IS, Reading, pixel_query
 from beit.data.views import EvalView, TrainViews, ViewConfig
 
 RANDOM = np.random.default_rng(20)
@@ -68,6 +68,11 @@ def test_equal_options_are_spelled_alike():
     assert {*map(tuple, map(pixel_options, plain))} == {("",)}
     assert pixel_options("{a?range=0:9: 1, b: 2, c?bands=2: 3}") == ["", "bands=2", "range=0:9"]
     assert pixel_options(["a.tif?bands=2", "b.tif"]) == ["", "bands=2"]
+
+
+def test_options_of_pixels_are_kept_as_they_are_written():
+    assert pixel_query("a?range=0:9&label=x&bands=1,2,3[5%:]") == "range=0:9&bands=1,2,3"
+    assert [pixel_query(spec) for spec in ("a", "a?label=x", "shapes://9?size=8[:9%]")] == [""] * 3
 
 
 def test_a_validation_set_of_another_range_is_warned_of(caplog):

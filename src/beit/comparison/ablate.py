@@ -3,7 +3,7 @@
 Each run directory has a name made from its settings, so that a complete run is skipped, an
 interrupted one resumes, and cells with the same settings of a stage share its run. The command can
 be killed at any time and started again; measured.jsonl keeps what complete runs measured, so that
-another machine can go on without their directories.
+another machine can continue without their directories.
 """
 
 import os
@@ -161,9 +161,10 @@ def measure(
     measured_by: dict[tuple[str, str], set[str]] = defaultdict(set)
     errors: dict[str, str] = {}
     for chain, (column, (stage, metric)) in product(chains, plan.columns.items()):
-        run = chain.runs.get(stage)
-        measured_by[chain.cell, column] |= set() if run is None else {run.name}
-        if run is None or run.name not in records:
+        if (run := chain.runs.get(stage)) is None:
+            continue
+        measured_by[chain.cell, column].add(run.name)
+        if run.name not in records:
             continue
         metrics = records[run.name].metrics
         if metric in metrics:

@@ -127,7 +127,7 @@ def _difference(cell: Measured, base: Measured, column: str) -> str:
     ones, others = cell.values.get(column, {}), base.values.get(column, {})
     factor = 100 if column.endswith("%") else 1
     seeds = sorted(set(ones) & set(others))
-    # Rounded: equal differences are equal, not apart by the last bit, which any test finds certain.
+    # Rounded: a test would find differences that vary in the last bit only significant.
     by_seed = [round(factor * (ones[seed] - others[seed]), 9) for seed in seeds]
     if not by_seed:
         return "–"

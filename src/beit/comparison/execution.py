@@ -148,18 +148,16 @@ def run_jobs(
     unfinished, num_started = {job.name for job in jobs}, 0
     try:
         while waiting or running:
-            for item in list(running):
-                name, status = item.job.name, item.process.poll()
-                if status is not None:
-                    running.remove(item)
-                    unfinished.remove(name)
-                    outcome = "done"
-                    if status:
-                        failures[name] = _reason(item.job.log, status)
-                        outcome = f"failed ({failures[name]})"
-                    minutes = (time.monotonic() - item.start) / 60
-                    print(f"{name} {outcome} after {minutes:.1f} minutes", flush=True)
-                    after_each()
+            for item in [item for item in running if item.process.poll() is not None]:
+                name, outcome = item.job.name, "done"
+                running.remove(item)
+                unfinished.remove(name)
+                if status := item.process.returncode:
+                    failures[name] = _reason(item.job.log, status)
+                    outcome = f"failed ({failures[name]})"
+                minutes = (time.monotonic() - item.start) / 60
+                print(f"{name} {outcome} after {minutes:.1f} minutes", flush=True)
+                after_each()
             busy = {item.slot for item in running}
             free = [slot for slot in range(len(environments)) if slot not in busy]
             for job in list(waiting):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from beit.command.messages import did_you_mean
 from beit.command.verbs import VERBS
+from beit.run import settings
 
 # Verbs that measure a model, and are not resumed; the file with their figures.
 MEASURES = {"probe": "probe.json", "evaluate": "evaluate.json"}
@@ -85,13 +86,9 @@ def unfold(content: Mapping[str, Any], source: str, changes: Mapping[str, Any]) 
     )
 
 
-def flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flatten nested settings to dotted names; a name may be dotted already."""
-    settings: dict[str, Any] = {}
-    for name, value in nested.items():
-        is_group = isinstance(value, Mapping)
-        settings |= flat(value, f"{prefix}{name}.") if is_group else {f"{prefix}{name}": value}
-    return settings
+def flat(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten settings to dotted names, without empty groups; names may be dotted already."""
+    return {name: value for name, value in settings.flat(nested).items() if value != {}}
 
 
 def _columns(
@@ -121,16 +118,16 @@ def _rows(content: Mapping[str, Any], source: str) -> dict[str, Any]:
         return {str(name): parts for name, parts in cells.items()}
     axes: list[list[tuple[str, Mapping[str, Any]]]] = []
     for axis, values in _mapping(content, "grid", source).items():
+        where = f"{source}, grid axis {axis!r}"
         if not isinstance(values, list | dict) or not values:
             expected = "expected a list of values or a mapping of names to fields"
-            raise ValueError(f"{source}, grid axis {axis!r}: {expected}, got {values!r}")
+            raise ValueError(f"{where}: {expected}, got {values!r}")
         if isinstance(values, list):  # of one field, which names the axis
             short = axis.rpartition(".")[2]
             axes.append([(f"{short} {value}", {axis: value}) for value in values])
         else:
-            _refuse_words(values, f"{source}, grid axis {axis!r}")
+            _refuse_words(values, where)
             if wrong := [parts for parts in values.values() if not isinstance(parts, dict | None)]:
-                where = f"{source}, grid axis {axis!r}"
                 raise ValueError(f"{where}: expected fields of stages, got {wrong[0]!r}")
             axes.append([(str(name), flat(parts or {})) for name, parts in values.items()])
     rows: dict[str, Any] = {}
@@ -140,11 +137,11 @@ def _rows(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     return rows
 
 
-def _stage(name: str, settings: Any, source: str) -> Stage:
+def _stage(name: str, values: Any, source: str) -> Stage:
     where = f"{source}, stage {name!r}"
-    if not isinstance(settings, dict | None) or "." in name:
-        raise ValueError(f"{where}: expected a name without a dot, and fields, got {settings!r}")
-    fields = flat(settings or {})
+    if not isinstance(values, dict | None) or "." in name:
+        raise ValueError(f"{where}: expected a name without a dot, and fields, got {values!r}")
+    fields = flat(values or {})
     verb = fields.pop("verb", name)
     if verb not in STAGE_VERBS:
         hint = f"{did_you_mean(str(verb), STAGE_VERBS)} A stage is one of: {', '.join(STAGE_VERBS)}"

@@ -1,7 +1,7 @@
 """What complete runs of an ablation have measured, kept when their directories are gone.
 
-`measured.jsonl` has a line for each complete run. It is small, and lets another machine go on: a
-run that it lists and whose directory is gone is not repeated, unless one to do needs its weights.
+`measured.jsonl` has a line for each complete run. It is small, and lets another machine continue: a
+listed run whose directory is gone is repeated only if a missing run needs its weights.
 """
 
 import json

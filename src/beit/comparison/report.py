@@ -8,8 +8,6 @@ import html
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -88,7 +86,7 @@ def run(config: Config) -> Result:
     about, settings, last = facts_table(runs), settings_table(runs), last_table(runs, keys)
     no_difference = "All settings are alike." if len(runs) > 1 and not settings.rows else ""
     curves, images = [], []
-    for key in filter(partial(_is_curve, runs, config.x), keys):
+    for key in [key for key in keys if _is_curve(runs, key, config.x)]:
         drawing, file = curve_figure(runs, key, config.x, config.log), f"figures/{file_name(key)}"
         drawing.save(output, file)
         alt = f"{name_of(key)} over {config.x}s, a curve for each of {len(runs)} runs"
@@ -113,15 +111,12 @@ def run(config: Config) -> Result:
     if galleries:
         parts.append("## Samples\n\n" + "\n\n".join(_write_samples(galleries, output)))
     page = output / "report.html"
-    links = zip(map(link_to, config.runs, repeat(page)), names, strict=True)
-    facts: dict[str, str | Link] = {
-        f"run {number}": link._replace(words=name) if isinstance(link, Link) else name
-        for number, (link, name) in enumerate(links, 1)
-    }
-    facts |= {
-        "not finished": str(sum(run.facts["state"] != "finished" for run in runs)),
-        "curves over": f"{config.x}s",
-    }
+    facts: dict[str, str | Link] = {}
+    for number, (path, name) in enumerate(zip(config.runs, names, strict=True), 1):
+        link = link_to(path, page)
+        facts[f"run {number}"] = link._replace(words=name) if isinstance(link, Link) else name
+    facts["not finished"] = str(sum(run.facts["state"] != "finished" for run in runs))
+    facts["curves over"] = f"{config.x}s"
     report = write_report(page, title, sections, facts)
     markdown = output / "report.md"
     write_text(markdown, "\n\n".join(parts) + "\n")
@@ -136,7 +131,7 @@ def ending(config: Config, result: Result) -> Ending:
 
 def _check_output(output: Path) -> None:
     """Refuse an existing folder unless it is empty or holds an earlier report."""
-    if not str(output) or str(output) == ".":
+    if output == Path():
         raise ValueError("no output given; name a folder, as in --output report")
     if not output.exists() or (output.is_dir() and not any(output.iterdir())):
         return
@@ -202,7 +197,7 @@ def last_table(runs: Sequence[Run], keys: Sequence[str]) -> Table:
     return Table("The last value of each metric", ["Metric", *(run.name for run in runs)], rows)
 
 
-def _is_curve(runs: Sequence[Run], x: str, key: str) -> bool:
+def _is_curve(runs: Sequence[Run], key: str, x: str) -> bool:
     """Tell whether any run has a metric at several steps or epochs."""
     return any(len({place for place, _ in points(run, key, x)}) > 1 for run in runs)
 

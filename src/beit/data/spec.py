@@ -140,6 +140,14 @@ def expected(spec: str, kinds: str) -> str:
     return f"SOURCE?option=value[:90%], the part last and in whole percent, with {_EXPECTED}"
 
 
+def pixel_query(spec: str) -> str:
+    """Return the options `range` and `bands` of a source as they are written; empty without."""
+    whole, _ = split_part(spec)
+    match = None if os.path.exists(whole) else _QUERY.fullmatch(whole)
+    options = match["query"].split("&") if match else []
+    return "&".join(option for option in options if option.startswith(("range=", "bands=")))
+
+
 def split_query(spec: str) -> tuple[str, Reading]:
     """Split `SOURCE?label=COLUMN` into SOURCE and how to read it."""
     match = _QUERY.fullmatch(spec)

@@ -54,7 +54,7 @@ def show(checks: Sequence[Check]) -> None:
         texts += [(check.advice, f"{indent}→ ", f"{indent}  ")] if check.advice else []
         for text, first, others in texts:
             wrapper = textwrap.TextWrapper(screen, first, others, break_long_words=False)
-            print(wrapper.fill(text))  # with lists of numbers whole, to be pasted
+            print(wrapper.fill(text))  # lists of numbers stay whole, to be pasted
 
 
 def failures(checks: Sequence[Check]) -> list[str]:

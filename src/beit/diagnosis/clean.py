@@ -8,7 +8,7 @@ from pathlib import Path
 
 from beit.data.source import Source
 from beit.data.sources import open_source
-from beit.data.spec import split_part, split_query
+from beit.data.spec import pixel_query
 from beit.diagnosis.faults import label_of
 from beit.diagnosis.scan import file_of_image
 from beit.files import refuse_existing, write_bytes
@@ -32,9 +32,7 @@ def is_table(path: str) -> bool:
 
 def as_data(path: str, spec: str) -> str:
     """Return a clean list as `--data` takes it, its pixels read as those of `spec`."""
-    whole, _ = split_part(spec)
-    given = whole.removeprefix(f"{split_query(whole)[0]}?").split("&")
-    options = "&".join(option for option in given if option.startswith(("bands=", "range=")))
+    options = pixel_query(spec)
     return f"{'' if is_table(path) else '@'}{path}{options and f'?{options}'}"
 
 

@@ -99,17 +99,13 @@ def run(config: Config | Training) -> Result:
     """Look at the images, a training or the machine; print a table, write what was asked for."""
     check_output(config.output)
     if isinstance(config, Training):
-        return concluded(check_training(config), config.output)
-    if config.data:
-        return concluded(check_images(config), config.output)
-    folder = Path(config.output or ".")
-    return concluded(Findings("This machine", check_machine(folder)), config.output)
-
-
-def concluded(found: Findings, output: str | None) -> Result:
-    """Print what was found and write the page."""
+        found = check_training(config)
+    elif config.data:
+        found = check_images(config)
+    else:
+        found = Findings("This machine", check_machine(Path(config.output or ".")))
     show(found.checks)
-    report = None if output is None else write(Path(output), found)
+    report = None if config.output is None else write(Path(config.output), found)
     if failed := failures(found.checks):
         print(f"\n{len(failed)} to mend, marked with !", flush=True)
     return Result(failed, dict(found.figures), report)

@@ -18,7 +18,7 @@ from beit.diagnosis.scan import Facts
 
 SMALLEST = 16  # pixels of the shorter side: a patch
 UNLIKE = 4  # times shorter or longer than the usual side
-ALIKE = 0.99  # share of images of one size from which the others are odd
+ONE_SIZE = 0.99  # share of images of one size from which other sizes are odd
 UNEVEN = 10  # times more images in the largest class than in the smallest
 FEW = 1000  # images below which no size is odd
 
@@ -91,15 +91,15 @@ def find_faults(
     test: Scanned | None,
     near: int,
     max_ratio: float,
-    seen: Nearest | None = None,
-    cosine: float = 1.0,
+    seen: Nearest | None,
+    cosine: float,
 ) -> tuple[list[Fault], list[Fault]]:
     """Find the faults of the images of both sets, in the order of `KINDS`.
 
     Args:
         near: bits in which the hashes of near copies differ at most
         max_ratio: longer side over the shorter one above which an image is long
-        seen: the nearest test images by the features of a model
+        seen: the nearest test images by the features of a model; None without a model
         cosine: from which a training image is nearly a test image to the model
     """
     # Test images come first, so that training images are the copies.
@@ -171,7 +171,7 @@ def _sizes(facts: Facts, max_ratio: float) -> dict[str, NDArray[np.bool_]]:
     sizes = facts.height.astype(np.int64) << 32 | facts.width
     if readable.sum() >= FEW:
         values, counts = np.unique(sizes[readable], return_counts=True)
-        if ALIKE * readable.sum() <= counts.max() < readable.sum():
+        if ONE_SIZE * readable.sum() <= counts.max() < readable.sum():
             odd |= readable & (sizes != values[counts.argmax()])
     return {"small": small, "long": long, "size": odd & ~small & ~long}
 
@@ -196,7 +196,7 @@ def class_counts(source: Source) -> list[tuple[str, int]]:
 def class_checks(train: Scanned, test: Scanned | None) -> list[Check]:
     """Find what is wrong with the classes of the sets."""
     counts, found = class_counts(train.source), list[Check]()
-    for names in _alike(name for name, _ in counts):
+    for names in _nearly_equal(name for name, _ in counts):
         what = f"classes {some([repr(name) for name in names])} differ in case or spaces only"
         found.append(Check("classes", what, "make them one class, or rename one", True))
     if one := [name for name, count in counts if count == 1]:
@@ -224,7 +224,7 @@ def _all_labelled(source: Source) -> bool:
     return source.labels is not None and bool((source.labels >= 0).all())
 
 
-def _alike(names: Iterable[str]) -> list[Sequence[str]]:
+def _nearly_equal(names: Iterable[str]) -> list[Sequence[str]]:
     """Group names that differ in case, blanks, - and _ only."""
     known: dict[str, list[str]] = {}
     for name in names:
@@ -232,10 +232,10 @@ def _alike(names: Iterable[str]) -> list[Sequence[str]]:
     return [sorted(group) for group in known.values() if len(group) > 1]
 
 
-def sizes_of(facts: Facts, most: int = 5) -> Counter[str]:
-    """Count the most frequent sizes, as "640 x 480" (width, height)."""
+def sizes_of(facts: Facts) -> Counter[str]:
+    """Count the five most frequent sizes, as "640 x 480" (width, height)."""
     readable = facts.readable
     pairs = np.stack([facts.width[readable], facts.height[readable]])
     values, counts = np.unique(pairs, axis=1, return_counts=True)
-    order = np.argsort(-counts, kind="stable")[:most]
+    order = np.argsort(-counts, kind="stable")[:5]
     return Counter({f"{values[0, i]} x {values[1, i]}": int(counts[i]) for i in order})

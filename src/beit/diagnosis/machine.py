@@ -32,7 +32,7 @@ def check_machine(folder: Path) -> list[Check]:
     """Look at the machine, and at the disk of a folder."""
     return [
         *(_python(), *_packages(), _decoder(), _gpu(), _bfloat16(), _cores(), _memory()),
-        *(_shared_memory(), _open_files(), disk(folder)),
+        *(_shared_memory(), _open_files(), _disk(folder)),
     ]
 
 
@@ -45,14 +45,11 @@ def _packages() -> list[Check]:
     from packaging.requirements import Requirement
 
     found, checks = list[str](), list[Check]()
-    for line in (requires("beit") or []) if _installed("beit") else []:
+    for line in (requires("beit") or []) if _version("beit") else []:
         needed = Requirement(line)
         if needed.marker is not None:
             continue
-        try:
-            has = version(needed.name)
-        except PackageNotFoundError:
-            has = ""
+        has = _version(needed.name)
         if not has or has not in needed.specifier:
             advice = f'pip install "{needed.name}{needed.specifier}"'
             checks.append(Check(needed.name, has or "missing", advice, True))
@@ -60,17 +57,18 @@ def _packages() -> list[Check]:
     shown = [name for name in found if name.split()[0] in SHOWN]
     whole = Check("packages", ", ".join([f"beit {beit.__version__}", *shown]))
     for extra, (what, names) in EXTRAS.items():
-        if missing := [name for name in names if not _installed(name)]:
+        if missing := [name for name in names if not _version(name)]:
             advice = f'for {what}: pip install "beit[{extra}]"'
             checks.append(Check(f"extra {extra}", f"without {', '.join(missing)}", advice))
     return [whole, *checks]
 
 
-def _installed(name: str) -> bool:
+def _version(name: str) -> str:
+    """Return the version of a package; empty if it is not installed."""
     try:
-        return bool(version(name))
+        return version(name)
     except PackageNotFoundError:
-        return False
+        return ""
 
 
 def _decoder() -> Check:
@@ -192,9 +190,15 @@ def _open_files() -> Check:
     return Check("open files", f"{soft} at most", advice, soft < FILES // 8)
 
 
-def disk(folder: Path) -> Check:
-    """Look at the free space of the disk of a folder, or of the one that it would lie in."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+def _disk(folder: Path) -> Check:
+    """Look at the free space of the disk of a folder."""
+    there = existing(folder)
     free = shutil.disk_usage(there).free / 1e9
     advice = "make room, or let --output lie on another disk" if free < ROOM else ""
     return Check("disk", f"{free:.1f} GB free at {there}", advice, free < 1)
+
+
+def existing(folder: Path) -> Path:
+    """Return a folder, or the nearest one above it that exists."""
+    whole = folder.absolute()
+    return next(path for path in (whole, *whole.parents) if path.exists())

@@ -35,7 +35,7 @@ class Prediction(NamedTuple):
         first, later: images a second in the first epoch, and after it
         reading: seconds of an image in a worker, in the first epoch and after it
         step: seconds of a step without reading
-        workers: number from which more help little
+        workers: the fewest with at least `NEAR` of the best speed
         seconds: of the whole run
         host, gpu, disk: bytes
     """

@@ -1,11 +1,12 @@
 """What is shown of a training that was measured: checks with advice, and tables for the page."""
 
+import shutil
 from pathlib import Path
 
 import torch
 
 from beit.diagnosis.checks import Check
-from beit.diagnosis.machine import disk
+from beit.diagnosis.machine import existing
 from beit.diagnosis.prediction import Case, Prediction, crowded, seconds_of_step
 from beit.draw.names import percent
 from beit.draw.report import Cell, Section, Table
@@ -48,8 +49,7 @@ def checks_of(case: Case, predicted: Prediction) -> list[Check]:
     if measured.gpu:
         whole = torch.cuda.get_device_properties(0).total_memory
         checks.append(_room("GPU memory", predicted.gpu, whole, "raise optim.accumulate"))
-    where = disk(Path(config.run.output or "."))
-    room = float(where.found.split()[0]) * 1e9
+    room = shutil.disk_usage(existing(Path(config.run.output or "."))).free
     checks.append(_room("disk", predicted.disk, room, "let --output lie on another disk"))
     return checks
 

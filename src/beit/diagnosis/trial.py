@@ -291,6 +291,6 @@ class Repeated(Reader):
 
 
 if __name__ == "__main__":
-    from beit.diagnosis.trial import main as run_trial  # whose results can be read elsewhere
+    from beit.diagnosis.trial import main as run_trial  # so that its pickles name this module
 
     run_trial(Path(sys.argv[1]))

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ import yaml
 
 from beit.run.directory import RunDirectory
 from beit.run.finished import kept_metrics
+from beit.run.settings import flat
 from beit.weights.file import FORMAT, read_shapes
 from beit.weights.hub import REPOSITORY_FILES
 from beit.weights.open import SUFFIXES
@@ -178,12 +179,5 @@ def _environment(environment: Mapping[str, Any]) -> dict[str, Any]:
 
 def _line(values: Mapping[str, Any]) -> str:
     """Format values with their names in one line, without those that are not set."""
-    return ", ".join(f"{name} `{value}`" for name, value in _flat(values)) or "not recorded"
-
-
-def _flat(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{above}{name}.")
-        elif value not in (None, ""):
-            yield f"{above}{name}", value
+    chosen = {name: value for name, value in flat(values).items() if value not in (None, "", {})}
+    return ", ".join(f"{name} `{value}`" for name, value in chosen.items()) or "not recorded"

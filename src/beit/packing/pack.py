@@ -23,7 +23,7 @@ from beit.data.channels import channels_of
 from beit.data.mixture import weights_of
 from beit.data.source import Source
 from beit.data.sources import open_source
-from beit.data.spec import split_part
+from beit.data.spec import pixel_query, split_part
 from beit.data.splits import Split
 from beit.data.stores.remote import is_remote
 from beit.data.unreadable import Unreadable
@@ -31,7 +31,7 @@ from beit.data.workers import computed_each
 from beit.files import replacing, user_path
 from beit.packing.encoding import Encoding, encoded, member_of, names_fit
 from beit.packing.record import CHECKSUM, Finished, Gap, Record
-from beit.packing.sets import WHOLE, check_place, checksum, open_sets, pixel_options, read_spec
+from beit.packing.sets import WHOLE, check_place, checksum, open_sets, read_spec
 from beit.packing.shards import FORMATS, Entry, read_back
 from beit.run.lock import releasing
 from beit.run.progress import Progress
@@ -157,7 +157,7 @@ def ending(config: Config, result: Result) -> Ending:
     figure = f"{_counted(result.sets)}, {megabytes}, all read back and compared"
     if result.unreadable:
         figure += f"; {result.unreadable} unreadable ones left out"
-    query = "" if config.shorter_side is not None else pixel_options(config.data)
+    query = "" if config.shorter_side is not None else pixel_query(config.data)  # files are copied
     data = f"{config.output}?{query}" if query else config.output
     then = words("train-tokenizer", data=data, output=beside("runs/x", "tokenizer"))
     shards = f"{result.shards} shard{'s' * (result.shards > 1)}"

@@ -23,13 +23,6 @@ def read_spec(spec: str) -> tuple[str, Reading]:
     return (whole, AS_IT_IS) if whole.startswith("shapes://") else split_query(whole)
 
 
-def pixel_options(spec: str) -> str:
-    """Return the options of a source that concern the pixels in files, which are copied."""
-    name, _ = read_spec(spec)
-    options = split_part(spec)[0].removeprefix(name).removeprefix("?").split("&")
-    return "&".join(o for o in options if o.startswith(("range=", "bands=")))
-
-
 def open_sets(spec: str) -> dict[str, Source]:
     """Open the images by the name of their set: that of a split, or `WHOLE`."""
     train = open_source(spec, split="train")

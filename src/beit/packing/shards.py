@@ -12,7 +12,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from beit.data.archives.files import TarFiles
 from beit.data.archives.tar_index import CLASS
@@ -41,14 +41,8 @@ class Entry(NamedTuple):
 
 
 Add = Callable[[Entry], None]
-
-
-class Shard(Protocol):
-    """Writes a file; `labelled` says whether its entries have labels, maybe with class names."""
-
-    def __call__(
-        self, path: Path, labelled: bool, class_names: Sequence[str] | None
-    ) -> AbstractContextManager[Add]: ...
+# Writes a file: of a path, whether its entries have labels, and the class names if known.
+Shard = Callable[[Path, bool, Sequence[str] | None], AbstractContextManager[Add]]
 
 
 @contextmanager
