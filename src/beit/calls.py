@@ -1,7 +1,7 @@
 """One function for each verb of the command: `beit.pretrain(...)` does what `beit pretrain` does.
 
-Keyword arguments are the options of the command. They become its words and take its way, so that
-presets, spellings, checks and defaults are the same.
+Keyword arguments are the options of the command. They are turned into a command line and parsed as
+one, so that presets, spellings, checks and defaults are the same.
 """
 
 import dataclasses
@@ -48,13 +48,13 @@ def function_of(name: str) -> "Callable[..., Result]":
         on_step: Any = None,
         **options: Any,
     ) -> "Result":
+        from beit.command.options import as_spelled, named_values  # imports jsonargparse
+
         words = [f"--preset={item}" for item in _several(preset)]
         words += [f"--config={os.fspath(item)}" for item in _several(config)]
         names = positionals(name)
         if len(values) > len(names):
             takes = " and ".join(names) or "nothing"
-            from beit.command.options import named_values
-
             if not names and (pairs := named_values(verb, values)):
                 named = ", ".join(f"{option}={value!r}" for option, value in pairs)
                 raise TypeError(f"beit.{name} takes options by name, as in beit.{name}({named})")
@@ -62,8 +62,6 @@ def function_of(name: str) -> "Callable[..., Result]":
         given = dict(zip(names, values, strict=False))
         if twice := given.keys() & options:
             raise TypeError(f"beit.{name} got {twice.pop()} by position and by name")
-        from beit.command.options import as_spelled
-
         words += [*as_spelled(verb, words_of(name, given)), *words_of(name, options)]
         return _call(verb, words, quiet, on_step)
 
@@ -176,7 +174,7 @@ def positionals(name: str) -> list[str]:
 
 
 def _call(verb: str, words: list[str], quiet: bool, on_step: Any) -> "Result":
-    """Run a verb as the command does. The caller's random numbers stay as they would be."""
+    """Run a verb as the command does; the caller's random state is restored."""
     import torch
 
     from beit.cli import run_verb
@@ -237,22 +235,25 @@ def in_python(message: str) -> str:
 
 def signature(name: str) -> inspect.Signature:
     """Return what `help` and editors show: the fields of the verb's Config, and `COMMON`."""
-    verb, kinds = VERBS[VERB_OF[name]], inspect.Parameter
+    verb, Parameter = VERBS[VERB_OF[name]], inspect.Parameter
     fields = inspect.signature(import_module(verb.module).Config).parameters
     defaults = {field: parameter.default for field, parameter in fields.items()}
-    defaults |= dict.fromkeys(verb.spellings, kinds.empty)
+    defaults |= dict.fromkeys(verb.spellings, Parameter.empty)
     defaults |= {"kind": None} if verb.kinds else {}
     defaults |= {"preset": (), "config": (), "quiet": False}
     defaults |= {"on_step": None} if verb.resumable else {}
     first = positionals(name)
     parameters = [
-        *(kinds(field, kinds.POSITIONAL_OR_KEYWORD, default=defaults[field]) for field in first),
         *(
-            kinds(field, kinds.KEYWORD_ONLY, default=default)
+            Parameter(field, Parameter.POSITIONAL_OR_KEYWORD, default=defaults[field])
+            for field in first
+        ),
+        *(
+            Parameter(field, Parameter.KEYWORD_ONLY, default=default)
             for field, default in defaults.items()
             if field not in first
         ),
-        kinds("options", kinds.VAR_KEYWORD),
+        Parameter("options", Parameter.VAR_KEYWORD),
     ]
     return inspect.Signature(parameters)
 

@@ -38,11 +38,7 @@ from beit.run.preemption import (
     stoppable,
 )
 
-STOPPED = {  # other verbs that resume or train, and what to do after a stop
-    "demo": "repeat the command to resume",
-    "ablate": "repeat the command to resume",
-    "pack": "repeat the command to resume",
-}
+REPEATED = ("demo", "ablate", "pack")  # verbs without --resume that resume when repeated
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, Preempted) as stop:
         if is_first_process():
             print(f"beit: {str(stop) or 'stopped'}", file=sys.stderr)
-        if argv is None:  # the process ends: what torchrun or a scheduler repeats comes too late
+        if argv is None:  # the process ends now, but torchrun and schedulers repeat their signals
             ignore_signals()
         return stop.exit_code if isinstance(stop, Preempted | Interrupted) else INTERRUPTED
     except BrokenPipeError:  # `beit presets | head`: the reader has closed the pipe, no error
@@ -127,10 +123,11 @@ def run_verb(verb: str, options: Sequence[str]) -> tuple[Any, Any, Any]:
     """Run a verb, also for `beit.calls`. Returns: its module, its Config, and the result."""
     with ExitStack() as stack:
         stack.enter_context(named_by(options))
-        if VERBS[verb].resumable or verb in STOPPED:
-            stack.enter_context(stoppable(STOPPED.get(verb, "")))
+        resumable = VERBS[verb].resumable
+        if resumable or verb in REPEATED:
+            stack.enter_context(stoppable("" if resumable else "repeat the command to resume"))
             stack.enter_context(releasing())
-        resumed = run_to_resume(options) if VERBS[verb].resumable else None
+        resumed = run_to_resume(options) if resumable else None
         if resumed is not None:
             path, changed_ok, options = resumed
             if path != "auto":

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,12 +38,12 @@ from beit.run.resume import to_resume
 from beit.tokenizer import vqkd
 
 PRESET = "demo"
-# Of the time of a budget that is left at their start: trainings, and reading images for the probes.
+# Shares of the remaining budget: of each training, and of reading images for the probes.
 TOKENIZER_SHARE, PRETRAIN_SHARE, READING_SHARE = 0.45, 0.65, 0.4
-LEAST = 0.25  # of the budget, of which these are shares if less is left
+LEAST = 0.25  # of the whole budget, which always counts as remaining
 SETTINGS = "demo.json"  # in the output
-FEWEST_PROBED = 50  # test images, twice as many for training: of fewer an accuracy says nothing
-FEWEST_SECONDS = 30  # of a budget, without which nothing is fine-tuned
+FEWEST_PROBED = 50  # test images of a probe, and twice as many training images
+FEWEST_SECONDS = 30  # of remaining budget; with less, nothing is fine-tuned
 
 
 @dataclass(frozen=True)
@@ -93,19 +93,16 @@ def run(config: Config) -> Result:
     whole = seconds_of(budget) if budget else 0.0
 
     def left(share: float) -> str:
-        """Return a share of the time that is left, as run.budget; empty without a budget.
-
-        When a training took longer than its share, the next still gets a part of its own.
-        """
+        """Return a share of the remaining budget, as run.budget; empty without a budget."""
         seconds = max(whole - time.monotonic() + started, LEAST * whole)
         return f"{max(share * seconds, 1):.0f}s" if budget else ""
 
     sets = find_sets(config.data, config.cache)
-    settings = asdict(config) | {"images": sets.train}
+    settings = json.dumps(asdict(config) | {"images": sets.train}) + "\n"
     output = directory_of(config.output, settings)
     images = open_source(sets.train)
     output.mkdir(parents=True, exist_ok=True)
-    write_text(output / SETTINGS, json.dumps(settings) + "\n")
+    write_text(output / SETTINGS, settings)
     data = [f"--data={sets.train}", f"--validation={sets.test}"]
     data += [f"--data.max_unreadable={config.max_unreadable}"]
     data += ["--data.shrink=true"] if config.data else []
@@ -185,24 +182,19 @@ def ending(config: Config, result: Result) -> Ending:
     return Ending(f"{result.report}, the whole story", figure, then)
 
 
-def directory_of(name: str, settings: Mapping[str, Any]) -> Path:
+def directory_of(name: str, settings: str) -> Path:
     """Return the output: a new directory, or that of an interrupted demo with these settings."""
 
     def interrupted(path: Path) -> bool:
         """Whether a directory is that of a demo with these settings that has no report."""
         file = path / SETTINGS
-        if (path / "report.html").exists() or not file.is_file():
-            return False
-        try:
-            return bool(json.loads(file.read_text(encoding="utf-8")) == settings)
-        except (ValueError, RecursionError):
-            return False
+        same = file.is_file() and file.read_bytes() == settings.encode()
+        return same and not (path / "report.html").exists()
 
-    default = Path("runs/demo")
-    output = Path(name) if name else first_free(default)
+    output = Path(name)
     if not name:
-        found = sorted(default.parent.glob(f"{default.name}*"))
-        output = next(filter(interrupted, found), output)
+        found = sorted(Path("runs").glob("demo*"))
+        output = next(filter(interrupted, found), first_free(Path("runs/demo")))
     if output.exists():
         if not interrupted(output):
             raise FileExistsError(f"{output} exists and is not overwritten; name another directory")
