@@ -18,7 +18,6 @@ from beit.probing.training import (
     score,
     score_stream,
     split,
-    steps_per_epoch,
 )
 
 CLS = Kind(None, "cls")
@@ -46,7 +45,7 @@ def trained(
     norm = Standardise(features.shape[1])
     norm.measure(features)
     heads = LinearProbes(len(rates), features.shape[1], num_classes, norm)
-    steps = epochs * steps_per_epoch(len(features), batch_size)
+    steps = epochs * math.ceil(len(features) / batch_size)
     fit(Grid(heads, rates, steps, **settings), features, labels, epochs, batch_size, seed=3)
     return heads
 
@@ -123,7 +122,7 @@ def hidden(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def attentive(tokens: Tensor, labels: Tensor, rates: list[float], epochs: int) -> AttentiveProbes:
     heads = AttentiveProbes(len(rates), 6, 3, num_heads=2)
-    steps = epochs * steps_per_epoch(len(tokens), 30)
+    steps = epochs * math.ceil(len(tokens) / 30)
     fit(Grid(heads, rates, steps, "adamw", 1e-3), tokens, labels, epochs, batch_size=30, seed=0)
     return heads
 

@@ -1,4 +1,5 @@
 import zipfile
+from functools import partial
 
 import pytest
 import torch
@@ -7,7 +8,7 @@ from PIL import Image
 from beit.data.batches import EvalBatches, TrainBatches
 from beit.data.order import epoch_order, sample_generator
 from beit.data.prefetch import Prefetch
-from beit.segmentation.batches import FIELDS, StackedViews, stacked, whole
+from beit.segmentation.batches import FIELDS, stacked, views_of, whole
 from beit.segmentation.label_classes import label_classes
 from beit.segmentation.label_maps import open_label_maps
 from beit.segmentation.views import SegmentViewConfig, SegmentViews
@@ -20,7 +21,7 @@ def train(source=None, **changes):
     settings = {"batch_size": 2, "seed": 7, "start_step": 0, "num_steps": 6}
     cache = changes.pop("cache_gigabytes", 0.0)
     images = stacked(source or open_label_maps(SPEC), cache)
-    return TrainBatches(images, StackedViews(VIEWS), fields=FIELDS, **(settings | changes))
+    return TrainBatches(images, partial(views_of, VIEWS), fields=FIELDS, **(settings | changes))
 
 
 def evaluated(source, batch_size=1, **settings):

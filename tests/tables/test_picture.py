@@ -27,7 +27,7 @@ def test_images_stand_in_their_order_framed_by_right_and_wrong() -> None:
         Prediction(None, truth="cat"),
         Prediction(image(33), "a class with a name that is much too long for its image", 1.0),
     ]
-    sheet = opened(prediction_grid(shown, num_columns=2))
+    sheet = opened(prediction_grid(shown))
     h, w = 24 * 6, 32 * 6  # enlarged to 192 at most
     frame = 2 * 5 * (w + 10) + 2 * 5 * h
     areas = {grey: np.argwhere((sheet == grey).all(axis=2)) for grey in (11, 22, 33)}

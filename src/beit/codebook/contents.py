@@ -108,7 +108,7 @@ class WholeImage:
 
     index: int  # its number in the source
     name: str  # shown as text
-    thumbnail: bytes  # a JPEG, PNG or WebP image (`crops.thumbnail` makes one)
+    thumbnail: bytes  # a JPEG, PNG or WebP image (see `beit.draw.thumbnails`)
     codes: NDArray[np.integer]  # (N,), row by row
     label: str | None = None  # None if unknown
     colours: NDArray[np.uint8] | None = None  # (N, 3), its features by principal components
@@ -135,7 +135,7 @@ class Codebook:
         grid: tuple[int, int],
         source: Source,
         label_names: Sequence[str],
-        on_sphere: bool = True,
+        on_sphere: bool,
     ) -> None:
         """Compute the measures of all codes.
 

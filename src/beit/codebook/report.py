@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 COLUMNS, ROWS = 10, 12  # patches and codes of a figure: what fits on a page
 PAIRED = 32  # codes of the co-occurrence figure
+MIN_SHARED = 10  # images; pairs that share fewer are not listed
 LISTED = 20  # codes of a ranked list
 Rank = Literal["use", "purity", "label_entropy", "position_entropy", "closeness"]
 ReadCrops = Callable[[Tensor], Iterable[tuple[int, Crop]]]
@@ -234,23 +235,22 @@ def nearest_table(codes: Sequence[Code]) -> Table:
     return Table("Nearest codes, with the cosine of their vectors", columns, rows, folded=True)
 
 
-def pairs_table(lifts: Tensor, both: Tensor, codes: Tensor, min_images: int = 10) -> Table:
+def pairs_table(lifts: Tensor, both: Tensor, codes: Tensor) -> Table:
     """List the pairs of codes (k,) that share images most often, relative to chance.
 
     Args:
         lifts: (k, k), symmetric
         both: (k, k), images with both
-        min_images: pairs that share fewer images are left out
     """
     one, other = torch.triu_indices(len(codes), len(codes), offset=1)
-    enough = both[one, other] >= min_images
+    enough = both[one, other] >= MIN_SHARED
     one, other = one[enough], other[enough]
     order = lifts[one, other].argsort(descending=True, stable=True)[:LISTED]
     rows: list[list[Cell]] = [
         [int(codes[a]), int(codes[b]), int(both[a, b]), f"{float(lifts[a, b]):.2f}"]
         for a, b in zip(one[order], other[order], strict=True)
     ]
-    caption = f"Pairs that share images most often, of those that share {min_images} or more"
+    caption = f"Pairs that share images most often, of those that share {MIN_SHARED} or more"
     columns = ["Code", "With", "Images with both", "Times chance"]
     return Table(caption, columns, rows, folded=True)
 

@@ -1,4 +1,7 @@
-"""Metrics from the outcomes of `classify`: of all images, by class, by corruption."""
+"""Metrics of all images, by class and by corruption.
+
+They are computed from the outcomes of `classify`, (n, 6 + corruptions) float32.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any

@@ -79,9 +79,9 @@ def from_sheets(sheets: Mapping[str, bytes], labels: bytes) -> LabelledImages:
 
 
 def read_parquet(
-    file: Path | io.BytesIO, image: str, label: str, coarse: str | None = None
+    file: Path | io.BytesIO, image: str, label: str, coarse: str | None
 ) -> LabelledImages:
-    """Read the named columns of images, labels and, optionally, coarse labels."""
+    """Read the named columns of images, labels and, unless it is None, coarse labels."""
     import pyarrow
     from pyarrow import parquet
 

@@ -100,11 +100,6 @@ class Grid:
         return self._rates.view(-1, *[1] * (parameter.ndim - 1))
 
 
-def steps_per_epoch(count: int, batch_size: int) -> int:
-    """Return the number of batches in one pass over `count` features; the last may be short."""
-    return math.ceil(count / batch_size)
-
-
 def fit(
     grid: Grid, features: Tensor, labels: Tensor, epochs: int, batch_size: int, seed: int
 ) -> None:
@@ -198,7 +193,7 @@ def probe_features(
     parts = split(len(features), config.held_out, config.seed)
     fitted, held_out = (part.to(features.device) for part in parts)
     if grid is None:
-        steps = config.epochs * steps_per_epoch(len(fitted), config.batch_size)
+        steps = config.epochs * math.ceil(len(fitted) / config.batch_size)
         grid = linear_grid(features[fitted], num_classes, steps, config)
         data = features[fitted], labels[fitted]
         fit(grid, *data, config.epochs, config.batch_size, config.seed)

@@ -102,7 +102,7 @@ def run(config: Config) -> Replay:
             backward = Trace(rank, len(losses), anomalies=True)
             compute(training, settings, directory, step, state, backward)
             trace.function = backward.function
-        replay = _replay(directory, step, rank, about, trace)._replace(precision=precision)
+        replay = _replay(directory, step, rank, about | {"precision": precision}, trace)
         if replay.first or replay.weights:
             break
     _log(replay)

@@ -36,16 +36,6 @@ class _StackedSource:
         return self._source.name(index)
 
 
-class StackedViews:
-    """Random views of a stacked image: of the image, and of its label map."""
-
-    def __init__(self, views: SegmentViews) -> None:
-        self._views = views
-
-    def __call__(self, stacked: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return self._views(*whole(stacked), generator)
-
-
 def stacked(source: LabelMaps, cache_gigabytes: float = 0.0) -> Source:
     """Return a source of images (4, H, W) whose last channel is the label map.
 
@@ -58,3 +48,10 @@ def stacked(source: LabelMaps, cache_gigabytes: float = 0.0) -> Source:
 def whole(image: Tensor) -> tuple[Tensor, Tensor]:
     """Split an image (4, H, W) into (3, H, W) and its label map (H, W)."""
     return image[:3], image[3]
+
+
+def views_of(
+    views: SegmentViews, image: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Draw views of an image (4, H, W): of (3, H, W), and of its label map (H, W)."""
+    return views(*whole(image), generator)

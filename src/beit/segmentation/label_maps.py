@@ -146,7 +146,7 @@ def read_pair(source: LabelMaps, index: int) -> tuple[Tensor, Tensor]:
 class PairedMaps(LabelMaps):
     """Image files and map files of the same names."""
 
-    def __init__(self, pairs: Pairs, classes: LabelClasses, reading: Reading = AS_IT_IS) -> None:
+    def __init__(self, pairs: Pairs, classes: LabelClasses, reading: Reading) -> None:
         self.classes, self.reading, self._pairs = classes, reading, pairs
 
     def __len__(self) -> int:

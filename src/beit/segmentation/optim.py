@@ -101,7 +101,7 @@ def warmup_poly(
         warmup_steps: 0 for none
         warmup_ratio: factor of step 0
     """
-    assert step >= 0 and 0 <= warmup_steps <= total_steps  # the settings see to it
+    assert step >= 0 and 0 <= warmup_steps <= total_steps  # checked by the settings
     if step >= total_steps:
         return final
     left = (1 - step / total_steps) ** power

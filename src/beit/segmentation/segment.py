@@ -34,7 +34,7 @@ from beit.run.parameters import build_optimizer, can_fuse, parameter_groups
 from beit.run.prepare import prepared
 from beit.run.quarantine import NotedBatches
 from beit.run.reading import Reading
-from beit.segmentation.batches import FIELDS, StackedViews, stacked, whole
+from beit.segmentation.batches import FIELDS, stacked, views_of, whole
 from beit.segmentation.config import Config
 from beit.segmentation.label_maps import LabelMaps, image_spec, open_label_maps
 from beit.segmentation.loop import Segmentation, train
@@ -182,7 +182,7 @@ def training_batches(
 ) -> NotedBatches:
     """Return this process's share of the remaining training batches."""
     images = stacked(source, config.data.cache_gigabytes)
-    views = StackedViews(SegmentViews(config.view, vit.image_size, vit.mean))
+    views = partial(views_of, SegmentViews(config.view, vit.image_size, vit.mean))
     return train_batches(journal, images, views, fields=FIELDS)
 
 

@@ -203,7 +203,7 @@ def _labels(images: VectorSet) -> tuple[Tensor | None, list[str]]:
 
 
 def central(vectors: Tensor, groups: Tensor) -> list[list[int]]:
-    """List the rows of each group, those nearest to its mean direction first."""
+    """List the rows of vectors (n, D) by group (n,) int64, nearest to its mean direction first."""
     found = []
     for group in range(int(groups.max()) + 1):
         rows = (groups == group).nonzero().flatten()

@@ -7,11 +7,12 @@ from torch import Tensor
 
 from beit.nn.quantizer import Quantizer
 
-NEIGHBOURS = 15  # of each image that pull on it
-STEPS, EARLY = 400, 100  # of the layout; of them at the beginning, with a stronger pull
+NEIGHBOURS = 15  # nearest images that attract each image
+STEPS, EARLY = 400, 100  # of the layout, and the first of them, with exaggerated attraction
 EXAGGERATION = 12.0
-_ROWS = 128  # of the matrix of distances in the cache at once
+_ROWS = 128  # of distances computed at once, few enough for the CPU cache
 _STARTS = 4  # of k-means, of which the best is kept
+_SHUFFLES = 20  # of labels, to measure chance
 
 
 def layout(vectors: Tensor, rows: Tensor, cosines: Tensor) -> Tensor:
@@ -118,10 +119,10 @@ def clusters(vectors: Tensor, count: int, seed: int) -> Tensor:
     return order.argsort()[found]
 
 
-def purity(groups: Tensor, labels: Tensor, seed: int, shuffles: int = 20) -> tuple[float, float]:
+def purity(groups: Tensor, labels: Tensor, seed: int) -> tuple[float, float]:
     """Return the share of labelled images (n,) with their group's most frequent label, and chance.
 
-    Chance is the same with the labels shuffled, on average: small groups are pure by chance.
+    Chance is the mean with shuffled labels: small groups are pure by chance.
     """
     known = labels >= 0
     groups, labels = groups[known], labels[known]
@@ -132,5 +133,5 @@ def purity(groups: Tensor, labels: Tensor, seed: int, shuffles: int = 20) -> tup
         return float(table.amax(dim=1).sum()) / len(labels)
 
     generator = torch.Generator().manual_seed(seed)
-    shuffled = [labels[torch.randperm(len(labels), generator=generator)] for _ in range(shuffles)]
-    return share(labels), sum(map(share, shuffled)) / shuffles
+    shuffled = [labels[torch.randperm(len(labels), generator=generator)] for _ in range(_SHUFFLES)]
+    return share(labels), sum(map(share, shuffled)) / _SHUFFLES

@@ -117,18 +117,15 @@ def run(config: Config) -> Result:
     of_set = images_of(config.data)
     check_bands(config.model, of_set)
     compare_pixels(pixel_options(of_set), f"{config.data} has", *files)
-    layer = None
-    if is_table(config.data):
+    layer, whole = None, is_table(config.data)
+    if whole:
         images, layer = read_set(config.data, embedder)
         _check_names(config.photos, files, images.names)
     else:
         source = open_source(config.data)
         _check_names(config.photos, files, [printable(source.name(i)) for i in range(len(source))])
         images = indexed(source, config.data, config.index, embedder)
-    photos = [
-        _photo(name, files.get(name), images, embedder, layer, whole=is_table(config.data))
-        for name in config.photos
-    ]
+    photos = [_photo(n, files.get(n), images, embedder, layer, whole) for n in config.photos]
     print(_scale(images, embedder.features))
     found: dict[str, list[Neighbour]] = {}
     rows = []

@@ -133,7 +133,7 @@ def joined(parts: Iterable[Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def vector_of(image: Tensor, embedder: Embedder, layer: int | None = None) -> Tensor:
+def vector_of(image: Tensor, embedder: Embedder, layer: int | None) -> Tensor:
     """Compute the vector (D,) of one image (3, H, W) uint8, on the CPU."""
     batch = embedder.view(image)[None].to(embedder.fabric.device)
     kinds = [Kind(layer, part) for part in embedder.parts]

@@ -33,13 +33,12 @@ class Prediction(NamedTuple):
     right: bool = False
 
 
-def prediction_grid(predictions: Sequence[Prediction], num_columns: int | None = None) -> bytes:
+def prediction_grid(predictions: Sequence[Prediction]) -> bytes:
     """Draw images with their likeliest classes, as PNG; frames tell right from wrong if known.
 
-    With `num_columns` None there are about as many columns as rows, six at most.
+    There are about as many columns as rows, six at most.
     """
-    if num_columns is None:
-        num_columns = min(6, int(np.ceil(np.sqrt(len(predictions)))))
+    num_columns = min(6, int(np.ceil(np.sqrt(len(predictions)))))
     panels = [None if p.image is None else canvas.panel(p.image, SIDE) for p in predictions]
     sizes = [panel.shape[:2] for panel in panels if panel is not None] or [(SIDE, SIDE)]
     height, width = max(h for h, _ in sizes), max(max(w for _, w in sizes), 120)
