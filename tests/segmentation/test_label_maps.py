@@ -96,6 +96,16 @@ def test_ade20k_as_a_folder(ade20k):
     assert len(open_label_maps(str(ade20k.parent))) == 3  # the folder above
 
 
+def test_other_sets_in_the_folders_of_ade20k_keep_their_classes(tmp_path):
+    for split in ("training", "validation"):
+        for number in (0, 1):
+            save_image(tmp_path / "images" / split / f"{number}_manual1.png", number)
+            save_map(tmp_path / "annotations" / split / f"{number}_manual1.png", grid(number))
+    source = open_label_maps(str(tmp_path))  # DRIVE: background and vessels
+    assert source.class_names == ("0", "1")
+    assert [source.label_map(i).unique().tolist() for i in (0, 1)] == [[0], [1]]
+
+
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_the_zip_equals_the_folder(ade20k, method):
     archive = ade20k.parent / "ADEChallengeData2016.zip"
@@ -122,6 +132,8 @@ def test_pascal_voc(tmp_path):
     source = open_label_maps(str(root.parent))
     assert names(source) == ["2007_3.jpg", "2007_1.jpg"]  # in the order of the list
     assert source.class_names[15] == "person"
+    with pytest.raises(ValueError, match="ignores 0, which is the class background here; leave"):
+        open_label_maps(f"{root}?reduce_zero_label=true")
     assert source.label_map(0)[1:3].tolist() == [[255, 20, 0, 0, 0, 0], [2] * 6]
     assert names(open_label_maps(str(root), role="validation")) == ["2007_2.jpg"]
     with pytest.raises(ValueError, match=r"no ImageSets/Segmentation/trainval\.txt"):
@@ -295,6 +307,7 @@ def test_a_split_or_layout_that_is_missing_is_told(ade20k, tmp_path):
         ("photos?mask=x", {}, "unknown option mask; expected split=.*, maps="),
         ("photos?reduce_zero_label=yes", {}, "reduce_zero_label is 'yes'; expected true or false"),
         ("shapes://4", {"classes": "3"}, "drawn scenes have their own maps and classes"),
+        ("shapes://4", {"reduce_zero_label": True}, "leave out maps, classes and reduce_zero"),
         ("shapes://4", {"limit": 0}, "limit must be at least 1 image, got 0"),
         ("shapes://4[:10%]", {}, "none of the 4 images is in this part"),
     ],

@@ -172,9 +172,8 @@ def find_pairs(path: str, split: str, role: Role, maps: str) -> Pairs:
         )
     images = open_files(images_place or root / "images")
     pairs = _matched(images, open_files(labels_place or root / folder))
-    ade20k = (
-        folder == "annotations" and images_place and images_place.name in ("training", "validation")
-    )
+    # Not by folders alone: DRIVE, as mmsegmentation lays it out, has the same.
+    ade20k = folder == "annotations" and images_place and images.name(0).startswith("ADE_")
     return pairs._replace(classes=ade20k_classes()) if ade20k else pairs
 
 

@@ -106,8 +106,11 @@ def open_label_maps(
     while (part := PART.fullmatch(spec)) and not os.path.exists(spec):
         parts, spec = [part, *parts], part["whole"]
     if spec.startswith("shapes://"):
-        if classes or maps:
-            raise ValueError(f"{spec}: drawn scenes have their own maps and classes; give none")
+        if classes or maps or reduce_zero_label:
+            raise ValueError(
+                f"{spec}: drawn scenes have their own maps and classes; leave out maps, classes "
+                "and reduce_zero_label"
+            )
         shapes = label_classes(["ground", *SHAPES])
         shapes = shapes.renumbered(names or shapes.names, spec)
         source: LabelMaps = ShapesMaps(ShapesSource.from_spec(spec), shapes)
@@ -265,6 +268,11 @@ def _classes(
     """Determine the classes: from the list, from a known layout, or by counting values."""
     own = read_label_classes(class_list, reduced) if class_list else pairs.classes
     if own is not None:
+        if reduced and own.table[0] != IGNORED:
+            raise ValueError(
+                f"{spec}: reduce_zero_label ignores 0, which is the class {own.names[own.table[0]]}"
+                " here; leave it out, or give a class list of your own"
+            )
         _warn_of_binary(spec, pairs, own)
         return own if names is None else own.renumbered(names, spec)
     if names is None:
