@@ -18,6 +18,7 @@ import transformers
 from torch import Tensor, nn
 
 import beit
+from beit.data.views import EvalView
 from beit.exporting import export, verification, weight_files
 from beit.exporting.export import Config
 from beit.exporting.verification import Difference, Reopened
@@ -521,3 +522,19 @@ def test_the_command(
     assert done.stdout.startswith("ImageClassifier("), done.stderr
     assert cli.main(command) == 2
     assert "exists and is not overwritten" in capsys.readouterr().err
+
+
+def test_the_processor_of_transformers_crops_square_images_as_beit_does(
+    models: Callable[..., Path], tmp_path: Path
+) -> None:
+    source, output = models("classifier", image_size=(32, 32)), tmp_path / "folder"
+    export.run(Config(str(source), str(output), "transformers"))
+    processor = transformers.AutoImageProcessor.from_pretrained(output)
+    image = torch.randint(256, (3, 50, 50), generator=torch.Generator().manual_seed(5)).byte()
+    pixels = processor(images=[image], return_tensors="pt")["pixel_values"][0]
+    backbone = beit.load_backbone(source)
+    crop = EvalView((32, 32), 0.875)(image) / 255  # of 36 x 36: 36.57 is rounded down
+    close(pixels, (crop - backbone.mean) / backbone.std)
+    stated = stated_crop(str(output))
+    assert stated is not None
+    assert stated[0] == 32 / 36

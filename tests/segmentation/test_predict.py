@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,19 @@ def test_an_interrupted_run_is_resumed(config: Callable[..., Config], tmp_path: 
         predict_maps.run(config(output=str(tmp_path / "other")))
 
 
+def test_a_replaced_image_is_labelled_again(config: Callable[..., Config], tmp_path: Path) -> None:
+    predict_maps.run(config())
+    image, map_of = tmp_path / "images" / "b" / "c.png", tmp_path / "out" / "maps" / "b" / "c.png"
+    other = (tmp_path / "out" / "maps" / "a.png").stat().st_mtime_ns
+    Image.fromarray(np.zeros((18, 25, 3), dtype=np.uint8)).save(image)
+    later = map_of.stat().st_mtime_ns + 10**9
+    os.utime(image, ns=(later, later))
+    predict_maps.run(config())
+    with Image.open(map_of) as labels:
+        assert (labels.height, labels.width) == (18, 25)
+    assert (tmp_path / "out" / "maps" / "a.png").stat().st_mtime_ns == other
+
+
 def test_workers_do_not_change_a_byte(config: Callable[..., Config], tmp_path: Path) -> None:
     for workers in (0, 2):
         predict_maps.run(config(output=str(tmp_path / f"{workers}"), num_workers=workers))
@@ -126,6 +140,12 @@ def test_images_by_a_list_and_without_pictures(
     assert predict_maps.run(config(data="-", overlays=False)).images == 2
     names = set(files_of(tmp_path / "out"))
     assert names == {"maps/000000-a.png", "maps/000001-d.png", "legend.png", "predict.json"}
+    (tmp_path / "else").mkdir()
+    (tmp_path / "images" / "a.png").rename(tmp_path / "else" / "a.png")  # also number 0, stem a
+    listed = listed.replace(b"images/a.png", b"else/a.png")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(listed)))
+    with pytest.raises(FileExistsError, match="begun with another list_of_images; name another"):
+        predict_maps.run(config(data="-", overlays=False))
 
 
 def test_an_unreadable_image_is_reported_and_left_out(

@@ -62,5 +62,5 @@ def kept_metrics(path: Path, config: Mapping[str, Any]) -> dict[str, tuple[float
 
 def _best(records: list[dict[str, Any]], metric: str) -> dict[str, Any]:
     """Return the first record with the highest value of a metric; empty if none has it."""
-    having = [record for record in records if metric in record]
+    having = [record for record in records if record.get(metric) is not None]  # null: not finite
     return max(having, key=lambda record: record[metric], default={})

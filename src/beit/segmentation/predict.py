@@ -8,6 +8,7 @@ An interrupted run resumes when its command is repeated; under torchrun each pro
 share of the missing images. The files are always the same.
 """
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,7 +22,7 @@ from torch import Tensor
 import beit
 from beit.command.ending import Ending, opened
 from beit.data.batches import EvalBatches
-from beit.data.source import Source
+from beit.data.source import Source, file_of
 from beit.data.sources import open_images
 from beit.draw import canvas
 from beit.files import write_bytes, write_text
@@ -102,14 +103,19 @@ def run(config: Config) -> Result:
         raise ValueError(f"{config.model} has {Y} classes; a palette PNG has {MAX_CLASSES} at most")
     names = segmenter.config.class_names or tuple(f"class {number}" for number in range(Y))
     palette = segmenter.config.palette or default_palette(Y)
+    images = [source.name(index) for index in range(len(source))]
+    files = map_names(images)
     if fabric.is_global_zero:
-        begin(output, about_of(config, fabric, segmenter, names, palette))
+        about = about_of(config, fabric, segmenter, names, palette)
+        begin(output, about | {"list_of_images": checksum_of_numbered(images, files)})
         _write(output / LEGEND, canvas.png(legend(names, palette)))
     fabric.barrier()
-    files = map_names([source.name(index) for index in range(len(source))])
     folders = (MAPS, OVERLAYS) if config.overlays else (MAPS,)
-    written = [all((output / folder / file).is_file() for folder in folders) for file in files]
-    todo = [index for index, done in enumerate(written) if not done]
+    todo = [
+        index
+        for index, file in enumerate(files)
+        if not all(is_later(output / folder / file, file_of(source, index)) for folder in folders)
+    ]
     fabric.barrier()  # no process writes before all have looked
     for index, image, labels in predict_maps(fabric, segmenter, source, todo, config):
         if config.overlays:
@@ -190,16 +196,34 @@ def begin(output: Path, about: dict[str, Any]) -> None:
         raise FileExistsError(f"{output} was begun with another {differing}; {repeat}")
 
 
+def is_later(file: Path, image: Path | None) -> bool:
+    """Tell whether a file was written, and after the last change of its image."""
+    try:
+        written = file.stat().st_mtime_ns
+        return image is None or image.stat().st_mtime_ns <= written
+    except FileNotFoundError:
+        return False
+
+
+def checksum_of_numbered(names: Sequence[str], files: Sequence[str]) -> str | None:
+    """Digest the names of images whose maps are named by their numbers; None if there are none.
+
+    The same number can stand for another image once the list of images has changed.
+    """
+    pairs = zip(names, files, strict=True)
+    numbered = [name for name, file in pairs if not file.startswith(_stem(name) or "/")]
+    text = "\0".join(numbered).encode(errors="surrogateescape")
+    return hashlib.blake2b(text, digest_size=8).hexdigest() if numbered else None
+
+
 def map_names(names: Sequence[str]) -> list[str]:
     """Return the file names of maps: the images' paths below the data, ending in .png.
 
     Two images that differ in the suffix only keep it: a.jpg.png. A name outside the folder, or not
     of a file, is replaced by the image's number and stem. If names still collide, all are replaced.
     """
-    paths, plain, numbered = [PurePosixPath(name) for name in names], list[str | None](), []
+    paths, plain, numbered = list(map(PurePosixPath, names)), list(map(_stem, names)), []
     for number, (name, path) in enumerate(zip(names, paths, strict=True)):
-        outside = path.is_absolute() or ".." in path.parts or not path.name or "://" in name
-        plain.append(None if outside else str(path.with_suffix("")))
         stem = "" if "://" in name or not path.stem.strip(".") else f"-{path.stem}"
         numbered.append(f"{number:06d}{stem}.png")
     counts = Counter(plain)
@@ -208,6 +232,13 @@ def map_names(names: Sequence[str]) -> list[str]:
         for path, stem, number_name in zip(paths, plain, numbered, strict=True)
     ]
     return files if len(set(files)) == len(files) else numbered
+
+
+def _stem(name: str) -> str | None:
+    """Return the path of an image without its suffix; None outside the folder, or of no file."""
+    path = PurePosixPath(name)
+    outside = path.is_absolute() or ".." in path.parts or not path.name or "://" in name
+    return None if outside else str(path.with_suffix(""))
 
 
 def _write(path: Path, content: bytes) -> None:

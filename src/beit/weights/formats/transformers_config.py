@@ -112,7 +112,7 @@ def image_processor_config(model: nn.Module, crop_ratio: float = 1.0) -> dict[st
     """
     vit = _vit_of(model)
     crop_size = dict(zip(("height", "width"), vit.image_size, strict=True))
-    size = {name: round(side / crop_ratio) for name, side in crop_size.items()}
+    size = {name: int(side / crop_ratio) for name, side in crop_size.items()}  # as `EvalView`
     return {
         "image_processor_type": "BeitImageProcessor",
         "do_resize": True,
