@@ -224,7 +224,7 @@ def test_unreadable_images_have_no_row_even_where_they_fill_a_batch(tmp_path: Pa
         (lambda output: table(output, columns=COLUMNS[:1]), r"columns was \[\{'name'"),
         (
             lambda output: table(output, Named(first_name="b.png")),
-            "checksum_of_names_and_labels was",
+            "checksum_of_images was",
         ),
     ],
 )
@@ -239,6 +239,22 @@ def test_parts_of_another_table_are_refused(
     ):
         other(tmp_path / "t.npz").begin()
     assert table(tmp_path / "t.npz").begin() == [1, 2]
+
+
+def test_parts_of_a_replaced_image_are_refused(tmp_path: Path) -> None:
+    class Files(Named):
+        def file(self, index: int) -> Path:
+            return tmp_path / f"{index}.png"
+
+    for index in range(NUM_IMAGES):
+        (tmp_path / f"{index}.png").write_bytes(b"an image")
+    made = table(tmp_path / "t.npz", Files())
+    made.begin()
+    compute(made, 0)
+    assert table(tmp_path / "t.npz", Files()).begin() == [1, 2]
+    (tmp_path / "4.png").write_bytes(b"another one")
+    with pytest.raises(ValueError, match=r"parts of another table: checksum_of_images was"):
+        table(tmp_path / "t.npz", Files()).begin()
 
 
 # ── refusals ────────────────────────────────────────────────────────────────────────────────────

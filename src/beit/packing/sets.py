@@ -6,10 +6,11 @@ import os
 import re
 from pathlib import Path
 
-from beit.data.source import Source, file_of
+from beit.data.source import Source
 from beit.data.sources import open_source, open_test_split
 from beit.data.spec import AS_IT_IS, Reading, split_part, split_query
 from beit.data.splits import TRAINING, split_word
+from beit.data.stamps import stamps
 from beit.files import user_path
 
 _log = logging.getLogger(__name__)
@@ -46,26 +47,15 @@ def check_place(folder: Path, name: str) -> None:
 
 def checksum(images: Source, form: str) -> str:
     """Digest names and labels, and sizes and times of local files."""
-    digest, earlier, about = hashlib.blake2b(digest_size=16), None, b""
-    for index in range(len(images)):
+    digest = hashlib.blake2b(digest_size=16)
+    for index, stamp in enumerate(stamps(images)):
         name = images.name(index)
         if form == "parquet" and not name.isascii():
             _check_utf8(name)
-        file = file_of(images, index)
-        if file is not None and file != earlier:
-            earlier, about = file, _about(file)
-        digest.update(os.fsencode(name) + b"\0" + about)
+        digest.update(os.fsencode(name) + b"\0" + stamp.encode())
     if images.labels is not None:
         digest.update(images.labels.numpy().tobytes())
     return digest.hexdigest()
-
-
-def _about(file: Path) -> bytes:
-    try:
-        found = file.stat()
-    except OSError:  # removed since: unreadable
-        return b""
-    return f"{found.st_size} {found.st_mtime_ns}".encode()
 
 
 def _check_utf8(name: str) -> None:

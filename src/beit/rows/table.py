@@ -19,6 +19,7 @@ import numpy as np
 
 from beit.data.class_names import amount
 from beit.data.source import Source
+from beit.data.stamps import stamps
 from beit.files import PARTIAL_SUFFIX, replacing, write_text
 from beit.rows.files import SUFFIXES, TEXT, Array, Column, write_table
 from beit.rows.lines import Line, json_lines, printable, write_csv
@@ -103,7 +104,7 @@ class RowTable:
         check_output(self.output)
         settings = self._about | {
             "images": len(self.images),
-            "checksum_of_names_and_labels": self._digest_of_images(),
+            "checksum_of_images": self._digest_of_images(),
             "columns": [asdict(column) for column in self._columns],
             "batches_a_part": self._part_batches,
         }
@@ -200,10 +201,14 @@ class RowTable:
         return self.directory / f"part-{number:06d}.npz"
 
     def _digest_of_images(self) -> str:
-        """Digest names and labels: parts of a changed list of images must not be mixed."""
+        """Digest names, sizes and labels: parts of images that have changed must not be mixed.
+
+        Not times: a job may copy its images to a disk of its own each time.
+        """
         digest = hashlib.blake2b(digest_size=8)
-        for index in range(len(self.images)):
-            digest.update(self.images.name(index).encode(errors="surrogateescape") + b"\0")
+        for index, stamp in enumerate(stamps(self.images)):
+            name, size = self.images.name(index), stamp.partition(" ")[0]
+            digest.update(f"{name}\0{size}".encode(errors="surrogateescape"))
         if self.images.labels is not None:
             digest.update(self.images.labels.numpy().tobytes())
         return digest.hexdigest()

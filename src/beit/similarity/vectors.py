@@ -21,8 +21,9 @@ from torch import Tensor
 from beit.data.channels import pixel_options
 from beit.data.class_names import amount
 from beit.data.shrinking import Shrinking
-from beit.data.source import PartSource, Source, file_of, limited
+from beit.data.source import PartSource, Source, limited
 from beit.data.sources import open_source
+from beit.data.stamps import stamps
 from beit.data.views import EvalView
 from beit.files import replacing, user_path
 from beit.nn.pooling import Kind
@@ -239,7 +240,7 @@ def indexed(source: Source, data: str, index: str | None, embedder: Embedder) ->
     if file.suffix not in SUFFIXES:
         raise ValueError(f"index is {index!r}; expected a name that ends in .npz or .parquet")
     names = [printable(source.name(row)) for row in range(len(source))]
-    keys = list(zip(names, _stamps(source), strict=True))
+    keys = list(zip(names, stamps(source), strict=True))
     kept = _read_index(file, about) if file.exists() else _Index([], {})
     known = set(kept.keys)
     missing = [row for row, key in enumerate(keys) if key not in known]
@@ -314,22 +315,6 @@ def _computed(
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     computed = [keys[row] for row in arrays["index"].tolist()]
     return _Index(computed, {column.name: arrays[column.name] for column in columns})
-
-
-def _stamps(source: Source) -> list[str]:
-    """Return the size and time of change of the file of each image; empty for drawn ones."""
-    known: dict[Path | None, str] = {None: ""}
-    stamps = []
-    for row in range(len(source)):
-        path = file_of(source, row)
-        if path not in known:
-            try:
-                found = os.stat(cast(Path, path))
-                known[path] = f"{found.st_size} {found.st_mtime_ns}"
-            except OSError as error:  # it is named as unreadable when it is read
-                known[path] = str(error.strerror)
-        stamps.append(known[path])
-    return stamps
 
 
 def _read_index(file: Path, about: Mapping[str, Any]) -> _Index:
