@@ -59,8 +59,9 @@ def test_pairs_are_listed_once_and_only_those_of_enough_images() -> None:
 
 
 def test_the_whole_codebook() -> None:
-    figures = summary_figures(MEASURES, torch.tensor([0.75, 0.25]))
+    labels = torch.tensor([[2, 3], [1, 0], [0, 0], [0, 1], [4, 5]])
+    figures = summary_figures(MEASURES.uses, labels)
     assert figures["of 5 codes are used"] == "4"
-    mean = (5 * 0.6 + 9 * 0.5 + 1 + 9 * 0.5) / 24
-    assert figures["mean purity of a patch's code (chance 75.0%)"] == f"{mean:.1%}"
-    assert len(summary_figures(MEASURES, None)) == 2
+    # Of the second code's nine patches one is in an image with a label: it weighs as one.
+    assert figures["mean purity of a patch's code (chance 56.2%)"] == f"{10 / 16:.1%}"
+    assert len(summary_figures(MEASURES.uses, torch.zeros(5, 0, dtype=torch.int64))) == 2

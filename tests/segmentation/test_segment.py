@@ -141,10 +141,14 @@ def test_a_class_with_an_iou_of_0_is_named(tmp_path, config, caplog):
 def test_the_next_command_reads_the_label_maps_as_the_run_did(tmp_path, config):
     data = SegmentDataConfig("a", "b", validation_maps="c", classes="d", reduce_zero_label=True)
     result = Result(tmp_path / "run", {"val_miou": 0.5}, [])
-    then = segment.ending(config(tmp_path / "run", data=data), result).then
+    views = MapViewConfig(scales=(0.5, 1.0), flip=True)
+    made = config(tmp_path / "run", data=data, validation_views=views)
+    then = segment.ending(made, result).then
     assert then[:2] == ["evaluate", "--model"]
     said = dict(zip(then[1::2], then[2::2], strict=True))
     assert (said["--maps"], said["--classes"], said["--reduce_zero_label"]) == ("c", "d", "true")
+    assert (said["--views.scales"], said["--views.flip"]) == ("[0.5, 1.0]", "true")
+    assert "--views.mode" not in said
 
 
 def test_validation_images_that_are_trained_on_are_counted(tmp_path, config, finished):

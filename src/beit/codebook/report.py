@@ -106,10 +106,9 @@ def write_codebook_report(
         "Seed": str(about["seed"]),
         "Closeness": closeness if about["kind"] == "VQKD" else "the code's logit",
     }
-    labels = book.statistics.labels.sum(0).double().cpu()
     title = f"What the codes of {Path(about['model']).name} stand for"
     text = "Every figure is in `figures`, as PNG and SVG; every code is in `codes.json`."
-    main = summary_figures(measures, labels / labels.sum() if labelled else None)
+    main = summary_figures(measures.uses, book.statistics.labels.cpu())
     write_report(directory / "report.html", title, sections, facts, summary=text, figures=main)
 
 
@@ -255,15 +254,16 @@ def pairs_table(lifts: Tensor, both: Tensor, codes: Tensor) -> Table:
     return Table(caption, columns, rows, folded=True)
 
 
-def summary_figures(measures: CodeMeasures, label_shares: Tensor | None) -> dict[str, str]:
-    """Return the main numbers of the codebook; label_shares: (Y,) of the patches, or None."""
-    health, K = codebook_health(measures.uses), len(measures.uses)
+def summary_figures(uses: Tensor, labels: Tensor) -> dict[str, str]:
+    """Return the main numbers of the codebook.
+
+    uses: (K,) int64, patches with each code
+    labels: (K, Y) int64, those of them in images of each label; Y = 0 without labels
+    """
+    health, K = codebook_health(uses), len(uses)
     figures = {f"of {K} codes are used": f"{K - health.dead}"}
     figures["perplexity"] = f"{health.perplexity:.0f}"
-    if label_shares is not None:
-        labelled = ~measures.purity.isnan()
-        weights = measures.uses[labelled].double()
-        purity = float((measures.purity[labelled] * weights).sum() / weights.sum())
-        chance = float(label_shares.max())
+    if total := int(labels.sum()):  # images without a label count neither here nor for chance
+        purity, chance = (int(most.sum()) / total for most in (labels.amax(1), labels.sum(0).max()))
         figures[f"mean purity of a patch's code (chance {chance:.1%})"] = f"{purity:.1%}"
     return figures

@@ -3,8 +3,9 @@
 This module builds the parts, runs the loop in `beit.segmentation.loop` and saves the results.
 """
 
+import json
 import logging
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any, cast
 
@@ -17,6 +18,7 @@ from beit.data.channels import compare_pixels, pixel_options
 from beit.draw.names import percent
 from beit.draw.report import Section
 from beit.nn.segmenter import LAYERS, SegmenterConfig, SemanticSegmenter
+from beit.nn.sliding import MapViewConfig
 from beit.nn.vit import ViTConfig
 from beit.run.averaging import BestWeights
 from beit.run.batches import eval_batches, train_batches
@@ -133,6 +135,12 @@ def ending(config: Config, result: Result) -> Ending:
     if miou is not None:
         figure = f"mIoU {percent(miou)} on the validation images"
         output = beside(run.path, f"{run.path.name}-evaluation")
+        usual = asdict(MapViewConfig())
+        views = {  # so that it finds the same
+            f"views.{name}": value if isinstance(value, str) else json.dumps(value)
+            for name, value in asdict(config.validation_views).items()
+            if value != usual[name]
+        }
         then = words(
             "evaluate",
             model=run.path,
@@ -141,6 +149,7 @@ def ending(config: Config, result: Result) -> Ending:
             classes=data.classes,
             reduce_zero_label="true" * data.reduce_zero_label,
             output=output,
+            **views,
         )
     else:
         loss = last_values(run.metrics_file, {}).get("loss", 0.0)
