@@ -204,6 +204,13 @@ def test_values_of_several_types_in_json_lines(photos):
     assert "holds lists, [1]" in open_source(write(photos / "b.jsonl", *rows)).why_unlabelled
 
 
+def test_files_that_a_table_names_twice_are_counted(photos, caplog):
+    caplog.set_level(logging.INFO, "beit")
+    table = write(photos / "labels.csv", "file,label", "0.png,a", "1.png,b", "0.png,a")
+    assert len(open_source(table)) == 3
+    assert any("labels.csv: 3 images, 1 of them repeated in " in m for m in caplog.messages)
+
+
 SPLITS = ("path,label,Data Set", "0.png,b,train", "1.png,a,val", "2.png,c,Train")
 
 

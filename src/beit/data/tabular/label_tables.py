@@ -70,7 +70,9 @@ def open_table(path: Path, reading: Reading = AS_IT_IS, split: Split | None = No
     why = table.why_unlabelled
     labelled = 0 if labels is None else int((labels >= 0).sum())
     said = why or f"labels of {labelled} from column {table.label!r}"
-    say_once(f"{path}: {len(files)} images in {root}; {said}")
+    repeated = len(files) - len({*files})
+    count = f"{len(files)} images" + f", {repeated} of them repeated" * bool(repeated)
+    say_once(f"{path}: {count} in {root}; {said}")
     return FileSource(root, files, reading, labels, table.class_names, why)
 
 
