@@ -138,6 +138,11 @@ def test_pascal_voc(tmp_path):
     assert names(open_label_maps(str(root), role="validation")) == ["2007_2.jpg"]
     with pytest.raises(ValueError, match=r"no ImageSets/Segmentation/trainval\.txt"):
         open_label_maps(f"{root}?split=trainval")
+    (root / "labelmap.txt").write_text("# label:color_rgb:parts:actions\ncrack:128,0,0::\n")
+    with pytest.raises(ValueError, match="hold 3 values up to 20"):  # counted: CVAT's own
+        open_label_maps(str(root), role="validation")
+    assert len(open_label_maps(str(root), classes="21").class_names) == 21
+    (root / "labelmap.txt").unlink()
     (lists / "val.txt").write_text("2007_2\nno_map\ngone\n")
     with pytest.raises(ValueError, match="1 images of the list are missing: gone"):
         open_label_maps(str(root), role="validation")

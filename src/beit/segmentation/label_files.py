@@ -35,6 +35,7 @@ LABEL_KINDS = (
 )
 _SPLITS = {"train": ("training", "train"), "validation": ("validation", "val")}
 _MAP_FOLDERS = ("annotations", "labels", "masks")
+_OWN_CLASSES = ("labelmap.txt", "class_names.txt")  # of CVAT and labelme, in VOC's layout
 MAX_LIST_BYTES = 1 << 26  # of a list of images
 
 
@@ -206,7 +207,11 @@ def _voc(path: str, root: Place, split: str, role: Role) -> Pairs:
     if not stems:
         raise ValueError(f"{path}: {listed.name} lists no image; expected one name a line")
     images, maps = open_files(root / "JPEGImages"), open_files(root / "SegmentationClass")
-    return _matched(images, maps, stems)._replace(classes=read_label_classes("voc"))
+    pairs = _matched(images, maps, stems)
+    if others := [name for name in _OWN_CLASSES if (root / name).is_file()]:
+        say_once(f"{path}: not the classes of Pascal VOC, as it has {others[0]}; give a class list")
+        return pairs
+    return pairs._replace(classes=read_label_classes("voc"))
 
 
 def _matched(images: Files, maps: Files, listed: Sequence[str] | None = None) -> Pairs:
