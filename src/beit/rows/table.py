@@ -208,7 +208,7 @@ class RowTable:
         digest = hashlib.blake2b(digest_size=8)
         for index, stamp in enumerate(stamps(self.images)):
             name, size = self.images.name(index), stamp.partition(" ")[0]
-            digest.update(f"{name}\0{size}".encode(errors="surrogateescape"))
+            digest.update(f"{name}\0{size}\0".encode(errors="surrogateescape"))
         if self.images.labels is not None:
             digest.update(self.images.labels.numpy().tobytes())
         return digest.hexdigest()
