@@ -137,3 +137,24 @@ def test_a_run_goes_on_with_the_teacher_it_began_with(
         resume(verb, run)
     save_file(state, file)
     assert resume(verb, run).directory == run
+
+
+@pytest.mark.parametrize("verb", [train_tokenizer, pretrain])
+def test_a_run_goes_on_with_the_settings_beside_its_teacher(
+    tmp_path, tokenizer_config, pretrain_config, verb
+):
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vit = transformers.ViTConfig(**sizes, intermediate_size=24, image_size=16, patch_size=8)
+    folder, run = tmp_path / "vit", tmp_path / "run"
+    transformers.ViTModel(vit).save_pretrained(folder)
+    processor = folder / "preprocessor_config.json"
+    processor.write_text(json.dumps({"image_mean": [0.5] * 3, "image_std": [0.5] * 3}))
+    if verb is pretrain:
+        config = pretrain_config(run, "", target=TargetConfig("features", str(folder)))
+    else:
+        config = tokenizer_config(run, teacher=TeacherConfig(str(folder)))
+    verb.run(replace(config, run=replace(config.run, stop_after=1)))
+    processor.write_text(json.dumps({"image_mean": [0.4] * 3, "image_std": [0.5] * 3}))
+    with pytest.raises(ValueError, match="or other settings in the JSON files beside them"):
+        resume(verb, run)

@@ -3,6 +3,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -98,7 +99,9 @@ def test_every_image_has_its_map_and_picture(
     assert about["window"] == [16, 16]
 
 
-def test_an_interrupted_run_is_resumed(config: Callable[..., Config], tmp_path: Path) -> None:
+def test_an_interrupted_run_is_resumed(
+    config: Callable[..., Config], segmenter: SemanticSegmenter, tmp_path: Path
+) -> None:
     predict_maps.run(config())
     before = files_of(tmp_path / "out")
     (tmp_path / "out" / "maps" / "b" / "c.png").unlink()
@@ -108,6 +111,11 @@ def test_an_interrupted_run_is_resumed(config: Callable[..., Config], tmp_path: 
     assert (tmp_path / "out" / "maps" / "a.png").stat().st_mtime_ns == stamp
     with pytest.raises(FileExistsError, match="begun with another views; name another"):
         predict_maps.run(config(views=MapViewConfig(flip=True)))
+    vit = replace(segmenter.config.backbone, mean=(0.1, 0.2, 0.3))
+    segmenter.config = replace(segmenter.config, backbone=vit)
+    save_weights(tmp_path / "model.safetensors", segmenter)
+    with pytest.raises(FileExistsError, match="begun with another weights; name another"):
+        predict_maps.run(config())
     (tmp_path / "other").mkdir()
     with pytest.raises(FileExistsError, match="other exists and is not overwritten"):
         predict_maps.run(config(output=str(tmp_path / "other")))

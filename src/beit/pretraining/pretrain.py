@@ -56,6 +56,7 @@ from beit.run.prepare import prepared
 from beit.weights.bands import check_bands
 from beit.weights.file import save_weights
 from beit.weights.open import load
+from beit.weights.teachers import Teacher
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,8 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
         if not target.channels:
             check_bands(named, config.data.train)
     elif isinstance(target, FeatureTarget):
-        about["teacher"] = fingerprint(cast(nn.Module, target.teacher))
+        teacher = cast(Teacher, target.teacher)
+        about["teacher"] = fingerprint(teacher, teacher.settings)
         check_teacher(directory, "teacher", named, about["teacher"])
     vit, optim = config.model.backbone, config.optim
     views = TrainViews(config.view, vit.image_size, target.image_size, target.lanczos)

@@ -1,6 +1,7 @@
 """How a table is computed: what its values depend on, and the loop over the batches."""
 
 import hashlib
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
@@ -64,9 +65,11 @@ def about_table(
     }
 
 
-def fingerprint(model: nn.Module) -> str:
-    """Digest the weights of a model: 16 hex digits."""
+def fingerprint(model: nn.Module, settings: Mapping[str, object] | None = None) -> str:
+    """Digest the weights of a model, and the settings that files beside them say: 16 hex digits."""
     digest = hashlib.blake2b(digest_size=8)
+    if settings:
+        digest.update(json.dumps(settings).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())

@@ -125,17 +125,18 @@ def check_teacher(directory: RunDirectory | None, kind: str, source: str, digest
         directory: of the run that is resumed; None for a new run
         kind: what the network is, the name of its digest in environment.json
         source: the option that names it
-        digest: of its weights
+        digest: of its weights, and of the settings beside them
 
     Raises:
-        ValueError: it has other weights.
+        ValueError: it has others.
     """
     if directory is None:
         return
     if directory.environment().get(kind, digest) != digest:  # not kept by older versions
         raise ValueError(
-            f"the {kind} {source} has other weights than when {directory.path} started, so the run "
-            "would learn something else from here on; put those weights back, or start a new run"
+            f"the {kind} {source} has other weights than when {directory.path} started, or other "
+            "settings in the JSON files beside them, so the run would learn something else from "
+            "here on; put those files back, or start a new run"
         )
 
 

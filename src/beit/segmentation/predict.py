@@ -163,11 +163,12 @@ def about_of(
     """Describe what the files depend on."""
     views = {name: value for name, value in asdict(config.views).items() if name != "batch_size"}
     colours = enumerate(zip(names, map(list, palette), strict=True))
+    vit = segmenter.config.backbone
     return {
         "beit": beit.__version__,
         "model": config.model,
-        "weights": fingerprint(segmenter),
-        "window": list(segmenter.backbone.config.image_size),
+        "weights": fingerprint(segmenter, {"mean": vit.mean, "std": vit.std}),
+        "window": list(vit.image_size),
         "data": config.data,
         "limit": config.limit,
         "views": views | {"scales": list(config.views.scales)},

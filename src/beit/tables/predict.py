@@ -121,6 +121,7 @@ def run(config: Config) -> TableResult:
         details: dict[str, object]
         details = {"num_classes": classes.num_classes, "class_names": classes.class_names}
         details |= {"grid": vit.grid, "image_size": vit.image_size, "num_heads": vit.num_heads}
+        details |= {"mean": vit.mean, "std": vit.std}
         about = about_table("predict", config, view, classifier, fabric, details)
         sizes = (config.batch_size, config.part_size)
         table = RowTable(config.output, source, columns, about, *sizes, _line)

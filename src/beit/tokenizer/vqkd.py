@@ -183,7 +183,7 @@ def run(config: Config, directory: RunDirectory | None = None, changed_ok: bool 
     torch.manual_seed(config.run.seed)
     named = config.teacher
     teacher = open_teacher(config)
-    about = environment(VERB) | {"teacher": fingerprint(teacher)}
+    about = environment(VERB) | {"teacher": fingerprint(teacher, teacher.settings)}
     check_teacher(directory, "teacher", named.source, about["teacher"])
     torch.manual_seed(config.run.seed)
     vqkd = VQKD(match_teacher(config.model, teacher))

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD
 from beit.run.settings import from_plain
 from beit.weights.formats.clip import CLIP_MEAN, CLIP_STD
+from beit.weights.formats.transformers_config import resampling_note
 from beit.weights.hub import SETTINGS
 from beit.weights.shards import read_json
 
@@ -74,6 +75,8 @@ def settings_of(
             "beside it. Taken as by ImageNet's mean and std, as for DINO and DINOv2",
             file,
         )
+    if note := resampling_note(processor):
+        logger.info("%s: %s", file, note)
     usual = "quick_gelu" if clip else "gelu"
     return TeacherSettings(num_heads or heads, activation or usual, mean, std)
 

@@ -51,12 +51,14 @@ def test_a_vit_is_normalised_as_its_folder_says(vit, tmp_path, caplog):
     load_teacher(tmp_path)
     assert "there is no preprocessor_config.json beside it. Taken as by ImageNet's" in caplog.text
     images = torch.rand(2, 3, 20, 20, generator=torch.Generator().manual_seed(1))
-    halves = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    halves = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "resample": 2}
+    caplog.set_level("INFO")
     for content, seen in ((halves, images * 2 - 1), ({"do_normalize": False}, images)):
         (tmp_path / "preprocessor_config.json").write_text(json.dumps(content))
         found = load_teacher(tmp_path).features(images, (5, 5))
         expected = vit(seen).last_hidden_state[:, 1:]
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert caplog.text.count("resizes by bilinear interpolation, beit bicubically") == 1
 
 
 def test_a_backbone_without_positions_or_with_other_names_is_not_taken_for_a_vit(vit):

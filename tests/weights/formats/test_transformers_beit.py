@@ -377,3 +377,15 @@ def test_a_guessed_normalisation_is_warned_about(theirs, tmp_path, caplog):
         assert load(tmp_path, **given).config.backbone.std == (std,) * 3
         (message,) = caplog.messages
         assert "there is no preprocessor_config.json. Taken as by mean and std 0.5" in message
+
+
+@pytest.mark.parametrize(
+    ("resample", "said"), [(2, "resizes by bilinear interpolation"), (3, ""), ([2], ""), (None, "")]
+)
+def test_another_interpolation_than_ours_is_logged(resample, said, theirs, tmp_path, caplog):
+    theirs("BeitForImageClassification", **PER_BLOCK).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"resample": resample}))
+    caplog.set_level("INFO")
+    load(tmp_path)
+    assert ("beit bicubically" in caplog.text) == bool(said)
+    assert said in caplog.text

@@ -36,6 +36,7 @@ from beit.weights.formats.transformers_config import (
     architecture_of,
     needs_spare_block,
     normalisation_of,
+    resampling_note,
     settings_of,
 )
 
@@ -67,7 +68,8 @@ def from_transformers(
         tensors: by the names in files, or those of the modules in memory
         config: content of `config.json`; without it, what shapes do not determine is as in the
             published models, or overridden
-        processor: content of `preprocessor_config.json`, for mean and std
+        processor: content of `preprocessor_config.json`, for mean and std; another
+            interpolation than ours is logged
         overrides: as for the published layouts; they take precedence over both files
 
     Raises:
@@ -85,6 +87,8 @@ def from_transformers(
         notes.append(f"its layer_norm_eps of {config['layer_norm_eps']} becomes {NORM_EPS}")
     if "layers" in settings and "layers" not in overrides:
         notes.append(f"the pyramid reads blocks {settings['layers']}, from its out_indices")
+    if note := resampling_note(processor or {}):
+        notes.append(note)
     if not {"mean", "std"} <= settings.keys():
         settings = {"mean": HALVES, "std": HALVES} | settings
         logger.warning(

@@ -18,6 +18,7 @@ from beit.weights.formats.transformers_names import BARE, CLASSIFIER, MASKED, SE
 
 MODEL_TYPES = ("beit", "data2vec-vision")  # the same network
 HALVES = (0.5, 0.5, 0.5)  # default mean and std of BeitImageProcessor
+OTHER_FILTERS = {0: "nearest", 1: "Lanczos", 2: "bilinear", 4: "box", 5: "Hamming"}  # of Pillow
 ARCHITECTURES = {
     MaskedImageModel: MASKED,
     ImageClassifier: CLASSIFIER,
@@ -180,6 +181,13 @@ def normalisation_of(processor: Mapping[str, Any] | None, origin: str) -> dict[s
     values = {"image_mean": HALVES, "image_std": HALVES} | dict(processor)
     names, hint = ("mean", "std"), tuple[float, ...]
     return {name: _value(values, f"image_{name}", hint, origin) for name in names}
+
+
+def resampling_note(processor: Mapping[str, Any]) -> str:
+    """Say that an image processor resizes otherwise than beit; empty if it is bicubic or unsaid."""
+    code = processor.get("resample")
+    name = OTHER_FILTERS.get(code) if isinstance(code, int) else None
+    return f"its image processor resizes by {name} interpolation, beit bicubically" if name else ""
 
 
 def _vit_of(model: nn.Module) -> ViTConfig:
