@@ -136,8 +136,11 @@ def test_one_value_of_a_list_is_a_list() -> None:
     ("options", "message"),
     [
         ({"modle": "x"}, r"unknown option modle; did you mean model\? See help\(beit.embed\)"),
-        ({"model": object()}, "model is a object; expected a number, text"),
-        ({"data": ["a", object()]}, "data is a list with a object; .* models and images in memory"),
+        ({"model": object()}, "model is an object; expected a number, text"),
+        (
+            {"data": ["a", object()]},
+            "data is a list with an object; .* models and images in memory",
+        ),
         ({"resume": "runs/a"}, r"takes no 'resume'; use beit.resume\(run\)"),
         ({"print_config": True}, "takes no 'print_config'$"),
         ({"help": True}, r"use help\(beit.embed\)"),

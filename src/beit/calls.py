@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 from beit.command.verbs import VERBS
+from beit.data.class_names import an
 
 if TYPE_CHECKING:
     from beit.result import Result
@@ -144,7 +145,7 @@ def _text(option: str, value: Any) -> str:
         return json.dumps(value, default=_plain)
     except TypeError as error:
         held, whole = str(error), type(value).__name__
-        what = f"is a {whole}" if held == whole else f"is a {whole} with a {held}"
+        what = f"is {an(whole)}" if held == whole else f"is {an(whole)} with {an(held)}"
         raise ValueError(
             f"{option} {what}; expected a number, text, a path, True, False, None, or lists or "
             "dicts of these; docs/python.md has the calls for models and images in memory"

@@ -1,4 +1,6 @@
-from beit.data.class_names import match_classes, match_names, nearest, some
+import pytest
+
+from beit.data.class_names import an, match_classes, match_names, nearest, some
 
 
 def test_names_are_matched_one_to_one():
@@ -19,3 +21,8 @@ def test_the_nearest_name_is_suggested_whatever_its_case():
 def test_long_lists_of_names_are_cut():
     assert some("abcde") == "a, b, c, d, e"
     assert some("abcdefg") == "a, b, c, d, e and 2 more"
+
+
+@pytest.mark.parametrize("noun", ["an ImageClassifier", "an int", "a list", "a uint8", "a VQKD"])
+def test_a_noun_has_its_article(noun):
+    assert an(noun.split()[1]) == noun

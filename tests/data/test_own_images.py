@@ -100,7 +100,7 @@ def test_mistakes_are_refused(opened, monkeypatch):
     with pytest.raises(ValueError, match=r"targets are 2 to 2; expected -1 .* of 2 classes"):
         opened([PIXELS], targets=[2], classes=["cat", "dog"])
     monkeypatch.setitem(sys.modules, "own_set", SimpleNamespace(images=lambda: 7, __file__=""))
-    with pytest.raises(ValueError, match="gives a int; expected a data set with __len__"):
+    with pytest.raises(ValueError, match="gives an int; expected a data set with __len__"):
         open_source("python:own_set:images")
     with pytest.raises(ValueError, match="as in python:cells:NAME"):
         open_source("cells.py")

@@ -187,7 +187,7 @@ def test_rated_codes_are_those_of_encode(
 
 
 def test_what_rates_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="a Linear cannot rate how close"):
+    with pytest.raises(ValueError, match="a tokenizer of type Linear cannot rate how close"):
         rated(nn.Linear(2, 2), torch.zeros(1, 3, 8, 8))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"codes are \(2, 5\), expected 6 per image"):
         images = torch.zeros(2, 3, 8, 12)

@@ -243,5 +243,5 @@ def test_frozen_positions_stay_frozen() -> None:
 
 
 def test_only_models_with_a_backbone_are_resized() -> None:
-    with pytest.raises(TypeError, match="a Linear has no backbone to resize"):
+    with pytest.raises(TypeError, match="a model of type Linear has no backbone to resize"):
         resized(nn.Linear(2, 3), 16)

@@ -103,7 +103,7 @@ def test_probabilities_are_the_models_softmax(files: Path, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
-        ("classifier", {}, "is a ImageClassifier, which neither makes tokens nor predicts"),
+        ("classifier", {}, "is an ImageClassifier, which neither makes tokens nor predicts"),
         ("pixels", {}, "predicts pixels, not tokens; expected a tokenizer"),
         ("mim", {}, "does not say which tokenizer it was trained with"),
         ("vqkd", {"tokenizer": "vqkd"}, "is a tokenizer itself; leave tokenizer out"),

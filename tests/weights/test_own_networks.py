@@ -61,7 +61,7 @@ def test_it_gives_features_to_tables_and_searches() -> None:
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("seven", {}, "gives a int; expected a torch.nn.Module"),
+        ("seven", {}, "gives an int; expected a torch.nn.Module"),
         ("convolution", {}, "give image_size, or its module an attribute image_size"),
         ("flat", {}, r"gives \(1, 6, 3\) for 1 images; .* attribute grid"),
         ("linear", {"image_size": 8}, r"gives \(1, 192\) for 1 images; expected features"),

@@ -163,6 +163,11 @@ def amount(number: int, word: str) -> str:
     return f"{number:,} {plural(word, range(number))}"
 
 
+def an(noun: str) -> str:
+    """Return a noun after its article: `a list`, `an ImageClassifier`."""
+    return f"{'an' if noun[:1].lower() in tuple('aeio') else 'a'} {noun}"
+
+
 def _places(keys: Iterable[Any]) -> dict[Any, int]:
     """Number the keys by their places; -1 for those that occur twice. None is no key."""
     places = dict[Any, int]()

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from beit.data.class_names import an
 from beit.data.own_code import OWN, call
 from beit.data.pixels.decoding import rgb_of
 from beit.data.shrinking import Shrinking
@@ -26,7 +27,7 @@ class OwnSource:
         dataset = call(spec)
         if not hasattr(dataset, "__getitem__") or not hasattr(dataset, "__len__"):
             raise ValueError(
-                f"{spec} gives a {type(dataset).__name__}; expected a data set with __len__ and "
+                f"{spec} gives {an(type(dataset).__name__)}; expected a data set with __len__ and "
                 "__getitem__"
             )
         self._spec, self._dataset, self._shrinking = spec, dataset, shrinking
@@ -88,6 +89,6 @@ class OwnSource:
         if hasattr(image, "shape"):
             found += f" of {image.dtype} and shape {tuple(image.shape)}"
         raise ValueError(
-            f"{self._spec}: an image is a {found}; expected a PIL image, or uint8: an array (H, W, "
-            "3) or (H, W), or a tensor (3, H, W)"
+            f"{self._spec}: an image is {an(found)}; expected a PIL image, or uint8: an array "
+            "(H, W, 3) or (H, W), or a tensor (3, H, W)"
         )

@@ -20,6 +20,7 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from beit.command.ending import Ending
+from beit.data.class_names import an
 from beit.exporting.graphs import onnx_file, torch_export_file
 from beit.exporting.verification import Difference, Reopened, compare
 from beit.exporting.weight_files import own_file, published_file, timm_folder, transformers_folder
@@ -146,7 +147,7 @@ def open_model(config: Config) -> nn.Module:
     kinds = FORMATS[config.format].kinds
     if kinds and not isinstance(model, kinds):
         raise ValueError(
-            f"{config.source} holds a {type(model).__name__}; {config.format} has "
+            f"{config.source} holds {an(type(model).__name__)}; {config.format} has "
             f"{', '.join(kind.__name__ for kind in kinds)}; --part backbone exports only the "
             "vision Transformer, if the model has one"
         )

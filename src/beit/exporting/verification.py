@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from beit.data.class_names import an
 from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.heads import ImageClassifier
@@ -81,7 +82,7 @@ def outputs(model: nn.Module, images: Tensor, masked: Tensor | None = None) -> M
         return {"codes": model.quantizer.nearest(vectors), "vectors": vectors}
     if isinstance(model, Tokenizer):
         return {"codes": model.encode(images)}
-    raise ValueError(f"a {type(model).__name__} is not one of our models")
+    raise ValueError(f"{an(type(model).__name__)} is not one of our models")
 
 
 def example(model: nn.Module, count: int = max(BATCHES)) -> tuple[Tensor, Tensor]:

@@ -48,8 +48,8 @@ def rated(tokenizer: Tokenizer, images: Tensor) -> tuple[Tensor, Tensor]:
         codes = logits.argmax(1)
         return codes, logits.gather(1, codes[:, None])[:, 0]
     raise ValueError(
-        f"a {type(tokenizer).__name__} cannot rate how close a patch is to its code; expected a "
-        "VQKD, DiscreteVAE or DalleTokenizer"
+        f"a tokenizer of type {type(tokenizer).__name__} cannot rate how close a patch is to its "
+        "code; expected a VQKD, DiscreteVAE or DalleTokenizer"
     )
 
 
@@ -62,7 +62,7 @@ def code_vectors(tokenizer: Tokenizer) -> Tensor:
     elif isinstance(tokenizer, DalleTokenizer):
         vectors = tokenizer.encoder.head.weight.flatten(1)
     else:
-        raise ValueError(f"a {type(tokenizer).__name__} has no code vectors")
+        raise ValueError(f"a tokenizer of type {type(tokenizer).__name__} has no code vectors")
     return vectors.detach().float().cpu()
 
 

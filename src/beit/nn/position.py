@@ -54,10 +54,9 @@ def resized(model: Model, image_size: int | Size) -> Model:
 def _vit_of(model: nn.Module) -> VisionTransformer:
     vit = model if isinstance(model, VisionTransformer) else getattr(model, "backbone", None)
     if not isinstance(vit, VisionTransformer):
-        kind = type(model).__name__
         raise TypeError(
-            f"a {kind} has no backbone to resize; expected a vision Transformer or a "
-            "model with one as its backbone, such as a classifier"
+            f"a model of type {type(model).__name__} has no backbone to resize; expected a vision "
+            "Transformer or a model with one as its backbone, such as a classifier"
         )
     return vit
 

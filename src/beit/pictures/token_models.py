@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from beit.data.class_names import an
 from beit.data.order import step_generator
 from beit.nn.masking import MaskConfig, draw_masks
 from beit.nn.mim import MaskedImageModel
@@ -63,8 +64,8 @@ def open_models(
         return Models(model.to(device), source, None, model.image_size, model.grid, device)
     if not isinstance(model, MaskedImageModel):
         raise ValueError(
-            f"{source} is a {type(model).__name__}, which neither makes tokens nor predicts them; "
-            "expected a tokenizer or a run of beit pretrain"
+            f"{source} is {an(type(model).__name__)}, which neither makes tokens nor predicts "
+            "them; expected a tokenizer or a run of beit pretrain"
         )
     backbone, predicts, K = model.config.backbone, model.config.predicts, model.config.num_codes
     if predicts != "tokens":
@@ -111,8 +112,8 @@ def open_teacher(source: str, models: Models) -> Teacher:
     origin, tokenizer = models.origin, models.tokenizer
     if not isinstance(tokenizer, VQKD):
         raise ValueError(
-            f"teacher is {source}, but {origin} is a {type(tokenizer).__name__}, which decodes no "
-            "features; leave teacher out"
+            f"teacher is {source}, but {origin} is {an(type(tokenizer).__name__)}, which decodes "
+            "no features; leave teacher out"
         )
     config = TeacherConfig(source)
     if source == OF_RUN:

@@ -13,6 +13,7 @@ from typing import Any, Self
 
 import torch
 
+from beit.data.class_names import an
 from beit.files import PARTIAL_SUFFIX, replacing
 from beit.run.directory import RunDirectory
 from beit.run.journal import Journal
@@ -165,7 +166,7 @@ def _check_loadable(value: Any, name: str) -> None:
         for index, entry in enumerate(value):
             _check_loadable(entry, f"{name}[{index}]")
     else:
-        raise ValueError(f"{name} is a {type(value).__name__}; expected tensors and plain values")
+        raise ValueError(f"{name} is {an(type(value).__name__)}; expected tensors and plain values")
 
 
 def _copied(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from beit.data.class_names import an
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.tokenizer import VQKD
 from beit.weights.open import load, required_backbone
@@ -76,7 +77,7 @@ def start_dvae(origin: str, vae: DiscreteVAE) -> str:
     """Copy the weights of another discrete VAE, which fits whole or not. Returns: the account."""
     source = load(origin)
     if not isinstance(source, DiscreteVAE):
-        raise ValueError(f"{origin} holds a {type(source).__name__}; expected a discrete VAE")
+        raise ValueError(f"{origin} holds {an(type(source).__name__)}; expected a discrete VAE")
     theirs, ours = source.config, vae.config
     sizes = ("num_codes", "code_width", "num_layers", "hidden_width", "in_channels")
     if different := [name for name in sizes if getattr(theirs, name) != getattr(ours, name)]:

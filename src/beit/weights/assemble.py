@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from beit.data.class_names import an
 from beit.files import out_of_memory
 from beit.nn.relative_bias import CLS_ROWS
 from beit.nn.vit import ViTConfig
@@ -86,7 +87,7 @@ def _check_fit(
         only_head = all(problem.split()[0].endswith(HEAD) for problem in problems)
         advice = "; num_classes=… replaces the head by a new, untrained one" if only_head else ""
         kind = model_class.__name__
-        raise ValueError(f"{origin} does not fit a {kind}: {first(problems)}{advice}")
+        raise ValueError(f"{origin} does not fit {an(kind)}: {first(problems)}{advice}")
 
 
 @contextmanager

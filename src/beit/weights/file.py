@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from beit.data.class_names import an
 from beit.files import replacing, user_path
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
@@ -102,7 +103,7 @@ def _class_of(model: nn.Module) -> type[nn.Module]:
     if kind not in KINDS:
         known = ", ".join(KINDS)
         bare = "the bare model (of a compiled one its _orig_mod, of DDP its module)"
-        raise ValueError(f"a {kind} cannot be saved; expected {bare}, one of {known}")
+        raise ValueError(f"{an(kind)} cannot be saved; expected {bare}, one of {known}")
     return KINDS[kind][0]
 
 

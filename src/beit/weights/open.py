@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from beit.data.class_names import near_path
+from beit.data.class_names import an, near_path
 from beit.data.imagenet_names import WORDS_OF, imagenet_words
 from beit.nn.heads import ImageClassifier
 from beit.nn.position import resized, with_bias_per_block
@@ -71,8 +71,8 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     """
     if not isinstance(source, str | Path):
         raise TypeError(
-            f"source is a {type(source).__name__}; expected the name of a file, run or folder. For "
-            "a model or tensors in memory, write a file first (torch.save, save_pretrained)"
+            f"source is {an(type(source).__name__)}; expected the name of a file, run or folder. "
+            "For a model or tensors in memory, write a file first (torch.save, save_pretrained)"
         )
     path, overrides = _local_path(source, overrides)
     model = _load(path, **overrides)
@@ -146,7 +146,7 @@ def load_tokenizer(source: str | Path, **overrides: Any) -> Tokenizer:
         kind = type(model).__name__
         advice = "as beit train-tokenizer makes, or beit:cifar10-small-tokenizer"
         raise ValueError(
-            f"{source} holds a {kind}, which has no encode(); expected a tokenizer, {advice}"
+            f"{source} holds {an(kind)}, which has no encode(); expected a tokenizer, {advice}"
         )
     return model
 
@@ -259,7 +259,7 @@ def required_backbone(model: nn.Module, origin: str) -> VisionTransformer:
     """Return the model's vision Transformer; ValueError if it has none."""
     backbone = backbone_of(model)
     if backbone is None:
-        raise ValueError(f"{origin} holds a {type(model).__name__}, which has no backbone")
+        raise ValueError(f"{origin} holds {an(type(model).__name__)}, which has no backbone")
     return backbone
 
 
@@ -270,7 +270,7 @@ def _load_with_head(
     model = load_sized(source, size, **overrides)
     if not isinstance(model, model_class):
         raise ValueError(
-            f"{source} holds a {type(model).__name__}, which names no classes of {things}; "
+            f"{source} holds {an(type(model).__name__)}, which names no classes of {things}; "
             f"expected {model_class.__name__}"
         )
     return model if size is None else resized(model, size_pair(size))

@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from beit.data.class_names import an
 from beit.data.own_code import call
 
 
@@ -14,7 +15,7 @@ def own_network(source: str) -> nn.Module:
         torch.manual_seed(0)
         network = call(source)
     if not isinstance(network, nn.Module):
-        raise ValueError(f"{source} gives a {type(network).__name__}; expected a torch.nn.Module")
+        raise ValueError(f"{source} gives {an(type(network).__name__)}; expected a torch.nn.Module")
     return network
 
 
@@ -30,7 +31,7 @@ def own_map(network: nn.Module, images: Tensor) -> Tensor:
         if features.ndim == 3 and h * w == shape[1]:
             return torch.unflatten(features.transpose(1, 2), 2, (h, w))  # (B, T, h, w)
     raise ValueError(
-        f"a {type(network).__name__} gives {shape or type(features).__name__} for {len(images)} "
+        f"{an(type(network).__name__)} gives {shape or type(features).__name__} for {len(images)} "
         "images; expected features (B, T, h, w), or (B, N, T) of N = h * w cells, row by row, "
         "without [CLS]; of a map that is not square the module needs an attribute grid, (h, w)"
     )

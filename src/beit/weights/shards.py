@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from beit.data.class_names import an
 from beit.run.settings import first
 from beit.weights.file import read_safetensors
 from beit.weights.safe_pickle.files import read_checkpoint
@@ -51,7 +52,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read as JSON ({error})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected an object")
+        raise ValueError(f"{path} holds {an(type(content).__name__)}, expected an object")
     return content
 
 

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 
+from beit.data.class_names import an
 from beit.nn.dvae import DiscreteVAEConfig
 from beit.nn.patches import Size
 from beit.nn.position import resize_relative_bias, resized, with_bias_per_block
@@ -33,7 +34,7 @@ class Note(NamedTuple):
 
 def account(origin: str, source: nn.Module, notes: Sequence[Note]) -> str:
     """List in one block what a model takes from the source it starts from."""
-    lines = [f"starts from {origin}, a {type(source).__name__}"]
+    lines = [f"starts from {origin}, {an(type(source).__name__)}"]
     for kind in get_args(Kind):
         if texts := [note.text for note in notes if note.kind == kind]:
             lines.append(f"  {kind}: {'; '.join(texts)}")

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from beit.data.class_names import an
 from beit.data.stores.hub import first_line, unreachable
 from beit.run.settings import first
 from beit.weights.assemble import mismatches
@@ -230,7 +231,9 @@ def token_map(network: Any, images: Tensor) -> Tensor:
     """Return patch tokens after the final norm, or the last map of a convolutional network."""
     features = network.forward_features(images)
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
-        raise ValueError(f"a {type(network).__name__} gives no single feature map; choose another")
+        raise ValueError(
+            f"{an(type(network).__name__)} gives no single feature map; choose another"
+        )
     if features.ndim == 4:
         channels_last = getattr(network, "output_fmt", "NCHW") == "NHWC"
         return features.permute(0, 3, 1, 2) if channels_last else features

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from beit.data.class_names import Match, match_classes, spelled
+from beit.data.class_names import Match, an, match_classes, spelled
 from beit.data.imagenet_names import in_one_language
 from beit.nn.heads import ImageClassifier
 from beit.nn.position import resized, with_bias_per_block
@@ -78,7 +78,7 @@ def carry_head(
     if not isinstance(source, ImageClassifier):
         if by_name or names is not None:
             raise ValueError(
-                f"{origin} holds a {type(source).__name__}, which has no classes to carry over; "
+                f"{origin} holds {an(type(source).__name__)}, which has no classes to carry over; "
                 "leave out init_classes and carry_classes"
             )
         return ""

@@ -207,7 +207,7 @@ def test_a_different_num_classes_replaces_the_head(filled, caplog):
 def test_states_that_do_not_fit_are_refused(change, message, filled):
     state = theirs(filled, use_rel_pos_bias=True).state_dict()
     change(state)
-    with pytest.raises(ValueError, match=f"a.pth does not fit a ImageClassifier: .*{message}"):
+    with pytest.raises(ValueError, match=f"a.pth does not fit an ImageClassifier: .*{message}"):
         from_timm(state, origin="a.pth", image_size=SIZE)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from beit.data.class_names import an
 from beit.nn.heads import ImageClassifier
 from beit.nn.mim import MaskedImageModel
 from beit.nn.vit import VisionTransformer
@@ -120,7 +121,7 @@ def to_mmpretrain(model: nn.Module) -> dict[str, Tensor]:
     else:
         known = "a MaskedImageModel, an ImageClassifier or a VisionTransformer"
         kind = type(model).__name__
-        raise ValueError(f"mmpretrain has no BEiT that is a {kind}; expected {known}")
+        raise ValueError(f"mmpretrain has no BEiT that is {an(kind)}; expected {known}")
     published = to_published(model)
     names = translated(published, rows)
     missing = [name for name in published if name not in names]

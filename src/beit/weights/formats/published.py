@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from beit.data.class_names import an
 from beit.nn.heads import ImageClassifier
 from beit.nn.mim import MaskedImageModel
 from beit.nn.segmenter import SemanticSegmenter
@@ -136,7 +137,7 @@ def to_published(model: nn.Module) -> dict[str, Tensor]:
     kind = next((kind for kind in KINDS if kind.model is type(model)), None)
     if kind is None:
         raise ValueError(
-            f"a {type(model).__name__} has no published BEiT layout; expected a VQKD, a "
+            f"{an(type(model).__name__)} has no published BEiT layout; expected a VQKD, a "
             "MaskedImageModel, an ImageClassifier, a SemanticSegmenter or a VisionTransformer"
         )
     if isinstance(model, VQKD) and not model.config.l2_normalised:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from beit.data.class_names import an
 from beit.nn.heads import ImageClassifier
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.run.settings import from_plain
@@ -167,4 +168,4 @@ def _vit_of(model: nn.Module) -> ViTConfig:
     if isinstance(model, ImageClassifier):
         return model.backbone.config
     known = "an ImageClassifier or a VisionTransformer (load_backbone returns that of any model)"
-    raise ValueError(f"timm has no BEiT that is a {type(model).__name__}; expected {known}")
+    raise ValueError(f"timm has no BEiT that is {an(type(model).__name__)}; expected {known}")

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from beit.data.class_names import an
 from beit.nn.block import NORM_EPS
 from beit.nn.heads import ImageClassifier
 from beit.nn.mim import MaskedImageModel
@@ -32,7 +33,7 @@ def architecture_of(model: nn.Module) -> Architecture:
     if type(model) not in ARCHITECTURES:
         known = ", ".join(known.__name__ for known in ARCHITECTURES)
         kind = type(model).__name__
-        raise ValueError(f"transformers has no BEiT that is a {kind}; expected one of {known}")
+        raise ValueError(f"transformers has no BEiT that is {an(kind)}; expected one of {known}")
     height, width = _vit_of(model).image_size
     if height != width:
         raise ValueError(

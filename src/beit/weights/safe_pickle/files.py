@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from beit.data.class_names import an
 from beit.weights.mistaken import PICKLE, ZIP, instead
 from beit.weights.safe_pickle.records import UNSOUND, unsound
 
@@ -65,7 +66,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
             raise
         raise ValueError(f"{path} is damaged, or not a PyTorch checkpoint ({error!r})") from error
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}, expected tensors by name")
+        raise ValueError(f"{path} holds {an(type(content).__name__)}, expected tensors by name")
     if content.keys() == {"step", "state"}:
         raise ValueError(f"{path} is a checkpoint for resuming; give its run directory instead")
     return content
