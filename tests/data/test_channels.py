@@ -272,12 +272,10 @@ def test_the_channels_of_a_set():
 def test_a_training_and_its_model_have_the_same_channels():
     data = DataConfig(train="a?bands=1-5", validation="a")
     with pytest.raises(
-        ValueError, match=r"data.validation a has images of 3 .* give --x 3, with mean"
+        ValueError, match=r"--validation a has images of 3 .* give --x 3, with mean"
     ):
         check_channels(data, 5, "x", 0.0)
-    with pytest.raises(
-        ValueError, match=r"data.train .* 5 channels, but the model takes 3; give 3"
-    ):
+    with pytest.raises(ValueError, match=r"--data .* 5 channels, but the model takes 3; give 3"):
         check_channels(data, 3, "", 0.0)
     five = DataConfig(train="a?bands=1-5")
     check_channels(five, 5, "x", 0.0)

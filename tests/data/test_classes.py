@@ -32,16 +32,16 @@ class Named:
 
 
 def train(labels, names=None, spec="here"):
-    return Labelled("data.train", spec, Named(labels, names))
+    return Labelled("--data", spec, Named(labels, names))
 
 
 def validation(labels, names=None):
-    return Labelled("data.validation", "there", Named(labels, names))
+    return Labelled("--validation", "there", Named(labels, names))
 
 
 def test_names_count_the_classes_and_else_the_largest_label(caplog):
     assert checked_classes(train([0, 2, 0], ["a", "b", "c"])) == (3, ("a", "b", "c"))
-    assert "data.train here: 1 of 3 classes have no image: b" in caplog.text
+    assert "--data here: 1 of 3 classes have no image: b" in caplog.text
     assert checked_classes(train([0, 4])) == Classes(5, None)
     assert checked_classes(train([0, 4]), 9) == Classes(9, None)
 
@@ -49,11 +49,11 @@ def test_names_count_the_classes_and_else_the_largest_label(caplog):
 @pytest.mark.parametrize(
     ("part", "count", "message"),
     [
-        (train(None), None, "data.train here: images without a label: .*; all need a class"),
+        (train(None), None, "--data here: images without a label: .*; all need a class"),
         (train([0, 1, -1, -1]), None, r"without a label: 2 of 4, the first is 2.png; label or"),
         (train([0, 3], ["a", "b"]), None, "1.png has the label 3, but there are 2 classes"),
         (train([0, 3]), 3, "has the label 3, but there are 3 classes; expected 0 to 2"),
-        (train([0, 1], ["a", "b"]), 3, "num_classes is 3, but data.train here names 2"),
+        (train([0, 1], ["a", "b"]), 3, "num_classes is 3, but --data here names 2"),
         (train([0, 0]), None, "has one class"),
         (train([0, 1], ["a", "pfl\udce4ume"]), None, r"class pfl\\udce4ume is not UTF-8"),
         (
@@ -114,7 +114,7 @@ def test_a_folder_named_like_a_home_directory_is_no_error():
 
 
 def aligned(part, names, count=None):
-    return align(part, names, count or len(names), "data.train here")
+    return align(part, names, count or len(names), "--data here")
 
 
 TWELVE = sorted(map(str, range(12)))  # as folders are: 0, 1, 10, 11, 2, ...
@@ -123,7 +123,7 @@ TWELVE = sorted(map(str, range(12)))  # as folders are: 0, 1, 10, 11, 2, ...
 def test_numbers_as_names_match_numbers():
     labels, names, notes = aligned(validation(range(12)), TWELVE)
     assert [TWELVE[label] for label in labels.tolist()] == [str(number) for number in range(12)]
-    assert notes == ["data.train here names its classes by the numbers of data.validation there"]
+    assert notes == ["--data here names its classes by the numbers of --validation there"]
     # and the other way: folders for what was trained by numbers
     labels, names, notes = aligned(validation(range(12), TWELVE), None, 12)
     assert labels.tolist() == [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]
@@ -159,7 +159,7 @@ def test_classes_of_two_sets(labels, names, reference, expected):
 
 def test_numbers_taken_as_they_are_are_said():
     said = "{} has no class names: numbers are taken as those of {} (0 is a, 1 is b, ...)"
-    sets = ("data.validation there", "data.train here")
+    sets = ("--validation there", "--data here")
     assert aligned(validation([1]), ["a", "b"]).notes == [said.format(*sets)]
     in_order = aligned(validation([1], ["a", "b"]), None, 2)
     assert in_order.notes == [said.format(*reversed(sets))]
@@ -179,24 +179,24 @@ def test_numbers_taken_as_they_are_are_said():
             [0, 1],
             ["x", "y"],
             ["a", "b"],
-            "have no class in common: x, y; the 2 classes of data.train here are a, b",
+            "have no class in common: x, y; the 2 classes of --data here are a, b",
         ),
         ([0, 1], ["\xe9", "e\u0301"], ["a", "\xe9"], "there: two classes are named"),
-        ([0, 1], ["7", "07"], ["a", "7"], "has 1 class that data.train here lacks: 07"),
-        ([0, 1], ["7", "8"], ["07", "007", "8"], "has 1 class that data.train here lacks: 7"),
+        ([0, 1], ["7", "07"], ["a", "7"], "has 1 class that --data here lacks: 07"),
+        ([0, 1], ["7", "8"], ["07", "007", "8"], "has 1 class that --data here lacks: 7"),
         ([0], ["crane"], ["crane", "ant", "crane"], "here has two classes named crane"),
         ([0, 3], ["a", "b"], ["a", "b"], "1.png has the label 3, but there are 2"),
-        ([1, 0], None, ["1", "2"], "lacks: 0; .* are 1, 2; data.train here names its classes by"),
+        ([1, 0], None, ["1", "2"], "lacks: 0; .* are 1, 2; --data here names its classes by"),
         ([1, 0], None, ["1", "2", "none"], "here has the class 1 as its number 0, so that"),
-        ([1, 2], None, ["a", "b"], "has 1 class that data.train here lacks: 2"),
+        ([1, 2], None, ["a", "b"], "has 1 class that --data here lacks: 2"),
         ([1, 2], None, 2, "1.png has the label 2, but there are 2 classes; expected 0 to 1"),
         (
             [0, 1],
             ["x", "y"],
             3,
-            "no class names, and .* there has 2 classes, data.train here 3",
+            "no class names, and .* there has 2 classes, --data here 3",
         ),
-        ([0, 1], ["1", "3"], 3, "lacks: 3; the 3 classes of data.train here are 0, 1, 2"),
+        ([0, 1], ["1", "3"], 3, "lacks: 3; the 3 classes of --data here are 0, 1, 2"),
         ([0, 1], ["1", "x"], 2, "has the class 1 as its number 0"),
     ],
 )
@@ -209,14 +209,14 @@ def test_classes_that_do_not_fit_are_named(labels, names, reference, message):
 def test_classes_that_one_side_lacks_are_said(caplog):
     caplog.set_level("INFO")
     abc = Classes(3, ("a", "b", "c"))
-    part = renumbered(validation([1, 1], ["a", "c", "x"]), abc, "data.train")
+    part = renumbered(validation([1, 1], ["a", "c", "x"]), abc, "--data")
     assert part.source.labels.tolist() == [2, 2]
     assert part.source.class_names == ["a", "b", "c"]
     assert (len(part.source), part.source.name(1)) == (2, "1.png")
-    assert "there names 1 class without an image that data.train lacks: x" in caplog.text
+    assert "there names 1 class without an image that --data lacks: x" in caplog.text
     assert "there: 2 of 3 classes have no image: a, b" in caplog.text
     with pytest.raises(ValueError, match=r"without a label: 1 of 2, the first is 0.png"):
-        renumbered(validation([-1, 0]), Classes(3, None), "data.train")
+        renumbered(validation([-1, 0]), Classes(3, None), "--data")
 
 
 def spellings(name, generator):
@@ -281,7 +281,7 @@ def test_a_list_numbers_classes_by_its_lines(tmp_path):
 def test_classes_of_a_list_without_images_are_said(caplog):
     part = by_list(train([0, 1], ["ant", "cow"]), ("cow", "dog", "ant", "bee"))
     assert checked_classes(part).number == 4
-    assert "data.train here: 2 of 4 classes have no image: dog, bee" in caplog.text
+    assert "--data here: 2 of 4 classes have no image: dog, bee" in caplog.text
 
 
 def test_classes_that_a_list_lacks_are_named_if_they_have_images():

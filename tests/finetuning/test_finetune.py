@@ -169,8 +169,8 @@ def test_validation_images_that_are_trained_on_are_counted(tmp_path, config, fin
     data = DataConfig("shapes://43?size=24", "shapes://13?size=24", num_workers=0)
     finetune.run(config(tmp_path / "run", data=data))
     log = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert log.count("13 of the 13 images of data.validation shapes://13?size=24 are in") == 1
-    assert "images of data.validation" not in (finished / "metrics.jsonl").read_text()
+    assert log.count("13 of the 13 images of --validation shapes://13?size=24 are in") == 1
+    assert "images of --validation" not in (finished / "metrics.jsonl").read_text()
 
 
 def test_the_report_of_a_finished_run_is_drawn_again(finished):
@@ -623,9 +623,9 @@ def test_data_that_cannot_be_are_refused_before_a_run_begins(tmp_path, config, o
         (
             {"train": train, "validation": other},
             {},
-            "validation .*other has 1 class that data.train .*: dog",
+            "--validation .*other has 1 class that --data .*: dog",
         ),
-        ({"train": empty} | alone, {}, "data.train .*empty: no image in the class folder elk"),
+        ({"train": empty} | alone, {}, "--data .*empty: no image in the class folder elk"),
         (
             {"train": str(numbers)} | alone,
             {"num_classes": 3},

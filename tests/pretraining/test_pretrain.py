@@ -398,7 +398,7 @@ def test_a_neighbour_check_without_labels_is_refused(tmp_path, trained_tokenizer
         Image.new("RGB", (24, 24), (place, 0, 0)).save(tmp_path / "flat" / f"{place}.png")
     config = pretrain_config(tmp_path / "run", trained_tokenizer, check=CHECK)
     data = replace(config.data, train=str(tmp_path / "flat"))
-    with pytest.raises(ValueError, match=r"check\.train .*flat: images without a label: .*k-NN"):
+    with pytest.raises(ValueError, match=r"--data .*flat: images without a label: .*k-NN"):
         pretrain.run(replace(config, data=data))
     data = replace(config.data, validation="")
     with pytest.raises(ValueError, match=r"needs labelled images; give --check\.test"):
@@ -431,7 +431,7 @@ def test_validation_images_that_are_trained_on_are_counted(
     data = replace(config.data, validation="shapes://9?size=24")
     pretrain.run(replace(config, data=data, run=replace(config.run, stop_after=1)))
     log = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert log.count("9 of the 9 images of data.validation shapes://9?size=24 are in") == 1
+    assert log.count("9 of the 9 images of --validation shapes://9?size=24 are in") == 1
 
 
 def test_a_neighbour_check_matches_classes_by_name(
@@ -456,7 +456,7 @@ def test_a_neighbour_check_matches_classes_by_name(
     assert "little about new images" not in caplog.text
     same = replace(check, test=f"{tmp_path}/train/")
     pretrain.check_batches(replace(config, check=same), fabric)
-    assert "3 of the 3 images of check.test" in caplog.text
+    assert "3 of the 3 images of --check.test" in caplog.text
     check = replace(check, test=str(tmp_path / "other"))
     with pytest.raises(ValueError, match=r"1 class .* lacks: pink; .* --check\.every 0"):
         pretrain.check_batches(replace(config, check=check), fabric)

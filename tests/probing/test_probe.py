@@ -52,7 +52,7 @@ def test_run_writes_figures_and_report(
     assert "[CLS]" in (output / "report.html").read_text()
     assert not [note for note in record["notes"] if "say little about new" in note]
     same = probe.run(replace(settings, output=None, test=settings.train))
-    assert same.notes[0].startswith("40 of the 40 images of test shapes://40?size=16 are in train")
+    assert same.notes[0].startswith("40 of the 40 images of test shapes://40?size=16 are in --data")
     with pytest.raises(FileExistsError, match="first exists and is not overwritten"):
         probe.run(settings)
     with pytest.raises(ValueError, match="a probe does not draw by weight; name one set"):
@@ -219,7 +219,7 @@ def test_images_without_labels_are_refused(weights: str, tmp_path: Path, config:
     flat.mkdir()
     for place in range(3):
         Image.new("RGB", (8, 8), (place, 0, 0)).save(flat / f"{place}.png")
-    with pytest.raises(ValueError, match=r"test .*flat: images without a label"):
+    with pytest.raises(ValueError, match=r"--test .*flat: images without a label"):
         probe.run(config(model=weights, train=SHAPES["train"], test=str(flat)))
 
 
@@ -229,7 +229,7 @@ def test_other_classes_in_the_test_set_are_refused(
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         Image.new("RGB", (8, 8)).save(tmp_path / "pets" / name / "0.png")
-    with pytest.raises(ValueError, match=r"test .*pets and train .* have no class in common"):
+    with pytest.raises(ValueError, match=r"--test .*pets and --data .* have no class in common"):
         probe.run(config(model=weights, train=SHAPES["train"], test=str(tmp_path / "pets")))
 
 

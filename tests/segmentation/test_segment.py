@@ -155,8 +155,8 @@ def test_validation_images_that_are_trained_on_are_counted(tmp_path, config, fin
     data = SegmentDataConfig("shapes://15?size=24", "shapes://5?size=24", num_workers=0)
     segment.run(config(tmp_path / "run", data=data))
     log = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert log.count("5 of the 5 images of data.validation shapes://5?size=24 are in") == 1
-    assert "images of data.validation" not in (finished / "metrics.jsonl").read_text()
+    assert log.count("5 of the 5 images of --validation shapes://5?size=24 are in") == 1
+    assert "images of --validation" not in (finished / "metrics.jsonl").read_text()
 
 
 def test_the_best_weights_are_kept(tmp_path, config, monkeypatch):

@@ -248,7 +248,7 @@ def test_the_frechet_distance_is_of_the_end_and_of_some_images(
     metrics = train_dvae.run(replace(settings, run=run, data=data)).metrics
     assert "val_frechet_lite0" not in metrics  # it needs two images
     log = (tmp_path / "single" / "metrics.jsonl").read_text()  # the image is trained on
-    assert log.count("1 of the 1 images of data.validation shapes://1?size=24 are in") == 1
+    assert log.count("1 of the 1 images of --validation shapes://1?size=24 are in") == 1
 
 
 # ── annealing ───────────────────────────────────────────────────────────────────────────────────

@@ -150,8 +150,8 @@ def test_validation_images_that_are_trained_on_are_counted(
     data = replace(config.data, validation="shapes://9?size=24")
     train_tokenizer.run(replace(config, data=data, run=replace(config.run, stop_after=1)))
     log = (tmp_path / "run" / "metrics.jsonl").read_text()
-    assert log.count("9 of the 9 images of data.validation shapes://9?size=24 are in") == 1
-    assert "images of data.validation" not in (trained_tokenizer / "metrics.jsonl").read_text()
+    assert log.count("9 of the 9 images of --validation shapes://9?size=24 are in") == 1
+    assert "images of --validation" not in (trained_tokenizer / "metrics.jsonl").read_text()
 
 
 # ── what goes wrong ─────────────────────────────────────────────────────────────────────────────

@@ -97,7 +97,7 @@ def look_at(verb: str, options: Options, data: Mapping[str, Any]) -> tuple[Image
             "they are, as in beit embed --model published:beitv2_base_patch16_224_pt1k_ft21k"
         )
     if verb == "finetune":
-        known_labels(Labelled("data.train", spec, source))  # before any image is decoded
+        known_labels(Labelled("--data", spec, source))  # before any image is decoded
     side, chosen = usual_side(source), [] if own else [f"data {spec}: as the run it starts from"]
     if validation is None:
         spec, validation, why = held_out(spec, source)
@@ -146,11 +146,11 @@ def why_unchecked(train: str, source: Source, validation: str) -> str:
     """Return why a k-NN check cannot be; empty if it can."""
     if not validation:
         return "there are no validation images"
-    labelled = Labelled("data.train", train, source)
+    labelled = Labelled("--data", train, source)
     try:
         classes = known_classes(labelled)
         test = open_source(validation, split="test")
-        renumbered(Labelled("data.validation", validation, test), classes, labelled.where)
+        renumbered(Labelled("--validation", validation, test), classes, labelled.where)
     except (ValueError, OSError) as error:
         return str(error)
     return "there is one class only" if classes.number < 2 else ""

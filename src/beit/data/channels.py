@@ -87,7 +87,7 @@ def check_channels(data: DataConfig, channels: int, option: str, color_jitter: f
     Raises:
         ValueError: they have others, or jitter is to change channels that are no colours.
     """
-    for name, spec in (("data.train", data.train), ("data.validation", data.validation)):
+    for name, spec in (("--data", data.train), ("--validation", data.validation)):
         if spec and (found := channels_of(spec)) != channels:
             bands = "3,2,1" if channels == 3 else f"1-{channels}"
             model, advice = f"the model takes {channels}", ""

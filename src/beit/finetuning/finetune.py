@@ -182,7 +182,7 @@ def open_data(config: Config) -> tuple[Source, Source | None, Classes]:
             source = cached(source, int(data.cache_gigabytes * 1e9), shrunk=data.shrink)
         return Labelled(option, spec, source)
 
-    train = labelled("data.train", data.train, "train", data.limit)
+    train = labelled("--data", data.train, "train", data.limit)
     where = train.where
     if config.classes is not None:
         names = read_classes(config.classes)
@@ -191,7 +191,7 @@ def open_data(config: Config) -> tuple[Source, Source | None, Classes]:
     classes = checked_classes(train, config.num_classes)
     if not data.validation:
         return train.source, None, classes
-    validation = labelled("data.validation", data.validation, "test")
+    validation = labelled("--validation", data.validation, "test")
     return train.source, renumbered(validation, classes, where).source, classes
 
 

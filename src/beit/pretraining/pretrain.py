@@ -199,18 +199,19 @@ def check_batches(config: Config, fabric: Fabric) -> tuple[EvalBatches, EvalBatc
     training = TrainViews(config.view, image_size, image_size)
     sets = list[Labelled]()
     splits: tuple[tuple[str, str, Split], ...] = (
-        ("check.train", config.check.train or config.data.train, "train"),
-        ("check.test", config.check.test or config.data.validation, "test"),
+        ("--check.train", config.check.train or config.data.train, "train"),
+        ("--check.test", config.check.test or config.data.validation, "test"),
     )
+    given = {config.data.train: "--data", config.data.validation: "--validation"}
     for option, spec, split in splits:
         if not spec:
             raise ValueError(
-                f"the k-NN check needs labelled images; give --{option}, or turn "
+                f"the k-NN check needs labelled images; give {option}, or turn "
                 "it off with --check.every 0"
             )
         views = (view, training) if spec == config.data.train else (view,)  # shrunk once for both
         source = open_set(config.data, spec, split, *views, limit=config.check.limit)
-        sets.append(Labelled(option, spec, source))
+        sets.append(Labelled(given.get(spec, option), spec, source))
     train, test = sets
     others = config.check.train or config.check.test  # of data.train the training says it itself
     for note in note_of_shared(ImageSet(*test), ImageSet(*train)) if others else ():

@@ -217,9 +217,9 @@ def run(config: Config) -> Result:
     cache, test_spec = config.cache_gigabytes, str(config.test)
     train = open_source(config.train, split="train", cache_gigabytes=cache, limit=config.limit)
     test = open_source(test_spec, split="test", cache_gigabytes=cache, limit=config.test_limit)
-    labelled = Labelled("train", config.train, train)
+    labelled = Labelled("--data", config.train, train)
     num_classes, _ = classes = checked_classes(labelled)
-    test = renumbered(Labelled("test", test_spec, test), classes, labelled.where).source
+    test = renumbered(Labelled("--test", test_spec, test), classes, labelled.where).source
     split(len(train), config.held_out, config.seed)  # raises before the features are computed
     fabric = launch(device)
     seed, size = config.seed if config.untrained else None, config.image_size
@@ -252,7 +252,7 @@ def run(config: Config) -> Result:
     table = format_table(accuracy_table(rows, rows_attentive, config.votes))
     remarks = unreadable_note("training", train_set.unreadable, len(train))
     remarks += unreadable_note("test", test_set.unreadable, len(test))
-    remarks += note_of_shared(ImageSet("test", test_spec, test), ImageSet(*labelled))
+    remarks += note_of_shared(ImageSet("--test", test_spec, test), ImageSet(*labelled))
     remarks += notes(rows, rows_attentive, (config.rates, config.attentive_rates))
     print("\n".join([table, *remarks]))
     chance = float(test_set.labels.bincount().max()) / len(test_set.labels)

@@ -52,8 +52,8 @@ def note_of_trained(
 def warn_of_shared(journal: Journal, sets: Mapping[str, Any]) -> None:
     """Log what `note_of_shared` says of a run's validation images, once; `sets` are by option."""
     data: Any = journal.config.data
-    trained = ImageSet("data.train", data.train, sets["data.train"])
-    held_out = ImageSet("data.validation", data.validation, sets["data.validation"])
+    trained = ImageSet("--data", data.train, sets["data.train"])
+    held_out = ImageSet("--validation", data.validation, sets["data.validation"])
     if held_out.images is not None and not journal.resumed:
         for note in note_of_shared(held_out, trained):
             journal.log_warning(note)

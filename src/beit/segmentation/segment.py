@@ -172,7 +172,7 @@ def open_data(config: Config) -> tuple[LabelMaps, LabelMaps | None]:
         limit=data.limit,
     )
     if len(train.class_names) < 2:
-        raise ValueError(f"data.train {data.train} has one class only; expected 2 or more")
+        raise ValueError(f"--data {data.train} has one class only; expected 2 or more")
     if not data.validation:
         return train, None
     validation = open_label_maps(
