@@ -70,6 +70,23 @@ def test_runs_side_by_side_in_both_formats_and_renewed(tmp_path: Path) -> None:
     assert "| loss | 1.5 | 1.5 |" in markdown.read_text().splitlines()
 
 
+def test_the_validation_of_a_finished_run_is_that_of_its_best_weights(tmp_path: Path) -> None:
+    tops, losses = (0.5, 0.75, 0.625), (2.0, 1.5, 1.0)
+    records = [
+        {"step": step, "loss": loss, "val_top1": top}
+        for step, (loss, top) in enumerate(zip(losses, tops, strict=True), 1)
+    ]
+    runs = [made(tmp_path / name, records=records, finished=name != "c") for name in "abc"]
+    for run, keep in zip(runs, ("best", "last", "best"), strict=True):
+        with Path(run, "config.yaml").open("a") as file:
+            file.write(f"keep: {keep}\n")
+    page, markdown, _ = report.run(Config(runs, str(tmp_path / "out"), samples=0))
+    lines = markdown.read_text().splitlines()
+    assert "| loss | 1 | 1 | 1 |" in lines
+    assert "| validation top-1 accuracy | 75.0% | 62.5% | 62.5% |" in lines
+    assert "the validation is that of the best weights, which a kept" in page.read_text()
+
+
 def test_names_of_runs_are_text(tmp_path: Path) -> None:
     run = made(tmp_path / "<img src=x onerror=alert(1)>\"'`$字")
     page, markdown, _ = report.run(Config([run], str(tmp_path / "out"), samples=0))
@@ -157,7 +174,7 @@ def test_only_reports_of_trainings_are_drawn(
 
 
 def as_read(name: str, settings: dict[str, Any], records: list[dict[str, Any]] = RECORDS) -> Run:
-    return Run(name, records, flat_settings(settings), {})
+    return Run(name, records, flat_settings(settings), {}, {})
 
 
 def test_settings_that_differ_and_no_others() -> None:

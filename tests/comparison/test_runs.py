@@ -24,7 +24,7 @@ RECORDS: list[dict[str, Any]] = [
 
 
 def made(name: str, settings: dict[str, Any], records: list[dict[str, Any]] = RECORDS) -> Run:
-    return Run(name, records, flat_settings(settings), {})
+    return Run(name, records, flat_settings(settings), {}, {})
 
 
 def test_names_are_as_short_as_they_can_be() -> None:

@@ -126,6 +126,13 @@ def test_columns_of_figures_are_set_right_with_the_same_decimals(tmp_path: Path)
     assert '<td class="right">1e-5</td>' in page
 
 
+def test_options_in_tables_are_not_broken_after_their_dashes(tmp_path: Path) -> None:
+    table = Table("", ["advice"], [["give --data.train X, or a--b <c>"]])
+    write_report(tmp_path / "r.html", "T", [Section("S", items=[table])], {})
+    unbroken = '<td>give <span class="unbroken">--data.train</span> X, or a--b &lt;c&gt;</td>'
+    assert unbroken in (tmp_path / "r.html").read_text("utf-8")
+
+
 def test_an_older_report_survives_a_failure(tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     before = whole_report(path)

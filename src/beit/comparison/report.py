@@ -187,14 +187,19 @@ def facts_table(runs: Sequence[Run]) -> Table:
 
 
 def last_table(runs: Sequence[Run], keys: Sequence[str]) -> Table:
-    """List the last value of each metric in each run."""
+    """List the last value of each metric in each run, or that of the best weights if kept."""
     rows: list[list[Cell]] = []
     for key in keys:
-        ends = [curve[-1][1] if (curve := points(run, key, "step")) else None for run in runs]
+        curves = [points(run, key, "step") for run in runs]
+        last = [curve[-1][1] if curve else None for curve in curves]
+        ends = [run.kept.get(key, end) for run, end in zip(runs, last, strict=True)]
         known = [end for end in ends if end is not None]
         words = iter(map(percent, known) if is_share(key) else aligned_numbers(known))
         rows.append([name_of(key), *(None if end is None else next(words) for end in ends)])
-    return Table("The last value of each metric", ["Metric", *(run.name for run in runs)], rows)
+    caption = "The last value of each metric"
+    if best := [run.name for run in runs if run.kept]:
+        caption += f"; the validation is that of the best weights, which {', '.join(best)} kept"
+    return Table(caption, ["Metric", *(run.name for run in runs)], rows)
 
 
 def _is_curve(runs: Sequence[Run], key: str, x: str) -> bool:

@@ -19,6 +19,7 @@ from beit.draw.curves import whole_windows
 from beit.draw.numbers import short_number
 from beit.draw.report import Cell, Picture
 from beit.run.directory import RunDirectory
+from beit.run.finished import last_validation
 from beit.run.log import read_log
 from beit.run.resume import redraw
 
@@ -38,6 +39,7 @@ class Run:
     records: Sequence[Mapping[str, Any]]  # of its metrics log
     settings: Mapping[str, str]  # by dotted name
     facts: Mapping[str, Cell]  # progress, code version and machine
+    kept: Mapping[str, float]  # metrics of the best weights, if they are those of a finished run
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -69,9 +71,11 @@ def read_run(path: Path, name: str) -> Run:
         records = read_log(file)
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is not text: {error}") from error
-    last = records[-1] if records else {}
+    last, settings = records[-1] if records else {}, directory.config()
+    finished = directory.weights_file.is_file()
+    best = finished and settings.get("keep") == "best"
     facts: dict[str, Cell] = {
-        "state": "finished" if directory.weights_file.is_file() else "not finished",
+        "state": "finished" if finished else "not finished",
         "step": last.get("step"),
         "epoch": None if last.get("epoch") is None else short_number(float(last["epoch"])),
     }
@@ -80,7 +84,8 @@ def read_run(path: Path, name: str) -> Run:
     gpus = ", ".join(map(str, environment.get("gpus") or []))
     facts["machine"] = gpus or f"{environment.get('cpus')} CPU cores"
     text = name.encode(errors="replace").decode()  # a path may hold bytes that are no text
-    return Run(text, records, flat_settings(directory.config()), facts)
+    kept = last_validation(directory.metrics_file, "best") if best else {}
+    return Run(text, records, flat_settings(settings), facts, kept)
 
 
 def flat_settings(settings: Mapping[str, Any]) -> dict[str, str]:

@@ -181,10 +181,10 @@ def _paragraphs(text: str) -> Markup:
     return Markup("\n").join(blocks)
 
 
-def _unbroken(title: str) -> Markup:
-    """Keep names such as CIFAR-10 on one line of a heading."""
-    words = str(escape(title))
-    return Markup(re.sub(r"\b(\w{1,12}-\d{1,4})\b", r'<span class="unbroken">\1</span>', words))
+def _unbroken(text: str) -> Markup:
+    """Keep names such as CIFAR-10, and options such as --data.train, on one line."""
+    name = r"(\b\w{1,12}-\d{1,4}\b|(?<![\w-])--\w[\w.-]*)"
+    return Markup(re.sub(name, r'<span class="unbroken">\1</span>', str(escape(text))))
 
 
 def embedded(picture: Picture) -> Markup:
