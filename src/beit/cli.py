@@ -57,6 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return code
     except (KeyboardInterrupt, Preempted) as stop:
         if is_first_process():
+            if isinstance(stop.__cause__, Exception):
+                print(f"beit: while it stopped: {one_line(stop.__cause__)}", file=sys.stderr)
             print(f"beit: {str(stop) or 'stopped'}", file=sys.stderr)
         if argv is None:  # the process ends now, but torchrun and schedulers repeat their signals
             ignore_signals()

@@ -279,6 +279,20 @@ def test_only_trainings_say_how_they_go_on(verb, monkeypatch, capsys):
     assert capsys.readouterr().err == f"beit: stopped{advice.get(verb, '')}\n"
 
 
+def test_an_error_in_clearing_up_is_told_too(monkeypatch, capsys):
+    def full(*_):
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            raise OSError(28, "No space left on device", "runs/x/metrics.jsonl")
+
+    monkeypatch.setattr(cli, "find_module", full)
+    assert cli.main(["pretrain"]) == 130
+    told, stopped = capsys.readouterr().err.splitlines()
+    assert told == "beit: while it stopped: runs/x/metrics.jsonl: No space left on device"
+    assert stopped == "beit: stopped by SIGINT (Ctrl-C)"
+
+
 def test_in_python_the_command_is_a_call(monkeypatch, caplog):
     def stopped(*_):
         raise Preempted("stopped by SIGTERM; go on with: beit pretrain --resume runs/x")

@@ -76,7 +76,8 @@ def stoppable(advice: str = "") -> Iterator[None]:
     except BaseException as error:
         if stop.raised is None:
             raise
-        raise stop.raised from error  # which took its place, as in code that is not Python
+        # It took its place, as in code that is not Python, or came up in clearing up.
+        raise stop.raised from error
     finally:
         sys.unraisablehook, stop.active = hook, False
         _stop.reset(token)
