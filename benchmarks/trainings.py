@@ -16,6 +16,7 @@ from typing import Any, Self
 from unittest.mock import patch
 
 import torch
+from torch import nn
 
 from beit.data.batch import Batch
 from beit.data.batches import DataConfig
@@ -169,10 +170,10 @@ def tokenizer_of(size: str, image_size: int) -> VQKDConfig:
     return VQKDConfig(encoder, num_codes=NUM_CODES, teacher_width=TEACHER_WIDTH)
 
 
-class FixedTeacher:
+class FixedTeacher(nn.Module):
     """Gives the same features for any images, so that a step is measured without its teacher."""
 
-    width = TEACHER_WIDTH
+    width, settings = TEACHER_WIDTH, None
 
     def to(self, device: Any) -> Self:
         self._device = device
@@ -204,7 +205,7 @@ def tokenizer(
 
 
 def without_teacher(teacher: FixedTeacher) -> AbstractContextManager[Any]:
-    return patch.object(train_tokenizer, "load_teacher", lambda **_: teacher)
+    return patch.object(train_tokenizer, "load_teacher", lambda *_: teacher)
 
 
 def images_of(batch: int, image_size: int) -> DataConfig:

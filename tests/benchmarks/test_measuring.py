@@ -44,6 +44,14 @@ def test_a_training_takes_the_steps_it_is_told_to(training):
     assert {"loss", "accuracy", "grad_norm"} <= both.keys()
 
 
+def test_a_tokenizer_is_trained_without_its_teacher(tmp_path):
+    trainings = importlib.import_module("trainings")
+    device = trainings.device_config("cpu")
+    with trainings.without_teacher(trainings.FixedTeacher()):
+        with trainings.tokenizer(tmp_path, *SIZES.values(), device) as built:
+            assert {"loss", "reconstruction"} <= built.advance().keys()
+
+
 def test_an_error_of_a_training_is_raised_here(tmp_path):
     trainings = importlib.import_module("trainings")
     with pytest.raises(ValueError, match="image size"):
