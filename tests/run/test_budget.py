@@ -1,5 +1,6 @@
 import re
 from dataclasses import replace
+from itertools import accumulate
 
 import pytest
 import yaml
@@ -14,6 +15,7 @@ from beit.run.budget import (
     evaluations,
     seconds_needed,
     seconds_of,
+    seconds_of_step,
     shortened,
 )
 from beit.segmentation.config import Config as SegmentConfig
@@ -34,6 +36,15 @@ def test_other_durations_are_refused(text):
     with pytest.raises(ValueError, match="expected a time as in 30m, 2h, 1h30m or 90s") as error:
         seconds_of(text)
     assert ("for minutes write 30m" in str(error.value)) == (text in ("30", 30))
+
+
+def test_a_busy_moment_does_not_count_but_the_wait_for_images_does():
+    steps = [9.0, 9.0, 9.0, 9.0, *(2.0, 2.0), *(2.0, 2.0), *(2.0, 30.0), *(2.0, 2.0)]
+    ends = list(accumulate(steps))
+    assert seconds_of_step(ends, [0.0] * 12) == 2.0
+    bursts = list(accumulate(4.0 * (number == 9) for number in range(12)))
+    ends = [end + wait for end, wait in zip(ends, bursts, strict=True)]
+    assert seconds_of_step(ends, bursts) == 2.0 + 4.0 / 8
 
 
 def test_a_run_needs_its_steps_one_reading_and_its_validations(tmp_path):

@@ -148,7 +148,8 @@ def open_sets(config: ImageSetConfig, views: TrainViews) -> Sets:
     data = replace(config.data, cache_gigabytes=0.0)
     centre = EvalView(views.size, config.crop_ratio)
     train = open_set(data, data.train, "train", views, centre, limit=data.limit)
-    return Sets(train, open_set(data, data.validation, "test", centre) if data.validation else ())
+    # Of those for validation only the number counts: they need not be shrunk.
+    return Sets(train, open_source(data.validation, split="test") if data.validation else ())
 
 
 def image_sets(source: Source, validation: ImageBatches | None) -> dict[str, Any]:

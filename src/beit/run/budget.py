@@ -10,22 +10,22 @@ import math
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from contextvars import ContextVar
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
 from torch import distributed
 
 from beit.data.source import UnreadableImage
 from beit.run.directory import RunConfig, RunDirectory
-from beit.run.log import read_log
 from beit.run.optim import Schedule
 from beit.run.preemption import without_checkpoint
-from beit.run.watching import watched_by
+from beit.run.watching import measured_by, watched_by
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,7 @@ C = TypeVar("C")
 BATCHES = 6  # training batches of the trial, each seen twice
 STEPS = 2 * BATCHES
 UNTIMED = 4  # first steps of the trial, in which memory is allocated and workers start
+SPAN = 2  # steps that are timed together: reading the clock waits for the device
 FEW = 100  # steps
 READ = 12  # images that are read to time it
 SLOWER = 1.1  # times as long as it was timed, from which a step is the reason of an overrun
@@ -160,19 +161,40 @@ def measured(run: Callable[[Any], object], trial: Callable[[Path], Any], sets: S
     """Run a trial: a few steps on a few images, without validation, in a temporary directory."""
     image = seconds_to_read(sets.train)
     with tempfile.TemporaryDirectory() as folder:
-        config, directory = trial(Path(folder)), RunDirectory(Path(folder) / "trial")
-        settings = RunConfig(output=str(directory.path), seed=config.run.seed, stop_after=STEPS)
-        settings = replace(settings, log_every=UNTIMED, checkpoint_every=STEPS)
-        started = time.monotonic()
-        with _quietly(), watched_by(None), without_checkpoint():
+        config, directory = trial(Path(folder)), Path(folder) / "trial"
+        settings = RunConfig(output=str(directory), seed=config.run.seed, stop_after=STEPS)
+        settings = replace(settings, log_every=SPAN, checkpoint_every=STEPS)
+        started, clock = time.monotonic(), _Clock()
+        with _quietly(), watched_by(None), measured_by(clock), without_checkpoint():
             run(replace(as_trial(config, len(sets.train)), run=settings))
-        seconds, ended = time.monotonic() - started, time.time()
-        if not directory.speed_file.exists():  # this is not the first process
-            return Times(0.0, 0.0, 0.0, 0.0)
-        ends = {record["step"]: record["time"] for record in read_log(directory.speed_file)}
-    step = (ends[STEPS] - ends[UNTIMED]) / (STEPS - UNTIMED)
-    once = max(0.0, seconds - STEPS * step) + sets.prepared
-    return Times(step, image, max(0.0, ended - ends[STEPS]), once)
+        ended = time.monotonic()
+    step = seconds_of_step(clock.ends, clock.waits)
+    once = max(0.0, ended - started - STEPS * step) + sets.prepared
+    return Times(step, image, ended - clock.ends[-1], once)
+
+
+class _Clock:
+    """Notes when each step of a trial ended, and how long all had waited for images by then."""
+
+    def __init__(self) -> None:
+        self.ends, self.waits = list[float](), list[float]()
+
+    def on_step_end(self, stream: Any, *about: object) -> None:
+        self.ends.append(time.monotonic())
+        self.waits.append(stream.wait_seconds)
+
+
+def seconds_of_step(ends: Sequence[float], waits: Sequence[float]) -> float:
+    """Return the median of a step's work, so that a busy moment does not count, and its mean wait.
+
+    Images come in bursts, as many as there are workers: of their waits only the mean is known.
+    """
+    spans = [
+        ends[last] - ends[last - SPAN] - (waits[last] - waits[last - SPAN])
+        for last in range(UNTIMED + SPAN - 1, len(ends), SPAN)
+    ]
+    waited = (waits[-1] - waits[UNTIMED - 1]) / (len(ends) - UNTIMED)
+    return median(spans) / SPAN + waited
 
 
 def as_trial(config: Any, num_images: int) -> Any:
