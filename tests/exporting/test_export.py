@@ -328,7 +328,9 @@ def test_transformers_opens_a_folder_with_its_processor(
 def test_what_exists_is_not_overwritten(models: Callable[..., Path], tmp_path: Path) -> None:
     output = tmp_path / "precious.safetensors"
     output.write_text("mine")
-    with pytest.raises(ValueError, match=r"precious.safetensors exists and is not overwritten"):
+    with pytest.raises(
+        FileExistsError, match=r"precious.safetensors exists and is not overwritten"
+    ):
         export.run(Config(str(models("backbone")), str(output), "safetensors"))
     assert output.read_text() == "mine"
 
@@ -485,7 +487,7 @@ def test_companion_files_are_moved_and_leftovers_deleted(tmp_path: Path) -> None
 def test_a_companion_that_exists_is_not_overwritten(tmp_path: Path) -> None:
     (tmp_path / "large.onnx.data").write_text("mine")
     with (
-        pytest.raises(ValueError, match=r"large.onnx.data exists and is not overwritten"),
+        pytest.raises(FileExistsError, match=r"large.onnx.data exists and is not overwritten"),
         export.staged(tmp_path / "large.onnx") as path,
     ):
         path.write_text("graph")

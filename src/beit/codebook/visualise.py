@@ -10,7 +10,6 @@ and figures/*.svg, and with `explorer` explorer.html, a page to explore the code
 """
 
 import logging
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable
@@ -210,8 +209,7 @@ def run(config: Config) -> Result:
     left_out_note = f" ({left_out} left out)" if left_out else ""
     logger.info(
         f"{images} images{left_out_note}, {seconds:.1f} s; the statistics take "
-        f"{collected.megabytes():.1f} MB, independent of the number of images; peak memory of the "
-        f"process {_peak_megabytes():.0f} MB"
+        f"{collected.megabytes():.1f} MB, independent of the number of images"
     )
     return Result(output, images, int((collected.statistics.uses > 0).sum()), K)
 
@@ -236,16 +234,6 @@ def _features_of(tokenizer: Tokenizer, device: torch.device) -> Callable[[Tensor
         return None
     encoder = tokenizer.encoder
     return lambda images: encoder(images.to(device)).patches
-
-
-def _peak_megabytes() -> float:
-    """Return the peak memory of this process; NaN where the system does not report it."""
-    if sys.platform == "win32":
-        return float("nan")
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 def _about(

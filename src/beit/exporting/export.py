@@ -24,7 +24,7 @@ from beit.data.class_names import an
 from beit.exporting.graphs import onnx_file, torch_export_file
 from beit.exporting.verification import Difference, Reopened, compare
 from beit.exporting.weight_files import own_file, published_file, timm_folder, transformers_folder
-from beit.files import replacing, user_path
+from beit.files import refuse_existing, replacing, user_path
 from beit.nn.heads import ImageClassifier
 from beit.nn.mim import MaskedImageModel
 from beit.nn.segmenter import SemanticSegmenter
@@ -107,7 +107,7 @@ class Result(NamedTuple):
 def run(config: Config) -> Result:
     """Write the export, compare it with the model, and keep it if they agree."""
     output = user_path(config.output)
-    _refuse_existing(output)
+    refuse_existing(output, "output")
     model = open_model(config)
     print(f"{config.source}: {type(model).__name__} as {config.format} ...", flush=True)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -168,14 +168,9 @@ def staged(output: Path) -> Iterator[Path]:
         yield folder / output.name
         files = sorted(folder.iterdir(), key=lambda file: file.name == output.name)
         for file in files:
-            _refuse_existing(output.with_name(file.name))
+            refuse_existing(output.with_name(file.name), "output")
         for file in files:
             with replacing(output.with_name(file.name)) as temporary:
                 file.rename(temporary)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def _refuse_existing(path: Path) -> None:
-    if path.exists():
-        raise ValueError(f"{path} exists and is not overwritten; give another output")
