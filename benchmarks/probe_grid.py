@@ -12,6 +12,7 @@ rates take ten times the arithmetic, so the ratio depends on the share of everyt
 """
 
 import argparse
+import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +27,7 @@ from beit.data.sources import open_source
 from beit.nn.pooling import kinds_of
 from beit.probing import probe
 from beit.probing.features import FeatureReader
-from beit.probing.training import fit, linear_grid, probe_features, split, steps_per_epoch
+from beit.probing.training import fit, linear_grid, probe_features, split
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
 from beit.weights.frozen import open_frozen_model
@@ -151,7 +152,7 @@ def on_random(
     generator = torch.Generator().manual_seed(config.seed)
     features = torch.randn(n, D, generator=generator).to(device)
     labels = torch.randint(Y, (n,), generator=generator).to(device)
-    steps = epochs * steps_per_epoch(n, config.batch_size)
+    steps = epochs * math.ceil(n / config.batch_size)
 
     def train_with(rates: tuple[float, ...]) -> None:
         grid = linear_grid(features, Y, steps, replace(config, rates=rates))

@@ -52,7 +52,9 @@ def test_run_writes_figures_and_report(
     assert "[CLS]" in (output / "report.html").read_text()
     assert not [note for note in record["notes"] if "say little about new" in note]
     same = probe.run(replace(settings, output=None, test=settings.train))
-    assert same.notes[0].startswith("40 of the 40 images of test shapes://40?size=16 are in --data")
+    assert same.notes[0].startswith(
+        "40 of the 40 images of --test shapes://40?size=16 are in --data"
+    )
     with pytest.raises(FileExistsError, match="first exists and is not overwritten"):
         probe.run(settings)
     with pytest.raises(ValueError, match="a probe does not draw by weight; name one set"):

@@ -48,7 +48,7 @@ def test_a_users_model_is_saved_with_its_crop(backbone, tmp_path):
     assert stated_crop(str(tmp_path / "new" / "mine.safetensors")) == (0.9, "")
     with pytest.raises(ValueError, match=r"'.*mine\.pth', expected a name that ends in \.safe"):
         save(backbone, tmp_path / "mine.pth")
-    with pytest.raises(ValueError, match=r"a OptimizedModule cannot be saved; .* its _orig_mod"):
+    with pytest.raises(ValueError, match=r"an OptimizedModule cannot be saved; .* its _orig_mod"):
         save(torch.compile(backbone), tmp_path / "compiled.safetensors")
 
 
