@@ -80,6 +80,9 @@ def test_all_verbs_are_listed_and_documented() -> None:
     assert "layer: number of a block" in text
     assert "null" not in text
     assert str(inspect.signature(beit.fetch)).startswith("(name=")
+    assert str(inspect.signature(beit.embed)).startswith("(model, data, *, output=None")
+    probed = inspect.signature(beit.probe).parameters
+    assert [probed[name].default for name in ("data", "train")] == [None, None]  # one of them
     assert "on_step" in inspect.signature(beit.pretrain).parameters
     assert "output: short for run.output" in str(inspect.getdoc(beit.pretrain))
 
@@ -141,6 +144,8 @@ def test_one_value_of_a_list_is_a_list() -> None:
             {"data": ["a", object()]},
             "data is a list with an object; .* models and images in memory",
         ),
+        ({"data": np.zeros((2, 32, 32, 3))}, "^data is a ndarray; expected a number, text"),
+        ({"data": torch.zeros(3, 32, 32)}, "^data is a Tensor; expected a number, text"),
         ({"resume": "runs/a"}, r"takes no 'resume'; use beit.resume\(run\)"),
         ({"print_config": True}, "takes no 'print_config'$"),
         ({"help": True}, r"use help\(beit.embed\)"),
@@ -258,6 +263,8 @@ def test_rows_of_a_table_with_and_without_a_file(
     features = {"features": ["cls", "patches"], "output": None}
     only = beit.embed(model=backbone.path, **features, **TABLE)
     assert only.path is None
+    assert only.about == kept.about
+    assert len(only.about["label_names"]) > only.arrays["label"].max()
     assert only.arrays.keys() == kept.arrays.keys() == {"index", "path", "label", "cls", "patches"}
     for name, column in only.arrays.items():
         assert np.array_equal(column, kept.arrays[name])

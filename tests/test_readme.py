@@ -84,6 +84,20 @@ def test_the_fine_tuning_loop_of_the_documents_runs(
     assert torch.equal(read.head.weight, names["model"].head.weight)
 
 
+def test_the_pretraining_loop_of_the_documents_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs/python.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if "MaskedImageModelConfig" in block]
+    loader = [(torch.rand(2, 3, 32, 32), torch.tensor([0, 1]))] * 2
+    names: dict[str, Any] = {"beit": beit, "torch": torch, "loader": loader}
+    exec(code, names)
+    assert names["loss"].isfinite()
+    read = beit.load("pretrained.safetensors")
+    assert torch.equal(read.head.weight, names["model"].head.weight)
+
+
 @pytest.mark.parametrize("name", presets.names())
 def test_commands_at_the_head_of_a_preset_parse(
     name: str, capsys: pytest.CaptureFixture[str]

@@ -157,7 +157,7 @@ def _plain(value: Any) -> Any:
         return os.fspath(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return dataclasses.asdict(value)
-    if hasattr(value, "tolist"):  # NumPy's and torch's numbers and arrays
+    if hasattr(value, "tolist") and getattr(value, "ndim", 0) < 2:  # numbers and vectors, no images
         return value.tolist()
     raise TypeError(type(value).__name__)
 
@@ -239,11 +239,16 @@ def signature(name: str) -> inspect.Signature:
     verb, Parameter = VERBS[VERB_OF[name]], inspect.Parameter
     fields = inspect.signature(import_module(verb.module).Config).parameters
     defaults = {field: parameter.default for field, parameter in fields.items()}
+    first = positionals(name)
+    optional = {*verb.spellings, *verb.spellings.values()} - {*first}  # an option's two names
+    optional |= {"output"} if verb.module.startswith(TABLES) else set()
     defaults |= dict.fromkeys(verb.spellings, Parameter.empty)
+    for field, default in defaults.items():
+        if field in optional and default is Parameter.empty:
+            defaults[field] = None
     defaults |= {"kind": None} if verb.kinds else {}
     defaults |= {"preset": (), "config": (), "quiet": False}
     defaults |= {"on_step": None} if verb.resumable else {}
-    first = positionals(name)
     parameters = [
         *(
             Parameter(field, Parameter.POSITIONAL_OR_KEYWORD, default=defaults[field])

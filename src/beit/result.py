@@ -13,7 +13,7 @@ from torch import nn
 from beit.command.ending import last_values
 from beit.draw.numbers import short_number
 from beit.draw.report import Gallery, Item, Picture, embedded
-from beit.rows.files import read_table
+from beit.rows.files import read_about, read_table
 from beit.run.directory import RunDirectory
 from beit.run.journal import Result as Trained
 
@@ -65,7 +65,7 @@ class Result:
             figures = {name: value for name, value in fields.items() if isinstance(value, int)}
         object.__setattr__(self, "figures", dict(figures))
         if self.temporary:
-            self.arrays  # noqa: B018  # while the file is there
+            self.arrays, self.about  # noqa: B018  # while the file is there
 
     def __getattr__(self, name: str) -> Any:
         value = self.__dict__.get("value")  # not there yet in a copy that is being made
@@ -91,10 +91,19 @@ class Result:
     @cached_property
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
         """The columns of the table that `embed`, `tokenize` or `predict` made, by name."""
+        return read_table(self._table)
+
+    @cached_property
+    def about(self) -> dict[str, Any]:
+        """How that table was made: its model and settings; `label_names` by the labels' numbers."""
+        return read_about(self._table)
+
+    @property
+    def _table(self) -> Path:
         file = getattr(self.value, "file", None)
         if file is None:
             raise ValueError(f"{self.verb} has made no table; embed, tokenize and predict make one")
-        return read_table(Path(file))
+        return Path(file)
 
     @cached_property
     def pictures(self) -> list[Picture]:

@@ -223,6 +223,11 @@ def test_a_patch_listed_twice_is_hidden_once(shaken: Shaken) -> None:
     assert torch.equal(twice.logits[:, 1], twice.logits[:, 2])
 
 
+def test_codes_of_other_patches_than_the_hidden_ones_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"codes are \(2, 15\); expected \(2, 4\), .*gather"):
+        MaskedImageModel(CONFIG)(some_images(), MASKED, codes=torch.zeros(2, 15, dtype=torch.int64))
+
+
 def test_take_picks_codes() -> None:
     codes = torch.arange(30).view(2, 15)
     assert torch.equal(take(codes, MASKED), MASKED + torch.tensor([[0], [15]]))

@@ -169,6 +169,9 @@ def test_a_timm_file_of_any_number_of_classes_is_read(tmp_path: Path) -> None:
     broken = {name: tensor for name, tensor in model.state_dict().items() if name != "cls_token"}
     with pytest.raises(ValueError, match="cls_token"):
         load_teacher(f"timm:test_vit@{write(tmp_path / 'b.safetensors', broken)}")
+    with pytest.raises(ValueError, match=r"test_vit2@.*reg_token.*; Unexpected key") as other:
+        load_teacher(f"timm:test_vit2@{file}")
+    assert len(str(other.value)) < 1000
 
 
 def test_a_timm_file_that_may_be_of_other_weights_is_warned_of(

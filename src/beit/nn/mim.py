@@ -116,8 +116,16 @@ class MaskedImageModel(nn.Module):
             codes: (B, M') int64, the codes to predict; given, the losses are returned, of logits
                 that are never in memory together (see `linear_cross_entropy`)
             weights: (B, M') of the patches in the losses; None for equal weights
+
+        Raises:
+            ValueError: codes are not those of the patches to predict, by their shape.
         """
         positions = masked if positions is None else positions
+        if codes is not None and codes.shape != positions.shape:
+            raise ValueError(
+                f"codes are {tuple(codes.shape)}; expected {tuple(positions.shape)}, those of the "
+                "patches to predict: tokenizer.encode(images).gather(1, masked)"
+            )
         patches, early = self.features(images, masked, positions)  # (B, M', D) each
         cls_head = self.head if self.cls_head is None else self.cls_head
         if codes is None:

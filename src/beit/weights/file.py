@@ -55,6 +55,8 @@ class SizeUnknownError(ValueError):
 def save(model: nn.Module, path: str | Path, crop_ratio: float | None = None) -> None:
     """Write a model to a .safetensors file that `beit.load` opens: weights and configuration.
 
+    An existing file is replaced, as by torch.save.
+
     Args:
         model: as `load`, `load_backbone` or `load_tokenizer` return it
         crop_ratio: of its evaluation images, which `beit embed`, `predict`, ... then use; None for

@@ -101,7 +101,8 @@ def _load(path: Path, **overrides: Any) -> nn.Module:
         raise ValueError(
             f"{path} is in no known layout: {first(list(tensors))}. Known are files of beit "
             f"itself, {'; '.join(layout.what for layout in LAYOUTS)}. Other vision models can "
-            f"serve as a teacher (beit.load_teacher), those of timm as timm:NAME@{path}"
+            "serve as a teacher (beit.load_teacher): CLIP, DINO and DINOv2 under this name, those "
+            f"of timm as timm:NAME@{path}"
         )
     named_dalle = path.name.removeprefix("dall_e_") in dalle.FILES  # prefix of downloads
     if named_dalle and layout.module is not dalle:
@@ -347,7 +348,9 @@ def _meant(path: Path) -> str:
         return f"; did you mean teacher:{path}?"
     if (name := path.stem.partition("-")[0]) in manifest.names():
         return f"; did you mean {hub.PUBLISHED}{name}?"
-    in_hub = f", as in {hub.HUB}{path}" if hub.REPOSITORY.fullmatch(str(path)) else ""
+    in_hub = ""
+    if hub.REPOSITORY.fullmatch(str(path)) and not path.name.endswith(SUFFIXES):
+        in_hub = f", as in {hub.HUB}{path}"
     return (
         f"; expected a run directory, a file ({', '.join(SUFFIXES)}), hf://OWNER/NAME{in_hub}, "
         "published:NAME or beit:NAME"

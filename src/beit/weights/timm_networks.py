@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import torch
@@ -64,7 +65,10 @@ def timm_network(
             f"timm:{name}@FILE, or pretrained=False for random weights"
         ) from error
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"timm:{name}{f'@{file}' if file else ''}: {error}") from error
+        # PyTorch names all tensors, a kind or a tensor a line.
+        what, *lines = [shorten(line, 160) for line in str(error).splitlines()] or [""]
+        listed = f"{what} {first(lines)}" if lines else what
+        raise ValueError(f"timm:{name}{f'@{file}' if file else ''}: {listed}") from error
     except TypeError as error:
         if "img_size" not in str(error):
             raise
