@@ -24,6 +24,16 @@ from beit.tokenizer import vqkd
 RUN = Path("runs/mine")
 TRAINED = {"directory": RUN, "metrics": {}, "sections": []}
 COLLAPSED = {**TRAINED, "metrics": {"val_usage": 0.01, "val_perplexity": 9.0, "val_choices": 1e4}}
+POOR = {
+    **TRAINED,
+    "metrics": {
+        "val_usage": 0.5,
+        "val_perplexity": 9.0,
+        "val_choices": 10.0,
+        "val_reconstruction": 0.9,
+        "val_constant": 0.6,
+    },
+}
 EVALUATED = {"figures": {"top1": 0.5, "miou": 0.25}, "images": {"evaluated": 2000}}
 CHECKED = {"failures": [], "figures": {}, "report": None}
 ROW = {"features": "cls", "linear": 0.5321, "knn": 0.4}
@@ -49,6 +59,7 @@ CASES = [
     ),
     ("train-tokenizer", "--data photos --output runs/mine", TRAINED, "96.9% of the codes"),
     ("train-tokenizer", "--data photos --output runs/mine", COLLAPSED, "a collapsed codebook"),
+    ("train-tokenizer", "--data photos --output runs/mine", POOR, "worse than a constant does"),
     ("train-tokenizer", "--kind dvae --data photos --output runs/mine", TRAINED, "96.9%"),
     ("pretrain", "--data 'my photos' --output runs/mine", TRAINED, "28.0% of the hidden"),
     (
@@ -63,6 +74,12 @@ CASES = [
         "--data p --validation q --model m",
         {**TRAINED, "metrics": {"val_top1": 0.0}},
         "0.0%",
+    ),
+    (
+        "finetune",
+        "--data p --validation q --model m",
+        {**TRAINED, "metrics": {"val_top1": 0.5, "val_images": 24.0, "val_unreadable": 1.0}},
+        "50.0% on 24 validation images",
     ),
     (
         "finetune",

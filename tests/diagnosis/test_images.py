@@ -207,6 +207,19 @@ def test_sound_images_have_no_fault(tmp_path, capsys):
     assert beit.doctor("shapes://40?size=24", num_workers=0, quiet=True).figures == {"images": 40}
 
 
+def test_a_rare_class_that_is_spelled_nearly_as_a_large_one_is_told(tmp_path, capsys):
+    names = ["round"] * 12 + ["stage 1"] * 12 + ["ruond", "Round ", "stage 2", "rod"]
+    lines = ["file,label"]
+    for number, name in enumerate(names):
+        drawing(number).save(tmp_path / f"{number}.png")
+        lines.append(f"{number}.png,{name}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    main(["doctor", str(tmp_path / "labels.csv"), "--num_workers", "0"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "class 'ruond' (1 image) is spelled nearly as 'round'" in shown
+    assert shown.count("spelled nearly") == 1
+
+
 def test_colours_and_sizes_are_those_of_the_images(tmp_path):
     for number, level in enumerate((51, 102)):
         pixels = np.full((30, 20 + number, 3), level, np.uint8)

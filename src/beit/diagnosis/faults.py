@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.data.class_names import plural, some, spelled
+from beit.data.class_names import amount, nearest_name, plural, some, spelled
 from beit.data.classes import Labelled, known_classes, renumbered
 from beit.data.source import Source
 from beit.diagnosis.alike import Nearest
@@ -21,6 +21,7 @@ UNLIKE = 4  # times shorter or longer than the usual side
 ONE_SIZE = 0.99  # share of images of one size from which other sizes are odd
 UNEVEN = 10  # times more images in the largest class than in the smallest
 FEW = 1000  # images below which no size is odd
+COMPARED = 500  # classes at most whose names are compared
 
 
 class Kind(NamedTuple):
@@ -199,6 +200,12 @@ def class_checks(train: Scanned, test: Scanned | None) -> list[Check]:
     for names in _nearly_equal(name for name, _ in counts):
         what = f"classes {some([repr(name) for name in names])} differ in case or spaces only"
         found.append(Check("classes", what, "make them one class, or rename one", True))
+    for name, count in counts if len(counts) <= COMPARED else ():
+        larger = [other for other, number in counts if number > UNEVEN * count and count]
+        near = "" if any(map(str.isdigit, name)) else nearest_name(name, larger, 0.8)
+        if near and _letters(near) != _letters(name):
+            what = f"class {name!r} ({amount(count, 'image')}) is spelled nearly as {near!r}"
+            found.append(Check("classes", what, "if it is a mistake, write both alike"))
     if one := [name for name, count in counts if count == 1]:
         what = f"{len(one)} {plural('class', one)} with one image only: {some(one)}"
         found.append(Check("classes", what, "nothing is left of them for a test; add images"))
@@ -228,8 +235,13 @@ def _nearly_equal(names: Iterable[str]) -> list[Sequence[str]]:
     """Group names that differ in case, blanks, - and _ only."""
     known: dict[str, list[str]] = {}
     for name in names:
-        known.setdefault(re.sub(r"[\s_-]+", "", spelled(name).casefold()), []).append(name)
+        known.setdefault(_letters(name), []).append(name)
     return [sorted(group) for group in known.values() if len(group) > 1]
+
+
+def _letters(name: str) -> str:
+    """Return what two names have in common that differ in case, blanks, - and _ only."""
+    return re.sub(r"[\s_-]+", "", spelled(name).casefold())
 
 
 def sizes_of(facts: Facts) -> Counter[str]:

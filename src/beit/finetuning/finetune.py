@@ -152,7 +152,8 @@ def ending(config: Config, result: Result) -> Ending:
     run, data = RunDirectory(result.directory), config.data
     top1 = result.metrics.get("val_top1")
     if top1 is not None:
-        images = len(kept_names(run, "data.validation"))
+        read = result.metrics.get("val_images")  # if some could not be read
+        images = len(kept_names(run, "data.validation")) if read is None else int(read)
         of = amount(images, "validation image") if images else "the validation images"
         figure = f"top-1 accuracy {percent(top1)} on {of}"
         if data.shrink:

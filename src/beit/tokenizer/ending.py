@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from beit.command.ending import Ending, beside, last_values, whole, words
@@ -28,6 +29,8 @@ def ending(config: Config, result: Result) -> Ending:
             figure = f"{percent(use)} of the codes in use on {images}, perplexity {perplexity:.0f}"
             if collapsed(perplexity, config.model.num_codes, values[f"{prefix}choices"]):
                 figure += ": a collapsed codebook, or too short a run; mend it before pretraining"
+    if values.get("val_reconstruction", 0.0) > values.get("val_constant", math.inf):
+        figure += "; it rebuilds features worse than a constant does: train it longer first"
     images = whole(data.train, data.validation)
     return Ending(
         f"{run.path}, a tokenizer of {config.model.num_codes} codes; report {run.report_file}",
