@@ -153,8 +153,40 @@ def test_parquet_faults_are_named(tmp_path):
     source = RowSource([write_parquet(tmp_path / "hole.parquet", [1, None, 3])])
     with pytest.raises(UnreadableImage, match=r"hole\.parquet\[1\], None\.png: No such file"):
         source.image(1)
-    with pytest.raises(FileNotFoundError, match="no Parquet or Arrow file, tar or zip matches"):
+    with pytest.raises(FileNotFoundError, match=r"none-\*\.parquet: no such file matches$"):
         open_source(str(tmp_path / "none-*.parquet"))
+
+
+def test_a_pattern_names_image_files_with_options(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in (2, 1, 3):
+        values = np.full((4, 6), number * 819, np.uint16)  # fifths of 4095
+        Image.fromarray(values).save(f"cell_{number}.tif")
+    (tmp_path / "labels.csv").write_text("file,label\n")
+    asked = "?range=0:4095"
+    for spec, names, levels in (
+        (f"cell_*.tif{asked}", ["cell_1.tif", "cell_2.tif", "cell_3.tif"], [51, 102, 153]),
+        (f"cell_?.tif{asked}", ["cell_1.tif", "cell_2.tif", "cell_3.tif"], [51, 102, 153]),
+        (f"cell_{{3,1}}.tif{asked}", ["cell_3.tif", "cell_1.tif"], [153, 51]),
+        ([f"cell_3.tif{asked}", f"*_[12].tif{asked}"], None, [153, 51, 102]),
+    ):
+        source = open_source(spec)
+        assert first_pixels(source) == levels
+        assert names is None or [source.name(each) for each in range(len(source))] == names
+    for spec in ("cell_9*.tif", ["cell_1.tif", "cell_9*.tif"], "cell_{1,9}.tif"):
+        with pytest.raises(FileNotFoundError, match=r"^cell_9.*no such file"):
+            open_source(spec)
+
+
+def test_a_missing_file_is_the_only_cause(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"^new\.jpg: no such file or folder$"):
+        open_source("new.jpg")
+    save(tmp_path / "newt.jpg", 1)
+    with pytest.raises(FileNotFoundError, match=r"folder; did you mean newt\.jpg\?$"):
+        open_source("new.jpg")
+    with pytest.raises(FileNotFoundError, match=r"^photos: no such .*expected a folder of images"):
+        open_source("photos")
 
 
 def test_splits_with_images_of_the_same_names_and_number_are_two(tmp_path):

@@ -47,7 +47,7 @@ KINDS = (
     "a folder of images, *.parquet or *.arrow files, *.tar shards, a .zip, a .csv, .tsv or .jsonl "
     "table of files, hf://datasets/OWNER/NAME, shapes://COUNT?size=64&seed=0, python:MODULE:NAME, "
     "or a part of one, as in folder[:90%]; files also in a store, as s3://bucket/{00..99}.tar; or "
-    "image files, or @FILE that lists them"
+    "image files, also as cells/*.tif, or @FILE that lists them"
 )
 FILES = (*ROWS, ".tar", ".zip")
 _PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tar.lz4")
@@ -80,9 +80,8 @@ def open_source(
         names, readings = zip(*map(split_query, paths), strict=True)
         if len({*readings}) > 1:
             raise ValueError(f"{paths[0]}, ...: give the same options after each of the files")
-        for name in names:
-            check_file(name)
-        source = FileSource(Path(), names, readings[0]._replace(shrinking=shrinking))
+        files = [file for name in names for file in expanded(name) or [name]]
+        source = _open_image_files(files, readings[0]._replace(shrinking=shrinking))
     source = limited(source, limit)
     if cache_gigabytes < 0:
         raise ValueError(f"cache_gigabytes must not be negative, got {cache_gigabytes}")
@@ -151,7 +150,7 @@ def _open(spec: str, split: Split | None, shrinking: Shrinking | None) -> Source
         return _open_remote(name, reading, split)
     path = user_path(name)
     if not path.exists():
-        hint = near_path(path) or f"; expected {right}"
+        hint = near_path(path) or ("" if _names_file(name) else f"; expected {right}")
         raise FileNotFoundError(f"{name}: no such file or folder{hint}")
     if path.is_dir():
         return _open_folder(path, reading, split)
@@ -161,7 +160,7 @@ def _open(spec: str, split: Split | None, shrinking: Shrinking | None) -> Source
     if ending in TABLES:
         return open_table(path, reading, split)
     if ending in (*extensions(), ARRAY):
-        return FileSource(Path(), [name], reading)
+        return _open_image_files([name], reading)
     if ending in PLUGINS:
         raise ValueError(f"{name}: install {PLUGINS[ending]} to read this image")
     raise ValueError(f"{name}: neither a folder nor a table of images; expected {KINDS}")
@@ -170,11 +169,15 @@ def _open(spec: str, split: Split | None, shrinking: Shrinking | None) -> Source
 def _open_files(
     pattern: str, names: list[str], reading: Reading, split: Split | None, right: str
 ) -> Source:
-    """Open files of rows or archives of one kind, which a pattern or name stands for."""
+    """Open files of rows, archives of one kind or images, which a pattern or name stands for."""
     files = [name for name in names if ending_of(name) in (*FILES, *_PACKED)]
     endings = sorted({*map(ending_of, files)})
     if not files:
-        none = "no Parquet or Arrow file, tar or zip matches" if right == KINDS else "no such data"
+        if images := [name for name in names if ending_of(name) in (*extensions(), ARRAY)]:
+            return _open_image_files(images, reading)
+        if _names_file(pattern):
+            raise FileNotFoundError(f"{pattern}: no such file matches")
+        none = "no image, rows, tar or zip matches" if right == KINDS else "no such data"
         raise FileNotFoundError(f"{pattern}: {none}; expected {right}")
     if packed := [name for name in files if ending_of(name) in _PACKED]:
         raise ValueError(
@@ -194,12 +197,26 @@ def _open_files(
     return open_tars(open_blobs(files), reading, split)
 
 
+def _names_file(name: str) -> bool:
+    """Tell by its ending whether a name is that of a file of a known kind."""
+    return ending_of(name) in (*FILES, *_PACKED, *TABLES, *extensions(), ARRAY)
+
+
+def _open_image_files(names: Sequence[str], reading: Reading) -> Source:
+    """Open image files in this order, all of them on disk or all in a store."""
+    if all(map(is_remote, names)):
+        return FilesSource([RemoteFiles("", list(names))], reading)
+    for name in names:
+        check_file(name)
+    return FileSource(Path(), names, reading)
+
+
 def _open_remote(url: str, reading: Reading, split: Split | None) -> Source:
     ending = ending_of(url)
     if ending in FILES or ending in _PACKED:
         return _open_files(url, [url], reading, split, KINDS)
     if ending in (*extensions(), ARRAY):
-        return FilesSource([RemoteFiles("", [url])], reading)
+        return _open_image_files([url], reading)
     return open_remote_folder(url, reading, split)
 
 

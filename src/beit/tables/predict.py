@@ -27,6 +27,7 @@ from beit.data.classes import RenumberedSource
 from beit.data.pixels.decoding import extensions
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import STANDARD_INPUT, open_images
+from beit.data.spec import split_part, split_query
 from beit.data.views import EvalView
 from beit.files import refuse_existing, write_bytes
 from beit.nn.heads import ImageClassifierConfig
@@ -177,7 +178,7 @@ def _max_unreadable(config: Config) -> float:
     if config.max_unreadable is not None:
         return config.max_unreadable
     first = config.data if isinstance(config.data, str) else config.data[0]
-    endings = {Path(name).suffix.lower() for name in (first, first.partition("?")[0])}
+    endings = {Path(name).suffix.lower() for name in (first, split_query(split_part(first)[0])[0])}
     named = first.startswith(("-", "@")) or not endings.isdisjoint(extensions())
     return 1.0 if named else 0.01
 
