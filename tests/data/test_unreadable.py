@@ -3,7 +3,7 @@ import torch
 
 from beit.data.batches import Batch
 from beit.data.source import UnreadableImage
-from beit.data.unreadable import TooManyUnreadable, Unreadable, allowed, readable
+from beit.data.unreadable import TooManyUnreadable, Unreadable, allowed, described, readable
 
 
 def batch(size, *unreadable):
@@ -36,6 +36,13 @@ def test_a_name_with_a_colon_is_named_whole():
 def test_one_broken_photo_does_not_stop_a_set_of_some(total, share, most):
     assert allowed(total, share) == pytest.approx(most)
     assert allowed(total, 0.0) == 0
+
+
+def test_a_missing_option_is_the_only_advice():
+    dark = "b.tif: uint16 values up to 9; say which, as in SOURCE?range=0:4095"
+    with pytest.raises(TooManyUnreadable, match=r"allowed 0%: b\.tif: .*\?range=0:4095$"):
+        Unreadable(3, 0.0).note(["a.png: broken", dark, "c.png: broken"])
+    assert described(["b: y", "a: x"], "Repair them") == "a: x. Also b. Repair them"
 
 
 def test_empty_batches_are_skipped_and_reported():

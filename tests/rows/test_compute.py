@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 import beit
 from beit.data.source import UnreadableImage
+from beit.data.unreadable import TooManyUnreadable
 from beit.data.views import EvalView
 from beit.rows.compute import about_table, compute_table, fingerprint, summary
 from beit.rows.files import Column
@@ -220,6 +221,18 @@ def test_too_many_unreadable_images_stop_the_work_even_over_several_starts(tmp_p
     model = Totals()
     assert compute(row_table(output, source), model, max_unreadable=0.2).rows == 9
     assert model.batches == [[8], [10]]
+
+
+def test_a_table_without_any_row_is_refused(tmp_path: Path) -> None:
+    every, output, stream = Pictures(*range(NUM_IMAGES)), tmp_path / "t.npz", io.StringIO()
+    for table in (row_table(output, every), LineStream(stream, every, COLUMNS, batch_size=4)):
+        with pytest.raises(
+            TooManyUnreadable, match=r"none of 11 images can be read: 0\.png: broken"
+        ):
+            compute(table, Totals(), max_unreadable=1.0)
+    assert len(stream.getvalue().splitlines()) == NUM_IMAGES  # with their errors
+    assert not output.exists()
+    assert compute(row_table(output, every), Totals(), max_unreadable=1.0, empty=True).rows == 0
 
 
 def test_lines_go_to_the_stream_and_the_rest_to_standard_error(

@@ -227,13 +227,19 @@ def test_an_unreadable_image_has_its_error(
     assert results[3].keys() == {"path", "index", "error"}
     assert results[3]["error"].startswith("not an image")
     assert all("top" in line for line in results if line["index"] != 3)
-    predict.run(config(model, None, data=[f"{file}?range=0:255" for file in files]))
-    assert lines(capsys.readouterr().out) == results
+    for spec in ([f"{file}?range=0:255" for file in files], "?.png?range=0:255"):
+        predict.run(config(model, None, data=spec))
+        assert lines(capsys.readouterr().out) == results
     predict.run(config(model, tmp_path / "classes.jsonl", data=files, max_unreadable=0.2))
     assert lines((tmp_path / "classes.jsonl").read_text()) == results
     for refused in ({"data": files, "max_unreadable": 0.1}, {"data": str(tmp_path)}):
         with pytest.raises(ValueError, match=r"1 of 7 images cannot be read.*3\.png"):
             predict.run(config(model, None, **refused))
+    for none in (["3.png"], ["3.png", "3.png"]):
+        with pytest.raises(
+            ValueError, match=r"none of \d images? can be read: 3\.png: not an image"
+        ):
+            predict.run(config(model, None, data=none))
 
 
 def test_lines_without_names_of_classes(

@@ -13,6 +13,7 @@ from beit.data.prefetch import on_device
 from beit.data.reader import Key, Reader, with_colours
 from beit.data.resident import ResidentReader, resident_reader
 from beit.data.source import Source, UnreadableImage
+from beit.data.unreadable import described
 from beit.data.weighted_order import balanced_order, mixed_order
 from beit.data.workers import computed
 
@@ -229,6 +230,6 @@ def first_images(source: Source, view: Callable[[Tensor], Tensor], count: int) -
         if len(images) == count:
             break
     if not images:
-        first = f"the first of them is {unreadable[0]}; repair or replace them"
-        raise ValueError(f"none of {len(source)} images can be read, {first}")
+        why = described(unreadable, "Repair or replace them")
+        raise ValueError(f"none of {len(source)} images can be read: {why}")
     return torch.stack(images)

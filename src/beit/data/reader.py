@@ -11,6 +11,7 @@ from beit.data.class_names import some
 from beit.data.colours import recoloured
 from beit.data.order import sample_generator
 from beit.data.source import Source, UnreadableImage
+from beit.data.unreadable import described
 from beit.data.views import Sample, TrainViews
 
 _MAX_REPLACEMENTS = 100  # unreadable images in a row
@@ -84,8 +85,8 @@ class Reader:
                 unreadable.append(str(error))
         if self.seed is None:
             return None, index
-        first = f"the first of them is {unreadable[-tries]}; repair or remove them"
-        raise ValueError(f"{tries} images in a row cannot be read, {first}")
+        why = described(unreadable[-tries:], "Repair or remove them")
+        raise ValueError(f"{tries} images in a row cannot be read: {why}")
 
     def named(self, key: Key) -> str:
         """Name the images of a key, a few of them if there are many."""

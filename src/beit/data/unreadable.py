@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from beit.data.batch import Batch
 
 NAME = re.compile(r'"(?:\\.|[^"\\])*"(?=: )|.*?(?=: |\Z)', re.DOTALL)  # of an UnreadableImage
+OPTION = re.compile(r"SOURCE\?(\S*[^\s,;])")  # of the string of the data, if a reason asks for it
 _NAMED = 4  # further images named in an error
 _FEW = 20  # images, of which one may be unreadable even if it is a larger share than allowed
 
@@ -41,13 +42,14 @@ class Unreadable:
         """Raise TooManyUnreadable if they are more than the limit."""
         count = len(self.names)
         if count > allowed(self.total, self.limit_share):
-            first, *others = sorted(self.names)
-            also = f". Also {_listed(others)}" if others else ""
+            advice = (
+                "Repair or remove them, or leave them out (beit doctor DATA --write clean.csv, "
+                "then --data clean.csv), or raise max_unreadable (of a training, "
+                "--data.max_unreadable)"
+            )
             raise TooManyUnreadable(
                 f"{count} of {self.total} images cannot be read, more than the allowed "
-                f"{100 * self.limit_share:.4g}%: {first}{also}. Repair or remove them, or "
-                "leave them out (beit doctor DATA --write clean.csv, then --data clean.csv), or "
-                "raise max_unreadable (of a training, --data.max_unreadable)"
+                f"{100 * self.limit_share:.4g}%: {described(self.names, advice)}"
             )
 
     def state_dict(self) -> dict[str, list[str]]:
@@ -57,6 +59,18 @@ class Unreadable:
         """Restore the names; none if they were too many and have stopped the run for repair."""
         many = len(state["names"]) > allowed(self.total, self.limit_share)
         self.names = set() if many else set(state["names"])
+
+
+def described(names: Iterable[str], advice: str) -> str:
+    """Name the first of some unreadable images with its reason, a few others, and what to do.
+
+    Images come first whose reason asks for an option of the data; it is then the only advice.
+    """
+    first, *others = sorted(names, key=lambda name: (OPTION.search(name) is None, name))
+    if OPTION.search(first):
+        return first
+    also = f". Also {_listed(others)}" if others else ""
+    return f"{first}{also}. {advice}"
 
 
 def _listed(names: list[str]) -> str:

@@ -1,6 +1,5 @@
 """What is wrong with a set of images, and with it beside its test set."""
 
-import re
 from collections.abc import Sequence
 from contextlib import suppress
 from shlex import quote
@@ -13,7 +12,7 @@ from beit.data.class_names import plural
 from beit.data.source import Source, limited
 from beit.data.sources import open_source, open_test_split
 from beit.data.spec import split_part, split_query
-from beit.data.unreadable import allowed
+from beit.data.unreadable import OPTION, allowed
 from beit.diagnosis.alike import nearest_test_images
 from beit.diagnosis.checks import Check, Findings
 from beit.diagnosis.clean import as_data, check_writable, is_table, write_clean
@@ -29,7 +28,6 @@ if TYPE_CHECKING:
     from beit.diagnosis.doctor import Config
 
 CLIPPED = 0.01  # share of values at the high end of a range above which it may be too small
-_OPTION = re.compile(r"SOURCE\?(\S*[^\s,;])")  # what the reason of an unreadable image asks for
 
 
 def check_images(config: "Config") -> Findings:
@@ -140,7 +138,7 @@ def _check(fault: Fault, scanned: Scanned, max_unreadable: float) -> Check:
     if fault.kind == "unreadable":
         reason = printable(scanned.facts.reasons[first])
         example += f": {reason}"
-        if (option := _OPTION.search(reason)) is not None:
+        if (option := OPTION.search(reason)) is not None:
             whole, _ = split_part(scanned.spec)
             joint = "?" if split_query(whole)[0] == whole else "&"
             named = f"{whole}{joint}{option[1]}{scanned.spec.removeprefix(whole)}"

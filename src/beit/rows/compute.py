@@ -15,7 +15,8 @@ import beit
 from beit.data.batches import EvalBatches
 from beit.data.class_names import amount
 from beit.data.prefetch import Prefetch
-from beit.data.unreadable import Unreadable, readable
+from beit.data.source import Source
+from beit.data.unreadable import TooManyUnreadable, Unreadable, described, readable
 from beit.data.views import EvalView
 from beit.rows.feature_maps import FeatureMaps
 from beit.rows.lines import LineStream
@@ -91,6 +92,7 @@ def compute_table(
     num_workers: int,
     max_unreadable: float,
     show_progress: bool = True,
+    empty: bool = False,
 ) -> TableResult:
     """Compute the missing parts of a table, each process its share, and merge all parts.
 
@@ -101,6 +103,10 @@ def compute_table(
         num_workers: processes that decode images
         max_unreadable: largest share of unreadable images that does not stop the work
         show_progress: to standard error, in the first process
+        empty: allow a table without rows
+
+    Raises:
+        TooManyUnreadable: more are unreadable, or all; finished parts are kept.
     """
     first = fabric.is_global_zero
     missing = fabric.broadcast(table.begin() if first else [])
@@ -130,10 +136,18 @@ def compute_table(
             return TableResult(table.output, None)
         seconds = time.perf_counter() - started
         unreadable.note(table.unreadable())  # those of the other processes too
+        if not empty and unreadable.names and len(unreadable.names) == len(_names(source)):
+            why = described(unreadable.names, "Repair or replace them")
+            raise TooManyUnreadable(f"none of {amount(len(source), 'image')} can be read: {why}")
         with progress.aside("writing the table"):
             num_rows = table.merge()
         progress.message(summary(table, num_rows, missing, seconds))
     return TableResult(table.output, num_rows)
+
+
+def _names(source: Source) -> set[str]:
+    """Return the names of images; a list of files may repeat some."""
+    return {source.name(index) for index in range(len(source))}
 
 
 def summary(

@@ -9,7 +9,7 @@ from torch import distributed
 
 from beit.data.batch import Batch
 from beit.data.prefetch import Prefetch
-from beit.data.unreadable import TooManyUnreadable, Unreadable, readable
+from beit.data.unreadable import TooManyUnreadable, Unreadable, described, readable
 
 
 class ImageBatches(Protocol):
@@ -71,10 +71,8 @@ class Reading:
         """
         total, count = self._unreadable.total, self.unreadable
         if count == total:
-            first = min(self._unreadable.names)
-            raise TooManyUnreadable(
-                f"none of {total} validation images can be read: {first}. Repair or replace them"
-            )
+            why = described(self._unreadable.names, "Repair or replace them")
+            raise TooManyUnreadable(f"none of {total} validation images can be read: {why}")
         return {"val_images": total - count, "val_unreadable": count} if count else {}
 
 

@@ -309,7 +309,8 @@ def _computed(
     config = embedder.config
     compute = embedder.model.columns(kinds, config.device.compile)
     most = min(1.0, config.max_unreadable * len(source) / len(part))
-    compute_table(embedder.fabric, table, embedder.view, compute, config.num_workers, most)
+    limits = (config.num_workers, most)
+    compute_table(embedder.fabric, table, embedder.view, compute, *limits, empty=True)
     arrays = read_table(output)
     for left in file.parent.glob(f"{file.name}.*.npz*"):  # also parts of images that have changed
         shutil.rmtree(left) if left.is_dir() else left.unlink()

@@ -27,7 +27,6 @@ from beit.data.classes import RenumberedSource
 from beit.data.pixels.decoding import extensions
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import STANDARD_INPUT, open_images
-from beit.data.spec import split_part, split_query
 from beit.data.views import EvalView
 from beit.files import refuse_existing, write_bytes
 from beit.nn.heads import ImageClassifierConfig
@@ -70,7 +69,7 @@ class Config:
         part_size: images per part, the unit of resuming and of each process's share
         num_workers: processes that decode images, for each process
         max_unreadable: largest share of unreadable images that does not stop the work; null for 1%,
-            or for all images if files are named by a list or on the command line
+            or for all but one if files are named by a list or on the command line
         device: device and precision of the classifier
     """
 
@@ -178,7 +177,7 @@ def _max_unreadable(config: Config) -> float:
     if config.max_unreadable is not None:
         return config.max_unreadable
     first = config.data if isinstance(config.data, str) else config.data[0]
-    endings = {Path(name).suffix.lower() for name in (first, split_query(split_part(first)[0])[0])}
+    endings = {Path(name).suffix.lower() for name in (first, first.rpartition("?")[0])}
     named = first.startswith(("-", "@")) or not endings.isdisjoint(extensions())
     return 1.0 if named else 0.01
 
