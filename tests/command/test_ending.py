@@ -306,3 +306,6 @@ def test_a_report_says_how_long_a_run_was_and_what_was_chosen():
     assert facts["length"] == f"{config.optim.epochs:g} epochs, batches of {batch}; budget 10m"
     assert facts["held out for validation"] == "photos[90%:]"
     assert facts["chosen"] == "96 pixels: as usual; 30 epochs"
+    single = replace(config, optim=replace(config.optim, epochs=1.0, warmup_epochs=0.0))
+    length = run_facts("train-tokenizer", Path("runs/tok"), single)["length"]
+    assert length == f"1 epoch, batches of {batch}"

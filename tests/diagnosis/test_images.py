@@ -269,7 +269,10 @@ def test_data_with_splits_are_compared_with_their_own_test_images(tmp_path, caps
         for number in numbers:
             drawing(number).save(tmp_path / split / f"{number}.png")
     assert main(["doctor", str(tmp_path), "--num_workers", "0"]) == 1
-    assert "1 (16.7%) copies of a test image, as train/5.png" in capsys.readouterr().out
+    assert (
+        "1 (16.7%) copies of a test image, as train/5.png, like test/5.png"
+        in capsys.readouterr().out
+    )
 
 
 def test_labels_of_the_test_set_that_do_not_fit(sets, tmp_path, capsys):

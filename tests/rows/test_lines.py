@@ -114,14 +114,16 @@ def test_csv_of_unreadable_images_alone() -> None:
 def test_labels_and_another_form() -> None:
     images = Named()
     images.labels = torch.tensor([4, 3, -1, 1, 0])
+    images.class_names = ["ant", "b\udcff"]
     content = {"index": np.array([2]), "unreadable": np.array("[]"), "score": np.float16([0.1])}
     lines = json_lines(
         *(images, range(2, 4), [Column("score", "float16")], content),
-        lambda row: {"where": row["path"], "times ten": 10 * row["score"]},
+        lambda row: {"where": row["path"], "is": row["label_name"], "tens": 10 * row["score"]},
     )
     assert [json.loads(line) for line in lines] == [
-        {"where": "2.png", "times ten": 1.0},
-        {"path": "\\udcff.png", "index": 3, "label": 1, "error": "cannot be read"},
+        {"where": "2.png", "is": None, "tens": 1.0},
+        {"path": "\\udcff.png", "index": 3, "label": 1}
+        | {"label_name": "b\\udcff", "error": "cannot be read"},
     ]
 
 

@@ -161,7 +161,8 @@ def test_lines_equal_the_table(
     rows = parquet.read_table(tmp_path / "classes.parquet").to_pylist()
     for row, line in zip(rows, lines(shown.out), strict=True):
         top = zip(row["class_index"], row["class_name"], row["probability"], strict=True)
-        assert list(line) == ["path", "index", "label", "top"]
+        assert list(line) == ["path", "index", "label", "label_name", "top"]
+        assert line["label_name"] == (CLASSES[row["label"]] if row["label"] >= 0 else None)
         assert [line[name] for name in ("path", "index", "label")] == [
             *(row["path"], row["index"], row["label"])
         ]

@@ -81,7 +81,8 @@ def again(verb: str, run: Path) -> str:
 def run_facts(verb: str, run: Path, config: Any) -> dict[str, str]:
     """Return what the report of a training says of it: how to repeat it, images, length, seed."""
     optim, budget = config.optim, config.run.fitted_to
-    length = f"{optim.epochs:g} epochs" if hasattr(optim, "epochs") else f"{optim.steps} steps"
+    epochs = getattr(optim, "epochs", None)
+    length = f"{optim.steps} steps" if epochs is None else f"{epochs:g} epoch{'s' * (epochs != 1)}"
     length += f", batches of {optim.batch_size}"
     facts = {
         "command": again(verb, run),

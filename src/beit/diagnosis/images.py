@@ -16,7 +16,7 @@ from beit.data.unreadable import OPTION, allowed
 from beit.diagnosis.alike import nearest_test_images
 from beit.diagnosis.checks import Check, Findings
 from beit.diagnosis.clean import as_data, check_writable, is_table, write_clean
-from beit.diagnosis.faults import KINDS, Fault, Scanned, class_checks, find_faults
+from beit.diagnosis.faults import KINDS, OF_TEST, Fault, Scanned, class_checks, find_faults
 from beit.diagnosis.page import as_json, fact_sections, fault_sections, shorter_side
 from beit.diagnosis.scan import FLAT, scan
 from beit.draw.names import percent
@@ -59,13 +59,13 @@ def check_images(config: "Config") -> Findings:
     checks = [Check("images", _about(scanned)), *_channels(scanned)]
     if train.labels is None and train.why_unlabelled:
         checks.append(Check("labels", f"none: {train.why_unlabelled}"))
-    checks += [_check(fault, scanned, config.max_unreadable) for fault in faults]
+    checks += [_check(fault, scanned, other, config.max_unreadable) for fault in faults]
     checks += classes
     sections = fault_sections(scanned, other, faults) + fact_sections(scanned, classes)
     values = {"train": as_json(scanned, faults, other)}
     if other is not None:
         checks.append(Check("test images", _about(other)))
-        of_test = [_check(fault, other, config.max_unreadable) for fault in test_faults]
+        of_test = [_check(fault, other, None, config.max_unreadable) for fault in test_faults]
         checks += [check._replace(name=f"test: {check.name}") for check in of_test]
         sections += [
             Section(f"Test images: {section.title.lower()}", section.text, section.items)
@@ -127,13 +127,16 @@ def _channels(scanned: Scanned) -> list[Check]:
     ]
 
 
-def _check(fault: Fault, scanned: Scanned, max_unreadable: float) -> Check:
+def _check(fault: Fault, scanned: Scanned, test: Scanned | None, max_unreadable: float) -> Check:
     kind, number, source = KINDS[fault.kind], len(fault.images), scanned.source
     share = number / len(source)
     many = number > allowed(len(source), max_unreadable)
     must = kind.must or (fault.kind == "unreadable" and many)
     first = int(fault.images[0])
     example = printable(source.name(first))
+    if fault.like is not None:
+        pair = test if test and fault.kind in OF_TEST else scanned
+        example += f", like {printable(pair.source.name(int(fault.like[0])))}"
     advice = kind.advice
     if fault.kind == "unreadable":
         reason = printable(scanned.facts.reasons[first])

@@ -32,16 +32,20 @@ def json_lines(
         content: (rows, *shape) for each column but the texts; `index` (rows,), the images that
             have a row; `unreadable`, a JSON list of "name: reason" for the others
         compose: makes the object of a line from a row's `path`, `index`, `label` (if the images
-            have labels) and columns; without a row the line has `error` instead of the columns
+            have labels), `label_name` (if their classes have names) and columns; without a row the
+            line has `error` instead of the columns
     """
     rows = {int(index): row for row, index in enumerate(content["index"])}
     unreadable, labels = json.loads(str(content["unreadable"])), images.labels
+    names = images.class_names
     values = {column.name: _plain_values(column, content) for column in columns}
     for index in indices:
         name = images.name(index)
         line: Line = {"path": printable(name), "index": index}
         if labels is not None:
-            line["label"] = int(labels[index])
+            line["label"] = label = int(labels[index])
+            if names is not None:
+                line["label_name"] = printable(names[label]) if 0 <= label < len(names) else None
         if index in rows:
             row = rows[index]
             line = compose(line | {name: column[row] for name, column in values.items()})

@@ -42,12 +42,12 @@ def open_set(
     data: DataConfig, spec: str, split: Split, *views: View, limit: int | None = None
 ) -> Source:
     """Open the images of a run, shrunk to what the largest of `views` needs if `data.shrink`."""
-    shrinking = _shrinking(data, views) if data.shrink else None
+    shrinking = _shrinking(data, spec, split, views) if data.shrink else None
     cache = data.cache_gigabytes
     return open_source(spec, split=split, cache_gigabytes=cache, limit=limit, shrinking=shrinking)
 
 
-def _shrinking(data: DataConfig, views: Iterable[View]) -> Shrinking:
+def _shrinking(data: DataConfig, spec: str, split: Split, views: Iterable[View]) -> Shrinking:
     """Shrink images to what the largest of the views needs, and log that."""
     need = Need(*map(max, zip(*(view.need for view in views), strict=True)))
     images, kept = None, "nothing is kept on disk"
@@ -56,7 +56,8 @@ def _shrinking(data: DataConfig, views: Iterable[View]) -> Shrinking:
         kept = f"kept in {images.folder}, at most {data.shrink_gigabytes:g} GB"
     height, width = need.size_for(3000, 4000)
     example = f"one of 4000 x 3000 would be {width} x {height}"
-    say_once(f"images larger than the views need are shrunk: {example}; {kept}")
+    whose = f"{spec}: {'training' if split == 'train' else 'validation'} images"
+    say_once(f"{whose} larger than the views need are shrunk: {example}; {kept}")
     return Shrinking(need, images)
 
 

@@ -88,7 +88,8 @@ def within_budget(
     most = _of_first_process(affordable(left, settings, sets, times))
     fitted = shortened(settings, len(sets.train), most)
     steps = fitted.optim.schedule(len(sets.train)).total_steps
-    length = f"{fitted.optim.epochs:g} epochs, " if hasattr(fitted.optim, "epochs") else ""
+    epochs = getattr(fitted.optim, "epochs", None)
+    length = "" if epochs is None else f"{epochs:g} epoch{'s' * (epochs != 1)}, "
     verdict = "they fit into" if fitted is settings else "as many as fit into"
     number = f"{steps} step{'s' * (steps != 1)} of {times.step:.2g} s"
     why = f"{length}{number}: {verdict} {budget}"

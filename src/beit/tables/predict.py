@@ -6,8 +6,8 @@ likeliest classes, best first (the smaller number first on a tie); `class_name` 
 has class names; `probability` (k,) float32, softmax over all classes. Unreadable images have no
 row: they are reported, counted and listed in the metadata.
 
-As JSON lines, one line per image: `path`, `index`, `label`, and `top`, a list of objects with
-`class`, `name` and `probability`; or `error`, why the image cannot be read.
+As JSON lines, one line per image: `path`, `index`, `label`, `label_name`, and `top`, a list of
+objects with `class`, `name` and `probability`; or `error`, why the image cannot be read.
 
 The command resumes after an interruption and runs under torchrun, see `beit.rows.table`. Lines on
 standard output appear as they are computed.

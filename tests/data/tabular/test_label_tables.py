@@ -252,7 +252,8 @@ def test_a_table_labels_the_images_beside_it(name, photos, caplog):
     write(photos / name, "file_name,label", "2.png,fig", "0.png,plum", "7.png,pear")
     assert classes(open_source("photos")) == FRUIT
     assert caplog.messages[-1] == (
-        f"photos: labels of 2 of 3 images from photos/{name}, column 'label', which names 1 others"
+        f"photos: labels of 2 of 3 images from photos/{name}, column 'label'; the table also names "
+        "1 file not among them: 7.png"
     )
 
 

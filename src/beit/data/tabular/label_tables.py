@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from beit.data.class_names import first_missing, near_path, spelled
+from beit.data.class_names import amount, first_missing, near_path, some, spelled
 from beit.data.folders.image_files import FileSource
 from beit.data.folders.listing import say_once
 from beit.data.source import PartSource, Source
@@ -149,10 +149,12 @@ def _label(
     assert table.labels is not None
     source.labels = torch.cat([table.labels, torch.tensor([-1])])[torch.tensor(rows)]
     source.class_names, source.why_unlabelled = table.class_names, ""
-    labelled, others = int((source.labels >= 0).sum()), len({*table.files}) - len({*rows} - {-1})
+    labelled, found = int((source.labels >= 0).sum()), {table.files[row] for row in {*rows} - {-1}}
+    absent = [file for file in dict.fromkeys(table.files) if file not in found]
+    files = f"{amount(len(absent), 'file')} not among them: {some(absent, 3)}"
     say_once(
         f"{root}: labels of {labelled} of {len(rows)} images from {path}, column {table.label!r}"
-        + (f", which names {others} others" if others else "")
+        + (f"; the table also names {files}" if absent else "")
     )
 
 
