@@ -69,14 +69,9 @@ def described(names: Iterable[str], advice: str) -> str:
     first, *others = sorted(names, key=lambda name: (OPTION.search(name) is None, name))
     if OPTION.search(first):
         return first
-    also = f". Also {_listed(others)}" if others else ""
-    return f"{first}{also}. {advice}"
-
-
-def _listed(names: list[str]) -> str:
-    """Name the first few images, without their reasons."""
-    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-    return ", ".join(NAME.findall(name)[0] for name in names[:_NAMED]) + more
+    also = ", ".join(NAME.findall(name)[0] for name in others[:_NAMED])
+    more = f" and {len(others) - _NAMED} more" if len(others) > _NAMED else ""
+    return f"{first}{f'. Also {also}{more}' if also else ''}. {advice}"
 
 
 def readable(
