@@ -142,3 +142,14 @@ def test_markers_keep_their_place() -> None:
     assert " ".join(square[1].split()) == "M -4 4 L 4 4 L 4 -4 L -4 -4 z"
     assert f'<use xlink:href="#{dot[0]}" x="25" y="50"' in drawing
     assert f'<use xlink:href="#{square[0]}" x="75" y="50"' in drawing
+
+
+@pytest.mark.parametrize(("values", "label"), [((58.0, 66.0), "66%"), ((5.0, 98.0), "100%")])
+def test_labels_in_a_wide_font_are_whole(values: tuple[float, float], label: str) -> None:
+    """DejaVu Sans, the default of Debian: digits of 0.636 em and a percent sign of 0.950 em."""
+    chart = line_chart("", [Line("", list(enumerate(values)))], "step", unit="%")
+    texts = list(ElementTree.fromstring(chart).iter(f"{SVG}text"))
+    (text,) = [text for text in texts if text.text == label]
+    assert "text-anchor: end" in text.attrib["style"]
+    left = float(text.attrib["x"]) - 11.5 * (0.636 * (len(label) - 1) + 0.950)
+    assert 4 < left < 8

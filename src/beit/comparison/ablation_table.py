@@ -18,13 +18,13 @@ from beit.comparison.plan import Plan
 from beit.comparison.planned_runs import Chain
 from beit.comparison.records import ENVIRONMENT, Record
 from beit.draw.charts import (
-    LETTER,
     label_ticks,
     new_chart,
     place_axes,
     shortened,
     styled,
     themed_svg,
+    widest,
 )
 from beit.draw.colours import FAINT, INK, SERIES
 from beit.draw.numbers import aligned_numbers, short_number
@@ -222,7 +222,7 @@ def _chart(cells: Sequence[Measured], column: str) -> Picture:
             mean, deviation = result
             axes.errorbar(mean, row, xerr=deviation, fmt="o", color=SERIES[0], **dot)
             descriptions.append(f"{cell.name} {short_number(mean)}")
-        place_axes(axes, 18 + LETTER * max(map(len, labels)), TOP, RIGHT, BOTTOM)
+        place_axes(axes, 18 + widest(labels), TOP, RIGHT, BOTTOM)
         axes.set_ylim(len(cells) - 0.5, -0.5)
         axes.set_yticks(range(len(cells)), labels, color=INK)
         label_ticks(axes, "x", 4)

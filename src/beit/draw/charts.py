@@ -10,7 +10,7 @@ import io
 import json
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 WIDTH, RIGHT, BOTTOM = 330, 18, 36  # of a chart; free beside and below its axes
 LINE = 15.5  # height of a line of text
-LETTER = 6.6  # mean width of a letter
+LETTER = 6.6  # mean width of a letter in prose; labels with digits are measured
 COLUMNS = 200  # long curves keep the extremes of this many pieces
 MARKED = 30  # curves with at most this many points show a dot for each
 _FONT = "var(--sans,system-ui,sans-serif)"  # of the page; alone the browser's
@@ -97,6 +97,16 @@ def place_axes(axes: "Axes", left: float, top: float, right: float, bottom: floa
     w, h = (width - left - right) / width, (height - top - bottom) / height
     axes.set_position((left / width, bottom / height, w, h))
     axes.patch.set_visible(False)
+
+
+def widest(labels: Iterable[str]) -> float:
+    """Return the width of the widest label, inside `styled`, in a font wider than most."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties()
+    sizes = [text_to_path.get_text_width_height_descent(label, font, False) for label in labels]
+    return max((width for width, _, _ in sizes), default=0.0)
 
 
 def label_ticks(
@@ -318,7 +328,6 @@ def finish_axes(
     """Label both axes and leave room for the labels; integer: only whole numbers on x."""
     labels = [label + unit for label in label_ticks(axes, "y", 5)]
     axes.set_yticks(axes.get_yticks(), labels)
-    left = 10 + LETTER * max(map(len, labels), default=0)
-    place_axes(axes, left, top, RIGHT, BOTTOM)
+    place_axes(axes, 12 + widest(labels), top, RIGHT, BOTTOM)
     label_ticks(axes, "x", 6, integer)
     axes.set_xlabel(x_label, loc="right")

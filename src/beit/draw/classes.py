@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from beit.data.class_names import some
-from beit.draw.charts import LETTER, new_chart, place_axes, shortened, styled, themed_svg
+from beit.draw.charts import new_chart, place_axes, shortened, styled, themed_svg, widest
 from beit.draw.colours import SERIES
 from beit.draw.names import percent
 from beit.draw.report import Item, Picture, Table
@@ -82,10 +82,11 @@ def confusion_picture(confusion: Tensor, names: Sequence[str]) -> Picture | None
     from matplotlib.colors import to_rgba
 
     labels = [f"{number}. {shortened(name, 18)}" for number, name in enumerate(names, 1)]
-    left, top, side = 12 + LETTER * max(map(len, labels)), 38, max(340, 14 * Y)
+    top, side = 38, max(340, 14 * Y)
     rows, columns = (shares > 0).nonzero(as_tuple=True)
     percents = (100 * shares[rows, columns]).tolist()
     with styled():
+        left = 14 + widest(labels)
         title = "True class by row, predicted class by column"
         figure = new_chart(title, top + side + 6, left + side + 6)
         axes = figure.add_axes((0, 0, 1, 1))
