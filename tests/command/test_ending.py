@@ -1,4 +1,4 @@
-"""Every verb ends with three lines: what it made, the figure that matters, the next command."""
+"""Every verb ends with what it made, the figure that matters, and what to type next."""
 
 import gzip
 import json
@@ -15,6 +15,8 @@ from beit.command.ending import Ending, again, beside, run_facts, show, whole, w
 from beit.command.modules import find_module
 from beit.command.options import parse
 from beit.command.verbs import VERBS
+from beit.demonstration import demo
+from beit.demonstration.sets import Sets
 from beit.probing import probe
 from beit.run.directory import RunDirectory
 from beit.similarity.similar import Neighbour
@@ -181,8 +183,7 @@ CASES = [
         "",
         {
             "report": Path("runs/demo/report.html"),
-            "tokenizer": "runs/demo/tokenizer",
-            "data": "p",
+            "commands": demo.next_commands(RUN, Sets("my photos", "q"), classified=True),
             "gain": "gain by pretraining, linear probe +4.8 points (85.7% of 21 images right)",
         },
         "+4.8 points (85.7% of 21 images right)",
@@ -219,16 +220,19 @@ def test_the_next_command_is_one_that_parses(
     module = import_module(find_module(verb, arguments))
     config = parse(verb, module.Config, arguments)
     show(module.ending(config, SimpleNamespace(**result)))
-    made, figure, then = capsys.readouterr().out.splitlines()
-    assert (made[:8], figure[:8], then[:8]) == ("made    ", "figure  ", "next    ")
+    made, figure, *commands = capsys.readouterr().out.splitlines()
+    assert (made[:8], figure[:8]) == ("made    ", "figure  ")
     assert part in f"{made} {figure}"
-    first, *command = shlex.split(then.removeprefix("next"))
-    if first == "python":
-        return
-    assert first == "beit"
-    with pytest.raises(SystemExit) as ended:
-        assert cli.main([*command, "--print_config"]) == 0, capsys.readouterr().err
-    assert ended.value.code == 0
+    assert len(commands) == (3 if verb == "demo" else 1)
+    for then in commands:
+        assert then[:8] == "next    "
+        first, *command = shlex.split(then.removeprefix("next"))
+        if first == "python":
+            continue
+        assert first == "beit"
+        with pytest.raises(SystemExit) as ended:
+            assert cli.main([*command, "--print_config"]) == 0, capsys.readouterr().err
+        assert ended.value.code == 0
 
 
 def test_the_paths_are_the_users_and_the_next_output_is_free(tmp_path, monkeypatch):

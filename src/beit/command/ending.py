@@ -16,17 +16,19 @@ from beit.run.log import read_log
 
 
 class Ending(NamedTuple):
-    """Three lines for people.
+    """Lines for people: what was made, the figure that matters, and what to type next.
 
     Attributes:
         made: what the verb made, and where
         figure: the figure that matters
         then: words of the next command, without `beit`; a first word `python` starts another one
+        others: words of further commands, for which `show` does the same
     """
 
     made: str
     figure: str
     then: Sequence[str]
+    others: Sequence[Sequence[str]] = ()
 
 
 def show(ending: Ending | None, used: Iterable[str] = ()) -> None:
@@ -38,14 +40,14 @@ def show(ending: Ending | None, used: Iterable[str] = ()) -> None:
     """
     if ending is None or not is_first_process():
         return
-    verb, *words = ending.then
-    chosen = [
-        f"--preset={name}" for name in used if verb in presets.read_yaml(presets.path_of(name))
-    ]
-    command = [verb, *words] if verb == "python" else ["beit", verb, *chosen, *words]
     print(f"made    {ending.made}")
     print(f"figure  {ending.figure}")
-    print(f"next    {shlex.join(command)}", flush=True)
+    for verb, *words in (ending.then, *ending.others):
+        chosen = [
+            f"--preset={name}" for name in used if verb in presets.read_yaml(presets.path_of(name))
+        ]
+        command = [verb, *words] if verb == "python" else ["beit", verb, *chosen, *words]
+        print(f"next    {shlex.join(command)}", flush=True)
 
 
 def is_first_process() -> bool:

@@ -2,24 +2,26 @@
 
 import json
 import math
+import shlex
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from beit.command.ending import Ending, beside, first_free, words
+from beit.command.ending import Ending, first_free, words
 from beit.command.options import parse
 from beit.data.source import Source, limited
 from beit.data.sources import open_source
 from beit.demonstration.scores import (
+    ENCODER,
     FEW,
-    GAIN,
     PRETRAINED,
     TEACHER,
     UNTRAINED,
     FewLabels,
     gained,
+    learned,
     probe_table,
 )
 from beit.demonstration.sets import Sets, find_sets
@@ -75,15 +77,13 @@ class Result(NamedTuple):
 
     Attributes:
         table: of probes; None for images without labels
-        tokenizer: its run directory
-        data: the training images
+        commands: to type next: what each does, and its words
         gain: what pretraining is worth, in words; empty without labels
     """
 
     report: Path
     table: Table | None
-    tokenizer: str
-    data: str
+    commands: Sequence[tuple[str, Sequence[str]]]
     gain: str
 
 
@@ -151,11 +151,13 @@ def run(config: Config) -> Result:
     codes, *about_codes = tokenizer.sections
     predicted, *about_predictions = pretrained.sections
     lead, (predicted, *others) = with_lead([predicted, codes, *about_predictions, *about_codes])
-    learned = [Section("What was learned", GAIN, [table])] if table else []
+    measured = [Section("What was learned", learned(probes), [table])] if table else []
     if few:
-        learned.append(Section("Few labels", FEW, [few.table()]))
+        measured.append(Section("Few labels", FEW, [few.table()]))
         gain[f"gain by pretraining, fine-tuned with {few.labels} labels"] = few.figure()
-    sections = [*learned, predicted, *others]
+    commands = next_commands(output, sets, classified=bool(few))
+    steps = "\n\n".join(f"{does}:\n\n    {shlex.join(['beit', *then])}" for does, then in commands)
+    sections = [*measured, predicted, *others, Section("What to do next", steps)]
     facts: dict[str, str | Link] = {
         "images": sets.train,
         "teacher": tokenizer_config.teacher.source,
@@ -171,15 +173,43 @@ def run(config: Config) -> Result:
     print("\n" + (format_table(table) if table else summary) + f"\n\n{minutes} minutes{over}")
     shown = [*gain.items()][:1] + [*gain.items()][-1:] * bool(few)
     worth = "; ".join(f"{name} {value} ({beside})" for name, (value, beside) in shown)
-    return Result(report, table, str(tokenizer.directory), sets.train, worth)
+    return Result(report, table, commands, worth)
 
 
 def ending(config: Config, result: Result) -> Ending:
-    """Say what the backbone learned; a page to browse the codebook is next."""
+    """Say what the backbone learned; pages to browse the codebook and the images are next."""
     figure = result.gain or "no score: the images have no class folders"
-    output = beside(result.report, "explorer")
-    then = words("visualise explorer", result.tokenizer, result.data, output=output)
-    return Ending(f"{result.report}, the whole story", figure, then)
+    then, *others = (command for _, command in result.commands)
+    return Ending(f"{result.report}, the whole story", figure, then, others)
+
+
+def next_commands(output: Path, sets: Sets, classified: bool) -> list[tuple[str, list[str]]]:
+    """Return what to try with the models of a demo: what each command does, and its words.
+
+    Args:
+        classified: whether the demo fine-tuned classifiers
+    """
+    tokenizer, backbone = str(output / "tokenizer"), str(output / "pretrain")
+    codes, images = str(output / "explorer"), str(output / "images.html")
+    commands = [
+        (
+            "See what each code stands for, on a page to browse",
+            words("visualise explorer", tokenizer, sets.train, output=codes),
+        ),
+        (
+            "See which images are similar to the backbone, on a map",
+            words("visualise embedding", backbone, sets.test, output=images),
+        ),
+    ]
+    if classified:
+        classes = words(
+            "predict",
+            *(str(output / "few-labels" / "pretrained"), sets.test),
+            output=output / "classes.parquet",
+            picture=output / "classes.png",
+        )
+        commands.append(("Classify the test images, with a picture of the first ones", classes))
+    return commands
 
 
 def directory_of(name: str, settings: str) -> Path:
@@ -265,7 +295,7 @@ def probe_all(
     models = {
         UNTRAINED: [backbone, "--untrained"],
         PRETRAINED: [backbone],
-        "tokenizer's encoder": [f"--model={tokenizer.directory}"],
+        ENCODER: [f"--model={tokenizer.directory}"],
         TEACHER: [f"--model=teacher:{teacher.source}", f"--image_size={teacher.image_size}"],
     }
     results = {}

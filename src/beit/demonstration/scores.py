@@ -9,10 +9,17 @@ from beit.draw.report import Cell, Figure, Table
 from beit.probing import probe
 
 UNTRAINED, PRETRAINED, TEACHER = "untrained backbone", "pretrained backbone", "teacher"
+ENCODER = "tokenizer's encoder"
 GAIN = (
     "Pretraining is worth what the backbone gains over its untrained weights. The teacher, trained "
     "elsewhere on far more images, shows how far one can get with more. Of each model the better "
     "of its features counts."
+)
+BEHIND = (
+    "Here the tokenizer's encoder is ahead of the backbone in the linear probe: it learns from the "
+    "teacher's features themselves, the backbone only from their codes. With longer pretraining a "
+    "backbone can pass the encoder of a briefly trained tokenizer; `docs/results/study.md` has "
+    "figures."
 )
 FEW = (
     "Two classifiers of the same network, fine-tuned with the same few labels: one starts from the "
@@ -43,13 +50,22 @@ class FewLabels(NamedTuple):
         return Figure(gain, words)
 
 
+def learned(probes: Mapping[str, probe.Result]) -> str:
+    """Explain the table of probes, and why an encoder is ahead of the backbone if it is."""
+    encoder, backbone = (_best(probes[model], "linear") for model in (ENCODER, PRETRAINED))
+    return f"{GAIN} {BEHIND}" if encoder > backbone else GAIN
+
+
+def _best(result: probe.Result, score: str) -> float:
+    return max(float(row[score]) for row in result.rows)  # type: ignore[literal-required]
+
+
 def gained(probes: Mapping[str, probe.Result]) -> dict[str, Figure]:
     """Return the pretrained backbone's best accuracies, beside those to compare them with."""
     figures, images = {}, amount(probes[PRETRAINED].images, "image")
     for name, score in (("linear probe", "linear"), ("nearest neighbours", "knn")):
         before, after, ceiling = (
-            max(float(row[score]) for row in probes[model].rows)  # type: ignore[literal-required]
-            for model in (UNTRAINED, PRETRAINED, TEACHER)
+            _best(probes[model], score) for model in (UNTRAINED, PRETRAINED, TEACHER)
         )
         gain = f"{100 * (after - before):+.1f} points"
         beside = f"{percent(after)} of {images} right; untrained {percent(before)}, "
