@@ -40,6 +40,7 @@ def test_the_matrix_is_drawn_cell_by_cell():
     assert drawing.count("fill-opacity") == 5  # of nine cells four are empty
     assert all(f">{percent}</text>" in drawing for percent in (80, 20, 38, 12, 50))
     assert "bow &amp; tie" in drawing
+    assert drawing.count(">no image</text>") == 1  # of dog, whose row is empty
     assert "mean accuracy of a class 65.0%" in picture.alt  # of 80 and 50; dog has no images
     assert confusion_picture(torch.eye(41), list(map(str, range(41)))) is None
 
@@ -51,7 +52,9 @@ def test_what_is_not_counted_or_too_large_is_not_shown():
         "Table",
         "Picture",
     ]
+    perfect = class_items(total, total, torch.diag(total), NAMES)
+    assert [type(item).__name__ for item in perfect] == ["Table", "Picture"]  # no confusion
     assert class_items(right, total, None, NAMES) == [class_table(right, total, NAMES)]
-    many = torch.eye(41, dtype=torch.int64)
+    many = torch.ones(41, 41, dtype=torch.int64)
     items = class_items(many.diagonal(), many.sum(dim=1), many, list(map(str, range(41))))
     assert len(items) == 2

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from beit.data.class_names import some
 from beit.draw.charts import new_chart, place_axes, shortened, styled, themed_svg, widest
-from beit.draw.colours import SERIES
+from beit.draw.colours import FAINT, SERIES
 from beit.draw.names import percent
 from beit.draw.report import Item, Picture, Table
 
@@ -23,7 +23,8 @@ def class_items(
     """Return the report's items of the arguments of the functions below; confusion may be None."""
     items: list[Item | None] = [class_table(right, total, names)]
     if confusion is not None:
-        items += [confusion_table(confusion, names), confusion_picture(confusion, names)]
+        confusions = confusion_table(confusion, names)
+        items += [confusions if confusions.rows else None, confusion_picture(confusion, names)]
     return [item for item in items if item is not None]
 
 
@@ -97,6 +98,8 @@ def confusion_picture(confusion: Tensor, names: Sequence[str]) -> Picture | None
         if Y <= NUMBERED:
             for row, column, percent in zip(rows, columns, percents, strict=True):
                 axes.text(column, row, f"{percent:.0f}", ha="center", va="center_baseline")
+        for row in (confusion.sum(dim=1) == 0).nonzero().flatten().tolist():
+            axes.text(-0.4, row, "no image", va="center_baseline", color=FAINT)
         axes.set(xlim=(-0.5, Y - 0.5), ylim=(Y - 0.5, -0.5))
         axes.set_xticks(range(Y), map(str, range(1, Y + 1)), size=11.5 if Y <= NUMBERED else 9)
         axes.set_yticks(range(Y), labels)
