@@ -25,6 +25,7 @@ def test_results_side_by_side(
     page = (tmp_path / "one" / "report.html").read_text()
     assert "Calibration" in page
     assert "Corrupted images" in page
+    assert "mean negative log-likelihood" in page and "expected calibration error" in page
     record = json.loads((tmp_path / "one" / "evaluate.json").read_text())
     assert record["config"]["corruptions"] == ["fog"]
     assert record["environment"]["verb"] == "evaluate"

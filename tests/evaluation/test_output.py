@@ -3,7 +3,7 @@ import re
 import pytest
 
 from beit.draw.charts import RIGHT, WIDTH
-from beit.evaluation.output import robustness_plots, robustness_table
+from beit.evaluation.output import calibration_plot, robustness_plots, robustness_table
 
 FOG, SNOW = {1: 0.9, 3: 0.6}, {1: 0.5, 3: 0.25}
 
@@ -30,6 +30,14 @@ def test_a_panel_a_kind_all_on_one_scale():
     (x1, y90), (x3, y60), (_, y50), (_, y25) = dots
     assert x3 - x1 == pytest.approx((WIDTH - RIGHT - x1) / 2, abs=0.1)  # severities 1 to 5
     assert (y60 - y90) / 30 == pytest.approx((y25 - y50) / 25, abs=0.01)
+
+
+def test_lines_of_calibration_are_named_without_a_value():
+    bins = {"confidence": [0, 0.85, 0.9], "accuracy": [0, 0.5, 1], "number": [0, 4, 9]}
+    (picture,) = calibration_plot(bins).pictures
+    assert picture.alt.endswith("by confidence in percent: 50.0 at 85.0; 100.0 at 90.0")
+    words = re.findall(r"([^<>]+)</text>", picture.data.decode())
+    assert {"right", "perfectly calibrated"} <= {part.strip() for part in words}
 
 
 def test_two_classifiers_share_a_panel_and_have_a_legend():

@@ -1,7 +1,7 @@
 """The table of an evaluation, its files and its report, with charts of accuracy on corruptions."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +10,6 @@ from torch import Tensor
 
 from beit.draw.charts import Line, line_chart
 from beit.draw.classes import chance_words, class_items
-from beit.draw.curves import curves
 from beit.draw.report import (
     Cell,
     Figure,
@@ -39,6 +38,11 @@ METRICS = {
     "ece": "ECE, %",
     "mean_corruption_error": "Mean corruption error, %",
     "mce": "mCE relative to the reference, %",
+}
+MEANINGS = {
+    "nll": "mean negative log-likelihood of the true class; 0 is best",
+    "ece": "expected calibration error: how far probabilities are from accuracies on average; "
+    "0 is best",
 }
 MAX_CONFUSION = 1024  # largest number of classes whose confusions are counted
 Record = Mapping[str, Any]  # the contents of evaluate.json
@@ -87,7 +91,8 @@ def write(output: Path, config: "Config", record: Record, outcomes: Tensor, task
         "Views": f"{config.crops}{mirrored}; crop ratio {config.crop_ratio:g}",
     }
     figures = {
-        METRICS[name]: Figure(format_metric(name, n)) for name, n in record["figures"].items()
+        METRICS[name]: Figure(format_metric(name, n), MEANINGS.get(name, ""))
+        for name, n in record["figures"].items()
     }
     if task.labels is not None:
         _, total = by_class(outcomes, task)
@@ -101,20 +106,7 @@ def write(output: Path, config: "Config", record: Record, outcomes: Tensor, task
 
 def _sections(record: Record, outcomes: Tensor, task: Task) -> list[Section]:
     """Draw calibration, classes and corruptions."""
-    bins = [record["reliability"][name] for name in ("confidence", "accuracy", "number")]
-    points = [
-        {
-            "confidence, %": 100 * confidence,
-            "right": 100 * accuracy,
-            "perfectly calibrated": 100 * confidence,
-        }
-        for confidence, accuracy, count in zip(*bins, strict=True)
-        if count
-    ]
-    panel = {"Share of images that are right": ["right", "perfectly calibrated"]}
-    caption = "15 bins of the likeliest class's probability."
-    drawn = curves(points, panel, caption, x="confidence, %", percent=panel)
-    sections = [Section("Calibration", items=drawn)]
+    sections = [Section("Calibration", items=[calibration_plot(record["reliability"])])]
     if task.labels is not None:
         correct, total = by_class(outcomes, task)
         columns_are_classes = len(task.columns) == len(task.class_names) <= MAX_CONFUSION
@@ -124,6 +116,23 @@ def _sections(record: Record, outcomes: Tensor, task: Task) -> list[Section]:
     if record["corruptions"]:
         sections.append(robustness_section({"this classifier": record}))
     return sections
+
+
+def calibration_plot(reliability: Mapping[str, Sequence[float]]) -> Gallery:
+    """Draw the accuracy of each bin of images by its mean confidence, beside the ideal."""
+    bins = [reliability[name] for name in ("confidence", "accuracy", "number")]
+    points = [(100 * c, 100 * accuracy) for c, accuracy, count in zip(*bins, strict=True) if count]
+    ideal = [(confidence, confidence) for confidence, _ in points]
+    lines = [Line("right", points), Line("perfectly calibrated", ideal)]
+    title, x = "Share of images that are right", "confidence, %"
+    values = "; ".join(f"{accuracy:.1f} at {confidence:.1f}" for confidence, accuracy in points)
+    picture = Picture(
+        "",
+        f"{title}, in percent, by confidence in percent: {values}",
+        line_chart(title, lines, x, unit="%"),
+        "image/svg+xml",
+    )
+    return Gallery("15 bins of the likeliest class's probability.", [picture])
 
 
 def robustness_section(records: Mapping[str, Record]) -> Section:
