@@ -105,7 +105,8 @@ def test_text_has_paragraphs_commands_and_code(tmp_path: Path) -> None:
     write_report(tmp_path / "r.html", "CIFAR-10", [Section("S", text)], {})
     page = (tmp_path / "r.html").read_text("utf-8")
     assert "<p>One line, <code>a&lt;b</code>.</p>" in page
-    assert "<pre><code>beit probe\n  --model x</code></pre>" in page
+    option = '<span class="unbroken">--model</span>'
+    assert f"<pre><code>beit probe\n  {option} x</code></pre>" in page
     assert "<p>Two.</p>" in page
     assert "<title>CIFAR-10</title>" in page
     assert '<h1><span class="unbroken">CIFAR-10</span></h1>' in page

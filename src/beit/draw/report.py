@@ -174,7 +174,7 @@ def _paragraphs(text: str) -> Markup:
         lines = block.split("\n")
         if block.strip() and all(line.startswith("    ") for line in lines):
             code = "\n".join(line[4:] for line in lines)
-            blocks.append(Markup("<pre><code>{}</code></pre>").format(code))
+            blocks.append(Markup("<pre><code>{}</code></pre>").format(_unbroken(code)))
         elif block.strip():
             words = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(" ".join(block.split()))))
             blocks.append(Markup("<p>{}</p>").format(Markup(words)))
