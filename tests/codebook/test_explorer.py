@@ -76,6 +76,7 @@ def test_a_page_contains_codes_patches_and_images(tmp_path: Path) -> None:
     (image,) = data(page, "images")
     encoded = io.BytesIO(base64.b64decode(image.removeprefix("data:image/webp;base64,")))
     assert Image.open(encoded).size == (9, 8)
+    assert f"one of {K} codes: the number of an entry of its codebook" in page
     summary = json.loads(data(page, "summary")[0])
     assert summary["grid"] == [3, 5]
     assert summary["labels"] == ["sea", "sky"]
