@@ -28,7 +28,7 @@ install: $(STAMP)  ## create .venv with everything in it
 
 demo: $(STAMP)  ## the whole job in minutes; DATA=folder for images of your own
 	$(BIN)/beit demo $(if $(DATA),--data "$(DATA)") $(if $(BUDGET),--budget $(BUDGET))
-	@echo "        after: . $(BIN)/activate"
+	@echo "        type first: . $(BIN)/activate"
 
 test: lint  ## lint, types, import contracts, and every test that is quick
 	$(PYTEST) -m "not slow and not gpu"
