@@ -96,8 +96,8 @@ def confusion_picture(confusion: Tensor, names: Sequence[str]) -> Picture | None
         squares: dict[str, Any] = {"marker": "s", "s": (side / Y) ** 2, "linewidths": 0}
         axes.scatter(columns, rows, color=colours, **squares)
         if Y <= NUMBERED:
-            for row, column, percent in zip(rows, columns, percents, strict=True):
-                axes.text(column, row, f"{percent:.0f}", ha="center", va="center_baseline")
+            for row, column, share in zip(rows, columns, percents, strict=True):
+                axes.text(column, row, f"{share:.0f}", ha="center", va="center_baseline")
         for row in (confusion.sum(dim=1) == 0).nonzero().flatten().tolist():
             axes.text(-0.4, row, "no image", va="center_baseline", color=FAINT)
         axes.set(xlim=(-0.5, Y - 0.5), ylim=(Y - 0.5, -0.5))

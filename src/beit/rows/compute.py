@@ -136,7 +136,7 @@ def compute_table(
             return TableResult(table.output, None)
         seconds = time.perf_counter() - started
         unreadable.note(table.unreadable())  # those of the other processes too
-        if not empty and unreadable.names and len(unreadable.names) == len(_names(source)):
+        if not empty and unreadable.names and _has_at_most(len(unreadable.names), source):
             why = described(unreadable.names, "Repair or replace them")
             raise TooManyUnreadable(f"none of {amount(len(source), 'image')} can be read: {why}")
         with progress.aside("writing the table"):
@@ -145,9 +145,14 @@ def compute_table(
     return TableResult(table.output, num_rows)
 
 
-def _names(source: Source) -> set[str]:
-    """Return the names of images; a list of files may repeat some."""
-    return {source.name(index) for index in range(len(source))}
+def _has_at_most(count: int, source: Source) -> bool:
+    """Whether images have at most `count` different names; a list of files may repeat some."""
+    names = set[str]()
+    for index in range(len(source)):
+        names.add(source.name(index))
+        if len(names) > count:  # known early, however many images there are
+            return False
+    return True
 
 
 def summary(

@@ -212,7 +212,7 @@ def checksum_of_numbered(names: Sequence[str], files: Sequence[str]) -> str | No
     The same number can stand for another image once the list of images has changed.
     """
     pairs = zip(names, files, strict=True)
-    numbered = [name for name, file in pairs if not file.startswith(_stem(name) or "/")]
+    numbered = [name for name, file in pairs if file not in (f"{_stem(name)}.png", f"{name}.png")]
     text = "\0".join(numbered).encode(errors="surrogateescape")
     return hashlib.blake2b(text, digest_size=8).hexdigest() if numbered else None
 
