@@ -15,6 +15,7 @@ from beit.command.ending import Ending, again, beside, run_facts, show, whole, w
 from beit.command.modules import find_module
 from beit.command.options import parse
 from beit.command.verbs import VERBS
+from beit.comparison import ablate
 from beit.demonstration import demo
 from beit.demonstration.sets import Sets
 from beit.probing import probe
@@ -233,6 +234,14 @@ def test_the_next_command_is_one_that_parses(
         with pytest.raises(SystemExit) as ended:
             assert cli.main([*command, "--print_config"]) == 0, capsys.readouterr().err
         assert ended.value.code == 0
+
+
+def test_a_dry_run_is_followed_by_the_same_ablation():
+    said = ["p.yaml", "--output", "o", "--jobs", "2", "--launcher", "torchrun -m beit"]
+    config = parse("ablate", ablate.Config, [*said, "--set", "{probe.limit: 4}", "--dry_run"])
+    result = SimpleNamespace(directory=Path("o"), table=SimpleNamespace(rows=[]))
+    then = ablate.ending(config, result).then
+    assert parse("ablate", ablate.Config, list(then)[1:]) == replace(config, dry_run=False)
 
 
 def test_the_paths_are_the_users_and_the_next_output_is_free(tmp_path, monkeypatch):

@@ -41,7 +41,7 @@ def validation(labels, names=None):
 
 def test_names_count_the_classes_and_else_the_largest_label(caplog):
     assert checked_classes(train([0, 2, 0], ["a", "b", "c"])) == (3, ("a", "b", "c"))
-    assert "--data here: 1 of 3 classes have no image: b" in caplog.text
+    assert "--data here: 1 of 3 classes has no image: b" in caplog.text
     assert checked_classes(train([0, 4])) == Classes(5, None)
     assert checked_classes(train([0, 4]), 9) == Classes(9, None)
 

@@ -819,7 +819,7 @@ def _(place):
 @rule("Classes of two sets", "a class less")
 def _(place):
     assert aligned(place, ["c", "a"], ["a", "b", "c"]) == [2, 0]
-    assert "1 of 3 classes have no image: b" in place.said()
+    assert "1 of 3 classes has no image: b" in place.said()
 
 
 @rule(

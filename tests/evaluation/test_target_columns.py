@@ -33,7 +33,7 @@ def test_classes_are_matched_by_name_in_any_order():
     assert task.targets.tolist() == [[3], [1], [0]]
     assert task.labels.tolist() == [3, 1, 0]
     assert task.class_names == [*NAMES]
-    said = "data set: 1 of 4 classes have no image: cat; all 4 logits are compared"
+    said = "data set: 1 of 4 classes has no image: cat; all 4 logits are compared"
     assert task.notes == [said]
 
 

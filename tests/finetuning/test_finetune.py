@@ -668,7 +668,7 @@ def test_validation_has_the_class_numbers_of_the_training_set(tmp_path, config, 
     data = DataConfig(train=train, validation=folder(tmp_path / "part", ["the", "cafe\u0301"]))
     _, held_out, classes = finetune.open_data(config(tmp_path / "run", data=data))
     assert held_out.labels.tolist() == [0] * 4 + [1] * 4
-    assert "part: 1 of 3 classes have no image: x" in caplog.text
+    assert "part: 1 of 3 classes has no image: x" in caplog.text
 
 
 def test_heads_that_cannot_be_carried_are_refused(tmp_path, config, finished, trained_tokenizer):

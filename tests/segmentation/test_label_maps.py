@@ -173,7 +173,7 @@ def test_a_folder_with_images_and_masks(tmp_path, caplog):
     source = open_label_maps(str(tmp_path), classes=str(tmp_path / "classes.yaml"))
     assert source.label_map(0)[0].tolist() == [0, 1, 0, 0, 0, 0]
     assert source.class_names == ("ground", "crack")
-    assert "1 label maps have no image" in caplog.text
+    assert "label maps without an image: 1" in caplog.text
     with pytest.raises(ValueError, match=r"one class, .* If 255 is a class, .* values: \[0, 255\]"):
         open_label_maps(str(tmp_path))
     caplog.clear()

@@ -6,6 +6,7 @@ be killed at any time and started again; measured.jsonl keeps what complete runs
 another machine can continue without their directories.
 """
 
+import json
 import os
 import shlex
 from collections import defaultdict
@@ -124,7 +125,9 @@ def ending(config: Config, result: Result) -> Ending:
     """Say how many rows are measured; the page is next, or the ablation after a dry run."""
     figure, page = f"{len(result.table.rows)} rows", result.directory / "report.html"
     if config.dry_run:
-        then = words("ablate", config.plan, output=config.output)
+        asked = {"output": config.output, "jobs": config.jobs, "launcher": config.launcher}
+        asked["set"] = json.dumps(config.set) if config.set else ""
+        then = words("ablate", config.plan, **asked)
         return Ending(f"no files; the runs would go to {result.directory}", figure, then)
     return Ending(
         f"{result.directory}, the runs and their table; report {page}", figure, opened(page)

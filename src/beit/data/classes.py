@@ -223,7 +223,8 @@ def without_images(part: Labelled, labels: Tensor, names: Sequence[str]) -> str:
     empty = [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
     if not empty:
         return ""
-    return f"{part.where}: {len(empty)} of {len(names)} classes have no image: {some(empty)}"
+    have = "has" if len(empty) == 1 else "have"
+    return f"{part.where}: {len(empty)} of {len(names)} classes {have} no image: {some(empty)}"
 
 
 def _empty_folders(part: Labelled) -> list[str]:

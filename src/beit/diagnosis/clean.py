@@ -37,7 +37,7 @@ def as_data(path: str, spec: str) -> str:
 
 
 def write_clean(path: str, source: Source, kept: Sequence[int]) -> int:
-    """Write the files of the images `kept`: one a line, or with labels if the name ends in .csv.
+    """Write the files of the images `kept`: one per line, or with labels if the name ends in .csv.
 
     Names that hold a line break are separated by zero bytes, as by `find -print0`. A table is text
     in UTF-8: files with other names, or with a line break in theirs, are left out. Its paths are

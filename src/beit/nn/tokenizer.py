@@ -80,7 +80,7 @@ class VQKDConfig:
 
     @property
     def decoder(self) -> ViTConfig:
-        """Configuration of the decoder: the encoder's ViT on the map of codes, one code a patch."""
+        """Configuration of the decoder: the encoder's ViT on the map of codes, one per patch."""
         return replace(
             self.encoder,
             image_size=self.encoder.grid,

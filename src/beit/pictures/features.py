@@ -53,7 +53,7 @@ class Config:
         model: a model with a backbone: a run directory, a weights file, published:NAME or
             hf://OWNER/NAME; or teacher:SOURCE, any network that `load_teacher` opens
         data: images: a folder, a table or another source (docs/data.md), or a part: folder[:90%];
-            image files as [a.jpg,b.png]; @FILE that lists them, one a line
+            image files as [a.jpg,b.png]; @FILE that lists them, one per line
         output: a new folder for the figures and report.html
         limit: number of images to draw, a fixed random subset
         patches: patches of the first image as [[row,column],...], counted from 1 at the top left,

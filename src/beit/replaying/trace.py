@@ -33,7 +33,7 @@ class First(NamedTuple):
 
     Attributes:
         where: which tensor, as "output of backbone.blocks.1.mlp"
-        images: numbers of the images in the training set; empty if it is not one row an image
+        images: numbers of the images in the training set; empty if it is not one row per image
     """
 
     where: str

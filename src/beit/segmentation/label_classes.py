@@ -126,7 +126,7 @@ def label_classes(
 def read_label_classes(spec: str, reduce_zero_label: bool = False) -> LabelClasses:
     """Read a list of classes; with `reduce_zero_label` 0 is ignored and 1, 2, ... are the classes.
 
-    `spec` is a .yaml file of names; a text file with one name a line; ade20k, the 150 classes of
+    `spec` is a .yaml file of names; a text file with one name per line; ade20k, the 150 classes of
     the scene parsing benchmark, where 0 is ignored; voc, the 21 classes of Pascal VOC; or a number
     of classes, named 0, 1, 2, ...
 

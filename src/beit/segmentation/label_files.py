@@ -201,11 +201,11 @@ def _voc(path: str, root: Place, split: str, role: Role) -> Pairs:
     if listed is None:
         raise ValueError(
             f"{path}: no ImageSets/Segmentation/{files[0].name}; expected the list of the images "
-            "of that split, one name a line"
+            "of that split, one name per line"
         )
     stems = read_text(listed).split()
     if not stems:
-        raise ValueError(f"{path}: {listed.name} lists no image; expected one name a line")
+        raise ValueError(f"{path}: {listed.name} lists no image; expected one name per line")
     images, maps = open_files(root / "JPEGImages"), open_files(root / "SegmentationClass")
     pairs = _matched(images, maps, stems)
     if others := [name for name in _OWN_CLASSES if (root / name).is_file()]:
@@ -220,7 +220,7 @@ def _matched(images: Files, maps: Files, listed: Sequence[str] | None = None) ->
     if listed is None:
         pairs = [(index, os.path.splitext(images.name(index))[0]) for index in range(len(images))]
         if unused := map_of.keys() - {stem for _, stem in pairs}:
-            _log.warning("%s: %d label maps have no image", maps.where, len(unused))
+            _log.warning("%s: label maps without an image: %d", maps.where, len(unused))
     else:
         image_of = _index_by_stem(images)
         if missing := [stem for stem in listed if stem not in image_of]:

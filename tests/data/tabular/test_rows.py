@@ -185,7 +185,7 @@ def test_encoded_bytes_as_text_are_no_path(tmp_path):
     ("columns", "query", "message"),
     [
         ({"image": pa.array([[{"bytes": b"", "path": ""}]], pa.list_(IMAGE)), "n": [1]}, "",
-         r"column 'image' holds list<.*expected one image a row.*it has image, n; name the right"),
+         r"column 'image' holds list<.*one image per row.*it has image, n; name the right"),
         ({"image": [[1, 2]], "thumb": [b""]}, "", "column 'image' holds list"),
         ({"left": [b""], "right": [b""]}, "", "several columns hold images; it has left, right"),
         ({"number": [1], "text": ["a"]}, "", r"no column of images .*; it has number, text; name"),

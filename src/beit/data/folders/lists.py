@@ -15,7 +15,7 @@ from beit.files import user_path
 def read_list(
     data: bytes, name: str, reading: Reading = AS_IT_IS, base: str = ""
 ) -> FileSource | FilesSource:
-    """Read a list of image files, one a line or separated by zero bytes as by `find -print0`.
+    """Read a list of image files, one per line or separated by zero bytes as by `find -print0`.
 
     Order and repetitions are kept; blank lines are skipped, but counted in line numbers. Lists in
     UTF-16 are recognised. Paths can be those of remote files, all of them; in a remote list they

@@ -49,7 +49,7 @@ def image_column(contents: Mapping[str, str], where: str, wanted: str | None = N
         raise ValueError(f"{where}: {what}; {advice}")
     if contents[names[0]] not in (ENCODED, FILE):
         raise ValueError(
-            f"{where}: column {names[0]!r} holds {contents[names[0]]}; expected one image a row, "
+            f"{where}: column {names[0]!r} holds {contents[names[0]]}; expected one image per row, "
             f"as {{bytes, path}}, bytes, or the path of a file; {advice}"
         )
     return names[0]

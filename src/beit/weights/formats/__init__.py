@@ -1,1 +1,1 @@
-"""Weights in other people's layouts, one file a family."""
+"""Weights in other people's layouts, one file per family."""
