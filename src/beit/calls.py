@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, get_origin, get_type_hints
 
 from beit.command.verbs import VERBS
-from beit.data.class_names import an
+from beit.wording import an
 
 if TYPE_CHECKING:
     from beit.result import Result

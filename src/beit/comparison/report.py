@@ -14,7 +14,6 @@ from typing import Any, Literal, NamedTuple
 from beit.command.ending import Ending, opened
 from beit.comparison.ablation_table import as_markdown
 from beit.comparison.runs import Run, figure_keys, own_pictures, points, read_run, short_names
-from beit.data.class_names import amount
 from beit.draw.charts import MARKED, Line, shortened, styled, with_hover, worded
 from beit.draw.colours import RULE, SERIES
 from beit.draw.names import is_share, name_of, percent
@@ -22,6 +21,7 @@ from beit.draw.numbers import aligned_numbers
 from beit.draw.panels import DPI, POINTS, PRINTED, Drawing, rendered
 from beit.draw.report import Cell, Gallery, Link, Section, Table, link_to, write_report
 from beit.files import write_text
+from beit.wording import amount
 
 MARK = "<!-- written by beit report -->"
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)))  # differ in grey; with five, 30 runs look different

@@ -10,11 +10,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from beit.data.class_names import check_names, match_classes, nearest, plural, some, spelled
+from beit.data.class_names import check_names, match_classes, spelled
 from beit.data.folders.folder import class_folders
 from beit.data.source import Source, file_of
 from beit.data.spec import split_part, split_query
 from beit.files import user_path
+from beit.wording import nearest, plural, some
 
 logger = logging.getLogger(__name__)
 

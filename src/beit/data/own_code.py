@@ -5,7 +5,6 @@ the environment variable BEIT_PYTHON, which lists modules. One that comes from a
 run's settings or a plan, is refused otherwise (docs/security.md).
 """
 
-import difflib
 import importlib
 import inspect
 import os
@@ -15,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
+
+from beit.wording import nearest
 
 OWN = "python:"
 VARIABLE = "BEIT_PYTHON"
@@ -81,9 +82,7 @@ def call(spec: str) -> Any:
     file = getattr(imported, "__file__", None) or module
     where = f"{spec}: expected a function without arguments in {file}"
     if function is None:
-        near = difflib.get_close_matches(name, vars(imported), n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"{where}, which has no {name}{hint}")
+        raise ValueError(f"{where}, which has no {name}{nearest(name, [*vars(imported)])}")
     try:
         inspect.signature(function).bind()
     except (TypeError, ValueError) as error:

@@ -7,12 +7,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from beit.data.class_names import an
 from beit.data.own_code import OWN, call
 from beit.data.pixels.decoding import rgb_of
 from beit.data.shrinking import Shrinking
 from beit.data.source import UnreadableImage
 from beit.data.views import resized
+from beit.wording import an
 
 
 class OwnSource:

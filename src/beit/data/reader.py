@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from beit.data.batch import Batch
-from beit.data.class_names import some
 from beit.data.colours import recoloured
 from beit.data.order import sample_generator
 from beit.data.source import Source, UnreadableImage
 from beit.data.unreadable import described
 from beit.data.views import Sample, TrainViews
+from beit.wording import some
 
 _MAX_REPLACEMENTS = 100  # unreadable images in a row
 _NO_CHANGES = torch.empty(0)

@@ -9,7 +9,6 @@ from pathlib import Path
 from beit.data.archives.files import RemoteFiles
 from beit.data.archives.source import FilesSource, open_remote_folder, open_tars, open_zip
 from beit.data.cached import cached
-from beit.data.class_names import near_path
 from beit.data.folders.folder import open_folder
 from beit.data.folders.image_files import FileSource
 from beit.data.folders.listing import list_folder, say_once
@@ -42,6 +41,7 @@ from beit.data.tabular.rows import images_of_rows, open_row_files
 from beit.data.tabular.text_tables import ENDINGS as TABLES
 from beit.data.tabular.text_tables import splits_in
 from beit.files import user_path
+from beit.wording import near_path
 
 KINDS = (
     "a folder of images, *.parquet or *.arrow files, *.tar shards, a .zip, a .csv, .tsv or .jsonl "

@@ -3,10 +3,10 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from beit.data.class_names import amount
 from beit.draw.names import percent
 from beit.draw.report import Cell, Figure, Table
 from beit.probing import probe
+from beit.wording import amount
 
 UNTRAINED, PRETRAINED, TEACHER = "untrained backbone", "pretrained backbone", "teacher"
 ENCODER = "tokenizer's encoder"

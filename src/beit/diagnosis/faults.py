@@ -8,13 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.data.class_names import amount, nearest_name, plural, some, spelled
+from beit.data.class_names import spelled
 from beit.data.classes import Labelled, known_classes, renumbered
 from beit.data.source import Source
 from beit.diagnosis.alike import Nearest
 from beit.diagnosis.checks import Check
 from beit.diagnosis.near import Indices, first_copies, near_ones
 from beit.diagnosis.scan import Facts
+from beit.wording import amount, nearest_name, plural, some
 
 SMALLEST = 16  # pixels of the shorter side: a patch
 UNLIKE = 4  # times shorter or longer than the usual side

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from beit.data.channels import channels_of, compare_pixels, pixel_options
-from beit.data.class_names import plural
 from beit.data.source import Source, limited
 from beit.data.sources import open_source, open_test_split
 from beit.data.spec import split_part, split_query
@@ -23,6 +22,7 @@ from beit.draw.names import percent
 from beit.draw.report import Section
 from beit.rows.lines import printable
 from beit.weights.bands import check_bands
+from beit.wording import plural
 
 if TYPE_CHECKING:
     from beit.diagnosis.doctor import Config

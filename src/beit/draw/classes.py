@@ -5,11 +5,11 @@ from typing import Any
 
 from torch import Tensor
 
-from beit.data.class_names import some
 from beit.draw.charts import new_chart, place_axes, shortened, styled, themed_svg, widest
 from beit.draw.colours import FAINT, SERIES
 from beit.draw.names import percent
 from beit.draw.report import Item, Picture, Table
+from beit.wording import some
 
 SHOWN = 50  # classes in a table, at most
 DRAWN = 40  # classes in a confusion matrix, at most

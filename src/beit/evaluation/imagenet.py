@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import torch
 
-from beit.data.class_names import nearest, some
 from beit.data.classes import Labelled, check_range, known_labels
 from beit.data.imagenet_names import WORDNET_ID, are_imagenet_words, timm_file, wordnet_ids
 from beit.data.source import PartSource
@@ -26,6 +25,7 @@ from beit.evaluation.imagenet_classes import (
 )
 from beit.evaluation.target_columns import Task, padded, plain_task
 from beit.files import user_path
+from beit.wording import nearest, some
 
 Dataset = Literal[
     "plain",

@@ -20,7 +20,6 @@ from typing import Any, Literal, NamedTuple
 from torch import nn
 
 from beit.command.ending import Ending
-from beit.data.class_names import an
 from beit.exporting.graphs import onnx_file, torch_export_file
 from beit.exporting.verification import Difference, Reopened, compare
 from beit.exporting.weight_files import own_file, published_file, timm_folder, transformers_folder
@@ -32,6 +31,7 @@ from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer
 from beit.weights.crop import stated_crop
 from beit.weights.open import load, load_backbone
+from beit.wording import an
 
 
 class Format(NamedTuple):

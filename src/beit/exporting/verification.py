@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from beit.data.class_names import an
 from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.heads import ImageClassifier
@@ -16,6 +15,7 @@ from beit.nn.tokenizer import VQKD, Tokenizer
 from beit.nn.vit import VisionTransformer
 from beit.weights.assemble import config_of_vit
 from beit.weights.file import image_channels
+from beit.wording import an
 
 BATCHES = (1, 3, 8)
 SEED = 0

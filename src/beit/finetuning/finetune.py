@@ -13,7 +13,6 @@ from lightning_fabric import Fabric
 from beit.command.ending import Ending, beside, last_values, words
 from beit.data.cached import cached
 from beit.data.channels import check_channels, pixel_options
-from beit.data.class_names import amount
 from beit.data.classes import (
     Classes,
     Labelled,
@@ -61,6 +60,7 @@ from beit.weights.transfer import (
     carry_head,
     carry_norm,
 )
+from beit.wording import amount
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ from typing import NamedTuple
 from torch import Tensor
 
 from beit.command.ending import Ending, opened
-from beit.data.class_names import amount
 from beit.draw import canvas
 from beit.draw.report import Section, link_to, write_report
 from beit.nn.attention_maps import attention_maps, rollout
@@ -33,6 +32,7 @@ from beit.pictures.images import check_output, chosen_images, left_out_tables, s
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
 from beit.weights.open import load_backbone
+from beit.wording import amount
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from beit.command.ending import Ending, opened
-from beit.data.class_names import amount
 from beit.draw import canvas
 from beit.draw.components import components, directions, feature_colours
 from beit.draw.numbers import cosine_words
@@ -32,6 +31,7 @@ from beit.pictures.images import (
 from beit.run.device import DeviceConfig
 from beit.run.launch import launch
 from beit.weights.frozen import FrozenModel, open_frozen_model
+from beit.wording import amount
 
 _BATCH = 32  # images in the model at once
 _COLOUR_TEXT = (

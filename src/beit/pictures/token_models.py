@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from beit.data.class_names import an
 from beit.data.order import step_generator
 from beit.nn.masking import MaskConfig, draw_masks
 from beit.nn.mim import MaskedImageModel
@@ -21,6 +20,7 @@ from beit.run.settings import from_plain
 from beit.weights.hub import SCHEMES
 from beit.weights.open import load, load_tokenizer
 from beit.weights.teachers import Teacher, TeacherConfig, load_teacher
+from beit.wording import an
 
 OF_RUN = "run"
 MASKED_SHARE = 0.4  # if neither the run nor an option says it (BEiT v2, section 3.1)

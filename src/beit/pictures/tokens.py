@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from beit.command.ending import Ending, opened
-from beit.data.class_names import amount
 from beit.draw.components import codebook_colours
 from beit.draw.report import Item, Section, link_to, write_report
 from beit.nn.code_statistics import code_vectors
@@ -43,6 +42,7 @@ from beit.run.device import DeviceConfig
 from beit.run.launch import launch
 from beit.weights.bands import check_bands
 from beit.weights.teachers import Teacher
+from beit.wording import amount
 
 
 @dataclass(frozen=True)

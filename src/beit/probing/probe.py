@@ -35,7 +35,6 @@ from typing import Literal
 
 from beit.command.ending import Ending, beside, words
 from beit.data.channels import compare_pixels, pixel_options
-from beit.data.class_names import some
 from beit.data.classes import Labelled, checked_classes, renumbered
 from beit.data.mixture import weights_of
 from beit.data.source import PartSource
@@ -64,6 +63,7 @@ from beit.run.launch import launch
 from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
 from beit.weights.frozen import TEACHER, open_frozen_model
+from beit.wording import some
 
 logger = logging.getLogger(__name__)
 

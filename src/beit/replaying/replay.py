@@ -17,7 +17,6 @@ import torch
 
 from beit.command.ending import Ending, words
 from beit.command.modules import module_of_run
-from beit.data.class_names import some
 from beit.files import user_path
 from beit.replaying.trace import First, Replayed, Trace
 from beit.run import checkpoint
@@ -25,6 +24,7 @@ from beit.run.directory import RunDirectory
 from beit.run.images import kept_names
 from beit.run.resume import Training, open_run
 from beit.run.skipping import guarded_by, record_file
+from beit.wording import some
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 import beit
 from beit.data.batches import EvalBatches
-from beit.data.class_names import amount
 from beit.data.prefetch import Prefetch
 from beit.data.source import Source
 from beit.data.unreadable import TooManyUnreadable, Unreadable, described, readable
@@ -23,6 +22,7 @@ from beit.rows.lines import LineStream
 from beit.rows.table import RowTable
 from beit.run.device import DeviceConfig, precision_of
 from beit.run.progress import Progress
+from beit.wording import amount
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

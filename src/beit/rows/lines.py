@@ -9,10 +9,10 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from beit.data.class_names import amount
 from beit.data.source import Source, UnreadableImage
 from beit.rows.files import TEXT, Array, Column
 from beit.rows.part import Part
+from beit.wording import amount
 
 Line = dict[str, Any]
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from beit.data.class_names import amount
 from beit.data.source import Source
 from beit.data.stamps import stamps
 from beit.files import PARTIAL_SUFFIX, replacing, write_text
@@ -25,6 +24,7 @@ from beit.rows.files import SUFFIXES, TEXT, Array, Column, write_table
 from beit.rows.lines import Line, json_lines, printable, write_csv
 from beit.rows.part import Part, read_array
 from beit.run.settings import first
+from beit.wording import amount
 
 TEXTS = (".jsonl", ".csv")
 PART_BYTES = 1 << 28  # at most: a part must fit into memory several times

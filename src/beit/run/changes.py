@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
-from beit.data.class_names import some
 from beit.files import write_text
 from beit.run.directory import RunDirectory
 from beit.run.found import PATHS
 from beit.run.settings import flat, from_plain
+from beit.wording import some
 
 logger = logging.getLogger(__name__)
 

@@ -14,10 +14,10 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from beit.data.class_names import some
 from beit.files import write_bytes
 from beit.run.directory import RunDirectory
 from beit.run.journal import Journal
+from beit.wording import some
 
 logger = logging.getLogger(__name__)
 

@@ -13,11 +13,11 @@ from typing import Any, Self
 
 import torch
 
-from beit.data.class_names import an
 from beit.files import PARTIAL_SUFFIX, replacing
 from beit.run.directory import RunDirectory
 from beit.run.journal import Journal
 from beit.run.log import MetricsLog
+from beit.wording import an
 
 _PLAIN = (int, float, bool, str, bytes, type(None))
 

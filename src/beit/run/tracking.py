@@ -8,7 +8,6 @@ here starts it and says how far the run is; loops need not know it.
 import os
 import subprocess
 import sys
-from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 import beit
 from beit.run.directory import RunDirectory
 from beit.run.journal import Journal
+from beit.wording import nearest
 
 # The package to import and the one to install, by tracker.
 PACKAGES = {
@@ -40,10 +40,8 @@ def tracking(track: str) -> list[Any]:
     names = list(dict.fromkeys(name.strip() for name in track.split(",") if name.strip()))
     for name in names:
         if name not in PACKAGES:
-            near = get_close_matches(name, PACKAGES, 1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            known = ", ".join(PACKAGES)
-            raise ValueError(f"run.track names {name!r}; expected some of {known}{hint}")
+            known = ", ".join(PACKAGES) + nearest(name, [*PACKAGES])
+            raise ValueError(f"run.track names {name!r}; expected some of {known}")
         package, distribution = PACKAGES[name]
         if find_spec(package) is None:
             raise ValueError(

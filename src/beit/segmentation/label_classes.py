@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 
 from beit.command.presets import parsed
-from beit.data.class_names import match_names, some
+from beit.data.class_names import match_names
 from beit.data.classes import read_classes
 from beit.files import user_path
 from beit.nn.segmenter import IGNORED
+from beit.wording import some
 
 MAX_CLASSES = 255
 BUILT_IN = ("ade20k", "voc")

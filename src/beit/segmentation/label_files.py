@@ -15,13 +15,13 @@ from torch import Tensor
 
 from beit.data.archives.files import file_path
 from beit.data.archives.zipped import ZippedFiles
-from beit.data.class_names import some
 from beit.data.folders.image_files import MAX_FILE_BYTES, FileNames, no_fault
 from beit.data.folders.listing import is_system, list_folder, say_once
 from beit.data.source import UnreadableImage
 from beit.data.stores.blob import LocalBlob
 from beit.files import at_once, user_path
 from beit.segmentation.label_classes import LabelClasses, ade20k_classes, read_label_classes
+from beit.wording import some
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from beit.data.class_names import some
 from beit.data.pixels.decoding import decode
 from beit.data.shapes import KINDS as SHAPES
 from beit.data.shapes import ShapesSource
@@ -26,6 +25,7 @@ from beit.nn.segmenter import IGNORED
 from beit.segmentation.label_classes import Colour, LabelClasses, label_classes, read_label_classes
 from beit.segmentation.label_decoding import decode_label_map, file_palette, map_values, open_map
 from beit.segmentation.label_files import LABEL_KINDS, Pairs, Role, find_pairs
+from beit.wording import some
 
 _log = logging.getLogger(__name__)
 

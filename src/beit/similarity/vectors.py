@@ -19,7 +19,6 @@ import torch
 from torch import Tensor
 
 from beit.data.channels import pixel_options
-from beit.data.class_names import amount
 from beit.data.shrinking import Shrinking
 from beit.data.source import PartSource, Source, limited
 from beit.data.sources import open_source
@@ -37,6 +36,7 @@ from beit.run.launch import launch
 from beit.run.settings import first
 from beit.weights.crop import crop_ratio
 from beit.weights.frozen import FrozenModel, open_frozen_model
+from beit.wording import amount
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric

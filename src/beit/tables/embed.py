@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Literal
 
 from beit.command.ending import Ending, beside, words
-from beit.data.class_names import amount
 from beit.data.sources import open_images
 from beit.data.views import EvalView
 from beit.nn.pooling import Kind
@@ -28,6 +27,7 @@ from beit.run.launch import launch
 from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
 from beit.weights.frozen import FrozenModel, open_frozen_model
+from beit.wording import amount
 
 
 @dataclass(frozen=True)

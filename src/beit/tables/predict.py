@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from beit.command.ending import Ending, beside, words
-from beit.data.class_names import amount, match_classes
+from beit.data.class_names import match_classes
 from beit.data.classes import RenumberedSource
 from beit.data.pixels.decoding import extensions
 from beit.data.source import Source, UnreadableImage
@@ -41,6 +41,7 @@ from beit.tables.picture import Prediction, prediction_grid
 from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
 from beit.weights.open import load_classifier
+from beit.wording import amount
 
 _log = logging.getLogger(__name__)
 

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 
 from beit.command.ending import Ending, beside, words
-from beit.data.class_names import amount
 from beit.data.sources import open_images
 from beit.data.views import EvalView
 from beit.rows.compute import TableResult, about_table, compute_table
@@ -26,6 +25,7 @@ from beit.run.launch import launch
 from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
 from beit.weights.open import load_tokenizer
+from beit.wording import amount
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from torch import nn
 
-from beit.data.class_names import an
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.tokenizer import VQKD
 from beit.weights.open import load, required_backbone
@@ -16,6 +15,7 @@ from beit.weights.start import (
     misfits,
     normalised,
 )
+from beit.wording import an
 
 
 def start_from(origin: str, vqkd: VQKD) -> str:

@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from beit.data.class_names import an
 from beit.files import out_of_memory
 from beit.nn.relative_bias import CLS_ROWS
 from beit.nn.vit import ViTConfig
 from beit.run.settings import first
+from beit.wording import an
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from beit.data.class_names import an
 from beit.files import replacing, user_path
 from beit.nn.dalle import DalleConfig, DalleTokenizer
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig
@@ -25,6 +24,7 @@ from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.run.settings import first, from_plain
 from beit.weights.assemble import HEAD, VIT_FIELDS, assemble, config_of_vit, mismatches
 from beit.weights.mistaken import instead
+from beit.wording import an
 
 logger = logging.getLogger(__name__)
 

@@ -5,11 +5,12 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from beit.wording import nearest
 
 logger = logging.getLogger(__name__)
 
@@ -75,9 +76,9 @@ def find(name: str) -> PublishedFile:
     files = published_files()
     if file := files.get(name) or of_file(name):
         return file
-    near = get_close_matches(name, [*files, *(file.file for file in files.values())], n=1)
+    hint = nearest(name, [*files, *(file.file for file in files.values())])
     raise ValueError(
-        f"no published file is called {name!r}{f'; did you mean {near[0]}?' if near else '.'} "
+        f"no published file is called {name!r}{hint or '.'} "
         "beit.weights.manifest.names() lists them, docs/hub.md describes them"
     )
 

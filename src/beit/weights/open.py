@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from beit.data.class_names import an, near_path
 from beit.data.imagenet_names import WORDS_OF, imagenet_words
 from beit.nn.heads import ImageClassifier
 from beit.nn.position import resized, with_bias_per_block
@@ -36,6 +35,7 @@ from beit.weights.formats.prefixes import without_prefix
 from beit.weights.formats.timm_beit import is_of_imagenet
 from beit.weights.layouts import LAYOUTS, layout_of
 from beit.weights.shards import INDEX, read_file, read_json, refuse_shard, weight_map
+from beit.wording import an, near_path
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from beit.data.class_names import an
 from beit.data.own_code import call
+from beit.wording import an
 
 
 def own_network(source: str) -> nn.Module:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
-from beit.data.class_names import an
 from beit.run.settings import first
 from beit.weights.file import read_safetensors
 from beit.weights.safe_pickle.files import read_checkpoint
+from beit.wording import an
 
 INDEX = ".index.json"
 SHARD = re.compile(r"(?P<stem>.+)-\d{5}-of-(?P<count>\d{5})(?P<suffix>\.\w+)")

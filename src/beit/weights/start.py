@@ -7,13 +7,13 @@ from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor, nn
 
-from beit.data.class_names import an
 from beit.nn.dvae import DiscreteVAEConfig
 from beit.nn.patches import Size
 from beit.nn.position import resize_relative_bias, resized, with_bias_per_block
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.weights.assemble import TABLE
 from beit.weights.open import load_start
+from beit.wording import an
 
 # Fields of a ViT that must be those of the source, besides whether it has a layer scale.
 SHAPE = ("patch_size", "in_channels", "width", "depth", "num_heads", "mlp_ratio")

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from beit.data.class_names import an
 from beit.data.stores.hub import first_line, unreachable
 from beit.run.settings import first
 from beit.weights.assemble import mismatches
 from beit.weights.formats.clip import from_clip
 from beit.weights.formats.containers import read_tensors
 from beit.weights.formats.published_config import num_heads_of, shape_of
+from beit.wording import an
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from beit.data.class_names import Match, an, match_classes, spelled
+from beit.data.class_names import Match, match_classes, spelled
 from beit.data.imagenet_names import in_one_language
 from beit.nn.heads import ImageClassifier
 from beit.nn.position import resized, with_bias_per_block
@@ -15,6 +15,7 @@ from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer
 from beit.weights.assemble import HEAD
 from beit.weights.open import required_backbone
+from beit.wording import an
 
 logger = logging.getLogger(__name__)
 

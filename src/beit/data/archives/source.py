@@ -15,7 +15,6 @@ from torch import Tensor
 from beit.data.archives.files import Files, RemoteFiles, TarFiles, file_path
 from beit.data.archives.tar_index import CLASS, LABEL
 from beit.data.archives.zipped import ZippedFiles, wrapping, zip_members
-from beit.data.class_names import some
 from beit.data.folders.folder import labels_of
 from beit.data.folders.layout import find_layout
 from beit.data.folders.listing import listed, say_once
@@ -27,6 +26,7 @@ from beit.data.stores.blob import Blob
 from beit.data.stores.remote import files_below
 from beit.data.tabular.columns import label_column
 from beit.data.tabular.labels import joined
+from beit.wording import some
 
 _log = logging.getLogger(__name__)
 _SAY_EVERY = 20  # seconds between two lines of progress

@@ -7,12 +7,12 @@ from unicodedata import normalize
 import torch
 from torch import Tensor
 
-from beit.data.class_names import some
 from beit.data.folders.image_files import FileSource
 from beit.data.folders.layout import Layout, find_layout
 from beit.data.folders.listing import is_system, list_folder, say_once
 from beit.data.spec import AS_IT_IS, Reading
 from beit.data.splits import Split
+from beit.wording import some
 
 
 def open_folder(root: Path, reading: Reading = AS_IT_IS, split: Split | None = None) -> FileSource:

@@ -5,9 +5,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from beit.data.class_names import some
 from beit.data.folders.masks import IMAGES, folders_inside, masks_among, without_masks
 from beit.data.splits import TRAINING, Split, are_splits, choose_split, is_split, split_words
+from beit.wording import some
 
 _LEVELS = 4  # of folders that are looked into for splits and masks
 

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from beit.data.class_names import some
 from beit.data.pixels.decoding import ARRAY, PLUGINS, extensions
+from beit.wording import some
 
 _log = logging.getLogger(__name__)
 

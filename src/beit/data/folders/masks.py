@@ -5,8 +5,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-from beit.data.class_names import some
 from beit.data.splits import is_split
+from beit.wording import some
 
 IMAGES = frozenset("images image imgs img jpegimages leftimg8bit".split())
 _MASKS = frozenset(

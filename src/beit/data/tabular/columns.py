@@ -3,8 +3,8 @@
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from beit.data.class_names import nearest
 from beit.data.tabular.labels import is_text
+from beit.wording import nearest
 
 # Usual names; case does not count. The first one of images, or of files, is taken.
 _IMAGES = "image img picture photo jpg jpeg png webp".split()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from beit.data.class_names import amount, first_missing, near_path, some, spelled
+from beit.data.class_names import spelled
 from beit.data.folders.image_files import FileSource
 from beit.data.folders.listing import say_once
 from beit.data.source import PartSource, Source
@@ -21,6 +21,7 @@ from beit.data.tabular.labels import joined
 from beit.data.tabular.row_files import open_rows
 from beit.data.tabular.split_columns import rows_of_split
 from beit.data.tabular.text_tables import ENDINGS, folder_of, read_columns, splits_in
+from beit.wording import amount, first_missing, near_path, some
 
 _METADATA = "metadata"  # the name of such tables in `datasets`
 _quoted = reprlib.Repr()  # of names of files in messages

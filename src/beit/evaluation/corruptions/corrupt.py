@@ -5,13 +5,13 @@ Perturbations", ICLR 2019. docs/corruptions.md compares each kind with the publi
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from difflib import get_close_matches
 
 import torch
 from torch import Tensor
 
 from beit.data.order import step_generator
 from beit.evaluation.corruptions import blur, digital, noise, weather
+from beit.wording import nearest
 
 # The function of each kind, and AlexNet's top-1 error on it in ImageNet-C, a mean of the five
 # severities. Table 1 of the paper rounds these errors; the digits are those of imagenet.py of
@@ -126,9 +126,8 @@ def kind_errors(errors: Mapping[tuple[str, int], float]) -> dict[str, float]:
 def check_kind(kind: str) -> None:
     """Raise ValueError, with the nearest known name, unless `kind` is one of `KINDS`."""
     if kind not in KINDS:
-        near = get_close_matches(kind, KINDS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"known kinds: {', '.join(KINDS)}"
-        raise ValueError(f"corruptions: unknown kind {kind!r}; {hint}")
+        hint = nearest(kind, KINDS) or f"; known kinds: {', '.join(KINDS)}"
+        raise ValueError(f"corruptions: unknown kind {kind!r}{hint}")
 
 
 def _check(images: Tensor, kind: str, severity: int, num_indices: int) -> None:

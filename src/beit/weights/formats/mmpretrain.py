@@ -10,7 +10,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from beit.data.class_names import an
 from beit.nn.heads import ImageClassifier
 from beit.nn.mim import MaskedImageModel
 from beit.nn.vit import VisionTransformer
@@ -18,6 +17,7 @@ from beit.run.settings import first
 from beit.weights.formats.names import Architecture, Rows, to_published_names, translated
 from beit.weights.formats.published import model_and_summary, to_published
 from beit.weights.formats.published_names import INDEX, TABLE
+from beit.wording import an
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from beit.data.class_names import an
 from beit.nn.heads import ImageClassifier
 from beit.nn.mim import MaskedImageModel
 from beit.nn.segmenter import SemanticSegmenter
@@ -31,6 +30,7 @@ from beit.weights.formats.published_config import (
     vqkd_config,
 )
 from beit.weights.formats.published_segmentation import to_published_segmentation
+from beit.wording import an
 
 logger = logging.getLogger(__name__)
 

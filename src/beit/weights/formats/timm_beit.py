@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from beit.data.class_names import an
 from beit.nn.heads import ImageClassifier
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.run.settings import from_plain
 from beit.weights.formats.published import BACKBONE_KEYS, model_and_summary, to_published
 from beit.weights.formats.published_names import INDEX
+from beit.wording import an
 
 logger = logging.getLogger(__name__)
 

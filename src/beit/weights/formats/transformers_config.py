@@ -5,7 +5,6 @@ from typing import Any
 
 from torch import nn
 
-from beit.data.class_names import an
 from beit.nn.block import NORM_EPS
 from beit.nn.heads import ImageClassifier
 from beit.nn.mim import MaskedImageModel
@@ -16,6 +15,7 @@ from beit.weights.assemble import config_of_vit
 from beit.weights.file import size_pair
 from beit.weights.formats.names import Architecture
 from beit.weights.formats.transformers_names import BARE, CLASSIFIER, MASKED, SEGMENTER
+from beit.wording import an
 
 MODEL_TYPES = ("beit", "data2vec-vision")  # the same network
 HALVES = (0.5, 0.5, 0.5)  # default mean and std of BeitImageProcessor

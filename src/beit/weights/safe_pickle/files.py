@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from beit.data.class_names import an
 from beit.weights.mistaken import PICKLE, ZIP, instead
 from beit.weights.safe_pickle.records import UNSOUND, unsound
+from beit.wording import an
 
 
 class Ignored:
