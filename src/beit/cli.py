@@ -117,7 +117,8 @@ def _run(verb: str, options: Sequence[str]) -> int:
     if getattr(result, "failures", None):
         return 1
     if ending := getattr(module, "ending", None):  # not of `presets`
-        show(ending(config, result), take(options, "--preset")[0])
+        begun = config.run.presets if VERBS[verb].resumable else ()
+        show(ending(config, result), take(options, "--preset")[0] or begun)
     return 0
 
 

@@ -57,6 +57,11 @@ def test_it_starts_it_goes_on_it_is_finished(words, tmp_path, monkeypatch, capsy
     beit.pretrain(**options, output=tmp_path / "other", resume="auto")
     same_bits(run, tmp_path / "other")
 
+    continued = []
+    monkeypatch.setattr(cli, "show", lambda _, presets: continued.extend(presets))
+    assert cli.main(["pretrain", "--resume", str(run)]) == 0
+    assert continued == ["shapes-tiny"]
+
 
 @pytest.fixture
 def begun(words, tmp_path):

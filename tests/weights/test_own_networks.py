@@ -30,10 +30,25 @@ class Tokens(Pooled):
         super().__init__(tokens=True)
 
 
+class Last(nn.Module):
+    """A map with its channels last, as of timm's Swin, or a square map of one number."""
+
+    image_size = (16, 16)
+
+    def __init__(self, number: float = 0) -> None:
+        super().__init__()
+        self.number = number
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = nn.functional.avg_pool2d(images, 4)
+        return maps + self.number if self.number else maps.permute(0, 2, 3, 1)
+
+
 @pytest.fixture(autouse=True)
 def _named(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {"pooled": Pooled, "tokens": Tokens, "flat": lambda: Pooled(tokens=True)}
     made |= {"convolution": lambda: nn.Conv2d(3, 5, 2, 2), "linear": lambda: nn.Flatten()}
+    made |= {"last": lambda: Last(), "nan": lambda: Last(torch.nan)}
     module = SimpleNamespace(__file__="own_net.py", seven=lambda: 7, **made)
     monkeypatch.setitem(sys.modules, "own_net", module)
 
@@ -63,8 +78,14 @@ def test_it_gives_features_to_tables_and_searches() -> None:
     [
         ("seven", {}, "gives an int; expected a torch.nn.Module"),
         ("convolution", {}, "give image_size, or its module an attribute image_size"),
-        ("flat", {}, r"gives \(1, 6, 3\) for 1 images; .* attribute grid"),
-        ("linear", {"image_size": 8}, r"gives \(1, 192\) for 1 images; expected features"),
+        ("flat", {}, r"gives \(1, 6, 3\) for 1 images of \(8, 12\); .* attribute grid"),
+        ("last", {}, r"gives \(1, 4, 4, 3\) .* Channels that come last .*permute"),
+        ("nan", {}, "a Last: its features of a random image are not finite"),
+        (
+            "linear",
+            {"image_size": 8},
+            r"gives \(1, 192\) for 1 images of \(8, 8\); expected features",
+        ),
         ("pooled", {"pretrained": False}, "makes its own network and weights; leave .* out"),
         ("pooled", {"num_heads": 3}, "makes its own network and weights"),
     ],

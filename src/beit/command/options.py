@@ -62,6 +62,8 @@ def parse(
         layers, options = squared(parser, layers, options)
         if FOLLOWING.get(verb) in names and not {"-h", "--help"} & {*options}:
             layers, options = with_following(verb, layers, options, base)
+        if VERBS[verb].resumable and "run" in names and (used := take(arguments, "--preset")[0]):
+            layers = [*layers, Layer("--preset", {"run": {"presets": used}})]
         settings = [f"--config={json.dumps(values, default=str)}" for _, values in layers if values]
         built = parser.instantiate(parser.parse_args([*settings, *options]))
     except (ArgumentError, ValueError) as error:  # of the parser; of a Config's own checks

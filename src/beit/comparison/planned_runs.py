@@ -96,6 +96,7 @@ def _settings(stage: Stage, arguments: Sequence[str]) -> dict[str, Any]:
     config_class = import_module(find_module(stage.verb, arguments)).Config
     settings = flat(asdict(parse(stage.verb, config_class, arguments)))
     del settings[output]
+    settings.pop("run.presets", None)  # a run depends on values, not on where they come from
     return settings
 
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 FREE = (
     *("run.output", "run.log_every", "run.checkpoint_every", "run.keep_last", "run.keep_every"),
     *("run.save_async", "run.stop_after", "run.max_skipped", "run.track", "run.profile"),
-    *("run.budget", "run.fitted_to", "run.chosen", "device.timeout"),
+    *("run.budget", "run.fitted_to", "run.chosen", "run.presets", "device.timeout"),
     *("data.num_workers", "data.cache_gigabytes", "data.shrink_cache", "data.shrink_gigabytes"),
     *("data.max_unreadable", "validate_every", "check"),
 )

@@ -35,6 +35,7 @@ class RunConfig:
         budget: time for the whole run, such as 30m or 2h; the number of epochs is reduced to fit.
         fitted_to: the budget to which the epochs were fitted; written by beit.
         chosen: settings that beit chose, and why; written by beit.
+        presets: names that --preset gave; written by beit.
     """
 
     output: str = ""
@@ -52,6 +53,7 @@ class RunConfig:
     budget: str = ""
     fitted_to: str = ""
     chosen: tuple[str, ...] = ()
+    presets: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("log_every", "checkpoint_every", "keep_last", "max_skipped"):

@@ -25,6 +25,7 @@ from beit.weights.own_networks import own_map, own_network
 from beit.weights.safe_pickle.files import read_checkpoint
 from beit.weights.teacher_settings import settings_of
 from beit.weights.timm_networks import clip_map, map_reader, plain_vit, timm_network, token_map
+from beit.wording import an
 
 TIMM = "timm:"
 LITE0 = "efficientnet-lite0"
@@ -96,6 +97,11 @@ class Teacher(nn.Module):
         self.network = network.requires_grad_(False).to(memory_format=torch.channels_last).eval()
         noise = torch.rand(1, 3, *image_size, generator=torch.Generator().manual_seed(0))
         features = self._map(noise)
+        if not features.isfinite().all():
+            raise ValueError(
+                f"{an(type(network).__name__)}: its features of a random image are not finite; "
+                "check its weights and its forward pass"
+            )
         _, self.width, *grid = features.shape
         self.grid = (grid[0], grid[1])
         folded = with_folded_norms(self.network)
