@@ -240,12 +240,13 @@ def test_cache_takes_no_more_than_its_budget():
         open_source("shapes://9?size=8", cache_gigabytes=-1)
 
 
-def test_cache_of_several_sizes_and_an_unreadable_image(tmp_path):
+def test_cache_of_several_sizes_and_an_unreadable_image(tmp_path, caplog):
     for number, size in enumerate([(5, 7), (5, 7), (6, 9), (5, 7)]):
         save(tmp_path / "p" / f"{number}.png", number, size)
     (tmp_path / "p" / "4.png").write_bytes(b"")
     source = open_source(str(tmp_path / "p"), cache_gigabytes=0.001)
     assert isinstance(source, CachedSource)
+    assert "1 of the 5 images cannot be read, as 4.png: not an image (empty)" in caplog.text
     assert [tuple(source.image(i).shape[1:]) for i in range(4)] == [(5, 7), (5, 7), (6, 9), (5, 7)]
     assert [int(source.image(i)[0, 0, 0]) for i in range(4)] == [0, 1, 2, 3]
     with pytest.raises(UnreadableImage, match=r"4\.png: not an image \(empty\)"):

@@ -84,6 +84,10 @@ def cached(source: Source, budget: int, shrunk: bool = False) -> Source:
         if time.monotonic() - said > _SAY_EVERY:
             said = time.monotonic()
             _log.info("decoded %d of %d images", index + 1, count)
+    if unreadable:
+        first, reason = next(iter(unreadable.items()))
+        what = f"{source.name(first)}: {reason}"
+        _log.warning("%d of the %d images cannot be read, as %s", len(unreadable), count, what)
     return CachedSource(source, images, unreadable)
 
 
