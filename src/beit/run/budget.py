@@ -7,7 +7,9 @@ as any other, resumes with the same schedule and never measures again.
 import io
 import logging
 import math
+import os
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +19,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 from torch import distributed
 
@@ -37,6 +39,7 @@ SPAN = 2  # steps that are timed together: reading the clock waits for the devic
 FEW = 100  # steps
 READ = 12  # images that are read to time it
 SLOWER = 1.1  # times as long as it was timed, from which a step is the reason of an overrun
+SAY_EVERY = 20.0  # seconds between two signs of life of a trial
 RESERVE = 0.05  # share of the budget for what a trial does not show
 
 
@@ -81,10 +84,16 @@ def within_budget(
     started, seconds = time.monotonic(), seconds_of(budget)
     RunDirectory.check_new(settings.run.output)
     sets = open_sets()
-    logger.info("measuring the time of a step, for a run that ends within %s", budget)
+    logger.info("timing %d steps, for a run that ends within %s", STEPS, budget)
     times = _of_first_process(measured(run, partial(trial, config), sets))
     spent = time.monotonic() - started
     left = seconds * (1 - RESERVE) - spent
+    if _of_first_process(left) <= 0:
+        raise ValueError(
+            f"run.budget is {budget}, of which timing {STEPS} steps took {spent:.0f} s, so that no "
+            f"time is left for the training (a step takes {times.step:.2g} s). Give a longer "
+            "budget; if other programs used the machine just now, begin again without them"
+        )
     most = _of_first_process(affordable(left, settings, sets, times))
     fitted = shortened(settings, len(sets.train), most)
     steps = fitted.optim.schedule(len(sets.train)).total_steps
@@ -104,15 +113,15 @@ def within_budget(
         )
     chosen = (*settings.run.chosen, why)
     recorded = replace(settings.run, budget="", fitted_to=budget, chosen=chosen)
-    _overrun.set(_Overrun(started, seconds, times.step))
+    _overrun.set(_Overrun(started, seconds, spent, times.step))
     return fit(replace(fitted, run=recorded), steps)
 
 
 class _Overrun:
     """Says at the end of a training that it took longer than its budget, and why."""
 
-    def __init__(self, started: float, budget: float, step: float) -> None:
-        self._started, self._budget, self._expected = started, budget, step
+    def __init__(self, started: float, budget: float, trial: float, step: float) -> None:
+        self._started, self._budget, self._trial, self._expected = started, budget, trial, step
         self._steps, self._seconds, self._begun = 0, 0.0, 0.0
 
     def on_step_start(self, stream: object) -> None:
@@ -129,8 +138,9 @@ class _Overrun:
         if step > SLOWER * self._expected:
             reason = "other programs may have used the machine"
         journal.message(
-            f"{taken / 60:.1f} minutes, over the budget of {journal.config.run.fitted_to}: a step "
-            f"took {step:.2g} s, {self._expected:.2g} s when it was timed; {reason}"
+            f"{taken / 60:.1f} minutes, over the budget of {journal.config.run.fitted_to}: the "
+            f"trial took {self._trial / 60:.1f} of them, a step {step:.2g} s, "
+            f"{self._expected:.2g} s when it was timed; {reason}"
         )
 
 
@@ -165,7 +175,8 @@ def measured(run: Callable[[Any], object], trial: Callable[[Path], Any], sets: S
         config, directory = trial(Path(folder)), Path(folder) / "trial"
         settings = RunConfig(output=str(directory), seed=config.run.seed, stop_after=STEPS)
         settings = replace(settings, log_every=SPAN, checkpoint_every=STEPS)
-        started, clock = time.monotonic(), _Clock()
+        screen = sys.stderr if os.environ.get("RANK", "0") == "0" else io.StringIO()
+        started, clock = time.monotonic(), _Clock(screen)
         with _quietly(), watched_by(None), measured_by(clock), without_checkpoint():
             run(replace(as_trial(config, len(sets.train)), run=settings))
         ended = time.monotonic()
@@ -177,12 +188,16 @@ def measured(run: Callable[[Any], object], trial: Callable[[Path], Any], sets: S
 class _Clock:
     """Notes when each step of a trial ended, and how long all had waited for images by then."""
 
-    def __init__(self) -> None:
+    def __init__(self, screen: TextIO) -> None:
         self.ends, self.waits = list[float](), list[float]()
+        self._screen, self._said = screen, time.monotonic()
 
     def on_step_end(self, stream: Any, *about: object) -> None:
         self.ends.append(time.monotonic())
         self.waits.append(stream.wait_seconds)
+        if self.ends[-1] - self._said > SAY_EVERY:
+            self._said = self.ends[-1]
+            print(f"timed {len(self.ends)} of {STEPS} steps", file=self._screen, flush=True)
 
 
 def seconds_of_step(ends: Sequence[float], waits: Sequence[float]) -> float:
