@@ -38,6 +38,7 @@ from beit.run.finished import is_finished, last_validation
 from beit.run.journal import Result as Trained
 from beit.run.resume import to_resume
 from beit.tokenizer import vqkd
+from beit.wording import amount
 
 PRESET = "demo"
 # Shares of the remaining budget: of each training, and of reading images for the probes.
@@ -45,6 +46,7 @@ TOKENIZER_SHARE, PRETRAIN_SHARE, READING_SHARE = 0.45, 0.65, 0.4
 LEAST = 0.25  # of the whole budget, which always counts as remaining
 SETTINGS = "demo.json"  # in the output
 FEWEST_PROBED = 50  # test images of a probe, and twice as many training images
+PAGE_IMAGES = 10_000  # of the page to browse, so that it takes a minute
 FEWEST_SECONDS = 30  # of remaining budget; with less, nothing is fine-tuned
 
 
@@ -143,8 +145,9 @@ def run(config: Config) -> Result:
     table, gain = (probe_table(probes), gained(probes)) if probes else (None, {})
     page = output / "report.html"
     summary = (
-        "A tokenizer learnt a codebook from a teacher's features of image patches; a backbone "
-        "learnt to predict the codes of masked patches. Neither used labels of these images. "
+        f"Trained on {amount(len(images), 'image')} of {sets.train}. A tokenizer learnt a codebook "
+        "from a teacher's features of image patches; a backbone learnt to predict the codes of "
+        "masked patches. Neither used labels of these images. "
     )
     if not table:
         summary += "The images have no class folders, so there is no probe and no score."
@@ -159,7 +162,7 @@ def run(config: Config) -> Result:
     steps = "\n\n".join(f"{does}:\n\n    {shlex.join(['beit', *then])}" for does, then in commands)
     sections = [*measured, predicted, *others, Section("What to do next", steps)]
     facts: dict[str, str | Link] = {
-        "images": sets.train,
+        "images": f"{amount(len(images), 'image')} of {sets.train}",
         "teacher": tokenizer_config.teacher.source,
         "preset": PRESET,
         "minutes": minutes,
@@ -170,7 +173,11 @@ def run(config: Config) -> Result:
     title = "beit: from images to a backbone"
     report = write_report(page, title, sections, facts, summary=summary, lead=lead, figures=gain)
     over = f", over the budget of {budget}" if budget and taken > whole else ""
-    print("\n" + (format_table(table) if table else summary) + f"\n\n{minutes} minutes{over}")
+    print(
+        "\n"
+        + (format_table(table) if table else summary)
+        + f"\n\n{minutes} minutes since beit demo began{over}"
+    )
     shown = [*gain.items()][:1] + [*gain.items()][-1:] * bool(few)
     worth = "; ".join(f"{name} {value} ({beside})" for name, (value, beside) in shown)
     return Result(report, table, commands, worth)
@@ -194,7 +201,7 @@ def next_commands(output: Path, sets: Sets, classified: bool) -> list[tuple[str,
     commands = [
         (
             "See what each code stands for, on a page to browse",
-            words("visualise explorer", tokenizer, sets.train, output=codes),
+            words("visualise explorer", tokenizer, sets.train, limit=PAGE_IMAGES, output=codes),
         ),
         (
             "See which images are similar to the backbone, on a map",
@@ -324,5 +331,11 @@ def finetune_both(
         layer_decay=None,
         run=replace(config.run, output=str(folder / "random")),
     )
-    top1 = [trained(finetune, each).metrics["val_top1"] for each in (config, fresh)]
+    top1 = list[float]()
+    for start, each in {
+        "from the pretrained backbone": config,
+        "from random weights": fresh,
+    }.items():
+        print(f"\n{start}:")
+        top1.append(trained(finetune, each).metrics["val_top1"])
     return FewLabels(labels, *top1)

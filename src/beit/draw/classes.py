@@ -14,7 +14,7 @@ from beit.wording import some
 SHOWN = 50  # classes in a table, at most
 DRAWN = 40  # classes in a confusion matrix, at most
 NUMBERED = 14  # classes in a matrix with numbers, at most
-FEWEST = 5  # images or pixels of a class of which none is right, for a note
+FEWEST = 3  # images or pixels of a class of which none is right, for a note
 
 
 def class_items(

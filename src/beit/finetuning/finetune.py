@@ -24,6 +24,7 @@ from beit.data.classes import (
 from beit.data.source import Source
 from beit.data.splits import Split
 from beit.data.views import CROP_RATIO, EvalView, TrainViews
+from beit.draw.classes import chance_words
 from beit.draw.names import percent
 from beit.draw.report import Section
 from beit.finetuning.config import Config
@@ -156,6 +157,8 @@ def ending(config: Config, result: Result) -> Ending:
         images = len(kept_names(run, "data.validation")) if read is None else int(read)
         of = amount(images, "validation image") if images else "the validation images"
         figure = f"top-1 accuracy {percent(top1)} on {of}"
+        if (chance := result.metrics.get("val_chance")) is not None:  # not of an older run
+            figure += f" ({chance_words(chance)})"
         if data.shrink:
             figure += ", read shrunk; evaluate reads them whole, and may differ slightly"
         output = beside(run.path, f"{run.path.name}-evaluation")

@@ -66,7 +66,8 @@ def report(
         for name, value in metrics.items()
     }
     if validated is not None:
-        beside = chance_words(float(validated.total.max() / validated.total.sum()))
+        del figures[name_of("chance")]
+        beside = chance_words(metrics["val_chance"])
         figures[name_of("top1")] = figures[name_of("top1")]._replace(beside=beside)
     write_report(page, "Fine-tuning", sections, facts, figures=figures, summary=note)
     return sections

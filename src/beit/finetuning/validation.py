@@ -21,7 +21,8 @@ class Validated(NamedTuple):
 
     Attributes:
         metrics: val_loss, cross-entropy with the labels, neither mixed nor smoothed; val_top1;
-            val_balanced, the mean of the class accuracies; val_top5 for six classes or more
+            val_balanced, the mean of the class accuracies; val_chance, the share of the most
+            frequent class; val_top5 for six classes or more
         right: (Y,) int64, correctly classified images of each class
         total: (Y,) int64, images of each class
         confusion: (Y, Y) int64, true classes by row; None for more than MATRIX classes
@@ -63,4 +64,5 @@ def validate(fabric: Fabric, classifier: ImageClassifier, reading: Reading) -> V
     right, total = counts.unbind(dim=1) if not has_matrix else (counts.diagonal(), counts.sum(1))
     accuracies = right[total > 0].double() / total[total > 0]
     result = means.read() | {"val_balanced": float(accuracies.mean())}
+    result["val_chance"] = float(total.max() / total.sum())
     return Validated(result | reading.counts(), right, total, counts if has_matrix else None)

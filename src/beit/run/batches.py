@@ -54,10 +54,11 @@ def _shrinking(data: DataConfig, spec: str, split: Split, views: Iterable[View])
     if data.shrink_gigabytes:
         images = ShrunkImages(data.shrink_cache, data.shrink_gigabytes)
         kept = f"kept in {images.folder}, at most {data.shrink_gigabytes:g} GB"
-    height, width = need.size_for(3000, 4000)
-    example = f"one of 4000 x 3000 would be {width} x {height}"
+    side, _ = need.size_for(10**6, 10**6)
     whose = f"{spec}: {'training' if split == 'train' else 'validation'} images"
-    say_once(f"{whose} larger than the views need are shrunk: {example}; {kept}")
+    say_once(
+        f"{whose} larger than the views need are shrunk, a square one to {side} x {side}; {kept}"
+    )
     return Shrinking(need, images)
 
 

@@ -88,12 +88,6 @@ def within_budget(
     times = _of_first_process(measured(run, partial(trial, config), sets))
     spent = time.monotonic() - started
     left = seconds * (1 - RESERVE) - spent
-    if _of_first_process(left) <= 0:
-        raise ValueError(
-            f"run.budget is {budget}, of which timing {STEPS} steps took {spent:.0f} s, so that no "
-            f"time is left for the training (a step takes {times.step:.2g} s). Give a longer "
-            "budget; if other programs used the machine just now, begin again without them"
-        )
     most = _of_first_process(affordable(left, settings, sets, times))
     fitted = shortened(settings, len(sets.train), most)
     steps = fitted.optim.schedule(len(sets.train)).total_steps
