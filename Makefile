@@ -25,6 +25,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP)  ## create .venv with everything in it
+	@echo "installed; type next: . $(BIN)/activate"
 
 demo: $(STAMP)  ## the whole job in minutes; DATA=folder for images of your own
 	$(BIN)/beit demo $(if $(DATA),--data "$(DATA)") $(if $(BUDGET),--budget $(BUDGET))

@@ -169,7 +169,7 @@ def run(config: Config) -> Result:
     }
     folders_made = [output / "tokenizer", output / "pretrain", *folder.glob("*")]
     for made in [*folders_made, *output.glob("few-labels/*")]:
-        facts[f"run {made.relative_to(output)}"] = link_to(str(made), page)
+        facts[str(made.relative_to(output))] = link_to(str(made), page)
     title = "beit: from images to a backbone"
     report = write_report(page, title, sections, facts, summary=summary, lead=lead, figures=gain)
     over = f", over the budget of {budget}" if budget and taken > whole else ""
