@@ -173,11 +173,8 @@ def run(config: Config) -> Result:
     title = "beit: from images to a backbone"
     report = write_report(page, title, sections, facts, summary=summary, lead=lead, figures=gain)
     over = f", over the budget of {budget}" if budget and taken > whole else ""
-    print(
-        "\n"
-        + (format_table(table) if table else summary)
-        + f"\n\n{minutes} minutes since beit demo began{over}"
-    )
+    print("\n" + (format_table(table) if table else summary))
+    print(f"\n{minutes} minutes since beit demo began{over}")
     shown = [*gain.items()][:1] + [*gain.items()][-1:] * bool(few)
     worth = "; ".join(f"{name} {value} ({beside})" for name, (value, beside) in shown)
     return Result(report, table, commands, worth)
@@ -332,10 +329,7 @@ def finetune_both(
         run=replace(config.run, output=str(folder / "random")),
     )
     top1 = list[float]()
-    for start, each in {
-        "from the pretrained backbone": config,
-        "from random weights": fresh,
-    }.items():
-        print(f"\n{start}:")
+    for start, each in (("the pretrained backbone", config), ("random weights", fresh)):
+        print(f"\nfrom {start}:")
         top1.append(trained(finetune, each).metrics["val_top1"])
     return FewLabels(labels, *top1)
