@@ -60,8 +60,8 @@ def test_masked_predictions_show_near_codes_near_and_frame_exact_ones() -> None:
     logits = logits_of(predicted)
     gallery = masked_predictions(IMAGES, masked, logits, CODES, GRID, COLOURS, "")
     assert [p.caption for p in gallery.pictures] == [
-        "true code on place 2 of 7 (median), 1 of 2 exact",  # places 1 and 3
-        "true code on place 3 of 7 (median)",  # of codes 4 and 1: places 2 and 4
+        "1 of 2 codes right; rank of the true code: 2 of 7",  # places 1 and 3
+        "0 of 2 codes right; rank of the true code: 3 of 7",  # of codes 4 and 1: places 2 and 4
     ]
     sheet = pixels(gallery.pictures[0])
     assert middle(sheet, (0, 1), 0) == [128, 128, 128, 90]  # hidden

@@ -76,8 +76,7 @@ def masked_predictions(
         right = hidden & canvas.cells(guesses == true, grid, whole)
         canvas.mark(panels[1], right, grid)
         median, exact = np.median(ranks[index].numpy()) + 1, int((guesses == true)[places].sum())
-        words = f"true code on place {median:g} of {K} (median)"
-        words += f", {exact} of {len(places)} exact" if exact else ""
+        words = f"{exact} of {len(places)} codes right; rank of the true code: {median:g} of {K}"
         alt = (
             f"Image {index + 1}, the image with {len(places)} of {len(true)} patches masked, "
             f"their true tokens and the predicted ones: {words}"
@@ -86,7 +85,8 @@ def masked_predictions(
     legend = (
         "Top: the image, and the masked image that the model sees. Bottom: the true and the most "
         "probable tokens of the masked patches. Similar codes have similar colours; a frame marks "
-        "a token that is exactly right. Below: the place of the true code among all by probability."
+        "a token that is exactly right. Below: how many are, and the median rank of the true code "
+        "among all codes by probability (1: always right)."
     )
     return Gallery(f"{caption} {legend}".strip(), pictures)
 

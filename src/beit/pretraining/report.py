@@ -87,7 +87,7 @@ def main_figures(
         chance = f"chance {percent(values['chance'])}: always the most frequent code"
         figures["masked tokens exactly right"] = Figure(percent(values["accuracy"]), chance)
         place = Figure(short_number(values["rank"]), f"of {num_codes} codes, by probability")
-        figures["median place of the true code"] = place
+        figures["median rank of the true code"] = place
         first = Figure(percent(values["first5"]), f"chance {percent(values['first5_chance'])}")
         figures["true code among the first five"] = first
         near = Figure(f"{values['wrong_cosine']:.3f}", f"random {values['random_cosine']:.3f}")
