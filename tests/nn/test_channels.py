@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from beit.nn.channels import as_rgb, chosen_channels
 from beit.nn.dvae import DiscreteVAE, DiscreteVAEConfig, reconstruction_loss
 from beit.nn.mim import MaskedImageModel, MaskedImageModelConfig
-from beit.nn.patches import as_rgb, chosen_channels, pixels_of
+from beit.nn.patches import pixels_of
 from beit.nn.targets import PixelTarget, TokenTarget
 from beit.nn.vit import VisionTransformer, ViTConfig
 

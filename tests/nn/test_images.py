@@ -101,6 +101,7 @@ def test_every_entry_takes_images_and_refuses_everything_else(name: str, model: 
             torch.zeros(2, 4, 16, 24),
             r"\(2, 4, 16, 24\), expected RGB \(B, 3, H, W\); of files with other bands give 3",
         ),
+        (torch.zeros(2, 1, 16, 24), r"for grey images give images\.expand\(-1, 3, -1, -1\)"),
         (torch.zeros(16, 24), r"\(16, 24\), expected RGB"),
         (torch.full((1, 3, 2, 2), torch.nan), "NaN or infinite"),
         (torch.full((1, 3, 2, 2), torch.inf), "NaN or infinite"),

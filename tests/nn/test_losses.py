@@ -105,6 +105,12 @@ def test_regression_is_computed_in_float32() -> None:
     assert loss == F.mse_loss(predicted.float(), torch.zeros(2, 3, 5))
 
 
+def test_codes_of_another_type_are_refused() -> None:
+    prediction = MaskedPrediction(torch.zeros(2, 3, 5), None)
+    with pytest.raises(ValueError, match=r"codes are torch\.float32, expected int64"):
+        masked_losses(prediction, torch.zeros(2, 3))
+
+
 def test_weighted_mean_by_hand() -> None:
     values, weights = torch.tensor([[1.0, 4.0]]), torch.tensor([[3.0, 1.0]])
     assert weighted_mean(values, None) == 2.5 and weighted_mean(values, weights) == 7 / 4

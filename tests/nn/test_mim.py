@@ -224,8 +224,14 @@ def test_a_patch_listed_twice_is_hidden_once(shaken: Shaken) -> None:
 
 
 def test_codes_of_other_patches_than_the_hidden_ones_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"codes are \(2, 15\); expected \(2, 4\), .*gather"):
+    with pytest.raises(
+        ValueError, match=r"codes are \(2, 15\) .*; expected \(2, 4\) int64, .*gather"
+    ):
         MaskedImageModel(CONFIG)(some_images(), MASKED, codes=torch.zeros(2, 15, dtype=torch.int64))
+    with pytest.raises(
+        ValueError, match=r"codes are \(2, 4\) torch\.float32; expected \(2, 4\) int64"
+    ):
+        MaskedImageModel(CONFIG)(some_images(), MASKED, codes=torch.zeros(2, 4))
 
 
 def test_take_picks_codes() -> None:

@@ -102,6 +102,11 @@ def test_a_model_of_another_dtype_takes_the_same_images(shaken: Shaken, dtype: t
         torch.testing.assert_close(patches.float(), expected, atol=0.1, rtol=0.1)
 
 
+def test_a_mask_without_its_token_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"masked needs mask_token \(1, 1, D\).*model\.mask_token"):
+        VisionTransformer(CONFIG)(some_images(), torch.tensor([[1, 3], [0, 2]]))
+
+
 def test_a_mask_of_bools_is_refused() -> None:
     vit, hidden = (
         VisionTransformer(CONFIG),
@@ -271,3 +276,8 @@ def test_the_remedy_for_another_size_of_images_works(shaken: Shaken) -> None:
         vit(images)
     remedy = str(refused.value).split(": ")[-1].removeprefix("beit.nn.position.")
     assert eval(remedy, {"resized": resized, "model": vit})(images).grid == (6, 4)
+    odd = torch.rand(1, 3, 13, 8)
+    with pytest.raises(ValueError, match=r", or F\.interpolate.*antialias=True\)$") as refused:
+        vit(odd)  # no multiple of the patch: no model takes it
+    remedy = str(refused.value).partition(", or ")[2]
+    assert vit(eval(remedy, {"F": torch.nn.functional, "images": odd})).grid == (3, 5)

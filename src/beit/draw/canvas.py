@@ -13,7 +13,7 @@ from PIL import Image, ImageFont
 from torch import Tensor
 
 from beit.draw.report import Picture
-from beit.nn.patches import as_rgb
+from beit.nn.channels import as_rgb
 
 Pixels = NDArray[np.uint8]
 Value = TypeVar("Value", bound=np.generic)

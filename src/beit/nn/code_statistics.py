@@ -13,10 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from beit.nn import metrics
+from beit.nn.channels import as_rgb
 from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.masking import not_repeated
-from beit.nn.patches import Size, as_rgb, patchify
+from beit.nn.patches import Size, patchify
 from beit.nn.quantizer import unit
 from beit.nn.reservoir import STEP, in_steps
 from beit.nn.tokenizer import VQKD, Tokenizer

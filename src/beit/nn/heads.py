@@ -46,7 +46,11 @@ class ImageClassifier(nn.Module):
     """Backbone, pooling to one vector per image, and a linear layer."""
 
     def __init__(self, config: ImageClassifierConfig, init_scale: float = 0.001) -> None:
-        """Build the model, with the head's weights scaled by ``init_scale``, as published."""
+        """Build the model with new weights.
+
+        Args:
+            init_scale: factor of the head's initial weights, as published; 1 for those of the rest
+        """
         super().__init__()
         self.config = config
         D = config.backbone.width

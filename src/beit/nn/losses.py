@@ -46,6 +46,8 @@ def prediction_loss(
     """Return the mean loss () of one prediction (B, M, K) or (B, M, T); see `masked_losses`."""
     predicted = predicted.float()
     if loss == "cross-entropy":
+        if targets.is_floating_point():
+            raise ValueError(f"codes are {targets.dtype}, expected int64; give codes.long()")
         logits, codes = predicted.flatten(0, 1), targets.flatten()  # (BM, K), (BM,)
         if weights is None:
             return F.cross_entropy(logits, codes)

@@ -63,11 +63,17 @@ class MaskedPrediction(NamedTuple):
 
 
 class MaskedLosses(NamedTuple):
-    """Losses () of the predictions of codes from patches and from [CLS], 0 without aggregation."""
+    """Losses of the predictions of codes; their sum is the training loss (Eq. 3).
+
+    Attributes:
+        patch_loss: () float32, mean cross-entropy in nats of the predictions from patches
+        cls_loss: () float32, that of the predictions from [CLS]; 0 without patch aggregation
+        accuracy: () float32 in [0, 1], share of right codes predicted from patches; no gradient
+    """
 
     patch_loss: Tensor
     cls_loss: Tensor
-    accuracy: Tensor  # () of the predictions from patches
+    accuracy: Tensor
 
 
 class MaskedImageModel(nn.Module):
@@ -117,14 +123,16 @@ class MaskedImageModel(nn.Module):
                 that are never in memory together (see `linear_cross_entropy`)
             weights: (B, M') of the patches in the losses; None for equal weights
 
+        Returns: `MaskedPrediction`, or `MaskedLosses` if ``codes`` are given
+
         Raises:
-            ValueError: codes are not those of the patches to predict, by their shape.
+            ValueError: codes are not those of the patches to predict, by their shape and type.
         """
         positions = masked if positions is None else positions
-        if codes is not None and codes.shape != positions.shape:
+        if codes is not None and (codes.shape, codes.dtype) != (positions.shape, torch.int64):
             raise ValueError(
-                f"codes are {tuple(codes.shape)}; expected {tuple(positions.shape)}, those of the "
-                "patches to predict: tokenizer.encode(images).gather(1, masked)"
+                f"codes are {tuple(codes.shape)} {codes.dtype}; expected {tuple(positions.shape)} "
+                "int64, those of the patches to predict: tokenizer.encode(images).gather(1, masked)"
             )
         patches, early = self.features(images, masked, positions)  # (B, M', D) each
         cls_head = self.head if self.cls_head is None else self.cls_head

@@ -68,6 +68,8 @@ def pixels_of(images: Tensor, any_values: bool = False, channels: int = 3) -> Te
         if not way and images.ndim == 4:
             example = "SOURCE?bands=3,2,1" if channels == 3 else f"SOURCE?bands=1-{channels}"
             way = f"; of files with other bands give {channels}, as in {example}"
+            if images.shape[1] == 1 and channels == 3:
+                way = "; for grey images give images.expand(-1, 3, -1, -1)"
         expected = f"{'RGB ' * (channels == 3)}(B, {channels}, H, W)"
         raise ValueError(f"images are {tuple(images.shape)}, expected {expected}{way}")
     if images.dtype not in (torch.uint8, *FLOATS):
@@ -130,30 +132,6 @@ def _range(tensor: Tensor) -> list[Any] | None:
     if transformed or captured or absent or _unchecked.get():
         return None
     return torch.stack(tensor.detach().aminmax()).tolist()  # one copy from a GPU, not two
-
-
-def as_rgb(images: Tensor) -> Tensor:
-    """Return images (..., c, H, W) to look at, (..., 3, H, W): their first three channels.
-
-    With less than three, the first is grey.
-    """
-    if images.shape[-3] == 3:
-        return images
-    chosen = [0, 1, 2] if images.shape[-3] > 3 else [0, 0, 0]
-    return images[..., chosen, :, :]
-
-
-def chosen_channels(images: Tensor, numbers: tuple[int, ...]) -> Tensor:
-    """Return the channels of images (B, c, H, W) with these numbers, from 1, for a model of RGB.
-
-    One becomes three equal ones; none chooses all.
-    """
-    if not numbers:
-        return images
-    if max(numbers) > images.shape[1]:
-        raise ValueError(f"channels are {numbers}, but images have {images.shape[1]}")
-    places = [number - 1 for number in numbers] * (3 if len(numbers) == 1 else 1)
-    return images[:, places]
 
 
 def grey(images: Tensor) -> Tensor:

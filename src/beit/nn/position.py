@@ -25,7 +25,11 @@ def resized(model: Model, image_size: int | Size) -> Model:
 
     Args:
         model: a vision Transformer, or a model with one as its ``backbone``
-        image_size: (height, width), or one side
+        image_size: (height, width), or one side, in multiples of the patch size
+
+    Raises:
+        TypeError: the model has no backbone, as a tokenizer.
+        ValueError: the size is not in multiples of the patch size.
     """
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     old, new = _vit_of(model).config.grid, replace(_vit_of(model).config, image_size=size).grid

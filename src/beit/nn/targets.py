@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from beit.nn.channels import chosen_channels
 from beit.nn.dalle import DalleTokenizer
 from beit.nn.dvae import DiscreteVAE
 from beit.nn.losses import Loss
 from beit.nn.mim import Predicts
-from beit.nn.patches import Size, as_float, chosen_channels, patchify, take, unchecked
+from beit.nn.patches import Size, as_float, patchify, take, unchecked
 from beit.nn.resample import lanczos
 from beit.nn.tokenizer import VQKD, Tokenizer
 

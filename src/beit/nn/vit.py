@@ -129,12 +129,19 @@ def new_block(vit: ViTConfig, drop_rate: float) -> Block:
 
 
 class Features(NamedTuple):
-    """Output of a ViT, tokens after the final norm if there is one."""
+    """Output of a ViT.
 
-    cls: Tensor  # (B, D)
-    patches: Tensor  # (B, N, D)
-    grid: Size  # (Gh, Gw), N = Gh * Gw
-    layers: dict[int, Tensor]  # {i: (B, 1+N, D)} raw output of block i from 1; 0: the first's input
+    Attributes:
+        cls: (B, D) [CLS] after the final norm, if there is one
+        patches: (B, N, D), likewise; (B, M, D) at ``positions``
+        grid: (Gh, Gw), N = Gh * Gw
+        layers: {i: (B, 1+N, D)} raw output of block i, from 1; of 0, the input of the first block
+    """
+
+    cls: Tensor
+    patches: Tensor
+    grid: Size
+    layers: dict[int, Tensor]
 
 
 class VisionTransformer(nn.Module):
@@ -180,11 +187,11 @@ class VisionTransformer(nn.Module):
             pixels = pixels_of(images, not config.normalises, config.image_channels)
         H, W = images.shape[2:]
         if (H, W) != tuple(config.image_size):
-            raise ValueError(
-                f"images are {H} x {W}, the model takes {config.image_size[0]} x "
-                f"{config.image_size[1]}; resize the images, or the model: "
-                f"beit.nn.position.resized(model, ({H}, {W}))"
-            )
+            size, way = tuple(config.image_size), "resize them: beit.open_image(files, size=model),"
+            way += f" or F.interpolate(images, {size}, mode='bicubic', antialias=True)"
+            if not (H % config.patch_size or W % config.patch_size):
+                way += f"; or a model with a backbone: beit.nn.position.resized(model, ({H}, {W}))"
+            raise ValueError(f"images are {H} x {W}, the model takes {size[0]} x {size[1]}; {way}")
         if config.in_channels == 1 and not config.of_codes:
             pixels = grey(pixels)
         return pixels if config.mean is None else (pixels - self.mean) / self.std
@@ -206,6 +213,9 @@ class VisionTransformer(nn.Module):
             layers: blocks, from 1, whose raw outputs to return; 0 for the input of the first block
             positions: (B, M) int64, the patches to return, also of the last block in ``layers``,
                 M instead of N; the last block computes only these and [CLS]. None for all
+
+        Raises:
+            TypeError, ValueError: images, ``layers`` or ``masked`` are other than described.
         """
         pixels = self.normalised(images)
         if isinstance(layers, int | str) or not set(layers) <= set(range(len(self.blocks) + 1)):
@@ -215,7 +225,9 @@ class VisionTransformer(nn.Module):
             )
         patches = self.patch_embed(pixels.to(self.cls_token.dtype))  # (B, N, D)
         if masked is not None:
-            assert mask_token is not None
+            if mask_token is None:
+                give = "that of the pretraining model: backbone(images, masked, model.mask_token)"
+                raise ValueError(f"masked needs mask_token (1, 1, D); give {give}")
             if masked.dtype == torch.bool:
                 give = "masked.flatten(1).nonzero()[:, 1].view(B, M), for M hidden patches in each"
                 raise ValueError(f"masked is bool, expected indices (B, M) int64: give {give}")

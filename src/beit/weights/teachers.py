@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from beit.data.own_code import OWN, refuse_file
-from beit.nn.patches import chosen_channels, grid_of, pixels_of
+from beit.nn.channels import chosen_channels
+from beit.nn.patches import grid_of, pixels_of
 from beit.weights.file import size_pair
 from beit.weights.formats.clip import CLIP_NORM_EPS, from_clip
 from beit.weights.formats.containers import read_tensors
