@@ -13,6 +13,7 @@ from beit.files import out_of_memory
 from beit.nn.relative_bias import CLS_ROWS
 from beit.nn.vit import ViTConfig
 from beit.run.settings import first
+from beit.weights.formats.names import Rows, renamed
 from beit.wording import an
 
 logger = logging.getLogger(__name__)
@@ -37,21 +38,23 @@ def assemble(
     tensors: Mapping[str, Tensor],
     origin: str,
     fresh: Collection[str] = (),
+    rows: Rows = (),
 ) -> Model:
     """Build a model and load the tensors, by our names, strictly; return it in eval mode.
 
     Other floating-point dtypes become float32, which is logged. Nothing is allocated before names
     and shapes agree and the tensors are known to be held in full, so a forged configuration cannot
     allocate more memory than the file has. The default random generator is unchanged. `fresh` names
-    tensors that keep their initial values.
+    tensors that keep their initial values; errors have the file's names by `rows`, (ours, theirs).
 
     Raises:
         ValueError: the tensors do not fit the configuration, or are not finite.
     """
-    _check_fit(model_class, config, tensors, origin, fresh)
+    _check_fit(model_class, config, tensors, origin, fresh, rows)
     refuse_inflated(tensors, origin)
     # A NaN would be the nearest code and the best class of all images.
-    if broken := [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]:
+    theirs = renamed(tensors, rows).items()
+    if broken := [name for name, tensor in theirs if not bool(tensor.isfinite().all())]:
         raise ValueError(
             f"{origin}: not all numbers are finite in {first(broken)}; the file is damaged, or was "
             "written by a training that had failed: take an earlier one"
@@ -72,6 +75,7 @@ def _check_fit(
     tensors: Mapping[str, Tensor],
     origin: str,
     fresh: Collection[str],
+    rows: Rows,
 ) -> None:
     """Refuse tensors whose names or shapes are not those of the model; allocate nothing."""
     blocks = num_blocks(config)
@@ -83,7 +87,7 @@ def _check_fit(
     with _building(origin), torch.device("meta"):
         expected = model_class(config).state_dict()
     expected = {name: expected[name] for name in expected if name not in fresh}
-    if problems := mismatches(tensors, expected):
+    if problems := mismatches(renamed(tensors, rows), renamed(expected, rows)):
         only_head = all(problem.split()[0].endswith(HEAD) for problem in problems)
         advice = "; num_classes=… replaces the head by a new, untrained one" if only_head else ""
         kind = model_class.__name__

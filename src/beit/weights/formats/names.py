@@ -99,4 +99,4 @@ def split(state: Mapping[str, Tensor], parts: tuple[str, ...], whole: str) -> di
 
 @cache
 def _pattern(side: str) -> re.Pattern[str]:
-    return re.compile(re.escape(side).replace(r"\#", r"(\d+)").replace(r"\*", "(.+)"))
+    return re.compile(re.escape(side).replace(r"\#", r"(\d+)").replace(r"\*", r"(\S+)"))

@@ -111,7 +111,8 @@ def model_and_summary(
         tensors = {names.COUNTS: zeros, **tensors}
         if names.INITTED in tensors:
             tensors[names.INITTED] = tensors[names.INITTED].reshape(()) != 0
-    model: Model = assemble(kind.model, config, names.to_ours(tensors, kind.rows), origin, fresh)
+    ours = names.to_ours(tensors, kind.rows)
+    model: Model = assemble(kind.model, config, ours, origin, fresh, kind.rows)
     vit = config_of_vit(config)
     assert vit is not None
     table = vit.relative_bias != "none" or kind.model is VQKD  # of a tokenizer, 64 are known

@@ -72,7 +72,7 @@ BACKBONE_ROWS: Rows = vit_rows("", "")
 
 
 def to_ours(tensors: Mapping[str, Tensor], rows: Rows) -> dict[str, Tensor]:
-    """Rename tensors to our names; unknown names are marked, and refused by strict loading."""
+    """Rename tensors to our names; unknown ones get a mark, with which they fit no row."""
     return renamed(tensors, swapped(rows), unknown="{} (published name)")
 
 
