@@ -77,6 +77,8 @@ def test_transparent_images_of_pillow_lie_over_white_as_files_do():
 def test_refusals(tmp_path):
     with pytest.raises(ValueError, match=r"nothing\.jpg: No such file"):
         beit.open_image(tmp_path / "nothing.jpg")
+    with pytest.raises(ValueError, match="is a folder; give a list of its files"):
+        beit.open_image(tmp_path)
     with pytest.raises(TypeError, match="of type Tensor; expected a path"):
         beit.open_image(torch.zeros(3, 4, 4))
     with pytest.raises(ValueError, match="no image given"):

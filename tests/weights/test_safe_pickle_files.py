@@ -72,7 +72,7 @@ def test_a_truncated_checkpoint_is_named(training, share, new):
     path = training("cut.pth", _use_new_zipfile_serialization=new)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(ValueError, match=r"cut\.pth (is damaged|is refused|is not a PyTorch)"):
+    with pytest.raises(ValueError, match=r"cut\.pth is .*(download it again|with torch\.save)"):
         load(path)
 
 

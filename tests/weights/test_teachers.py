@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from beit.weights import timm_networks
+from beit.weights.manifest import published_files
 from beit.weights.teachers import Teacher, load_teacher
 from beit.weights.timm_networks import other_weights
 
@@ -362,8 +363,10 @@ def test_wrong_sources_are_refused(source: str, options: dict[str, int], match: 
 
 
 def test_wrong_files_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth is not a file; expected"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth is not a file; expected") as error:
         load_teacher("nowhere.pth")
+    teachers = [name for name, file in published_files().items() if file.model == "Teacher"]
+    assert str(error.value).endswith(", ".join(f"published:{name}" for name in teachers))
     file = write(tmp_path / "a.safetensors", {"weight": torch.zeros(2)})
     with pytest.raises(ValueError, match=re.escape(f"give timm:NAME@{file}")):
         load_teacher(file)

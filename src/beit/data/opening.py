@@ -37,7 +37,7 @@ def open_image(
 
     Raises:
         TypeError: something else than such an image
-        ValueError: a size that is none, or images of several sizes without one
+        ValueError: a folder, a size that is none, or images of several sizes without one
         UnreadableImage: a file is missing or damaged; a ValueError
     """
     several = image if isinstance(image, list | tuple) else [image]
@@ -75,7 +75,10 @@ def _sides(size: object) -> tuple[int, int]:
 def _opened(image: object) -> Tensor:
     if isinstance(image, str | os.PathLike):
         path, reading = split_query(os.fspath(image))
-        return read_image(user_path(path), path, reading)
+        file = user_path(path)
+        if file.is_dir():
+            raise ValueError(f"{path} is a folder; give a list of its files, or one of them")
+        return read_image(file, path, reading)
     if isinstance(image, bytes):
         return decode(image, "image")
     if isinstance(image, Image.Image):

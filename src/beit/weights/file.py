@@ -159,7 +159,8 @@ def _opened(path: Path) -> Iterator[Any]:
         with safe_open(path, framework="pt") as file:
             yield file
     except SafetensorError as error:
-        what = instead(path) or f": it is truncated, damaged, or in another format ({error})"
+        other = f": it is truncated, damaged, or in another format ({error}); download it again"
+        what = instead(path) or other
         size = path.stat().st_size
         raise ValueError(
             f"{path}, of {size} bytes, is not a sound safetensors file{what}"

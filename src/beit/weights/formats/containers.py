@@ -41,11 +41,12 @@ def unwrapped(
 def named_tensors(content: Mapping[str, Any], origin: str) -> dict[str, Tensor]:
     """Return a model's tensors without their container; other entries beside it are ignored."""
     state = unwrapped(content, CONTAINERS, origin)
-    others = [str(name) for name, value in state.items() if not _is_named_tensor(name, value)]
+    others = [repr(name) for name, value in state.items() if not _is_named_tensor(name, value)]
     if others or not state:
+        got = f"other entries: {first(others)}" if others else "nothing"
         raise ValueError(
             f"{origin} does not hold tensors by name, nor does one of its entries "
-            f"{', '.join(CONTAINERS)}; got {first(others) or 'nothing'}"
+            f"{', '.join(CONTAINERS)}; got {got}"
         )
     return dict(state)
 
@@ -55,7 +56,8 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise FileNotFoundError(
             f"{file} is not a file; expected weights in .safetensors, .pth or .pt, or the name of "
-            "a teacher: efficientnet-lite0 to 2, timm:NAME, timm:NAME@FILE"
+            "a teacher: efficientnet-lite0 to 2, timm:NAME, timm:NAME@FILE, "
+            "published:clip_vit_b16, published:dino_vitb16"
         )
     refuse_shard(file)
     content = _read_torchscript(file) if _is_torchscript(file) else read_file(file)[0]

@@ -56,15 +56,18 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         # torch's message is not shown: it advises to allow execution.
         name = re.search(r"GLOBAL (\S+)", str(error))
-        reason = f"such as {name[1]}" if name else "or is damaged"
+        more = "holds more than tensors and plain values, such as"
+        what = f"{more} {name[1]}" if name else "is damaged, or torch.save did not write it"
         raise ValueError(
-            f"{path} is refused: it holds more than tensors and plain values, {reason}. "
-            "Nothing of it was executed; save only the state_dict"
+            f"{path} is refused: it {what}. Nothing of it was executed; save only the state_dict, "
+            "with torch.save"
         ) from error
     except (*UNSOUND, MemoryError) as error:
         if not unsound(error):
             raise
-        raise ValueError(f"{path} is damaged, or not a PyTorch checkpoint ({error!r})") from error
+        raise ValueError(
+            f"{path} is damaged, or torch.save did not write it ({error!r}); download it again"
+        ) from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds {an(type(content).__name__)}, expected tensors by name")
     if content.keys() == {"step", "state"}:
