@@ -66,6 +66,15 @@ def test_a_tokenizer_is_loaded_by_its_published_name(publish, tokenizer, tmp_pat
         assert torch.equal(read.encode(images), tokenizer.encode(images))
 
 
+def test_another_model_under_a_published_name_is_refused(publish, tokenizer, tmp_path):
+    torch.save({"model": to_published(tokenizer)}, tmp_path / "made.pth")
+    publish((tmp_path / "made.pth").read_bytes(), model="ImageClassifier", sha256=None)
+    with pytest.raises(
+        ValueError, match=r"published:tiny is an Image.*x\.pth holds a VQKD.*Delete"
+    ):
+        load("published:tiny", num_heads=2, image_size=(12, 20))
+
+
 def test_a_file_anywhere_is_checked_when_it_is_loaded(publish, tokenizer, tmp_path):
     path = tmp_path / "weights-x.pth"
     torch.save({"model": to_published(tokenizer)}, path)

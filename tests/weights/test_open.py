@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import struct
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from beit.nn.segmenter import SegmenterConfig, SemanticSegmenter
 from beit.nn.tokenizer import VQKD
 from beit.nn.vit import VisionTransformer, ViTConfig
 from beit.run.directory import RunDirectory
+from beit.weights import hub, manifest
 from beit.weights.file import SizeUnknownError, read_safetensors, save_weights
 from beit.weights.formats.dalle import to_dalle
 from beit.weights.formats.dvae import to_dvae
@@ -249,12 +251,11 @@ def test_weights_in_a_folder(tmp_path, backbone):
 
 @pytest.mark.parametrize("source", ["hf://owner/name", "published:a_name"])
 def test_weights_by_name_are_fetched(tmp_path, backbone, monkeypatch, source):
-    from beit.weights import hub, manifest
-
     save_weights(tmp_path / "weights.safetensors", backbone)
     calls = []
     monkeypatch.setattr(hub, "fetch", lambda name: calls.append(name) or next(tmp_path.iterdir()))
-    monkeypatch.setattr(manifest, "find", lambda name: calls.append(name) or "file")
+    known = SimpleNamespace(model="VisionTransformer")
+    monkeypatch.setattr(manifest, "find", lambda name: calls.append(name) or known)
     monkeypatch.setattr(
         manifest, "settings", lambda file, overrides: overrides | {"std": [4, 5, 6]}
     )
@@ -440,8 +441,13 @@ def test_other_sources_are_refused_with_advice(tmp_path):
     with pytest.raises(ValueError, match="holds a list"):
         load(tmp_path / "list.pt")
     torch.save({0: torch.zeros(2)}, tmp_path / "numbers.pt")
-    with pytest.raises(ValueError, match=r"numbers\.pt does not hold tensors by name.*got 0"):
+    with pytest.raises(ValueError, match=r"numbers\.pt does not hold tensors by name.*entries: 0"):
         load(tmp_path / "numbers.pt")
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps({"a": [1, 2]}))
+    with pytest.raises(
+        ValueError, match=r"plain\.pth is .*damaged, or torch\.save did not write it"
+    ):
+        load(tmp_path / "plain.pth")
     torch.save({"weight": torch.zeros(2)}, tmp_path / "other.pt")
     with pytest.raises(ValueError, match=r"other\.pt is in no known layout: weight\. Known are"):
         load(tmp_path / "other.pt")
@@ -529,6 +535,11 @@ def test_a_name_of_the_hub_is_recognised(tmp_path, monkeypatch):
         load("beit_base_patch16_224_pt22k")
     with pytest.raises(FileNotFoundError, match=r"did you mean teacher:efficientnet-lite0\?"):
         load("efficientnet-lite0")
+    (tmp_path / "beit_base_patch16_224_pt22k_ft22k.pth").touch()  # a name alike, of another model
+    with pytest.raises(FileNotFoundError, match=r"mean published:beit_base_patch16_224_pt22k\?$"):
+        load("beit_base_patch16_224_pt22k.pth")
+    with pytest.raises(FileNotFoundError, match=r"did you mean beit:cifar10-small\?$"):
+        load("cifar10-small")
     with pytest.raises(TypeError, match="source is a dict; expected the name of a file"):
         load({})
 

@@ -50,3 +50,5 @@ def test_images_of_one_class_are_nearer_than_others():
 def test_an_unknown_name_lists_those_that_exist():
     with pytest.raises(ValueError, match="no weights called 'x'; expected beit: and one of cifar"):
         beit.load("beit:x")
+    with pytest.raises(ValueError, match=r"^beit:cifar10-small: takes no override num_classes"):
+        beit.load("beit:cifar10-small", num_classes=10)

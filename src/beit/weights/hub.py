@@ -100,8 +100,13 @@ def push(repository: str, files: Mapping[str, Path], card: str, private: bool = 
     return address
 
 
+def shipped() -> dict[str, Path]:
+    """Return the weights files in this package by name."""
+    return {file.stem: file for file in sorted(SHIPPED_FILES.glob("*.safetensors"))}
+
+
 def _shipped(name: str) -> Path:
-    files = {file.stem: file for file in sorted(SHIPPED_FILES.glob("*.safetensors"))}
+    files = shipped()
     if name not in files:
         raise ValueError(
             f"this package has no weights called {name!r}; expected {SHIPPED} and one of "

@@ -74,9 +74,17 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
             f"source is {an(type(source).__name__)}; expected the name of a file, run or folder. "
             "For a model or tensors in memory, write a file first (torch.save, save_pretrained)"
         )
-    path, overrides = _local_path(source, overrides)
-    model = _load(path, **overrides)
+    path, known = _local_path(source)
+    settings = overrides if known is None else manifest.settings(known, overrides)
+    shipped = str(source).startswith(hub.SHIPPED)
+    model = _load(path, str(source if shipped else path), **settings)
     is_published = str(source).startswith(hub.PUBLISHED)
+    if is_published and known is not None and type(model).__name__ != known.model:
+        raise ValueError(
+            f"{source} is {an(known.model)} ({known.what}), but {path} holds "
+            f"{an(type(model).__name__)}: it is another file of this name. Delete it, and it is "
+            "downloaded again; if it is yours, move it and give its path"
+        )
     where = path if str(source).startswith(hub.SCHEMES) else Path(source)
     crop = crop_in(where)
     for part in (model, backbone_of(model) or model):
@@ -85,10 +93,11 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     return model
 
 
-def _load(path: Path, **overrides: Any) -> nn.Module:
+def _load(path: Path, name: str, **overrides: Any) -> nn.Module:
+    """Load the model in a file or DALL-E's folder; errors about a file of ours give its `name`."""
     content, metadata = _read(path)
     if FORMAT in metadata:
-        return model_of(content, metadata, str(path), **overrides)
+        return model_of(content, metadata, name, **overrides)
     tensors = without_prefix(named_tensors(content, str(path)), layout_of, str(path))
     if any(name.endswith(OWN_NAMES) for name in tensors):
         raise ValueError(
@@ -231,7 +240,7 @@ def load_start(
 def holds_segmenter(source: str | Path) -> bool:
     """Whether a file holds a segmenter, by its tensor names; false if it cannot be opened."""
     try:
-        path, _ = _local_path(source, {})
+        path, _ = _local_path(source)
         metadata: Mapping[str, str] = {}
         if path.suffix == ".safetensors":
             shapes, metadata = read_shapes(path)
@@ -286,15 +295,13 @@ def _name_classes(model: nn.Module, origin: str) -> None:
             logger.info("%s: its classes are ImageNet's %d", origin, number)
 
 
-def _local_path(source: str | Path, overrides: dict[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """Find the local file, or DALL-E's folder; add a published file's settings to the overrides."""
+def _local_path(source: str | Path) -> tuple[Path, manifest.PublishedFile | None]:
+    """Find the local file, or DALL-E's folder; which published file it is by its name, if any."""
     if str(source).startswith(hub.SCHEMES):
         path = hub.fetch(str(source))
-        known = manifest.find(path.name) if str(source).startswith(hub.PUBLISHED) else None
-    else:
-        path = _find_file(Path(source))
-        known = manifest.check(path) if path.is_file() else None
-    return path, overrides if known is None else manifest.settings(known, overrides)
+        return path, manifest.find(path.name) if str(source).startswith(hub.PUBLISHED) else None
+    path = _find_file(Path(source))
+    return path, manifest.check(path) if path.is_file() else None
 
 
 def _find_file(path: Path) -> Path:
@@ -308,7 +315,8 @@ def _find_file(path: Path) -> Path:
             f"of beit; open it with beit.load_teacher({name!r}), or use beit embed or beit similar"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"{path} does not exist{near_path(path) or _meant(path)}")
+        meant = _named(path) or near_path(path) or _expected(path)
+        raise FileNotFoundError(f"{path} does not exist{meant}")
     if not path.name.endswith(SUFFIXES):
         expected = ", ".join(SUFFIXES)
         raise ValueError(f"{path} ends in {path.suffix or 'nothing'}; expected {expected}")
@@ -339,8 +347,8 @@ def _find_in_folder(path: Path) -> Path:
     )
 
 
-def _meant(path: Path) -> str:
-    """Say what a path that does not exist may have been meant to be."""
+def _named(path: Path) -> str:
+    """Say which source has the name that was given as a path; empty if none has."""
     if str(path).startswith("timm:"):
         own = f"{hub.HUB}timm/{path.name[5:]}.TAG"
         return f"; did you mean teacher:{path}? timm's BEiT weights in the hub are {own}"
@@ -348,6 +356,11 @@ def _meant(path: Path) -> str:
         return f"; did you mean teacher:{path}?"
     if (name := path.stem.partition("-")[0]) in manifest.names():
         return f"; did you mean {hub.PUBLISHED}{name}?"
+    return f"; did you mean {hub.SHIPPED}{path.stem}?" if path.stem in hub.shipped() else ""
+
+
+def _expected(path: Path) -> str:
+    """Say what is expected instead of a path that does not exist."""
     in_hub = ""
     if hub.REPOSITORY.fullmatch(str(path)) and not path.name.endswith(SUFFIXES):
         in_hub = f", as in {hub.HUB}{path}"
