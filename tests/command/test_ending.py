@@ -144,8 +144,8 @@ CASES = [
         "m --output o --format timm",
         {
             "output": Path("o"),
-            "differences": [SimpleNamespace(largest=1e-6)],
-            "opened_by": "timm.create_model('local-dir:o')",
+            "figures": {"largest_difference": 1e-6},
+            "opened_by": 'timm.create_model("local-dir:o")',
         },
         "1.0e-06",
     ),

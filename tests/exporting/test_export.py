@@ -207,6 +207,9 @@ def test_our_own_files(kind: str, models: Callable[..., Path], tmp_path: Path) -
     assert result.output == output
     assert model.config == beit.load(source).config
     assert {difference.largest for difference in result.differences} == {0.0}
+    assert result.figures == {"largest_difference": 0.0} | (
+        {"equal_codes": 1.0} if hasattr(model, "encode") else {}
+    )
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
@@ -228,14 +231,15 @@ def test_published_files_and_how_to_open_them(
 
 
 def test_only_settings_that_the_file_lacks_are_required(
-    models: Callable[..., Path], tmp_path: Path
+    models: Callable[..., Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = models("classifier", image_size=(24, 24))
     result, _ = written(Config(str(source), str(tmp_path / "a.pth"), "published"))
-    assert result.opened_by == f"beit.load({str(tmp_path / 'a.pth')!r})"
+    assert result.opened_by == f'beit.load("{tmp_path / "a.pth"}")'
+    assert ".export" not in caplog.text  # the hidden folder, whose files say no mean and std
     source = models("pretrained", image_size=(24, 24))
     result, _ = written(Config(str(source), str(tmp_path / "b.pth"), "published"))
-    assert result.opened_by.endswith("b.pth', num_heads=3, image_size=(24, 24), early_layers=1)")
+    assert result.opened_by.endswith('b.pth", num_heads=3, image_size=(24, 24), early_layers=1)')
 
 
 @pytest.mark.parametrize("size", [(24, 24), (16, 24)])
@@ -515,6 +519,7 @@ def test_the_command(
     assert f"{source}: ImageClassifier as safetensors ..." in shown
     assert f"made    {output}, the model as safetensors\n" in shown
     assert "figure  largest difference from the model 0.0e+00\n" in shown
+    assert f"""python -c 'import beit; print(beit.load("{output}"))'""" in shown
     done = subprocess.run(
         [sys.executable, *shlex.split(shown.splitlines()[-1].removeprefix("next"))[1:]],
         env={**os.environ, "PYTHONPATH": str(Path(beit.__file__).parents[1])},

@@ -103,6 +103,13 @@ class Result(NamedTuple):
     differences: list[Difference]
     opened_by: str
 
+    @property
+    def figures(self) -> dict[str, float]:
+        """The largest difference of all values, and of a tokenizer the share of equal codes."""
+        shares = [found.equal for found in self.differences if found.equal is not None]
+        largest = {"largest_difference": max(found.largest for found in self.differences)}
+        return largest | ({"equal_codes": min(shares)} if shares else {})
+
 
 def run(config: Config) -> Result:
     """Write the export, compare it with the model, and keep it if they agree."""
@@ -131,7 +138,7 @@ def run(config: Config) -> Result:
 
 def ending(config: Config, result: Result) -> Ending:
     """Say how far the export is from the model; opening it is next."""
-    largest = max(difference.largest for difference in result.differences)
+    largest = result.figures["largest_difference"]
     library = result.opened_by.partition("(")[0].rpartition(".")[0].partition(".")[0]
     code = f"import {library}; print({result.opened_by})"
     made = f"{result.output}, the model as {config.format}"

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from beit.exporting.verification import Reopened, example, outputs
+from beit.exporting.verification import Reopened, example, outputs, quoted
 from beit.nn.mim import MaskedImageModel
 from beit.weights.file import FORMAT, description
 
@@ -27,7 +27,7 @@ def onnx_file(model: nn.Module, path: Path, output: str, opset: int | None = Non
     run = open_onnx(path)
     return Reopened(
         lambda images, masked: run(inputs_of(model, images, masked)),
-        f"onnxruntime.InferenceSession({output!r})",
+        f"onnxruntime.InferenceSession({quoted(output)})",
     )
 
 
@@ -38,7 +38,7 @@ def torch_export_file(model: nn.Module, path: Path, output: str) -> Reopened:
     module = torch.export.load(path).module()
     return Reopened(
         lambda images, masked: module(*inputs_of(model, images, masked).values()),
-        f"torch.export.load({output!r}).module()",
+        f"torch.export.load({quoted(output)}).module()",
     )
 
 

@@ -1,5 +1,6 @@
 """Compare an export with its model on the same images, 1, 3 and 8 at a time."""
 
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -32,6 +33,11 @@ class Reopened(NamedTuple):
 
     run: Callable[[Tensor, Tensor], Mapping[str, Tensor]]
     opened_by: str
+
+
+def quoted(text: str) -> str:
+    """Write text as Python does, in double quotes, so that a line for the shell stays readable."""
+    return json.dumps(text, ensure_ascii=False)
 
 
 class Difference(NamedTuple):

@@ -1,6 +1,7 @@
 """Export weights: for beit.load (our own file, the published layout), timm and transformers."""
 
 import json
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from beit.data.views import CROP_RATIO
-from beit.exporting.verification import Reopened, outputs
+from beit.exporting.verification import Reopened, outputs, quoted
 from beit.files import write_text
 from beit.nn.mim import MaskedImageModel
 from beit.nn.patches import grey, take
@@ -39,7 +40,7 @@ def own_file(
 ) -> Reopened:
     """Write our own weights file."""
     save_weights(path, model, crop_ratio)
-    return _reopened(model, path, {}, f"beit.load({output!r})")
+    return _reopened(model, path, {}, f"beit.load({quoted(output)})")
 
 
 def published_file(model: nn.Module, path: Path, output: str) -> Reopened:
@@ -57,7 +58,7 @@ def published_file(model: nn.Module, path: Path, output: str) -> Reopened:
         name = MODEL_SETTINGS[type(model)]
         settings[name] = getattr(config, name)
     needed = "".join(f", {name}={value!r}" for name, value in _needed(path, settings).items())
-    return _reopened(model, path, settings, f"beit.load({output!r}{needed})")
+    return _reopened(model, path, settings, f"beit.load({quoted(output)}{needed})")
 
 
 def _save_tensors(state: Mapping[str, Tensor], path: Path) -> None:
@@ -84,7 +85,8 @@ def timm_folder(
             return _features(network.forward_features(pixels))
         return {"logits": network(pixels)}
 
-    return Reopened(run, f'timm.create_model("local-dir:{output}", pretrained=True)')
+    name = quoted(f"local-dir:{output}")
+    return Reopened(run, f"timm.create_model({name}, pretrained=True)")
 
 
 def transformers_folder(
@@ -130,7 +132,7 @@ def transformers_folder(
             return {"logits": take(network(**pixels, bool_masked_pos=hidden).logits, masked)}
         return {"logits": network(**pixels).logits}
 
-    return Reopened(run, f"transformers.{kind}.from_pretrained({output!r})")
+    return Reopened(run, f"transformers.{kind}.from_pretrained({quoted(output)})")
 
 
 def _channels(model: nn.Module, images: Tensor) -> Tensor:
@@ -152,14 +154,25 @@ def _write_folder(path: Path, state: Mapping[str, Tensor], settings: Mapping[str
         write_text(path / f"{name}.json", json.dumps(content, indent=2) + "\n")
 
 
+def _opened(path: Path, **overrides: Any) -> nn.Module:
+    """Open a written file by beit.load, without log messages: they would name its hidden folder."""
+    log = logging.getLogger("beit")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        return load(path, **overrides)
+    finally:
+        log.setLevel(level)
+
+
 def _needed(path: Path, settings: Mapping[str, Any]) -> dict[str, Any]:
     """Select the settings that beit.load does not derive correctly from the file."""
     needed: dict[str, Any] = {}
     try:
-        config: Any = load(path).config
+        config: Any = _opened(path).config
     except ValueError:  # shapes do not determine enough
         needed = {name: settings[name] for name in SHAPE_SETTINGS if name in settings}
-        config = load(path, **needed).config
+        config = _opened(path, **needed).config
     vit = config_of_vit(config)
     for name, value in settings.items():
         if getattr(vit, name, getattr(config, name, None)) != value:
@@ -171,7 +184,7 @@ def _reopened(
     model: nn.Module, path: Path, overrides: Mapping[str, Any], opened_by: str
 ) -> Reopened:
     """Open a file with beit.load; every tensor must equal the model's."""
-    loaded = load(path, **overrides)
+    loaded = _opened(path, **overrides)
     for name, tensor in model.state_dict().items():
         if not torch.equal(tensor, loaded.state_dict()[name]):
             raise ValueError(f"{path.name} is not kept: its {name} differs from the model's")
