@@ -46,9 +46,11 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Group the trainable parameters by weight decay and learning rate scale.
 
-    Biases, parameters of at most one dimension, positions and [CLS] are not decayed. With layer
-    decay, layer 0 is the stem, layer i + 1 is block i, and layer depth + 1 is the rest; a layer's
-    scale is layer_decay ** (depth + 1 - layer), as in BEiT's fine-tuning.
+    Biases, parameters of at most one dimension, absolute positions and [CLS] are not decayed; the
+    tables of the relative position bias and the mask token are, as in the published code. With
+    layer decay, layer 0 is the stem, layer i + 1 is block i with its own table, and layer depth + 1
+    is the rest, with a table that all blocks share; a layer's scale is
+    layer_decay ** (depth + 1 - layer), as in BEiT's fine-tuning.
 
     Args:
         model: the unwrapped module; frozen parameters are skipped
@@ -56,6 +58,9 @@ def parameter_groups(
         layer_decay: in (0, 1]; None gives every parameter the scale 1
 
     Returns: dicts of `params`, their `names`, `weight_decay` and `lr_scale`
+
+    Raises:
+        ValueError: layer_decay is out of range, or the model has not one trunk of blocks.
     """
     if layer_decay is not None and not 0 < layer_decay <= 1:
         raise ValueError(f"layer_decay is {layer_decay}; expected above 0 and at most 1")

@@ -56,18 +56,21 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     its training images, as in ["bands=4,3,2"]; None if they say nothing.
 
     Args:
-        source: a run directory; a file with an ending of `SUFFIXES`, ours or in one of `LAYOUTS`,
-            also with names that have a prefix; a folder of transformers, timm or DALL-E;
-            `hf://OWNER/NAME`; `published:NAME`; `beit:NAME`. Only tensors and plain values are ever
-            unpickled.
-        overrides: settings that shapes do not determine, such as `num_heads=4`,
-            `image_size=(224, 320)`, `early_layers=3`, `mean=…`, `std=…`; a different `num_classes`
+        source: a run directory; a file of weights (.safetensors, .pth, .pt, .bin, .pkl, .ckpt, or
+            the .index.json of several), ours or in a layout of docs/weights.md, also with names
+            that have a prefix; a folder of transformers, timm or DALL-E; `hf://OWNER/NAME`;
+            `published:NAME`; `beit:NAME`. Only tensors and plain values are ever unpickled.
+        overrides: settings that shapes do not determine: `num_heads=4`, `image_size=(224, 320)`,
+            `mean=…`, `std=…`; of a pretraining model `early_layers=3`; of a classifier or segmenter
+            `class_names=(…)`, of a segmenter `layers=(2, 4, 6, 8)`. A different `num_classes`
             replaces the head of a classifier or segmenter. Our own files have all settings: there
             `mean`, `std` and the head can be replaced, and the others must agree.
 
     Raises:
-        ValueError: the file is damaged, unsafe, in no known layout, or contradicts an override.
+        ValueError: the file is damaged, unsafe, in no known layout, not the model of its published
+            name, or contradicts an override.
         OSError: it does not exist or cannot be downloaded.
+        TypeError: the source is no name.
     """
     if not isinstance(source, str | Path):
         raise TypeError(
