@@ -27,8 +27,7 @@ class RunConfig:
         keep_every: also keep checkpoints at multiples of this many steps; 0 for none.
         save_async: write checkpoints while the training continues, from a copy in host memory.
         stop_after: stop after this many steps, without changing the schedule; null for no limit.
-        max_skipped: stop the run after this many skipped steps in a row; a step is skipped if its
-            loss or gradient is not finite.
+        max_skipped: stop after this many steps in a row whose loss or gradient is not finite.
         skip_spikes: skip steps with a gradient above this multiple of its recent median; 0: none.
         profile: write the times of the parts of this many steps (docs/performance.md); 0 for none.
         track: trackers that get the metrics, with commas: tensorboard, wandb, mlflow, trackio.

@@ -327,8 +327,8 @@ class Journal:
     def log_result(self, metrics: Mapping[str, float]) -> None:
         """Log and show the metrics of a validation or check."""
         self._write(metrics)
-        shown = {n: f"{v:.0f}" if float(v).is_integer() else f"{v:.4g}" for n, v in metrics.items()}
-        self.message("  ".join(f"{name} {value}" for name, value in shown.items()))
+        shown = [f"{name} {v:{'.4g' if v < 1e4 else '.0f'}}" for name, v in metrics.items()]
+        self.message("  ".join(shown))
 
     def log_warning(self, text: str) -> None:
         """Log and show a warning."""
