@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,6 +104,15 @@ def test_csv_has_a_column_for_each_value(tmp_path: Path) -> None:
         assert [row[names[0]] for row in rows][1] == ""
         assert [row["error"] for row in rows] == ["", "broken: badly", "", "", ""]
     assert [row["name_2"] for row in rows] == ["cät", "", "bee", "bee", "cät"]
+
+
+@pytest.mark.parametrize(("last", "start"), [("cat", b"path,"), ("cät", b"\xef\xbb\xbfpath,")])
+def test_csv_has_a_byte_order_mark_only_if_its_text_needs_one(
+    tmp_path: Path, last: str, start: bytes
+) -> None:
+    columns = [COLUMNS[0], replace(COLUMNS[1], texts=("ant", "bee", last)), COLUMNS[2]]
+    fill(RowTable(tmp_path / "rows.csv", Named(), columns, {}, batch_size=2, part_size=4))
+    assert (tmp_path / "rows.csv").read_bytes().startswith(start)
 
 
 def test_csv_of_unreadable_images_alone() -> None:

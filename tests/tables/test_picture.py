@@ -52,6 +52,15 @@ def test_without_truths_there_are_no_frames_and_six_columns_at_most() -> None:
     assert sheet.shape[1] == 6 * (192 + 16) + 16
 
 
+def test_a_heading_is_above_the_images() -> None:
+    shown = [Prediction(image(11), "cat", 0.9)]
+    plain, headed = (opened(prediction_grid(shown, heading)) for heading in ("", "1 of 2 wrong"))
+    moved = len(headed) - len(plain)
+    assert moved > 0
+    assert (headed[moved + 16 :] == plain[16:]).all()
+    assert (headed[: moved + 10] != 255).any()
+
+
 def test_the_same_predictions_give_the_same_bytes() -> None:
     shown = [Prediction(torch.rand(3, 8, 8), "été", 0.5, "été", True)]
     assert prediction_grid(shown) == prediction_grid(shown)

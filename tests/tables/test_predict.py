@@ -80,7 +80,7 @@ def test_predictions_are_those_of_the_classifier(
     model: str, classifier: ImageClassifier, tmp_path: Path
 ) -> None:
     output = tmp_path / "classes.parquet"
-    assert predict.run(config(model, output, top_k=3)) == (output, 7)
+    assert predict.run(config(model, output, top_k=3))[:2] == (output, 7)
     source, view = open_source(DATA), EvalView((16, 24))
     images = torch.stack([view(source.image(index)) for index in range(7)])
     with torch.no_grad():
@@ -153,7 +153,7 @@ def test_lines_equal_the_table(
     predict.run(config(model, tmp_path / "classes.parquet", top_k=2))
     predict.run(config(model, tmp_path / "classes.jsonl", top_k=2))
     assert "7 rows, " in capsys.readouterr().err
-    assert predict.run(config(model, None, top_k=2)) == (None, 7)
+    assert predict.run(config(model, None, top_k=2))[:2] == (None, 7)
     shown = capsys.readouterr()
     assert shown.out == (tmp_path / "classes.jsonl").read_text()  # nothing but lines
     assert "step 3/3" in shown.err
@@ -293,9 +293,9 @@ def test_the_picture_shows_the_first_images_and_their_classes(
 ) -> None:
     drawn: list[Any] = []
 
-    def draw(predictions: list[Any]) -> bytes:
-        drawn.extend(predictions)
-        return predict_grid(predictions)
+    def draw(predictions: list[Any], heading: str) -> bytes:
+        drawn.extend([*predictions, heading])
+        return predict_grid(predictions, heading)
 
     predict_grid = predict.prediction_grid
     monkeypatch.setattr(predict, "prediction_grid", draw)
@@ -307,6 +307,7 @@ def test_the_picture_shows_the_first_images_and_their_classes(
         predict.run(config(model, output, picture=picture, **settings))
     assert f"picture of 4 images: {picture}" in caplog.messages
     rows = lines(output.read_text())
+    assert drawn.pop() == ""  # no heading
     assert len(drawn) == 4
     assert drawn[1].image is None
     for index in (0, 2, 3):
@@ -317,6 +318,44 @@ def test_the_picture_shows_the_first_images_and_their_classes(
         assert drawn[index].image.shape == (3, 16, 24)
     with Image.open(picture) as opened:
         assert opened.format == "PNG"
+
+
+def test_right_and_wrong_images_are_counted_and_the_wrong_ones_drawn_first(
+    model: str,
+    files: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupt_at: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    predict.run(config(model, None, data=files))
+    top = [line["top"][0] for line in lines(capsys.readouterr().out)]
+    labels = [each["name"] for each in top]
+    for index in (2, 4):
+        labels[index] = next(name for name in CLASSES if name != labels[index])
+    labels[5] = "wolf"  # the model has no such class
+    table = "\n".join(["file,label", *map(",".join, zip(files, labels, strict=True))])
+    (tmp_path / "labels.csv").write_text(table)
+    drawn: list[Any] = []
+    monkeypatch.setattr(predict, "prediction_grid", lambda *all: drawn.append(all) or b"")
+    options = {"data": "labels.csv", "picture": "grid.png", "picture_images": 4}
+    resumed = config(model, tmp_path / "rows.parquet", **options)
+    interrupt_at(predict, resumed, 2)
+    result = predict.run(resumed)  # counts the finished parts too
+    assert result == (tmp_path / "rows.parquet", 7, 6, 4)
+    ending = predict.ending(resumed, result)
+    assert ending is not None
+    assert ending.figure == "7 images, 66.7% right (4 of 6 labelled)"
+    Path("grid.png").unlink()
+    assert predict.run(config(model, None, **options)) == (None, 7, 6, 4)
+    first, second = sorted((2, 4), key=lambda index: -top[index]["probability"])
+    for predictions, heading in drawn:
+        assert heading == "2 of 6 wrong, the surest first"
+        guesses = [(each.guess, each.probability) for each in predictions]
+        for guess, index in zip(guesses, (first, second, 0, 1), strict=True):
+            name, probability = top[index]["name"], top[index]["probability"]
+            assert guess == (name, pytest.approx(probability, abs=1e-6))
+        assert [each.right for each in predictions] == [False, False, True, True]
 
 
 class Labelled:

@@ -115,11 +115,13 @@ class LineStream:
         columns: Sequence[Column],
         batch_size: int,
         compose: Callable[[Line], Line] = dict,
+        seen: Callable[[Mapping[str, Array]], None] | None = None,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.images, self.batch_size = images, batch_size
         self._stream, self._columns, self._compose = stream, tuple(columns), compose
+        self._seen = seen
         self._num_rows = 0
 
     def batches(self, number: int) -> range:
@@ -143,6 +145,8 @@ class LineStream:
         lines = json_lines(self.images, indices, self._columns, content, self._compose)
         self._stream.writelines(lines)
         self._stream.flush()
+        if self._seen:
+            self._seen(content)
         self._num_rows += len(content["index"])
 
     def unreadable(self) -> list[str]:

@@ -12,6 +12,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class RowTable:
         batch_size: int,
         part_size: int,
         compose: Callable[[Line], Line] = dict,
+        seen: Callable[[Mapping[str, Array]], None] | None = None,
     ) -> None:
         """Prepare; nothing is written yet.
 
@@ -70,6 +72,7 @@ class RowTable:
             batch_size: images computed together
             part_size: images per part at most, rounded down to whole batches (at least one)
             compose: makes the object of a JSON line from a row's values, see `json_lines`
+            seen: gets the columns and the `index` of every part, in order, when all are complete
         """
         if batch_size < 1 or part_size < 1:
             sizes = f"{batch_size} and {part_size}"
@@ -78,6 +81,7 @@ class RowTable:
         self.directory = _parts_of(self.output)
         self._settings_file = self.directory / "settings.json"
         self.images, self._columns, self._compose = images, tuple(columns), compose
+        self._seen = seen
         self._about = dict(about) | {"batch_size": batch_size}
         computed = [column for column in columns if column.dtype != TEXT]
         self._names = ["index", "unreadable", *(column.name for column in computed)]  # of a part
@@ -166,10 +170,14 @@ class RowTable:
                 with temporary.open("w", encoding="ascii") as file:
                     file.writelines(self._lines())
             elif suffix == ".csv":
-                with temporary.open("w", encoding="utf-8-sig", newline="") as file:
+                encoding = "utf-8" if self._is_ascii() else "utf-8-sig"  # Excel needs the mark
+                with temporary.open("w", encoding=encoding, newline="") as file:
                     write_csv(file, self._lines())
             else:
                 write_table(temporary, suffix, columns, self.num_parts, self._values, text)
+        if self._seen:
+            for number in range(self.num_parts):
+                self._seen(self._content(number))
         left_over = self.directory.glob(f".*{PARTIAL_SUFFIX}")
         for path in (*files, self._settings_file, *left_over):
             path.unlink()
@@ -193,9 +201,18 @@ class RowTable:
     def _lines(self) -> Iterator[str]:
         """Yield the JSON lines of all parts."""
         for number in range(self.num_parts):
-            content = {name: read_array(self._file(number), name) for name in self._names}
-            indices = self.indices(number)
+            content, indices = self._content(number), self.indices(number)
             yield from json_lines(self.images, indices, self._columns, content, self._compose)
+
+    def _content(self, number: int) -> dict[str, Array]:
+        return {name: read_array(self._file(number), name) for name in self._names}
+
+    def _is_ascii(self) -> bool:
+        """Whether all texts of the table are ASCII."""
+        names = map(self.images.name, range(len(self.images)))
+        texts = [text for column in self._columns for text in column.texts or ()]
+        every = chain(names, self.images.class_names or (), texts, self.unreadable())
+        return all(printable(text).isascii() for text in every)
 
     def _file(self, number: int) -> Path:
         return self.directory / f"part-{number:06d}.npz"

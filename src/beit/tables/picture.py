@@ -33,10 +33,10 @@ class Prediction(NamedTuple):
     right: bool = False
 
 
-def prediction_grid(predictions: Sequence[Prediction]) -> bytes:
+def prediction_grid(predictions: Sequence[Prediction], heading: str = "") -> bytes:
     """Draw images with their likeliest classes, as PNG; frames tell right from wrong if known.
 
-    There are about as many columns as rows, six at most.
+    The heading is above them. There are about as many columns as rows, six at most.
     """
     num_columns = min(6, int(np.ceil(np.sqrt(len(predictions)))))
     panels = [None if p.image is None else canvas.panel(p.image, SIDE) for p in predictions]
@@ -46,11 +46,15 @@ def prediction_grid(predictions: Sequence[Prediction]) -> bytes:
     frame, num_lines = (_FRAME, 2) if framed else (0, 1)
     cell = (width + 2 * frame + _GAP, height + 2 * frame + num_lines * _LINE + _GAP)
     num_rows = -(-len(predictions) // num_columns)
-    sheet = Image.new("RGB", (num_columns * cell[0] + _GAP, num_rows * cell[1] + _GAP), "white")
-    draw, font = ImageDraw.Draw(sheet), canvas.font(_LETTER)
+    head, font = _LINE if heading else 0, canvas.font(_LETTER)
+    size = num_columns * cell[0] + _GAP, head + num_rows * cell[1] + _GAP
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    words = canvas.shortened(heading, size[0] - 2 * _GAP, font)
+    draw.text((_GAP, _GAP // 2), words, fill=PLAIN, font=font)
     for number, (prediction, panel) in enumerate(zip(predictions, panels, strict=True)):
         row, column = divmod(number, num_columns)
-        left, top = _GAP + column * cell[0], _GAP + row * cell[1]
+        left, top = _GAP + column * cell[0], head + _GAP + row * cell[1]
         right, bottom = left + width + 2 * frame - 1, top + height + 2 * frame - 1
         known = prediction.truth is not None and panel is not None
         colour = (RIGHT if prediction.right else WRONG) if known else PLAIN

@@ -9,15 +9,20 @@ row: they are reported, counted and listed in the metadata.
 As JSON lines, one line per image: `path`, `index`, `label`, `label_name`, and `top`, a list of
 objects with `class`, `name` and `probability`; or `error`, why the image cannot be read.
 
+With labels it also counts the images whose likeliest class is the true one.
+
 The command resumes after an interruption and runs under torchrun, see `beit.rows.table`. Lines on
 standard output appear as they are computed.
 """
 
 import logging
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,10 +33,11 @@ from beit.data.pixels.decoding import extensions
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import STANDARD_INPUT, open_images
 from beit.data.views import EvalView
+from beit.draw.names import percent
 from beit.files import refuse_existing, write_bytes
 from beit.nn.heads import ImageClassifierConfig
-from beit.rows.compute import TableResult, about_table, compute_table
-from beit.rows.files import Column
+from beit.rows.compute import about_table, compute_table
+from beit.rows.files import Array, Column
 from beit.rows.lines import Line, LineStream
 from beit.rows.table import RowTable, check_output, smallest_unsigned
 from beit.run.device import DeviceConfig
@@ -57,8 +63,8 @@ class Config:
             standard input
         output: a new .parquet, .npz, .jsonl or .csv file; finished parts are kept in OUTPUT.parts;
             null for JSON lines on standard output
-        picture: a new .png file with the first images and their most probable classes; null for
-            none
+        picture: a new .png file with some images and their most probable classes: those that are
+            wrong, the surest first, then the first ones; null for none
         picture_images: number of images in the picture
         top_k: number of most probable classes per image; all classes of a model with fewer
         limit: use this many images, a fixed random subset; null for all
@@ -96,7 +102,23 @@ class Config:
                 raise ValueError(f"{name} must be at least 1, got {value}")
 
 
-def run(config: Config) -> TableResult:
+class Result(NamedTuple):
+    """What was predicted.
+
+    Attributes:
+        file: the table; None for standard output
+        rows: its rows; None in all processes but the first
+        labelled: the readable images whose true class is known and one of the model's
+        right: those of them whose most probable class is the true one
+    """
+
+    file: Path | None
+    rows: int | None
+    labelled: int = 0
+    right: int = 0
+
+
+def run(config: Config) -> Result:
     """Write the likeliest classes of all images to one file, or resume."""
     if config.output is not None:
         check_output(config.output)
@@ -115,9 +137,15 @@ def run(config: Config) -> TableResult:
     check_bands(config.model, config.data)
     source = in_numbers_of(classes, source)
     columns = columns_of(classes, config.top_k)
+    guesses = list[tuple[Array, ...]]()  # of each part: images, their classes and probabilities
+
+    def seen(content: Mapping[str, Array]) -> None:
+        classes, probability = content["class_index"][:, 0], content["probability"][:, 0]
+        guesses.append((content["index"], classes, probability))
+
     table: RowTable | LineStream
     if config.output is None:
-        table = LineStream(sys.stdout, source, columns, config.batch_size, _line)
+        table = LineStream(sys.stdout, source, columns, config.batch_size, _line, seen)
     else:
         details: dict[str, object]
         details = {"num_classes": classes.num_classes, "class_names": classes.class_names}
@@ -125,7 +153,7 @@ def run(config: Config) -> TableResult:
         details |= {"mean": vit.mean, "std": vit.std}
         about = about_table("predict", config, view, classifier, fabric, details)
         sizes = (config.batch_size, config.part_size)
-        table = RowTable(config.output, source, columns, about, *sizes, _line)
+        table = RowTable(config.output, source, columns, about, *sizes, _line, seen)
     model = prepared(classifier.to(fabric.device), config.device)
 
     def compute(images: Tensor) -> dict[str, Tensor]:
@@ -134,17 +162,21 @@ def run(config: Config) -> TableResult:
     # A live line and lines of results would mix on a terminal.
     show_progress = config.output is not None or not sys.stdout.isatty()
     limits = (config.num_workers, _max_unreadable(config))
-    result = compute_table(fabric, table, view, compute, *limits, show_progress)
+    file, rows = compute_table(fabric, table, view, compute, *limits, show_progress)
+    labelled, wrong = _compared(source, guesses)
     if config.picture is not None and fabric.is_global_zero:
+        heading = f"{len(wrong)} of {labelled} wrong, the surest first" if wrong else ""
+        every = dict.fromkeys([*wrong, *range(min(config.picture_images, len(source)))])
         with fabric.autocast():
-            predictions = _predictions(model, source, view, classes, config.picture_images)
-        write_bytes(Path(config.picture), prediction_grid(predictions))
+            chosen = list(every)[: config.picture_images]
+            predictions = _predictions(model, source, view, classes, chosen)
+        write_bytes(Path(config.picture), prediction_grid(predictions, heading))
         _log.info("picture of %d images: %s", len(predictions), config.picture)
-    return result
+    return Result(file, rows, labelled, labelled - len(wrong))
 
 
-def ending(config: Config, result: TableResult) -> Ending | None:
-    """Say how many images have classes; attention maps are next. None: the lines were printed."""
+def ending(config: Config, result: Result) -> Ending | None:
+    """Say how many images are right; attention maps are next. None: the lines were printed."""
     if config.output is None:
         return None
     then = words(
@@ -155,7 +187,22 @@ def ending(config: Config, result: TableResult) -> Ending | None:
     )
     picture = "" if config.picture is None else f", and {config.picture}, a picture of them"
     made = f"{config.output}, a table of classes{picture}"
-    return Ending(made, amount(result.rows or 0, "image"), then)
+    figure = amount(result.rows or 0, "image")
+    if result.labelled:
+        share = percent(result.right / result.labelled)
+        figure += f", {share} right ({result.right:,} of {result.labelled:,} labelled)"
+    return Ending(made, figure, then)
+
+
+def _compared(source: Source, guesses: Sequence[tuple[Array, ...]]) -> tuple[int, list[int]]:
+    """Return how many images have a label of the model, and those guessed wrong, surest first."""
+    if source.labels is None or not guesses:
+        return 0, []
+    images, classes, probability = map(np.concatenate, zip(*guesses, strict=True))
+    labels = source.labels.numpy()[images]
+    wrong = (labels >= 0) & (classes != labels)
+    order = np.argsort(-probability[wrong], kind="stable")
+    return int((labels >= 0).sum()), images[wrong][order].tolist()
 
 
 def columns_of(classes: ImageClassifierConfig, top_k: int) -> list[Column]:
@@ -204,13 +251,17 @@ def _check_picture(path: Path) -> None:
 
 @torch.no_grad()
 def _predictions(
-    model: nn.Module, source: Source, view: EvalView, classes: ImageClassifierConfig, count: int
+    model: nn.Module,
+    source: Source,
+    view: EvalView,
+    classes: ImageClassifierConfig,
+    images: Sequence[int],
 ) -> list[Prediction]:
-    """Classify the first images again for the picture; labels are numbers of the model."""
+    """Classify some images again for the picture; labels are numbers of the model."""
     names = classes.class_names or [f"class {number}" for number in range(classes.num_classes)]
     device = next(model.parameters()).device
     predictions = []
-    for index in range(min(count, len(source))):
+    for index in images:
         try:
             image = view(source.image(index))
         except UnreadableImage:
