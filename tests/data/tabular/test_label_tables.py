@@ -106,13 +106,14 @@ def test_paths_may_be_relative_to_a_folder_beside_or_to_the_working_directory(ph
     assert int(open_source("set/train.csv").image(0)[0, 0, 0]) == 0
     assert int(open_source(write("set/test_labels.csv", *rows)).image(0)[0, 0, 0]) == 1
     with pytest.raises(
-        FileNotFoundError, match=r"3 of the 3 .*'0\.png' in set; .*test, train have that file: put"
+        ValueError,
+        match=r"first file, '0\.png', is in several .* table: test, train; .*, as test/0\.png$",
     ):
         open_source(write("set/all.csv", *rows))
     (pathlib.Path("set/test") / "2.png").unlink()  # its own folder, although another has the file
     with pytest.raises(FileNotFoundError, match=r"1 of the 3 .*first is '2\.png' in set/test"):
         open_source("set/test_labels.csv")
-    with pytest.raises(FileNotFoundError, match=r"1 of the 1 .*first is '2\.png' in set;"):
+    with pytest.raises(FileNotFoundError, match=r"1 of the 1 .*first is '2\.png' in set, row 1;"):
         open_source(write("set/val.csv", "file,label", "2.png,a"))
     rows = ("file,label", *(rf"photos\{name},a" for name in NAMES))
     assert open_source(write("lists/train.csv", *rows)).name(1) == "photos/1.png"
@@ -175,14 +176,17 @@ def test_other_tables_that_cannot_be_are_refused(photos):
     [
         (
             ("file,size", "0.png,3"),
-            "has no column of labels: choose one with ?label=COLUMN of file",
+            "has no column of labels; name one: ?label=size",
         ),
         (("file,label", "0.png,"), "column 'label' of photos/labels.csv is empty"),
         (("file,label", "0.png,a", "0.png,b"), "has several labels for 0.png"),
         (("file,label", "./0.png,a", ".//0.png,b"), "has several labels for .//0.png"),
         (("file;label", "0.png;0,5", "1.png;1,0"), "holds 0,5; expected whole numbers or names"),
         (("file,label", "0.png,0.5", "1.png,2"), "holds 0.5; expected whole numbers or names"),
-        (("file,class,target", "0.png,a,b"), "has several columns of labels: choose one with"),
+        (
+            ("file,class,target", "0.png,a,b"),
+            "has several columns of labels; name one: ?label=class, ?label=target",
+        ),
     ],
 )
 def test_tables_without_labels_say_why(lines, why, photos):
@@ -378,9 +382,13 @@ def test_a_table_above_folders_of_splits_labels_no_other_split_by_bare_names():
         ("photso/0.png", r"directory; did you mean photos/0\.png\?$"),
         ("old/0.png", r"directory; there is no folder old$"),
         ("photos/8.png", r"directory$"),
+        ("photos/O.png", r"'photos/O\.png' in \., row 2; .*directory$"),
+        ("photos/scan_O3.png", r"directory; did you mean photos/scann_O3\.png\?$"),
+        ("photos/scan_O4.png", r"directory$"),  # another number, not a mistake
     ],
 )
 def test_a_folder_that_a_table_names_and_that_does_not_exist_is_said(name, hint):
-    table = write("labels.csv", "file,label", f"{name},a")
+    save("photos", ["0.png", "scann_O3.png"])
+    table = write("labels.csv", "file,label", "photos/0.png,b", f"{name},a")
     with pytest.raises(FileNotFoundError, match=hint):
         open_source(table)

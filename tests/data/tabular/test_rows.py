@@ -115,8 +115,11 @@ def test_the_only_column_with_class_names_is_that_of_labels(tmp_path, caplog):
 @pytest.mark.parametrize(
     ("columns", "why"),
     [
-        ({}, "a.parquet has no column of labels: choose one with ?label=COLUMN of image"),
-        ({"fine_label": [1, 1], "coarse_label": [0, 0]}, "label=COLUMN of fine_label, coarse_lab"),
+        ({}, "a.parquet has no column of labels"),
+        (
+            {"fine_label": [1, 1], "coarse_label": [0, 0]},
+            "name one: ?label=fine_label, ?label=coarse_label",
+        ),
         ({"label": [[1], [2]]}, "column 'label' of "),
         ({"label": [0.5, 1.0]}, "holds 0.5; expected whole numbers or names"),
         ({"label": [None, -1]}, "is empty"),

@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from beit.data.tabular.labels import is_text
-from beit.wording import nearest
+from beit.wording import nearest, some
 
 # Usual names; case does not count. The first one of images, or of files, is taken.
 _IMAGES = "image img picture photo jpg jpeg png webp".split()
@@ -56,21 +56,27 @@ def image_column(contents: Mapping[str, str], where: str, wanted: str | None = N
 
 
 def label_column(
-    columns: Collection[str], where: str, wanted: str | None = None, declared: Iterable[str] = ()
+    columns: Collection[str],
+    where: str,
+    wanted: str | None = None,
+    declared: Iterable[str] = (),
+    images: str | None = None,
 ) -> tuple[str | None, str]:
     """Choose the column of labels: the `wanted` one, `label`, or the only one that can be it.
 
-    That is one with a usual name of labels, or whose class names are `declared`. Returns the column
-    and "", or None and a clause that says why. Raises ValueError if the `wanted` one is missing.
+    That is one with a usual name of labels, or whose class names are `declared`. It is never that
+    of the `images`, unless it is wanted. Returns the column and "", or None and a clause that says
+    why. Raises ValueError if the `wanted` one is missing.
     """
     if wanted:
         return _existing(columns, where, wanted), ""
-    possible = list(dict.fromkeys([*_named(_LABELS, columns), *declared]))
+    others = [column for column in columns if column != images]
+    possible = list(dict.fromkeys([*_named(_LABELS, others), *declared]))
     if len(possible) == 1 or possible[:1] == ["label"]:
         return possible[0], ""
-    what, names = ("several columns", possible) if possible else ("no column", columns)
-    choice = f"choose one with ?label=COLUMN of {', '.join(names)}"
-    return None, f"{where} has {what} of labels: {choice}"
+    what, names = ("several columns", possible) if possible else ("no column", others)
+    choice = f"; name one: {some([f'?label={name}' for name in names])}" if names else ""
+    return None, f"{where} has {what} of labels{choice}"
 
 
 def _existing(columns: Collection[str], where: str, wanted: str) -> str:

@@ -1,6 +1,7 @@
 """Tables of image files and their classes, as data or beside the images: CSV, TSV, JSON lines."""
 
 import os
+import re
 import reprlib
 from collections.abc import Callable, Sequence
 from functools import cache, partial
@@ -49,7 +50,8 @@ def open_table(path: Path, reading: Reading = AS_IT_IS, split: Split | None = No
     names the splits, the rows for `split` are taken; for None all are.
 
     Raises:
-        ValueError: the table cannot be read, or has no column of files, or no row for `split`.
+        ValueError: the table cannot be read, or has no column of files, or no row for `split`, or
+            several folders beside it have its first file.
         FileNotFoundError: files do not exist; the message says how many, and names the first.
     """
     table = _read(path, reading)
@@ -60,13 +62,17 @@ def open_table(path: Path, reading: Reading = AS_IT_IS, split: Split | None = No
         files = [files[row] for row in rows.tolist()]
         labels = None if labels is None else labels[rows]
     root = folder_of(path, files[0])
-    missing = [name for name in files if not os.path.isfile(root / name)]
+    missing = [place for place, name in enumerate(files) if not os.path.isfile(root / name)]
     if missing:
+        if not missing[0]:
+            _refuse_ambiguous(path, files[0])
+        row = missing[0] if rows is None else int(rows[missing[0]])
+        name, absent = files[missing[0]], "does not" if len(missing) == 1 else "do not"
         raise FileNotFoundError(
-            f"{path}: {len(missing)} of the {len(files)} image files that it names do not "
-            f"exist; the first is {_quoted.repr(missing[0])} in {root}; expected paths relative to "
-            "the folder of the table, to one folder in it, or to the working directory"
-            f"{_ambiguous(path, files[0]) or _absent_folder(root / missing[0])}"
+            f"{path}: {len(missing)} of the {len(files)} image files that it names {absent} exist; "
+            f"the first is {_quoted.repr(name)} in {root}, row {row + 1}; expected paths "
+            "relative to the folder of the table, to one folder in it, or to the working directory"
+            f"{_suggestion(root / name)}"
         )
     why = table.why_unlabelled
     labelled = 0 if labels is None else int((labels >= 0).sum())
@@ -77,12 +83,13 @@ def open_table(path: Path, reading: Reading = AS_IT_IS, split: Split | None = No
     return FileSource(root, files, reading, labels, table.class_names, why)
 
 
-def _absent_folder(missing: Path) -> str:
-    """Name the folder of a missing file that does not exist, or what it may be called."""
-    folder = first_missing(missing)
-    if folder == missing:
-        return ""
-    return near_path(missing) or f"; there is no folder {folder}"
+def _suggestion(missing: Path) -> str:
+    """Say what a missing file or its folder may be called, or that there is no such folder."""
+    folder, near = first_missing(missing), near_path(missing)
+    if folder != missing:
+        return near or f"; there is no folder {folder}"
+    # A file with another number is another one.
+    return near if re.findall(r"\d+", near) == re.findall(r"\d+", str(missing)) else ""
 
 
 def labelled_folder(
@@ -234,7 +241,7 @@ def _read(path: Path, reading: Reading) -> Table:
         files = [name.replace("\\", "/") for name in files]
     labels = names = label = None
     try:
-        label, why = label_column(kinds, str(path), reading.label, declared)
+        label, why = label_column(kinds, str(path), reading.label, declared, file)
     except ValueError as error:  # it has not the column that `reading` names
         why = str(error)
     if label is not None:
@@ -257,12 +264,15 @@ def _read(path: Path, reading: Reading) -> Table:
     return Table(files, labels, names, why, label, rows_of)
 
 
-def _ambiguous(table: Path, first: str) -> str:
-    """Say that several folders beside a table have its first file, if so."""
+def _refuse_ambiguous(table: Path, first: str) -> None:
+    """Raise ValueError if several folders beside a table have its first file."""
     having = sorted(path.name for path in table.parent.iterdir() if os.path.isfile(path / first))
-    if len(having) < 2:
-        return ""
-    return f". {', '.join(having)} have that file: put the table into the right one of them"
+    if len(having) > 1:
+        raise ValueError(
+            f"{table}: its first file, {_quoted.repr(first)}, is in several folders beside the "
+            f"table: {some(having)}; put the table into the right one of them, or write the "
+            f"folder into its paths, as {Path(having[0]) / first}"
+        )
 
 
 def _check_lines(path: Path, column: str, values: Sequence[str | None]) -> None:

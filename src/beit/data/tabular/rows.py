@@ -67,7 +67,8 @@ class RowSource:
             sizes += file.sizes
             if label is None:
                 names = file.schema.names
-                label, why = label_column(names, str(path), reading.label, file.class_names)
+                wanted, declared = reading.label, file.class_names
+                label, why = label_column(names, str(path), wanted, declared, self._column)
             parts.append(_labels(file, label))
         if not self._count:
             raise ValueError(f"{self._files[0]}: no rows in this file; expected images")
