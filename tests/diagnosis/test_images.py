@@ -187,7 +187,7 @@ def test_a_clean_list_is_read_as_its_source_without_labels(tmp_path, monkeypatch
         shown = " ".join(capsys.readouterr().out.split())
         assert shown.count(f"--data '{data}?range=0:4095'") == 2
         assert int(open_source(f"{data}?range=0:4095").image(0).max()) > 200
-        assert "labels none:" in shown and "?label=COLUMN of file, drug" in shown
+        assert "labels none:" in shown and "name one: ?label=drug" in shown
 
 
 def test_workers_find_the_same(sets):
@@ -220,6 +220,26 @@ def test_a_rare_class_that_is_spelled_nearly_as_a_large_one_is_told(tmp_path, ca
     assert shown.count("spelled nearly") == 1
 
 
+def test_a_class_of_one_image_is_a_finding(tmp_path, capsys):
+    for name in ("a/0.png", "a/1.png", "b/2.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        drawing(int(name[2])).save(tmp_path / name)
+    main(["doctor", str(tmp_path), "--num_workers", "0"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "1 class with one image only: b → nothing is left of it for a test" in shown
+    assert "figure 3 images; 1 finding on classes" in shown
+
+
+def test_the_page_shows_images_and_only_columns_that_say_something(tmp_path):
+    for number in range(14):
+        drawing(number).convert("L").save(tmp_path / f"{number}.png")
+    report = run(Config(str(tmp_path), output=str(tmp_path / "checked"), num_workers=0)).report
+    assert report is not None
+    page = report.read_text()
+    assert page.count("<img") == 7  # every other one
+    assert "what to do" not in page and "<th>red" not in page and "grey</th>" in page
+
+
 def test_colours_and_sizes_are_those_of_the_images(tmp_path):
     for number, level in enumerate((51, 102)):
         pixels = np.full((30, 20 + number, 3), level, np.uint8)
@@ -229,6 +249,9 @@ def test_colours_and_sizes_are_those_of_the_images(tmp_path):
     mean, deviation = facts.colours()
     assert mean == pytest.approx([0.4, 0.3, 0.3]) and deviation[1] == pytest.approx(0.1)
     assert deviation[0] == pytest.approx(np.std([0.2, 0.4, 0.4, 0.6]))
+    assert facts.bright() == pytest.approx(
+        [0.5, 0.3, 0.3]
+    )  # the mean of 102 and 153, of 51 and 102
     assert facts.width.tolist() == [20, 21] and facts.height.tolist() == [30, 30]
     assert facts.formats == {"PNG RGB, 8 bits": 2} and not facts.grey.any()
 
@@ -300,7 +323,19 @@ def test_sixteen_bits_end_with_the_command_to_type(
     assert "range 0.2% of values at its low end, 0.2% at its high end" in said(
         f"{folder}?range=0:4095", 0
     )
-    assert "if these are cut off, give a larger range" in said(f"{folder}?range=0:2000", 0)
+    out = said(f"{folder}?range=0:2000", 0)
+    assert "if these are cut off, give a larger range" in out
+    assert "figure 20 images; 51.2% of values cut off" in out
+    out = said(f"{folder}?range=0:65535", 0)
+    assert "the brightest pixel of an image is at 6.3% of it on average" in out
+    assert "use 16 of 256 levels; if no image of this kind is brighter" in out and "no fault" in out
+    (folder / "wells.csv").write_text("file,drug\n0.png,A\n1.png,B\n")
+    assert f"beit doctor '{folder}/wells.csv?label=drug&range=0:4095'" in said(
+        f"{folder}/wells.csv", 1
+    )
+    assert f"beit doctor '{folder}/wells.csv?label=drug&range=0:4095'" in said(
+        f"{folder}/wells.csv?label=drug", 1
+    )
     Path("stack").mkdir()
     tifffile.imwrite("stack/pages.tif", np.zeros((5, 40, 50), np.uint8))
     assert "beit doctor 'stack?bands=3,2,1'" in said("stack", 1)

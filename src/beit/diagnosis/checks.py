@@ -12,6 +12,7 @@ from beit.files import write_text
 from beit.run.environment import environment
 
 JSON, PAGE = "doctor.json", "report.html"
+CLASSES, CUT_OFF = "classes", "cut_off"  # figures: findings on classes, share of values cut off
 
 
 class Check(NamedTuple):
@@ -83,8 +84,13 @@ def write(output: Path, found: Findings) -> Path:
     plain = [check._asdict() for check in found.checks]
     values = {"environment": about, "checks": plain, **found.values}
     write_text(output / JSON, json.dumps(values, indent=1) + "\n")
-    rows = [[check.name + " !" * check.must, *check[1:3]] for check in found.checks]
-    first = Section("What was found", "", [Table("", ["what", "found", "what to do"], rows)])
+    columns = ["what", "found", "what to do"]
+    columns = columns if any(check.advice for check in found.checks) else columns[:2]
+    rows = [
+        [check.name + " !" * check.must, check.found, check.advice][: len(columns)]
+        for check in found.checks
+    ]
+    first = Section("What was found", "", [Table("", columns, rows)])
     must = ", ".join(dict.fromkeys(check.name for check in found.checks if check.must))
     summary = f"To mend, marked with !: {must}." if must else "Nothing must be mended."
     sections = [first, *found.sections]

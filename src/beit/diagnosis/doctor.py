@@ -11,13 +11,24 @@ from typing import NamedTuple
 
 from beit.command.ending import Ending, opened, words
 from beit.command.options import name_positionals, parse
-from beit.diagnosis.checks import JSON, Findings, check_output, failures, show, write
+from beit.diagnosis.checks import (
+    CLASSES,
+    CUT_OFF,
+    JSON,
+    Findings,
+    check_output,
+    failures,
+    show,
+    write,
+)
 from beit.diagnosis.clean import as_data
 from beit.diagnosis.faults import DROPPED, KINDS
 from beit.diagnosis.images import check_images
 from beit.diagnosis.machine import check_machine
 from beit.diagnosis.near import MOST
 from beit.diagnosis.training import Training, check_training, training_of
+from beit.draw.names import percent
+from beit.wording import amount
 
 
 @dataclass(frozen=True)
@@ -134,5 +145,10 @@ def ending(config: Config | Training, result: Result) -> Ending:
 def _figure(result: Result) -> str:
     if "images" not in result.figures:
         return "nothing must be mended"
-    kinds = [f"{int(result.figures[kind])} {kind}" for kind in KINDS if kind in result.figures]
-    return f"{int(result.figures['images'])} images; {', '.join(kinds) or 'no fault'}"
+    figures = result.figures
+    kinds = [f"{int(figures[kind])} {kind}" for kind in KINDS if kind in figures]
+    kinds += (
+        [amount(int(figures[CLASSES]), "finding") + " on classes"] if CLASSES in figures else []
+    )
+    kinds += [f"{percent(figures[CUT_OFF])} of values cut off"] if CUT_OFF in figures else []
+    return f"{int(figures['images'])} images; {', '.join(kinds) or 'no fault'}"

@@ -36,7 +36,8 @@ class Kind(NamedTuple):
 KINDS = {
     "unreadable": Kind(
         "cannot be read",
-        "repair or remove them; a training stops above --data.max_unreadable, 1% unless set",
+        "repair or remove them; a training stops if they are more than --data.max_unreadable, 1% "
+        "unless set; of 20 images or more, it allows one",
     ),
     "copy": Kind("copies of another image", "remove them: their kind counts twice"),
     "near": Kind("nearly another image", "look at them; a series of photos is no fault"),
@@ -209,7 +210,8 @@ def class_checks(train: Scanned, test: Scanned | None) -> list[Check]:
             found.append(Check("classes", what, "if it is a mistake, write both alike"))
     if one := [name for name, count in counts if count == 1]:
         what = f"{len(one)} {plural('class', one)} with one image only: {some(one)}"
-        found.append(Check("classes", what, "nothing is left of them for a test; add images"))
+        them = "it" if len(one) == 1 else "them"
+        found.append(Check("classes", what, f"nothing is left of {them} for a test; add images"))
     if none := [name for name, count in counts if count == 0]:
         what = f"{len(none)} {plural('class', none)} without an image: {some(none)}"
         found.append(Check("classes", what, "add images"))

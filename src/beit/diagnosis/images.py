@@ -1,5 +1,6 @@
 """What is wrong with a set of images, and with it beside its test set."""
 
+import re
 from collections.abc import Sequence
 from contextlib import suppress
 from shlex import quote
@@ -13,7 +14,7 @@ from beit.data.sources import open_source, open_test_split
 from beit.data.spec import split_part, split_query
 from beit.data.unreadable import OPTION, allowed
 from beit.diagnosis.alike import nearest_test_images
-from beit.diagnosis.checks import Check, Findings
+from beit.diagnosis.checks import CLASSES, CUT_OFF, Check, Findings
 from beit.diagnosis.clean import as_data, check_writable, is_table, write_clean
 from beit.diagnosis.faults import KINDS, OF_TEST, Fault, Scanned, class_checks, find_faults
 from beit.diagnosis.page import as_json, fact_sections, fault_sections, shorter_side
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from beit.diagnosis.doctor import Config
 
 CLIPPED = 0.01  # share of values at the high end of a range above which it may be too small
+DARK = 0.2  # of a range, which may be too wide if the brightest pixels are darker on average
+LABEL = re.compile(r"name one: \?(label=[^\s&]+)$")  # if there is one choice of a column of labels
 
 
 def check_images(config: "Config") -> Findings:
@@ -76,6 +79,8 @@ def check_images(config: "Config") -> Findings:
         checks.append(_written(config.write, scanned, faults, config.drop))
     figures = {"images": float(len(train))}
     figures |= {fault.kind: float(len(fault.images)) for fault in faults}
+    figures |= {CLASSES: float(len(classes))} if classes else {}
+    figures |= {CUT_OFF: share} if (share := _cut_off(scanned)) else {}
     return Findings(f"Images of {config.data}", checks, sections, values, figures)
 
 
@@ -110,8 +115,14 @@ def _channels(scanned: Scanned) -> list[Check]:
     low, high = ([percent(share) for share in shares] for shares in facts.ends())
     if len(mean) == 3:
         least, most = (percent(max(shares)) for shares in facts.ends())
-        advice = "if these are cut off, give a larger range" * (max(facts.ends()[1]) > CLIPPED)
-        return [Check("range", f"{least} of values at its low end, {most} at its high end", advice)]
+        text, advice = f"{least} of values at its low end, {most} at its high end", ""
+        if _cut_off(scanned):
+            advice = "if these are cut off, give a larger range"
+        elif (bright := max(facts.bright())) < DARK:
+            text += f"; the brightest pixel of an image is at {percent(bright)} of it on average"
+            levels = f"the images use {round(256 * bright)} of 256 levels"
+            advice = f"{levels}; if no image of this kind is brighter, give a smaller range"
+        return [Check("range", text, advice)]
     found = f"{len(mean)} channels; values at 0 {', '.join(low)}, at 255 {', '.join(high)}"
     if flat := [number for number, value in enumerate(deviation, 1) if value < FLAT / 255]:
         numbers = ", ".join(map(str, flat))
@@ -125,6 +136,13 @@ def _channels(scanned: Scanned) -> list[Check]:
     return [
         Check("channels", found, f"--PART.in_channels {len(mean)} --PART.mean {values}, {part}")
     ]
+
+
+def _cut_off(scanned: Scanned) -> float:
+    """Return the share of values at the high end of a given range if it may be too small, or 0."""
+    ranged = any("range=" in text for text in pixel_options(scanned.spec))
+    share = max(scanned.facts.ends()[1])
+    return share if ranged and share > CLIPPED else 0.0
 
 
 def _check(fault: Fault, scanned: Scanned, test: Scanned | None, max_unreadable: float) -> Check:
@@ -142,10 +160,12 @@ def _check(fault: Fault, scanned: Scanned, test: Scanned | None, max_unreadable:
         reason = printable(scanned.facts.reasons[first])
         example += f": {reason}"
         if (option := OPTION.search(reason)) is not None:
+            label = None if source.labels is not None else LABEL.search(source.why_unlabelled)
+            options = "&".join(found[1] for found in (label, option) if found)
             whole, _ = split_part(scanned.spec)
             joint = "?" if split_query(whole)[0] == whole else "&"
-            named = f"{whole}{joint}{option[1]}{scanned.spec.removeprefix(whole)}"
-            advice = f"give an option in the string of the data: beit doctor {quote(named)}"
+            named = f"{whole}{joint}{options}{scanned.spec.removeprefix(whole)}"
+            advice = f"give this in the string of the data: beit doctor {quote(named)}"
     return Check(
         fault.kind, f"{number} ({percent(share)}) {kind.images}, as {example}", advice, must
     )

@@ -15,6 +15,7 @@ from beit.draw.report import Cell, Gallery, Picture, Section, Table
 from beit.rows.lines import printable
 
 SHOWN = 24  # pictures of a kind
+SOME = 12  # pictures of a set at most
 LISTED = 50  # unreadable images in a table
 CLASSES = 30  # in a table, the largest and the smallest
 PIXELS = 180  # longest side of a picture
@@ -73,6 +74,16 @@ def _pairs(scanned: Scanned, other: Scanned, fault: Fault) -> list[Picture]:
     return drawn
 
 
+def _some(scanned: Scanned) -> Gallery:
+    """Show some readable images from the whole set as they are read."""
+    readable = np.flatnonzero(scanned.facts.readable)
+    step, drawn = max(1, -(-len(readable) // SOME)), list[Picture]()
+    for index in readable[::step].tolist():
+        name = printable(scanned.source.name(index))
+        drawn.append(picture(name, name, [[_pixels(scanned.source, index)]]))
+    return Gallery("Some images, as they are read", drawn)
+
+
 def _pixels(source: Source, index: int) -> Pixels:
     """Read a picture; a grey square if it has been removed meanwhile."""
     try:
@@ -108,12 +119,15 @@ def fact_sections(scanned: Scanned, checks: Sequence[Check]) -> list[Section]:
     mean, deviation = facts.colours()
     low, high = facts.ends()
     rows: list[list[Cell]] = [["mean", *mean], ["standard deviation", *deviation]]
-    rows += [["share at 0", *low], ["share at 1", *high]]
-    names = ["red", "green", "blue"]
+    rows += [["share at 0", *map(percent, low)], ["share at 1", *map(percent, high)]]
+    grey, names = int(facts.grey.sum()), ["red", "green", "blue"]
     if len(mean) != 3:
         names = [f"channel {number}" for number in range(1, len(mean) + 1)]
+    elif grey == count:
+        rows, names = [row[:2] for row in rows], ["grey"]
     items.append(Table("Colours, in [0, 1]", ["", *names], rows))
-    text = f"{int(facts.grey.sum())} images are grey. {shorter_side(facts)}"
+    text = f"{grey} images are grey. {shorter_side(facts)}"
+    items += [_some(scanned)] if facts.readable.any() else []
     sections = [Section("Sizes and colours", text, items)]
     counts = class_counts(scanned.source)
     if counts:

@@ -39,8 +39,8 @@ class Facts(NamedTuple):
         grey: (n,) bool, whether its channels are equal
         reasons: of the unreadable images, by index
         formats: numbers of images by format, mode and bits, as "JPEG RGB, 8 bits"; files only
-        sums: (4, c) float64, of values in [0, 1], their squares, and the shares of those at 0 and
-            at 1; each image counts as one
+        sums: (5, c) float64, of values in [0, 1], their squares, the shares of those at 0 and at 1,
+            and the highest value; each image counts as one
     """
 
     height: NDArray[np.int32]
@@ -60,13 +60,20 @@ class Facts(NamedTuple):
 
     def colours(self) -> tuple[list[float], list[float]]:
         """Return the mean and the standard deviation of each channel, in [0, 1]."""
-        mean, square, *_ = self.sums / max(1, int(self.readable.sum()))
+        mean, square, *_ = self._means()
         return mean.tolist(), np.sqrt(np.maximum(square - mean**2, 0)).tolist()
 
     def ends(self) -> tuple[list[float], list[float]]:
         """Return the share of values of each channel that are 0, and that are 255."""
-        _, _, low, high = self.sums / max(1, int(self.readable.sum()))
+        _, _, low, high, _ = self._means()
         return low.tolist(), high.tolist()
+
+    def bright(self) -> list[float]:
+        """Return the highest value of each channel, the mean over the images."""
+        return list(self._means()[4])
+
+    def _means(self) -> NDArray[np.float64]:
+        return self.sums / max(1, int(self.readable.sum()))
 
 
 class _ImageFacts(NamedTuple):
@@ -89,7 +96,7 @@ def scan(source: Source, num_workers: int, what: str, channels: int = 3) -> Fact
     height, width = np.zeros((2, count), np.int32)
     digests, hashes = np.zeros((2, count), np.uint64)
     flat, grey = np.zeros((2, count), np.bool_)
-    sums, formats, reasons = np.zeros((4, channels)), Counter[str](), dict[int, str]()
+    sums, formats, reasons = np.zeros((5, channels)), Counter[str](), dict[int, str]()
     facts = Facts(height, width, digests, hashes, flat, grey, reasons, formats, sums)
     with Progress(count) as progress:
         progress.message(f"reading {count} {what}")
@@ -104,7 +111,7 @@ def scan(source: Source, num_workers: int, what: str, channels: int = 3) -> Fact
             digests[index], hashes[index] = image.digest, image.hash
             flat[index], grey[index] = image.flat, image.grey
             formats.update([image.format] if image.format else [])
-            sums += np.reshape(image.sums, (4, channels))
+            sums += np.reshape(image.sums, (5, channels))
     return facts
 
 
@@ -129,7 +136,7 @@ def measured(source: Source, index: int) -> _ImageFacts:
         flat=bool((deviation < FLAT / 255).all()),
         grey=bool((sample == sample[:1]).all()),
         format=_format_of(source, index),
-        sums=(*mean.tolist(), *square.tolist(), *ends.flatten().tolist()),
+        sums=(*mean.tolist(), *square.tolist(), *ends.flatten().tolist(), *sample.amax(1).tolist()),
     )
 
 
