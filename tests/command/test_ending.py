@@ -40,6 +40,7 @@ POOR = {
 EVALUATED = {"figures": {"top1": 0.5, "miou": 0.25}, "images": {"evaluated": 2000}}
 CHECKED = {"failures": [], "figures": {}, "report": None}
 ROW = {"features": "cls", "linear": 0.5321, "knn": 0.4}
+PROBED = {"rows": [ROW], "images": 12, "chance": 5 / 12}
 
 # By verb: options, fields of the result, a part of what is printed.
 CASES = [
@@ -97,15 +98,20 @@ CASES = [
         {**TRAINED, "metrics": {"val_miou": 0.3}},
         "mIoU 30.0%",
     ),
-    ("probe", "--model runs/mine --data p --test q", {"rows": [ROW]}, "53.2% (cls), k-NN 40.0%"),
-    ("probe", "--model teacher:x --data p --test q --output o", {"rows": [ROW]}, "o/report.html"),
+    (
+        "probe",
+        "--model runs/mine --data p --test q",
+        PROBED,
+        "53.2% (cls), k-NN 40.0% (cls) of 12 test images; chance 41.7%",
+    ),
+    ("probe", "--model teacher:x --data p --test q --output o", PROBED, "o/report.html"),
     ("ablate", "plan.yaml", {"directory": Path("o"), "table": SimpleNamespace(rows=[1])}, "1 rows"),
     ("evaluate", "--model m --data p --output o", {"record": EVALUATED}, "50.0% on 2,000 images"),
     ("evaluate", "--kind maps --model m --data p", {"record": EVALUATED}, "mIoU 25.0%"),
     ("evaluate", "--compare [a,b]", {"record": {"a": {"top1": 0.1}, "b": {"top1": 0.2}}}, "of b"),
     ("tokenize", "--model m --data p --output o.parquet", {"rows": 3000}, "3,000 images"),
     ("embed", "--model m --data p --output o.parquet", {"rows": 3000}, "o.parquet"),
-    ("predict", "m a.jpg b.jpg --output o.parquet --picture p.png", {"rows": 2}, "p.png"),
+    ("predict", "m a --output o.parquet --picture p.png", {"rows": 2, "labelled": 0}, "p.png"),
     ("predict", "m p --kind maps --output o", {"directory": Path("o"), "images": 2}, "o/maps"),
     (
         "visualise codes",
@@ -198,8 +204,10 @@ def test_every_verb_that_makes_something_has_an_ending():
 
 def test_the_tokenizer_of_a_probed_teacher_sees_images_of_the_same_size():
     config = probe.Config("teacher:x", train="p", test="q", image_size=96)
-    then = probe.ending(config, SimpleNamespace(rows=[ROW])).then
-    assert then[then.index("--teacher.image_size") + 1] == "96"
+    ending = probe.ending(config, SimpleNamespace(**PROBED))
+    assert ending.then[:3] == ["embed", "teacher:x", "p"]
+    for then, option in ((ending.then, "--image_size"), (*ending.others, "--teacher.image_size")):
+        assert then[then.index(option) + 1] == "96"
 
 
 @pytest.mark.parametrize(("verb", "options", "result", "part"), CASES, ids=lambda value: str(value))
@@ -224,7 +232,7 @@ def test_the_next_command_is_one_that_parses(
     made, figure, *commands = capsys.readouterr().out.splitlines()
     assert (made[:8], figure[:8]) == ("made    ", "figure  ")
     assert part in f"{made} {figure}"
-    assert len(commands) == (3 if verb == "demo" else 1)
+    assert len(commands) == (3 if verb == "demo" else 2 if "teacher:x" in options else 1)
     for then in commands:
         assert then[:8] == "next    "
         first, *command = shlex.split(then.removeprefix("next"))

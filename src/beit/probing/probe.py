@@ -63,7 +63,7 @@ from beit.run.launch import launch
 from beit.weights.bands import check_bands
 from beit.weights.crop import crop_ratio
 from beit.weights.frozen import TEACHER, open_frozen_model
-from beit.wording import some
+from beit.wording import amount, some
 
 logger = logging.getLogger(__name__)
 
@@ -265,7 +265,7 @@ def run(config: Config) -> Result:
 
 
 def ending(config: Config, result: Result) -> Ending:
-    """Say the best accuracies; fine-tuning of the model is next, or a tokenizer of a teacher."""
+    """Say the best accuracies; fine-tuning is next, or a teacher's features or its tokenizer."""
     made = "no files; --output DIR keeps the table with a report"
     if config.output is not None:
         made = f"{config.output}/probe.json; report {config.output}/report.html"
@@ -273,17 +273,22 @@ def ending(config: Config, result: Result) -> Ending:
     nearest = max(result.rows, key=lambda row: row["knn"])
     figure = (
         f"linear probe {percent(best['linear'])} ({best['features']}), "
-        f"k-NN {percent(nearest['knn'])} ({nearest['features']})"
+        f"k-NN {percent(nearest['knn'])} ({nearest['features']}) "
+        f"of {amount(result.images, 'test image')}; chance {percent(result.chance)}"
     )
-    verb, name = "finetune", "finetuned"
-    model: dict[str, object] = {"model": config.model}
-    if config.model.startswith(TEACHER):
-        verb, name = "train-tokenizer", "tokenizer"
-        source = config.model.removeprefix(TEACHER)
-        model = {"teacher.source": source, "teacher.image_size": config.image_size}
+    is_teacher = config.model.startswith(TEACHER)
+    name = "tokenizer" if is_teacher else "finetuned"
     output = beside(config.output or f"runs/{name}", name)
     data = {"data": config.train, "validation": config.test, "output": output}
-    return Ending(made, figure, words(verb, **model, **data))
+    if not is_teacher:
+        return Ending(made, figure, words("finetune", model=config.model, **data))
+    size, source = config.image_size, config.model.removeprefix(TEACHER)
+    features = {"image_size": size, "output": beside(output, "features.parquet")}
+    teacher = {"teacher.source": source, "teacher.image_size": size}
+    return Ending(
+        *(made, figure, words("embed", config.model, config.train, **features)),
+        [words("train-tokenizer", **teacher, **data)],
+    )
 
 
 def unreadable_note(set_name: str, names: list[str], total: int) -> list[str]:
