@@ -29,12 +29,17 @@ def data(text: str, name: str) -> list[str]:
 
 
 def test_the_page_holds_pictures_places_clusters_and_neighbours(
-    photos: Path, model: str, tmp_path: Path
+    photos: Path, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     output = tmp_path / "page.html"
     settings = config(model, photos, output)
     result = embedding.run(settings)
     assert (result.page, result.images) == (output, 12)
+    assert capsys.readouterr().out.splitlines()[-3:] == [
+        "computing neighbours and clusters of 12 images",
+        "reading the pictures of 12 images",
+        "computing the map of 12 images",
+    ]
     text = output.read_text("utf-8")
     summary = json.loads(data(text, "summary")[0])
     assert summary["names"][:2] == ["blue/0.png", "blue/1.png"]

@@ -130,7 +130,9 @@ def drawn(page: Any) -> None:
 def test_search_and_labels_filter_all_views(visit: Visit) -> None:
     page = visit()
     status(page, "300 images")
-    assert "40.0\u202f% have its label; chance is 25.0\u202f%" in page.inner_text("#key")
+    facts = page.inner_text("#key")
+    assert "40.0\u202f% have its label; chance is 25.0\u202f%" in facts
+    assert "have 2 labels and are in 2 clusters: 50.0\u202f% have their" in facts
     page.fill("#search", "IMAGE 29")
     status(page, "11 of 300 images")  # 29 and 290 to 299
     page.click("[data-view=images]")

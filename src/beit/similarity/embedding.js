@@ -175,7 +175,7 @@ function start() {
   const facts = [];
   const share = (value) => `${(100 * value).toFixed(1)}\u202f%`;
   if (summary.agreement) facts.push(`Of the ${summary.compared} nearest images of each, ${share(summary.agreement[0])} have its label; chance is ${share(summary.agreement[1])}.`);
-  if (summary.purity) facts.push(`Of all images, ${share(summary.purity[0])} have their cluster’s most frequent label; with shuffled labels ${share(summary.purity[1])}.`);
+  if (summary.purity) facts.push(`The images have ${count(summary.label_names.length)} labels and are in ${count(groups.length)} clusters: ${share(summary.purity[0])} have their cluster’s most frequent label; with shuffled labels ${share(summary.purity[1])}.`);
   byId('key').textContent = facts.join(' ');
   byId('key').hidden = !facts.length;
   if (!hasLabels) for (const pair of document.querySelectorAll('.pair[data-needs]')) pair.hidden = true;

@@ -128,6 +128,7 @@ def run(config: Config) -> Result:
         notes.append(f"{chosen - n:,} of {chosen:,} images cannot be read and are left out")
     for note in notes:
         print(note)
+    print(f"computing neighbours and clusters of {n:,} images", flush=True)
     near = all_nearest(images.vectors, max(config.neighbours, AGREEING))
     groups = clusters(images.vectors, min(config.clusters or num_clusters(n), n), config.seed)
     labels, names = _labels(images)
@@ -135,6 +136,7 @@ def run(config: Config) -> Result:
     shares = None if labels is None else agreement(near.rows[:, :compared], labels)
     pure = None if labels is None else purity(groups, labels, config.seed)
     cells = thumbnails(images.source, images.indices, embedder.view, _side(n), config.num_workers)
+    print(f"computing the map of {n:,} images", flush=True)
     page = EmbeddingPage(
         model=config.model,
         data=config.data,
@@ -227,7 +229,7 @@ def thumbnails(
     order = torch.tensor(indices)
     place = order.argsort()  # a part of a source is in the source's order
     batches = EvalBatches(PartSource(source, order), view, 64, num_workers=num_workers)
-    print(f"reading the pictures of {len(indices):,} images")
+    print(f"reading the pictures of {len(indices):,} images", flush=True)
     with Progress(len(batches)) as progress:
         for step, batch in enumerate(batches, start=1):
             for image, row in zip(shown(batch.images), batch.indices.tolist(), strict=True):
