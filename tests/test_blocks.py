@@ -92,6 +92,8 @@ def prepared(tmp_path_factory):
         beit.pretrain(tokenizer=tokenizer.path, output="runs/pretrain", **small)
         small["preset"] = "cifar10-ft-cpu"
         beit.finetune(model="runs/pretrain", output="runs/classifier", **small)
+        test = "data/cifar10/test.parquet"
+        beit.predict(model="runs/classifier", data=test, output="classes.csv", quiet=True)
         beit.tokenize(model="runs/tokenizer", data="photos", output="codes.parquet", quiet=True)
         beit.embed(model="runs/pretrain", data="photos", output="features.npz", quiet=True)
         teacher = "teacher:efficientnet-lite0"
