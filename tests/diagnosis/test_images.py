@@ -325,7 +325,7 @@ def test_sixteen_bits_end_with_the_command_to_type(
     )
     out = said(f"{folder}?range=0:2000", 0)
     assert "if these are cut off, give a larger range" in out
-    assert "figure 20 images; 51.2% of values cut off" in out
+    assert "figure 20 images; 51.2% of values at the high end of the range" in out
     out = said(f"{folder}?range=0:65535", 0)
     assert "the brightest pixel of an image is at 6.3% of it on average" in out
     assert "use 16 of 256 levels; if no image of this kind is brighter" in out and "no fault" in out

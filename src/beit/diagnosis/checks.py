@@ -12,7 +12,7 @@ from beit.files import write_text
 from beit.run.environment import environment
 
 JSON, PAGE = "doctor.json", "report.html"
-CLASSES, CUT_OFF = "classes", "cut_off"  # figures: findings on classes, share of values cut off
+CLASSES, CUT_OFF = "classes", "cut_off"  # figures: findings on classes, values at the high end
 
 
 class Check(NamedTuple):

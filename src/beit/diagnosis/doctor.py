@@ -150,5 +150,6 @@ def _figure(result: Result) -> str:
     kinds += (
         [amount(int(figures[CLASSES]), "finding") + " on classes"] if CLASSES in figures else []
     )
-    kinds += [f"{percent(figures[CUT_OFF])} of values cut off"] if CUT_OFF in figures else []
+    if CUT_OFF in figures:
+        kinds.append(f"{percent(figures[CUT_OFF])} of values at the high end of the range")
     return f"{int(figures['images'])} images; {', '.join(kinds) or 'no fault'}"
