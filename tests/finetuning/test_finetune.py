@@ -186,7 +186,7 @@ def test_a_class_that_is_never_right_is_named(tmp_path, config, caplog):
         torch.tensor([0, 3]),
     )
     run.metrics_file.write_text('{"step": 10, "loss": 1.0}\n')
-    metrics = {"val_top1": 3 / 16}
+    metrics = {"val_top1": 3 / 16, "val_chance": 0.5}
     validated = validation.Validated(metrics, counts, torch.tensor([8, 8]), None)
     draw = (run, config(run.path), Classes(2, ("ant", "bee")), "", 10, validated)
     report(*draw)
