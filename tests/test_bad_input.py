@@ -159,8 +159,9 @@ def test_one_unreadable_image_among_many(train, output, folder, capsys):
     options = ["--optim.batch_size", "100", "--optim.epochs", "2", "--run.stop_after", "6"]
     assert train(folder, *options) == 0
     shown = capsys.readouterr().err
-    assert shown.count("150.png") == 1  # unreadable in both epochs, reported once
-    assert "unreadable, replaced by the next image: 150.png: not an image" in shown
+    assert "1 of the 300 images cannot be read, as 150.png: not an image" in shown  # at the start
+    replaced = "unreadable, replaced by the next image: 150.png: not an image"
+    assert shown.count(replaced) == 1  # in both epochs, reported once
     records = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     assert [record["unreadable"] for record in records] == [1]
     assert (output / "weights.safetensors").exists()
