@@ -46,7 +46,7 @@ TOKENIZER_SHARE, PRETRAIN_SHARE, READING_SHARE = 0.45, 0.65, 0.4
 LEAST = 0.25  # of the whole budget, which always counts as remaining
 SETTINGS = "demo.json"  # in the output
 FEWEST_PROBED = 50  # test images of a probe, and twice as many training images
-PAGE_IMAGES = 10_000  # of the page to browse, so that it takes a minute
+PAGE_IMAGES = 10_000  # of the page to browse, at most: all of CIFAR-10 take five times as long
 FEWEST_SECONDS = 30  # of remaining budget; with less, nothing is fine-tuned
 
 
@@ -212,7 +212,7 @@ def next_commands(output: Path, sets: Sets, classified: bool) -> list[tuple[str,
             output=output / "classes.parquet",
             picture=output / "classes.png",
         )
-        commands.append(("Classify the test images, with a picture of the first ones", classes))
+        commands.append(("Classify the test images, with a picture of wrong ones", classes))
     return commands
 
 

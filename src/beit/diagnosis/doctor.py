@@ -147,9 +147,8 @@ def _figure(result: Result) -> str:
         return "nothing must be mended"
     figures = result.figures
     kinds = [f"{int(figures[kind])} {kind}" for kind in KINDS if kind in figures]
-    kinds += (
-        [amount(int(figures[CLASSES]), "finding") + " on classes"] if CLASSES in figures else []
-    )
+    if CLASSES in figures:
+        kinds.append(f"{amount(int(figures[CLASSES]), 'finding')} on classes")
     if CUT_OFF in figures:
         kinds.append(f"{percent(figures[CUT_OFF])} of values at the high end of the range")
     return f"{int(figures['images'])} images; {', '.join(kinds) or 'no fault'}"
