@@ -99,7 +99,7 @@ $(STAMP): pyproject.toml constraints.txt
 				"Install one, or name it: make install PYTHON=/path/to/python" >&2; \
 			exit 1; \
 		fi; \
-		echo "creating $(VENV) with $$("$$found" --version)"; \
+		echo "creating $(VENV) with $$("$$found" --version); this takes minutes"; \
 		"$$found" -m venv --clear $(VENV) || { \
 			echo "$$found cannot make a virtual environment: see above" \
 				"(on Debian and Ubuntu the package python3-venv is missing)" >&2; exit 1; }; \

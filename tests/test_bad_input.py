@@ -275,11 +275,13 @@ def test_invalid_options(verb, options, expected, output, request, capsys):
 def test_an_existing_run_directory(train, output, folder, capsys):
     output.mkdir()
     (output / "precious.txt").write_text("mine")
-    assert train(folder) == 2
-    message = error_line(capsys)
-    assert f"{output} exists and is not overwritten" in message
-    assert f"--resume {output}" in message
-    assert [file.name for file in output.iterdir()] == ["precious.txt"]
+    for resume in (False, True):
+        assert train(folder) == 2
+        message = error_line(capsys)
+        assert f"{output} exists and is not overwritten; name another directory" in message
+        assert (f"--resume {output}" in message) == resume
+        assert (output / "precious.txt").read_text() == "mine"
+        (output / "config.yaml").touch()
 
 
 # ── models ──────────────────────────────────────────────────────────────────────────────────────

@@ -168,9 +168,16 @@ def test_onnx_runtime_equals_the_model(
 
 @pytest.mark.slow
 def test_another_opset(models: Callable[..., Path], tmp_path: Path) -> None:
-    output = tmp_path / "classifier.onnx"
-    written(Config(str(models("classifier")), str(output), "onnx", opset=18))
-    assert [entry.version for entry in onnx.load(output).opset_import] == [18]
+    source = str(models("classifier"))
+    written(Config(source, str(tmp_path / "a.onnx"), "onnx", opset=18))
+    assert [entry.version for entry in onnx.load(tmp_path / "a.onnx").opset_import] == [18]
+    for opset, message in (
+        (5, "opset is 5, but the graph needs 18"),
+        (99, r"expected \d\d, the new"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            written(Config(source, str(tmp_path / "b.onnx"), "onnx", opset=opset))
+    assert [file.name for file in tmp_path.glob("b.onnx*")] == []
 
 
 @pytest.mark.parametrize("kind", TORCH_EXPORT)

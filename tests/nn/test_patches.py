@@ -3,7 +3,7 @@ import torch
 from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 
-from beit.nn.patches import PatchEmbed, as_float, grid_of, patchify, pixels_of
+from beit.nn.patches import PatchEmbed, as_float, grid_of, patchify, per_channel, pixels_of
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -75,3 +75,19 @@ def test_a_cuda_graph_is_captured() -> None:
         doubled = pixels_of(images) * 2
     graph.replay()
     assert torch.equal(doubled, images * 2)
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("mean", (123.675, 116.28, 103.53), r"mean is \(123.*images in \[0, 1\]: divide .* by 255"),
+        ("std", (58.0, 57.0, 57.0), "std is .*divide"),
+        ("std", (0.2, 0.0, 0.2), "std is .*; expected finite numbers, each above 0"),
+        ("mean", (float("nan"),) * 3, "mean is .*; expected finite numbers$"),
+    ],
+)
+def test_a_normalisation_is_of_images_between_0_and_1(
+    name: str, values: tuple[float, ...], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        per_channel(name, values, 3)

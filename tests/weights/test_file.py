@@ -40,6 +40,9 @@ def test_weights_that_are_not_finite_are_refused(kind, request, tmp_path):
     save_weights(tmp_path / "weights.safetensors", model)
     with pytest.raises(ValueError, match=rf"weights\.safetensors: not all .* finite in {name};"):
         load(tmp_path / "weights.safetensors")
+    with pytest.raises(ValueError, match=rf"mine\.safetensors is not written: .* in {name}, and"):
+        save(model, tmp_path / "mine.safetensors")
+    assert not (tmp_path / "mine.safetensors").exists()
 
 
 def test_a_users_model_is_saved_with_its_crop(backbone, tmp_path):

@@ -274,3 +274,11 @@ def test_an_error_of_the_hub_names_the_repository(api, monkeypatch):
     monkeypatch.setattr(Api, "create_repo", refuse)
     with pytest.raises(OSError, match=r"^me/mine could not be pushed: 403 Forbidden$"):
         hub.push("me/mine", {}, "")
+
+
+def test_a_model_of_other_sizes_under_a_published_name_is_refused(publish, tokenizer, tmp_path):
+    torch.save({"model": to_published(tokenizer)}, tmp_path / "made.pth")
+    width = tokenizer.config.encoder.width
+    publish((tmp_path / "made.pth").read_bytes(), shapes={"width": 768, "codes": 5}, sha256=None)
+    with pytest.raises(ValueError, match=rf"is {{'width': 768}} .* holds {{'width': {width}}}"):
+        load("published:tiny", num_heads=2, image_size=(12, 20))

@@ -254,17 +254,17 @@ def test_weights_by_name_are_fetched(tmp_path, backbone, monkeypatch, source):
     save_weights(tmp_path / "weights.safetensors", backbone)
     calls = []
     monkeypatch.setattr(hub, "fetch", lambda name: calls.append(name) or next(tmp_path.iterdir()))
-    known = SimpleNamespace(model="VisionTransformer")
+    known = SimpleNamespace(model="VisionTransformer", shapes={})
     monkeypatch.setattr(manifest, "find", lambda name: calls.append(name) or known)
     monkeypatch.setattr(
-        manifest, "settings", lambda file, overrides: overrides | {"std": [4, 5, 6]}
+        manifest, "settings", lambda file, overrides: overrides | {"std": [0.4, 0.5, 0.6]}
     )
-    found = load(source, mean=[1, 2, 3])
+    found = load(source, mean=[0.1, 0.2, 0.3])
     assert calls[0] == source
     published = source.startswith("published")
     assert calls[1:] == (["weights.safetensors"] if published else [])
-    assert found.config.mean == (1, 2, 3)
-    assert found.config.std == ((4, 5, 6) if published else backbone.config.std)
+    assert found.config.mean == (0.1, 0.2, 0.3)
+    assert found.config.std == ((0.4, 0.5, 0.6) if published else backbone.config.std)
 
 
 @pytest.mark.parametrize("kind", ["dalle", "dvae", "tokenizer"])
@@ -540,6 +540,11 @@ def test_a_name_of_the_hub_is_recognised(tmp_path, monkeypatch):
         load("beit_base_patch16_224_pt22k.pth")
     with pytest.raises(FileNotFoundError, match=r"did you mean beit:cifar10-small\?$"):
         load("cifar10-small")
+    for name in ("", "https://example.org/a.pth"):
+        with pytest.raises(
+            FileNotFoundError, match=rf"^{name or 'an empty name'} cannot be opened; exp"
+        ):
+            load(name)
     with pytest.raises(TypeError, match="source is a dict; expected the name of a file"):
         load({})
 

@@ -107,7 +107,7 @@ class TrainBatches:
             raise ValueError(
                 f"a step takes {step_size} images ({batch_size} a batch x {accumulate} accumulated "
                 f"x {world_size} processes), but there are only {len(source)}; "
-                "use a smaller batch or more images"
+                "give a smaller optim.batch_size, or more images"
             )
         if repeats < 1 or step_size % repeats:
             raise ValueError(

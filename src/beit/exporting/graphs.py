@@ -79,8 +79,16 @@ def write_onnx(
     """Write an ONNX graph with its weights; above 2 GB they are in NAME.onnx.data beside it.
 
     The entry `beit` of its metadata describes the model, class names included.
+
+    Raises:
+        ValueError: PyTorch and ONNX cannot write this opset.
     """
     _check_packages()
+    import onnx
+
+    newest = onnx.defs.onnx_opset_version()
+    if opset is not None and opset > newest:
+        raise ValueError(f"opset is {opset}; expected {newest}, the newest of ONNX here, or less")
     with torch.no_grad():
         names = list(outputs(model, **inputs))
     program = torch.onnx.export(
@@ -92,6 +100,11 @@ def write_onnx(
         verbose=False,
     )
     assert program is not None
+    written = program.model.opset_imports[""]
+    if opset not in (None, written):
+        raise ValueError(
+            f"opset is {opset}, but the graph needs {written}; give that or a newer one"
+        )
     channels = inputs["images"].shape[1]
     what = "RGB, (B, 3, H, W)" if channels == 3 else f"(B, {channels}, H, W)"
     program.model.doc_string = INPUT.format(what)

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -17,6 +18,7 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 LUMA = (0.299, 0.587, 0.114)  # weights of red, green and blue (ITU-R BT.601, Pillow's mode L)
 OVERSHOOT = 0.5  # of values outside [0, 1]: a bicubic filter gives -0.45 to 1.45 at sharp edges
+UNIT_LIMIT = 2  # of the mean and std of images in [0, 1]; those of 0..255 are above it
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 WAYS = {  # to (B, c, H, W), by the number of axes and whether the last has c entries
@@ -97,9 +99,19 @@ def per_channel(
     One channel, a grey one, takes the average of three.
 
     Raises:
-        ValueError: there is another number of different values.
+        ValueError: there is another number of different values, or they are not those of images
+            in [0, 1].
     """
-    if values is None or len(values) == channels:
+    if values is None:
+        return None
+    if not all(isfinite(value) and (name == "mean" or value > 0) for value in values):
+        least = "" if name == "mean" else ", each above 0"
+        raise ValueError(f"{name} is {values}; expected finite numbers{least}")
+    if max(values, default=0) > UNIT_LIMIT:
+        raise ValueError(
+            f"{name} is {values}; expected that of images in [0, 1]: divide that of 0..255 by 255"
+        )
+    if len(values) == channels:
         return values
     if len({*values}) == 1 or (channels == 1 and len(values) == 3):
         return (fmean(values),) * channels

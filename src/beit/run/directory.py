@@ -85,9 +85,10 @@ class RunDirectory:
         if not str(path):
             raise ValueError("no run directory given; name a new one, as in --output runs/first")
         if Path(path).exists():
+            resume = f", or resume that run with --resume {path}"
             raise FileExistsError(
-                f"{path} exists and is not overwritten; "
-                f"name another directory, or resume that run with --resume {path}"
+                f"{path} exists and is not overwritten; name another directory"
+                + resume * RunDirectory(Path(path)).config_file.exists()
             )
 
     @classmethod

@@ -63,7 +63,8 @@ def save(model: nn.Module, path: str | Path, crop_ratio: float | None = None) ->
             that of the file which the model was loaded from
 
     Raises:
-        ValueError: the name does not end in .safetensors, or the model is of no known kind.
+        ValueError: the name does not end in .safetensors, the model is of no known kind, or not
+            all its numbers are finite.
     """
     if Path(path).suffix != ".safetensors":
         raise ValueError(f"path is {str(path)!r}, expected a name that ends in .safetensors")
@@ -110,7 +111,7 @@ def _class_of(model: nn.Module) -> type[nn.Module]:
 
 
 def _check_savable(model: nn.Module, path: str) -> None:
-    """Refuse a model that was changed without its configuration: its file could not be opened."""
+    """Refuse a model whose file could not be opened: changed without its configuration, or NaN."""
     model_class = _class_of(model)
     with torch.device("meta"):
         expected = model_class(model.config).state_dict()
@@ -121,6 +122,14 @@ def _check_savable(model: nn.Module, path: str) -> None:
             f"open it: {first(problems)}. Change model.config, too, as in model.config = "
             "dataclasses.replace(model.config, num_classes=7, class_names=None) for another linear "
             f"head, or put other parts around the {kind} and save those with torch.save"
+        )
+    broken = [
+        name for name, value in model.state_dict().items() if not bool(value.isfinite().all())
+    ]
+    if broken:
+        raise ValueError(
+            f"{path} is not written: not all numbers are finite in {first(broken)}, and "
+            "such a file is not opened; the training has failed"
         )
 
 

@@ -45,7 +45,7 @@ WithHead = TypeVar("WithHead", ImageClassifier, SemanticSegmenter)
 OWN_NAMES = (TABLE, "quantizer.codebook")
 # Layouts without mean and std, of which some files need others than ImageNet's.
 GUESSED = (published, timm_beit, mmpretrain)
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".ckpt", INDEX)
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".pkl", ".ckpt", ".pth.tar", INDEX)
 
 
 def load(source: str | Path, **overrides: Any) -> nn.Module:
@@ -56,8 +56,8 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
     its training images, as in ["bands=4,3,2"]; None if they say nothing.
 
     Args:
-        source: a run directory; a file of weights (.safetensors, .pth, .pt, .bin, .pkl, .ckpt, or
-            the .index.json of several), ours or in a layout of docs/weights.md, also with names
+        source: a run directory; a file of weights (.safetensors, .pth, .pt, .bin, .pkl, .ckpt,
+            .pth.tar, or the .index.json of several), ours or in a layout of docs/weights.md, also with names
             that have a prefix; a folder of transformers, timm or DALL-E; `hf://OWNER/NAME`;
             `published:NAME`; `beit:NAME`. Only tensors and plain values are ever unpickled.
         overrides: settings that shapes do not determine: `num_heads=4`, `image_size=(224, 320)`,
@@ -77,17 +77,16 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
             f"source is {an(type(source).__name__)}; expected the name of a file, run or folder. "
             "For a model or tensors in memory, write a file first (torch.save, save_pretrained)"
         )
+    if not str(source) or ("://" in str(source) and not str(source).startswith(hub.SCHEMES)):
+        meant = _named(Path(source)) or _expected(Path("x"))
+        raise FileNotFoundError(f"{source or 'an empty name'} cannot be opened{meant}")
     path, known = _local_path(source)
     settings = overrides if known is None else manifest.settings(known, overrides)
     shipped = str(source).startswith(hub.SHIPPED)
     model = _load(path, str(source if shipped else path), **settings)
     is_published = str(source).startswith(hub.PUBLISHED)
-    if is_published and known is not None and type(model).__name__ != known.model:
-        raise ValueError(
-            f"{source} is {an(known.model)} ({known.what}), but {path} holds "
-            f"{an(type(model).__name__)}: it is another file of this name. Delete it, and it is "
-            "downloaded again; if it is yours, move it and give its path"
-        )
+    if is_published and known is not None:
+        _check_published(source, model, known, path)
     where = path if str(source).startswith(hub.SCHEMES) else Path(source)
     crop = crop_in(where)
     for part in (model, backbone_of(model) or model):
@@ -287,6 +286,25 @@ def _load_with_head(
             f"expected {model_class.__name__}"
         )
     return model if size is None else resized(model, size_pair(size))
+
+
+def _check_published(
+    source: str | Path, model: nn.Module, known: manifest.PublishedFile, path: Path
+) -> None:
+    """Refuse a file that has the name of a published one and holds a model of other sizes."""
+    what, holds = an(known.model), an(type(model).__name__)
+    vit = backbone_of(model)
+    if what == holds and vit is not None:
+        sizes = {"width": vit.config.width, "depth": vit.config.depth}
+        sizes["patch"] = vit.config.patch_size
+        named = {name: known.shapes[name] for name in sizes if name in known.shapes}
+        what, holds = str(named), str({name: sizes[name] for name in named})
+    if what != holds:
+        raise ValueError(
+            f"{source} is {what} ({known.what}), but {path} holds {holds}: it is another file of "
+            "this name. Delete it, and it is downloaded again; if it is yours, move it and give "
+            "its path"
+        )
 
 
 def _name_classes(model: nn.Module, origin: str) -> None:

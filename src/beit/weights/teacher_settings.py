@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from beit.nn.patches import IMAGENET_MEAN, IMAGENET_STD
 from beit.run.settings import from_plain
 from beit.weights.formats.clip import CLIP_MEAN, CLIP_STD
-from beit.weights.formats.transformers_config import resampling_note
+from beit.weights.formats.transformers_config import normalisation_of, processor_notes
 from beit.weights.hub import SETTINGS
 from beit.weights.shards import read_json
 
@@ -63,19 +63,17 @@ def settings_of(
             file,
         )
     mean, std = (CLIP_MEAN, CLIP_STD) if clip else (IMAGENET_MEAN, IMAGENET_STD)
-    if not processor.get("do_normalize", True):
-        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
-    elif processor.get("image_mean") and processor.get("image_std"):
-        place = file.with_name(SETTINGS[1])
-        mean = _value(processor, "image_mean", Colour, place)
-        std = _value(processor, "image_std", Colour, place)
+    says = processor.get("image_mean") and processor.get("image_std")
+    if says or not processor.get("do_normalize", True):
+        read = normalisation_of(processor, str(file.with_name(SETTINGS[1])), Colour)
+        mean, std = read["mean"] or (0.0, 0.0, 0.0), read["std"] or (1.0, 1.0, 1.0)
     elif known and not clip:
         logger.warning(
             "%s does not say how its images were normalised: there is no preprocessor_config.json "
             "beside it. Taken as by ImageNet's mean and std, as for DINO and DINOv2",
             file,
         )
-    if note := resampling_note(processor):
+    for note in processor_notes(processor):
         logger.info("%s: %s", file, note)
     usual = "quick_gelu" if clip else "gelu"
     return TeacherSettings(num_heads or heads, activation or usual, mean, std)

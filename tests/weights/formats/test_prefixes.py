@@ -146,5 +146,5 @@ def test_entries_that_hold_the_weights(container, classifier, tmp_path, caplog, 
     torch.save(content | {"model_ema": averaged}, tmp_path / "b.pth")
     with caplog.at_level(logging.INFO):
         assert same(load(tmp_path / "b.pth"), classifier)
-    held = f"has weights in {container}, model_ema; those in {container} are used"
-    assert f"{tmp_path / 'b.pth'}: {held}" in caplog.messages
+    held = f"has weights in {container}, model_ema; used: {container}"
+    assert f"{tmp_path / 'b.pth'} {held}" in caplog.messages

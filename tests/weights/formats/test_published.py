@@ -62,6 +62,14 @@ def test_configuration_is_read_off_the_published_shapes(name):
     assert config_of(state, name, {}) == PUBLISHED[name]
 
 
+def test_a_tokenizer_of_another_width_does_not_say_its_number_of_heads(tokenizer, caplog):
+    state, size = to_published(tokenizer), {"image_size": (12, 20)}
+    with pytest.raises(ValueError, match="num_heads"):
+        from_published(state, **size)
+    from_published(state, num_heads=2, **size)
+    assert "number of heads" not in caplog.text
+
+
 def test_round_trip_of_a_tokenizer_on_a_grid_that_is_not_square(tokenizer):
     read = from_published(to_published(tokenizer), num_heads=2, image_size=(12, 20))
     assert read.config == tokenizer.config

@@ -175,7 +175,11 @@ def test_the_norm_of_the_pooled_mean_is_left_out_of_a_backbone(filled, caplog):
     state = theirs(filled, num_classes=0, use_rel_pos_bias=True).state_dict()
     with caplog.at_level(logging.INFO):
         assert not from_timm(state, image_size=SIZE).config.final_norm
-    assert "left out fc_norm.weight, fc_norm.bias, of the pooled mean" in caplog.text
+        shown = {"interpolation": "bilinear", "crop_mode": "squash", "crop_pct": 1.0}
+        from_timm(state, image_size=SIZE, config={"pretrained_cfg": shown})
+    assert "left out fc_norm.weight, fc_norm.bias, of the pooled mean" in caplog.messages[0]
+    said = "its interpolation is bilinear, beit's bicubic; its crop_mode is squash, beit's center"
+    assert said in caplog.messages[1] and "interpolation" not in caplog.messages[0]
 
 
 def test_a_different_num_classes_replaces_the_head(filled, caplog):

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import logging
+import re
 
 import pytest
 import torch
@@ -389,3 +390,69 @@ def test_another_interpolation_than_ours_is_logged(resample, said, theirs, tmp_p
     load(tmp_path)
     assert ("beit bicubically" in caplog.text) == bool(said)
     assert said in caplog.text
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3, "image_std": [0.5, 0.6, 0.7]},
+        {"rescale_factor": 1 / 127.5, "do_normalize": False},
+        {"do_rescale": False, "image_mean": [120.0, 110.0, 100.0], "image_std": [58.0] * 3},
+        {"do_normalize": False},
+    ],
+)
+def test_values_are_scaled_as_by_the_image_processor(settings, theirs, tmp_path):
+    model = theirs("BeitForImageClassification", **PER_BLOCK)
+    model.save_pretrained(tmp_path)
+    transformers.BeitImageProcessor(
+        size={"height": SIDE, "width": SIDE}, do_center_crop=False, **settings
+    ).save_pretrained(tmp_path)
+    levels = torch.randint(256, (2, 3, SIDE, SIDE), generator=torch.Generator().manual_seed(2))
+    processor = transformers.AutoImageProcessor.from_pretrained(tmp_path)
+    pixels = processor(levels.byte(), return_tensors="pt")["pixel_values"]
+    expected = output_of_theirs(model, pixels)
+    found = output_of_ours(load(tmp_path), levels.byte())
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"size": {"height": 24, "width": 24}}, r"of 24 x 24, and .* for 20 x 20; .*=\(24, 24\)"),
+        ({"size": 24, "do_center_crop": True, "crop_size": {"height": 20, "width": 20}}, ""),
+        ({"size": {"shortest_edge": 24}}, ""),
+        ({"do_resize": False}, "its image processor does not resize, beit does"),
+        ({"do_rescale": False}, "does not rescale values, beit takes images in \\[0, 1\\]"),
+    ],
+)
+def test_what_an_image_processor_does_otherwise_is_said(settings, said, theirs, tmp_path, caplog):
+    theirs("BeitForImageClassification", **PER_BLOCK).save_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
+    caplog.set_level("INFO")
+    assert load(tmp_path).config.backbone.mean == (0.5,) * 3
+    assert re.search(said, caplog.text)
+    assert bool(said) == ("image processor" in caplog.text)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "ours"),
+    [
+        ("num_hidden_layers", 6, 5),
+        ("hidden_size", 48, 24),
+        ("patch_size", 8, 4),
+        ("use_mean_pooling", False, True),
+    ],
+)
+def test_a_configuration_of_another_model_is_refused(name, value, ours, theirs, tmp_path):
+    theirs("BeitForImageClassification", **PER_BLOCK).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text()) | {name: value}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=rf"says {name} {value}, and its tensors have {ours}:"):
+        load(tmp_path)
+
+
+def test_the_input_of_the_first_block_is_no_block_of_the_pyramid(theirs, tmp_path):
+    options = PYRAMID | {"out_indices": [1, 2, 3, 4]}
+    theirs("BeitForSemanticSegmentation", **PER_BLOCK, **options).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"its out_indices are \(1, 2, 3, 4\); expected four from"):
+        load(tmp_path)

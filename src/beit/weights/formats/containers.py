@@ -34,7 +34,7 @@ def unwrapped(
     """Return the first container in `content`, or `content` itself if it has none."""
     held = [name for name in containers if isinstance(content.get(name), Mapping)]
     if len(held) > 1:
-        logger.info("%s: has weights in %s; those in %s are used", origin, ", ".join(held), held[0])
+        logger.warning("%s has weights in %s; used: %s", origin, ", ".join(held), held[0])
     return content[held[0]] if held else content
 
 

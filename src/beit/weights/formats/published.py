@@ -115,8 +115,8 @@ def model_and_summary(
     model: Model = assemble(kind.model, config, ours, origin, fresh, kind.rows)
     vit = config_of_vit(config)
     assert vit is not None
-    table = vit.relative_bias != "none" or kind.model is VQKD  # of a tokenizer, 64 are known
-    if not table and "num_heads" not in overrides:
+    known = kind.model is VQKD and vit.width == 768  # all published tokenizers have 12 heads
+    if vit.relative_bias == "none" and not known and "num_heads" not in overrides:
         logger.warning(
             "%s does not say its number of heads; taken as %d, of %d channels each. If it has "
             "another, give num_heads",

@@ -59,6 +59,10 @@ def from_timm(
         settings.pop("class_names", None)
     settings |= overrides
     notes = [f"left out {', '.join(left_out)}, of the pooled mean"] if left_out else []
+    pretrained = (config or {}).get("pretrained_cfg") or {}
+    for name, ours in (("interpolation", "bicubic"), ("crop_mode", "center")):
+        if (theirs := pretrained.get(name) or ours) != ours:
+            notes.append(f"its {name} is {theirs}, beit's {ours}")
     kept = {name: tensor for name, tensor in tensors.items() if name not in left_out}
     model, about = model_and_summary(kept, origin, settings)
     logger.info("%s: timm's Beit, %s", origin, "; ".join([about, *notes]))

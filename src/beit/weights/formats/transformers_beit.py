@@ -36,8 +36,10 @@ from beit.weights.formats.transformers_config import (
     architecture_of,
     needs_spare_block,
     normalisation_of,
-    resampling_note,
+    processor_notes,
+    refuse_contradictions,
     settings_of,
+    size_note,
 )
 
 logger = logging.getLogger(__name__)
@@ -68,17 +70,18 @@ def from_transformers(
         tensors: by the names in files, or those of the modules in memory
         config: content of `config.json`; without it, what shapes do not determine is as in the
             published models, or overridden
-        processor: content of `preprocessor_config.json`, for mean and std; another
-            interpolation than ours is logged
+        processor: content of `preprocessor_config.json`, for mean and std; what it does otherwise
+            than beit is logged
         overrides: as for the published layouts; they take precedence over both files
 
     Raises:
-        ValueError: names or shapes do not fit, or the configuration is not supported: another
-            activation, images that are not square (transformers reads position tables with height
-            and width exchanged), a larger LayerNorm epsilon.
+        ValueError: names or shapes do not fit or contradict the configuration, or it is not
+            supported: another activation, images that are not square (transformers reads position
+            tables with height and width exchanged), a larger LayerNorm epsilon.
     """
     state, architecture, left_out = _in_file_names(tensors)
-    settings = settings_of(config or {}, architecture, origin) | normalisation_of(processor, origin)
+    settings = settings_of(config or {}, architecture, origin)
+    settings |= {} if processor is None else normalisation_of(processor, origin)
     if overrides.get("num_classes") not in (None, len(settings.get("class_names", ()))):
         settings.pop("class_names", None)
     settings |= overrides
@@ -87,8 +90,7 @@ def from_transformers(
         notes.append(f"its layer_norm_eps of {config['layer_norm_eps']} becomes {NORM_EPS}")
     if "layers" in settings and "layers" not in overrides:
         notes.append(f"the pyramid reads blocks {settings['layers']}, from its out_indices")
-    if note := resampling_note(processor or {}):
-        notes.append(note)
+    notes += processor_notes(processor or {})
     if not {"mean", "std"} <= settings.keys():
         settings = {"mean": HALVES, "std": HALVES} | settings
         logger.warning(
@@ -105,6 +107,9 @@ def from_transformers(
     assert isinstance(
         model, MaskedImageModel | ImageClassifier | SemanticSegmenter | VisionTransformer
     )
+    refuse_contradictions(config or {}, model, origin)
+    if note := size_note(processor or {}, model):
+        logger.warning("%s: %s", origin, note)
     return model
 
 

@@ -169,26 +169,80 @@ def settings_of(
             settings["class_names"] = names
     if architecture is SEGMENTER and "out_indices" in config:
         indices = _value(config, "out_indices", tuple[int, ...], origin)
+        if min(indices, default=2) < 2:
+            raise ValueError(
+                f"{origin}: its out_indices are {indices}; expected four from 2 on, the output of "
+                "the first block: 1 is its input"
+            )
         settings["layers"] = tuple(number - 1 for number in indices)
     return settings
 
 
-def normalisation_of(processor: Mapping[str, Any] | None, origin: str) -> dict[str, Any]:
-    """Read mean and std from `preprocessor_config.json`."""
-    if processor is None:
-        return {}
-    if not processor.get("do_normalize", True):
-        return {"mean": None, "std": None}
+def refuse_contradictions(config: Mapping[str, Any], model: nn.Module, origin: str) -> None:
+    """Refuse a `config.json` of another network than the one that the tensors are of."""
+    vit = _vit_of(model)
+    ours: dict[str, Any] = {"hidden_size": vit.width, "patch_size": vit.patch_size}
+    if not isinstance(model, SemanticSegmenter):  # it may have had idle blocks
+        ours["num_hidden_layers"] = vit.depth
+    if isinstance(model, ImageClassifier):
+        ours["use_mean_pooling"] = model.config.pooling == "mean"
+    for name, value in ours.items():
+        if (theirs := config.get(name, value)) != value:
+            raise ValueError(
+                f"{origin}: its config.json says {name} {theirs}, and its tensors have {value}: "
+                "one of the two is of another model"
+            )
+
+
+def normalisation_of(
+    processor: Mapping[str, Any], origin: str, hint: Any = tuple[float, ...]
+) -> dict[str, Any]:
+    """Read mean and std from `preprocessor_config.json`, for images in [0, 1].
+
+    Without normalisation they are None, or 0 and the inverse of another scale than that.
+    """
+    normalises = processor.get("do_normalize", True)
+    neutral = {"image_mean": (0.0,) * 3, "image_std": (1.0,) * 3}
     values = {"image_mean": HALVES, "image_std": HALVES} | dict(processor)
-    names, hint = ("mean", "std"), tuple[float, ...]
-    return {name: _value(values, f"image_{name}", hint, origin) for name in names}
+    values |= {} if normalises else neutral
+    names = ("mean", "std")
+    read = {name: _value(values, f"image_{name}", hint, origin) for name in names}
+    scale = 1.0  # of the values that mean and std are for
+    if processor.get("do_rescale", True):
+        scale = 255 * _value({"rescale_factor": 1 / 255} | values, "rescale_factor", float, origin)
+        if not scale > 0:
+            raise ValueError(f"{origin}: its rescale_factor is {scale / 255}; expected it above 0")
+    elif max(read["mean"], default=0) > 1:
+        scale = 255.0
+    if abs(scale - 1) < 1e-6:
+        return read if normalises else {"mean": None, "std": None}
+    return {name: tuple(value / scale for value in read[name]) for name in names}
 
 
-def resampling_note(processor: Mapping[str, Any]) -> str:
-    """Say that an image processor resizes otherwise than beit; empty if it is bicubic or unsaid."""
-    code = processor.get("resample")
-    name = OTHER_FILTERS.get(code) if isinstance(code, int) else None
-    return f"its image processor resizes by {name} interpolation, beit bicubically" if name else ""
+def processor_notes(processor: Mapping[str, Any]) -> list[str]:
+    """Say what an image processor does otherwise than beit."""
+    code, notes = processor.get("resample"), list[str]()
+    if isinstance(code, int) and code in OTHER_FILTERS:
+        notes.append(f"resizes by {OTHER_FILTERS[code]} interpolation, beit bicubically")
+    if not processor.get("do_resize", True):
+        notes.append("does not resize, beit does")
+    if not processor.get("do_rescale", True):
+        notes.append("does not rescale values, beit takes images in [0, 1] or 0 to 255 as uint8")
+    return [f"its image processor {note}" for note in notes]
+
+
+def size_note(processor: Mapping[str, Any], model: nn.Module) -> str:
+    """Say that an image processor makes images of another size than the model's; else empty."""
+    side = processor.get("crop_size" if processor.get("do_center_crop") else "size")
+    size = (side.get("height"), side.get("width")) if isinstance(side, Mapping) else (side, side)
+    ours, resizes = _vit_of(model).image_size, processor.get("do_resize", True)
+    if not resizes or size == ours or not all(isinstance(side, int) for side in size):
+        return ""
+    return (
+        f"its image processor makes images of {size[0]} x {size[1]}, and the model is opened for "
+        f"{ours[0]} x {ours[1]}; for theirs give image_size={size} to beit.load_backbone, "
+        "load_classifier or load_segmenter"
+    )
 
 
 def _vit_of(model: nn.Module) -> ViTConfig:
