@@ -38,7 +38,8 @@ class Config:
             image files as [a.jpg,b.png]; @FILE that lists them, one per line
         output: a new .parquet, .npz, .jsonl or .csv file; finished parts are kept in OUTPUT.parts
         limit: use this many images, a fixed random subset; null for all
-        image_size: side or [height, width], if not in the file or others work; null for its own
+        image_size: side or [height, width] of the images, for tokenizers of any size and files
+            that do not say theirs; null for the tokenizer's own
         num_heads: attention heads, if not recorded in the file and not the usual width / 64
         crop_ratio: side of the centre crop over the shorter side; null for that of the model's
             training, else 0.875
