@@ -174,6 +174,14 @@ def test_16_bit_png_of_any_colours(bands):
         decode(png(values[..., : bands - (bands % 2 == 0)]), "a.png")
 
 
+def test_the_second_band_of_a_16_bit_png_is_its_own():
+    values = np.random.default_rng(0).integers(0, 256, (5, 7, 2)).astype(np.uint16) * 257
+    image = decode(png(values), "a.png", Reading(bands=(2, 1)))
+    assert np.array_equal(image.permute(1, 2, 0).numpy(), values[..., ::-1] // 257)
+    with pytest.raises(UnreadableImage, match=r"bands=3, but there are 2"):
+        decode(png(values), "a.png", Reading(bands=(3,)))
+
+
 def test_16_bit_colours_are_not_cut_without_torchcodec(monkeypatch):
     monkeypatch.setattr(decoding, "_fast_decoders", dict)
     data = png(np.full((2, 3, 3), 40_000, dtype=np.uint16))

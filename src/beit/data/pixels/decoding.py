@@ -221,12 +221,13 @@ def rgb_of(header: Image.Image, data: bytes = b"", reading: Reading = AS_IT_IS) 
     Raises the errors of `BROKEN`.
     """
     transparent = header.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in header.info
-    deep = header.mode.startswith("I") or header.mode == "F"
-    deep = deep or (header.format == "PNG" and data[24:25] == b"\x10")  # its bits; Pillow says RGB
+    deep_png = header.format == "PNG" and data[24:25] == b"\x10"  # its bits; Pillow says RGB
+    deep = deep_png or header.mode.startswith("I") or header.mode == "F"
     if not deep and reading.range is None and reading.bands is None:
         image = _decoded(header, data, "RGBA" if transparent else "RGB")
         return over_white(image[:3], image[3]) if transparent else image
-    mode = "L" if header.mode in ("1", "L", "LA", "La", "F") or header.mode[0] == "I" else "RGB"
+    grey = header.mode in ("1", "L", "LA", "La", "F") or header.mode[0] == "I"
+    mode = "L" if grey or (deep_png and data[25] in (0, 4)) else "RGB"  # of grey and opacity too
     mode += "A" if transparent else ""
     values = _decoded(header, data, mode, deep).permute(1, 2, 0).numpy()
     bands = values.shape[-1]
