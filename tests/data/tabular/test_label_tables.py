@@ -96,6 +96,8 @@ def test_json_lines_order_repetitions_and_columns(photos):
     mixed = write(photos / "mixed.jsonl", '{"file": "0.png", "label": 3}',
                   '{"file": "1.png", "label": "b"}')  # fmt: skip
     assert list(classes(open_source(mixed)).values()) == ["3", "b"]
+    rows = [f'{{"file": "{n}.png", "label": {v}}}' for n, v in enumerate(("7", '"NA"', "NaN"))]
+    assert open_source(write(photos / "unknown.jsonl", *rows)).labels.tolist() == [7, -1, -1]
 
 
 def test_paths_may_be_relative_to_a_folder_beside_or_to_the_working_directory(photos):

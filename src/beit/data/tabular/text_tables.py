@@ -39,8 +39,8 @@ def read_columns(path: Path) -> dict[str, Any]:
         try:
             columns[name] = pyarrow.array(values)
         except (pyarrow.ArrowException, OverflowError):  # several types, or huge numbers
-            text = [None if value is None else str(plain(value)) for value in values]
-            columns[name] = pyarrow.array(text)
+            known = map(plain, values)
+            columns[name] = pyarrow.array([None if v is None else str(v) for v in known])
     return columns
 
 
