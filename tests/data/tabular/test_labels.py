@@ -28,6 +28,7 @@ from beit.data.tabular.labels import joined
         (pa.array(["a", "NA", "N/A", "nan", "NaN", "null", "NULL"]), [0, *[-1] * 6], ["a"]),
         (pa.array(["none", "None"]), [1, 0], ["None", "none"]),
         (pa.array(["1", "NA", "0"]), [1, -1, 0], None),
+        (pa.array(["a", "-1", "-1.0"]), [0, -1, -1], ["a"]),
         (pa.array(["0.5", "big"]), [0, 1], ["0.5", "big"]),
         (pa.array(["2.0", "a", "2"]), [0, 1, 0], ["2", "a"]),
         (pa.array(["99999999999999999999", "3"]), [1, 0], ["3", "99999999999999999999"]),

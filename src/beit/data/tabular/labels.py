@@ -56,7 +56,7 @@ def joined(parts: Sequence[tuple[Any, Sequence[str] | None]], column: str) -> La
             class_names = [*union, *sorted({*present} - {*union, None})]
             known = {name: number for number, name in enumerate(class_names)}
         else:
-            present = [None if value == -1 else value for value in _whole(present)]
+            present = [None if str(v) in ("-1", "-1.0") else v for v in _whole(present)]
             known, class_names = _known(present, column)
         if not known or present.count(None) == len(present):
             raise ValueError(f"{column} is empty")
