@@ -156,6 +156,8 @@ def test_a_palette_that_contradicts_the_class_list_is_refused(coloured):
 def test_lossy_and_broken_files_are_refused():
     with pytest.raises(ValueError, match=r"e\.jpg: a label map in JPEG, .* save it as PNG"):
         decode_label_map(encoded(MAP, form="JPEG"), "e.jpg", CLASSES)
+    with pytest.raises(ValueError, match=r"e\.gif: a label map in GIF, .* save it as PNG"):
+        decode_label_map(encoded(MAP, form="GIF"), "e.gif", CLASSES)
     with pytest.raises(UnreadableImage, match=r"f\.png: not an image"):
         decode_label_map(b"text", "f.png", CLASSES)
     with pytest.raises(UnreadableImage, match=r"g\.png: "):

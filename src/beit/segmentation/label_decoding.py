@@ -29,7 +29,7 @@ def decode_label_map(data: bytes, name: str, classes: LabelClasses) -> Tensor:
     RGB maps can be decoded if `classes` has colours.
 
     Returns: (H, W) uint8, classes, 255 where ignored. Raises UnreadableImage (broken data) and
-    ValueError (an unknown value or colour, three channels without colours, JPEG).
+    ValueError (an unknown value or colour, three channels without colours, JPEG, GIF).
     """
     image = open_map(data, name)
     if image.mode in ("RGB", "RGBA") and classes.colours:
@@ -53,11 +53,14 @@ def decode_label_map(data: bytes, name: str, classes: LabelClasses) -> Tensor:
 def open_map(data: bytes, name: str) -> Image.Image:
     """Open and load an encoded map, turned as its EXIF says.
 
-    Raises UnreadableImage; ValueError for a lossy format, and for several pages.
+    Raises UnreadableImage; ValueError for a lossy format, for GIF, and for several pages.
     """
     image = read_header(data, name)
     if image.format in _LOSSY:
         raise ValueError(f"{name}: a label map in {image.format}, which is lossy; save it as PNG")
+    if image.format == "GIF":
+        reason = "whose values are numbered anew in each file"
+        raise ValueError(f"{name}: a label map in GIF, {reason}; save it as PNG")
     tiles = image.tile
     try:
         pages = getattr(image, "n_frames", 1)
