@@ -147,6 +147,12 @@ def test_labels_lie_beside_the_images(write):
         open_source(f"{spec}?label=klass")
 
 
+def test_unknown_labels_among_numbers_and_text_are_no_class(write):
+    about = [b'{"label": 7}', b'{"label": "NA"}', b'{"label": NaN}']
+    source = open_source(str(write("x.tar", samples(0, 3, json=about.__getitem__))))
+    assert source.labels.tolist() == [7, -1, -1] and source.class_names is None
+
+
 def test_names_with_several_dots_find_their_own_files(write):
     members = {f"IMG.{n}.jpg": jpeg(20 * n) for n in range(2)}
     members |= {f"IMG.{n}.cls": str(n + 4).encode() for n in range(2)} | {"x.y.jpg": jpeg(40)}

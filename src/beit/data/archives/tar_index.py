@@ -28,7 +28,7 @@ from beit.files import replacing
 _log = logging.getLogger(__name__)
 
 LABEL = "label:"  # begins the names of columns that can hold labels
-_FORMAT = 3  # raise it when the index changes
+_FORMAT = 4  # raise it when the index changes
 COLUMNS = {  # of every index, and their types
     "name": "binary",
     "start": "int64",
@@ -283,7 +283,8 @@ def _encoded(values: list[Any]) -> Any:
     try:
         return pyarrow.array(values).dictionary_encode()
     except (pyarrow.ArrowException, OverflowError, UnicodeError):  # several types, huge numbers
-        text = [None if value is None else _plain(str(plain(value))) for value in values]
+        known = map(plain, values)
+        text = [None if value is None else _plain(str(value)) for value in known]
         return pyarrow.array(text).dictionary_encode()
 
 
