@@ -142,6 +142,12 @@ def test_a_thumbnail_is_no_page_and_other_shapes_are_refused():
     refused(buffer.getvalue(), "2 images of different shapes; save each as a file")
 
 
+@pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+def test_a_range_is_of_the_values_in_the_file_if_the_lowest_is_white(kind):
+    data = tiff(np.array([[0, 50, 70, 150, 200]], kind), photometric="miniswhite")
+    assert decode(data, "a", Reading(range=(50, 150)))[0].tolist() == [[255, 255, 204, 0, 0]]
+
+
 def test_white_can_be_the_lowest_value():
     image = decode(tiff(DEEP[..., 0], photometric="miniswhite"), "a")
     assert torch.equal(image, 255 - levels(DEEP[..., [0, 0, 0]]))
