@@ -61,7 +61,7 @@ def _read_tiff(data: bytes, reading: Reading, max_pixels: int) -> Samples | None
         usual = planes == 1 and page.index == 0 and bits <= 8 and int(page.sampleformat) == 1
         if kind in (0, 1, _RGB):  # others are palettes, CMYK, YCbCr
             plain = colours == (3 if kind == _RGB else 1) and len(extra) < 2
-            inverted = kind == 0 and bits == 8 and reading.range  # Pillow's values are not the file's
+            inverted = kind == 0 and bits == 8 and reading.range  # Pillow inverts the values
             usual = usual and plain and not (reading.bands or inverted)
         if usual:
             return None
