@@ -311,3 +311,25 @@ def test_the_loss_without_logits_is_float32_under_autocast() -> None:
     torch.testing.assert_close(loss, expected, rtol=0.01, atol=0.01)
     (exact,) = torch.autograd.grad(expected, head.weight)
     torch.testing.assert_close(gradient, exact, rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize(
+    ("masked", "codes", "message"),
+    [
+        (
+            MASKED[:1],
+            None,
+            r"masked is \(1, 4\) for 2 images; expected \(2, M\), as masked\.expand",
+        ),
+        (MASKED.float(), None, "masked is float32, expected indices"),
+        (MASKED - 1, None, r"masked lists patches from -1 to 13; expected indices in \[0, 15\)"),
+        (MASKED, MASKED - 7, r"codes are from -7 to 7; expected integers in \[0, 11\)"),
+        (MASKED[:, :0], MASKED[:, :0], "there is no patch to predict"),
+        (MASKED[:, [0, 1, 1]], MASKED[:, :3] % 11, "lists a patch of an image several times"),
+    ],
+)
+def test_masks_and_codes_that_give_wrong_losses_are_refused(
+    masked: Tensor, codes: Tensor | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        MaskedImageModel(CONFIG)(some_images(), masked, codes=codes)

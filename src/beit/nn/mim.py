@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from beit.nn.block import NORM_EPS, init_published, rescale_residual, trunc_normal_
-from beit.nn.patches import take
+from beit.nn.patches import can_be_read, check_indices, take
 from beit.nn.vit import VisionTransformer, ViTConfig, new_block
 
 CHUNK_ELEMENTS = 2**23  # logits in memory in a linear cross-entropy: 32 MiB
@@ -119,25 +119,23 @@ class MaskedImageModel(nn.Module):
             images: (B, c, H, W) uint8 or float in [0, 1]
             masked: (B, M) int64, sorted indices in [0, N) of the patches hidden from the model
             positions: (B, M') int64, the patches to predict; None for the masked ones
-            codes: (B, M') int64, the codes to predict; given, the losses are returned, of logits
-                that are never in memory together (see `linear_cross_entropy`)
-            weights: (B, M') of the patches in the losses; None for equal weights
+            codes: (B, M') int64 in [0, K), the codes to predict; given, the losses are returned, of
+                logits that are never in memory together (see `linear_cross_entropy`)
+            weights: (B, M') of the patches in the losses; None for equal weights of patches that
+                are all different (see `beit.nn.masking.not_repeated`)
 
         Returns: `MaskedPrediction`, or `MaskedLosses` if ``codes`` are given
 
         Raises:
-            ValueError: codes are not those of the patches to predict, by their shape and type.
+            TypeError, ValueError: arguments are other than described. Values of indices and codes
+                are checked on a CPU only, because reading them would wait for a GPU.
         """
         positions = masked if positions is None else positions
-        if codes is not None and (codes.shape, codes.dtype) != (positions.shape, torch.int64):
-            raise ValueError(
-                f"codes are {tuple(codes.shape)} {codes.dtype}; expected {tuple(positions.shape)} "
-                "int64, those of the patches to predict: tokenizer.encode(images).gather(1, masked)"
-            )
         patches, early = self.features(images, masked, positions)  # (B, M', D) each
         cls_head = self.head if self.cls_head is None else self.cls_head
         if codes is None:
             return MaskedPrediction(self.head(patches), None if early is None else cls_head(early))
+        check_codes(codes, self.head.out_features, positions, weights)
         loss, accuracy = linear_cross_entropy(self.head, patches, codes, weights)
         if early is None:
             return MaskedLosses(loss, torch.zeros_like(loss), accuracy)
@@ -152,6 +150,8 @@ class MaskedImageModel(nn.Module):
         layers = (early, last) if self.aggregation else ()
         chosen = None if len(set(layers)) == 1 else positions  # if l = L, all patches go on
         features = self.backbone(images, masked, self.mask_token, layers, chosen)
+        if chosen is None and positions is not masked:
+            check_indices("positions", positions, *features.patches.shape[:2])
         patches = take(features.patches, positions) if chosen is None else features.patches
         if not self.aggregation:
             return patches, None
@@ -182,6 +182,39 @@ def check_head(config: MaskedImageModelConfig) -> None:
     pixels = vit.image_channels * vit.patch_size**2
     if config.predicts == "pixels" and width != pixels:
         raise ValueError(f"target_width is {width}, but a patch has {pixels} pixel values")
+
+
+def check_codes(
+    codes: Tensor, num_codes: int, positions: Tensor, weights: Tensor | None = None
+) -> None:
+    """Raise ValueError if codes (B, M) are not those of the patches at positions (B, M).
+
+    Values are checked on a CPU only. Without weights, patches must all be different.
+    """
+    if (codes.shape, codes.dtype) != (positions.shape, torch.int64):
+        raise ValueError(
+            f"codes are {tuple(codes.shape)} {codes.dtype}; expected {tuple(positions.shape)} "
+            "int64, those of the patches to predict: tokenizer.encode(images).gather(1, masked)"
+        )
+    if weights is not None and weights.shape != codes.shape:
+        expected = f"expected {tuple(codes.shape)}, one for each code"
+        raise ValueError(f"weights are {tuple(weights.shape)}; {expected}")
+    if not codes.shape[1]:
+        raise ValueError("there is no patch to predict; hide at least one patch of each image")
+    if not (codes.is_cpu and can_be_read(codes)):
+        return
+    low, high = torch.stack(codes.aminmax()).tolist()
+    if low < 0 or high >= num_codes:
+        raise ValueError(
+            f"codes are from {low} to {high}; expected integers in [0, {num_codes}). To leave "
+            "patches out of the losses, give them a weight of 0"
+        )
+    if weights is None and bool((positions.sort(dim=1).values.diff(dim=1) == 0).any()):
+        raise ValueError(
+            "masked lists a patch of an image several times, and each counts in the losses; "
+            "expected different patches, or weights: with sorted masks whose last patch is "
+            "repeated, weights=beit.nn.masking.not_repeated(masked).float()"
+        )
 
 
 def linear_cross_entropy(

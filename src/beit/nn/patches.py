@@ -131,17 +131,22 @@ def unchecked() -> Iterator[None]:
         _unchecked.reset(token)
 
 
-def _range(tensor: Tensor) -> list[Any] | None:
-    """Return the least and the greatest value; None if there are none or they cannot be read.
+def can_be_read(tensor: Tensor) -> bool:
+    """Return whether there are values to check.
 
     They cannot be read in traced graphs, under vmap and while a CUDA graph is captured.
     """
     if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        return None
+        return False
     transformed = torch._C._functorch.maybe_current_level() is not None
     captured = tensor.is_cuda and torch.cuda.is_current_stream_capturing()
     absent = tensor.is_meta or is_fake(tensor) or not tensor.numel()
-    if transformed or captured or absent or _unchecked.get():
+    return not (transformed or captured or absent or _unchecked.get())
+
+
+def _range(tensor: Tensor) -> list[Any] | None:
+    """Return the least and the greatest value; None if they cannot be read."""
+    if not can_be_read(tensor):
         return None
     return torch.stack(tensor.detach().aminmax()).tolist()  # one copy from a GPU, not two
 
@@ -162,6 +167,36 @@ def checked_codes(codes: Tensor, num_codes: int) -> Tensor:
     if (limits := _range(codes)) and not 0 <= limits[0] <= limits[1] < num_codes:
         raise ValueError(f"codes are {limits[0]} to {limits[1]}, {expected}")
     return codes
+
+
+def check_indices(name: str, indices: Tensor, num_images: int, num_patches: int) -> None:
+    """Check indices (B, M) int64 in [0, N), or int32, of the patches of B images.
+
+    Their values are checked on a CPU only, because reading them would wait for a GPU.
+
+    Raises:
+        TypeError, ValueError: not such indices; says what was found and what to give
+    """
+    B, N = num_images, num_patches
+    if not isinstance(indices, Tensor):
+        found = type(indices).__name__
+        raise TypeError(f"{name} is of type {found}, expected a tensor of indices (B, M) int64")
+    if indices.dtype not in (torch.int64, torch.int32):
+        give = f"{name}.long(), if it holds indices"
+        if indices.dtype == torch.bool:
+            give = f"{name}.flatten(1).nonzero()[:, 1].view(B, M), for M hidden patches in each"
+        kind = str(indices.dtype).removeprefix("torch.")
+        raise ValueError(f"{name} is {kind}, expected indices (B, M) int64: give {give}")
+    if indices.ndim != 2 or indices.shape[0] != B:
+        way = f", as {name}.expand({B}, -1)" if indices.ndim == 1 or indices.shape[0] == 1 else ""
+        images = "1 image" if B == 1 else f"{B} images"
+        found = tuple(indices.shape)
+        raise ValueError(f"{name} is {found} for {images}; expected ({B}, M){way}")
+    limits = _range(indices) if indices.is_cpu else None
+    if limits and not 0 <= limits[0] <= limits[1] < N:
+        raise ValueError(
+            f"{name} lists patches from {limits[0]} to {limits[1]}; expected indices in [0, {N})"
+        )
 
 
 def take(patches: Tensor, positions: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from beit.nn.patches import (
     IMAGENET_STD,
     PatchEmbed,
     Size,
+    check_indices,
     grey,
     grid_of,
     per_channel,
@@ -215,7 +216,8 @@ class VisionTransformer(nn.Module):
                 M instead of N; the last block computes only these and [CLS]. None for all
 
         Raises:
-            TypeError, ValueError: images, ``layers`` or ``masked`` are other than described.
+            TypeError, ValueError: images, ``layers``, ``masked`` or ``positions`` are other than
+                described; values of indices are checked on a CPU only.
         """
         pixels = self.normalised(images)
         if isinstance(layers, int | str) or not set(layers) <= set(range(len(self.blocks) + 1)):
@@ -228,15 +230,15 @@ class VisionTransformer(nn.Module):
             if mask_token is None:
                 give = "that of the pretraining model: backbone(images, masked, model.mask_token)"
                 raise ValueError(f"masked needs mask_token (1, 1, D); give {give}")
-            if masked.dtype == torch.bool:
-                give = "masked.flatten(1).nonzero()[:, 1].view(B, M), for M hidden patches in each"
-                raise ValueError(f"masked is bool, expected indices (B, M) int64: give {give}")
+            check_indices("masked", masked, *patches.shape[:2])
             hidden = masked.new_zeros(patches.shape[:2]).scatter_(1, masked, 1).bool()  # (B, N)
             patches = torch.where(hidden[..., None], mask_token, patches)
         cls = self.cls_token.expand(images.shape[0], -1, -1)  # (B, 1, D)
         tokens = torch.cat([cls, patches], dim=1)  # (B, 1+N, D)
         if self.pos_embed is not None:
             tokens = tokens + self.pos_embed
+        if positions is not None and positions is not masked:
+            check_indices("positions", positions, *patches.shape[:2])
         chosen = None if positions is None else F.pad(1 + positions, (1, 0))  # (B, 1+M)
         bias, outputs = self.bias(), {0: tokens} if 0 in layers else {}
         for layer, block in enumerate(self.blocks, 1):
