@@ -208,6 +208,7 @@ def test_help_of_a_verb(ran, capsys):
         ("toy --optim.epochs", "--optim.epochs: expected one argument"),
         ("toy --kind odd", "kind: Expected one of ['plain', 'fancy']. Got value: odd"),
         ("toy --size [3]", "size: Expected a tuple with 2 elements (got [3])"),
+        ("toy --rates 0.5", "rates: expected a list, as in [0.5]"),
         ("toy --erase.shar 1", "erase: Option 'shar' is not accepted (got shar=1)"),
         ("toy --optim.learning_rate -1", "error: learning_rate is -1.0 - expected above 0"),
         ("toy --kind fancy", "error: kind fancy needs a size"),

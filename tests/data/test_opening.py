@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import beit
 from beit.data.pixels.decoding import decode
@@ -50,6 +51,11 @@ def test_a_size_gives_the_view_of_evaluation(file):
 def test_a_size_that_is_none_is_refused(file, size):
     with pytest.raises(ValueError, match=r"size is .*; expected one side or \(height, width\)"):
         beit.open_image(file, size=size)
+
+
+def test_a_model_of_others_is_named_by_its_class(file):
+    with pytest.raises(ValueError, match=r"^size is 'Linear'; expected .* or a model of beit$"):
+        beit.open_image(file, size=nn.Linear(2, 2))
 
 
 def test_a_list_is_a_batch(file):

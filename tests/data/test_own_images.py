@@ -78,6 +78,11 @@ def test_a_file_that_is_gone_is_left_out(opened):
     assert len(batch.images) == 1 and batch.unreadable == ["own_set:images/1: b.png is gone"]
 
 
+def test_a_missing_entry_names_its_item(opened):
+    with pytest.raises(ValueError, match=r"^own_set:images/1: KeyError 'row'$"):
+        opened([PIXELS, KeyError("row")]).image(1)
+
+
 def test_a_file_of_such_a_name_is_a_file(opened, tmp_path, monkeypatch):
     """It may come from somebody else, and be named by a shell's `*`."""
     opened([PIXELS])

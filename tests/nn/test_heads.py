@@ -57,7 +57,9 @@ def test_the_head_starts_near_zero() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"num_classes": 0}, "num_classes must be 1 or more, got 0"),
+        ({"num_classes": 0}, "num_classes must be an integer from 1 on, got 0"),
+        ({"num_classes": "3"}, "num_classes must be an integer from 1 on, got '3'"),
+        ({"num_classes": 2.5}, "num_classes must be an integer from 1 on, got 2.5"),
         ({"pooling": "max"}, "pooling must be mean or cls, got 'max'"),
         ({"class_names": ("cat", "dog")}, "2 class_names for 3 classes"),
     ],

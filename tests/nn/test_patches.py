@@ -20,6 +20,9 @@ def test_grid_is_rows_then_columns() -> None:
         ((225, 224), r"image size \(225, 224\) is not a multiple of patch size 16.*\(224, 224\)"),
         ((32, 40), r"image size \(32, 40\).*\(32, 32\)"),
         ((0, 16), r"image size \(0, 16\).*\(16, 16\)"),
+        (("96", "96"), r"image size is \('96', '96'\); expected \(height, width\) in whole pixels"),
+        ((96.0, 96), r"image size is \(96\.0, 96\); expected"),
+        ((96,), r"image size is \(96,\); expected"),
     ],
 )
 def test_a_size_that_does_not_divide_is_refused_with_one_that_does(

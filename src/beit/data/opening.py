@@ -62,13 +62,14 @@ def open_image(
 
 
 def _sides(size: object) -> tuple[int, int]:
+    given = size if isinstance(size, int | str | tuple | list) else type(size).__name__
     size = getattr(size, "image_size", size)
     sides = (size, size) if isinstance(size, int) else size
     match sides:
         case [int(height), int(width)] if height > 0 and width > 0:
             return height, width
     raise ValueError(
-        f"size is {size!r}; expected one side or (height, width), in pixels, or a model"
+        f"size is {given!r}; expected one side or (height, width), in pixels, or a model of beit"
     )
 
 

@@ -48,6 +48,8 @@ class OwnSource:
             image = self._pixels(item[0] if isinstance(item, tuple | list) else item)
         except OSError as error:
             raise UnreadableImage(self.name(index), str(error)) from error
+        except LookupError as error:  # which says only what was not there
+            raise ValueError(f"{self.name(index)}: {type(error).__name__} {error}") from error
         if self._shrinking is not None:
             height, width = image.shape[-2:]
             image = resized(image[None], self._shrinking.need.size_for(height, width))[0]

@@ -29,8 +29,8 @@ class ImageClassifierConfig:
     class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.num_classes < 1:
-            raise ValueError(f"num_classes must be 1 or more, got {self.num_classes}")
+        if not hasattr(self.num_classes, "__index__") or self.num_classes < 1:
+            raise ValueError(f"num_classes must be an integer from 1 on, got {self.num_classes!r}")
         if self.pooling not in ("mean", "cls"):
             raise ValueError(f"pooling must be mean or cls, got {self.pooling!r}")
         if self.class_names is not None and len(self.class_names) != self.num_classes:

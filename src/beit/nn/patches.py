@@ -32,6 +32,8 @@ _unchecked: ContextVar[bool] = ContextVar("unchecked", default=False)
 
 def grid_of(image_size: Size, patch_size: int) -> Size:
     """Return the patch grid (Gh, Gw) of an image (height, width) in multiples of the patch."""
+    if len(image_size) != 2 or not all(hasattr(side, "__index__") for side in image_size):
+        raise ValueError(f"image size is {image_size!r}; expected (height, width) in whole pixels")
     height, width = image_size
     if height < patch_size or width < patch_size or height % patch_size or width % patch_size:
         near = tuple(max(patch_size, side // patch_size * patch_size) for side in image_size)
@@ -169,7 +171,7 @@ def checked_codes(codes: Tensor, num_codes: int) -> Tensor:
     return codes
 
 
-def check_indices(name: str, indices: Tensor, num_images: int, num_patches: int) -> None:
+def check_indices(name: str, indices: object, num_images: int, num_patches: int) -> None:
     """Check indices (B, M) int64 in [0, N), or int32, of the patches of B images.
 
     Their values are checked on a CPU only, because reading them would wait for a GPU.
@@ -190,8 +192,8 @@ def check_indices(name: str, indices: Tensor, num_images: int, num_patches: int)
     if indices.ndim != 2 or indices.shape[0] != B:
         way = f", as {name}.expand({B}, -1)" if indices.ndim == 1 or indices.shape[0] == 1 else ""
         images = "1 image" if B == 1 else f"{B} images"
-        found = tuple(indices.shape)
-        raise ValueError(f"{name} is {found} for {images}; expected ({B}, M){way}")
+        shape = tuple(indices.shape)
+        raise ValueError(f"{name} is {shape} for {images}; expected ({B}, M){way}")
     limits = _range(indices) if indices.is_cpu else None
     if limits and not 0 <= limits[0] <= limits[1] < N:
         raise ValueError(

@@ -31,7 +31,7 @@ def resized(model: Model, image_size: int | Size) -> Model:
         TypeError: the model has no backbone, as a tokenizer.
         ValueError: the size is not in multiples of the patch size.
     """
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
     old, new = _vit_of(model).config.grid, replace(_vit_of(model).config, image_size=size).grid
     if old == new:
         return model

@@ -57,9 +57,10 @@ def load(source: str | Path, **overrides: Any) -> nn.Module:
 
     Args:
         source: a run directory; a file of weights (.safetensors, .pth, .pt, .bin, .pkl, .ckpt,
-            .pth.tar, or the .index.json of several), ours or in a layout of docs/weights.md, also with names
-            that have a prefix; a folder of transformers, timm or DALL-E; `hf://OWNER/NAME`;
-            `published:NAME`; `beit:NAME`. Only tensors and plain values are ever unpickled.
+            .pth.tar, or the .index.json of several), ours or in a layout of docs/weights.md, also
+            with names that have a prefix; a folder of transformers, timm or DALL-E;
+            `hf://OWNER/NAME`; `published:NAME`; `beit:NAME`. Only tensors and plain values are
+            ever unpickled.
         overrides: settings that shapes do not determine: `num_heads=4`, `image_size=(224, 320)`,
             `mean=…`, `std=…`; of a pretraining model `early_layers=3`; of a classifier or segmenter
             `class_names=(…)`, of a segmenter `layers=(2, 4, 6, 8)`. A different `num_classes`
