@@ -4,6 +4,7 @@ import copy
 import html
 import inspect
 import json
+import logging
 import multiprocessing
 import re
 import textwrap
@@ -179,6 +180,10 @@ def test_refusals_of_positions() -> None:
         ("See beit visualise codes --help", "See help(beit.visualise_codes)"),
         ("'torchrun --nproc_per_node 8 -m beit'", "'torchrun --nproc_per_node 8 -m beit'"),
         ("a--b, x --", "a--b, x --"),
+        (
+            "(beit doctor DATA --write a.csv, then --data a.csv)",
+            "(beit doctor DATA --write a.csv, then data a.csv)",
+        ),
     ],
 )
 def test_errors_name_what_python_takes(message: str, expected: str) -> None:
@@ -276,6 +281,24 @@ def test_a_list_of_files_is_embedded(backbone: Result, tmp_path: Path) -> None:
         Image.new("RGB", (30, 20)).save(file)
     rows = beit.embed(model=backbone.path, data=files, quiet=True).arrays
     assert rows["path"].tolist() == files
+
+
+def test_notes_are_printed_unless_the_caller_shows_logs(
+    backbone: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    def errors_of(folder: str, **options: Any) -> str:
+        for name in "ab":
+            (tmp_path / folder / name).mkdir(parents=True)
+            Image.new("RGB", (30, 20)).save(tmp_path / folder / name / "1.png")
+        beit.embed(model=backbone.path, data=tmp_path / folder, num_workers=0, **options)
+        return str(capsys.readouterr().err)
+
+    note = "2 images; classes: 2 (a, b)"
+    assert note not in errors_of("first")  # pytest takes logs
+    monkeypatch.setattr(logging.getLogger("beit"), "propagate", False)
+    assert errors_of("second", quiet=True) == ""
+    assert note in errors_of("third")
+    assert logging.getLogger("beit").handlers == []
 
 
 def test_rows_of_lines_are_refused(backbone: Result, tmp_path: Path) -> None:

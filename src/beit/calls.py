@@ -178,7 +178,7 @@ def _call(verb: str, words: list[str], quiet: bool, on_step: Any) -> "Result":
     """Run a verb as the command does; the caller's random state is restored."""
     import torch
 
-    from beit.cli import run_verb
+    from beit.cli import log_shown, run_verb
     from beit.command.modules import find_module
     from beit.command.slurm import as_torchrun
     from beit.result import Result
@@ -198,6 +198,8 @@ def _call(verb: str, words: list[str], quiet: bool, on_step: Any) -> "Result":
             nowhere = stack.enter_context(open(os.devnull, "w", encoding="utf-8"))
             stack.enter_context(redirect_stdout(nowhere))
             stack.enter_context(redirect_stderr(nowhere))
+        elif not logging.getLogger("beit").hasHandlers():  # the caller has not set logging up
+            stack.enter_context(log_shown())
         try:
             temporary = not takes_output(words) and find_module(verb, words).startswith(TABLES)
             if temporary:  # rows for the result alone
@@ -228,7 +230,8 @@ def in_python(message: str) -> str:
         lambda match: f"help(beit.{match[1].replace('-', '_').replace(' ', '_')})",
         message,
     )
-    return re.sub(r"(?<![\w-])--(?!nproc)([a-z]\w*(?:\.\w+)*)", r"\1", message)
+    command, option = r"\bbeit [a-z][\w-]* [^;,)]*", r"(?<![\w-])--(?!nproc)([a-z]\w*(?:\.\w+)*)"
+    return re.sub(f"{command}|{option}", lambda match: match[1] or match[0], message)
 
 
 # ── signatures and docstrings ───────────────────────────────────────────────────────────────────

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         os.environ.update(as_torchrun(os.environ))
-        with _log_shown():
+        with log_shown():
             code = _dispatch(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
         return code
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 @contextmanager
-def _log_shown() -> Iterator[None]:
+def log_shown() -> Iterator[None]:
     """Show log messages of beit on standard error; of several processes only those of rank 0."""
     log, handler = logging.getLogger("beit"), logging.StreamHandler()
     before = log.level
