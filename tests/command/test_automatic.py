@@ -153,6 +153,23 @@ def test_a_split_of_the_data_is_taken(tmp_path):
     assert (config.data.train, config.data.validation) == (data, data)
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--optim.epochs=drei", "epochs is 'drei'; expected a number above 0"),
+        ("--optim.batch_size=0", "batch_size is 0; expected a number above 0"),
+        ("--model.encoder.patch_size=x", "patch_size is 'x'; expected a number"),
+        ("--data.limit=x", "limit is 'x'; expected a number"),
+        ("--model.encoder.image_size=[96]", r"image_size is \[96\]; expected one side or \[height"),
+        ("--model.encoder.image_size=big", "image_size is 'big'; expected one side"),
+    ],
+)
+def test_other_values_are_named(tmp_path, option, message):
+    data = folder(tmp_path / "photos", {"": 30})
+    with pytest.raises(ValueError, match=message):
+        parse("train-tokenizer", vqkd.Config, ["--data", data, "--output", "runs/x", option])
+
+
 def test_too_few_images_are_refused(tmp_path):
     data = folder(tmp_path / "photos", {"": 5})
     with pytest.raises(ValueError, match=r"has 5 images, too few .* it needs 20"):

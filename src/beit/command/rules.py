@@ -146,7 +146,7 @@ def pace(
     batch = batch_size(preset["optim"]["batch_size"], number, has, options, image_bytes)
     usual = LENGTHS[verb, "gpu" if has.gpu else "cpu"]
     passes = min(usual.most, max(usual.least, round(usual.views / number)))
-    epochs = options.get("optim.epochs", usual.most if budget else passes)
+    epochs = options.number("optim.epochs", usual.most if budget else passes)
     why = "the usual; --budget 30m says how long" if not budget else f"or what fits into {budget}"
     if options.get("optim.epochs"):
         why = "as given"
@@ -182,7 +182,7 @@ def batch_size(most: int, number: int, has: Machine, options: Options, image_byt
     """Choose the batch: that of the preset or less, as the GPU and the images allow."""
     if has.gpu:
         most = min(most, power_of_two(has.gpu * 1e9 * SHARE_OF_GPU / image_bytes))
-    batch: int = options.get("optim.batch_size", min(most, power_of_two(number / 3)))
+    batch: int = options.number("optim.batch_size", min(most, power_of_two(number / 3)))
     if batch > number:
         raise ValueError(
             f"optim.batch_size is {batch}, but there are {number} training images; give that or "
@@ -200,13 +200,13 @@ def geometry(
         sizes = ((128, 16), *sizes)
     usual, patch = next((one for one in sizes if one[0] <= side), sizes[-1])
     given = options.get(f"{part}.image_size")
-    height, width = given or (usual, usual)
+    height, width = options.sides(f"{part}.image_size", (usual, usual))
     fitting = [
         p for p in (16, 8, 4) if not (height % p or width % p) and min(height, width) >= 4 * p
     ]
     if given:
         patch = next(iter(fitting), patch)
-    shape = Geometry((height, width), options.get(f"{part}.patch_size", patch))
+    shape = Geometry((height, width), options.number(f"{part}.patch_size", patch))
     why = f"a {'GPU' if has.gpu else 'CPU'} has time for that"
     if side < sizes[0][0]:
         why = f"the images have {side} pixels or so"

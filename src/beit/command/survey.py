@@ -64,6 +64,23 @@ class Options:
             value = value[part]
         return value
 
+    def number(self, name: str, default: Any) -> Any:
+        """Return an option's number above 0, or the default if it is not given."""
+        value = self.get(name)
+        if value is None:
+            return default
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ValueError(f"{name} is {value!r}; expected a number above 0")
+        return value
+
+    def sides(self, name: str, default: tuple[int, int]) -> tuple[int, int]:
+        """Return an option's (height, width), or the default if it is not given."""
+        value = self.get(name)
+        match default if value is None else value:
+            case [int(height), int(width)] if height > 0 and width > 0:
+                return height, width
+        raise ValueError(f"{name} is {value!r}; expected one side or [height,width], in pixels")
+
 
 def machine(accelerator: str = "auto") -> Machine:
     """Look at this process's share of the machine."""
@@ -88,6 +105,8 @@ def look_at(verb: str, options: Options, data: Mapping[str, Any]) -> tuple[Image
     own = bool(options.get("data.train"))
     spec = options.get("data.train") or data["train"]
     limit = options.get("data.limit", None if own else data.get("limit"))
+    if limit is not None:
+        limit = options.number("data.limit", limit)
     validation = options.get("data.validation", None if own else data.get("validation"))
     source = open_source(spec, split="train")
     if len(source) < FEWEST and verb != "finetune":
