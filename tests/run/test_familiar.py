@@ -44,6 +44,16 @@ def test_images_of_the_training_are_counted(photos: str, tmp_path: Path) -> None
         assert all(note.endswith(f"; {photos}[75%:] was held out") for note in notes)
 
 
+def test_images_that_chose_the_weights_are_named(photos: str, tmp_path: Path) -> None:
+    data = {"train": f"{photos}[:75%]", "validation": f"{photos}[75%:]", "limit": None}
+    for keep, said in (("best", True), ("last", False)):
+        config = {"data": data, "keep": keep}
+        run = RunDirectory.create(tmp_path / keep, config, {"verb": "finetune"})
+        source = open_source(data["validation"])
+        notes = note_of_trained(str(run.path), str(data["validation"]), source, opened)
+        assert ["chosen on these images, so its figures" in note for note in notes] == [True] * said
+
+
 def test_of_other_models_nothing_is_known(photos: str, tmp_path: Path) -> None:
     source = open_source(photos)
     assert note_of_trained(str(tmp_path / "weights.safetensors"), photos, source, opened) == []

@@ -62,7 +62,7 @@ def test_the_page_holds_pictures_places_clusters_and_neighbours(
     assert result.agreement == pytest.approx(0.5)  # 5 of 10
     assert result.chance == pytest.approx(5 / 11)
     figure = embedding.ending(settings, result).figure
-    assert figure == "12 images, 50.0% of their nearest have the same label (chance 45.5%)"
+    assert figure == "12 images, 50.0% of their 10 nearest have the same label (chance 45.5%)"
 
 
 def test_a_limit_is_said_and_keeps_the_index_whole(

@@ -87,7 +87,7 @@ def test_a_copy_is_a_duplicate_wherever_it_lies(
     shutil.copy(photos / "blue" / "4.png", copy)
     near = similar.run(config(model, copy, photos)).neighbours[str(copy)]
     assert near[0].name == "blue/4.png" and near[0].cosine == pytest.approx(1)
-    assert "blue/4.png  blue  (duplicate)" in capsys.readouterr().out
+    assert "blue/4.png  blue  (nearly identical)" in capsys.readouterr().out
 
 
 def test_photos_are_read_like_their_set_reduced_or_whole(

@@ -40,7 +40,7 @@ def in_plain_words(message: str) -> str:
         (r"an? <class '(?:\w+\.)*(\w+)'>", r"\1"),
         (r"an? typing\.Literal", "one of "),
         (r"Expected int\s+- Expected tuple", "expected a number, or several, as in [224,320]"),
-        (r"Expected tuple(?: \(got |\. Got value: )([\w.-]+)\)?", r"expected a list, as in [\1]"),
+        (r"Expected tuple(?: \(got |\. Got value: )([\w.,-]+)\)?", r"expected a list, as in [\1]"),
     ):
         message = re.sub(pattern, replacement, message)
     return " ".join(message.replace("typing.", "").split())

@@ -71,7 +71,9 @@ def parse(
         absent = message.removeprefix("the following arguments are required: ")
         if absent != message:
             missing = as_spelled(verb, [f"--{name}" for name in absent.split(", ")])
-            message = f"{' and '.join(missing)} must be given; see beit {verb} --help"
+            takes = " ".join(map(_metavar, VERBS[verb].positional))
+            as_in = f", as in beit {verb} {takes}" if takes else ""
+            message = f"{' and '.join(missing)} must be given{as_in}; see beit {verb} --help"
         raise ValueError(message) from error
     except RecursionError as error:
         sources = ", ".join([*(source for source, _ in layers), "the options"])

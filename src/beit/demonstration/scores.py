@@ -13,7 +13,9 @@ ENCODER = "tokenizer's encoder"
 GAIN = (
     "Pretraining is worth what the backbone gains over its untrained weights. The teacher, trained "
     "elsewhere on far more images, shows how far one can get with more. Of each model the better "
-    "of its features counts."
+    "of its features counts. A linear probe is a linear classifier trained on features that stay "
+    "as they are; k-NN asks the nearest training images for their class. [CLS] is a vector that "
+    "the network has for the whole image, mean is the mean of its patches (`docs/glossary.md`)."
 )
 BEHIND = (
     "Here the tokenizer's encoder is ahead of the backbone in the linear probe: it learns from the "

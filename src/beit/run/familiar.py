@@ -26,15 +26,21 @@ def note_of_trained(
 ) -> list[str]:
     """Say how many of the images of `data` a run was trained on, as `shared_images` counts them.
 
-    Training images of a store or the hub, which may take long to open, are compared only if `data`
-    is the same.
+    It also says if its best weights were chosen on them. Training images of a store or the hub,
+    which may take long to open, are compared only if `data` is the same.
 
     Args:
         open_trained: opens the training images by the options `data` of the run
     """
     run = RunDirectory(Path(model))
-    of_run = run.config().get("data", {}) if run.config_file.is_file() else {}
-    train = of_run.get("train")
+    settings = run.config() if run.config_file.is_file() else {}
+    of_run = settings.get("data", {})
+    train, held_out = of_run.get("train"), of_run.get("validation")
+    if settings.get("keep") == "best" and held_out == data:
+        chosen = (
+            "the best weights were chosen on these images, so its figures are a little too good"
+        )
+        return [f"{model}: {chosen} for others"]
     if not train or ("://" in train and _whole(train) != _whole(data)):
         return []
     try:
@@ -43,7 +49,6 @@ def note_of_trained(
         return []
     if not (count := shared_images(images, data, trained, train)):
         return []
-    held_out = of_run.get("validation")
     advice = f"; {held_out} was held out" if held_out else ""
     of = f"{count} of the {len(images)} images"
     return [f"{model} was trained on {of}, which it knows better than new ones{advice}"]

@@ -165,7 +165,8 @@ def ending(config: Config, result: Result) -> Ending:
     figure = f"{result.images:,} images"
     if result.agreement is not None and result.chance is not None:
         figure += (
-            f", {percent(result.agreement)} of their nearest have the same label "
+            f", {percent(result.agreement)} of their {min(AGREEING, result.images - 1)} nearest "
+            "have the same label "
             f"(chance {percent(result.chance)})"
         )
     return Ending(f"{result.page}, a page of the set", figure, opened(result.page))

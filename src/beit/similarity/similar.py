@@ -251,13 +251,13 @@ def _scale(images: VectorSet, features: str) -> str:
     mean = mean_cosine(images.vectors)
     text = f"cosine of {features}; two images of the set have {mean:.3f} on average"
     if mean > ALIKE:
-        text += ": this model hardly tells these images apart; cosines near 1 are no duplicates"
+        text += ": this model hardly tells these images apart; a cosine near 1 says little"
     return text
 
 
 def _line(rank: int, neighbour: Neighbour) -> str:
     label = f"  {neighbour.label}" if neighbour.label else ""
-    twin = "  (duplicate)" if neighbour.cosine > DUPLICATE else ""
+    twin = "  (nearly identical)" if neighbour.cosine > DUPLICATE else ""
     return f"{rank:4}  {neighbour.cosine:.3f}  {neighbour.name}{label}{twin}"
 
 
@@ -271,9 +271,7 @@ def _drawn(
     return [first] + [
         Match(
             _pixels(images.source, images.indices[row]),
-            f"{near.cosine:.3f}"
-            + (" duplicate" if near.cosine > DUPLICATE else "")
-            + (f" {near.label}" if near.label else ""),
+            f"{near.cosine:.3f} {near.label}".strip(),
             Path(near.name).name,
         )
         for row, near in matches

@@ -19,28 +19,33 @@ if TYPE_CHECKING:
 
 
 def ending(config: Config, result: Result) -> Ending:
-    """Say how much of the codebook is used; pretraining on its codes is next."""
+    """Say how much of the codebook is used; pretraining on its codes is next, if they are good."""
     run, data = RunDirectory(result.directory), config.data
     values = last_values(run.metrics_file, result.metrics)
+    images = whole(data.train, data.validation)
+    then = words(
+        "pretrain",
+        data=images,
+        validation=data.validation if images == data.train else None,
+        tokenizer=run.path,
+        output=beside(run.path, "pretrained"),
+        budget=config.run.budget or config.run.fitted_to,  # the latter of a resumed run
+    )
+    epochs = {"optim.epochs": f"{4 * config.optim.epochs:g}"}
+    longer = words("train-tokenizer", resume=run.path, **epochs)
     figure = f"loss {values['loss']:.3g}: the codebook has not started" if "loss" in values else ""
-    for prefix, images in (("", "the last training images"), ("val_", "the validation images")):
+    for prefix, seen in (("", "the last training images"), ("val_", "the validation images")):
         if (use := values.get(f"{prefix}usage")) is not None:
             perplexity = values[f"{prefix}perplexity"]
-            figure = f"{percent(use)} of the codes in use on {images}, perplexity {perplexity:.0f}"
+            figure = f"{percent(use)} of the codes in use on {seen}, perplexity {perplexity:.0f}"
             if collapsed(perplexity, config.model.num_codes, values[f"{prefix}choices"]):
                 figure += ": a collapsed codebook, or too short a run; mend it before pretraining"
+                then = longer
     if values.get("val_reconstruction", 0.0) > values.get("val_constant", math.inf):
         figure += "; it rebuilds features worse than a constant does: train it longer first"
-    images = whole(data.train, data.validation)
+        then = longer
     return Ending(
         f"{run.path}, a tokenizer of {config.model.num_codes} codes; report {run.report_file}",
         figure,
-        words(
-            "pretrain",
-            data=images,
-            validation=data.validation if images == data.train else None,
-            tokenizer=run.path,
-            output=beside(run.path, "pretrained"),
-            budget=config.run.budget or config.run.fitted_to,  # the latter of a resumed run
-        ),
+        then,
     )

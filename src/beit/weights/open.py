@@ -40,6 +40,7 @@ from beit.wording import an, near_path
 logger = logging.getLogger(__name__)
 
 WithHead = TypeVar("WithHead", ImageClassifier, SemanticSegmenter)
+MAKERS = {ImageClassifier: "beit finetune", SemanticSegmenter: "beit segment"}
 
 # Ends of names that only our own models have; files in other layouts have the published names.
 OWN_NAMES = (TABLE, "quantizer.codebook")
@@ -284,7 +285,7 @@ def _load_with_head(
     if not isinstance(model, model_class):
         raise ValueError(
             f"{source} holds {an(type(model).__name__)}, which names no classes of {things}; "
-            f"expected {model_class.__name__}"
+            f"expected {model_class.__name__}, as {MAKERS[model_class]} --model {source} makes"
         )
     return model if size is None else resized(model, size_pair(size))
 
