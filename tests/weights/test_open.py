@@ -225,7 +225,10 @@ def test_a_classifier_at_another_image_size(tmp_path, classifier, tokenizer):
     found = load_classifier(tmp_path / "ours.safetensors", (20, 28), num_heads=None)
     assert same(found.backbone, resized(classifier.backbone, (20, 28)))
     save_weights(tmp_path / "tokenizer.safetensors", tokenizer)
-    with pytest.raises(ValueError, match=r"a VQKD, which names no classes of images; .* as beit finetune --model \S+ makes$"):
+    with pytest.raises(
+        ValueError,
+        match=r"a VQKD, which names no classes of images; .* as beit finetune --model \S+ makes$",
+    ):
         load_classifier(tmp_path / "tokenizer.safetensors")
 
 
