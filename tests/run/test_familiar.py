@@ -51,7 +51,7 @@ def test_images_that_chose_the_weights_are_named(photos: str, tmp_path: Path) ->
         run = RunDirectory.create(tmp_path / keep, config, {"verb": "finetune"})
         source = open_source(data["validation"])
         notes = note_of_trained(str(run.path), str(data["validation"]), source, opened)
-        assert ["chosen on these images, so its figures" in note for note in notes] == [True] * said
+        assert ["chosen on these images, so the figures" in note for note in notes] == [True] * said
 
 
 def test_of_other_models_nothing_is_known(photos: str, tmp_path: Path) -> None:

@@ -37,10 +37,8 @@ def note_of_trained(
     of_run = settings.get("data", {})
     train, held_out = of_run.get("train"), of_run.get("validation")
     if settings.get("keep") == "best" and held_out == data:
-        chosen = (
-            "the best weights were chosen on these images, so its figures are a little too good"
-        )
-        return [f"{model}: {chosen} for others"]
+        chosen = "the best weights of the run were chosen on these images"
+        return [f"{model}: {chosen}, so the figures are a little too good"]
     if not train or ("://" in train and _whole(train) != _whole(data)):
         return []
     try:
