@@ -2,7 +2,15 @@ import pytest
 import torch
 
 from beit.nn.quantizer import unit
-from beit.similarity.layout import _push, _weights, clusters, layout, num_clusters, purity
+from beit.similarity.layout import (
+    _push,
+    _weights,
+    clusters,
+    layout,
+    num_clusters,
+    purity,
+    without_outliers,
+)
 from beit.similarity.neighbours import all_nearest
 
 
@@ -35,6 +43,15 @@ def test_equal_images_have_a_layout() -> None:
     vectors = unit(torch.ones(8, 3))
     near = all_nearest(vectors, 3)
     assert bool(layout(vectors, near.rows, near.cosines).isfinite().all())
+
+
+def test_outliers_are_moved_nearer_and_others_stay() -> None:
+    places = torch.rand(100, 2, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(without_outliers(places), places)
+    places[7] = torch.tensor([50.0, -60.0])
+    moved = without_outliers(places)
+    assert torch.equal(moved[torch.arange(100) != 7], places[torch.arange(100) != 7])
+    assert 1.2 < moved[7, 0] < 1.6 and -0.6 < moved[7, 1] < -0.2
 
 
 def test_the_push_is_that_of_a_loop() -> None:

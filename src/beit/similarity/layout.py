@@ -47,7 +47,7 @@ def layout(vectors: Tensor, rows: Tensor, cosines: Tensor) -> Tensor:
         gain = torch.where(same, gain * 0.8, gain + 0.2).clamp(min=0.01)
         speed = (0.5 if step < EARLY else 0.8) * speed - 4 * rate * gain * gradient
         places = places + speed
-    return _fitted(places)
+    return _fitted(without_outliers(places))
 
 
 def _push(places: Tensor) -> Tensor:
@@ -86,6 +86,16 @@ def principal_plane(vectors: Tensor) -> Tensor:
     largest = axes.gather(0, axes.abs().argmax(dim=0, keepdim=True))
     plane: Tensor = rows @ (axes * largest.sign())
     return plane.float()
+
+
+def without_outliers(places: Tensor) -> Tensor:
+    """Move places (n, 2) that are far outside the middle 90% of an axis to half its width away.
+
+    Otherwise the other images would share a small part of a map.
+    """
+    low, high = places.quantile(torch.tensor([0.05, 0.95]), dim=0)
+    reach = (high - low) / 2
+    return places.clamp(low - reach, high + reach)
 
 
 def _fitted(places: Tensor) -> Tensor:
