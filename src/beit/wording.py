@@ -15,6 +15,11 @@ def some(names: Sequence[str], count: int = 5) -> str:
     return ", ".join(names[:count]) + more
 
 
+def some_names(names: Sequence[str], count: int = 5) -> str:
+    """List the first names that users chose, those with a comma in quotes: `a, 'b, c', d`."""
+    return some([repr(name) if "," in name else name for name in names], count)
+
+
 def plural(word: str, items: Sequence[object]) -> str:
     """Return the word, in the plural unless there is one item."""
     return word if len(items) == 1 else f"{word}{'es' if word.endswith('s') else 's'}"

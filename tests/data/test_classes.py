@@ -92,7 +92,7 @@ def test_an_empty_class_folder_is_refused(tmp_path, part):
         (tmp_path / name).mkdir()
     for name in ("a", "b"):
         (tmp_path / name / "0.png").touch()
-    with pytest.raises(ValueError, match=r"no image in the class folder void; add images"):
+    with pytest.raises(ValueError, match=r"no image in the class folder 'void'; add images"):
         checked_classes(train([0, 1], ["a", "b"], f"{tmp_path}{part}"))
     listed = by_list(train([0, 1], ["a", "b"], f"{tmp_path}{part}"), ("a", "void", "b"))
     assert checked_classes(listed) == (3, ("a", "void", "b"))  # known to the list, as may be

@@ -625,7 +625,7 @@ def test_data_that_cannot_be_are_refused_before_a_run_begins(tmp_path, config, o
             {},
             "--validation .*other has 1 class that --data .*: dog",
         ),
-        ({"train": empty} | alone, {}, "--data .*empty: no image in the class folder elk"),
+        ({"train": empty} | alone, {}, "--data .*empty: no image in the class folder 'elk'"),
         (
             {"train": str(numbers)} | alone,
             {"num_classes": 3},

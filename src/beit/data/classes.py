@@ -15,7 +15,7 @@ from beit.data.folders.folder import class_folders
 from beit.data.source import Source, file_of
 from beit.data.spec import split_part, split_query
 from beit.files import user_path
-from beit.wording import nearest, plural, some
+from beit.wording import nearest, plural, some, some_names
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ def align(part: Labelled, names: Sequence[str] | None, count: int, where: str) -
     if absent := [name for label, name in own_names.items() if label not in match.numbers]:
         notes.append(
             f"{part.where} names {len(absent)} {plural('class', absent)} without an image that "
-            f"{where} lacks: {some(absent)}"
+            f"{where} lacks: {some_names(absent)}"
         )
     if names is None and own is not None:
         for label, number in match.numbers.items():
@@ -153,8 +153,9 @@ def _unknown(
     if len(lacking) == present:
         what = f"and {there} have no class in common"
     return (
-        f"{here} {what}: {some(lacking)}{hint}; the {len(known)} classes of {there} are "
-        f"{some(known)}{f'; {note}' if note else ''}; make the names agree, or remove the images"
+        f"{here} {what}: {some_names(lacking)}{hint}; the {len(known)} classes of {there} are "
+        f"{some_names(known)}{f'; {note}' if note else ''}; make the names agree, or remove the "
+        "images"
     )
 
 
@@ -183,11 +184,11 @@ def checked_classes(train: Labelled, count: int | None = None) -> Classes:
         raise ValueError(f"{train.where} has one class; a classifier needs at least two")
     if isinstance(train.source, RenumberedSource):
         return classes
-    if empty := _empty_folders(train):
+    if empty := empty_folders(train):
+        folders = f"{plural('folder', empty)} {some(list(map(repr, empty)))}"
         raise ValueError(
-            f"{train.where}: no image in the class {plural('folder', empty)} {some(empty)}; "
-            "add images, or remove folders that are not classes (beit finetune also takes a list "
-            "of the classes: --classes FILE)"
+            f"{train.where}: no image in the class {folders}; add images, or remove folders that "
+            "are not classes (beit finetune also takes a list of the classes: --classes FILE)"
         )
     return classes
 
@@ -225,10 +226,11 @@ def without_images(part: Labelled, labels: Tensor, names: Sequence[str]) -> str:
     if not empty:
         return ""
     have = "has" if len(empty) == 1 else "have"
-    return f"{part.where}: {len(empty)} of {len(names)} classes {have} no image: {some(empty)}"
+    count = f"{len(empty)} of {len(names)}"
+    return f"{part.where}: {count} classes {have} no image: {some_names(empty)}"
 
 
-def _empty_folders(part: Labelled) -> list[str]:
+def empty_folders(part: Labelled) -> list[str]:
     """List the class folders without an image; none if the classes are not the set's folders."""
     names, whole = set(part.source.class_names or []), split_part(part.spec)[0]
     if "://" in whole:

@@ -9,7 +9,7 @@ from beit.draw.charts import new_chart, place_axes, shortened, styled, themed_sv
 from beit.draw.colours import FAINT, SERIES
 from beit.draw.names import percent
 from beit.draw.report import Item, Picture, Table
-from beit.wording import some
+from beit.wording import some_names
 
 SHOWN = 50  # classes in a table, at most
 DRAWN = 40  # classes in a confusion matrix, at most
@@ -45,7 +45,7 @@ def note_of_missed(
     if not which:
         return ""
     of = f"{len(which)} of {len(names)} classes"
-    return f"no {unit} of {some(which)} is classified correctly ({of}); {advice}"
+    return f"no {unit} of {some_names(which)} is classified correctly ({of}); {advice}"
 
 
 def class_table(right: Tensor, total: Tensor, names: Sequence[str]) -> Table:

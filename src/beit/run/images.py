@@ -17,7 +17,7 @@ from typing import Any
 from beit.files import write_bytes
 from beit.run.directory import RunDirectory
 from beit.run.journal import Journal
-from beit.wording import some
+from beit.wording import some, some_names
 
 logger = logging.getLogger(__name__)
 
@@ -138,7 +138,7 @@ def _difference(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
             parts.append(f"{images.total()} {what} ({some(list(images))})")
     old, new = then.get("classes", []), now["classes"]
     if old != new:
-        parts.append(f"classes {some(old)} then, {some(new)} now")
+        parts.append(f"classes {some_names(old)} then, {some_names(new)} now")
     new = now.get("values", [])
     old = then.get("values", new)
     if old != new:

@@ -16,7 +16,7 @@ from beit.data.class_names import match_names
 from beit.data.classes import read_classes
 from beit.files import user_path
 from beit.nn.segmenter import IGNORED
-from beit.wording import some
+from beit.wording import some_names
 
 MAX_CLASSES = 255
 BUILT_IN = ("ade20k", "voc")
@@ -69,8 +69,8 @@ class LabelClasses:
         if unknown := [name for name, place in zip(self.names, moved, strict=True) if place < 0]:
             raise ValueError(
                 f"{where}: {len(unknown)} of the {len(self.names)} classes of the label maps are "
-                f"unknown to the {len(names)} expected ({some(names, 3)}): {some(unknown)}; "
-                "give a class list whose names are among them"
+                f"unknown to the {len(names)} expected ({some_names(names, 3)}): "
+                f"{some_names(unknown)}; give a class list whose names are among them"
             )
         palette = dict(enumerate(default_palette(len(names))))
         palette |= zip(moved, self.palette, strict=True)

@@ -12,7 +12,7 @@ from beit.data.folders.layout import Layout, find_layout
 from beit.data.folders.listing import is_system, list_folder, say_once
 from beit.data.spec import AS_IT_IS, Reading
 from beit.data.splits import Split
-from beit.wording import some
+from beit.wording import some_names
 
 
 def open_folder(root: Path, reading: Reading = AS_IT_IS, split: Split | None = None) -> FileSource:
@@ -41,7 +41,7 @@ def labels_of(layout: Layout) -> tuple[Tensor | None, list[str] | None, list[str
     composed = {folder: normalize("NFC", folder) for folder in set(folders)}
     names = sorted(set(composed.values()))
     number_of = {name: number for number, name in enumerate(names)}
-    notes = [f"classes: {len(names)} ({some(names)})"]
+    notes = [f"classes: {len(names)} ({some_names(names)})"]
     if len(composed) > len(names):
         notes.append("folders whose names differ only in their Unicode form are one class")
     return torch.tensor([number_of[composed[folder]] for folder in folders]), names, notes
