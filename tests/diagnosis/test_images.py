@@ -339,3 +339,13 @@ def test_sixteen_bits_end_with_the_command_to_type(
     Path("stack").mkdir()
     tifffile.imwrite("stack/pages.tif", np.zeros((5, 40, 50), np.uint8))
     assert "beit doctor 'stack?bands=3,2,1'" in said("stack", 1)
+
+
+def test_an_empty_class_folder_that_finetune_refuses_is_told(tmp_path, capsys):
+    for name in ("ant", "bee", "in, between"):
+        (tmp_path / name).mkdir()
+    for number, name in enumerate(("ant/0.png", "ant/1.png", "bee/2.png", "bee/3.png")):
+        drawing(number).save(tmp_path / name)
+    assert main(["doctor", f"{tmp_path}", "--num_workers", "0"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "no image in the class folder 'in, between' → delete the folder, or add images" in shown

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from beit.data.class_names import spelled
-from beit.data.classes import Labelled, known_classes, renumbered
+from beit.data.classes import Labelled, empty_folders, known_classes, renumbered
 from beit.data.source import Source
 from beit.diagnosis.alike import Nearest
 from beit.diagnosis.checks import Check
 from beit.diagnosis.near import Indices, first_copies, near_ones
 from beit.diagnosis.scan import Facts
-from beit.wording import amount, nearest_name, plural, some
+from beit.wording import amount, nearest_name, plural, some, some_names
 
 SMALLEST = 16  # pixels of the shorter side: a patch
 UNLIKE = 4  # times shorter or longer than the usual side
@@ -209,12 +209,17 @@ def class_checks(train: Scanned, test: Scanned | None) -> list[Check]:
             what = f"class {name!r} ({amount(count, 'image')}) is spelled nearly as {near!r}"
             found.append(Check("classes", what, "if it is a mistake, write both alike"))
     if one := [name for name, count in counts if count == 1]:
-        what = f"{len(one)} {plural('class', one)} with one image only: {some(one)}"
+        what = f"{len(one)} {plural('class', one)} with one image only: {some_names(one)}"
         them = "it" if len(one) == 1 else "them"
         found.append(Check("classes", what, f"nothing is left of {them} for a test; add images"))
     if none := [name for name, count in counts if count == 0]:
-        what = f"{len(none)} {plural('class', none)} without an image: {some(none)}"
+        what = f"{len(none)} {plural('class', none)} without an image: {some_names(none)}"
         found.append(Check("classes", what, "add images"))
+    if empty := empty_folders(Labelled(train.option, train.spec, train.source)):
+        folders = plural("folder", empty)
+        what = f"no image in the class {folders} {some(list(map(repr, empty)))}"
+        advice = f"delete the {folders}, or add images; finetune and probe refuse the set"
+        found.append(Check("classes", what, advice))
     present = [count for _, count in counts if count]
     if len(present) > 1 and present[0] > UNEVEN * present[-1]:
         what = f"class {counts[0][0]} has {present[0]} images, the smallest {present[-1]}"
