@@ -341,6 +341,29 @@ def test_sixteen_bits_end_with_the_command_to_type(
     assert "beit doctor 'stack?bands=3,2,1'" in said("stack", 1)
 
 
+def test_a_class_without_an_image_in_the_clean_list_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for number, name in enumerate(("well", "control", "drug, low")):
+        Path("set", name).mkdir(parents=True)
+        drawing(number).save(Path("set", name, "0.png"))
+    for name in ("control", "drug, low"):
+        Image.new("L", (56, 40), 9).save(Path("set", name, "0.png"))
+    command = ["doctor", "set", "--num_workers", "0", "--write"]
+    said = "class control has no image left in clean.csv"
+    main([*command, "clean.csv"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "classes control, 'drug, low' have no image left in clean.csv" in shown
+    drawing(9).save("set/drug, low/1.png")
+    main([*command, "clean.txt"])
+    assert said.replace("csv", "txt") in " ".join(capsys.readouterr().out.split())
+    drawing(8).save("set/control/two\nlines.png")  # a table has no such name
+    Path("clean.csv").unlink()
+    main([*command, "clean.csv"])
+    assert said in " ".join(capsys.readouterr().out.split())
+    main([*command, "all.csv", "--drop", "[]"])
+    assert "left in" not in capsys.readouterr().out
+
+
 def test_an_empty_class_folder_that_finetune_refuses_is_told(tmp_path, capsys):
     for name in ("ant", "bee", "in, between"):
         (tmp_path / name).mkdir()

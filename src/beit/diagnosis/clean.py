@@ -36,41 +36,42 @@ def as_data(path: str, spec: str) -> str:
     return f"{'' if is_table(path) else '@'}{path}{options and f'?{options}'}"
 
 
-def write_clean(path: str, source: Source, kept: Sequence[int]) -> int:
+def write_clean(path: str, source: Source, kept: Sequence[int]) -> list[int]:
     """Write the files of the images `kept`: one per line, or with labels if the name ends in .csv.
 
     Names that hold a line break are separated by zero bytes, as by `find -print0`. A table is text
     in UTF-8: files with other names, or with a line break in theirs, are left out. Its paths are
     relative if all files are in its folder or below it, so that both can be moved together.
 
-    Returns: the number of images written
+    Returns: the images written
     """
     if not kept:
         raise ValueError(f"{path}: no image is left to list; give fewer kinds in --drop")
-    files = [os.path.abspath(file) for i in kept if (file := file_of_image(source, i))]
+    files = {i: os.path.abspath(file) for i in kept if (file := file_of_image(source, i))}
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     if not is_table(path):
-        encoded = [os.fsencode(file) for file in files]
+        encoded = [os.fsencode(file) for file in files.values()]
         broken = any(b"\n" in file or file.endswith(b"\r") for file in encoded)
         end = b"\0" if broken else b"\n"
         write_bytes(Path(path), end.join(encoded) + end)
-        return len(files)
+        return list(files)
     folder = os.path.abspath(Path(path).parent)
-    if os.path.commonpath([folder, *files]) == folder:
-        files = [os.path.relpath(file, folder) for file in files]
-    labels = [label_of(source, image) for image in kept]
-    rows = [(file, label) for file, label in zip(files, labels, strict=True) if _fits_table(file)]
+    if os.path.commonpath([folder, *files.values()]) == folder:
+        files = {i: os.path.relpath(file, folder) for i, file in files.items()}
+    rows = {i: (file, label_of(source, i)) for i, file in files.items() if _fits_table(file)}
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([("path", "label"), *rows])
+    csv.writer(text, lineterminator="\n").writerows([("path", "label"), *rows.values()])
     write_bytes(Path(path), text.getvalue().encode())
     written = open_source(path)
-    if [label_of(written, row) for row in range(len(written))] != [label for _, label in rows]:
+    if [label_of(written, row) for row in range(len(written))] != [
+        label for _, label in rows.values()
+    ]:
         Path(path).unlink()
         raise ValueError(
             f"{path}: labels of these classes cannot be kept in a table, as a class named NA; "
             "write a list, as in --write clean.txt"
         )
-    return len(rows)
+    return list(rows)
 
 
 def _fits_table(name: str) -> bool:

@@ -16,14 +16,23 @@ from beit.data.unreadable import OPTION, allowed
 from beit.diagnosis.alike import nearest_test_images
 from beit.diagnosis.checks import CLASSES, CUT_OFF, Check, Findings
 from beit.diagnosis.clean import as_data, check_writable, is_table, write_clean
-from beit.diagnosis.faults import KINDS, OF_TEST, Fault, Scanned, class_checks, find_faults
+from beit.diagnosis.faults import (
+    KINDS,
+    OF_TEST,
+    Fault,
+    Scanned,
+    class_checks,
+    class_counts,
+    find_faults,
+    label_of,
+)
 from beit.diagnosis.page import as_json, fact_sections, fault_sections, shorter_side
 from beit.diagnosis.scan import FLAT, scan
 from beit.draw.names import percent
 from beit.draw.report import Section
 from beit.rows.lines import printable
 from beit.weights.bands import check_bands
-from beit.wording import plural
+from beit.wording import plural, some_names
 
 if TYPE_CHECKING:
     from beit.diagnosis.doctor import Config
@@ -76,7 +85,7 @@ def check_images(config: "Config") -> Findings:
         ]
         values["test"] = as_json(other, test_faults, None)
     if config.write:
-        checks.append(_written(config.write, scanned, faults, config.drop))
+        checks += _written(config.write, scanned, faults, config.drop)
     figures = {"images": float(len(train))}
     figures |= {fault.kind: float(len(fault.images)) for fault in faults}
     figures |= {CLASSES: float(len(classes))} if classes else {}
@@ -171,15 +180,25 @@ def _check(fault: Fault, scanned: Scanned, test: Scanned | None, max_unreadable:
     )
 
 
-def _written(path: str, scanned: Scanned, faults: Sequence[Fault], drop: Sequence[str]) -> Check:
-    """Write the list of clean images, and say what it has."""
-    dropped = np.zeros(len(scanned.source), np.bool_)
+def _written(
+    path: str, scanned: Scanned, faults: Sequence[Fault], drop: Sequence[str]
+) -> list[Check]:
+    """Write the list of clean images, and say what it has, and which classes it lacks."""
+    source = scanned.source
+    dropped = np.zeros(len(source), np.bool_)
     for fault in faults:
         if fault.kind in drop:
             dropped[fault.images] = True
     kept = np.flatnonzero(~dropped).tolist()
-    number = write_clean(path, scanned.source, kept)
+    written = write_clean(path, source, kept)
     advice = f"for any verb: --data {quote(as_data(path, scanned.spec))}"
-    if scanned.source.labels is not None and not is_table(path):
+    if source.labels is not None and not is_table(path):
         advice += "; a list has no labels, --write NAME.csv keeps them"
-    return Check("clean list", f"{number} of {len(scanned.source)} images in {path}", advice)
+    checks = [Check("clean list", f"{len(written)} of {len(source)} images in {path}", advice)]
+    left = {label_of(source, image) for image in written}
+    if lost := [name for name, count in class_counts(source) if count and name not in left]:
+        have = "has" if len(lost) == 1 else "have"
+        what = f"{plural('class', lost)} {some_names(lost)} {have} no image left in {path}"
+        advice = "look at their images; --drop says which kinds are left out"
+        checks.append(Check("clean list", what, advice))
+    return checks
