@@ -329,6 +329,8 @@ def test_sixteen_bits_end_with_the_command_to_type(
     out = said(f"{folder}?range=0:65535", 0)
     assert "the brightest pixel of an image is at 6.3% of it on average" in out
     assert "use 16 of 256 levels; if no image of this kind is brighter" in out and "no fault" in out
+    out = said(f"{folder}?range=5000:65535", 0)
+    assert "flat 20 (100.0%) of one colour" in out and "the range is wrong for them" in out
     (folder / "wells.csv").write_text("file,drug\n0.png,A\n1.png,B\n")
     assert f"beit doctor '{folder}/wells.csv?label=drug&range=0:4095'" in said(
         f"{folder}/wells.csv", 1
@@ -339,6 +341,25 @@ def test_sixteen_bits_end_with_the_command_to_type(
     Path("stack").mkdir()
     tifffile.imwrite("stack/pages.tif", np.zeros((5, 40, 50), np.uint8))
     assert "beit doctor 'stack?bands=3,2,1'" in said("stack", 1)
+
+
+def test_only_a_constant_image_is_of_one_colour_and_dropped(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("set").mkdir()
+    spot = np.full((400, 400), 20, np.uint8)
+    spot[7:10, 11:14] = 255
+    ramp = np.tile(np.linspace(125, 131, 50).astype(np.uint8), (40, 1))
+    noise = np.random.default_rng(0).normal(90, 1, (40, 50)).round().astype(np.uint8)
+    for name, pixels in (("spot", spot), ("ramp", ramp), ("noise", noise), ("again", noise)):
+        Image.fromarray(pixels).save(f"set/{name}.png")
+    Image.new("RGB", (45, 53), (201, 33, 98)).save("set/constant.jpg", quality=30)
+    main(["doctor", "set", "--write", "clean.txt", "--num_workers", "0"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "flat 1 (20.0%) of one colour, as constant.jpg" in shown
+    assert "faint 4 (80.0%) nearly of one colour" in shown
+    assert "1 (20.0%) copies of another image, as noise.png, like again.png" in shown
+    kept = [Path(line).name for line in Path("clean.txt").read_text().splitlines()]
+    assert kept == ["again.png", "ramp.png", "spot.png"]
 
 
 def test_a_class_without_an_image_in_the_clean_list_is_named(tmp_path, monkeypatch, capsys):

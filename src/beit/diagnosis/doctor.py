@@ -44,7 +44,7 @@ class Config:
         write: a new file that lists all images except the kinds in `drop`; use it with any verb as
             @clean.txt; a name that ends in .csv keeps the labels
         drop: kinds of images that `write` leaves out: unreadable, copy, near, test_copy, near_test,
-            alike_test, two_labels, flat, small, long, size, unlabelled
+            alike_test, two_labels, flat, faint, small, long, size, unlabelled
         near: largest number of different bits, of 64, between the perceptual hashes of near copies
         model: compare training and test images also by the features of this model: a run, a
             weights file, published:NAME, hf://OWNER/NAME or teacher:SOURCE; empty for none

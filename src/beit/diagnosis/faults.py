@@ -52,6 +52,11 @@ KINDS = {
         "copies with another label", "find the right label, or remove all of them", True
     ),
     "flat": Kind("of one colour", "remove them, unless they mean something"),
+    "faint": Kind(
+        "nearly of one colour",
+        "look at them; dark images and small objects are no fault; near copies of them are not "
+        "looked for",
+    ),
     "small": Kind("far smaller than the rest", "remove them, or find larger ones"),
     "long": Kind("long and narrow", "crops of them are distorted; cut them, or leave them"),
     "size": Kind("of an odd size", "look whether they belong to the set"),
@@ -108,11 +113,12 @@ def find_faults(
     # Test images come first, so that training images are the copies.
     every = [scanned.facts for scanned in (test, train) if scanned]
     num_test = len(test.facts.height) if test else 0
-    shown = np.concatenate([facts.readable & ~facts.flat for facts in every])
+    clear = np.concatenate([facts.readable & ~facts.faint for facts in every])
+    varied = np.concatenate([facts.readable & ~facts.flat for facts in every])
     hashes = np.concatenate([facts.hashes for facts in every])
     digests = np.concatenate([facts.digests for facts in every])
-    like, leak = near_ones(hashes, shown, num_test, near)
-    first = first_copies(digests, shown)
+    like, leak = near_ones(hashes, clear, num_test, near)
+    first = first_copies(digests, varied)
     leaked = np.flatnonzero(first[num_test:] < num_test)
     near_test = leak[num_test:].copy()
     near_test[leaked] = -1
@@ -122,7 +128,7 @@ def find_faults(
         "near_test": Fault("near_test", *_pairs(near_test, near_test >= 0)),
     }
     if test and seen:
-        found = (seen.cosines >= cosine) & ~train.facts.flat & ~test.facts.flat[seen.like]
+        found = (seen.cosines >= cosine) & ~train.facts.faint & ~test.facts.faint[seen.like]
         found[leaked], found[near_test >= 0] = False, False
         of_train["alike_test"] = Fault("alike_test", *_pairs(seen.like, found), seen.cosines[found])
     of_test = _of_set(test, like[:num_test], max_ratio) if test else {}
@@ -145,7 +151,8 @@ def _of_set(scanned: Scanned, like: Indices, max_ratio: float) -> dict[str, Faul
     first = first_copies(facts.digests, readable & ~facts.flat)
     copy = first != itself
     pairs = {"copy": _pairs(first, copy), "near": _pairs(like, (like != itself) & ~copy)}
-    flags = {"unreadable": ~readable, "flat": facts.flat, **_sizes(facts, max_ratio)}
+    flags = {"unreadable": ~readable, "flat": facts.flat, "faint": facts.faint & ~facts.flat}
+    flags |= _sizes(facts, max_ratio)
     if labels is not None:
         numbers = labels.numpy()
         flags["unlabelled"] = numbers < 0

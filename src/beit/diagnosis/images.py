@@ -27,7 +27,7 @@ from beit.diagnosis.faults import (
     label_of,
 )
 from beit.diagnosis.page import as_json, fact_sections, fault_sections, shorter_side
-from beit.diagnosis.scan import FLAT, scan
+from beit.diagnosis.scan import FAINT, scan
 from beit.draw.names import percent
 from beit.draw.report import Section
 from beit.rows.lines import printable
@@ -117,7 +117,7 @@ def _about(scanned: Scanned) -> str:
 
 def _channels(scanned: Scanned) -> list[Check]:
     """Say how a range fits, and which options fit a model to other channels than RGB."""
-    facts, ranged = scanned.facts, any("range=" in text for text in pixel_options(scanned.spec))
+    facts, ranged = scanned.facts, _has_range(scanned)
     mean, deviation = ([float(f"{value:.4g}") for value in values] for values in facts.colours())
     if (len(mean) == 3 and not ranged) or not facts.readable.any():
         return []
@@ -133,7 +133,7 @@ def _channels(scanned: Scanned) -> list[Check]:
             advice = f"{levels}; if no image of this kind is brighter, give a smaller range"
         return [Check("range", text, advice)]
     found = f"{len(mean)} channels; values at 0 {', '.join(low)}, at 255 {', '.join(high)}"
-    if flat := [number for number, value in enumerate(deviation, 1) if value < FLAT / 255]:
+    if flat := [number for number, value in enumerate(deviation, 1) if value < FAINT / 255]:
         numbers = ", ".join(map(str, flat))
         advice = (
             "give each band its own values of black and white, as in range=0:3000,0:400 for two"
@@ -149,9 +149,12 @@ def _channels(scanned: Scanned) -> list[Check]:
 
 def _cut_off(scanned: Scanned) -> float:
     """Return the share of values at the high end of a given range if it may be too small, or 0."""
-    ranged = any("range=" in text for text in pixel_options(scanned.spec))
     share = max(scanned.facts.ends()[1])
-    return share if ranged and share > CLIPPED else 0.0
+    return share if _has_range(scanned) and share > CLIPPED else 0.0
+
+
+def _has_range(scanned: Scanned) -> bool:
+    return any("range=" in text for text in pixel_options(scanned.spec))
 
 
 def _check(fault: Fault, scanned: Scanned, test: Scanned | None, max_unreadable: float) -> Check:
@@ -165,6 +168,8 @@ def _check(fault: Fault, scanned: Scanned, test: Scanned | None, max_unreadable:
         pair = test if test and fault.kind in OF_TEST else scanned
         example += f", like {printable(pair.source.name(int(fault.like[0])))}"
     advice = kind.advice
+    if fault.kind == "flat" and _has_range(scanned):
+        advice += "; if their files have several values, the range is wrong for them"
     if fault.kind == "unreadable":
         reason = printable(scanned.facts.reasons[first])
         example += f": {reason}"

@@ -23,7 +23,7 @@ from beit.run.progress import Progress
 SIDE = 32  # pixels of the picture from which a perceptual hash is computed
 LOW = 8  # lowest frequencies of each side of it
 SAMPLED = 1 << 16  # pixels of an image by which colours are measured, about
-FLAT = 2.0  # standard deviation of each channel, of 255, below which an image has one colour
+FAINT = 2.0  # standard deviation of each channel, of 255, below which an image is nearly flat
 TASK = 16  # images that a worker reads at a time
 HEADER = 1 << 16  # bytes of a file in which the format is looked for
 
@@ -35,7 +35,8 @@ class Facts(NamedTuple):
         height, width: (n,) int32 pixels; 0 for an unreadable image
         digests: (n,) uint64, of the pixels
         hashes: (n,) uint64, perceptual: similar images differ in few bits
-        flat: (n,) bool, whether the image has one colour
+        flat: (n,) bool, whether all pixels are equal; JPEG keeps such images as they are
+        faint: (n,) bool, whether the image has nearly one colour; of flat ones too
         grey: (n,) bool, whether its channels are equal
         reasons: of the unreadable images, by index
         formats: numbers of images by format, mode and bits, as "JPEG RGB, 8 bits"; files only
@@ -48,6 +49,7 @@ class Facts(NamedTuple):
     digests: NDArray[np.uint64]
     hashes: NDArray[np.uint64]
     flat: NDArray[np.bool_]
+    faint: NDArray[np.bool_]
     grey: NDArray[np.bool_]
     reasons: dict[int, str]
     formats: Counter[str]
@@ -84,6 +86,7 @@ class _ImageFacts(NamedTuple):
     digest: int = 0
     hash: int = 0
     flat: bool = False
+    faint: bool = False
     grey: bool = False
     reason: str = ""
     format: str = ""
@@ -95,9 +98,9 @@ def scan(source: Source, num_workers: int, what: str, channels: int = 3) -> Fact
     count = len(source)
     height, width = np.zeros((2, count), np.int32)
     digests, hashes = np.zeros((2, count), np.uint64)
-    flat, grey = np.zeros((2, count), np.bool_)
+    flat, faint, grey = np.zeros((3, count), np.bool_)
     sums, formats, reasons = np.zeros((5, channels)), Counter[str](), dict[int, str]()
-    facts = Facts(height, width, digests, hashes, flat, grey, reasons, formats, sums)
+    facts = Facts(height, width, digests, hashes, flat, faint, grey, reasons, formats, sums)
     with Progress(count) as progress:
         progress.message(f"reading {count} {what}")
         measure = partial(measured, source)
@@ -109,7 +112,7 @@ def scan(source: Source, num_workers: int, what: str, channels: int = 3) -> Fact
                 continue
             height[index], width[index] = image.height, image.width
             digests[index], hashes[index] = image.digest, image.hash
-            flat[index], grey[index] = image.flat, image.grey
+            flat[index], faint[index], grey[index] = image.flat, image.faint, image.grey
             formats.update([image.format] if image.format else [])
             sums += np.reshape(image.sums, (5, channels))
     return facts
@@ -127,13 +130,15 @@ def measured(source: Source, index: int) -> _ImageFacts:
     square = sample.square().mean(1)
     mean = sample.mean(1)
     deviation = (square - mean.square()).clamp(min=0).sqrt()
+    faint = bool((deviation < FAINT / 255).all())
     ends = torch.stack([(sample == end).double().mean(1) for end in (0, 1)])  # (2, c)
     pixels = hashlib.sha1(f"{height} {width} ".encode(), usedforsecurity=False)
     pixels.update(image.contiguous().numpy().data)
     return _ImageFacts(
         *(height, width, int.from_bytes(pixels.digest()[:8], "little")),
         perceptual_hash(image),
-        flat=bool((deviation < FLAT / 255).all()),
+        flat=faint and bool((image == image[:, :1, :1]).all()),
+        faint=faint,
         grey=bool((sample == sample[:1]).all()),
         format=_format_of(source, index),
         sums=(*mean.tolist(), *square.tolist(), *ends.flatten().tolist(), *sample.amax(1).tolist()),
