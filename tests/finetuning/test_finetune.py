@@ -636,7 +636,7 @@ def test_data_that_cannot_be_are_refused_before_a_run_begins(tmp_path, config, o
             {"classes": str(tmp_path / "list")},
             "train has 1 class that the list of 2 lacks: ant",
         ),
-        ({"train": train} | alone, {"optim": few}, "there are only 12; use a smaller"),
+        ({"train": train} | alone, {"optim": few}, "there are only 12; give a smaller"),
         ({"train": train} | alone, {"num_classes": 4}, "names 3 classes"),
         ({}, {"optim": odd}, "a process has 3 in a micro-step; choose an even number"),
         ({}, {"augment": AugmentConfig(repeats=3)}, "step of 8 images does not divide into 3"),
