@@ -48,8 +48,8 @@ def reach(module: str) -> dict[str, int]:
 @pytest.mark.parametrize(
     ("module", "files", "lines"),
     [
-        ("beit.pretraining.loop", 26, 3400),
-        ("beit.tokenizer.vqkd_loop", 26, 3425),
+        ("beit.pretraining.loop", 26, 3500),
+        ("beit.tokenizer.vqkd_loop", 26, 3475),
     ],
 )
 def test_a_loop_is_little_to_read(module: str, files: int, lines: int) -> None:

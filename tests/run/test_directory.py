@@ -26,7 +26,7 @@ def test_config_comes_back_and_tuples_as_lists(tmp_path):
 
 def test_existing_directory_is_not_touched(tmp_path):
     (tmp_path / "mine.txt").write_text("mine")
-    with pytest.raises(FileExistsError, match=r"not overwritten.*--resume"):
+    with pytest.raises(FileExistsError, match=r"not overwritten; name another directory$"):
         RunDirectory.create(tmp_path, {}, {"verb": "pretrain"})
     assert [file.name for file in tmp_path.iterdir()] == ["mine.txt"]
 
