@@ -29,7 +29,7 @@ from beit.data.classes import (
     known_labels,
     renumbered,
 )
-from beit.data.folders.listing import say_once
+from beit.data.folders.listing import say_once, warn_once
 from beit.data.pixels.decoding import MAX_PIXELS, decode, extensions
 from beit.data.source import Source, UnreadableImage
 from beit.data.sources import open_source
@@ -84,6 +84,7 @@ def rule(table: str, first_cell: str) -> Callable[[Callable[..., None]], Callabl
 def place(tmp_path, monkeypatch, caplog):
     caplog.set_level(logging.INFO, "beit")
     say_once.cache_clear()
+    warn_once.cache_clear()
     monkeypatch.chdir(tmp_path)
     return Place(tmp_path, lambda: caplog.text)
 
@@ -274,7 +275,7 @@ def _(place):
     with pytest.raises(FileNotFoundError, match=r"t\.csv: 1 of the 2 .* 'c\.png'"):
         place.open("t.csv")
     (place.path / "t.csv").write_text('file,label\nb.png,"lime\na.png,lime\n')
-    with pytest.raises(ValueError, match=r"t\.csv: cannot read row 1"):
+    with pytest.raises(ValueError, match=r"t\.csv: cannot read line 2"):
         place.open("t.csv")
     place.image("both/train/b.png", 7)
     place.image("both/test/b.png", 8)
@@ -319,8 +320,19 @@ def _(place):
             assert levels(place.open(source, "train")) == [0]
             assert levels(place.open(source, "test")) == [1]
             assert levels(place.open(source)) == [0, 1, 2]
-    write(place.path / "photos" / "x.parquet", {"file": files, "set": ["train", "val", "other"]})
-    assert levels(place.open("photos/x.parquet", "train")) == [0, 1, 2]
+    write(place.path / "photos" / "x.parquet", {"file": files, "set": ["train", "val", "tset"]})
+    for split in ("train", "test"):
+        with pytest.raises(ValueError, match=r"x\.parquet: column 'set' has 'tset' \(row 3\), "):
+            place.open("photos", split)
+    assert "did you mean test?" not in place.said()
+    assert levels(place.open("photos/x.parquet")) == [0, 1, 2]
+    assert "did you mean test?" in place.said()
+    write(place.path / "photos" / "x.parquet", {"file": files, "set": ["train", "val", None]})
+    assert levels(place.open("photos", "train")) == [0]
+    assert "left out, without a split: 1 row" in place.said()
+    write(place.path / "photos" / "x.parquet", {"file": files, "set": [0, 1, 2]})
+    assert levels(place.open("photos", "train")) == [0, 1, 2]
+    assert "column 'set' has 0, 1, 2, which are no names of splits: all rows" in place.said()
 
 
 def encoded(level: int) -> bytes:

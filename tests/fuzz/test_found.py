@@ -278,7 +278,7 @@ def test_a_tiff_whose_image_has_no_pixels() -> None:
 
 def test_a_line_that_is_nested_deeply(tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text('{"image": "a.png"}\n' + DEEP)
-    with pytest.raises(ValueError, match=r"x.jsonl: cannot read row 2: "):
+    with pytest.raises(ValueError, match=r"x.jsonl: cannot read line 2: "):
         open_source(str(tmp_path / "x.jsonl"))
 
 

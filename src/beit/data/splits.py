@@ -14,7 +14,8 @@ _NAMES: dict[Split, tuple[str, ...]] = {
 }
 _BY_NNUNET = {"imagestr": "train", "imagests": "test"}
 TRAINING = frozenset(_NAMES["train"])
-_WORD = "|".join(word for words in _NAMES.values() for word in words)
+WORDS = [word for words in _NAMES.values() for word in words]
+_WORD = "|".join(WORDS)
 _IMAGES = "images?|imgs?|data"
 _WHOLE = re.compile(
     rf"(?:(?:seg|{_IMAGES})[\W_]*)?({_WORD})(?:[\W_]*(?:set|{_IMAGES}|dataset))?[\d\W_]*"

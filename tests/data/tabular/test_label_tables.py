@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 
+from beit.data.folders.listing import say_once, warn_once
 from beit.data.sources import open_source
 from beit.data.tabular.label_tables import open_table
 
@@ -16,6 +17,8 @@ NAMES = ["0.png", "1.png", "2.png"]
 @pytest.fixture(autouse=True)
 def photos(tmp_path, monkeypatch):
     """Three images without class folders."""
+    say_once.cache_clear()
+    warn_once.cache_clear()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
     return save("photos", NAMES)
@@ -115,7 +118,7 @@ def test_paths_may_be_relative_to_a_folder_beside_or_to_the_working_directory(ph
     (pathlib.Path("set/test") / "2.png").unlink()  # its own folder, although another has the file
     with pytest.raises(FileNotFoundError, match=r"1 of the 3 .*first is '2\.png' in set/test"):
         open_source("set/test_labels.csv")
-    with pytest.raises(FileNotFoundError, match=r"1 of the 1 .*first is '2\.png' in set, row 1;"):
+    with pytest.raises(FileNotFoundError, match=r"1 of the 1 .*first is '2\.png' in set, line 2;"):
         open_source(write("set/val.csv", "file,label", "2.png,a"))
     rows = ("file,label", *(rf"photos\{name},a" for name in NAMES))
     assert open_source(write("lists/train.csv", *rows)).name(1) == "photos/1.png"
@@ -141,18 +144,18 @@ def test_paths_may_be_relative_to_a_folder_beside_or_to_the_working_directory(ph
             "?label=lable",
             r"no column 'lable'; .*did you mean label\?",
         ),
-        (("file,label", "0.png,a", "1.png"), "", "cannot read row 2: 1 fields, but 2 in the"),
-        (("file,label", "0.png,a", ",b"), "", "row 2 names no file in column 'file'"),
+        (("file,label", "0.png,a", "1.png"), "", "cannot read line 3: 1 fields, but 2 in the"),
+        (("file,label", "0.png,a", ",b"), "", "line 3 names no file in column 'file'"),
         (("file,label",), "", "no rows in this table"),
         ((), "", "no rows in this table"),
-        (("file,label", '"0.png,a', "1.png,b"), "", "cannot read row 1: unexpected end of data"),
-        (("file,label", '"0.png,a', '"1.png,b'), "", "cannot read row 1: "),
+        (("file,label", '"0.png,a', "1.png,b"), "", "cannot read line 2: unexpected end of data"),
+        (("file,label", '"0.png,a', '"1.png,b'), "", "cannot read line 2: "),
         (
             ("file,label", "0.png,a", '1.png,"b', '2.png,c"'),
             "",
-            "row 2 has a line break in .*'label'",
+            "line 3 has a line break in .*'label'",
         ),
-        (("file,label", '"0.png', '1.png",b'), "", "row 1 has a line break in column 'file'"),
+        (("file,label", '"0.png', '1.png",b'), "", "line 2 has a line break in column 'file'"),
         (("file,label", "0\0.png,a"), "", r"1 of the 1 image files .*'0\\x00\.png'"),
         (("file,label", "0" * 999 + ",a"), "", r"1 of the 1 image files .* '0+\.\.\.0+'"),
         (("file,label,label", "0.png,a,b"), "", "two columns have the same name"),
@@ -169,7 +172,7 @@ def test_other_tables_that_cannot_be_are_refused(photos):
         ValueError, match=r"labels\.csv: .* not text in UTF-8; save it .*Excel, CSV UTF-8"
     ):
         open_table(pathlib.Path(write("labels.csv", "file,label", "ä,b", encoding="latin-1")))
-    with pytest.raises(ValueError, match=r"a\.jsonl: cannot read row 2"):
+    with pytest.raises(ValueError, match=r"a\.jsonl: cannot read line 2"):
         open_table(pathlib.Path(write("a.jsonl", '{"file": "0.png"}', "[1]")))
 
 
@@ -238,14 +241,70 @@ def test_a_column_of_splits_is_honoured(ending, photos, caplog):
     assert any("2 of 3 rows, those of the split train in column" in m for m in caplog.messages)
 
 
-def test_columns_that_are_not_of_splits(photos):
-    for values in (("train", "odd", "val"), ("val", "test", "val"), ("1", "2", "3"), ("", "", "")):
+def test_columns_that_are_not_of_splits(photos, caplog):
+    caplog.set_level(logging.INFO, "beit")
+    for values, said in (
+        (("val", "test", "val"), "column 'set' has test, val, but no rows for training: all rows"),
+        (("1", "0", "2"), "column 'set' has 0, 1, 2, which are no names of splits: all rows are"),
+        (("", "", ""), ""),
+    ):
         lines = [f"{name},a,{value}" for name, value in zip(NAMES, values, strict=True)]
         path = write(photos / "a.csv", "file,label,set", *lines)
+        caplog.clear()
+        assert len(open_source(path)) == 3 and "column 'set'" not in caplog.text
         assert len(open_source(path, split="train")) == 3
+        assert said in caplog.text and bool(said) == ("column 'set'" in caplog.text)
     path = write(photos / "a.csv", "file,label,set", "0.png,a,train")
     with pytest.raises(ValueError, match=r"a\.csv, column 'set', has the splits train, none of"):
         open_source(path, split="test")
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_column_of_splits_with_another_value_is_refused(ending, beside, photos, caplog):
+    path, splits, place = photos / f"a.{ending}", ["train", "train", "tset"], "line 4"
+    if ending == "csv":
+        rows = [f"{name},a,{split}" for name, split in zip(NAMES, splits, strict=True)]
+        write(path, "file,label,split", *rows)
+    elif ending == "jsonl":
+        rows = ('{"file": "0.png", "split": "train"}', "", '{"file": "1.png", "split": "tset"}')
+        write(path, *rows)
+        place = "line 3"
+    else:
+        parquet.write_table(pa.table({"file": NAMES, "split": splits}), path)
+        place = "row 3"
+    source = "photos" if beside else str(path)
+    fault = rf"a\.{ending}: column 'split' has 'tset' \({place}\), which is no name of a split"
+    for split in ("train", "test"):
+        with pytest.raises(ValueError, match=rf"{fault} .*; did you mean test\? expected one in"):
+            open_source(source, split=split)
+    assert len(open_source(source)) == (3 if beside or ending != "jsonl" else 2)
+    open_source(source)
+    warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert len([text for text in warned if f"has 'tset' ({place})" in text]) == 1
+
+
+def test_rows_without_a_split_are_left_out_and_other_values_have_no_wrong_hint(photos, caplog):
+    caplog.set_level(logging.INFO, "beit")
+    rows = ("file,label,fold", "0.png,a,train", "1.png,b,", "2.png,a,val")
+    assert len(open_source(write(photos / "gaps.csv", *rows), split="train")) == 1
+    assert "it has train, val; left out, without a split: 1 row" in caplog.text
+    rows = ("file,label,fold", "0.png,a,train", "1.png,b,extra", "2.png,a,1")
+    with pytest.raises(
+        ValueError, match=r"has '1' \(line 4\), 'extra' \(line 3\), which .*\); expected one in"
+    ):
+        open_source(write(photos / "extra.csv", *rows), split="train")
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_lines_are_counted_as_an_editor_shows_them(named, photos):
+    rows = ["0.png,a", "", '1.png,"b"', "9.png,a"]
+    table = write(photos / "labels.csv", *(["file,label"] if named else []), *rows)
+    with pytest.raises(FileNotFoundError, match=rf"'9\.png' in photos, line {4 + named};"):
+        open_source(table)
+    table = write(photos / "notes.csv", "note,file", '"one', 'two",0.png', ",1.png", "x,9.png")
+    with pytest.raises(FileNotFoundError, match=r"'9\.png' in photos, line 5;"):
+        open_source(table)
 
 
 # ── beside the images of a folder ───────────────────────────────────────────────────────────────
@@ -292,7 +351,7 @@ def test_tables_of_other_things_leave_the_images_as_they_are(photos):
     assert source.labels is None
     assert "people.csv names none of the images; its first is 'Ann'" in source.why_unlabelled
     assert "sizes.csv has no column of labels" in source.why_unlabelled
-    assert "row 1: 1 fields" in source.why_unlabelled
+    assert "line 2: 1 fields" in source.why_unlabelled
     empty = photos / "metadata.parquet"
     parquet.write_table(pa.table({"file_name": pa.array([], pa.string())}), empty)
     assert "metadata.parquet: no rows in this table" in open_source("photos").why_unlabelled
@@ -384,7 +443,7 @@ def test_a_table_above_folders_of_splits_labels_no_other_split_by_bare_names():
         ("photso/0.png", r"directory; did you mean photos/0\.png\?$"),
         ("old/0.png", r"directory; there is no folder old$"),
         ("photos/8.png", r"directory$"),
-        ("photos/O.png", r"'photos/O\.png' in \., row 2; .*directory$"),
+        ("photos/O.png", r"'photos/O\.png' in \., line 3; .*directory$"),
         ("photos/scan_O3.png", r"directory; did you mean photos/scann_O3\.png\?$"),
         ("photos/scan_O4.png", r"directory$"),  # another number, not a mistake
     ],

@@ -114,6 +114,12 @@ def say_once(message: str) -> None:
     _log.info("%s", message)
 
 
+@functools.cache
+def warn_once(message: str) -> None:
+    """Warn of what a source holds, once however often it is opened."""
+    _log.warning("%s", message)
+
+
 def _files(root: Path) -> Iterator[str]:
     """Yield the relative path of every file below a folder, except in snapshots of a disk."""
     waiting = [""]

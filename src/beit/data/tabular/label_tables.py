@@ -20,6 +20,7 @@ from beit.data.splits import Split, split_word
 from beit.data.tabular.columns import FILE, content, image_column, label_column
 from beit.data.tabular.labels import joined
 from beit.data.tabular.row_files import open_rows
+from beit.data.tabular.row_files import place as row_place
 from beit.data.tabular.split_columns import rows_of_split
 from beit.data.tabular.text_tables import ENDINGS, folder_of, read_columns, splits_in
 from beit.wording import amount, first_missing, near_path, some
@@ -38,6 +39,7 @@ class Table(NamedTuple):
     why_unlabelled: str
     label: str | None  # column of labels
     rows_of: Callable[[Split | None], Tensor | None]  # numbers of the rows of a split
+    place: Callable[[int], str]  # of a row, in messages
 
 
 _Found = tuple[Path, Table, list[int]]  # a table, and the row of each image of a folder
@@ -70,8 +72,9 @@ def open_table(path: Path, reading: Reading = AS_IT_IS, split: Split | None = No
         name, absent = files[missing[0]], "does not" if len(missing) == 1 else "do not"
         raise FileNotFoundError(
             f"{path}: {len(missing)} of the {len(files)} image files that it names {absent} exist; "
-            f"the first is {_quoted.repr(name)} in {root}, row {row + 1}; expected paths "
-            "relative to the folder of the table, to one folder in it, or to the working directory"
+            f"the first is {_quoted.repr(name)} in {root}, {table.place(row)}; expected "
+            "paths relative to the folder of the table, to one folder in it, or to the working "
+            "directory"
             f"{_suggestion(root / name)}"
         )
     why = table.why_unlabelled
@@ -226,7 +229,7 @@ def _key(*parts: str | Path) -> str:
 
 def _read(path: Path, reading: Reading) -> Table:
     """Read the columns of files and labels of a table. Raises ValueError if it has no files."""
-    kinds, read, declared = _columns(path)
+    kinds, read, declared, place = _columns(path)
     contents = {name: content(kind) for name, kind in kinds.items()}
     file = image_column(contents, str(path), reading.image)
     if contents[file] != FILE:
@@ -235,8 +238,8 @@ def _read(path: Path, reading: Reading) -> Table:
     if not files:
         raise ValueError(f"{path}: no rows in this table")
     if not all(files):
-        raise ValueError(f"{path}: row {files.index('') + 1} names no file in column {file!r}")
-    _check_lines(path, file, files)
+        raise ValueError(f"{path}: {place(files.index(''))} names no file in column {file!r}")
+    _check_lines(path, file, files, place)
     if "\\" in files[0] and not os.path.exists(path.parent / files[0]):  # written on Windows
         files = [name.replace("\\", "/") for name in files]
     labels = names = label = None
@@ -247,7 +250,7 @@ def _read(path: Path, reading: Reading) -> Table:
     if label is not None:
         values = read(label)
         if content(values.type) == FILE:
-            _check_lines(path, label, values.to_pylist())
+            _check_lines(path, label, values.to_pylist(), place)
         labels, names, why = joined([(values, declared.get(label))], f"column {label!r} of {path}")
     known = dict[str, int]()
     for name, number in zip(files, labels.tolist() if labels is not None else (), strict=False):
@@ -260,8 +263,9 @@ def _read(path: Path, reading: Reading) -> Table:
         [column for column in kinds if column != reading.label],
         lambda column: [(read(column), declared.get(column))],
         str(path),
+        place=place,
     )
-    return Table(files, labels, names, why, label, rows_of)
+    return Table(files, labels, names, why, label, rows_of, place)
 
 
 def _refuse_ambiguous(table: Path, first: str) -> None:
@@ -275,23 +279,29 @@ def _refuse_ambiguous(table: Path, first: str) -> None:
         )
 
 
-def _check_lines(path: Path, column: str, values: Sequence[str | None]) -> None:
+def _check_lines(
+    path: Path, column: str, values: Sequence[str | None], place: Callable[[int], str]
+) -> None:
     """Refuse names with a line break: a quotation mark that is not closed swallows rows."""
-    for row, value in enumerate(values, 1):
+    for row, value in enumerate(values):
         if value and len(value.strip().splitlines()) > 1:
             raise ValueError(
-                f"{path}: row {row} has a line break in column {column!r}, "
+                f"{path}: {place(row)} has a line break in column {column!r}, "
                 f"{_quoted.repr(value)}; is a quotation mark missing?"
             )
 
 
 def _columns(
     path: Path,
-) -> tuple[dict[str, Any], Callable[[str], Any], dict[str, list[str]]]:
-    """Open a table: pyarrow types of its columns, what reads one, and names of their numbers."""
+) -> tuple[dict[str, Any], Callable[[str], Any], dict[str, list[str]], Callable[[int], str]]:
+    """Open a table: types of its columns, what reads one, names of their numbers, places of rows.
+
+    The place of a row is its line in a table of text, else its number.
+    """
     if path.suffix.lower() in ENDINGS:
-        columns = read_columns(path)
-        return {name: values.type for name, values in columns.items()}, columns.__getitem__, {}
+        columns, lines = read_columns(path)
+        kinds = {name: values.type for name, values in columns.items()}
+        return kinds, columns.__getitem__, {}, lambda row: f"line {lines[row]}"
     file = open_rows(path)
     kinds = {field.name: field.type for field in file.schema}
-    return kinds, partial(file.column, range(len(file.counts))), file.class_names
+    return kinds, partial(file.column, range(len(file.counts))), file.class_names, row_place

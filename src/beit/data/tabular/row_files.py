@@ -35,6 +35,11 @@ class Rows(NamedTuple):
     class_names: dict[str, list[str]]
 
 
+def place(row: int) -> str:
+    """Name a row in messages, counted from 1."""
+    return f"row {row + 1}"
+
+
 def open_rows(path: RowFile) -> Rows:
     """Open a Parquet file, or an Arrow file (stream or random access), mapped into memory."""
     is_parquet = _is_parquet(path)

@@ -20,7 +20,7 @@ from beit.data.spec import AS_IT_IS, Reading
 from beit.data.splits import Split
 from beit.data.tabular.columns import FILE, content, image_column, label_column
 from beit.data.tabular.labels import joined
-from beit.data.tabular.row_files import RowFile, Rows, open_rows
+from beit.data.tabular.row_files import RowFile, Rows, open_rows, place
 from beit.data.tabular.split_columns import rows_of_split
 
 CACHED_BYTES = 1 << 28  # cache of row groups, per process; always holds the one in use
@@ -53,7 +53,7 @@ class RowSource:
         self._groups: list[tuple[int, int]] = []  # (file, group in it)
         self._starts: list[int] = []  # first row of each group, counted over all files
         self._file_starts, self._count, self._column = list[int](), 0, ""
-        self._names_files = False
+        self._names_files, self.columns = False, dict[str, None]()
         self._process = -1
         self._open: dict[int, Rows] = {}
         self._cache: OrderedDict[int, Any] = OrderedDict()  # group -> its column of images
@@ -63,6 +63,7 @@ class RowSource:
         for number, path in enumerate(self._files):
             file = open_rows(path)
             self._add(number, file)
+            self.columns |= dict.fromkeys(file.schema.names)
             own_names += _own_names(path, file)
             sizes += file.sizes
             if label is None:
@@ -202,10 +203,12 @@ def _relative(files: Sequence[RowFile]) -> list[str]:
 def open_row_files(files: Sequence[RowFile], reading: Reading, split: Split | None) -> Source:
     """Open rows of files; if a column names their splits, those for `split`, or all for None."""
     source = RowSource(files, reading)
-    opened = [open_rows(path) for path in files] if split is not None else []
-    names = dict.fromkeys(name for file in opened for name in file.schema.names)
-    names.pop(reading.label or "", None)
-    rows = rows_of_split(names, lambda c: [_labels(f, c) for f in opened], str(files[0]), split)
+    names = [name for name in source.columns if name != reading.label]
+
+    def read(column: str) -> list[tuple[Any, list[str] | None]]:
+        return [_labels(open_rows(path), column) for path in files]
+
+    rows = rows_of_split(names, read, str(files[0]), split, place)
     return source if rows is None else PartSource(source, rows)
 
 

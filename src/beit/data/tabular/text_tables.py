@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,24 @@ ENDINGS = (".csv", ".tsv", ".jsonl")
 _SNIFFED = 50  # lines by which the delimiter is found
 
 
-def read_columns(path: Path) -> dict[str, Any]:
+def read_columns(path: Path) -> tuple[dict[str, Any], list[int]]:
     """Read a table of text: pyarrow arrays by the names of the columns, null where empty.
 
-    Values of several types are text. Raises ValueError that names the row that cannot be read.
+    Values of several types are text. Also returns the line of each row, counted from 1 with that of
+    names. Raises ValueError that names the line that cannot be read.
     """
     import pyarrow
 
-    rows = list[dict[str, Any]]()
+    rows, lines, line = list[dict[str, Any]](), list[int](), 1
+    text = _text(path)
     try:
-        for row in _rows(path):
-            rows.append(row)
+        for end, row in _rows(path, text):
+            if row is not None:
+                rows.append(row)
+                lines.append(line)
+            line = end + 1
     except (ValueError, TypeError, RecursionError, csv.Error) as error:
-        raise ValueError(f"{path}: cannot read row {len(rows) + 1}: {error}") from error
+        raise ValueError(f"{path}: cannot read line {line}: {error}") from error
     if not rows:
         raise ValueError(f"{path}: no rows in this table")
     columns = dict[str, Any]()
@@ -41,7 +45,7 @@ def read_columns(path: Path) -> dict[str, Any]:
         except (pyarrow.ArrowException, OverflowError):  # several types, or huge numbers
             known = map(plain, values)
             columns[name] = pyarrow.array([None if v is None else str(v) for v in known])
-    return columns
+    return columns, lines
 
 
 def splits_in(name: str) -> set[str]:
@@ -67,34 +71,43 @@ def folder_of(table: Path, first: str) -> Path:
     return Path() if os.path.isfile(first) else min(own, default=folder)
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Read JSON lines, or values separated by commas, semicolons or tabs; a BOM tells UTF-16."""
+def _text(path: Path) -> str:
+    """Read a file of text; a BOM tells UTF-16."""
     data = path.read_bytes()
     try:
-        text = data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
         advice = "save it as such (in Excel, CSV UTF-8)"
-        raise ValueError(f"the table is not text in UTF-8; {advice}") from error
+        raise ValueError(f"{path}: the table is not text in UTF-8; {advice}") from error
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any] | None]]:
+    """Read JSON lines, or values separated by commas, semicolons or tabs.
+
+    Yields the last line of each row, counted from 1, and the row; None for names and empty lines.
+    """
     if path.suffix.lower() == ".jsonl":
-        yield from (dict(json.loads(line)) for line in text.split("\n") if line.strip())
+        for number, line in enumerate(text.split("\n"), 1):
+            yield number, dict(json.loads(line)) if line.strip() else None
         return
     delimiter = _delimiter(text.splitlines())
     text = re.sub(rf'" +(?={delimiter}|[\r\n]|\Z)', '"', text)  # spaces behind a quoted value
     lines = io.StringIO(text, newline="")
-    rows: Iterator[list[str]] = csv.reader(
-        lines, delimiter=delimiter, skipinitialspace=True, strict=True
-    )
-    rows = filter(None, rows)
-    names = [name.strip() for name in next(rows, [])]
-    if len(names) == 2 and os.path.isfile(folder_of(path, names[0]) / names[0]):
-        say_once(f"{path} has no line of names: its columns are taken as image and label")
-        rows, names = chain([names], rows), ["image", "label"]
-    if len(set(names)) < len(names):
-        raise ValueError(f"two columns have the same name; it has {', '.join(names)}")
+    rows = csv.reader(lines, delimiter=delimiter, skipinitialspace=True, strict=True)
+    names = list[str]()
     for row in rows:
-        if len(row) != len(names):
+        if not names:
+            names = [name.strip() for name in row]
+            if len(names) != 2 or not os.path.isfile(folder_of(path, names[0]) / names[0]):
+                if len(set(names)) < len(names):
+                    raise ValueError(f"two columns have the same name; it has {', '.join(names)}")
+                yield rows.line_num, None
+                continue
+            say_once(f"{path} has no line of names: its columns are taken as image and label")
+            row, names = names, ["image", "label"]
+        if row and len(row) != len(names):
             raise ValueError(f"{len(row)} fields, but {len(names)} in the first line")
-        yield dict(zip(names, row, strict=True))
+        yield rows.line_num, dict(zip(names, row, strict=True)) if row else None
 
 
 def _delimiter(lines: list[str]) -> str:
