@@ -13,6 +13,7 @@ from beit.data.classes import (
     read_classes,
     renumbered,
 )
+from beit.data.folders.listing import warn_once
 from beit.nn.metrics import confusion_matrix, knn_accuracy
 
 
@@ -44,6 +45,24 @@ def test_names_count_the_classes_and_else_the_largest_label(caplog):
     assert "--data here: 1 of 3 classes has no image: b" in caplog.text
     assert checked_classes(train([0, 4])) == Classes(5, None)
     assert checked_classes(train([0, 4]), 9) == Classes(9, None)
+
+
+def test_a_class_without_images_has_a_hint_only_if_it_is_likely_a_mistake(caplog):
+    checked_classes(train([0, 2, 3, 4, 6], ["cats", "cat", "apple", "c1", "c2", "c3", "male"]))
+    assert "2 of 7 classes have no image: cat (did you mean cats?), c3" in caplog.text
+    names = ("male", "female", *"abcdef")
+    renumbered(validation([0], ["female"]), Classes(8, names), "--data")
+    assert "7 of 8 classes have no image: male, a, b, c, d and 2 more" in caplog.text
+
+
+def test_classes_that_differ_in_case_only_are_said_once_for_a_set_and_its_parts(caplog):
+    warn_once.cache_clear()
+    names = ["Animals", "animals"]
+    classes = checked_classes(train([0, 1], names, "a/case.csv[:80%]"))
+    renumbered(Labelled("--test", "a/case.csv[80%:]", Named([1, 0], names)), classes, "--data")
+    (said,) = [r.getMessage() for r in caplog.records if "case only" in r.getMessage()]
+    assert said.startswith("a/case.csv: classes 'Animals' and 'animals' differ in case only; each")
+    assert classes.number == 2  # and each stays one
 
 
 @pytest.mark.parametrize(

@@ -533,6 +533,17 @@ def _(place):
     assert classes(labelled(place, {"label": [True, False]})) == ["True", "False"]
 
 
+@rule("Labels", "names that differ in case, blanks, `-` or `_` only")
+def _(place):
+    table = labelled(place, {"label": ["Animals", "animals"]})
+    for name in ("a-1", "A_1"):
+        place.image(f"fruit/{name}/0.png")
+    for source, names in ((table, "'Animals' and 'animals'"), (place.open("fruit"), "'A_1' and")):
+        assert known_classes(Labelled("data", "set", source)).number == 2
+        assert known_classes(Labelled("test", "set", source)).number == 2
+        assert place.said().count(f"set: classes {names}") == 1
+
+
 @rule("Labels", "whole numbers, also as floats or text")
 def _(place):
     for values in ([10, 2], [10.0, 2.0], ["10", "2"]):
@@ -832,6 +843,8 @@ def _(place):
 def _(place):
     assert aligned(place, ["c", "a"], ["a", "b", "c"]) == [2, 0]
     assert "1 of 3 classes has no image: b" in place.said()
+    assert aligned(place, ["animals"], ["animal", "animals"]) == [1]
+    assert "1 of 2 classes has no image: animal (did you mean animals?)" in place.said()
 
 
 @rule(

@@ -121,7 +121,7 @@ def test_each_fault_is_found_and_the_clean_list_has_none(sets, capsys):
     assert likes["bee/20.png"] == "bee/same.bmp" and likes["bee/21.png"] == "bee/alike.jpg"
     must = {check["name"] for check in found["checks"] if check["must"]}
     assert must == {"unreadable", "test_copy", "two_labels", "classes"}
-    assert "classes 'Bee', 'bee' differ in case or spaces only" in shown and "4 to mend" in shown
+    assert "classes 'Bee' and 'bee' differ in case only" in shown and "4 to mend" in shown
     assert "1 class with one image only: Bee" in shown
     page = Path("checked/report.html").read_text()
     assert "ant/again.png is like ant/02.png" in page and "socket.png" in page

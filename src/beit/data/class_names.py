@@ -1,12 +1,15 @@
 """Names of classes: which are the same in two sets."""
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from beit.data.imagenet_names import in_one_language
+from beit.wording import some
 
 _MAX_DIGITS = 18  # a longer number does not fit into int64; such a name is text
+MEND_ALIKE = "each is a class of its own; write them alike if they are one"
 
 
 class Match(NamedTuple):
@@ -91,6 +94,24 @@ def whole_number(name: str) -> int | None:
     text = name.strip()
     is_number = text.isascii() and text.isdecimal() and len(text) <= _MAX_DIGITS
     return int(text) if is_number else None
+
+
+def bare(name: str) -> str:
+    """Return what names have in common that differ in case, blanks, - and _ only."""
+    return re.sub(r"[\s_-]+", "", spelled(name).casefold())
+
+
+def alike(names: Iterable[str]) -> str:
+    """Say which names of classes differ in case, blanks, - and _ only; nothing if none do."""
+    known = dict[str, list[str]]()
+    for name in names:
+        known.setdefault(bare(name), []).append(name)
+    groups = [sorted(group) for group in known.values() if len(group) > 1]
+    if not groups:
+        return ""
+    case = all(len({*map(str.casefold, group)}) == 1 for group in groups)
+    found = some([" and ".join(map(repr, group)) for group in groups])
+    return f"classes {found} differ in {'case' if case else 'case, blanks, - or _'} only"
 
 
 def check_names(names: Sequence[str], where: str) -> None:

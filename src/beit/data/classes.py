@@ -1,6 +1,7 @@
 """Class names of labelled sets: read from a list, matched by name and checked."""
 
 import logging
+import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,18 +11,20 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from beit.data.class_names import check_names, match_classes, spelled
+from beit.data.class_names import MEND_ALIKE, alike, check_names, match_classes, spelled
 from beit.data.folders.folder import class_folders
+from beit.data.folders.listing import warn_once
 from beit.data.source import Source, file_of
 from beit.data.spec import split_part, split_query
 from beit.files import user_path
-from beit.wording import nearest, plural, some, some_names
+from beit.wording import nearest, nearest_name, plural, some, some_names
 
 logger = logging.getLogger(__name__)
 
 TIMM = "timm:"
 # More classes than the largest labelled sets have, with images of few, are numbered by mistake.
 _MANY, _SHARE = 100_000, 0.01
+_SHOWN, _LIKELY = 5, 0.85  # names in a message; the likeness of a mistake in spelling
 
 
 class Classes(NamedTuple):
@@ -225,9 +228,14 @@ def without_images(part: Labelled, labels: Tensor, names: Sequence[str]) -> str:
     empty = [name for name, count in zip(names, counts.tolist(), strict=True) if not count]
     if not empty:
         return ""
-    have = "has" if len(empty) == 1 else "have"
-    count = f"{len(empty)} of {len(names)}"
-    return f"{part.where}: {count} classes {have} no image: {some_names(empty)}"
+    have, found = "has" if len(empty) == 1 else "have", list[str]()
+    for name in empty[:_SHOWN]:
+        near = nearest_name(name, [other for other in names if other != name], _LIKELY)
+        digits = re.findall(r"\d+", name)  # a class of another number is another one
+        hint = f" (did you mean {near}?)" if near and re.findall(r"\d+", near) == digits else ""
+        found.append(some_names([name]) + hint)
+    listed = some([*found, *empty[_SHOWN:]], _SHOWN)
+    return f"{part.where}: {len(empty)} of {len(names)} classes {have} no image: {listed}"
 
 
 def empty_folders(part: Labelled) -> list[str]:
@@ -245,6 +253,7 @@ def empty_folders(part: Labelled) -> list[str]:
 def known_labels(part: Labelled) -> Tensor:
     """Return the labels of a set (n,) int64; ValueError if an image has none."""
     labels, why = part.source.labels, part.source.why_unlabelled
+    warn_of_alike(part.spec, part.source)
     if labels is not None:
         unknown = (labels < 0).nonzero().flatten().tolist()
         if not unknown:
@@ -255,6 +264,12 @@ def known_labels(part: Labelled) -> Tensor:
         f"{part.where}: images without a label: {why}; all need a class here, "
         "from class folders or a table of files and classes"
     )
+
+
+def warn_of_alike(spec: str, source: Source) -> None:
+    """Warn once of classes of a set that differ in case, blanks, - and _ only."""
+    if found := alike(source.class_names or ()):
+        warn_once(f"{split_part(spec)[0]}: {found}; {MEND_ALIKE}")
 
 
 def check_range(part: Labelled, labels: Tensor, count: int) -> None:

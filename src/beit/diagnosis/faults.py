@@ -1,14 +1,12 @@
 """Faults of images and of their classes, found from the facts of one pass over them."""
 
-import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from beit.data.class_names import spelled
+from beit.data.class_names import MEND_ALIKE, alike, bare
 from beit.data.classes import Labelled, empty_folders, known_classes, renumbered
 from beit.data.source import Source
 from beit.diagnosis.alike import Nearest
@@ -206,13 +204,12 @@ def class_counts(source: Source) -> list[tuple[str, int]]:
 def class_checks(train: Scanned, test: Scanned | None) -> list[Check]:
     """Find what is wrong with the classes of the sets."""
     counts, found = class_counts(train.source), list[Check]()
-    for names in _nearly_equal(name for name, _ in counts):
-        what = f"classes {some([repr(name) for name in names])} differ in case or spaces only"
-        found.append(Check("classes", what, "make them one class, or rename one", True))
+    if what := alike(name for name, _ in counts):
+        found.append(Check("classes", what, MEND_ALIKE, True))
     for name, count in counts if len(counts) <= COMPARED else ():
         larger = [other for other, number in counts if number > UNEVEN * count and count]
         near = "" if any(map(str.isdigit, name)) else nearest_name(name, larger, 0.8)
-        if near and _letters(near) != _letters(name):
+        if near and bare(near) != bare(name):
             what = f"class {name!r} ({amount(count, 'image')}) is spelled nearly as {near!r}"
             found.append(Check("classes", what, "if it is a mistake, write both alike"))
     if one := [name for name, count in counts if count == 1]:
@@ -244,19 +241,6 @@ def class_checks(train: Scanned, test: Scanned | None) -> list[Check]:
 
 def _all_labelled(source: Source) -> bool:
     return source.labels is not None and bool((source.labels >= 0).all())
-
-
-def _nearly_equal(names: Iterable[str]) -> list[Sequence[str]]:
-    """Group names that differ in case, blanks, - and _ only."""
-    known: dict[str, list[str]] = {}
-    for name in names:
-        known.setdefault(_letters(name), []).append(name)
-    return [sorted(group) for group in known.values() if len(group) > 1]
-
-
-def _letters(name: str) -> str:
-    """Return what two names have in common that differ in case, blanks, - and _ only."""
-    return re.sub(r"[\s_-]+", "", spelled(name).casefold())
 
 
 def sizes_of(facts: Facts) -> Counter[str]:

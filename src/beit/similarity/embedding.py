@@ -16,6 +16,7 @@ from torch import Tensor
 
 from beit.command.ending import Ending, opened
 from beit.data.batches import EvalBatches
+from beit.data.classes import warn_of_alike
 from beit.data.source import PartSource, Source, limited, shuffled
 from beit.data.sources import open_source
 from beit.data.views import EvalView
@@ -177,6 +178,7 @@ def _images(config: Config, embedder: Embedder) -> tuple[VectorSet, int, int]:
     most = config.limit or MOST
     if not is_table(config.data):
         source = open_source(config.data)
+        warn_of_alike(config.data, source)
         shown = limited(source, most)
         return indexed(shown, config.data, config.index, embedder), len(shown), len(source)
     images, _ = read_set(config.data, embedder)
