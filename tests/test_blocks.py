@@ -83,6 +83,9 @@ def prepared(tmp_path_factory):
                 Image.fromarray(images[i]).resize((64, 48)).save(f"photos/{kind}/{i}.jpg")
             shutil.copy(f"photos/{kind}/0.jpg", f"{kind}.jpg")
         shutil.copy("cat.jpg", "some.jpg")
+        Path("cells").mkdir()
+        wells = ("file,phenotype,plate", "0.tif,round,P1", "1.tif,long,P3")
+        Path("cells/plates.csv").write_text("\n".join(wells))
         small = SMALL | {"quiet": True, "preset": "cifar10-cpu"}
         tokenizer = beit.train_tokenizer(
             output="runs/tokenizer",
