@@ -101,8 +101,9 @@ def within_budget(
         other = seconds_needed(fitted, sets, times) - steps * times.step
         logger.warning(
             "%s is little: a training learns hardly anything in fewer than %d steps. The trial "
-            "took %.0f s; reading, validations and the report take %.0f s. Give a longer "
-            "budget; if other programs used the machine just now, begin again without them",
+            "took %.0f s; reading, features of a teacher that are kept, validations and the report "
+            "take %.0f s. Give a longer budget; if other programs used the machine just now, begin "
+            "again without them",
             *(number, FEW, spent, other),
         )
     chosen = (*settings.run.chosen, why)

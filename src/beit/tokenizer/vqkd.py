@@ -265,6 +265,7 @@ def all_sets(config: Config, views: TrainViews) -> Sets:
         return sets
     teacher, channels = open_teacher(config), config.model.encoder.image_channels
     images = torch.zeros(TIMED, channels, *views.size, dtype=torch.uint8)
+    teacher.features(images, teacher.grid)  # the first call also allocates memory
     started = time.monotonic()
     teacher.features(images, teacher.grid)
     seconds = (time.monotonic() - started) / TIMED * len(sets.train)
