@@ -297,6 +297,8 @@ def test_the_next_command_continues_the_preset(capsys):
     assert capsys.readouterr().out.endswith(
         "next    beit pretrain --preset=demo --data 'my photos'\n"
     )
+    show(Ending("x", "y", words("pretrain", resume="runs/mine")), ["demo"])  # it has its preset
+    assert capsys.readouterr().out.endswith("next    beit pretrain --resume runs/mine\n")
 
 
 @pytest.mark.parametrize(("name", "rank"), [("RANK", "1"), ("LOCAL_RANK", "1")])

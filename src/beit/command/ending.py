@@ -36,7 +36,8 @@ def show(ending: Ending | None, used: Iterable[str] = ()) -> None:
 
     Args:
         ending: None, if standard output is for data, prints nothing
-        used: presets of this command, which the next one continues if they have a part for it
+        used: presets of this command, which the next one continues if they have a part for it; a
+            run that is resumed has its own
     """
     if ending is None or not is_first_process():
         return
@@ -44,7 +45,9 @@ def show(ending: Ending | None, used: Iterable[str] = ()) -> None:
     print(f"figure  {ending.figure}")
     for verb, *words in (ending.then, *ending.others):
         chosen = [
-            f"--preset={name}" for name in used if verb in presets.read_yaml(presets.path_of(name))
+            f"--preset={name}"
+            for name in used
+            if "--resume" not in words and verb in presets.read_yaml(presets.path_of(name))
         ]
         command = [verb, *words] if verb == "python" else ["beit", verb, *chosen, *words]
         print(f"next    {shlex.join(command)}", flush=True)
