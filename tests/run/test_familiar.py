@@ -54,6 +54,16 @@ def test_images_that_chose_the_weights_are_named(photos: str, tmp_path: Path) ->
         assert ["chosen on these images, so the figures" in note for note in notes] == [True] * said
 
 
+def test_images_that_were_trained_on_and_chose_the_weights_have_both_notes(
+    photos: str, tmp_path: Path
+) -> None:
+    data = {"train": photos, "validation": photos, "limit": None}
+    config = {"data": data, "keep": "best"}
+    run = RunDirectory.create(tmp_path / "run", config, {"verb": "finetune"})
+    chosen, trained = note_of_trained(str(run.path), photos, open_source(photos), opened)
+    assert "were chosen on these images" in chosen and "was trained on 20 of the 20" in trained
+
+
 def test_of_other_models_nothing_is_known(photos: str, tmp_path: Path) -> None:
     source = open_source(photos)
     assert note_of_trained(str(tmp_path / "weights.safetensors"), photos, source, opened) == []

@@ -298,6 +298,11 @@ def same(one, other):
     return first.keys() == second.keys() and all(map(torch.equal, first.values(), second.values()))
 
 
+def test_the_checkpoint_of_a_training_by_timm_opens(tmp_path, classifier):
+    torch.save({"state_dict": to_timm(classifier), "epoch": 3}, tmp_path / "last.pth.tar")
+    assert same(load(tmp_path / "last.pth.tar"), classifier)
+
+
 def test_half_precision_becomes_float32_without_a_word(tmp_path, classifier, caplog):
     half = {name: tensor.half() for name, tensor in to_published(classifier).items()}
     indices = {name: tensor for name, tensor in to_published(classifier).items() if "index" in name}

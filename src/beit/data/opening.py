@@ -62,7 +62,7 @@ def open_image(
 
 
 def _sides(size: object) -> tuple[int, int]:
-    given = size if isinstance(size, int | str | tuple | list) else type(size).__name__
+    given = type(size).__name__ if hasattr(size, "parameters") else size
     size = getattr(size, "image_size", size)
     sides = (size, size) if isinstance(size, int) else size
     match sides:

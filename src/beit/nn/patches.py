@@ -4,7 +4,6 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from math import isfinite
 from statistics import fmean
 from typing import Any
 
@@ -106,7 +105,7 @@ def per_channel(
     """
     if values is None:
         return None
-    if not all(isfinite(value) and (name == "mean" or value > 0) for value in values):
+    if not all(math.isfinite(value) and (name == "mean" or value > 0) for value in values):
         least = "" if name == "mean" else ", each above 0"
         raise ValueError(f"{name} is {values}; expected finite numbers{least}")
     if max(values, default=0) > UNIT_LIMIT:

@@ -36,20 +36,21 @@ def note_of_trained(
     settings = run.config() if run.config_file.is_file() else {}
     of_run = settings.get("data", {})
     train, held_out = of_run.get("train"), of_run.get("validation")
+    notes = list[str]()
     if settings.get("keep") == "best" and held_out == data:
         chosen = "the best weights of the run were chosen on these images"
-        return [f"{model}: {chosen}, so the figures are a little too good"]
+        notes.append(f"{model}: {chosen}, so the figures are a little too good")
     if not train or ("://" in train and _whole(train) != _whole(data)):
-        return []
+        return notes
     try:
         trained = open_trained(of_run)
     except (ValueError, OSError):  # they have changed since
-        return []
+        return notes
     if not (count := shared_images(images, data, trained, train)):
-        return []
+        return notes
     advice = f"; {held_out} was held out" if held_out else ""
     of = f"{count} of the {len(images)} images"
-    return [f"{model} was trained on {of}, which it knows better than new ones{advice}"]
+    return [*notes, f"{model} was trained on {of}, which it knows better than new ones{advice}"]
 
 
 def warn_of_shared(journal: Journal, sets: Mapping[str, Any]) -> None:

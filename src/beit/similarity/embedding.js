@@ -116,7 +116,7 @@ function imageContent(image) {
   const list = neighboursOf(image.index);
   const tiles = list.map(({ image: other, cosine }) => {
     const same = image.label && other.label === image.label;
-    const item = tile(other, 'near', make('span', { class: 'line' }, make('b', {}, cosine.toFixed(3)), cosine > summary.duplicate ? make('span', { class: 'twin' }, 'nearly identical') : null), make('span', { class: 'line' }, labelSpan(other.label || other.name.split('/').pop())));
+    const item = tile(other, 'near', make('span', { class: 'line' }, make('b', {}, cosine.toFixed(3)), cosine > summary.nearly_identical ? make('span', { class: 'twin' }, 'nearly identical') : null), make('span', { class: 'line' }, labelSpan(other.label || other.name.split('/').pop())));
     item.classList.toggle('same', Boolean(same));
     return item;
   });

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-DUPLICATE = 0.999  # cosine above which two images are named nearly identical
+NEARLY_IDENTICAL = 0.999  # cosine above which two images are named nearly identical
 _CHUNK = 1 << 22  # cosines in memory at once
 
 

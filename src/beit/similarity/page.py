@@ -14,7 +14,7 @@ from beit.draw.colours import place_colours
 from beit.draw.page import base64_of, json_text, page_stream
 from beit.draw.thumbnails import QUALITIES, TINY, tiled, webp
 from beit.files import replacing
-from beit.similarity.neighbours import DUPLICATE
+from beit.similarity.neighbours import NEARLY_IDENTICAL
 
 MAX_BYTES = 14_000_000  # of the pictures in base64
 MOST = 65_535  # images: their numbers are two bytes
@@ -87,7 +87,7 @@ def _summary(page: EmbeddingPage) -> dict[str, object]:
     return {
         "cell": page.thumbnails.shape[1:3],
         "across": ACROSS,
-        "duplicate": DUPLICATE,
+        "nearly_identical": NEARLY_IDENTICAL,
         "names": page.names,
         "labels": page.labels,
         "label_names": page.label_names,

@@ -22,7 +22,7 @@ from beit.data.spec import split_query
 from beit.files import refuse_existing, user_path, write_bytes
 from beit.rows.lines import printable
 from beit.run.device import DeviceConfig
-from beit.similarity.neighbours import DUPLICATE, mean_cosine, nearest
+from beit.similarity.neighbours import NEARLY_IDENTICAL, mean_cosine, nearest
 from beit.similarity.picture import Match, Row, similar_picture
 from beit.similarity.vectors import (
     Embedder,
@@ -257,7 +257,7 @@ def _scale(images: VectorSet, features: str) -> str:
 
 def _line(rank: int, neighbour: Neighbour) -> str:
     label = f"  {neighbour.label}" if neighbour.label else ""
-    twin = "  (nearly identical)" if neighbour.cosine > DUPLICATE else ""
+    twin = "  (nearly identical)" if neighbour.cosine > NEARLY_IDENTICAL else ""
     return f"{rank:4}  {neighbour.cosine:.3f}  {neighbour.name}{label}{twin}"
 
 
